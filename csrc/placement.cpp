@@ -1,0 +1,112 @@
+#include "placement.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace vitcache {
+namespace {
+
+constexpr std::int64_t kVectorBytes = 16;
+
+std::string describe(const Run& run) {
+  return "item " + std::to_string(run.item) + " (tokens [" + std::to_string(run.start) + ", " +
+         std::to_string(run.start + run.length) + "))";
+}
+
+// Sums of caller's numbers must not wrap: every field is bounded before anything is added to it.
+void check_fields(const Run& run) {
+  constexpr std::int64_t kLargest = std::int64_t{1} << 60;
+  for (const auto& [name, value] : {std::pair<const char*, std::int64_t>{"start", run.start},
+                                    {"length", run.length},
+                                    {"source_start", run.source_start}}) {
+    if (value < 0)
+      throw std::invalid_argument("item " + std::to_string(run.item) + ": span " + name + " is " +
+                                  std::to_string(value) + ", it must be at least 0");
+    if (value > kLargest)
+      throw std::out_of_range("item " + std::to_string(run.item) + ": span " + name + " is " + std::to_string(value) +
+                              ", the largest is " + std::to_string(kLargest));
+  }
+}
+
+}  // namespace
+
+std::int64_t Placement::Source::row_address(std::int64_t row) const {
+  if (!pages.empty()) row = pages[static_cast<std::size_t>(row / page_rows)] * page_rows + row % page_rows;
+  return static_cast<std::int64_t>(address) + row * row_stride;
+}
+
+void Placement::add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind) {
+  sources_.push_back(Source{address, row_stride, num_rows, kind, {}, 0});
+}
+
+void Placement::add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                                 std::vector<std::int64_t> pages, std::int64_t page_rows) {
+  if (page_rows <= 0 || static_cast<std::int64_t>(pages.size()) * page_rows < num_rows)
+    throw std::invalid_argument(std::to_string(pages.size()) + " pages of " + std::to_string(page_rows) +
+                                " rows cannot hold " + std::to_string(num_rows) + " rows");
+  sources_.push_back(Source{address, row_stride, num_rows, kind, std::move(pages), page_rows});
+}
+
+void Placement::check(std::int64_t num_tokens) const {
+  for (const Run& run : runs_) {
+    if (run.item < 0 || run.item >= static_cast<std::int64_t>(sources_.size()))
+      throw std::invalid_argument("a span names item " + std::to_string(run.item) + " of " +
+                                  std::to_string(sources_.size()) + " items");
+    check_fields(run);
+    if (run.start + run.length > num_tokens)
+      throw std::out_of_range(describe(run) + " does not fit in " + std::to_string(num_tokens) + " tokens");
+    const std::int64_t num_rows = source_of(run).num_rows;
+    if (run.source_start + run.length > num_rows)
+      throw std::invalid_argument(describe(run) + " needs rows [" + std::to_string(run.source_start) + ", " +
+                                  std::to_string(run.source_start + run.length) + ") but the item has " +
+                                  std::to_string(num_rows) + " rows");
+  }
+  // Prompts list their images in order, so the sort is rarely needed; empty runs write nothing and overlap nothing.
+  std::vector<const Run*> order;
+  order.reserve(runs_.size());
+  for (const Run& run : runs_)
+    if (run.length > 0) order.push_back(&run);
+  const auto before = [](const Run* a, const Run* b) { return a->start < b->start; };
+  if (!std::is_sorted(order.begin(), order.end(), before)) std::stable_sort(order.begin(), order.end(), before);
+  for (std::size_t i = 1; i < order.size(); ++i)
+    if (order[i - 1]->start + order[i - 1]->length > order[i]->start)
+      throw std::invalid_argument(describe(*order[i - 1]) + " and " + describe(*order[i]) + " overlap");
+}
+
+std::int64_t Placement::num_rows(int kind) const {
+  std::int64_t rows = 0;
+  for (const Run& run : runs_)
+    if (source_of(run).kind == kind) rows += run.length;
+  return rows;
+}
+
+bool Placement::aligned(int kind) const {
+  return std::all_of(sources_.begin(), sources_.end(), [kind](const Source& source) {
+    return source.kind != kind ||
+           (source.address % kVectorBytes == 0 && source.row_stride % kVectorBytes == 0);
+  });
+}
+
+void Placement::write_row_table(int kind, std::int64_t* table) const {
+  for (const Run& run : runs_) {
+    const Source& source = source_of(run);
+    if (source.kind != kind) continue;
+    for (std::int64_t row = 0; row < run.length; ++row) {
+      *table++ = source.row_address(run.source_start + row);
+      *table++ = run.start + row;
+    }
+  }
+}
+
+void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
+  std::fill(table, table + num_tokens, std::int64_t{0});
+  for (const Run& run : runs_) {
+    const Source& source = source_of(run);
+    for (std::int64_t row = 0; row < run.length; ++row)
+      table[run.start + row] = source.kind == kind ? source.row_address(run.source_start + row) : kOtherKind;
+  }
+}
+
+}  // namespace vitcache

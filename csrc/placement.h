@@ -1,0 +1,72 @@
+// One placement: which rows of which sources go to which tokens.
+//
+// Built on the host for a single call, from numbers that the host knows, and used up at once: fill it with sources and
+// runs, `check` it, write the table that a kernel reads. No thread rule beyond that of a std::vector; no CUDA call.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace vitcache {
+
+// Rows `[source_start, source_start + length)` of source `item` go to tokens `[start, start + length)`.
+struct Run {
+  std::int64_t item;
+  std::int64_t start;
+  std::int64_t length;
+  std::int64_t source_start;
+};
+
+class Placement {
+ public:
+  // Marks, in a token table, a token that another launch writes.
+  static constexpr std::int64_t kOtherKind = -1;
+
+  // A source is `num_rows` rows of `row_bytes` bytes, `row_stride` bytes apart. `kind` groups the sources that one
+  // launch can read (their dtype). Sources are numbered in the order in which they are added.
+  void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind);
+
+  // The same in pages of `page_rows` rows of one pool that begins at `address`.
+  void add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                        std::vector<std::int64_t> pages, std::int64_t page_rows);
+
+  void add_run(Run run) { runs_.push_back(run); }
+
+  // Every run lies inside its source and inside `[0, num_tokens)`, and no token is written twice.
+  // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.
+  void check(std::int64_t num_tokens) const;
+
+  const std::vector<Run>& runs() const { return runs_; }
+
+  // Rows that the sources of `kind` place.
+  std::int64_t num_rows(int kind) const;
+
+  // Whether every row of `kind` begins at a multiple of 16 bytes.
+  bool aligned(int kind) const;
+
+  // Writes (address, token) for each placed row of `kind`: 2 * num_rows(kind) values, each row once.
+  void write_row_table(int kind, std::int64_t* table) const;
+
+  // Writes one value per token: the address of its row, 0 where no run goes (text), kOtherKind where a source of
+  // another kind goes.
+  void write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
+
+ private:
+  struct Source {
+    std::uint64_t address;
+    std::int64_t row_stride;
+    std::int64_t num_rows;
+    int kind;
+    std::vector<std::int64_t> pages;  // empty: the rows are one strided block
+    std::int64_t page_rows;
+
+    std::int64_t row_address(std::int64_t row) const;
+  };
+
+  const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }
+
+  std::vector<Source> sources_;
+  std::vector<Run> runs_;
+};
+
+}  // namespace vitcache

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Makes .venv where there is none that works, or says in one line what is missing. `make setup` calls it.
+set -eu
+cd "$(dirname "$0")/.."
+
+fail() {
+  echo "make setup: $*" >&2
+  exit 1
+}
+
+suitable() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+choose_python() {
+  if [[ -n ${PYTHON:-} ]]; then
+    suitable "$PYTHON" || fail "vitcache needs Python 3.11 or newer, PYTHON=$PYTHON is $("$PYTHON" -V 2>&1 | head -n1)"
+    echo "$PYTHON"
+    return
+  fi
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+    if suitable "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "vitcache needs Python 3.11 or newer, python3 is $(python3 -V 2>&1 | head -n1); PYTHON=... names another"
+}
+
+${CXX:-g++} --version >/dev/null 2>&1 ||
+  fail "vitcache needs g++ to build its native module, '${CXX:-g++}' does not run: apt-get install g++, or CXX=..."
+
+if ! compgen -G '.venv/lib/python*/site-packages/torch' >/dev/null; then
+  free_kb=$(df -Pk . | awk 'NR == 2 {print $4}')
+  ((free_kb >= MIN_DISK_GB * 1024 * 1024)) ||
+    fail "vitcache needs $MIN_DISK_GB GB of disk for .venv, $PWD has $((free_kb / 1024)) MB free"
+fi
+
+if ! { suitable .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
+  python=$(choose_python)
+  echo "making .venv with $("$python" -V) ($(command -v "$python"))"
+  "$python" -m venv --clear .venv >/dev/null 2>&1 ||
+    fail "$python cannot make a virtual environment: apt-get install python3-venv, or PYTHON=..."
+fi

@@ -1,0 +1,60 @@
+"""Builds `vitcache._native` with CMake and names the packages; everything else is in pyproject.toml."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+# `triton_kernels` is also the import name of a package that Triton's authors publish: never install one of these
+# folders under its own name.
+MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
+
+
+def find_tool(name: str) -> str:
+    """Path of a build tool: on PATH (pip's build environment comes first there) or beside this Python."""
+    tool = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    if tool is None:
+        sys.exit(f"vitcache needs {name} to build: pip install {name}")
+    return tool
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake in a build folder that is kept, so that the second build compiles only what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        module = Path(self.get_ext_fullpath(ext.name))
+        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        cmake = find_tool("cmake")
+        # Passed anew each time: pip's build environments, and the paths in them, come and go.
+        configure = [
+            cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            "-DVITCACHE_BUILD_MODULE=ON",
+            f"-DVITCACHE_VERSION={self.distribution.get_version()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", str(build)], check=True)
+        module.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / module.name, module)
+
+
+setup(
+    packages=[*find_packages(include=["vitcache", "vitcache.*"]), *MAPPED_PACKAGES],
+    package_dir=MAPPED_PACKAGES,
+    ext_modules=[Extension("vitcache._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
