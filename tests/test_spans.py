@@ -1,0 +1,105 @@
+"""Spans: what each engine's notation becomes, and what a chunk window leaves of it."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitcache import Span, clip_spans, spans_from_inclusive, spans_from_placeholder, spans_from_token_ids
+
+
+def test_span_is_an_immutable_triple_of_plain_ints():
+    span = Span(np.int64(3), torch.tensor(4))
+    assert span == Span(3, 4, 0) == (3, 4, 0)
+    assert all(type(value) is int for value in span)
+    assert span.stop == 7
+    assert pickle.loads(pickle.dumps(span)) == span
+    with pytest.raises(AttributeError):
+        span.start = 5
+
+
+@pytest.mark.parametrize("name", ["start", "length", "source_start"])
+def test_span_refuses_negatives_by_name(name):
+    fields = {"start": 1, "length": 2, "source_start": 3, name: -4}
+    with pytest.raises(ValueError, match=rf"Span.{name} is -4, it must be at least 0"):
+        Span(**fields)
+
+
+@pytest.mark.parametrize("value", [1.0, "1", None])
+def test_span_refuses_what_is_no_integer(value):
+    with pytest.raises(TypeError):
+        Span(value, 1)
+
+
+def test_inclusive_offsets_hand_out_rows_in_order():
+    assert spans_from_inclusive([(2, 5), (9, 9), (14, 20)]) == [Span(2, 4, 0), Span(9, 1, 4), Span(14, 7, 5)]
+    assert spans_from_inclusive([]) == []
+
+
+def test_inclusive_offsets_refuse_an_end_before_the_beginning():
+    with pytest.raises(ValueError, match="offset 1 ends at token 3, before its first token 4"):
+        spans_from_inclusive([(0, 1), (4, 3)])
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
+def test_placeholder_mask_becomes_one_span_per_run(kind):
+    mask = kind([False, True, True, False, True])
+    assert spans_from_placeholder(10, 5, mask) == [Span(11, 2, 0), Span(14, 1, 2)]
+
+
+def test_placeholder_without_a_mask_is_one_span():
+    assert spans_from_placeholder(10, 5) == [Span(10, 5)]
+    assert spans_from_placeholder(10, 3, [False] * 3) == []
+    assert spans_from_placeholder(10, 0, []) == []
+
+
+def test_placeholder_mask_of_another_length_or_type_is_refused():
+    with pytest.raises(ValueError, match=r"is_embed has shape \(2,\), the placeholder has 3 tokens"):
+        spans_from_placeholder(0, 3, [True, False])
+    with pytest.raises(TypeError, match="is_embed must be boolean, it is int64"):
+        spans_from_placeholder(0, 2, [1, 0])
+
+
+def test_token_ids_hand_out_runs_to_items_in_prompt_order():
+    ids = [7, 9, 9, 9, 1, 9, 9, 2, 9]
+    assert spans_from_token_ids(ids, 9, [3, 1, 2]) == [[Span(1, 3)], [Span(5, 1)], [Span(6, 1), Span(8, 1, 1)]]
+    assert spans_from_token_ids(torch.tensor(ids).reshape(3, 3), 9, [6]) == [
+        [Span(1, 3, 0), Span(5, 2, 3), Span(8, 1, 5)]
+    ]
+
+
+def test_token_ids_that_do_not_match_the_rows_are_refused_with_both_numbers():
+    with pytest.raises(ValueError, match="the prompt has 2 tokens with id 9, the 2 items have 3 rows"):
+        spans_from_token_ids([9, 1, 9], 9, [1, 2])
+    with pytest.raises(ValueError, match=r"num_rows\[1\] is -1"):
+        spans_from_token_ids([9, 1, 9], 9, [3, -1])
+
+
+def test_clip_rebases_tokens_and_moves_source_start_along():
+    spans = [Span(0, 4), Span(6, 6, 10), Span(20, 2)]
+    assert clip_spans(spans, 2, 8) == [Span(0, 2, 2), Span(4, 4, 10)]
+    assert clip_spans(spans, 8, 3) == [Span(0, 3, 12)]
+    assert clip_spans(spans, 4, 2) == clip_spans(spans, 7, 0) == []
+    with pytest.raises(ValueError, match="Span.start is -1"):
+        clip_spans(spans, -1, 4)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12), st.integers(0, 5)), max_size=6),
+    st.integers(0, 50),
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+)
+def test_chunks_that_follow_each_other_place_what_the_whole_would(triples, start, lengths):
+    spans = [Span(*triple) for triple in triples]
+    whole = [(token, row) for s in spans for token, row in zip(range(s.start, s.stop), range(s.source_start, 99), strict=False)]
+    chunked = []
+    for length in lengths:
+        for s in clip_spans(spans, start, length):
+            assert s.stop <= length
+            chunked += [(start + s.start + i, s.source_start + i) for i in range(s.length)]
+        start += length
+    first = start - sum(lengths)
+    assert sorted(chunked) == sorted((token, row) for token, row in whole if first <= token < start)
