@@ -1,0 +1,79 @@
+"""Compile the row kernels for GPUs that are not here and print, as JSON lines, what the assembler made of each.
+
+A program of its own: TRITON_INTERPRET, which the test process may have set, turns kernels into Python for good.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vitcache.triton_kernels.embed_rows import embed_rows_kernel
+from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape
+from vitcache.triton_kernels.scatter_rows import scatter_rows_kernel
+
+HIDDEN = 4096
+POINTER_NAMES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+def tool(name: str) -> Path:
+    """An assembler tool that Triton's wheel brings along."""
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def compile_kernel(kernel, arch: int, dtype: torch.dtype, constants: dict[str, object]):
+    block, num_warps = block_shape(HIDDEN)
+    constants = {"SOURCE": TRITON_DTYPES[dtype], "HIDDEN": HIDDEN, "ALIGNED": True, "BLOCK": block, **constants}
+    kinds = {"table_ptr": "*i64", "ids_ptr": "*i64", "scale": "fp32", "text_scale": "fp32"}
+    signature, attributes = {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name] = kinds.get(name, POINTER_NAMES[dtype] if name.endswith("_ptr") else "i32")
+        if signature[name] != "fp32":
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes
+    )
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+
+
+def report(cubin: bytes) -> dict[str, object]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
+        sass = subprocess.run([tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
+    counts = {
+        key: int(re.search(rf"{key}:(\d+)", usage.stdout + usage.stderr).group(1)) for key in ("REG", "STACK", "LOCAL")
+    }
+    memory = re.findall(r"\b((?:LDG|STG|LDL|STL)[.\w]*)", sass)
+    return {"registers": counts["REG"], "stack": counts["STACK"], "local": counts["LOCAL"], "memory": memory}
+
+
+def main() -> None:
+    kernels = {
+        "scatter": (scatter_rows_kernel, [{"HAS_SCALE": False}, {"HAS_SCALE": True}]),
+        "embed": (
+            embed_rows_kernel,
+            [{"HAS_SCALE": False, "HAS_TEXT_SCALE": False}, {"HAS_SCALE": True, "HAS_TEXT_SCALE": True}],
+        ),
+    }
+    for name, (kernel, variants) in kernels.items():
+        for arch in (80, 90, 100):
+            for dtype in POINTER_NAMES:
+                for constants in variants:
+                    compiled = compile_kernel(kernel, arch, dtype, constants)
+                    case = {"kernel": name, "arch": arch, "dtype": str(dtype), **constants}
+                    print(json.dumps({**case, **report(compiled.asm["cubin"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The two operations through their kernels, at sizes and in situations that only a GPU has."""
+
+import numpy as np
+import pytest
+import torch
+from placement_cases import expected_scatter, make_rows, poisoned, same_bits
+
+from vitcache import EmbeddingCache, Span, embed_tokens, operators, scatter_embeddings
+
+
+@pytest.fixture(autouse=True)
+def through_kernels(gpu, monkeypatch):
+    """In a dry run the public functions go through the kernels too, interpreted."""
+    if gpu.dry:
+        monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+
+
+@pytest.fixture
+def no_host_sync(gpu):
+    """Make any call that waits for the device an error."""
+    if gpu.dry:
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def prompt(gpu, items, rows, hidden, dtype=torch.bfloat16):
+    embeddings = [make_rows(rows, hidden, dtype, gpu.device) for _ in range(items)]
+    starts = [3 + item * (rows + 2) for item in range(items)]
+    return embeddings, starts, items * (rows + 2) + 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_scatter_moves_every_bit(gpu, dtype):
+    items, rows, hidden = gpu.size((9, 880, 4096), (2, 4, 64))
+    embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden, dtype)
+    out = poisoned(num_tokens, hidden, dtype=dtype, device=gpu.device)
+    scatter_embeddings(out, embeddings, starts)
+    for start, item in zip(starts, embeddings, strict=True):
+        assert same_bits(out[start : start + rows], item)
+    assert int(out.isnan().all(dim=1).sum()) == num_tokens - items * rows
+
+
+def test_embed_moves_every_bit(gpu):
+    items, rows, hidden, vocabulary = gpu.size((64, 256, 3840, 262_208), (2, 4, 48, 31))
+    embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden)
+    weight = make_rows(vocabulary, hidden, torch.bfloat16, gpu.device)
+    ids = torch.randint(0, vocabulary, (num_tokens,), device=gpu.device)
+    expected = weight[ids]
+    for start, item in zip(starts, embeddings, strict=True):
+        expected[start : start + rows] = item
+        ids[start : start + rows] = -7
+    assert same_bits(embed_tokens(ids, weight, embeddings, starts), expected)
+    packed = np.array([(start, rows, rows * item) for item, start in enumerate(starts)])
+    assert same_bits(embed_tokens(ids, weight, torch.cat(embeddings), packed), expected)
+
+
+def test_more_than_2_to_the_31_elements(gpu):
+    num_tokens, hidden = gpu.size((560_000, 4096), (40, 64))
+    out = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16, device=gpu.device)
+    rows = make_rows(8, hidden, torch.bfloat16, gpu.device)
+    scatter_embeddings(out, [rows, rows], [0, num_tokens - 8])
+    assert same_bits(out[:8], rows)
+    assert same_bits(out[-8:], rows)
+    assert not out[8:-8].any()
+
+
+def test_no_call_waits_for_the_device(gpu, no_host_sync):
+    embeddings, starts, num_tokens = prompt(gpu, 4, 6, 64)
+    weight = torch.zeros(9, 64, dtype=torch.bfloat16, device=gpu.device)
+    ids = torch.zeros(num_tokens, dtype=torch.int64, device=gpu.device)
+    out = torch.zeros(num_tokens, 64, dtype=torch.bfloat16, device=gpu.device)
+    scatter_embeddings(out, embeddings, starts)
+    embed_tokens(ids, weight, embeddings, starts, out=out, text_scale=2.0)
+
+
+def test_rows_of_a_slow_producer_on_a_side_stream_are_waited_for(gpu):
+    source = make_rows(6, 64, torch.bfloat16, gpu.device)
+    rows = torch.zeros_like(source)
+    out = poisoned(8, 64, dtype=torch.bfloat16, device=gpu.device)
+    gpu.synchronize()
+    with gpu.stream():
+        gpu.slow(50)
+        rows.copy_(source)
+        scatter_embeddings(out, [rows], [1])
+        rows.zero_()
+    gpu.synchronize()
+    assert same_bits(out[1:7], source)
+
+
+def test_pinned_host_rows_are_read_where_they_are(gpu):
+    rows = make_rows(5, 64, torch.bfloat16)
+    pinned = rows if gpu.dry else rows.pin_memory()
+    out = poisoned(9, 64, dtype=torch.bfloat16, device=gpu.device)
+    scatter_embeddings(out, [pinned], [[Span(0, 2, 3), Span(5, 3, 0)]])
+    expected, _ = expected_scatter(poisoned(9, 64, dtype=torch.bfloat16), [rows], [[Span(0, 2, 3), Span(5, 3, 0)]])
+    assert same_bits(out.cpu(), expected)
+
+
+def test_pinned_rows_outlive_the_caller_s_reference(gpu):
+    rows = make_rows(5, 64, torch.bfloat16)
+    out = poisoned(5, 64, dtype=torch.bfloat16, device=gpu.device)
+    gpu.slow(50)
+    scatter_embeddings(out, [rows if gpu.dry else rows.pin_memory()], [0])
+    overwrite = [torch.zeros(5, 64, dtype=torch.bfloat16, pin_memory=not gpu.dry) for _ in range(8)]
+    gpu.synchronize()
+    assert same_bits(out.cpu(), rows)
+    assert len(overwrite) == 8
+
+
+def test_pageable_host_rows_are_refused(gpu):
+    if gpu.dry:
+        rows, out, where = torch.zeros(2, 64, device="meta"), torch.zeros(4, 64), "on meta"
+    else:
+        rows, out, where = torch.zeros(2, 64), torch.zeros(4, 64, device=gpu.device), "on cpu and not pinned"
+    with pytest.raises(ValueError, match=f"item 0 is {where}, the destination is on"):
+        scatter_embeddings(out, [rows], [0])
+
+
+def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
+    page = 4 * 64 * 2
+    cache = EmbeddingCache(
+        64, device=gpu.device, device_bytes=2 * page, host_bytes=4 * page, page_rows=4
+    )
+    rows = [make_rows(7, 64, torch.bfloat16, gpu.device) for _ in range(3)]
+    for key, values in zip((b"a" * 32, b"b" * 32), rows, strict=False):
+        assert cache.put(key, values)
+    assert cache.stats().demotions == 1
+    out = poisoned(30, 64, dtype=torch.bfloat16, device=gpu.device)
+    with cache.get(b"a" * 32) as host, cache.get(b"b" * 32) as device:
+        scatter_embeddings(out, [host, device, rows[2]], [2, [Span(10, 3, 4)], 20])
+    spans = [2, [Span(10, 3, 4)], 20]
+    expected, _ = expected_scatter(poisoned(30, 64, dtype=torch.bfloat16, device=gpu.device), rows, spans)
+    assert same_bits(out, expected)
+    cache.check_integrity()
+
+
+def test_a_capture_is_refused_instead_of_replaying_a_dead_table(gpu):
+    rows, out = make_rows(2, 64, torch.bfloat16, gpu.device), torch.zeros(4, 64, dtype=torch.bfloat16, device=gpu.device)
+    if gpu.dry:
+        scatter_embeddings(out, [rows], [1])
+        assert same_bits(out[1:3], rows)
+        return
+    scatter_embeddings(out, [rows], [1])
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"), torch.cuda.graph(graph):
+        scatter_embeddings(out, [rows], [1])
+
+
+def test_gradients_flow_on_the_device(gpu):
+    base = torch.randn(9, 64, device=gpu.device, requires_grad=True)
+    rows = torch.randn(4, 64, device=gpu.device, requires_grad=True)
+    out = scatter_embeddings(base * 1, [rows], [Span(3, 2, 1)])
+    out.sum().backward()
+    expected = torch.zeros(4, 64, device=gpu.device)
+    expected[1:3] = 1
+    assert torch.equal(rows.grad, expected)
+    assert base.grad[3:5].abs().sum() == 0
+    assert (base.grad[[0, 1, 2, 5, 6, 7, 8]] == 1).all()

@@ -1,0 +1,50 @@
+"""Placements and their truth, written as loops over rows: what every implementation is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitcache import Span
+
+FLOAT_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def make_rows(num_rows: int, width: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    return torch.randn(num_rows, width, dtype=torch.float32).to(dtype).to(device)
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """A destination in which a row that nobody wrote cannot be overlooked."""
+    return torch.full(shape, float("nan"), dtype=dtype, device=device)
+
+
+def as_spans(where: object, num_rows: int) -> list[Span]:
+    if isinstance(where, Span):
+        return [where]
+    return [Span(where, num_rows)] if isinstance(where, int) else list(where)
+
+
+def expected_scatter(
+    out: Tensor, items: list[Tensor], spans: list[object], deepstack: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Row by row, column by column, in the words of the contract."""
+    hidden = out.shape[-1]
+    out, deepstack = out.clone(), None if deepstack is None else deepstack.clone()
+    tokens = out.view(-1, hidden)
+    for item, where in zip(items, spans, strict=True):
+        for span in as_spans(where, len(item)):
+            for step in range(span.length):
+                row = item[span.source_start + step]
+                row = row if scale is None else row.float() * scale
+                tokens[span.start + step] = row[:hidden].to(out.dtype)
+                for level in range(0 if deepstack is None else len(deepstack)):
+                    columns = row[hidden * (level + 1) : hidden * (level + 2)]
+                    deepstack.view(len(deepstack), -1, hidden)[level, span.start + step] = columns.to(out.dtype)
+    return out, deepstack
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal shape, dtype and bits, so that a NaN equals itself and 0.0 is not -0.0."""
+    as_ints = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(as_ints), b.view(as_ints))

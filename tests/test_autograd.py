@@ -1,0 +1,120 @@
+"""Gradients, against what torch makes of the same placement written as a loop of slices."""
+
+import pytest
+import torch
+from placement_cases import as_spans, make_rows
+
+from vitcache import Span, embed_tokens, scatter_embeddings
+
+HIDDEN = 6
+SPANS = [[Span(1, 2, 1), Span(8, 1, 0)], 4]
+
+
+def sliced_scatter(inputs_embeds, items, deepstack=None, scale=None):
+    """The same placement in differentiable torch: returns new tensors."""
+    out = inputs_embeds.clone().view(-1, HIDDEN)
+    levels = None if deepstack is None else deepstack.clone()
+    for item, where in zip(items, SPANS, strict=True):
+        for span in as_spans(where, len(item)):
+            rows = item[span.source_start : span.source_start + span.length]
+            rows = rows if scale is None else rows * scale
+            out[span.start : span.stop] = rows[:, :HIDDEN]
+            for level in range(0 if levels is None else len(levels)):
+                levels[level, span.start : span.stop] = rows[:, HIDDEN * (level + 1) : HIDDEN * (level + 2)]
+    return out.view_as(inputs_embeds), levels
+
+
+def leaves(*tensors):
+    return [tensor.clone().requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+@pytest.mark.parametrize("shape", [(10, HIDDEN), (2, 5, HIDDEN)], ids=["tokens", "batch"])
+def test_scatter_has_the_gradients_of_slices(device, scale, shape):
+    values = [torch.randn(shape), make_rows(3, HIDDEN, torch.float32), make_rows(2, HIDDEN, torch.float32)]
+    values = [value.to(device) for value in values]
+    upstream = torch.randn(shape, device=device)
+    base, *items = leaves(*values)
+    true_base, *true_items = leaves(*values)
+    out = scatter_embeddings(base * 1, items, SPANS, scale=scale)
+    expected, _ = sliced_scatter(true_base * 1, true_items, scale=scale)
+    assert torch.equal(out, expected)
+    out.backward(upstream)
+    expected.backward(upstream)
+    for got, wanted in zip([base, *items], [true_base, *true_items], strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+def test_deepstack_has_the_gradients_of_slices(device):
+    values = [torch.randn(10, HIDDEN), torch.randn(2, 10, HIDDEN), torch.randn(3, 3 * HIDDEN), torch.randn(2, 3 * HIDDEN)]
+    values = [value.to(device) for value in values]
+    base, deepstack, *items = leaves(*values)
+    true_base, true_deepstack, *true_items = leaves(*values)
+    levels = deepstack * 1
+    out = scatter_embeddings(base * 1, items, SPANS, deepstack=levels)
+    expected, expected_levels = sliced_scatter(true_base * 1, true_items, true_deepstack * 1)
+    (out.sin().sum() + levels.cos().sum()).backward()
+    (expected.sin().sum() + expected_levels.cos().sum()).backward()
+    for got, wanted in zip([base, deepstack, *items], [true_base, true_deepstack, *true_items], strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("text_scale", [None, 3.0])
+def test_embed_tokens_has_the_gradients_of_embedding_and_slices(device, text_scale):
+    ids = torch.randint(0, 9, (10,), device=device)
+    masked = ids.clone()
+    ids[1:3] = 10**9
+    values = [torch.randn(9, HIDDEN), torch.randn(3, HIDDEN), torch.randn(2, HIDDEN)]
+    weight, *items = leaves(*(value.to(device) for value in values))
+    true_weight, *true_items = leaves(*(value.to(device) for value in values))
+    out = embed_tokens(ids, weight, items, SPANS, text_scale=text_scale)
+    text = torch.nn.functional.embedding(masked, true_weight)
+    expected, _ = sliced_scatter(text if text_scale is None else text * text_scale, true_items)
+    assert torch.equal(out, expected)
+    out.sin().sum().backward()
+    expected.sin().sum().backward()
+    for got, wanted in zip([weight, *items], [true_weight, *true_items], strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient")
+def test_gradcheck_in_every_argument():
+    # float32 is the widest dtype there is here, hence the loose tolerance and the large step.
+    ids = torch.randint(0, 9, (10,))
+    weight, deepstack, *items = leaves(
+        torch.randn(9, HIDDEN), torch.randn(2, 10, HIDDEN), torch.randn(3, 3 * HIDDEN), torch.randn(2, 3 * HIDDEN)
+    )
+
+    def embed(weight, *items):
+        levels = torch.empty(2, 10, HIDDEN)
+        return embed_tokens(ids, weight, items, SPANS, deepstack=levels), levels
+
+    def scatter(base, deepstack, *items):
+        levels = deepstack * 1
+        return scatter_embeddings(base * 1, items, SPANS, deepstack=levels), levels
+
+    base = torch.randn(10, HIDDEN, requires_grad=True)
+    settings = {"eps": 1e-2, "atol": 1e-2, "rtol": 1e-2, "nondet_tol": 0.0}
+    assert torch.autograd.gradcheck(embed, (weight, *items), **settings)
+    assert torch.autograd.gradcheck(scatter, (base, deepstack, *items), **settings)
+
+
+def test_a_leaf_that_requires_grad_cannot_be_written():
+    leaf = torch.zeros(10, HIDDEN, requires_grad=True)
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        scatter_embeddings(leaf, [torch.ones(3, HIDDEN), torch.ones(2, HIDDEN)], SPANS)
+
+
+def test_out_with_gradients_is_refused_and_nothing_is_written():
+    out = torch.zeros(2, HIDDEN)
+    with pytest.raises(ValueError, match="out= has no gradients"):
+        embed_tokens(torch.tensor([0, 1]), torch.ones(3, HIDDEN, requires_grad=True), [], [], out=out)
+    assert (out == 0).all()
+
+
+def test_errors_are_the_same_with_gradients():
+    rows = torch.zeros(3, HIDDEN, requires_grad=True)
+    out = torch.full((4, HIDDEN), float("nan"))
+    with pytest.raises(IndexError, match=r"item 0 \(tokens \[2, 5\)\) does not fit in 4 tokens"):
+        scatter_embeddings(out, [rows], [2])
+    assert out.isnan().all()

@@ -1,0 +1,158 @@
+"""The row kernels against the reference: in Triton's interpreter on CPU tensors, compiled where there is a GPU.
+
+The launchers are called as `vitcache.operators` calls them, so masks, addresses, casts and tables are those of a GPU.
+"""
+
+import pytest
+import torch
+from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
+
+from vitcache import EmbeddingCache, Span, reference
+from vitcache.placement import Destination, Placement
+
+pytestmark = pytest.mark.triton
+
+embed_rows = pytest.importorskip("vitcache.triton_kernels.embed_rows").embed_rows
+scatter_rows = pytest.importorskip("vitcache.triton_kernels.scatter_rows").scatter_rows
+
+
+def run_both(kernel, truth, out, deepstack, embeddings, spans):
+    """Both on clones of one poisoned destination; returns what each left there."""
+    results = []
+    for is_kernel in (True, False):
+        rows, levels = out.clone(), None if deepstack is None else deepstack.clone()
+        destination = Destination("out", rows, levels)
+        placement = Placement(destination, embeddings, spans)
+        if is_kernel:
+            kernel(destination, placement)
+        else:
+            truth(destination, placement.segments(), placement.runs())
+        results.append((rows, levels))
+    (rows, levels), (true_rows, true_levels) = results
+    assert same_bits(rows, true_rows)
+    assert levels is None or same_bits(levels, true_levels)
+    return rows, levels
+
+
+def check_scatter(out, deepstack, embeddings, spans, scale=None):
+    return run_both(
+        lambda destination, placement: scatter_rows(destination, placement, scale),
+        lambda d, items, runs: reference.scatter_embeddings(d.rows, d.deepstack, items, runs, scale),
+        out,
+        deepstack,
+        embeddings,
+        spans,
+    )
+
+
+def check_embed(out, deepstack, ids, weight, embeddings, spans, scale=None, text_scale=None):
+    return run_both(
+        lambda destination, placement: embed_rows(destination, ids, weight, placement, scale, text_scale),
+        lambda d, items, runs: reference.embed_tokens(d.rows, d.deepstack, ids, weight, items, runs, scale, text_scale),
+        out,
+        deepstack,
+        embeddings,
+        spans,
+    )
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 8, 31, 32, 33, 4095, 4096, 4097])
+def test_widths_around_the_block(device, hidden):
+    rows = make_rows(3, hidden, torch.bfloat16, device)
+    out, _ = check_scatter(poisoned(6, hidden, dtype=torch.bfloat16, device=device), None, [rows], [Span(2, 2, 1)])
+    assert out.isnan().all(dim=1).tolist() == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.37])
+def test_casts_round_to_nearest_even(device, source, target, scale):
+    rows = make_rows(4, 64, source, device)
+    rows[0, :4] = torch.tensor([float("inf"), float("-inf"), -0.0, 1e-30]).to(source)
+    check_scatter(poisoned(5, 64, dtype=target, device=device), None, [rows], [1], scale)
+
+
+def test_nan_stays_nan_through_a_cast(device):
+    rows = torch.full((1, 32), float("nan"), device=device)
+    out = torch.zeros(1, 32, dtype=torch.bfloat16, device=device)
+    destination = Destination("out", out, None)
+    scatter_rows(destination, Placement(destination, [rows], [0]), None)
+    assert out.isnan().all()
+
+
+def test_deepstack_is_written_in_the_same_launch(device):
+    rows = make_rows(5, 4 * 48, torch.bfloat16, device)
+    out, deepstack = poisoned(9, 48, dtype=torch.bfloat16), poisoned(3, 9, 48, dtype=torch.bfloat16)
+    check_scatter(out.to(device), deepstack.to(device), [rows], [[Span(1, 2, 3), Span(6, 3, 0)]])
+
+
+def test_sources_of_several_dtypes_and_alignments(device):
+    items = [make_rows(2, 33, torch.float32, device), make_rows(3, 40, torch.bfloat16, device)[:, 3:36]]
+    items.append(make_rows(1, 33, torch.float16, device))
+    check_scatter(poisoned(8, 33, dtype=torch.bfloat16, device=device), None, items, [0, 3, 7])
+
+
+def test_pages_of_a_lease(device):
+    cache = EmbeddingCache(16, dtype=torch.bfloat16, device=device, device_bytes=16 * 2 * 4 * 6, page_rows=4)
+    rows = [make_rows(n, 16, torch.bfloat16, device) for n in (3, 9, 4)]
+    keys = [bytes([i]) * 32 for i in range(3)]
+    for key, values in zip(keys, rows, strict=True):
+        assert cache.put(key, values)
+    leases = [cache.get(key) for key in keys]
+    out, _ = check_scatter(
+        poisoned(20, 16, dtype=torch.bfloat16, device=device), None, leases, [0, [Span(5, 6, 2), Span(12, 1, 8)], 14]
+    )
+    assert same_bits(out[5:11], rows[1][2:8])
+
+
+def test_strided_destination(device):
+    wide = poisoned(6, 64, dtype=torch.float32, device=device)
+    rows = make_rows(3, 20, torch.float32, device)
+    destination = Destination("out", wide[:, 5:25], None)
+    scatter_rows(destination, Placement(destination, [rows], [2]), None)
+    assert same_bits(wide[2:5, 5:25].contiguous(), rows)
+    assert int(wide.isnan().sum()) == wide.numel() - rows.numel()
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("hidden", [31, 32, 4097])
+def test_embed_writes_every_token_once(device, ids_dtype, hidden):
+    weight = make_rows(11, hidden, torch.bfloat16, device)
+    ids = torch.randint(0, 11, (10,), dtype=ids_dtype, device=device)
+    ids[2:5] = 2**30
+    rows = make_rows(3, hidden, torch.bfloat16, device)
+    out, _ = check_embed(poisoned(10, hidden, dtype=torch.bfloat16, device=device), None, ids, weight, [rows], [2])
+    assert not out.isnan().any()
+
+
+def test_embed_zeroes_deepstack_at_text(device):
+    weight, rows = make_rows(11, 32, torch.float16, device), make_rows(3, 96, torch.float16, device)
+    ids = torch.randint(0, 11, (7,), device=device)
+    out, deepstack = poisoned(7, 32, dtype=torch.float16), poisoned(2, 7, 32, dtype=torch.float16)
+    _, levels = check_embed(out.to(device), deepstack.to(device), ids, weight, [rows], [Span(1, 2, 1)])
+    assert (levels[:, [0, 3, 4, 5, 6]] == 0).all()
+
+
+@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
+def test_embed_scales_and_casts(device, source, target):
+    weight, rows = make_rows(11, 40, torch.bfloat16, device), make_rows(3, 40, source, device)
+    ids = torch.randint(0, 11, (6,), device=device)
+    out = poisoned(6, 40, dtype=target, device=device)
+    check_embed(out, None, ids, weight, [rows], [2], scale=1.3, text_scale=40**0.5)
+
+
+def test_embed_with_sources_of_other_dtypes_than_the_weight(device):
+    weight = make_rows(11, 24, torch.bfloat16, device)
+    ids = torch.randint(0, 11, (9,), device=device)
+    items = [make_rows(2, 24, dtype, device) for dtype in FLOAT_DTYPES]
+    check_embed(poisoned(9, 24, dtype=torch.bfloat16, device=device), None, ids, weight, items, [0, 3, 6])
+    check_embed(poisoned(9, 24, dtype=torch.float32, device=device), None, ids, weight, items[:1], [5])
+
+
+def test_nothing_to_place(device):
+    weight = make_rows(11, 24, torch.bfloat16, device)
+    ids = torch.randint(0, 11, (4,), device=device)
+    check_embed(poisoned(4, 24, dtype=torch.bfloat16, device=device), None, ids, weight, [], [])
+    check_scatter(poisoned(4, 24, dtype=torch.bfloat16, device=device), None, [], [])
+    check_embed(poisoned(0, 24, dtype=torch.bfloat16, device=device), None, ids[:0], weight, [], [])

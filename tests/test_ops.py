@@ -1,0 +1,291 @@
+"""What callers of the two operations may rely on, on every device that is there."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits
+
+from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
+
+HIDDEN = 24
+
+
+def packed_spans(*spans):
+    return np.array([tuple(span) for span in spans], dtype=np.int64).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
+def test_scatter_writes_the_rows_and_nothing_else(device, source, target):
+    items = [make_rows(n, HIDDEN, source, device) for n in (5, 1, 7)]
+    spans = [Span(2, 3, 1), 9, [Span(0, 1, 6), Span(11, 4, 2), Span(10, 1, 0)]]
+    out = poisoned(16, HIDDEN, dtype=target, device=device)
+    expected, _ = expected_scatter(out, items, spans)
+    assert scatter_embeddings(out, items, spans) is out
+    assert same_bits(out, expected)
+    untouched = [1, 5, 6, 7, 8, 15]
+    assert out[untouched].isnan().all()
+    assert out.isnan().all(dim=1).sum() == len(untouched)
+
+
+def test_scatter_into_a_batch_indexes_flattened_tokens(device):
+    out = poisoned(2, 6, HIDDEN, dtype=torch.bfloat16, device=device)
+    rows = make_rows(4, HIDDEN, torch.bfloat16, device)
+    scatter_embeddings(out, [rows], [4])
+    assert same_bits(out.view(-1, HIDDEN)[4:8], rows)
+    assert out.isnan().sum() == 8 * HIDDEN
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_deepstack_columns_go_to_their_level(device, levels):
+    rows = make_rows(5, HIDDEN * (1 + levels), torch.float16, device)
+    out = poisoned(8, HIDDEN, dtype=torch.float16, device=device)
+    deepstack = poisoned(levels, 8, HIDDEN, dtype=torch.float16, device=device)
+    expected = expected_scatter(out, [rows], [Span(2, 4, 1)], deepstack)
+    scatter_embeddings(out, [rows], [Span(2, 4, 1)], deepstack=deepstack)
+    assert same_bits(out, expected[0])
+    assert same_bits(deepstack, expected[1])
+
+
+@pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
+def test_scale_multiplies_in_float32(device, target):
+    rows = make_rows(6, HIDDEN, torch.bfloat16, device)
+    out = poisoned(6, HIDDEN, dtype=target, device=device)
+    scatter_embeddings(out, [rows], [0], scale=1.7)
+    assert same_bits(out, (rows.float() * 1.7).to(target))
+
+
+def test_packed_form_equals_the_list_form(device):
+    rows = make_rows(9, HIDDEN, torch.float32, device)
+    spans = [Span(7, 3, 0), Span(0, 2, 5), Span(3, 0, 9)]
+    listed = poisoned(12, HIDDEN, dtype=torch.float32, device=device)
+    packed, from_tensor = listed.clone(), listed.clone()
+    scatter_embeddings(listed, [rows], [spans])
+    scatter_embeddings(packed, rows, packed_spans(*spans))
+    scatter_embeddings(from_tensor, rows, torch.from_numpy(packed_spans(*spans)))
+    assert same_bits(packed, listed)
+    assert same_bits(from_tensor, listed)
+
+
+def test_strided_destinations_and_sources(device):
+    wide = poisoned(10, 3 * HIDDEN, dtype=torch.bfloat16, device=device)
+    out = wide[:, HIDDEN : 2 * HIDDEN]
+    every_other = make_rows(8, HIDDEN, torch.bfloat16, device)[::2]
+    transposed = make_rows(HIDDEN, 3, torch.bfloat16, device).t()
+    repeated = make_rows(1, HIDDEN, torch.bfloat16, device).expand(2, HIDDEN)
+    scatter_embeddings(out, [every_other, transposed, repeated], [0, 4, 8])
+    assert same_bits(out[:4].contiguous(), every_other.contiguous())
+    assert same_bits(out[4:7].contiguous(), transposed.contiguous())
+    assert same_bits(out[8:].contiguous(), repeated.contiguous())
+    assert wide[:, :HIDDEN].isnan().all()
+    assert wide[:, 2 * HIDDEN :].isnan().all()
+
+
+def test_leases_mix_with_tensors(device):
+    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4)
+    rows = make_rows(10, HIDDEN, torch.float32, device)
+    fresh = make_rows(3, HIDDEN, torch.float32, device)
+    assert cache.put(b"k" * 32, rows)
+    out = poisoned(20, HIDDEN, dtype=torch.float32, device=device)
+    with cache.get(b"k" * 32) as lease:
+        scatter_embeddings(out, [lease, fresh, lease], [Span(1, 6, 3), 8, [Span(12, 1, 9), Span(15, 2, 0)]])
+    expected, _ = expected_scatter(
+        poisoned(20, HIDDEN, dtype=torch.float32, device=device),
+        [rows, fresh, rows],
+        [Span(1, 6, 3), 8, [Span(12, 1, 9), Span(15, 2, 0)]],
+    )
+    assert same_bits(out, expected)
+
+
+def test_a_released_lease_is_refused_and_nothing_is_written(device):
+    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4)
+    cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32, device))
+    lease = cache.get(b"k" * 32)
+    lease.release()
+    out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
+    with pytest.raises(RuntimeError, match="released"):
+        scatter_embeddings(out, [make_rows(2, HIDDEN, torch.float32, device), lease], [0, 3])
+    assert out.isnan().all()
+
+
+def test_nothing_to_place_is_legal(device):
+    out = poisoned(4, HIDDEN, dtype=torch.float32, device=device)
+    scatter_embeddings(out, [], [])
+    scatter_embeddings(out, [make_rows(0, HIDDEN, torch.float32, device)], [4])
+    scatter_embeddings(out, [make_rows(2, HIDDEN, torch.float32, device)], [[]])
+    scatter_embeddings(out, make_rows(2, HIDDEN, torch.float32, device), packed_spans())
+    assert out.isnan().all()
+    empty = torch.empty(0, HIDDEN, device=device)
+    assert scatter_embeddings(empty, [], []) is empty
+
+
+BAD_SCATTERS = [
+    (IndexError, r"item 1 \(tokens \[6, 9\)\) does not fit in 8 tokens", [0, 6], {}),
+    (ValueError, r"item 0 \(tokens \[1, 4\)\) and item 1 \(tokens \[3, 6\)\) overlap", [1, 3], {}),
+    (ValueError, r"item 0 .* and item 0 .* overlap", [[Span(0, 2), Span(1, 1)], 4], {}),
+    (ValueError, r"needs rows \[2, 5\) but the item has 3 rows", [Span(0, 3, 2), 4], {}),
+    (ValueError, r"item 1: span start is -1, it must be at least 0", [0, -1], {}),
+    (ValueError, r"there are 2 embeddings and 1 entries of spans", [0], {}),
+    (TypeError, r"item 1: spans must be an int, a Span or a list of Span, not float", [0, 4.0], {}),
+    (TypeError, r"item 0: spans must be Span, one is tuple", [[(0, 2)], 4], {}),
+    (TypeError, r"spans must be a list with one entry per item, it is Span", Span(0, 3), {}),
+    (ValueError, r"width 24, the destination takes 48 \(hidden 24 x \(1 \+ 1 ", [0, 4], {"deepstack": (1, 8, HIDDEN)}),
+    (ValueError, r"deepstack has shape \(1, 7, 24\), it must be \(L, 8, 24\)", [0, 4], {"deepstack": (1, 7, HIDDEN)}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "spans", "shapes"), BAD_SCATTERS, ids=[case[1][:40] for case in BAD_SCATTERS])
+def test_bad_scatters_say_what_is_wrong_and_write_nothing(device, error, message, spans, shapes):
+    items = [make_rows(3, HIDDEN, torch.float32, device) for _ in range(2)]
+    out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
+    options = {name: poisoned(*shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
+    with pytest.raises(error, match=message):
+        scatter_embeddings(out, items, spans, **options)
+    assert out.isnan().all()
+
+
+BAD_ITEMS = [
+    (ValueError, "item 1 has rows of width 23, the destination takes 24", torch.zeros(2, 23)),
+    (ValueError, r"item 1 has shape \(2, 1, 24\), it must be \(rows, 24\)", torch.zeros(2, 1, 24)),
+    (TypeError, "item 1 is torch.float64, it must be float32, float16 or bfloat16", torch.zeros(2, 24).double()),
+    (TypeError, "item 1 must be a tensor or a Lease, it is ndarray", np.zeros((2, 24), np.float32)),
+    (ValueError, "item 1 is on meta, the destination is on", torch.zeros(2, 24, device="meta")),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "rows"), BAD_ITEMS, ids=[case[1][:40] for case in BAD_ITEMS])
+def test_bad_items_are_named_and_nothing_is_written(device, error, message, rows):
+    rows = rows.to(device) if isinstance(rows, torch.Tensor) and rows.device.type == "cpu" else rows
+    out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
+    with pytest.raises(error, match=message):
+        scatter_embeddings(out, [make_rows(2, HIDDEN, torch.float32, device), rows], [0, 4])
+    assert out.isnan().all()
+
+
+def test_bad_destinations_are_refused(device):
+    rows = [make_rows(2, HIDDEN, torch.float32, device)]
+    for error, message, out in [
+        (TypeError, "inputs_embeds is torch.int64", torch.zeros(4, HIDDEN, dtype=torch.int64, device=device)),
+        (TypeError, "inputs_embeds must be a tensor, it is list", [[0.0]]),
+        (ValueError, "inputs_embeds has 1 dimensions", torch.zeros(HIDDEN, device=device)),
+        (ValueError, "inputs_embeds has stride 4 between elements", torch.zeros(HIDDEN, 4, device=device).t()),
+        (ValueError, "is not one block of rows", torch.zeros(2, 8, HIDDEN, device=device)[:, :3]),
+    ]:
+        with pytest.raises(error, match=message):
+            scatter_embeddings(out, rows, [0])
+
+
+def test_bad_packed_spans_are_refused(device):
+    out, rows = poisoned(8, HIDDEN, dtype=torch.float32, device=device), make_rows(4, HIDDEN, torch.float32, device)
+    for error, message, spans in [
+        (TypeError, r"spans of one packed tensor must be an int64 array \(n, 3\), not list", [Span(0, 4)]),
+        (TypeError, "spans must be int64, they are int32", np.zeros((1, 3), np.int32)),
+        (ValueError, r"spans have shape \(3,\), it must be \(n, 3\)", np.zeros(3, np.int64)),
+        (IndexError, "span length is 4611686018427387904", np.array([[0, 2**62, 0]])),
+        (ValueError, "needs rows", np.array([[0, 5, 0]])),
+    ]:
+        with pytest.raises(error, match=message):
+            scatter_embeddings(out, rows, spans)
+    assert out.isnan().all()
+
+
+def test_writes_bump_the_version_so_that_a_stale_saved_tensor_is_an_error(device):
+    leaf = torch.ones(4, HIDDEN, device=device, requires_grad=True)
+    out = torch.ones(4, HIDDEN, device=device)
+    product = leaf * out
+    scatter_embeddings(out, [make_rows(2, HIDDEN, torch.float32, device)], [0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_inference_mode_is_fine(device):
+    with torch.inference_mode():
+        out = poisoned(4, HIDDEN, dtype=torch.float32, device=device)
+        rows = make_rows(4, HIDDEN, torch.float32, device)
+        assert same_bits(scatter_embeddings(out, [rows], [0]), rows)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("ids_dtype", [torch.int64, torch.int32], ids=str)
+def test_embed_tokens_writes_text_and_images(device, dtype, ids_dtype):
+    weight = make_rows(50, HIDDEN, dtype, device)
+    ids = torch.randint(0, 50, (14,), dtype=ids_dtype, device=device)
+    ids[3:7] = 10**9
+    items, spans = [make_rows(6, HIDDEN, dtype, device), make_rows(1, HIDDEN, dtype, device)], [Span(3, 4, 2), 13]
+    ids[13] = -5
+    expected, _ = expected_scatter(weight[ids.long().clamp(0, 49)], items, spans)
+    assert same_bits(embed_tokens(ids, weight, items, spans), expected)
+    out = poisoned(14, HIDDEN, dtype=dtype, device=device)
+    assert embed_tokens(ids, weight, items, spans, out=out) is out
+    assert same_bits(out, expected)
+
+
+def test_embed_tokens_keeps_the_shape_of_a_batch_and_zeroes_deepstack_at_text(device):
+    weight = make_rows(50, HIDDEN, torch.bfloat16, device)
+    ids = torch.randint(0, 50, (2, 5), device=device)
+    rows = make_rows(3, 3 * HIDDEN, torch.bfloat16, device)
+    deepstack = poisoned(2, 10, HIDDEN, dtype=torch.bfloat16, device=device)
+    out = embed_tokens(ids, weight, [rows], [4], deepstack=deepstack)
+    expected, expected_deepstack = expected_scatter(weight[ids], [rows], [4], torch.zeros_like(deepstack))
+    assert same_bits(out, expected)
+    assert same_bits(deepstack, expected_deepstack)
+
+
+@pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
+def test_text_scale_is_rounded_to_the_weight_dtype_and_multiplies_there(device, target):
+    weight = make_rows(20, HIDDEN, torch.bfloat16, device)
+    ids = torch.randint(0, 20, (9,), device=device)
+    rows = make_rows(2, HIDDEN, torch.bfloat16, device)
+    out = poisoned(9, HIDDEN, dtype=target, device=device)
+    embed_tokens(ids, weight, [rows], [1], out=out, text_scale=HIDDEN**0.5, scale=0.3)
+    text = (weight[ids] * torch.tensor(HIDDEN**0.5, dtype=torch.bfloat16)).to(target)
+    text[1:3] = (rows.float() * 0.3).to(target)
+    assert same_bits(out, text)
+
+
+def test_text_ids_are_checked_on_the_cpu():
+    weight = make_rows(10, HIDDEN, torch.float32)
+    out = poisoned(4, HIDDEN, dtype=torch.float32)
+    for bad in (10, -1):
+        ids = torch.tensor([0, 99, bad, 2])
+        with pytest.raises(IndexError, match=rf"input_ids\[2\] is {bad}, the weight has 10 rows"):
+            embed_tokens(ids, weight, [make_rows(1, HIDDEN, torch.float32)], [1], out=out)
+        assert out.isnan().all()
+
+
+def test_bad_embeddings_tables_are_refused(device):
+    weight = make_rows(10, HIDDEN, torch.float32, device)
+    ids = torch.zeros(4, dtype=torch.int64, device=device)
+    for error, message, arguments in [
+        (TypeError, "input_ids are torch.float32", (ids.float(), weight)),
+        (ValueError, "input_ids have 3 dimensions", (ids.view(1, 2, 2), weight)),
+        (TypeError, "weight is torch.float64", (ids, weight.double())),
+        (ValueError, "weight has 1 dimensions", (ids, weight[0])),
+        (ValueError, "input_ids are on meta, weight is on", (ids.to("meta"), weight)),
+    ]:
+        with pytest.raises(error, match=message):
+            embed_tokens(*arguments, [], [])
+    with pytest.raises(ValueError, match=r"out has shape \(5, 24\), it must be \(4, 24\)"):
+        embed_tokens(ids, weight, [], [], out=torch.empty(5, HIDDEN, device=device))
+
+
+@given(st.data())
+def test_any_placement_equals_the_loop_over_rows(data):
+    num_tokens = data.draw(st.integers(0, 30))
+    cuts = sorted(data.draw(st.sets(st.integers(0, num_tokens), max_size=8)) | {0, num_tokens})
+    pieces = [piece for piece in zip(cuts[:-1], cuts[1:], strict=True) if data.draw(st.booleans())]
+    pieces = data.draw(st.permutations(pieces))
+    dtypes = [data.draw(st.sampled_from(FLOAT_DTYPES)) for _ in range(3)]
+    items = [make_rows(31, 5, dtype) for dtype in dtypes]
+    spans = [[], [], []]
+    for first, last in pieces:
+        length = data.draw(st.integers(0, last - first))
+        spans[data.draw(st.integers(0, 2))].append(Span(first, length, data.draw(st.integers(0, 31 - length))))
+    out = poisoned(num_tokens, 5, dtype=data.draw(st.sampled_from(FLOAT_DTYPES)))
+    expected, _ = expected_scatter(out, items, spans)
+    assert same_bits(scatter_embeddings(out, items, spans), expected)
+    weight, ids = make_rows(7, 5, out.dtype), torch.randint(0, 7, (num_tokens,))
+    expected, _ = expected_scatter(weight[ids], items, spans)
+    assert same_bits(embed_tokens(ids, weight, items, spans), expected)

@@ -1,0 +1,85 @@
+"""What the row kernels share: the shape of a block, a cast that rounds alike everywhere, and the upload of a table."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+# One program per row. On an H100 a block of 4096 elements and 8 warps came within 1 % of a copy, narrower blocks and
+# several rows per program did not (design measurements of 2026-11; an H200 has not been measured).
+LARGEST_BLOCK = 4096
+ELEMENTS_PER_WARP = 512
+
+
+@triton.jit
+def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 to `DTYPE`, to nearest even.
+
+    bfloat16 is rounded in integers: Triton's interpreter truncates where the hardware rounds, and one arithmetic on
+    both lets a test on the CPU speak for the GPU.
+    """
+    if DTYPE == tl.bfloat16:
+        bits = values.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(values != values, 0x7FC0, rounded)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return values.to(DTYPE)
+
+
+def block_shape(hidden: int) -> tuple[int, int]:
+    """Elements of a block and warps of a program for rows of `hidden` elements."""
+    block = min(LARGEST_BLOCK, triton.next_power_of_2(max(hidden, 1)))
+    return block, max(1, block // ELEMENTS_PER_WARP)
+
+
+def device_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
+    """An int64 table on `device` that `fill` has written through its host address.
+
+    On CUDA the host copy is pinned memory of torch's caching allocator, which does not hand it out again before the
+    upload on the current stream is over.
+    """
+    if device.type != "cuda":
+        table = torch.empty(values, dtype=torch.int64)
+        fill(table.data_ptr())
+        return table
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a placement cannot be captured in a CUDA graph: its table lives for one call only")
+    table = torch.empty(values, dtype=torch.int64, pin_memory=True)
+    fill(table.data_ptr())
+    return table.to(device, non_blocking=True)
+
+
+_held = threading.local()
+
+
+def hold_pinned(items: Iterable[object], device: torch.device) -> None:
+    """Keep pinned tensors among `items` alive until the launches so far on the current stream have read them.
+
+    torch's allocator of pinned memory learns only of copies, and would hand the memory out again at once.
+    """
+    pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
+    if not pinned:
+        return
+    event = torch.cuda.Event()
+    event.record()
+    if not hasattr(_held, "until"):
+        _held.until = deque()
+    while _held.until and _held.until[0][0].query():
+        _held.until.popleft()
+    _held.until.append((event, pinned))
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` current for a launch, at no cost where it is."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)

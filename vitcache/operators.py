@@ -1,0 +1,156 @@
+"""The operators of torch.library, and the choice of what runs on which device.
+
+Every operator writes into its first argument and returns nothing: one that returned it would break functionalization.
+Schemas are defined in Python through one library that lives as long as the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vitcache import reference
+from vitcache.placement import Destination, Placement
+
+_library = torch.library.Library("vitcache", "DEF")
+_library.define(
+    "scatter_embeddings_(Tensor(a!) inputs_embeds, Tensor(b!)? deepstack, Tensor[] embeddings, Tensor runs, "
+    "float? scale) -> ()"
+)
+_library.define(
+    "embed_tokens_(Tensor(a!) out, Tensor(b!)? deepstack, Tensor input_ids, Tensor weight, Tensor[] embeddings, "
+    "Tensor runs, float? scale, float? text_scale) -> ()"
+)
+_library.define(
+    "gather_rows(Tensor inputs_embeds, Tensor? deepstack, Tensor runs, SymInt[] num_rows, float? scale) -> Tensor"
+)
+_library.define("clear_rows_(Tensor(a!) rows, Tensor runs) -> ()")
+
+
+def uses_kernels(device: torch.device) -> bool:
+    """Whether tensors on `device` are placed by the kernels; elsewhere the reference does it."""
+    return device.type == "cuda"
+
+
+def scatter(destination: Destination, placement: Placement, scale: float | None) -> None:
+    """Run one checked scatter where its destination lives."""
+    if uses_kernels(destination.rows.device):
+        from vitcache.triton_kernels import scatter_rows as kernels
+
+        kernels.scatter_rows(destination, placement, scale)
+    else:
+        reference.scatter_embeddings(
+            destination.rows, destination.deepstack, placement.segments(), placement.runs(), scale
+        )
+
+
+def embed(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    placement: Placement,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """Run one checked build of ``inputs_embeds`` where its destination lives."""
+    ids = input_ids.reshape(-1)
+    if uses_kernels(destination.rows.device):
+        from vitcache.triton_kernels import embed_rows as kernels
+
+        kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
+    else:
+        reference.embed_tokens(
+            destination.rows,
+            destination.deepstack,
+            ids,
+            weight,
+            placement.segments(),
+            placement.runs(),
+            scale,
+            text_scale,
+        )
+
+
+def _scatter_operator(
+    inputs_embeds: Tensor, deepstack: Tensor | None, embeddings: Sequence[Tensor], runs: Tensor, scale: float | None
+) -> None:
+    destination = Destination("inputs_embeds", inputs_embeds, deepstack)
+    scatter(destination, Placement.from_runs(destination, embeddings, runs), scale)
+
+
+def _embed_operator(
+    out: Tensor,
+    deepstack: Tensor | None,
+    input_ids: Tensor,
+    weight: Tensor,
+    embeddings: Sequence[Tensor],
+    runs: Tensor,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    destination = Destination("out", out, deepstack)
+    embed(destination, input_ids, weight, Placement.from_runs(destination, embeddings, runs), scale, text_scale)
+
+
+def _gather_operator(
+    inputs_embeds: Tensor, deepstack: Tensor | None, runs: Tensor, num_rows: Sequence[int], scale: float | None
+) -> Tensor:
+    """The transpose of a scatter: per item row the sum of the rows that it was written to, in float32, packed."""
+    hidden = inputs_embeds.shape[-1]
+    levels = [inputs_embeds.reshape(-1, hidden)]
+    if deepstack is not None:
+        levels.extend(deepstack.reshape(len(deepstack), -1, hidden))
+    rows = inputs_embeds.new_zeros((sum(num_rows), hidden * len(levels)), dtype=torch.float32)
+    firsts = [sum(num_rows[:item]) for item in range(len(num_rows))]
+    for item, start, length, source_start in runs.tolist():
+        first = firsts[item] + source_start
+        for level, source in enumerate(levels):
+            rows[first : first + length, hidden * level : hidden * (level + 1)] += source[start : start + length]
+    return rows if scale is None else rows.mul_(scale)
+
+
+def _clear_operator(rows: Tensor, runs: Tensor) -> None:
+    """Zero the tokens under the runs in ``(..., T, H)`` rows; leading dimensions are levels."""
+    for _, start, length, _ in runs.tolist():
+        rows[..., start : start + length, :] = 0
+
+
+def _below_autograd(operator: torch._ops.OpOverload, name: str) -> None:
+    """Refuse gradients: without this they would pass an in-place operator unseen."""
+
+    def refuse(*arguments: object) -> object:
+        flat = [value for argument in arguments for value in (argument if isinstance(argument, list) else [argument])]
+        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat):
+            raise RuntimeError(f"torch.ops.vitcache.{name} has no gradient; call vitcache.{name.rstrip('_')}")
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    _library.impl(name, refuse, "Autograd")
+
+
+def _register() -> None:
+    operators = {
+        "scatter_embeddings_": _scatter_operator,
+        "embed_tokens_": _embed_operator,
+        "gather_rows": _gather_operator,
+        "clear_rows_": _clear_operator,
+    }
+    for name, implementation in operators.items():
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, implementation, device)
+        _below_autograd(getattr(torch.ops.vitcache, name).default, name)
+    for name in ("scatter_embeddings_", "embed_tokens_", "clear_rows_"):
+        torch.library.register_fake(f"vitcache::{name}", lambda *_: None, lib=_library)
+
+    def fake_gather(
+        inputs_embeds: Tensor, deepstack: Tensor | None, runs: Tensor, num_rows: Sequence[int], scale: float | None
+    ) -> Tensor:
+        levels = 1 if deepstack is None else 1 + deepstack.shape[0]
+        return inputs_embeds.new_empty((sum(num_rows), inputs_embeds.shape[-1] * levels), dtype=torch.float32)
+
+    torch.library.register_fake("vitcache::gather_rows", fake_gather, lib=_library)
+
+
+_register()

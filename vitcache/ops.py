@@ -1,0 +1,190 @@
+"""`scatter_embeddings` and `embed_tokens`: rows of images into ``inputs_embeds``, in place and in one pass.
+
+Eager calls without gradients go straight to the CPU reference or the CUDA kernels. Gradients and torch.compile go
+through the operators of `torch.library` at the end of this file; those take tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache import autograd, operators, placement
+from vitcache.lease import Lease
+
+
+def scatter_embeddings(
+    inputs_embeds: Tensor,
+    embeddings: Sequence[Tensor | Lease] | Tensor,
+    spans: Any,
+    *,
+    deepstack: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Write rows of images over tokens of `inputs_embeds`, in place.
+
+    Parameters
+    ----------
+    inputs_embeds
+        ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16; spans index the flattened ``B * T`` tokens. Rows may
+        have any stride; elements of a row must be adjacent.
+    embeddings
+        Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, or a `Lease`; any of the three dtypes.
+        ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an array.
+    spans
+        Per item an int (first token of the whole item), a `Span`, or a list of them. For a packed tensor one int64
+        array or CPU tensor ``(n, 3)`` of start, length and source_start.
+    deepstack
+        ``(L, T, H)``, same dtype and device: columns ``[H * (l + 1), H * (l + 2))`` of a row go to ``deepstack[l]``.
+    scale
+        Multiplies every image column, in float32.
+
+    Returns
+    -------
+    Tensor
+        `inputs_embeds` itself. Rows outside the spans are left alone, in `deepstack` too.
+
+    Raises
+    ------
+    IndexError
+        If a span does not fit in the tokens.
+    ValueError
+        If spans overlap, or an item has too few rows, another width or another device.
+    TypeError
+        If a type or dtype is not one of the above.
+    RuntimeError
+        If a lease was released, or a CUDA graph is being captured.
+
+    Notes
+    -----
+    Nothing is written if anything is raised. Runs on the current stream and does not wait for it. Any thread may call.
+    Differentiable in `embeddings`, `inputs_embeds` and `deepstack`; the rows of a lease are constants.
+    """
+    needs_grad = _needs_grad(inputs_embeds, deepstack, *_tensors(embeddings))
+    if needs_grad or torch.compiler.is_compiling():
+        runs, tensors = _as_tensors(embeddings, spans)
+        if needs_grad:
+            autograd.Scatter.apply(inputs_embeds, deepstack, runs, scale, *tensors)
+        else:
+            torch.ops.vitcache.scatter_embeddings_(inputs_embeds, deepstack, tensors, runs, scale)
+        return inputs_embeds
+    destination = placement.Destination("inputs_embeds", inputs_embeds, deepstack)
+    operators.scatter(destination, placement.Placement(destination, embeddings, spans), scale)
+    _bump_versions(inputs_embeds, deepstack)
+    return inputs_embeds
+
+
+def embed_tokens(
+    input_ids: Tensor,
+    weight: Tensor,
+    embeddings: Sequence[Tensor | Lease] | Tensor,
+    spans: Any,
+    *,
+    out: Tensor | None = None,
+    deepstack: Tensor | None = None,
+    scale: float | None = None,
+    text_scale: float | None = None,
+) -> Tensor:
+    """Build ``inputs_embeds``: rows of `weight` at text tokens and rows of images at the spans, each written once.
+
+    Parameters
+    ----------
+    input_ids
+        ``(T,)`` or ``(B, T)``, int64 or int32, on the weight's device. Ids under a span may be anything and are not looked
+        up. Ids of text tokens must be rows of `weight`: checked on the CPU, the caller's promise on CUDA.
+    weight
+        The token embedding ``(V, H)``, float32, float16 or bfloat16.
+    out
+        ``(T, H)`` or ``(B, T, H)`` of one of the three dtypes; None allocates it in the weight's dtype.
+    deepstack
+        ``(L, T, H)``, written in full: zero at text tokens.
+    text_scale
+        Multiplies the rows of text tokens, rounded to the weight's dtype and in that dtype, as a model with a scaled
+        embedding does (Gemma 3: ``sqrt(H)``).
+    embeddings, spans, scale
+        As in `scatter_embeddings`.
+
+    Returns
+    -------
+    Tensor
+        `out`, shaped ``input_ids.shape + (H,)``.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError, RuntimeError
+        As `scatter_embeddings`; IndexError also for the id of a text token on the CPU that is no row of `weight`.
+
+    Notes
+    -----
+    Stream, thread and gradient rules as in `scatter_embeddings`; also differentiable in `weight`, then without `out`.
+    """
+    _check_embedding(input_ids, weight)
+    needs_grad = _needs_grad(weight, deepstack, *_tensors(embeddings))
+    if needs_grad and out is not None:
+        raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
+    if out is None:
+        out = weight.new_empty(*input_ids.shape, weight.shape[1])
+    elif out.shape != (*input_ids.shape, weight.shape[1]):
+        expected = (*input_ids.shape, weight.shape[1])
+        raise ValueError(f"out has shape {tuple(out.shape)}, it must be {tuple(expected)}")
+    if out.device != weight.device:
+        raise ValueError(f"out is on {out.device}, weight is on {weight.device}")
+    if needs_grad or torch.compiler.is_compiling():
+        runs, tensors = _as_tensors(embeddings, spans)
+        if needs_grad:
+            autograd.Embed.apply(out, deepstack, input_ids, weight, runs, scale, text_scale, *tensors)
+        else:
+            torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
+        return out
+    destination = placement.Destination("out", out, deepstack)
+    placed = placement.Placement(destination, embeddings, spans)
+    operators.embed(destination, input_ids, weight, placed, scale, text_scale)
+    _bump_versions(out, deepstack)
+    return out
+
+
+def _check_embedding(input_ids: Tensor, weight: Tensor) -> None:
+    for name, value in (("input_ids", input_ids), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids are {input_ids.dtype}, they must be int64 or int32")
+    if input_ids.dim() not in (1, 2):
+        raise ValueError(f"input_ids have {input_ids.dim()} dimensions, they must be (T,) or (B, T)")
+    if weight.dtype not in placement.KINDS:
+        raise TypeError(f"weight is {weight.dtype}, it must be float32, float16 or bfloat16")
+    if weight.dim() != 2:
+        raise ValueError(f"weight has {weight.dim()} dimensions, it must be (V, H)")
+    if weight.stride(1) != 1 and weight.shape[1] > 1:
+        raise ValueError(f"weight has stride {weight.stride(1)} between elements of a row, it must be 1")
+    if input_ids.device != weight.device:
+        raise ValueError(f"input_ids are on {input_ids.device}, weight is on {weight.device}")
+
+
+def _tensors(embeddings: Any) -> Sequence[Any]:
+    return (embeddings,) if isinstance(embeddings, Tensor) else embeddings
+
+
+def _needs_grad(*values: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, list[Tensor]]:
+    """The operators' form: an int64 tensor ``(n, 4)`` of item, start, length, source_start; and one tensor per item."""
+    if isinstance(embeddings, Tensor):
+        table = spans if isinstance(spans, Tensor) else torch.from_numpy(placement.span_array(spans, 3))
+        return torch.nn.functional.pad(table, (1, 0)), [embeddings]
+    placement.check_lists(embeddings, spans)
+    tensors = [rows.to_tensor() if isinstance(rows, Lease) else rows for rows in embeddings]
+    runs = placement.list_runs(spans, [rows.shape[0] for rows in tensors])
+    return torch.tensor(runs, dtype=torch.int64).reshape(-1, 4), tensors
+
+
+def _bump_versions(*written: Tensor | None) -> None:
+    """Tell autograd that tensors were written behind its back, so that a stale saved tensor is an error."""
+    for tensor in written:
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)

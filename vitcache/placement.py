@@ -1,0 +1,216 @@
+"""From what a caller passes to one checked native placement, and from there to the reference or to a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcache import _native, reference
+from vitcache.lease import Lease
+from vitcache.spans import Span
+
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class Destination:
+    """Checked destination of one call: `inputs_embeds` as rows ``(T, H)`` and `deepstack` as ``(L, T, H)`` or None."""
+
+    __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "rows")
+
+    def __init__(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
+        if not isinstance(inputs_embeds, Tensor):
+            raise TypeError(f"{name} must be a tensor, it is {type(inputs_embeds).__name__}")
+        _check_dtype(name, inputs_embeds)
+        if inputs_embeds.dim() not in (2, 3):
+            raise ValueError(f"{name} has {inputs_embeds.dim()} dimensions, it must be (T, H) or (B, T, H)")
+        self.rows = _as_rows(name, inputs_embeds, 2)
+        self.num_tokens, self.hidden = self.rows.shape
+        self.deepstack, self.levels = deepstack, 0
+        if deepstack is None:
+            return
+        if not isinstance(deepstack, Tensor):
+            raise TypeError(f"deepstack must be a tensor, it is {type(deepstack).__name__}")
+        if deepstack.dtype != inputs_embeds.dtype:
+            raise TypeError(f"deepstack is {deepstack.dtype}, {name} is {inputs_embeds.dtype}")
+        if deepstack.device != inputs_embeds.device:
+            raise ValueError(f"deepstack is on {deepstack.device}, {name} is on {inputs_embeds.device}")
+        if tuple(deepstack.shape[1:]) not in (tuple(inputs_embeds.shape), (self.num_tokens, self.hidden)):
+            raise ValueError(
+                f"deepstack has shape {tuple(deepstack.shape)}, it must be (L, {self.num_tokens}, {self.hidden})"
+            )
+        self.deepstack = _as_rows("deepstack", deepstack, 3)
+        self.levels = len(deepstack)
+
+    @property
+    def width(self) -> int:
+        """Elements of a row of embeddings that fills this destination."""
+        return self.hidden * (1 + self.levels)
+
+
+class Placement:
+    """The rows of one call: what to read, where to write it, checked against a destination.
+
+    `items` are tensors ``(n, W)`` or leases. The native table of runs and addresses is valid as long as they live.
+    """
+
+    __slots__ = ("items", "kinds", "native")
+
+    def __init__(self, destination: Destination, embeddings: Any, spans: Any) -> None:
+        self.native = _native.Placement()
+        self.kinds: set[torch.dtype] = set()
+        if isinstance(embeddings, Tensor):
+            self.items: list[Tensor | Lease] = [self._add_item(destination, 0, embeddings)]
+            self.native.add_runs(span_array(spans, 3))
+        else:
+            check_lists(embeddings, spans)
+            self.items = [self._add_item(destination, item, rows) for item, rows in enumerate(embeddings)]
+            for item, start, length, source_start in list_runs(spans, [num_rows(item) for item in self.items]):
+                self.native.add_run(item, start, length, source_start)
+        self.native.check(destination.num_tokens)
+        for item in self.items:
+            if isinstance(item, Lease):
+                item.use()
+
+    @classmethod
+    def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
+        """The same from tensors and an int64 table ``(n, 4)`` of item, start, length and source_start."""
+        self = object.__new__(cls)
+        self.native = _native.Placement()
+        self.kinds = set()
+        self.items = [self._add_item(destination, item, rows) for item, rows in enumerate(embeddings)]
+        self.native.add_runs(span_array(runs, 4))
+        self.native.check(destination.num_tokens)
+        return self
+
+    def segments(self) -> list[list[Tensor]]:
+        """Per item the tensors that hold its rows in order, for the reference."""
+        return [[item] if isinstance(item, Tensor) else item.segments() for item in self.items]
+
+    def runs(self) -> list[reference.Run]:
+        """``(item, start, length, source_start)`` of every run."""
+        return self.native.runs()
+
+    def _add_item(self, destination: Destination, item: int, rows: Tensor | Lease) -> Tensor | Lease:
+        if isinstance(rows, Lease):
+            if rows.row_width != destination.width:
+                raise ValueError(_width_message(item, rows.row_width, destination))
+            _check_device(item, rows.pool, destination)
+            pool = rows.pool
+            stride = pool.stride(0) * pool.element_size()
+            kind = KINDS[_check_dtype(f"item {item}", pool)]
+            self.native.add_paged_source(
+                pool.data_ptr(), stride, rows.num_rows, kind, rows.pages, rows.page_rows
+            )
+            self.kinds.add(pool.dtype)
+            return rows
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
+        _check_dtype(f"item {item}", rows)
+        if rows.dim() != 2:
+            raise ValueError(f"item {item} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})")
+        if rows.shape[1] != destination.width:
+            raise ValueError(_width_message(item, rows.shape[1], destination))
+        _check_device(item, rows, destination)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        self.native.add_source(
+            rows.data_ptr(), rows.stride(0) * rows.element_size(), rows.shape[0], KINDS[rows.dtype]
+        )
+        self.kinds.add(rows.dtype)
+        return rows
+
+
+def check_lists(embeddings: Any, spans: Any) -> None:
+    """Both are lists (or tuples) of one length, one entry per item."""
+    for name, value in (("embeddings", embeddings), ("spans", spans)):
+        if not isinstance(value, list | tuple) or isinstance(value, Span):
+            raise TypeError(
+                f"{name} must be a list with one entry per item, it is {type(value).__name__}; "
+                "one packed tensor goes with spans as an int64 array (n, 3)"
+            )
+    if len(embeddings) != len(spans):
+        raise ValueError(f"there are {len(embeddings)} embeddings and {len(spans)} entries of spans")
+
+
+def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
+    """The runs of a list of spans: per item an int (start of the whole item), a Span, or a list of them."""
+    runs: list[reference.Run] = []
+    for item, where in enumerate(spans):
+        if isinstance(where, Span):
+            runs.append((item, *where))
+        elif isinstance(where, list | tuple):
+            for span in where:
+                if not isinstance(span, Span):
+                    raise TypeError(f"item {item}: spans must be Span, one is {type(span).__name__}")
+                runs.append((item, *span))
+        else:
+            try:
+                start = index(where)
+            except TypeError:
+                kind = type(where).__name__
+                raise TypeError(f"item {item}: spans must be an int, a Span or a list of Span, not {kind}") from None
+            runs.append((item, start, rows[item], 0))
+    return runs
+
+
+def num_rows(item: Tensor | Lease) -> int:
+    """Rows that an item has."""
+    return item.shape[0] if isinstance(item, Tensor) else item.num_rows
+
+
+def span_array(spans: Any, columns: int) -> np.ndarray:
+    """`spans` as a C-contiguous int64 array ``(n, columns)`` in host memory."""
+    if isinstance(spans, Tensor):
+        if spans.device.type != "cpu":
+            raise ValueError(f"spans are on {spans.device}, they must be in host memory")
+        spans = spans.numpy(force=True)
+    if not isinstance(spans, np.ndarray):
+        raise TypeError(
+            f"spans of one packed tensor must be an int64 array (n, {columns}), not {type(spans).__name__}"
+        )
+    if spans.dtype != np.int64:
+        raise TypeError(f"spans must be int64, they are {spans.dtype}")
+    if spans.ndim != 2 or spans.shape[1] != columns:
+        raise ValueError(f"spans have shape {spans.shape}, it must be (n, {columns})")
+    return np.ascontiguousarray(spans)
+
+
+def _check_dtype(name: str, tensor: Tensor) -> torch.dtype:
+    if tensor.dtype not in KINDS:
+        raise TypeError(f"{name} is {tensor.dtype}, it must be float32, float16 or bfloat16")
+    return tensor.dtype
+
+
+def _check_device(item: int, rows: Tensor, destination: Destination) -> None:
+    device = destination.rows.device
+    if rows.device == device or (device.type == "cuda" and rows.device.type == "cpu" and rows.is_pinned()):
+        return
+    pinned = " and not pinned" if device.type == "cuda" and rows.device.type == "cpu" else ""
+    raise ValueError(f"item {item} is on {rows.device}{pinned}, the destination is on {device}")
+
+
+def _width_message(item: int, width: int, destination: Destination) -> str:
+    levels = f" (hidden {destination.hidden} x (1 + {destination.levels} deepstack levels))"
+    return f"item {item} has rows of width {width}, the destination takes {destination.width}" + (
+        levels if destination.levels else ""
+    )
+
+
+def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
+    """A view of `tensor` with `dimensions` dimensions, all tokens in the one before the last."""
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        raise ValueError(f"{name} has stride {tensor.stride(-1)} between elements of a row, it must be 1")
+    if tensor.dim() == dimensions:
+        return tensor
+    try:
+        leading = tensor.shape[: dimensions - 2]
+        return tensor.view(*leading, -1, tensor.shape[-1])
+    except RuntimeError:
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not one block of rows"
+        ) from None
