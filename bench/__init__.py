@@ -1,0 +1,1 @@
+"""Measurements, one claim per file; installed as `vitcache.bench`."""

@@ -1,0 +1,53 @@
+"""Draw a bench's JSON file: bars per case and contender as multiples of the limit, which is the line at 1.
+
+``python -m vitcache.bench.plot bench/results/placement-*.json`` writes a PNG beside each file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def plot(path: Path) -> Path:
+    """Write ``<file>.png`` from the rows that have a ratio; nothing else is read."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in json.loads(path.read_text()) if row["ratio"] is not None and row["metric"] == "device_us"]
+    if not rows:
+        raise ValueError(f"{path} has no ratio to draw")
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    figure, axes = pyplot.subplots(figsize=(2 + 1.6 * len(cases), 4.5), layout="constrained")
+    width = 0.8 / len(contenders)
+    for index, contender in enumerate(contenders):
+        ratios = {row["case"]: row["ratio"] for row in rows if row["contender"] == contender}
+        offset = (index - (len(contenders) - 1) / 2) * width
+        positions = [cases.index(case) + offset for case in ratios]
+        axes.bar(positions, list(ratios.values()), width, label=contender)
+    axes.axhline(1, color="black", linewidth=1, label=rows[0]["ratio_to"])
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_ylabel(f"time / {rows[0]['ratio_to']}")
+    axes.set_title(f"{rows[0]['bench']}, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
+    axes.legend(fontsize=8)
+    target = path.with_suffix(".png")
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+    return target
+
+
+def main() -> None:
+    """Plot every file that is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    for path in parser.parse_args().files:
+        print(plot(path))
+
+
+if __name__ == "__main__":
+    main()
