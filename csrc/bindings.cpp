@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cuda_runtime.h"
+#include "dlpack.h"
 #include "error.h"
 #include "placement.h"
 
@@ -53,10 +54,109 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
   }
 }
 
+// Reads tensors through torch's DLPack functions, where it has them; elsewhere it takes none, and Python reads them.
+class TensorReader {
+ public:
+  explicit TensorReader(py::type tensor_type) : type_(std::move(tensor_type)) {
+    constexpr const char* name = "__dlpack_c_exchange_api__";
+    if (!py::hasattr(type_, name)) return;
+    const py::object attribute = type_.attr(name);
+    if (!PyCapsule_CheckExact(attribute.ptr())) return;
+    const auto* api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(attribute.ptr(), PyCapsule_GetName(attribute.ptr())));
+    if (api == nullptr) throw py::error_already_set();
+    if (api->major == 1) read_ = api->tensor_from_object;
+  }
+
+  bool available() const { return read_ != nullptr; }
+
+  // Adds to `placement` the items of `items` from `first` on, up to one that is not a plain tensor (rows, width) of a
+  // known dtype on the device, with adjacent elements; returns the number of that one.
+  std::int64_t add(Placement& placement, const py::sequence& items, std::int64_t first, std::int64_t width,
+                   bool on_cuda, std::int32_t device_id) const {
+    const auto count = static_cast<std::int64_t>(py::len(items));
+    for (; first < count && read_ != nullptr; ++first) {
+      const py::object item = items[static_cast<std::size_t>(first)];
+      if (Py_TYPE(item.ptr()) != reinterpret_cast<PyTypeObject*>(type_.ptr())) break;
+      dlpack::Tensor tensor{};
+      if (read_(item.ptr(), &tensor) != 0) {
+        PyErr_Clear();  // a tensor without memory, say: Python finds the words
+        break;
+      }
+      const int kind = kind_of(tensor);
+      if (kind < 0 || tensor.ndim != 2 || tensor.shape[1] != width || (tensor.strides[1] != 1 && width > 1)) break;
+      if (tensor.device_type != (on_cuda ? dlpack::kCuda : dlpack::kCpu)) break;
+      if (on_cuda && tensor.device_id != device_id) break;
+      placement.add_source(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
+                           tensor.strides[0] * (tensor.type_bits / 8), tensor.shape[0], kind);
+    }
+    return first;
+  }
+
+ private:
+  static int kind_of(const dlpack::Tensor& tensor) {
+    if (tensor.type_lanes != 1) return -1;
+    if (tensor.type_code == dlpack::kBfloat && tensor.type_bits == 16) return kBfloat16;
+    if (tensor.type_code != dlpack::kFloat) return -1;
+    return tensor.type_bits == 32 ? kFloat32 : tensor.type_bits == 16 ? kFloat16 : -1;
+  }
+
+  py::type type_;
+  int (*read_)(void*, dlpack::Tensor*) = nullptr;
+};
+
+std::int64_t to_int64(std::int64_t item, py::handle value) {
+  const std::int64_t number = PyLong_AsLongLong(value.ptr());
+  if (number == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw std::out_of_range("item " + std::to_string(item) + ": " + py::repr(value).cast<std::string>() +
+                            " is beyond 64 bits");
+  }
+  return number;
+}
+
+// Per item an int (first token of the whole item), a Span, or a list or tuple of them.
+void add_spans(Placement& placement, const py::sequence& spans, const py::type& span_type) {
+  const auto is_span = [&span_type](py::handle value) {
+    return Py_TYPE(value.ptr()) == reinterpret_cast<PyTypeObject*>(span_type.ptr()) ||
+           PyObject_IsInstance(value.ptr(), span_type.ptr()) == 1;
+  };
+  const auto add = [&placement](std::int64_t item, py::handle span) {
+    PyObject* fields = span.ptr();
+    placement.add_run({item, to_int64(item, PyTuple_GET_ITEM(fields, 0)), to_int64(item, PyTuple_GET_ITEM(fields, 1)),
+                       to_int64(item, PyTuple_GET_ITEM(fields, 2))});
+  };
+  const auto type_name = [](py::handle value) { return std::string(Py_TYPE(value.ptr())->tp_name); };
+  std::int64_t item = 0;
+  for (const py::handle where : spans) {
+    const std::string name = "item " + std::to_string(item);
+    if (is_span(where)) {
+      add(item, where);
+    } else if (PyList_Check(where.ptr()) || PyTuple_Check(where.ptr())) {
+      for (const py::handle span : where) {
+        if (!is_span(span)) throw py::type_error(name + ": spans must be Span, one is " + type_name(span));
+        add(item, span);
+      }
+    } else if (PyIndex_Check(where.ptr())) {
+      const auto start = py::reinterpret_steal<py::object>(PyNumber_Index(where.ptr()));
+      if (!start) throw py::error_already_set();
+      placement.add_run({item, to_int64(item, start), placement.source_rows(item), 0});
+    } else {
+      throw py::type_error(name + ": spans must be an int, a Span or a list of Span, not " + type_name(where));
+    }
+    ++item;
+  }
+}
+
 // Tables are written through an address: torch owns their memory, and this module does not know torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
 void bind_placement(py::module_& module) {
+  py::class_<TensorReader>(module, "TensorReader")
+      .def(py::init<py::type>(), py::arg("tensor_type"))
+      .def_property_readonly("available", &TensorReader::available)
+      .def("add", &TensorReader::add, py::arg("placement"), py::arg("items"), py::arg("first"), py::arg("width"),
+           py::arg("on_cuda"), py::arg("device_id"));
   py::class_<Placement>(module, "Placement")
       .def(py::init<>())
       .def("add_source", &Placement::add_source, py::arg("address"), py::arg("row_stride"),
@@ -67,6 +167,7 @@ void bind_placement(py::module_& module) {
            [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
               std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })
       .def("add_runs", &add_runs)
+      .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
       .def("check", &Placement::check, py::arg("num_tokens"))
       .def("runs",
            [](const Placement& placement) {
@@ -76,6 +177,13 @@ void bind_placement(py::module_& module) {
              return runs;
            })
       .def("num_rows", &Placement::num_rows, py::arg("kind"))
+      .def("kinds",
+           [](const Placement& placement) {
+             py::list kinds;
+             for (int kind = 0; kind < kNumKinds; ++kind)
+               if (placement.num_rows(kind) > 0) kinds.append(kind);
+             return kinds;
+           })
       .def("aligned", &Placement::aligned, py::arg("kind"))
       .def("write_row_table", [](const Placement& placement, int kind,
                                  std::uintptr_t table) { placement.write_row_table(kind, table_at(table)); })

@@ -17,13 +17,16 @@ struct Run {
   std::int64_t source_start;
 };
 
+// The dtypes of rows. One launch reads sources of one kind.
+enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
+inline constexpr int kNumKinds = 3;
+
 class Placement {
  public:
   // Marks, in a token table, a token that another launch writes.
   static constexpr std::int64_t kOtherKind = -1;
 
-  // A source is `num_rows` rows of `row_bytes` bytes, `row_stride` bytes apart. `kind` groups the sources that one
-  // launch can read (their dtype). Sources are numbered in the order in which they are added.
+  // A source is `num_rows` rows, `row_stride` bytes apart. Sources are numbered in the order in which they are added.
   void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind);
 
   // The same in pages of `page_rows` rows of one pool that begins at `address`.
@@ -31,6 +34,9 @@ class Placement {
                         std::vector<std::int64_t> pages, std::int64_t page_rows);
 
   void add_run(Run run) { runs_.push_back(run); }
+
+  std::int64_t num_sources() const { return static_cast<std::int64_t>(sources_.size()); }
+  std::int64_t source_rows(std::int64_t item) const { return sources_[static_cast<std::size_t>(item)].num_rows; }
 
   // Every run lies inside its source and inside `[0, num_tokens)`, and no token is written twice.
   // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.

@@ -87,7 +87,8 @@ def embed_rows(
     block, num_warps = block_shape(destination.hidden)
     out = destination.rows
     deepstack = out[None] if destination.deepstack is None else destination.deepstack
-    dtype = weight.dtype if weight.dtype in placement.kinds else next(iter(placement.kinds), weight.dtype)
+    dtypes = placement.dtypes()
+    dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
     kind = KINDS[dtype]
     rounded = None if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype))
     aligned = placement.native.aligned(kind) and destination.hidden * dtype.itemsize % 16 == 0

@@ -63,11 +63,11 @@ def scatter_rows(
     out = destination.rows
     deepstack = out[None] if destination.deepstack is None else destination.deepstack
     with on_device(out.device):
-        for dtype in placement.kinds - {skip}:
+        for dtype in placement.dtypes():
+            if dtype == skip or destination.hidden == 0:
+                continue
             kind = KINDS[dtype]
             rows = placement.native.num_rows(kind)
-            if rows == 0 or destination.hidden == 0:
-                continue
             table = device_table(
                 2 * rows, out.device, lambda address, kind=kind: placement.native.write_row_table(kind, address)
             )

@@ -14,7 +14,10 @@ from vitcache import _native, reference
 from vitcache.lease import Lease
 from vitcache.spans import Span
 
-KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native kinds
+KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
+
+_reader = _native.TensorReader(Tensor)
 
 
 class Destination:
@@ -58,19 +61,17 @@ class Placement:
     `items` are tensors ``(n, W)`` or leases. The native table of runs and addresses is valid as long as they live.
     """
 
-    __slots__ = ("items", "kinds", "native")
+    __slots__ = ("items", "native")
 
     def __init__(self, destination: Destination, embeddings: Any, spans: Any) -> None:
         self.native = _native.Placement()
-        self.kinds: set[torch.dtype] = set()
         if isinstance(embeddings, Tensor):
-            self.items: list[Tensor | Lease] = [self._add_item(destination, 0, embeddings)]
+            self.items = self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
         else:
             check_lists(embeddings, spans)
-            self.items = [self._add_item(destination, item, rows) for item, rows in enumerate(embeddings)]
-            for item, start, length, source_start in list_runs(spans, [num_rows(item) for item in self.items]):
-                self.native.add_run(item, start, length, source_start)
+            self.items = self._add_items(destination, embeddings)
+            self.native.add_spans(spans, Span)
         self.native.check(destination.num_tokens)
         for item in self.items:
             if isinstance(item, Lease):
@@ -81,8 +82,7 @@ class Placement:
         """The same from tensors and an int64 table ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
         self.native = _native.Placement()
-        self.kinds = set()
-        self.items = [self._add_item(destination, item, rows) for item, rows in enumerate(embeddings)]
+        self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
         self.native.check(destination.num_tokens)
         return self
@@ -95,18 +95,34 @@ class Placement:
         """``(item, start, length, source_start)`` of every run."""
         return self.native.runs()
 
-    def _add_item(self, destination: Destination, item: int, rows: Tensor | Lease) -> Tensor | Lease:
+    def dtypes(self) -> list[torch.dtype]:
+        """The dtypes of the rows that are placed."""
+        return [DTYPES[kind] for kind in self.native.kinds()]
+
+    def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Tensor | Lease]:
+        """Plain tensors on the destination's device go in natively, all else one by one."""
+        items = list(embeddings)
+        device = destination.rows.device
+        added = 0
+        while True:
+            added = _reader.add(
+                self.native, items, added, destination.width, device.type == "cuda", device.index or 0
+            )
+            if added == len(items):
+                return items
+            items[added] = self._add_item(destination, added, items[added])
+            added += 1
+
+    def _add_item(self, destination: Destination, item: int, rows: Any) -> Tensor | Lease:
         if isinstance(rows, Lease):
             if rows.row_width != destination.width:
                 raise ValueError(_width_message(item, rows.row_width, destination))
-            _check_device(item, rows.pool, destination)
             pool = rows.pool
+            _check_device(item, pool, destination)
             stride = pool.stride(0) * pool.element_size()
-            kind = KINDS[_check_dtype(f"item {item}", pool)]
             self.native.add_paged_source(
-                pool.data_ptr(), stride, rows.num_rows, kind, rows.pages, rows.page_rows
+                pool.data_ptr(), stride, rows.num_rows, KINDS[pool.dtype], rows.pages, rows.page_rows
             )
-            self.kinds.add(pool.dtype)
             return rows
         if not isinstance(rows, Tensor):
             raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
@@ -121,7 +137,6 @@ class Placement:
         self.native.add_source(
             rows.data_ptr(), rows.stride(0) * rows.element_size(), rows.shape[0], KINDS[rows.dtype]
         )
-        self.kinds.add(rows.dtype)
         return rows
 
 
@@ -138,7 +153,7 @@ def check_lists(embeddings: Any, spans: Any) -> None:
 
 
 def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
-    """The runs of a list of spans: per item an int (start of the whole item), a Span, or a list of them."""
+    """The runs of a list of spans, as `Placement` makes them natively: what a compiled call traces instead."""
     runs: list[reference.Run] = []
     for item, where in enumerate(spans):
         if isinstance(where, Span):
@@ -156,11 +171,6 @@ def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
                 raise TypeError(f"item {item}: spans must be an int, a Span or a list of Span, not {kind}") from None
             runs.append((item, start, rows[item], 0))
     return runs
-
-
-def num_rows(item: Tensor | Lease) -> int:
-    """Rows that an item has."""
-    return item.shape[0] if isinstance(item, Tensor) else item.num_rows
 
 
 def span_array(spans: Any, columns: int) -> np.ndarray:
