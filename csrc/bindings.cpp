@@ -6,11 +6,15 @@
 #include <cstdint>
 #include <exception>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "dlpack.h"
 #include "error.h"
 #include "placement.h"
+#include "row_copy.h"
 
 namespace py = pybind11;
 
@@ -151,6 +155,38 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
 // Tables are written through an address: torch owns their memory, and this module does not know torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
+std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& planes) {
+  std::vector<Plane> made;
+  made.reserve(planes.size());
+  for (const auto& [address, row_stride] : planes) made.push_back({reinterpret_cast<std::byte*>(address), row_stride});
+  return made;
+}
+
+void bind_row_copy(py::module_& module) {
+  using Planes = std::vector<std::pair<std::uintptr_t, std::int64_t>>;  // (address, row stride in bytes)
+  using WeightRows = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;  // (address, row stride, rows)
+  module.def("scatter_rows", [](std::uintptr_t table, std::int64_t num_rows, const Planes& planes,
+                                std::int64_t row_bytes, int num_threads) {
+    const std::vector<Plane> made = make_planes(planes);
+    const py::gil_scoped_release without_gil;
+    scatter_rows(table_at(table), num_rows, made, row_bytes, num_threads);
+  });
+  module.def("embed_rows", [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
+                              const WeightRows& weight, const Planes& planes, std::int64_t row_bytes,
+                              int num_threads) {
+    const std::vector<Plane> made = make_planes(planes);
+    const auto [address, row_stride, num_rows] = weight;
+    const Weight rows{reinterpret_cast<const std::byte*>(address), row_stride, num_rows};
+    const py::gil_scoped_release without_gil;
+    if (id_bytes == 4)
+      embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows, made, row_bytes,
+                 num_threads);
+    else
+      embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows, made, row_bytes,
+                 num_threads);
+  });
+}
+
 void bind_placement(py::module_& module) {
   py::class_<TensorReader>(module, "TensorReader")
       .def(py::init<py::type>(), py::arg("tensor_type"))
@@ -169,6 +205,7 @@ void bind_placement(py::module_& module) {
       .def("add_runs", &add_runs)
       .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
       .def("check", &Placement::check, py::arg("num_tokens"))
+      .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("width"))
       .def("runs",
            [](const Placement& placement) {
              py::list runs;
@@ -202,6 +239,7 @@ PYBIND11_MODULE(_native, module) {
   py::register_local_exception_translator(translate_cuda_error);
   bind_cuda_runtime(module);
   bind_placement(module);
+  bind_row_copy(module);
 }
 
 }  // namespace vitcache

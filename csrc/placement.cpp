@@ -75,6 +75,19 @@ void Placement::check(std::int64_t num_tokens) const {
       throw std::invalid_argument(describe(*order[i - 1]) + " and " + describe(*order[i]) + " overlap");
 }
 
+void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t width) const {
+  for (std::size_t item = 0; item < sources_.size(); ++item) {
+    const Source& source = sources_[item];
+    if (source.num_rows == 0) continue;
+    const auto row = [&source](std::int64_t number) {
+      return source.address + static_cast<std::uint64_t>(number * source.row_stride);
+    };
+    const auto row_bytes = static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
+    if (row(source.first_row()) < end && begin < row(source.last_row()) + row_bytes)
+      throw std::invalid_argument("item " + std::to_string(item) + " shares memory with the destination");
+  }
+}
+
 std::int64_t Placement::num_rows(int kind) const {
   std::int64_t rows = 0;
   for (const Run& run : runs_)

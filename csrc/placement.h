@@ -4,6 +4,7 @@
 // runs, `check` it, write the table that a kernel reads. No thread rule beyond that of a std::vector; no CUDA call.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct Run {
 // The dtypes of rows. One launch reads sources of one kind.
 enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 inline constexpr int kNumKinds = 3;
+inline constexpr std::int64_t kElementBytes[kNumKinds] = {4, 2, 2};
 
 class Placement {
  public:
@@ -41,6 +43,10 @@ class Placement {
   // Every run lies inside its source and inside `[0, num_tokens)`, and no token is written twice.
   // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.
   void check(std::int64_t num_tokens) const;
+
+  // No source lies in the memory [begin, end): a copy from there would read what it has just written. Rows have `width`
+  // elements. Throws std::invalid_argument naming the item.
+  void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t width) const;
 
   const std::vector<Run>& runs() const { return runs_; }
 
@@ -67,6 +73,10 @@ class Placement {
     std::int64_t page_rows;
 
     std::int64_t row_address(std::int64_t row) const;
+    std::int64_t first_row() const { return pages.empty() ? 0 : *std::min_element(pages.begin(), pages.end()) * page_rows; }
+    std::int64_t last_row() const {
+      return pages.empty() ? num_rows - 1 : (*std::max_element(pages.begin(), pages.end()) + 1) * page_rows - 1;
+    }
   };
 
   const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }

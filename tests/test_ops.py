@@ -84,7 +84,9 @@ def test_strided_destinations_and_sources(device):
 
 
 def test_leases_mix_with_tensors(device):
-    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4)
+    cache = EmbeddingCache(
+        HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4
+    )
     rows = make_rows(10, HIDDEN, torch.float32, device)
     fresh = make_rows(3, HIDDEN, torch.float32, device)
     assert cache.put(b"k" * 32, rows)
@@ -100,7 +102,9 @@ def test_leases_mix_with_tensors(device):
 
 
 def test_a_released_lease_is_refused_and_nothing_is_written(device):
-    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4)
+    cache = EmbeddingCache(
+        HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4
+    )
     cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32, device))
     lease = cache.get(b"k" * 32)
     lease.release()
@@ -131,12 +135,24 @@ BAD_SCATTERS = [
     (TypeError, r"item 1: spans must be an int, a Span or a list of Span, not float", [0, 4.0], {}),
     (TypeError, r"item 0: spans must be Span, one is tuple", [[(0, 2)], 4], {}),
     (TypeError, r"spans must be a list with one entry per item, it is Span", Span(0, 3), {}),
-    (ValueError, r"width 24, the destination takes 48 \(hidden 24 x \(1 \+ 1 ", [0, 4], {"deepstack": (1, 8, HIDDEN)}),
-    (ValueError, r"deepstack has shape \(1, 7, 24\), it must be \(L, 8, 24\)", [0, 4], {"deepstack": (1, 7, HIDDEN)}),
+    (
+        ValueError,
+        r"width 24, the destination takes 48 \(hidden 24 x \(1 \+ 1 ",
+        [0, 4],
+        {"deepstack": (1, 8, HIDDEN)},
+    ),
+    (
+        ValueError,
+        r"deepstack has shape \(1, 7, 24\), it must be \(L, 8, 24\)",
+        [0, 4],
+        {"deepstack": (1, 7, HIDDEN)},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("error", "message", "spans", "shapes"), BAD_SCATTERS, ids=[case[1][:40] for case in BAD_SCATTERS])
+@pytest.mark.parametrize(
+    ("error", "message", "spans", "shapes"), BAD_SCATTERS, ids=[case[1][:40] for case in BAD_SCATTERS]
+)
 def test_bad_scatters_say_what_is_wrong_and_write_nothing(device, error, message, spans, shapes):
     items = [make_rows(3, HIDDEN, torch.float32, device) for _ in range(2)]
     out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
@@ -149,7 +165,11 @@ def test_bad_scatters_say_what_is_wrong_and_write_nothing(device, error, message
 BAD_ITEMS = [
     (ValueError, "item 1 has rows of width 23, the destination takes 24", torch.zeros(2, 23)),
     (ValueError, r"item 1 has shape \(2, 1, 24\), it must be \(rows, 24\)", torch.zeros(2, 1, 24)),
-    (TypeError, "item 1 is torch.float64, it must be float32, float16 or bfloat16", torch.zeros(2, 24).double()),
+    (
+        TypeError,
+        "item 1 is torch.float64, it must be float32, float16 or bfloat16",
+        torch.zeros(2, 24).double(),
+    ),
     (TypeError, "item 1 must be a tensor or a Lease, it is ndarray", np.zeros((2, 24), np.float32)),
     (ValueError, "item 1 is on meta, the destination is on", torch.zeros(2, 24, device="meta")),
 ]
@@ -164,13 +184,41 @@ def test_bad_items_are_named_and_nothing_is_written(device, error, message, rows
     assert out.isnan().all()
 
 
+def test_an_item_inside_the_destination_is_refused(device):
+    out = make_rows(8, HIDDEN, torch.float32, device)
+    before = out.clone()
+    for rows in (out[2:4], out[7:], out.view(4, 2 * HIDDEN)[:, :HIDDEN]):
+        with pytest.raises(ValueError, match="item 1 shares memory with the destination"):
+            scatter_embeddings(out, [make_rows(1, HIDDEN, torch.float32, device), rows], [0, 4])
+    deepstack = make_rows(8, HIDDEN, torch.float32, device).view(1, 8, HIDDEN)
+    with pytest.raises(ValueError, match="item 0 shares memory"):
+        scatter_embeddings(out, [deepstack.view(4, 2 * HIDDEN)], [0], deepstack=deepstack)
+    assert same_bits(out, before)
+    neighbours = make_rows(16, HIDDEN, torch.float32, device)
+    assert same_bits(scatter_embeddings(neighbours[:8], [neighbours[8:]], [0]), neighbours[8:])
+
+
+def test_rows_of_several_megabytes_are_copied_by_several_threads():
+    rows = make_rows(1500, 2048, torch.bfloat16)
+    weight = make_rows(100, 2048, torch.bfloat16)
+    ids = torch.randint(0, 100, (2000,))
+    expected = weight[ids]
+    expected[300:1800] = rows
+    assert same_bits(embed_tokens(ids, weight, [rows], [300]), expected)
+    assert same_bits(scatter_embeddings(weight[ids], [rows], [300]), expected)
+
+
 def test_bad_destinations_are_refused(device):
     rows = [make_rows(2, HIDDEN, torch.float32, device)]
     for error, message, out in [
         (TypeError, "inputs_embeds is torch.int64", torch.zeros(4, HIDDEN, dtype=torch.int64, device=device)),
         (TypeError, "inputs_embeds must be a tensor, it is list", [[0.0]]),
         (ValueError, "inputs_embeds has 1 dimensions", torch.zeros(HIDDEN, device=device)),
-        (ValueError, "inputs_embeds has stride 4 between elements", torch.zeros(HIDDEN, 4, device=device).t()),
+        (
+            ValueError,
+            "inputs_embeds has stride 4 between elements",
+            torch.zeros(HIDDEN, 4, device=device).t(),
+        ),
         (ValueError, "is not one block of rows", torch.zeros(2, 8, HIDDEN, device=device)[:, :3]),
     ]:
         with pytest.raises(error, match=message):
@@ -178,7 +226,10 @@ def test_bad_destinations_are_refused(device):
 
 
 def test_bad_packed_spans_are_refused(device):
-    out, rows = poisoned(8, HIDDEN, dtype=torch.float32, device=device), make_rows(4, HIDDEN, torch.float32, device)
+    out, rows = (
+        poisoned(8, HIDDEN, dtype=torch.float32, device=device),
+        make_rows(4, HIDDEN, torch.float32, device),
+    )
     for error, message, spans in [
         (TypeError, r"spans of one packed tensor must be an int64 array \(n, 3\), not list", [Span(0, 4)]),
         (TypeError, "spans must be int64, they are int32", np.zeros((1, 3), np.int32)),
@@ -213,7 +264,10 @@ def test_embed_tokens_writes_text_and_images(device, dtype, ids_dtype):
     weight = make_rows(50, HIDDEN, dtype, device)
     ids = torch.randint(0, 50, (14,), dtype=ids_dtype, device=device)
     ids[3:7] = 10**9
-    items, spans = [make_rows(6, HIDDEN, dtype, device), make_rows(1, HIDDEN, dtype, device)], [Span(3, 4, 2), 13]
+    items, spans = (
+        [make_rows(6, HIDDEN, dtype, device), make_rows(1, HIDDEN, dtype, device)],
+        [Span(3, 4, 2), 13],
+    )
     ids[13] = -5
     expected, _ = expected_scatter(weight[ids.long().clamp(0, 49)], items, spans)
     assert same_bits(embed_tokens(ids, weight, items, spans), expected)
@@ -282,7 +336,9 @@ def test_any_placement_equals_the_loop_over_rows(data):
     spans = [[], [], []]
     for first, last in pieces:
         length = data.draw(st.integers(0, last - first))
-        spans[data.draw(st.integers(0, 2))].append(Span(first, length, data.draw(st.integers(0, 31 - length))))
+        spans[data.draw(st.integers(0, 2))].append(
+            Span(first, length, data.draw(st.integers(0, 31 - length)))
+        )
     out = poisoned(num_tokens, 5, dtype=data.draw(st.sampled_from(FLOAT_DTYPES)))
     expected, _ = expected_scatter(out, items, spans)
     assert same_bits(scatter_embeddings(out, items, spans), expected)

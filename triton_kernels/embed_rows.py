@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcache.placement import KINDS, Destination, Placement
-from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, device_table, on_device
+from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, make_table, on_device
 from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 
@@ -93,7 +93,7 @@ def embed_rows(
     rounded = None if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype))
     aligned = placement.native.aligned(kind) and destination.hidden * dtype.itemsize % 16 == 0
     with on_device(out.device):
-        table = device_table(
+        table = make_table(
             destination.num_tokens,
             out.device,
             lambda address: placement.native.write_token_table(kind, address, destination.num_tokens),

@@ -1,4 +1,4 @@
-"""What the row kernels share: the shape of a block, a cast that rounds alike everywhere, and the upload of a table."""
+"""What the row kernels share: the shape of a block, a cast that rounds alike everywhere, and the table of a call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from vitcache.tables import ring_of
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -41,21 +43,19 @@ def block_shape(hidden: int) -> tuple[int, int]:
     return block, max(1, block // ELEMENTS_PER_WARP)
 
 
-def device_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """An int64 table on `device` that `fill` has written through its host address.
+def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
+    """An int64 table that `fill` has written through its address and that a launch on `device` reads where it is.
 
-    On CUDA the host copy is pinned memory of torch's caching allocator, which does not hand it out again before the
-    upload on the current stream is over.
+    Raises
+    ------
+    RuntimeError
+        If a CUDA graph is being captured: the table lives for one call only, a replay would read what came after it.
     """
-    if device.type != "cuda":
-        table = torch.empty(values, dtype=torch.int64)
-        fill(table.data_ptr())
-        return table
-    if torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a placement cannot be captured in a CUDA graph: its table lives for one call only")
-    table = torch.empty(values, dtype=torch.int64, pin_memory=True)
+    table = ring_of(device).reserve(values)
     fill(table.data_ptr())
-    return table.to(device, non_blocking=True)
+    return table
 
 
 _held = threading.local()

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from vitcache.placement import KINDS, Destination, Placement
-from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, device_table, hold_pinned, on_device
+from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, make_table, hold_pinned, on_device
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def scatter_rows(
                 continue
             kind = KINDS[dtype]
             rows = placement.native.num_rows(kind)
-            table = device_table(
+            table = make_table(
                 2 * rows, out.device, lambda address, kind=kind: placement.native.write_row_table(kind, address)
             )
             aligned = placement.native.aligned(kind) and destination.hidden * dtype.itemsize % 16 == 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitcache import reference
+from vitcache import reference, row_copy
 from vitcache.placement import Destination, Placement
 
 _library = torch.library.Library("vitcache", "DEF")
@@ -40,6 +40,8 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         from vitcache.triton_kernels import scatter_rows as kernels
 
         kernels.scatter_rows(destination, placement, scale)
+    elif row_copy.moves_bits(destination, placement, scale):
+        row_copy.scatter_rows(destination, placement)
     else:
         reference.scatter_embeddings(
             destination.rows, destination.deepstack, placement.segments(), placement.runs(), scale
@@ -60,6 +62,8 @@ def embed(
         from vitcache.triton_kernels import embed_rows as kernels
 
         kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
+    elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(destination, placement, scale, text_scale):
+        row_copy.embed_rows(destination, ids, weight, placement)
     else:
         reference.embed_tokens(
             destination.rows,

@@ -50,6 +50,12 @@ class Destination:
         self.levels = len(deepstack)
 
     @property
+    def extents(self) -> list[tuple[int, int]]:
+        """First and last address of what is written, where that is one block: between strided rows others may live."""
+        blocks = [self.rows] if self.deepstack is None else [self.rows, self.deepstack]
+        return [(block.data_ptr(), block.data_ptr() + block.nbytes) for block in blocks if block.is_contiguous()]
+
+    @property
     def width(self) -> int:
         """Elements of a row of embeddings that fills this destination."""
         return self.hidden * (1 + self.levels)
@@ -72,7 +78,7 @@ class Placement:
             check_lists(embeddings, spans)
             self.items = self._add_items(destination, embeddings)
             self.native.add_spans(spans, Span)
-        self.native.check(destination.num_tokens)
+        self._check(destination)
         for item in self.items:
             if isinstance(item, Lease):
                 item.use()
@@ -84,7 +90,7 @@ class Placement:
         self.native = _native.Placement()
         self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
-        self.native.check(destination.num_tokens)
+        self._check(destination)
         return self
 
     def segments(self) -> list[list[Tensor]]:
@@ -98,6 +104,11 @@ class Placement:
     def dtypes(self) -> list[torch.dtype]:
         """The dtypes of the rows that are placed."""
         return [DTYPES[kind] for kind in self.native.kinds()]
+
+    def _check(self, destination: Destination) -> None:
+        self.native.check(destination.num_tokens)
+        for begin, end in destination.extents:
+            self.native.check_apart(begin, end, destination.width)
 
     def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Tensor | Lease]:
         """Plain tensors on the destination's device go in natively, all else one by one."""

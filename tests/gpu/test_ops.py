@@ -6,6 +6,7 @@ import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
 from vitcache import EmbeddingCache, Span, embed_tokens, operators, scatter_embeddings
+from vitcache.tables import ring_of
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +149,28 @@ def test_a_capture_is_refused_instead_of_replaying_a_dead_table(gpu):
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"), torch.cuda.graph(graph):
         scatter_embeddings(out, [rows], [1])
+
+
+def test_every_stream_has_a_table_ring_of_its_own(gpu):
+    device = torch.empty(0, device=gpu.device).device
+    current = ring_of(device)
+    with gpu.stream():
+        side = ring_of(device)
+    assert ring_of(device) is current
+    assert (side is current) is gpu.dry
+
+
+def test_tables_outlive_a_device_that_is_behind(gpu):
+    """More tables than a block holds are written while the device has read none of them."""
+    calls, rows = gpu.size((40, 4096), (3, 4))
+    source = make_rows(rows, 64, torch.bfloat16, gpu.device)
+    outs = [poisoned(rows, 64, dtype=torch.bfloat16, device=gpu.device) for _ in range(calls)]
+    scatter_embeddings(outs[0], [source], [0])
+    gpu.slow(100)
+    for out in outs:
+        scatter_embeddings(out, [source], [0])
+    gpu.synchronize()
+    assert all(same_bits(out, source) for out in outs)
 
 
 def test_gradients_flow_on_the_device(gpu):

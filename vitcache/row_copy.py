@@ -1,0 +1,51 @@
+"""The CPU's kernels: rows moved as bytes, by the table that a GPU would read. Casts and scales are the reference's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitcache import _native
+from vitcache.placement import KINDS, Destination, Placement
+from vitcache.tables import ring_of
+
+
+def moves_bits(destination: Destination, placement: Placement, *scales: float | None) -> bool:
+    """Whether every row goes to its destination as it is."""
+    return scales.count(None) == len(scales) and set(placement.dtypes()) <= {destination.rows.dtype}
+
+
+def scatter_rows(destination: Destination, placement: Placement) -> None:
+    """Scatter what `moves_bits` admits. Returns when it is written; uses as many threads as torch does."""
+    kind = KINDS[destination.rows.dtype]
+    num_rows = placement.native.num_rows(kind)
+    table = ring_of(destination.rows.device).reserve(2 * num_rows).data_ptr()
+    placement.native.write_row_table(kind, table)
+    _native.scatter_rows(table, num_rows, *_planes(destination), torch.get_num_threads())
+
+
+def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, placement: Placement) -> None:
+    """Build what `moves_bits` admits, from a weight of the destination's dtype.
+
+    Raises
+    ------
+    IndexError
+        If the id of a text token is no row of `weight`; nothing is written.
+    """
+    ids = input_ids.contiguous()
+    num_tokens = destination.num_tokens
+    table = ring_of(destination.rows.device).reserve(num_tokens).data_ptr()
+    placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)
+    rows = (weight.data_ptr(), weight.stride(0) * weight.element_size(), len(weight))
+    _native.embed_rows(
+        table, num_tokens, ids.data_ptr(), ids.element_size(), rows, *_planes(destination), torch.get_num_threads()
+    )
+
+
+def _planes(destination: Destination) -> tuple[list[tuple[int, int]], int]:
+    """Address and row stride of inputs_embeds and of each deepstack level, and the bytes of a row."""
+    levels = [destination.rows]
+    if destination.deepstack is not None:
+        levels.extend(destination.deepstack)
+    planes = [(level.data_ptr(), level.stride(0) * level.element_size()) for level in levels]
+    return planes, destination.hidden * destination.rows.element_size()
