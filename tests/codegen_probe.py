@@ -29,7 +29,13 @@ def tool(name: str) -> Path:
 
 def compile_kernel(kernel, arch: int, dtype: torch.dtype, constants: dict[str, object]):
     block, num_warps = block_shape(HIDDEN)
-    constants = {"SOURCE": TRITON_DTYPES[dtype], "HIDDEN": HIDDEN, "ALIGNED": True, "BLOCK": block, **constants}
+    constants = {
+        "SOURCE": TRITON_DTYPES[dtype],
+        "HIDDEN": HIDDEN,
+        "ALIGNED": True,
+        "BLOCK": block,
+        **constants,
+    }
     kinds = {"table_ptr": "*i64", "ids_ptr": "*i64", "scale": "fp32", "text_scale": "fp32"}
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
@@ -49,10 +55,15 @@ def report(cubin: bytes) -> dict[str, object]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
-        sass = subprocess.run([tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+        sass = subprocess.run(
+            [tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
     counts = {
-        key: int(re.search(rf"{key}:(\d+)", usage.stdout + usage.stderr).group(1)) for key in ("REG", "STACK", "LOCAL")
+        key: int(re.search(rf"{key}:(\d+)", usage.stdout + usage.stderr).group(1))
+        for key in ("REG", "STACK", "LOCAL")
     }
     memory = re.findall(r"\b((?:LDG|STG|LDL|STL)[.\w]*)", sass)
     return {"registers": counts["REG"], "stack": counts["STACK"], "local": counts["LOCAL"], "memory": memory}
@@ -60,7 +71,7 @@ def report(cubin: bytes) -> dict[str, object]:
 
 def main() -> None:
     kernels = {
-        "scatter": (scatter_rows_kernel, [{"HAS_SCALE": False}, {"HAS_SCALE": True}]),
+        "scatter": (scatter_rows_kernel, [{"HAS_SCALE": False, "HAS_HOLES": False}, {"HAS_SCALE": True, "HAS_HOLES": True}]),
         "embed": (
             embed_rows_kernel,
             [{"HAS_SCALE": False, "HAS_TEXT_SCALE": False}, {"HAS_SCALE": True, "HAS_TEXT_SCALE": True}],

@@ -26,7 +26,11 @@ def as_spans(where: object, num_rows: int) -> list[Span]:
 
 
 def expected_scatter(
-    out: Tensor, items: list[Tensor], spans: list[object], deepstack: Tensor | None = None, scale: float | None = None
+    out: Tensor,
+    items: list[Tensor],
+    spans: list[object],
+    deepstack: Tensor | None = None,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Row by row, column by column, in the words of the contract."""
     hidden = out.shape[-1]
@@ -40,7 +44,9 @@ def expected_scatter(
                 tokens[span.start + step] = row[:hidden].to(out.dtype)
                 for level in range(0 if deepstack is None else len(deepstack)):
                     columns = row[hidden * (level + 1) : hidden * (level + 2)]
-                    deepstack.view(len(deepstack), -1, hidden)[level, span.start + step] = columns.to(out.dtype)
+                    deepstack.view(len(deepstack), -1, hidden)[level, span.start + step] = columns.to(
+                        out.dtype
+                    )
     return out, deepstack
 
 

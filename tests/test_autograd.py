@@ -46,7 +46,12 @@ def test_scatter_has_the_gradients_of_slices(device, scale, shape):
 
 
 def test_deepstack_has_the_gradients_of_slices(device):
-    values = [torch.randn(10, HIDDEN), torch.randn(2, 10, HIDDEN), torch.randn(3, 3 * HIDDEN), torch.randn(2, 3 * HIDDEN)]
+    values = [
+        torch.randn(10, HIDDEN),
+        torch.randn(2, 10, HIDDEN),
+        torch.randn(3, 3 * HIDDEN),
+        torch.randn(2, 3 * HIDDEN),
+    ]
     values = [value.to(device) for value in values]
     base, deepstack, *items = leaves(*values)
     true_base, true_deepstack, *true_items = leaves(*values)
@@ -82,7 +87,10 @@ def test_gradcheck_in_every_argument():
     # float32 is the widest dtype there is here, hence the loose tolerance and the large step.
     ids = torch.randint(0, 9, (10,))
     weight, deepstack, *items = leaves(
-        torch.randn(9, HIDDEN), torch.randn(2, 10, HIDDEN), torch.randn(3, 3 * HIDDEN), torch.randn(2, 3 * HIDDEN)
+        torch.randn(9, HIDDEN),
+        torch.randn(2, 10, HIDDEN),
+        torch.randn(3, 3 * HIDDEN),
+        torch.randn(2, 3 * HIDDEN),
     )
 
     def embed(weight, *items):

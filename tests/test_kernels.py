@@ -48,7 +48,9 @@ def check_scatter(out, deepstack, embeddings, spans, scale=None):
 def check_embed(out, deepstack, ids, weight, embeddings, spans, scale=None, text_scale=None):
     return run_both(
         lambda destination, placement: embed_rows(destination, ids, weight, placement, scale, text_scale),
-        lambda d, items, runs: reference.embed_tokens(d.rows, d.deepstack, ids, weight, items, runs, scale, text_scale),
+        lambda d, items, runs: reference.embed_tokens(
+            d.rows, d.deepstack, ids, weight, items, runs, scale, text_scale
+        ),
         out,
         deepstack,
         embeddings,
@@ -59,7 +61,9 @@ def check_embed(out, deepstack, ids, weight, embeddings, spans, scale=None, text
 @pytest.mark.parametrize("hidden", [1, 7, 8, 31, 32, 33, 4095, 4096, 4097])
 def test_widths_around_the_block(device, hidden):
     rows = make_rows(3, hidden, torch.bfloat16, device)
-    out, _ = check_scatter(poisoned(6, hidden, dtype=torch.bfloat16, device=device), None, [rows], [Span(2, 2, 1)])
+    out, _ = check_scatter(
+        poisoned(6, hidden, dtype=torch.bfloat16, device=device), None, [rows], [Span(2, 2, 1)]
+    )
     assert out.isnan().all(dim=1).tolist() == [True, True, False, False, True, True]
 
 
@@ -100,7 +104,10 @@ def test_pages_of_a_lease(device):
         assert cache.put(key, values)
     leases = [cache.get(key) for key in keys]
     out, _ = check_scatter(
-        poisoned(20, 16, dtype=torch.bfloat16, device=device), None, leases, [0, [Span(5, 6, 2), Span(12, 1, 8)], 14]
+        poisoned(20, 16, dtype=torch.bfloat16, device=device),
+        None,
+        leases,
+        [0, [Span(5, 6, 2), Span(12, 1, 8)], 14],
     )
     assert same_bits(out[5:11], rows[1][2:8])
 
@@ -121,7 +128,9 @@ def test_embed_writes_every_token_once(device, ids_dtype, hidden):
     ids = torch.randint(0, 11, (10,), dtype=ids_dtype, device=device)
     ids[2:5] = 2**30
     rows = make_rows(3, hidden, torch.bfloat16, device)
-    out, _ = check_embed(poisoned(10, hidden, dtype=torch.bfloat16, device=device), None, ids, weight, [rows], [2])
+    out, _ = check_embed(
+        poisoned(10, hidden, dtype=torch.bfloat16, device=device), None, ids, weight, [rows], [2]
+    )
     assert not out.isnan().any()
 
 

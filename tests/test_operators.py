@@ -22,7 +22,10 @@ def arguments(device, deepstack_levels):
 @pytest.mark.parametrize("levels", [0, 2])
 def test_opcheck(device, levels):
     out, deepstack, items, runs = arguments(device, levels)
-    ids, weight = torch.zeros(9, dtype=torch.int64, device=device), make_rows(5, HIDDEN, torch.float32, device)
+    ids, weight = (
+        torch.zeros(9, dtype=torch.int64, device=device),
+        make_rows(5, HIDDEN, torch.float32, device),
+    )
     ops = torch.ops.vitcache
     for operator, values in [
         (ops.scatter_embeddings_, (out, deepstack, items, runs, 0.5)),

@@ -65,7 +65,11 @@ def test_placeholder_mask_of_another_length_or_type_is_refused():
 
 def test_token_ids_hand_out_runs_to_items_in_prompt_order():
     ids = [7, 9, 9, 9, 1, 9, 9, 2, 9]
-    assert spans_from_token_ids(ids, 9, [3, 1, 2]) == [[Span(1, 3)], [Span(5, 1)], [Span(6, 1), Span(8, 1, 1)]]
+    assert spans_from_token_ids(ids, 9, [3, 1, 2]) == [
+        [Span(1, 3)],
+        [Span(5, 1)],
+        [Span(6, 1), Span(8, 1, 1)],
+    ]
     assert spans_from_token_ids(torch.tensor(ids).reshape(3, 3), 9, [6]) == [
         [Span(1, 3, 0), Span(5, 2, 3), Span(8, 1, 5)]
     ]
@@ -94,7 +98,11 @@ def test_clip_rebases_tokens_and_moves_source_start_along():
 )
 def test_chunks_that_follow_each_other_place_what_the_whole_would(triples, start, lengths):
     spans = [Span(*triple) for triple in triples]
-    whole = [(token, row) for s in spans for token, row in zip(range(s.start, s.stop), range(s.source_start, 99), strict=False)]
+    whole = [
+        (token, row)
+        for s in spans
+        for token, row in zip(range(s.start, s.stop), range(s.source_start, 99), strict=False)
+    ]
     chunked = []
     for length in lengths:
         for s in clip_spans(spans, start, length):

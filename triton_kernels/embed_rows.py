@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcache.placement import KINDS, Destination, Placement
-from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, make_table, on_device
+from vitcache.placement_table import PlacementTable
+from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, is_aligned, make_table, on_device
 from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 
@@ -73,6 +74,47 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
             tl.store(target + columns, tl.zeros([BLOCK], dtype=out_ptr.dtype.element_ty), mask)
 
 
+def launch_embed_rows(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    dtype: torch.dtype,
+    scale: float | None,
+    text_scale: float | None,
+    *,
+    aligned: bool,
+) -> None:
+    """Launch on the current stream for every token; those whose row in `table` is not of `dtype` are left out."""
+    block, num_warps = block_shape(destination.hidden)
+    out = destination.rows
+    deepstack = out[None] if destination.deepstack is None else destination.deepstack
+    grid = (destination.num_tokens, 1 + destination.levels, triton.cdiv(destination.hidden, block))
+    if 0 in grid:
+        return
+    embed_rows_kernel[grid](
+        table,
+        input_ids,
+        weight,
+        weight.stride(0),
+        out,
+        out.stride(0),
+        deepstack,
+        deepstack.stride(0),
+        deepstack.stride(1),
+        1.0 if scale is None else float(scale),
+        # Rounded as the model's own buffer is, then multiplied in float32 and rounded once more.
+        1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype)),
+        SOURCE=TRITON_DTYPES[dtype],
+        HIDDEN=destination.hidden,
+        HAS_SCALE=scale is not None,
+        HAS_TEXT_SCALE=text_scale is not None,
+        ALIGNED=aligned,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
+
+
 def embed_rows(
     destination: Destination,
     input_ids: Tensor,
@@ -82,41 +124,31 @@ def embed_rows(
     text_scale: float | None,
 ) -> None:
     """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's promise."""
-    if destination.num_tokens == 0 or destination.hidden == 0:
-        return
-    block, num_warps = block_shape(destination.hidden)
-    out = destination.rows
-    deepstack = out[None] if destination.deepstack is None else destination.deepstack
+    device, num_tokens = destination.rows.device, destination.num_tokens
     dtypes = placement.dtypes()
     dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
     kind = KINDS[dtype]
-    rounded = None if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype))
-    aligned = placement.native.aligned(kind) and destination.hidden * dtype.itemsize % 16 == 0
-    with on_device(out.device):
+    with on_device(device):
         table = make_table(
-            destination.num_tokens,
-            out.device,
-            lambda address: placement.native.write_token_table(kind, address, destination.num_tokens),
+            num_tokens, device, lambda address: placement.native.write_token_table(kind, address, num_tokens)
         )
-        grid = (destination.num_tokens, 1 + destination.levels, triton.cdiv(destination.hidden, block))
-        embed_rows_kernel[grid](
-            table,
-            input_ids,
-            weight,
-            weight.stride(0),
-            out,
-            out.stride(0),
-            deepstack,
-            deepstack.stride(0),
-            deepstack.stride(1),
-            1.0 if scale is None else float(scale),
-            1.0 if rounded is None else rounded,
-            SOURCE=TRITON_DTYPES[dtype],
-            HIDDEN=destination.hidden,
-            HAS_SCALE=scale is not None,
-            HAS_TEXT_SCALE=rounded is not None,
-            ALIGNED=aligned,
-            BLOCK=block,
-            num_warps=num_warps,
-        )
+        aligned = is_aligned(destination, placement, dtype)
+        launch_embed_rows(destination, input_ids, weight, table, dtype, scale, text_scale, aligned=aligned)
     scatter_rows(destination, placement, scale, skip=dtype)
+
+
+def embed_table(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    table: PlacementTable,
+    tokens: Tensor,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """Launch with the addresses that `table` keeps for its tokens, so that a captured launch serves each update."""
+    aligned = destination.hidden * table.dtype.itemsize % 16 == 0
+    with on_device(destination.rows.device):
+        launch_embed_rows(
+            destination, input_ids, weight, tokens, table.dtype, scale, text_scale, aligned=aligned
+        )

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitcache.placement import KINDS, Destination, Placement
 from vitcache.tables import ring_of
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -43,6 +44,11 @@ def block_shape(hidden: int) -> tuple[int, int]:
     return block, max(1, block // ELEMENTS_PER_WARP)
 
 
+def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:
+    """Whether every level of every row of `dtype` begins at a multiple of 16 bytes."""
+    return placement.native.aligned(KINDS[dtype]) and destination.hidden * dtype.itemsize % 16 == 0
+
+
 def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
     """An int64 table that `fill` has written through its address and that a launch on `device` reads where it is.
 
@@ -52,7 +58,9 @@ def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -
         If a CUDA graph is being captured: the table lives for one call only, a replay would read what came after it.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a placement cannot be captured in a CUDA graph: its table lives for one call only")
+        raise RuntimeError(
+            "this placement cannot be captured in a CUDA graph, its table lives for one call only: use a PlacementTable"
+        )
     table = ring_of(device).reserve(values)
     fill(table.data_ptr())
     return table

@@ -1,4 +1,4 @@
-"""Scatter rows of images over tokens: one program per row, column block and deepstack level.
+"""Scatter rows of images over tokens: one program per row, deepstack level and column block.
 
 Bytes: each source row is read once and each destination row written once, plus 16 bytes of table per row.
 Launches: one per source dtype. The truth is `vitcache.reference.scatter_embeddings`.
@@ -9,9 +9,19 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from vitcache.placement import KINDS, Destination, Placement
-from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, make_table, hold_pinned, on_device
+from vitcache.placement_table import PlacementTable
+from vitcache.triton_kernels.rows import (
+    TRITON_DTYPES,
+    block_shape,
+    cast,
+    hold_pinned,
+    is_aligned,
+    make_table,
+    on_device,
+)
 
 
 @triton.jit
@@ -26,12 +36,14 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     SOURCE: tl.constexpr,
     HIDDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    HAS_HOLES: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``out[token(r)] = source(r)[:H]`` and ``deepstack[l, token(r)] = source(r)[H * (l + 1) : H * (l + 2)]``.
 
-    The table holds an address and a token per row, both int64; program ids are row, level and column block.
+    The table holds an address and a token per row, both int64; an address of 0 is a hole, where a table may have any.
+    Program ids are row, level and column block.
     """
     row = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
@@ -39,6 +51,9 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     mask = columns < HIDDEN
     address = tl.load(table_ptr + row * 2)
     token = tl.load(table_ptr + row * 2 + 1)
+    if HAS_HOLES:
+        if address == 0:
+            return
     source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
     if ALIGNED:
         # After the cast to a pointer: on the integer the hint is lost, and with it 16-byte loads.
@@ -55,37 +70,61 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
         tl.store(plane + token * deepstack_stride_row + columns, values, mask)
 
 
+def launch_scatter_rows(
+    destination: Destination,
+    table: Tensor,
+    dtype: torch.dtype,
+    scale: float | None,
+    *,
+    aligned: bool,
+    has_holes: bool = False,
+) -> None:
+    """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each."""
+    block, num_warps = block_shape(destination.hidden)
+    out = destination.rows
+    deepstack = out[None] if destination.deepstack is None else destination.deepstack
+    grid = (len(table) // 2, 1 + destination.levels, triton.cdiv(destination.hidden, block))
+    if 0 in grid:
+        return
+    scatter_rows_kernel[grid](
+        table,
+        out,
+        out.stride(0),
+        deepstack,
+        deepstack.stride(0),
+        deepstack.stride(1),
+        1.0 if scale is None else float(scale),
+        SOURCE=TRITON_DTYPES[dtype],
+        HIDDEN=destination.hidden,
+        HAS_SCALE=scale is not None,
+        HAS_HOLES=has_holes,
+        ALIGNED=aligned,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
+
+
 def scatter_rows(
     destination: Destination, placement: Placement, scale: float | None, *, skip: torch.dtype | None = None
 ) -> None:
     """Launch on the current stream, for every source dtype but `skip`; arguments are checked already."""
-    block, num_warps = block_shape(destination.hidden)
-    out = destination.rows
-    deepstack = out[None] if destination.deepstack is None else destination.deepstack
-    with on_device(out.device):
+    device = destination.rows.device
+    with on_device(device):
         for dtype in placement.dtypes():
-            if dtype == skip or destination.hidden == 0:
+            if dtype == skip:
                 continue
             kind = KINDS[dtype]
-            rows = placement.native.num_rows(kind)
+            num_rows = placement.native.num_rows(kind)
             table = make_table(
-                2 * rows, out.device, lambda address, kind=kind: placement.native.write_row_table(kind, address)
+                2 * num_rows, device, lambda address, kind=kind: placement.native.write_row_table(kind, address)
             )
-            aligned = placement.native.aligned(kind) and destination.hidden * dtype.itemsize % 16 == 0
-            grid = (rows, 1 + destination.levels, triton.cdiv(destination.hidden, block))
-            scatter_rows_kernel[grid](
-                table,
-                out,
-                out.stride(0),
-                deepstack,
-                deepstack.stride(0),
-                deepstack.stride(1),
-                1.0 if scale is None else float(scale),
-                SOURCE=TRITON_DTYPES[dtype],
-                HIDDEN=destination.hidden,
-                HAS_SCALE=scale is not None,
-                ALIGNED=aligned,
-                BLOCK=block,
-                num_warps=num_warps,
-            )
-        hold_pinned(placement.items, out.device)
+            aligned = is_aligned(destination, placement, dtype)
+            launch_scatter_rows(destination, table, dtype, scale, aligned=aligned)
+        hold_pinned(placement.items, device)
+
+
+def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
+    """Launch for every row that `table` may ever hold, so that a captured launch serves each update."""
+    aligned = destination.hidden * table.dtype.itemsize % 16 == 0
+    with on_device(destination.rows.device):
+        launch_scatter_rows(destination, table.rows, table.dtype, scale, aligned=aligned, has_holes=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitcache import reference, row_copy
 from vitcache.placement import Destination, Placement
+from vitcache.placement_table import PlacementTable
 
 _library = torch.library.Library("vitcache", "DEF")
 _library.define(
@@ -46,6 +47,38 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         reference.scatter_embeddings(
             destination.rows, destination.deepstack, placement.segments(), placement.runs(), scale
         )
+
+
+def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
+    """`scatter` from a table at a fixed address."""
+    placement = table.bind(destination)
+    if uses_kernels(destination.rows.device):
+        from vitcache.triton_kernels import scatter_rows as kernels
+
+        kernels.scatter_table(destination, table, scale)
+        table.leave_fence()
+    else:
+        scatter(destination, placement, scale)
+
+
+def embed_table(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    table: PlacementTable,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """`embed` from a table at a fixed address."""
+    placement = table.bind(destination)
+    tokens = table.tokens(destination.num_tokens)
+    if uses_kernels(destination.rows.device):
+        from vitcache.triton_kernels import embed_rows as kernels
+
+        kernels.embed_table(destination, input_ids.reshape(-1), weight, table, tokens, scale, text_scale)
+        table.leave_fence()
+    else:
+        embed(destination, input_ids, weight, placement, scale, text_scale)
 
 
 def embed(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from vitcache import autograd, operators, placement
 from vitcache.lease import Lease
+from vitcache.placement_table import PlacementTable
 
 
 def scatter_embeddings(
     inputs_embeds: Tensor,
-    embeddings: Sequence[Tensor | Lease] | Tensor,
+    embeddings: Sequence[Tensor | Lease] | Tensor | PlacementTable,
     spans: Any,
     *,
     deepstack: Tensor | None = None,
@@ -33,10 +34,11 @@ def scatter_embeddings(
         have any stride; elements of a row must be adjacent.
     embeddings
         Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, or a `Lease`; any of the three dtypes.
-        ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an array.
+        ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an array. Or a
+        `PlacementTable`, which holds its spans: the one form that a CUDA graph can capture.
     spans
         Per item an int (first token of the whole item), a `Span`, or a list of them. For a packed tensor one int64
-        array or CPU tensor ``(n, 3)`` of start, length and source_start.
+        array or CPU tensor ``(n, 3)`` of start, length and source_start. None for a table.
     deepstack
         ``(L, T, H)``, same dtype and device: columns ``[H * (l + 1), H * (l + 2))`` of a row go to ``deepstack[l]``.
     scale
@@ -56,13 +58,18 @@ def scatter_embeddings(
     TypeError
         If a type or dtype is not one of the above.
     RuntimeError
-        If a lease was released, or a CUDA graph is being captured.
+        If a lease was released, or a CUDA graph is being captured and the rows come from no table.
 
     Notes
     -----
     Nothing is written if anything is raised. Runs on the current stream and does not wait for it. Any thread may call.
     Differentiable in `embeddings`, `inputs_embeds` and `deepstack`; the rows of a lease are constants.
     """
+    if isinstance(embeddings, PlacementTable):
+        _check_table_call(spans, inputs_embeds, deepstack)
+        operators.scatter_table(placement.Destination("inputs_embeds", inputs_embeds, deepstack), embeddings, scale)
+        _bump_versions(inputs_embeds, deepstack)
+        return inputs_embeds
     needs_grad = _needs_grad(inputs_embeds, deepstack, *_tensors(embeddings))
     if needs_grad or torch.compiler.is_compiling():
         runs, tensors = _as_tensors(embeddings, spans)
@@ -80,7 +87,7 @@ def scatter_embeddings(
 def embed_tokens(
     input_ids: Tensor,
     weight: Tensor,
-    embeddings: Sequence[Tensor | Lease] | Tensor,
+    embeddings: Sequence[Tensor | Lease] | Tensor | PlacementTable,
     spans: Any,
     *,
     out: Tensor | None = None,
@@ -122,7 +129,10 @@ def embed_tokens(
     Stream, thread and gradient rules as in `scatter_embeddings`; also differentiable in `weight`, then without `out`.
     """
     _check_embedding(input_ids, weight)
-    needs_grad = _needs_grad(weight, deepstack, *_tensors(embeddings))
+    from_table = isinstance(embeddings, PlacementTable)
+    needs_grad = not from_table and _needs_grad(weight, deepstack, *_tensors(embeddings))
+    if from_table:
+        _check_table_call(spans, weight, deepstack)
     if needs_grad and out is not None:
         raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
     if out is None:
@@ -140,10 +150,20 @@ def embed_tokens(
             torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         return out
     destination = placement.Destination("out", out, deepstack)
-    placed = placement.Placement(destination, embeddings, spans)
-    operators.embed(destination, input_ids, weight, placed, scale, text_scale)
+    if from_table:
+        operators.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)
+    else:
+        placed = placement.Placement(destination, embeddings, spans)
+        operators.embed(destination, input_ids, weight, placed, scale, text_scale)
     _bump_versions(out, deepstack)
     return out
+
+
+def _check_table_call(spans: Any, *written: Tensor | None) -> None:
+    if spans is not None:
+        raise ValueError("a PlacementTable holds its spans: pass None for spans")
+    if _needs_grad(*written):
+        raise ValueError("a PlacementTable has no gradients: use torch.no_grad()")
 
 
 def _check_embedding(input_ids: Tensor, weight: Tensor) -> None:

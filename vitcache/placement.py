@@ -17,6 +17,8 @@ from vitcache.spans import Span
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native kinds
 KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
 
+ANY_NUM_TOKENS = 1 << 62
+
 _reader = _native.TensorReader(Tensor)
 
 
@@ -24,6 +26,13 @@ class Destination:
     """Checked destination of one call: `inputs_embeds` as rows ``(T, H)`` and `deepstack` as ``(L, T, H)`` or None."""
 
     __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "rows")
+
+    @classmethod
+    def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
+        """A stand-in for a destination of which only rows' width and device are known, and perhaps its tokens."""
+        self = cls("rows", torch.empty(0, width, device=device), None)
+        self.num_tokens = ANY_NUM_TOKENS if num_tokens is None else num_tokens
+        return self
 
     def __init__(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
         if not isinstance(inputs_embeds, Tensor):
@@ -78,7 +87,7 @@ class Placement:
             check_lists(embeddings, spans)
             self.items = self._add_items(destination, embeddings)
             self.native.add_spans(spans, Span)
-        self._check(destination)
+        self.check(destination)
         for item in self.items:
             if isinstance(item, Lease):
                 item.use()
@@ -90,7 +99,7 @@ class Placement:
         self.native = _native.Placement()
         self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
-        self._check(destination)
+        self.check(destination)
         return self
 
     def segments(self) -> list[list[Tensor]]:
@@ -105,7 +114,8 @@ class Placement:
         """The dtypes of the rows that are placed."""
         return [DTYPES[kind] for kind in self.native.kinds()]
 
-    def _check(self, destination: Destination) -> None:
+    def check(self, destination: Destination) -> None:
+        """Raise if a run does not fit, two overlap, or an item lies in the destination."""
         self.native.check(destination.num_tokens)
         for begin, end in destination.extents:
             self.native.check_apart(begin, end, destination.width)

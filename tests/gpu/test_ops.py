@@ -139,18 +139,6 @@ def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
     cache.check_integrity()
 
 
-def test_a_capture_is_refused_instead_of_replaying_a_dead_table(gpu):
-    rows, out = make_rows(2, 64, torch.bfloat16, gpu.device), torch.zeros(4, 64, dtype=torch.bfloat16, device=gpu.device)
-    if gpu.dry:
-        scatter_embeddings(out, [rows], [1])
-        assert same_bits(out[1:3], rows)
-        return
-    scatter_embeddings(out, [rows], [1])
-    graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"), torch.cuda.graph(graph):
-        scatter_embeddings(out, [rows], [1])
-
-
 def test_every_stream_has_a_table_ring_of_its_own(gpu):
     device = torch.empty(0, device=gpu.device).device
     current = ring_of(device)

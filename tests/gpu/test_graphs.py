@@ -1,0 +1,84 @@
+"""CUDA graphs: a captured placement follows its table; a table is not written while a replay reads it."""
+
+import pytest
+import torch
+from placement_cases import expected_scatter, make_rows, poisoned, same_bits
+
+from vitcache import PlacementTable, Span, embed_tokens, operators, scatter_embeddings
+
+HIDDEN = 64
+
+
+@pytest.fixture(autouse=True)
+def through_kernels(gpu, monkeypatch):
+    if gpu.dry:
+        monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+
+
+def test_replays_read_changed_rows_and_changed_placements(gpu):
+    rows = make_rows(6, HIDDEN, torch.bfloat16, gpu.device)
+    out = poisoned(16, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    table = PlacementTable(12, device=gpu.device).update([rows], [3])
+    replay = gpu.graph(lambda: scatter_embeddings(out, table, None))
+    more = make_rows(9, HIDDEN, torch.bfloat16, gpu.device)
+    for items, spans in [([rows], [3]), ([more], [[Span(10, 5, 2), Span(0, 2, 0)]]), ([], []), ([rows, more], [0, Span(7, 3, 6)])]:
+        gpu.synchronize()
+        table.update(items, spans)
+        rows.copy_(make_rows(6, HIDDEN, torch.bfloat16, gpu.device))
+        out.fill_(float("nan"))
+        expected, _ = expected_scatter(out, items, spans)
+        replay()
+        gpu.synchronize()
+        assert same_bits(out, expected)
+
+
+def test_a_captured_embed_follows_its_ids_and_its_table(gpu):
+    weight = make_rows(30, HIDDEN, torch.bfloat16, gpu.device)
+    ids = torch.zeros(12, dtype=torch.int64, device=gpu.device)
+    out = poisoned(12, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    deepstack = poisoned(2, 12, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    table = PlacementTable(12, device=gpu.device).update([make_rows(3, 3 * HIDDEN, torch.bfloat16, gpu.device)], [0])
+    replay = gpu.graph(lambda: embed_tokens(ids, weight, table, None, out=out, deepstack=deepstack))
+    for start in (0, 4, 9):
+        gpu.synchronize()
+        items = [make_rows(3, 3 * HIDDEN, torch.bfloat16, gpu.device)]
+        table.update(items, [start])
+        ids.copy_(torch.randint(0, 30, (12,)))
+        expected, levels = expected_scatter(weight[ids], items, [start], torch.zeros_like(deepstack))
+        replay()
+        gpu.synchronize()
+        assert same_bits(out, expected)
+        assert same_bits(deepstack, levels)
+
+
+def test_an_update_during_a_replay_is_refused(gpu):
+    rows = make_rows(2, HIDDEN, torch.bfloat16, gpu.device)
+    out = torch.zeros(8, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    table = PlacementTable(4, device=gpu.device).update([rows], [0])
+    replay = gpu.graph(lambda: scatter_embeddings(out, table, None))
+    gpu.synchronize()
+    table.update([rows], [1])
+    gpu.slow(100)
+    replay()
+    if gpu.dry:
+        table.update([rows], [2])
+    else:
+        with pytest.raises(RuntimeError, match="work that reads this table is in flight"):
+            table.update([rows], [2])
+    gpu.synchronize()
+    assert same_bits(out[1:3], rows)
+    table.update([rows], [4])
+    replay()
+    gpu.synchronize()
+    assert same_bits(out[4:6], rows)
+
+
+def test_a_capture_without_a_table_is_refused(gpu):
+    rows = make_rows(2, HIDDEN, torch.bfloat16, gpu.device)
+    out = torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    scatter_embeddings(out, [rows], [1])
+    assert same_bits(out[1:3], rows)
+    if gpu.dry:
+        return
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        scatter_embeddings(out, [rows], [1])

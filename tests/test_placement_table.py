@@ -1,0 +1,131 @@
+"""The table for CUDA graphs: one address, placements that change, and nothing accepted that a graph would write wrongly.
+
+On the CPU a "replay" is the same call again; tests/gpu has the graphs.
+"""
+
+import numpy as np
+import pytest
+import torch
+from placement_cases import expected_scatter, make_rows, poisoned, same_bits
+
+from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, operators, scatter_embeddings
+
+HIDDEN = 32
+
+
+@pytest.fixture(params=["as on the device", "through kernels"], autouse=True)
+def path(request, monkeypatch):
+    if request.param == "through kernels":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+
+
+def bf16(num_rows, device, width=HIDDEN):
+    return make_rows(num_rows, width, torch.bfloat16, device)
+
+
+def test_a_call_follows_each_update(device):
+    table = PlacementTable(12, device=device)
+    addresses = table.rows.data_ptr()
+    for items, spans in [
+        ([bf16(3, device), bf16(2, device)], [1, 6]),
+        ([bf16(9, device)], [[Span(0, 4, 5), Span(8, 2, 0)]]),
+        ([], []),
+    ]:
+        assert table.update(items, spans) is table
+        out = poisoned(10, HIDDEN, dtype=torch.bfloat16, device=device)
+        expected, _ = expected_scatter(out, items, spans)
+        assert scatter_embeddings(out, table, None) is out
+        assert same_bits(out, expected)
+    assert table.rows.data_ptr() == addresses
+
+
+def test_embed_tokens_follows_each_update(device):
+    weight, ids = bf16(20, device), torch.randint(0, 20, (9,), device=device)
+    table = PlacementTable(9, device=device).update([bf16(2, device, 3 * HIDDEN)], [0])
+    for items, spans in [([bf16(2, device, 3 * HIDDEN)], [3]), ([bf16(4, device, 3 * HIDDEN)], [Span(0, 3, 1)])]:
+        deepstack = poisoned(2, 9, HIDDEN, dtype=torch.bfloat16, device=device)
+        table.update(items, spans)
+        out = embed_tokens(ids, weight, table, None, deepstack=deepstack)
+        expected, levels = expected_scatter(weight[ids], items, spans, torch.zeros_like(deepstack))
+        assert same_bits(out, expected)
+        assert same_bits(deepstack, levels)
+
+
+def test_packed_rows_and_leases_fill_a_table(device):
+    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    rows = bf16(6, device)
+    cache.put(b"k" * 32, rows)
+    out = poisoned(12, HIDDEN, dtype=torch.bfloat16, device=device)
+    with cache.get(b"k" * 32) as lease:
+        scatter_embeddings(out, PlacementTable(8, device=device).update([lease], [1]), None)
+    packed = PlacementTable(8, device=device).update(rows, np.array([[8, 2, 4]]))
+    scatter_embeddings(out, packed, None)
+    assert same_bits(out[1:7], rows)
+    assert same_bits(out[8:10], rows[4:])
+    assert int(out.isnan().all(dim=1).sum()) == 4
+
+
+def test_what_does_not_fit_is_refused_and_the_table_keeps_what_it_had(device):
+    good, rows = bf16(3, device), bf16(5, device)
+    table = PlacementTable(4, device=device).update([good], [2])
+    out = torch.zeros(8, HIDDEN, dtype=torch.bfloat16, device=device)
+    scatter_embeddings(out, table, None)
+    unaligned = bf16(2, device, HIDDEN + 1).flatten()[1:][: 2 * HIDDEN].view(2, HIDDEN)
+    for error, message, items, spans in [
+        (ValueError, "the placement has 5 rows, this table holds 4", [rows], [0]),
+        (IndexError, r"item 0 \(tokens \[6, 9\)\) does not fit in 8 tokens", [good], [6]),
+        (ValueError, "overlap", [good, good], [0, 1]),
+        (TypeError, "the rows are torch.float32, this table holds torch.bfloat16", [good.float()], [0]),
+        (ValueError, "width 31, the destination takes 32", [bf16(1, device, 31)], [0]),
+        (ValueError, "rows in a table must begin at multiples of 16 bytes", [unaligned], [0]),
+    ]:
+        with pytest.raises(error, match=message):
+            table.update(items, spans)
+    again = torch.zeros_like(out)
+    scatter_embeddings(again, table, None)
+    assert same_bits(again, out)
+    assert same_bits(again[2:5], good)
+
+
+def test_a_table_is_held_to_its_smallest_destination(device):
+    table = PlacementTable(8, device=device).update([bf16(3, device)], [2])
+    scatter_embeddings(torch.zeros(20, HIDDEN, dtype=torch.bfloat16, device=device), table, None)
+    table.update([bf16(3, device)], [17])
+    with pytest.raises(IndexError, match=r"tokens \[17, 20\)\) does not fit in 10 tokens"):
+        scatter_embeddings(torch.zeros(10, HIDDEN, dtype=torch.bfloat16, device=device), table, None)
+    with pytest.raises(ValueError, match="this table holds rows of width 32, the destination takes 16"):
+        scatter_embeddings(torch.zeros(20, 16, dtype=torch.bfloat16, device=device), table, None)
+
+
+def test_misuse_is_named(device):
+    weight, ids = bf16(20, device), torch.zeros(9, dtype=torch.int64, device=device)
+    out = torch.zeros(9, HIDDEN, dtype=torch.bfloat16, device=device)
+    with pytest.raises(ValueError, match="max_rows is 0, it must be at least 1"):
+        PlacementTable(0, device=device)
+    with pytest.raises(TypeError, match="dtype is torch.int8"):
+        PlacementTable(1, dtype=torch.int8, device=device)
+    with pytest.raises(RuntimeError, match="this table is empty"):
+        scatter_embeddings(out, PlacementTable(4, device=device), None)
+    table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
+    with pytest.raises(ValueError, match="pass None for spans"):
+        scatter_embeddings(out, table, [0])
+    with pytest.raises(ValueError, match="there are 9 tokens, this table holds 4"):
+        embed_tokens(ids, weight, table, None)
+    with pytest.raises(ValueError, match="has no gradients"):
+        embed_tokens(ids, weight.clone().requires_grad_(), table, None)
+
+
+def test_an_update_is_refused_while_a_reader_is_in_flight(device):
+    class Fence:
+        passed = False
+
+        def query(self):
+            return self.passed
+
+    table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
+    table._fences.append(Fence())
+    with pytest.raises(RuntimeError, match="work that reads this table is in flight"):
+        table.update([bf16(2, device)], [1])
+    table._fences[0].passed = True
+    table.update([bf16(2, device)], [1])

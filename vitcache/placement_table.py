@@ -1,0 +1,158 @@
+"""A placement at a fixed address: what a captured CUDA graph reads anew at each replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache.placement import KINDS, Destination, Placement
+
+
+class PlacementTable:
+    """The rows of a placement that changes between replays of a CUDA graph.
+
+    `update` it, capture `scatter_embeddings` or `embed_tokens` with the table in the place of `embeddings` and None for `spans`,
+    then `update` it before each replay. Eager calls take a table too, on the CPU as well.
+
+    Parameters
+    ----------
+    max_rows
+        Most rows of one placement, and most tokens that `embed_tokens` can build from it.
+    dtype
+        Dtype of the rows: float32, float16 or bfloat16.
+    device
+        Where the rows go. None: the current CUDA device if there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If `max_rows` is less than 1.
+    TypeError
+        If `dtype` is another one.
+
+    Notes
+    -----
+    One thread at a time. Rows are read when the graph runs: their writing must be ordered before the replay, and a lease in the
+    table must not be released before the last replay that reads it. The table keeps its tensors alive until the next `update`.
+    """
+
+    def __init__(
+        self, max_rows: int, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | str | None = None
+    ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows is {max_rows}, it must be at least 1")
+        if dtype not in KINDS:
+            raise TypeError(f"dtype is {dtype}, it must be float32, float16 or bfloat16")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.max_rows = max_rows
+        self.dtype = dtype
+        self.device = torch.empty(0, device=device).device  # with its number
+        pinned = self.device.type == "cuda"
+        self.rows = torch.zeros(2 * max_rows, dtype=torch.int64, pin_memory=pinned)
+        self._tokens = torch.zeros(max_rows, dtype=torch.int64, pin_memory=pinned)
+        self._fences: list[Any] = []  # events: one of eager calls first, then one of each captured call
+        self._placement: Placement | None = None
+        self._width = 0  # of the rows, once there were some
+        self._num_tokens: int | None = None  # of the smallest destination so far
+        self._num_embedded = 0  # tokens that embed_tokens reads from the table
+
+    def update(self, embeddings: Any, spans: Any) -> PlacementTable:
+        """Replace the placement; arguments are those of `scatter_embeddings`. Returns the table itself.
+
+        Raises
+        ------
+        RuntimeError
+            If a replay or call that reads the table is still in flight.
+        ValueError
+            If the rows are more than `max_rows`, of another width than before, or not 16-byte aligned where their width is.
+        TypeError
+            If the rows are not of the table's dtype.
+        IndexError, ValueError, TypeError
+            As `scatter_embeddings` into the smallest destination that the table was used with.
+
+        Notes
+        -----
+        If anything is raised the table keeps what it had. The host writes the table and waits for nothing.
+        """
+        if not all(fence.query() for fence in self._fences):
+            raise RuntimeError("work that reads this table is in flight: wait for the replay, then update")
+        items = [embeddings] if isinstance(embeddings, Tensor) else embeddings
+        width = self._width or (_width_of(items[0]) if items else 0)
+        placement = Placement(Destination.unbound(width, self.device, self._num_tokens), embeddings, spans)
+        kind = KINDS[self.dtype]
+        others = [dtype for dtype in placement.dtypes() if dtype != self.dtype]
+        if others:
+            raise TypeError(f"the rows are {others[0]}, this table holds {self.dtype}")
+        num_rows = placement.native.num_rows(kind)
+        if num_rows > self.max_rows:
+            raise ValueError(f"the placement has {num_rows} rows, this table holds {self.max_rows}")
+        if width * self.dtype.itemsize % 16 == 0 and not placement.native.aligned(kind):
+            raise ValueError("rows in a table must begin at multiples of 16 bytes")
+        self.rows.zero_()
+        placement.native.write_row_table(kind, self.rows.data_ptr())
+        self._placement, self._width = placement, width
+        self._write_tokens()
+        return self
+
+    def bind(self, destination: Destination) -> Placement:
+        """Check the placement against a destination, and hold later updates to it.
+
+        Raises
+        ------
+        RuntimeError
+            If the table was never filled.
+        ValueError, IndexError
+            If the placement does not fit there.
+        """
+        if self._placement is None:
+            raise RuntimeError("this table is empty: update it before it is used")
+        if destination.rows.device != self.device:
+            raise ValueError(f"this table is on {self.device}, the destination is on {destination.rows.device}")
+        if self._width not in (0, destination.width):
+            raise ValueError(
+                f"this table holds rows of width {self._width}, the destination takes {destination.width}"
+            )
+        self._placement.check(destination)
+        self._width = destination.width
+        self._num_tokens = min(destination.num_tokens, self._num_tokens or destination.num_tokens)
+        return self._placement
+
+    def tokens(self, num_tokens: int) -> Tensor:
+        """The address of each token's row, 0 for text, kept up to date from now on. After `bind`.
+
+        Raises
+        ------
+        ValueError
+            If they are more than `max_rows`.
+        """
+        if num_tokens > self.max_rows:
+            raise ValueError(f"there are {num_tokens} tokens, this table holds {self.max_rows}")
+        if num_tokens > self._num_embedded:
+            self._num_embedded = num_tokens
+            self._write_tokens()
+        return self._tokens[:num_tokens]
+
+    def leave_fence(self) -> None:
+        """Mark that the current stream reads the table; under capture, that each replay of the graph does."""
+        if self.device.type != "cuda":
+            return
+        capturing = torch.cuda.is_current_stream_capturing()
+        if not self._fences:
+            self._fences.append(torch.cuda.Event())
+        if capturing:
+            # A node of the graph: every replay records it anew, whoever starts it.
+            self._fences.append(torch.cuda.Event(external=True))
+        self._fences[-1 if capturing else 0].record(torch.cuda.current_stream(self.device))
+
+    def _write_tokens(self) -> None:
+        if self._num_embedded and self._placement is not None:
+            address = self._tokens.data_ptr()
+            self._placement.native.write_token_table(KINDS[self.dtype], address, self._num_embedded)
+
+
+def _width_of(item: Any) -> int:
+    width = getattr(item, "row_width", None)
+    return width if width is not None else item.shape[-1] if isinstance(item, Tensor) and item.dim() else 0
