@@ -92,7 +92,7 @@ class TensorReader {
       if (tensor.device_type != (on_cuda ? dlpack::kCuda : dlpack::kCpu)) break;
       if (on_cuda && tensor.device_id != device_id) break;
       placement.add_source(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
-                           tensor.strides[0] * (tensor.type_bits / 8), tensor.shape[0], kind);
+                           tensor.strides[0] * (tensor.type_bits / 8), tensor.shape[0], kind, false);
     }
     return first;
   }
@@ -196,9 +196,10 @@ void bind_placement(py::module_& module) {
   py::class_<Placement>(module, "Placement")
       .def(py::init<>())
       .def("add_source", &Placement::add_source, py::arg("address"), py::arg("row_stride"),
-           py::arg("num_rows"), py::arg("kind"))
+           py::arg("num_rows"), py::arg("kind"), py::arg("on_host"))
       .def("add_paged_source", &Placement::add_paged_source, py::arg("address"), py::arg("row_stride"),
-           py::arg("num_rows"), py::arg("kind"), py::arg("pages"), py::arg("page_rows"))
+           py::arg("num_rows"), py::arg("kind"), py::arg("pages"), py::arg("page_rows"),
+           py::arg("on_host"))
       .def("add_run",
            [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
               std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })
@@ -206,6 +207,13 @@ void bind_placement(py::module_& module) {
       .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
       .def("check", &Placement::check, py::arg("num_tokens"))
       .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("width"))
+      .def("take_host_blocks",
+           [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
+             py::list blocks;
+             for (const BlockCopy& block : placement.take_host_blocks(kind, row_bytes, min_bytes))
+               blocks.append(py::make_tuple(block.item, block.source_row, block.token, block.num_rows));
+             return blocks;
+           })
       .def("runs",
            [](const Placement& placement) {
              py::list runs;

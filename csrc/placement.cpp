@@ -32,21 +32,25 @@ void check_fields(const Run& run) {
 
 }  // namespace
 
-std::int64_t Placement::Source::row_address(std::int64_t row) const {
-  if (!pages.empty()) row = pages[static_cast<std::size_t>(row / page_rows)] * page_rows + row % page_rows;
-  return static_cast<std::int64_t>(address) + row * row_stride;
+std::int64_t Placement::Source::pool_row(std::int64_t row) const {
+  return pages.empty() ? row : pages[static_cast<std::size_t>(row / page_rows)] * page_rows + row % page_rows;
 }
 
-void Placement::add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind) {
-  sources_.push_back(Source{address, row_stride, num_rows, kind, {}, 0});
+std::int64_t Placement::Source::row_address(std::int64_t row) const {
+  return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
+}
+
+void Placement::add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                           bool on_host) {
+  sources_.push_back(Source{address, row_stride, num_rows, kind, on_host, {}, 0});
 }
 
 void Placement::add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                                 std::vector<std::int64_t> pages, std::int64_t page_rows) {
+                                 std::vector<std::int64_t> pages, std::int64_t page_rows, bool on_host) {
   if (page_rows <= 0 || static_cast<std::int64_t>(pages.size()) * page_rows < num_rows)
     throw std::invalid_argument(std::to_string(pages.size()) + " pages of " + std::to_string(page_rows) +
                                 " rows cannot hold " + std::to_string(num_rows) + " rows");
-  sources_.push_back(Source{address, row_stride, num_rows, kind, std::move(pages), page_rows});
+  sources_.push_back(Source{address, row_stride, num_rows, kind, on_host, std::move(pages), page_rows});
 }
 
 void Placement::check(std::int64_t num_tokens) const {
@@ -88,6 +92,30 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
   }
 }
 
+const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
+  std::vector<Run> kept;
+  kept.reserve(runs_.size());
+  for (const Run& run : runs_) {
+    const Source& source = source_of(run);
+    if (!source.on_host || source.kind != kind || source.row_stride != row_bytes) {
+      kept.push_back(run);
+      continue;
+    }
+    for (std::int64_t row = 0; row < run.length;) {
+      const std::int64_t first = source.pool_row(run.source_start + row);
+      std::int64_t length = 1;
+      while (row + length < run.length && source.pool_row(run.source_start + row + length) == first + length) ++length;
+      if (length * row_bytes >= min_bytes)
+        blocks_.push_back({run.item, first, run.start + row, length});
+      else
+        kept.push_back({run.item, run.start + row, length, run.source_start + row});
+      row += length;
+    }
+  }
+  runs_ = std::move(kept);
+  return blocks_;
+}
+
 std::int64_t Placement::num_rows(int kind) const {
   std::int64_t rows = 0;
   for (const Run& run : runs_)
@@ -120,6 +148,8 @@ void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t nu
     for (std::int64_t row = 0; row < run.length; ++row)
       table[run.start + row] = source.kind == kind ? source.row_address(run.source_start + row) : kOtherKind;
   }
+  for (const BlockCopy& block : blocks_)
+    std::fill(table + block.token, table + block.token + block.num_rows, kOtherKind);
 }
 
 }  // namespace vitcache

@@ -18,6 +18,15 @@ struct Run {
   std::int64_t source_start;
 };
 
+// `num_rows` rows from `source_row` of source `item`, which are one block in memory, go to tokens from `token` on. In a
+// paged source rows are counted in its pool.
+struct BlockCopy {
+  std::int64_t item;
+  std::int64_t source_row;
+  std::int64_t token;
+  std::int64_t num_rows;
+};
+
 // The dtypes of rows. One launch reads sources of one kind.
 enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 inline constexpr int kNumKinds = 3;
@@ -25,15 +34,16 @@ inline constexpr std::int64_t kElementBytes[kNumKinds] = {4, 2, 2};
 
 class Placement {
  public:
-  // Marks, in a token table, a token that another launch writes.
+  // Marks, in a token table, a token that another launch or copy writes.
   static constexpr std::int64_t kOtherKind = -1;
 
   // A source is `num_rows` rows, `row_stride` bytes apart. Sources are numbered in the order in which they are added.
-  void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind);
+  // `on_host`: in memory of the host that the device reads through the bus.
+  void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind, bool on_host);
 
   // The same in pages of `page_rows` rows of one pool that begins at `address`.
   void add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                        std::vector<std::int64_t> pages, std::int64_t page_rows);
+                        std::vector<std::int64_t> pages, std::int64_t page_rows, bool on_host);
 
   void add_run(Run run) { runs_.push_back(run); }
 
@@ -47,6 +57,10 @@ class Placement {
   // No source lies in the memory [begin, end): a copy from there would read what it has just written. Rows have `width`
   // elements. Throws std::invalid_argument naming the item.
   void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t width) const;
+
+  // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of host sources
+  // of `kind`, with rows of `row_bytes` bytes. The tables leave their tokens to somebody else from then on. Once.
+  const std::vector<BlockCopy>& take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes);
 
   const std::vector<Run>& runs() const { return runs_; }
 
@@ -69,8 +83,11 @@ class Placement {
     std::int64_t row_stride;
     std::int64_t num_rows;
     int kind;
+    bool on_host;
     std::vector<std::int64_t> pages;  // empty: the rows are one strided block
     std::int64_t page_rows;
+
+    std::int64_t pool_row(std::int64_t row) const;
 
     std::int64_t row_address(std::int64_t row) const;
     std::int64_t first_row() const { return pages.empty() ? 0 : *std::min_element(pages.begin(), pages.end()) * page_rows; }
@@ -83,6 +100,7 @@ class Placement {
 
   std::vector<Source> sources_;
   std::vector<Run> runs_;
+  std::vector<BlockCopy> blocks_;
 };
 
 }  // namespace vitcache

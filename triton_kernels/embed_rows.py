@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import KINDS, Destination, Placement
 from vitcache.placement_table import PlacementTable
 from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, is_aligned, make_table, on_device
@@ -125,10 +126,11 @@ def embed_rows(
 ) -> None:
     """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's promise."""
     device, num_tokens = destination.rows.device, destination.num_tokens
-    dtypes = placement.dtypes()
-    dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
-    kind = KINDS[dtype]
     with on_device(device):
+        copy_host_blocks(destination, placement, scale)
+        dtypes = placement.dtypes()
+        dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
+        kind = KINDS[dtype]
         table = make_table(
             num_tokens, device, lambda address: placement.native.write_token_table(kind, address, num_tokens)
         )

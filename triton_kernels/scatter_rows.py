@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import KINDS, Destination, Placement
 from vitcache.placement_table import PlacementTable
 from vitcache.triton_kernels.rows import (
@@ -110,6 +111,8 @@ def scatter_rows(
     """Launch on the current stream, for every source dtype but `skip`; arguments are checked already."""
     device = destination.rows.device
     with on_device(device):
+        if skip is None:
+            copy_host_blocks(destination, placement, scale)
         for dtype in placement.dtypes():
             if dtype == skip:
                 continue

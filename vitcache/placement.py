@@ -76,10 +76,11 @@ class Placement:
     `items` are tensors ``(n, W)`` or leases. The native table of runs and addresses is valid as long as they live.
     """
 
-    __slots__ = ("items", "native")
+    __slots__ = ("items", "native", "reads_host")
 
     def __init__(self, destination: Destination, embeddings: Any, spans: Any) -> None:
         self.native = _native.Placement()
+        self.reads_host = False
         if isinstance(embeddings, Tensor):
             self.items = self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
@@ -97,6 +98,7 @@ class Placement:
         """The same from tensors and an int64 table ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
         self.native = _native.Placement()
+        self.reads_host = False
         self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
         self.check(destination)
@@ -142,7 +144,13 @@ class Placement:
             _check_device(item, pool, destination)
             stride = pool.stride(0) * pool.element_size()
             self.native.add_paged_source(
-                pool.data_ptr(), stride, rows.num_rows, KINDS[pool.dtype], rows.pages, rows.page_rows
+                pool.data_ptr(),
+                stride,
+                rows.num_rows,
+                KINDS[pool.dtype],
+                rows.pages,
+                rows.page_rows,
+                self._note_host(pool, destination),
             )
             return rows
         if not isinstance(rows, Tensor):
@@ -156,9 +164,19 @@ class Placement:
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         self.native.add_source(
-            rows.data_ptr(), rows.stride(0) * rows.element_size(), rows.shape[0], KINDS[rows.dtype]
+            rows.data_ptr(),
+            rows.stride(0) * rows.element_size(),
+            rows.shape[0],
+            KINDS[rows.dtype],
+            self._note_host(rows, destination),
         )
         return rows
+
+    def _note_host(self, rows: Tensor, destination: Destination) -> bool:
+        """Whether rows are read through the bus; `reads_host` keeps that there are any."""
+        on_host = rows.device != destination.rows.device
+        self.reads_host |= on_host
+        return on_host
 
 
 def check_lists(embeddings: Any, spans: Any) -> None:

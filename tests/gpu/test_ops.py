@@ -5,7 +5,7 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, Span, embed_tokens, operators, scatter_embeddings
+from vitcache import EmbeddingCache, Span, embed_tokens, host_blocks, operators, scatter_embeddings
 from vitcache.tables import ring_of
 
 
@@ -99,6 +99,27 @@ def test_pinned_host_rows_are_read_where_they_are(gpu):
     scatter_embeddings(out, [pinned], [[Span(0, 2, 3), Span(5, 3, 0)]])
     expected, _ = expected_scatter(poisoned(9, 64, dtype=torch.bfloat16), [rows], [[Span(0, 2, 3), Span(5, 3, 0)]])
     assert same_bits(out.cpu(), expected)
+
+
+def test_long_host_blocks_and_fragments_are_the_same_rows(gpu, monkeypatch):
+    monkeypatch.setattr(host_blocks, "_crossover_bytes", {})
+    device = torch.empty(0, device=gpu.device).device
+    if gpu.dry:
+        host_blocks.calibrate(device, lambda size: size / 50e3, lambda size: 5 + size / 55e3)
+    else:
+        host_blocks.calibrate_cuda(device)
+    assert device in host_blocks._crossover_bytes
+    num_rows, hidden = gpu.size((20_000, 4096), (12, 64))
+    rows = make_rows(num_rows, hidden, torch.bfloat16)
+    pinned = rows if gpu.dry else rows.pin_memory()
+    out = poisoned(num_rows + 5, hidden, dtype=torch.bfloat16, device=gpu.device)
+    middle = num_rows // 2
+    scatter_embeddings(out, [pinned, pinned], [[Span(0, middle, 0)], [Span(middle + 3, 2, 7)]])
+    gpu.synchronize()
+    assert same_bits(out[:middle].cpu(), rows[:middle])
+    assert same_bits(out[middle + 3 : middle + 5].cpu(), rows[7:9])
+    assert out[middle : middle + 3].isnan().all()
+    assert out[middle + 5 :].isnan().all()
 
 
 def test_pinned_rows_outlive_the_caller_s_reference(gpu):
