@@ -14,8 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.embed_rows import embed_rows_kernel
-from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape
+from vitcache.triton_kernels.rows import TRITON_DTYPES
 from vitcache.triton_kernels.scatter_rows import scatter_rows_kernel
 
 HIDDEN = 4096
@@ -28,7 +29,7 @@ def tool(name: str) -> Path:
 
 
 def compile_kernel(kernel, arch: int, dtype: torch.dtype, constants: dict[str, object]):
-    block, num_warps = block_shape(HIDDEN)
+    block, num_warps = block_shape(HIDDEN, torch.device("cpu"))
     constants = {
         "SOURCE": TRITON_DTYPES[dtype],
         "HIDDEN": HIDDEN,

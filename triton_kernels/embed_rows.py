@@ -14,7 +14,8 @@ from torch import Tensor
 from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import KINDS, Destination, Placement
 from vitcache.placement_table import PlacementTable
-from vitcache.triton_kernels.rows import TRITON_DTYPES, block_shape, cast, is_aligned, make_table, on_device
+from vitcache.triton_kernels.blocks import block_shape
+from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, is_aligned, make_table, on_device
 from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 
@@ -87,7 +88,7 @@ def launch_embed_rows(
     aligned: bool,
 ) -> None:
     """Launch on the current stream for every token; those whose row in `table` is not of `dtype` are left out."""
-    block, num_warps = block_shape(destination.hidden)
+    block, num_warps = block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
     deepstack = out[None] if destination.deepstack is None else destination.deepstack
     grid = (destination.num_tokens, 1 + destination.levels, triton.cdiv(destination.hidden, block))

@@ -1,4 +1,4 @@
-"""What the row kernels share: the shape of a block, a cast that rounds alike everywhere, and the table of a call."""
+"""What the row kernels share: a cast that rounds alike everywhere, the table of a call, and what keeps its rows alive."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ from vitcache.tables import ring_of
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
-# One program per row. On an H100 a block of 4096 elements and 8 warps came within 1 % of a copy, narrower blocks and
-# several rows per program did not (design measurements of 2026-11; an H200 has not been measured).
-LARGEST_BLOCK = 4096
-ELEMENTS_PER_WARP = 512
-
 
 @triton.jit
 def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -36,12 +31,6 @@ def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
         rounded = tl.where(values != values, 0x7FC0, rounded)
         return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return values.to(DTYPE)
-
-
-def block_shape(hidden: int) -> tuple[int, int]:
-    """Elements of a block and warps of a program for rows of `hidden` elements."""
-    block = min(LARGEST_BLOCK, triton.next_power_of_2(max(hidden, 1)))
-    return block, max(1, block // ELEMENTS_PER_WARP)
 
 
 def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor
 from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import KINDS, Destination, Placement
 from vitcache.placement_table import PlacementTable
+from vitcache.triton_kernels.blocks import BlockShape, block_shape
 from vitcache.triton_kernels.rows import (
     TRITON_DTYPES,
-    block_shape,
     cast,
     hold_pinned,
     is_aligned,
@@ -79,9 +79,10 @@ def launch_scatter_rows(
     *,
     aligned: bool,
     has_holes: bool = False,
+    shape: BlockShape | None = None,
 ) -> None:
     """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each."""
-    block, num_warps = block_shape(destination.hidden)
+    block, num_warps = shape or block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
     deepstack = out[None] if destination.deepstack is None else destination.deepstack
     grid = (len(table) // 2, 1 + destination.levels, triton.cdiv(destination.hidden, block))

@@ -1,0 +1,90 @@
+"""The benches at smoke size: every contender right, every row of the schema, a wrong contender without a number."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from vitcache.bench import bench_placement, contenders, plot, run, tune
+from vitcache.bench.record import FIELDS
+from vitcache.bench.registry import PLACEMENT_CASES
+from vitcache.bench.timing import Sample
+
+
+def run_bench(directory, *arguments):
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    code = run.run(parser.parse_args(["--cases", "smoke", "--out", str(directory), *arguments]))
+    return code, {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+
+
+def test_every_contender_of_every_case_has_a_row_of_the_schema(tmp_path, capsys):
+    code, files = run_bench(tmp_path, "--bench", "placement")
+    assert code == 0
+    (rows,) = files.values()
+    assert all(tuple(row) == tuple(FIELDS) for row in rows)
+    times = {(row["case"], row["contender"]): row for row in rows if row["metric"] == "device_us"}
+    for case in PLACEMENT_CASES["smoke"]:
+        for contender in ("copy", *contenders.CONTENDERS):
+            expected = not (case.levels and contender in contenders.WITHOUT_DEEPSTACK)
+            assert ((case.name, contender) in times) is expected
+    row = times["3x7", "vitcache"]
+    assert row["value"] > 0
+    assert row["ratio"] == pytest.approx(row["value"] / times["3x7", "copy"]["value"], rel=1e-3)
+    assert "placement on" in capsys.readouterr().out
+
+
+def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatch, capsys):
+    def wrong(scene):
+        out, deepstack = contenders.slice_loop(scene)
+        out[scene.spans[0].start] += 1
+        return out, deepstack
+
+    monkeypatch.setitem(bench_placement.CONTENDERS, "vllm", wrong)
+    code, files = run_bench(tmp_path)
+    assert code == 1
+    assert not [row for rows in files.values() for row in rows if row["contender"] == "vllm"]
+    assert "vllm built another inputs_embeds than the slice loop" in capsys.readouterr().err
+
+
+def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):
+    pytest.importorskip("triton")
+    code, files = run_bench(tmp_path, "--bench", "blocks")
+    assert code == 0
+    (rows,) = files.values()
+    assert {row["contender"] for row in rows} == {"copy", "32x1", "64x1"}
+    table = tmp_path / "table.json"
+    table.write_text('{"another device": {"64": [64, 2]}}')
+    (path,) = tmp_path.glob("blocks-*.json")
+    fastest = min((row for row in rows if row["contender"] != "copy"), key=lambda row: row["value"])["contender"]
+    shapes = tune.tune([path], table)
+    assert shapes[rows[0]["device"]] == {"64": [int(number) for number in fastest.split("x")]}
+    assert shapes["another device"] == {"64": [64, 2]}
+    assert json.loads(table.read_text()) == shapes
+
+
+def test_a_plot_is_drawn_from_the_file_alone(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_bench(tmp_path, "--bench", "placement")
+    (path,) = tmp_path.glob("*.json")
+    assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="no ratio to draw"):
+        plot.plot(path)
+
+
+def test_a_sample_is_the_median_between_its_percentiles():
+    assert Sample.of([5.0]) == Sample(5.0, 5.0, 5.0)
+    assert Sample.of([float(value) for value in range(11)]) == Sample(5.0, 2.0, 8.0)
+
+
+def test_the_design_s_cases_are_registered_with_their_sizes():
+    sizes = {
+        case.name: (case.items * case.rows, case.hidden, case.levels) for case in PLACEMENT_CASES["full"]
+    }
+    assert sizes["32x880"] == (28_160, 4096, 0)
+    assert sizes["512x64"] == (32_768, 3584, 0)
+    assert sizes["9x880-deepstack3"] == (7920, 4096, 3)
+    scene = contenders.Scene(PLACEMENT_CASES["smoke"][0], torch.device("cpu"))
+    assert int(scene.host_mask.sum()) == 21
