@@ -58,7 +58,8 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
   }
 }
 
-// Reads tensors through torch's DLPack functions, where it has them; elsewhere it takes none, and Python reads them.
+// Reads tensors through torch's DLPack functions, where it has them; elsewhere it takes none, and Python
+// reads them.
 class TensorReader {
  public:
   explicit TensorReader(py::type tensor_type) : type_(std::move(tensor_type)) {
@@ -74,8 +75,8 @@ class TensorReader {
 
   bool available() const { return read_ != nullptr; }
 
-  // Adds to `placement` the items of `items` from `first` on, up to one that is not a plain tensor (rows, width) of a
-  // known dtype on the device, with adjacent elements; returns the number of that one.
+  // Adds to `placement` the items of `items` from `first` on, up to one that is not a plain tensor (rows,
+  // width) of a known dtype on the device, with adjacent elements; returns the number of that one.
   std::int64_t add(Placement& placement, const py::sequence& items, std::int64_t first, std::int64_t width,
                    bool on_cuda, std::int32_t device_id) const {
     const auto count = static_cast<std::int64_t>(py::len(items));
@@ -88,7 +89,8 @@ class TensorReader {
         break;
       }
       const int kind = kind_of(tensor);
-      if (kind < 0 || tensor.ndim != 2 || tensor.shape[1] != width || (tensor.strides[1] != 1 && width > 1)) break;
+      if (kind < 0 || tensor.ndim != 2 || tensor.shape[1] != width || (tensor.strides[1] != 1 && width > 1))
+        break;
       if (tensor.device_type != (on_cuda ? dlpack::kCuda : dlpack::kCpu)) break;
       if (on_cuda && tensor.device_id != device_id) break;
       placement.add_source(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
@@ -127,7 +129,8 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
   };
   const auto add = [&placement](std::int64_t item, py::handle span) {
     PyObject* fields = span.ptr();
-    placement.add_run({item, to_int64(item, PyTuple_GET_ITEM(fields, 0)), to_int64(item, PyTuple_GET_ITEM(fields, 1)),
+    placement.add_run({item, to_int64(item, PyTuple_GET_ITEM(fields, 0)),
+                       to_int64(item, PyTuple_GET_ITEM(fields, 1)),
                        to_int64(item, PyTuple_GET_ITEM(fields, 2))});
   };
   const auto type_name = [](py::handle value) { return std::string(Py_TYPE(value.ptr())->tp_name); };
@@ -146,7 +149,8 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
       if (!start) throw py::error_already_set();
       placement.add_run({item, to_int64(item, start), placement.source_rows(item), 0});
     } else {
-      throw py::type_error(name + ": spans must be an int, a Span or a list of Span, not " + type_name(where));
+      throw py::type_error(name + ": spans must be an int, a Span or a list of Span, not " +
+                           type_name(where));
     }
     ++item;
   }
@@ -158,7 +162,8 @@ std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::in
 std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& planes) {
   std::vector<Plane> made;
   made.reserve(planes.size());
-  for (const auto& [address, row_stride] : planes) made.push_back({reinterpret_cast<std::byte*>(address), row_stride});
+  for (const auto& [address, row_stride] : planes)
+    made.push_back({reinterpret_cast<std::byte*>(address), row_stride});
   return made;
 }
 
@@ -171,35 +176,34 @@ void bind_row_copy(py::module_& module) {
     const py::gil_scoped_release without_gil;
     scatter_rows(table_at(table), num_rows, made, row_bytes, num_threads);
   });
-  module.def("embed_rows", [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
-                              const WeightRows& weight, const Planes& planes, std::int64_t row_bytes,
-                              int num_threads) {
-    const std::vector<Plane> made = make_planes(planes);
-    const auto [address, row_stride, num_rows] = weight;
-    const Weight rows{reinterpret_cast<const std::byte*>(address), row_stride, num_rows};
-    const py::gil_scoped_release without_gil;
-    if (id_bytes == 4)
-      embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows, made, row_bytes,
-                 num_threads);
-    else
-      embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows, made, row_bytes,
-                 num_threads);
-  });
+  module.def("embed_rows",
+             [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
+                const WeightRows& weight, const Planes& planes, std::int64_t row_bytes, int num_threads) {
+               const std::vector<Plane> made = make_planes(planes);
+               const auto [address, row_stride, num_rows] = weight;
+               const Weight rows{reinterpret_cast<const std::byte*>(address), row_stride, num_rows};
+               const py::gil_scoped_release without_gil;
+               if (id_bytes == 4)
+                 embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows,
+                            made, row_bytes, num_threads);
+               else
+                 embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows,
+                            made, row_bytes, num_threads);
+             });
 }
 
 void bind_placement(py::module_& module) {
   py::class_<TensorReader>(module, "TensorReader")
       .def(py::init<py::type>(), py::arg("tensor_type"))
       .def_property_readonly("available", &TensorReader::available)
-      .def("add", &TensorReader::add, py::arg("placement"), py::arg("items"), py::arg("first"), py::arg("width"),
-           py::arg("on_cuda"), py::arg("device_id"));
+      .def("add", &TensorReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),
+           py::arg("width"), py::arg("on_cuda"), py::arg("device_id"));
   py::class_<Placement>(module, "Placement")
       .def(py::init<>())
       .def("add_source", &Placement::add_source, py::arg("address"), py::arg("row_stride"),
            py::arg("num_rows"), py::arg("kind"), py::arg("on_host"))
       .def("add_paged_source", &Placement::add_paged_source, py::arg("address"), py::arg("row_stride"),
-           py::arg("num_rows"), py::arg("kind"), py::arg("pages"), py::arg("page_rows"),
-           py::arg("on_host"))
+           py::arg("num_rows"), py::arg("kind"), py::arg("pages"), py::arg("page_rows"), py::arg("on_host"))
       .def("add_run",
            [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
               std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })

@@ -1,7 +1,7 @@
 // The CUDA runtime, opened at run time.
 //
-// The entry points are declared by hand and found with dlsym, so the build needs no CUDA header and one binary
-// serves machines with and without CUDA. `open` looks at, in this order:
+// The entry points are declared by hand and found with dlsym, so the build needs no CUDA header and one
+// binary serves machines with and without CUDA. `open` looks at, in this order:
 //   1. the file that VITCACHE_CUDART names, and then at nothing else
 //   2. a copy that the process has loaded already: torch's, since errors are kept per copy
 //   3. the directories that the caller gives (the wheels of NVIDIA's runtime)

@@ -1,7 +1,9 @@
-// The part of DLPack's C ABI, version 1, that reads a tensor without owning it (github.com/dmlc/dlpack, issue 175).
+// The part of DLPack's C ABI, version 1, that reads a tensor without owning it (github.com/dmlc/dlpack, issue
+// 175).
 //
-// torch offers it from 2.11 on as `torch.Tensor.__dlpack_c_exchange_api__`: address, shape, strides, dtype and device of a tensor
-// in some tens of nanoseconds, where its Python attributes take half a microsecond each.
+// torch offers it from 2.11 on as `torch.Tensor.__dlpack_c_exchange_api__`: address, shape, strides, dtype
+// and device of a tensor in some tens of nanoseconds, where its Python attributes take half a microsecond
+// each.
 #pragma once
 
 #include <cstdint>

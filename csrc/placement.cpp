@@ -25,8 +25,8 @@ void check_fields(const Run& run) {
       throw std::invalid_argument("item " + std::to_string(run.item) + ": span " + name + " is " +
                                   std::to_string(value) + ", it must be at least 0");
     if (value > kLargest)
-      throw std::out_of_range("item " + std::to_string(run.item) + ": span " + name + " is " + std::to_string(value) +
-                              ", the largest is " + std::to_string(kLargest));
+      throw std::out_of_range("item " + std::to_string(run.item) + ": span " + name + " is " +
+                              std::to_string(value) + ", the largest is " + std::to_string(kLargest));
   }
 }
 
@@ -45,8 +45,9 @@ void Placement::add_source(std::uint64_t address, std::int64_t row_stride, std::
   sources_.push_back(Source{address, row_stride, num_rows, kind, on_host, {}, 0});
 }
 
-void Placement::add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                                 std::vector<std::int64_t> pages, std::int64_t page_rows, bool on_host) {
+void Placement::add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows,
+                                 int kind, std::vector<std::int64_t> pages, std::int64_t page_rows,
+                                 bool on_host) {
   if (page_rows <= 0 || static_cast<std::int64_t>(pages.size()) * page_rows < num_rows)
     throw std::invalid_argument(std::to_string(pages.size()) + " pages of " + std::to_string(page_rows) +
                                 " rows cannot hold " + std::to_string(num_rows) + " rows");
@@ -67,13 +68,15 @@ void Placement::check(std::int64_t num_tokens) const {
                                   std::to_string(run.source_start + run.length) + ") but the item has " +
                                   std::to_string(num_rows) + " rows");
   }
-  // Prompts list their images in order, so the sort is rarely needed; empty runs write nothing and overlap nothing.
+  // Prompts list their images in order, so the sort is rarely needed; empty runs write nothing and overlap
+  // nothing.
   std::vector<const Run*> order;
   order.reserve(runs_.size());
   for (const Run& run : runs_)
     if (run.length > 0) order.push_back(&run);
   const auto before = [](const Run* a, const Run* b) { return a->start < b->start; };
-  if (!std::is_sorted(order.begin(), order.end(), before)) std::stable_sort(order.begin(), order.end(), before);
+  if (!std::is_sorted(order.begin(), order.end(), before))
+    std::stable_sort(order.begin(), order.end(), before);
   for (std::size_t i = 1; i < order.size(); ++i)
     if (order[i - 1]->start + order[i - 1]->length > order[i]->start)
       throw std::invalid_argument(describe(*order[i - 1]) + " and " + describe(*order[i]) + " overlap");
@@ -92,7 +95,8 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
   }
 }
 
-const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
+const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes,
+                                                          std::int64_t min_bytes) {
   std::vector<Run> kept;
   kept.reserve(runs_.size());
   for (const Run& run : runs_) {
@@ -104,7 +108,8 @@ const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t
     for (std::int64_t row = 0; row < run.length;) {
       const std::int64_t first = source.pool_row(run.source_start + row);
       std::int64_t length = 1;
-      while (row + length < run.length && source.pool_row(run.source_start + row + length) == first + length) ++length;
+      while (row + length < run.length && source.pool_row(run.source_start + row + length) == first + length)
+        ++length;
       if (length * row_bytes >= min_bytes)
         blocks_.push_back({run.item, first, run.start + row, length});
       else

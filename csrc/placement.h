@@ -1,7 +1,8 @@
 // One placement: which rows of which sources go to which tokens.
 //
-// Built on the host for a single call, from numbers that the host knows, and used up at once: fill it with sources and
-// runs, `check` it, write the table that a kernel reads. No thread rule beyond that of a std::vector; no CUDA call.
+// Built on the host for a single call, from numbers that the host knows, and used up at once: fill it with
+// sources and runs, `check` it, write the table that a kernel reads. No thread rule beyond that of a
+// std::vector; no CUDA call.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +19,8 @@ struct Run {
   std::int64_t source_start;
 };
 
-// `num_rows` rows from `source_row` of source `item`, which are one block in memory, go to tokens from `token` on. In a
-// paged source rows are counted in its pool.
+// `num_rows` rows from `source_row` of source `item`, which are one block in memory, go to tokens from
+// `token` on. In a paged source rows are counted in its pool.
 struct BlockCopy {
   std::int64_t item;
   std::int64_t source_row;
@@ -37,9 +38,10 @@ class Placement {
   // Marks, in a token table, a token that another launch or copy writes.
   static constexpr std::int64_t kOtherKind = -1;
 
-  // A source is `num_rows` rows, `row_stride` bytes apart. Sources are numbered in the order in which they are added.
-  // `on_host`: in memory of the host that the device reads through the bus.
-  void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind, bool on_host);
+  // A source is `num_rows` rows, `row_stride` bytes apart. Sources are numbered in the order in which they
+  // are added. `on_host`: in memory of the host that the device reads through the bus.
+  void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                  bool on_host);
 
   // The same in pages of `page_rows` rows of one pool that begins at `address`.
   void add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
@@ -48,18 +50,21 @@ class Placement {
   void add_run(Run run) { runs_.push_back(run); }
 
   std::int64_t num_sources() const { return static_cast<std::int64_t>(sources_.size()); }
-  std::int64_t source_rows(std::int64_t item) const { return sources_[static_cast<std::size_t>(item)].num_rows; }
+  std::int64_t source_rows(std::int64_t item) const {
+    return sources_[static_cast<std::size_t>(item)].num_rows;
+  }
 
   // Every run lies inside its source and inside `[0, num_tokens)`, and no token is written twice.
   // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.
   void check(std::int64_t num_tokens) const;
 
-  // No source lies in the memory [begin, end): a copy from there would read what it has just written. Rows have `width`
-  // elements. Throws std::invalid_argument naming the item.
+  // No source lies in the memory [begin, end): a copy from there would read what it has just written. Rows
+  // have `width` elements. Throws std::invalid_argument naming the item.
   void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t width) const;
 
-  // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of host sources
-  // of `kind`, with rows of `row_bytes` bytes. The tables leave their tokens to somebody else from then on. Once.
+  // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of
+  // host sources of `kind`, with rows of `row_bytes` bytes. The tables leave their tokens to somebody else
+  // from then on. Once.
   const std::vector<BlockCopy>& take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes);
 
   const std::vector<Run>& runs() const { return runs_; }
@@ -73,8 +78,8 @@ class Placement {
   // Writes (address, token) for each placed row of `kind`: 2 * num_rows(kind) values, each row once.
   void write_row_table(int kind, std::int64_t* table) const;
 
-  // Writes one value per token: the address of its row, 0 where no run goes (text), kOtherKind where a source of
-  // another kind goes.
+  // Writes one value per token: the address of its row, 0 where no run goes (text), kOtherKind where a source
+  // of another kind goes.
   void write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
 
  private:
@@ -90,9 +95,12 @@ class Placement {
     std::int64_t pool_row(std::int64_t row) const;
 
     std::int64_t row_address(std::int64_t row) const;
-    std::int64_t first_row() const { return pages.empty() ? 0 : *std::min_element(pages.begin(), pages.end()) * page_rows; }
+    std::int64_t first_row() const {
+      return pages.empty() ? 0 : *std::min_element(pages.begin(), pages.end()) * page_rows;
+    }
     std::int64_t last_row() const {
-      return pages.empty() ? num_rows - 1 : (*std::max_element(pages.begin(), pages.end()) + 1) * page_rows - 1;
+      return pages.empty() ? num_rows - 1
+                           : (*std::max_element(pages.begin(), pages.end()) + 1) * page_rows - 1;
     }
   };
 

@@ -31,7 +31,8 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   for (std::thread& thread : threads) thread.join();
 }
 
-void copy_row(const std::byte* source, std::int64_t token, const std::vector<Plane>& planes, std::size_t row_bytes) {
+void copy_row(const std::byte* source, std::int64_t token, const std::vector<Plane>& planes,
+              std::size_t row_bytes) {
   for (const Plane& plane : planes) {
     std::memcpy(plane.base + token * plane.row_stride, source, row_bytes);
     source += row_bytes;
@@ -47,7 +48,8 @@ void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::v
   const auto bytes = static_cast<std::size_t>(row_bytes);
   const std::int64_t total = num_rows * row_bytes * static_cast<std::int64_t>(planes.size());
   in_parallel(num_rows, total, num_threads, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t row = first; row < last; ++row) copy_row(at(table[2 * row]), table[2 * row + 1], planes, bytes);
+    for (std::int64_t row = first; row < last; ++row)
+      copy_row(at(table[2 * row]), table[2 * row + 1], planes, bytes);
   });
 }
 
@@ -66,7 +68,8 @@ void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* id
         copy_row(at(table[token]), token, planes, bytes);
         continue;
       }
-      std::memcpy(planes[0].base + token * planes[0].row_stride, weight.base + ids[token] * weight.row_stride, bytes);
+      std::memcpy(planes[0].base + token * planes[0].row_stride, weight.base + ids[token] * weight.row_stride,
+                  bytes);
       for (std::size_t level = 1; level < planes.size(); ++level)
         std::memset(planes[level].base + token * planes[level].row_stride, 0, bytes);
     }

@@ -1,0 +1,166 @@
+// Placement and row copies on heap memory of their own, so that the address sanitizer sees a row too far.
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "check.h"
+#include "placement.h"
+#include "row_copy.h"
+
+namespace {
+
+using vitcache::kBfloat16;
+using vitcache::kFloat32;
+using vitcache::Placement;
+using vitcache::Plane;
+using Row = std::vector<std::int64_t>;
+
+constexpr std::int64_t kElements = 4;
+constexpr std::int64_t kRowBytes = kElements * static_cast<std::int64_t>(sizeof(float));
+
+// Row r holds r in every element.
+std::vector<float> numbered_rows(std::int64_t count, float first) {
+  std::vector<float> rows;
+  for (std::int64_t row = 0; row < count; ++row)
+    rows.insert(rows.end(), kElements, first + static_cast<float>(row));
+  return rows;
+}
+
+std::uint64_t address_of(const std::vector<float>& rows) {
+  return reinterpret_cast<std::uintptr_t>(rows.data());
+}
+
+Plane plane_of(std::vector<float>& rows, std::int64_t row_stride = kRowBytes) {
+  return {reinterpret_cast<std::byte*>(rows.data()), row_stride};
+}
+
+Row row_table(const Placement& placement, int kind) {
+  Row table(static_cast<std::size_t>(2 * placement.num_rows(kind)));
+  placement.write_row_table(kind, table.data());
+  return table;
+}
+
+void the_row_table_lists_each_row_once_through_its_pages() {
+  Placement placement;
+  placement.add_source(1000, 16, 5, kFloat32, false);
+  placement.add_paged_source(2000, 16, 5, kFloat32, {3, 1, 0}, 2, false);
+  placement.add_source(4000, 32, 9, kBfloat16, false);
+  placement.add_run({0, 7, 2, 3});
+  placement.add_run({1, 0, 4, 1});
+  placement.add_run({2, 20, 1, 8});
+  placement.check(21);
+  CHECK((row_table(placement, kFloat32) ==
+         Row{1048, 7, 1064, 8, 2000 + 7 * 16, 0, 2000 + 2 * 16, 1, 2000 + 3 * 16, 2, 2000, 3}));
+  CHECK((row_table(placement, kBfloat16) == Row{4256, 20}));
+  Row tokens(21);
+  placement.write_token_table(kBfloat16, tokens.data(), 21);
+  CHECK((tokens == Row{-1, -1, -1, -1, 0, 0, 0, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4256}));
+  CHECK(!placement.aligned(kFloat32));
+  CHECK(placement.aligned(kBfloat16));
+}
+
+void what_does_not_fit_is_named() {
+  const auto placed = [](vitcache::Run first, vitcache::Run second) {
+    Placement placement;
+    placement.add_source(0, 16, 4, kFloat32, false);
+    placement.add_run(first);
+    placement.add_run(second);
+    placement.check(10);
+  };
+  constexpr std::int64_t huge = std::int64_t{1} << 62;
+  placed({0, 6, 4, 0}, {0, 0, 4, 0});
+  placed({0, 3, 0, 4}, {0, 0, 4, 0});
+  CHECK_THROWS(placed({0, 7, 4, 0}, {0, 0, 1, 0}), std::out_of_range,
+               "item 0 (tokens [7, 11)) does not fit in 10");
+  CHECK_THROWS(placed({0, 0, 2, 0}, {0, 1, 1, 0}), std::invalid_argument, "overlap");
+  CHECK_THROWS(placed({0, 5, 2, 0}, {0, 1, 3, 2}), std::invalid_argument,
+               "needs rows [2, 5) but the item has 4 rows");
+  CHECK_THROWS(placed({1, 0, 1, 0}, {0, 1, 1, 0}), std::invalid_argument, "names item 1 of 1 items");
+  CHECK_THROWS(placed({0, 0, -1, 0}, {0, 1, 1, 0}), std::invalid_argument, "span length is -1");
+  CHECK_THROWS(placed({0, huge, huge, huge}, {0, 1, 1, 0}), std::out_of_range, "the largest is");
+  CHECK_THROWS(Placement().add_paged_source(0, 16, 5, kFloat32, {0, 1}, 2, false), std::invalid_argument,
+               "2 pages of 2 rows cannot hold 5 rows");
+}
+
+void long_host_blocks_are_taken_out_and_left_out() {
+  Placement placement;
+  placement.add_source(1000, 16, 8, kFloat32, true);
+  placement.add_paged_source(2000, 16, 8, kFloat32, {4, 5, 9, 1}, 2, true);
+  placement.add_source(9000, 16, 8, kFloat32, false);
+  placement.add_run({0, 0, 3, 1});
+  placement.add_run({1, 10, 8, 0});
+  placement.add_run({2, 20, 8, 0});
+  const auto& blocks = placement.take_host_blocks(kFloat32, 16, 3 * 16);
+  CHECK_EQUAL(blocks.size(), std::size_t{2});
+  CHECK(
+      (blocks[0].item == 0 && blocks[0].source_row == 1 && blocks[0].token == 0 && blocks[0].num_rows == 3));
+  CHECK(
+      (blocks[1].item == 1 && blocks[1].source_row == 8 && blocks[1].token == 10 && blocks[1].num_rows == 4));
+  CHECK_EQUAL(placement.num_rows(kFloat32), 4 + 8);
+  Row tokens(28);
+  placement.write_token_table(kFloat32, tokens.data(), 28);
+  CHECK((Row(tokens.begin(), tokens.begin() + 4) == Row{-1, -1, -1, 0}));
+  CHECK((Row(tokens.begin() + 10, tokens.begin() + 18) ==
+         Row{-1, -1, -1, -1, 2000 + 18 * 16, 2000 + 19 * 16, 2000 + 2 * 16, 2000 + 3 * 16}));
+}
+
+void sources_in_the_destination_are_found() {
+  Placement placement;
+  placement.add_source(1000, 16, 4, kFloat32, false);
+  placement.check_apart(0, 1000, kElements);
+  placement.check_apart(1064, 2000, kElements);
+  CHECK_THROWS(placement.check_apart(1063, 2000, kElements), std::invalid_argument, "item 0 shares memory");
+  CHECK_THROWS(placement.check_apart(900, 1001, kElements), std::invalid_argument, "item 0 shares memory");
+}
+
+void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
+  const std::vector<float> source = numbered_rows(2 * num_rows, 0);  // two levels a row
+  Placement placement;
+  placement.add_source(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false);
+  placement.add_run({0, 1, num_rows - 1, 1});
+  placement.check(num_rows);
+  const Row table = row_table(placement, kFloat32);
+  const std::vector<float> weight = numbered_rows(3, 1000);
+  const std::vector<std::int32_t> ids(static_cast<std::size_t>(num_rows), 2);
+  for (const int threads : {1, 2, 5}) {
+    std::vector<float> out(source.size() / 2, -1), level(source.size() / 2, -1);
+    vitcache::scatter_rows(table.data(), num_rows - 1, {plane_of(out), plane_of(level)}, kRowBytes, threads);
+    CHECK(out[0] == -1.F && level[0] == -1.F);
+    for (std::size_t row = 1; row < static_cast<std::size_t>(num_rows); ++row) {
+      CHECK_EQUAL(out[row * kElements], static_cast<float>(2 * row));
+      CHECK_EQUAL(level[row * kElements + 3], static_cast<float>(2 * row + 1));
+    }
+    Row tokens(static_cast<std::size_t>(num_rows));
+    placement.write_token_table(kFloat32, tokens.data(), num_rows);
+    vitcache::embed_rows(tokens.data(), num_rows, ids.data(),
+                         {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes, 3},
+                         {plane_of(out), plane_of(level)}, kRowBytes, threads);
+    CHECK(out[0] == 1002.F && level[0] == 0.F && out[kElements] == 2.F);
+  }
+}
+
+void a_text_id_that_is_no_row_stops_before_the_first_write() {
+  std::vector<float> out(2 * kElements, -1);
+  const Row tokens{0, 0};
+  const std::vector<float> weight = numbered_rows(3, 0);
+  for (const std::int64_t bad : {std::int64_t{3}, std::int64_t{-1}}) {
+    const Row ids{0, bad};
+    CHECK_THROWS(vitcache::embed_rows(tokens.data(), 2, ids.data(),
+                                      {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes, 3},
+                                      {plane_of(out)}, kRowBytes, 1),
+                 std::out_of_range, "input_ids[1] is " + std::to_string(bad) + ", the weight has 3 rows");
+  }
+  CHECK(out[0] == -1.F);
+}
+
+}  // namespace
+
+int main() {
+  the_row_table_lists_each_row_once_through_its_pages();
+  what_does_not_fit_is_named();
+  long_host_blocks_are_taken_out_and_left_out();
+  sources_in_the_destination_are_found();
+  rows_are_moved_by_one_thread_or_many(5);
+  rows_are_moved_by_one_thread_or_many(200'000);
+  a_text_id_that_is_no_row_stops_before_the_first_write();
+}
