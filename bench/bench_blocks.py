@@ -1,7 +1,7 @@
-"""Claim: no other block shape places rows faster than the one in the table of `vitcache.triton_kernels.blocks`.
+"""Claim: no other block shape places rows faster than the one in `triton_kernels/blocks.json`.
 
-Every shape is measured by the scatter kernel alone, its table ready, against a copy of the same bytes; `python -m
-vitcache.bench.tune` writes the fastest into the table.
+Every shape is measured by the scatter kernel alone, its table ready, against a copy of the same bytes;
+`python -m vitcache.bench.tune` writes the fastest into the table.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-
 from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Timer
 
 NAME = "blocks"
-COPY_FACTOR = 1.015
+# Targets of the design: a factor on the copy of the same bytes, plus microseconds for the row table.
+COPY_FACTOR, TABLE_US = 1.015, 2.0
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ CASES = {
 
 def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure every shape; yields its name before it runs."""
-    from vitcache.placement import KINDS, Destination, Placement
     from vitcache.triton_kernels import scatter_rows
     from vitcache.triton_kernels.blocks import BlockShape, block_shape
+
+    from vitcache.placement import KINDS, Destination, Placement
 
     source = torch.randn(case.num_rows, case.hidden, device=timer.device, dtype=torch.bfloat16)
     target = torch.full_like(source, float("nan"))
@@ -62,7 +63,9 @@ def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         yield label
 
         def run(shape: BlockShape = shape) -> None:
-            scatter_rows.launch_scatter_rows(destination, table, source.dtype, None, aligned=True, shape=shape)
+            scatter_rows.launch_scatter_rows(
+                destination, table, source.dtype, None, aligned=True, shape=shape
+            )
 
         target.fill_(float("nan"))
         run()
@@ -71,6 +74,13 @@ def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         measured = timer.device_us(run)
         is_chosen = shape == chosen and timer.device.type == "cuda"
         recorder.add(
-            case.name, label, "device_us", "us", measured, bytes_moved=moved, against=("copy", copy.value),
-            target=COPY_FACTOR if is_chosen else None, limit=COPY_FACTOR * copy.value + 2 if is_chosen else None,
-        )  # fmt: skip
+            case.name,
+            label,
+            "device_us",
+            "us",
+            measured,
+            bytes_moved=moved,
+            against=("copy", copy.value),
+            target=COPY_FACTOR if is_chosen else None,
+            limit=COPY_FACTOR * copy.value + TABLE_US if is_chosen else None,
+        )

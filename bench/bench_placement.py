@@ -1,7 +1,8 @@
 """Claim: ``inputs_embeds`` is built in the time of a copy of its bytes, and far ahead of what engines do.
 
-Per case and contender: time on the device with a cold L2, time on the host to issue, peak memory. The limit is a plain
-copy of the output's bytes in the same run. A contender whose result is not the reference's, bit for bit, gets no number.
+Per case and contender: time on the device with a cold L2, time on the host to issue, peak memory. The limit
+is a plain copy of the output's bytes in the same run. A contender whose result is not the reference's, bit
+for bit, gets no number.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-
 from vitcache.bench.contenders import CONTENDERS, WITHOUT_DEEPSTACK, Scene, slice_loop
 from vitcache.bench.record import Recorder
 from vitcache.bench.registry import PLACEMENT_CASES, PlacementCase
@@ -26,23 +26,28 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
     scene = Scene(case, timer.device)
     expected = slice_loop(scene)
     output_bytes = sum(part.nbytes for part in expected if part is not None)
-    source, target = (torch.empty(output_bytes, dtype=torch.uint8, device=timer.device) for _ in range(2))
     yield "copy"
-    copy = timer.device_us(lambda: target.copy_(source))
+    copy = time_copy(output_bytes, timer)
     recorder.add(case.name, "copy", "device_us", "us", copy, bytes_moved=2 * output_bytes)
-    del source, target
     for name, build in CONTENDERS.items():
         if case.levels and name in WITHOUT_DEEPSTACK:
             continue
         yield name
         check(name, build(scene), expected)
         measured = timer.device_us(lambda build=build: build(scene))
-        bound = (COPY_FACTOR, COPY_FACTOR * copy.value + TABLE_US) if name.startswith("vitcache") else (None, None)
         on_gpu = timer.device.type == "cuda"
+        bounded = on_gpu and name.startswith("vitcache")
         recorder.add(
-            case.name, name, "device_us", "us", measured, bytes_moved=2 * output_bytes, against=("copy", copy.value),
-            target=bound[0], limit=bound[1] if on_gpu else None,
-        )  # fmt: skip
+            case.name,
+            name,
+            "device_us",
+            "us",
+            measured,
+            bytes_moved=2 * output_bytes,
+            against=("copy", copy.value),
+            target=COPY_FACTOR if bounded else None,
+            limit=COPY_FACTOR * copy.value + TABLE_US if bounded else None,
+        )
         if on_gpu:
             recorder.add(case.name, name, "host_us", "us", timer.host_us(lambda build=build: build(scene)))
             peak = float(timer.peak_bytes(lambda build=build: build(scene)) or 0)
@@ -50,7 +55,15 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
             recorder.add(case.name, name, "peak_bytes", "B", Sample.of([peak]), against=against)
 
 
-def check(name: str, built: tuple[torch.Tensor, torch.Tensor | None], expected: tuple[torch.Tensor, ...]) -> None:
+def time_copy(num_bytes: int, timer: Timer) -> Sample:
+    """The limit: a plain copy of so many bytes."""
+    source, target = (torch.empty(num_bytes, dtype=torch.uint8, device=timer.device) for _ in range(2))
+    return timer.device_us(lambda: target.copy_(source))
+
+
+def check(
+    name: str, built: tuple[torch.Tensor, torch.Tensor | None], expected: tuple[torch.Tensor, ...]
+) -> None:
     """Refuse a contender whose rows are not the reference's."""
     for part, got, wanted in zip(("inputs_embeds", "deepstack"), built, expected, strict=True):
         if (got is None) != (wanted is None) or (wanted is not None and not torch.equal(got, wanted)):

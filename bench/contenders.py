@@ -1,7 +1,8 @@
 """How engines build ``inputs_embeds``, re-expressed in torch from what they compute, each with its source.
 
-Every contender takes a `Scene` and returns ``(inputs_embeds, deepstack or None)``. What an engine knows before the
-forward pass (masks and indices that it builds on the host) is prepared in the scene, as the engine would have it.
+Every contender takes a `Scene` and returns ``(inputs_embeds, deepstack or None)``. What an engine knows
+before the forward pass (masks and indices that it builds on the host) is prepared in the scene, as the engine
+would have it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
+from vitcache.bench.registry import PlacementCase
 
 import vitcache
-from vitcache.bench.registry import PlacementCase
 
 Built = tuple[Tensor, Tensor | None]
 IMAGE_TOKEN_OFFSET = 1  # the placeholder id is the last of the vocabulary
@@ -23,7 +24,9 @@ IMAGE_TOKEN_OFFSET = 1  # the placeholder id is the last of the vocabulary
 class Scene:
     """The inputs of one case on one device: random rows and text, placeholders in between."""
 
-    def __init__(self, case: PlacementCase, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, case: PlacementCase, device: torch.device, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self.case, self.device, self.dtype = case, device, dtype
         self.width = case.hidden * (1 + case.levels)
         self.image_token = case.vocabulary - IMAGE_TOKEN_OFFSET
@@ -36,7 +39,9 @@ class Scene:
         self.packed = torch.randn(case.items * case.rows, self.width, device=device, dtype=dtype)
         self.embeddings = list(self.packed.clone().split(case.rows))
         self.spans = [vitcache.Span(start, case.rows) for start in case.starts]
-        self.packed_spans = np.array([(s, case.rows, i * case.rows) for i, s in enumerate(case.starts)], np.int64)
+        self.packed_spans = np.array(
+            [(s, case.rows, i * case.rows) for i, s in enumerate(case.starts)], np.int64
+        )
         self.text_index = (~self.host_mask).nonzero().squeeze(1).to(device)
         self.image_index = self.host_mask.nonzero().squeeze(1).to(device)
 
@@ -62,29 +67,41 @@ def vitcache_packed(scene: Scene) -> Built:
 
 def slice_loop(scene: Scene) -> Built:
     """Text look-up, then one copy per image: the least that plain torch can do."""
-    out, deepstack, hidden = embedding(scene.input_ids, scene.weight), scene.deepstack(torch.zeros), scene.case.hidden
+    out, deepstack, hidden = (
+        embedding(scene.input_ids, scene.weight),
+        scene.deepstack(torch.zeros),
+        scene.case.hidden,
+    )
     for span, rows in zip(scene.spans, scene.embeddings, strict=True):
         out[span.start : span.stop].copy_(rows[:, :hidden])
         for level in range(scene.case.levels):
-            deepstack[level, span.start : span.stop].copy_(rows[:, hidden * (level + 1) : hidden * (level + 2)])
+            deepstack[level, span.start : span.stop].copy_(
+                rows[:, hidden * (level + 1) : hidden * (level + 2)]
+            )
     return out, deepstack
 
 
 def index_copy(scene: Scene) -> Built:
     """Text look-up, then one ``index_copy_`` of all rows at indices known before."""
-    out, deepstack, hidden = embedding(scene.input_ids, scene.weight), scene.deepstack(torch.zeros), scene.case.hidden
+    out, deepstack, hidden = (
+        embedding(scene.input_ids, scene.weight),
+        scene.deepstack(torch.zeros),
+        scene.case.hidden,
+    )
     rows = torch.cat(scene.embeddings)
     out.index_copy_(0, scene.image_index, rows[:, :hidden])
     for level in range(scene.case.levels):
-        deepstack[level].index_copy_(0, scene.image_index, rows[:, hidden * (level + 1) : hidden * (level + 2)])
+        deepstack[level].index_copy_(
+            0, scene.image_index, rows[:, hidden * (level + 1) : hidden * (level + 2)]
+        )
     return out, deepstack
 
 
 def transformers_merge(scene: Scene) -> Built:
-    """transformers 5.23.0, modeling_qwen3_vl.py:1178 (and five more models): cat, mask, out-of-place masked_scatter.
+    """transformers 5.23.0, modeling_qwen3_vl.py:1178 and five more: cat, mask, out-of-place masked_scatter.
 
-    The placeholder count is checked against the rows on the host, as ``get_placeholder_mask`` does. Its deepstack
-    happens inside the layers and is left out.
+    The placeholder count is checked against the rows on the host, as ``get_placeholder_mask`` does. Its
+    deepstack happens inside the layers and is left out.
     """
     out = embedding(scene.input_ids, scene.weight)
     rows = torch.cat(scene.embeddings)
@@ -95,13 +112,15 @@ def transformers_merge(scene: Scene) -> Built:
 
 
 def vllm_merge(scene: Scene) -> Built:
-    """vLLM 0.33.0, model_executor/models/utils.py, _merge_multimodal_embeddings: cat, index assignment with a CPU mask.
+    """vLLM 0.33.0, models/utils.py, _merge_multimodal_embeddings: cat, index assignment with a CPU mask.
 
-    With deepstack (qwen3_vl.py, _compute_deepstack_embeds): the rows are split, the levels merged into zeros of
-    ``(T, L * H)`` and permuted to ``(L, T, H)``. Ids out of the vocabulary are zeroed before, hence the masked copy.
+    With deepstack (qwen3_vl.py, _compute_deepstack_embeds): the rows are split, the levels merged into
+    zeros of ``(T, L * H)`` and permuted to ``(L, T, H)``. Ids out of the vocabulary are zeroed before.
     """
     hidden, levels = scene.case.hidden, scene.case.levels
-    out = embedding(scene.input_ids.masked_fill(scene.host_mask.to(scene.device, non_blocking=True), 0), scene.weight)
+    out = embedding(
+        scene.input_ids.masked_fill(scene.host_mask.to(scene.device, non_blocking=True), 0), scene.weight
+    )
     rows = torch.cat(scene.embeddings)
     if not levels:
         out[scene.host_mask] = rows
@@ -116,8 +135,8 @@ def vllm_merge(scene: Scene) -> Built:
 def sglang_merge(scene: Scene) -> Built:
     """SGLang 0.5.23, managers/mm_utils.py, embed_mm_inputs and _scatter_mm_embedding (pull request 37070).
 
-    Two concatenations, a mask by ``isin``, clamped ids, row indices by a running sum over the mask, ``index_copy_``
-    into a destination with one poison row for what does not belong.
+    Two concatenations, a mask by ``isin``, clamped ids, row indices by a running sum over the mask,
+    ``index_copy_`` into a destination with one poison row for what does not belong.
     """
     hidden, levels = scene.case.hidden, scene.case.levels
     rows = torch.cat([torch.cat(scene.embeddings)])
@@ -135,7 +154,7 @@ def sglang_merge(scene: Scene) -> Built:
 
 
 def tensorrt_llm_merge(scene: Scene) -> Built:
-    """TensorRT-LLM 1.4.0rc1, _torch/models/modeling_multimodal_utils.py, fuse_input_embeds: cat, two index_puts."""
+    """TensorRT-LLM 1.4.0rc1, modeling_multimodal_utils.py, fuse_input_embeds: cat, two index_puts."""
     rows = torch.cat(scene.embeddings)
     out = scene.weight.new_empty(scene.case.num_tokens, scene.case.hidden)
     out[scene.text_index] = embedding(scene.input_ids[scene.text_index], scene.weight)

@@ -17,7 +17,11 @@ def plot(path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in json.loads(path.read_text()) if row["ratio"] is not None and row["metric"] == "device_us"]
+    rows = [
+        row
+        for row in json.loads(path.read_text())
+        if row["ratio"] is not None and row["metric"] == "device_us"
+    ]
     if not rows:
         raise ValueError(f"{path} has no ratio to draw")
     cases = list(dict.fromkeys(row["case"] for row in rows))

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from vitcache.bench.timing import Sample
 
 ROOT = Path(__file__).resolve().parent
 FIELDS = (
-    "bench case contender metric unit value p20 p80 bytes ratio ratio_to target meets_target "
-    "device driver torch triton commit utc"
-).split()
+    *("bench", "case", "contender", "metric", "unit", "value", "p20", "p80", "bytes", "ratio", "ratio_to"),
+    *("target", "meets_target", "device", "driver", "torch", "triton", "commit", "utc"),
+)
 
 
 class Recorder:
-    """Collects the rows of one bench and rewrites its file after each, so that an interrupted run keeps what it has."""
+    """Collects the rows of one bench and rewrites its file after each, so that an interrupted run keeps
+    what it has.
+    """
 
     def __init__(self, bench: str, directory: Path, device: torch.device) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -85,7 +86,9 @@ def describe_machine(device: torch.device) -> dict[str, str | None]:
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu {platform.machine()}",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if cuda
+        else None,
         "torch": torch.__version__,
         "triton": triton_version,
         "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"),

@@ -1,4 +1,4 @@
-"""The cases that benches measure, as data: the shapes of the design's table, and small ones that run anywhere."""
+"""The cases that benches measure, as data: the design's shapes, and small ones that run anywhere."""
 
 from __future__ import annotations
 

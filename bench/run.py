@@ -1,4 +1,4 @@
-"""``python -m vitcache bench``: run benches case by case, write each result at once, say what misses its target."""
+"""``python -m vitcache bench``: run benches case by case, write each result at once, say what misses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-
 from vitcache.bench import bench_blocks, bench_placement
 from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer
@@ -22,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--bench", choices=sorted(BENCHES), help="run this one only (default: all)")
     parser.add_argument("--cases", choices=sorted(REPEATS), help="default: full on a GPU, smoke without")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON files go")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON files go"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     else:
-        # Read when a kernel is defined: without a GPU the kernels' own benches run in the interpreter, to be seen to work.
+        # Read when a kernel is defined: without a GPU the kernels' own benches run in the interpreter, to be
+        # seen to work.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     size = args.cases or ("full" if device.type == "cuda" else "smoke")
     failures = 0

@@ -1,4 +1,4 @@
-"""Time of a call: on the device by events with a cold L2, on the host by the clock, and the memory it needs."""
+"""Time of a call, on the device by events with a cold L2 and on the host, and the memory it needs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ class Timer:
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device = device
         self.repeats = repeats
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+        self._flush = (
+            torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+        )
 
     def device_us(self, function: Callable[[], object]) -> Sample:
-        """Microseconds from the first to the last kernel of a call, its host work hidden where the GPU lets it be.
+        """Microseconds from the first to the last kernel of a call, its host work hidden where it can be.
 
-        The device is kept busy while the call is issued, so that a call that does not synchronise shows no gaps.
+        The device is kept busy while the call is issued, so that a call that does not synchronise shows no
+        gaps.
         """
         if self._flush is None:
             return self.host_us(function)
@@ -73,7 +76,9 @@ class Timer:
         return Sample.of(values[3:])
 
     def peak_bytes(self, function: Callable[[], object]) -> int | None:
-        """Largest device memory that a call adds to what is allocated before it, its result included; None on CPU."""
+        """Largest device memory that a call adds to what is allocated before it, its result included; None
+        on CPU.
+        """
         if self.device.type != "cuda":
             return None
         self.synchronize()

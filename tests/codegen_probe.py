@@ -1,6 +1,7 @@
-"""Compile the row kernels for GPUs that are not here and print, as JSON lines, what the assembler made of each.
+"""Compile the row kernels for GPUs that are not here; print what the assembler made of each, as JSON lines.
 
-A program of its own: TRITON_INTERPRET, which the test process may have set, turns kernels into Python for good.
+A program of its own: TRITON_INTERPRET, which the test process may have set, turns kernels into Python for
+good.
 """
 
 import json
@@ -13,7 +14,6 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.embed_rows import embed_rows_kernel
 from vitcache.triton_kernels.rows import TRITON_DTYPES
@@ -72,7 +72,10 @@ def report(cubin: bytes) -> dict[str, object]:
 
 def main() -> None:
     kernels = {
-        "scatter": (scatter_rows_kernel, [{"HAS_SCALE": False, "HAS_HOLES": False}, {"HAS_SCALE": True, "HAS_HOLES": True}]),
+        "scatter": (
+            scatter_rows_kernel,
+            [{"HAS_SCALE": False, "HAS_HOLES": False}, {"HAS_SCALE": True, "HAS_HOLES": True}],
+        ),
         "embed": (
             embed_rows_kernel,
             [{"HAS_SCALE": False, "HAS_TEXT_SCALE": False}, {"HAS_SCALE": True, "HAS_TEXT_SCALE": True}],

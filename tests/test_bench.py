@@ -1,11 +1,12 @@
-"""The benches at smoke size: every contender right, every row of the schema, a wrong contender without a number."""
+"""The benches at smoke size: every contender right, every row of the schema, a wrong contender without a
+number.
+"""
 
 import argparse
 import json
 
 import pytest
 import torch
-
 from vitcache.bench import bench_placement, contenders, plot, run, tune
 from vitcache.bench.record import FIELDS
 from vitcache.bench.registry import PLACEMENT_CASES
@@ -57,7 +58,9 @@ def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path
     table = tmp_path / "table.json"
     table.write_text('{"another device": {"64": [64, 2]}}')
     (path,) = tmp_path.glob("blocks-*.json")
-    fastest = min((row for row in rows if row["contender"] != "copy"), key=lambda row: row["value"])["contender"]
+    fastest = min((row for row in rows if row["contender"] != "copy"), key=lambda row: row["value"])[
+        "contender"
+    ]
     shapes = tune.tune([path], table)
     assert shapes[rows[0]["device"]] == {"64": [int(number) for number in fastest.split("x")]}
     assert shapes["another device"] == {"64": [64, 2]}

@@ -1,4 +1,4 @@
-"""What the assembler makes of the kernels on GPUs that are not here: 16-byte accesses, no spills, few registers.
+"""What the assembler makes of the kernels on GPUs that are not here: 16-byte accesses, no spills.
 
 The interpreter cannot see any of this: it is what makes the difference between a copy and a quarter of one.
 """

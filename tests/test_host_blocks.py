@@ -1,4 +1,4 @@
-"""Long blocks of host rows go through copies, fragments through the kernel, and together they are the same rows.
+"""Long blocks of host rows go through copies, fragments through the kernel: together, the same rows.
 
 On the CPU every row is called a host row, so that the path is the one that a GPU takes.
 """
@@ -16,7 +16,9 @@ ROW_BYTES = 2 * HIDDEN
 
 @pytest.fixture(autouse=True)
 def host_rows(monkeypatch):
-    """The CPU plays a device whose every source, not read natively, is in host memory, with a known crossover."""
+    """The CPU plays a device whose every source, not read natively, is in host memory, with a known
+    crossover.
+    """
     pytest.importorskip("triton")
     monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
     monkeypatch.setattr(host_blocks, "_crossover_bytes", {torch.device("cpu"): 4 * ROW_BYTES})
@@ -80,7 +82,9 @@ def test_pages_that_are_adjacent_make_one_block(copies):
     first, hole, last = (make_rows(n, HIDDEN, torch.bfloat16) for n in (2, 2, 8))
     for key, rows in zip(keys, (first, hole, make_rows(2, HIDDEN, torch.bfloat16)), strict=True):
         assert cache.put(key, rows)
-    assert cache.get(keys[1], num_rows=1) is None  # gives its page back: the next entry has a gap between its pages
+    assert (
+        cache.get(keys[1], num_rows=1) is None
+    )  # gives its page back: the next entry has a gap between its pages
     assert cache.put(b"x" * 32, last)
     with cache.get(b"x" * 32) as lease:
         pages = sorted(lease.pages)
@@ -119,7 +123,9 @@ def test_without_a_calibration_the_kernel_reads_all(copies, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setup_us", "expected"), [(0.0, host_blocks.SIZES[0]), (1000.0, None), (4.0, 1 << 20)], ids=["always", "never", "meets"]
+    ("setup_us", "expected"),
+    [(0.0, host_blocks.SIZES[0]), (1000.0, None), (4.0, 1 << 20)],
+    ids=["always", "never", "meets"],
 )
 def test_the_crossover_is_where_copies_become_the_faster_ones(setup_us, expected, monkeypatch):
     monkeypatch.setattr(host_blocks, "_crossover_bytes", {})

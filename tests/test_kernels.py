@@ -1,6 +1,7 @@
-"""The row kernels against the reference: in Triton's interpreter on CPU tensors, compiled where there is a GPU.
+"""The row kernels against the reference: in Triton's interpreter on the CPU, compiled where there is a GPU.
 
-The launchers are called as `vitcache.operators` calls them, so masks, addresses, casts and tables are those of a GPU.
+The launchers are called as `vitcache.operators` calls them, so masks, addresses, casts and tables are those
+of a GPU.
 """
 
 import pytest

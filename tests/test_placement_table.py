@@ -1,4 +1,4 @@
-"""The table for CUDA graphs: one address, placements that change, and nothing accepted that a graph would write wrongly.
+"""The table for CUDA graphs: one address, placements that change, nothing that a graph would write wrongly.
 
 On the CPU a "replay" is the same call again; tests/gpu has the graphs.
 """
@@ -43,7 +43,10 @@ def test_a_call_follows_each_update(device):
 def test_embed_tokens_follows_each_update(device):
     weight, ids = bf16(20, device), torch.randint(0, 20, (9,), device=device)
     table = PlacementTable(9, device=device).update([bf16(2, device, 3 * HIDDEN)], [0])
-    for items, spans in [([bf16(2, device, 3 * HIDDEN)], [3]), ([bf16(4, device, 3 * HIDDEN)], [Span(0, 3, 1)])]:
+    for items, spans in [
+        ([bf16(2, device, 3 * HIDDEN)], [3]),
+        ([bf16(4, device, 3 * HIDDEN)], [Span(0, 3, 1)]),
+    ]:
         deepstack = poisoned(2, 9, HIDDEN, dtype=torch.bfloat16, device=device)
         table.update(items, spans)
         out = embed_tokens(ids, weight, table, None, deepstack=deepstack)
@@ -94,7 +97,7 @@ def test_a_table_is_held_to_its_smallest_destination(device):
     table.update([bf16(3, device)], [17])
     with pytest.raises(IndexError, match=r"tokens \[17, 20\)\) does not fit in 10 tokens"):
         scatter_embeddings(torch.zeros(10, HIDDEN, dtype=torch.bfloat16, device=device), table, None)
-    with pytest.raises(ValueError, match="this table holds rows of width 32, the destination takes 16"):
+    with pytest.raises(ValueError, match=r"this table holds rows of width 32, the destination takes 16"):
         scatter_embeddings(torch.zeros(20, 16, dtype=torch.bfloat16, device=device), table, None)
 
 
@@ -103,7 +106,7 @@ def test_misuse_is_named(device):
     out = torch.zeros(9, HIDDEN, dtype=torch.bfloat16, device=device)
     with pytest.raises(ValueError, match="max_rows is 0, it must be at least 1"):
         PlacementTable(0, device=device)
-    with pytest.raises(TypeError, match="dtype is torch.int8"):
+    with pytest.raises(TypeError, match=r"dtype is torch\.int8"):
         PlacementTable(1, dtype=torch.int8, device=device)
     with pytest.raises(RuntimeError, match="this table is empty"):
         scatter_embeddings(out, PlacementTable(4, device=device), None)

@@ -40,7 +40,7 @@ def test_inclusive_offsets_hand_out_rows_in_order():
 
 
 def test_inclusive_offsets_refuse_an_end_before_the_beginning():
-    with pytest.raises(ValueError, match="offset 1 ends at token 3, before its first token 4"):
+    with pytest.raises(ValueError, match=r"offset 1 ends at token 3, before its first token 4"):
         spans_from_inclusive([(0, 1), (4, 3)])
 
 
@@ -59,7 +59,7 @@ def test_placeholder_without_a_mask_is_one_span():
 def test_placeholder_mask_of_another_length_or_type_is_refused():
     with pytest.raises(ValueError, match=r"is_embed has shape \(2,\), the placeholder has 3 tokens"):
         spans_from_placeholder(0, 3, [True, False])
-    with pytest.raises(TypeError, match="is_embed must be boolean, it is int64"):
+    with pytest.raises(TypeError, match=r"is_embed must be boolean, it is int64"):
         spans_from_placeholder(0, 2, [1, 0])
 
 
@@ -76,7 +76,7 @@ def test_token_ids_hand_out_runs_to_items_in_prompt_order():
 
 
 def test_token_ids_that_do_not_match_the_rows_are_refused_with_both_numbers():
-    with pytest.raises(ValueError, match="the prompt has 2 tokens with id 9, the 2 items have 3 rows"):
+    with pytest.raises(ValueError, match=r"the prompt has 2 tokens with id 9, the 2 items have 3 rows"):
         spans_from_token_ids([9, 1, 9], 9, [1, 2])
     with pytest.raises(ValueError, match=r"num_rows\[1\] is -1"):
         spans_from_token_ids([9, 1, 9], 9, [3, -1])
@@ -87,7 +87,7 @@ def test_clip_rebases_tokens_and_moves_source_start_along():
     assert clip_spans(spans, 2, 8) == [Span(0, 2, 2), Span(4, 4, 10)]
     assert clip_spans(spans, 8, 3) == [Span(0, 3, 12)]
     assert clip_spans(spans, 4, 2) == clip_spans(spans, 7, 0) == []
-    with pytest.raises(ValueError, match="Span.start is -1"):
+    with pytest.raises(ValueError, match=r"Span.start is -1"):
         clip_spans(spans, -1, 4)
 
 

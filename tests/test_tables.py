@@ -1,4 +1,6 @@
-"""The ring of tables: no table is handed out again before the launches that read it are done, and nothing waits."""
+"""The ring of tables: no table is handed out again before the launches that read it are done, and nothing
+waits.
+"""
 
 import threading
 

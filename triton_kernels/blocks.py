@@ -1,6 +1,7 @@
 """The shape of a row kernel's block, by device and row width, from a table that a bench writes.
 
-``python -m vitcache bench --bench blocks`` measures, ``python -m vitcache.bench.tune FILE...`` turns its results into `blocks.json`.
+``python -m vitcache bench --bench blocks`` measures, ``python -m vitcache.bench.tune FILE...`` turns its
+results into `blocks.json`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import triton
 
 TABLE = Path(__file__).with_name("blocks.json")
 
-# For what is not in the table. On an H100 one program per row with 4096 elements and 8 warps came within 1 % of a copy, and
-# narrower blocks and several rows per program did not (the design's sketches, 2026-11).
+# For what is not in the table. On an H100 one program per row with 4096 elements and 8 warps came within 1 %
+# of a copy, and narrower blocks and several rows per program did not (the design's sketches, 2026-11).
 LARGEST_BLOCK = 4096
 ELEMENTS_PER_WARP = 512
 

@@ -1,7 +1,7 @@
 """Build ``inputs_embeds``: the row of the weight at text tokens, the row of an image elsewhere, in one pass.
 
-Bytes: one read and one write per row of the output, plus 8 bytes of table and the id per token. Launches: one, and one
-scatter for each further source dtype. The truth is `vitcache.reference.embed_tokens`.
+Bytes: one read and one write per row of the output, plus 8 bytes of table and the id per token. Launches:
+one, and one scatter for each further source dtype. The truth is `vitcache.reference.embed_tokens`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from vitcache.triton_kernels.blocks import block_shape
+from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, is_aligned, make_table, on_device
+from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import KINDS, Destination, Placement
 from vitcache.placement_table import PlacementTable
-from vitcache.triton_kernels.blocks import block_shape
-from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, is_aligned, make_table, on_device
-from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 
 @triton.jit
@@ -41,7 +41,8 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
 ):
     """One program per token, level and column block.
 
-    The table holds one int64 per token: the address of its image row, 0 for text, -1 for a row of another launch.
+    The table holds one int64 per token: the address of its image row, 0 for text, -1 for a row of another
+    launch.
     """
     token = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
@@ -62,7 +63,7 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
             values = tl.load(source + columns, mask, other=0)
             if HAS_SCALE:
                 values = cast(values.to(tl.float32) * scale, out_ptr.dtype.element_ty)
-            elif SOURCE != out_ptr.dtype.element_ty:
+            elif out_ptr.dtype.element_ty != SOURCE:
                 values = cast(values.to(tl.float32), out_ptr.dtype.element_ty)
             tl.store(target + columns, values, mask)
         elif level == 0:
@@ -87,7 +88,9 @@ def launch_embed_rows(
     *,
     aligned: bool,
 ) -> None:
-    """Launch on the current stream for every token; those whose row in `table` is not of `dtype` are left out."""
+    """Launch on the current stream for every token; those whose row in `table` is not of `dtype` are left
+    out.
+    """
     block, num_warps = block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
     deepstack = out[None] if destination.deepstack is None else destination.deepstack
@@ -125,7 +128,9 @@ def embed_rows(
     scale: float | None,
     text_scale: float | None,
 ) -> None:
-    """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's promise."""
+    """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's
+    promise.
+    """
     device, num_tokens = destination.rows.device, destination.num_tokens
     with on_device(device):
         copy_host_blocks(destination, placement, scale)
@@ -149,7 +154,9 @@ def embed_table(
     scale: float | None,
     text_scale: float | None,
 ) -> None:
-    """Launch with the addresses that `table` keeps for its tokens, so that a captured launch serves each update."""
+    """Launch with the addresses that `table` keeps for its tokens, so that a captured launch serves each
+    update.
+    """
     aligned = destination.hidden * table.dtype.itemsize % 16 == 0
     with on_device(destination.rows.device):
         launch_embed_rows(

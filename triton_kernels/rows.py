@@ -1,4 +1,6 @@
-"""What the row kernels share: a cast that rounds alike everywhere, the table of a call, and what keeps its rows alive."""
+"""What the row kernels share: a cast that rounds alike everywhere, the table of a call, and what keeps its
+rows alive.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfl
 def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """float32 to `DTYPE`, to nearest even.
 
-    bfloat16 is rounded in integers: Triton's interpreter truncates where the hardware rounds, and one arithmetic on
-    both lets a test on the CPU speak for the GPU.
+    bfloat16 is rounded in integers: Triton's interpreter truncates where the hardware rounds, and one
+    arithmetic on both lets a test on the CPU speak for the GPU.
     """
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         bits = values.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where(values != values, 0x7FC0, rounded)
@@ -39,16 +41,18 @@ def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtyp
 
 
 def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """An int64 table that `fill` has written through its address and that a launch on `device` reads where it is.
+    """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is.
 
     Raises
     ------
     RuntimeError
-        If a CUDA graph is being captured: the table lives for one call only, a replay would read what came after it.
+        If a CUDA graph is being captured: the table lives for one call only, a replay would read what came
+        after it.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "this placement cannot be captured in a CUDA graph, its table lives for one call only: use a PlacementTable"
+            "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
+            "use a PlacementTable"
         )
     table = ring_of(device).reserve(values)
     fill(table.data_ptr())

@@ -10,10 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from vitcache.host_blocks import copy_host_blocks
-from vitcache.placement import KINDS, Destination, Placement
-from vitcache.placement_table import PlacementTable
 from vitcache.triton_kernels.blocks import BlockShape, block_shape
 from vitcache.triton_kernels.rows import (
     TRITON_DTYPES,
@@ -23,6 +19,10 @@ from vitcache.triton_kernels.rows import (
     make_table,
     on_device,
 )
+
+from vitcache.host_blocks import copy_host_blocks
+from vitcache.placement import KINDS, Destination, Placement
+from vitcache.placement_table import PlacementTable
 
 
 @triton.jit
@@ -41,10 +41,10 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``out[token(r)] = source(r)[:H]`` and ``deepstack[l, token(r)] = source(r)[H * (l + 1) : H * (l + 2)]``.
+    """``out[token(r)] = source(r)[:H]``, ``deepstack[l, token(r)] = source(r)[H * (l + 1) : H * (l + 2)]``.
 
-    The table holds an address and a token per row, both int64; an address of 0 is a hole, where a table may have any.
-    Program ids are row, level and column block.
+    The table holds an address and a token per row, both int64; an address of 0 is a hole, where a table may
+    have any. Program ids are row, level and column block.
     """
     row = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
@@ -52,7 +52,7 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     mask = columns < HIDDEN
     address = tl.load(table_ptr + row * 2)
     token = tl.load(table_ptr + row * 2 + 1)
-    if HAS_HOLES:
+    if HAS_HOLES:  # noqa: SIM102 - known when it is compiled, unlike the address
         if address == 0:
             return
     source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
@@ -62,7 +62,7 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     values = tl.load(source + columns, mask, other=0)
     if HAS_SCALE:
         values = cast(values.to(tl.float32) * scale, out_ptr.dtype.element_ty)
-    elif SOURCE != out_ptr.dtype.element_ty:
+    elif out_ptr.dtype.element_ty != SOURCE:
         values = cast(values.to(tl.float32), out_ptr.dtype.element_ty)
     if level == 0:
         tl.store(out_ptr + token * out_stride_row + columns, values, mask)
@@ -120,7 +120,9 @@ def scatter_rows(
             kind = KINDS[dtype]
             num_rows = placement.native.num_rows(kind)
             table = make_table(
-                2 * num_rows, device, lambda address, kind=kind: placement.native.write_row_table(kind, address)
+                2 * num_rows,
+                device,
+                lambda address, kind=kind: placement.native.write_row_table(kind, address),
             )
             aligned = is_aligned(destination, placement, dtype)
             launch_scatter_rows(destination, table, dtype, scale, aligned=aligned)

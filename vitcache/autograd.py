@@ -15,7 +15,12 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs_embeds: Tensor, deepstack: Tensor | None, runs: Tensor, scale: float | None, *items: Tensor
+        ctx: Any,
+        inputs_embeds: Tensor,
+        deepstack: Tensor | None,
+        runs: Tensor,
+        scale: float | None,
+        *items: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         """Write, and keep what the way back needs: sizes, not rows."""
         _ops.scatter_embeddings_(inputs_embeds, deepstack, items, runs, scale)
@@ -24,7 +29,9 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_deepstack: Tensor | None) -> tuple[Any, ...]:
-        """Destinations get the gradient of the rows that were left alone, items that of the rows they placed."""
+        """Destinations get the gradient of the rows that were left alone, items that of the rows they
+        placed.
+        """
         (runs,) = ctx.saved_tensors
         kept = _clear(grad, grad, runs)
         kept_deepstack = None if grad_deepstack is None else _clear(grad_deepstack, grad, runs)
@@ -54,7 +61,9 @@ class Embed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_deepstack: Tensor | None) -> tuple[Any, ...]:
-        """The weight gets the gradient of the text tokens; ids under the runs meet zeros, so they only must be rows."""
+        """The weight gets the gradient of the text tokens; ids under the runs meet zeros, so they only
+        must be rows.
+        """
         runs, input_ids = ctx.saved_tensors
         text = _clear(grad, grad, runs)
         if ctx.text_scale is not None:
@@ -82,7 +91,9 @@ def _remember(
 
 
 def _clear(grad: Tensor, like: Tensor, runs: Tensor) -> Tensor:
-    """A copy of `grad` with zeros at the tokens under the runs; tokens are the dimensions of `like` but its last."""
+    """A copy of `grad` with zeros at the tokens under the runs; tokens are the dimensions of `like` but
+    its last.
+    """
     kept = grad.clone(memory_format=torch.contiguous_format)
     levels = () if grad.dim() == like.dim() else (grad.shape[0],)
     _ops.clear_rows_(kept.view(*levels, -1, grad.shape[-1]), runs)

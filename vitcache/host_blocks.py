@@ -1,7 +1,8 @@
 """Rows in pinned host memory: long blocks go through the copy engine, fragments are read by the kernel.
 
-A kernel reads host memory at one speed whatever the length; a copy engine is faster on long blocks and slower on short ones. Where
-they meet is measured once per device and process, when a cache gets a host tier; without that the kernel reads all.
+A kernel reads host memory at one speed whatever the length; a copy engine is faster on long blocks and slower
+on short ones. Where they meet is measured once per device and process, when a cache gets a host tier; without
+that the kernel reads all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def crossover_bytes(device: torch.device) -> int | None:
     return _crossover_bytes.get(device)
 
 
-def calibrate(device: torch.device, kernel_us: Callable[[int], float], copy_us: Callable[[int], float]) -> int | None:
+def calibrate(
+    device: torch.device, kernel_us: Callable[[int], float], copy_us: Callable[[int], float]
+) -> int | None:
     """Measure, once per device, from which size on copies are the faster ones, and remember it.
 
     Parameters
@@ -51,14 +54,18 @@ def copy_host_blocks(destination: Destination, placement: Placement, scale: floa
     if threshold is None or scale is not None or destination.levels or not rows.is_contiguous():
         return
     row_bytes = destination.hidden * rows.element_size()
-    for item, first, token, length in placement.native.take_host_blocks(KINDS[rows.dtype], row_bytes, threshold):
+    for item, first, token, length in placement.native.take_host_blocks(
+        KINDS[rows.dtype], row_bytes, threshold
+    ):
         source = placement.items[item]
         pool = source if isinstance(source, Tensor) else source.pool
         rows[token : token + length].copy_(pool[first : first + length], non_blocking=True)
 
 
 def calibrate_cuda(device: torch.device) -> int | None:
-    """`calibrate` with events on a CUDA device. Waits for the device: for start-up, never in a forward pass."""
+    """`calibrate` with events on a CUDA device. Waits for the device: for start-up, never in a forward
+    pass.
+    """
     from vitcache.ops import scatter_embeddings
 
     width = 4096
@@ -77,7 +84,7 @@ def calibrate_cuda(device: torch.device) -> int | None:
                     end.record()
                     end.synchronize()
                     times.append(begin.elapsed_time(end) * 1e3)
-                return statistics.median(times)
+                return float(statistics.median(times))
 
             return microseconds
 

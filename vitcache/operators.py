@@ -1,7 +1,7 @@
 """The operators of torch.library, and the choice of what runs on which device.
 
-Every operator writes into its first argument and returns nothing: one that returned it would break functionalization.
-Schemas are defined in Python through one library that lives as long as the process.
+Every operator writes into its first argument and returns nothing: one that returned it would break
+functionalization. Schemas are defined in Python through one library that lives as long as the process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _library.define(
     "float? scale) -> ()"
 )
 _library.define(
-    "embed_tokens_(Tensor(a!) out, Tensor(b!)? deepstack, Tensor input_ids, Tensor weight, Tensor[] embeddings, "
-    "Tensor runs, float? scale, float? text_scale) -> ()"
+    "embed_tokens_(Tensor(a!) out, Tensor(b!)? deepstack, Tensor input_ids, Tensor weight, "
+    "Tensor[] embeddings, Tensor runs, float? scale, float? text_scale) -> ()"
 )
 _library.define(
-    "gather_rows(Tensor inputs_embeds, Tensor? deepstack, Tensor runs, SymInt[] num_rows, float? scale) -> Tensor"
+    "gather_rows(Tensor inputs_embeds, Tensor? deepstack, Tensor runs, SymInt[] num_rows, float? scale) "
+    "-> Tensor"
 )
 _library.define("clear_rows_(Tensor(a!) rows, Tensor runs) -> ()")
 
@@ -95,7 +96,9 @@ def embed(
         from vitcache.triton_kernels import embed_rows as kernels
 
         kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
-    elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(destination, placement, scale, text_scale):
+    elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(
+        destination, placement, scale, text_scale
+    ):
         row_copy.embed_rows(destination, ids, weight, placement)
     else:
         reference.embed_tokens(
@@ -111,7 +114,11 @@ def embed(
 
 
 def _scatter_operator(
-    inputs_embeds: Tensor, deepstack: Tensor | None, embeddings: Sequence[Tensor], runs: Tensor, scale: float | None
+    inputs_embeds: Tensor,
+    deepstack: Tensor | None,
+    embeddings: Sequence[Tensor],
+    runs: Tensor,
+    scale: float | None,
 ) -> None:
     destination = Destination("inputs_embeds", inputs_embeds, deepstack)
     scatter(destination, Placement.from_runs(destination, embeddings, runs), scale)
@@ -128,13 +135,21 @@ def _embed_operator(
     text_scale: float | None,
 ) -> None:
     destination = Destination("out", out, deepstack)
-    embed(destination, input_ids, weight, Placement.from_runs(destination, embeddings, runs), scale, text_scale)
+    embed(
+        destination, input_ids, weight, Placement.from_runs(destination, embeddings, runs), scale, text_scale
+    )
 
 
 def _gather_operator(
-    inputs_embeds: Tensor, deepstack: Tensor | None, runs: Tensor, num_rows: Sequence[int], scale: float | None
+    inputs_embeds: Tensor,
+    deepstack: Tensor | None,
+    runs: Tensor,
+    num_rows: Sequence[int],
+    scale: float | None,
 ) -> Tensor:
-    """The transpose of a scatter: per item row the sum of the rows that it was written to, in float32, packed."""
+    """The transpose of a scatter: per item row the sum of the rows that it was written to, in float32,
+    packed.
+    """
     hidden = inputs_embeds.shape[-1]
     levels = [inputs_embeds.reshape(-1, hidden)]
     if deepstack is not None:
@@ -144,7 +159,9 @@ def _gather_operator(
     for item, start, length, source_start in runs.tolist():
         first = firsts[item] + source_start
         for level, source in enumerate(levels):
-            rows[first : first + length, hidden * level : hidden * (level + 1)] += source[start : start + length]
+            rows[first : first + length, hidden * level : hidden * (level + 1)] += source[
+                start : start + length
+            ]
     return rows if scale is None else rows.mul_(scale)
 
 
@@ -158,8 +175,14 @@ def _below_autograd(operator: torch._ops.OpOverload, name: str) -> None:
     """Refuse gradients: without this they would pass an in-place operator unseen."""
 
     def refuse(*arguments: object) -> object:
-        flat = [value for argument in arguments for value in (argument if isinstance(argument, list) else [argument])]
-        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in flat):
+        flat = [
+            value
+            for argument in arguments
+            for value in (argument if isinstance(argument, list) else [argument])
+        ]
+        if torch.is_grad_enabled() and any(
+            isinstance(value, Tensor) and value.requires_grad for value in flat
+        ):
             raise RuntimeError(f"torch.ops.vitcache.{name} has no gradient; call vitcache.{name.rstrip('_')}")
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
@@ -182,7 +205,11 @@ def _register() -> None:
         torch.library.register_fake(f"vitcache::{name}", lambda *_: None, lib=_library)
 
     def fake_gather(
-        inputs_embeds: Tensor, deepstack: Tensor | None, runs: Tensor, num_rows: Sequence[int], scale: float | None
+        inputs_embeds: Tensor,
+        deepstack: Tensor | None,
+        runs: Tensor,
+        num_rows: Sequence[int],
+        scale: float | None,
     ) -> Tensor:
         levels = 1 if deepstack is None else 1 + deepstack.shape[0]
         return inputs_embeds.new_empty((sum(num_rows), inputs_embeds.shape[-1] * levels), dtype=torch.float32)

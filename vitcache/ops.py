@@ -1,7 +1,7 @@
 """`scatter_embeddings` and `embed_tokens`: rows of images into ``inputs_embeds``, in place and in one pass.
 
-Eager calls without gradients go straight to the CPU reference or the CUDA kernels. Gradients and torch.compile go
-through the operators of `torch.library` at the end of this file; those take tensors only.
+Eager calls without gradients go straight to the CPU reference or the CUDA kernels. Gradients and
+torch.compile go through the operators of `torch.library` at the end of this file; those take tensors only.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ def scatter_embeddings(
     Parameters
     ----------
     inputs_embeds
-        ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16; spans index the flattened ``B * T`` tokens. Rows may
-        have any stride; elements of a row must be adjacent.
+        ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16; spans index the flattened ``B * T`` tokens.
+        Rows may have any stride; elements of a row must be adjacent.
     embeddings
-        Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, or a `Lease`; any of the three dtypes.
-        ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an array. Or a
-        `PlacementTable`, which holds its spans: the one form that a CUDA graph can capture.
+        Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, or a `Lease`; any of the three
+        dtypes.
+        ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an
+        array. Or a `PlacementTable`, which holds its spans: the one form that a CUDA graph can capture.
     spans
-        Per item an int (first token of the whole item), a `Span`, or a list of them. For a packed tensor one int64
-        array or CPU tensor ``(n, 3)`` of start, length and source_start. None for a table.
+        Per item an int (first token of the whole item), a `Span`, or a list of them. For a packed tensor one
+        int64 array or CPU tensor ``(n, 3)`` of start, length and source_start. None for a table.
     deepstack
-        ``(L, T, H)``, same dtype and device: columns ``[H * (l + 1), H * (l + 2))`` of a row go to ``deepstack[l]``.
+        ``(L, T, H)``, same dtype and device: columns ``[H * (l + 1), H * (l + 2))`` of a row go to
+        ``deepstack[l]``.
     scale
         Multiplies every image column, in float32.
 
@@ -62,12 +64,15 @@ def scatter_embeddings(
 
     Notes
     -----
-    Nothing is written if anything is raised. Runs on the current stream and does not wait for it. Any thread may call.
-    Differentiable in `embeddings`, `inputs_embeds` and `deepstack`; the rows of a lease are constants.
+    Nothing is written if anything is raised. Runs on the current stream and does not wait for it. Any thread
+    may call. Differentiable in `embeddings`, `inputs_embeds` and `deepstack`; the rows of a lease are
+    constants.
     """
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, inputs_embeds, deepstack)
-        operators.scatter_table(placement.Destination("inputs_embeds", inputs_embeds, deepstack), embeddings, scale)
+        operators.scatter_table(
+            placement.Destination("inputs_embeds", inputs_embeds, deepstack), embeddings, scale
+        )
         _bump_versions(inputs_embeds, deepstack)
         return inputs_embeds
     needs_grad = _needs_grad(inputs_embeds, deepstack, *_tensors(embeddings))
@@ -95,13 +100,14 @@ def embed_tokens(
     scale: float | None = None,
     text_scale: float | None = None,
 ) -> Tensor:
-    """Build ``inputs_embeds``: rows of `weight` at text tokens and rows of images at the spans, each written once.
+    """Build ``inputs_embeds``: rows of `weight` at text, rows of images at the spans, each written once.
 
     Parameters
     ----------
     input_ids
-        ``(T,)`` or ``(B, T)``, int64 or int32, on the weight's device. Ids under a span may be anything and are not looked
-        up. Ids of text tokens must be rows of `weight`: checked on the CPU, the caller's promise on CUDA.
+        ``(T,)`` or ``(B, T)``, int64 or int32, on the weight's device. Ids under a span may be anything and
+        are not looked up. Ids of text tokens must be rows of `weight`: checked on the CPU, the caller's
+        promise on CUDA.
     weight
         The token embedding ``(V, H)``, float32, float16 or bfloat16.
     out
@@ -109,8 +115,8 @@ def embed_tokens(
     deepstack
         ``(L, T, H)``, written in full: zero at text tokens.
     text_scale
-        Multiplies the rows of text tokens, rounded to the weight's dtype and in that dtype, as a model with a scaled
-        embedding does (Gemma 3: ``sqrt(H)``).
+        Multiplies the rows of text tokens, rounded to the weight's dtype and in that dtype, as a model with a
+        scaled embedding does (Gemma 3: ``sqrt(H)``).
     embeddings, spans, scale
         As in `scatter_embeddings`.
 
@@ -122,16 +128,18 @@ def embed_tokens(
     Raises
     ------
     IndexError, ValueError, TypeError, RuntimeError
-        As `scatter_embeddings`; IndexError also for the id of a text token on the CPU that is no row of `weight`.
+        As `scatter_embeddings`; IndexError also for the id of a text token on the CPU that is no row of
+        `weight`.
 
     Notes
     -----
-    Stream, thread and gradient rules as in `scatter_embeddings`; also differentiable in `weight`, then without `out`.
+    Stream, thread and gradient rules as in `scatter_embeddings`; also differentiable in `weight`, then
+    without `out`.
     """
     _check_embedding(input_ids, weight)
-    from_table = isinstance(embeddings, PlacementTable)
-    needs_grad = not from_table and _needs_grad(weight, deepstack, *_tensors(embeddings))
-    if from_table:
+    table = embeddings if isinstance(embeddings, PlacementTable) else None
+    needs_grad = table is None and _needs_grad(weight, deepstack, *_tensors(embeddings))
+    if table is not None:
         _check_table_call(spans, weight, deepstack)
     if needs_grad and out is not None:
         raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
@@ -147,11 +155,13 @@ def embed_tokens(
         if needs_grad:
             autograd.Embed.apply(out, deepstack, input_ids, weight, runs, scale, text_scale, *tensors)
         else:
-            torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
+            torch.ops.vitcache.embed_tokens_(
+                out, deepstack, input_ids, weight, tensors, runs, scale, text_scale
+            )
         return out
     destination = placement.Destination("out", out, deepstack)
-    if from_table:
-        operators.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)
+    if table is not None:
+        operators.embed_table(destination, input_ids, weight, table, scale, text_scale)
     else:
         placed = placement.Placement(destination, embeddings, spans)
         operators.embed(destination, input_ids, weight, placed, scale, text_scale)
@@ -189,11 +199,15 @@ def _tensors(embeddings: Any) -> Sequence[Any]:
 
 
 def _needs_grad(*values: Any) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
 
 
 def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, list[Tensor]]:
-    """The operators' form: an int64 tensor ``(n, 4)`` of item, start, length, source_start; and one tensor per item."""
+    """The operators' form: an int64 tensor ``(n, 4)`` of item, start, length, source_start; and one tensor
+    per item.
+    """
     if isinstance(embeddings, Tensor):
         table = spans if isinstance(spans, Tensor) else torch.from_numpy(placement.span_array(spans, 3))
         return torch.nn.functional.pad(table, (1, 0)), [embeddings]

@@ -1,4 +1,6 @@
-"""From what a caller passes to one checked native placement, and from there to the reference or to a kernel."""
+"""From what a caller passes to one checked native placement, and from there to the reference or to a
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ _reader = _native.TensorReader(Tensor)
 
 
 class Destination:
-    """Checked destination of one call: `inputs_embeds` as rows ``(T, H)`` and `deepstack` as ``(L, T, H)`` or None."""
+    """Checked destination of one call: `inputs_embeds` as rows ``(T, H)`` and `deepstack` as ``(L, T, H)``
+    or None.
+    """
 
     __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "rows")
 
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
-        """A stand-in for a destination of which only rows' width and device are known, and perhaps its tokens."""
+        """A stand-in for a destination of which only rows' width and device are known, and perhaps its
+        tokens.
+        """
         self = cls("rows", torch.empty(0, width, device=device), None)
         self.num_tokens = ANY_NUM_TOKENS if num_tokens is None else num_tokens
         return self
@@ -53,16 +59,21 @@ class Destination:
             raise ValueError(f"deepstack is on {deepstack.device}, {name} is on {inputs_embeds.device}")
         if tuple(deepstack.shape[1:]) not in (tuple(inputs_embeds.shape), (self.num_tokens, self.hidden)):
             raise ValueError(
-                f"deepstack has shape {tuple(deepstack.shape)}, it must be (L, {self.num_tokens}, {self.hidden})"
+                f"deepstack has shape {tuple(deepstack.shape)}, "
+                f"it must be (L, {self.num_tokens}, {self.hidden})"
             )
         self.deepstack = _as_rows("deepstack", deepstack, 3)
         self.levels = len(deepstack)
 
     @property
     def extents(self) -> list[tuple[int, int]]:
-        """First and last address of what is written, where that is one block: between strided rows others may live."""
+        """First and last address of what is written, where that is one block: between strided rows others
+        may live.
+        """
         blocks = [self.rows] if self.deepstack is None else [self.rows, self.deepstack]
-        return [(block.data_ptr(), block.data_ptr() + block.nbytes) for block in blocks if block.is_contiguous()]
+        return [
+            (block.data_ptr(), block.data_ptr() + block.nbytes) for block in blocks if block.is_contiguous()
+        ]
 
     @property
     def width(self) -> int:
@@ -73,7 +84,8 @@ class Destination:
 class Placement:
     """The rows of one call: what to read, where to write it, checked against a destination.
 
-    `items` are tensors ``(n, W)`` or leases. The native table of runs and addresses is valid as long as they live.
+    `items` are tensors ``(n, W)`` or leases. The native table of runs and addresses is valid as long as they
+    live.
     """
 
     __slots__ = ("items", "native", "reads_host")
@@ -157,20 +169,21 @@ class Placement:
             raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
         _check_dtype(f"item {item}", rows)
         if rows.dim() != 2:
-            raise ValueError(f"item {item} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})")
+            raise ValueError(
+                f"item {item} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})"
+            )
         if rows.shape[1] != destination.width:
             raise ValueError(_width_message(item, rows.shape[1], destination))
         _check_device(item, rows, destination)
-        if rows.stride(1) != 1:
-            rows = rows.contiguous()
+        packed: Tensor = rows if rows.stride(1) == 1 else rows.contiguous()
         self.native.add_source(
-            rows.data_ptr(),
-            rows.stride(0) * rows.element_size(),
-            rows.shape[0],
-            KINDS[rows.dtype],
-            self._note_host(rows, destination),
+            packed.data_ptr(),
+            packed.stride(0) * packed.element_size(),
+            packed.shape[0],
+            KINDS[packed.dtype],
+            self._note_host(packed, destination),
         )
-        return rows
+        return packed
 
     def _note_host(self, rows: Tensor, destination: Destination) -> bool:
         """Whether rows are read through the bus; `reads_host` keeps that there are any."""
@@ -192,7 +205,9 @@ def check_lists(embeddings: Any, spans: Any) -> None:
 
 
 def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
-    """The runs of a list of spans, as `Placement` makes them natively: what a compiled call traces instead."""
+    """The runs of a list of spans, as `Placement` makes them natively: what a compiled call traces
+    instead.
+    """
     runs: list[reference.Run] = []
     for item, where in enumerate(spans):
         if isinstance(where, Span):
@@ -207,7 +222,9 @@ def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
                 start = index(where)
             except TypeError:
                 kind = type(where).__name__
-                raise TypeError(f"item {item}: spans must be an int, a Span or a list of Span, not {kind}") from None
+                raise TypeError(
+                    f"item {item}: spans must be an int, a Span or a list of Span, not {kind}"
+                ) from None
             runs.append((item, start, rows[item], 0))
     return runs
 

@@ -13,8 +13,9 @@ from vitcache.placement import KINDS, Destination, Placement
 class PlacementTable:
     """The rows of a placement that changes between replays of a CUDA graph.
 
-    `update` it, capture `scatter_embeddings` or `embed_tokens` with the table in the place of `embeddings` and None for `spans`,
-    then `update` it before each replay. Eager calls take a table too, on the CPU as well.
+    `update` it, capture `scatter_embeddings` or `embed_tokens` with the table in the place of `embeddings`
+    and None for `spans`, then `update` it before each replay. Eager calls take a table too, on the CPU as
+    well.
 
     Parameters
     ----------
@@ -34,8 +35,9 @@ class PlacementTable:
 
     Notes
     -----
-    One thread at a time. Rows are read when the graph runs: their writing must be ordered before the replay, and a lease in the
-    table must not be released before the last replay that reads it. The table keeps its tensors alive until the next `update`.
+    One thread at a time. Rows are read when the graph runs: their writing must be ordered before the replay,
+    and a lease in the table must not be released before the last replay that reads it. The table keeps its
+    tensors alive until the next `update`.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class PlacementTable:
         RuntimeError
             If a replay or call that reads the table is still in flight.
         ValueError
-            If the rows are more than `max_rows`, of another width than before, or not 16-byte aligned where their width is.
+            If the rows are more than `max_rows`, of another width than before, or not 16-byte aligned where
+            their width is.
         TypeError
             If the rows are not of the table's dtype.
         IndexError, ValueError, TypeError
@@ -110,7 +113,9 @@ class PlacementTable:
         if self._placement is None:
             raise RuntimeError("this table is empty: update it before it is used")
         if destination.rows.device != self.device:
-            raise ValueError(f"this table is on {self.device}, the destination is on {destination.rows.device}")
+            raise ValueError(
+                f"this table is on {self.device}, the destination is on {destination.rows.device}"
+            )
         if self._width not in (0, destination.width):
             raise ValueError(
                 f"this table holds rows of width {self._width}, the destination takes {destination.width}"

@@ -11,7 +11,11 @@ Run = tuple[int, int, int, int]  # item, first token, length, first row of the i
 
 
 def scatter_embeddings(
-    out: Tensor, deepstack: Tensor | None, items: Sequence[Sequence[Tensor]], runs: Iterable[Run], scale: float | None
+    out: Tensor,
+    deepstack: Tensor | None,
+    items: Sequence[Sequence[Tensor]],
+    runs: Iterable[Run],
+    scale: float | None,
 ) -> None:
     """Write rows of `items` over tokens of `out`, in place, and their further columns over `deepstack`.
 
@@ -26,7 +30,8 @@ def scatter_embeddings(
     runs
         ``(item, first token, length, first row)``; checked before.
     scale
-        Multiplies every image column in float32 before the cast to the destination's dtype; None leaves bits alone.
+        Multiplies every image column in float32 before the cast to the destination's dtype; None leaves bits
+        alone.
     """
     hidden = out.shape[1]
     for item, start, length, source_start in runs:
@@ -34,8 +39,8 @@ def scatter_embeddings(
         for rows in _rows(items[item], source_start, length):
             tokens = slice(token, token + len(rows))
             _write(out[tokens], rows[:, :hidden], scale)
-            for level in range(0 if deepstack is None else len(deepstack)):
-                _write(deepstack[level, tokens], rows[:, hidden * (level + 1) : hidden * (level + 2)], scale)
+            for level, plane in enumerate(() if deepstack is None else deepstack, 1):
+                _write(plane[tokens], rows[:, hidden * level : hidden * (level + 1)], scale)
             token = tokens.stop
 
 
@@ -51,9 +56,9 @@ def embed_tokens(
 ) -> None:
     """Write the rows of text tokens from `weight` and those of images from `items` over all of `out`.
 
-    ``input_ids`` is ``(T,)``; ids under a run are never looked up. ``text_scale`` is rounded to the weight's dtype and
-    multiplies there, as a model's scaled embedding does. `deepstack` becomes zero at text tokens. The rest is as in
-    `scatter_embeddings`.
+    ``input_ids`` is ``(T,)``; ids under a run are never looked up. ``text_scale`` is rounded to the weight's
+    dtype and multiplies there, as a model's scaled embedding does. `deepstack` becomes zero at text tokens.
+    The rest is as in `scatter_embeddings`.
 
     Raises
     ------
@@ -74,7 +79,9 @@ def embed_tokens(
             torch.index_select(weight, 0, ids, out=out[start:stop])
         else:
             rows = weight[ids]
-            out[start:stop] = rows if text_scale is None else rows * torch.tensor(text_scale, dtype=weight.dtype)
+            out[start:stop] = (
+                rows if text_scale is None else rows * torch.tensor(text_scale, dtype=weight.dtype)
+            )
         if deepstack is not None:
             deepstack[:, start:stop] = 0
     scatter_embeddings(out, deepstack, items, runs, scale)

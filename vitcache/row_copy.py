@@ -1,4 +1,6 @@
-"""The CPU's kernels: rows moved as bytes, by the table that a GPU would read. Casts and scales are the reference's."""
+"""The CPU's kernels: rows moved as bytes, by the table that a GPU would read. Casts and scales are the
+reference's.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,13 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
     placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)
     rows = (weight.data_ptr(), weight.stride(0) * weight.element_size(), len(weight))
     _native.embed_rows(
-        table, num_tokens, ids.data_ptr(), ids.element_size(), rows, *_planes(destination), torch.get_num_threads()
+        table,
+        num_tokens,
+        ids.data_ptr(),
+        ids.element_size(),
+        rows,
+        *_planes(destination),
+        torch.get_num_threads(),
     )
 
 

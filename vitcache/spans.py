@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from operator import index
 from typing import Any, NamedTuple
 
@@ -111,7 +112,8 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     Returns
     -------
     list of list of Span
-        One list per item, in prompt order: item ``i`` takes the next ``num_rows[i]`` marked tokens, wherever they are.
+        One list per item, in prompt order: item ``i`` takes the next ``num_rows[i]`` marked tokens, wherever
+        they are.
 
     Raises
     ------
@@ -124,14 +126,15 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     tokens = np.flatnonzero(_to_array(input_ids).reshape(-1) == token_id)
     if len(tokens) != sum(num_rows):
         raise ValueError(
-            f"the prompt has {len(tokens)} tokens with id {token_id}, the {len(num_rows)} items have {sum(num_rows)} rows"
+            f"the prompt has {len(tokens)} tokens with id {token_id}, "
+            f"the {len(num_rows)} items have {sum(num_rows)} rows"
         )
     ends = np.cumsum([0, *num_rows])
-    return [_runs(tokens[first:last]) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+    return [_runs(tokens[first:last]) for first, last in pairwise(ends)]
 
 
 def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
-    """The parts of `spans` in the token window ``[start, start + length)``, re-based so that token `start` is 0.
+    """The parts of `spans` in tokens ``[start, start + length)``, re-based so that token `start` is 0.
 
     Spans outside the window are left out; ``source_start`` moves along with what is cut off at the front.
 

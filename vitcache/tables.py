@@ -1,4 +1,6 @@
-"""Memory for the tables that kernels read where the host wrote them: pinned on CUDA, never waited for, reused by lap."""
+"""Memory for the tables that kernels read where the host wrote them: pinned on CUDA, never waited for,
+reused by lap.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,10 @@ class _Block:
 class TableRing:
     """Blocks of int64 memory for the tables of calls on one stream, made by one thread.
 
-    A table lies in the current block until the device has read it. When a block is full a fence is left behind the
-    launches that read it, one per lap; the oldest block whose fence has passed comes next, and a new one is allocated
-    where none has, so that the host never waits. There are as many blocks as the stream is ever behind.
+    A table lies in the current block until the device has read it. When a block is full a fence is left
+    behind the launches that read it, one per lap; the oldest block whose fence has passed comes next, and a
+    new one is allocated where none has, so that the host never waits. There are as many blocks as the stream
+    is ever behind.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ class TableRing:
         return len(self._full) + (self._current is not None)
 
     def reserve(self, values: int) -> Tensor:
-        """Return `values` int64 values, 16-byte aligned, to be written and then read by a launch on the stream.
+        """Return so many int64 values, 16-byte aligned, to be written now and read by a launch on the stream.
 
         They are reused some time after the next call, but not before all launches made until then are done.
         """
@@ -87,7 +90,8 @@ _rings = threading.local()
 def ring_of(device: torch.device) -> TableRing:
     """The calling thread's ring for the current stream of a device.
 
-    Threads that share a stream have a ring each: one thread's fence says nothing of what another is about to launch.
+    Threads that share a stream have a ring each: one thread's fence says nothing of what another is about to
+    launch.
     """
     rings: dict[tuple[torch.device, int], TableRing] = _rings.__dict__.setdefault("by_stream", {})
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

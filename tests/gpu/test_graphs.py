@@ -21,7 +21,12 @@ def test_replays_read_changed_rows_and_changed_placements(gpu):
     table = PlacementTable(12, device=gpu.device).update([rows], [3])
     replay = gpu.graph(lambda: scatter_embeddings(out, table, None))
     more = make_rows(9, HIDDEN, torch.bfloat16, gpu.device)
-    for items, spans in [([rows], [3]), ([more], [[Span(10, 5, 2), Span(0, 2, 0)]]), ([], []), ([rows, more], [0, Span(7, 3, 6)])]:
+    for items, spans in [
+        ([rows], [3]),
+        ([more], [[Span(10, 5, 2), Span(0, 2, 0)]]),
+        ([], []),
+        ([rows, more], [0, Span(7, 3, 6)]),
+    ]:
         gpu.synchronize()
         table.update(items, spans)
         rows.copy_(make_rows(6, HIDDEN, torch.bfloat16, gpu.device))
@@ -37,7 +42,9 @@ def test_a_captured_embed_follows_its_ids_and_its_table(gpu):
     ids = torch.zeros(12, dtype=torch.int64, device=gpu.device)
     out = poisoned(12, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
     deepstack = poisoned(2, 12, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
-    table = PlacementTable(12, device=gpu.device).update([make_rows(3, 3 * HIDDEN, torch.bfloat16, gpu.device)], [0])
+    table = PlacementTable(12, device=gpu.device).update(
+        [make_rows(3, 3 * HIDDEN, torch.bfloat16, gpu.device)], [0]
+    )
     replay = gpu.graph(lambda: embed_tokens(ids, weight, table, None, out=out, deepstack=deepstack))
     for start in (0, 4, 9):
         gpu.synchronize()
@@ -80,5 +87,8 @@ def test_a_capture_without_a_table_is_refused(gpu):
     assert same_bits(out[1:3], rows)
     if gpu.dry:
         return
-    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with (
+        pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
         scatter_embeddings(out, [rows], [1])

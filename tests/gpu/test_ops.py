@@ -97,7 +97,9 @@ def test_pinned_host_rows_are_read_where_they_are(gpu):
     pinned = rows if gpu.dry else rows.pin_memory()
     out = poisoned(9, 64, dtype=torch.bfloat16, device=gpu.device)
     scatter_embeddings(out, [pinned], [[Span(0, 2, 3), Span(5, 3, 0)]])
-    expected, _ = expected_scatter(poisoned(9, 64, dtype=torch.bfloat16), [rows], [[Span(0, 2, 3), Span(5, 3, 0)]])
+    expected, _ = expected_scatter(
+        poisoned(9, 64, dtype=torch.bfloat16), [rows], [[Span(0, 2, 3), Span(5, 3, 0)]]
+    )
     assert same_bits(out.cpu(), expected)
 
 
@@ -144,9 +146,7 @@ def test_pageable_host_rows_are_refused(gpu):
 
 def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
     page = 4 * 64 * 2
-    cache = EmbeddingCache(
-        64, device=gpu.device, device_bytes=2 * page, host_bytes=4 * page, page_rows=4
-    )
+    cache = EmbeddingCache(64, device=gpu.device, device_bytes=2 * page, host_bytes=4 * page, page_rows=4)
     rows = [make_rows(7, 64, torch.bfloat16, gpu.device) for _ in range(3)]
     for key, values in zip((b"a" * 32, b"b" * 32), rows, strict=False):
         assert cache.put(key, values)

@@ -1,0 +1,42 @@
+"""An engine's forward pass with vitcache: look up, encode what is missing, build inputs_embeds in one pass.
+
+Runs anywhere; `vision_tower` stands for the engine's encoder.
+"""
+
+import torch
+
+import vitcache
+
+hidden, vocabulary, image_token = 64, 1000, 999
+device = "cuda" if torch.cuda.is_available() else "cpu"
+weight = torch.randn(vocabulary, hidden, device=device).bfloat16()
+cache = vitcache.EmbeddingCache(hidden, device=device, device_bytes=1 << 20, host_bytes=4 << 20)
+namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16").digest()
+
+
+def vision_tower(pixels: torch.Tensor) -> torch.Tensor:
+    """(patches, 32) -> one row per four patches."""
+    return pixels.to(device).bfloat16().reshape(-1, 128)[:, :hidden].contiguous()
+
+
+def forward(input_ids: torch.Tensor, images: list[torch.Tensor]) -> torch.Tensor:
+    spans = vitcache.spans_from_token_ids(input_ids, image_token, [len(image) // 4 for image in images])
+    rows: list[torch.Tensor | vitcache.Lease] = []
+    for image in images:
+        key = vitcache.content_key(image, namespace=namespace)
+        lease = cache.get(key, num_rows=len(image) // 4)
+        if lease is None:
+            fresh = vision_tower(image)
+            cache.put(key, fresh)
+        rows.append(lease or fresh)
+    inputs_embeds = vitcache.embed_tokens(input_ids.to(device), weight, rows, spans)
+    for lease in rows:
+        if isinstance(lease, vitcache.Lease):
+            lease.release()
+    return inputs_embeds
+
+
+images = [torch.randn(40, 32), torch.randn(24, 32)]
+prompt = torch.tensor([1, 2, *[image_token] * 10, 3, *[image_token] * 6, 4])
+first, second = forward(prompt, images), forward(prompt, images)
+print(f"equal: {torch.equal(first, second)}; {cache.stats()}")

@@ -1,0 +1,49 @@
+"""The examples run as a reader would run them."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NEEDS_GPU = {"time_placement.py"}
+
+
+def run_example(name):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, EXAMPLES / name], env=environment, capture_output=True, text=True)
+
+
+def test_engine_forward_builds_the_same_embeddings_from_the_cache():
+    done = run_example("engine_forward.py")
+    assert done.returncode == 0, done.stderr
+    assert "equal: True" in done.stdout
+    assert "hits=2, misses=2" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_names_only_what_vitcache_exports(path):
+    import vitcache
+
+    tree = ast.parse(path.read_text())
+    names = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "vitcache"
+    ]
+    assert names
+    assert set(names) <= set(vitcache.__all__)
+
+
+def test_what_needs_a_gpu_runs_where_there_is_one():
+    for name in NEEDS_GPU:
+        if torch.cuda.is_available():
+            assert run_example(name).returncode == 0
+        else:
+            assert "cuda" in (EXAMPLES / name).read_text()
