@@ -1,0 +1,448 @@
+"""Content keys: equal for equal logical content, different for everything else, the same in every release."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import math
+import os
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import blake3
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitcache import keys
+from vitcache.keys import Namespace, content_key
+
+ALGORITHMS = {"blake3": blake3.blake3, "sha256": hashlib.sha256}
+
+
+def use_algorithm(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(keys, "ALGORITHM", name)
+    monkeypatch.setattr(keys, "_new_hash", ALGORITHMS[name])
+
+
+@pytest.fixture(params=sorted(ALGORITHMS))
+def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use_algorithm(monkeypatch, request.param)
+    return request.param
+
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+]
+WITHOUT_NUMPY_TWIN = [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+# Different content, different keys
+
+# fmt: off
+EXTRAS: list[Any] = [
+    None, True, False, 0, 1, -1, 127, 128, 255, 256, -128, -129, 1 << 63, 1 << 64, -(1 << 64),
+    0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 5e-324,
+    "", "a", "1", "True", "None", "\x00", "\ud800", "\u00e9", "e\u0301", b"", b"a", b"1", b"\x00", bytes(2),
+    [], [[]], [[], []], [None], {}, [{}], {"": None}, {"a": None}, {"a": {}}, {"a": []},
+    [1, 2], [2, 1], [[1], 2], [1, [2]], [[1, 2]], ["12"], ["1", "2"], ["", "12"], ["12", ""], [b"1", "2"],
+    {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"ab": 12}, {"a": {"b": 2}}, ["a", 1, "b", 2], [["a", 1], ["b", 2]],
+    np.float32(1), np.float64(1), np.int64(1), np.int32(1), np.bool_(True), np.array([1.0]), np.ones((1, 1)),
+    np.zeros(0), np.zeros((0, 1)), np.zeros((1, 0)), torch.tensor(0.0), torch.tensor(-0.0),
+    torch.zeros(2).bfloat16(), torch.zeros(2).half(), torch.zeros(2).short(),
+]
+FEATURES: list[Any] = [
+    b"", b"\x00", b"a", b"ab", [], [[]], [b""], [b"", b""], [b"a", b"b"], [[b"a"], b"b"], [b"ab"],
+    [b"", b"ab"], [b"ab", b""], [[b"ab"], b""], [[b"ab", b""]],
+    np.frombuffer(b"ab", np.uint8), np.frombuffer(b"ab", np.int8), np.frombuffer(b"ab", np.uint16),
+    np.array(1.0), np.array([1.0]), np.array([[1.0]]), np.array(0.0), np.array(-0.0), np.array(math.nan),
+    np.zeros(0), np.zeros((0, 2)), np.zeros((2, 0)), np.zeros((0, 0)), np.zeros(0, np.float32),
+    np.zeros(0, bool),
+    BASE, BASE.T, BASE.reshape(6, 4), BASE.reshape(24), BASE.reshape(1, 4, 6), BASE.reshape(4, 6, 1),
+    BASE[:, :-1], BASE[::-1], BASE[:, ::-1], BASE[:-1], [BASE], [BASE, BASE], list(BASE),
+    BASE.astype(np.float64), BASE.astype(np.int32), BASE.view(np.int32), BASE.view(np.uint32),
+    torch.from_numpy(BASE).bfloat16(), torch.from_numpy(BASE).half(), BASE.astype(np.complex64),
+    torch.from_numpy(BASE).to(torch.float8_e4m3fn), torch.from_numpy(BASE).to(torch.float8_e5m2),
+    *(torch.zeros(8, dtype=dtype) for dtype in DTYPES + WITHOUT_NUMPY_TWIN),
+]
+# fmt: on
+
+
+def near_equal_calls() -> list[tuple[str, Any, dict[str, Any]]]:
+    """Calls of which no two have the same content."""
+    calls: list[tuple[str, Any, dict[str, Any]]] = [
+        ("a in b", b"a", {"namespace": b"b"}),
+        ("b in a", b"b", {"namespace": b"a"}),
+        ("b with a", b"b", {"extra": b"a"}),
+        ("[a] with [b]", [b"a"], {"extra": [b"b"]}),
+    ]
+    for namespace in (b"\x00", b"a", b"ab", bytes(32), Namespace("m").digest()):
+        calls.append((f"namespace {namespace!r}", b"feature", {"namespace": namespace}))
+    calls += [(f"extra {extra!r}", b"feature", {"extra": extra}) for extra in EXTRAS]
+    calls += [(f"feature {feature!r}", feature, {}) for feature in FEATURES]
+    for index in range(BASE.size):
+        flipped = BASE.copy()
+        flipped.reshape(-1).view(np.uint32)[index] ^= 1
+        calls.append((f"bit of element {index}", flipped, {}))
+    return calls
+
+
+def test_no_two_near_equal_inputs_share_a_key(algorithm: str) -> None:
+    seen: dict[bytes, str] = {}
+    for name, feature, options in near_equal_calls():
+        key = content_key(feature, **options)
+        assert len(key) == 32
+        assert key not in seen, f"{name} has the key of {seen[key]}"
+        seen[key] = name
+
+
+def test_the_algorithms_share_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name in ALGORITHMS:
+        use_algorithm(monkeypatch, name)
+        found[name] = {content_key(feature, **options) for _, feature, options in near_equal_calls()}
+    assert not found["blake3"] & found["sha256"]
+
+
+def test_the_name_of_the_algorithm_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_algorithm(monkeypatch, "blake3")
+    key, digest = content_key(BASE), Namespace("m").digest()
+    monkeypatch.setattr(keys, "ALGORITHM", "sha256")  # with blake3 underneath
+    assert content_key(BASE) != key
+    assert Namespace("m").digest() != digest
+
+
+# Equal content, equal keys
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_array_of_either_byte_order_and_a_tensor_have_one_key(dtype: torch.dtype) -> None:
+    tensor = (torch.arange(24) % (2 if dtype == torch.bool else 24)).view(2, 3, 4).to(dtype)
+    array = tensor.numpy()
+    swapped = array.astype(array.dtype.newbyteorder())
+    key = content_key(tensor)
+    assert content_key(array) == key
+    assert content_key(swapped) == key
+    assert content_key(swapped[0, ::-1].T) == content_key(array[0, ::-1].T)
+
+
+def layouts(tensor: torch.Tensor) -> dict[str, Any]:
+    """The same logical tensor in other memory."""
+    wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), 7).to(tensor.dtype)
+    wide[..., ::2] = tensor
+    inside = torch.zeros(tensor.numel() + 3).to(tensor.dtype)
+    inside[3:] = tensor.reshape(-1)
+    return {
+        "strided": wide[..., ::2],
+        "transposed": tensor.transpose(0, 1).contiguous().transpose(0, 1),
+        "channels first in memory": tensor.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        "at an odd offset": inside[3:].view(tensor.shape),
+        "parameter": torch.nn.Parameter(tensor) if tensor.is_floating_point() else tensor,
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES + WITHOUT_NUMPY_TWIN, ids=str)
+@pytest.mark.parametrize("layout", layouts(torch.zeros(2, 3, 4)))
+def test_memory_layout_makes_no_difference(dtype: torch.dtype, layout: str) -> None:
+    tensor = (torch.arange(24) % 13).view(2, 3, 4).to(dtype)
+    other = layouts(tensor)[layout]
+    assert content_key(other) == content_key(tensor)
+    if dtype in DTYPES:
+        assert content_key(other.detach().numpy()) == content_key(tensor)
+
+
+def test_expanded_reversed_and_lazily_changed_inputs_are_hashed_by_their_values() -> None:
+    row = torch.arange(5.0)
+    assert content_key(row.expand(3, 5)) == content_key(row.repeat(3, 1))
+    array = np.arange(12.0).reshape(3, 4)
+    assert content_key(array[::-1, ::-2]) == content_key(array[::-1, ::-2].copy())
+    assert content_key(np.broadcast_to(array, (2, 3, 4))) == content_key(np.stack([array, array]))
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    assert numbers.conj().is_conj()
+    assert content_key(numbers.conj()) == content_key(numbers.conj().resolve_conj())
+    assert numbers.conj().imag.is_neg()
+    assert content_key(numbers.conj().imag) == content_key(numbers.conj().imag.resolve_neg())
+    assert content_key(numbers.conj()) != content_key(numbers)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (1, 1, 1)])
+def test_scalars_and_empty_arrays_have_one_key_in_both_libraries(shape: tuple[int, ...]) -> None:
+    assert content_key(np.ones(shape, np.float32)) == content_key(torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 700_000), (700_000, 3), (5, 7, 60_000), (1, 2_100_000), (2_100_000,), (1, 1, 2_100_000)]
+)
+def test_large_strided_inputs_are_hashed_as_one_stream(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 255, (*shape[:-1], 2 * shape[-1]), np.uint8)
+    expected = content_key(np.ascontiguousarray(array[..., ::2]))
+    assert content_key(array[..., ::2]) == expected
+    assert content_key(torch.from_numpy(array)[..., ::2]) == expected
+    turned = np.ascontiguousarray(array[..., ::2].T).T
+    assert content_key(turned) == expected
+    big = array[..., ::2].astype(">i2")
+    assert content_key(big) == content_key(big.astype("<i2"))
+
+
+def test_a_large_strided_input_is_not_copied_whole() -> None:
+    blocks = list(keys._blocks(np.zeros((4000, 2000), np.uint8)[:, ::2]))
+    assert sum(len(block) for block in blocks) == 4_000_000
+    assert max(len(block) for block in blocks) <= keys._BLOCK_BYTES
+
+
+def test_a_contiguous_input_is_not_copied_at_all() -> None:
+    array = np.zeros((1500, 1000), np.float32)
+    [block] = keys._blocks(array)
+    assert np.shares_memory(block, array)
+
+
+def test_bytes_of_a_file_are_one_in_whatever_holds_them() -> None:
+    data = bytes(range(256)) * 20
+    for held in (bytearray(data), memoryview(data), memoryview(bytearray(data)), memoryview(data).cast("b")):
+        assert content_key(held) == content_key(data)
+    doubled = bytes(byte for byte in data for _ in range(2))
+    assert content_key(memoryview(doubled)[::2]) == content_key(data)
+    assert content_key(memoryview((ctypes.c_ubyte * 4)(1, 2, 3, 4))) == content_key(bytes([1, 2, 3, 4]))
+
+
+EQUAL_EXTRAS: list[tuple[Any, Any]] = [
+    ({"a": 1, "b": [2, 3]}, {"b": (2, 3), "a": 1}),
+    ([1, (2, [3])], (1, [2, (3,)])),
+    ([], ()),
+    (math.nan, -math.nan),
+    (math.nan, struct.unpack("<d", b"\x01\x00\x00\x00\x00\x00\xf8\xff")[0]),
+    (b"ab", bytearray(b"ab")),
+    (np.arange(3), torch.arange(3)),
+    (np.float32(2), torch.tensor(2.0)),
+    ({"grid": torch.tensor([[1, 2, 3]])}, {"grid": np.array([[1, 2, 3]])}),
+    (torch.Size([1, 2]), [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), EQUAL_EXTRAS)
+def test_extra_is_compared_by_what_it_means(one: Any, other: Any) -> None:
+    assert content_key(b"", extra=one) == content_key(b"", extra=other)
+
+
+def test_lists_and_tuples_of_features_are_one() -> None:
+    assert content_key([BASE, (b"a", BASE)]) == content_key((torch.from_numpy(BASE), [b"a", BASE]))
+
+
+extra_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=4),
+    max_leaves=8,
+)
+
+
+def canonical(value: Any) -> Any:
+    """A value that is equal exactly where two extras mean the same."""
+    if isinstance(value, float):
+        return ("float", "nan" if math.isnan(value) else struct.pack("<d", value))
+    if isinstance(value, list):
+        return ("list", tuple(map(canonical, value)))
+    if isinstance(value, dict):
+        return ("dict", tuple((name, canonical(value[name])) for name in sorted(value)))
+    return (type(value).__name__, value)
+
+
+@settings(deadline=None)
+@given(extra_values, extra_values)
+def test_extras_share_a_key_exactly_if_they_mean_the_same(one: Any, other: Any) -> None:
+    same = canonical(one) == canonical(other)
+    assert (content_key(b"", extra=one) == content_key(b"", extra=other)) == same
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=3), max_size=4), st.lists(st.binary(max_size=3), max_size=4))
+def test_no_cut_of_the_same_bytes_shares_a_key(one: list[bytes], other: list[bytes]) -> None:
+    assert (content_key(one) == content_key(other)) == (one == other)
+    assert (content_key(b"", extra=one) == content_key(b"", extra=other)) == (one == other)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4))
+def test_namespace_and_feature_are_cut_apart(space: bytes, data: bytes, other: bytes, rest: bytes) -> None:
+    same = (space, data) == (other, rest)
+    assert (content_key(data, namespace=space) == content_key(rest, namespace=other)) == same
+
+
+# Refusals
+
+
+class Image:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("feature", "match"),
+    [
+        (None, "feature must be an array, a tensor, bytes or a list of these, it is NoneType"),
+        ("photo.jpg", "feature must be .*, it is str"),
+        (3, "feature must be .*, it is int"),
+        (Image(), "feature must be .*, it is Image"),
+        ({"pixel_values": BASE}, "feature must be .*, it is dict"),
+        ([BASE, [BASE, None]], r"feature\[1\]\[1\] must be .*, it is NoneType"),
+        (lambda: BASE, "feature is a callable: load it and pass the result, or give the item a key"),
+        (np.array([Image()]), "feature is a ndarray of dtype object"),
+        (np.array(["a"]), "feature is a ndarray of dtype <U1"),
+        (np.zeros(2, [("a", int)]), r"feature is a ndarray of dtype \[\('a'"),
+        (np.zeros(2, "datetime64[s]"), "feature is a ndarray of dtype datetime64"),
+        (np.zeros(2, np.longdouble), "feature is a ndarray of dtype float128"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "feature is a MaskedArray of dtype float64"),
+        (torch.zeros(2, 2).to_sparse(), "feature is a tensor of layout torch.sparse_coo on cpu"),
+        (torch.zeros(2, device="meta"), "feature is a tensor of layout torch.strided on meta"),
+        (torch.zeros(2, dtype=torch.float8_e8m0fnu), "feature is a tensor of dtype torch.float8_e8m0fnu"),
+        (memoryview(BASE), r"feature is a memoryview \(4, 6\) of 'f', it must be flat bytes"),
+        (
+            memoryview(np.zeros((2, 2), np.uint8)),
+            r"feature is a memoryview \(2, 2\) of 'B', it must be flat bytes",
+        ),
+    ],
+)
+def test_a_feature_of_another_type_is_an_error(feature: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        content_key(feature)
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        (Image(), "extra is of type Image, which cannot be hashed"),
+        ({"a": [0, 1, {1, 2}]}, r"extra\['a'\]\[2\] is of type set, which cannot be hashed"),
+        ({"a": {"b": (1j,)}}, r"extra\['a'\]\['b'\]\[0\] is of type complex"),
+        ({1: 2}, "extra has a key 1 of type int, keys must be str"),
+        ({"a": {None: 2}}, r"extra\['a'\] has a key None of type NoneType, keys must be str"),
+        ({"f": len}, r"extra\['f'\] is of type builtin_function_or_method"),
+        ({"d": torch.float32}, r"extra\['d'\] is of type dtype"),
+        ([np.array(["x"])], r"extra\[0\] is a ndarray of dtype <U1"),
+    ],
+)
+def test_an_extra_of_another_type_is_an_error_that_says_where(extra: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        content_key(b"", extra=extra)
+
+
+@pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace("m")])
+def test_a_namespace_that_is_not_bytes_is_an_error(namespace: Any) -> None:
+    with pytest.raises(TypeError, match=r"namespace must be bytes, such as .*, it is"):
+        content_key(b"", namespace=namespace)
+
+
+# Namespaces
+
+FIELDS: dict[str, list[Any]] = {
+    "model": ["m", "n", "mr", ""],
+    "revision": ["", "r", "m"],
+    "processor": ["", "r", "p"],
+    "adapter": ["", "r", "p"],
+    "dtype": ["", "r", "bfloat16"],
+    "tenant": ["", "r", "0"],
+    "epoch": [0, 1, 2],
+}
+
+
+def test_every_field_of_a_namespace_counts_and_none_can_stand_for_another(algorithm: str) -> None:
+    seen = {}
+    for first, second in itertools.combinations(FIELDS, 2):
+        for one, two in itertools.product(FIELDS[first], FIELDS[second]):
+            namespace = Namespace(**({"model": "m"} | {first: one, second: two}))
+            seen.setdefault(namespace.digest(), set()).add(namespace)
+    assert all(len(namespaces) == 1 for namespaces in seen.values())
+    assert all(len(digest) == 32 for digest in seen)
+    assert len(seen) > 50
+
+
+def test_tenants_share_keys_only_if_they_share_a_name() -> None:
+    one, same, other = (Namespace("m", tenant=tenant).digest() for tenant in ("a", "a", "b"))
+    assert content_key(BASE, namespace=one) == content_key(BASE, namespace=same)
+    assert content_key(BASE, namespace=one) != content_key(BASE, namespace=other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "match"),
+    [
+        ({"model": b"m"}, TypeError, "Namespace.model must be str, it is bytes"),
+        ({"model": "m", "dtype": torch.float32}, TypeError, "Namespace.dtype must be str, it is dtype"),
+        ({"model": "m", "tenant": None}, TypeError, "Namespace.tenant must be str, it is NoneType"),
+        ({"model": "m", "epoch": "1"}, TypeError, "Namespace.epoch must be int, it is str"),
+        ({"model": "m", "epoch": True}, TypeError, "Namespace.epoch must be int, it is bool"),
+        ({"model": "m", "epoch": -1}, ValueError, "Namespace.epoch is -1, it must be at least 0"),
+    ],
+)
+def test_a_wrong_field_is_an_error(fields: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        Namespace(**fields)
+
+
+# Stability
+
+GOLDEN: dict[str, dict[str, str]] = {
+    "blake3": {
+        "bytes": "009dab3c064011185f967d13641218459aaf3da4cec7b622ec7a2fd6fa42af3c",
+        "array": "566d94fe2ef1a764186e301341962716bcec0c70e849b423d07c749bf85a4d4e",
+        "bfloat16": "36da0b07f81b5947e54c2a5837208697a0cfbe910015f759298fcc2bbc440877",
+        "everything": "c26c1fd0d7ba27318b1c5d642803cb1e2b3dd73fb9dcdf01210c25dc9e54bc50",
+        "namespace": "089b1f9f3b845f60bb0805f2d2d9c77f131903a8987bd1ccfbea331dd486b578",
+    },
+    "sha256": {
+        "bytes": "6dd6d219e3dc6081ddf8da3744543b090419aac909a1664e91e9e8c5aef98393",
+        "array": "996c88a1f77a8bb10863c5591414f13bbffe1d9626c79cab31436e70b22df187",
+        "bfloat16": "0b56410470d863944ae866e9e51bf7c9c79fcd80d1daae42ab970836ee687fd5",
+        "everything": "a9d576cd8f1ac4555b175234e6873a1231923040b36b32c50d3955f5a56ce544",
+        "namespace": "fd0b8ae1da2551f51e03c0b102bce0a8af7955646208a8e0e38e7a272a68a3f9",
+    },
+}
+
+
+def golden_calls() -> dict[str, bytes]:
+    return {
+        "bytes": content_key(b"vitcache"),
+        "array": content_key(BASE),
+        "bfloat16": content_key(torch.from_numpy(BASE).bfloat16()),
+        "everything": content_key(
+            [BASE > 3, (torch.tensor(5), b"x")],
+            namespace=Namespace("m", "r", "p", "a", "d", "t", 3).digest(),
+            extra={"b": [1, -2.5, None, True], "a": {"é": b"\xff"}, "c": np.arange(2)},
+        ),
+        "namespace": Namespace("m").digest(),
+    }
+
+
+def test_keys_are_the_same_in_every_release(algorithm: str) -> None:
+    assert {name: key.hex() for name, key in golden_calls().items()} == GOLDEN[algorithm]
+
+
+def test_keys_are_the_same_in_every_process() -> None:
+    script = "from vitcache.keys import *; print(content_key(b'x', extra={'b': 1, 'a': [2.0]}).hex())"
+    expected = content_key(b"x", extra={"a": [2.0], "b": 1}).hex()
+    for seed in ("0", "1"):
+        result = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        assert result.stdout.strip() == expected
+
+
+def test_without_blake3_keys_are_sha256(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import sys; sys.modules['blake3'] = None\n"
+        "from vitcache import keys; print(keys.ALGORITHM, keys.content_key(b'vitcache').hex())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    use_algorithm(monkeypatch, "sha256")
+    assert result.stdout.split() == ["sha256", content_key(b"vitcache").hex()]
