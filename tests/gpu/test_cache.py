@@ -1,0 +1,276 @@
+"""The cache where order is not free: several streams, pinned memory, and a host that runs ahead."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from vitcache.cache import EmbeddingCache
+
+KEYS = [bytes([number]) * 32 for number in range(16)]
+
+
+def make_cache(gpu, rows, width, *, host_entries=0, entries=1, **options):
+    """A cache with room for so many entries of so many rows."""
+    entry_bytes = -(-rows // 64) * 64 * width * 2
+    return EmbeddingCache(
+        width,
+        device=gpu.device,
+        device_bytes=entries * entry_bytes,
+        host_bytes=host_entries * entry_bytes,
+        **options,
+    )
+
+
+def device_memory(gpu, name):
+    """A figure of torch's allocator, or 0 where it keeps none: on the CPU and where it does not cache."""
+    return torch.cuda.memory_stats()[name] if tracks_memory(gpu) else 0
+
+
+def tracks_memory(gpu):
+    return not gpu.dry and os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING", "0") == "0"
+
+
+def make_rows(gpu, rows, width, value):
+    return torch.full((rows, width), float(value), dtype=torch.bfloat16, device=gpu.device)
+
+
+@pytest.fixture
+def no_host_sync(gpu):
+    """Make any call that waits for the device an error, in the blocks that enter it."""
+
+    class Block:
+        def __enter__(self):
+            if not gpu.dry:
+                torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *_):
+            if not gpu.dry:
+                torch.cuda.set_sync_debug_mode("default")
+
+    return Block()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rows_come_back_as_a_cast_on_the_device(gpu, dtype):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    source = torch.randn(rows, width, device=gpu.device, dtype=dtype)
+    cache = make_cache(gpu, rows, width)
+    assert cache.put(KEYS[0], source)
+    expected = source.to(torch.bfloat16, copy=True)
+    source.fill_(float("nan"))
+    with cache.get(KEYS[0]) as lease:
+        found = lease.to_tensor()
+    assert found.device.type == gpu.device
+    assert torch.equal(found, expected)
+
+
+def test_the_default_device_is_the_gpu(gpu):
+    device = EmbeddingCache(8, device_bytes=1024, page_rows=1).device
+    assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not gpu.dry:
+        assert device == make_cache(gpu, 1, 8).device == torch.device("cuda", torch.cuda.current_device())
+
+
+def test_importing_the_package_does_not_start_cuda(gpu):
+    script = "import torch, vitcache.cache, vitcache.keys; assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_the_budget_is_what_the_device_gives_and_gets_back(gpu):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    gpu.synchronize()
+    before = device_memory(gpu, "requested_bytes.all.current")
+    cache = make_cache(gpu, rows, width, entries=4)
+    used = device_memory(gpu, "requested_bytes.all.current") - before
+    assert used == (cache.stats().device_capacity_bytes if tracks_memory(gpu) else 0)
+    cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
+    cache.close()
+    assert device_memory(gpu, "requested_bytes.all.current") == before
+
+
+def test_put_and_look_up_allocate_no_device_memory(gpu):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    cache = make_cache(gpu, rows, width, entries=2, host_entries=2)
+    source = make_rows(gpu, rows, width, 1)
+    before = device_memory(gpu, "allocation.all.allocated")
+    for key in KEYS[:6]:
+        cache.put(key, source)
+        with cache.get(key) as lease:
+            lease.use()
+            lease.segments()
+    assert cache.stats().demotions > 0
+    assert device_memory(gpu, "allocation.all.allocated") == before
+
+
+def test_the_host_waits_for_nothing(gpu, no_host_sync):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    cache = make_cache(gpu, rows, width, entries=2, host_entries=2)
+    sources = [make_rows(gpu, rows, width, number) for number in range(6)]
+    gpu.synchronize()
+    with no_host_sync, gpu.stream() as side:
+        gpu.slow(300)
+        copies = []
+        for key, source in zip(KEYS, sources, strict=False):
+            assert cache.put(key, source)
+            with cache.get(key) as lease:
+                copies.append(lease.to_tensor())
+        with cache.get(KEYS[2]) as lease:  # in the host tier by now
+            copies.append(lease.to_tensor())
+        assert gpu.dry or not side.query()
+    gpu.synchronize()
+    assert [int(copy[0, 0]) for copy in copies] == [0, 1, 2, 3, 4, 5, 2]
+    assert all((copy == copy[0, 0]).all() for copy in copies)
+
+
+def test_a_reader_on_another_stream_waits_for_the_writer(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache, source = make_cache(gpu, rows, width), make_rows(gpu, rows, width, 5)
+    cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
+    gpu.synchronize()
+    with gpu.stream() as side:
+        gpu.slow(100)
+        cache.put(KEYS[0], source)
+        assert gpu.dry or not side.query()
+    with cache.get(KEYS[0]) as lease:
+        found = lease.to_tensor()
+    gpu.synchronize()
+    assert (found == 5).all()
+
+
+def test_pages_are_not_written_before_a_slow_reader_has_read_them(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache, source = make_cache(gpu, rows, width), make_rows(gpu, rows, width, 2)
+    cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
+    gpu.synchronize()
+    with gpu.stream() as side:
+        with cache.get(KEYS[0]) as lease:
+            lease.use()
+            gpu.slow(100)
+            found = torch.cat(lease.segments())
+        assert gpu.dry or not side.query()
+    assert cache.put(KEYS[1], source)
+    assert KEYS[0] not in cache
+    with cache.get(KEYS[1]) as lease:
+        later = lease.to_tensor()
+    gpu.synchronize()
+    assert (found == 1).all()
+    assert (later == 2).all()
+
+
+def test_pages_are_not_written_before_a_slow_writer_has_written_them(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_cache(gpu, rows, width)
+    first, second = make_rows(gpu, rows, width, 1), make_rows(gpu, rows, width, 2)
+    gpu.synchronize()
+    with gpu.stream() as side:
+        gpu.slow(100)
+        cache.put(KEYS[0], first)
+        assert gpu.dry or not side.query()
+    cache.put(KEYS[1], second)
+    gpu.synchronize()
+    with cache.get(KEYS[1]) as lease:
+        assert (lease.to_tensor() == 2).all()
+
+
+def test_a_victim_is_demoted_after_its_slow_writer(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_cache(gpu, rows, width, host_entries=1)
+    first, second = make_rows(gpu, rows, width, 1), make_rows(gpu, rows, width, 2)
+    gpu.synchronize()
+    with gpu.stream() as side:
+        gpu.slow(100)
+        cache.put(KEYS[0], first)
+        assert gpu.dry or not side.query()
+    cache.put(KEYS[1], second)
+    with gpu.stream(), cache.get(KEYS[0]) as lease:
+        assert lease.pool.device.type == "cpu"
+        found = lease.to_tensor()
+    gpu.synchronize()
+    assert (found == 1).all()
+
+
+def test_pinned_rows_may_be_changed_at_once(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_cache(gpu, rows, width)
+    source = torch.ones(rows, width, dtype=torch.bfloat16, pin_memory=not gpu.dry)
+    gpu.slow(50)
+    cache.put(KEYS[0], source)
+    source.fill_(float("nan"))
+    with cache.get(KEYS[0]) as lease:
+        assert (lease.to_tensor() == 1).all()
+
+
+def test_the_host_tier_is_page_locked_and_given_back(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_cache(gpu, rows, width, host_entries=3)
+    for key in KEYS[:2]:
+        cache.put(key, make_rows(gpu, rows, width, 3))
+    lease = cache.get(KEYS[0])
+    pool = lease.pool
+    assert pool.device.type == "cpu"
+    assert pool.untyped_storage().nbytes() == cache.stats().host_capacity_bytes
+    assert pool.is_pinned() != gpu.dry
+    cache.close()
+    assert (lease.to_tensor() == 3).all()
+    assert pool.is_pinned() != gpu.dry
+
+
+def test_memory_that_cannot_be_locked_is_an_error_that_no_later_call_sees(gpu, monkeypatch):
+    if gpu.dry:
+        return  # nothing is locked on the CPU; tests/test_pages.py has the error
+    real = torch.cuda.cudart()
+
+    class LockedTwice:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def cudaHostRegister(self, address, num_bytes, flags):
+            assert real.cudaHostRegister(address, num_bytes, flags) == 0
+            status = real.cudaHostRegister(address, num_bytes, flags)
+            assert real.cudaHostUnregister(address) == 0
+            return status
+
+    monkeypatch.setattr(torch.cuda, "cudart", LockedTwice)
+    with pytest.raises(MemoryError, match="cannot page-lock 1048576 bytes; lower host_bytes"):
+        EmbeddingCache(64, device_bytes=1 << 20, host_bytes=1 << 20)
+    assert torch.ones(4, device=gpu.device).sum().item() == 4
+
+
+def test_many_streams_and_threads_never_see_anothers_rows(gpu):
+    rows, width, steps = gpu.size((200, 2048, 200), (70, 24, 20))
+    cache = make_cache(gpu, rows, width, entries=4, host_entries=4)
+    sources = [make_rows(gpu, rows, width, number) for number in range(len(KEYS))]
+    gpu.synchronize()
+    barrier, found, errors = threading.Barrier(3), [], []
+
+    def work(thread):
+        try:
+            with gpu.stream():
+                barrier.wait()
+                for step in range(steps):
+                    number = (step * 7 + thread * 5) % len(KEYS)
+                    lease = cache.get(KEYS[number], num_rows=rows)
+                    if lease is None:
+                        cache.put(KEYS[number], sources[number])
+                        continue
+                    with lease:
+                        lease.use()
+                        gpu.slow(0.2)
+                        found.append((number, lease.to_tensor().sum(dtype=torch.float64)))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gpu.synchronize()
+    assert errors == []
+    assert found
+    cache.check_integrity()
+    assert [total.item() for _, total in found] == [number * rows * width for number, _ in found]

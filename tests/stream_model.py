@@ -1,0 +1,125 @@
+"""A stand-in for a device with several streams, that reports accesses to pages which nothing orders.
+
+Every stream has a vector clock. A fence carries a copy of its stream's clock, a wait merges it into the
+waiting stream's, and the host orders nothing. One access is ordered after another if its clock has the tick
+of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from vitcache.cache import EmbeddingCache
+from vitcache.pages import PagePool
+from vitcache.streams import Fence
+
+
+class Event:
+    """A recorded clock that notices when it is destroyed under the cache's lock."""
+
+    def __init__(self, model: StreamModel, clock: Counter) -> None:
+        self.model = model
+        self.clock = clock
+
+    def __del__(self) -> None:
+        self.model.note_call("destroy an event")
+
+
+class StreamModel:
+    """A timeline of named streams that run independently of the host."""
+
+    def __init__(self) -> None:
+        self.stream: Hashable = "main"
+        self.clocks: dict[Hashable, Counter] = defaultdict(Counter)
+        self.races: list[str] = []
+        self.locked_calls: list[str] = []
+        self.num_waits = 0
+        self.num_records = 0
+        self.num_synchronizations = 0
+        self.cache: EmbeddingCache | None = None
+        self._writes: dict[object, tuple[Hashable, int]] = {}
+        self._reads: dict[object, dict[Hashable, int]] = defaultdict(dict)
+
+    @contextlib.contextmanager
+    def on(self, stream: Hashable) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def current(self) -> Hashable:
+        return self.stream
+
+    def record(self, stream: Hashable) -> Fence:
+        self.note_call("record")
+        self.num_records += 1
+        return Fence(stream, Event(self, self.clocks[stream].copy()))
+
+    def wait(self, fence: Fence) -> None:
+        self.note_call("wait")
+        self.num_waits += 1
+        self.clocks[self.stream] |= fence.event.clock
+
+    def synchronize(self) -> None:
+        self.note_call("synchronize")
+        self.num_synchronizations += 1
+        everything: Counter = Counter()
+        for clock in self.clocks.values():
+            everything |= clock
+        for stream in self.clocks:
+            self.clocks[stream] = everything.copy()
+
+    def access(self, page: object, *, write: bool) -> None:
+        """Let the current stream read or write a page."""
+        clock = self.clocks[self.stream]
+        clock[self.stream] += 1
+        before = [self._writes[page]] if page in self._writes else []
+        if write:
+            before += self._reads[page].items()
+        for stream, tick in before:
+            if clock[stream] < tick:
+                kind = "writes" if write else "reads"
+                self.races.append(f"{self.stream} {kind} {page}, which {stream} uses unordered")
+        if write:
+            self._writes[page] = (self.stream, clock[self.stream])
+            self._reads[page].clear()
+        else:
+            self._reads[page][self.stream] = clock[self.stream]
+
+    def note_call(self, name: str) -> None:
+        """Note a call of what would be CUDA, if the cache's lock is held meanwhile."""
+        if self.cache is not None and self.cache._lock.locked():
+            self.locked_calls.append(name)
+
+
+def make_cache(model: StreamModel, **arguments: object) -> EmbeddingCache:
+    """Return a CPU cache whose copies are accesses of `model`'s current stream."""
+
+    class ModelPool(PagePool):
+        def write(self, pages: Sequence[int], rows: Tensor) -> None:
+            model.note_call("write")
+            for page in pages:
+                model.access((self.tier, page), write=True)
+            super().write(pages, rows)
+
+        def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
+            model.note_call("copy")
+            for page, source_page in zip(pages, source_pages, strict=True):
+                model.access((source.tier, source_page), write=False)
+                model.access((self.tier, page), write=True)
+            super().copy_pages(pages, source, source_pages)
+
+    with (
+        mock.patch("vitcache.cache.make_timeline", return_value=model),
+        mock.patch("vitcache.cache.PagePool", ModelPool),
+    ):
+        cache = EmbeddingCache(2, device="cpu", dtype=torch.float32, page_rows=1, **arguments)  # type: ignore[arg-type]
+    model.cache = cache
+    return cache

@@ -1,0 +1,135 @@
+"""The cache against its model, over random histories."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cache_model import CacheModel, Item, same_rows
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from vitcache.cache import EmbeddingCache
+from vitcache.lease import Lease
+from vitcache.pages import PagePool
+
+PAGE_ROWS, WIDTH = 2, 3
+PAGE_BYTES = PAGE_ROWS * WIDTH * 4
+KEYS = [bytes([number]) * 32 for number in range(7)]
+
+keys = st.sampled_from(KEYS)
+
+
+class Failure(Exception):
+    pass
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Every call on the cache and on its model, compared after each."""
+
+    @initialize(device_pages=st.integers(1, 6), host_pages=st.integers(0, 4))
+    def open(self, device_pages: int, host_pages: int) -> None:
+        self.cache = EmbeddingCache(
+            WIDTH,
+            dtype=torch.float32,
+            device="cpu",
+            device_bytes=device_pages * PAGE_BYTES,
+            host_bytes=host_pages * PAGE_BYTES,
+            page_rows=PAGE_ROWS,
+        )
+        self.model = CacheModel(device_pages, host_pages, PAGE_ROWS)
+        self.leases: list[tuple[Lease, Item]] = []
+        self.value = 0.0
+        self.stale = False  # whether pages of an earlier epoch may be in use
+
+    @rule(key=keys, num_rows=st.integers(0, 14))
+    def put(self, key: bytes, num_rows: int) -> None:
+        rows = self.new_rows(num_rows)
+        assert self.cache.put(key, rows) == self.model.put(key, rows)
+        rows.fill_(float("nan"))
+
+    @rule(key=keys, num_rows=st.integers(1, 12), method=st.sampled_from(["write", "copy_pages"]))
+    def put_while_copies_fail(self, key: bytes, num_rows: int, method: str) -> None:
+        rows = self.new_rows(num_rows)
+        before = self.cache.stats()
+
+        def fail(*_: object) -> None:
+            raise Failure
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PagePool, method, fail)
+            try:
+                admitted = self.cache.put(key, rows)
+            except Failure:
+                self.model.put(key, rows, fails=True)
+                assert self.cache.stats().insertions == before.insertions
+            else:
+                assert admitted == self.model.put(key, rows)
+
+    @rule(key=keys, num_rows=st.none() | st.integers(0, 6))
+    def get(self, key: bytes, num_rows: int | None) -> None:
+        lease, item = self.cache.get(key, num_rows=num_rows), self.model.get(key, num_rows)
+        assert (lease is None) == (item is None)
+        if lease is not None and item is not None:
+            self.leases.append((lease, item))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), forget=st.booleans())
+    def release(self, data: st.DataObject, forget: bool) -> None:
+        lease, item = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        if not forget:
+            lease.release()
+        del lease
+        self.model.release(item)
+
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        self.model.clear()
+        self.stale = False
+
+    @rule()
+    def advance_epoch(self) -> None:
+        self.cache.advance_epoch()
+        self.model.clear()
+        self.stale = True
+
+    @invariant()
+    def agree(self) -> None:
+        self.cache.check_integrity()
+        items, stats = self.model.items(), self.cache.stats()
+        assert [key in self.cache for key in KEYS] == [key in items for key in KEYS]
+        assert len(self.cache) == stats.entries == len(items)
+        assert {name: getattr(stats, name) for name in self.model.counts} == self.model.counts
+        assert stats.entries == stats.insertions - stats.evictions
+        assert stats.leased_pages == sum(map(self.model.leased_pages, self.model.tiers))
+        for tier, used, capacity in (
+            ("device", stats.device_bytes, stats.device_capacity_bytes),
+            ("host", stats.host_bytes, stats.host_capacity_bytes),
+        ):
+            assert capacity == self.model.capacity[tier] * PAGE_BYTES
+            needed = (self.model.capacity[tier] - self.model.room(tier)) * PAGE_BYTES
+            assert used == needed or (self.stale and needed < used <= capacity)
+        for lease, item in self.leases:
+            assert same_rows(lease.to_tensor(), item.rows)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "cache"):
+            return
+        for key, item in self.model.items().items():
+            with self.cache.get(key) as lease:
+                assert same_rows(lease.to_tensor(), item.rows)
+        self.cache.close()
+        for lease, item in self.leases:
+            assert same_rows(lease.to_tensor(), item.rows)
+            lease.release()
+
+    def new_rows(self, num_rows: int) -> torch.Tensor:
+        self.value += 1.0
+        return torch.arange(num_rows * WIDTH).view(num_rows, WIDTH) / 64 + self.value
+
+
+CacheMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+test_the_cache_does_what_its_model_does = CacheMachine.TestCase

@@ -1,0 +1,180 @@
+"""Leases: reading in place, releasing from anywhere, and what a released lease refuses."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vitcache.cache import EmbeddingCache
+from vitcache.lease import Lease
+
+KEY = bytes(32)
+ROWS = torch.arange(15, dtype=torch.float32).view(5, 3)
+
+
+@pytest.fixture
+def cache() -> EmbeddingCache:
+    cache = EmbeddingCache(3, dtype=torch.float32, device="cpu", device_bytes=4 * 24, page_rows=2)
+    cache.put(KEY, ROWS)
+    return cache
+
+
+def get(cache: EmbeddingCache) -> Lease:
+    lease = cache.get(KEY)
+    assert lease is not None
+    return lease
+
+
+def test_a_lease_describes_its_rows(cache: EmbeddingCache) -> None:
+    with get(cache) as lease:
+        assert (lease.num_rows, lease.row_width, lease.dtype, lease.page_rows) == (5, 3, torch.float32, 2)
+        assert lease.pool.shape == (8, 3)
+        assert len(lease.pages) == 3
+        assert not lease.released
+    assert lease.released
+    assert (lease.num_rows, lease.row_width, lease.dtype, lease.page_rows) == (5, 3, torch.float32, 2)
+
+
+def test_rows_are_found_by_page_number_and_by_segment(cache: EmbeddingCache) -> None:
+    with get(cache) as lease:
+        for row in range(5):
+            assert torch.equal(lease.pool[lease.pages[row // 2] * 2 + row % 2], ROWS[row])
+        assert torch.equal(torch.cat(lease.segments()), ROWS)
+
+
+def test_segments_are_views_and_to_tensor_is_a_copy(cache: EmbeddingCache) -> None:
+    with get(cache) as lease:
+        copy = lease.to_tensor()
+        assert torch.equal(copy, ROWS)
+        assert {segment.untyped_storage().data_ptr() for segment in lease.segments()} == {
+            lease.pool.data_ptr()
+        }
+        copy.fill_(float("nan"))
+        assert torch.equal(lease.to_tensor(), ROWS)
+
+
+def test_a_lease_of_no_rows_has_no_pages(cache: EmbeddingCache) -> None:
+    assert cache.put(KEY, torch.empty(0, 3))
+    with get(cache) as lease:
+        lease.use()
+        assert lease.pages == ()
+        assert lease.segments() == []
+        assert lease.to_tensor().shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        Lease.use,
+        Lease.to_tensor,
+        Lease.segments,
+        Lease.__enter__,
+        lambda lease: lease.pool,
+        lambda lease: lease.pages,
+    ],
+    ids=["use", "to_tensor", "segments", "with", "pool", "pages"],
+)
+def test_a_released_lease_refuses_to_be_used(cache: EmbeddingCache, use: Callable[[Lease], object]) -> None:
+    lease = get(cache)
+    lease.release()
+    with pytest.raises(RuntimeError, match="this lease of 5 rows was released"):
+        use(lease)
+
+
+def test_a_second_release_does_nothing(cache: EmbeddingCache) -> None:
+    first, second = get(cache), get(cache)
+    first.release()
+    first.release()
+    assert cache.stats().leased_pages == 3
+    assert torch.equal(second.to_tensor(), ROWS)
+    second.release()
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
+
+
+def test_a_lease_is_released_when_its_block_raises(cache: EmbeddingCache) -> None:
+    with pytest.raises(KeyError), get(cache):
+        raise KeyError
+    assert cache.stats().leased_pages == 0
+
+
+def test_a_forgotten_lease_releases_itself(cache: EmbeddingCache) -> None:
+    lease = get(cache)
+    assert cache.stats().leased_pages == 3
+    del lease
+    gc.collect()
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
+
+
+def test_a_lease_in_a_reference_cycle_may_be_collected_while_the_lock_is_held(cache: EmbeddingCache) -> None:
+    cycle: list[object] = [get(cache)]
+    cycle.append(cycle)
+    collected = threading.Event()
+
+    def collect_under_the_locks() -> None:
+        with cache._drain_lock, cache._lock:
+            gc.collect()
+        collected.set()
+
+    del cycle
+    thread = threading.Thread(target=collect_under_the_locks, daemon=True)
+    thread.start()
+    assert collected.wait(timeout=60)
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
+
+
+def test_of_many_threads_that_release_one_lease_only_one_does(cache: EmbeddingCache) -> None:
+    held = get(cache)
+    for _ in range(50):
+        lease, barrier = get(cache), threading.Barrier(4)
+
+        def release(lease: Lease = lease, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            lease.release()
+
+        threads = [threading.Thread(target=release) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        cache.check_integrity()
+        assert cache.stats().leased_pages == 3
+    held.release()
+    assert cache.stats().leased_pages == 0
+
+
+def test_a_lease_outlives_the_closed_cache_and_then_frees_its_memory(cache: EmbeddingCache) -> None:
+    first, second = get(cache), get(cache)
+    pool = weakref.ref(first._pin[0].pool)
+    cache.close()
+    assert torch.equal(first.to_tensor(), ROWS)
+    first.release()
+    assert torch.equal(second.to_tensor(), ROWS)
+    second.release()
+    gc.collect()
+    assert pool() is None
+    assert first.num_rows == 5
+
+
+def test_a_lease_outlives_the_forgotten_cache() -> None:
+    cache = EmbeddingCache(3, dtype=torch.float32, device="cpu", device_bytes=4 * 24, page_rows=2)
+    cache.put(KEY, ROWS)
+    lease = get(cache)
+    del cache
+    gc.collect()
+    assert torch.equal(lease.to_tensor(), ROWS)
+    lease.release()
+
+
+def test_releases_that_no_other_call_follows_are_taken_back_in_batches(cache: EmbeddingCache) -> None:
+    for _ in range(1000):
+        get(cache).release()
+    assert len(cache._returns) <= 64
+    assert cache.stats().leased_pages == 0

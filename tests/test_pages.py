@@ -1,0 +1,202 @@
+"""Pages: their number and memory, who has them, and what is copied into them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vitcache.pages import PagePool, _empty_pinned
+from vitcache.streams import Fence
+
+CPU = torch.device("cpu")
+
+
+def make_pool(num_pages: int = 8, *, dtype: torch.dtype = torch.float32, tier: str = "device") -> PagePool:
+    pool = PagePool(tier, num_pages, 4, 3, dtype, CPU)
+    pool.rows.fill_(float("nan"))
+    return pool
+
+
+@pytest.mark.parametrize("tier", ["device", "host"])
+def test_memory_is_exactly_the_pages(tier: str) -> None:
+    pool = make_pool(5, tier=tier, dtype=torch.bfloat16)
+    assert pool.page_bytes == 4 * 3 * 2
+    assert pool.rows.shape == (20, 3)
+    assert pool.rows.dtype == torch.bfloat16
+    assert pool.rows.untyped_storage().nbytes() == 5 * pool.page_bytes
+
+
+def test_every_page_is_taken_once_and_the_first_ones_first() -> None:
+    pool = make_pool(5)
+    assert pool.take(2)[0] == (0, 1)
+    assert pool.take(0)[0] == ()
+    assert pool.take(3)[0] == (2, 3, 4)
+    assert pool.num_free == 0
+
+
+def test_pages_that_were_given_back_are_taken_in_the_same_order() -> None:
+    pool = make_pool(4)
+    pages, _ = pool.take(3)
+    pool.give_back(pages, ())
+    assert pool.take(3)[0] == pages
+
+
+def test_pages_carry_their_fences_until_they_are_taken_once() -> None:
+    pool = make_pool(4)
+    first, second = Fence("a", "first"), Fence("b", "second")
+    pages, fences = pool.take(4)
+    assert fences == set()
+    pool.give_back(pages[:2], (first, second))
+    pool.give_back(pages[2:], (second,))
+    assert pool.take(2) == (pages[2:], {second})
+    assert pool.take(2) == (pages[:2], {first, second})
+    pool.give_back(pages, ())
+    assert pool.take(4)[1] == set()
+
+
+def test_available_pages_are_neither_leased_nor_in_flight() -> None:
+    pool = make_pool(8)
+    pool.leased, pool.in_flight = 3, 2
+    assert pool.num_available == 3
+
+
+@pytest.mark.parametrize(("num_rows", "pages"), [(0, 0), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_pages_for_rounds_up(num_rows: int, pages: int) -> None:
+    assert make_pool().pages_for(num_rows) == pages
+
+
+@pytest.mark.parametrize(
+    ("pages", "num_rows", "lengths"),
+    [
+        ((), 0, []),
+        ((3,), 1, [1]),
+        ((3,), 4, [4]),
+        ((2, 3, 4), 9, [9]),
+        ((2, 3, 5), 12, [8, 4]),
+        ((5, 4, 3), 10, [4, 4, 2]),
+        ((0, 1, 7, 5, 6), 17, [8, 4, 5]),
+    ],
+)
+def test_rows_that_are_written_come_back_in_order_from_joined_segments(
+    pages: tuple[int, ...], num_rows: int, lengths: list[int]
+) -> None:
+    pool = make_pool()
+    rows = torch.arange(num_rows * 3, dtype=torch.float32).view(num_rows, 3)
+    pool.write(pages, rows)
+    segments = pool.segments(pages, num_rows)
+    assert [len(segment) for segment in segments] == lengths
+    assert all(segment.untyped_storage().data_ptr() == pool.rows.data_ptr() for segment in segments)
+    assert torch.equal(torch.cat([*segments, torch.empty(0, 3)]), rows)
+    for row, page_row in enumerate(rows):
+        assert torch.equal(pool.rows[pages[row // 4] * 4 + row % 4], page_row)
+    assert pool.rows.isfinite().all(dim=1).sum() == num_rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_are_rounded_like_a_cast(dtype: torch.dtype) -> None:
+    pool = make_pool(dtype=dtype)
+    rows = torch.randn(6, 3)
+    pool.write((1, 2), rows)
+    assert torch.equal(pool.segments((1, 2), 6)[0], rows.to(dtype))
+
+
+def test_strided_rows_are_written_by_their_values() -> None:
+    pool = make_pool()
+    rows = torch.randn(3, 12).t()[::2]
+    assert not rows.is_contiguous()
+    pool.write((1, 4), rows)
+    assert torch.equal(torch.cat(pool.segments((1, 4), 6)), rows)
+
+
+def test_pages_are_copied_from_another_pool_one_to_one() -> None:
+    source, pool = make_pool(), make_pool(tier="host")
+    source.rows.copy_(torch.randn(32, 3))
+    pool.copy_pages((6, 0, 3), source, (1, 2, 5))
+    for page, source_page in ((6, 1), (0, 2), (3, 5)):
+        assert torch.equal(
+            pool.rows[page * 4 : page * 4 + 4], source.rows[source_page * 4 : source_page * 4 + 4]
+        )
+    assert pool.rows.isfinite().all(dim=1).sum() == 12
+
+
+def test_random_taking_and_giving_back_never_hands_out_a_page_twice() -> None:
+    rng = random.Random(0)
+    pool, held = make_pool(16), []
+    for _ in range(500):
+        if rng.random() < 0.5:
+            held.append(pool.take(rng.randint(0, pool.num_free))[0])
+        elif held:
+            pool.give_back(held.pop(rng.randrange(len(held))), ())
+        pages = [page for pages in held for page in pages] + pool.free_pages
+        assert sorted(pages) == list(range(16))
+
+
+def test_a_pool_made_in_inference_mode_can_be_written_outside_of_it() -> None:
+    with torch.inference_mode():
+        pool = make_pool()
+    pool.write((0,), torch.zeros(1, 3))
+    with torch.inference_mode():
+        pool.write((1,), torch.ones(1, 3))
+    assert pool.rows[0, 0] == 0
+    assert pool.rows[4, 0] == 1
+
+
+class Cudart:
+    """The calls of the CUDA runtime that page-lock memory, with a planned result."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+        self.registered: dict[int, int] = {}
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        if self.status == 0:
+            self.registered[address] = num_bytes
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
+
+    def cudaGetErrorString(self, status: int) -> str:
+        return f"error {status}"
+
+
+def use_cudart(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> None:
+    fake = SimpleNamespace(cudart=lambda: cudart, device=lambda device: contextlib.nullcontext())
+    monkeypatch.setattr("vitcache.pages.torch.cuda", fake)
+
+
+def test_pinned_memory_is_exact_and_stays_locked_as_long_as_a_view_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cudart = Cudart()
+    use_cudart(monkeypatch, cudart)
+    memory = _empty_pinned(3 << 12, CPU)
+    assert cudart.registered == {memory.data_ptr(): 3 << 12}
+    view = memory.view(torch.float32).view(-1, 4)[5:7]
+    del memory
+    gc.collect()
+    assert len(cudart.registered) == 1
+    view.fill_(1.0)
+    del view
+    gc.collect()
+    assert cudart.registered == {}
+
+
+def test_memory_that_cannot_be_locked_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudart = Cudart(status=2)
+    use_cudart(monkeypatch, cudart)
+    with pytest.raises(MemoryError, match=r"cannot page-lock 8192 bytes; lower host_bytes .*: error 2"):
+        _empty_pinned(8192, CPU)
+    assert cudart.registered == {}
+
+
+def test_memory_that_does_not_exist_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cudart(monkeypatch, Cudart())
+    with pytest.raises(MemoryError, match=rf"cannot page-lock {1 << 62} bytes"):
+        _empty_pinned(1 << 62, CPU)

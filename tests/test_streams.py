@@ -1,0 +1,272 @@
+"""Order between streams: no page is read or written before the work that must come first."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from stream_model import StreamModel, make_cache
+
+from vitcache.index import Entry
+from vitcache.lease import Lease
+from vitcache.ledger import Ledger
+from vitcache.pages import PagePool
+from vitcache.streams import CpuTimeline, make_timeline
+
+PAGE_BYTES = 8
+KEYS = [bytes([number]) * 32 for number in range(8)]
+
+
+class Failure(Exception):
+    pass
+
+
+def read(model: StreamModel, lease: Lease) -> None:
+    """Read a lease's pages on the current stream, as a kernel would."""
+    lease.use()
+    tier = "device" if lease.pool is model.cache._ledger.device.rows else "host"
+    for page in lease.pages:
+        model.access((tier, page), write=False)
+
+
+def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
+    """Drive a small cache from four streams, with failures, and leave the races in `model`."""
+    rng = random.Random(seed)
+    cache = make_cache(model, device_bytes=6 * PAGE_BYTES, host_bytes=5 * PAGE_BYTES)
+    leases: list[Lease] = []
+    for _ in range(steps):
+        with model.on(rng.choice("abcd")):
+            action = rng.random()
+            if action < 0.45:
+                cache.put(rng.choice(KEYS), torch.zeros(rng.randint(0, 4), 2))
+            elif action < 0.5:
+                with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Failure):
+                    patch.setattr(PagePool, "write", fail)
+                    cache.put(rng.choice(KEYS), torch.zeros(1, 2))
+            elif action < 0.75:
+                lease = cache.get(rng.choice(KEYS))
+                if lease is not None:
+                    read(model, lease)
+                    leases.append(lease)
+            elif leases and action < 0.8:
+                read(model, rng.choice(leases))
+            elif leases:
+                leases.pop(rng.randrange(len(leases))).release()
+            if rng.random() < 0.02:
+                rng.choice([cache.clear, cache.advance_epoch])()
+    cache.check_integrity()
+
+
+def fail(*_: object) -> None:
+    raise Failure
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_access_is_ordered_after_those_that_it_conflicts_with(seed: int) -> None:
+    model = StreamModel()
+    exercise(model, seed)
+    assert model.num_waits > 0
+    assert model.races == []
+
+
+def drop_all_waits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StreamModel, "wait", lambda self, fence: None)
+
+
+def forget_readers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Entry, "fences", lambda self: (self.written,))
+
+
+def forget_the_writer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Entry, "fences", lambda self: tuple(self.reads.values()))
+
+
+def forget_fences_of_free_pages(patch: pytest.MonkeyPatch) -> None:
+    take = PagePool.take
+    patch.setattr(PagePool, "take", lambda self, count: (take(self, count)[0], set()))
+
+
+def read_without_use(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lease, "use", lambda self: None)
+
+
+def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
+    release = Lease.release
+
+    def forget(lease: Lease) -> None:
+        lease._streams.clear()
+        release(lease)
+
+    patch.setattr(Lease, "release", forget)
+
+
+def fence_before_the_copy(patch: pytest.MonkeyPatch) -> None:
+    land = Ledger.land
+
+    def too_early(ledger: Ledger, flight, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
+        if fence.event is not None:
+            fence.event.clock.clear()
+        return land(ledger, flight, fence, failed=failed)
+
+    patch.setattr(Ledger, "land", too_early)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        drop_all_waits,
+        forget_readers,
+        forget_the_writer,
+        forget_fences_of_free_pages,
+        read_without_use,
+        forget_which_stream_read,
+        fence_before_the_copy,
+    ],
+)
+def test_a_planted_fault_is_reported_as_a_race(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    model = StreamModel()
+    for seed in range(10):
+        exercise(model, seed)
+    assert model.races
+
+
+def test_a_failed_put_leaves_fences_for_copies_that_it_has_queued() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    with model.on("a"):
+        cache.put(KEYS[0], torch.zeros(2, 2))
+    with pytest.MonkeyPatch.context() as patch, model.on("b"):
+        patch.setattr(PagePool, "write", fail)
+        with pytest.raises(Failure):
+            cache.put(KEYS[1], torch.zeros(2, 2))  # its demotion was queued on b
+    with model.on("c"):
+        assert cache.put(KEYS[2], torch.zeros(2, 2))
+        assert cache.put(KEYS[3], torch.zeros(2, 2))  # writes the host pages that b has written
+    assert model.races == []
+
+
+def test_a_put_that_fails_to_wait_leaves_the_fences_that_it_has_not_waited_for() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    with model.on("a"):
+        cache.put(KEYS[0], torch.zeros(1, 2))
+        with cache.get(KEYS[0]) as lease, model.on("b"):
+            read(model, lease)
+    with pytest.MonkeyPatch.context() as patch, model.on("c"):
+        patch.setattr(model, "wait", fail)
+        with pytest.raises(Failure):
+            cache.put(KEYS[1], torch.zeros(1, 2))
+    with model.on("d"):
+        assert cache.put(KEYS[1], torch.zeros(1, 2))
+    assert model.races == []
+
+
+def test_one_stream_never_waits_for_itself() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    for key in KEYS:
+        assert cache.put(key, torch.zeros(2, 2))
+        with cache.get(key) as lease:
+            read(model, lease)
+    assert cache.stats().demotions > 0
+    assert model.num_waits == 0
+    assert model.races == []
+
+
+def test_leases_that_are_released_together_share_one_fence_per_stream() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=8 * PAGE_BYTES)
+    for key in KEYS:
+        cache.put(key, torch.zeros(1, 2))
+    for stream in "ab":
+        with model.on(stream):
+            for key in KEYS:
+                with cache.get(key) as lease:
+                    read(model, lease)
+    before = model.num_records
+    cache.stats()
+    assert model.num_records - before == 2
+
+
+def test_use_waits_for_the_writer_once_per_stream() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    with cache.get(KEYS[0]) as lease, model.on("other"):
+        lease.use()
+        lease.use()
+    assert model.num_waits == 1
+
+
+def test_nothing_that_could_call_cuda_or_log_runs_under_the_lock(caplog: pytest.LogCaptureFixture) -> None:
+    model = StreamModel()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            model.note_call("log")
+
+    handler = Handler()
+    logging.getLogger("vitcache").addHandler(handler)
+    try:
+        exercise(model, seed=0)
+        cache = model.cache
+        assert not cache.put(KEYS[0], torch.zeros(100, 2))
+        for key in KEYS:
+            cache.put(key, torch.zeros(1, 2))
+        cache.close()
+    finally:
+        logging.getLogger("vitcache").removeHandler(handler)
+    assert model.num_records > 0
+    assert model.locked_calls == []
+
+
+def test_a_call_under_the_lock_is_noted() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    with cache._lock:
+        fence = model.record("main")
+        assert model.locked_calls == ["record"]
+        del fence
+    assert model.locked_calls == ["record", "destroy an event"]
+
+
+def test_a_fence_that_cannot_be_recorded_loses_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    with cache.get(KEYS[0]) as lease:
+        read(model, lease)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "record", fail)
+        with pytest.raises(Failure):
+            cache.stats()
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
+
+
+def test_memory_is_taken_and_given_up_only_when_the_device_is_done() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
+    assert model.num_synchronizations == 1
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    lease = cache.get(KEYS[0])
+    cache.close()
+    assert model.num_synchronizations == 2  # the host tier is gone, the lease holds the device tier
+    lease.release()
+    assert model.num_synchronizations == 3
+
+
+def test_the_cpu_has_one_stream_that_is_always_done() -> None:
+    timeline = make_timeline(torch.device("cpu"))
+    assert isinstance(timeline, CpuTimeline)
+    fence = timeline.record(timeline.current())
+    assert fence.stream == timeline.current()
+    timeline.wait(fence)
+    timeline.synchronize()

@@ -1,0 +1,334 @@
+"""The embedding cache: rows by content key, in pages of a device tier and a host tier."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache.errors import CudaError
+from vitcache.lease import Lease, Returns
+from vitcache.ledger import Flight, Ledger
+from vitcache.pages import PagePool
+from vitcache.policy import make_policy
+from vitcache.stats import CacheStats
+from vitcache.streams import Fence, make_timeline
+
+__all__ = ["CacheStats", "EmbeddingCache"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# `get` takes released leases back in batches: what it returns does not depend on them.
+_RETURNS_PER_BATCH = 64
+
+
+class EmbeddingCache:
+    """Rows of encoded items by content key, in an exact number of bytes.
+
+    Rows live in pages that are allocated here, once. `put` copies into the device tier. What must make room
+    for it goes to the host tier, if there is one, and is read from there. A leased entry stays where it is.
+
+    Parameters
+    ----------
+    row_width
+        Elements of a row.
+    dtype
+        Storage dtype: float32, float16 or bfloat16. `put` rounds to it.
+    device
+        Device of the device tier, CPU or CUDA. None: the current CUDA device if there is one, else the CPU.
+    device_bytes, host_bytes
+        Budget of each tier in bytes: as many pages are allocated as fit. The host tier of a CUDA device is
+        page-locked.
+    page_rows
+        Rows of a page, the unit of storage.
+    policy
+        Order of eviction: ``"lru"``.
+
+    Raises
+    ------
+    ValueError
+        If a number is too small, a budget holds no page, or the device or the policy is unknown.
+    TypeError
+        If an argument is of another type, or `dtype` is another one.
+    MemoryError
+        If the host tier cannot be page-locked.
+    CudaError
+        If the device is a CUDA device, and there is none.
+
+    Notes
+    -----
+    Any thread may call anything at any time. Work goes to the current stream of the cache's device: pages are
+    written there, behind whatever stream last read or wrote them, and `Lease.use` orders readers behind the
+    writer. A stream must live until the first `put` after its last lease was released. The host waits for the
+    device only where `put` copies rows between CPU and CUDA, and where memory is allocated and given up.
+    """
+
+    def __init__(
+        self,
+        row_width: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+        device_bytes: int,
+        host_bytes: int = 0,
+        page_rows: int = 64,
+        policy: str = "lru",
+    ) -> None:
+        _check_int("row_width", row_width, 1)
+        _check_int("page_rows", page_rows, 1)
+        _check_int("device_bytes", device_bytes, 0)
+        _check_int("host_bytes", host_bytes, 0)
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype is {dtype}, it must be one of {', '.join(map(str, DTYPES))}")
+        page_bytes = page_rows * row_width * dtype.itemsize
+        for name, budget in (("device_bytes", device_bytes), ("host_bytes", host_bytes or page_bytes)):
+            if budget < page_bytes:
+                raise ValueError(f"{name} is {budget}, one page of {page_rows} rows takes {page_bytes} bytes")
+        make_policy(policy)
+        self.row_width = row_width
+        self.page_rows = page_rows
+        self.dtype = dtype
+        self.device = _resolve_device(device)
+        self._timeline = make_timeline(self.device)
+        pools = [
+            PagePool(tier, budget // page_bytes, page_rows, row_width, dtype, self.device)
+            for tier, budget in (("device", device_bytes), ("host", host_bytes))
+            if budget
+        ]
+        # No other stream may still use the memory when it comes, nor when it goes.
+        self._timeline.synchronize()
+        for pool in pools:
+            weakref.finalize(pool, self._timeline.synchronize).atexit = False
+        self._ledger: Ledger | None = Ledger(policy, *pools)
+        self._lock = threading.Lock()  # guards the ledger
+        self._drain_lock = threading.Lock()  # taken before _lock where both are
+        self._returns = Returns()
+
+    def put(self, key: bytes, rows: Tensor) -> bool:
+        """Copy `rows` into the cache under `key`, in place of what is there.
+
+        Parameters
+        ----------
+        key
+            32 bytes, such as from `content_key`.
+        rows
+            Shape ``(num_rows, row_width)``, float32, float16 or bfloat16, of any strides, on the CPU or CUDA;
+            ready on the current stream, and free to be changed on it at once. No rows are an entry, too.
+
+        Returns
+        -------
+        bool
+            False if it was not admitted: it is too large, too much is leased, or the cache was cleared
+            meanwhile. Then what is under `key` stays, nothing was evicted for it, and a warning was logged.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes, or `rows` is of another shape.
+        TypeError
+            If `key` is not bytes, or `rows` is no such tensor.
+        RuntimeError
+            If the cache was closed.
+
+        Notes
+        -----
+        While it copies, what makes room for it cannot be looked up. If copying fails, that is lost and
+        nothing is inserted.
+        """
+        _check_key(key)
+        rows = self._check_rows(rows)
+        self._drain()
+        with self._lock:
+            ledger = self._open()
+            flight = ledger.depart(key, len(rows))
+            available = ledger.device.num_available
+        if flight is None:
+            self._warn_refused(len(rows), ledger.device, available)
+            return False
+        try:
+            fence = self._copy(flight, rows)
+        except BaseException:
+            fence = self._timeline.record(self._timeline.current())
+            with self._lock:
+                ledger.land(flight, fence, failed=True)
+            raise
+        with self._lock:
+            admitted = ledger.land(flight, fence)
+        if not admitted:
+            logger.warning("put of %d rows refused: the cache was cleared while they were copied", len(rows))
+        return admitted
+
+    def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
+        """Return a lease on the rows under `key`, or None.
+
+        Parameters
+        ----------
+        key
+            32 bytes.
+        num_rows
+            Rows that the caller expects. An entry of another length is dropped, and is a miss.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed.
+        """
+        _check_key(key)
+        if len(self._returns) >= _RETURNS_PER_BATCH:
+            self._drain()
+        with self._lock:
+            entry = self._open().pin(key, num_rows)
+        return None if entry is None else Lease(entry, self.device, self._timeline, self._returns)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether there is an entry under `key`; neither a hit nor a miss."""
+        _check_key(key)
+        with self._lock:
+            return key in self._open().index.entries
+
+    def __len__(self) -> int:
+        """Return the number of entries that can be looked up."""
+        with self._lock:
+            return len(self._open().index.entries)
+
+    def stats(self) -> CacheStats:
+        """Return counts and sizes at this moment."""
+        self._drain()
+        with self._lock:
+            return self._open().stats()
+
+    def clear(self) -> None:
+        """Drop every entry and free its pages; those of a leased entry once it is released."""
+        self._drain()
+        with self._lock:
+            self._open().clear()
+
+    def advance_epoch(self) -> None:
+        """Make every entry unreachable, in constant time, because what it was computed with has changed.
+
+        Their pages count as in use until they are needed; they go before any later entry does.
+        """
+        with self._lock:
+            self._open().advance()
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError if the books do not agree: each page has one owner, and all counts are right."""
+        self._drain()
+        with self._lock:
+            problems = self._open().problems()
+        if problems:
+            raise RuntimeError(f"the cache is inconsistent: {'; '.join(problems)}")
+
+    def close(self) -> None:
+        """Drop every entry, and let the memory go with the last lease. A second call does nothing."""
+        with self._drain_lock, self._lock:
+            ledger, self._ledger = self._ledger, None
+            if ledger is not None:
+                ledger.advance()  # so that no put under way is admitted
+            self._returns.close()
+        # The ledger dies here, without the lock, as its pools wait for the device.
+
+    def _open(self) -> Ledger:
+        if self._ledger is None:
+            raise RuntimeError("the cache was closed")
+        return self._ledger
+
+    def _drain(self) -> None:
+        """Take back released leases. What a caller released before is taken back when this returns."""
+        with self._drain_lock:
+            returns = self._returns.take()
+            if not returns:
+                return
+            streams = {stream for done in returns for stream in done.streams}
+            try:
+                # One fence per stream for all of them, behind everything that they gave it.
+                fences = {stream: self._timeline.record(stream) for stream in streams}
+            except BaseException:
+                for done in returns:
+                    self._returns.add(*done)
+                raise
+            outdated = []  # kept, so that their events are destroyed without the lock
+            with self._lock:
+                for entry, streams in returns:
+                    for stream in streams:
+                        outdated.append(entry.reads.get(stream))
+                        entry.reads[stream] = fences[stream]
+                    self._open().unpin(entry)
+
+    def _copy(self, flight: Flight, rows: Tensor) -> Fence:
+        """Move the victims to the host tier and `rows` into their place, on the current stream."""
+        stream = self._timeline.current()
+        if not flight.pages:
+            return Fence(stream, None)  # nobody will wait for it: no page carries it
+        for fence in flight.fences:
+            if fence.stream != stream:
+                self._timeline.wait(fence)
+        with torch.no_grad():
+            for entry, pool, pages in flight.demotions:
+                pool.copy_pages(pages, entry.pool, entry.pages)
+            flight.pool.write(flight.pages, rows)
+        return self._timeline.record(stream)
+
+    def _check_rows(self, rows: Any) -> Tensor:
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
+        if (
+            rows.dtype not in DTYPES
+            or rows.layout != torch.strided
+            or rows.device.type not in ("cpu", "cuda")
+        ):
+            raise TypeError(
+                f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense one of "
+                f"{', '.join(map(str, DTYPES))} on the CPU or CUDA"
+            )
+        if rows.dim() != 2 or rows.shape[1] != self.row_width:
+            raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {self.row_width})")
+        return rows.detach()
+
+    def _warn_refused(self, num_rows: int, pool: PagePool, available: int) -> None:
+        count = pool.pages_for(num_rows)
+        logger.warning(
+            "put of %d rows refused: they take %d bytes, the device tier has %d, %d of them to be had; %s",
+            num_rows,
+            count * pool.page_bytes,
+            pool.num_pages * pool.page_bytes,
+            available * pool.page_bytes,
+            "raise device_bytes" if count > pool.num_pages else "raise device_bytes or release leases",
+        )
+
+
+def _check_key(key: bytes) -> None:
+    if not isinstance(key, bytes):
+        raise TypeError(f"key must be bytes, it is {type(key).__name__}")
+    if len(key) != 32:
+        raise ValueError(f"key is of {len(key)} bytes, it must be of 32")
+
+
+def _check_int(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} is {value}, it must be at least {least}")
+
+
+def _resolve_device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device}, it must be the CPU or a CUDA device")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CudaError(f"device is {device}, but torch finds no CUDA device")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device

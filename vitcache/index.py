@@ -1,0 +1,70 @@
+"""The index: from keys to entries, and in which order the entries of each tier go."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+
+from vitcache.pages import PagePool
+from vitcache.policy import make_policy
+from vitcache.streams import Fence
+
+
+class Entry:
+    """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
+
+    `written` is the fence behind the copy into the pages, and `reads` has the last fence of every stream that
+    read them. `key`, `num_rows`, `pool`, `pages` and `written` never change.
+    """
+
+    __slots__ = ("key", "leases", "num_rows", "pages", "pool", "reads", "written")
+
+    def __init__(
+        self, key: bytes, num_rows: int, pool: PagePool, pages: tuple[int, ...], written: Fence
+    ) -> None:
+        self.key = key
+        self.num_rows = num_rows
+        self.pool = pool
+        self.pages = pages
+        self.written = written
+        self.reads: dict[Hashable, Fence] = {}
+        self.leases = 0
+
+    def fences(self) -> tuple[Fence, ...]:
+        """Return what must have passed before the pages are written again."""
+        return (self.written, *self.reads.values())
+
+
+class Index:
+    """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock."""
+
+    def __init__(self, policy: str, tiers: Iterable[str]) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self._policies = {tier: make_policy(policy) for tier in tiers}
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry under a key that is not there."""
+        self.entries[entry.key] = entry
+        self._policies[entry.pool.tier].insert(entry.key)
+
+    def remove(self, entry: Entry) -> None:
+        """Take out an entry that is there."""
+        del self.entries[entry.key]
+        self._policies[entry.pool.tier].remove(entry.key)
+
+    def touch(self, entry: Entry) -> None:
+        """Note a hit."""
+        self._policies[entry.pool.tier].touch(entry.key)
+
+    def pop(self) -> Entry:
+        """Take out one of the entries, of which there must be one."""
+        key, entry = self.entries.popitem()
+        self._policies[entry.pool.tier].remove(key)
+        return entry
+
+    def order(self, tier: str) -> Iterator[bytes]:
+        """Yield the keys of a tier, the first to go first."""
+        return self._policies[tier].victims()
+
+    def victims(self, tier: str) -> Iterator[Entry]:
+        """Yield the entries of a tier, the first to go first."""
+        return (self.entries[key] for key in self.order(tier))

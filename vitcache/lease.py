@@ -1,0 +1,160 @@
+"""A lease: the right to read an entry's rows where they lie."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitcache.index import Entry
+from vitcache.streams import Timeline
+
+
+class Return(NamedTuple):
+    """What a released lease leaves behind: the entry to unpin, and the streams that read its pages."""
+
+    entry: Entry
+    streams: set[Hashable]
+
+
+class Returns:
+    """Where released leases wait for the cache. Any thread may add, at any time: it takes no lock."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Return] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, entry: Entry, streams: set[Hashable]) -> None:
+        """Leave an entry to be unpinned."""
+        self._queue.append(Return(entry, streams))
+
+    def take(self) -> list[Return]:
+        """Take out all there are. One thread at a time."""
+        queue = self._queue
+        return [queue.popleft() for _ in range(len(queue))]
+
+    def close(self) -> None:
+        """Keep nothing from now on, so that the pages are freed with the last lease."""
+        self._queue = deque(maxlen=0)
+
+
+class Lease:
+    """A pin on the pages of one entry: until it is released they are neither evicted nor written.
+
+    Made by `EmbeddingCache.get`. A context manager; a lease that is forgotten releases itself when collected.
+
+    Attributes
+    ----------
+    num_rows, row_width, dtype
+        Shape and dtype of the rows.
+    page_rows
+        Rows of a page.
+
+    Notes
+    -----
+    Any thread may use it and release it, from a finalizer too: `release` takes no lock and never waits. To
+    read while another thread releases is the callers' mistake.
+
+    Work that reads `pool` goes to a stream that was current in a call of `use`, after that call and before
+    `release`. On a GPU the host itself may read pinned pages only once such work is done.
+    """
+
+    __slots__ = (
+        "_device",
+        "_pin",
+        "_returns",
+        "_streams",
+        "_timeline",
+        "dtype",
+        "num_rows",
+        "page_rows",
+        "row_width",
+    )
+
+    def __init__(self, entry: Entry, device: torch.device, timeline: Timeline, returns: Returns) -> None:
+        pool = entry.pool
+        self.num_rows = entry.num_rows
+        self.row_width = pool.row_width
+        self.dtype = pool.dtype
+        self.page_rows = pool.page_rows
+        self._device = device
+        self._timeline = timeline
+        self._returns = returns
+        self._streams: set[Hashable] = set()
+        # Popping it releases the lease: of two threads only one can.
+        self._pin = [entry]
+
+    @property
+    def released(self) -> bool:
+        """Whether the lease was released."""
+        return not self._pin
+
+    @property
+    def pool(self) -> Tensor:
+        """The pages of the entry's tier as rows ``(pool_rows, row_width)``; a GPU's host tier is pinned."""
+        return self._entry().pool.rows
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``."""
+        return self._entry().pages
+
+    def segments(self) -> list[Tensor]:
+        """Return views of `pool` with the rows in order, adjacent pages joined. Valid until `release`."""
+        entry = self._entry()
+        return entry.pool.segments(entry.pages, entry.num_rows)
+
+    def use(self) -> None:
+        """Let the current stream read the pages: order it behind their writing, and their reuse behind it.
+
+        Raises
+        ------
+        RuntimeError
+            If the lease was released.
+        """
+        entry = self._entry()
+        stream = self._timeline.current()
+        if self.num_rows and stream not in self._streams:
+            if entry.written.stream != stream:
+                self._timeline.wait(entry.written)
+            self._streams.add(stream)
+
+    def to_tensor(self) -> Tensor:
+        """Return a copy ``(num_rows, row_width)`` on the cache's device, made on the current stream."""
+        self.use()
+        rows = torch.empty((self.num_rows, self.row_width), dtype=self.dtype, device=self._device)
+        first = 0
+        for segment in self.segments():
+            rows[first : first + len(segment)].copy_(segment, non_blocking=True)
+            first += len(segment)
+        return rows
+
+    def release(self) -> None:
+        """Give up the pages. A second call does nothing."""
+        try:
+            entry = self._pin.pop()
+        except IndexError:
+            return
+        self._returns.add(entry, self._streams)
+
+    def __enter__(self) -> Lease:
+        self._entry()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if self._pin:
+            self.release()
+
+    def _entry(self) -> Entry:
+        try:
+            return self._pin[0]
+        except IndexError:
+            raise RuntimeError(f"this lease of {self.num_rows} rows was released") from None

@@ -1,0 +1,264 @@
+"""The books of the cache: which entry has which pages, what makes room for what, and what has been counted.
+
+Nothing here takes a lock, copies a row, makes a CUDA call or logs: the cache calls it with its lock held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from vitcache.index import Entry, Index
+from vitcache.pages import PagePool
+from vitcache.stats import CacheStats, Counts
+from vitcache.streams import Fence
+
+
+class Demotion(NamedTuple):
+    """An entry on its way from its own pages to `pages` of the host tier."""
+
+    entry: Entry
+    pool: PagePool
+    pages: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Flight:
+    """A `put` while its rows are copied: it alone reads and writes the pages that are named here.
+
+    `pages` become the new entry's, `spare` is what its victims leave over, `fences` come before any copy.
+    """
+
+    index: Index
+    key: bytes
+    num_rows: int
+    pool: PagePool
+    pages: tuple[int, ...]
+    spare: tuple[int, ...]
+    fences: set[Fence]
+    demotions: list[Demotion]
+
+    def pages_of(self, pool: PagePool) -> list[int]:
+        """Return the pages of one pool."""
+        own = [*self.pages, *self.spare] if pool is self.pool else []
+        return own + [page for demotion in self.demotions if demotion.pool is pool for page in demotion.pages]
+
+
+class Ledger:
+    """The entries of all epochs, the pages of both tiers, and the counts. Guarded by the cache's lock."""
+
+    def __init__(self, policy: str, device: PagePool, host: PagePool | None = None) -> None:
+        self.device = device
+        self.host = host
+        self._pools = [device] if host is None else [device, host]
+        self._policy = policy
+        self.index = self._new_index()
+        self.counts = Counts()
+        self._stale: list[Index] = []  # of earlier epochs
+        self._dropped: set[Entry] = set()  # in no index, but leased
+        self._flights: set[Flight] = set()
+        self._num_leases = 0
+
+    def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
+        """Look up and lease an entry; one of another length than expected is dropped."""
+        entry = self.index.entries.get(key)
+        if entry is not None and num_rows is not None and entry.num_rows != num_rows:
+            self._drop(entry)
+            entry = None
+        if entry is None:
+            self.counts.misses += 1
+            return None
+        self.counts.hits += 1
+        self.index.touch(entry)
+        if entry.leases == 0:
+            entry.pool.leased += len(entry.pages)
+        entry.leases += 1
+        self._num_leases += 1
+        return entry
+
+    def unpin(self, entry: Entry) -> None:
+        """Take back a lease."""
+        self._num_leases -= 1
+        entry.leases -= 1
+        if entry.leases == 0:
+            entry.pool.leased -= len(entry.pages)
+            if entry in self._dropped:
+                self._dropped.remove(entry)
+                self._free(entry)
+
+    def depart(self, key: bytes, num_rows: int) -> Flight | None:
+        """Set pages aside for a new entry and what makes room for it; None if there cannot be enough."""
+        count = self.device.pages_for(num_rows)
+        if count > self.device.num_available:
+            self.counts.rejections += 1
+            return None
+        self._reclaim(self.device, count)
+        old = self.index.entries.get(key)
+        if old is not None and old.pool is self.device and old.leases == 0 and self.device.num_free < count:
+            self._drop(old)
+        victims = self._victims(self.device, count)
+        free, fences = self.device.take(min(count, self.device.num_free))
+        demotions = []
+        for victim in victims:
+            self.index.remove(victim)
+            fences.update(victim.fences())
+            demotion = self._demote(victim, fences)
+            if demotion is None:
+                self.counts.evictions += 1
+            else:
+                demotions.append(demotion)
+        # In ascending order, so that adjacent pages are read and written in one piece.
+        pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
+        self.device.in_flight += len(pages)
+        flight = Flight(
+            self.index, key, num_rows, self.device, pages[:count], pages[count:], fences, demotions
+        )
+        self._flights.add(flight)
+        return flight
+
+    def land(self, flight: Flight, fence: Fence, *, failed: bool = False) -> bool:
+        """Enter what was copied before `fence`, or free its pages if that failed or the epoch is over."""
+        self._flights.remove(flight)
+        admitted = not failed and flight.index is self.index
+        # After a failure the copying stream may not have waited for all of them.
+        fences = (*flight.fences, fence) if failed else (fence,)
+        for entry, pool, pages in reversed(flight.demotions):
+            pool.in_flight -= len(pages)
+            # Meanwhile another thread may have put rows under its key.
+            if admitted and entry.key not in self.index.entries:
+                self.index.add(Entry(entry.key, entry.num_rows, pool, pages, fence))
+                self.counts.demotions += 1
+            else:
+                pool.give_back(pages, fences)
+                self.counts.evictions += 1
+        flight.pool.in_flight -= len(flight.pages) + len(flight.spare)
+        flight.pool.give_back(flight.spare, fences)
+        if not admitted:
+            flight.pool.give_back(flight.pages, fences)
+            if not failed:
+                self.counts.rejections += 1
+            return False
+        old = self.index.entries.get(flight.key)
+        if old is not None:
+            self._drop(old)
+        self.index.add(Entry(flight.key, flight.num_rows, flight.pool, flight.pages, fence))
+        self.counts.insertions += 1
+        return True
+
+    def advance(self) -> None:
+        """Begin an epoch in constant time: the pages of earlier ones are freed only when they are needed."""
+        if self.index.entries:
+            self.counts.evictions += len(self.index.entries)
+            self._stale.append(self.index)
+        # A new one in any case: what is in flight belongs to the old one.
+        self.index = self._new_index()
+
+    def clear(self) -> None:
+        """Begin an epoch, and free the pages of earlier ones."""
+        self.advance()
+        while self._stale:
+            self._reclaim_one()
+
+    def stats(self) -> CacheStats:
+        """Return all counts and sizes."""
+        used = [(pool.num_pages - pool.num_free) * pool.page_bytes for pool in self._pools]
+        capacity = [pool.num_pages * pool.page_bytes for pool in self._pools]
+        return CacheStats(
+            **asdict(self.counts),
+            entries=len(self.index.entries),
+            leased_pages=sum(pool.leased for pool in self._pools),
+            device_bytes=used[0],
+            host_bytes=sum(used[1:]),
+            device_capacity_bytes=capacity[0],
+            host_capacity_bytes=sum(capacity[1:]),
+        )
+
+    def problems(self) -> list[str]:
+        """Return in words what does not agree, which is nothing."""
+        indices = [self.index, *self._stale]
+        entries = [*(entry for index in indices for entry in index.entries.values()), *self._dropped]
+        found = []
+        for pool in self._pools:
+            here = [entry for entry in entries if entry.pool is pool]
+            in_flight = [page for flight in self._flights for page in flight.pages_of(pool)]
+            owned = Counter([*pool.free_pages, *in_flight, *(page for entry in here for page in entry.pages)])
+            wrong = [page for page in range(pool.num_pages) if owned.pop(page, 0) != 1] + sorted(owned)
+            found += [f"{pool.tier} pages {wrong} do not have one owner each"] if wrong else []
+            leased = sum(len(entry.pages) for entry in here if entry.leases)
+            found += _differ(f"leased {pool.tier} pages", leased, pool.leased)
+            found += _differ(f"{pool.tier} pages in flight", len(in_flight), pool.in_flight)
+            for index in indices:
+                filed = [key for key, entry in index.entries.items() if entry.pool is pool]
+                order = sorted(index.order(pool.tier))
+                found += _differ(f"keys of the {pool.tier} tier's policy", sorted(filed), order)
+            for entry in here:
+                found += _differ("pages of an entry", pool.pages_for(entry.num_rows), len(entry.pages))
+        found += _differ("leases", sum(entry.leases for entry in entries), self._num_leases)
+        leased = sum(entry.leases > 0 for entry in self._dropped)
+        found += _differ("dropped entries", leased, len(self._dropped))
+        present = len(self.index.entries) + sum(len(flight.demotions) for flight in self._flights)
+        found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
+        return found
+
+    def _victims(self, pool: PagePool, count: int) -> list[Entry]:
+        """Choose who must go for `count` pages to be free, which can be had. The last to go comes first."""
+        self._reclaim(pool, count)
+        short = count - pool.num_free
+        chosen: list[Entry] = []
+        for entry in self.index.victims(pool.tier):
+            if short <= 0:
+                break
+            if entry.leases == 0:
+                chosen.append(entry)
+                short -= len(entry.pages)
+        # A large one may have made smaller ones before it unnecessary; those without pages always are.
+        needed = []
+        for entry in reversed(chosen):
+            if short + len(entry.pages) <= 0:
+                short += len(entry.pages)
+            else:
+                needed.append(entry)
+        return needed
+
+    def _demote(self, entry: Entry, fences: set[Fence]) -> Demotion | None:
+        """Set host pages aside for an entry, and add their fences; None if there cannot be enough."""
+        if self.host is None or len(entry.pages) > self.host.num_available:
+            return None
+        for victim in self._victims(self.host, len(entry.pages)):
+            self._drop(victim)
+        pages, host_fences = self.host.take(len(entry.pages))
+        self.host.in_flight += len(pages)
+        fences |= host_fences
+        return Demotion(entry, self.host, pages)
+
+    def _reclaim(self, pool: PagePool, count: int) -> None:
+        """Free entries of earlier epochs until `count` pages are free, or there is none left."""
+        while self._stale and pool.num_free < count:
+            self._reclaim_one()
+
+    def _reclaim_one(self) -> None:
+        if self._stale[-1].entries:
+            self._free(self._stale[-1].pop())
+        else:
+            self._stale.pop()
+
+    def _drop(self, entry: Entry) -> None:
+        """Take an entry out of the cache."""
+        self.index.remove(entry)
+        self.counts.evictions += 1
+        self._free(entry)
+
+    def _free(self, entry: Entry) -> None:
+        """Free the pages of an entry that is in no index any more, or let its last lease do so."""
+        if entry.leases:
+            self._dropped.add(entry)
+        else:
+            entry.pool.give_back(entry.pages, entry.fences())
+
+    def _new_index(self) -> Index:
+        return Index(self._policy, [pool.tier for pool in self._pools])
+
+
+def _differ(name: str, counted: object, booked: object) -> list[str]:
+    return [] if counted == booked else [f"{name}: counted {counted}, booked {booked}"]

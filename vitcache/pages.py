@@ -1,0 +1,142 @@
+"""Pages: the memory of one tier, allocated once, and who has which page."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vitcache.streams import Fence
+
+_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
+
+
+class PagePool:
+    """The pages of one tier: a tensor of `num_pages * page_rows` rows and a list of the free ones.
+
+    A free page carries the fences of the last work on it; whoever takes it waits for them before writing.
+
+    Parameters
+    ----------
+    tier
+        ``"device"``: on `device`. ``"host"``: on the CPU, page-locked if `device` is a CUDA device.
+    num_pages, page_rows, row_width
+        Pages, rows of a page, elements of a row.
+
+    Raises
+    ------
+    MemoryError
+        If the memory cannot be page-locked.
+
+    Notes
+    -----
+    The counts and the free list are guarded by the cache's lock. `write`, `copy_pages` and `segments` take no
+    lock: they touch only pages that their caller holds, and copy on the current stream.
+    """
+
+    def __init__(
+        self,
+        tier: str,
+        num_pages: int,
+        page_rows: int,
+        row_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.tier = tier
+        self.num_pages = num_pages
+        self.page_rows = page_rows
+        self.row_width = row_width
+        self.dtype = dtype
+        self.page_bytes = page_rows * row_width * dtype.itemsize
+        # A tensor made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            if tier == "host" and device.type == "cuda":
+                self.rows = _empty_pinned(num_pages * self.page_bytes, device).view(dtype).view(-1, row_width)
+            else:
+                place = device if tier == "device" else torch.device("cpu")
+                self.rows = torch.empty((num_pages * page_rows, row_width), dtype=dtype, device=place)
+        self.leased = 0  # pages that a lease holds
+        self.in_flight = 0  # pages that a `put` copies from or to
+        self.free_pages = list(range(num_pages - 1, -1, -1))
+        self._fences: dict[int, tuple[Fence, ...]] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody has."""
+        return len(self.free_pages)
+
+    @property
+    def num_available(self) -> int:
+        """Pages that are free or can be made so: neither leased nor being copied."""
+        return self.num_pages - self.leased - self.in_flight
+
+    def pages_for(self, num_rows: int) -> int:
+        """Return the pages that so many rows take."""
+        return -(-num_rows // self.page_rows)
+
+    def take(self, count: int) -> tuple[tuple[int, ...], set[Fence]]:
+        """Take `count` free pages; return them and the fences to wait for before they are written."""
+        first = len(self.free_pages) - count
+        pages = tuple(reversed(self.free_pages[first:]))
+        del self.free_pages[first:]
+        return pages, {fence for page in pages for fence in self._fences.pop(page, ())}
+
+    def give_back(self, pages: Sequence[int], fences: tuple[Fence, ...]) -> None:
+        """Free pages whose last readers and writers have passed once `fences` are."""
+        self.free_pages.extend(reversed(pages))
+        self._fences.update(dict.fromkeys(pages, fences))
+
+    def write(self, pages: Sequence[int], rows: Tensor) -> None:
+        """Copy `rows` into `pages`, converted to the pool's dtype."""
+        first = 0
+        for segment in self.segments(pages, len(rows)):
+            segment.copy_(rows[first : first + len(segment)])
+            first += len(segment)
+
+    def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
+        """Copy whole pages from another pool; to pinned memory the copy is queued and not waited for."""
+        for page, source_page in zip(pages, source_pages, strict=True):
+            self._run(page, self.page_rows).copy_(source._run(source_page, self.page_rows), non_blocking=True)
+
+    def segments(self, pages: Sequence[int], num_rows: int) -> list[Tensor]:
+        """Return views of the first `num_rows` rows of `pages` in order, adjacent pages joined."""
+        return [self._run(page, length) for page, length in _runs(pages, num_rows, self.page_rows)]
+
+    def _run(self, page: int, length: int) -> Tensor:
+        return self.rows[page * self.page_rows : page * self.page_rows + length]
+
+
+def _runs(pages: Sequence[int], num_rows: int, page_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield ``(first page, rows)`` of each run of adjacent pages."""
+    start = 0
+    for end in range(1, len(pages) + 1):
+        if end == len(pages) or pages[end] != pages[end - 1] + 1:
+            yield pages[start], min(end * page_rows, num_rows) - start * page_rows
+            start = end
+
+
+def _empty_pinned(num_bytes: int, device: torch.device) -> Tensor:
+    """Return page-locked bytes; torch's own pinned allocator rounds up to a power of two, past the budget."""
+    message = f"cannot page-lock {num_bytes} bytes; lower host_bytes or free host memory"
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"{message}: {error}") from error
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    cudart = torch.cuda.cudart()
+    with torch.cuda.device(device):
+        status = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, _REGISTER_PORTABLE)
+        if status != 0:
+            # Else the next kernel launch would find this error and report it as its own.
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device=device)
+            raise MemoryError(f"{message}: {cudart.cudaGetErrorString(status)}")
+    # Every view of the tensor keeps the mapping alive, so this runs just before the memory goes. At exit the
+    # process takes its memory along.
+    weakref.finalize(memory, cudart.cudaHostUnregister, tensor.data_ptr()).atexit = False
+    return tensor

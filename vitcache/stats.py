@@ -1,0 +1,56 @@
+"""Counts of an `EmbeddingCache`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counts:
+    """What has happened so far. Guarded by the cache's lock."""
+
+    hits: int = 0
+    misses: int = 0
+    insertions: int = 0
+    evictions: int = 0
+    demotions: int = 0
+    rejections: int = 0
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """A snapshot of a cache.
+
+    Attributes
+    ----------
+    hits, misses
+        Calls of `get` that returned a lease, and that returned None.
+    insertions, evictions
+        Entries that came in by `put`, and that left: for room, replaced, of another length than expected,
+        cleared, or of an earlier epoch. While no `put` is under way, ``entries == insertions - evictions``.
+    demotions
+        Entries that moved from the device tier to the host tier.
+    rejections
+        Calls of `put` that returned False.
+    entries
+        Entries that can be looked up.
+    leased_pages
+        Pages, of both tiers, that at least one lease holds.
+    device_bytes, host_bytes
+        Bytes of the pages in use: of entries, of leases on dropped entries, and of copies under way.
+    device_capacity_bytes, host_capacity_bytes
+        Bytes of all pages.
+    """
+
+    hits: int
+    misses: int
+    insertions: int
+    evictions: int
+    demotions: int
+    rejections: int
+    entries: int
+    leased_pages: int
+    device_bytes: int
+    host_bytes: int
+    device_capacity_bytes: int
+    host_capacity_bytes: int

@@ -1,0 +1,79 @@
+"""Order between streams: one leaves a fence, another waits for it, and the host waits for neither."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+
+class Fence(NamedTuple):
+    """A point in the work of one stream. `event` is None where there is nothing to wait for: on the CPU."""
+
+    stream: Hashable
+    event: Any
+
+
+class Timeline(Protocol):
+    """The streams of one device as the cache sees them. Any thread may call; only `synchronize` blocks."""
+
+    def current(self) -> Hashable:
+        """Return the calling thread's current stream. Equal streams run their work in order."""
+
+    def record(self, stream: Hashable) -> Fence:
+        """Return a fence behind all work that `stream` has been given so far."""
+
+    def wait(self, fence: Fence) -> None:
+        """Let what the current stream is given from now on run after `fence`."""
+
+    def synchronize(self) -> None:
+        """Block until all work of the device is done."""
+
+
+class CpuTimeline:
+    """The CPU as one stream that is always done."""
+
+    def current(self) -> Hashable:
+        """Return the only stream."""
+        return "cpu"
+
+    def record(self, stream: Hashable) -> Fence:
+        """Return a fence that has been passed."""
+        return Fence(stream, None)
+
+    def wait(self, fence: Fence) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Do nothing."""
+
+
+class CudaTimeline:
+    """The streams of one CUDA device, which need not be the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def current(self) -> Hashable:
+        """Return the calling thread's current stream of this device."""
+        return torch.cuda.current_stream(self._device)
+
+    def record(self, stream: Any) -> Fence:
+        """Return an event recorded on `stream`."""
+        event = torch.cuda.Event()
+        event.record(stream)
+        return Fence(stream, event)
+
+    def wait(self, fence: Fence) -> None:
+        """Queue a wait for the event on the current stream of this device."""
+        torch.cuda.current_stream(self._device).wait_event(fence.event)
+
+    def synchronize(self) -> None:
+        """Block until all streams of this device are done."""
+        torch.cuda.synchronize(self._device)
+
+
+def make_timeline(device: torch.device) -> Timeline:
+    """Return the timeline of a CPU or CUDA device."""
+    return CudaTimeline(device) if device.type == "cuda" else CpuTimeline()
