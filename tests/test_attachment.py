@@ -1,0 +1,190 @@
+"""What `attach` makes and refuses, how an attachment ends, and who shares entries."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+
+from attached import (
+    GEMMA,
+    QWEN3,
+    image_rows,
+    new_cache,
+    stock_rows,
+)
+from tiny_models import FAMILIES, Call, one_at_a_time
+
+from vitcache.adapters.encoder import AttachStats
+from vitcache.adapters.transformers import attach
+
+pytestmark = pytest.mark.transformers
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_default_cache_holds_32768_rows_of_the_model(name: str) -> None:
+    family = FAMILIES[name]
+    cache = attach(family.model(torch.bfloat16)).cache
+    assert (cache.row_width, cache.dtype, cache.device.type) == (family.row_width, torch.bfloat16, "cpu")
+    assert cache.stats().device_capacity_bytes == 32768 * family.row_width * 2
+
+
+def test_budget_of_the_default_cache_can_be_given() -> None:
+    assert attach(GEMMA.model(), device_bytes=1 << 20).cache.stats().device_capacity_bytes == 1 << 20
+    with pytest.raises(ValueError, match="device_bytes is the budget of the default cache"):
+        attach(GEMMA.model(), new_cache(GEMMA), device_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"row_width": 64}, "holds rows of 64 torch.float32, but .* has rows of 96 torch.float32"),
+        ({"dtype": torch.bfloat16}, "holds rows of 96 torch.bfloat16, but .* has rows of 96 torch.float32"),
+    ],
+)
+def test_cache_for_other_rows_is_refused(options: Call, message: str) -> None:
+    model = QWEN3.model()
+    before = dict(vars(model.model))
+    with pytest.raises(ValueError, match=message):
+        attach(model, new_cache(QWEN3, **options))
+    assert vars(model.model) == before
+
+
+def test_model_without_image_features_is_refused() -> None:
+    with pytest.raises(TypeError, match="Linear has no get_image_features"):
+        attach(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="Qwen3VLTextModel has no get_image_features"):
+        attach(QWEN3.model().model.language_model)
+
+
+def test_family_that_is_not_known_is_refused() -> None:
+    class SomeModel(nn.Module):
+        config = SimpleNamespace(model_type="some_vl")
+
+        def get_image_features(self, pixel_values: Tensor) -> Tensor:
+            return pixel_values
+
+    with pytest.raises(
+        TypeError, match=r"SomeModel \(model type 'some_vl'\) .* these can: qwen2_5_vl, .*gemma3"
+    ):
+        attach(SomeModel())
+
+
+def test_namespace_must_be_str() -> None:
+    with pytest.raises(TypeError, match="namespace must be str, it is bytes"):
+        attach(GEMMA.model(), namespace=b"weights")  # type: ignore[arg-type]
+
+
+def test_second_attach_is_refused_until_detach() -> None:
+    model = GEMMA.model()
+    attachment = attach(model)
+    for again in (model, model.model):
+        with pytest.raises(RuntimeError, match="already attached, detach it first"):
+            attach(again)
+    attachment.detach()
+    attach(model)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_detach_leaves_the_model_as_it_was(name: str) -> None:
+    family = FAMILIES[name]
+    model, call = family.model(), family.call(0)
+    before, keys = dict(vars(model.base_model)), list(model.state_dict())
+    attachment = attach(model)
+    assert list(model.state_dict()) == keys
+    image_rows(model, call)
+    attachment.detach()
+    attachment.detach()
+    assert vars(model.base_model) == before
+    image_rows(model, call)
+    assert attachment.stats() == AttachStats(encoded=1)
+    assert len(attachment.cache) == 1
+
+
+def test_detach_brings_back_what_was_on_the_object() -> None:
+    model = one_at_a_time(QWEN3, QWEN3.model())
+    mine = vars(model.model)["get_image_features"]
+    attachment = attach(model)
+    assert torch.equal(image_rows(model, QWEN3.call(0)), stock_rows(model, QWEN3.call(0)))
+    attachment.detach()
+    assert vars(model.model)["get_image_features"] is mine
+
+
+def test_detach_under_another_wrapper_is_refused() -> None:
+    model = QWEN3.model()
+    attachment = attach(model)
+    ours = model.model.get_image_features
+    model.model.get_image_features = lambda *args, **kwargs: ours(*args, **kwargs)
+    with pytest.raises(RuntimeError, match="get_image_features was replaced after attach"):
+        attachment.detach()
+    assert "get_video_features" in vars(model.model)
+    model.model.get_image_features = ours
+    attachment.detach()
+    assert not {"get_image_features", "get_video_features"} & set(vars(model.model))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copy_of_an_attached_model_is_not_attached(how: str) -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.25)
+    assert torch.equal(image_rows(twin, call), stock_rows(twin, call))
+    assert attachment.stats() == AttachStats()
+    assert not torch.equal(image_rows(model, call), image_rows(twin, call))
+    second = attach(twin)
+    assert torch.equal(image_rows(twin, call), stock_rows(twin, call))
+    assert (attachment.stats().encoded, second.stats().encoded) == (1, 1)
+
+
+def test_models_share_a_cache_without_sharing_entries() -> None:
+    cache, call = new_cache(QWEN3), QWEN3.call(0)
+    models = [QWEN3.model(seed=seed) for seed in range(2)]
+    attachments = [attach(model, cache) for model in models]
+    for _ in range(2):
+        for model in models:
+            assert torch.equal(image_rows(model, call), stock_rows(model, call))
+    assert [attachment.stats() for attachment in attachments] == [AttachStats(encoded=1, hits=1)] * 2
+    assert len(cache) == 2
+
+
+def test_attachments_of_one_namespace_share_entries() -> None:
+    cache = new_cache(QWEN3)
+    first = attach(QWEN3.model(), cache, namespace="weights of seed 0")
+    model = QWEN3.model()
+    second = attach(model, cache, namespace="weights of seed 0")
+    expected = stock_rows(model, QWEN3.call(0)), stock_rows(model, QWEN3.call(1))
+    for session in (first, second):
+        assert torch.equal(image_rows(session._session.model, QWEN3.call(0, 1)), torch.cat(expected))
+    assert first.stats() == AttachStats(encoded=2)
+    assert second.stats() == AttachStats(encoded=1, hits=1)  # its first item shows the form of the output
+    assert len(cache) == 2
+
+
+def test_other_config_or_namespace_shares_nothing() -> None:
+    cache = new_cache(QWEN3)
+    for namespace, theta in (("a", 1e4), ("b", 1e4), ("a", 1e5)):
+        model = QWEN3.model()
+        model.config.text_config.rope_parameters["rope_theta"] = theta
+        attachment = attach(model, cache, namespace=namespace)
+        image_rows(model, QWEN3.call(0))
+        image_rows(model, QWEN3.call(1))
+        assert attachment.stats().encoded == 2
+    assert len(cache) == 6

@@ -1,0 +1,234 @@
+"""What goes past the cache, encodes that fail, and towers whose weights are elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+
+from attached import (
+    GEMMA,
+    QWEN3,
+    assert_same_bits,
+    each_family,
+    features,
+    image_rows,
+    pair,
+    plain_kernels,  # noqa: F401
+    stock_rows,
+)
+from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time, stock_method
+
+from vitcache.adapters.encoder import AttachStats, Session
+from vitcache.adapters.transformers import attach
+
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"return_dict": False},
+        {"output_hidden_states": True},
+        {"output_attentions": True},
+        {"image_cu_seqlens": torch.tensor([0, 16, 40], dtype=torch.int32)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_call_for_more_than_rows_goes_to_the_stock_method(options: Call) -> None:
+    model = QWEN3.model()
+    attachment = attach(model)
+    call = QWEN3.call(0, 1)
+    for _ in range(2):
+        with torch.no_grad():
+            ours = model.model.get_image_features(**call, **options)
+            theirs = stock_method(model, "image")(**call, **options)
+        assert type(ours) is type(theirs)
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours[1], theirs[1], strict=True):
+            assert torch.equal(a, b)
+        assert "output_hidden_states" not in options or len(ours.hidden_states) == 4
+    assert attachment.stats() == AttachStats(bypassed=2)
+    assert len(attachment.cache) == 0
+
+
+def test_config_that_asks_for_tuples_goes_to_the_stock_method() -> None:
+    model = GEMMA.model()
+    attachment = attach(model)
+    model.model.config.return_dict = False
+    with torch.no_grad():
+        assert isinstance(model.model.get_image_features(**GEMMA.call(0)), tuple)
+    assert attachment.stats() == AttachStats(bypassed=1)
+
+
+@pytest.mark.parametrize("change", [{"image_grid_thw": None}, {"pixel_values": [torch.zeros(16, 96)]}])
+def test_arguments_of_unknown_types_are_left_to_the_stock_method(change: Call) -> None:
+    model = QWEN3.model()
+    attachment = attach(model)
+    call = QWEN3.call(0) | change
+    with pytest.raises(AttributeError) as theirs:
+        stock_method(model, "image")(**call)
+    with pytest.raises(AttributeError) as ours:
+        image_rows(model, call)
+    assert str(ours.value) == str(theirs.value)
+    assert attachment.stats() == AttachStats(bypassed=1)
+
+
+def test_gradients_flow_as_if_nothing_were_attached() -> None:
+    model, stock = QWEN3.model(), QWEN3.model()
+    attachment = attach(model)
+    prompt = QWEN3.prompt(stock, 0, 1)
+    with torch.no_grad():
+        model(**prompt)
+    for one in (model, stock):
+        one(**prompt).logits.square().mean().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), stock.parameters(), strict=True):
+        assert theirs.grad is not None, name
+        assert torch.equal(ours.grad, theirs.grad)
+    assert attachment.stats() == AttachStats(encoded=2, bypassed=1)
+
+
+@pytest.mark.parametrize("part", ["model", "visual"])
+def test_nothing_from_before_training_is_served_after_it(part: str) -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model, namespace="shared")
+    image_rows(model, call)
+    trained = model if part == "model" else model.model.visual
+    trained.train()
+    model.get_image_features(**call).pooler_output[0].sum().backward()
+    torch.optim.SGD(model.model.visual.parameters(), lr=1.0).step()
+    trained.eval()
+    assert torch.equal(image_rows(model, call), stock_rows(model, call))
+    assert torch.equal(image_rows(model, call), stock_rows(model, call))
+    assert attachment.stats() == AttachStats(encoded=2, hits=1, bypassed=1)
+
+
+def test_advance_epoch_after_a_change_of_weights() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    image_rows(model, call)
+    model.load_state_dict(QWEN3.model(seed=1).state_dict())
+    attachment.cache.advance_epoch()
+    assert torch.equal(image_rows(model, call), stock_rows(model, call))
+    assert attachment.stats().encoded == 2
+
+
+def test_autocast_goes_to_the_stock_method() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = image_rows(model, call)
+        assert torch.equal(rows, stock_rows(model, call))
+    assert not torch.equal(image_rows(model, call).to(rows.dtype), rows)
+    assert attachment.stats() == AttachStats(encoded=1, bypassed=1)
+
+
+def test_encode_that_raises_leaves_the_others_cached() -> None:
+    model = QWEN3.model()
+    attachment = attach(model)
+    failing = [1]
+
+    def fail(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
+        if kwargs["grid_thw"].tolist() == [[1, 4, 6]] and failing:
+            raise FloatingPointError(f"image {failing.pop()} is cursed")
+
+    model.model.visual.register_forward_pre_hook(fail, with_kwargs=True)
+    call = QWEN3.call(0, 1, 2)
+    with pytest.raises(FloatingPointError, match="image 1 is cursed"):
+        image_rows(model, call)
+    assert attachment.stats().encoded == len(attachment.cache) == 1
+    expected = torch.cat([stock_rows(model, picture) for picture in QWEN3.pictures(0, 1, 2)])
+    assert torch.equal(image_rows(model, call), expected)
+    assert attachment.stats() == AttachStats(encoded=3, hits=1)
+    assert attachment.cache.stats().leased_pages == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda features: (*features, *features), "returned features of 2 items for a call with 1 item"),
+        (lambda features: (), "returned features of 0 items for a call with 1 item"),
+        (
+            lambda features: tuple(item[:, :-1] for item in features),
+            r"rows of 95 torch.float32, but the cache holds rows of 96 torch.float32: detach",
+        ),
+    ],
+    ids=["two", "none", "narrow"],
+)
+def test_wrong_features_are_refused_and_not_cached(change: Any, message: str) -> None:
+    model = QWEN3.model()
+    stock = model.model.get_image_features
+
+    def wrong(pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> Any:
+        output = stock(pixel_values, image_grid_thw, **kwargs)
+        output.pooler_output = change(output.pooler_output)
+        return output
+
+    model.model.get_image_features = wrong
+    attachment = attach(model)
+    with pytest.raises(RuntimeError, match=message):
+        image_rows(model, QWEN3.call(0))
+    assert attachment.stats().encoded == len(attachment.cache) == 0
+
+
+def test_model_of_another_dtype_since_attach_is_noticed() -> None:
+    model = QWEN3.model()
+    attach(model)
+    model.to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"rows of 96 torch.bfloat16, but the cache .* 96 torch.float32"):
+        image_rows(model, QWEN3.call(0))
+
+
+@each_family
+def test_only_pixels_of_new_images_are_moved(family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tower's device is the CPU under another name, so that pixels that are on the CPU have to move."""
+    monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
+    stock, model, attachment, _ = pair(family)
+    for seeds, new in (((0,), (0,)), ((0, 1, 1), (1,)), ((1, 0), ()), ((2, 0, 1), (2,))):
+        before = attachment.stats().pixel_bytes_moved
+        assert_same_bits(features(model, family.call(*seeds)), features(stock, family.call(*seeds)))
+        moved = attachment.stats().pixel_bytes_moved - before
+        assert moved == sum(picture["pixel_values"].nbytes for picture in family.pictures(*new))
+
+
+class Offload:
+    """What accelerate's hooks do to an offloaded module: its weights are there only while it runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.runs = 0
+        self.parts = [part for part in module.modules() if part._parameters]
+        self.weights = [dict(part._parameters) for part in self.parts]
+        self.unload()
+        module.register_forward_pre_hook(lambda *_: self.load())
+        module.register_forward_hook(lambda *_: self.unload())
+
+    def load(self) -> None:
+        self.runs += 1
+        for part, weights in zip(self.parts, self.weights, strict=True):
+            part._parameters.update(weights)
+
+    def unload(self) -> None:
+        for part, weights in zip(self.parts, self.weights, strict=True):
+            part._parameters.update(
+                {name: None if w is None else nn.Parameter(w.to("meta")) for name, w in weights.items()}
+            )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_offloaded_tower_runs_through_its_hooks(name: str) -> None:
+    family = FAMILIES[name]
+    stock, model = one_at_a_time(family, family.model()), family.model()
+    prompt = family.prompt(stock, 0, 1)
+    model.hf_device_map = {f"model.{family.tower}": "cpu", "": 0}
+    offload = Offload(getattr(model.base_model, family.tower))
+    attachment = attach(model)
+    assert attachment.cache.device == torch.device("cpu")
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(model(**prompt).logits, stock(**prompt).logits)
+    assert offload.runs == 2
+    assert attachment.stats() == AttachStats(encoded=2, hits=2)

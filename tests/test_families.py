@@ -1,0 +1,200 @@
+"""What is an item of each family, and what tells it from another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from attached import (
+    assert_same_bits,
+    each_family,
+    features,
+    form,
+    image_rows,
+    logits,
+    pair,
+    plain_kernels,  # noqa: F401
+    tensors,
+)
+from tiny_models import FAMILIES, VIDEO, Call, TinyFamily, joined_outputs, stock_method
+
+from vitcache.adapters.encoder import AttachStats
+from vitcache.adapters.transformers import attach
+
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
+
+
+def qwen_video(seed: int) -> Call:
+    frames = 1 + seed % 2
+    return {
+        "pixel_values_videos": torch.randn(frames * 16, 96),
+        "video_grid_thw": torch.tensor([[frames, 4, 4]]),
+    }
+
+
+def llava_video(seed: int) -> Call:
+    return {"pixel_values_videos": torch.randn(1, 2, 3, 8, 8)}
+
+
+VIDEOS = {"qwen2_5_vl": qwen_video, "qwen3_vl": qwen_video, "llava_onevision": llava_video}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_each_video_is_encoded_once(name: str) -> None:
+    family = FAMILIES[name]
+    _, model, attachment, tower = pair(family)
+    videos = [VIDEOS[name](seed) for seed in (0, 1, 2)]
+    both = [torch.cat(parts) for parts in zip(*(video.values() for video in videos), strict=True)]
+    stock = stock_method(family.model(), "video")
+    with torch.no_grad():
+        expected = joined_outputs([stock(*video.values()) for video in videos])
+        for encodes in (3, 0):
+            output = model.base_model.get_video_features(*both)
+            assert_same_bits(output, expected)
+            assert form(output) == form(stock(*both))
+            assert tower.take() == encodes
+    assert attachment.stats() == AttachStats(encoded=3, hits=3)
+
+
+def test_same_pixels_as_image_and_as_video_are_two_items() -> None:
+    family = FAMILIES["qwen3_vl"]
+    _, model, attachment, tower = pair(family)
+    arguments = family.call(0).values()
+    with torch.no_grad():
+        for method in (model.model.get_image_features, model.model.get_video_features) * 2:
+            method(*arguments)
+    assert tower.take() == len(attachment.cache) == 2
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_prompt_with_image_and_video(name: str) -> None:
+    family = FAMILIES[name]
+    stock, model, _, tower = pair(family)
+    video = VIDEOS[name](0)
+    # Of LLaVA-OneVision's three placeholders two are frames, and forward or get_video_features adds a break.
+    tokens = {"qwen2_5_vl": 4, "qwen3_vl": 4, "llava_onevision": 3}[name]
+    prompt = family.prompt(stock, 0)
+    for key, value in family.chat([tokens], VIDEO).items():
+        prompt[key] = torch.cat([prompt[key], value], dim=1)
+    for encodes in (2, 0):
+        assert torch.equal(logits(model, prompt | video), logits(stock, prompt | video))
+        assert tower.take() == encodes
+
+
+def test_same_patches_in_another_grid_are_another_item() -> None:
+    family = FAMILIES["qwen3_vl"]
+    _, model, _, tower = pair(family)
+    pixels = family.picture(0)["pixel_values"]
+    for grid in ([1, 4, 4], [1, 2, 8], [1, 8, 2], [1, 4, 4]):
+        call = {"pixel_values": pixels, "image_grid_thw": torch.tensor([grid])}
+        with torch.no_grad():
+            assert_same_bits(features(model, call), stock_method(family.model(), "image")(**call))
+    assert tower.take() == 3
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "internvl"])
+def test_layer_and_strategy_are_part_of_the_key(name: str) -> None:
+    family = FAMILIES[name]
+    stock, model, attachment, tower = pair(family)
+    call = family.call(0)
+    # The other strategy does not leave a square of patches, so it fails as in the stock model.
+    good = {"llava_onevision": "full", "internvl": "default"}[name]
+    seen = []
+    for layer in (-1, -2, 1, None):
+        options = {"vision_feature_layer": layer, "vision_feature_select_strategy": good}
+        output = features(model, call, **options)
+        assert_same_bits(output, features(stock, call, **options))
+        seen.append(tensors(output)[0])
+    assert not torch.equal(seen[0], seen[1])
+    assert tower.take() == 3  # None is the config's -1
+    model.base_model.config.vision_feature_layer = -2
+    assert torch.equal(tensors(features(model, call))[0], seen[1])
+    assert tower.take() == 0
+    assert attachment.stats().hits == 2
+
+
+def test_layer_strategy_that_leaves_fewer_rows() -> None:
+    family = FAMILIES["llava_onevision"]
+    stock, model, _, tower = pair(family)
+    call = family.call(0, 0) | {"batch_num_images": torch.tensor([2])}
+    for strategy, rows in (("full", 5), ("default", 4), ("full", 5)):
+        output = features(model, call, vision_feature_select_strategy=strategy)
+        with torch.no_grad():
+            batched = stock_method(stock, "image")(**call, vision_feature_select_strategy=strategy)
+        assert [len(item) for item in output.pooler_output] == [rows, rows]
+        torch.testing.assert_close(output.pooler_output, batched.pooler_output)
+    assert tower.take() == 2
+
+
+def test_an_image_among_others_has_one_tile_and_its_own_entry() -> None:
+    family = FAMILIES["llava_onevision"]
+    stock, model, _, tower = pair(family)
+    groups = torch.tensor([2, 1])
+    call = family.call(0, 1, 1) | {"batch_num_images": groups}
+    sizes = call["image_sizes"]
+    with torch.no_grad():
+        tiles = call["pixel_values"]
+        expected = joined_outputs(
+            [
+                stock_method(stock, "image")(tiles[0:1, :1], sizes[0:1], batch_num_images=groups[:1]),
+                stock_method(stock, "image")(tiles[1:2, :1], sizes[1:2], batch_num_images=groups[:1]),
+                stock_method(stock, "image")(tiles[2:3, :3], sizes[2:3], batch_num_images=groups[1:]),
+            ]
+        )
+    assert_same_bits(features(model, call), expected)
+    assert tower.take() == 3
+    in_a_row = torch.cat([tiles[0, :1], tiles[1, :1], tiles[2, :3]])
+    assert_same_bits(features(model, call | {"pixel_values": in_a_row}), expected)
+
+
+def test_filling_up_to_the_neighbours_is_no_part_of_an_image() -> None:
+    family = FAMILIES["llava_onevision"]
+    _, model, _, tower = pair(family)
+    features(model, family.call(0))
+    features(model, family.call(0, 2))
+    assert tower.take() == 2
+
+
+@each_family
+def test_pixels_of_another_dtype_are_other_pixels(family: TinyFamily) -> None:
+    stock, model, _, tower = pair(family, torch.bfloat16)
+    call = family.call(0)
+    half = call | {"pixel_values": call["pixel_values"].to(torch.bfloat16)}
+    for pixels in (call, half, call, half):
+        assert_same_bits(features(model, pixels), features(stock, pixels))
+    assert tower.take() == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "qwen3_vl",
+            {"image_grid_thw": torch.tensor([[1, 4, 2]])},
+            "holds 16 patches, but image_grid_thw asks for 8",
+        ),
+        (
+            "llava_onevision",
+            {"image_sizes": torch.tensor([[8, 8]] * 2)},
+            "holds 1 images, but image_sizes asks for 2",
+        ),
+        (
+            "llava_onevision",
+            {"batch_num_images": [3]},
+            "image_sizes holds 1 sizes, but batch_num_images asks for 3",
+        ),
+        (
+            "llava_onevision",
+            {"pixel_values": torch.zeros(3, 3, 8, 8)},
+            "holds 3 tiles, but image_sizes asks for 2",
+        ),
+    ],
+)
+def test_pixels_that_do_not_add_up_are_refused(name: str, change: Call, message: str) -> None:
+    model = FAMILIES[name].model()
+    attachment = attach(model)
+    with pytest.raises(ValueError, match=message):
+        image_rows(model, FAMILIES[name].call(0) | change)
+    assert len(attachment.cache) == 0

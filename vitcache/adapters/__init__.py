@@ -1,0 +1,1 @@
+"""Adapters that put the cache under other libraries' models."""

@@ -1,0 +1,107 @@
+"""How a model family's calls break into items: the pixels and arguments that encode one image or video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ItemCall:
+    """One item of a call.
+
+    `arguments` make the stock method encode this item alone; the first of them is its pixels, a view of the
+    call's. `identity` is what else of them the key must hold, as plain numbers.
+    """
+
+    arguments: dict[str, Any]
+    identity: Any = None
+
+    @property
+    def pixels(self) -> Tensor:
+        pixels: Tensor = next(iter(self.arguments.values()))
+        return pixels
+
+
+Split = Callable[[Any, dict[str, Any]], list[ItemCall] | None]
+"""(config, arguments in the order of the stock signature) -> items; None: the stock method is to judge."""
+
+
+def split_by_grid(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
+    """Patches `(sum of t*h*w, width)` of all items in one tensor, and a grid `(items, 3)` of t, h, w."""
+    (pixel_name, pixels), (grid_name, grids) = list(arguments.items())[:2]
+    if not isinstance(grids, Tensor):
+        return None
+    shapes = grids.tolist()
+    counts = [prod(shape) for shape in shapes]
+    _check_total(pixel_name, len(pixels), "patches", grid_name, sum(counts))
+    return [
+        ItemCall({pixel_name: patches, grid_name: grids[i : i + 1]}, shapes[i])
+        for i, patches in enumerate(pixels.split(counts))
+    ]
+
+
+def split_by_leading_dim(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
+    """One image, tile or video for each index of the first dimension."""
+    pixel_name, pixels = next(iter(arguments.items()))
+    return [ItemCall({pixel_name: item}) for item in pixels.split(1)]
+
+
+def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
+    """As many tiles as the size of an image asks for; one tile where a prompt holds several images.
+
+    `pixel_values` is `(images, tiles, C, H, W)`, filled up to the largest number of tiles, or the tiles of
+    all images in a row. The filling depends on an image's neighbours, so it is no part of the item.
+    """
+    from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
+
+    (pixel_name, pixels), (size_name, sizes) = list(arguments.items())[:2]
+    shapes = torch.as_tensor(sizes).tolist()
+    groups = arguments["batch_num_images"]
+    groups = [1] * len(shapes) if groups is None else torch.as_tensor(groups).tolist()
+    _check_total(size_name, len(shapes), "sizes", "batch_num_images", sum(groups))
+    company = [images for images in groups for _ in range(images)]
+    pinpoints, tile_size = config.image_grid_pinpoints, config.vision_config.image_size
+    tiles = [
+        image_size_to_num_patches(shape, pinpoints, tile_size) if images == 1 else 1
+        for shape, images in zip(shapes, company, strict=True)
+    ]
+    if pixels.dim() == 5:
+        _check_total(pixel_name, len(pixels), "images", size_name, len(shapes))
+        parts = [pixels[i : i + 1, :count] for i, count in enumerate(tiles)]
+    else:
+        _check_total(pixel_name, len(pixels), "tiles", size_name, sum(tiles))
+        parts = list(pixels.split(tiles))
+    # Lists, because the stock method reads these numbers on the host: a CUDA tensor would make it wait.
+    return [
+        ItemCall({pixel_name: part, size_name: [shape], "batch_num_images": [images]}, shape)
+        for part, shape, images in zip(parts, shapes, company, strict=True)
+    ]
+
+
+def _check_total(name: str, found: int, unit: str, by: str, expected: int) -> None:
+    if found != expected:
+        raise ValueError(f"{name} holds {found} {unit}, but {by} asks for {expected}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps its vision tower, and how its calls break into items, by modality."""
+
+    tower: str
+    splits: dict[str, Split]
+
+
+FAMILIES = {
+    "qwen2_5_vl": Family("visual", {"image": split_by_grid, "video": split_by_grid}),
+    "qwen3_vl": Family("visual", {"image": split_by_grid, "video": split_by_grid}),
+    "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),
+    "internvl": Family("vision_tower", {"image": split_by_leading_dim}),
+    "gemma3": Family("vision_tower", {"image": split_by_leading_dim}),
+}
+"""By `config.model_type`."""

@@ -1,0 +1,174 @@
+"""`attach(model)`: the vision features of a Hugging Face transformers model come from an `EmbeddingCache`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
+from vitcache.adapters.families import FAMILIES
+from vitcache.cache import EmbeddingCache
+from vitcache.keys import Namespace
+
+DEFAULT_ROWS = 32 * 1024
+"""Room in the default cache: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
+
+
+def attach(
+    model: nn.Module,
+    cache: EmbeddingCache | None = None,
+    *,
+    namespace: str | None = None,
+    device_bytes: int | None = None,
+) -> Attachment:
+    """Serve the image and video features of `model` from a cache, one entry per image, tile or video.
+
+    `get_image_features` and `get_video_features` of the base model are replaced on this object, so `forward`
+    and `generate` need no change, and the model's own merge stays. Items that the cache lacks are encoded by
+    the stock method, one at a time; logits are bit for bit those of the stock model with its items encoded
+    one at a time. Each call returns a new output object of the stock class, with `pooler_output` and, where
+    the model has them, `deepstack_features`, in the model's own containers; the rest is None.
+
+    Parameters
+    ----------
+    model
+        An `XForConditionalGeneration` or its base model: Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, InternVL or
+        Gemma 3. `pixel_values` may stay on the CPU: only items to encode are copied to the vision tower.
+    cache
+        Where rows go: `row_width` is hidden * (1 + deepstack levels), `dtype` the vision tower's. By default
+        a new one on the vision tower's device.
+    namespace
+        Attachments of equal `namespace`, model class, config, name and revision share entries in one cache.
+        Give it only where the weights are equal. By default an attachment shares with no other.
+    device_bytes
+        Budget of the default cache. By default room for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with
+        its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
+
+    Raises
+    ------
+    TypeError
+        If the model has no `get_image_features`, or how its calls break into items is not known here; or if
+        `namespace` is no string.
+    ValueError
+        If `cache` holds rows of another width or dtype, or comes with `device_bytes`.
+    RuntimeError
+        If the model is attached already; and later, from a call of the model, if its features are no longer
+        of the cache's width and dtype.
+
+    Notes
+    -----
+    Calls in grad mode, in training or under autocast, and calls for a tuple or for hidden states or
+    attentions of the tower, go to the stock method as they are: `stats().bypassed`. After a call in training
+    no earlier entry is served. Whoever changes weights, adapters or the attention implementation in another
+    way calls `cache.advance_epoch()` before the next call. The first item of a modality is always encoded,
+    because its output shows the containers.
+
+    A model spread over devices (`device_map`) keeps its hooks: the stock method runs through them, and rows
+    come back to the device where the stock features are. Pixels for an offloaded tower are left to its hook.
+
+    Concurrent calls are as safe as with the stock model. Pixels on a GPU are copied to the host for their
+    keys, which waits for the current stream. `copy.deepcopy` and `pickle` of the model give one that is not
+    attached.
+    """
+    if not isinstance(namespace, str | None):
+        raise TypeError(f"namespace must be str, it is {type(namespace).__name__}")
+    base: Any = getattr(model, "base_model", model)
+    if not callable(getattr(base, "get_image_features", None)):
+        raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be attached")
+    model_type: Any = getattr(getattr(base, "config", None), "model_type", None)
+    family = FAMILIES.get(model_type)
+    if family is None or not isinstance(getattr(base, family.tower, None), nn.Module):
+        raise TypeError(
+            f"{type(model).__name__} (model type {model_type!r}) cannot be attached, these can: "
+            f"{', '.join(FAMILIES)}"
+        )
+    if isinstance(vars(base).get("get_image_features"), CachedEncoder):
+        raise RuntimeError(f"this {type(model).__name__} is already attached, detach it first")
+    tower = getattr(base, family.tower)
+    row_width, dtype = _row_width(base.config), tower.dtype
+    if cache is None:
+        if device_bytes is None:
+            device_bytes = DEFAULT_ROWS * row_width * dtype.itemsize
+        cache = EmbeddingCache(row_width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes)
+    elif device_bytes is not None:
+        raise ValueError("device_bytes is the budget of the default cache, a cache that is given has its own")
+    elif cache.row_width != row_width or cache.dtype != dtype:
+        raise ValueError(
+            f"the cache holds rows of {cache.row_width} {cache.dtype}, "
+            f"but {type(model).__name__} has rows of {row_width} {dtype}"
+        )
+    session = Session(base, tower, cache, _namespace(base, tower, namespace))
+    encoders = {
+        name: CachedEncoder(session, getattr(base, name), modality, split)
+        for modality, split in family.splits.items()
+        if hasattr(base, name := f"get_{modality}_features")
+    }
+    return Attachment(session, encoders)
+
+
+class Attachment:
+    """A model whose features come from a cache, until `detach`; made by `attach`."""
+
+    def __init__(self, session: Session, encoders: dict[str, CachedEncoder]) -> None:
+        self._session = session
+        self._encoders = encoders
+        self._replaced = {name: vars(session.model)[name] for name in encoders if name in vars(session.model)}
+        for name, encoder in encoders.items():
+            setattr(session.model, name, encoder)
+
+    @property
+    def cache(self) -> EmbeddingCache:
+        """The cache, which outlives the attachment."""
+        return self._session.cache
+
+    def stats(self) -> AttachStats:
+        """Return what the calls so far came to; `cache.stats()` tells about the cache."""
+        return self._session.stats
+
+    def detach(self) -> None:
+        """Give the model its own methods back, once no call is under way; a second call does nothing.
+
+        Raises
+        ------
+        RuntimeError
+            If another wrapper was put over a method since `attach`; remove it first.
+        """
+        model = self._session.model
+        for name, encoder in self._encoders.items():
+            if vars(model).get(name) is not encoder:
+                raise RuntimeError(f"{name} was replaced after attach: undo that before detach")
+        for name in self._encoders:
+            delattr(model, name)
+        for name, method in self._replaced.items():
+            setattr(model, name, method)
+        self._encoders = {}
+        self._replaced = {}
+
+
+def _row_width(config: Any) -> int:
+    levels = getattr(config.vision_config, "deepstack_visual_indexes", ())
+    hidden: int = config.get_text_config().hidden_size
+    return hidden * (1 + len(levels))
+
+
+def _device(model: nn.Module, tower: nn.Module) -> torch.device:
+    """Where the tower's weights are or, if they are offloaded, the first that are not."""
+    for parameter in (*tower.parameters(), *model.parameters()):
+        if parameter.device.type != "meta":
+            return parameter.device
+    return torch.device("cpu")
+
+
+def _namespace(model: Any, tower: Any, shared: str | None) -> Namespace:
+    # Weights have no name to go by: without one from the caller, entries are for this attachment alone.
+    config, attention = model.config, tower.config._attn_implementation
+    name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
+    return Namespace(
+        model=" ".join(name),
+        revision=f"{getattr(config, '_commit_hash', None)} {attention}",
+        dtype=str(tower.dtype),
+        tenant=os.urandom(16).hex() if shared is None else shared,
+    )
