@@ -1,0 +1,302 @@
+"""The main job: a conversation through the stock model and through vitcache, its files and its errors."""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from vitcache import content_key
+from vitcache.demo import add_arguments, run
+
+pytest.importorskip("transformers")
+pytest.importorskip("rich")
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+Image = pytest.importorskip("PIL.Image")
+
+from vitcache.demo import cached, stock  # noqa: E402
+from vitcache.demo.conversation import Picture, build_prompt, process  # noqa: E402
+from vitcache.demo.model import SIZES, build_processor, image_rows  # noqa: E402
+from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
+from vitcache.demo.report import Row, closing_words  # noqa: E402
+from vitcache.demo.turns import Sides, build_sides, measure_turn, one_thread  # noqa: E402
+
+pytestmark = pytest.mark.transformers
+
+TURNS = 3
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+class Result(NamedTuple):
+    code: int
+    stdout: str
+    report: dict[str, Any]
+    plot: Path
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("demo")
+    paths = folder / "rows.json", folder / "vision.png"
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        code = run(
+            parse("--size", "tiny", "--turns", str(TURNS), "--json", str(paths[0]), "--plot", str(paths[1]))
+        )
+    return Result(code, stdout.getvalue(), json.loads(paths[0].read_text()), paths[1])
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    processor = build_processor(SIZES["tiny"])
+    return [process(photo, processor) for photo in load_photos(TURNS)]
+
+
+@pytest.fixture
+def sides(pictures: list[Picture]) -> Iterator[Sides]:
+    with torch.no_grad(), one_thread():
+        yield build_sides(SIZES["tiny"], torch.device("cpu"), build_processor(SIZES["tiny"]), pictures)
+
+
+def measure(sides: Sides, pictures: list[Picture]) -> Row:
+    return measure_turn(sides, build_prompt(pictures, sides.stock.model.config))
+
+
+def test_every_turn_encodes_one_image_and_hits_the_others_while_stock_encodes_all(result: Result) -> None:
+    rows = result.report["rows"]
+    assert [row["turn"] for row in rows] == [1, 2, 3]
+    assert [row["images"] for row in rows] == [1, 2, 3]
+    assert [row["encoded_stock"] for row in rows] == [1, 2, 3]
+    assert [(row["encoded"], row["hits"]) for row in rows] == [(1, 0), (1, 1), (1, 2)]
+    assert [(row["encoded_attach"], row["hits_attach"]) for row in rows] == [(1, 0), (1, 1), (1, 2)]
+    assert [row["equal"] for row in rows] == [True] * TURNS
+    assert result.code == 0
+
+
+def test_report_has_the_promised_keys_and_finite_figures(result: Result) -> None:
+    assert isinstance(result.report["device"], str)
+    for row in result.report["rows"]:
+        for key in ("turn", "images", "encoded_stock", "encoded", "hits"):
+            assert type(row[key]) is int, key
+        for key in ("vision_ms_stock", "vision_ms", "ttft_ms_stock", "ttft_ms"):
+            assert 0 < row[key] < float("inf"), key
+        assert type(row["equal"]) is bool
+        assert row["vision_ms"] < row["ttft_ms"]
+        assert row["spread_stock"] >= 0
+
+
+def test_stock_is_handed_all_pixels_again_and_vitcache_those_of_the_new_image(
+    result: Result, pictures: list[Picture]
+) -> None:
+    sizes = [picture.pixel_values.nbytes for picture in pictures]
+    assert [row["pixel_bytes"] for row in result.report["rows"]] == sizes
+    assert [row["pixel_bytes_stock"] for row in result.report["rows"]] == [sum(sizes[:n]) for n in (1, 2, 3)]
+
+
+def test_table_has_a_line_per_turn_and_closes_in_words(result: Result) -> None:
+    lines = result.stdout.splitlines()
+    words = " ".join(result.stdout.split())
+    turns = [line.split() for line in lines if " / " in line and line.split()[0].isdigit()]
+    assert [(turn[2], turn[4], turn[5]) for turn in turns] == [
+        ("1", "1", "0"),
+        ("2", "1", "1"),
+        ("3", "1", "2"),
+    ]
+    assert "In turn 3 the stock model encoded 3 images" in words
+    assert "vitcache encoded 1, found 2 in its cache" in words
+    assert "equal in every turn" in words
+
+
+def test_plot_is_a_png_image(result: Result) -> None:
+    with Image.open(result.plot) as image:
+        assert image.format == "PNG"
+        assert len(set(image.convert("L").get_flattened_data())) > 10
+
+
+def test_a_wrong_cached_row_makes_the_turn_unequal(sides: Sides, pictures: list[Picture]) -> None:
+    assert measure(sides, pictures[:1]).equal
+    rows = image_rows(stock.encode_alone(sides.stock.model, pictures[0]))
+    rows[5, 7] += 1
+    assert sides.cached.cache.put(sides.cached.key(pictures[0]), rows)
+    row = measure(sides, pictures[:2])
+    assert row.hits == 1
+    assert row.equal_attach
+    assert not row.equal
+
+
+def test_a_wrong_deepstack_column_makes_the_turn_unequal(sides: Sides, pictures: list[Picture]) -> None:
+    rows = image_rows(stock.encode_alone(sides.stock.model, pictures[0]))
+    rows[5, -1] += 1
+    assert sides.cached.cache.put(sides.cached.key(pictures[0]), rows)
+    assert not measure(sides, pictures[:1]).equal
+
+
+def test_unequal_logits_are_named_and_fail_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cached, "image_rows", lambda features: image_rows(features) * 1.01)
+    assert run(parse("--size", "tiny", "--turns", "2")) == 1
+    assert "Logits differed in turn 1, 2." in capsys.readouterr().out
+
+
+def test_stock_model_is_untouched(sides: Sides, pictures: list[Picture]) -> None:
+    model = sides.stock.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    for turn in (1, 2):
+        assert measure(sides, pictures[:turn]).equal
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    for module in model.modules():
+        values = [
+            *vars(module).values(),
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+        ]
+        assert not any(type(value).__module__.startswith("vitcache") for value in values)
+
+
+def test_stock_model_shares_no_weight_with_the_others(sides: Sides) -> None:
+    own = {tensor.data_ptr() for tensor in sides.stock.model.parameters()}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in sides.cached.model.parameters())
+    assert own.isdisjoint(tensor.data_ptr() for tensor in sides.attached.model.parameters())
+    assert sides.cached.model.model is not sides.attached.model.model
+
+
+def test_both_ways_to_hand_features_to_the_stock_forward_agree(
+    sides: Sides, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = build_prompt(pictures, sides.stock.model.config)
+    expected = sides.stock.answer_one_at_a_time(prompt)
+    monkeypatch.setattr(stock, "takes_encoder_outputs", lambda model: False)
+    assert torch.equal(sides.stock.answer_one_at_a_time(prompt), expected)
+    assert "get_image_features" not in vars(sides.stock.model.model)
+
+
+def test_photographs_are_distinct_to_the_last_one() -> None:
+    photos = load_photos(MAX_PHOTOS)
+    assert len({photo.name for photo in photos}) == MAX_PHOTOS
+    assert len({content_key(photo.pixels) for photo in photos}) == MAX_PHOTOS
+    assert all(photo.pixels.shape[2] == 3 and photo.pixels.flags.c_contiguous for photo in photos)
+
+
+@pytest.mark.parametrize("count", [0, -1, MAX_PHOTOS + 1])
+def test_more_photographs_than_there_are_is_an_error(count: int) -> None:
+    with pytest.raises(ValueError, match=f"from 1 to {MAX_PHOTOS} photographs to be had, not {count}"):
+        load_photos(count)
+
+
+def test_each_prompt_repeats_the_one_before_and_adds_one_image(pictures: list[Picture], sides: Sides) -> None:
+    config = sides.stock.model.config
+    prompts = [build_prompt(pictures[:turn], config) for turn in (1, 2, 3)]
+    for turn, prompt in enumerate(prompts, start=1):
+        ids = prompt.input_ids[0].tolist()
+        assert ids.count(config.image_token_id) == sum(picture.num_rows for picture in pictures[:turn])
+        assert ids.count(config.vision_start_token_id) == turn
+        assert max(ids) < config.text_config.vocab_size
+        assert torch.equal(prompt.token_types.bool(), prompt.input_ids == config.image_token_id)
+        assert len(prompt.pixel_values) == prompt.grid_thw.prod(-1).sum()
+    for shorter, longer in itertools.pairwise(prompts):
+        assert torch.equal(longer.input_ids[:, : shorter.input_ids.shape[1]], shorter.input_ids)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_closing_words_name_the_images_in_the_right_number(count: int) -> None:
+    row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, True, True, 0.0)
+    assert f"encoded {count} image{'s' * (count > 1)} in 5.0 ms" in closing_words([row])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr of a run that is refused before any work."""
+    assert run(parse(*arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("turns", [0, -3, MAX_PHOTOS + 1])
+def test_turns_outside_the_range_are_refused(capsys: pytest.CaptureFixture[str], turns: int) -> None:
+    line = refused(capsys, f"--turns={turns}")
+    assert f"--turns must be from 1 to {MAX_PHOTOS}" in line
+    assert line.endswith(f"it is {turns}")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_path_that_cannot_be_written_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    missing = tmp_path / "missing" / "file"
+    assert f"{option} {missing}: there is no directory {missing.parent}" in refused(
+        capsys, option, str(missing)
+    )
+    assert f"{option} {tmp_path}: is a directory" in refused(capsys, option, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_one_line_after_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(parse("--size", "tiny", "--turns", "1", "--json", "/dev/full")) == 2
+    captured = capsys.readouterr()
+    assert "In turn 1" in captured.out
+    assert "the results could not be written" in captured.err.splitlines()[-1]
+
+
+def test_8b_without_a_gpu_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--size 8b needs a CUDA GPU and there is none" in refused(capsys, "--size", "8b")
+
+
+def test_missing_packages_are_named_together_with_the_cure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert importlib.util.find_spec("transformers") is None
+    line = refused(capsys, "--plot", "unwritten.png")
+    assert "not installed: transformers, matplotlib; run: pip install 'vitcache[demo]'" in line
+
+
+def test_interrupt_leaves_no_traceback() -> None:
+    command = [sys.executable, "-m", "vitcache", "demo", "--size", "tiny", "--turns", "20"]
+    # A shell starts its background jobs, and what they start, with interrupts ignored.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("warming up"):
+            break
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    # Python ends by the signal itself where the interrupt met code that it was building from a string.
+    assert process.returncode in (130, -signal.SIGINT), "".join(seen) + stderr
+    assert "Traceback" not in "".join(seen) + stderr + stdout
+    assert "interrupted" in stderr

@@ -1,0 +1,104 @@
+"""The main job, run for real: a chat about photographs, through a stock model and through vitcache.
+
+What takes long to import is imported by `run`, so that bad arguments are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+_REQUIRED = ("torch", "transformers", "skimage", "sklearn", "PIL", "rich")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the demo's options to `parser`."""
+    parser.add_argument(
+        "--size",
+        choices=("tiny", "8b"),
+        help="tiny, or the shape of Qwen3-VL-8B, which needs a GPU (default: 8b with a GPU, else tiny)",
+    )
+    parser.add_argument(
+        "--turns", type=int, default=6, metavar="N", help="turns, one new image each (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table's numbers to this file")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw vision time against turn in this PNG file"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; return the exit code.
+
+    0: the logits of every turn were equal. 1: in some turn they were not. 2: it could not be run, and one
+    line on stderr says why.
+    """
+    try:
+        _check(args)
+        return _run(args)
+    except (_Refusal, OSError) as error:
+        print(f"vitcache demo: error: {error}", file=sys.stderr)
+        return 2
+
+
+class _Refusal(Exception):
+    """The demo cannot be run as asked; the message is for the user."""
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before any work is done."""
+    required = (*_REQUIRED, "matplotlib") if args.plot else _REQUIRED
+    missing = [package for package in required if find_spec(package) is None]
+    if missing:
+        raise _Refusal(f"not installed: {', '.join(missing)}; run: pip install 'vitcache[demo]'")
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path is not None:
+            _check_writable(option, path)
+    from vitcache.demo.photos import MAX_PHOTOS
+
+    if not 1 <= args.turns <= MAX_PHOTOS:
+        raise _Refusal(f"--turns must be from 1 to {MAX_PHOTOS}, the photographs at hand, it is {args.turns}")
+    if args.size == "8b":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise _Refusal("--size 8b needs a CUDA GPU and there is none; use --size tiny")
+
+
+def _check_writable(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise _Refusal(f"{option} {path}: is a directory")
+    if not path.parent.is_dir():
+        raise _Refusal(f"{option} {path}: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise _Refusal(f"{option} {path}: no permission to write it")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from vitcache.demo.report import Progress, print_report, write_json, write_plot
+
+    with Progress() as progress:
+        progress.step("importing torch and transformers")
+        import torch
+
+        from vitcache.demo.turns import converse, describe
+
+        size = args.size or ("8b" if torch.cuda.is_available() else "tiny")
+        try:
+            rows = converse(size, args.turns, progress.step)
+        except torch.OutOfMemoryError as error:
+            raise _Refusal(f"out of GPU memory, try --size tiny or fewer --turns: {error}") from None
+    machine = describe(size)
+    title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
+    print_report(rows, title)
+    try:
+        if args.json:
+            write_json(args.json, rows, machine)
+        if args.plot:
+            write_plot(args.plot, rows, title)
+    except OSError as error:
+        raise _Refusal(f"the results could not be written: {error}") from None
+    return 0 if all(row.equal for row in rows) else 1

@@ -1,0 +1,129 @@
+"""The two sides that use vitcache: one builds ``inputs_embeds`` itself, the other uses `attach`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache import EmbeddingCache, Namespace, Span, attach, content_key, embed_tokens, spans_from_token_ids
+from vitcache.demo.conversation import Picture, Prompt
+from vitcache.demo.model import image_rows
+from vitcache.demo.stock import Answer, TimedAnswer, encode_alone, pick_token, prefill, text_inputs
+from vitcache.demo.stopwatch import Stopwatch
+from vitcache.lease import Lease
+
+_PAGE_ROWS = 64  # as in the cache that `attach` makes
+
+
+class CachedSide:
+    """What an engine does: look every image up, encode the missing ones, place rows, call the language model.
+
+    `pictures` are all that the conversation will show: the cache gets room for them.
+    """
+
+    def __init__(self, model: Any, processor: Any, pictures: list[Picture]) -> None:
+        self.model = model
+        self.device: torch.device = model.device
+        self._hidden = model.config.text_config.hidden_size
+        self._levels = _levels(model)
+        self.cache = EmbeddingCache(
+            self._hidden * (1 + self._levels),
+            dtype=model.dtype,
+            device=self.device,
+            device_bytes=_bytes_for(pictures, model),
+            page_rows=_PAGE_ROWS,
+        )
+        self._namespace = Namespace(
+            model=f"Qwen3-VL with random weights, {model.num_parameters()} parameters",
+            revision="seed 0",
+            processor=f"{type(processor).__name__} {processor.to_json_string()}",
+            dtype=str(model.dtype),
+        ).digest()
+
+    def key(self, picture: Picture) -> bytes:
+        """Key of a picture, from its decoded pixels: far fewer bytes than the processor makes of them."""
+        return content_key(picture.photo.pixels, namespace=self._namespace)
+
+    def answer(self, prompt: Prompt) -> TimedAnswer:
+        """Run one turn: `embed_tokens` instead of the stock merge, then the language model itself."""
+        with Stopwatch(self.device) as total, ExitStack() as leases:
+            with Stopwatch(self.device) as vision:
+                rows, encoded = self._rows(prompt, leases)
+            hidden = self._language_model(prompt, rows)
+            pick_token(self.model, hidden)
+        pixel_bytes = sum(picture.pixel_values.nbytes for picture in encoded)
+        return TimedAnswer(hidden, len(encoded), len(rows) - len(encoded), total.ms, vision.ms, pixel_bytes)
+
+    def _rows(self, prompt: Prompt, leases: ExitStack) -> tuple[list[Tensor | Lease], list[Picture]]:
+        """The rows of every picture of the prompt, and those pictures that had to be encoded for it."""
+        rows: list[Tensor | Lease] = []
+        encoded: list[Picture] = []
+        for picture in prompt.pictures:
+            key = self.key(picture)
+            lease = self.cache.get(key, num_rows=picture.num_rows)
+            if lease is not None:
+                rows.append(leases.enter_context(lease))
+                continue
+            fresh = image_rows(encode_alone(self.model, picture))
+            self.cache.put(key, fresh)
+            rows.append(fresh)
+            encoded.append(picture)
+        return rows, encoded
+
+    def _language_model(self, prompt: Prompt, rows: list[Tensor | Lease]) -> Tensor:
+        base = self.model.model
+        num_rows = [picture.num_rows for picture in prompt.pictures]
+        spans = spans_from_token_ids(prompt.input_ids, self.model.config.image_token_id, num_rows)
+        weight = self.model.get_input_embeddings().weight
+        deepstack = weight.new_empty(self._levels, prompt.input_ids.numel(), self._hidden)
+        inputs_embeds = embed_tokens(
+            prompt.input_ids.to(self.device), weight, rows, spans, deepstack=deepstack
+        )
+        # Everything about positions is known on the host: worked out there, the device is never waited for.
+        positions, _ = base.get_rope_index(
+            prompt.input_ids, prompt.token_types, image_grid_thw=prompt.grid_thw
+        )
+        visual_tokens = _tokens(spans).to(self.device)
+        hidden: Tensor = base.language_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=positions.to(self.device),
+            visual_pos_masks=prompt.token_types.bool().to(self.device),
+            deepstack_visual_embeds=list(deepstack.index_select(1, visual_tokens)),
+        ).last_hidden_state
+        return hidden
+
+
+class AttachedSide:
+    """The stock forward, its images served by `attach`; pixels stay on the host unless one is missing."""
+
+    def __init__(self, model: Any, pictures: list[Picture]) -> None:
+        self.model = model
+        self.device: torch.device = model.device
+        self.attachment = attach(model, device_bytes=_bytes_for(pictures, model))
+
+    def answer(self, prompt: Prompt) -> Answer:
+        """Run one turn; the vision part lies inside the forward and is not timed apart."""
+        before = self.attachment.stats()
+        with Stopwatch(self.device) as total:
+            hidden = prefill(self.model, **text_inputs(prompt, self.device), pixel_values=prompt.pixel_values)
+        after = self.attachment.stats()
+        return Answer(hidden, after.encoded - before.encoded, after.hits - before.hits, total.ms)
+
+
+def _levels(model: Any) -> int:
+    return len(model.config.vision_config.deepstack_visual_indexes)
+
+
+def _bytes_for(pictures: list[Picture], model: Any) -> int:
+    """What the rows of all pictures take in a cache, in whole pages."""
+    pages = sum(-(-picture.num_rows // _PAGE_ROWS) for picture in pictures)
+    row_width = model.config.text_config.hidden_size * (1 + _levels(model))
+    return int(pages * _PAGE_ROWS * row_width * model.dtype.itemsize)
+
+
+def _tokens(spans: list[list[Span]]) -> Tensor:
+    """The positions of all image tokens, ascending."""
+    return torch.cat([torch.arange(span.start, span.stop) for item in spans for span in item])

@@ -1,0 +1,134 @@
+"""Qwen3-VL with random weights, in two sizes, and the image processor that goes with it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil, Qwen3VLConfig
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model: its two configurations, its dtype, and how many pixels of an image it gets."""
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    special_tokens: dict[str, Any]
+    dtype: torch.dtype
+    min_pixels: int
+    max_pixels: int
+
+
+SIZES = {
+    # Small enough that a conversation takes seconds on two cores, large enough that encoding an image shows.
+    "tiny": Size(
+        text={
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "vocab_size": 272,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5]},
+        },
+        vision={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "deepstack_visual_indexes": [0, 1, 2],
+            "num_position_embeddings": 576,
+        },
+        special_tokens={
+            "vision_start_token_id": 256,
+            "vision_end_token_id": 257,
+            "image_token_id": 258,
+            "video_token_id": 259,
+        },
+        dtype=torch.float32,
+        min_pixels=256 * 256,
+        max_pixels=352 * 352,
+    ),
+    # The shape of Qwen3-VL-8B-Instruct; images are brought to the area of a 1280x720 screen.
+    "8b": Size(
+        text={
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "max_position_embeddings": 262144,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+        },
+        vision={
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "out_hidden_size": 4096,
+            "deepstack_visual_indexes": [8, 16, 24],
+            "num_position_embeddings": 2304,
+        },
+        special_tokens={
+            "vision_start_token_id": 151652,
+            "vision_end_token_id": 151653,
+            "image_token_id": 151655,
+            "video_token_id": 151656,
+        },
+        dtype=torch.bfloat16,
+        min_pixels=1280 * 720,
+        max_pixels=1280 * 736,
+    ),
+}
+
+
+def build_model(size: Size, device: torch.device) -> Any:
+    """A stock ``Qwen3VLForConditionalGeneration`` on `device`, in evaluation mode, always the same weights.
+
+    The caller's random state is left as it was.
+    """
+    config = Qwen3VLConfig(text_config=size.text, vision_config=size.vision, **size.special_tokens)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), device:
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, dtype=size.dtype, attn_implementation="sdpa")
+    return model.eval()
+
+
+def share_weights(model: Any) -> Any:
+    """A copy of `model` with modules of its own that read the very same weights."""
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, weights)
+
+
+def build_processor(size: Size) -> Qwen2VLImageProcessorPil:
+    """Qwen3-VL's image processor, with the settings that the checkpoints ship, but for the image's area."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=16,
+        temporal_patch_size=2,
+        merge_size=2,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        size={"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
+    )
+
+
+def image_rows(features: Any) -> Tensor:
+    """Rows ``(n, H * (1 + levels))`` of what was encoded: the tower's output, then each deepstack level.
+
+    `features` is what ``get_image_features`` returned; transformers 5.17 gives a tensor per deepstack level,
+    later versions a tuple with one tensor per image.
+    """
+    levels = [
+        level if isinstance(level, Tensor) else torch.cat(level) for level in features.deepstack_features
+    ]
+    return torch.cat([torch.cat(features.pooler_output), *levels], dim=-1)

@@ -1,0 +1,141 @@
+"""One turn of the conversation through every side, compared and measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+
+from vitcache.demo.cached import AttachedSide, CachedSide
+from vitcache.demo.conversation import Picture, Prompt, build_prompt, process
+from vitcache.demo.model import SIZES, Size, build_model, build_processor, share_weights
+from vitcache.demo.photos import load_photos
+from vitcache.demo.report import Row
+from vitcache.demo.stock import StockSide
+
+_POSITIONS_PER_COMPARISON = 1024  # bounds the logits in memory: 0.3 GB in bfloat16 with 152 k token ids
+
+
+class Sides(NamedTuple):
+    """The same model three times: as it is, with rows placed by vitcache, and with vitcache attached."""
+
+    stock: StockSide
+    cached: CachedSide
+    attached: AttachedSide
+
+
+def build_sides(size: Size, device: torch.device, processor: Any, pictures: list[Picture]) -> Sides:
+    """Build the model and copy it: the stock one has its weights to itself, the other two share a copy."""
+    stock = build_model(size, device)
+    own = copy.deepcopy(stock)
+    return Sides(
+        StockSide(stock), CachedSide(own, processor, pictures), AttachedSide(share_weights(own), pictures)
+    )
+
+
+def warm_up(sides: Sides, prompt: Prompt) -> None:
+    """Let every side pay its first-call costs on the longest prompt, then empty the caches."""
+    for side in sides:
+        side.answer(prompt)
+    sides.cached.cache.clear()
+    sides.attached.attachment.cache.clear()
+
+
+def measure_turn(sides: Sides, prompt: Prompt) -> Row:
+    """Run one turn through every side."""
+    stock = sides.stock.answer(prompt)
+    cached = sides.cached.answer(prompt)
+    attached = sides.attached.answer(prompt)
+    one_at_a_time = sides.stock.answer_one_at_a_time(prompt)
+    reference = (sides.stock.model, one_at_a_time)
+    equal, _ = compare_logits(reference, (sides.cached.model, cached.hidden))
+    equal_attach, _ = compare_logits(reference, (sides.attached.model, attached.hidden))
+    _, spread = compare_logits(reference, (sides.stock.model, stock.hidden))
+    return Row(
+        turn=len(prompt.pictures),
+        images=len(prompt.pictures),
+        encoded_stock=stock.encoded,
+        encoded=cached.encoded,
+        encoded_attach=attached.encoded,
+        hits=cached.hits,
+        hits_attach=attached.hits,
+        vision_ms_stock=stock.vision_ms,
+        vision_ms=cached.vision_ms,
+        ttft_ms_stock=stock.ttft_ms,
+        ttft_ms=cached.ttft_ms,
+        ttft_ms_attach=attached.ttft_ms,
+        pixel_bytes_stock=stock.pixel_bytes,
+        pixel_bytes=cached.pixel_bytes,
+        equal=equal and equal_attach,
+        equal_attach=equal_attach,
+        spread_stock=spread,
+    )
+
+
+def compare_logits(one: tuple[Any, Tensor], other: tuple[Any, Tensor]) -> tuple[bool, float]:
+    """Whether the logits of all positions are bit-equal, and the largest difference of a logit.
+
+    Each of the two is a model and its hidden states ``(1, T, H)``; each runs its own head.
+    """
+    equal, largest = True, 0.0
+    (model, hidden), (other_model, other_hidden) = one, other
+    for part, other_part in zip(
+        hidden.split(_POSITIONS_PER_COMPARISON, 1),
+        other_hidden.split(_POSITIONS_PER_COMPARISON, 1),
+        strict=True,
+    ):
+        logits, other_logits = model.lm_head(part), other_model.lm_head(other_part)
+        equal &= torch.equal(logits, other_logits)
+        largest = max(largest, (logits.float() - other_logits.float()).abs().max().item())
+    return equal, largest
+
+
+def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
+    """Hold the whole conversation, on the GPU if there is one; `step` is told what is being done.
+
+    Without a GPU PyTorch runs on one thread meanwhile: what is small enough for a CPU gains little from more,
+    and on a busy machine the threads wait for each other.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step("preparing photographs")
+    processor = build_processor(SIZES[size])
+    pictures = [process(photo, processor) for photo in load_photos(turns)]
+    step(f"building Qwen3-VL ({size}) with random weights on {device.type}")
+    rows = []
+    with torch.no_grad(), nullcontext() if device.type == "cuda" else one_thread():
+        sides = build_sides(SIZES[size], device, processor, pictures)
+        config = sides.stock.model.config
+        step("warming up: the longest prompt once through every side")
+        warm_up(sides, build_prompt(pictures, config))
+        for turn, picture in enumerate(pictures, start=1):
+            step(f"turn {turn} of {turns}: {picture.photo.name}")
+            rows.append(measure_turn(sides, build_prompt(pictures[:turn], config)))
+    return rows
+
+
+def describe(size: str) -> dict[str, str]:
+    """Where and with what `converse` measures."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu, one thread",
+        "model": f"Qwen3-VL ({size})",
+        "dtype": str(SIZES[size].dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch's CPU work on one thread for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
