@@ -13,8 +13,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
-# `triton_kernels` is also the import name of a package that Triton's authors publish: never install one of these
-# folders under its own name.
+# `triton_kernels` is also the import name of a package that Triton's authors publish: never install either
+# folder under its own name.
 MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
 
 
@@ -30,8 +30,10 @@ class CMakeBuild(build_ext):
     """Runs CMake in a build folder that is kept, so that the second build compiles only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError:
+            sys.exit("vitcache needs pybind11 to build: pip install pybind11")
         module = Path(self.get_ext_fullpath(ext.name))
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         cmake = find_tool("cmake")
@@ -53,6 +55,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
+    license="Apache-2.0",
     packages=[*find_packages(include=["vitcache", "vitcache.*"]), *MAPPED_PACKAGES],
     package_dir=MAPPED_PACKAGES,
     ext_modules=[Extension("vitcache._native", sources=[])],

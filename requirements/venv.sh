@@ -12,9 +12,13 @@ suitable() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
+version() {
+  "$1" -V 2>/dev/null || echo "not there"
+}
+
 choose_python() {
   if [[ -n ${PYTHON:-} ]]; then
-    suitable "$PYTHON" || fail "vitcache needs Python 3.11 or newer, PYTHON=$PYTHON is $("$PYTHON" -V 2>&1 | head -n1)"
+    suitable "$PYTHON" || fail "vitcache needs Python 3.11 or newer, PYTHON=$PYTHON is $(version "$PYTHON")"
     echo "$PYTHON"
     return
   fi
@@ -24,7 +28,7 @@ choose_python() {
       return
     fi
   done
-  fail "vitcache needs Python 3.11 or newer, python3 is $(python3 -V 2>&1 | head -n1); PYTHON=... names another"
+  fail "vitcache needs Python 3.11 or newer, python3 is $(version python3); PYTHON=... names another"
 }
 
 ${CXX:-g++} --version >/dev/null 2>&1 ||

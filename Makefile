@@ -1,0 +1,86 @@
+# make demo    run the main job                      ARGS="--turns 3" goes to python -m vitcache demo
+# make test    run every test
+# make setup   what both begin with: .venv, pinned dependencies, the native module
+# make check   linters, types, formatting            make format repairs what can be repaired
+# make bench   measure                               ARGS="--cases smoke" goes to python -m vitcache bench
+# make gpu     the GPU tests and the benches with the machine's own python3, no network, no .venv
+#              RESULTS=dir, ONLY=tests|sanitize|<bench>, DRY=1 for smoke sizes on the CPU
+# make clean   remove all that these make
+#
+# PYTHON=python3.12 chooses the interpreter, CXX=g++-13 the compiler, MIN_DISK_GB=6 the space to ask for.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup check format bench gpu clean
+
+# With the repository's root on sys.path, triton_kernels/ would pass for the package of Triton's authors.
+export PYTHONSAFEPATH := 1
+export CXX
+# What .venv and its overlays take with a torch for the CPU; one for CUDA takes about 5 GB more.
+export MIN_DISK_GB ?= 4
+
+python := .venv/bin/python
+native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py $(wildcard csrc/*))
+cpp_sources := $(wildcard csrc/*.h csrc/*.cpp tests/native/*.h tests/native/*.cpp)
+
+# A stamp is named after the content that it stands for and made last, so an interrupted step leaves none.
+checksum = $(shell { echo '$(CURDIR)'; cat $(1); } | sha256sum | cut -c1-16)
+installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
+built := .venv/.built-$(call checksum,$(native_sources))
+# The oldest versions that are supported; .venv has the newest.
+overlays := triton-3.6.0 transformers-5.17.0
+
+help:
+	@sed '/^$$/,$$d; s/^# \?//' Makefile
+
+setup: $(built)
+
+$(installed):
+	@bash requirements/venv.sh
+	$(python) -m pip install -r requirements/dev.txt
+	$(python) -c 'import triton' 2>/dev/null || $(python) -m pip install --no-deps -r requirements/triton.txt
+	@rm -f .venv/.installed-* && touch $@
+
+$(built): $(installed)
+	@bash requirements/venv.sh
+	PATH="$(CURDIR)/.venv/bin:$$PATH" CMAKE_ARGS=-DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	  $(python) -m pip install --no-build-isolation --no-deps -e .
+	@rm -f .venv/.built-* && touch $@
+
+# A second version of one package, put before the one in .venv by PYTHONPATH.
+.overlays/%/.installed: | $(installed)
+	rm -rf $(@D)
+	$(python) -m pip install --no-deps --target $(@D) $(subst -,==,$*)
+	@touch $@
+
+demo: setup
+	@$(python) -m vitcache demo $(ARGS)
+
+bench: setup
+	@$(python) -m vitcache bench $(ARGS)
+
+test: setup $(overlays:%=.overlays/%/.installed)
+	@bash tests/run.sh $(overlays)
+
+# A dry run takes .venv where there is one, and that one is brought up to date first.
+gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
+	@PYTHON='$(PYTHON)' RESULTS='$(RESULTS)' ONLY='$(ONLY)' DRY='$(DRY)' bash tests/gpu/run.sh
+
+check: setup
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+	$(python) -m mypy vitcache
+	.venv/bin/clang-format --dry-run -Werror $(cpp_sources)
+	@! grep -rnE '\bcustom_op\b|^\s*assert\b' --include='*.py' vitcache triton_kernels || \
+	  { echo 'make check: custom_op costs 10 us a call, and an assert is no answer to a caller' >&2; exit 1; }
+	@! grep -rn 'cudaDeviceSynchronize' csrc || \
+	  { echo 'make check: cudaDeviceSynchronize waits for work that is none of ours' >&2; exit 1; }
+
+format: setup
+	$(python) -m ruff format .
+	$(python) -m ruff check --fix .
+	.venv/bin/clang-format -i $(cpp_sources)
+
+clean:
+	rm -rf .venv .overlays build results vitcache.egg-info vitcache/_native*.so

@@ -1,0 +1,57 @@
+"""What every test stands on: the devices at hand, a seed, and which tests run where.
+
+Without a CUDA device, or with VITCACHE_GPU_DRY=1, Triton interprets its kernels on the CPU. It reads that
+choice when a kernel is defined, so it is made here, before any test module is imported.
+"""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gpu.machine import CUDA, DRY
+
+from vitcache import info
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(params=["cpu", "cuda"] if CUDA else ["cpu"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that is there: the CPU always, CUDA where it is usable."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def gpu_tests_are_wanted(config: pytest.Config) -> bool:
+    return DRY or "gpu" in config.option.markexpr
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    versions = ", ".join(f"{name} {info.installed(name)}" for name in ("torch", "triton", "transformers"))
+    header = [f"{versions}; CUDA device: {'yes' if CUDA else 'no'}"]
+    if not gpu_tests_are_wanted(config):
+        header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")
+    return header
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of tests/gpu, and leave them out unless they are wanted."""
+    gpu_items = [item for item in items if GPU_TESTS in item.path.parents]
+    for item in gpu_items:
+        item.add_marker(pytest.mark.gpu)
+    if not gpu_tests_are_wanted(config):
+        config.hook.pytest_deselected(items=gpu_items)
+        items[:] = [item for item in items if item not in gpu_items]

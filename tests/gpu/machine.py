@@ -1,0 +1,113 @@
+"""A CUDA device, or the CPU in its place, so that every body of a GPU test is run before a GPU sees it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+T = TypeVar("T")
+
+DRY = os.environ.get("VITCACHE_GPU_DRY", "0") not in ("", "0")
+CUDA = torch.cuda.is_available() and not DRY
+
+# At 2 GHz, which no chip that we know exceeds: a wait is at least as long as was asked for.
+CYCLES_PER_MS = 2_000_000
+
+
+class CpuEvent:
+    """A `torch.cuda.Event` of a device that has finished whatever was asked of it."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self._seconds = time.perf_counter()
+
+    def elapsed_time(self, end: "CpuEvent") -> float:
+        return (end._seconds - self._seconds) * 1e3
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait(self, stream: Any = None) -> None:
+        pass
+
+
+class CpuStream:
+    """A `torch.cuda.Stream` on which nothing is ever pending."""
+
+    def record_event(self, event: CpuEvent | None = None) -> CpuEvent:
+        event = event or CpuEvent()
+        event.record()
+        return event
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: str
+    dry: bool
+
+    def size(self, full: T, smoke: T) -> T:
+        """`full` on a GPU, `smoke` in a dry run."""
+        return smoke if self.dry else full
+
+    def synchronize(self) -> None:
+        if not self.dry:
+            torch.cuda.synchronize()
+
+    def event(self) -> Any:
+        return CpuEvent() if self.dry else torch.cuda.Event(enable_timing=True)
+
+    @contextmanager
+    def stream(self) -> Iterator[Any]:
+        """Make a side stream current, ordered after nothing and before nothing: that takes `wait_stream`."""
+        if self.dry:
+            yield CpuStream()
+            return
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            yield side
+
+    def current_stream(self) -> Any:
+        return CpuStream() if self.dry else torch.cuda.current_stream()
+
+    def slow(self, milliseconds: float) -> None:
+        """Keep the current stream busy for at least so long, while the host goes on."""
+        if not self.dry:
+            torch.cuda._sleep(int(milliseconds * CYCLES_PER_MS))
+
+    def graph(self, body: Callable[[], Any]) -> Callable[[], Any]:
+        """Run `body` once, capture it, and return its replay; in a dry run that is `body` itself."""
+        if self.dry:
+            body()
+            return body
+        if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING", "0") != "0":
+            pytest.skip("a capture needs torch's caching allocator, which the memory check turns off")
+        with self.stream() as side:
+            side.wait_stream(torch.cuda.default_stream())
+            body()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            body()
+        return graph.replay

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# The GPU tests and the benches, part after part, each result written as soon as it is there. `make gpu` calls it.
+#
+# Nothing is installed into the machine's Python: the package goes to build/gpu, which PYTHONPATH puts first.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+trap 'exit 130' INT
+export PYTHONSAFEPATH=1
+
+fail() {
+  echo "make gpu: $*" >&2
+  exit 1
+}
+
+[[ ${DRY:-0} == 0 ]] && dry= || dry=1
+only=${ONLY:-}
+cases=full
+results=${RESULTS:-results${dry:+/dry}}
+python=${PYTHON:-python3}
+if [[ -n $dry ]]; then
+  export VITCACHE_GPU_DRY=1 TRITON_INTERPRET=1
+  cases=smoke
+  [[ -n ${PYTHON:-} || ! -x .venv/bin/python ]] || python=.venv/bin/python
+fi
+
+shopt -s nullglob
+benches=()
+for file in bench/bench_*.py; do
+  name=${file#bench/bench_}
+  benches+=("${name%.py}")
+done
+parts=(tests "${benches[@]}")
+if [[ -n $only ]]; then
+  [[ " tests sanitize ${benches[*]} " == *" $only "* ]] || fail "ONLY=$only is none of: tests sanitize ${benches[*]}"
+  parts=("$only")
+fi
+
+command -v "$python" >/dev/null || fail "there is no $python: PYTHON=... names another"
+"$python" - <<'CHECK' || exit 1
+import os, sys
+
+def fail(reason):
+    sys.exit(f"make gpu: {reason}")
+
+if sys.version_info < (3, 11):
+    fail(f"vitcache needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}")
+try:
+    import torch
+except ImportError as error:
+    fail(f"vitcache needs torch 2.9 or newer, {sys.executable} has none ({error})")
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+    fail(f"vitcache needs torch 2.9 or newer, {sys.executable} has {torch.__version__}")
+if "VITCACHE_GPU_DRY" not in os.environ and not torch.cuda.is_available():
+    fail(f"torch {torch.__version__} of {sys.executable} finds no CUDA device; DRY=1 runs the same on the CPU")
+CHECK
+
+mkdir -p "$results" || fail "RESULTS=$results cannot be made"
+log=$results/gpu.log
+: >"$log" || fail "$log cannot be written"
+
+if [[ $python != .venv/bin/python ]]; then
+  # What an earlier build left here would go into this one.
+  rm -rf build/lib.* build/bdist.*
+  "$python" -m pip install --disable-pip-version-check --no-index --no-build-isolation --no-deps --upgrade \
+    --target build/gpu . 2>&1 | tee -a "$log" || fail "the build failed, its output is above and in $log"
+  export PYTHONPATH="$PWD/build/gpu${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+gpu_tests() {
+  "$@" "$python" -m pytest tests/gpu -m gpu --junitxml="$results/gpu-tests.xml"
+}
+
+sanitize() {
+  [[ -z $dry ]] || { gpu_tests; return; }
+  command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH"; return 1; }
+  local code=0
+  export PYTEST_ADDOPTS="-o timeout=0"  # every access is checked: nothing here takes its usual time
+  # Without torch's cache every tensor is an allocation of its own, so that a read past its end is seen.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 gpu_tests compute-sanitizer --tool memcheck --error-exitcode 1 || code=1
+  gpu_tests compute-sanitizer --tool racecheck --error-exitcode 1 || code=1
+  return $code
+}
+
+bench() {
+  "$python" -m vitcache bench --bench "$1" --cases "$cases" --out "$results"
+}
+
+summary=()
+failed=0
+for part in "${parts[@]}"; do
+  start=$SECONDS
+  printf '\n%s\n' "$part" | tee -a "$log"
+  case $part in
+    tests) gpu_tests ;;
+    sanitize) sanitize ;;
+    *) bench "$part" ;;
+  esac 2>&1 | tee -a "$log"
+  code=${PIPESTATUS[0]}
+  ((code == 0)) || failed=1
+  summary+=("$(printf '%-24s %5d s  %s' "$part" $((SECONDS - start)) "$( ((code == 0)) && echo ok || echo "FAILED ($code)")")")
+done
+
+{
+  printf '\nmake gpu%s, results in %s\n' "${dry:+ DRY=1}" "$results"
+  printf '  %s\n' "${summary[@]}"
+} | tee -a "$log"
+exit $failed

@@ -1,0 +1,81 @@
+"""What importing the package costs and touches: asked in processes of their own, far from the checkout."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+import vitcache
+from vitcache import CudaError
+
+# transformers is needed for these two alone.
+ADAPTER_NAMES = {"Attachment", "attach"}
+USE_ALL_NAMES = f"[getattr(vitcache, name) for name in vitcache.__all__ if name not in {ADAPTER_NAMES}]"
+
+
+def answer(code, directory):
+    """What `code` prints, as JSON, in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_import_alone_loads_nothing_heavy(tmp_path):
+    loaded = answer("import vitcache, sys, json; print(json.dumps(list(sys.modules)))", tmp_path)
+    assert not {"torch", "numpy", "triton", "transformers", "blake3", "vitcache._native"} & set(loaded)
+
+
+def test_public_names_load_no_optional_package_and_leave_cuda_alone(tmp_path):
+    loaded, initialised = answer(
+        f"import vitcache, sys, json; {USE_ALL_NAMES}; import torch; "
+        "print(json.dumps([list(sys.modules), torch.cuda.is_initialized()]))",
+        tmp_path,
+    )
+    assert not {"triton", "transformers", "matplotlib", "rich", "skimage", "sklearn", "PIL"} & set(loaded)
+    assert not initialised
+
+
+def test_import_is_cheap_beyond_torch(tmp_path):
+    # Processor time, and the best of three, so that a busy machine does not decide.
+    code = (
+        "import json, time, torch, numpy; start = time.process_time(); "
+        f"import vitcache; {USE_ALL_NAMES}; print(json.dumps(time.process_time() - start))"
+    )
+    assert min(answer(code, tmp_path) for _ in range(3)) < 0.15
+
+
+def test_folders_of_the_checkout_are_installed_inside_the_package_only(tmp_path):
+    found = answer(
+        "import json; from importlib.util import find_spec; print(json.dumps([find_spec(name) is not None "
+        "for name in ('triton_kernels', 'bench', 'vitcache.triton_kernels', 'vitcache.bench')]))",
+        tmp_path,
+    )
+    assert found == [False, False, True, True]
+
+
+def test_every_public_name_is_there():
+    assert sorted(vitcache.__all__) == vitcache.__all__
+    assert set(vitcache.__all__) <= set(dir(vitcache))
+    for name in set(vitcache.__all__) - ADAPTER_NAMES:
+        assert getattr(vitcache, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Spam'"):
+        vitcache.Spam  # noqa: B018
+
+
+def test_native_errors_arrive_as_the_public_exception(monkeypatch):
+    if find_spec("vitcache._native") is None:
+        pytest.skip("the native module is not built")
+    from vitcache._native import CudaRuntime
+
+    monkeypatch.setenv("VITCACHE_CUDART", "/nonexistent/libcudart.so")
+    runtime = CudaRuntime([])
+    assert not runtime.available
+    with pytest.raises(CudaError, match=r"no CUDA runtime: .*/nonexistent/libcudart\.so"):
+        runtime.devices()
+    assert issubclass(CudaError, RuntimeError)

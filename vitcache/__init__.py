@@ -1,0 +1,77 @@
+"""Encode every image once, keep it by image, and write each row of it once.
+
+Names are imported when they are first used, so that the command line can answer, and be interrupted, before
+torch has loaded, and `info` works where torch does not.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vitcache._version import __version__
+
+if TYPE_CHECKING:
+    from vitcache.adapters.transformers import Attachment, attach
+    from vitcache.cache import CacheStats, EmbeddingCache
+    from vitcache.errors import CudaError
+    from vitcache.keys import Namespace, content_key
+    from vitcache.lease import Lease
+    from vitcache.ops import embed_tokens, scatter_embeddings
+    from vitcache.placement_table import PlacementTable
+    from vitcache.spans import (
+        Span,
+        clip_spans,
+        spans_from_inclusive,
+        spans_from_placeholder,
+        spans_from_token_ids,
+    )
+
+__all__ = [
+    "Attachment",
+    "CacheStats",
+    "CudaError",
+    "EmbeddingCache",
+    "Lease",
+    "Namespace",
+    "PlacementTable",
+    "Span",
+    "__version__",
+    "attach",
+    "clip_spans",
+    "content_key",
+    "embed_tokens",
+    "scatter_embeddings",
+    "spans_from_inclusive",
+    "spans_from_placeholder",
+    "spans_from_token_ids",
+]
+
+_MODULES = {
+    "Attachment": "vitcache.adapters.transformers",
+    "CacheStats": "vitcache.cache",
+    "CudaError": "vitcache.errors",
+    "EmbeddingCache": "vitcache.cache",
+    "Lease": "vitcache.lease",
+    "Namespace": "vitcache.keys",
+    "PlacementTable": "vitcache.placement_table",
+    "Span": "vitcache.spans",
+    "attach": "vitcache.adapters.transformers",
+    "clip_spans": "vitcache.spans",
+    "content_key": "vitcache.keys",
+    "embed_tokens": "vitcache.ops",
+    "scatter_embeddings": "vitcache.ops",
+    "spans_from_inclusive": "vitcache.spans",
+    "spans_from_placeholder": "vitcache.spans",
+    "spans_from_token_ids": "vitcache.spans",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vitcache' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,48 @@
+"""The command line: `python -m vitcache demo | bench | info`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Each module has add_arguments(parser) and run(args) -> exit code; it is imported only for its own command.
+COMMANDS = {
+    "demo": ("vitcache.demo", "a chat about photographs, through a stock model and through vitcache"),
+    "bench": ("vitcache.bench.run", "measure what vitcache claims"),
+    "info": ("vitcache.info", "say what this build and this machine have and lack"),
+}
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code of the process."""
+    try:
+        return run_command(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("vitcache: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    parser = argparse.ArgumentParser(prog="python -m vitcache")
+    commands = parser.add_subparsers(metavar="demo|bench|info", required=True)
+    try:
+        for name, (module, summary) in COMMANDS.items():
+            command = commands.add_parser(name, help=summary, description=summary)
+            if name == chosen:
+                implementation = import_module(module)
+                implementation.add_arguments(command)
+                command.set_defaults(run=implementation.run)
+        args = parser.parse_args(arguments)
+        return int(args.run(args))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vitcache":
+            raise
+        print(f"vitcache {chosen} needs {error.name}: pip install 'vitcache[demo]'", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
