@@ -44,7 +44,8 @@ def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]
     from vitcache.triton_kernels import scatter_rows
     from vitcache.triton_kernels.blocks import BlockShape, block_shape
 
-    from vitcache.placement import KINDS, Destination, Placement
+    from vitcache.dtypes import KINDS
+    from vitcache.placement import Destination, Placement
 
     source = torch.randn(case.num_rows, case.hidden, device=timer.device, dtype=torch.bfloat16)
     target = torch.full_like(source, float("nan"))

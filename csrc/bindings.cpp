@@ -15,6 +15,7 @@
 #include "error.h"
 #include "placement.h"
 #include "row_copy.h"
+#include "source.h"
 
 namespace py = pybind11;
 
@@ -58,14 +59,37 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
   }
 }
 
-// Reads tensors through torch's DLPack functions, where it has them; elsewhere it takes none, and Python
-// reads them.
-class TensorReader {
+// The rows of a cache entry, made once, and what a destination must be to take them.
+struct PagedRows {
+  Source source;
+  std::int64_t width;
+  bool on_cuda;
+  std::int32_t device_id;
+};
+
+PagedRows make_paged_rows(std::uintptr_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                          std::vector<std::int64_t> pages, std::int64_t page_rows, std::int64_t width,
+                          bool on_cuda, std::int32_t device_id) {
+  return {Source::paged(address, row_stride, num_rows, kind, false, std::move(pages), page_rows), width,
+          on_cuda, device_id};
+}
+
+// Where rows go: what makes a source fit, or not.
+struct Target {
+  std::int64_t width;
+  bool on_cuda;
+  std::int32_t device_id;
+};
+
+// Takes in the items that need no words: plain tensors, through torch's DLPack functions where it has them,
+// and leases.
+class ItemReader {
  public:
-  explicit TensorReader(py::type tensor_type) : type_(std::move(tensor_type)) {
+  ItemReader(py::type tensor_type, py::type lease_type)
+      : tensor_type_(std::move(tensor_type)), lease_type_(std::move(lease_type)) {
     constexpr const char* name = "__dlpack_c_exchange_api__";
-    if (!py::hasattr(type_, name)) return;
-    const py::object attribute = type_.attr(name);
+    if (!py::hasattr(tensor_type_, name)) return;
+    const py::object attribute = tensor_type_.attr(name);
     if (!PyCapsule_CheckExact(attribute.ptr())) return;
     const auto* api = static_cast<const dlpack::ExchangeApi*>(
         PyCapsule_GetPointer(attribute.ptr(), PyCapsule_GetName(attribute.ptr())));
@@ -73,33 +97,57 @@ class TensorReader {
     if (api->major == 1) read_ = api->tensor_from_object;
   }
 
-  bool available() const { return read_ != nullptr; }
-
-  // Adds to `placement` the items of `items` from `first` on, up to one that is not a plain tensor (rows,
-  // width) of a known dtype on the device, with adjacent elements; returns the number of that one.
-  std::int64_t add(Placement& placement, const py::sequence& items, std::int64_t first, std::int64_t width,
+  // Adds to `placement` the items of `items` from `first` on, up to one that does not fit as it is; returns
+  // its number. Python finds the words for that one, or another way.
+  std::int64_t add(Placement& placement, const py::list& items, std::int64_t first, std::int64_t width,
                    bool on_cuda, std::int32_t device_id) const {
-    const auto count = static_cast<std::int64_t>(py::len(items));
-    for (; first < count && read_ != nullptr; ++first) {
-      const py::object item = items[static_cast<std::size_t>(first)];
-      if (Py_TYPE(item.ptr()) != reinterpret_cast<PyTypeObject*>(type_.ptr())) break;
-      dlpack::Tensor tensor{};
-      if (read_(item.ptr(), &tensor) != 0) {
-        PyErr_Clear();  // a tensor without memory, say: Python finds the words
-        break;
-      }
-      const int kind = kind_of(tensor);
-      if (kind < 0 || tensor.ndim != 2 || tensor.shape[1] != width || (tensor.strides[1] != 1 && width > 1))
-        break;
-      if (tensor.device_type != (on_cuda ? dlpack::kCuda : dlpack::kCpu)) break;
-      if (on_cuda && tensor.device_id != device_id) break;
-      placement.add_source(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
-                           tensor.strides[0] * (tensor.type_bits / 8), tensor.shape[0], kind, false);
+    const Target target{width, on_cuda, device_id};
+    const auto count = static_cast<std::int64_t>(items.size());
+    for (; first < count; ++first) {
+      PyObject* item = PyList_GET_ITEM(items.ptr(), first);
+      const bool added = is(item, lease_type_)
+                             ? add_lease(placement, item, target)
+                             : is(item, tensor_type_) && add_tensor(placement, item, target);
+      if (!added) break;
     }
     return first;
   }
 
  private:
+  static bool is(PyObject* item, const py::type& type) {
+    return Py_TYPE(item) == reinterpret_cast<PyTypeObject*>(type.ptr());
+  }
+
+  bool add_tensor(Placement& placement, PyObject* item, const Target& target) const {
+    if (read_ == nullptr) return false;
+    dlpack::Tensor tensor{};
+    if (read_(item, &tensor) != 0) {
+      PyErr_Clear();  // a tensor without memory, say
+      return false;
+    }
+    const int kind = kind_of(tensor);
+    if (kind < 0 || tensor.ndim != 2 || tensor.shape[1] != target.width) return false;
+    if (tensor.strides[1] != 1 && target.width > 1) return false;
+    if (tensor.device_type != (target.on_cuda ? dlpack::kCuda : dlpack::kCpu)) return false;
+    if (target.on_cuda && tensor.device_id != target.device_id) return false;
+    placement.add_source(Source::block(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
+                                       tensor.strides[0] * kElementBytes[kind], tensor.shape[0], kind,
+                                       false));
+    return true;
+  }
+
+  static bool add_lease(Placement& placement, PyObject* item, const Target& target) {
+    static const py::str name("paged_rows");
+    const auto attribute = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, name.ptr()));
+    if (!attribute) throw py::error_already_set();
+    if (attribute.is_none()) return false;
+    const auto& rows = attribute.cast<const PagedRows&>();
+    if (rows.width != target.width || rows.on_cuda != target.on_cuda || rows.device_id != target.device_id)
+      return false;
+    placement.add_source(rows.source);
+    return true;
+  }
+
   static int kind_of(const dlpack::Tensor& tensor) {
     if (tensor.type_lanes != 1) return -1;
     if (tensor.type_code == dlpack::kBfloat && tensor.type_bits == 16) return kBfloat16;
@@ -107,7 +155,8 @@ class TensorReader {
     return tensor.type_bits == 32 ? kFloat32 : tensor.type_bits == 16 ? kFloat16 : -1;
   }
 
-  py::type type_;
+  py::type tensor_type_;
+  py::type lease_type_;
   int (*read_)(void*, dlpack::Tensor*) = nullptr;
 };
 
@@ -193,17 +242,32 @@ void bind_row_copy(py::module_& module) {
 }
 
 void bind_placement(py::module_& module) {
-  py::class_<TensorReader>(module, "TensorReader")
-      .def(py::init<py::type>(), py::arg("tensor_type"))
-      .def_property_readonly("available", &TensorReader::available)
-      .def("add", &TensorReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),
+  py::class_<PagedRows>(module, "PagedRows")
+      .def(py::init(&make_paged_rows), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"),
+           py::arg("kind"), py::arg("pages"), py::arg("page_rows"), py::arg("width"), py::arg("on_cuda"),
+           py::arg("device_id"));
+  py::class_<ItemReader>(module, "ItemReader")
+      .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("lease_type"))
+      .def("add", &ItemReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),
            py::arg("width"), py::arg("on_cuda"), py::arg("device_id"));
   py::class_<Placement>(module, "Placement")
       .def(py::init<>())
-      .def("add_source", &Placement::add_source, py::arg("address"), py::arg("row_stride"),
-           py::arg("num_rows"), py::arg("kind"), py::arg("on_host"))
-      .def("add_paged_source", &Placement::add_paged_source, py::arg("address"), py::arg("row_stride"),
-           py::arg("num_rows"), py::arg("kind"), py::arg("pages"), py::arg("page_rows"), py::arg("on_host"))
+      .def(
+          "add_source",
+          [](Placement& placement, std::uintptr_t address, std::int64_t row_stride, std::int64_t num_rows,
+             int kind, bool on_host) {
+            placement.add_source(Source::block(address, row_stride, num_rows, kind, on_host));
+          },
+          py::arg("address"), py::arg("row_stride"), py::arg("num_rows"), py::arg("kind"), py::arg("on_host"))
+      .def(
+          "add_paged_rows",
+          [](Placement& placement, const PagedRows& rows, bool on_host) {
+            Source source = rows.source;
+            source.on_host = on_host;
+            placement.add_source(std::move(source));
+          },
+          py::arg("rows"), py::arg("on_host"))
+      .def_property_readonly("reads_host", &Placement::reads_host)
       .def("add_run",
            [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
               std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })

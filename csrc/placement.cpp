@@ -32,26 +32,16 @@ void check_fields(const Run& run) {
 
 }  // namespace
 
-std::int64_t Placement::Source::pool_row(std::int64_t row) const {
-  return pages.empty() ? row : pages[static_cast<std::size_t>(row / page_rows)] * page_rows + row % page_rows;
-}
-
-std::int64_t Placement::Source::row_address(std::int64_t row) const {
-  return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
-}
-
-void Placement::add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                           bool on_host) {
-  sources_.push_back(Source{address, row_stride, num_rows, kind, on_host, {}, 0});
-}
-
-void Placement::add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows,
-                                 int kind, std::vector<std::int64_t> pages, std::int64_t page_rows,
-                                 bool on_host) {
+Source Source::paged(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                     bool on_host, std::vector<std::int64_t> pages, std::int64_t page_rows) {
   if (page_rows <= 0 || static_cast<std::int64_t>(pages.size()) * page_rows < num_rows)
     throw std::invalid_argument(std::to_string(pages.size()) + " pages of " + std::to_string(page_rows) +
                                 " rows cannot hold " + std::to_string(num_rows) + " rows");
-  sources_.push_back(Source{address, row_stride, num_rows, kind, on_host, std::move(pages), page_rows});
+  const auto [low, high] = std::minmax_element(pages.begin(), pages.end());
+  const std::int64_t first = pages.empty() ? 0 : *low * page_rows;
+  const std::int64_t last = pages.empty() ? -1 : (*high + 1) * page_rows - 1;
+  auto shared = std::make_shared<const std::vector<std::int64_t>>(std::move(pages));
+  return {address, row_stride, num_rows, kind, on_host, std::move(shared), page_rows, first, last};
 }
 
 void Placement::check(std::int64_t num_tokens) const {
@@ -90,7 +80,7 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
       return source.address + static_cast<std::uint64_t>(number * source.row_stride);
     };
     const auto row_bytes = static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
-    if (row(source.first_row()) < end && begin < row(source.last_row()) + row_bytes)
+    if (row(source.first_pool_row) < end && begin < row(source.last_pool_row) + row_bytes)
       throw std::invalid_argument("item " + std::to_string(item) + " shares memory with the destination");
   }
 }
@@ -126,6 +116,10 @@ std::int64_t Placement::num_rows(int kind) const {
   for (const Run& run : runs_)
     if (source_of(run).kind == kind) rows += run.length;
   return rows;
+}
+
+bool Placement::reads_host() const {
+  return std::any_of(sources_.begin(), sources_.end(), [](const Source& source) { return source.on_host; });
 }
 
 bool Placement::aligned(int kind) const {

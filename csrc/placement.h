@@ -5,9 +5,11 @@
 // std::vector; no CUDA call.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
+
+#include "source.h"
 
 namespace vitcache {
 
@@ -28,24 +30,13 @@ struct BlockCopy {
   std::int64_t num_rows;
 };
 
-// The dtypes of rows. One launch reads sources of one kind.
-enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
-inline constexpr int kNumKinds = 3;
-inline constexpr std::int64_t kElementBytes[kNumKinds] = {4, 2, 2};
-
 class Placement {
  public:
   // Marks, in a token table, a token that another launch or copy writes.
   static constexpr std::int64_t kOtherKind = -1;
 
-  // A source is `num_rows` rows, `row_stride` bytes apart. Sources are numbered in the order in which they
-  // are added. `on_host`: in memory of the host that the device reads through the bus.
-  void add_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                  bool on_host);
-
-  // The same in pages of `page_rows` rows of one pool that begins at `address`.
-  void add_paged_source(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                        std::vector<std::int64_t> pages, std::int64_t page_rows, bool on_host);
+  // Sources are numbered in the order in which they are added.
+  void add_source(Source source) { sources_.push_back(std::move(source)); }
 
   void add_run(Run run) { runs_.push_back(run); }
 
@@ -72,6 +63,9 @@ class Placement {
   // Rows that the sources of `kind` place.
   std::int64_t num_rows(int kind) const;
 
+  // Whether any source is read through the bus.
+  bool reads_host() const;
+
   // Whether every row of `kind` begins at a multiple of 16 bytes.
   bool aligned(int kind) const;
 
@@ -83,27 +77,6 @@ class Placement {
   void write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
 
  private:
-  struct Source {
-    std::uint64_t address;
-    std::int64_t row_stride;
-    std::int64_t num_rows;
-    int kind;
-    bool on_host;
-    std::vector<std::int64_t> pages;  // empty: the rows are one strided block
-    std::int64_t page_rows;
-
-    std::int64_t pool_row(std::int64_t row) const;
-
-    std::int64_t row_address(std::int64_t row) const;
-    std::int64_t first_row() const {
-      return pages.empty() ? 0 : *std::min_element(pages.begin(), pages.end()) * page_rows;
-    }
-    std::int64_t last_row() const {
-      return pages.empty() ? num_rows - 1
-                           : (*std::max_element(pages.begin(), pages.end()) + 1) * page_rows - 1;
-    }
-  };
-
   const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }
 
   std::vector<Source> sources_;

@@ -21,9 +21,18 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-@pytest.fixture(params=["cpu", "cuda"] if CUDA else ["cpu"])
+ON_CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["cpu", ON_CUDA] if CUDA else ["cpu"])
 def device(request: pytest.FixtureRequest) -> str:
     """Each device that is there: the CPU always, CUDA where it is usable."""
+    return request.param
+
+
+@pytest.fixture(params=[ON_CUDA] if CUDA else ["cpu"])
+def kernel_device(request: pytest.FixtureRequest) -> str:
+    """The one device that runs Triton kernels: CUDA, or the CPU where they are interpreted."""
     return request.param
 
 

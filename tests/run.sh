@@ -27,20 +27,21 @@ part() {
   summary+=("$(printf '%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(tr -d = <<<"$counts")")")
 }
 
+# native_tests SANITIZERS: they are in the tests' own build, as an executable needs no help to load them.
 native_tests() {
-  local build=build/native-tests
-  # The sanitizers are in the tests' own build: an executable needs no help to load them.
-  .venv/bin/cmake -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DVITCACHE_BUILD_TESTS=ON \
-    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DCMAKE_CXX_FLAGS=-fsanitize=address,undefined &&
-    .venv/bin/cmake --build $build &&
-    .venv/bin/ctest --test-dir $build --output-on-failure --no-tests=error
+  local build=build/native-tests-${1%%,*}
+  .venv/bin/cmake -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DVITCACHE_BUILD_TESTS=ON \
+    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DCMAKE_CXX_FLAGS="-fsanitize=$1" &&
+    .venv/bin/cmake --build "$build" &&
+    .venv/bin/ctest --test-dir "$build" --output-on-failure --no-tests=error
 }
 
 part "tests" "${pytest[@]}"
 for overlay in "$@"; do
   part "tests of $overlay" env PYTHONPATH=".overlays/$overlay" "${pytest[@]}" -m "${overlay%%-*}"
 done
-part "native tests" native_tests
+part "native tests, address and undefined" native_tests address,undefined
+part "native tests, thread" native_tests thread
 part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= bash tests/gpu/run.sh
 
 printf '\nmake test\n'

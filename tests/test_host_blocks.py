@@ -3,12 +3,13 @@
 On the CPU every row is called a host row, so that the path is the one that a GPU takes.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, Span, embed_tokens, host_blocks, operators, scatter_embeddings
-from vitcache.placement import Placement
+from vitcache import EmbeddingCache, Span, _native, embed_tokens, host_blocks, operators, scatter_embeddings
 
 HIDDEN = 64
 ROW_BYTES = 2 * HIDDEN
@@ -20,20 +21,22 @@ def host_rows(monkeypatch):
     crossover.
     """
     pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("kernels take CPU tensors only where they are interpreted: where there is no CUDA device")
     monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
     monkeypatch.setattr(host_blocks, "_crossover_bytes", {torch.device("cpu"): 4 * ROW_BYTES})
 
-    class NoReader:
-        @staticmethod
-        def add(native, items, first, *rest):
-            return first
+    class HostPlacement(_native.Placement):
+        def add_source(self, *description):
+            super().add_source(*description[:-1], True)
 
-    def note_host(self, rows, destination):
-        self.reads_host = True
-        return True
+        def add_paged_rows(self, rows, on_host):
+            super().add_paged_rows(rows, True)
 
-    monkeypatch.setattr("vitcache.placement._reader", NoReader)
-    monkeypatch.setattr(Placement, "_note_host", note_host)
+    monkeypatch.setattr("vitcache.placement._native.Placement", HostPlacement)
+    monkeypatch.setattr(
+        "vitcache.placement._reader", SimpleNamespace(add=lambda native, items, first, *_: first)
+    )
     monkeypatch.setattr("vitcache.triton_kernels.rows.hold_pinned", lambda items, device: None)
 
 

@@ -17,6 +17,11 @@ embed_rows = pytest.importorskip("vitcache.triton_kernels.embed_rows").embed_row
 scatter_rows = pytest.importorskip("vitcache.triton_kernels.scatter_rows").scatter_rows
 
 
+@pytest.fixture
+def device(kernel_device):
+    return kernel_device
+
+
 def run_both(kernel, truth, out, deepstack, embeddings, spans):
     """Both on clones of one poisoned destination; returns what each left there."""
     results = []

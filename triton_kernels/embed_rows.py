@@ -14,8 +14,9 @@ from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, is_aligned, make_table, on_device
 from vitcache.triton_kernels.scatter_rows import scatter_rows
 
+from vitcache.dtypes import KINDS
 from vitcache.host_blocks import copy_host_blocks
-from vitcache.placement import KINDS, Destination, Placement
+from vitcache.placement import Destination, Placement
 from vitcache.placement_table import PlacementTable
 
 

@@ -20,8 +20,9 @@ from vitcache.triton_kernels.rows import (
     on_device,
 )
 
+from vitcache.dtypes import KINDS
 from vitcache.host_blocks import copy_host_blocks
-from vitcache.placement import KINDS, Destination, Placement
+from vitcache.placement import Destination, Placement
 from vitcache.placement_table import PlacementTable
 
 

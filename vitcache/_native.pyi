@@ -27,16 +27,9 @@ class CudaRuntime:
 
 class Placement:
     def add_source(self, address: int, row_stride: int, num_rows: int, kind: int, on_host: bool) -> None: ...
-    def add_paged_source(
-        self,
-        address: int,
-        row_stride: int,
-        num_rows: int,
-        kind: int,
-        pages: Sequence[int],
-        page_rows: int,
-        on_host: bool,
-    ) -> None: ...
+    def add_paged_rows(self, rows: PagedRows | None, on_host: bool) -> None: ...
+    @property
+    def reads_host(self) -> bool: ...
     def add_run(self, item: int, start: int, length: int, source_start: int) -> None: ...
     def add_runs(self, table: NDArray[np.int64]) -> None: ...
     def add_spans(self, spans: Sequence[Any], span_type: type) -> None: ...
@@ -52,14 +45,26 @@ class Placement:
     def write_row_table(self, kind: int, address: int) -> None: ...
     def write_token_table(self, kind: int, address: int, num_tokens: int) -> None: ...
 
-class TensorReader:
-    def __init__(self, tensor_type: type) -> None: ...
-    @property
-    def available(self) -> bool: ...
+class PagedRows:
+    def __init__(
+        self,
+        address: int,
+        row_stride: int,
+        num_rows: int,
+        kind: int,
+        pages: Sequence[int],
+        page_rows: int,
+        width: int,
+        on_cuda: bool,
+        device_id: int,
+    ) -> None: ...
+
+class ItemReader:
+    def __init__(self, tensor_type: type, lease_type: type) -> None: ...
     def add(
         self,
         placement: Placement,
-        items: Sequence[Any],
+        items: list[Any],
         first: int,
         width: int,
         on_cuda: bool,

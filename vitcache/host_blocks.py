@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitcache.placement import KINDS, Destination, Placement
+from vitcache.dtypes import KINDS
+from vitcache.placement import Destination, Placement
 
 SIZES = [1 << power for power in range(16, 25)]  # 64 KiB to 16 MiB
 _crossover_bytes: dict[torch.device, int | None] = {}
@@ -50,7 +51,7 @@ def copy_host_blocks(destination: Destination, placement: Placement, scale: floa
     Only what a copy engine can do: whole rows, unchanged, into adjacent rows.
     """
     rows = destination.rows
-    threshold = crossover_bytes(rows.device) if placement.reads_host else None
+    threshold = crossover_bytes(rows.device) if placement.native.reads_host else None
     if threshold is None or scale is not None or destination.levels or not rows.is_contiguous():
         return
     row_bytes = destination.hidden * rows.element_size()

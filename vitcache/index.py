@@ -13,10 +13,10 @@ class Entry:
     """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
 
     `written` is the fence behind the copy into the pages, and `reads` has the last fence of every stream that
-    read them. `key`, `num_rows`, `pool`, `pages` and `written` never change.
+    read them. `key`, `num_rows`, `pool`, `pages`, `paged_rows` and `written` never change.
     """
 
-    __slots__ = ("key", "leases", "num_rows", "pages", "pool", "reads", "written")
+    __slots__ = ("key", "leases", "num_rows", "paged_rows", "pages", "pool", "reads", "written")
 
     def __init__(
         self, key: bytes, num_rows: int, pool: PagePool, pages: tuple[int, ...], written: Fence
@@ -25,6 +25,7 @@ class Entry:
         self.num_rows = num_rows
         self.pool = pool
         self.pages = pages
+        self.paged_rows = pool.describe(pages, num_rows)
         self.written = written
         self.reads: dict[Hashable, Fence] = {}
         self.leases = 0

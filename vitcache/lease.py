@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitcache._native import PagedRows
 from vitcache.index import Entry
 from vitcache.streams import Timeline
 
@@ -54,6 +55,8 @@ class Lease:
         Shape and dtype of the rows.
     page_rows
         Rows of a page.
+    paged_rows
+        The native description of the rows, for placements; None once it is released.
 
     Notes
     -----
@@ -73,6 +76,7 @@ class Lease:
         "dtype",
         "num_rows",
         "page_rows",
+        "paged_rows",
         "row_width",
     )
 
@@ -82,6 +86,7 @@ class Lease:
         self.row_width = pool.row_width
         self.dtype = pool.dtype
         self.page_rows = pool.page_rows
+        self.paged_rows: PagedRows | None = entry.paged_rows
         self._device = device
         self._timeline = timeline
         self._returns = returns
@@ -117,12 +122,7 @@ class Lease:
         RuntimeError
             If the lease was released.
         """
-        entry = self._entry()
-        stream = self._timeline.current()
-        if self.num_rows and stream not in self._streams:
-            if entry.written.stream != stream:
-                self._timeline.wait(entry.written)
-            self._streams.add(stream)
+        use_all((self,))
 
     def to_tensor(self) -> Tensor:
         """Return a copy ``(num_rows, row_width)`` on the cache's device, made on the current stream."""
@@ -140,6 +140,7 @@ class Lease:
             entry = self._pin.pop()
         except IndexError:
             return
+        self.paged_rows = None
         self._returns.add(entry, self._streams)
 
     def __enter__(self) -> Lease:
@@ -158,3 +159,26 @@ class Lease:
             return self._pin[0]
         except IndexError:
             raise RuntimeError(f"this lease of {self.num_rows} rows was released") from None
+
+
+def use_all(leases: Iterable[Lease]) -> None:
+    """`Lease.use` of many, with one look at the current stream for those of one cache.
+
+    Raises
+    ------
+    RuntimeError
+        If one of them was released.
+    """
+    timeline: Timeline | None = None
+    stream: Hashable = None
+    for lease in leases:
+        if lease._timeline is not timeline:
+            timeline = lease._timeline
+            stream = timeline.current()
+        if not lease._pin or stream not in lease._streams:
+            entry = lease._entry()
+            if not entry.num_rows:
+                continue
+            if entry.written.stream != stream:
+                lease._timeline.wait(entry.written)
+            lease._streams.add(stream)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitcache import autograd, operators, placement
+from vitcache.dtypes import KINDS
 from vitcache.lease import Lease
 from vitcache.placement_table import PlacementTable
 
@@ -184,7 +185,7 @@ def _check_embedding(input_ids: Tensor, weight: Tensor) -> None:
         raise TypeError(f"input_ids are {input_ids.dtype}, they must be int64 or int32")
     if input_ids.dim() not in (1, 2):
         raise ValueError(f"input_ids have {input_ids.dim()} dimensions, they must be (T,) or (B, T)")
-    if weight.dtype not in placement.KINDS:
+    if weight.dtype not in KINDS:
         raise TypeError(f"weight is {weight.dtype}, it must be float32, float16 or bfloat16")
     if weight.dim() != 2:
         raise ValueError(f"weight has {weight.dim()} dimensions, it must be (V, H)")

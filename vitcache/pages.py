@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vitcache._native import PagedRows
+from vitcache.dtypes import KINDS
 from vitcache.streams import Fence
 
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
@@ -60,6 +62,8 @@ class PagePool:
             else:
                 place = device if tier == "device" else torch.device("cpu")
                 self.rows = torch.empty((num_pages * page_rows, row_width), dtype=dtype, device=place)
+        self._address = self.rows.data_ptr()
+        self._kind = KINDS[dtype]
         self.leased = 0  # pages that a lease holds
         self.in_flight = 0  # pages that a `put` copies from or to
         self.free_pages = list(range(num_pages - 1, -1, -1))
@@ -74,6 +78,21 @@ class PagePool:
     def num_available(self) -> int:
         """Pages that are free or can be made so: neither leased nor being copied."""
         return self.num_pages - self.leased - self.in_flight
+
+    def describe(self, pages: Sequence[int], num_rows: int) -> PagedRows:
+        """Return what a placement reads of `num_rows` rows in `pages`."""
+        device = self.rows.device
+        return PagedRows(
+            self._address,
+            self.row_width * self.dtype.itemsize,
+            num_rows,
+            self._kind,
+            pages,
+            self.page_rows,
+            self.row_width,
+            device.type == "cuda",
+            device.index or 0,
+        )
 
     def pages_for(self, num_rows: int) -> int:
         """Return the pages that so many rows take."""

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from vitcache import _native, reference
-from vitcache.lease import Lease
+from vitcache.dtypes import DTYPES, KINDS
+from vitcache.lease import Lease, use_all
 from vitcache.spans import Span
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native kinds
-KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
 
 ANY_NUM_TOKENS = 1 << 62
 
-_reader = _native.TensorReader(Tensor)
+_reader = _native.ItemReader(Tensor, Lease)
 
 
 class Destination:
@@ -88,11 +86,10 @@ class Placement:
     live.
     """
 
-    __slots__ = ("items", "native", "reads_host")
+    __slots__ = ("items", "native")
 
     def __init__(self, destination: Destination, embeddings: Any, spans: Any) -> None:
         self.native = _native.Placement()
-        self.reads_host = False
         if isinstance(embeddings, Tensor):
             self.items = self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
@@ -101,16 +98,13 @@ class Placement:
             self.items = self._add_items(destination, embeddings)
             self.native.add_spans(spans, Span)
         self.check(destination)
-        for item in self.items:
-            if isinstance(item, Lease):
-                item.use()
+        use_all(item for item in self.items if type(item) is Lease)
 
     @classmethod
     def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
         """The same from tensors and an int64 table ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
         self.native = _native.Placement()
-        self.reads_host = False
         self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
         self.check(destination)
@@ -154,16 +148,7 @@ class Placement:
                 raise ValueError(_width_message(item, rows.row_width, destination))
             pool = rows.pool
             _check_device(item, pool, destination)
-            stride = pool.stride(0) * pool.element_size()
-            self.native.add_paged_source(
-                pool.data_ptr(),
-                stride,
-                rows.num_rows,
-                KINDS[pool.dtype],
-                rows.pages,
-                rows.page_rows,
-                self._note_host(pool, destination),
-            )
+            self.native.add_paged_rows(rows.paged_rows, pool.device != destination.rows.device)
             return rows
         if not isinstance(rows, Tensor):
             raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
@@ -181,15 +166,9 @@ class Placement:
             packed.stride(0) * packed.element_size(),
             packed.shape[0],
             KINDS[packed.dtype],
-            self._note_host(packed, destination),
+            packed.device != destination.rows.device,
         )
         return packed
-
-    def _note_host(self, rows: Tensor, destination: Destination) -> bool:
-        """Whether rows are read through the bus; `reads_host` keeps that there are any."""
-        on_host = rows.device != destination.rows.device
-        self.reads_host |= on_host
-        return on_host
 
 
 def check_lists(embeddings: Any, spans: Any) -> None:

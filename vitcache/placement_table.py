@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.placement import KINDS, Destination, Placement
+from vitcache.dtypes import KINDS
+from vitcache.placement import Destination, Placement
 
 
 class PlacementTable:

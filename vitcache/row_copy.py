@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
-from vitcache.placement import KINDS, Destination, Placement
+from vitcache.dtypes import KINDS
+from vitcache.placement import Destination, Placement
 from vitcache.tables import ring_of
 
 

@@ -54,15 +54,20 @@ class CudaTimeline:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._streams: dict[Hashable, torch.cuda.Stream] = {}
 
     def current(self) -> Hashable:
-        """Return the calling thread's current stream of this device."""
-        return torch.cuda.current_stream(self._device)
+        """Return the handle of the calling thread's current stream of this device."""
+        stream = torch.cuda.current_stream(self._device)
+        # The handle, because comparing two streams of torch takes longer than placing a row.
+        handle: int = stream.cuda_stream
+        self._streams[handle] = stream
+        return handle
 
-    def record(self, stream: Any) -> Fence:
-        """Return an event recorded on `stream`."""
+    def record(self, stream: Hashable) -> Fence:
+        """Return an event recorded on `stream`, which was current once."""
         event = torch.cuda.Event()
-        event.record(stream)
+        event.record(self._streams[stream])
         return Fence(stream, event)
 
     def wait(self, fence: Fence) -> None:

@@ -13,6 +13,7 @@ using vitcache::kBfloat16;
 using vitcache::kFloat32;
 using vitcache::Placement;
 using vitcache::Plane;
+using vitcache::Source;
 using Row = std::vector<std::int64_t>;
 
 constexpr std::int64_t kElements = 4;
@@ -42,9 +43,9 @@ Row row_table(const Placement& placement, int kind) {
 
 void the_row_table_lists_each_row_once_through_its_pages() {
   Placement placement;
-  placement.add_source(1000, 16, 5, kFloat32, false);
-  placement.add_paged_source(2000, 16, 5, kFloat32, {3, 1, 0}, 2, false);
-  placement.add_source(4000, 32, 9, kBfloat16, false);
+  placement.add_source(Source::block(1000, 16, 5, kFloat32, false));
+  placement.add_source(Source::paged(2000, 16, 5, kFloat32, false, {3, 1, 0}, 2));
+  placement.add_source(Source::block(4000, 32, 9, kBfloat16, false));
   placement.add_run({0, 7, 2, 3});
   placement.add_run({1, 0, 4, 1});
   placement.add_run({2, 20, 1, 8});
@@ -62,7 +63,7 @@ void the_row_table_lists_each_row_once_through_its_pages() {
 void what_does_not_fit_is_named() {
   const auto placed = [](vitcache::Run first, vitcache::Run second) {
     Placement placement;
-    placement.add_source(0, 16, 4, kFloat32, false);
+    placement.add_source(Source::block(0, 16, 4, kFloat32, false));
     placement.add_run(first);
     placement.add_run(second);
     placement.check(10);
@@ -78,15 +79,15 @@ void what_does_not_fit_is_named() {
   CHECK_THROWS(placed({1, 0, 1, 0}, {0, 1, 1, 0}), std::invalid_argument, "names item 1 of 1 items");
   CHECK_THROWS(placed({0, 0, -1, 0}, {0, 1, 1, 0}), std::invalid_argument, "span length is -1");
   CHECK_THROWS(placed({0, huge, huge, huge}, {0, 1, 1, 0}), std::out_of_range, "the largest is");
-  CHECK_THROWS(Placement().add_paged_source(0, 16, 5, kFloat32, {0, 1}, 2, false), std::invalid_argument,
+  CHECK_THROWS(Source::paged(0, 16, 5, kFloat32, false, {0, 1}, 2), std::invalid_argument,
                "2 pages of 2 rows cannot hold 5 rows");
 }
 
 void long_host_blocks_are_taken_out_and_left_out() {
   Placement placement;
-  placement.add_source(1000, 16, 8, kFloat32, true);
-  placement.add_paged_source(2000, 16, 8, kFloat32, {4, 5, 9, 1}, 2, true);
-  placement.add_source(9000, 16, 8, kFloat32, false);
+  placement.add_source(Source::block(1000, 16, 8, kFloat32, true));
+  placement.add_source(Source::paged(2000, 16, 8, kFloat32, true, {4, 5, 9, 1}, 2));
+  placement.add_source(Source::block(9000, 16, 8, kFloat32, false));
   placement.add_run({0, 0, 3, 1});
   placement.add_run({1, 10, 8, 0});
   placement.add_run({2, 20, 8, 0});
@@ -106,7 +107,7 @@ void long_host_blocks_are_taken_out_and_left_out() {
 
 void sources_in_the_destination_are_found() {
   Placement placement;
-  placement.add_source(1000, 16, 4, kFloat32, false);
+  placement.add_source(Source::block(1000, 16, 4, kFloat32, false));
   placement.check_apart(0, 1000, kElements);
   placement.check_apart(1064, 2000, kElements);
   CHECK_THROWS(placement.check_apart(1063, 2000, kElements), std::invalid_argument, "item 0 shares memory");
@@ -116,7 +117,7 @@ void sources_in_the_destination_are_found() {
 void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
   const std::vector<float> source = numbered_rows(2 * num_rows, 0);  // two levels a row
   Placement placement;
-  placement.add_source(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false);
+  placement.add_source(Source::block(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false));
   placement.add_run({0, 1, num_rows - 1, 1});
   placement.check(num_rows);
   const Row table = row_table(placement, kFloat32);

@@ -1,0 +1,49 @@
+// Rows in memory that a placement reads: one strided block, or pages of a pool.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace vitcache {
+
+// The dtypes of rows. One launch reads sources of one kind.
+enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
+inline constexpr int kNumKinds = 3;
+inline constexpr std::int64_t kElementBytes[kNumKinds] = {4, 2, 2};
+
+// `num_rows` rows, `row_stride` bytes apart. Copies share their list of pages.
+struct Source {
+  std::uint64_t address;
+  std::int64_t row_stride;
+  std::int64_t num_rows;
+  int kind;
+  bool on_host;  // in memory of the host that the device reads through the bus
+  std::shared_ptr<const std::vector<std::int64_t>> pages;  // none: one strided block
+  std::int64_t page_rows;
+  std::int64_t first_pool_row;  // of all that the rows' pages hold, for `check_apart`
+  std::int64_t last_pool_row;
+
+  static Source block(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                      bool on_host) {
+    return {address, row_stride, num_rows, kind, on_host, nullptr, 0, 0, num_rows - 1};
+  }
+
+  // Rows in pages of `page_rows` rows of one pool that begins at `address`.
+  // Throws std::invalid_argument if the pages are too few.
+  static Source paged(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
+                      bool on_host, std::vector<std::int64_t> pages, std::int64_t page_rows);
+
+  // The row of the pool, or of the block, that holds row `row`.
+  std::int64_t pool_row(std::int64_t row) const {
+    return pages == nullptr
+               ? row
+               : (*pages)[static_cast<std::size_t>(row / page_rows)] * page_rows + row % page_rows;
+  }
+
+  std::int64_t row_address(std::int64_t row) const {
+    return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
+  }
+};
+
+}  // namespace vitcache
