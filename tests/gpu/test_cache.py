@@ -256,6 +256,8 @@ def test_many_streams_and_threads_never_see_anothers_rows(gpu):
                     lease = cache.get(KEYS[number], num_rows=rows)
                     if lease is None:
                         cache.put(KEYS[number], sources[number])
+                        lease = cache.get(KEYS[number], num_rows=rows)
+                    if lease is None:  # the other threads have pushed it out already
                         continue
                     with lease:
                         lease.use()
