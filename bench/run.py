@@ -9,11 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from vitcache.bench import bench_blocks, bench_placement
+from vitcache.bench import bench_blocks, bench_cpu, bench_placement, bench_scatter
 from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer
 
-BENCHES: dict[str, ModuleType] = {module.NAME: module for module in (bench_blocks, bench_placement)}
+BENCHES: dict[str, ModuleType] = {
+    module.NAME: module for module in (bench_blocks, bench_cpu, bench_placement, bench_scatter)
+}
 REPEATS = {"full": 50, "smoke": 3}
 
 
@@ -39,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     failures = 0
     for name in [args.bench] if args.bench else sorted(BENCHES):
         bench = BENCHES[name]
-        recorder, timer = Recorder(name, args.out, device), Timer(device, REPEATS[size])
+        where = getattr(bench, "DEVICE", device)
+        recorder, timer = Recorder(name, args.out, where), Timer(where, REPEATS[size])
         for number, case in enumerate(bench.CASES[size], 1):
             label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"
             try:

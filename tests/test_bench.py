@@ -49,6 +49,21 @@ def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatc
     assert "vllm built another inputs_embeds than the slice loop" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "contenders_of_all"),
+    [
+        ("scatter", {"copy", "pinned-copy", "tensors", "packed", "device-pages", "host-pages"}),
+        ("cpu", {"slice-loop", "masked-scatter", "scatter", "lookup-and-slices", "embed"}),
+    ],
+)
+def test_every_source_and_backend_has_a_number(tmp_path, name, contenders_of_all):
+    code, files = run_bench(tmp_path, "--bench", name)
+    assert code == 0
+    (rows,) = files.values()
+    assert {row["contender"] for row in rows} == contenders_of_all
+    assert {row["unit"] for row in rows} == {"us"}
+
+
 def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):
     pytest.importorskip("triton")
     code, files = run_bench(tmp_path, "--bench", "blocks")

@@ -311,7 +311,7 @@ def test_a_wrong_key_is_an_error_in_every_look_up(look_up: Callable[[EmbeddingCa
         ({"page_rows": 0}, ValueError, "page_rows is 0, it must be at least 1"),
         ({"page_rows": True}, TypeError, "page_rows must be an int"),
         ({"dtype": torch.float64}, TypeError, "dtype is torch.float64, it must be one of torch.float32"),
-        ({"policy": "mru"}, ValueError, "policy is 'mru', it must be one of 'lru'"),
+        ({"policy": "mru", "device_bytes": 1 << 60}, ValueError, "policy is 'mru', it must be one of 'lru'"),
         ({"device": "meta"}, ValueError, "device is meta, it must be the CPU or a CUDA device"),
     ],
 )

@@ -192,8 +192,13 @@ def test_large_strided_inputs_are_hashed_as_one_stream(shape: tuple[int, ...]) -
     assert content_key(big) == content_key(big.astype("<i2"))
 
 
-def test_a_large_strided_input_is_not_copied_whole() -> None:
-    blocks = list(keys._blocks(np.zeros((4000, 2000), np.uint8)[:, ::2]))
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4000, 2000), np.uint8)[:, ::2], np.zeros((1000, 1000), ">f4")],
+    ids=["strided", "swapped"],
+)
+def test_a_large_input_that_needs_a_copy_is_not_copied_whole(array: np.ndarray) -> None:
+    blocks = list(keys._blocks(array))
     assert sum(len(block) for block in blocks) == 4_000_000
     assert max(len(block) for block in blocks) <= keys._BLOCK_BYTES
 

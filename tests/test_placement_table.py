@@ -18,7 +18,9 @@ def path(request, device, monkeypatch):
     if request.param == "through kernels":
         pytest.importorskip("triton")
         if device == "cpu" and torch.cuda.is_available():
-            pytest.skip("kernels take CPU tensors only where they are interpreted: where there is no CUDA device")
+            pytest.skip(
+                "kernels take CPU tensors only where they are interpreted: where there is no CUDA device"
+            )
         monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
 
 

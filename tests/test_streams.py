@@ -205,6 +205,17 @@ def test_use_waits_for_the_writer_once_per_stream() -> None:
     assert model.num_waits == 1
 
 
+def test_to_tensor_is_a_use() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    with cache.get(KEYS[0]) as lease, model.on("other"):
+        lease.to_tensor()
+    assert model.num_waits == 1
+    cache.put(KEYS[1], torch.zeros(1, 2))
+    assert model.num_waits == 2
+
+
 def test_nothing_that_could_call_cuda_or_log_runs_under_the_lock(caplog: pytest.LogCaptureFixture) -> None:
     model = StreamModel()
 

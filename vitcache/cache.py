@@ -273,10 +273,9 @@ class EmbeddingCache:
         for fence in flight.fences:
             if fence.stream != stream:
                 self._timeline.wait(fence)
-        with torch.no_grad():
-            for entry, pool, pages in flight.demotions:
-                pool.copy_pages(pages, entry.pool, entry.pages)
-            flight.pool.write(flight.pages, rows)
+        for entry, pool, pages in flight.demotions:
+            pool.copy_pages(pages, entry.pool, entry.pages)
+        flight.pool.write(flight.pages, rows)
         return self._timeline.record(stream)
 
     def _check_rows(self, rows: Any) -> Tensor:

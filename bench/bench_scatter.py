@@ -1,0 +1,134 @@
+"""Claim: placing rows takes the time of a copy of their bytes, wherever they are, and little of the host's.
+
+Rows come as separate tensors, as one packed tensor, as pages of a cache's device tier, and as pages of its
+pinned host tier. Limits in the same run: a copy on the device, and a pinned copy to it. Results are compared
+before they are timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from vitcache.bench.contenders import Scene
+from vitcache.bench.record import Recorder
+from vitcache.bench.registry import PLACEMENT_CASES, PlacementCase
+from vitcache.bench.timing import Timer
+
+import vitcache
+
+NAME = "scatter"
+CASES = PLACEMENT_CASES
+# Targets of the design. On the device: a factor on the copy, plus microseconds for the row table.
+COPY_FACTOR, TABLE_US = 1.015, 2.0
+# Of the host tier: the share of the pinned copy's speed, for long entries and for fragments.
+HOST_SHARE, HOST_SHARE_OF_FRAGMENTS, FRAGMENT_ROWS = 0.95, 0.88, 64
+# Of the host: microseconds to issue one span, and 512 of them.
+ISSUE_ONE_US = 30.0
+ISSUE_512_US = {"packed": 45.0, "device-pages": 150.0, "tensors": 300.0}
+
+
+def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields the name of each contender before it runs."""
+    scene, on_gpu = Scene(case, timer.device), timer.device.type == "cuda"
+    rows_bytes = scene.packed.nbytes
+    yield "copy"
+    copy, pinned_copy = time_limits(scene, timer)
+    recorder.add(case.name, "copy", "device_us", "us", copy, bytes_moved=2 * rows_bytes)
+    recorder.add(case.name, "pinned-copy", "device_us", "us", pinned_copy, bytes_moved=2 * rows_bytes)
+    expected = build(scene, scene.embeddings, scene.spans)
+    for name, prepare in SOURCES.items():
+        yield name
+        embeddings, spans, keep = prepare(scene)
+        for part, got, wanted in zip(
+            ("rows", "deepstack"), build(scene, embeddings, spans), expected, strict=True
+        ):
+            if wanted is not None and not torch.equal(got, wanted):
+                raise RuntimeError(f"{name} placed other {part}: it gets no number")
+        place = placing(scene, embeddings, spans)
+        if name == "host-pages":
+            limit, share = pinned_copy, HOST_SHARE_OF_FRAGMENTS if case.rows <= FRAGMENT_ROWS else HOST_SHARE
+            target, bound, against = share, limit.value / share, "pinned-copy"
+        else:
+            limit, target, against = copy, COPY_FACTOR, "copy"
+            bound = COPY_FACTOR * copy.value + TABLE_US
+        recorder.add(
+            case.name,
+            name,
+            "device_us",
+            "us",
+            timer.device_us(place),
+            bytes_moved=2 * rows_bytes,
+            against=(against, limit.value),
+            target=target if on_gpu else None,
+            limit=bound if on_gpu else None,
+        )
+        issue_target = (
+            ISSUE_ONE_US if case.items == 1 else ISSUE_512_US.get(name) if case.items == 512 else None
+        )
+        issue = timer.host_us(place)
+        recorder.add(
+            case.name,
+            name,
+            "host_us",
+            "us",
+            issue,
+            target=issue_target if on_gpu else None,
+            limit=issue_target if on_gpu else None,
+        )
+        del keep
+
+
+def time_limits(scene: Scene, timer: Timer) -> tuple[Sample, Sample]:
+    """A copy of the rows on the device, and one from pinned memory to it."""
+    copied = torch.empty_like(scene.packed)
+    pinned = scene.packed.cpu().pin_memory() if timer.device.type == "cuda" else scene.packed.clone()
+    return (
+        timer.device_us(lambda: copied.copy_(scene.packed)),
+        timer.device_us(lambda: copied.copy_(pinned, non_blocking=True)),
+    )
+
+
+def placing(scene: Scene, embeddings: object, spans: object) -> Callable[[], object]:
+    """A call that places into a destination of its own, again and again."""
+    out = torch.zeros(scene.case.num_tokens, scene.case.hidden, dtype=scene.dtype, device=scene.device)
+    deepstack = scene.deepstack(torch.zeros)
+    return lambda: vitcache.scatter_embeddings(out, embeddings, spans, deepstack=deepstack)
+
+
+def build(scene: Scene, embeddings: object, spans: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Place into a destination of NaN."""
+    shape = (scene.case.num_tokens, scene.case.hidden)
+    out = torch.full(shape, float("nan"), dtype=scene.dtype, device=scene.device)
+    deepstack = scene.deepstack(torch.zeros)
+    vitcache.scatter_embeddings(out, embeddings, spans, deepstack=deepstack)
+    return out.nan_to_num_(0.0), deepstack
+
+
+def fill_cache(scene: Scene, *, on_host: bool) -> tuple[object, object, object]:
+    """The rows as leases of one tier, and the cache to be kept until they were placed."""
+    page_bytes = 64 * scene.width * scene.dtype.itemsize
+    pages = scene.case.items * -(-scene.case.rows // 64)
+    cache = vitcache.EmbeddingCache(
+        scene.width,
+        dtype=scene.dtype,
+        device=scene.device,
+        device_bytes=pages * page_bytes,
+        host_bytes=pages * page_bytes if on_host else 0,
+    )
+    keys = [item.to_bytes(32, "little") for item in range(scene.case.items)]
+    for key, rows in zip(keys, scene.embeddings, strict=True):
+        cache.put(key, rows)
+    if on_host:
+        # What is put later pushes all of it to the host tier.
+        for number in range(scene.case.items):
+            cache.put((number + scene.case.items).to_bytes(32, "little"), scene.embeddings[number])
+    return [cache.get(key) for key in keys], scene.spans, cache
+
+
+SOURCES: dict[str, Callable[[Scene], tuple[object, object, object]]] = {
+    "tensors": lambda scene: (scene.embeddings, scene.spans, None),
+    "packed": lambda scene: (scene.packed, scene.packed_spans, None),
+    "device-pages": lambda scene: fill_cache(scene, on_host=False),
+    "host-pages": lambda scene: fill_cache(scene, on_host=True),
+}
