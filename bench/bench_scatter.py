@@ -13,7 +13,7 @@ import torch
 from vitcache.bench.contenders import Scene
 from vitcache.bench.record import Recorder
 from vitcache.bench.registry import PLACEMENT_CASES, PlacementCase
-from vitcache.bench.timing import Timer
+from vitcache.bench.timing import Sample, Timer
 
 import vitcache
 
