@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.dtypes import DTYPES
 from vitcache.errors import CudaError
+from vitcache.host_blocks import calibrate_cuda
 from vitcache.lease import Lease, Returns
 from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
@@ -21,8 +23,6 @@ from vitcache.streams import Fence, make_timeline
 __all__ = ["CacheStats", "EmbeddingCache"]
 
 logger = logging.getLogger(__name__)
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # `get` takes released leases back in batches: what it returns does not depend on them.
 _RETURNS_PER_BATCH = 64
@@ -105,6 +105,8 @@ class EmbeddingCache:
         self._timeline.synchronize()
         for pool in pools:
             weakref.finalize(pool, self._timeline.synchronize).atexit = False
+        if host_bytes and self.device.type == "cuda":
+            calibrate_cuda(self.device)
         self._ledger: Ledger | None = Ledger(policy, *pools)
         self._lock = threading.Lock()  # guards the ledger
         self._drain_lock = threading.Lock()  # taken before _lock where both are
