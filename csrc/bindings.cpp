@@ -163,6 +163,7 @@ class ItemReader {
 std::int64_t to_int64(std::int64_t item, py::handle value) {
   const std::int64_t number = PyLong_AsLongLong(value.ptr());
   if (number == -1 && PyErr_Occurred() != nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) throw py::error_already_set();
     PyErr_Clear();
     throw std::out_of_range("item " + std::to_string(item) + ": " + py::repr(value).cast<std::string>() +
                             " is beyond 64 bits");
@@ -178,6 +179,7 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
   };
   const auto add = [&placement](std::int64_t item, py::handle span) {
     PyObject* fields = span.ptr();
+    if (PyTuple_GET_SIZE(fields) != 3) throw py::type_error("a Span has three fields");
     placement.add_run({item, to_int64(item, PyTuple_GET_ITEM(fields, 0)),
                        to_int64(item, PyTuple_GET_ITEM(fields, 1)),
                        to_int64(item, PyTuple_GET_ITEM(fields, 2))});
@@ -274,7 +276,8 @@ void bind_placement(py::module_& module) {
       .def("add_runs", &add_runs)
       .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
       .def("check", &Placement::check, py::arg("num_tokens"))
-      .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("width"))
+      .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("row_stride"),
+           py::arg("row_bytes"), py::arg("width"))
       .def("take_host_blocks",
            [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
              py::list blocks;

@@ -72,16 +72,26 @@ void Placement::check(std::int64_t num_tokens) const {
       throw std::invalid_argument(describe(*order[i - 1]) + " and " + describe(*order[i]) + " overlap");
 }
 
-void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t width) const {
+void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride,
+                            std::int64_t row_bytes, std::int64_t width) const {
   for (std::size_t item = 0; item < sources_.size(); ++item) {
     const Source& source = sources_[item];
     if (source.num_rows == 0) continue;
     const auto row = [&source](std::int64_t number) {
       return source.address + static_cast<std::uint64_t>(number * source.row_stride);
     };
-    const auto row_bytes = static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
-    if (row(source.first_pool_row) < end && begin < row(source.last_pool_row) + row_bytes)
-      throw std::invalid_argument("item " + std::to_string(item) + " shares memory with the destination");
+    const std::int64_t source_bytes = width * kElementBytes[source.kind];
+    const std::uint64_t first = row(source.first_pool_row);
+    if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes))
+      continue;
+    if (source.row_stride == row_stride && row_stride > row_bytes) {
+      // Both repeat alike: what counts is where in a row's pitch each of them lies.
+      const std::int64_t pitch = row_stride;
+      const std::int64_t offset =
+          ((static_cast<std::int64_t>(first) - static_cast<std::int64_t>(begin)) % pitch + pitch) % pitch;
+      if (offset >= row_bytes && offset + source_bytes <= pitch) continue;
+    }
+    throw std::invalid_argument("item " + std::to_string(item) + " shares memory with the destination");
   }
 }
 
@@ -123,8 +133,9 @@ bool Placement::reads_host() const {
 }
 
 bool Placement::aligned(int kind) const {
-  return std::all_of(sources_.begin(), sources_.end(), [kind](const Source& source) {
-    return source.kind != kind ||
+  return std::all_of(runs_.begin(), runs_.end(), [this, kind](const Run& run) {
+    const Source& source = source_of(run);
+    return source.kind != kind || run.length == 0 ||
            (source.address % kVectorBytes == 0 && source.row_stride % kVectorBytes == 0);
   });
 }
@@ -141,6 +152,14 @@ void Placement::write_row_table(int kind, std::int64_t* table) const {
 }
 
 void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
+  for (const Run& run : runs_)
+    if (run.start + run.length > num_tokens)
+      throw std::out_of_range(describe(run) + " does not fit in a table of " + std::to_string(num_tokens) +
+                              " tokens");
+  for (const BlockCopy& block : blocks_)
+    if (block.token + block.num_rows > num_tokens)
+      throw std::out_of_range("tokens up to " + std::to_string(block.token + block.num_rows) +
+                              " do not fit in a table of " + std::to_string(num_tokens) + " tokens");
   std::fill(table, table + num_tokens, std::int64_t{0});
   for (const Run& run : runs_) {
     const Source& source = source_of(run);

@@ -49,9 +49,11 @@ class Placement {
   // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.
   void check(std::int64_t num_tokens) const;
 
-  // No source lies in the memory [begin, end): a copy from there would read what it has just written. Rows
-  // have `width` elements. Throws std::invalid_argument naming the item.
-  void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t width) const;
+  // No source lies in the rows of a destination, `row_bytes` every `row_stride` bytes of [begin, end): a copy
+  // from there would read what it has just written. A source may lie between them if its rows are as far
+  // apart. Its rows have `width` elements. Throws std::invalid_argument naming the item.
+  void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride, std::int64_t row_bytes,
+                   std::int64_t width) const;
 
   // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of
   // host sources of `kind`, with rows of `row_bytes` bytes. The tables leave their tokens to somebody else

@@ -1,5 +1,6 @@
 """Gradients, against what torch makes of the same placement written as a loop of slices."""
 
+import numpy as np
 import pytest
 import torch
 from placement_cases import as_spans, make_rows
@@ -111,12 +112,97 @@ def test_a_leaf_that_requires_grad_cannot_be_written():
     leaf = torch.zeros(10, HIDDEN, requires_grad=True)
     with pytest.raises(RuntimeError, match="leaf Variable"):
         scatter_embeddings(leaf, [torch.ones(3, HIDDEN), torch.ones(2, HIDDEN)], SPANS)
+    assert (leaf == 0).all()
+
+
+def test_the_destination_may_be_a_view(device):
+    values = [torch.randn(2, 10, HIDDEN), torch.randn(3, 2 * HIDDEN), torch.randn(2, 2 * HIDDEN)]
+    values = [value.to(device) for value in values]
+    base, *items = leaves(*values)
+    true_base, *true_items = leaves(*values)
+    hidden, true_hidden = base * 1, true_base * 1
+    levels = torch.zeros(1, 10, HIDDEN, device=device)
+    scatter_embeddings(hidden[1], items, SPANS, deepstack=levels)
+    placed, true_levels = sliced_scatter(
+        true_hidden[1], true_items, torch.zeros(1, 10, HIDDEN, device=device)
+    )
+    expected = torch.stack([true_hidden[0], placed])
+    assert torch.equal(hidden, expected)
+    (hidden.sin().sum() + levels.sin().sum()).backward()
+    (expected.sin().sum() + true_levels.sin().sum()).backward()
+    for got, wanted in zip([base, *items], [true_base, *true_items], strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("levels_shape", [(2, 10, HIDDEN), (2, 2, 5, HIDDEN)], ids=["flat", "batch"])
+def test_a_batch_with_deepstack_has_the_gradients_of_slices(device, levels_shape):
+    values = [
+        torch.randn(2, 5, HIDDEN),
+        torch.randn(2, 10, HIDDEN),
+        torch.randn(3, 3 * HIDDEN),
+        torch.randn(2, 3 * HIDDEN),
+    ]
+    values = [value.to(device) for value in values]
+    base, deepstack, *items = leaves(*values)
+    true_base, true_deepstack, *true_items = leaves(*values)
+    levels = (deepstack * 1).view(levels_shape)
+    out = scatter_embeddings(base * 1, items, SPANS, deepstack=levels)
+    expected, expected_levels = sliced_scatter(true_base * 1, true_items, true_deepstack * 1)
+    (out.sin().sum() + levels.cos().sum()).backward()
+    (expected.sin().sum() + expected_levels.cos().sum()).backward()
+    for got, wanted in zip([base, deepstack, *items], [true_base, true_deepstack, *true_items], strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+def test_embed_tokens_with_deepstack_has_the_gradients_of_its_levels(device):
+    ids = torch.randint(0, 9, (10,), device=device)
+    weight, *items = leaves(torch.randn(9, HIDDEN), torch.randn(3, 2 * HIDDEN), torch.randn(2, 2 * HIDDEN))
+    true_weight, *true_items = (value.detach().clone().requires_grad_() for value in (weight, *items))
+    levels = torch.full((1, 10, HIDDEN), float("nan"))
+    out = embed_tokens(ids, weight, items, SPANS, deepstack=levels)
+    text = torch.nn.functional.embedding(ids, true_weight)
+    expected, expected_levels = sliced_scatter(text, true_items, torch.zeros(1, 10, HIDDEN))
+    assert torch.equal(levels, expected_levels)
+    (out.sin().sum() + levels.sin().sum()).backward()
+    (expected.sin().sum() + expected_levels.sin().sum()).backward()
+    for got, wanted in zip([weight, *items], [true_weight, *true_items], strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+def test_a_frozen_weight_gets_no_gradient_and_costs_none(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the dense gradient of a frozen weight was computed")
+
+    monkeypatch.setattr("vitcache.autograd.torch.ops.aten.embedding_dense_backward", refuse)
+    rows = torch.randn(3, HIDDEN, requires_grad=True)
+    embed_tokens(torch.zeros(10, dtype=torch.int64), torch.ones(2, HIDDEN), [rows], [4]).sum().backward()
+    assert torch.equal(rows.grad, torch.ones(3, HIDDEN))
+
+
+def test_bad_items_are_the_same_errors_with_gradients():
+    base = torch.zeros(6, HIDDEN, requires_grad=True) * 1
+    for error, message, items, spans in [
+        (
+            TypeError,
+            "item 0 must be a tensor or a Lease, it is ndarray",
+            [np.zeros((2, HIDDEN), np.float32)],
+            [0],
+        ),
+        (ValueError, "item 0 is on meta", [torch.zeros(2, HIDDEN, device="meta")], [0]),
+        (IndexError, "is beyond 64 bits", [torch.zeros(2, HIDDEN)], [10**30]),
+        (ValueError, r"it must be \(n, 3\)", torch.zeros(2, HIDDEN), np.zeros((1, 4), np.int64)),
+    ]:
+        with pytest.raises(error, match=message):
+            scatter_embeddings(base, items, spans)
+    assert (base == 0).all()
 
 
 def test_out_with_gradients_is_refused_and_nothing_is_written():
     out = torch.zeros(2, HIDDEN)
     with pytest.raises(ValueError, match="out= has no gradients"):
         embed_tokens(torch.tensor([0, 1]), torch.ones(3, HIDDEN, requires_grad=True), [], [], out=out)
+    with pytest.raises(ValueError, match="out= has no gradients"):
+        embed_tokens(torch.tensor([0, 1]), torch.ones(3, HIDDEN), [], [], out=out.requires_grad_())
     assert (out == 0).all()
 
 

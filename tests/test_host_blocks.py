@@ -37,7 +37,6 @@ def host_rows(monkeypatch):
     monkeypatch.setattr(
         "vitcache.placement._reader", SimpleNamespace(add=lambda native, items, first, *_: first)
     )
-    monkeypatch.setattr("vitcache.triton_kernels.rows.hold_pinned", lambda items, device: None)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
 
+import vitcache
 from vitcache import EmbeddingCache, Span, reference
 from vitcache.placement import Destination, Placement
 
@@ -62,6 +63,13 @@ def check_embed(out, deepstack, ids, weight, embeddings, spans, scale=None, text
         embeddings,
         spans,
     )
+
+
+def test_strided_ids_reach_the_kernel_in_order(device, monkeypatch):
+    monkeypatch.setattr("vitcache.operators.uses_kernels", lambda device: True)
+    weight, table = make_rows(50, 32, torch.bfloat16, device), torch.randint(0, 50, (5, 3), device=device)
+    for ids in (table[:, 1], table[::2, :2], table[:1, :1].expand(2, 4)):
+        assert same_bits(vitcache.embed_tokens(ids, weight, [], []), weight[ids])
 
 
 @pytest.mark.parametrize("hidden", [1, 7, 8, 31, 32, 33, 4095, 4096, 4097])

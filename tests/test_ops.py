@@ -200,6 +200,82 @@ def test_an_item_inside_the_destination_is_refused(device):
     assert same_bits(scatter_embeddings(neighbours[:8], [neighbours[8:]], [0]), neighbours[8:])
 
 
+def test_overlap_is_seen_between_strided_rows_too(device):
+    wide = make_rows(8, 2 * HIDDEN, torch.float32, device)
+    before, left, right = wide.clone(), wide[:, :HIDDEN], wide[:, HIDDEN:]
+    with pytest.raises(ValueError, match="item 0 shares memory"):
+        scatter_embeddings(left, [wide[2:4, 1 : HIDDEN + 1]], [0])
+    with pytest.raises(ValueError, match=r"has stride 0 between rows of 24 elements"):
+        scatter_embeddings(
+            wide[:1, :HIDDEN].expand(4, HIDDEN), [make_rows(2, HIDDEN, torch.float32, device)], [0]
+        )
+    assert same_bits(wide, before)
+    scatter_embeddings(left, [right[2:4]], [0])
+    assert same_bits(wide[:2, :HIDDEN].contiguous(), before[2:4, HIDDEN:].contiguous())
+
+
+def test_what_is_written_may_not_alias_what_is_read(device):
+    weight = make_rows(6, HIDDEN, torch.float32, device)
+    ids, before = torch.zeros(6, dtype=torch.int64, device=device), weight.clone()
+    with pytest.raises(ValueError, match="weight shares memory with the destination"):
+        embed_tokens(ids, weight, [], [], out=weight)
+    rows = make_rows(1, 2 * HIDDEN, torch.float32, device)
+    with pytest.raises(ValueError, match="deepstack shares memory with inputs_embeds"):
+        scatter_embeddings(weight, [rows], [0], deepstack=weight.view(1, 6, HIDDEN))
+    assert same_bits(weight, before)
+
+
+def test_ids_may_be_strided(device):
+    weight, table = make_rows(50, HIDDEN, torch.float32, device), torch.randint(0, 50, (7, 3), device=device)
+    for ids in (table[:, 1], table[::2, :2], table[:1, :1].expand(2, 4)):
+        assert same_bits(embed_tokens(ids, weight, [], []), weight[ids])
+
+
+@pytest.mark.parametrize("scale", ["x", 1j, [2.0], True, torch.ones(3)], ids=str)
+def test_a_scale_is_a_number(device, scale):
+    weight = make_rows(5, HIDDEN, torch.float32, device)
+    out = poisoned(2, HIDDEN, dtype=torch.float32, device=device)
+    rows, ids = make_rows(1, HIDDEN, torch.float32, device), torch.zeros(2, dtype=torch.int64, device=device)
+    for name in ("scale", "text_scale"):
+        with pytest.raises(TypeError, match=f"{name} must be a real number or None"):
+            embed_tokens(ids, weight, [rows], [0], out=out, **{name: scale})
+    with pytest.raises(TypeError, match="scale must be a real number or None"):
+        scatter_embeddings(out, [rows], [0], scale=scale)
+    assert out.isnan().all()
+
+
+def test_no_levels_at_all_are_no_levels(device):
+    out = poisoned(2, 3, HIDDEN, dtype=torch.float32, device=device)
+    deepstack = torch.empty(0, 2, 3, HIDDEN, device=device)
+    rows = make_rows(2, HIDDEN, torch.float32, device)
+    assert same_bits(scatter_embeddings(out, [rows], [1], deepstack=deepstack).view(-1, HIDDEN)[1:3], rows)
+
+
+def test_meta_and_fake_tensors_go_through_the_operators():
+    weight, ids = torch.empty(5, HIDDEN, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    rows = torch.empty(2, HIDDEN, device="meta")
+    assert embed_tokens(ids, weight, [rows], [1]).shape == (3, HIDDEN)
+    out = torch.empty(3, HIDDEN, device="meta")
+    assert scatter_embeddings(out, [rows], [1]) is out
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.empty(3, HIDDEN)
+        assert scatter_embeddings(fake, [torch.empty(2, HIDDEN)], [1]) is fake
+
+
+def test_a_lease_of_another_device_is_refused():
+    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device="cpu", device_bytes=1 << 14, page_rows=4)
+    cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32))
+    out = poisoned(8, HIDDEN, dtype=torch.float32)
+    with cache.get(b"k" * 32) as lease:
+        lease.device = torch.device("cuda", 1)
+        lease.paged_rows = None
+        with pytest.raises(
+            ValueError, match="item 0 is a lease of a cache on cuda:1, the destination is on cpu"
+        ):
+            scatter_embeddings(out, [lease], [0])
+    assert out.isnan().all()
+
+
 def test_rows_of_several_megabytes_are_copied_by_several_threads():
     rows = make_rows(1500, 2048, torch.bfloat16)
     weight = make_rows(100, 2048, torch.bfloat16)
@@ -323,6 +399,8 @@ def test_bad_embeddings_tables_are_refused(device):
     ]:
         with pytest.raises(error, match=message):
             embed_tokens(*arguments, [], [])
+    with pytest.raises(TypeError, match="out must be a tensor, it is list"):
+        embed_tokens(ids, weight, [], [], out=[1])
     with pytest.raises(ValueError, match=r"out has shape \(5, 24\), it must be \(4, 24\)"):
         embed_tokens(ids, weight, [], [], out=torch.empty(5, HIDDEN, device=device))
 

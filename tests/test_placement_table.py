@@ -105,6 +105,35 @@ def test_a_table_is_held_to_its_smallest_destination(device):
         scatter_embeddings(torch.zeros(20, 16, dtype=torch.bfloat16, device=device), table, None)
 
 
+def test_a_larger_destination_after_a_small_one_writes_no_table_too_far(device):
+    weight = bf16(3, device)
+    table = PlacementTable(6, device=device).update([], [])
+    for num_tokens in (5, 0):
+        embed_tokens(torch.zeros(num_tokens, dtype=torch.int64, device=device), weight, table, None)
+    scatter_embeddings(torch.zeros(100, HIDDEN, dtype=torch.bfloat16, device=device), table, None)
+    with pytest.raises(IndexError, match="does not fit in 0 tokens"):
+        table.update([bf16(2, device)], [90])
+
+
+def test_a_released_lease_in_a_table_is_refused(device):
+    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    cache.put(b"k" * 32, bf16(3, device))
+    lease = cache.get(b"k" * 32)
+    table = PlacementTable(4, device=device).update([lease], [0])
+    lease.release()
+    out = torch.zeros(8, HIDDEN, dtype=torch.bfloat16, device=device)
+    with pytest.raises(RuntimeError, match="released"):
+        scatter_embeddings(out, table, None)
+    assert not out.any()
+
+
+def test_a_failed_call_leaves_the_table_free_for_others(device):
+    table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
+    with pytest.raises(ValueError, match="there are 9 tokens, this table holds 4"):
+        embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device), table, None)
+    table.update([bf16(2, device)], [20])
+
+
 def test_misuse_is_named(device):
     weight, ids = bf16(20, device), torch.zeros(9, dtype=torch.int64, device=device)
     out = torch.zeros(9, HIDDEN, dtype=torch.bfloat16, device=device)
@@ -131,8 +160,8 @@ def test_an_update_is_refused_while_a_reader_is_in_flight(device):
             return self.passed
 
     table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
-    table._fences.append(Fence())
+    table._fences["a replay"] = Fence()
     with pytest.raises(RuntimeError, match="work that reads this table is in flight"):
         table.update([bf16(2, device)], [1])
-    table._fences[0].passed = True
+    table._fences["a replay"].passed = True
     table.update([bf16(2, device)], [1])

@@ -28,6 +28,14 @@ def test_span_refuses_negatives_by_name(name):
         Span(**fields)
 
 
+def test_span_is_checked_however_it_is_made():
+    with pytest.raises(ValueError, match=r"Span.length is -1"):
+        Span(1, 2)._replace(length=-1)
+    with pytest.raises(TypeError):
+        Span._make(["a", 2, 3])
+    assert Span(1, 2)._replace(start=4) == Span(4, 2)
+
+
 @pytest.mark.parametrize("value", [1.0, "1", None])
 def test_span_refuses_what_is_no_integer(value):
     with pytest.raises(TypeError):
@@ -37,6 +45,17 @@ def test_span_refuses_what_is_no_integer(value):
 def test_inclusive_offsets_hand_out_rows_in_order():
     assert spans_from_inclusive([(2, 5), (9, 9), (14, 20)]) == [Span(2, 4, 0), Span(9, 1, 4), Span(14, 7, 5)]
     assert spans_from_inclusive([]) == []
+
+
+def test_small_integers_do_not_wrap():
+    assert spans_from_inclusive(np.array([[0, 255]], np.uint8)) == [Span(0, 256)]
+
+
+def test_clip_takes_spans_only():
+    with pytest.raises(TypeError, match="spans must be Span, one is int"):
+        clip_spans(Span(1, 2), 0, 4)
+    with pytest.raises(TypeError, match="spans must be Span, one is tuple"):
+        clip_spans([(1, 2, 0)], 0, 4)
 
 
 def test_inclusive_offsets_refuse_an_end_before_the_beginning():

@@ -2,7 +2,9 @@
 waits.
 """
 
+import gc
 import threading
+import weakref
 
 import torch
 from hypothesis import given
@@ -98,3 +100,30 @@ def test_every_thread_has_a_ring_of_its_own(device):
     thread.join()
     assert ring_of(device) is mine
     assert others[0] is not mine
+
+
+def test_what_is_held_goes_when_its_launches_have_read_it():
+    class Rows:
+        pass
+
+    stream = Stream()
+    ring = TableRing(stream.allocate, stream.fence)
+    held = []
+    for _ in range(3):
+        rows = Rows()
+        held.append(weakref.ref(rows))
+        stream.launch()
+        ring.hold(rows)
+    del rows
+    stream.run(2)
+    ring.hold(None)
+    assert [rows() is None for rows in held] == [True, True, False]
+
+
+def test_a_ring_outlives_the_thread_that_made_it(device):
+    device, rings = torch.empty(0, device=device).device, []
+    thread = threading.Thread(target=lambda: rings.append(weakref.ref(ring_of(device))))
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert rings[0]() is not None

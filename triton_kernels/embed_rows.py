@@ -94,7 +94,8 @@ def launch_embed_rows(
     """
     block, num_warps = block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
-    deepstack = out[None] if destination.deepstack is None else destination.deepstack
+    # Without levels nothing is read of it, and strides that change with the prompt would only be compiled in.
+    deepstack = out.new_empty(0, 0, 0) if destination.deepstack is None else destination.deepstack
     grid = (destination.num_tokens, 1 + destination.levels, triton.cdiv(destination.hidden, block))
     if 0 in grid:
         return

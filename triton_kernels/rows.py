@@ -4,8 +4,6 @@ rows alive.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -42,25 +40,10 @@ def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtyp
 
 
 def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is.
-
-    Raises
-    ------
-    RuntimeError
-        If a CUDA graph is being captured: the table lives for one call only, a replay would read what came
-        after it.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
-            "use a PlacementTable"
-        )
+    """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is."""
     table = ring_of(device).reserve(values)
     fill(table.data_ptr())
     return table
-
-
-_held = threading.local()
 
 
 def hold_pinned(items: Iterable[object], device: torch.device) -> None:
@@ -69,15 +52,8 @@ def hold_pinned(items: Iterable[object], device: torch.device) -> None:
     torch's allocator of pinned memory learns only of copies, and would hand the memory out again at once.
     """
     pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
-    if not pinned:
-        return
-    event = torch.cuda.Event()
-    event.record()
-    if not hasattr(_held, "until"):
-        _held.until = deque()
-    while _held.until and _held.until[0][0].query():
-        _held.until.popleft()
-    _held.until.append((event, pinned))
+    if pinned:
+        ring_of(device).hold(pinned)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

@@ -85,7 +85,8 @@ def launch_scatter_rows(
     """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each."""
     block, num_warps = shape or block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
-    deepstack = out[None] if destination.deepstack is None else destination.deepstack
+    # Without levels nothing is read of it, and strides that change with the prompt would only be compiled in.
+    deepstack = out.new_empty(0, 0, 0) if destination.deepstack is None else destination.deepstack
     grid = (len(table) // 2, 1 + destination.levels, triton.cdiv(destination.hidden, block))
     if 0 in grid:
         return

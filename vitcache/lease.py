@@ -55,6 +55,8 @@ class Lease:
         Shape and dtype of the rows.
     page_rows
         Rows of a page.
+    device
+        Device of the cache, where the rows may be placed.
     paged_rows
         The native description of the rows, for placements; None once it is released.
 
@@ -68,11 +70,11 @@ class Lease:
     """
 
     __slots__ = (
-        "_device",
         "_pin",
         "_returns",
         "_streams",
         "_timeline",
+        "device",
         "dtype",
         "num_rows",
         "page_rows",
@@ -80,19 +82,23 @@ class Lease:
         "row_width",
     )
 
-    def __init__(self, entry: Entry, device: torch.device, timeline: Timeline, returns: Returns) -> None:
+    def __init__(self, pin: list[Entry], device: torch.device, timeline: Timeline, returns: Returns) -> None:
+        self._pin: list[
+            Entry
+        ] = []  # nothing is pinned until all the rest is there, even if this is interrupted
+        [entry] = pin
         pool = entry.pool
         self.num_rows = entry.num_rows
         self.row_width = pool.row_width
         self.dtype = pool.dtype
         self.page_rows = pool.page_rows
         self.paged_rows: PagedRows | None = entry.paged_rows
-        self._device = device
+        self.device = device
         self._timeline = timeline
         self._returns = returns
         self._streams: set[Hashable] = set()
-        # Popping it releases the lease: of two threads only one can.
-        self._pin = [entry]
+        # Popping it releases the lease: of two threads only one can, and of a lease and who made it, too.
+        self._pin = pin
 
     @property
     def released(self) -> bool:
@@ -127,7 +133,7 @@ class Lease:
     def to_tensor(self) -> Tensor:
         """Return a copy ``(num_rows, row_width)`` on the cache's device, made on the current stream."""
         self.use()
-        rows = torch.empty((self.num_rows, self.row_width), dtype=self.dtype, device=self._device)
+        rows = torch.empty((self.num_rows, self.row_width), dtype=self.dtype, device=self.device)
         first = 0
         for segment in self.segments():
             rows[first : first + len(segment)].copy_(segment, non_blocking=True)
@@ -177,8 +183,6 @@ def use_all(leases: Iterable[Lease]) -> None:
             stream = timeline.current()
         if not lease._pin or stream not in lease._streams:
             entry = lease._entry()
-            if not entry.num_rows:
-                continue
             if entry.written.stream != stream:
                 lease._timeline.wait(entry.written)
             lease._streams.add(stream)

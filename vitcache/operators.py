@@ -7,6 +7,7 @@ functionalization. Schemas are defined in Python through one library that lives 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,24 +17,31 @@ from vitcache.placement import Destination, Placement
 from vitcache.placement_table import PlacementTable
 
 _library = torch.library.Library("vitcache", "DEF")
-_library.define(
+# Their tables live for one call: a graph that captured one would replay what came after it.
+_tags = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]
+for _schema in (
     "scatter_embeddings_(Tensor(a!) inputs_embeds, Tensor(b!)? deepstack, Tensor[] embeddings, Tensor runs, "
-    "float? scale) -> ()"
-)
-_library.define(
+    "float? scale) -> ()",
     "embed_tokens_(Tensor(a!) out, Tensor(b!)? deepstack, Tensor input_ids, Tensor weight, "
-    "Tensor[] embeddings, Tensor runs, float? scale, float? text_scale) -> ()"
-)
-_library.define(
-    "gather_rows(Tensor inputs_embeds, Tensor? deepstack, Tensor runs, SymInt[] num_rows, float? scale) "
-    "-> Tensor"
-)
-_library.define("clear_rows_(Tensor(a!) rows, Tensor runs) -> ()")
+    "Tensor[] embeddings, Tensor runs, float? scale, float? text_scale) -> ()",
+    "gather_rows(Tensor grad, Tensor runs, SymInt[] num_rows, float? scale) -> Tensor",
+    "clear_rows_(Tensor(a!) rows, Tensor runs) -> ()",
+):
+    _library.define(_schema, tags=_tags)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether tensors on `device` are placed by the kernels; elsewhere the reference does it."""
+    """Whether tensors on `device` are placed by the kernels; elsewhere native copies or the reference do."""
     return device.type == "cuda"
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured, before anything is queued that would be in it."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
+            "use a PlacementTable"
+        )
 
 
 def scatter(destination: Destination, placement: Placement, scale: float | None) -> None:
@@ -71,12 +79,14 @@ def embed_table(
     text_scale: float | None,
 ) -> None:
     """`embed` from a table at a fixed address."""
-    placement = table.bind(destination)
     tokens = table.tokens(destination.num_tokens)
+    placement = table.bind(destination)
     if uses_kernels(destination.rows.device):
         from vitcache.triton_kernels import embed_rows as kernels
 
-        kernels.embed_table(destination, input_ids.reshape(-1), weight, table, tokens, scale, text_scale)
+        kernels.embed_table(
+            destination, input_ids.reshape(-1).contiguous(), weight, table, tokens, scale, text_scale
+        )
         table.leave_fence()
     else:
         embed(destination, input_ids, weight, placement, scale, text_scale)
@@ -91,7 +101,7 @@ def embed(
     text_scale: float | None,
 ) -> None:
     """Run one checked build of ``inputs_embeds`` where its destination lives."""
-    ids = input_ids.reshape(-1)
+    ids = input_ids.reshape(-1).contiguous()  # its view may be strided
     if uses_kernels(destination.rows.device):
         from vitcache.triton_kernels import embed_rows as kernels
 
@@ -121,6 +131,7 @@ def _scatter_operator(
     scale: float | None,
 ) -> None:
     destination = Destination("inputs_embeds", inputs_embeds, deepstack)
+    refuse_capture(inputs_embeds.device)
     scatter(destination, Placement.from_runs(destination, embeddings, runs), scale)
 
 
@@ -135,40 +146,27 @@ def _embed_operator(
     text_scale: float | None,
 ) -> None:
     destination = Destination("out", out, deepstack)
+    refuse_capture(out.device)
     embed(
         destination, input_ids, weight, Placement.from_runs(destination, embeddings, runs), scale, text_scale
     )
 
 
-def _gather_operator(
-    inputs_embeds: Tensor,
-    deepstack: Tensor | None,
-    runs: Tensor,
-    num_rows: Sequence[int],
-    scale: float | None,
-) -> Tensor:
-    """The transpose of a scatter: per item row the sum of the rows that it was written to, in float32,
-    packed.
-    """
-    hidden = inputs_embeds.shape[-1]
-    levels = [inputs_embeds.reshape(-1, hidden)]
-    if deepstack is not None:
-        levels.extend(deepstack.reshape(len(deepstack), -1, hidden))
-    rows = inputs_embeds.new_zeros((sum(num_rows), hidden * len(levels)), dtype=torch.float32)
-    firsts = [sum(num_rows[:item]) for item in range(len(num_rows))]
+def _gather_operator(grad: Tensor, runs: Tensor, num_rows: Sequence[int], scale: float | None) -> Tensor:
+    """The transpose of a scatter: per item row the float32 sum of the rows that it was written to, packed."""
+    tokens = grad.reshape(-1, grad.shape[-1])
+    rows = grad.new_zeros((sum(num_rows), grad.shape[-1]), dtype=torch.float32)
+    firsts = list(accumulate(num_rows, initial=0))
     for item, start, length, source_start in runs.tolist():
         first = firsts[item] + source_start
-        for level, source in enumerate(levels):
-            rows[first : first + length, hidden * level : hidden * (level + 1)] += source[
-                start : start + length
-            ]
+        rows[first : first + length] += tokens[start : start + length]
     return rows if scale is None else rows.mul_(scale)
 
 
 def _clear_operator(rows: Tensor, runs: Tensor) -> None:
-    """Zero the tokens under the runs in ``(..., T, H)`` rows; leading dimensions are levels."""
+    """Zero the tokens under the runs in ``(T, H)`` rows."""
     for _, start, length, _ in runs.tolist():
-        rows[..., start : start + length, :] = 0
+        rows[start : start + length] = 0
 
 
 def _below_autograd(operator: torch._ops.OpOverload, name: str) -> None:
@@ -183,7 +181,7 @@ def _below_autograd(operator: torch._ops.OpOverload, name: str) -> None:
         if torch.is_grad_enabled() and any(
             isinstance(value, Tensor) and value.requires_grad for value in flat
         ):
-            raise RuntimeError(f"torch.ops.vitcache.{name} has no gradient; call vitcache.{name.rstrip('_')}")
+            raise RuntimeError(f"torch.ops.vitcache.{name} has no gradient; the functions of vitcache have")
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 
@@ -204,15 +202,8 @@ def _register() -> None:
     for name in ("scatter_embeddings_", "embed_tokens_", "clear_rows_"):
         torch.library.register_fake(f"vitcache::{name}", lambda *_: None, lib=_library)
 
-    def fake_gather(
-        inputs_embeds: Tensor,
-        deepstack: Tensor | None,
-        runs: Tensor,
-        num_rows: Sequence[int],
-        scale: float | None,
-    ) -> Tensor:
-        levels = 1 if deepstack is None else 1 + deepstack.shape[0]
-        return inputs_embeds.new_empty((sum(num_rows), inputs_embeds.shape[-1] * levels), dtype=torch.float32)
+    def fake_gather(grad: Tensor, runs: Tensor, num_rows: Sequence[int], scale: float | None) -> Tensor:
+        return grad.new_empty((sum(num_rows), grad.shape[-1]), dtype=torch.float32)
 
     torch.library.register_fake("vitcache::gather_rows", fake_gather, lib=_library)
 

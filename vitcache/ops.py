@@ -7,6 +7,7 @@ torch.compile go through the operators of `torch.library` at the end of this fil
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -69,23 +70,26 @@ def scatter_embeddings(
     may call. Differentiable in `embeddings`, `inputs_embeds` and `deepstack`; the rows of a lease are
     constants.
     """
-    if isinstance(embeddings, PlacementTable):
-        _check_table_call(spans, inputs_embeds, deepstack)
-        operators.scatter_table(
-            placement.Destination("inputs_embeds", inputs_embeds, deepstack), embeddings, scale
-        )
-        _bump_versions(inputs_embeds, deepstack)
-        return inputs_embeds
-    needs_grad = _needs_grad(inputs_embeds, deepstack, *_tensors(embeddings))
-    if needs_grad or torch.compiler.is_compiling():
+    scale = _check_scale("scale", scale)
+    if _is_traced(inputs_embeds):
         runs, tensors = _as_tensors(embeddings, spans)
-        if needs_grad:
-            autograd.Scatter.apply(inputs_embeds, deepstack, runs, scale, *tensors)
+        if _needs_grad(inputs_embeds, deepstack, *tensors):
+            autograd.scatter(inputs_embeds, deepstack, tensors, runs, scale)
         else:
             torch.ops.vitcache.scatter_embeddings_(inputs_embeds, deepstack, tensors, runs, scale)
         return inputs_embeds
     destination = placement.Destination("inputs_embeds", inputs_embeds, deepstack)
-    operators.scatter(destination, placement.Placement(destination, embeddings, spans), scale)
+    if isinstance(embeddings, PlacementTable):
+        _check_table_call(spans, inputs_embeds, deepstack)
+        operators.scatter_table(destination, embeddings, scale)
+    else:
+        operators.refuse_capture(inputs_embeds.device)
+        placed = placement.Placement(destination, embeddings, spans)
+        if _needs_grad(inputs_embeds, deepstack, *placed.items):
+            _refuse_leaves(inputs_embeds, deepstack)
+            autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)
+            return inputs_embeds
+        operators.scatter(destination, placed, scale)
     _bump_versions(inputs_embeds, deepstack)
     return inputs_embeds
 
@@ -138,36 +142,74 @@ def embed_tokens(
     without `out`.
     """
     _check_embedding(input_ids, weight)
-    table = embeddings if isinstance(embeddings, PlacementTable) else None
-    needs_grad = table is None and _needs_grad(weight, deepstack, *_tensors(embeddings))
-    if table is not None:
-        _check_table_call(spans, weight, deepstack)
-    if needs_grad and out is not None:
-        raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
+    scale, text_scale = _check_scale("scale", scale), _check_scale("text_scale", text_scale)
+    has_out = out is not None
     if out is None:
-        out = weight.new_empty(*input_ids.shape, weight.shape[1])
+        out = weight.new_empty((*input_ids.shape, weight.shape[1]))
+    elif not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, it is {type(out).__name__}")
     elif out.shape != (*input_ids.shape, weight.shape[1]):
         expected = (*input_ids.shape, weight.shape[1])
         raise ValueError(f"out has shape {tuple(out.shape)}, it must be {tuple(expected)}")
-    if out.device != weight.device:
+    elif out.device != weight.device:
         raise ValueError(f"out is on {out.device}, weight is on {weight.device}")
-    if needs_grad or torch.compiler.is_compiling():
+    if _is_traced(weight):
         runs, tensors = _as_tensors(embeddings, spans)
-        if needs_grad:
-            autograd.Embed.apply(out, deepstack, input_ids, weight, runs, scale, text_scale, *tensors)
+        if _needs_grad(weight, deepstack, *tensors):
+            _refuse_out(has_out)
+            autograd.embed(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         else:
             torch.ops.vitcache.embed_tokens_(
                 out, deepstack, input_ids, weight, tensors, runs, scale, text_scale
             )
         return out
     destination = placement.Destination("out", out, deepstack)
-    if table is not None:
-        operators.embed_table(destination, input_ids, weight, table, scale, text_scale)
+    destination.check_apart_from("weight", weight)
+    destination.check_apart_from("input_ids", input_ids)
+    if isinstance(embeddings, PlacementTable):
+        _check_table_call(spans, weight, out, deepstack)
+        operators.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)
     else:
+        operators.refuse_capture(out.device)
         placed = placement.Placement(destination, embeddings, spans)
+        if _needs_grad(weight, out, deepstack, *placed.items):
+            _refuse_out(has_out)
+            _refuse_leaves(deepstack)
+            items, runs = placed.tensors_and_runs()
+            autograd.embed(out, deepstack, input_ids, weight, items, runs, scale, text_scale)
+            return out
         operators.embed(destination, input_ids, weight, placed, scale, text_scale)
     _bump_versions(out, deepstack)
     return out
+
+
+def _is_traced(tensor: Any) -> bool:
+    """Whether a call is being traced, or a tensor has no memory of its own: the operators know what to do."""
+    if torch.compiler.is_compiling():
+        return True
+    if not isinstance(tensor, Tensor) or type(tensor) in (Tensor, torch.nn.Parameter):
+        return isinstance(tensor, Tensor) and tensor.device.type == "meta"
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def _check_scale(name: str, value: Any) -> float | None:
+    if value is None or isinstance(value, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number or None, it is {type(value).__name__}")
+    return float(value)
+
+
+def _refuse_leaves(*written: Tensor | None) -> None:
+    """Before anything is written: torch would only object afterwards."""
+    for tensor in written:
+        if tensor is not None and tensor.is_leaf and tensor.requires_grad:
+            raise RuntimeError("a leaf Variable that requires grad cannot be written in place")
+
+
+def _refuse_out(has_out: bool) -> None:
+    if has_out:
+        raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
 
 
 def _check_table_call(spans: Any, *written: Tensor | None) -> None:
@@ -195,27 +237,19 @@ def _check_embedding(input_ids: Tensor, weight: Tensor) -> None:
         raise ValueError(f"input_ids are on {input_ids.device}, weight is on {weight.device}")
 
 
-def _tensors(embeddings: Any) -> Sequence[Any]:
-    return (embeddings,) if isinstance(embeddings, Tensor) else embeddings
-
-
 def _needs_grad(*values: Any) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(value, Tensor) and value.requires_grad for value in values
     )
 
 
-def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, list[Tensor]]:
-    """The operators' form: an int64 tensor ``(n, 4)`` of item, start, length, source_start; and one tensor
-    per item.
-    """
+def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
+    """The operators' form in what a tracer understands: runs ``(n, 4)``, and one tensor per item."""
     if isinstance(embeddings, Tensor):
-        table = spans if isinstance(spans, Tensor) else torch.from_numpy(placement.span_array(spans, 3))
-        return torch.nn.functional.pad(table, (1, 0)), [embeddings]
+        return torch.nn.functional.pad(torch.as_tensor(spans), (1, 0)), [embeddings]
     placement.check_lists(embeddings, spans)
-    tensors = [rows.to_tensor() if isinstance(rows, Lease) else rows for rows in embeddings]
-    runs = placement.list_runs(spans, [rows.shape[0] for rows in tensors])
-    return torch.tensor(runs, dtype=torch.int64).reshape(-1, 4), tensors
+    runs = placement.list_runs(spans, [rows.shape[0] for rows in embeddings])
+    return torch.tensor(runs, dtype=torch.int64).reshape(-1, 4), embeddings
 
 
 def _bump_versions(*written: Tensor | None) -> None:

@@ -62,6 +62,7 @@ class PagePool:
             else:
                 place = device if tier == "device" else torch.device("cpu")
                 self.rows = torch.empty((num_pages * page_rows, row_width), dtype=dtype, device=place)
+        self._for_device = device
         self._address = self.rows.data_ptr()
         self._kind = KINDS[dtype]
         self.leased = 0  # pages that a lease holds
@@ -82,6 +83,8 @@ class PagePool:
     def describe(self, pages: Sequence[int], num_rows: int) -> PagedRows:
         """Return what a placement reads of `num_rows` rows in `pages`."""
         device = self.rows.device
+        # A host tier is no plain source anywhere: through -1 every placement of it is looked at in Python.
+        device_id = (device.index or 0) if device.type == self._for_device.type else -1
         return PagedRows(
             self._address,
             self.row_width * self.dtype.itemsize,
@@ -91,12 +94,12 @@ class PagePool:
             self.page_rows,
             self.row_width,
             device.type == "cuda",
-            device.index or 0,
+            device_id,
         )
 
     def pages_for(self, num_rows: int) -> int:
-        """Return the pages that so many rows take."""
-        return -(-num_rows // self.page_rows)
+        """Return the pages that so many rows take: at least one, so that the pages bound the entries."""
+        return max(1, -(-num_rows // self.page_rows))
 
     def take(self, count: int) -> tuple[tuple[int, ...], set[Fence]]:
         """Take `count` free pages; return them and the fences to wait for before they are written."""
@@ -124,7 +127,7 @@ class PagePool:
 
     def segments(self, pages: Sequence[int], num_rows: int) -> list[Tensor]:
         """Return views of the first `num_rows` rows of `pages` in order, adjacent pages joined."""
-        return [self._run(page, length) for page, length in _runs(pages, num_rows, self.page_rows)]
+        return [self._run(page, length) for page, length in _runs(pages, num_rows, self.page_rows) if length]
 
     def _run(self, page: int, length: int) -> Tensor:
         return self.rows[page * self.page_rows : page * self.page_rows + length]

@@ -62,16 +62,22 @@ class Destination:
             )
         self.deepstack = _as_rows("deepstack", deepstack, 3)
         self.levels = len(deepstack)
+        begin, end = _extent(self.rows)
+        first, last = _extent(self.deepstack)
+        if first < end and begin < last:
+            raise ValueError(f"deepstack shares memory with {name}")
 
-    @property
-    def extents(self) -> list[tuple[int, int]]:
-        """First and last address of what is written, where that is one block: between strided rows others
-        may live.
-        """
-        blocks = [self.rows] if self.deepstack is None else [self.rows, self.deepstack]
-        return [
-            (block.data_ptr(), block.data_ptr() + block.nbytes) for block in blocks if block.is_contiguous()
-        ]
+    def planes(self) -> list[Tensor]:
+        """What is written, as ``(T, H)`` each: inputs_embeds, then the deepstack levels."""
+        return [self.rows] if self.deepstack is None else [self.rows, *self.deepstack]
+
+    def check_apart_from(self, name: str, other: Tensor) -> None:
+        """Raise ValueError if another tensor lies where this one writes."""
+        first, last = _extent(other)
+        for plane in self.planes():
+            begin, end = _extent(plane)
+            if first < end and begin < last:
+                raise ValueError(f"{name} shares memory with the destination")
 
     @property
     def width(self) -> int:
@@ -98,7 +104,7 @@ class Placement:
             self.items = self._add_items(destination, embeddings)
             self.native.add_spans(spans, Span)
         self.check(destination)
-        use_all(item for item in self.items if type(item) is Lease)
+        self.use_leases()
 
     @classmethod
     def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
@@ -110,6 +116,10 @@ class Placement:
         self.check(destination)
         return self
 
+    def use_leases(self) -> None:
+        """Order the current stream behind the writing of leased rows, and their reuse behind it."""
+        use_all(item for item in self.items if isinstance(item, Lease))
+
     def segments(self) -> list[list[Tensor]]:
         """Per item the tensors that hold its rows in order, for the reference."""
         return [[item] if isinstance(item, Tensor) else item.segments() for item in self.items]
@@ -118,6 +128,11 @@ class Placement:
         """``(item, start, length, source_start)`` of every run."""
         return self.native.runs()
 
+    def tensors_and_runs(self) -> tuple[list[Tensor], Tensor]:
+        """What the operators take: a tensor per item (of a lease, a copy) and the runs ``(n, 4)``."""
+        tensors = [item if isinstance(item, Tensor) else item.to_tensor() for item in self.items]
+        return tensors, torch.tensor(self.native.runs(), dtype=torch.int64).reshape(-1, 4)
+
     def dtypes(self) -> list[torch.dtype]:
         """The dtypes of the rows that are placed."""
         return [DTYPES[kind] for kind in self.native.kinds()]
@@ -125,8 +140,11 @@ class Placement:
     def check(self, destination: Destination) -> None:
         """Raise if a run does not fit, two overlap, or an item lies in the destination."""
         self.native.check(destination.num_tokens)
-        for begin, end in destination.extents:
-            self.native.check_apart(begin, end, destination.width)
+        for plane in destination.planes():
+            begin, end = _extent(plane)
+            stride = plane.stride(0) * plane.element_size()
+            row_bytes = destination.hidden * plane.element_size()
+            self.native.check_apart(begin, end, stride, row_bytes, destination.width)
 
     def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Tensor | Lease]:
         """Plain tensors on the destination's device go in natively, all else one by one."""
@@ -146,9 +164,12 @@ class Placement:
         if isinstance(rows, Lease):
             if rows.row_width != destination.width:
                 raise ValueError(_width_message(item, rows.row_width, destination))
-            pool = rows.pool
-            _check_device(item, pool, destination)
-            self.native.add_paged_rows(rows.paged_rows, pool.device != destination.rows.device)
+            if rows.device != destination.rows.device:
+                where = destination.rows.device
+                raise ValueError(
+                    f"item {item} is a lease of a cache on {rows.device}, the destination is on {where}"
+                )
+            self.native.add_paged_rows(rows.paged_rows, rows.pool.device != destination.rows.device)
             return rows
         if not isinstance(rows, Tensor):
             raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
@@ -160,7 +181,11 @@ class Placement:
         if rows.shape[1] != destination.width:
             raise ValueError(_width_message(item, rows.shape[1], destination))
         _check_device(item, rows, destination)
-        packed: Tensor = rows if rows.stride(1) == 1 else rows.contiguous()
+        packed: Tensor = rows
+        if rows.stride(1) != 1:
+            packed = rows.contiguous()
+            if packed.device != destination.rows.device:
+                packed = packed.pin_memory()
         self.native.add_source(
             packed.data_ptr(),
             packed.stride(0) * packed.element_size(),
@@ -250,12 +275,27 @@ def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """A view of `tensor` with `dimensions` dimensions, all tokens in the one before the last."""
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(f"{name} has stride {tensor.stride(-1)} between elements of a row, it must be 1")
-    if tensor.dim() == dimensions:
-        return tensor
     try:
-        leading = tensor.shape[: dimensions - 2]
-        return tensor.view(*leading, -1, tensor.shape[-1])
+        if tensor.dim() > dimensions:
+            *leading, tokens_of_a_batch, hidden = tensor.shape
+            levels = leading[: dimensions - 2]
+            num_tokens = tokens_of_a_batch * leading[-1]
+            tensor = tensor.view(*levels, num_tokens, hidden)
+        if tensor.shape[-2] > 1 and tensor.stride(-2) < tensor.shape[-1]:
+            raise ValueError(
+                f"{name} has stride {tensor.stride(-2)} between rows of {tensor.shape[-1]} elements"
+            )
+        return tensor
     except RuntimeError:
         raise ValueError(
             f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not one block of rows"
         ) from None
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Address of the first element, and the one behind the last."""
+    if tensor.numel() == 0:
+        return 0, 0
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (reach + 1) * tensor.element_size()

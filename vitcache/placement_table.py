@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitcache.dtypes import KINDS
 from vitcache.placement import Destination, Placement
+from vitcache.tables import ring_of
 
 
 class PlacementTable:
@@ -56,7 +57,7 @@ class PlacementTable:
         pinned = self.device.type == "cuda"
         self.rows = torch.zeros(2 * max_rows, dtype=torch.int64, pin_memory=pinned)
         self._tokens = torch.zeros(max_rows, dtype=torch.int64, pin_memory=pinned)
-        self._fences: list[Any] = []  # events: one of eager calls first, then one of each captured call
+        self._fences: dict[object, Any] = {}  # events by what leaves them: a stream, or one captured call
         self._placement: Placement | None = None
         self._width = 0  # of the rows, once there were some
         self._num_tokens: int | None = None  # of the smallest destination so far
@@ -81,12 +82,15 @@ class PlacementTable:
         -----
         If anything is raised the table keeps what it had. The host writes the table and waits for nothing.
         """
-        if not all(fence.query() for fence in self._fences):
-            raise RuntimeError("work that reads this table is in flight: wait for the replay, then update")
+        self._refuse_in_flight()
         items = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         width = self._width or (_width_of(items[0]) if items else 0)
         placement = Placement(Destination.unbound(width, self.device, self._num_tokens), embeddings, spans)
         kind = KINDS[self.dtype]
+        if torch.is_grad_enabled() and any(
+            isinstance(i, Tensor) and i.requires_grad for i in placement.items
+        ):
+            raise ValueError("a PlacementTable has no gradients: use torch.no_grad()")
         others = [dtype for dtype in placement.dtypes() if dtype != self.dtype]
         if others:
             raise TypeError(f"the rows are {others[0]}, this table holds {self.dtype}")
@@ -95,10 +99,11 @@ class PlacementTable:
             raise ValueError(f"the placement has {num_rows} rows, this table holds {self.max_rows}")
         if width * self.dtype.itemsize % 16 == 0 and not placement.native.aligned(kind):
             raise ValueError("rows in a table must begin at multiples of 16 bytes")
+        if self._num_embedded:
+            placement.native.write_token_table(kind, self._tokens.data_ptr(), self._num_embedded)
         self.rows.zero_()
         placement.native.write_row_table(kind, self.rows.data_ptr())
         self._placement, self._width = placement, width
-        self._write_tokens()
         return self
 
     def bind(self, destination: Destination) -> Placement:
@@ -122,41 +127,51 @@ class PlacementTable:
                 f"this table holds rows of width {self._width}, the destination takes {destination.width}"
             )
         self._placement.check(destination)
+        self._placement.use_leases()
         self._width = destination.width
-        self._num_tokens = min(destination.num_tokens, self._num_tokens or destination.num_tokens)
+        if self._num_tokens is None or destination.num_tokens < self._num_tokens:
+            self._num_tokens = destination.num_tokens
         return self._placement
 
     def tokens(self, num_tokens: int) -> Tensor:
-        """The address of each token's row, 0 for text, kept up to date from now on. After `bind`.
+        """The address of each token's row, 0 for text, kept up to date from now on.
 
         Raises
         ------
         ValueError
             If they are more than `max_rows`.
+        RuntimeError
+            If they are more than in calls before, and work that reads the table is in flight.
+        IndexError
+            If the placement does not fit in them.
         """
         if num_tokens > self.max_rows:
             raise ValueError(f"there are {num_tokens} tokens, this table holds {self.max_rows}")
-        if num_tokens > self._num_embedded:
+        if num_tokens > self._num_embedded and self._placement is not None:
+            self._refuse_in_flight()
+            address = self._tokens.data_ptr()
+            self._placement.native.write_token_table(KINDS[self.dtype], address, num_tokens)
             self._num_embedded = num_tokens
-            self._write_tokens()
         return self._tokens[:num_tokens]
 
     def leave_fence(self) -> None:
         """Mark that the current stream reads the table; under capture, that each replay of the graph does."""
         if self.device.type != "cuda":
             return
-        capturing = torch.cuda.is_current_stream_capturing()
-        if not self._fences:
-            self._fences.append(torch.cuda.Event())
-        if capturing:
-            # A node of the graph: every replay records it anew, whoever starts it.
-            self._fences.append(torch.cuda.Event(external=True))
-        self._fences[-1 if capturing else 0].record(torch.cuda.current_stream(self.device))
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            if torch.cuda.is_current_stream_capturing():
+                # A node of the graph: every replay records it anew, whoever starts it.
+                self._fences[object()] = fence = torch.cuda.Event(external=True)
+            else:
+                fence = self._fences.setdefault(stream.cuda_stream, torch.cuda.Event())
+                # Its memory and rows must not go before the launch has read them.
+                ring_of(self.device).hold((self.rows, self._tokens, self._placement))
+            fence.record(stream)
 
-    def _write_tokens(self) -> None:
-        if self._num_embedded and self._placement is not None:
-            address = self._tokens.data_ptr()
-            self._placement.native.write_token_table(KINDS[self.dtype], address, self._num_embedded)
+    def _refuse_in_flight(self) -> None:
+        if not all(fence.query() for fence in self._fences.values()):
+            raise RuntimeError("work that reads this table is in flight: wait for the replay, then update")
 
 
 def _width_of(item: Any) -> int:

@@ -35,7 +35,6 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
     IndexError
         If the id of a text token is no row of `weight`; nothing is written.
     """
-    ids = input_ids.contiguous()
     num_tokens = destination.num_tokens
     table = ring_of(destination.rows.device).reserve(num_tokens).data_ptr()
     placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)
@@ -43,8 +42,8 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
     _native.embed_rows(
         table,
         num_tokens,
-        ids.data_ptr(),
-        ids.element_size(),
+        input_ids.data_ptr(),
+        input_ids.element_size(),
         rows,
         *_planes(destination),
         torch.get_num_threads(),

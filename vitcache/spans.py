@@ -40,6 +40,11 @@ class Span(_SpanFields):
             raise ValueError(f"Span.{name} is {getattr(span, name)}, it must be at least 0")
         return span
 
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Span:  # type: ignore[override]
+        # The tuple's own would skip the checks, and _replace goes through it.
+        return cls(*iterable)
+
     @property
     def stop(self) -> int:
         """The token after the last one of this span."""
@@ -58,7 +63,8 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]]) -> list[Span]:
     """
     spans: list[Span] = []
     rows = 0
-    for first, last in offsets:
+    for offset in offsets:
+        first, last = map(index, offset)
         if last < first:
             raise ValueError(f"offset {len(spans)} ends at token {last}, before its first token {first}")
         spans.append(Span(first, last - first + 1, rows))
@@ -146,6 +152,8 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
     window = Span(start, length)
     clipped: list[Span] = []
     for span in spans:
+        if not isinstance(span, Span):
+            raise TypeError(f"spans must be Span, one is {type(span).__name__}")
         first, last = max(span.start, window.start), min(span.stop, window.stop)
         if first < last:
             clipped.append(Span(first - window.start, last - first, span.source_start + first - span.start))

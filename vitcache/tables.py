@@ -52,6 +52,7 @@ class TableRing:
         self._fence = fence
         self._current: _Block | None = None
         self._full: deque[_Block] = deque()
+        self._held: deque[tuple[Passed, object]] = deque()
 
     @property
     def num_blocks(self) -> int:
@@ -70,6 +71,12 @@ class TableRing:
         block.used += values + values % 2
         return table
 
+    def hold(self, value: object) -> None:
+        """Keep `value` alive until the launches so far have read what it owns, or longer."""
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
+        self._held.append((self._fence(), value))
+
     def _next_block(self, values: int) -> _Block:
         if self._current is not None:
             self._current.fence = self._fence()
@@ -84,7 +91,9 @@ class TableRing:
         return oldest
 
 
-_rings = threading.local()
+# By thread, device and stream. A ring outlives its thread: the device may still read what it holds. A later
+# thread that gets the same identity goes on with it, in the same order.
+_rings: dict[tuple[int, torch.device, int], TableRing] = {}
 
 
 def ring_of(device: torch.device) -> TableRing:
@@ -93,11 +102,11 @@ def ring_of(device: torch.device) -> TableRing:
     Threads that share a stream have a ring each: one thread's fence says nothing of what another is about to
     launch.
     """
-    rings: dict[tuple[torch.device, int], TableRing] = _rings.__dict__.setdefault("by_stream", {})
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    ring = rings.get((device, stream))
+    key = (threading.get_ident(), device, stream)
+    ring = _rings.get(key)
     if ring is None:
-        ring = rings[device, stream] = _make_ring(device)
+        ring = _rings[key] = _make_ring(device)
     return ring
 
 

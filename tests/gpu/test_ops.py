@@ -135,6 +135,31 @@ def test_pinned_rows_outlive_the_caller_s_reference(gpu):
     assert len(overwrite) == 8
 
 
+def test_pinned_rows_whose_elements_are_apart_stay_pinned(gpu):
+    columns = make_rows(64, 5, torch.bfloat16)
+    pinned = (columns if gpu.dry else columns.pin_memory()).t()
+    out = poisoned(5, 64, dtype=torch.bfloat16, device=gpu.device)
+    scatter_embeddings(out, [pinned], [0])
+    assert same_bits(out.cpu(), columns.t().contiguous())
+
+
+def test_a_lease_goes_only_where_its_cache_is(gpu):
+    page = 4 * 64 * 2
+    cache = EmbeddingCache(64, device=gpu.device, device_bytes=page, host_bytes=page, page_rows=4)
+    for key in (b"a" * 32, b"b" * 32):
+        gpu.slow(20)
+        assert cache.put(key, make_rows(4, 64, torch.bfloat16, gpu.device))
+    with cache.get(b"a" * 32) as host, cache.get(b"b" * 32) as device:
+        if gpu.dry:
+            assert host.device == device.device == torch.device("cpu")
+            return
+        for lease in (host, device):
+            with pytest.raises(
+                ValueError, match="item 0 is a lease of a cache on cuda:0, the destination is on cpu"
+            ):
+                scatter_embeddings(torch.zeros(4, 64, dtype=torch.bfloat16), [lease], [0])
+
+
 def test_pageable_host_rows_are_refused(gpu):
     if gpu.dry:
         rows, out, where = torch.zeros(2, 64, device="meta"), torch.zeros(4, 64), "on meta"

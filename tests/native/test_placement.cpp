@@ -56,6 +56,8 @@ void the_row_table_lists_each_row_once_through_its_pages() {
   Row tokens(21);
   placement.write_token_table(kBfloat16, tokens.data(), 21);
   CHECK((tokens == Row{-1, -1, -1, -1, 0, 0, 0, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4256}));
+  CHECK_THROWS(placement.write_token_table(kBfloat16, tokens.data(), 20), std::out_of_range,
+               "a table of 20 tokens");
   CHECK(!placement.aligned(kFloat32));
   CHECK(placement.aligned(kBfloat16));
 }
@@ -108,10 +110,21 @@ void long_host_blocks_are_taken_out_and_left_out() {
 void sources_in_the_destination_are_found() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 4, kFloat32, false));
-  placement.check_apart(0, 1000, kElements);
-  placement.check_apart(1064, 2000, kElements);
-  CHECK_THROWS(placement.check_apart(1063, 2000, kElements), std::invalid_argument, "item 0 shares memory");
-  CHECK_THROWS(placement.check_apart(900, 1001, kElements), std::invalid_argument, "item 0 shares memory");
+  placement.check_apart(0, 1000, 16, 16, kElements);
+  placement.check_apart(1064, 2000, 16, 16, kElements);
+  CHECK_THROWS(placement.check_apart(1063, 2000, 16, 16, kElements), std::invalid_argument,
+               "item 0 shares memory");
+  // Every other row of one buffer: the source's rows lie between the destination's, or not.
+  Placement interleaved;
+  interleaved.add_source(Source::block(1016, 32, 4, kFloat32, false));
+  interleaved.add_run({0, 0, 4, 0});
+  interleaved.check_apart(1000, 1112, 32, 16, kElements);
+  CHECK_THROWS(interleaved.check_apart(1000, 1112, 32, 20, kElements), std::invalid_argument,
+               "shares memory");
+  CHECK_THROWS(interleaved.check_apart(1000, 1112, 48, 16, kElements), std::invalid_argument,
+               "shares memory");
+  CHECK_THROWS(placement.check_apart(900, 1001, 16, 16, kElements), std::invalid_argument,
+               "item 0 shares memory");
 }
 
 void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
