@@ -19,6 +19,9 @@ NAME = "placement"
 CASES = PLACEMENT_CASES
 # Targets of the design: a factor on the copy of the same bytes, plus microseconds for the row table.
 COPY_FACTOR, TABLE_US = 1.02, 2.0
+# On the large cases: so many times ahead of every engine, and of transformers.
+AHEAD_OF_ENGINES, AHEAD_OF_TRANSFORMERS = 4.0, 20.0
+ENGINES = ("vllm", "sglang", "tensorrt-llm")
 
 
 def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
@@ -29,12 +32,14 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
     yield "copy"
     copy = time_copy(output_bytes, timer)
     recorder.add(case.name, "copy", "device_us", "us", copy, bytes_moved=2 * output_bytes)
+    times: dict[str, float] = {}
     for name, build in CONTENDERS.items():
         if case.levels and name in WITHOUT_DEEPSTACK:
             continue
         yield name
         check(name, build(scene), expected)
         measured = timer.device_us(lambda build=build: build(scene))
+        times[name] = measured.value
         on_gpu = timer.device.type == "cuda"
         bounded = on_gpu and name.startswith("vitcache")
         recorder.add(
@@ -53,6 +58,21 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
             peak = float(timer.peak_bytes(lambda build=build: build(scene)) or 0)
             against = ("output", float(output_bytes))
             recorder.add(case.name, name, "peak_bytes", "B", Sample.of([peak]), against=against)
+
+    for rivals, target in ((ENGINES, AHEAD_OF_ENGINES), (("transformers",), AHEAD_OF_TRANSFORMERS)):
+        fastest = min((name for name in rivals if name in times), key=times.__getitem__, default=None)
+        if fastest is not None:
+            bound = target if timer.device.type == "cuda" and case.is_large else None
+            recorder.add(
+                case.name,
+                f"ahead of {fastest}",
+                "speedup",
+                "x",
+                Sample.of([times[fastest] / times["vitcache"]]),
+                target=bound,
+                limit=bound,
+                at_least=True,
+            )
 
 
 def time_copy(num_bytes: int, timer: Timer) -> Sample:

@@ -46,10 +46,12 @@ class Recorder:
         against: tuple[str, float] | None = None,
         target: float | None = None,
         limit: float | None = None,
+        at_least: bool = False,
     ) -> None:
         """Add one row. `against` is what `value` is divided by for `ratio`, with its name.
 
-        `target` is the design's number where it has one; `limit` is what it means for `value` in this run.
+        `target` is the design's number where it has one; `limit` is what it means for `value` in this run,
+        the most that it may be or, with `at_least`, the least.
         """
         ratio = None if against is None else sample.value / against[1]
         row = {
@@ -65,7 +67,11 @@ class Recorder:
             "ratio": _rounded(ratio),
             "ratio_to": None if against is None else against[0],
             "target": target,
-            "meets_target": None if limit is None else sample.value <= limit,
+            "meets_target": None
+            if limit is None
+            else sample.value >= limit
+            if at_least
+            else sample.value <= limit,
             **self.machine,
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         }

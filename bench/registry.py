@@ -26,6 +26,11 @@ class PlacementCase:
         return self.items * (self.rows + self.gap) + 64
 
     @property
+    def is_large(self) -> bool:
+        """Whether launches and look-ups are small beside the bytes."""
+        return self.items * self.rows >= 7_000
+
+    @property
     def starts(self) -> list[int]:
         """First token of each image."""
         return [32 + item * (self.rows + self.gap) for item in range(self.items)]

@@ -25,6 +25,7 @@ def test_every_contender_of_every_case_has_a_row_of_the_schema(tmp_path, capsys)
     assert code == 0
     (rows,) = files.values()
     assert all(tuple(row) == tuple(FIELDS) for row in rows)
+    assert any(row["metric"] == "speedup" and row["contender"] == "ahead of transformers" for row in rows)
     times = {(row["case"], row["contender"]): row for row in rows if row["metric"] == "device_us"}
     for case in PLACEMENT_CASES["smoke"]:
         for contender in ("copy", *contenders.CONTENDERS):
