@@ -28,10 +28,10 @@ def tool(name: str) -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
-def compile_kernel(kernel, arch: int, dtype: torch.dtype, constants: dict[str, object]):
+def compile_kernel(kernel, arch: int, source: torch.dtype, target: torch.dtype, constants: dict[str, object]):
     block, num_warps = block_shape(HIDDEN, torch.device("cpu"))
     constants = {
-        "SOURCE": TRITON_DTYPES[dtype],
+        "SOURCE": TRITON_DTYPES[source],
         "HIDDEN": HIDDEN,
         "ALIGNED": True,
         "BLOCK": block,
@@ -43,13 +43,13 @@ def compile_kernel(kernel, arch: int, dtype: torch.dtype, constants: dict[str, o
         if name in constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = kinds.get(name, POINTER_NAMES[dtype] if name.endswith("_ptr") else "i32")
+        signature[name] = kinds.get(name, POINTER_NAMES[target] if name.endswith("_ptr") else "i32")
         if signature[name] != "fp32":
             attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(
+    compiled = ASTSource(
         kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes
     )
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+    return triton.compile(compiled, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
 
 
 def report(cubin: bytes) -> dict[str, object]:
@@ -71,22 +71,35 @@ def report(cubin: bytes) -> dict[str, object]:
 
 
 def main() -> None:
+    plain, scaled = {"HAS_SCALE": False}, {"HAS_SCALE": True}
     kernels = {
         "scatter": (
             scatter_rows_kernel,
-            [{"HAS_SCALE": False, "HAS_HOLES": False}, {"HAS_SCALE": True, "HAS_HOLES": True}],
+            [{**scale, "HAS_HOLES": holes} for scale in (plain, scaled) for holes in (False, True)],
         ),
         "embed": (
             embed_rows_kernel,
-            [{"HAS_SCALE": False, "HAS_TEXT_SCALE": False}, {"HAS_SCALE": True, "HAS_TEXT_SCALE": True}],
+            [{**scale, "HAS_TEXT_SCALE": scale is scaled} for scale in (plain, scaled)],
         ),
     }
+    same = [(dtype, dtype) for dtype in POINTER_NAMES]
+    casts = [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+    ]
     for name, (kernel, variants) in kernels.items():
         for arch in (80, 90, 100):
-            for dtype in POINTER_NAMES:
+            for source, target in same + casts:
                 for constants in variants:
-                    compiled = compile_kernel(kernel, arch, dtype, constants)
-                    case = {"kernel": name, "arch": arch, "dtype": str(dtype), **constants}
+                    compiled = compile_kernel(kernel, arch, source, target, constants)
+                    case = {
+                        "kernel": name,
+                        "arch": arch,
+                        "source": str(source),
+                        "target": str(target),
+                        **constants,
+                    }
                     print(json.dumps({**case, **report(compiled.asm["cubin"])}), flush=True)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.triton
 
+CASE = ("kernel", "arch", "source", "target", "HAS_SCALE", "HAS_HOLES", "HAS_TEXT_SCALE")
 REGISTER_BOUND = 64  # 8 warps a program: at 64 registers a multiprocessor still holds 4 programs
 
 
@@ -27,8 +28,8 @@ def compiled():
 
 
 def test_every_kernel_was_compiled_for_every_architecture_and_dtype(compiled):
-    cases = {(case["kernel"], case["arch"], case["dtype"], case["HAS_SCALE"]) for case in compiled}
-    assert len(cases) == 2 * 3 * 3 * 2
+    cases = {tuple(value for name, value in case.items() if name in CASE) for case in compiled}
+    assert len(cases) == len(compiled) == 3 * 6 * (4 + 2)  # architectures, dtypes, variants of both kernels
 
 
 def test_no_kernel_spills(compiled):
