@@ -37,7 +37,7 @@ class CacheModel:
         return sum(item.pages for item in self.tiers[tier] + self.gone[tier] if item.leases)
 
     def put(self, key: bytes, rows: Tensor, *, fails: bool = False) -> bool:
-        pages = -(-len(rows) // self.page_rows)
+        pages = max(1, -(-len(rows) // self.page_rows))
         if pages > self.capacity["device"] - self.leased_pages("device"):
             self.counts["rejections"] += 1
             return False
@@ -105,7 +105,7 @@ class CacheModel:
         short = pages - self.room(tier)
         chosen: list[Item] = []
         for item in self.tiers[tier]:
-            if item.leases == 0 and item.pages and short > sum(item.pages for item in chosen):
+            if item.leases == 0 and short > sum(item.pages for item in chosen):
                 chosen.append(item)
         for item in list(reversed(chosen)):
             if sum(item.pages for item in chosen) - item.pages >= short:

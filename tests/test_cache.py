@@ -140,6 +140,35 @@ def test_an_entry_of_another_length_than_expected_is_dropped_and_is_a_miss() -> 
     assert (stats.hits, stats.misses, stats.evictions, stats.device_bytes) == (1, 1, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "error", "match"),
+    [
+        ("3", TypeError, "num_rows must be an int, it is '3' of type str"),
+        (3.5, TypeError, "num_rows must be an int, it is 3.5 of type float"),
+        (True, TypeError, "num_rows must be an int, it is True of type bool"),
+        ([3], TypeError, r"num_rows must be an int, it is \[3\] of type list"),
+        (-1, ValueError, "num_rows is -1, it must be at least 0"),
+    ],
+)
+def test_a_wrong_number_of_rows_is_an_error_and_drops_nothing(
+    num_rows: Any, error: type[Exception], match: str
+) -> None:
+    cache = make_cache(4)
+    cache.put(KEYS[0], make_rows(2))
+    before = cache.stats()
+    with cache._lock, pytest.raises(error, match=match):  # it takes no lock
+        cache.get(KEYS[0], num_rows=num_rows)
+    assert cache.stats() == before
+    assert torch.equal(read(cache, KEYS[0]), make_rows(2))
+
+
+def test_a_number_of_rows_may_be_anything_that_is_an_index() -> None:
+    cache = make_cache(4)
+    cache.put(KEYS[0], make_rows(2))
+    with cache.get(KEYS[0], num_rows=torch.tensor(4)) as lease:
+        assert lease.num_rows == 4
+
+
 # Budget and eviction
 
 
@@ -177,12 +206,17 @@ def test_a_small_entry_is_spared_where_a_large_one_must_go_anyway() -> None:
     assert present(cache) == [0, 2]
 
 
-def test_an_entry_of_no_rows_is_never_a_victim() -> None:
-    cache = make_cache(1)
-    cache.put(KEYS[0], torch.empty(0, WIDTH))
-    cache.put(KEYS[1], make_rows(1))
-    cache.put(KEYS[2], make_rows(1))
-    assert present(cache) == [0, 2]
+def test_entries_of_no_rows_take_a_page_each_and_make_room_like_any_other() -> None:
+    cache = make_cache(2, 1)
+    for key in KEYS[:4]:
+        assert cache.put(key, torch.empty(0, WIDTH))
+    assert present(cache) == [1, 2, 3]
+    assert read(cache, KEYS[1]).shape == (0, WIDTH)
+    stats = cache.stats()
+    assert (stats.evictions, stats.device_bytes, stats.host_bytes) == (1, 2 * PAGE_BYTES, PAGE_BYTES)
+    assert cache.put(KEYS[4], make_rows(2))
+    assert present(cache) == [3, 4]
+    cache.check_integrity()
 
 
 def test_a_put_replaces_what_is_there_and_reuses_its_pages_first() -> None:
@@ -312,7 +346,10 @@ def test_a_wrong_key_is_an_error_in_every_look_up(look_up: Callable[[EmbeddingCa
         ({"page_rows": True}, TypeError, "page_rows must be an int"),
         ({"dtype": torch.float64}, TypeError, "dtype is torch.float64, it must be one of torch.float32"),
         ({"policy": "mru", "device_bytes": 1 << 60}, ValueError, "policy is 'mru', it must be one of 'lru'"),
+        ({"policy": ["lru"]}, ValueError, r"policy is \['lru'\], it must be one of 'lru'"),
         ({"device": "meta"}, ValueError, "device is meta, it must be the CPU or a CUDA device"),
+        ({"device": "gpu"}, ValueError, "device is 'gpu', it must be the CPU or a CUDA device"),
+        ({"device": "cuda:x"}, ValueError, "device is 'cuda:x', it must be the CPU or a CUDA device"),
     ],
 )
 def test_a_wrong_argument_is_an_error(options: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -459,7 +496,7 @@ def test_a_new_epoch_leaves_leases_readable_and_their_pages_unavailable() -> Non
 
 
 def test_a_new_epoch_takes_constant_time_in_the_number_of_entries() -> None:
-    cache = make_cache(1)
+    cache = make_cache(1000)
     for number in range(1000):
         cache.put(number.to_bytes(32, "big"), torch.empty(0, WIDTH))
     index = cache._ledger.index
@@ -478,6 +515,58 @@ def test_idle_epochs_leave_nothing_behind() -> None:
     assert cache._ledger._stale == []
 
 
+def test_the_epoch_counts_its_ends() -> None:
+    cache = make_cache(1)
+    assert cache.epoch == 0
+    cache.advance_epoch()
+    assert cache.epoch == 1
+    cache.clear()
+    assert cache.epoch == 2
+
+
+@pytest.mark.parametrize("end", [EmbeddingCache.clear, EmbeddingCache.advance_epoch])
+def test_rows_that_a_thread_encoded_before_an_end_are_not_admitted_after_it(
+    end: Callable[[EmbeddingCache], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make_cache(2)
+    cache.put(KEYS[0], make_rows(1))
+    encoding, ended, admitted = threading.Event(), threading.Event(), []
+
+    def encode_and_put() -> None:
+        epoch = cache.epoch
+        encoding.set()
+        assert ended.wait(timeout=60)
+        admitted.append(cache.put(KEYS[1], make_rows(1), epoch=epoch))
+
+    thread = threading.Thread(target=encode_and_put)
+    thread.start()
+    assert encoding.wait(timeout=60)
+    end(cache)
+    cache.put(KEYS[2], make_rows(1, 2.0), epoch=cache.epoch)
+    before = cache.stats()
+    ended.set()
+    thread.join()
+    assert admitted == [False]
+    assert present(cache) == [2]
+    assert cache.stats() == dataclasses.replace(before, rejections=1)
+    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "error", "match"),
+    [
+        ("0", TypeError, "epoch must be an int, it is '0' of type str"),
+        (-1, ValueError, "epoch is -1, it must be at least 0"),
+    ],
+)
+def test_a_wrong_epoch_is_an_error(epoch: Any, error: type[Exception], match: str) -> None:
+    cache = make_cache(1)
+    with pytest.raises(error, match=match):
+        cache.put(KEYS[0], make_rows(1), epoch=epoch)
+    assert (len(cache), cache.stats().rejections) == (0, 0)
+
+
 CALLS: dict[str, Callable[[EmbeddingCache], object]] = {
     "put": lambda cache: cache.put(KEYS[0], make_rows(1)),
     "get": lambda cache: cache.get(KEYS[0]),
@@ -486,6 +575,7 @@ CALLS: dict[str, Callable[[EmbeddingCache], object]] = {
     "stats": EmbeddingCache.stats,
     "clear": EmbeddingCache.clear,
     "advance_epoch": EmbeddingCache.advance_epoch,
+    "epoch": lambda cache: cache.epoch,
     "check_integrity": EmbeddingCache.check_integrity,
 }
 
@@ -530,6 +620,107 @@ def test_a_failed_copy_leaves_a_consistent_cache_without_the_entry(
     assert (stats.device_bytes, stats.host_bytes) == (PAGE_BYTES, 0)
     assert cache.put(KEYS[5], make_rows(2, 5.0))
     assert torch.equal(read(cache, KEYS[5]), make_rows(2, 5.0))
+
+
+class Interrupting:
+    """A lock that interrupts the given ones of its acquisitions, or of its releases once it has let go."""
+
+    def __init__(self, lock: Any, *, acquire: int = 0, release: int = 0) -> None:
+        self.lock = lock
+        self.acquire, self.release = acquire, release
+
+    def __enter__(self) -> None:
+        self.acquire -= 1
+        if self.acquire == 0:
+            raise KeyboardInterrupt
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        self.release -= 1
+        if self.release == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("when", "inserted"),
+    [({"acquire": 1}, 0), ({"release": 1}, 0), ({"acquire": 2}, 0), ({"release": 2}, 1)],
+    ids=["before it departs", "once it departed", "before it lands", "once it landed"],
+)
+def test_an_interrupted_put_loses_no_page(
+    when: dict[str, int], inserted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(2, 2)
+    cache.put(KEYS[0], make_rows(2, 1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_lock", Interrupting(cache._lock, **when))
+        with pytest.raises(KeyboardInterrupt):
+            cache.put(KEYS[1], make_rows(2, 2.0))
+    cache.check_integrity()
+    assert cache.stats().insertions == 1 + inserted
+    assert (cache._ledger.device.num_available, cache._ledger.host.num_available) == (2, 2)
+    assert cache.put(KEYS[2], make_rows(2, 3.0))
+    assert torch.equal(read(cache, KEYS[2]), make_rows(2, 3.0))
+
+
+@pytest.mark.parametrize("method", ["current", "record"])
+def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_page(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, waits = make_cache(2, 2), []
+    cache.put(KEYS[0], make_rows(2, 1.0))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._timeline, method, interrupt)
+        patch.setattr(cache._timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes))
+        with pytest.raises(KeyboardInterrupt):
+            cache.put(KEYS[1], make_rows(2, 2.0))
+    assert waits == [2 * PAGE_BYTES]  # they were still in flight
+    cache.check_integrity()
+    assert (cache._ledger.device.num_free, cache._ledger.host.num_free) == (2, 2)
+
+
+def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = make_cache(2)
+
+    def fail(*_: object) -> None:
+        raise Failure
+
+    with monkeypatch.context() as patch:
+        for method in ("record", "synchronize"):
+            patch.setattr(cache._timeline, method, fail)
+        with pytest.raises(Failure):
+            cache.put(KEYS[1], make_rows(2, 2.0))
+    cache.check_integrity()
+    assert cache._ledger.device.num_free == 2
+
+
+def test_an_interrupted_look_up_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(2)
+    cache.put(KEYS[0], make_rows(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_lock", Interrupting(cache._lock, release=1))
+        with pytest.raises(KeyboardInterrupt):
+            cache.get(KEYS[0])
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
+
+
+def test_leases_that_are_being_taken_back_survive_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(2)
+    cache.put(KEYS[0], make_rows(2))
+    cache.get(KEYS[0]).release()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_lock", Interrupting(cache._lock, acquire=1))
+        with pytest.raises(KeyboardInterrupt):
+            cache.stats()
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
 
 
 def hold_a_lease(cache: EmbeddingCache) -> object:
@@ -587,7 +778,10 @@ def test_a_put_that_is_overtaken_by_an_end_is_not_admitted(
     cache = make_cache(1, 1)
     cache.put(KEYS[0], make_rows(1, 0.0))
     assert put_and_meanwhile(cache, KEYS[1], make_rows(1, 1.0), lambda: end(cache)) is False
-    assert "put of 2 rows refused: the cache was cleared" in caplog.text
+    assert "put of 2 rows refused: they take 32 bytes, the device tier has 32, 32 of them to be had; " in (
+        caplog.text
+    )
+    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
     if end is EmbeddingCache.close:
         return
     cache.check_integrity()

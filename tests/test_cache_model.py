@@ -41,14 +41,22 @@ class CacheMachine(RuleBasedStateMachine):
         self.leases: list[tuple[Lease, Item]] = []
         self.value = 0.0
         self.stale = False  # whether pages of an earlier epoch may be in use
+        self.epoch = 0
 
     @rule(key=keys, num_rows=st.integers(0, 14))
     def put(self, key: bytes, num_rows: int) -> None:
         rows = self.new_rows(num_rows)
-        assert self.cache.put(key, rows) == self.model.put(key, rows)
+        assert self.cache.put(key, rows, epoch=self.epoch) == self.model.put(key, rows)
         rows.fill_(float("nan"))
 
-    @rule(key=keys, num_rows=st.integers(1, 12), method=st.sampled_from(["write", "copy_pages"]))
+    @precondition(lambda self: self.epoch)
+    @rule(key=keys, num_rows=st.integers(0, 4), data=st.data())
+    def put_rows_of_an_earlier_epoch(self, key: bytes, num_rows: int, data: st.DataObject) -> None:
+        epoch = data.draw(st.integers(0, self.epoch - 1))
+        assert not self.cache.put(key, self.new_rows(num_rows), epoch=epoch)
+        self.model.counts["rejections"] += 1
+
+    @rule(key=keys, num_rows=st.integers(0, 12), method=st.sampled_from(["write", "copy_pages"]))
     def put_while_copies_fail(self, key: bytes, num_rows: int, method: str) -> None:
         rows = self.new_rows(num_rows)
         before = self.cache.stats()
@@ -87,17 +95,20 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.clear()
         self.model.clear()
         self.stale = False
+        self.epoch += 1
 
     @rule()
     def advance_epoch(self) -> None:
         self.cache.advance_epoch()
         self.model.clear()
         self.stale = True
+        self.epoch += 1
 
     @invariant()
     def agree(self) -> None:
         self.cache.check_integrity()
         items, stats = self.model.items(), self.cache.stats()
+        assert self.cache.epoch == self.epoch
         assert [key in self.cache for key in KEYS] == [key in items for key in KEYS]
         assert len(self.cache) == stats.entries == len(items)
         assert {name: getattr(stats, name) for name in self.model.counts} == self.model.counts

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -58,11 +59,11 @@ def test_segments_are_views_and_to_tensor_is_a_copy(cache: EmbeddingCache) -> No
         assert torch.equal(lease.to_tensor(), ROWS)
 
 
-def test_a_lease_of_no_rows_has_no_pages(cache: EmbeddingCache) -> None:
+def test_a_lease_of_no_rows_has_a_page_but_no_segments(cache: EmbeddingCache) -> None:
     assert cache.put(KEY, torch.empty(0, 3))
     with get(cache) as lease:
         lease.use()
-        assert lease.pages == ()
+        assert len(lease.pages) == 1
         assert lease.segments() == []
         assert lease.to_tensor().shape == (0, 3)
 
@@ -148,6 +149,46 @@ def test_of_many_threads_that_release_one_lease_only_one_does(cache: EmbeddingCa
         assert cache.stats().leased_pages == 3
     held.release()
     assert cache.stats().leased_pages == 0
+
+
+class Interrupted:
+    """A stand-in for a pool that interrupts whoever looks at it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: EmbeddingCache) -> None:
+    entry = cache._ledger.index.entries[KEY]
+    pool, entry.pool = entry.pool, Interrupted()
+    half = Lease.__new__(Lease)
+    pin = [entry]
+    with pytest.raises(KeyboardInterrupt):
+        half.__init__(pin, cache.device, cache._timeline, cache._returns)  # type: ignore[misc]
+    entry.pool = pool
+    assert half.released
+    assert pin == [entry]
+    half.__del__()
+    assert len(cache._returns) == 0
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["before", "after"])
+def test_a_look_up_that_is_interrupted_unpins_once_whether_or_not_the_lease_was_made(
+    cache: EmbeddingCache, made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> Lease:
+        if made:
+            Lease(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitcache.cache.Lease", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cache.get(KEY)
+    gc.collect()
+    assert cache.stats().leased_pages == 0
+    cache.check_integrity()
+    assert torch.equal(get(cache).to_tensor(), ROWS)
 
 
 def test_a_lease_outlives_the_closed_cache_and_then_frees_its_memory(cache: EmbeddingCache) -> None:

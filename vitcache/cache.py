@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import weakref
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from vitcache.dtypes import DTYPES
 from vitcache.errors import CudaError
 from vitcache.host_blocks import calibrate_cuda
+from vitcache.index import Entry
 from vitcache.lease import Lease, Returns
 from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
@@ -80,10 +82,10 @@ class EmbeddingCache:
         page_rows: int = 64,
         policy: str = "lru",
     ) -> None:
-        _check_int("row_width", row_width, 1)
-        _check_int("page_rows", page_rows, 1)
-        _check_int("device_bytes", device_bytes, 0)
-        _check_int("host_bytes", host_bytes, 0)
+        row_width = _to_int("row_width", row_width, 1)
+        page_rows = _to_int("page_rows", page_rows, 1)
+        device_bytes = _to_int("device_bytes", device_bytes, 0)
+        host_bytes = _to_int("host_bytes", host_bytes, 0)
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}, it must be one of {', '.join(map(str, DTYPES))}")
         page_bytes = page_rows * row_width * dtype.itemsize
@@ -112,7 +114,7 @@ class EmbeddingCache:
         self._drain_lock = threading.Lock()  # taken before _lock where both are
         self._returns = Returns()
 
-    def put(self, key: bytes, rows: Tensor) -> bool:
+    def put(self, key: bytes, rows: Tensor, *, epoch: int | None = None) -> bool:
         """Copy `rows` into the cache under `key`, in place of what is there.
 
         Parameters
@@ -121,50 +123,63 @@ class EmbeddingCache:
             32 bytes, such as from `content_key`.
         rows
             Shape ``(num_rows, row_width)``, float32, float16 or bfloat16, of any strides, on the CPU or CUDA;
-            ready on the current stream, and free to be changed on it at once. No rows are an entry, too.
+            ready on the current stream, and free to be changed on it at once. No rows are an entry, too,
+            which takes a page.
+        epoch
+            `EmbeddingCache.epoch` as it was before the rows were encoded: if it has changed since, they are
+            outdated and not admitted. None: they are of the current one.
 
         Returns
         -------
         bool
-            False if it was not admitted: it is too large, too much is leased, or the cache was cleared
-            meanwhile. Then what is under `key` stays, nothing was evicted for it, and a warning was logged.
+            False if it was not admitted: it is too large, too much is leased, `epoch` is over, or the cache
+            was cleared meanwhile. Then what is under `key` stays, nothing was evicted for it, and a warning
+            was logged.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes, or `rows` is of another shape.
+            If `key` is not of 32 bytes, `rows` is of another shape, or `epoch` is negative.
         TypeError
-            If `key` is not bytes, or `rows` is no such tensor.
+            If `key` is not bytes, `rows` is no such tensor, or `epoch` is no int.
         RuntimeError
             If the cache was closed.
 
         Notes
         -----
-        While it copies, what makes room for it cannot be looked up. If copying fails, that is lost and
-        nothing is inserted.
+        While it copies, what makes room for it cannot be looked up. If copying fails or is interrupted, that
+        is lost and nothing is inserted.
         """
         _check_key(key)
         rows = self._check_rows(rows)
+        if epoch is not None:
+            epoch = _to_int("epoch", epoch, 0)
         self._drain()
-        with self._lock:
-            ledger = self._open()
-            flight = ledger.depart(key, len(rows))
-            available = ledger.device.num_available
-        if flight is None:
-            self._warn_refused(len(rows), ledger.device, available)
-            return False
+        flight: Flight | None = None
         try:
-            fence = self._copy(flight, rows)
-        except BaseException:
-            fence = self._timeline.record(self._timeline.current())
             with self._lock:
-                ledger.land(flight, fence, failed=True)
+                ledger = self._open()
+                begun = ledger.epoch if epoch is None else epoch
+                flight = ledger.depart(key, len(rows), begun)
+                now, available = ledger.epoch, ledger.device.num_available
+            if flight is not None:
+                fence = self._copy(flight, rows)
+                with self._lock:
+                    admitted = ledger.land(flight, fence)
+                    now, available = ledger.epoch, ledger.device.num_available
+                if admitted:
+                    return True
+        except BaseException:
+            if flight is not None:
+                self._abandon(ledger, flight)
             raise
-        with self._lock:
-            admitted = ledger.land(flight, fence)
-        if not admitted:
-            logger.warning("put of %d rows refused: the cache was cleared while they were copied", len(rows))
-        return admitted
+        if now == begun:
+            fits = ledger.device.pages_for(len(rows)) <= ledger.device.num_pages
+            advice = "raise device_bytes or release leases" if fits else "raise device_bytes"
+        else:
+            advice = f"they are of epoch {begun}, the cache is in epoch {now}"
+        _warn_refused(len(rows), ledger.device, available, advice)
+        return False
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Return a lease on the rows under `key`, or None.
@@ -179,18 +194,39 @@ class EmbeddingCache:
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes.
+            If `key` is not of 32 bytes, or `num_rows` is negative.
         TypeError
-            If `key` is not bytes.
+            If `key` is not bytes, or `num_rows` is no int.
         RuntimeError
             If the cache was closed.
         """
         _check_key(key)
+        if num_rows is not None:
+            num_rows = _to_int("num_rows", num_rows, 0)
         if len(self._returns) >= _RETURNS_PER_BATCH:
             self._drain()
+        pin: list[Entry] = []
+        try:
+            with self._lock:
+                entry = self._open().pin(key, num_rows)
+                if entry is None:
+                    return None
+                pin.append(entry)
+            return Lease(pin, self.device, self._timeline, self._returns)
+        except BaseException:
+            while pin:
+                self._returns.add(pin.pop(), set())
+            raise
+
+    @property
+    def epoch(self) -> int:
+        """Calls of `advance_epoch` and `clear` so far.
+
+        Read it before encoding, and hand it to `put`: rows that were computed before one of these calls are
+        not admitted after it.
+        """
         with self._lock:
-            entry = self._open().pin(key, num_rows)
-        return None if entry is None else Lease(entry, self.device, self._timeline, self._returns)
+            return self._open().epoch
 
     def __contains__(self, key: bytes) -> bool:
         """Whether there is an entry under `key`; neither a hit nor a miss."""
@@ -210,7 +246,7 @@ class EmbeddingCache:
             return self._open().stats()
 
     def clear(self) -> None:
-        """Drop every entry and free its pages; those of a leased entry once it is released."""
+        """Begin an epoch, drop every entry and free its pages; those of a leased one once it is released."""
         self._drain()
         with self._lock:
             self._open().clear()
@@ -252,26 +288,25 @@ class EmbeddingCache:
             if not returns:
                 return
             streams = {stream for done in returns for stream in done.streams}
+            outdated = []  # kept, so that their events are destroyed without the lock
             try:
                 # One fence per stream for all of them, behind everything that they gave it.
                 fences = {stream: self._timeline.record(stream) for stream in streams}
-            except BaseException:
+                with self._lock:
+                    ledger = self._open()
+                    while returns:
+                        entry, streams = returns.pop()
+                        for stream in streams:
+                            outdated.append(entry.reads.get(stream))
+                            entry.reads[stream] = fences[stream]
+                        ledger.unpin(entry)
+            finally:
                 for done in returns:
                     self._returns.add(*done)
-                raise
-            outdated = []  # kept, so that their events are destroyed without the lock
-            with self._lock:
-                for entry, streams in returns:
-                    for stream in streams:
-                        outdated.append(entry.reads.get(stream))
-                        entry.reads[stream] = fences[stream]
-                    self._open().unpin(entry)
 
     def _copy(self, flight: Flight, rows: Tensor) -> Fence:
         """Move the victims to the host tier and `rows` into their place, on the current stream."""
         stream = self._timeline.current()
-        if not flight.pages:
-            return Fence(stream, None)  # nobody will wait for it: no page carries it
         for fence in flight.fences:
             if fence.stream != stream:
                 self._timeline.wait(fence)
@@ -279,6 +314,18 @@ class EmbeddingCache:
             pool.copy_pages(pages, entry.pool, entry.pages)
         flight.pool.write(flight.pages, rows)
         return self._timeline.record(stream)
+
+    def _abandon(self, ledger: Ledger, flight: Flight) -> None:
+        """Free the pages of a `put` that did not land, whatever else fails."""
+        fence: Fence | None = None
+        try:
+            fence = self._timeline.record(self._timeline.current())
+        except BaseException:
+            self._timeline.synchronize()  # with no fence behind the copies, they must be done
+            raise
+        finally:
+            with self._lock:
+                ledger.land(flight, fence, failed=True)
 
     def _check_rows(self, rows: Any) -> Tensor:
         if not isinstance(rows, Tensor):
@@ -296,16 +343,16 @@ class EmbeddingCache:
             raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {self.row_width})")
         return rows.detach()
 
-    def _warn_refused(self, num_rows: int, pool: PagePool, available: int) -> None:
-        count = pool.pages_for(num_rows)
-        logger.warning(
-            "put of %d rows refused: they take %d bytes, the device tier has %d, %d of them to be had; %s",
-            num_rows,
-            count * pool.page_bytes,
-            pool.num_pages * pool.page_bytes,
-            available * pool.page_bytes,
-            "raise device_bytes" if count > pool.num_pages else "raise device_bytes or release leases",
-        )
+
+def _warn_refused(num_rows: int, pool: PagePool, available: int, advice: str) -> None:
+    logger.warning(
+        "put of %d rows refused: they take %d bytes, the device tier has %d, %d of them to be had; %s",
+        num_rows,
+        pool.pages_for(num_rows) * pool.page_bytes,
+        pool.num_pages * pool.page_bytes,
+        available * pool.page_bytes,
+        advice,
+    )
 
 
 def _check_key(key: bytes) -> None:
@@ -315,17 +362,25 @@ def _check_key(key: bytes) -> None:
         raise ValueError(f"key is of {len(key)} bytes, it must be of 32")
 
 
-def _check_int(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+def _to_int(name: str, value: SupportsIndex, least: int) -> int:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
         raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} is {value}, it must be at least {least}")
+    if number < least:
+        raise ValueError(f"{name} is {number}, it must be at least {least}")
+    return number
 
 
 def _resolve_device(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, it must be the CPU or a CUDA device") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device}, it must be the CPU or a CUDA device")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -83,9 +83,8 @@ class Lease:
     )
 
     def __init__(self, pin: list[Entry], device: torch.device, timeline: Timeline, returns: Returns) -> None:
-        self._pin: list[
-            Entry
-        ] = []  # nothing is pinned until all the rest is there, even if this is interrupted
+        # Not yet `pin`: what is interrupted half-way must release nothing when it is collected.
+        self._pin: list[Entry] = []
         [entry] = pin
         pool = entry.pool
         self.num_rows = entry.num_rows

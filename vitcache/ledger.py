@@ -30,7 +30,7 @@ class Flight:
     `pages` become the new entry's, `spare` is what its victims leave over, `fences` come before any copy.
     """
 
-    index: Index
+    epoch: int
     key: bytes
     num_rows: int
     pool: PagePool
@@ -53,6 +53,7 @@ class Ledger:
         self.host = host
         self._pools = [device] if host is None else [device, host]
         self._policy = policy
+        self.epoch = 0
         self.index = self._new_index()
         self.counts = Counts()
         self._stale: list[Index] = []  # of earlier epochs
@@ -87,10 +88,10 @@ class Ledger:
                 self._dropped.remove(entry)
                 self._free(entry)
 
-    def depart(self, key: bytes, num_rows: int) -> Flight | None:
-        """Set pages aside for a new entry and what makes room for it; None if there cannot be enough."""
+    def depart(self, key: bytes, num_rows: int, epoch: int) -> Flight | None:
+        """Set pages aside for an entry and what makes room; None if too few can be had or `epoch` is over."""
         count = self.device.pages_for(num_rows)
-        if count > self.device.num_available:
+        if epoch != self.epoch or count > self.device.num_available:
             self.counts.rejections += 1
             return None
         self._reclaim(self.device, count)
@@ -112,33 +113,40 @@ class Ledger:
         pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
         self.device.in_flight += len(pages)
         flight = Flight(
-            self.index, key, num_rows, self.device, pages[:count], pages[count:], fences, demotions
+            self.epoch, key, num_rows, self.device, pages[:count], pages[count:], fences, demotions
         )
         self._flights.add(flight)
         return flight
 
-    def land(self, flight: Flight, fence: Fence, *, failed: bool = False) -> bool:
-        """Enter what was copied before `fence`, or free its pages if that failed or the epoch is over."""
+    def land(self, flight: Flight, fence: Fence | None, *, failed: bool = False) -> bool:
+        """Enter what was copied before `fence`, or free its pages if that failed or the epoch is over.
+
+        A failed flight may have no fence. If it landed before the failure, nothing happens.
+        """
+        if flight not in self._flights:
+            return False
         self._flights.remove(flight)
-        admitted = not failed and flight.index is self.index
-        # After a failure the copying stream may not have waited for all of them.
-        fences = (*flight.fences, fence) if failed else (fence,)
-        for entry, pool, pages in reversed(flight.demotions):
-            pool.in_flight -= len(pages)
-            # Meanwhile another thread may have put rows under its key.
-            if admitted and entry.key not in self.index.entries:
-                self.index.add(Entry(entry.key, entry.num_rows, pool, pages, fence))
-                self.counts.demotions += 1
-            else:
+        for pool in self._pools:
+            pool.in_flight -= len(flight.pages_of(pool))
+        if fence is None or failed or flight.epoch != self.epoch:
+            # After a failure the copying stream may not have waited for all of them.
+            fences = tuple(flight.fences) if fence is None else (*flight.fences, fence)
+            for _, pool, pages in reversed(flight.demotions):
                 pool.give_back(pages, fences)
                 self.counts.evictions += 1
-        flight.pool.in_flight -= len(flight.pages) + len(flight.spare)
-        flight.pool.give_back(flight.spare, fences)
-        if not admitted:
+            flight.pool.give_back(flight.spare, fences)
             flight.pool.give_back(flight.pages, fences)
-            if not failed:
-                self.counts.rejections += 1
+            self.counts.rejections += not failed
             return False
+        for entry, pool, pages in reversed(flight.demotions):
+            # Meanwhile another thread may have put rows under its key.
+            if entry.key in self.index.entries:
+                pool.give_back(pages, (fence,))
+                self.counts.evictions += 1
+            else:
+                self.index.add(Entry(entry.key, entry.num_rows, pool, pages, fence))
+                self.counts.demotions += 1
+        flight.pool.give_back(flight.spare, (fence,))
         old = self.index.entries.get(flight.key)
         if old is not None:
             self._drop(old)
@@ -151,8 +159,8 @@ class Ledger:
         if self.index.entries:
             self.counts.evictions += len(self.index.entries)
             self._stale.append(self.index)
-        # A new one in any case: what is in flight belongs to the old one.
-        self.index = self._new_index()
+            self.index = self._new_index()
+        self.epoch += 1
 
     def clear(self) -> None:
         """Begin an epoch, and free the pages of earlier ones."""
@@ -212,7 +220,7 @@ class Ledger:
             if entry.leases == 0:
                 chosen.append(entry)
                 short -= len(entry.pages)
-        # A large one may have made smaller ones before it unnecessary; those without pages always are.
+        # A large one may have made smaller ones before it unnecessary.
         needed = []
         for entry in reversed(chosen):
             if short + len(entry.pages) <= 0:

@@ -57,6 +57,6 @@ def make_policy(name: str) -> Policy:
     ValueError
         If no policy has this name; the message lists those there are.
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy is {name!r}, it must be one of {', '.join(map(repr, POLICIES))}")
     return POLICIES[name]()
