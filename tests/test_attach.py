@@ -139,7 +139,9 @@ def test_wrong_cached_row_changes_the_logits(family: TinyFamily) -> None:
     stock, model, attachment, _ = pair(family)
     prompt = family.prompt(stock, 0, 1)
     put, rows_by_key = attachment.cache.put, {}
-    attachment.cache.put = lambda key, rows: put(key, rows_by_key.setdefault(key, rows))  # type: ignore[method-assign]
+    attachment.cache.put = lambda key, rows, **options: put(  # type: ignore[method-assign]
+        key, rows_by_key.setdefault(key, rows), **options
+    )
     right = logits(model, prompt)
     key, rows = list(rows_by_key.items())[1]
     assert rows.shape[1] == family.row_width

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -25,9 +26,12 @@ pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")
 
-from vitcache.demo import cached, stock  # noqa: E402
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel  # noqa: E402
+
+from vitcache.adapters.encoder import Session  # noqa: E402
+from vitcache.demo import cached, stock, turns  # noqa: E402
 from vitcache.demo.conversation import Picture, build_prompt, process  # noqa: E402
-from vitcache.demo.model import SIZES, build_processor, image_rows  # noqa: E402
+from vitcache.demo.model import SIZES, build_model, build_processor, image_rows  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
 from vitcache.demo.report import Row, closing_words  # noqa: E402
 from vitcache.demo.turns import Sides, build_sides, measure_turn, one_thread  # noqa: E402
@@ -105,6 +109,7 @@ def test_stock_is_handed_all_pixels_again_and_vitcache_those_of_the_new_image(
 ) -> None:
     sizes = [picture.pixel_values.nbytes for picture in pictures]
     assert [row["pixel_bytes"] for row in result.report["rows"]] == sizes
+    assert [row["pixel_bytes_attach"] for row in result.report["rows"]] == sizes
     assert [row["pixel_bytes_stock"] for row in result.report["rows"]] == [sum(sizes[:n]) for n in (1, 2, 3)]
 
 
@@ -112,11 +117,16 @@ def test_table_has_a_line_per_turn_and_closes_in_words(result: Result) -> None:
     lines = result.stdout.splitlines()
     words = " ".join(result.stdout.split())
     turns = [line.split() for line in lines if " / " in line and line.split()[0].isdigit()]
-    assert [(turn[2], turn[4], turn[5]) for turn in turns] == [
-        ("1", "1", "0"),
-        ("2", "1", "1"),
-        ("3", "1", "2"),
+    assert [(turn[0], turn[1], turn[3], turn[4]) for turn in turns] == [
+        ("1", "1", "1", "0"),
+        ("2", "2", "1", "1"),
+        ("3", "3", "1", "2"),
     ]
+    for turn, row in zip(turns, result.report["rows"], strict=True):
+        ttft_ms = [row[name] for name in ("ttft_ms_stock", "ttft_ms", "ttft_ms_attach")]
+        shown = [float(text) for text in turn[8:13:2]]
+        assert shown == [pytest.approx(value, abs=0.5) for value in ttft_ms]
+    assert max(map(len, lines)) <= 80
     assert "In turn 3 the stock model encoded 3 images" in words
     assert "vitcache encoded 1, found 2 in its cache" in words
     assert "equal in every turn" in words
@@ -173,6 +183,66 @@ def test_stock_model_is_untouched(sides: Sides, pictures: list[Picture]) -> None
         assert not any(type(value).__module__.startswith("vitcache") for value in values)
 
 
+@pytest.mark.parametrize("takes_encoder_outputs", [True, False])
+def test_nothing_is_ever_assigned_or_hooked_on_the_stock_model(
+    monkeypatch: pytest.MonkeyPatch, takes_encoder_outputs: bool
+) -> None:
+    """But for what its own forward assigns. The whole run is watched, from the moment the model is built."""
+    if takes_encoder_outputs:
+        if "mm_encoder_outputs" not in inspect.signature(Qwen3VLModel.forward).parameters:
+            pytest.skip("this forward takes no encoder outputs")
+    else:
+        monkeypatch.setattr(stock, "takes_encoder_outputs", lambda model: False)
+    built: list[torch.nn.Module] = []
+    watched: set[int] = set()
+    done: list[str] = []
+
+    def build_and_watch(*args: Any) -> Any:
+        built.append(build_model(*args))
+        watched.update(map(id, built[0].modules()))
+        return built[0]
+
+    def watch(name: str) -> None:
+        plain = getattr(torch.nn.Module, name)
+
+        def watching(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if id(module) in watched:
+                done.append(f"{name} {args[0]}")
+            return plain(module, *args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.Module, name, watching)
+
+    for name in ("__setattr__", "__delattr__", "register_forward_hook", "register_forward_pre_hook"):
+        watch(name)
+    monkeypatch.setattr(turns, "build_model", build_and_watch)
+    assert run(parse("--size", "tiny", "--turns", "2")) == 0
+    assert set(done) == {"__setattr__ rope_deltas"}
+    assert not {"get_image_features", "get_video_features"} & set(vars(built[0].model))
+
+
+@pytest.mark.parametrize("side", ["cached", "attached"])
+def test_books_that_disagree_with_the_tower_end_the_run(
+    sides: Sides, pictures: list[Picture], side: str
+) -> None:
+    tower = getattr(sides, side).model.model.visual
+    with torch.no_grad():
+        tower(pictures[0].pixel_values, grid_thw=pictures[0].grid_thw)
+    with pytest.raises(RuntimeError, match="1 images were counted as encoded, the vision tower ran on 2"):
+        measure(sides, pictures[:1])
+
+
+def test_pixels_that_attach_moves_are_held_against_those_of_the_tower(
+    sides: Sides, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tower's device is the CPU under another name, so that pixels that are on the CPU have to move."""
+    monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
+    size = pictures[0].pixel_values.nbytes
+    with pytest.raises(
+        RuntimeError, match=f"attach moved {size} bytes of pixels, its tower was given {size}"
+    ):
+        measure(sides, pictures[:1])
+
+
 def test_stock_model_shares_no_weight_with_the_others(sides: Sides) -> None:
     own = {tensor.data_ptr() for tensor in sides.stock.model.parameters()}
     assert own.isdisjoint(tensor.data_ptr() for tensor in sides.cached.model.parameters())
@@ -219,7 +289,7 @@ def test_each_prompt_repeats_the_one_before_and_adds_one_image(pictures: list[Pi
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_closing_words_name_the_images_in_the_right_number(count: int) -> None:
-    row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, True, True, 0.0)
+    row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, 8, True, True, 0.0)
     assert f"encoded {count} image{'s' * (count > 1)} in 5.0 ms" in closing_words([row])
 
 
@@ -251,6 +321,34 @@ def test_a_path_that_cannot_be_written_is_refused(
     )
     assert f"{option} {tmp_path}: is a directory" in refused(capsys, option, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
+def test_a_folder_that_takes_no_new_file_is_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    """Permissions do not tell: root may write into any folder, and nobody may make files in this one."""
+    assert f"{option} /proc/x.png: cannot be written: " in refused(capsys, option, "/proc/x.png")
+
+
+def test_one_file_for_both_outputs_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, "--json", str(tmp_path / "x"), "--plot", "x")
+    assert f"--json and --plot are the same file, {tmp_path / 'x'}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusal_leaves_files_and_links_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    kept, link = tmp_path / "kept.json", tmp_path / "link.png"
+    kept.write_text("kept")
+    link.symlink_to(tmp_path / "nowhere.png")
+    assert "--turns must be" in refused(capsys, "--json", str(kept), "--plot", str(link), "--turns", "0")
+    assert kept.read_text() == "kept"
+    assert link.is_symlink()
+    assert set(tmp_path.iterdir()) == {kept, link}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

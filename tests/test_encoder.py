@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from attached import (
     each_family,
     features,
     image_rows,
+    new_cache,
     pair,
     plain_kernels,  # noqa: F401
     stock_rows,
@@ -107,14 +110,165 @@ def test_nothing_from_before_training_is_served_after_it(part: str) -> None:
     assert attachment.stats() == AttachStats(encoded=2, hits=1, bypassed=1)
 
 
-def test_advance_epoch_after_a_change_of_weights() -> None:
-    model, call = QWEN3.model(), QWEN3.call(0)
+def step_of_the_projector(model: nn.Module) -> None:
+    """An optimizer's step while the model stays in evaluation mode, features computed past the cache."""
+    model.get_image_features(**GEMMA.call(0)).pooler_output.sum().backward()
+    torch.optim.SGD(model.model.multi_modal_projector.parameters(), lr=1.0).step()
+
+
+def load(model: nn.Module, **options: Any) -> None:
+    model.load_state_dict(GEMMA.model(seed=1).state_dict(), **options)
+
+
+def swap_the_tower(model: nn.Module) -> None:
+    model.model.vision_tower = GEMMA.model(seed=1).model.vision_tower
+
+
+def fill_a_buffer(model: nn.Module) -> None:
+    model.model.vision_tower.register_buffer("extra", torch.zeros(2))
+
+
+CHANGES: list[Callable[[nn.Module], Any]] = [
+    step_of_the_projector,
+    load,
+    lambda model: load(model, assign=True),
+    swap_the_tower,
+    fill_a_buffer,
+    lambda model: model.set_attn_implementation("eager"),
+    lambda model: model.set_attn_implementation({"vision_config": "eager"}),
+]
+
+
+@pytest.mark.parametrize("namespace", [None, "shared"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_from_before_a_change_of_the_encoder_is_served(
+    change: Callable[[nn.Module], Any], namespace: str | None
+) -> None:
+    model, call = GEMMA.model(), GEMMA.call(0)
+    attachment = attach(model, namespace=namespace)
+    for _ in range(2):
+        image_rows(model, call)
+    change(model)
+    for _ in range(2):
+        assert torch.equal(image_rows(model, call), stock_rows(model, call).flatten(0, -2))
+    assert (attachment.stats().encoded, attachment.stats().hits) == (2, 2)
+
+
+def test_change_of_the_language_model_keeps_the_entries() -> None:
+    model, call = GEMMA.model(), GEMMA.call(0)
     attachment = attach(model)
     image_rows(model, call)
-    model.load_state_dict(QWEN3.model(seed=1).state_dict())
+    with torch.no_grad():
+        for parameter in model.model.language_model.parameters():
+            parameter.add_(1)
+    image_rows(model, call)
+    assert attachment.stats() == AttachStats(encoded=1, hits=1)
+
+
+def test_step_after_an_evaluation_in_the_midst_of_training_is_noticed() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    optimizer = torch.optim.SGD(model.model.visual.parameters(), lr=1.0)
+    model.train()
+    loss = model.get_image_features(**call).pooler_output[0].sum()
+    model.eval()
+    before = image_rows(model, call)
+    loss.backward()
+    optimizer.step()
+    after = image_rows(model, call)
+    assert torch.equal(after, stock_rows(model, call))
+    assert not torch.equal(after, before)
+    assert attachment.stats() == AttachStats(encoded=2, bypassed=1)
+
+
+def test_change_ends_the_sharing_of_this_attachment_alone() -> None:
+    cache, call = new_cache(QWEN3), QWEN3.call(0)
+    models = [QWEN3.model() for _ in range(3)]
+    first, second = (attach(model, cache, namespace="seed 0") for model in models[:2])
+    for model in models[:2]:
+        image_rows(model, call)
+    models[0].load_state_dict(QWEN3.model(seed=1).state_dict())
+    for model in models[:2]:
+        assert torch.equal(image_rows(model, call), stock_rows(model, call))
+    assert (first.stats().encoded, second.stats()) == (2, AttachStats(encoded=1, hits=1))
+    third = attach(models[2], cache, namespace="seed 0")
+    image_rows(models[2], QWEN3.call(1))
+    assert torch.equal(image_rows(models[2], call), stock_rows(models[2], call))
+    assert third.stats() == AttachStats(encoded=1, hits=1)
+
+
+def test_inference_tensors_as_weights_are_cached_and_their_exchange_is_noticed() -> None:
+    with torch.inference_mode():
+        model, other = GEMMA.model(), GEMMA.model(seed=1)
+    call = GEMMA.call(0)
+    attachment = attach(model)
+    for tower in (model.model.vision_tower, other.model.vision_tower):
+        model.model.vision_tower = tower
+        for _ in range(2):
+            assert torch.equal(image_rows(model, call), stock_rows(model, call).flatten(0, -2))
+    assert attachment.stats() == AttachStats(encoded=2, hits=2)
+
+
+def test_advance_epoch_after_a_change_that_cannot_be_seen() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    before = image_rows(model, call)
+    for parameter in model.model.visual.parameters():
+        parameter.data.mul_(0.5)
+    assert torch.equal(image_rows(model, call), before)
     attachment.cache.advance_epoch()
     assert torch.equal(image_rows(model, call), stock_rows(model, call))
     assert attachment.stats().encoded == 2
+
+
+def test_encode_begun_before_advance_epoch_is_used_and_not_cached() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+
+    def change(*_: Any) -> None:
+        hook.remove()
+        for parameter in model.model.visual.parameters():
+            parameter.data.mul_(0.5)
+        attachment.cache.advance_epoch()
+
+    before = stock_rows(model, call)
+    hook = model.model.visual.register_forward_hook(change)
+    assert torch.equal(image_rows(model, call), before)
+    assert len(attachment.cache) == 0
+    after = stock_rows(model, call)
+    assert not torch.equal(after, before)
+    for _ in range(2):
+        assert torch.equal(image_rows(model, call), after)
+    assert attachment.stats() == AttachStats(encoded=2, hits=1)
+
+
+@pytest.mark.parametrize("items", [3, torch.tensor(3)], ids=["int", "tensor"])
+def test_arguments_of_the_loss_are_not_part_of_the_key(items: Any) -> None:
+    model, call = GEMMA.model(), GEMMA.call(0)
+    attachment = attach(model)
+    image_rows(model, call)
+    for options in ({"num_items_in_batch": items}, {"output_router_logits": True}, {"use_cache": False}):
+        assert torch.equal(image_rows(model, call, **options), image_rows(model, call))
+    assert attachment.stats() == AttachStats(encoded=1, hits=6)
+
+
+def test_argument_that_the_tower_may_use_is_part_of_the_key() -> None:
+    model = GEMMA.model()
+    attachment = attach(model)
+    for options in ({}, {"interpolate_pos_encoding": True}):
+        for _ in range(2):
+            image_rows(model, GEMMA.call(0), **options)
+    assert attachment.stats() == AttachStats(encoded=2, hits=2)
+
+
+def test_shallow_copy_stays_bound_to_the_original() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attach(model)
+    shallow = copy.copy(model.model)
+    shallow.visual = QWEN3.model(seed=1).model.visual
+    with torch.no_grad():
+        rows = torch.cat(shallow.get_image_features(**call).pooler_output)
+    assert torch.equal(rows, stock_rows(model, call))
 
 
 def test_autocast_goes_to_the_stock_method() -> None:
@@ -176,11 +330,17 @@ def test_wrong_features_are_refused_and_not_cached(change: Any, message: str) ->
 
 
 def test_model_of_another_dtype_since_attach_is_noticed() -> None:
-    model = QWEN3.model()
-    attach(model)
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model, namespace="shared")
+    image_rows(model, call)
     model.to(torch.bfloat16)
-    with pytest.raises(RuntimeError, match=r"rows of 96 torch.bfloat16, but the cache .* 96 torch.float32"):
-        image_rows(model, QWEN3.call(0))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"rows of 96 torch.bfloat16, but .* 96 torch.float32"):
+            image_rows(model, call)
+    assert attachment.stats() == AttachStats(encoded=1)
+    model.to(torch.float32)
+    assert torch.equal(image_rows(model, call), stock_rows(model, call))  # the weights were rounded
+    assert attachment.stats() == AttachStats(encoded=2)
 
 
 @each_family

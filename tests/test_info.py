@@ -9,6 +9,8 @@ import pytest
 from vitcache import CudaError, info
 from vitcache.__main__ import main
 
+DOUBT = " (vitcache supports 2.9 to 2.14, tested with 2.13)"
+
 
 def lines(capsys):
     return capsys.readouterr().out.splitlines()
@@ -120,13 +122,25 @@ def test_the_driver_is_in_the_words_of_the_runtime(monkeypatch, driver, words):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ("2.8.1", " (tested with 2.9 to 2.14)"),
+        ("2.8.1", DOUBT),
         ("2.9.0", ""),
         ("2.13.0+cpu", ""),
         ("2.14.1", ""),
-        ("2.15.0a0+git", " (tested with 2.9 to 2.14)"),
-        ("3.0", " (tested with 2.9 to 2.14)"),
+        ("2.10rc1", ""),
+        ("2.14a0", ""),
+        ("2.8rc1", DOUBT),
+        ("2.15.0a0+git", DOUBT),
+        ("3.0", DOUBT),
+        ("3", DOUBT),
+        ("main", DOUBT),
+        ("", DOUBT),
     ],
 )
-def test_versions_that_no_test_saw_are_doubted(found, words):
+def test_versions_that_are_not_supported_are_doubted(found, words):
     assert info.doubt("torch", found) == words
+
+
+def test_versions_tested_lie_in_the_range_supported():
+    for name, versions in info.TESTED.items():
+        assert not any(info.doubt(name, version) for version in versions)
+    assert info.TESTED.keys() == info.SUPPORTED.keys()

@@ -65,8 +65,8 @@ def test_available_pages_are_neither_leased_nor_in_flight() -> None:
     assert pool.num_available == 3
 
 
-@pytest.mark.parametrize(("num_rows", "pages"), [(0, 0), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
-def test_pages_for_rounds_up(num_rows: int, pages: int) -> None:
+@pytest.mark.parametrize(("num_rows", "pages"), [(0, 1), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_pages_for_rounds_up_and_is_at_least_one(num_rows: int, pages: int) -> None:
     assert make_pool().pages_for(num_rows) == pages
 
 
@@ -74,6 +74,7 @@ def test_pages_for_rounds_up(num_rows: int, pages: int) -> None:
     ("pages", "num_rows", "lengths"),
     [
         ((), 0, []),
+        ((3,), 0, []),
         ((3,), 1, [1]),
         ((3,), 4, [4]),
         ((2, 3, 4), 9, [9]),

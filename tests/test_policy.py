@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +69,7 @@ def test_lru_gives_up_the_least_recently_inserted_or_hit_first() -> None:
     assert list(policy.victims()) == [KEYS[0], KEYS[3], KEYS[1], KEYS[2]]
 
 
-def test_an_unknown_policy_is_refused_and_the_known_are_listed() -> None:
-    with pytest.raises(ValueError, match=r"policy is 'random', it must be one of 'lru'"):
-        make_policy("random")
+@pytest.mark.parametrize("name", ["random", ["lru"], None])
+def test_an_unknown_policy_is_refused_and_the_known_are_listed(name: Any) -> None:
+    with pytest.raises(ValueError, match=rf"policy is {re.escape(repr(name))}, it must be one of 'lru'"):
+        make_policy(name)

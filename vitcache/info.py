@@ -6,6 +6,7 @@ Each part is looked at by itself, and one that is missing or broken is an answer
 import argparse
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from typing import Any
 from vitcache._version import __version__
 from vitcache.errors import CudaError
 
-# The first and the last version, both included, that the tests were run with.
-TESTED = {"torch": ("2.9", "2.14"), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
+# The first and the last version, both included, and those of them that the tests are run with.
+SUPPORTED = {"torch": ("2.9", "2.14"), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
+TESTED = {"torch": ("2.13",), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
 
 EXTRAS = {
     "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
@@ -107,7 +109,7 @@ def look_at_package(name: str, purpose: str) -> Part:
     found = installed(name)
     if found is None:
         return Part(False, f"not installed; {purpose}")
-    return Part(True, f"{found}{doubt(name, found)}", {"version": found, "tested": not doubt(name, found)})
+    return Part(True, f"{found}{doubt(name, found)}", {"version": found, "supported": not doubt(name, found)})
 
 
 def look_at_extras() -> Part:
@@ -189,17 +191,17 @@ def installed(name: str) -> str | None:
 
 
 def doubt(name: str, found: str) -> str:
-    """What to add to a version that the tests did not see; nothing for one that they did."""
-    first, last = TESTED[name]
+    """What to add to a version that is not supported; nothing for one that is."""
+    first, last = SUPPORTED[name]
     if series(first) <= series(found) <= series(last):
         return ""
-    return f" (tested with {first} to {last})"
+    return f" (vitcache supports {first} to {last}, tested with {' and '.join(TESTED[name])})"
 
 
-def series(text: str) -> tuple[int, int]:
-    """Major and minor number of a version such as 2.13.0+cpu."""
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+def series(text: str) -> tuple[int, ...]:
+    """Major and minor number of a version such as 2.13.0+cpu or 2.10rc1; none for what is no version."""
+    found = re.match(r"(\d+)(?:\.(\d+))?", text)
+    return tuple(int(number or 0) for number in found.groups()) if found else ()
 
 
 def dotted(cuda_version: int) -> str:

@@ -199,7 +199,7 @@ class Placement:
 def check_lists(embeddings: Any, spans: Any) -> None:
     """Both are lists (or tuples) of one length, one entry per item."""
     for name, value in (("embeddings", embeddings), ("spans", spans)):
-        if not isinstance(value, list | tuple) or isinstance(value, Span):
+        if not isinstance(value, (list, tuple)) or isinstance(value, Span):  # traced: torch 2.9 knows no `|`
             raise TypeError(
                 f"{name} must be a list with one entry per item, it is {type(value).__name__}; "
                 "one packed tensor goes with spans as an int64 array (n, 3)"
@@ -216,7 +216,7 @@ def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
     for item, where in enumerate(spans):
         if isinstance(where, Span):
             runs.append((item, *where))
-        elif isinstance(where, list | tuple):
+        elif isinstance(where, (list, tuple)):
             for span in where:
                 if not isinstance(span, Span):
                     raise TypeError(f"item {item}: spans must be Span, one is {type(span).__name__}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +19,10 @@ from vitcache.adapters.families import ItemCall, Split
 from vitcache.adapters.outputs import OutputForm, item_rows
 from vitcache.cache import EmbeddingCache
 from vitcache.keys import Namespace, content_key
+
+# Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
+# every cached call, the others are for the language model and its loss. All others may change the rows.
+_NOT_FOR_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "output_router_logits"}
 
 
 @dataclass(frozen=True)
@@ -39,16 +45,21 @@ class Session:
     """What the stand-ins of one attachment share."""
 
     def __init__(
-        self, model: nn.Module, tower: nn.Module, cache: EmbeddingCache, namespace: Namespace
+        self, model: nn.Module, tower_name: str, cache: EmbeddingCache, namespace: Namespace
     ) -> None:
         self.model = model
-        self.tower = tower
         self.cache = cache
         self.namespace = namespace.digest()
         self.stats = AttachStats()
         self.thread = threading.local()
         self._named = namespace
+        self._tower_name = tower_name
         self._lock = threading.Lock()
+        self._weights = Weights(self)
+
+    @property
+    def tower(self) -> Any:
+        return getattr(self.model, self._tower_name)
 
     @property
     def config(self) -> Any:
@@ -60,13 +71,65 @@ class Session:
             self.stats = replace(self.stats, **totals)
 
     def forget(self) -> None:
-        """Look up none of the entries so far: the weights that made them are about to change."""
+        """Look up none of the entries so far: the weights that made them are others now, or are to be.
+
+        From then on no other attachment shares entries with this one, whatever its namespace; theirs stay.
+        """
         self.namespace = replace(self._named, adapter=os.urandom(16).hex()).digest()
+
+    def current_namespace(self) -> bytes:
+        """Return the namespace of the weights as they are now."""
+        with self._lock:
+            weights = Weights(self)
+            if not weights.unchanged_since(self._weights):
+                self.forget()
+                self._weights = weights
+            return self.namespace
 
     def tower_device(self) -> torch.device | None:
         """Where the tower takes its pixels; None where hooks bring weights and pixels together."""
         device = next(self.tower.parameters()).device
         return None if device.type == "meta" else device
+
+
+class Weights:
+    """Which weights outside the language model there are at one moment, and what tells of their change.
+
+    Writing in place raises a tensor's version; the exceptions are writes through `.data` and those to
+    inference tensors, which have none. Offloaded weights come and go, so only their dtype counts.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._attention = [
+            getattr(getattr(part, "config", None), "_attn_implementation", None)
+            for part in (session.model, session.tower)
+        ]
+        # Every call comes here: `Module.parameters()` would take several times as long.
+        found: list[Tensor | None] = []
+        modules: list[nn.Module | None] = [session.model]
+        language_model = getattr(session.model, "language_model", None)
+        while modules:
+            module = modules.pop()
+            if module is not None and module is not language_model:
+                found += module._parameters.values()
+                found += module._buffers.values()
+                modules += module._modules.values()
+        tensors = [tensor for tensor in found if tensor is not None]
+        there = [tensor for tensor in tensors if not tensor.is_meta]
+        self._dtypes = [tensor.dtype for tensor in tensors]
+        self._addresses = [tensor.data_ptr() for tensor in there]
+        self._versions = [_version(tensor) for tensor in there]
+        # While a reference lives, no other tensor gets it, not even one at the same address.
+        self._refs = [weakref.ref(tensor) for tensor in there]
+
+    def unchanged_since(self, earlier: Weights) -> bool:
+        return (
+            self._attention == earlier._attention
+            and self._dtypes == earlier._dtypes
+            and self._addresses == earlier._addresses
+            and self._versions == earlier._versions
+            and all(map(operator.is_, self._refs, earlier._refs))
+        )
 
 
 class CachedEncoder:
@@ -96,10 +159,12 @@ class CachedEncoder:
         options = {
             name: value for name, value in arguments.items() if items and name not in items[0].arguments
         }
-        if not items or not all(map(_is_plain, options.values())):
+        told = {name: value for name, value in options.items() if name not in _NOT_FOR_THE_TOWER}
+        if not items or not all(map(_is_plain, told.values())):
             session.count(bypassed=1)
             return self.stock(*args, **kwargs)
-        keys = [self._key(item, options) for item in items]
+        namespace = session.current_namespace()
+        keys = [self._key(item, told, namespace) for item in items]
         rows: dict[bytes, Tensor] = {}
         for key, item in zip(keys, items, strict=True):
             if key in rows:
@@ -136,19 +201,14 @@ class CachedEncoder:
             or torch.is_autocast_enabled((session.tower_device() or pixels.device).type)
         )
 
-    def _key(self, item: ItemCall, options: dict[str, Any]) -> bytes:
-        """Return the key over the pixels and every argument; an argument of None means the config's value."""
+    def _key(self, item: ItemCall, options: dict[str, Any], namespace: bytes) -> bytes:
+        """Return the key over the pixels and `options`, of which None means the config's value."""
         config = self._session.config
         values = {name: getattr(config, name, None) if v is None else v for name, v in options.items()}
-        # Of these two the first is the same in every cached call, and the second is for the language model.
-        told = {
-            name: v
-            for name, v in values.items()
-            if v is not None and name not in ("return_dict", "use_cache")
-        }
+        told = {name: v for name, v in values.items() if v is not None}
         return content_key(
             item.pixels,
-            namespace=self._session.namespace,
+            namespace=namespace,
             extra={"modality": self._modality, "item": item.identity, "options": told},
         )
 
@@ -160,6 +220,7 @@ class CachedEncoder:
             with lease:
                 session.count(hits=1)
                 return lease.to_tensor()
+        epoch = cache.epoch
         output = self._encode(item, options)
         rows = item_rows(output)
         if rows.shape[1] != cache.row_width or rows.dtype != cache.dtype:
@@ -168,7 +229,7 @@ class CachedEncoder:
                 f"{cache.row_width} {cache.dtype}: detach the model, and attach it as it is now"
             )
         session.count(encoded=1)
-        cache.put(key, rows)  # if it is refused, this call still has its rows
+        cache.put(key, rows, epoch=epoch)  # if it is refused, this call still has its rows
         self._form = OutputForm.of(output)
         return rows
 
@@ -183,6 +244,13 @@ class CachedEncoder:
             return self.stock(**arguments, **options)
         finally:
             session.thread.encoding = False
+
+
+def _version(tensor: Tensor) -> int | None:
+    try:
+        return tensor._version
+    except RuntimeError:  # an inference tensor; to ask for that first takes four times as long
+        return None
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -42,7 +42,8 @@ def attach(
         a new one on the vision tower's device.
     namespace
         Attachments of equal `namespace`, model class, config, name and revision share entries in one cache.
-        Give it only where the weights are equal. By default an attachment shares with no other.
+        Give it only where the weights are equal. By default an attachment shares with no other. Once a
+        change of its weights was noticed, an attachment shares no more; entries of the others stay.
     device_bytes
         Budget of the default cache. By default room for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with
         its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
@@ -61,17 +62,28 @@ def attach(
     Notes
     -----
     Calls in grad mode, in training or under autocast, and calls for a tuple or for hidden states or
-    attentions of the tower, go to the stock method as they are: `stats().bypassed`. After a call in training
-    no earlier entry is served. Whoever changes weights, adapters or the attention implementation in another
-    way calls `cache.advance_epoch()` before the next call. The first item of a modality is always encoded,
-    because its output shows the containers.
+    attentions of the tower, go to the stock method as they are: `stats().bypassed`. So do calls with an
+    argument, unknown here, that is neither plain nor None. Plain ones are part of the key, as the tower may
+    use them, but for `return_dict`, `use_cache`, `num_items_in_batch` and `output_router_logits`.
+
+    No earlier entry is served after a call in training, nor once a call finds that a parameter or buffer
+    outside the language model was replaced, converted or written in place, as optimizers and
+    `load_state_dict` do, or that the attention implementation is another. Not seen are writes through `.data`
+    or to inference tensors or to offloaded weights, changes undone before the next call such as a conversion
+    to another dtype and back, hooks, and a switch between adapters that are there already: after one of these
+    call `cache.advance_epoch()`. An encode that was under way then is not cached.
+
+    The first item of a modality is always encoded, because its output shows the containers.
+    LLaVA-OneVision encodes an image alone in its prompt as several tiles and one among others as a single
+    tile, so the first image of a chat is encoded again in the second turn.
 
     A model spread over devices (`device_map`) keeps its hooks: the stock method runs through them, and rows
     come back to the device where the stock features are. Pixels for an offloaded tower are left to its hook.
 
     Concurrent calls are as safe as with the stock model. Pixels on a GPU are copied to the host for their
     keys, which waits for the current stream. `copy.deepcopy` and `pickle` of the model give one that is not
-    attached.
+    attached. A shallow `copy.copy` of the base model, and so a replica by `nn.DataParallel`, stays bound to
+    the original: its features are those of the original's weights.
     """
     if not isinstance(namespace, str | None):
         raise TypeError(f"namespace must be str, it is {type(namespace).__name__}")
@@ -100,7 +112,7 @@ def attach(
             f"the cache holds rows of {cache.row_width} {cache.dtype}, "
             f"but {type(model).__name__} has rows of {row_width} {dtype}"
         )
-    session = Session(base, tower, cache, _namespace(base, tower, namespace))
+    session = Session(base, family.tower, cache, _namespace(base, tower, namespace))
     encoders = {
         name: CachedEncoder(session, getattr(base, name), modality, split)
         for modality, split in family.splits.items()

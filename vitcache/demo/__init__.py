@@ -57,6 +57,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, path in (("--json", args.json), ("--plot", args.plot)):
         if path is not None:
             _check_writable(option, path)
+    if args.json and args.plot and args.json.resolve() == args.plot.resolve():
+        raise _Refusal(f"--json and --plot are the same file, {args.json}")
     from vitcache.demo.photos import MAX_PHOTOS
 
     if not 1 <= args.turns <= MAX_PHOTOS:
@@ -73,8 +75,18 @@ def _check_writable(option: str, path: Path) -> None:
         raise _Refusal(f"{option} {path}: is a directory")
     if not path.parent.is_dir():
         raise _Refusal(f"{option} {path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise _Refusal(f"{option} {path}: no permission to write it")
+    target = path.resolve()  # of a link that leads nowhere yet, the file and not the link is made and removed
+    new = not target.exists()
+    if not new and not target.is_file():  # a device or pipe: to open it may do something
+        if not os.access(target, os.W_OK):
+            raise _Refusal(f"{option} {path}: no permission to write it")
+        return
+    try:
+        target.open("ab").close()
+        if new:
+            target.unlink()
+    except OSError as error:
+        raise _Refusal(f"{option} {path}: cannot be written: {error.strerror}") from None
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ class CachedSide:
     def __init__(self, model: Any, processor: Any, pictures: list[Picture]) -> None:
         self.model = model
         self.device: torch.device = model.device
+        self._meter = TowerMeter(model)
         self._hidden = model.config.text_config.hidden_size
         self._levels = _levels(model)
         self.cache = EmbeddingCache(
@@ -54,23 +55,24 @@ class CachedSide:
                 rows, encoded = self._rows(prompt, leases)
             hidden = self._language_model(prompt, rows)
             pick_token(self.model, hidden)
-        pixel_bytes = sum(picture.pixel_values.nbytes for picture in encoded)
-        return TimedAnswer(hidden, len(encoded), len(rows) - len(encoded), total.ms, vision.ms, pixel_bytes)
+        pixel_bytes = self._meter.take(prompt, encoded)
+        return TimedAnswer(hidden, encoded, len(rows) - encoded, pixel_bytes, total.ms, vision.ms)
 
-    def _rows(self, prompt: Prompt, leases: ExitStack) -> tuple[list[Tensor | Lease], list[Picture]]:
-        """The rows of every picture of the prompt, and those pictures that had to be encoded for it."""
+    def _rows(self, prompt: Prompt, leases: ExitStack) -> tuple[list[Tensor | Lease], int]:
+        """The rows of every picture of the prompt, and how many of these had to be encoded for it."""
         rows: list[Tensor | Lease] = []
-        encoded: list[Picture] = []
+        encoded = 0
         for picture in prompt.pictures:
             key = self.key(picture)
             lease = self.cache.get(key, num_rows=picture.num_rows)
             if lease is not None:
                 rows.append(leases.enter_context(lease))
                 continue
+            epoch = self.cache.epoch
             fresh = image_rows(encode_alone(self.model, picture))
-            self.cache.put(key, fresh)
+            self.cache.put(key, fresh, epoch=epoch)
             rows.append(fresh)
-            encoded.append(picture)
+            encoded += 1
         return rows, encoded
 
     def _language_model(self, prompt: Prompt, rows: list[Tensor | Lease]) -> Tensor:
@@ -103,6 +105,7 @@ class AttachedSide:
         self.model = model
         self.device: torch.device = model.device
         self.attachment = attach(model, device_bytes=_bytes_for(pictures, model))
+        self._meter = TowerMeter(model)
 
     def answer(self, prompt: Prompt) -> Answer:
         """Run one turn; the vision part lies inside the forward and is not timed apart."""
@@ -110,7 +113,39 @@ class AttachedSide:
         with Stopwatch(self.device) as total:
             hidden = prefill(self.model, **text_inputs(prompt, self.device), pixel_values=prompt.pixel_values)
         after = self.attachment.stats()
-        return Answer(hidden, after.encoded - before.encoded, after.hits - before.hits, total.ms)
+        encoded, hits = after.encoded - before.encoded, after.hits - before.hits
+        moved = after.pixel_bytes_moved - before.pixel_bytes_moved
+        pixel_bytes = self._meter.take(prompt, encoded)
+        if moved != (0 if self.device.type == "cpu" else pixel_bytes):
+            raise RuntimeError(f"attach moved {moved} bytes of pixels, its tower was given {pixel_bytes}")
+        return Answer(hidden, encoded, hits, pixel_bytes, total.ms)
+
+
+class TowerMeter:
+    """Counts the images that go into the vision tower of `model`, each by itself, and their pixels."""
+
+    def __init__(self, model: Any) -> None:
+        self._images = 0
+        self._elements = 0
+        model.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def take(self, prompt: Prompt, encoded: int) -> int:
+        """Bytes that what went in since the last call took in host memory, in the prompt's dtype.
+
+        Raises
+        ------
+        RuntimeError
+            If these were not `encoded` images.
+        """
+        images, elements = self._images, self._elements
+        self._images = self._elements = 0
+        if images != encoded:
+            raise RuntimeError(f"{encoded} images were counted as encoded, the vision tower ran on {images}")
+        return elements * prompt.pixel_values.itemsize
+
+    def _count(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._images += len(kwargs["grid_thw"])
+        self._elements += args[0].numel()
 
 
 def _levels(model: Any) -> int:

@@ -1,10 +1,8 @@
-"""The stock model's side of the demo: nothing here calls vitcache or installs anything of it in the model."""
+"""The stock model's side of the demo: nothing here calls vitcache or sets or hooks anything on the model."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,25 +11,29 @@ import torch
 from torch import Tensor
 
 from vitcache.demo.conversation import Picture, Prompt
+from vitcache.demo.model import share_weights
 from vitcache.demo.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one side made of a prompt: hidden states ``(1, T, H)``, images encoded and hit, and the time."""
+    """What one side made of a prompt, and the time to the first token.
+
+    Hidden states ``(1, T, H)``, images encoded and hit, bytes of host pixels that the tower was given.
+    """
 
     hidden: Tensor
     encoded: int
     hits: int
+    pixel_bytes: int
     ttft_ms: float
 
 
 @dataclass(frozen=True)
 class TimedAnswer(Answer):
-    """The same with its vision part: how long it took, and the bytes of pixels that the tower was given."""
+    """The same with its vision part: how long it took."""
 
     vision_ms: float
-    pixel_bytes: int
 
 
 class StockSide:
@@ -42,23 +44,32 @@ class StockSide:
         self.device: torch.device = model.device
 
     def answer(self, prompt: Prompt) -> TimedAnswer:
-        """Run one turn. The tower runs inside the forward, so it is timed before, in a call of its own."""
+        """Run one turn. The tower runs inside the forward, so it is timed before, in a call of its own.
+
+        Images and bytes are those that the model is handed: nothing on it counts what it does with them.
+        """
         with Stopwatch(self.device) as vision:
             pixel_values, grid_thw = prompt.pixel_values.to(self.device), prompt.grid_thw.to(self.device)
-            encoded = len(self.model.get_image_features(pixel_values, grid_thw).pooler_output)
+            self.model.get_image_features(pixel_values, grid_thw)
         with Stopwatch(self.device) as total:
             inputs = text_inputs(prompt, self.device)
             hidden = prefill(self.model, **inputs, pixel_values=prompt.pixel_values.to(self.device))
-        return TimedAnswer(hidden, encoded, 0, total.ms, vision.ms, prompt.pixel_values.nbytes)
+        handed = len(prompt.grid_thw), prompt.pixel_values.nbytes
+        return TimedAnswer(hidden, handed[0], 0, handed[1], total.ms, vision.ms)
 
     def answer_one_at_a_time(self, prompt: Prompt) -> Tensor:
-        """Hidden states of the same turn with each image encoded alone, which a cache must reproduce."""
+        """Hidden states of the same turn with each image encoded alone, which a cache must reproduce.
+
+        A forward that takes no encoder outputs has to meet them in place of its own encode. That is arranged
+        on another model object, thrown away afterwards, that reads the same weights.
+        """
         features = self._encode_one_at_a_time(prompt)
         inputs = text_inputs(prompt, self.device)
         if takes_encoder_outputs(self.model):
             return prefill(self.model, **inputs, mm_encoder_outputs={"image": features})
-        with _answering(self.model.model, features):
-            return prefill(self.model, **inputs, pixel_values=prompt.pixel_values.to(self.device))
+        double = share_weights(self.model)
+        double.model.get_image_features = lambda *args, **kwargs: features
+        return prefill(double, **inputs, pixel_values=prompt.pixel_values.to(self.device))
 
     def _encode_one_at_a_time(self, prompt: Prompt) -> Any:
         """The features of all images as ``get_image_features`` has them, each image from its own call."""
@@ -104,13 +115,3 @@ def text_inputs(prompt: Prompt, device: torch.device) -> dict[str, Tensor]:
         "mm_token_type_ids": prompt.token_types.to(device),
         "image_grid_thw": prompt.grid_thw.to(device),
     }
-
-
-@contextmanager
-def _answering(base_model: Any, features: Any) -> Iterator[None]:
-    """For one pass, hand features to a model whose forward takes no encoder outputs."""
-    base_model.get_image_features = lambda *args, **kwargs: features
-    try:
-        yield
-    finally:
-        del base_model.get_image_features

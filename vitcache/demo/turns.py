@@ -71,6 +71,7 @@ def measure_turn(sides: Sides, prompt: Prompt) -> Row:
         ttft_ms_attach=attached.ttft_ms,
         pixel_bytes_stock=stock.pixel_bytes,
         pixel_bytes=cached.pixel_bytes,
+        pixel_bytes_attach=attached.pixel_bytes,
         equal=equal and equal_attach,
         equal_attach=equal_attach,
         spread_stock=spread,
