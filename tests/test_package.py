@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +56,19 @@ def test_folders_of_the_checkout_are_installed_inside_the_package_only(tmp_path)
         tmp_path,
     )
     assert found == [False, False, True, True]
+
+
+def test_data_files_are_named_so_that_they_travel_with_the_package():
+    root = Path(__file__).parent.parent
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package, folder in (
+        ("vitcache", root / "vitcache"),
+        ("vitcache.triton_kernels", root / "triton_kernels"),
+    ):
+        files = [path for path in folder.iterdir() if path.suffix in (".json", ".typed", ".pyi")]
+        assert files
+        for path in files:
+            assert any(path.match(pattern) for pattern in patterns[package]), path
 
 
 def test_every_public_name_is_there():

@@ -39,13 +39,16 @@ def embed(
     runs: Tensor,
     scale: float | None,
     text_scale: float | None,
-) -> None:
-    """`embed_tokens` on tensors, differentiable in `weight` and the items."""
+) -> Tensor:
+    """`embed_tokens` on tensors, differentiable in `weight` and the items. Returns `out`."""
     hidden = out.shape[-1]
-    Embed.apply(out, input_ids, weight, runs, scale, text_scale, *(rows[:, :hidden] for rows in items))
+    # What is returned, not `out`, is what Dynamo of torch 2.9 gives a gradient.
+    columns = [rows[:, :hidden] for rows in items]
+    built: Tensor = Embed.apply(out, input_ids, weight, runs, scale, text_scale, *columns)
     if deepstack is not None:
         deepstack.zero_()
         _scatter_levels(deepstack, hidden, items, runs, scale)
+    return built
 
 
 def _scatter_levels(

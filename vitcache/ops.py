@@ -157,11 +157,8 @@ def embed_tokens(
         runs, tensors = _as_tensors(embeddings, spans)
         if _needs_grad(weight, deepstack, *tensors):
             _refuse_out(has_out)
-            autograd.embed(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
-        else:
-            torch.ops.vitcache.embed_tokens_(
-                out, deepstack, input_ids, weight, tensors, runs, scale, text_scale
-            )
+            return autograd.embed(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
+        torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         return out
     destination = placement.Destination("out", out, deepstack)
     destination.check_apart_from("weight", weight)
@@ -176,8 +173,7 @@ def embed_tokens(
             _refuse_out(has_out)
             _refuse_leaves(deepstack)
             items, runs = placed.tensors_and_runs()
-            autograd.embed(out, deepstack, input_ids, weight, items, runs, scale, text_scale)
-            return out
+            return autograd.embed(out, deepstack, input_ids, weight, items, runs, scale, text_scale)
         operators.embed(destination, input_ids, weight, placed, scale, text_scale)
     _bump_versions(out, deepstack)
     return out
