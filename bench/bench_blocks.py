@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
 from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Timer
 
@@ -41,11 +42,10 @@ CASES = {
 
 def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure every shape; yields its name before it runs."""
-    from vitcache.triton_kernels import scatter_rows
-    from vitcache.triton_kernels.blocks import BlockShape, block_shape
-
     from vitcache.dtypes import KINDS
     from vitcache.placement import Destination, Placement
+    from vitcache.triton_kernels import scatter_rows
+    from vitcache.triton_kernels.blocks import BlockShape, block_shape
 
     source = torch.randn(case.num_rows, case.hidden, device=timer.device, dtype=torch.bfloat16)
     target = torch.full_like(source, float("nan"))

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from vitcache.bench.record import Recorder
-from vitcache.bench.timing import Timer
 
 import vitcache
+from vitcache.bench.record import Recorder
+from vitcache.bench.timing import Timer
 
 NAME = "cpu"
 DEVICE = torch.device("cpu")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+
 from vitcache.bench.contenders import CONTENDERS, WITHOUT_DEEPSTACK, Scene, slice_loop
 from vitcache.bench.record import Recorder
 from vitcache.bench.registry import PLACEMENT_CASES, PlacementCase

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+
+import vitcache
 from vitcache.bench.contenders import Scene
 from vitcache.bench.record import Recorder
 from vitcache.bench.registry import PLACEMENT_CASES, PlacementCase
 from vitcache.bench.timing import Sample, Timer
-
-import vitcache
 
 NAME = "scatter"
 CASES = PLACEMENT_CASES

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
-from vitcache.bench.registry import PlacementCase
 
 import vitcache
+from vitcache.bench.registry import PlacementCase
 
 Built = tuple[Tensor, Tensor | None]
 IMAGE_TOKEN_OFFSET = 1  # the placeholder id is the last of the vocabulary

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from vitcache.bench.timing import Sample
 
 ROOT = Path(__file__).resolve().parent

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
 from vitcache.bench import bench_blocks, bench_cpu, bench_placement, bench_scatter
 from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer

@@ -14,6 +14,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.embed_rows import embed_rows_kernel
 from vitcache.triton_kernels.rows import TRITON_DTYPES

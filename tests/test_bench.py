@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+
 from vitcache.bench import bench_placement, contenders, plot, run, tune
 from vitcache.bench.record import FIELDS
 from vitcache.bench.registry import PLACEMENT_CASES

@@ -10,14 +10,23 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from vitcache.triton_kernels.blocks import block_shape
-from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, is_aligned, make_table, on_device
-from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 from vitcache.dtypes import KINDS
 from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import Destination, Placement
 from vitcache.placement_table import PlacementTable
+from vitcache.triton_kernels.blocks import block_shape
+from vitcache.triton_kernels.rows import (
+    TRITON_DTYPES,
+    cast,
+    deepstack_arguments,
+    is_aligned,
+    load_image_row,
+    make_table,
+    on_device,
+    row_pointer,
+)
+from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 
 @triton.jit
@@ -52,20 +61,22 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
     address = tl.load(table_ptr + token)
     token_id = tl.load(ids_ptr + token).to(tl.int64)
     if address != -1:
-        if level == 0:
-            target = out_ptr + token * out_stride_row
-        else:
-            plane = deepstack_ptr + (level - 1).to(tl.int64) * deepstack_stride_level
-            target = plane + token * deepstack_stride_row
+        target = row_pointer(
+            token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
+        )
         if address != 0:
-            source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
-            if ALIGNED:
-                source = tl.multiple_of(source, 16)
-            values = tl.load(source + columns, mask, other=0)
-            if HAS_SCALE:
-                values = cast(values.to(tl.float32) * scale, out_ptr.dtype.element_ty)
-            elif out_ptr.dtype.element_ty != SOURCE:
-                values = cast(values.to(tl.float32), out_ptr.dtype.element_ty)
+            values = load_image_row(
+                address,
+                level,
+                columns,
+                mask,
+                scale,
+                SOURCE,
+                out_ptr.dtype.element_ty,
+                HIDDEN,
+                HAS_SCALE,
+                ALIGNED,
+            )
             tl.store(target + columns, values, mask)
         elif level == 0:
             row = tl.load(weight_ptr + token_id * weight_stride_row + columns, mask, other=0)
@@ -94,8 +105,6 @@ def launch_embed_rows(
     """
     block, num_warps = block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
-    # Without levels nothing is read of it, and strides that change with the prompt would only be compiled in.
-    deepstack = out.new_empty(0, 0, 0) if destination.deepstack is None else destination.deepstack
     grid = (destination.num_tokens, 1 + destination.levels, triton.cdiv(destination.hidden, block))
     if 0 in grid:
         return
@@ -106,9 +115,7 @@ def launch_embed_rows(
         weight.stride(0),
         out,
         out.stride(0),
-        deepstack,
-        deepstack.stride(0),
-        deepstack.stride(1),
+        *deepstack_arguments(destination),
         1.0 if scale is None else float(scale),
         # Rounded as the model's own buffer is, then multiplied in float32 and rounded once more.
         1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype)),

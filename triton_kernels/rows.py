@@ -34,6 +34,50 @@ def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     return values.to(DTYPE)
 
 
+@triton.jit
+def load_image_row(  # type: ignore[no-untyped-def]
+    address,
+    level,
+    columns,
+    mask,
+    scale,
+    SOURCE: tl.constexpr,
+    TARGET: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """``source[H * level : H * (level + 1)]`` of the row at `address`, scaled in float32, as `TARGET`."""
+    source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
+    if ALIGNED:
+        # After the cast to a pointer: on the integer the hint is lost, and with it 16-byte loads.
+        source = tl.multiple_of(source, 16)
+    values = tl.load(source + columns, mask, other=0)
+    if HAS_SCALE:
+        values = cast(values.to(tl.float32) * scale, TARGET)
+    elif SOURCE != TARGET:
+        values = cast(values.to(tl.float32), TARGET)
+    return values
+
+
+@triton.jit
+def row_pointer(  # type: ignore[no-untyped-def]
+    token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
+):
+    """Where a token's row of inputs_embeds (level 0) or of a deepstack level begins."""
+    target = out_ptr + token * out_stride_row
+    if level > 0:
+        plane = deepstack_ptr + (level - 1).to(tl.int64) * deepstack_stride_level
+        target = plane + token * deepstack_stride_row
+    return target
+
+
+def deepstack_arguments(destination: Destination) -> tuple[Tensor, int, int]:
+    """The deepstack levels as a kernel takes them. Without any, what stands for them is never touched."""
+    levels = destination.deepstack
+    return (destination.rows, 0, 0) if levels is None else (levels, levels.stride(0), levels.stride(1))
+
+
 def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:
     """Whether every level of every row of `dtype` begins at a multiple of 16 bytes."""
     return placement.native.aligned(KINDS[dtype]) and destination.hidden * dtype.itemsize % 16 == 0

@@ -10,20 +10,22 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from vitcache.triton_kernels.blocks import BlockShape, block_shape
-from vitcache.triton_kernels.rows import (
-    TRITON_DTYPES,
-    cast,
-    hold_pinned,
-    is_aligned,
-    make_table,
-    on_device,
-)
 
 from vitcache.dtypes import KINDS
 from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import Destination, Placement
 from vitcache.placement_table import PlacementTable
+from vitcache.triton_kernels.blocks import BlockShape, block_shape
+from vitcache.triton_kernels.rows import (
+    TRITON_DTYPES,
+    deepstack_arguments,
+    hold_pinned,
+    is_aligned,
+    load_image_row,
+    make_table,
+    on_device,
+    row_pointer,
+)
 
 
 @triton.jit
@@ -56,20 +58,13 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     if HAS_HOLES:  # noqa: SIM102 - known when it is compiled, unlike the address
         if address == 0:
             return
-    source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
-    if ALIGNED:
-        # After the cast to a pointer: on the integer the hint is lost, and with it 16-byte loads.
-        source = tl.multiple_of(source, 16)
-    values = tl.load(source + columns, mask, other=0)
-    if HAS_SCALE:
-        values = cast(values.to(tl.float32) * scale, out_ptr.dtype.element_ty)
-    elif out_ptr.dtype.element_ty != SOURCE:
-        values = cast(values.to(tl.float32), out_ptr.dtype.element_ty)
-    if level == 0:
-        tl.store(out_ptr + token * out_stride_row + columns, values, mask)
-    else:
-        plane = deepstack_ptr + (level - 1).to(tl.int64) * deepstack_stride_level
-        tl.store(plane + token * deepstack_stride_row + columns, values, mask)
+    values = load_image_row(
+        address, level, columns, mask, scale, SOURCE, out_ptr.dtype.element_ty, HIDDEN, HAS_SCALE, ALIGNED
+    )
+    target = row_pointer(
+        token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
+    )
+    tl.store(target + columns, values, mask)
 
 
 def launch_scatter_rows(
@@ -85,8 +80,6 @@ def launch_scatter_rows(
     """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each."""
     block, num_warps = shape or block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
-    # Without levels nothing is read of it, and strides that change with the prompt would only be compiled in.
-    deepstack = out.new_empty(0, 0, 0) if destination.deepstack is None else destination.deepstack
     grid = (len(table) // 2, 1 + destination.levels, triton.cdiv(destination.hidden, block))
     if 0 in grid:
         return
@@ -94,9 +87,7 @@ def launch_scatter_rows(
         table,
         out,
         out.stride(0),
-        deepstack,
-        deepstack.stride(0),
-        deepstack.stride(1),
+        *deepstack_arguments(destination),
         1.0 if scale is None else float(scale),
         SOURCE=TRITON_DTYPES[dtype],
         HIDDEN=destination.hidden,
