@@ -137,8 +137,9 @@ class ItemReader {
   }
 
   static bool add_lease(Placement& placement, PyObject* item, const Target& target) {
-    static const py::str name("paged_rows");
-    const auto attribute = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, name.ptr()));
+    // Never given back: when statics end, the interpreter already has.
+    static PyObject* const name = PyUnicode_InternFromString("paged_rows");
+    const auto attribute = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, name));
     if (!attribute) throw py::error_already_set();
     if (attribute.is_none()) return false;
     const auto& rows = attribute.cast<const PagedRows&>();
