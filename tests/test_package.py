@@ -83,6 +83,16 @@ def test_an_unknown_name_is_an_attribute_error():
         vitcache.Spam  # noqa: B018
 
 
+def test_a_process_that_placed_leases_ends_well(tmp_path):
+    code = (
+        "import json, torch, vitcache; "
+        "cache = vitcache.EmbeddingCache(8, device='cpu', device_bytes=1 << 14); "
+        "cache.put(bytes(32), torch.ones(3, 8)); out = torch.zeros(5, 8); "
+        "vitcache.scatter_embeddings(out, [cache.get(bytes(32))], [1]); print(json.dumps(out.sum().item()))"
+    )
+    assert answer(code, tmp_path) == 24.0  # `answer` checks the exit code: a crash at the end would be one
+
+
 def test_native_errors_arrive_as_the_public_exception(monkeypatch):
     if find_spec("vitcache._native") is None:
         pytest.skip("the native module is not built")
