@@ -271,6 +271,7 @@ void bind_placement(py::module_& module) {
           },
           py::arg("rows"), py::arg("on_host"))
       .def_property_readonly("reads_host", &Placement::reads_host)
+      .def_property_readonly("num_runs", [](const Placement& placement) { return placement.runs().size(); })
       .def("add_run",
            [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
               std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })

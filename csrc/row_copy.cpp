@@ -31,12 +31,20 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   for (std::thread& thread : threads) thread.join();
 }
 
-void copy_row(const std::byte* source, std::int64_t token, const std::vector<Plane>& planes,
-              std::size_t row_bytes) {
-  for (const Plane& plane : planes) {
-    std::memcpy(plane.base + token * plane.row_stride, source, row_bytes);
-    source += row_bytes;
+// Writes `num_rows` rows that follow each other in memory to tokens that follow each other. Where both are
+// one block that is one copy: large ones move faster than their rows one by one.
+void copy_rows(const std::byte* source, std::int64_t token, std::int64_t num_rows,
+               const std::vector<Plane>& planes, std::size_t row_bytes) {
+  if (planes.size() == 1 && planes[0].row_stride == static_cast<std::int64_t>(row_bytes)) {
+    std::memcpy(planes[0].base + token * planes[0].row_stride, source,
+                row_bytes * static_cast<std::size_t>(num_rows));
+    return;
   }
+  for (const std::int64_t end = token + num_rows; token < end; ++token)
+    for (const Plane& plane : planes) {
+      std::memcpy(plane.base + token * plane.row_stride, source, row_bytes);
+      source += row_bytes;
+    }
 }
 
 const std::byte* at(std::int64_t address) { return reinterpret_cast<const std::byte*>(address); }
@@ -46,10 +54,18 @@ const std::byte* at(std::int64_t address) { return reinterpret_cast<const std::b
 void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::vector<Plane>& planes,
                   std::int64_t row_bytes, int num_threads) {
   const auto bytes = static_cast<std::size_t>(row_bytes);
-  const std::int64_t total = num_rows * row_bytes * static_cast<std::int64_t>(planes.size());
+  const std::int64_t source_bytes = row_bytes * static_cast<std::int64_t>(planes.size());
+  const std::int64_t total = num_rows * source_bytes;
   in_parallel(num_rows, total, num_threads, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t row = first; row < last; ++row)
-      copy_row(at(table[2 * row]), table[2 * row + 1], planes, bytes);
+    for (std::int64_t row = first; row < last;) {
+      const std::int64_t address = table[2 * row], token = table[2 * row + 1];
+      std::int64_t length = 1;
+      while (row + length < last && table[2 * (row + length)] == address + length * source_bytes &&
+             table[2 * (row + length) + 1] == token + length)
+        ++length;
+      copy_rows(at(address), token, length, planes, bytes);
+      row += length;
+    }
   });
 }
 
@@ -61,11 +77,16 @@ void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* id
       throw std::out_of_range("input_ids[" + std::to_string(token) + "] is " + std::to_string(ids[token]) +
                               ", the weight has " + std::to_string(weight.num_rows) + " rows");
   const auto bytes = static_cast<std::size_t>(row_bytes);
-  const std::int64_t total = num_tokens * row_bytes * static_cast<std::int64_t>(planes.size());
+  const std::int64_t source_bytes = row_bytes * static_cast<std::int64_t>(planes.size());
+  const std::int64_t total = num_tokens * source_bytes;
   in_parallel(num_tokens, total, num_threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t token = first; token < last; ++token) {
       if (table[token] != 0) {
-        copy_row(at(table[token]), token, planes, bytes);
+        std::int64_t length = 1;
+        while (token + length < last && table[token + length] == table[token] + length * source_bytes)
+          ++length;
+        copy_rows(at(table[token]), token, length, planes, bytes);
+        token += length - 1;
         continue;
       }
       std::memcpy(planes[0].base + token * planes[0].row_stride, weight.base + ids[token] * weight.row_stride,

@@ -278,6 +278,11 @@ def test_a_lease_of_another_device_is_refused():
 
 def test_rows_of_several_megabytes_are_copied_by_several_threads():
     rows = make_rows(1500, 2048, torch.bfloat16)
+    short = [Span(20 * i, 15, 15 * i) for i in range(100)]
+    expected, _ = expected_scatter(poisoned(2000, 2048, dtype=torch.bfloat16), [rows], [short])
+    assert same_bits(
+        scatter_embeddings(poisoned(2000, 2048, dtype=torch.bfloat16), [rows], [short]), expected
+    )
     weight = make_rows(100, 2048, torch.bfloat16)
     ids = torch.randint(0, 100, (2000,))
     expected = weight[ids]

@@ -50,7 +50,9 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         from vitcache.triton_kernels import scatter_rows as kernels
 
         kernels.scatter_rows(destination, placement, scale)
-    elif row_copy.moves_bits(destination, placement, scale):
+    elif row_copy.moves_bits(destination, placement, scale) and row_copy.is_fragmented(
+        destination, placement
+    ):
         row_copy.scatter_rows(destination, placement)
     else:
         reference.scatter_embeddings(
