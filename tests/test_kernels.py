@@ -10,7 +10,8 @@ from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
 
 import vitcache
 from vitcache import EmbeddingCache, Span, reference
-from vitcache.placement import Destination, Placement
+from vitcache.destination import Destination
+from vitcache.placement import Placement
 
 pytestmark = pytest.mark.triton
 

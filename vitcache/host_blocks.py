@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
-from vitcache.placement import Destination, Placement
+from vitcache.placement import Placement
 
 SIZES = [1 << power for power in range(16, 25)]  # 64 KiB to 16 MiB
 _HIDE_CYCLES = 1_000_000

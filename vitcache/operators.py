@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vitcache import reference, row_copy
-from vitcache.placement import Destination, Placement
+from vitcache.destination import Destination
+from vitcache.placement import Placement
 from vitcache.placement_table import PlacementTable
 
 _library = torch.library.Library("vitcache", "DEF")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitcache import autograd, operators, placement
+from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
 from vitcache.lease import Lease
 from vitcache.placement_table import PlacementTable
@@ -78,7 +79,7 @@ def scatter_embeddings(
         else:
             torch.ops.vitcache.scatter_embeddings_(inputs_embeds, deepstack, tensors, runs, scale)
         return inputs_embeds
-    destination = placement.Destination("inputs_embeds", inputs_embeds, deepstack)
+    destination = Destination("inputs_embeds", inputs_embeds, deepstack)
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, inputs_embeds, deepstack)
         operators.scatter_table(destination, embeddings, scale)
@@ -160,7 +161,7 @@ def embed_tokens(
             return autograd.embed(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         return out
-    destination = placement.Destination("out", out, deepstack)
+    destination = Destination("out", out, deepstack)
     destination.check_apart_from("weight", weight)
     destination.check_apart_from("input_ids", input_ids)
     if isinstance(embeddings, PlacementTable):

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
-from vitcache.placement import Destination, Placement
+from vitcache.placement import Placement
 from vitcache.tables import ring_of
 
 

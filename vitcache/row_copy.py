@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
+from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
-from vitcache.placement import Destination, Placement
+from vitcache.placement import Placement
 from vitcache.tables import ring_of
 
 LONG_RUN_BYTES = 1 << 20
