@@ -132,6 +132,10 @@ def test_a_failed_call_leaves_the_table_free_for_others(device):
     with pytest.raises(ValueError, match="there are 9 tokens, this table holds 4"):
         embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device), table, None)
     table.update([bf16(2, device)], [20])
+    table = PlacementTable(30, device=device).update([bf16(2, device)], [0])
+    with pytest.raises(ValueError, match="this table holds rows of width 32, the destination takes 16"):
+        embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device, 16), table, None)
+    table.update([bf16(2, device)], [20])
 
 
 def test_misuse_is_named(device):

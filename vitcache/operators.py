@@ -82,8 +82,7 @@ def embed_table(
     text_scale: float | None,
 ) -> None:
     """`embed` from a table at a fixed address."""
-    tokens = table.tokens(destination.num_tokens)
-    placement = table.bind(destination)
+    placement, tokens = table.bind_tokens(destination)
     if uses_kernels(destination.rows.device):
         from vitcache.triton_kernels import embed_rows as kernels
 

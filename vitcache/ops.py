@@ -144,14 +144,13 @@ def embed_tokens(
     """
     _check_embedding(input_ids, weight)
     scale, text_scale = _check_scale("scale", scale), _check_scale("text_scale", text_scale)
-    has_out = out is not None
+    has_out, shape = out is not None, (*input_ids.shape, weight.shape[1])
     if out is None:
-        out = weight.new_empty((*input_ids.shape, weight.shape[1]))
+        out = weight.new_empty(shape)
     elif not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, it is {type(out).__name__}")
-    elif out.shape != (*input_ids.shape, weight.shape[1]):
-        expected = (*input_ids.shape, weight.shape[1])
-        raise ValueError(f"out has shape {tuple(out.shape)}, it must be {tuple(expected)}")
+    elif out.shape != shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, it must be {tuple(shape)}")
     elif out.device != weight.device:
         raise ValueError(f"out is on {out.device}, weight is on {weight.device}")
     if _is_traced(weight):
@@ -162,8 +161,9 @@ def embed_tokens(
         torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         return out
     destination = Destination("out", out, deepstack)
-    destination.check_apart_from("weight", weight)
-    destination.check_apart_from("input_ids", input_ids)
+    if has_out or deepstack is not None:  # what was allocated here lies apart from everything
+        destination.check_apart_from("weight", weight)
+        destination.check_apart_from("input_ids", input_ids)
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, weight, out, deepstack)
         operators.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)

@@ -39,8 +39,8 @@ class PlacementTable:
     Notes
     -----
     One thread at a time. Rows are read when the graph runs: their writing must be ordered before the replay,
-    and a lease in the table must not be released before the last replay that reads it. The table keeps its
-    tensors alive until the next `update`.
+    and a lease in the table must be held until the last replay that reads it is done. The table keeps its
+    tensors alive until the next `update`, and must itself outlive the graphs that captured it.
     """
 
     def __init__(
@@ -134,26 +134,26 @@ class PlacementTable:
             self._num_tokens = destination.num_tokens
         return self._placement
 
-    def tokens(self, num_tokens: int) -> Tensor:
-        """The address of each token's row, 0 for text, kept up to date from now on.
+    def bind_tokens(self, destination: Destination) -> tuple[Placement, Tensor]:
+        """`bind`, and the address of each token's row, 0 for text, kept up to date from now on.
 
         Raises
         ------
         ValueError
-            If they are more than `max_rows`.
+            If the tokens are more than `max_rows`.
         RuntimeError
             If they are more than in calls before, and work that reads the table is in flight.
-        IndexError
-            If the placement does not fit in them.
         """
+        num_tokens = destination.num_tokens
         if num_tokens > self.max_rows:
             raise ValueError(f"there are {num_tokens} tokens, this table holds {self.max_rows}")
-        if num_tokens > self._num_embedded and self._placement is not None:
+        if num_tokens > self._num_embedded:
             self._refuse_in_flight()
-            address = self._tokens.data_ptr()
-            self._placement.native.write_token_table(KINDS[self.dtype], address, num_tokens)
+        placement = self.bind(destination)
+        if num_tokens > self._num_embedded:
+            placement.native.write_token_table(KINDS[self.dtype], self._tokens.data_ptr(), num_tokens)
             self._num_embedded = num_tokens
-        return self._tokens[:num_tokens]
+        return placement, self._tokens[:num_tokens]
 
     def leave_fence(self) -> None:
         """Mark that the current stream reads the table; under capture, that each replay of the graph does."""

@@ -62,8 +62,5 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
 
 def _planes(destination: Destination) -> tuple[list[tuple[int, int]], int]:
     """Address and row stride of inputs_embeds and of each deepstack level, and the bytes of a row."""
-    levels = [destination.rows]
-    if destination.deepstack is not None:
-        levels.extend(destination.deepstack)
-    planes = [(level.data_ptr(), level.stride(0) * level.element_size()) for level in levels]
+    planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in destination.planes()]
     return planes, destination.hidden * destination.rows.element_size()
