@@ -270,6 +270,12 @@ void bind_placement(py::module_& module) {
             placement.add_source(std::move(source));
           },
           py::arg("rows"), py::arg("on_host"))
+      .def(
+          "add_store",
+          [](Placement& placement, std::int64_t item, const PagedRows& rows) {
+            placement.add_store(item, rows.source);
+          },
+          py::arg("item"), py::arg("rows"))
       .def_property_readonly("reads_host", &Placement::reads_host)
       .def_property_readonly("num_runs", [](const Placement& placement) { return placement.runs().size(); })
       .def("add_run",
@@ -299,15 +305,25 @@ void bind_placement(py::module_& module) {
            [](const Placement& placement) {
              py::list kinds;
              for (int kind = 0; kind < kNumKinds; ++kind)
-               if (placement.num_rows(kind) > 0) kinds.append(kind);
+               if (placement.num_rows(kind) > 0 || placement.stores(kind)) kinds.append(kind);
              return kinds;
            })
+      .def("stores", &Placement::stores, py::arg("kind"))
+      .def("num_unplaced_rows", &Placement::num_unplaced_rows, py::arg("kind"))
       .def("aligned", &Placement::aligned, py::arg("kind"))
       .def("write_row_table", [](const Placement& placement, int kind,
                                  std::uintptr_t table) { placement.write_row_table(kind, table_at(table)); })
       .def("write_token_table",
            [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
              placement.write_token_table(kind, table_at(table), num_tokens);
+           })
+      .def("write_stored_row_table",
+           [](const Placement& placement, int kind, std::uintptr_t table) {
+             placement.write_stored_row_table(kind, table_at(table));
+           })
+      .def("write_stored_token_table",
+           [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
+             placement.write_stored_token_table(kind, table_at(table), num_tokens);
            });
 }
 

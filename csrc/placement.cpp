@@ -44,6 +44,14 @@ Source Source::paged(std::uint64_t address, std::int64_t row_stride, std::int64_
   return {address, row_stride, num_rows, kind, on_host, std::move(shared), page_rows, first, last};
 }
 
+void Placement::add_store(std::int64_t item, Source pages) {
+  const std::int64_t num_rows = source_rows(item);
+  if (pages.num_rows != num_rows)
+    throw std::invalid_argument("item " + std::to_string(item) + " has " + std::to_string(num_rows) +
+                                " rows, it would be stored in room for " + std::to_string(pages.num_rows));
+  stores_.emplace(item, std::move(pages));
+}
+
 void Placement::check(std::int64_t num_tokens) const {
   for (const Run& run : runs_) {
     if (run.item < 0 || run.item >= static_cast<std::int64_t>(sources_.size()))
@@ -74,25 +82,26 @@ void Placement::check(std::int64_t num_tokens) const {
 
 void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride,
                             std::int64_t row_bytes, std::int64_t width) const {
-  for (std::size_t item = 0; item < sources_.size(); ++item) {
-    const Source& source = sources_[item];
-    if (source.num_rows == 0) continue;
+  const auto check = [&](std::int64_t item, const Source& source, const char* whose) {
+    if (source.num_rows == 0) return;
     const auto row = [&source](std::int64_t number) {
       return source.address + static_cast<std::uint64_t>(number * source.row_stride);
     };
     const std::int64_t source_bytes = width * kElementBytes[source.kind];
     const std::uint64_t first = row(source.first_pool_row);
-    if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes))
-      continue;
+    if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes)) return;
     if (source.row_stride == row_stride && row_stride > row_bytes) {
       // Both repeat alike: what counts is where in a row's pitch each of them lies.
       const std::int64_t pitch = row_stride;
       const std::int64_t offset =
           ((static_cast<std::int64_t>(first) - static_cast<std::int64_t>(begin)) % pitch + pitch) % pitch;
-      if (offset >= row_bytes && offset + source_bytes <= pitch) continue;
+      if (offset >= row_bytes && offset + source_bytes <= pitch) return;
     }
-    throw std::invalid_argument("item " + std::to_string(item) + " shares memory with the destination");
-  }
+    throw std::invalid_argument(whose + std::to_string(item) + " shares memory with the destination");
+  };
+  for (std::size_t item = 0; item < sources_.size(); ++item)
+    check(static_cast<std::int64_t>(item), sources_[item], "item ");
+  for (const auto& [item, pages] : stores_) check(item, pages, "the room to store item ");
 }
 
 const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes,
@@ -101,7 +110,7 @@ const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t
   kept.reserve(runs_.size());
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
-    if (!source.on_host || source.kind != kind || source.row_stride != row_bytes) {
+    if (!source.on_host || source.kind != kind || source.row_stride != row_bytes || is_stored(run.item)) {
       kept.push_back(run);
       continue;
     }
@@ -128,16 +137,37 @@ std::int64_t Placement::num_rows(int kind) const {
   return rows;
 }
 
+bool Placement::stores(int kind) const {
+  return std::any_of(stores_.begin(), stores_.end(), [this, kind](const auto& store) {
+    return sources_[static_cast<std::size_t>(store.first)].kind == kind && store.second.num_rows > 0;
+  });
+}
+
+std::int64_t Placement::num_unplaced_rows(int kind) const {
+  if (!stores(kind)) return 0;
+  std::int64_t rows = 0;
+  visit_stored(kind, [&rows](const StoredRow& row) { rows += row.token == kNoToken; });
+  return rows;
+}
+
 bool Placement::reads_host() const {
   return std::any_of(sources_.begin(), sources_.end(), [](const Source& source) { return source.on_host; });
 }
 
 bool Placement::aligned(int kind) const {
-  return std::all_of(runs_.begin(), runs_.end(), [this, kind](const Run& run) {
-    const Source& source = source_of(run);
-    return source.kind != kind || run.length == 0 ||
+  const auto is_aligned = [](const Source& source) {
+    return source.num_rows == 0 ||
            (source.address % kVectorBytes == 0 && source.row_stride % kVectorBytes == 0);
-  });
+  };
+  return std::all_of(runs_.begin(), runs_.end(),
+                     [&](const Run& run) {
+                       const Source& source = source_of(run);
+                       return source.kind != kind || run.length == 0 || is_aligned(source);
+                     }) &&
+         std::all_of(stores_.begin(), stores_.end(), [&](const auto& store) {
+           const Source& source = sources_[static_cast<std::size_t>(store.first)];
+           return source.kind != kind || (is_aligned(source) && is_aligned(store.second));
+         });
 }
 
 void Placement::write_row_table(int kind, std::int64_t* table) const {
@@ -152,14 +182,7 @@ void Placement::write_row_table(int kind, std::int64_t* table) const {
 }
 
 void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
-  for (const Run& run : runs_)
-    if (run.start + run.length > num_tokens)
-      throw std::out_of_range(describe(run) + " does not fit in a table of " + std::to_string(num_tokens) +
-                              " tokens");
-  for (const BlockCopy& block : blocks_)
-    if (block.token + block.num_rows > num_tokens)
-      throw std::out_of_range("tokens up to " + std::to_string(block.token + block.num_rows) +
-                              " do not fit in a table of " + std::to_string(num_tokens) + " tokens");
+  check_tokens(num_tokens);
   std::fill(table, table + num_tokens, std::int64_t{0});
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
@@ -168,6 +191,74 @@ void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t nu
   }
   for (const BlockCopy& block : blocks_)
     std::fill(table + block.token, table + block.token + block.num_rows, kOtherKind);
+}
+
+void Placement::write_stored_row_table(int kind, std::int64_t* table) const {
+  visit_stored(kind, [&table](const StoredRow& row) {
+    *table++ = row.address;
+    *table++ = row.token;
+    *table++ = row.page;
+  });
+}
+
+void Placement::write_stored_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
+  check_tokens(num_tokens);
+  const auto write = [&table](std::int64_t place, std::int64_t address, std::int64_t page) {
+    table[2 * place] = address;
+    table[2 * place + 1] = page;
+  };
+  std::fill(table, table + 2 * num_tokens, std::int64_t{0});
+  for (const Run& run : runs_)
+    for (std::int64_t row = 0; row < run.length; ++row) write(run.start + row, kOtherKind, kNoPage);
+  for (const BlockCopy& block : blocks_)
+    for (std::int64_t row = 0; row < block.num_rows; ++row) write(block.token + row, kOtherKind, kNoPage);
+  std::int64_t alone = num_tokens;
+  visit_stored(kind, [&](const StoredRow& row) {
+    write(row.token == kNoToken ? alone++ : row.token, row.address, row.page);
+  });
+}
+
+void Placement::check_tokens(std::int64_t num_tokens) const {
+  for (const Run& run : runs_)
+    if (run.start + run.length > num_tokens)
+      throw std::out_of_range(describe(run) + " does not fit in a table of " + std::to_string(num_tokens) +
+                              " tokens");
+  for (const BlockCopy& block : blocks_)
+    if (block.token + block.num_rows > num_tokens)
+      throw std::out_of_range("tokens up to " + std::to_string(block.token + block.num_rows) +
+                              " do not fit in a table of " + std::to_string(num_tokens) + " tokens");
+}
+
+template <typename Visit>
+void Placement::visit_stored(int kind, Visit visit) const {
+  // Which rows of each stored source have their place: several spans may name one row.
+  std::map<std::int64_t, std::vector<bool>> written;
+  for (const auto& [item, pages] : stores_)
+    if (sources_[static_cast<std::size_t>(item)].kind == kind)
+      written.emplace(item, std::vector<bool>(static_cast<std::size_t>(pages.num_rows)));
+  for (const Run& run : runs_) {
+    const Source& source = source_of(run);
+    if (source.kind != kind) continue;
+    const auto seen = written.find(run.item);
+    const Source* pages = seen == written.end() ? nullptr : &stores_.at(run.item);
+    for (std::int64_t row = 0; row < run.length; ++row) {
+      const std::int64_t number = run.source_start + row;
+      std::int64_t page = kNoPage;
+      if (pages != nullptr) {
+        std::vector<bool>::reference taken = seen->second[static_cast<std::size_t>(number)];
+        page = taken ? kStoredElsewhere : pages->row_address(number);
+        taken = true;
+      }
+      visit(StoredRow{source.row_address(number), run.start + row, page});
+    }
+  }
+  for (const auto& [item, seen] : written) {
+    const Source& source = sources_[static_cast<std::size_t>(item)];
+    const Source& pages = stores_.at(item);
+    for (std::int64_t row = 0; row < pages.num_rows; ++row)
+      if (!seen[static_cast<std::size_t>(row)])
+        visit(StoredRow{source.row_address(row), kNoToken, pages.row_address(row)});
+  }
 }
 
 }  // namespace vitcache

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -40,6 +41,9 @@ class Placement {
 
   void add_run(Run run) { runs_.push_back(run); }
 
+  // All rows of a source, placed or not, are also written to `pages`, which hold as many. Once per source.
+  void add_store(std::int64_t item, Source pages);
+
   std::int64_t num_sources() const { return static_cast<std::int64_t>(sources_.size()); }
   std::int64_t source_rows(std::int64_t item) const {
     return sources_[static_cast<std::size_t>(item)].num_rows;
@@ -49,15 +53,16 @@ class Placement {
   // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.
   void check(std::int64_t num_tokens) const;
 
-  // No source lies in the rows of a destination, `row_bytes` every `row_stride` bytes of [begin, end): a copy
-  // from there would read what it has just written. A source may lie between them if its rows are as far
-  // apart. Its rows have `width` elements. Throws std::invalid_argument naming the item.
+  // No source, and no page that is written, lies in the rows of a destination, `row_bytes` every `row_stride`
+  // bytes of [begin, end): a copy from there would read what it has just written. A source may lie between
+  // them if its rows are as far apart. Its rows have `width` elements. Throws std::invalid_argument naming
+  // the item.
   void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride, std::int64_t row_bytes,
                    std::int64_t width) const;
 
   // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of
-  // host sources of `kind`, with rows of `row_bytes` bytes. The tables leave their tokens to somebody else
-  // from then on. Once.
+  // host sources of `kind` that are not stored, with rows of `row_bytes` bytes. The tables leave their tokens
+  // to somebody else from then on. Once.
   const std::vector<BlockCopy>& take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes);
 
   const std::vector<Run>& runs() const { return runs_; }
@@ -65,10 +70,14 @@ class Placement {
   // Rows that the sources of `kind` place.
   std::int64_t num_rows(int kind) const;
 
+  // Whether a source of `kind` is stored, and how many rows of it no run places.
+  bool stores(int kind) const;
+  std::int64_t num_unplaced_rows(int kind) const;
+
   // Whether any source is read through the bus.
   bool reads_host() const;
 
-  // Whether every row of `kind` begins at a multiple of 16 bytes.
+  // Whether every row of `kind`, and every page that it is stored in, begins at a multiple of 16 bytes.
   bool aligned(int kind) const;
 
   // Writes (address, token) for each placed row of `kind`: 2 * num_rows(kind) values, each row once.
@@ -78,10 +87,39 @@ class Placement {
   // of another kind goes.
   void write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
 
+  // Of the pages of a row: it has none, or another place in the table names them.
+  static constexpr std::int64_t kNoPage = 0;
+  static constexpr std::int64_t kStoredElsewhere = -1;
+  // Of the token of a row that is stored alone.
+  static constexpr std::int64_t kNoToken = -1;
+
+  // The same for rows that are stored, too. (address, token, page) for each placed row of `kind`, then for
+  // each one that is stored alone: 3 * (num_rows(kind) + num_unplaced_rows(kind)) values.
+  void write_stored_row_table(int kind, std::int64_t* table) const;
+
+  // (address, page) for each token, then for each row of `kind` that is stored alone:
+  // 2 * (num_tokens + num_unplaced_rows(kind)) values.
+  void write_stored_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
+
  private:
+  // A row of a source that is stored, with the run's token.
+  struct StoredRow {
+    std::int64_t address;
+    std::int64_t token;
+    std::int64_t page;
+  };
+
   const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }
+  bool is_stored(std::int64_t item) const { return stores_.count(item) != 0; }
+  void check_tokens(std::int64_t num_tokens) const;
+
+  // Calls `visit` with each placed row of `kind`, then with those that are stored alone; each row of a stored
+  // source comes with its page once.
+  template <typename Visit>
+  void visit_stored(int kind, Visit visit) const;
 
   std::vector<Source> sources_;
+  std::map<std::int64_t, Source> stores_;  // by item
   std::vector<Run> runs_;
   std::vector<BlockCopy> blocks_;
 };

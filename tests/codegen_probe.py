@@ -33,6 +33,7 @@ def compile_kernel(kernel, arch: int, source: torch.dtype, target: torch.dtype, 
     block, num_warps = block_shape(HIDDEN, torch.device("cpu"))
     constants = {
         "SOURCE": TRITON_DTYPES[source],
+        "STORE": None,
         "HIDDEN": HIDDEN,
         "ALIGNED": True,
         "BLOCK": block,
@@ -73,14 +74,16 @@ def report(cubin: bytes) -> dict[str, object]:
 
 def main() -> None:
     plain, scaled = {"HAS_SCALE": False}, {"HAS_SCALE": True}
+    stored = {"HAS_SCALE": False, "STORE": TRITON_DTYPES[torch.bfloat16]}
     kernels = {
         "scatter": (
             scatter_rows_kernel,
-            [{**scale, "HAS_HOLES": holes} for scale in (plain, scaled) for holes in (False, True)],
+            [{**scale, "HAS_HOLES": holes} for scale in (plain, scaled) for holes in (False, True)]
+            + [{**stored, "HAS_HOLES": False}],
         ),
         "embed": (
             embed_rows_kernel,
-            [{**scale, "HAS_TEXT_SCALE": scale is scaled} for scale in (plain, scaled)],
+            [{**scale, "HAS_TEXT_SCALE": scale is scaled} for scale in (plain, scaled, stored)],
         ),
     }
     same = [(dtype, dtype) for dtype in POINTER_NAMES]
@@ -99,7 +102,7 @@ def main() -> None:
                         "arch": arch,
                         "source": str(source),
                         "target": str(target),
-                        **constants,
+                        **{key: str(value) for key, value in constants.items()},
                     }
                     print(json.dumps({**case, **report(compiled.asm["cubin"])}), flush=True)
 

@@ -54,7 +54,10 @@ def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("name", "contenders_of_all"),
     [
-        ("scatter", {"copy", "pinned-copy", "tensors", "packed", "device-pages", "host-pages"}),
+        (
+            "scatter",
+            {"copy", "pinned-copy", "tensors", "packed", "device-pages", "host-pages", "tensors-and-pages"},
+        ),
         ("cpu", {"slice-loop", "masked-scatter", "scatter", "lookup-and-slices", "embed"}),
     ],
 )

@@ -569,6 +569,7 @@ def test_a_wrong_epoch_is_an_error(epoch: Any, error: type[Exception], match: st
 
 CALLS: dict[str, Callable[[EmbeddingCache], object]] = {
     "put": lambda cache: cache.put(KEYS[0], make_rows(1)),
+    "reserve": lambda cache: cache.reserve(KEYS[0], 1),
     "get": lambda cache: cache.get(KEYS[0]),
     "in": lambda cache: KEYS[0] in cache,
     "len": len,

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.triton
 
-CASE = ("kernel", "arch", "source", "target", "HAS_SCALE", "HAS_HOLES", "HAS_TEXT_SCALE")
+CASE = ("kernel", "arch", "source", "target", "HAS_SCALE", "HAS_HOLES", "HAS_TEXT_SCALE", "STORE")
 REGISTER_BOUND = 64  # 8 warps a program: at 64 registers a multiprocessor still holds 4 programs
 
 
@@ -29,7 +29,7 @@ def compiled():
 
 def test_every_kernel_was_compiled_for_every_architecture_and_dtype(compiled):
     cases = {tuple(value for name, value in case.items() if name in CASE) for case in compiled}
-    assert len(cases) == len(compiled) == 3 * 6 * (4 + 2)  # architectures, dtypes, variants of both kernels
+    assert len(cases) == len(compiled) == 3 * 6 * (5 + 3)  # architectures, dtypes, variants of both kernels
 
 
 def test_no_kernel_spills(compiled):

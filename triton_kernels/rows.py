@@ -38,25 +38,44 @@ def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def load_image_row(  # type: ignore[no-untyped-def]
     address,
+    page,
     level,
     columns,
     mask,
     scale,
     SOURCE: tl.constexpr,
+    STORE: tl.constexpr,
     TARGET: tl.constexpr,
     HIDDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """``source[H * level : H * (level + 1)]`` of the row at `address`, scaled in float32, as `TARGET`."""
+    """``source[H * level : H * (level + 1)]`` of the row at `address`, scaled in float32, as `TARGET`.
+
+    Where `STORE` is a dtype the row is rounded to it first, and written to `page` on the way: 0 is a row that
+    is not stored, -1 one that another program stores.
+    """
     source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
     if ALIGNED:
         # After the cast to a pointer: on the integer the hint is lost, and with it 16-byte loads.
         source = tl.multiple_of(source, 16)
     values = tl.load(source + columns, mask, other=0)
+    if STORE is not None:
+        if SOURCE != STORE:
+            values = values.to(tl.float32)
+        if page != 0:
+            stored = values
+            if SOURCE != STORE:
+                stored = cast(values, STORE)
+                values = stored.to(tl.float32)
+            if page != -1:
+                target = page.to(tl.pointer_type(STORE)) + level * HIDDEN
+                if ALIGNED:
+                    target = tl.multiple_of(target, 16)
+                tl.store(target + columns, stored, mask)
     if HAS_SCALE:
         values = cast(values.to(tl.float32) * scale, TARGET)
-    elif SOURCE != TARGET:
+    elif values.dtype != TARGET:
         values = cast(values.to(tl.float32), TARGET)
     return values
 
@@ -79,9 +98,16 @@ def deepstack_arguments(destination: Destination) -> tuple[Tensor, int, int]:
     return (destination.rows, 0, 0) if levels is None else (levels, levels.stride(0), levels.stride(1))
 
 
+def store_dtype(placement: Placement, dtype: torch.dtype) -> tl.dtype | None:
+    """What a launch for rows of `dtype` rounds to and stores, if it stores any."""
+    store = placement.store_dtype
+    return TRITON_DTYPES[store] if store is not None and placement.native.stores(KINDS[dtype]) else None
+
+
 def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:
-    """Whether every level of every row of `dtype` begins at a multiple of 16 bytes."""
-    return placement.native.aligned(KINDS[dtype]) and destination.hidden * dtype.itemsize % 16 == 0
+    """Whether every level of every row of `dtype`, and of its pages, begins at a multiple of 16 bytes."""
+    itemsize = min(dtype.itemsize, (placement.store_dtype or dtype).itemsize)
+    return placement.native.aligned(KINDS[dtype]) and destination.hidden * itemsize % 16 == 0
 
 
 def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:

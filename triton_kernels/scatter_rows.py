@@ -1,10 +1,13 @@
 """Scatter rows of images over tokens: one program per row, deepstack level and column block.
 
-Bytes: each source row is read once and each destination row written once, plus 16 bytes of table per row.
+Bytes: each source row is read once and each destination row written once, and what is stored in pages once
+more; plus 16 bytes of table per row, 24 where any is stored.
 Launches: one per source dtype. The truth is `vitcache.reference.scatter_embeddings`.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import triton
@@ -26,6 +29,7 @@ from vitcache.triton_kernels.rows import (
     make_table,
     on_device,
     row_pointer,
+    store_dtype,
 )
 
 
@@ -39,6 +43,7 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     deepstack_stride_row,
     scale,
     SOURCE: tl.constexpr,
+    STORE: tl.constexpr,
     HIDDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_HOLES: tl.constexpr,
@@ -48,20 +53,37 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     """``out[token(r)] = source(r)[:H]``, ``deepstack[l, token(r)] = source(r)[H * (l + 1) : H * (l + 2)]``.
 
     The table holds an address and a token per row, both int64; an address of 0 is a hole, where a table may
-    have any. Program ids are row, level and column block.
+    have any. Where rows are stored, the page's address is the third, and a token of -1 means that a row is
+    only stored. Program ids are row, level and column block.
     """
     row = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
     columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
-    address = tl.load(table_ptr + row * 2)
-    token = tl.load(table_ptr + row * 2 + 1)
+    COLUMNS: tl.constexpr = 2 if STORE is None else 3
+    address = tl.load(table_ptr + row * COLUMNS)
+    token = tl.load(table_ptr + row * COLUMNS + 1)
+    page = address if STORE is None else tl.load(table_ptr + row * COLUMNS + 2)
     if HAS_HOLES:  # noqa: SIM102 - known when it is compiled, unlike the address
         if address == 0:
             return
     values = load_image_row(
-        address, level, columns, mask, scale, SOURCE, out_ptr.dtype.element_ty, HIDDEN, HAS_SCALE, ALIGNED
+        address,
+        page,
+        level,
+        columns,
+        mask,
+        scale,
+        SOURCE,
+        STORE,
+        out_ptr.dtype.element_ty,
+        HIDDEN,
+        HAS_SCALE,
+        ALIGNED,
     )
+    if STORE is not None:  # noqa: SIM102 - known when it is compiled, unlike the token
+        if token == -1:
+            return
     target = row_pointer(
         token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
     )
@@ -75,13 +97,20 @@ def launch_scatter_rows(
     scale: float | None,
     *,
     aligned: bool,
+    store: tl.dtype | None = None,
     has_holes: bool = False,
     shape: BlockShape | None = None,
 ) -> None:
-    """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each."""
+    """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each, three where
+    rows are stored.
+    """
     block, num_warps = shape or block_shape(destination.hidden, destination.rows.device)
     out = destination.rows
-    grid = (len(table) // 2, 1 + destination.levels, triton.cdiv(destination.hidden, block))
+    grid = (
+        len(table) // (2 if store is None else 3),
+        1 + destination.levels,
+        triton.cdiv(destination.hidden, block),
+    )
     if 0 in grid:
         return
     scatter_rows_kernel[grid](
@@ -91,6 +120,7 @@ def launch_scatter_rows(
         *deepstack_arguments(destination),
         1.0 if scale is None else float(scale),
         SOURCE=TRITON_DTYPES[dtype],
+        STORE=store,
         HIDDEN=destination.hidden,
         HAS_SCALE=scale is not None,
         HAS_HOLES=has_holes,
@@ -111,15 +141,15 @@ def scatter_rows(
         for dtype in placement.dtypes():
             if dtype == skip:
                 continue
-            kind = KINDS[dtype]
-            num_rows = placement.native.num_rows(kind)
-            table = make_table(
-                2 * num_rows,
-                device,
-                lambda address, kind=kind: placement.native.write_row_table(kind, address),
-            )
+            native, kind, store = placement.native, KINDS[dtype], store_dtype(placement, dtype)
+            num_rows = native.num_rows(kind)
+            if store is None:
+                table = make_table(2 * num_rows, device, partial(native.write_row_table, kind))
+            else:
+                num_rows += native.num_unplaced_rows(kind)
+                table = make_table(3 * num_rows, device, partial(native.write_stored_row_table, kind))
             aligned = is_aligned(destination, placement, dtype)
-            launch_scatter_rows(destination, table, dtype, scale, aligned=aligned)
+            launch_scatter_rows(destination, table, dtype, scale, aligned=aligned, store=store)
         hold_pinned(placement.items, device)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitcache.lease import Lease
     from vitcache.ops import embed_tokens, scatter_embeddings
     from vitcache.placement_table import PlacementTable
+    from vitcache.reservation import Reservation
     from vitcache.spans import (
         Span,
         clip_spans,
@@ -33,6 +34,7 @@ __all__ = [
     "Lease",
     "Namespace",
     "PlacementTable",
+    "Reservation",
     "Span",
     "__version__",
     "attach",
@@ -53,6 +55,7 @@ _MODULES = {
     "Lease": "vitcache.lease",
     "Namespace": "vitcache.keys",
     "PlacementTable": "vitcache.placement_table",
+    "Reservation": "vitcache.reservation",
     "Span": "vitcache.spans",
     "attach": "vitcache.adapters.transformers",
     "clip_spans": "vitcache.spans",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import threading
 import weakref
-from typing import Any, SupportsIndex
+from collections import deque
+from functools import partial
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,12 +20,11 @@ from vitcache.lease import Lease, Returns
 from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
+from vitcache.reservation import Abandoned, Landing, Reservation, abandon, check_rows, outdated, warn_refused
 from vitcache.stats import CacheStats
 from vitcache.streams import Fence, make_timeline
 
 __all__ = ["CacheStats", "EmbeddingCache"]
-
-logger = logging.getLogger(__name__)
 
 # `get` takes released leases back in batches: what it returns does not depend on them.
 _RETURNS_PER_BATCH = 64
@@ -113,6 +113,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()  # guards the ledger
         self._drain_lock = threading.Lock()  # taken before _lock where both are
         self._returns = Returns()
+        self._forgotten: deque[Abandoned] = deque()
 
     def put(self, key: bytes, rows: Tensor, *, epoch: int | None = None) -> bool:
         """Copy `rows` into the cache under `key`, in place of what is there.
@@ -151,7 +152,48 @@ class EmbeddingCache:
         is lost and nothing is inserted.
         """
         _check_key(key)
-        rows = self._check_rows(rows)
+        rows = check_rows(rows, self.row_width)
+        reservation = self.reserve(key, len(rows), epoch=epoch)
+        if reservation is None:
+            return False
+        with reservation:
+            reservation.write(rows)
+            return reservation.commit()
+
+    def reserve(self, key: bytes, num_rows: int, *, epoch: int | None = None) -> Reservation | None:
+        """Make room for the rows of `key`, to be written there and entered later.
+
+        What makes room is moved away by copies on the current stream.
+
+        Parameters
+        ----------
+        key
+            32 bytes.
+        num_rows
+            Rows that will be written.
+        epoch
+            As in `put`.
+
+        Returns
+        -------
+        Reservation or None
+            None where `put` would return False; a warning was logged.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes, or a number is negative.
+        TypeError
+            If `key` is not bytes, or a number is no int.
+        RuntimeError
+            If the cache was closed.
+
+        Notes
+        -----
+        As in `put`. Until the reservation is committed or cancelled its pages serve nobody.
+        """
+        _check_key(key)
+        num_rows = _to_int("num_rows", num_rows, 0)
         if epoch is not None:
             epoch = _to_int("epoch", epoch, 0)
         self._drain()
@@ -159,27 +201,24 @@ class EmbeddingCache:
         try:
             with self._lock:
                 ledger = self._open()
-                begun = ledger.epoch if epoch is None else epoch
-                flight = ledger.depart(key, len(rows), begun)
                 now, available = ledger.epoch, ledger.device.num_available
+                begun = now if epoch is None else epoch
+                flight = ledger.depart(key, num_rows, begun)
             if flight is not None:
-                fence = self._copy(flight, rows)
-                with self._lock:
-                    admitted = ledger.land(flight, fence)
-                    now, available = ledger.epoch, ledger.device.num_available
-                if admitted:
-                    return True
+                self._make_room(flight)
+                land = partial(self._land, ledger)
+                return Reservation(flight, self.device, self._timeline, land, self._forgotten)
         except BaseException:
             if flight is not None:
-                self._abandon(ledger, flight)
+                abandon(flight, self._timeline, partial(self._land, ledger))
             raise
         if now == begun:
-            fits = ledger.device.pages_for(len(rows)) <= ledger.device.num_pages
+            fits = ledger.device.pages_for(num_rows) <= ledger.device.num_pages
             advice = "raise device_bytes or release leases" if fits else "raise device_bytes"
         else:
-            advice = f"they are of epoch {begun}, the cache is in epoch {now}"
-        _warn_refused(len(rows), ledger.device, available, advice)
-        return False
+            advice = outdated(begun, now)
+        warn_refused(num_rows, ledger.device, available, advice)
+        return None
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Return a lease on the rows under `key`, or None.
@@ -282,8 +321,12 @@ class EmbeddingCache:
         return self._ledger
 
     def _drain(self) -> None:
-        """Take back released leases. What a caller released before is taken back when this returns."""
+        """Take back released leases and forgotten reservations. What a caller gave up before is taken back
+        when this returns.
+        """
         with self._drain_lock:
+            while self._forgotten:
+                abandon(*self._forgotten.popleft())
             returns = self._returns.take()
             if not returns:
                 return
@@ -304,55 +347,19 @@ class EmbeddingCache:
                 for done in returns:
                     self._returns.add(*done)
 
-    def _copy(self, flight: Flight, rows: Tensor) -> Fence:
-        """Move the victims to the host tier and `rows` into their place, on the current stream."""
+    def _make_room(self, flight: Flight) -> None:
+        """Move the victims to the host tier, on the current stream."""
         stream = self._timeline.current()
         for fence in flight.fences:
             if fence.stream != stream:
                 self._timeline.wait(fence)
         for entry, pool, pages in flight.demotions:
             pool.copy_pages(pages, entry.pool, entry.pages)
-        flight.pool.write(flight.pages, rows)
-        return self._timeline.record(stream)
 
-    def _abandon(self, ledger: Ledger, flight: Flight) -> None:
-        """Free the pages of a `put` that did not land, whatever else fails."""
-        fence: Fence | None = None
-        try:
-            fence = self._timeline.record(self._timeline.current())
-        except BaseException:
-            self._timeline.synchronize()  # with no fence behind the copies, they must be done
-            raise
-        finally:
-            with self._lock:
-                ledger.land(flight, fence, failed=True)
-
-    def _check_rows(self, rows: Any) -> Tensor:
-        if not isinstance(rows, Tensor):
-            raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
-        if (
-            rows.dtype not in DTYPES
-            or rows.layout != torch.strided
-            or rows.device.type not in ("cpu", "cuda")
-        ):
-            raise TypeError(
-                f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense one of "
-                f"{', '.join(map(str, DTYPES))} on the CPU or CUDA"
-            )
-        if rows.dim() != 2 or rows.shape[1] != self.row_width:
-            raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {self.row_width})")
-        return rows.detach()
-
-
-def _warn_refused(num_rows: int, pool: PagePool, available: int, advice: str) -> None:
-    logger.warning(
-        "put of %d rows refused: they take %d bytes, the device tier has %d, %d of them to be had; %s",
-        num_rows,
-        pool.pages_for(num_rows) * pool.page_bytes,
-        pool.num_pages * pool.page_bytes,
-        available * pool.page_bytes,
-        advice,
-    )
+    def _land(self, ledger: Ledger, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
+        with self._lock:
+            admitted = ledger.land(flight, fence, failed=failed)
+            return Landing(admitted, ledger.epoch, ledger.device.num_available)
 
 
 def _check_key(key: bytes) -> None:

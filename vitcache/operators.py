@@ -51,6 +51,8 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         from vitcache.triton_kernels import scatter_rows as kernels
 
         kernels.scatter_rows(destination, placement, scale)
+    elif placement.stored:
+        scatter(destination, placement.through_pages(destination), scale)
     elif row_copy.moves_bits(destination, placement, scale) and row_copy.is_fragmented(
         destination, placement
     ):
@@ -108,6 +110,8 @@ def embed(
         from vitcache.triton_kernels import embed_rows as kernels
 
         kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
+    elif placement.stored:
+        embed(destination, ids, weight, placement.through_pages(destination), scale, text_scale)
     elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(
         destination, placement, scale, text_scale
     ):

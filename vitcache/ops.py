@@ -18,6 +18,7 @@ from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
 from vitcache.lease import Lease
 from vitcache.placement_table import PlacementTable
+from vitcache.reservation import Reservation
 
 
 def scatter_embeddings(
@@ -27,6 +28,7 @@ def scatter_embeddings(
     *,
     deepstack: Tensor | None = None,
     scale: float | None = None,
+    store: Sequence[Reservation | None] | None = None,
 ) -> Tensor:
     """Write rows of images over tokens of `inputs_embeds`, in place.
 
@@ -48,6 +50,10 @@ def scatter_embeddings(
         ``deepstack[l]``.
     scale
         Multiplies every image column, in float32.
+    store
+        Per item a reservation whose pages take all of its rows in the same launch, also those that no span
+        names, or None. The rows are rounded to the cache's dtype before they are placed, as they will be when
+        they come from there; they are stored without `scale`. It remains to `Reservation.commit` them.
 
     Returns
     -------
@@ -59,11 +65,13 @@ def scatter_embeddings(
     IndexError
         If a span does not fit in the tokens.
     ValueError
-        If spans overlap, or an item has too few rows, another width or another device.
+        If spans overlap, or an item has too few rows, another width or another device than the destination
+        or its reservation; with `store`, if a gradient is asked for, or the call is compiled.
     TypeError
         If a type or dtype is not one of the above.
     RuntimeError
-        If a lease was released, or a CUDA graph is being captured and the rows come from no table.
+        If a lease was released, a reservation committed or cancelled, or a CUDA graph is being captured and
+        the rows come from no table.
 
     Notes
     -----
@@ -73,6 +81,7 @@ def scatter_embeddings(
     """
     scale = _check_scale("scale", scale)
     if _is_traced(inputs_embeds):
+        _refuse_store(store, "torch.compile")
         runs, tensors = _as_tensors(embeddings, spans)
         if _needs_grad(inputs_embeds, deepstack, *tensors):
             autograd.scatter(inputs_embeds, deepstack, tensors, runs, scale)
@@ -82,12 +91,14 @@ def scatter_embeddings(
     destination = Destination("inputs_embeds", inputs_embeds, deepstack)
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, inputs_embeds, deepstack)
+        _refuse_store(store, "a PlacementTable")
         operators.scatter_table(destination, embeddings, scale)
     else:
         operators.refuse_capture(inputs_embeds.device)
-        placed = placement.Placement(destination, embeddings, spans)
+        placed = placement.Placement(destination, embeddings, spans, store)
         if _needs_grad(inputs_embeds, deepstack, *placed.items):
             _refuse_leaves(inputs_embeds, deepstack)
+            _refuse_store(store, "a gradient")
             autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)
             return inputs_embeds
         operators.scatter(destination, placed, scale)
@@ -105,6 +116,7 @@ def embed_tokens(
     deepstack: Tensor | None = None,
     scale: float | None = None,
     text_scale: float | None = None,
+    store: Sequence[Reservation | None] | None = None,
 ) -> Tensor:
     """Build ``inputs_embeds``: rows of `weight` at text, rows of images at the spans, each written once.
 
@@ -123,7 +135,7 @@ def embed_tokens(
     text_scale
         Multiplies the rows of text tokens, rounded to the weight's dtype and in that dtype, as a model with a
         scaled embedding does (Gemma 3: ``sqrt(H)``).
-    embeddings, spans, scale
+    embeddings, spans, scale, store
         As in `scatter_embeddings`.
 
     Returns
@@ -154,6 +166,7 @@ def embed_tokens(
     elif out.device != weight.device:
         raise ValueError(f"out is on {out.device}, weight is on {weight.device}")
     if _is_traced(weight):
+        _refuse_store(store, "torch.compile")
         runs, tensors = _as_tensors(embeddings, spans)
         if _needs_grad(weight, deepstack, *tensors):
             _refuse_out(has_out)
@@ -166,13 +179,15 @@ def embed_tokens(
         destination.check_apart_from("input_ids", input_ids)
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, weight, out, deepstack)
+        _refuse_store(store, "a PlacementTable")
         operators.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)
     else:
         operators.refuse_capture(out.device)
-        placed = placement.Placement(destination, embeddings, spans)
+        placed = placement.Placement(destination, embeddings, spans, store)
         if _needs_grad(weight, out, deepstack, *placed.items):
             _refuse_out(has_out)
             _refuse_leaves(deepstack)
+            _refuse_store(store, "a gradient")
             items, runs = placed.tensors_and_runs()
             return autograd.embed(out, deepstack, input_ids, weight, items, runs, scale, text_scale)
         operators.embed(destination, input_ids, weight, placed, scale, text_scale)
@@ -207,6 +222,11 @@ def _refuse_leaves(*written: Tensor | None) -> None:
 def _refuse_out(has_out: bool) -> None:
     if has_out:
         raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
+
+
+def _refuse_store(store: Any, what: str) -> None:
+    if store is not None:
+        raise ValueError(f"store= does not go with {what}")
 
 
 def _check_table_call(spans: Any, *written: Tensor | None) -> None:

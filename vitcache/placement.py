@@ -16,6 +16,7 @@ from vitcache import _native, reference
 from vitcache.destination import Destination, check_dtype, extent
 from vitcache.dtypes import DTYPES, KINDS
 from vitcache.lease import Lease, use_all
+from vitcache.reservation import Reservation
 from vitcache.spans import Span
 
 _reader = _native.ItemReader(Tensor, Lease)
@@ -24,14 +25,17 @@ _reader = _native.ItemReader(Tensor, Lease)
 class Placement:
     """The rows of one call: what to read, where to write it, checked against a destination.
 
-    `items` are tensors ``(n, W)`` or leases. The native table of runs and addresses is valid as long as they
-    live.
+    `items` are tensors ``(n, W)``, leases, or reservations that were written. The native table of runs and
+    addresses is valid as long as they live. `stored` are the reservations to write, by item.
     """
 
-    __slots__ = ("items", "native")
+    __slots__ = ("items", "native", "stored")
 
-    def __init__(self, destination: Destination, embeddings: Any, spans: Any) -> None:
+    def __init__(
+        self, destination: Destination, embeddings: Any, spans: Any, store: Sequence[Any] | None = None
+    ) -> None:
         self.native = _native.Placement()
+        self.stored: dict[int, Reservation] = {}
         if isinstance(embeddings, Tensor):
             self.items = self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
@@ -39,18 +43,44 @@ class Placement:
             check_lists(embeddings, spans)
             self.items = self._add_items(destination, embeddings)
             self.native.add_spans(spans, Span)
+        if store is not None:
+            self.stored = self._add_stores(destination, store)
         self.check(destination)
         self.use_leases()
+        for reservation in self.stored.values():
+            reservation.use()
 
     @classmethod
     def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
         """The same from tensors and an int64 table ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
-        self.native = _native.Placement()
+        self.native, self.stored = _native.Placement(), {}
         self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
         self.check(destination)
         return self
+
+    @property
+    def store_dtype(self) -> torch.dtype | None:
+        """What rows are rounded to that are stored; None: none are."""
+        return next((reservation.dtype for reservation in self.stored.values()), None)
+
+    def through_pages(self, destination: Destination) -> Placement:
+        """Write the rows that are stored, and return the placement that reads them from their pages: what a
+        launch does at once.
+        """
+        written = object.__new__(Placement)
+        written.native, written.stored, written.items = _native.Placement(), {}, []
+        for item, source in enumerate(self.items):
+            reservation = self.stored.get(item)
+            if reservation is None:
+                written.items += written._add_items(destination, [source])
+            else:
+                reservation.write(source if isinstance(source, Tensor) else source.to_tensor())
+                written.native.add_paged_rows(reservation.paged_rows, on_host=False)
+                written.items.append(reservation)
+        written.native.add_runs(np.asarray(self.runs(), dtype=np.int64).reshape(-1, 4))
+        return written
 
     def use_leases(self) -> None:
         """Order the current stream behind the writing of leased rows, and their reuse behind it."""
@@ -82,7 +112,49 @@ class Placement:
             row_bytes = destination.hidden * plane.element_size()
             self.native.check_apart(begin, end, stride, row_bytes, destination.width)
 
-    def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Tensor | Lease]:
+    def _add_stores(self, destination: Destination, store: Sequence[Any]) -> dict[int, Reservation]:
+        """Per item the reservation that takes its rows, each checked."""
+        if not isinstance(store, (list, tuple)):
+            raise TypeError(
+                f"store must be a list with a Reservation or None per item, it is {type(store).__name__}"
+            )
+        if len(store) != len(self.items):
+            raise ValueError(f"there are {len(self.items)} embeddings and {len(store)} entries of store")
+        stored: dict[int, Reservation] = {}
+        owners: dict[int, int] = {}
+        for item, reservation in enumerate(store):
+            if reservation is None:
+                continue
+            if not isinstance(reservation, Reservation):
+                kind = type(reservation).__name__
+                raise TypeError(f"item {item}: store must be a Reservation or None, it is {kind}")
+            if owners.setdefault(id(reservation), item) != item:
+                raise ValueError(f"items {owners[id(reservation)]} and {item} have the same reservation")
+            self._add_store(destination, item, reservation, stored)
+            stored[item] = reservation
+        return stored
+
+    def _add_store(
+        self, destination: Destination, item: int, reservation: Reservation, stored: dict[int, Reservation]
+    ) -> None:
+        if reservation.paged_rows is None:
+            raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
+        if reservation.row_width != destination.width:
+            raise ValueError(_width_message(item, reservation.row_width, destination, "is stored in"))
+        device = destination.rows.device
+        if reservation.device != device:
+            raise ValueError(
+                f"item {item} would be stored on {reservation.device}, the destination is on {device}"
+            )
+        for other, earlier in stored.items():
+            if earlier.dtype != reservation.dtype:
+                raise ValueError(
+                    f"items {other} and {item} would be stored as {earlier.dtype} and {reservation.dtype}: "
+                    "one call stores one dtype"
+                )
+        self.native.add_store(item, reservation.paged_rows)
+
+    def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Any]:
         """Plain tensors on the destination's device go in natively, all else one by one."""
         items = list(embeddings)
         device = destination.rows.device
@@ -194,8 +266,8 @@ def _check_device(item: int, rows: Tensor, destination: Destination) -> None:
     raise ValueError(f"item {item} is on {rows.device}{pinned}, the destination is on {device}")
 
 
-def _width_message(item: int, width: int, destination: Destination) -> str:
+def _width_message(item: int, width: int, destination: Destination, what: str = "has") -> str:
     levels = f" (hidden {destination.hidden} x (1 + {destination.levels} deepstack levels))"
-    return f"item {item} has rows of width {width}, the destination takes {destination.width}" + (
+    return f"item {item} {what} rows of width {width}, the destination takes {destination.width}" + (
         levels if destination.levels else ""
     )

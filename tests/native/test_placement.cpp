@@ -127,6 +127,56 @@ void sources_in_the_destination_are_found() {
                "item 0 shares memory");
 }
 
+void every_row_that_is_stored_has_its_page_once() {
+  Placement placement;
+  placement.add_source(Source::block(1000, 16, 5, kFloat32, false));
+  placement.add_source(Source::block(2000, 16, 2, kFloat32, false));
+  placement.add_source(Source::block(3000, 16, 2, kBfloat16, false));
+  placement.add_store(0, Source::paged(64000, 8, 5, kBfloat16, false, {7, 2, 4}, 2));
+  placement.add_run({0, 1, 2, 3});
+  placement.add_run({0, 6, 1, 3});  // row 3 again
+  placement.add_run({1, 4, 1, 1});
+  placement.add_run({2, 0, 1, 0});
+  placement.check(8);
+  CHECK(placement.stores(kFloat32) && !placement.stores(kBfloat16));
+  CHECK_EQUAL(placement.num_unplaced_rows(kFloat32), 3);
+  CHECK_EQUAL(placement.num_unplaced_rows(kBfloat16), 0);
+  constexpr std::int64_t pages = 64000;
+  Row rows(3 * (4 + 3));
+  placement.write_stored_row_table(kFloat32, rows.data());
+  CHECK((rows == Row{1048, 1,  pages + 5 * 8,  1064, 2,  pages + 8 * 8,  1048, 6,  -1,           2016, 4, 0,
+                     1000, -1, pages + 14 * 8, 1016, -1, pages + 15 * 8, 1032, -1, pages + 4 * 8}));
+  Row tokens(2 * (8 + 3));
+  placement.write_stored_token_table(kFloat32, tokens.data(), 8);
+  CHECK((tokens == Row{-1,   0,
+                       1048, pages + 5 * 8,
+                       1064, pages + 8 * 8,
+                       0,    0,
+                       2016, 0,
+                       0,    0,
+                       1048, -1,
+                       0,    0,
+                       1000, pages + 14 * 8,
+                       1016, pages + 15 * 8,
+                       1032, pages + 4 * 8}));
+  CHECK_THROWS(placement.write_stored_token_table(kFloat32, tokens.data(), 6), std::out_of_range,
+               "a table of 6 tokens");
+  CHECK(!placement.aligned(kFloat32));
+  CHECK_THROWS(placement.check_apart(64008, 64016, 8, 8, 4), std::invalid_argument,
+               "the room to store item 0 shares memory");
+  CHECK_THROWS(placement.add_store(1, Source::paged(0, 8, 3, kBfloat16, false, {0, 1}, 2)),
+               std::invalid_argument, "item 1 has 2 rows, it would be stored in room for 3");
+}
+
+void what_is_stored_is_left_to_the_kernel() {
+  Placement placement;
+  placement.add_source(Source::block(1000, 16, 8, kFloat32, true));
+  placement.add_store(0, Source::paged(64000, 16, 8, kFloat32, false, {0, 1}, 4));
+  placement.add_run({0, 0, 8, 0});
+  CHECK(placement.take_host_blocks(kFloat32, 16, 16).empty());
+  CHECK_EQUAL(placement.num_rows(kFloat32), 8);
+}
+
 void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
   const std::vector<float> source = numbered_rows(2 * num_rows, 0);  // two levels a row
   Placement placement;
@@ -174,6 +224,8 @@ int main() {
   what_does_not_fit_is_named();
   long_host_blocks_are_taken_out_and_left_out();
   sources_in_the_destination_are_found();
+  every_row_that_is_stored_has_its_page_once();
+  what_is_stored_is_left_to_the_kernel();
   rows_are_moved_by_one_thread_or_many(5);
   rows_are_moved_by_one_thread_or_many(200'000);
   a_text_id_that_is_no_row_stops_before_the_first_write();

@@ -1,0 +1,213 @@
+"""Reservations: room in the cache that is written, by one launch or by hand, and entered or given up."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits
+
+from vitcache import EmbeddingCache, PlacementTable, Reservation, Span, embed_tokens, scatter_embeddings
+
+KEY, OTHER = bytes(32), bytes([1]) * 32
+WIDTH, PAGE_ROWS = 12, 4
+
+
+def make_cache(device: str = "cpu", pages: int = 8, **options: object) -> EmbeddingCache:
+    options = {"dtype": torch.bfloat16, "page_rows": PAGE_ROWS, **options}
+    page_bytes = PAGE_ROWS * WIDTH * options["dtype"].itemsize
+    return EmbeddingCache(WIDTH, device=device, device_bytes=pages * page_bytes, **options)
+
+
+def reserve(cache: EmbeddingCache, num_rows: int, key: bytes = KEY) -> Reservation:
+    reservation = cache.reserve(key, num_rows)
+    assert reservation is not None
+    return reservation
+
+
+def read(cache: EmbeddingCache, key: bytes = KEY) -> torch.Tensor:
+    lease = cache.get(key)
+    assert lease is not None
+    with lease:
+        return lease.to_tensor()
+
+
+def test_rows_are_there_once_they_are_committed() -> None:
+    cache, rows = make_cache(), make_rows(6, WIDTH, torch.float32)
+    with reserve(cache, 6) as reservation:
+        assert (reservation.key, reservation.num_rows, reservation.row_width) == (KEY, 6, WIDTH)
+        assert (reservation.dtype, reservation.device) == (torch.bfloat16, torch.device("cpu"))
+        reservation.write(rows)
+        assert KEY not in cache
+        assert reservation.commit()
+    assert same_bits(read(cache), rows.bfloat16())
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize(
+    "give_up", [Reservation.cancel, lambda r: r.__exit__(None, None, None), lambda r: None], ids=range(3)
+)
+def test_what_is_not_committed_frees_its_pages(give_up: Callable[[Reservation], None]) -> None:
+    cache = make_cache(pages=2)
+    assert cache.put(OTHER, make_rows(4, WIDTH, torch.float32))
+    reservation = reserve(cache, 5)
+    assert cache.stats().evictions == 1
+    give_up(reservation)
+    del reservation
+    gc.collect()
+    assert KEY not in cache
+    assert cache.stats().device_bytes == 0
+    cache.check_integrity()
+    assert cache.put(KEY, make_rows(8, WIDTH, torch.float32))
+
+
+def test_reserved_pages_serve_nobody_else() -> None:
+    cache = make_cache(pages=2)
+    with reserve(cache, 8) as reservation:
+        assert cache.reserve(OTHER, 1) is None
+        assert not cache.put(OTHER, make_rows(1, WIDTH, torch.float32))
+        reservation.cancel()
+        reservation.cancel()
+        assert cache.put(OTHER, make_rows(1, WIDTH, torch.float32))
+        with pytest.raises(RuntimeError, match="this reservation of 8 rows was committed or cancelled"):
+            reservation.commit()
+        with pytest.raises(RuntimeError, match="committed or cancelled"):
+            reservation.write(make_rows(8, WIDTH, torch.float32))
+
+
+def test_rows_of_an_earlier_epoch_are_not_entered(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache()
+    with reserve(cache, 2) as reservation:
+        reservation.write(make_rows(2, WIDTH, torch.float32))
+        cache.advance_epoch()
+        assert not reservation.commit()
+    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
+    assert cache.reserve(KEY, 2, epoch=0) is None
+    closed = reserve(cache, 2)
+    cache.close()
+    assert not closed.commit()
+
+
+def test_bad_numbers_are_named() -> None:
+    cache = make_cache()
+    with pytest.raises(ValueError, match="num_rows is -1, it must be at least 0"):
+        cache.reserve(KEY, -1)
+    with pytest.raises(TypeError, match="num_rows must be an int"):
+        cache.reserve(KEY, 1.5)
+    with pytest.raises(ValueError, match="key is of 3 bytes"):
+        cache.reserve(b"key", 1)
+    with (
+        reserve(cache, 3) as reservation,
+        pytest.raises(ValueError, match="there are 2 rows, room is reserved for 3"),
+    ):
+        reservation.write(make_rows(2, WIDTH, torch.float32))
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("stored", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_scatter_places_what_a_hit_will_place(device, source, stored, scale) -> None:
+    cache = make_cache(device, dtype=stored)
+    rows = [make_rows(count, WIDTH, source, device) for count in (7, 3)]
+    spans = [[Span(2, 3, 4), Span(9, 2, 3)], 6]
+    out = poisoned(12, WIDTH, dtype=torch.float16, device=device)
+    expected, _ = expected_scatter(out, [rows[0].to(stored), rows[1]], spans, scale=scale)
+    with reserve(cache, 7) as reservation:
+        assert scatter_embeddings(out, rows, spans, scale=scale, store=[reservation, None]) is out
+        assert reservation.commit()
+    assert same_bits(out, expected)
+    assert same_bits(read(cache), rows[0].to(stored))
+    again = poisoned(12, WIDTH, dtype=torch.float16, device=device)
+    lease = cache.get(KEY, num_rows=7)
+    assert same_bits(scatter_embeddings(again, [lease, rows[1]], spans, scale=scale), expected)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> None:
+    cache, hidden = make_cache(device, dtype=stored), WIDTH // 3
+    weight = make_rows(9, hidden, torch.bfloat16, device)
+    ids = torch.randint(0, 9, (11,), device=device)
+    rows = [
+        make_rows(count, WIDTH, dtype, device) for count, dtype in ((5, torch.float32), (4, torch.bfloat16))
+    ]
+    rows.append(make_rows(2, WIDTH, torch.float32, device))
+    spans = [Span(1, 2, 2), [Span(5, 2, 0)], []]
+    reservations = [reserve(cache, len(item), bytes([number]) * 32) for number, item in enumerate(rows)]
+    deepstack = poisoned(2, 11, hidden, dtype=torch.bfloat16, device=device)
+    out = embed_tokens(ids, weight, rows, spans, deepstack=deepstack, store=reservations)
+    assert all(reservation.commit() for reservation in reservations)
+    for number, item in enumerate(rows):
+        assert same_bits(read(cache, bytes([number]) * 32), item.to(stored))
+    text = poisoned(2, 11, hidden, dtype=torch.bfloat16, device=device)
+    rounded = [item.to(stored) for item in rows]
+    assert same_bits(out, embed_tokens(ids, weight, rounded, spans, deepstack=text))
+    assert same_bits(deepstack, text)
+    cache.check_integrity()
+
+
+def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
+    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    out = poisoned(3, WIDTH, dtype=torch.bfloat16, device=device)
+    with reserve(cache, 6) as reservation:
+        scatter_embeddings(out, [rows], [[]], store=[reservation])
+        assert reservation.commit()
+    assert out.isnan().all()
+    assert same_bits(read(cache), rows)
+
+
+def test_the_packed_form_is_one_item(device) -> None:
+    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    out = poisoned(4, WIDTH, dtype=torch.bfloat16, device=device)
+    with reserve(cache, 6) as reservation:
+        scatter_embeddings(out, rows, torch.tensor([[1, 2, 3]]), store=[reservation])
+        assert reservation.commit()
+    assert same_bits(out[1:3], rows[3:5])
+    assert same_bits(read(cache), rows)
+
+
+def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) -> None:
+    cache, rows = make_cache(device), make_rows(3, WIDTH, torch.bfloat16, device)
+    out = poisoned(4, WIDTH, dtype=torch.bfloat16, device=device)
+    other = make_cache(device, dtype=torch.float32)
+    with reserve(cache, 3) as three, reserve(cache, 2, OTHER) as two, reserve(other, 3) as wide:
+
+        def refused(error: type[Exception], words: str, store: object, *items: torch.Tensor) -> None:
+            with pytest.raises(error, match=words):
+                scatter_embeddings(out, [rows, *items], [0, *([] for _ in items)], store=store)
+
+        refused(ValueError, "item 0 has 3 rows, it would be stored in room for 2", [two])
+        refused(ValueError, "there are 1 embeddings and 2 entries of store", [three, None])
+        refused(ValueError, "items 0 and 1 have the same reservation", [three, three], rows)
+        refused(
+            ValueError,
+            "items 0 and 1 would be stored as torch.bfloat16 and torch.float32",
+            [three, wide],
+            rows,
+        )
+        refused(TypeError, "item 0: store must be a Reservation or None, it is bytes", [KEY])
+        refused(TypeError, "store must be a list", three)
+        with pytest.raises(ValueError, match="item 0 is stored in rows of width 12, the destination takes 6"):
+            scatter_embeddings(out[:, :6], [rows[:, :6]], [0], store=[three])
+        with pytest.raises(ValueError, match="store= does not go with a gradient"):
+            scatter_embeddings(out, [rows.clone().requires_grad_()], [0], store=[three])
+        table = PlacementTable(4, device=device)
+        table.update([rows], [0])
+        with pytest.raises(ValueError, match="store= does not go with a PlacementTable"):
+            scatter_embeddings(out, table, None, store=[three])
+        three.cancel()
+        refused(RuntimeError, "item 0: its reservation was committed or cancelled", [three])
+    assert out.isnan().all()
+    cache.check_integrity()
+
+
+def test_a_compiled_call_stores_nothing() -> None:
+    cache, rows = make_cache(), make_rows(3, WIDTH, torch.bfloat16)
+    with reserve(cache, 3) as reservation:
+        compiled = torch.compile(
+            lambda out: scatter_embeddings(out, [rows], [0], store=[reservation]), backend="eager"
+        )
+        with pytest.raises(Exception, match=r"store= does not go with torch\.compile"):
+            compiled(poisoned(4, WIDTH, dtype=torch.bfloat16))

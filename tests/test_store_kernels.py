@@ -1,0 +1,121 @@
+"""The row kernels that store what they place, against the two steps that they do at once."""
+
+import pytest
+import torch
+from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
+
+import vitcache
+from vitcache import EmbeddingCache, Span, operators
+from vitcache.destination import Destination
+from vitcache.placement import Placement
+
+pytestmark = pytest.mark.triton
+
+embed_rows = pytest.importorskip("vitcache.triton_kernels.embed_rows").embed_rows
+scatter_rows = pytest.importorskip("vitcache.triton_kernels.scatter_rows").scatter_rows
+
+PAGE_ROWS = 4
+
+
+@pytest.fixture
+def device(kernel_device):
+    return kernel_device
+
+
+def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=13, target=torch.bfloat16):
+    """A launch, and the same through the pages by the reference; every second item is stored."""
+    results = []
+    width = hidden * (1 + levels)
+    for is_kernel in (True, False):
+        page_bytes = PAGE_ROWS * width * stored.itemsize
+        cache = EmbeddingCache(
+            width, dtype=stored, device=device, device_bytes=16 * page_bytes, page_rows=PAGE_ROWS
+        )
+        deepstack = poisoned(levels, tokens, hidden, dtype=target, device=device) if levels else None
+        destination = Destination("out", poisoned(tokens, hidden, dtype=target, device=device), deepstack)
+        store = [
+            None if number % 2 else cache.reserve(bytes([number]) * 32, len(rows))
+            for number, rows in enumerate(items)
+        ]
+        for reservation in store[::2]:
+            for page in reservation.segments():
+                page.fill_(float("nan"))
+        placement = Placement(destination, items, spans, store)
+        launch(destination, placement if is_kernel else placement.through_pages(destination))
+        pages = [torch.cat(reservation.segments()) for reservation in store[::2]]
+        results.append([destination.rows, *([] if deepstack is None else [deepstack]), *pages])
+        for reservation in store[::2]:
+            assert reservation.commit()
+        cache.check_integrity()
+    for kernel, reference in zip(*results, strict=True):
+        assert same_bits(kernel, reference)
+    return results[0]
+
+
+@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("stored", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.37])
+def test_scatter_rounds_stores_and_places(device, source, stored, scale):
+    items = [make_rows(rows, 40, source, device) for rows in (7, 3, 2)]
+    items[0][4, :3] = torch.tensor([float("inf"), -0.0, 1e-30]).to(source)
+    spans = [[Span(1, 2, 3), Span(8, 2, 4)], 4, []]
+    run_both(lambda d, p: scatter_rows(d, p, scale), device, stored, items, spans, 40)
+
+
+@pytest.mark.parametrize("hidden", [1, 31, 32, 4097])
+def test_widths_around_the_block(device, hidden):
+    items = [make_rows(5, hidden, torch.bfloat16, device)]
+    out, pages = run_both(
+        lambda d, p: scatter_rows(d, p, None), device, torch.bfloat16, items, [Span(2, 2, 1)], hidden
+    )
+    assert same_bits(pages, items[0])
+    assert same_bits(out[2:4], items[0][1:3])
+
+
+@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
+def test_embed_stores_what_is_outside_the_tokens_too(device, source):
+    weight = make_rows(9, 32, torch.bfloat16, device)
+    ids = torch.randint(0, 9, (13,), device=device)
+    items = [make_rows(rows, 96, source, device) for rows in (6, 2, 3)]
+    spans = [Span(11, 2, 1), 3, []]
+    out, levels, *pages = run_both(
+        lambda d, p: embed_rows(d, ids, weight, p, None, None),
+        device,
+        torch.bfloat16,
+        items,
+        spans,
+        32,
+        levels=2,
+    )
+    assert not out.isnan().any()
+    assert not levels.isnan().any()
+    assert same_bits(pages[1], items[2].bfloat16())
+
+
+def test_sources_of_several_dtypes_store_in_their_own_launches(device):
+    weight = make_rows(9, 24, torch.bfloat16, device)
+    ids = torch.randint(0, 9, (13,), device=device)
+    items = [make_rows(3, 24, dtype, device) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)]
+    items.append(make_rows(2, 24, torch.float16, device))
+    run_both(
+        lambda d, p: embed_rows(d, ids, weight, p, 0.5, 2.0),
+        device,
+        torch.float16,
+        items,
+        [0, [Span(4, 2, 1)], [Span(8, 1, 2)], 10],
+        24,
+    )
+
+
+def test_the_operations_store_in_the_launch_where_kernels_run(device, monkeypatch):
+    monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+    monkeypatch.setattr(Placement, "through_pages", None)
+    cache = EmbeddingCache(16, device=device, device_bytes=16 * 2 * PAGE_ROWS * 2, page_rows=PAGE_ROWS)
+    rows = make_rows(5, 16, torch.float32, device)
+    out = poisoned(6, 16, dtype=torch.bfloat16, device=device)
+    with cache.reserve(bytes(32), 5) as reservation:
+        vitcache.scatter_embeddings(out, [rows], [Span(1, 3, 2)], store=[reservation])
+        assert reservation.commit()
+    with cache.get(bytes(32), num_rows=5) as lease:
+        assert same_bits(lease.to_tensor(), rows.bfloat16())
+    assert same_bits(out[1:4], rows[2:].bfloat16())

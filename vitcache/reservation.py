@@ -1,0 +1,263 @@
+"""A reservation: pages of a cache that wait for the rows of one key."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vitcache._native import PagedRows
+from vitcache.dtypes import DTYPES
+from vitcache.ledger import Flight
+from vitcache.pages import PagePool
+from vitcache.streams import Fence, Timeline
+
+logger = logging.getLogger("vitcache.cache")
+
+
+class Landing(NamedTuple):
+    """What became of a reservation: whether it was entered, and the cache's epoch and pages to be had."""
+
+    admitted: bool
+    epoch: int
+    available: int
+
+
+class Land(Protocol):
+    """Enters what was written before a fence, or frees its pages."""
+
+    def __call__(self, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
+        """See `Ledger.land`."""
+
+
+class Abandoned(NamedTuple):
+    """A reservation that was given up, and the streams that may still write its pages."""
+
+    flight: Flight
+    timeline: Timeline
+    land: Land
+    streams: frozenset[Hashable] = frozenset()
+
+
+class Reservation:
+    """Room for the rows of one key, until they were written there and are entered, or given up.
+
+    Made by `EmbeddingCache.reserve`. Write all rows by `write`, or by ``store=`` of `scatter_embeddings` and
+    `embed_tokens`, which place them in the same launch; then `commit`. A context manager: what was not
+    committed when it ends is cancelled, and so is a reservation that is forgotten.
+
+    Attributes
+    ----------
+    key
+        Under which the rows will be entered.
+    num_rows, row_width, dtype
+        Shape of the rows, and the dtype that they are rounded to.
+    device
+        Device of the pages.
+    paged_rows
+        The native description of the pages, for placements; None once they are committed or cancelled.
+
+    Notes
+    -----
+    One thread at a time. The pages may be written on the streams that were current in a call of `use` (which
+    `write` and the two operations call), until `commit` or `cancel`, which come behind all of that.
+    """
+
+    __slots__ = (
+        "_flight",
+        "_forgotten",
+        "_land",
+        "_streams",
+        "_timeline",
+        "device",
+        "dtype",
+        "key",
+        "num_rows",
+        "paged_rows",
+        "row_width",
+    )
+
+    def __init__(
+        self,
+        flight: Flight,
+        device: torch.device,
+        timeline: Timeline,
+        land: Land,
+        forgotten: deque[Abandoned],
+    ) -> None:
+        # Not yet `flight`: what is interrupted half-way is given up by its maker.
+        self._flight: list[Flight] = []
+        self.key = flight.key
+        self.num_rows = flight.num_rows
+        self.row_width = flight.pool.row_width
+        self.dtype = flight.pool.dtype
+        self.device = device
+        self.paged_rows: PagedRows | None = flight.pool.describe(flight.pages, flight.num_rows)
+        self._timeline = timeline
+        self._land = land
+        self._forgotten = forgotten
+        self._streams = {timeline.current()}
+        self._flight = [flight]
+
+    def segments(self) -> list[Tensor]:
+        """Return views of the pages that the rows go to, in order, adjacent pages joined."""
+        flight = self._open()
+        return flight.pool.segments(flight.pages, flight.num_rows)
+
+    def use(self) -> None:
+        """Let the current stream write the pages: order it behind what made room, and `commit` behind it.
+
+        Raises
+        ------
+        RuntimeError
+            If the reservation was committed or cancelled.
+        """
+        self._open()
+        stream = self._timeline.current()
+        if stream not in self._streams:
+            for other in self._streams:
+                self._timeline.wait(self._timeline.record(other))
+            self._streams.add(stream)
+
+    def write(self, rows: Tensor) -> None:
+        """Copy `rows` into the pages on the current stream, rounded to the cache's dtype.
+
+        Parameters
+        ----------
+        rows
+            ``(num_rows, row_width)``; else as in `EmbeddingCache.put`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `rows` is of another shape or dtype.
+        RuntimeError
+            If the reservation was committed or cancelled.
+        """
+        flight = self._open()
+        rows = check_rows(rows, self.row_width)
+        if len(rows) != self.num_rows:
+            raise ValueError(f"there are {len(rows)} rows, room is reserved for {self.num_rows}")
+        self.use()
+        flight.pool.write(flight.pages, rows)
+
+    def commit(self) -> bool:
+        """Enter the rows, in place of what is under the key.
+
+        Returns
+        -------
+        bool
+            False if the cache began another epoch, or was closed, since the rows were begun; a warning was
+            logged.
+
+        Raises
+        ------
+        RuntimeError
+            If the reservation was committed or cancelled.
+        """
+        flight = self._open()
+        try:
+            landing = self._land(flight, join(self._timeline, self._streams), failed=False)
+        except BaseException:
+            self.cancel()
+            raise
+        self._close()
+        if not landing.admitted:
+            advice = outdated(flight.epoch, landing.epoch)
+            warn_refused(self.num_rows, flight.pool, landing.available, advice)
+        return landing.admitted
+
+    def cancel(self) -> None:
+        """Give the pages back. After `commit` or a first call, does nothing."""
+        if self._flight:
+            [flight] = self._flight
+            self._close()
+            abandon(flight, self._timeline, self._land, frozenset(self._streams))
+
+    def __enter__(self) -> Reservation:
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        # Without a lock: whoever is interrupted by the collector may hold the cache's.
+        if self._flight:
+            streams = frozenset(self._streams)
+            self._forgotten.append(Abandoned(self._flight.pop(), self._timeline, self._land, streams))
+
+    def _open(self) -> Flight:
+        if not self._flight:
+            raise RuntimeError(f"this reservation of {self.num_rows} rows was committed or cancelled")
+        return self._flight[0]
+
+    def _close(self) -> None:
+        self._flight.clear()
+        self.paged_rows = None
+
+
+def abandon(
+    flight: Flight, timeline: Timeline, land: Land, streams: frozenset[Hashable] = frozenset()
+) -> None:
+    """Free the pages of a reservation that is not entered, whatever else fails."""
+    fence: Fence | None = None
+    try:
+        fence = join(timeline, streams)
+    except BaseException:
+        timeline.synchronize()  # with no fence behind the copies, they must be done
+        raise
+    finally:
+        land(flight, fence, failed=True)
+
+
+def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fence:
+    """Return a fence behind all work of `streams` so far, on the current stream."""
+    current = timeline.current()
+    for stream in streams:
+        if stream != current:
+            timeline.wait(timeline.record(stream))
+    return timeline.record(current)
+
+
+def check_rows(rows: Any, row_width: int) -> Tensor:
+    """Return `rows` without their gradient.
+
+    Raises
+    ------
+    TypeError
+        If they are no dense tensor of a dtype that can be stored.
+    ValueError
+        If their shape is not ``(num_rows, row_width)``.
+    """
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
+    if rows.dtype not in DTYPES or rows.layout != torch.strided or rows.device.type not in ("cpu", "cuda"):
+        raise TypeError(
+            f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense one of "
+            f"{', '.join(map(str, DTYPES))} on the CPU or CUDA"
+        )
+    if rows.dim() != 2 or rows.shape[1] != row_width:
+        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width})")
+    return rows.detach()
+
+
+def outdated(begun: int, now: int) -> str:
+    """Why rows of an earlier epoch are refused."""
+    return f"they are of epoch {begun}, the cache is in epoch {now}"
+
+
+def warn_refused(num_rows: int, pool: PagePool, available: int, advice: str) -> None:
+    """Log that rows were not admitted, with both sizes."""
+    logger.warning(
+        "put of %d rows refused: they take %d bytes, the device tier has %d, %d of them to be had; %s",
+        num_rows,
+        pool.pages_for(num_rows) * pool.page_bytes,
+        pool.num_pages * pool.page_bytes,
+        available * pool.page_bytes,
+        advice,
+    )
