@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 #include "error.h"
 
@@ -17,7 +18,19 @@ namespace {
 constexpr const char* kLibraries[] = {"libcudart.so.13", "libcudart.so.12"};
 constexpr const char* kToolkitDirectory = "/usr/local/cuda/lib64";
 
+constexpr const char* kDriver = "libcuda.so.1";
+
 constexpr int kSuccess = 0;
+constexpr int kMemoryAllocation = 2;  // cudaErrorMemoryAllocation
+constexpr int kNotReady = 600;        // cudaErrorNotReady
+constexpr unsigned kPortable = 1;     // cudaHostAllocPortable, cudaHostRegisterPortable
+constexpr unsigned kMapped = 2;
+constexpr unsigned kNonBlocking = 1;         // cudaStreamNonBlocking
+constexpr unsigned kDisableTiming = 2;       // cudaEventDisableTiming
+constexpr unsigned kGreaterOrEqual = 0;      // CU_STREAM_WAIT_VALUE_GEQ
+constexpr int kDefaultKind = 4;              // cudaMemcpyDefault: the addresses tell
+constexpr int kBatchVersion = 12080;         // the first runtime with cudaMemcpyBatchAsync
+constexpr int kBatchVersion13 = 13000;       // the first without its `failIdx`
 constexpr int kComputeCapabilityMajor = 75;  // cudaDevAttrComputeCapabilityMajor
 constexpr int kComputeCapabilityMinor = 76;
 constexpr std::size_t kNameBytes = 256;
@@ -40,7 +53,33 @@ void* find_symbol(void* library, const char* name, std::string& missing) {
   return symbol;
 }
 
+// cudaMemcpyAttributes.
+struct CopyAttributes {
+  int source_order = 1;  // cudaMemcpySrcAccessOrderStream
+  int source_location[2] = {};
+  int destination_location[2] = {};
+  unsigned flags = 0;
+};
+using BatchCopy12 = int (*)(void**, void**, std::size_t*, std::size_t, CopyAttributes*, std::size_t*,
+                            std::size_t, std::size_t*, void*);
+using BatchCopy13 = int (*)(void* const*, const void* const*, const std::size_t*, std::size_t,
+                            CopyAttributes*, std::size_t*, std::size_t, void*);
+
+// A function of the driver: of the runtime's library if it has it (a stand-in does), else of libcuda.
+void* find_driver_symbol(void* runtime, const char* name) {
+  if (void* symbol = dlsym(runtime, name); symbol != nullptr) return symbol;
+  void* driver = dlopen(kDriver, RTLD_NOW);
+  return driver == nullptr ? nullptr : dlsym(driver, name);
+}
+
 }  // namespace
+
+CudaRuntime CudaRuntime::open_file(const std::string& path) {
+  CudaRuntime runtime;
+  VITCACHE_CHECK(runtime.try_open(path, RTLD_NOW | RTLD_LOCAL, "given file"), CudaError,
+                 "no CUDA runtime: " + runtime.searched_.back());
+  return runtime;
+}
 
 CudaRuntime CudaRuntime::open(const std::vector<std::string>& directories) {
   CudaRuntime runtime;
@@ -87,6 +126,9 @@ bool CudaRuntime::try_open(const std::string& name, int flags, const std::string
     return false;
   }
   functions_ = found;
+  optional_.cuStreamWaitValue32_v2 = reinterpret_cast<decltype(optional_.cuStreamWaitValue32_v2)>(
+      find_driver_symbol(library, "cuStreamWaitValue32_v2"));
+  optional_.cudaMemcpyBatchAsync = dlsym(library, "cudaMemcpyBatchAsync");
   Dl_info where;
   path_ = dladdr(reinterpret_cast<void*>(found.cudaRuntimeGetVersion), &where) != 0 ? where.dli_fname : name;
   return true;
@@ -104,6 +146,20 @@ void CudaRuntime::check(int status, const char* call, const char* file, int line
   functions_.cudaGetLastError();
   throw CudaError(call, status, functions_.cudaGetErrorName(status), functions_.cudaGetErrorString(status),
                   file, line);
+}
+
+void CudaRuntime::ignore(int status) const noexcept {
+  if (status != kSuccess) functions_.cudaGetLastError();
+}
+
+void CudaRuntime::check_memory(int status, std::size_t bytes, const char* call, const char* file,
+                               int line) const {
+  if (status == kMemoryAllocation) {
+    functions_.cudaGetLastError();
+    throw OutOfMemory(std::string(call) + ": cannot page-lock " + std::to_string(bytes) +
+                      " bytes; there is not so much memory, or the process may not lock so much");
+  }
+  check(status, call, file, line);
 }
 
 int CudaRuntime::version() const {
@@ -132,6 +188,116 @@ std::vector<CudaDevice> CudaRuntime::devices() const {
     devices.push_back(found);
   }
   return devices;
+}
+
+int CudaRuntime::device() const {
+  int device = 0;
+  VITCACHE_CUDA_CALL(cudaGetDevice, &device);
+  return device;
+}
+
+void CudaRuntime::set_device(int device) const { VITCACHE_CUDA_CALL(cudaSetDevice, device); }
+
+void* CudaRuntime::alloc_host(std::size_t bytes) const {
+  void* memory = nullptr;
+  const int status = functions().cudaHostAlloc(&memory, bytes, kPortable | kMapped);
+  check_memory(status, bytes, "cudaHostAlloc", __FILE__, __LINE__);
+  return memory;
+}
+
+void CudaRuntime::free_host(void* memory) const noexcept { ignore(functions_.cudaFreeHost(memory)); }
+
+void CudaRuntime::register_host(void* memory, std::size_t bytes) const {
+  const int status = functions().cudaHostRegister(memory, bytes, kPortable | kMapped);
+  check_memory(status, bytes, "cudaHostRegister", __FILE__, __LINE__);
+}
+
+void CudaRuntime::unregister_host(void* memory) const noexcept {
+  ignore(functions_.cudaHostUnregister(memory));
+}
+
+void* CudaRuntime::create_stream() const {
+  void* stream = nullptr;
+  VITCACHE_CUDA_CALL(cudaStreamCreateWithFlags, &stream, kNonBlocking);
+  return stream;
+}
+
+void CudaRuntime::destroy_stream(void* stream) const noexcept {
+  ignore(functions_.cudaStreamDestroy(stream));
+}
+
+void CudaRuntime::synchronize_stream(void* stream) const {
+  VITCACHE_CUDA_CALL(cudaStreamSynchronize, stream);
+}
+
+void* CudaRuntime::create_event() const {
+  void* event = nullptr;
+  VITCACHE_CUDA_CALL(cudaEventCreateWithFlags, &event, kDisableTiming);
+  return event;
+}
+
+void CudaRuntime::destroy_event(void* event) const noexcept { ignore(functions_.cudaEventDestroy(event)); }
+
+void CudaRuntime::record(void* event, void* stream) const {
+  VITCACHE_CUDA_CALL(cudaEventRecord, event, stream);
+}
+
+bool CudaRuntime::passed(void* event) const {
+  const int status = functions().cudaEventQuery(event);
+  if (status == kNotReady) {
+    functions_.cudaGetLastError();
+    return false;
+  }
+  check(status, "cudaEventQuery", __FILE__, __LINE__);
+  return true;
+}
+
+void CudaRuntime::synchronize(void* event) const { VITCACHE_CUDA_CALL(cudaEventSynchronize, event); }
+
+void CudaRuntime::wait_event(void* stream, void* event) const {
+  VITCACHE_CUDA_CALL(cudaStreamWaitEvent, stream, event, 0);
+}
+
+void CudaRuntime::wait_value(void* stream, std::uint32_t* address, std::uint32_t value) const {
+  VITCACHE_CHECK(optional_.cuStreamWaitValue32_v2 != nullptr, CudaError,
+                 std::string(kDriver) + " has no cuStreamWaitValue32_v2");
+  // The driver's codes are the runtime's.
+  const int status = optional_.cuStreamWaitValue32_v2(stream, reinterpret_cast<std::uintptr_t>(address),
+                                                      value, kGreaterOrEqual);
+  check(status, "cuStreamWaitValue32", __FILE__, __LINE__);
+}
+
+void CudaRuntime::copy_async(void* destination, const void* source, std::size_t bytes, void* stream) const {
+  VITCACHE_CUDA_CALL(cudaMemcpyAsync, destination, source, bytes, kDefaultKind, stream);
+}
+
+void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
+                                   const std::vector<const void*>& sources,
+                                   const std::vector<std::size_t>& bytes, void* stream) const {
+  VITCACHE_CHECK(stream != nullptr, std::invalid_argument, "a batch of copies needs a stream of its own");
+  VITCACHE_CHECK(destinations.size() == bytes.size() && sources.size() == bytes.size(), std::invalid_argument,
+                 "there are " + std::to_string(destinations.size()) + " destinations, " +
+                     std::to_string(sources.size()) + " sources and " + std::to_string(bytes.size()) +
+                     " sizes");
+  if (bytes.empty()) return;
+  const int version = optional_.cudaMemcpyBatchAsync == nullptr ? 0 : this->version();
+  if (version < kBatchVersion) {
+    for (std::size_t i = 0; i < bytes.size(); ++i) copy_async(destinations[i], sources[i], bytes[i], stream);
+    return;
+  }
+  CopyAttributes attributes;  // of all copies from the first on
+  std::size_t first = 0;
+  int status;
+  if (version >= kBatchVersion13) {
+    status = reinterpret_cast<BatchCopy13>(optional_.cudaMemcpyBatchAsync)(
+        destinations.data(), sources.data(), bytes.data(), bytes.size(), &attributes, &first, 1, stream);
+  } else {
+    std::size_t failed = 0;
+    status = reinterpret_cast<BatchCopy12>(optional_.cudaMemcpyBatchAsync)(
+        const_cast<void**>(destinations.data()), const_cast<void**>(sources.data()),
+        const_cast<std::size_t*>(bytes.data()), bytes.size(), &attributes, &first, 1, &failed, stream);
+  }
+  check(status, "cudaMemcpyBatchAsync", __FILE__, __LINE__);
 }
 
 }  // namespace vitcache

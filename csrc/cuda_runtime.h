@@ -12,22 +12,51 @@
 // closed, since the driver's threads may run in it until the process ends.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace vitcache {
 
 // One line per entry point: result, name, parameters. Only what kept its signature from CUDA 12 to 13 belongs
-// here. The properties begin with `char name[256]` in every version, and no more of them is read.
-#define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                     \
-  FUNCTION(const char*, cudaGetErrorName, (int))              \
-  FUNCTION(const char*, cudaGetErrorString, (int))            \
-  FUNCTION(int, cudaGetLastError, ())                         \
-  FUNCTION(int, cudaRuntimeGetVersion, (int*))                \
-  FUNCTION(int, cudaDriverGetVersion, (int*))                 \
-  FUNCTION(int, cudaGetDeviceCount, (int*))                   \
-  FUNCTION(int, cudaGetDeviceProperties, (void*, int device)) \
-  FUNCTION(int, cudaDeviceGetAttribute, (int*, int attribute, int device))
+// here; tests/native/check_signatures.cpp compares it with the real headers where there are any. Streams and
+// events are `void*`. The properties begin with `char name[256]` in every version, and no more of them is
+// read.
+#define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                                         \
+  FUNCTION(const char*, cudaGetErrorName, (int))                                  \
+  FUNCTION(const char*, cudaGetErrorString, (int))                                \
+  FUNCTION(int, cudaGetLastError, ())                                             \
+  FUNCTION(int, cudaRuntimeGetVersion, (int*))                                    \
+  FUNCTION(int, cudaDriverGetVersion, (int*))                                     \
+  FUNCTION(int, cudaGetDeviceCount, (int*))                                       \
+  FUNCTION(int, cudaGetDeviceProperties, (void*, int device))                     \
+  FUNCTION(int, cudaDeviceGetAttribute, (int*, int attribute, int device))        \
+  FUNCTION(int, cudaGetDevice, (int*))                                            \
+  FUNCTION(int, cudaSetDevice, (int))                                             \
+  FUNCTION(int, cudaHostAlloc, (void**, std::size_t bytes, unsigned flags))       \
+  FUNCTION(int, cudaFreeHost, (void*))                                            \
+  FUNCTION(int, cudaHostRegister, (void*, std::size_t bytes, unsigned flags))     \
+  FUNCTION(int, cudaHostUnregister, (void*))                                      \
+  FUNCTION(int, cudaStreamCreateWithFlags, (void** stream, unsigned flags))       \
+  FUNCTION(int, cudaStreamDestroy, (void* stream))                                \
+  FUNCTION(int, cudaStreamSynchronize, (void* stream))                            \
+  FUNCTION(int, cudaStreamWaitEvent, (void* stream, void* event, unsigned flags)) \
+  FUNCTION(int, cudaEventCreateWithFlags, (void** event, unsigned flags))         \
+  FUNCTION(int, cudaEventDestroy, (void* event))                                  \
+  FUNCTION(int, cudaEventRecord, (void* event, void* stream))                     \
+  FUNCTION(int, cudaEventQuery, (void* event))                                    \
+  FUNCTION(int, cudaEventSynchronize, (void* event))                              \
+  FUNCTION(int, cudaMemcpyAsync, (void*, const void*, std::size_t bytes, int kind, void* stream))
+
+// What one needs only for some calls: of the driver, whose 64-bit address is a device's, and of runtimes from
+// 12.8 on, whose parameters changed with 13.0.
+struct CudaOptionalFunctions {
+  int (*cuStreamWaitValue32_v2)(void* stream, unsigned long long address, std::uint32_t value,
+                                unsigned flags) = nullptr;
+  void* cudaMemcpyBatchAsync = nullptr;
+};
 
 struct CudaFunctions {
 #define VITCACHE_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
@@ -46,6 +75,9 @@ class CudaRuntime {
   // Does not throw where there is no CUDA: `available` and `searched` say what was found.
   static CudaRuntime open(const std::vector<std::string>& directories);
 
+  // This file and no other. Throws CudaError with the reason if it does not serve.
+  static CudaRuntime open_file(const std::string& path);
+
   bool available() const { return !path_.empty(); }
   const std::string& path() const { return path_; }
 
@@ -63,14 +95,58 @@ class CudaRuntime {
   // Starts the driver, creates no context.
   std::vector<CudaDevice> devices() const;
 
+  // The calling thread's current device.
+  int device() const;
+  void set_device(int device) const;
+
+  // Page-locked memory, usable by every device under its own address. Throws OutOfMemory where there is not
+  // so much of it.
+  void* alloc_host(std::size_t bytes) const;
+  void free_host(void* memory) const noexcept;
+  void register_host(void* memory, std::size_t bytes) const;
+  void unregister_host(void* memory) const noexcept;
+
+  // A stream of the current device that does not wait for the legacy stream.
+  void* create_stream() const;
+  void destroy_stream(void* stream) const noexcept;
+  void synchronize_stream(void* stream) const;
+
+  // An event of the current device, without a time.
+  void* create_event() const;
+  void destroy_event(void* event) const noexcept;
+  void record(void* event, void* stream) const;
+  bool passed(void* event) const;
+  void synchronize(void* event) const;
+
+  // What `stream` is given from now on waits for what `event` was last recorded behind. An event that never
+  // was is not waited for.
+  void wait_event(void* stream, void* event) const;
+
+  // The same for the host's store of `value`, or of one up to 2^31 - 1 further, to page-locked memory. Until
+  // then every call that synchronises with the device stalls: whoever stores it must not depend on one.
+  void wait_value(void* stream, std::uint32_t* address, std::uint32_t value) const;
+
+  void copy_async(void* destination, const void* source, std::size_t bytes, void* stream) const;
+
+  // Copies in any order among themselves, in one call where the runtime has it. The stream must not be the
+  // legacy one (std::invalid_argument).
+  void copy_batch_async(const std::vector<void*>& destinations, const std::vector<const void*>& sources,
+                        const std::vector<std::size_t>& bytes, void* stream) const;
+
  private:
   bool try_open(const std::string& name, int flags, const std::string& label);
   const CudaFunctions& functions() const;
   void check(int status, const char* call, const char* file, int line) const;
 
+  void ignore(int status) const noexcept;
+  void check_memory(int status, std::size_t bytes, const char* call, const char* file, int line) const;
+
   CudaFunctions functions_;
+  CudaOptionalFunctions optional_;
   std::string path_;
   std::vector<std::string> searched_;
 };
+
+using SharedRuntime = std::shared_ptr<const CudaRuntime>;
 
 }  // namespace vitcache

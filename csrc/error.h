@@ -1,7 +1,7 @@
 // What the native code throws, and what Python sees of it:
 //   std::invalid_argument -> ValueError, std::out_of_range -> IndexError, std::bad_alloc -> MemoryError
-//   (pybind11's own translation), CudaError -> vitcache.CudaError. A message names the thing and both
-//   numbers, what is and what may be.
+//   (pybind11's own translation), OutOfMemory -> MemoryError, CudaError -> vitcache.CudaError. A message
+//   names the thing and both numbers, what is and what may be.
 #pragma once
 
 #include <stdexcept>
@@ -19,6 +19,11 @@ class CudaError : public std::runtime_error {
             const char* file, int line)
       : std::runtime_error(call + ": " + name + " (" + std::to_string(code) + "), " + text + " [" + file +
                            ":" + std::to_string(line) + "]") {}
+};
+
+// So much memory, or page-locked memory, is not to be had.
+class OutOfMemory : public std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 }  // namespace vitcache

@@ -1,66 +1,104 @@
-#include <dlfcn.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "cuda_runtime.h"
 #include "error.h"
+#include "stand_in.h"
 
 namespace {
 
 using vitcache::CudaError;
 using vitcache::CudaRuntime;
 
-void set_environment(const char* cudart, const char* no_cuda, const char* devices, const char* error) {
+void set_environment(const char* cudart, const char* no_cuda) {
   setenv("VITCACHE_CUDART", cudart, 1);
   setenv("VITCACHE_NO_CUDA", no_cuda, 1);
-  setenv("FAKE_CUDART_DEVICES", devices, 1);
-  setenv("FAKE_CUDART_ERROR", error, 1);
 }
 
-// Before any fake is loaded, so that "already loaded" cannot be the one that is found.
+// Before the stand-in is loaded, so that "already loaded" cannot be the one that is found.
 void a_given_directory_is_searched() {
-  set_environment("", "", "0", "0");
+  set_environment("", "");
   const std::filesystem::path directory =
       std::filesystem::temp_directory_path() / ("vitcache-" + std::to_string(getpid()));
   std::filesystem::create_directory(directory);
-  std::filesystem::copy_file(FAKE_CUDART, directory / "libcudart.so.12");
+  std::filesystem::copy_file(HOST_RUNTIME, directory / "libcudart.so.12");
   const CudaRuntime runtime = CudaRuntime::open({"/nonexistent", directory.string()});
   CHECK_EQUAL(runtime.path(), (directory / "libcudart.so.12").string());
   std::filesystem::remove_all(directory);
 }
 
 void devices_are_listed() {
-  set_environment(FAKE_CUDART, "", "2", "0");
+  set_environment(HOST_RUNTIME, "");
+  VITCACHE_CONTROL(set_devices)(2);
   const CudaRuntime runtime = CudaRuntime::open({});
   CHECK(runtime.available());
-  CHECK_EQUAL(runtime.path(), std::string(FAKE_CUDART));
-  CHECK_EQUAL(runtime.version(), 12080);
-  CHECK_EQUAL(runtime.driver_version(), 13010);
+  CHECK_EQUAL(runtime.path(), std::string(HOST_RUNTIME));
+  CHECK_EQUAL(runtime.version(), 13000);
+  CHECK_EQUAL(runtime.driver_version(), 13000);
   const std::vector<vitcache::CudaDevice> devices = runtime.devices();
   CHECK_EQUAL(devices.size(), std::size_t{2});
-  CHECK_EQUAL(devices[1].name, "Fake GPU 1");
+  CHECK_EQUAL(devices[1].name, "stand-in 1");
   CHECK_EQUAL(devices[1].major, 9);
   CHECK_EQUAL(devices[1].minor, 1);
 }
 
 void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
-  set_environment(FAKE_CUDART, "", "0", "35");
-  const CudaRuntime runtime = CudaRuntime::open({});
+  const CudaRuntime runtime = CudaRuntime::open_file(HOST_RUNTIME);
+  const auto last_error = stand_in::find<int()>("cudaGetLastError");
+  VITCACHE_CONTROL(fail)("cudaGetDeviceCount", 1, 35);
   CHECK_THROWS(runtime.devices(), CudaError,
-               "cudaGetDeviceCount: cudaErrorFake (35), the fake was told to fail [csrc/cuda_runtime.cpp:");
-  void* fake = dlopen(FAKE_CUDART, RTLD_NOW | RTLD_NOLOAD);
-  CHECK(fake != nullptr);
-  const auto last_error = reinterpret_cast<int (*)()>(dlsym(fake, "cudaGetLastError"));
+               "cudaGetDeviceCount: cudaErrorInjected (35), said by the stand-in");
   CHECK_EQUAL(last_error(), 0);
+  int pageable = 0;
+  runtime.free_host(&pageable);
+  CHECK_EQUAL(last_error(), 0);
+  VITCACHE_CONTROL(limit_locked_bytes)(100);
+  CHECK_THROWS(runtime.alloc_host(101), vitcache::OutOfMemory, "cannot page-lock 101 bytes");
+  CHECK_EQUAL(last_error(), 0);
+  VITCACHE_CONTROL(reset)();
+}
+
+void copies_run_on_a_stream_behind_a_value_and_an_event() {
+  const CudaRuntime runtime = CudaRuntime::open_file(HOST_RUNTIME);
+  void* first = runtime.create_stream();
+  void* second = runtime.create_stream();
+  void* event = runtime.create_event();
+  auto* locked = static_cast<std::uint32_t*>(runtime.alloc_host(16));
+  locked[0] = 0;
+  locked[1] = 7;
+  std::uint32_t middle = 0, last = 0, other = 0;
+  CHECK(runtime.passed(event));
+  runtime.wait_value(first, locked, 3);
+  runtime.copy_async(&middle, locked + 1, 4, first);
+  runtime.record(event, first);
+  runtime.wait_event(second, event);
+  runtime.copy_batch_async({&last, &other}, {&middle, locked + 1}, {4, 4}, second);
+  CHECK(!runtime.passed(event));
+  __atomic_store_n(locked, 4U, __ATOMIC_RELEASE);
+  runtime.synchronize_stream(second);
+  CHECK(runtime.passed(event));
+  CHECK(middle == 7 && last == 7 && other == 7);
+  CHECK_THROWS(runtime.copy_batch_async({&last}, {&middle}, {4}, nullptr), std::invalid_argument,
+               "a stream of its own");
+  runtime.destroy_event(event);
+  runtime.destroy_stream(first);
+  runtime.destroy_stream(second);
+  runtime.free_host(locked);
+}
+
+void a_given_file_is_the_only_one() {
+  CHECK_THROWS(CudaRuntime::open_file(NOT_CUDART), CudaError, "has no cuda");
+  CHECK_THROWS(CudaRuntime::open_file("/nonexistent"), CudaError, "/nonexistent (given file)");
 }
 
 void a_chosen_file_that_is_missing_is_not_replaced_by_another() {
-  set_environment("/nonexistent/libcudart.so", "", "0", "0");
+  set_environment("/nonexistent/libcudart.so", "");
   const CudaRuntime runtime = CudaRuntime::open({});
   CHECK(!runtime.available());
   CHECK_EQUAL(runtime.searched().size(), std::size_t{1});
@@ -69,18 +107,18 @@ void a_chosen_file_that_is_missing_is_not_replaced_by_another() {
 }
 
 void a_library_without_the_entry_points_is_refused_by_name() {
-  set_environment(NOT_CUDART, "", "0", "0");
+  set_environment(NOT_CUDART, "");
   const CudaRuntime runtime = CudaRuntime::open({});
   CHECK(!runtime.available());
   CHECK(runtime.searched().back().find("has no cuda") != std::string::npos);
 }
 
 void the_search_can_be_turned_off() {
-  set_environment(FAKE_CUDART, "1", "2", "0");
+  set_environment(HOST_RUNTIME, "1");
   const CudaRuntime off = CudaRuntime::open({});
   CHECK(!off.available());
   CHECK(off.searched().back().find("VITCACHE_NO_CUDA") != std::string::npos);
-  set_environment(FAKE_CUDART, "0", "2", "0");
+  set_environment(HOST_RUNTIME, "0");
   CHECK(CudaRuntime::open({}).available());
 }
 
@@ -90,6 +128,8 @@ int main() {
   a_given_directory_is_searched();
   devices_are_listed();
   a_failed_call_says_what_failed_and_leaves_no_error_behind();
+  copies_run_on_a_stream_behind_a_value_and_an_event();
+  a_given_file_is_the_only_one();
   a_chosen_file_that_is_missing_is_not_replaced_by_another();
   a_library_without_the_entry_points_is_refused_by_name();
   the_search_can_be_turned_off();

@@ -162,7 +162,7 @@ void every_row_that_is_stored_has_its_page_once() {
   CHECK_THROWS(placement.write_stored_token_table(kFloat32, tokens.data(), 6), std::out_of_range,
                "a table of 6 tokens");
   CHECK(!placement.aligned(kFloat32));
-  CHECK_THROWS(placement.check_apart(64008, 64016, 8, 8, 4), std::invalid_argument,
+  CHECK_THROWS(placement.check_apart(64032, 64040, 8, 8, 4), std::invalid_argument,
                "the room to store item 0 shares memory");
   CHECK_THROWS(placement.add_store(1, Source::paged(0, 8, 3, kBfloat16, false, {0, 1}, 2)),
                std::invalid_argument, "item 1 has 2 rows, it would be stored in room for 3");

@@ -1,0 +1,67 @@
+// Threads that fill slots: they copy sources into page-locked memory, and say when one is full.
+//
+// A job is cut into chunks, and every thread takes the next chunk of the oldest job, so that the first slot
+// of a queue is full as early as it can be. When the last chunk of a job is written, its `full` flag is
+// stored for a stream to see. The threads make no CUDA call and take no lock of Python's: nothing that waits
+// for the device, or for a slot, can keep them from storing a flag.
+//
+// Thread rule: any thread may submit. The destructor finishes what was submitted.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "fill.h"
+
+namespace vitcache {
+
+// Elements `[first, first + count)` of a source, written to `destination`.
+struct FillJob {
+  std::shared_ptr<const StridedView> source;
+  std::int64_t first;
+  std::int64_t count;
+  Cast cast;
+  std::byte* destination;
+  std::uint32_t* full;  // in memory that the device reads; stored as `value`, with release
+  std::uint32_t value;
+  std::shared_ptr<std::atomic<std::int64_t>> unread;  // jobs of one copy whose source is still to be read
+};
+
+class FillWorkers {
+ public:
+  // Bytes of a chunk: about 50 us of one core, and far more than taking it costs.
+  static constexpr std::int64_t kChunkBytes = std::int64_t{512} << 10;
+
+  explicit FillWorkers(int num_threads);
+  FillWorkers(const FillWorkers&) = delete;
+  FillWorkers& operator=(const FillWorkers&) = delete;
+  ~FillWorkers();
+
+  int num_threads() const { return static_cast<int>(threads_.size()); }
+  void submit(FillJob job);
+
+ private:
+  struct Queued {
+    FillJob job;
+    std::int64_t chunk_elements;
+    std::int64_t next = 0;                // first element that nobody has taken; under the mutex
+    std::atomic<std::int64_t> unwritten;  // elements
+  };
+
+  void run();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::shared_ptr<Queued>> jobs_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace vitcache

@@ -1,0 +1,550 @@
+#include "host_runtime.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int kSuccess = 0;
+constexpr int kInvalidValue = 1;
+constexpr int kMemoryAllocation = 2;
+constexpr int kInitializationError = 3;
+constexpr int kInvalidDevice = 101;
+constexpr int kInvalidHandle = 400;
+constexpr int kNotReady = 600;
+constexpr int kIllegalAddress = 700;
+constexpr int kAlreadyRegistered = 712;
+constexpr int kNotRegistered = 713;
+constexpr int kVersion = 13000;
+constexpr std::chrono::microseconds kNap{20};
+
+thread_local int last_error = kSuccess;
+thread_local int current_device = 0;
+
+// One recording of an event. Whoever waits for it holds it, so a later recording changes nothing for them.
+struct Mark {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool passed = false;
+
+  void pass() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    passed = true;
+    changed.notify_all();
+  }
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [this] { return passed; });
+  }
+  bool query() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return passed;
+  }
+};
+
+struct Event {
+  std::mutex mutex;
+  std::shared_ptr<Mark> mark;  // of the last recording
+
+  std::shared_ptr<Mark> get() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return mark;
+  }
+  void set(std::shared_ptr<Mark> recorded) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    mark = std::move(recorded);
+  }
+};
+
+// What tests control. Apart from the streams' own locks, which must order nothing else.
+struct Control {
+  std::mutex mutex;
+  std::condition_variable resumed;
+  int devices = 1;
+  bool paused = false;
+  std::size_t locked_limit = std::numeric_limits<std::size_t>::max();
+  std::map<std::string, std::pair<int, int>> failures;  // entry point: calls until it fails, error
+  int copies_until_failure = 0;
+  std::atomic<int> delay_us{0};
+  std::atomic<bool> any_failure{false};
+  std::atomic<bool> any_pause{false};
+  std::atomic<bool> lost{false};
+  std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0};
+};
+
+// Never destroyed: streams may still work when the process ends.
+Control& control() {
+  static auto* const instance = new Control;
+  return *instance;
+}
+
+class Stream {
+ public:
+  Stream() {
+    std::thread([this] { run(); }).detach();
+  }
+
+  void push(std::function<void()> work) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    queue_.push_back(std::move(work));
+    changed_.notify_one();
+  }
+
+  // Destroys the stream once it has done what it was given.
+  void finish() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finishing_ = true;
+    changed_.notify_one();
+  }
+
+ private:
+  ~Stream() = default;
+
+  void run() {
+    while (true) {
+      std::function<void()> work;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [this] { return finishing_ || !queue_.empty(); });
+        if (queue_.empty()) break;
+        work = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      if (control().any_pause) {
+        std::unique_lock<std::mutex> lock(control().mutex);
+        control().resumed.wait(lock, [] { return !control().paused; });
+      }
+      work();
+    }
+    delete this;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> queue_;
+  bool finishing_ = false;
+};
+
+struct State {
+  pid_t process = getpid();
+  std::mutex mutex;
+  std::set<Stream*> streams;
+  std::map<Event*, std::shared_ptr<Event>> events;
+  std::map<std::uintptr_t, std::size_t> locked;  // address to bytes
+  std::set<std::uintptr_t> allocated;            // of those, what cudaHostAlloc gave
+  std::size_t locked_bytes = 0;
+  Stream* legacy = nullptr;
+};
+
+State& state() {
+  static auto* const instance = new State;
+  return *instance;
+}
+
+int result(int status) {
+  if (status != kSuccess) last_error = status;
+  return status;
+}
+
+// What comes before every call: whether it is to fail. What gives something back works on a lost device, too.
+int begin(const char* entry, bool gives_back = false) {
+  if (getpid() != state().process) return kInitializationError;
+  Control& shared = control();
+  if (shared.any_failure) {
+    const std::lock_guard<std::mutex> lock(shared.mutex);
+    const auto failure = shared.failures.find(entry);
+    if (failure != shared.failures.end() && --failure->second.first == 0) {
+      const int error = failure->second.second;
+      shared.failures.erase(failure);
+      return error;
+    }
+  }
+  return shared.lost && !gives_back ? kIllegalAddress : kSuccess;
+}
+
+#define BEGIN(...)                                                                     \
+  do {                                                                                 \
+    if (const int begun = begin(__VA_ARGS__); begun != kSuccess) return result(begun); \
+  } while (false)
+
+void count_synchronizing() { control().synchronizing.fetch_add(1, std::memory_order_relaxed); }
+
+// The stream of a handle, null if there is none.
+Stream* find_stream(void* handle) {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  if (handle == nullptr) {
+    if (state().legacy == nullptr) state().legacy = new Stream;
+    return state().legacy;
+  }
+  const auto found = state().streams.find(static_cast<Stream*>(handle));
+  return found == state().streams.end() ? nullptr : *found;
+}
+
+std::shared_ptr<Event> find_event(void* handle) {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  const auto found = state().events.find(static_cast<Event*>(handle));
+  return found == state().events.end() ? nullptr : found->second;
+}
+
+bool is_locked(const void* memory, std::size_t bytes) {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  auto found = state().locked.upper_bound(address);
+  if (found == state().locked.begin()) return false;
+  --found;
+  return address + bytes <= found->first + found->second;
+}
+
+// Enters page-locked memory.
+int lock_memory(std::uintptr_t address, std::size_t bytes, std::size_t limit) {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  if (state().locked_bytes + bytes > limit) return kMemoryAllocation;
+  const auto next = state().locked.lower_bound(address);
+  if (next != state().locked.end() && next->first < address + bytes) return kAlreadyRegistered;
+  if (next != state().locked.begin() && std::prev(next)->first + std::prev(next)->second > address)
+    return kAlreadyRegistered;
+  state().locked.emplace(address, bytes);
+  state().locked_bytes += bytes;
+  return kSuccess;
+}
+
+bool unlock_memory(void* memory) {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  const auto found = state().locked.find(address);
+  if (found == state().locked.end()) return false;
+  state().locked_bytes -= found->second;
+  state().locked.erase(found);
+  return true;
+}
+
+std::size_t locked_limit() {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  return control().locked_limit;
+}
+
+bool copy_fails() {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  return control().copies_until_failure > 0 && --control().copies_until_failure == 0;
+}
+
+void run_copy(void* destination, const void* source, std::size_t bytes) {
+  Control& shared = control();
+  if (shared.lost) return;
+  if (shared.any_failure && copy_fails()) {
+    shared.lost = true;
+    return;
+  }
+  if (const int delay = shared.delay_us; delay > 0)
+    std::this_thread::sleep_for(std::chrono::microseconds(delay));
+  std::memcpy(destination, source, bytes);
+  shared.copies.fetch_add(1, std::memory_order_relaxed);
+  shared.copied_bytes.fetch_add(bytes, std::memory_order_relaxed);
+}
+
+int push_copy(Stream* stream, void* destination, const void* source, std::size_t bytes) {
+  // From or to memory that is not page-locked the runtime copies through a buffer of its own, and waits.
+  if (!is_locked(source, bytes) && !is_locked(destination, bytes)) count_synchronizing();
+  stream->push([=] { run_copy(destination, source, bytes); });
+  return kSuccess;
+}
+
+std::shared_ptr<Mark> push_mark(Stream* stream) {
+  auto mark = std::make_shared<Mark>();
+  stream->push([mark] { mark->pass(); });
+  return mark;
+}
+
+void run_wait_value(const std::uint32_t* address, std::uint32_t value) {
+  while (static_cast<std::int32_t>(__atomic_load_n(address, __ATOMIC_ACQUIRE) - value) < 0) {
+    if (control().lost) return;
+    std::this_thread::sleep_for(kNap);
+  }
+}
+
+}  // namespace
+
+EXPORT const char* cudaGetErrorName(int error) {
+  switch (error) {
+    case kSuccess:
+      return "cudaSuccess";
+    case kInvalidValue:
+      return "cudaErrorInvalidValue";
+    case kMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case kInitializationError:
+      return "cudaErrorInitializationError";
+    case kInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case kInvalidHandle:
+      return "cudaErrorInvalidResourceHandle";
+    case kNotReady:
+      return "cudaErrorNotReady";
+    case kIllegalAddress:
+      return "cudaErrorIllegalAddress";
+    default:
+      return "cudaErrorInjected";
+  }
+}
+
+EXPORT const char* cudaGetErrorString(int) { return "said by the stand-in for the CUDA runtime"; }
+
+EXPORT int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
+
+EXPORT int cudaRuntimeGetVersion(int* version) {
+  *version = kVersion;
+  return kSuccess;
+}
+
+EXPORT int cudaDriverGetVersion(int* version) {
+  *version = kVersion;
+  return kSuccess;
+}
+
+EXPORT int cudaGetDeviceCount(int* count) {
+  BEGIN("cudaGetDeviceCount");
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  *count = control().devices;
+  return kSuccess;
+}
+
+namespace {
+
+bool has_device(int device) {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  return device >= 0 && device < control().devices;
+}
+
+}  // namespace
+
+EXPORT int cudaGetDeviceProperties(void* properties, int device) {
+  BEGIN("cudaGetDeviceProperties");
+  if (!has_device(device)) return result(kInvalidDevice);
+  std::snprintf(static_cast<char*>(properties), 256, "stand-in %d", device);
+  return kSuccess;
+}
+
+// Of the attributes only the two parts of the compute capability: 9.`device`.
+EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int device) {
+  BEGIN("cudaDeviceGetAttribute");
+  if (!has_device(device)) return result(kInvalidDevice);
+  *value = attribute == 75 ? 9 : device;
+  return kSuccess;
+}
+
+EXPORT int cudaGetDevice(int* device) {
+  BEGIN("cudaGetDevice");
+  *device = current_device;
+  return kSuccess;
+}
+
+EXPORT int cudaSetDevice(int device) {
+  BEGIN("cudaSetDevice");
+  if (!has_device(device)) return result(kInvalidDevice);
+  current_device = device;
+  return kSuccess;
+}
+
+EXPORT int cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  BEGIN("cudaHostAlloc");
+  count_synchronizing();
+  constexpr std::size_t alignment = 4096;
+  *memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (*memory == nullptr) return result(kMemoryAllocation);
+  const int status = lock_memory(reinterpret_cast<std::uintptr_t>(*memory), bytes, locked_limit());
+  if (status != kSuccess) std::free(*memory);
+  return result(status);
+}
+
+EXPORT int cudaFreeHost(void* memory) {
+  BEGIN("cudaFreeHost", true);
+  count_synchronizing();
+  if (!unlock_memory(memory)) return result(kInvalidValue);
+  std::free(memory);
+  return kSuccess;
+}
+
+EXPORT int cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
+  BEGIN("cudaHostRegister");
+  count_synchronizing();
+  return result(lock_memory(reinterpret_cast<std::uintptr_t>(memory), bytes, locked_limit()));
+}
+
+EXPORT int cudaHostUnregister(void* memory) {
+  BEGIN("cudaHostUnregister", true);
+  count_synchronizing();
+  return result(unlock_memory(memory) ? kSuccess : kNotRegistered);
+}
+
+EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned) {
+  BEGIN("cudaStreamCreateWithFlags");
+  auto* made = new Stream;
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  state().streams.insert(made);
+  *stream = made;
+  return kSuccess;
+}
+
+EXPORT int cudaStreamDestroy(void* stream) {
+  BEGIN("cudaStreamDestroy", true);
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  const auto found = state().streams.find(static_cast<Stream*>(stream));
+  if (found == state().streams.end()) return result(kInvalidHandle);
+  (*found)->finish();
+  state().streams.erase(found);
+  return kSuccess;
+}
+
+EXPORT int cudaStreamSynchronize(void* stream) {
+  BEGIN("cudaStreamSynchronize");
+  Stream* found = find_stream(stream);
+  if (found == nullptr) return result(kInvalidHandle);
+  count_synchronizing();
+  push_mark(found)->wait();
+  return result(control().lost ? kIllegalAddress : kSuccess);
+}
+
+EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
+  BEGIN("cudaStreamWaitEvent");
+  Stream* found = find_stream(stream);
+  const std::shared_ptr<Event> awaited = find_event(event);
+  if (found == nullptr || awaited == nullptr) return result(kInvalidHandle);
+  if (const std::shared_ptr<Mark> mark = awaited->get(); mark != nullptr)
+    found->push([mark] { mark->wait(); });
+  return kSuccess;
+}
+
+EXPORT int cudaEventCreateWithFlags(void** event, unsigned) {
+  BEGIN("cudaEventCreateWithFlags");
+  auto made = std::make_shared<Event>();
+  *event = made.get();
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  state().events.emplace(made.get(), std::move(made));
+  return kSuccess;
+}
+
+EXPORT int cudaEventDestroy(void* event) {
+  BEGIN("cudaEventDestroy", true);
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  return result(state().events.erase(static_cast<Event*>(event)) == 1 ? kSuccess : kInvalidHandle);
+}
+
+EXPORT int cudaEventRecord(void* event, void* stream) {
+  BEGIN("cudaEventRecord");
+  Stream* found = find_stream(stream);
+  const std::shared_ptr<Event> recorded = find_event(event);
+  if (found == nullptr || recorded == nullptr) return result(kInvalidHandle);
+  recorded->set(push_mark(found));
+  return kSuccess;
+}
+
+EXPORT int cudaEventQuery(void* event) {
+  BEGIN("cudaEventQuery");
+  const std::shared_ptr<Event> queried = find_event(event);
+  if (queried == nullptr) return result(kInvalidHandle);
+  const std::shared_ptr<Mark> mark = queried->get();
+  if (mark != nullptr && !mark->query()) return result(kNotReady);
+  return result(control().lost ? kIllegalAddress : kSuccess);
+}
+
+EXPORT int cudaEventSynchronize(void* event) {
+  BEGIN("cudaEventSynchronize");
+  const std::shared_ptr<Event> awaited = find_event(event);
+  if (awaited == nullptr) return result(kInvalidHandle);
+  count_synchronizing();
+  if (const std::shared_ptr<Mark> mark = awaited->get(); mark != nullptr) mark->wait();
+  return result(control().lost ? kIllegalAddress : kSuccess);
+}
+
+EXPORT int cudaMemcpyAsync(void* destination, const void* source, std::size_t bytes, int, void* stream) {
+  BEGIN("cudaMemcpyAsync");
+  Stream* found = find_stream(stream);
+  return result(found == nullptr ? kInvalidHandle : push_copy(found, destination, source, bytes));
+}
+
+EXPORT int cudaMemcpyBatchAsync(void* const* destinations, const void* const* sources,
+                                const std::size_t* bytes, std::size_t count, void*, std::size_t*, std::size_t,
+                                void* stream) {
+  BEGIN("cudaMemcpyBatchAsync");
+  Stream* found = stream == nullptr ? nullptr : find_stream(stream);
+  if (found == nullptr) return result(kInvalidHandle);
+  for (std::size_t i = 0; i < count; ++i) push_copy(found, destinations[i], sources[i], bytes[i]);
+  return kSuccess;
+}
+
+EXPORT int cuStreamWaitValue32_v2(void* stream, unsigned long long address, std::uint32_t value, unsigned) {
+  BEGIN("cuStreamWaitValue32_v2");
+  Stream* found = find_stream(stream);
+  const auto* awaited = reinterpret_cast<const std::uint32_t*>(address);
+  if (found == nullptr || !is_locked(awaited, sizeof *awaited)) return result(kInvalidValue);
+  found->push([awaited, value] { run_wait_value(awaited, value); });
+  return kSuccess;
+}
+
+EXPORT void vitcache_host_reset() {
+  Control& shared = control();
+  vitcache_host_pause(0);
+  const std::lock_guard<std::mutex> lock(shared.mutex);
+  shared.devices = 1;
+  shared.locked_limit = std::numeric_limits<std::size_t>::max();
+  shared.failures.clear();
+  shared.copies_until_failure = 0;
+  shared.delay_us = 0;
+  shared.any_failure = shared.lost = false;
+  shared.synchronizing = shared.copies = shared.copied_bytes = 0;
+}
+
+EXPORT void vitcache_host_set_devices(int count) {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  control().devices = count;
+}
+
+EXPORT void vitcache_host_fail(const char* entry, int nth, int error) {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  control().failures[entry] = {nth, error};
+  control().any_failure = true;
+}
+
+EXPORT void vitcache_host_fail_copy(int nth) {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  control().copies_until_failure = nth;
+  control().any_failure = true;
+}
+
+EXPORT void vitcache_host_pause(int paused) {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  control().paused = paused != 0;
+  control().any_pause = paused != 0;
+  control().resumed.notify_all();
+}
+
+EXPORT void vitcache_host_delay_copies(int microseconds) { control().delay_us = microseconds; }
+
+EXPORT void vitcache_host_limit_locked_bytes(std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(control().mutex);
+  control().locked_limit = bytes;
+}
+
+EXPORT vitcache_host_counts vitcache_host_count() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  return {control().synchronizing, control().copies,      control().copied_bytes,
+          state().streams.size(),  state().events.size(), state().locked_bytes};
+}

@@ -1,0 +1,48 @@
+// A stand-in for the CUDA runtime where there is no GPU: a library with the same entry points, whose streams
+// are threads and whose device memory is any memory. The code that runs on a GPU runs on it unchanged, so
+// that sanitizers see it, failures can be injected, and calls that wait for the device are counted.
+//
+// It orders what CUDA orders and no more: work on one stream, events, and a stream's wait for a value. So
+// ThreadSanitizer reports a copy that reads a slot before its filler is done.
+//
+// These functions control it; they are found by name (dlsym, ctypes). Any thread may call them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// Everything below as it was at the start; live streams, events and memory stay. Ends a device failure.
+void vitcache_host_reset();
+
+void vitcache_host_set_devices(int count);  // at first 1
+
+// The `nth` next call (1: the next) of an entry point fails with `error` and does nothing.
+void vitcache_host_fail(const char* entry, int nth, int error);
+
+// The `nth` next copy fails when it is its turn: it copies nothing, and the device is lost, as after an
+// illegal access. Work still queued is dropped, events count as passed, and calls fail with 700 until the
+// reset.
+void vitcache_host_fail_copy(int nth);
+
+// While paused no stream works; calls return as ever.
+void vitcache_host_pause(int paused);
+
+// Each copy takes so many microseconds longer.
+void vitcache_host_delay_copies(int microseconds);
+
+// Page-locking more than so much fails with 2.
+void vitcache_host_limit_locked_bytes(std::size_t bytes);
+
+struct vitcache_host_counts {
+  std::uint64_t synchronizing_calls;  // that wait for the device, or may, since the reset
+  std::uint64_t copies;               // done, since the reset
+  std::uint64_t copied_bytes;
+  std::uint64_t streams;  // alive
+  std::uint64_t events;
+  std::uint64_t locked_bytes;
+};
+vitcache_host_counts vitcache_host_count();
+
+}  // extern "C"

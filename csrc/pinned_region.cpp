@@ -1,0 +1,60 @@
+#include "pinned_region.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "error.h"
+
+namespace vitcache {
+namespace {
+
+// One byte of each page, by several threads.
+void touch(std::byte* data, std::size_t bytes, std::size_t page_bytes, int num_threads) {
+  const auto threads = static_cast<std::size_t>(num_threads);
+  const std::size_t share = (bytes / page_bytes + threads - 1) / threads * page_bytes;
+  const auto touch_range = [data, page_bytes](std::size_t begin, std::size_t end) {
+    for (std::size_t at = begin; at < end; at += page_bytes) data[at] = std::byte{0};
+  };
+  std::vector<std::thread> helpers;
+  for (std::size_t begin = share; begin < bytes; begin += share)
+    helpers.emplace_back(touch_range, begin, std::min(begin + share, bytes));
+  touch_range(0, std::min(share, bytes));
+  for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace
+
+PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_threads)
+    : runtime_(std::move(runtime)) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  bytes_ = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  VITCACHE_CHECK(memory != MAP_FAILED, OutOfMemory,
+                 "cannot allocate " + std::to_string(bytes_) + " bytes: " + std::strerror(errno));
+  data_ = static_cast<std::byte*>(memory);
+  try {
+    touch(data_, bytes_, page_bytes, num_threads);
+    runtime_->register_host(data_, bytes_);
+  } catch (...) {
+    munmap(memory, bytes_);
+    throw;
+  }
+  seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+PinnedRegion::~PinnedRegion() {
+  runtime_->unregister_host(data_);
+  munmap(data_, bytes_);
+}
+
+}  // namespace vitcache

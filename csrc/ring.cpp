@@ -1,0 +1,330 @@
+#include "ring.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "error.h"
+
+namespace vitcache {
+namespace {
+
+// Nothing tells the host that a stream has gone on: the first thread in line looks this often.
+constexpr std::chrono::microseconds kPoll{50};
+
+std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Makes a device current, as events and streams are made on the current one.
+class DeviceGuard {
+ public:
+  DeviceGuard(const CudaRuntime& runtime, int device) : runtime_(runtime), before_(runtime.device()) {
+    changed_ = before_ != device;
+    if (changed_) runtime_.set_device(device);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  ~DeviceGuard() {
+    try {
+      if (changed_) runtime_.set_device(before_);
+    } catch (const CudaError&) {  // the next call will say it
+    }
+  }
+
+ private:
+  const CudaRuntime& runtime_;
+  int before_;
+  bool changed_;
+};
+
+}  // namespace
+
+Ring::Ring(SharedRuntime runtime, const RingOptions& options)
+    : runtime_(std::move(runtime)),
+      process_(getpid()),
+      device_(options.device),
+      num_threads_(options.num_threads),
+      events_(std::make_shared<EventPool>(runtime_)) {
+  VITCACHE_CHECK(options.capacity_bytes >= kAlignment, std::invalid_argument,
+                 "capacity_bytes is " + std::to_string(options.capacity_bytes) + ", it must be at least " +
+                     std::to_string(kAlignment));
+  VITCACHE_CHECK(options.num_threads >= 1, std::invalid_argument,
+                 "num_threads is " + std::to_string(options.num_threads) + ", it must be at least 1");
+  VITCACHE_CHECK(options.piece_bytes >= kAlignment, std::invalid_argument,
+                 "piece_bytes is " + std::to_string(options.piece_bytes) + ", it must be at least " +
+                     std::to_string(kAlignment));
+  const DeviceGuard guard(*runtime_, device_);
+  region_ = std::make_unique<PinnedRegion>(runtime_, options.capacity_bytes, options.num_threads);
+  capacity_ = region_->bytes();
+  piece_bytes_ = std::min(capacity_, round_up(options.piece_bytes, kAlignment));
+  constexpr std::size_t flag_bytes = kMaxSlots * sizeof(std::uint32_t);
+  flags_ = static_cast<std::uint32_t*>(runtime_->alloc_host(flag_bytes));
+  std::fill(flags_, flags_ + kMaxSlots, 0U);
+  try {
+    stream_ = runtime_->create_stream();
+    workers_ = std::make_unique<FillWorkers>(num_threads_);
+  } catch (...) {
+    if (stream_ != nullptr) runtime_->destroy_stream(stream_);
+    runtime_->free_host(flags_);
+    throw;
+  }
+}
+
+Ring::~Ring() { close(); }
+
+bool Ring::is_forked() const { return getpid() != process_; }
+
+void Ring::copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
+                std::optional<void*> after, std::optional<std::chrono::duration<double>> timeout) {
+  const auto start = Clock::now();
+  enter();
+  struct Leave {
+    Ring& ring;
+    ~Leave() { ring.leave(); }
+  } const leave{*this};
+  try {
+    const DeviceGuard guard(*runtime_, device_);
+    if (after) {
+      const Event before = events_->take();
+      runtime_->record(before.get(), *after);
+      runtime_->wait_event(stream_, before.get());
+    }
+    Deadline deadline;
+    if (timeout) deadline = start + std::chrono::duration_cast<Clock::duration>(*timeout);
+    copy_pieces(ticket, destination, source, cast, deadline);
+  } catch (const CudaError&) {
+    ticket.fail(std::current_exception());
+  }
+}
+
+void Ring::copy_pieces(Ticket& ticket, std::byte* destination,
+                       const std::shared_ptr<const StridedView>& source, Cast cast,
+                       const Deadline& deadline) {
+  const std::int64_t element_bytes = cast_bytes(cast, source->element_bytes());
+  const std::int64_t per_piece =
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(piece_bytes_) / element_bytes);
+  for (std::int64_t first = 0; first < source->num_elements(); first += per_piece) {
+    const std::int64_t count = std::min(per_piece, source->num_elements() - first);
+    const auto bytes = static_cast<std::size_t>(count * element_bytes);
+    const Slot slot = reserve(bytes, deadline);
+    ticket.begin_piece();
+    try {
+      workers_->submit({source, first, count, cast, place(slot), flag(slot.sequence),
+                        flag_value(slot.sequence), ticket.unread()});
+    } catch (...) {
+      ticket.drop_piece();
+      __atomic_store_n(flag(slot.sequence), flag_value(slot.sequence), __ATOMIC_RELEASE);
+      submitted(slot.sequence, nullptr);
+      throw;
+    }
+    if (!send_piece(ticket, slot, destination + first * element_bytes, bytes)) return;
+  }
+}
+
+bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes) {
+  Event event;
+  bool reads_slot = false;
+  std::exception_ptr cause;
+  try {
+    event = events_->take();
+    runtime_->wait_value(stream_, flag(slot.sequence), flag_value(slot.sequence));
+    reads_slot = true;
+    runtime_->copy_async(destination, place(slot), bytes, stream_);
+  } catch (...) {
+    cause = std::current_exception();
+  }
+  if (reads_slot) {
+    try {
+      runtime_->record(event.get(), stream_);
+    } catch (...) {
+      if (cause == nullptr) cause = std::current_exception();
+      event = nullptr;
+      // Without an event nobody would know when the slot has been read. A stream that is lost reads nothing.
+      try {
+        runtime_->synchronize_stream(stream_);
+      } catch (const CudaError&) {
+      }
+    }
+  } else {
+    event = nullptr;
+  }
+  if (cause != nullptr)
+    ticket.fail(cause);
+  else
+    ticket.end_piece(event);
+  submitted(slot.sequence, std::move(event));
+  return cause == nullptr;
+}
+
+Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto me = line_.insert(line_.end(), bytes);
+  struct Step {
+    Ring& ring;
+    std::list<std::uint64_t>::iterator me;
+    ~Step() {
+      ring.line_.erase(me);
+      ring.changed_.notify_all();
+    }
+  } const step_out{*this, me};
+  while (true) {
+    VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
+    const bool is_first = me == line_.begin();
+    if (is_first) {
+      Slot slot = next_slot(bytes);
+      if (fits(slot)) {
+        slots_.push_back(slot);
+        ++next_sequence_;
+        next_byte_ = slot.end;
+        copied_bytes_ += bytes;
+        return slot;
+      }
+      if (retire_one(lock, false)) continue;
+    }
+    const auto now = Clock::now();
+    VITCACHE_CHECK(!deadline || now < *deadline, RingTimeout,
+                   "no room for " + std::to_string(bytes) + " bytes in time: " + describe_slots());
+    if (is_first)
+      changed_.wait_for(lock, kPoll);
+    else if (deadline)
+      changed_.wait_until(lock, *deadline);
+    else
+      changed_.wait(lock);
+  }
+}
+
+Ring::Slot Ring::next_slot(std::size_t bytes) const {
+  const std::uint64_t length = round_up(bytes, kAlignment);
+  const bool wraps = next_byte_ % capacity_ + length > capacity_;
+  const std::uint64_t begin = wraps ? round_up(next_byte_, capacity_) : next_byte_;
+  // Where no slot is left, nothing keeps the bytes that are skipped.
+  const std::uint64_t claim = slots_.empty() ? begin : next_byte_;
+  return {next_sequence_, claim, begin, begin + length, false, nullptr};
+}
+
+bool Ring::fits(const Slot& slot) const {
+  return slots_.empty() || (slots_.size() < kMaxSlots && slot.end - slots_.front().claim <= capacity_);
+}
+
+void Ring::submitted(std::uint64_t sequence, Event event) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Slot& slot = slots_[static_cast<std::size_t>(sequence - slots_.front().sequence)];
+  slot.event = std::move(event);
+  slot.submitted = true;
+  changed_.notify_all();
+}
+
+bool Ring::retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold) {
+  if (slots_.empty() || (holds_ > 0 && !despite_hold)) return false;
+  const Slot front = slots_.front();
+  if (!front.submitted || !is_full(front)) return false;
+  lock.unlock();
+  bool passed = true;
+  try {
+    passed = front.event == nullptr || runtime_->passed(front.event.get());
+  } catch (const CudaError&) {
+    // The device has failed and reads nothing any more. Each ticket will say so.
+  }
+  lock.lock();
+  if (!passed) return false;
+  // Another thread may have been faster, or a hold.
+  if (slots_.empty() || slots_.front().sequence != front.sequence) return true;
+  if (holds_ > 0 && !despite_hold) return false;
+  slots_.pop_front();
+  return true;
+}
+
+bool Ring::is_full(const Slot& slot) const {
+  return __atomic_load_n(flag(slot.sequence), __ATOMIC_ACQUIRE) == flag_value(slot.sequence);
+}
+
+void Ring::hold() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++holds_;
+}
+
+void Ring::release() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  --holds_;
+  changed_.notify_all();
+}
+
+void Ring::enter() {
+  VITCACHE_CHECK(!is_forked(), std::runtime_error,
+                 "the ring belongs to process " + std::to_string(process_) + ", this is process " +
+                     std::to_string(getpid()) + ": make one after the fork");
+  const std::lock_guard<std::mutex> lock(mutex_);
+  VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
+  ++copying_;
+  ++copies_;
+}
+
+void Ring::leave() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  --copying_;
+  changed_.notify_all();
+}
+
+void Ring::close() {
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (closed_) return;
+    closed_ = true;
+    changed_.notify_all();
+    while (copying_ > 0 || !slots_.empty())
+      if (!retire_one(lock, true)) changed_.wait_for(lock, kPoll);
+  }
+  workers_.reset();
+  runtime_->destroy_stream(stream_);
+  runtime_->free_host(flags_);
+  region_.reset();
+}
+
+RingStats Ring::stats() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
+  ++copying_;  // keeps `close` from taking the flags away
+  while (retire_one(lock, false)) continue;
+  --copying_;
+  const auto unread =
+      std::count_if(slots_.begin(), slots_.end(), [this](const Slot& s) { return !is_full(s); });
+  return {static_cast<std::size_t>(capacity_),
+          slots_.empty() ? 0 : static_cast<std::size_t>(next_byte_ - slots_.front().claim),
+          slots_.size(),
+          static_cast<std::size_t>(unread),
+          copies_,
+          copied_bytes_,
+          region_->seconds()};
+}
+
+std::string Ring::describe_slots() const {
+  const auto filling =
+      std::count_if(slots_.begin(), slots_.end(), [this](const Slot& s) { return !is_full(s); });
+  const std::uint64_t used = slots_.empty() ? 0 : next_byte_ - slots_.front().claim;
+  return std::to_string(slots_.size()) + " slots hold " + std::to_string(used) + " of " +
+         std::to_string(capacity_) + " bytes, " + std::to_string(filling) +
+         " of them still being filled, the others until their copy is over" +
+         (holds_ > 0 ? "; the ring is held" : "") +
+         (line_.size() > 1 ? "; " + std::to_string(line_.size()) + " threads wait for room" : "");
+}
+
+void Ring::check_integrity() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto check = [](bool right, const Slot& slot, const char* what) {
+    VITCACHE_CHECK(right, std::runtime_error,
+                   "the ring is inconsistent: slot " + std::to_string(slot.sequence) + ": " + what);
+  };
+  std::uint64_t sequence = next_sequence_ - slots_.size();
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    check(slot.sequence == sequence++, slot, "out of sequence");
+    check(i == 0 || slot.claim == slots_[i - 1].end, slot, "does not begin where the one before it ends");
+    check(slot.claim <= slot.begin && slot.begin < slot.end, slot, "has no bytes");
+    check(slot.begin % capacity_ + (slot.end - slot.begin) <= capacity_, slot, "wraps");
+    check(slot.end - slots_.front().claim <= capacity_, slot, "lies over the oldest one");
+    check(slot.end <= next_byte_, slot, "ends behind the ring's end");
+  }
+}
+
+}  // namespace vitcache

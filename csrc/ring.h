@@ -1,0 +1,156 @@
+// The pinned ring: features from ordinary memory to the device through page-locked memory, never blocking.
+//
+// A copy is cut into pieces, and each goes through a slot, a range of the ring's bytes:
+//   reserved   the copying thread has set the bytes aside, behind those of the piece before it
+//   filling    worker threads copy the source into them, cast on the way, and store the slot's flag
+//   submitted  the copying thread has queued on the ring's stream: wait for the flag, copy, record an event;
+//              it may do so while the slot is still being filled, so it waits for neither
+//   retired    the event has passed; slots retire in the order in which they were reserved
+// A slot is reserved only where no slot that has not retired lies. Where there is no room the copying thread
+// waits, in line behind those that came before it.
+//
+// Thread rule: any thread may copy, at any time; the pieces of copies made at once go through the ring in
+// turns. No lock is held over a call of the runtime, nor over a fill. After a fork the child cannot use it:
+// calls throw, and it is to be leaked.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "cuda_runtime.h"
+#include "event_pool.h"
+#include "fill_workers.h"
+#include "pinned_region.h"
+#include "ticket.h"
+
+namespace vitcache {
+
+struct RingOptions {
+  std::size_t capacity_bytes;
+  int num_threads;
+  std::size_t piece_bytes;
+  int device;
+};
+
+struct RingStats {
+  std::size_t capacity_bytes;
+  std::size_t used_bytes;  // of slots that have not retired, and what is skipped at the end of the ring
+  std::size_t num_slots;
+  std::size_t num_unread;  // slots that are still being filled
+  std::uint64_t copies;
+  std::uint64_t copied_bytes;
+  double construction_seconds;
+};
+
+// The time to wait for room ran out.
+class RingTimeout : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Ring {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Throws std::invalid_argument, OutOfMemory or CudaError.
+  Ring(SharedRuntime runtime, const RingOptions& options);
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+  ~Ring();
+
+  // Copies the elements of `source` in order to `destination`, behind what `after` has been given so far;
+  // none: at once. The source must stay and must not change until `Ticket::source_read`, the destination
+  // until `Ticket::done`. A piece that cannot be queued fails the ticket, and those after it are left out.
+  // Throws RingTimeout, and std::runtime_error if the ring was closed or the process was forked off; what was
+  // queued until then goes on, and `ticket` tells of it.
+  void copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
+            std::optional<void*> after, std::optional<std::chrono::duration<double>> timeout);
+
+  std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_); }
+
+  // Whether this process was forked off the one that made the ring: then it must not be destroyed.
+  bool is_forked() const;
+
+  // While held no slot retires. Holds count.
+  void hold();
+  void release();
+
+  // Waits for all copies, whether held or not, and refuses others. Once; later calls return at once.
+  void close();
+
+  RingStats stats();
+  void* stream() const { return stream_; }
+  int num_threads() const { return num_threads_; }
+
+  // Throws std::runtime_error if the books do not agree.
+  void check_integrity();
+
+ private:
+  static constexpr std::size_t kAlignment = 256;
+  static constexpr std::uint64_t kMaxSlots = 1024;  // flags
+
+  // Bytes are counted from the making of the ring; modulo the capacity they are a place in it.
+  struct Slot {
+    std::uint64_t sequence;
+    std::uint64_t claim;  // where the slot before it ends
+    std::uint64_t begin;  // behind what is skipped so that a slot does not wrap
+    std::uint64_t end;
+    bool submitted = false;
+    Event event;  // none where nothing was queued that reads the slot
+  };
+  using Deadline = std::optional<Clock::time_point>;
+
+  void copy_pieces(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
+                   Cast cast, const Deadline& deadline);
+  bool send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes);
+  Slot reserve(std::size_t bytes, const Deadline& deadline);
+  Slot next_slot(std::size_t bytes) const;
+  bool fits(const Slot& slot) const;
+  void submitted(std::uint64_t sequence, Event event);
+  bool retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold);
+  bool is_full(const Slot& slot) const;
+  std::byte* place(const Slot& slot) const { return region_->data() + slot.begin % capacity_; }
+  std::uint32_t* flag(std::uint64_t sequence) const { return &flags_[sequence % kMaxSlots]; }
+  static std::uint32_t flag_value(std::uint64_t sequence) {
+    return static_cast<std::uint32_t>(sequence / kMaxSlots + 1);
+  }
+  std::string describe_slots() const;
+  void enter();
+  void leave();
+
+  SharedRuntime runtime_;
+  pid_t process_;
+  int device_;
+  int num_threads_;
+  std::uint64_t capacity_ = 0;
+  std::uint64_t piece_bytes_;
+  std::shared_ptr<EventPool> events_;
+  std::unique_ptr<PinnedRegion> region_;
+  std::uint32_t* flags_ = nullptr;  // page-locked and mapped
+  void* stream_ = nullptr;
+  std::unique_ptr<FillWorkers> workers_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Slot> slots_;         // not retired, oldest first
+  std::list<std::uint64_t> line_;  // of threads that ask for room, with the bytes that each asks for
+  int copying_ = 0;                // threads in `copy`
+  std::uint64_t next_sequence_ = 0;
+  std::uint64_t next_byte_ = 0;
+  std::uint64_t copies_ = 0;
+  std::uint64_t copied_bytes_ = 0;
+  int holds_ = 0;
+  bool closed_ = false;
+};
+
+}  // namespace vitcache

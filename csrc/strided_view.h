@@ -1,0 +1,37 @@
+// A view of elements in ordinary memory: shape and strides as in numpy, dimensions that lie together merged.
+//
+// Thread rule: immutable. It does not own the memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace vitcache {
+
+struct Dimension {
+  std::int64_t size;
+  std::int64_t stride;  // bytes; may be 0 or negative
+};
+
+class StridedView {
+ public:
+  // Throws std::invalid_argument if shape and strides differ in length, or a size is negative.
+  StridedView(const std::byte* data, std::int64_t element_bytes, const std::vector<std::int64_t>& shape,
+              const std::vector<std::int64_t>& strides);
+
+  const std::byte* data() const { return data_; }
+  std::int64_t element_bytes() const { return element_bytes_; }
+  std::int64_t num_elements() const { return num_elements_; }
+
+  // At least one, the last of them the fastest; no size is 1 but that of a lone one.
+  const std::vector<Dimension>& dimensions() const { return dimensions_; }
+
+ private:
+  const std::byte* data_;
+  std::int64_t element_bytes_;
+  std::int64_t num_elements_ = 1;
+  std::vector<Dimension> dimensions_;
+};
+
+}  // namespace vitcache

@@ -1,0 +1,51 @@
+// What is known of one copy: that its source was read, that it is over, or why it failed.
+//
+// Thread rule: any thread may call anything but `begin_piece`, `end_piece` and `fail`, which the copying
+// thread calls before it hands the ticket out. A ticket may outlive its ring.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+
+#include "cuda_runtime.h"
+#include "event_pool.h"
+
+namespace vitcache {
+
+class Ticket {
+ public:
+  explicit Ticket(SharedRuntime runtime) : runtime_(std::move(runtime)) {}
+
+  // Whether nobody will read the source again.
+  bool source_read() const { return unread_->load(std::memory_order_acquire) == 0; }
+
+  // The rest throws the cause if the copy failed.
+
+  // What `stream` is given from now on comes after the copy; the host does not wait.
+  void wait(void* stream) const;
+
+  // The host waits until the copy is over.
+  void synchronize() const;
+
+  // Whether it is.
+  bool done() const;
+
+  void begin_piece() { unread_->fetch_add(1, std::memory_order_relaxed); }
+  void drop_piece() { unread_->fetch_sub(1, std::memory_order_release); }
+  void end_piece(Event event) { last_ = std::move(event); }
+  void fail(std::exception_ptr cause) { cause_ = std::move(cause); }
+  const std::shared_ptr<std::atomic<std::int64_t>>& unread() const { return unread_; }
+
+ private:
+  void raise() const;
+
+  SharedRuntime runtime_;
+  std::shared_ptr<std::atomic<std::int64_t>> unread_ = std::make_shared<std::atomic<std::int64_t>>(0);
+  Event last_;  // behind the last piece; none where there was nothing to copy
+  std::exception_ptr cause_;
+};
+
+}  // namespace vitcache

@@ -1,0 +1,62 @@
+// The prototypes of csrc/cuda_runtime.h against those of NVIDIA's headers. Nothing here runs.
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <type_traits>
+
+#include "cuda_runtime.h"
+
+namespace {
+
+// Handles, enumerations and structs are declared by hand as what they are to the caller.
+template <typename Type>
+struct Plain {
+  using type = std::conditional_t<std::is_enum_v<Type>, int, Type>;
+};
+template <>
+struct Plain<cudaStream_t> {
+  using type = void*;
+};
+template <>
+struct Plain<cudaEvent_t> {
+  using type = void*;
+};
+template <>
+struct Plain<cudaStream_t*> {
+  using type = void**;
+};
+template <>
+struct Plain<cudaEvent_t*> {
+  using type = void**;
+};
+template <>
+struct Plain<cudaDeviceProp*> {
+  using type = void*;
+};
+template <typename Function>
+struct PlainFunction;
+template <typename Result, typename... Parameters>
+struct PlainFunction<Result (*)(Parameters...)> {
+  using type = typename Plain<Result>::type (*)(typename Plain<Parameters>::type...);
+};
+template <typename Function>
+using PlainOf = typename PlainFunction<Function>::type;
+
+// Only the plain C functions: the header adds overloads of its own for C++.
+#define VITCACHE_SAME(result, name, parameters) \
+  static_assert(std::is_same_v<PlainOf<decltype(&::name)>, result(*) parameters>, "signature of " #name);
+VITCACHE_CUDA_FUNCTIONS(VITCACHE_SAME)
+
+static_assert(sizeof(CUdeviceptr) == sizeof(unsigned long long) &&
+              sizeof(cuuint32_t) == sizeof(std::uint32_t));
+static_assert(cudaErrorMemoryAllocation == 2 && cudaErrorNotReady == 600);
+static_assert(cudaHostAllocPortable == 1 && cudaHostAllocMapped == 2);
+static_assert(cudaHostRegisterPortable == 1 && cudaHostRegisterMapped == 2);
+static_assert(cudaStreamNonBlocking == 1 && cudaEventDisableTiming == 2 && cudaMemcpyDefault == 4);
+static_assert(CU_STREAM_WAIT_VALUE_GEQ == 0);
+#if CUDART_VERSION >= 12080
+static_assert(sizeof(cudaMemcpyAttributes) == 24 && cudaMemcpySrcAccessOrderStream == 1);
+static_assert(offsetof(cudaMemcpyAttributes, srcLocHint) == 4 && offsetof(cudaMemcpyAttributes, flags) == 20);
+#endif
+
+}  // namespace

@@ -1,0 +1,37 @@
+// The stand-in for the CUDA runtime, and its controls by name.
+#pragma once
+
+#include <dlfcn.h>
+
+#include <memory>
+
+#include "check.h"
+#include "cuda_runtime.h"
+#include "host_runtime.h"
+
+namespace stand_in {
+
+template <typename Function>
+Function* find(const char* name) {
+  static void* const library = dlopen(HOST_RUNTIME, RTLD_NOW);
+  void* symbol = library == nullptr ? nullptr : dlsym(library, name);
+  CHECK(symbol != nullptr);
+  return reinterpret_cast<Function*>(symbol);
+}
+
+#define VITCACHE_CONTROL(name) stand_in::find<decltype(vitcache_host_##name)>("vitcache_host_" #name)
+
+inline vitcache::SharedRuntime open() {
+  return std::make_shared<const vitcache::CudaRuntime>(vitcache::CudaRuntime::open_file(HOST_RUNTIME));
+}
+
+inline vitcache_host_counts count() { return VITCACHE_CONTROL(count)(); }
+
+// Streams do nothing while it lives.
+class Pause {
+ public:
+  Pause() { VITCACHE_CONTROL(pause)(1); }
+  ~Pause() { VITCACHE_CONTROL(pause)(0); }
+};
+
+}  // namespace stand_in

@@ -1,0 +1,187 @@
+// The stand-in keeps CUDA's rules: what the ring is tested on must not be kinder than a GPU.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "error.h"
+#include "stand_in.h"
+
+namespace {
+
+using stand_in::Pause;
+using vitcache::CudaError;
+using vitcache::SharedRuntime;
+
+struct Fixture {
+  SharedRuntime runtime = stand_in::open();
+  void* stream = runtime->create_stream();
+  void* other = runtime->create_stream();
+  void* event = runtime->create_event();
+
+  ~Fixture() {
+    VITCACHE_CONTROL(reset)();
+    runtime->destroy_event(event);
+    runtime->destroy_stream(stream);
+    runtime->destroy_stream(other);
+  }
+};
+
+void an_event_is_waited_for_as_it_was_recorded_at_the_call() {
+  Fixture f;
+  int value = 1, seen = 0;
+  {
+    const Pause pause;
+    f.runtime->wait_event(f.other, f.event);  // never recorded
+    f.runtime->copy_async(&seen, &value, sizeof value, f.stream);
+    f.runtime->record(f.event, f.stream);
+    CHECK(!f.runtime->passed(f.event));
+    f.runtime->wait_event(f.other, f.event);
+    // Behind work of `other` itself: if its wait followed this recording, it would wait for itself.
+    f.runtime->record(f.event, f.other);
+  }
+  f.runtime->synchronize_stream(f.other);
+  CHECK_EQUAL(seen, 1);
+  CHECK(f.runtime->passed(f.event));
+}
+
+void a_value_is_compared_around_its_end() {
+  Fixture f;
+  auto* value = static_cast<std::uint32_t*>(f.runtime->alloc_host(4));
+  *value = 0xFFFFFFF0U;
+  f.runtime->wait_value(f.stream, value, 2);
+  f.runtime->record(f.event, f.stream);
+  CHECK(!f.runtime->passed(f.event));
+  __atomic_store_n(value, 3U, __ATOMIC_RELEASE);
+  f.runtime->synchronize(f.event);
+  std::uint32_t pageable = 0;
+  CHECK_THROWS(f.runtime->wait_value(f.stream, &pageable, 0), CudaError, "cudaErrorInvalidValue (1)");
+  f.runtime->free_host(value);
+}
+
+void what_was_destroyed_finishes_and_is_refused_afterwards() {
+  Fixture f;
+  int value = 1, seen = 0;
+  void* stream = f.runtime->create_stream();
+  void* event = f.runtime->create_event();
+  {
+    const Pause pause;
+    f.runtime->copy_async(&seen, &value, sizeof value, stream);
+    f.runtime->record(event, stream);
+    f.runtime->record(f.event, stream);
+    f.runtime->destroy_stream(stream);
+    f.runtime->destroy_event(event);
+  }
+  f.runtime->synchronize(f.event);
+  CHECK_EQUAL(seen, 1);
+  CHECK_THROWS(f.runtime->record(f.event, stream), CudaError, "cudaErrorInvalidResourceHandle (400)");
+  CHECK_THROWS(f.runtime->passed(event), CudaError, "(400)");
+  CHECK_EQUAL(stand_in::count().streams, 2U);
+  CHECK_EQUAL(stand_in::count().events, 1U);
+}
+
+void calls_that_wait_are_counted() {
+  Fixture f;
+  VITCACHE_CONTROL(reset)();
+  auto* locked = static_cast<char*>(f.runtime->alloc_host(8));
+  std::vector<char> pageable(8);
+  CHECK_EQUAL(stand_in::count().synchronizing_calls, 1U);
+  CHECK_EQUAL(stand_in::count().locked_bytes, 8U);
+  f.runtime->copy_async(pageable.data(), locked, 8, f.stream);
+  f.runtime->copy_async(locked, pageable.data(), 8, f.stream);
+  f.runtime->record(f.event, f.stream);
+  f.runtime->wait_event(f.other, f.event);
+  CHECK_EQUAL(stand_in::count().synchronizing_calls, 1U);
+  f.runtime->copy_async(pageable.data(), pageable.data() + 4, 4, f.stream);
+  f.runtime->synchronize(f.event);
+  f.runtime->synchronize_stream(f.stream);
+  CHECK_EQUAL(stand_in::count().synchronizing_calls, 4U);
+  CHECK_EQUAL(stand_in::count().copies, 3U);
+  CHECK_EQUAL(stand_in::count().copied_bytes, 20U);
+  f.runtime->register_host(pageable.data(), 8);
+  CHECK_THROWS(f.runtime->register_host(pageable.data() + 7, 8), CudaError, "(712)");
+  f.runtime->unregister_host(pageable.data());
+  f.runtime->free_host(locked);
+  CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
+}
+
+void a_failed_copy_loses_the_device() {
+  Fixture f;
+  int value = 1, seen = 0;
+  {
+    const Pause pause;
+    VITCACHE_CONTROL(fail_copy)(2);
+    f.runtime->copy_async(&seen, &value, sizeof value, f.stream);
+    f.runtime->copy_async(&value, &seen, sizeof value, f.stream);
+    f.runtime->copy_async(&seen, &value, 0, f.stream);
+    f.runtime->record(f.event, f.stream);
+  }
+  CHECK_THROWS(f.runtime->synchronize(f.event), CudaError, "cudaErrorIllegalAddress (700)");
+  CHECK_THROWS(f.runtime->passed(f.event), CudaError, "(700)");
+  CHECK_THROWS(f.runtime->create_event(), CudaError, "(700)");
+  CHECK_EQUAL(stand_in::count().copies, 1U);
+}
+
+void a_call_can_be_made_to_fail() {
+  Fixture f;
+  VITCACHE_CONTROL(fail)("cudaEventRecord", 2, 999);
+  f.runtime->record(f.event, f.stream);
+  CHECK_THROWS(f.runtime->record(f.event, f.stream), CudaError, "cudaErrorInjected (999)");
+  f.runtime->record(f.event, f.stream);
+}
+
+void a_forked_process_is_refused() {
+  Fixture f;
+  const pid_t child = fork();
+  if (child == 0) {
+    try {
+      f.runtime->record(f.event, f.stream);
+    } catch (const CudaError&) {
+      _exit(7);
+    }
+    _exit(1);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  CHECK_EQUAL(WEXITSTATUS(status), 7);
+}
+
+// Streams hand one number on, each behind the event of the one before it.
+void streams_in_a_chain_run_in_order() {
+  Fixture f;
+  constexpr int kStreams = 4, kRounds = 200;
+  std::vector<void*> streams, events;
+  for (int i = 0; i < kStreams; ++i) {
+    streams.push_back(f.runtime->create_stream());
+    events.push_back(f.runtime->create_event());
+  }
+  std::vector<std::uint64_t> cells(kStreams * kRounds + 1);
+  cells[0] = 42;
+  for (std::size_t step = 0; step + 1 < cells.size(); ++step) {
+    const std::size_t mine = step % kStreams, before = (step + kStreams - 1) % kStreams;
+    f.runtime->wait_event(streams[mine], events[before]);
+    f.runtime->copy_async(&cells[step + 1], &cells[step], sizeof cells[0], streams[mine]);
+    f.runtime->record(events[mine], streams[mine]);
+  }
+  f.runtime->synchronize(events[kStreams - 1]);
+  CHECK_EQUAL(cells.back(), 42U);
+  for (void* stream : streams) f.runtime->destroy_stream(stream);
+  for (void* event : events) f.runtime->destroy_event(event);
+}
+
+}  // namespace
+
+int main() {
+  an_event_is_waited_for_as_it_was_recorded_at_the_call();
+  a_value_is_compared_around_its_end();
+  what_was_destroyed_finishes_and_is_refused_afterwards();
+  calls_that_wait_are_counted();
+  a_failed_copy_loses_the_device();
+  a_call_can_be_made_to_fail();
+  streams_in_a_chain_run_in_order();
+  a_forked_process_is_refused();
+}

@@ -1,0 +1,332 @@
+// The ring on the stand-in: order, room, failures, and threads that all use it at once.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "error.h"
+#include "ring.h"
+#include "stand_in.h"
+
+namespace {
+
+using stand_in::Pause;
+using vitcache::Cast;
+using vitcache::CudaError;
+using vitcache::Ring;
+using vitcache::StridedView;
+using vitcache::Ticket;
+using Bytes = std::vector<std::byte>;
+using Seconds = std::chrono::duration<double>;
+
+constexpr std::size_t kCapacity = 1 << 16;
+constexpr std::size_t kPiece = 1 << 13;
+
+std::unique_ptr<Ring> make_ring(std::size_t capacity = kCapacity, std::size_t piece = kPiece) {
+  return std::make_unique<Ring>(stand_in::open(), vitcache::RingOptions{capacity, 2, piece, 0});
+}
+
+Bytes numbered(std::size_t bytes, unsigned seed) {
+  std::mt19937 random(seed);
+  Bytes memory(bytes);
+  for (std::byte& value : memory) value = static_cast<std::byte>(random());
+  return memory;
+}
+
+// A copy with the memory that it needs.
+struct Copy {
+  Bytes source, destination;
+  std::shared_ptr<Ticket> ticket;
+
+  Copy(Ring& ring, std::size_t bytes, unsigned seed, std::optional<Seconds> timeout = {},
+       std::optional<void*> after = {})
+      : source(numbered(bytes, seed)), destination(bytes), ticket(ring.make_ticket()) {
+    const auto view = std::make_shared<const StridedView>(
+        source.data(), 1, std::vector<std::int64_t>{static_cast<std::int64_t>(bytes)},
+        std::vector<std::int64_t>{1});
+    try {
+      ring.copy(*ticket, destination.data(), view, Cast::kNone, after, timeout);
+    } catch (const std::runtime_error&) {
+      abandon();
+      throw;
+    }
+  }
+
+  // The pieces that were queued before it failed still use the memory.
+  void abandon() {
+    static std::mutex mutex;
+    static std::vector<std::pair<Bytes, Bytes>> kept;
+    const std::lock_guard<std::mutex> lock(mutex);
+    kept.emplace_back(std::move(source), std::move(destination));
+  }
+
+  void check() const {
+    ticket->synchronize();
+    CHECK(ticket->done() && ticket->source_read());
+    CHECK(source == destination);
+  }
+};
+
+void copies_of_every_size_arrive_whole() {
+  const auto ring = make_ring();
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{255}, std::size_t{257},
+                                  kPiece - 1, kPiece, kPiece + 1, kCapacity, 3 * kCapacity + 17}) {
+    const Copy copy(*ring, bytes, static_cast<unsigned>(bytes));
+    copy.check();
+    ring->check_integrity();
+  }
+  CHECK_EQUAL(ring->stats().used_bytes, 0U);
+}
+
+void a_full_ring_makes_the_caller_wait_and_says_what_is_in_it() {
+  const auto ring = make_ring();
+  const Pause pause;
+  const Copy first(*ring, kCapacity - kPiece, 1, Seconds(10));  // fits, though nothing moves
+  const vitcache::RingStats stats = ring->stats();
+  CHECK_EQUAL(stats.used_bytes, kCapacity - kPiece);
+  CHECK_EQUAL(stats.num_slots, kCapacity / kPiece - 1);
+  CHECK_THROWS(Copy(*ring, 2 * kPiece, 2, Seconds(0)), vitcache::RingTimeout,
+               "no room for 8192 bytes in time: 8 slots hold 65536 of 65536 bytes");
+  ring->check_integrity();
+  VITCACHE_CONTROL(pause)(0);
+  Copy(*ring, kCapacity, 3, Seconds(60)).check();
+  first.check();
+}
+
+void a_held_ring_keeps_its_slots() {
+  const auto ring = make_ring();
+  ring->hold();
+  const Copy copy(*ring, kCapacity, 1);
+  copy.check();
+  CHECK_EQUAL(ring->stats().used_bytes, kCapacity);
+  CHECK_THROWS(Copy(*ring, 1, 2, Seconds(0)), vitcache::RingTimeout, "the ring is held");
+  ring->release();
+  Copy(*ring, 1, 2, Seconds(60)).check();
+}
+
+void a_copy_comes_after_the_stream_that_is_named() {
+  const auto ring = make_ring();
+  const vitcache::SharedRuntime runtime = stand_in::open();
+  void* stream = runtime->create_stream();
+  auto* gate = static_cast<std::uint32_t*>(runtime->alloc_host(4));
+  *gate = 0;
+  runtime->wait_value(stream, gate, 1);
+  const Copy copy(*ring, 100, 1, {}, stream);
+  while (!copy.ticket->source_read()) std::this_thread::yield();
+  CHECK(!copy.ticket->done());
+  // And another stream after the copy.
+  void* reader = runtime->create_stream();
+  std::byte seen{};
+  copy.ticket->wait(reader);
+  runtime->copy_async(&seen, &copy.destination[99], 1, reader);
+  __atomic_store_n(gate, 1U, __ATOMIC_RELEASE);
+  runtime->synchronize_stream(reader);
+  CHECK(seen == copy.source[99]);
+  copy.check();
+  runtime->free_host(gate);
+  runtime->destroy_stream(stream);
+  runtime->destroy_stream(reader);
+}
+
+void a_copy_makes_no_call_that_waits() {
+  const auto ring = make_ring();
+  VITCACHE_CONTROL(reset)();
+  const Copy copy(*ring, 5 * kCapacity, 1);
+  CHECK_EQUAL(stand_in::count().synchronizing_calls, 0U);
+  copy.check();
+}
+
+void a_call_that_fails_poisons_its_ticket_and_nothing_else() {
+  for (const char* entry :
+       {"cudaMemcpyAsync", "cuStreamWaitValue32_v2", "cudaEventRecord", "cudaEventCreateWithFlags"})
+    for (const int nth : {1, 2, 3}) {
+      const auto ring = make_ring();
+      VITCACHE_CONTROL(fail)(entry, nth, 999);
+      const Copy failed(*ring, 4 * kPiece, 1);
+      VITCACHE_CONTROL(reset)();
+      CHECK_THROWS(failed.ticket->synchronize(), CudaError, "(999)");
+      CHECK_THROWS(failed.ticket->wait(nullptr), CudaError, "(999)");
+      CHECK_THROWS(failed.ticket->done(), CudaError, "(999)");
+      Copy(*ring, 2 * kCapacity, 2, Seconds(60)).check();
+      while (!failed.ticket->source_read()) std::this_thread::yield();
+      ring->check_integrity();
+      CHECK_EQUAL(ring->stats().used_bytes, 0U);
+    }
+}
+
+void a_lost_device_is_told_by_every_ticket_and_the_ring_still_closes() {
+  auto ring = make_ring();
+  VITCACHE_CONTROL(fail_copy)(3);
+  const Copy first(*ring, 4 * kPiece, 1);
+  CHECK_THROWS(first.ticket->synchronize(), CudaError, "cudaErrorIllegalAddress (700)");
+  const Copy second(*ring, 4 * kPiece, 2);
+  CHECK_THROWS(second.ticket->done(), CudaError, "(700)");
+  ring.reset();
+  VITCACHE_CONTROL(reset)();
+}
+
+void memory_that_cannot_be_locked_is_named_and_given_back() {
+  VITCACHE_CONTROL(limit_locked_bytes)(kCapacity - 1);
+  CHECK_THROWS(make_ring(), vitcache::OutOfMemory, "cannot page-lock 65536 bytes");
+  VITCACHE_CONTROL(limit_locked_bytes)(kCapacity + 1);
+  CHECK_THROWS(make_ring(), vitcache::OutOfMemory, "cannot page-lock");
+  VITCACHE_CONTROL(reset)();
+  CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
+  CHECK_THROWS(make_ring(1), std::invalid_argument, "capacity_bytes is 1, it must be at least 256");
+}
+
+void tickets_outlive_the_ring() {
+  auto ring = make_ring();
+  const Copy copy(*ring, kPiece, 1);
+  ring.reset();
+  copy.check();
+  copy.ticket->wait(nullptr);
+  CHECK(stand_in::count().events >= 1U);
+}
+
+void who_waits_for_room_is_told_when_the_ring_is_closed() {
+  const auto ring = make_ring();
+  ring->hold();
+  const Copy copy(*ring, kCapacity, 1);
+  std::string said;
+  std::thread waiting([&] {
+    try {
+      const Copy late(*ring, 1, 2);
+    } catch (const std::runtime_error& error) {
+      said = error.what();
+    }
+  });
+  while (ring->stats().copies < 2) std::this_thread::yield();
+  ring->close();
+  ring->close();
+  waiting.join();
+  CHECK_EQUAL(said, "the ring was closed");
+  CHECK_THROWS(Copy(*ring, 1, 3), std::runtime_error, "the ring was closed");
+  copy.check();
+}
+
+void a_child_process_cannot_use_it() {
+  const auto ring = make_ring();
+  const pid_t child = fork();
+  if (child == 0) {
+    std::string said;
+    try {
+      const Copy copy(*ring, 1, 1);
+    } catch (const std::runtime_error& error) {
+      said = error.what();
+    }
+    _exit(ring->is_forked() && said.find("the ring belongs to process") == 0 ? 7 : 1);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  CHECK_EQUAL(WEXITSTATUS(status), 7);
+}
+
+// Small copies beside one that is larger than the ring: turns are taken, so none of them waits for all of it.
+void a_large_copy_lets_small_ones_pass() {
+  const auto ring = make_ring();
+  VITCACHE_CONTROL(delay_copies)(200);
+  std::atomic<bool> large_over{false};
+  std::thread large([&] {
+    const Copy copy(*ring, 40 * kCapacity, 1);
+    large_over = true;
+    copy.check();
+  });
+  while (ring->stats().num_slots < kCapacity / kPiece) std::this_thread::yield();
+  for (unsigned i = 0; i < 5; ++i) Copy(*ring, 100, i).check();
+  CHECK(!large_over);
+  VITCACHE_CONTROL(reset)();
+  large.join();
+}
+
+// Everything at once: several producers, all sizes, timeouts, drops, holds, observers, and failures.
+void threads_may_do_anything_at_once(bool failing) {
+  auto ring = make_ring(kCapacity, 1 << 12);
+  std::atomic<bool> over{false};
+  std::atomic<int> failed{0}, timeouts{0};
+  std::vector<std::thread> threads;
+  for (unsigned producer = 0; producer < 4; ++producer)
+    threads.emplace_back([&, producer] {
+      std::mt19937 random(producer);
+      std::vector<std::unique_ptr<Copy>> copies;
+      for (int i = 0; i < 60; ++i) {
+        const std::size_t bytes = random() % 8 == 0 ? random() % (2 * kCapacity) : random() % 5000;
+        try {
+          auto copy = std::make_unique<Copy>(*ring, bytes, random(),
+                                             random() % 4 == 0 ? std::optional(Seconds(1e-4)) : std::nullopt);
+          copies.push_back(std::move(copy));
+        } catch (const vitcache::RingTimeout&) {
+          ++timeouts;
+        }
+        if (random() % 3 == 0 && !copies.empty()) {
+          try {
+            copies.back()->check();
+          } catch (const CudaError&) {
+            ++failed;
+            while (!copies.back()->ticket->source_read()) std::this_thread::yield();
+          }
+        }
+      }
+      for (const auto& copy : copies) {
+        try {
+          copy->check();
+        } catch (const CudaError&) {
+          ++failed;
+        }
+        while (!copy->ticket->source_read()) std::this_thread::yield();
+      }
+      // What a failed copy left on the stream may still write.
+      stand_in::open()->synchronize_stream(ring->stream());
+    });
+  threads.emplace_back([&] {
+    while (!over) {
+      ring->hold();
+      ring->check_integrity();
+      ring->release();
+      ring->stats();
+      if (failing) VITCACHE_CONTROL(fail)("cudaMemcpyAsync", 20, 999);
+      std::this_thread::yield();
+    }
+  });
+  for (std::size_t i = 0; i + 1 < threads.size(); ++i) threads[i].join();
+  over = true;
+  threads.back().join();
+  VITCACHE_CONTROL(reset)();
+  ring->check_integrity();
+  CHECK(failing || failed == 0);
+  ring.reset();
+}
+
+}  // namespace
+
+int main() {
+  copies_of_every_size_arrive_whole();
+  a_full_ring_makes_the_caller_wait_and_says_what_is_in_it();
+  a_held_ring_keeps_its_slots();
+  a_copy_comes_after_the_stream_that_is_named();
+  a_copy_makes_no_call_that_waits();
+  a_call_that_fails_poisons_its_ticket_and_nothing_else();
+  a_lost_device_is_told_by_every_ticket_and_the_ring_still_closes();
+  memory_that_cannot_be_locked_is_named_and_given_back();
+  tickets_outlive_the_ring();
+  who_waits_for_room_is_told_when_the_ring_is_closed();
+  a_child_process_cannot_use_it();
+  a_large_copy_lets_small_ones_pass();
+  threads_may_do_anything_at_once(false);
+  threads_may_do_anything_at_once(true);
+  CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
+  CHECK_EQUAL(stand_in::count().streams, 0U);
+  CHECK_EQUAL(stand_in::count().events, 0U);
+}
