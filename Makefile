@@ -83,4 +83,4 @@ format: setup
 	.venv/bin/clang-format -i $(cpp_sources)
 
 clean:
-	rm -rf .venv .overlays build results vitcache.egg-info vitcache/_native*.so
+	rm -rf .venv .overlays build results vitcache.egg-info vitcache/*.so

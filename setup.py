@@ -13,6 +13,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
+# What is built, and the file that CMake makes of it. The second is no module: it is opened as a CUDA runtime
+# is, and goes by a module's name so that it is installed beside the first.
+LIBRARIES = {"vitcache._native": "{module}", "vitcache._host_runtime": "libvitcache_host_runtime.so"}
+
 # `triton_kernels` is also the import name of a package that Triton's authors publish: never install either
 # folder under its own name.
 MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
@@ -29,12 +33,20 @@ def find_tool(name: str) -> str:
 class CMakeBuild(build_ext):
     """Runs CMake in a build folder that is kept, so that the second build compiles only what changed."""
 
+    _built: Path | None = None
+
     def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name))
+        self._built = self._built or self.run_cmake()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(self._built / LIBRARIES[ext.name].format(module=library.name), library)
+
+    def run_cmake(self) -> Path:
+        """Build all libraries; returns the folder that they are in."""
         try:
             import pybind11
         except ImportError:
             sys.exit("vitcache needs pybind11 to build: pip install pybind11")
-        module = Path(self.get_ext_fullpath(ext.name))
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         cmake = find_tool("cmake")
         # Passed anew each time: pip's build environments, and the paths in them, come and go.
@@ -50,14 +62,13 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build)], check=True)
-        module.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / module.name, module)
+        return build
 
 
 setup(
     license="Apache-2.0",
     packages=[*find_packages(include=["vitcache", "vitcache.*"]), *MAPPED_PACKAGES],
     package_dir=MAPPED_PACKAGES,
-    ext_modules=[Extension("vitcache._native", sources=[])],
+    ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -15,9 +15,11 @@ from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Timer
 
 NAME = "cpu"
+CLAIMS_CPU = True
 DEVICE = torch.device("cpu")
 # Targets of the design: at most so many times the slice copies, at most this part of masked_scatter's time.
 SLICE_FACTOR, MASKED_PART = 1.1, 1 / 20
+FUSED = ("lookup-and-slices", "embed")  # those that build text rows, too
 JUDGED_TOKENS = 8192  # below, a call's fixed cost is all there is
 
 
@@ -42,7 +44,7 @@ CASES = {
 
 
 def run_case(case: CpuCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields the name of each contender before it runs."""
+    """Measure one case; yields what it does next."""
     pitch, rows = case.num_tokens // case.items, case.num_tokens // 2 // case.items
     items = [torch.randn(rows, case.hidden, dtype=torch.bfloat16) for _ in range(case.items)]
     spans = [vitcache.Span(item * pitch + pitch // 4, rows) for item in range(case.items)]
@@ -68,22 +70,21 @@ def run_case(case: CpuCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         "lookup-and-slices": lambda: slices(torch.nn.functional.embedding(ids, weight)),
         "embed": lambda: vitcache.embed_tokens(ids, weight, items, spans),
     }
-    medians: dict[str, float] = {}
     for name, run in contenders.items():
-        yield name
-        fused = name in ("lookup-and-slices", "embed")
-        if not torch.equal(run(), slices((weight[ids] if fused else base).clone())):
+        if not torch.equal(run(), slices((weight[ids] if name in FUSED else base).clone())):
             raise RuntimeError(f"{name} built other rows than the slice copies: it gets no number")
-        sample = timer.host_us(run)
-        medians[name] = sample.value
-        reference = "lookup-and-slices" if fused else "slice-loop"
-        limits = {
-            "scatter": (
-                SLICE_FACTOR,
-                min(SLICE_FACTOR * medians["slice-loop"], MASKED_PART * medians.get("masked-scatter", 0)),
-            ),
-            "embed": (1.0, medians.get("lookup-and-slices")),
-        }
+    yield "all in turns"
+    samples = timer.rounds_us(contenders)
+    medians = {name: sample.value for name, sample in samples.items()}
+    limits = {
+        "scatter": (
+            SLICE_FACTOR,
+            min(SLICE_FACTOR * medians["slice-loop"], MASKED_PART * medians["masked-scatter"]),
+        ),
+        "embed": (1.0, medians["lookup-and-slices"]),
+    }
+    for name, sample in samples.items():
+        reference = "lookup-and-slices" if name in FUSED else "slice-loop"
         judged = name in limits and case.num_tokens >= JUDGED_TOKENS
         target, limit = limits[name] if judged else (None, None)
         recorder.add(

@@ -10,12 +10,12 @@ from types import ModuleType
 
 import torch
 
-from vitcache.bench import bench_blocks, bench_cpu, bench_placement, bench_scatter
+from vitcache.bench import bench_blocks, bench_cpu, bench_placement, bench_ring, bench_scatter
 from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer
 
 BENCHES: dict[str, ModuleType] = {
-    module.NAME: module for module in (bench_blocks, bench_cpu, bench_placement, bench_scatter)
+    module.NAME: module for module in (bench_blocks, bench_cpu, bench_placement, bench_ring, bench_scatter)
 }
 REPEATS = {"full": 50, "smoke": 3}
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cases",
         choices=sorted(REPEATS),
-        help="default: full on a GPU, smoke without, and full for the bench of the CPU",
+        help="default: full on a GPU; without one smoke, and full for benches with a claim about the CPU",
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON files go"
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     failures = 0
     for name in [args.bench] if args.bench else sorted(BENCHES):
         bench = BENCHES[name]
-        # A bench that names its device is of full size there.
         where = getattr(bench, "DEVICE", device)
-        is_there = device.type == "cuda" or hasattr(bench, "DEVICE")
-        size = args.cases or ("full" if is_there else "smoke")
+        size = args.cases or (
+            "full" if where.type == "cuda" or getattr(bench, "CLAIMS_CPU", False) else "smoke"
+        )
         recorder, timer = Recorder(name, args.out, where), Timer(where, REPEATS[size])
         for number, case in enumerate(bench.CASES[size], 1):
             label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"

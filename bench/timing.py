@@ -75,6 +75,20 @@ class Timer:
         self.synchronize()
         return Sample.of(values[3:])
 
+    def rounds_us(self, functions: dict[str, Callable[[], object]]) -> dict[str, Sample]:
+        """Microseconds of each call, device included, measured in turns: what slows the machine down for a
+        while slows all of them.
+        """
+        values: dict[str, list[float]] = {name: [] for name in functions}
+        for _ in range(self.repeats + 2):
+            for name, function in functions.items():
+                self.synchronize()
+                begin = time.perf_counter()
+                function()
+                self.synchronize()
+                values[name].append((time.perf_counter() - begin) * 1e6)
+        return {name: Sample.of(times[2:]) for name, times in values.items()}
+
     def peak_bytes(self, function: Callable[[], object]) -> int | None:
         """Largest device memory that a call adds to what is allocated before it, its result included; None
         on CPU.

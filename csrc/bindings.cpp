@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <exception>
+#include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -13,9 +16,12 @@
 #include "cuda_runtime.h"
 #include "dlpack.h"
 #include "error.h"
+#include "fill.h"
 #include "placement.h"
+#include "ring.h"
 #include "row_copy.h"
 #include "source.h"
+#include "ticket.h"
 
 namespace py = pybind11;
 
@@ -23,9 +29,13 @@ namespace vitcache {
 namespace {
 
 // vitcache.CudaError is a Python class, so that it exists where this module was not built.
-void translate_cuda_error(std::exception_ptr error) {
+void translate_errors(std::exception_ptr error) {
   try {
     if (error) std::rethrow_exception(error);
+  } catch (const OutOfMemory& out_of_memory) {
+    py::set_error(PyExc_MemoryError, out_of_memory.what());
+  } catch (const RingTimeout& timeout) {
+    py::set_error(PyExc_TimeoutError, timeout.what());
   } catch (const CudaError& cuda_error) {
     py::set_error(py::module_::import("vitcache.errors").attr("CudaError"), cuda_error.what());
   }
@@ -37,8 +47,9 @@ void bind_cuda_runtime(py::module_& module) {
       .def_readonly("name", &CudaDevice::name)
       .def_readonly("major", &CudaDevice::major)
       .def_readonly("minor", &CudaDevice::minor);
-  py::class_<CudaRuntime>(module, "CudaRuntime")
+  py::class_<CudaRuntime, std::shared_ptr<CudaRuntime>>(module, "CudaRuntime")
       .def(py::init(&CudaRuntime::open), py::arg("directories"), without_gil)
+      .def_static("open_file", &CudaRuntime::open_file, py::arg("path"), without_gil)
       .def_property_readonly("available", &CudaRuntime::available)
       .def_property_readonly("path", &CudaRuntime::path)
       .def_property_readonly("searched", &CudaRuntime::searched)
@@ -327,16 +338,84 @@ void bind_placement(py::module_& module) {
            });
 }
 
+void* handle(std::uintptr_t stream) { return reinterpret_cast<void*>(stream); }
+
+std::optional<void*> handle(std::optional<std::uintptr_t> stream) {
+  return stream ? std::optional(handle(*stream)) : std::nullopt;
+}
+
+// A ring of the process that this one was forked off has no threads here: it is left where it is.
+struct DeleteRing {
+  void operator()(Ring* ring) const {
+    if (!ring->is_forked()) delete ring;
+  }
+};
+
+void bind_ring(py::module_& module) {
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  py::enum_<Cast>(module, "Cast")
+      .value("none", Cast::kNone)
+      .value("float32_to_bfloat16", Cast::kFloat32ToBfloat16)
+      .value("float32_to_float16", Cast::kFloat32ToFloat16);
+  py::class_<Ticket, std::shared_ptr<Ticket>>(module, "Ticket")
+      .def(
+          "wait", [](const Ticket& ticket, std::uintptr_t stream) { ticket.wait(handle(stream)); },
+          py::arg("stream"), without_gil)
+      .def("synchronize", &Ticket::synchronize, without_gil)
+      .def("wait_source_read", &Ticket::wait_source_read, without_gil)
+      .def_property_readonly("done", &Ticket::done)
+      .def_property_readonly("is_over", &Ticket::is_over);
+  py::class_<RingStats>(module, "RingStats")
+      .def_readonly("capacity_bytes", &RingStats::capacity_bytes)
+      .def_readonly("used_bytes", &RingStats::used_bytes)
+      .def_readonly("num_slots", &RingStats::num_slots)
+      .def_readonly("num_unread", &RingStats::num_unread)
+      .def_readonly("copies", &RingStats::copies)
+      .def_readonly("copied_bytes", &RingStats::copied_bytes)
+      .def_readonly("construction_seconds", &RingStats::construction_seconds);
+  py::class_<Ring, std::unique_ptr<Ring, DeleteRing>>(module, "Ring")
+      .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t capacity_bytes, int num_threads,
+                       std::size_t piece_bytes, int device) {
+             return std::unique_ptr<Ring, DeleteRing>(
+                 new Ring(std::move(runtime), {capacity_bytes, num_threads, piece_bytes, device}));
+           }),
+           py::arg("runtime"), py::arg("capacity_bytes"), py::arg("num_threads"), py::arg("piece_bytes"),
+           py::arg("device"), without_gil)
+      .def("make_ticket", &Ring::make_ticket)
+      .def(
+          "copy",
+          [](Ring& ring, Ticket& ticket, std::uintptr_t destination, std::uintptr_t source,
+             std::int64_t element_bytes, const std::vector<std::int64_t>& shape,
+             const std::vector<std::int64_t>& strides, Cast cast, std::optional<std::uintptr_t> after,
+             std::optional<double> timeout) {
+            auto view = std::make_shared<const StridedView>(reinterpret_cast<const std::byte*>(source),
+                                                            element_bytes, shape, strides);
+            ring.copy(ticket, reinterpret_cast<std::byte*>(destination), std::move(view), cast, handle(after),
+                      timeout ? std::optional(std::chrono::duration<double>(*timeout)) : std::nullopt);
+          },
+          py::arg("ticket"), py::arg("destination"), py::arg("source"), py::arg("element_bytes"),
+          py::arg("shape"), py::arg("strides"), py::arg("cast"), py::arg("after"), py::arg("timeout"),
+          without_gil)
+      .def("hold", &Ring::hold, without_gil)
+      .def("release", &Ring::release, without_gil)
+      .def("close", &Ring::close, without_gil)
+      .def("stats", &Ring::stats, without_gil)
+      .def("check_integrity", &Ring::check_integrity, without_gil)
+      .def_property_readonly(
+          "stream", [](const Ring& ring) { return reinterpret_cast<std::uintptr_t>(ring.stream()); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
   module.attr("version") = VITCACHE_VERSION;
   module.attr("compiler") = VITCACHE_COMPILER;
   module.attr("flags") = VITCACHE_FLAGS;
-  py::register_local_exception_translator(translate_cuda_error);
+  py::register_local_exception_translator(translate_errors);
   bind_cuda_runtime(module);
   bind_placement(module);
   bind_row_copy(module);
+  bind_ring(module);
 }
 
 }  // namespace vitcache

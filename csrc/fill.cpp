@@ -7,41 +7,12 @@
 #include <string>
 
 #include "cast.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "stream_copy.h"
 
 namespace vitcache {
 namespace {
 
-constexpr std::int64_t kVectorBytes = 16;
 constexpr std::int64_t kBlockElements = 4096;  // of a cast, that it stays in the first cache
-
-#if defined(__SSE2__)
-void stream(std::byte* destination, const std::byte* source, std::int64_t bytes) {
-  const auto head = std::min<std::int64_t>(
-      bytes, static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(destination) % kVectorBytes));
-  std::memcpy(destination, source, static_cast<std::size_t>(head));
-  std::int64_t at = head;
-  for (; at + 4 * kVectorBytes <= bytes; at += 4 * kVectorBytes) {
-    __m128i values[4];
-    for (int i = 0; i < 4; ++i)
-      values[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at + i * kVectorBytes));
-    for (int i = 0; i < 4; ++i)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(destination + at + i * kVectorBytes), values[i]);
-  }
-  std::memcpy(destination + at, source + at, static_cast<std::size_t>(bytes - at));
-}
-
-void order_streams() { _mm_sfence(); }
-#else
-void stream(std::byte* destination, const std::byte* source, std::int64_t bytes) {
-  std::memcpy(destination, source, static_cast<std::size_t>(bytes));
-}
-
-void order_streams() {}
-#endif
 
 // `count` elements, `stride` bytes apart, next to each other.
 template <std::int64_t kBytes>
@@ -71,7 +42,8 @@ void gather(std::byte* destination, const std::byte* source, std::int64_t count,
 // `count` elements that lie side by side.
 void fill_run(std::byte* destination, const std::byte* source, std::int64_t count, std::int64_t element_bytes,
               Cast cast) {
-  if (cast == Cast::kNone) return stream(destination, source, count * element_bytes);
+  if (cast == Cast::kNone)
+    return stream_copy(destination, source, static_cast<std::size_t>(count * element_bytes));
   std::array<std::uint16_t, kBlockElements> block;
   for (std::int64_t done = 0; done < count; done += kBlockElements) {
     const std::int64_t size = std::min(kBlockElements, count - done);
@@ -79,7 +51,8 @@ void fill_run(std::byte* destination, const std::byte* source, std::int64_t coun
       cast_to_bfloat16(block.data(), source + done * element_bytes, size);
     else
       cast_to_float16(block.data(), source + done * element_bytes, size);
-    stream(destination + done * 2, reinterpret_cast<const std::byte*>(block.data()), size * 2);
+    stream_copy(destination + done * 2, reinterpret_cast<const std::byte*>(block.data()),
+                static_cast<std::size_t>(size * 2));
   }
 }
 
@@ -132,7 +105,7 @@ void fill(std::byte* destination, const StridedView& source, std::int64_t first,
     fill_strided(destination + done * written_bytes, at, length, stride, element_bytes, cast);
     done += length;
   }
-  order_streams();
+  order_stores();
 }
 
 }  // namespace vitcache

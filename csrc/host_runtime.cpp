@@ -7,7 +7,6 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <deque>
 #include <functional>
 #include <limits>
@@ -18,6 +17,8 @@
 #include <string>
 #include <thread>
 #include <utility>
+
+#include "stream_copy.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -255,7 +256,8 @@ void run_copy(void* destination, const void* source, std::size_t bytes) {
   }
   if (const int delay = shared.delay_us; delay > 0)
     std::this_thread::sleep_for(std::chrono::microseconds(delay));
-  std::memcpy(destination, source, bytes);
+  vitcache::stream_copy(static_cast<std::byte*>(destination), static_cast<const std::byte*>(source), bytes);
+  vitcache::order_stores();
   shared.copies.fetch_add(1, std::memory_order_relaxed);
   shared.copied_bytes.fetch_add(bytes, std::memory_order_relaxed);
 }

@@ -149,10 +149,8 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
   } else {
     event = nullptr;
   }
-  if (cause != nullptr)
-    ticket.fail(cause);
-  else
-    ticket.end_piece(event);
+  ticket.end_piece(event);
+  if (cause != nullptr) ticket.fail(cause);
   submitted(slot.sequence, std::move(event));
   return cause == nullptr;
 }
@@ -267,6 +265,7 @@ void Ring::leave() {
 }
 
 void Ring::close() {
+  if (is_forked()) return;
   {
     std::unique_lock<std::mutex> lock(mutex_);
     if (closed_) return;

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
+#include <utility>
 
 #include "cuda_runtime.h"
 #include "event_pool.h"
@@ -21,6 +21,12 @@ class Ticket {
 
   // Whether nobody will read the source again.
   bool source_read() const { return unread_->load(std::memory_order_acquire) == 0; }
+
+  // The host waits until nobody will; for the worker threads, not for the device.
+  void wait_source_read() const;
+
+  // Whether nobody will write the destination again either, the copy having failed or not.
+  bool is_over() const;
 
   // The rest throws the cause if the copy failed.
 
@@ -35,7 +41,9 @@ class Ticket {
 
   void begin_piece() { unread_->fetch_add(1, std::memory_order_relaxed); }
   void drop_piece() { unread_->fetch_sub(1, std::memory_order_release); }
-  void end_piece(Event event) { last_ = std::move(event); }
+  void end_piece(Event event) {
+    if (event != nullptr) last_ = std::move(event);
+  }
   void fail(std::exception_ptr cause) { cause_ = std::move(cause); }
   const std::shared_ptr<std::atomic<std::int64_t>>& unread() const { return unread_; }
 
@@ -44,7 +52,7 @@ class Ticket {
 
   SharedRuntime runtime_;
   std::shared_ptr<std::atomic<std::int64_t>> unread_ = std::make_shared<std::atomic<std::int64_t>>(0);
-  Event last_;  // behind the last piece; none where there was nothing to copy
+  Event last_;  // behind the last piece that was queued; none where none was
   std::exception_ptr cause_;
 };
 

@@ -69,6 +69,17 @@ def test_every_source_and_backend_has_a_number(tmp_path, name, contenders_of_all
     assert {row["unit"] for row in rows} == {"us"}
 
 
+def test_the_ring_is_measured_by_every_option(tmp_path):
+    code, files = run_bench(tmp_path, "--bench", "ring")
+    assert code == 0
+    (rows,) = files.values()
+    metrics = {(row["metric"], row["contender"]) for row in rows}
+    for name in ("copy", "1 threads", "2 threads", "pieces of 1 MiB", "pieces of 16 MiB", "producers"):
+        assert {("done_us", name), ("cpu_us", name)} <= metrics
+    assert {("done_us", "ring bfloat16"), ("fill_us", "fill, 2 threads")} <= metrics
+    assert {("speedup", "2 threads over 1"), ("hidden_share", "ring beside")} <= metrics
+
+
 def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):
     pytest.importorskip("triton")
     code, files = run_bench(tmp_path, "--bench", "blocks")

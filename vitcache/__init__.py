@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitcache.ops import embed_tokens, scatter_embeddings
     from vitcache.placement_table import PlacementTable
     from vitcache.reservation import Reservation
+    from vitcache.ring import PinnedRing, Ticket
     from vitcache.spans import (
         Span,
         clip_spans,
@@ -33,9 +34,11 @@ __all__ = [
     "EmbeddingCache",
     "Lease",
     "Namespace",
+    "PinnedRing",
     "PlacementTable",
     "Reservation",
     "Span",
+    "Ticket",
     "__version__",
     "attach",
     "clip_spans",
@@ -54,8 +57,10 @@ _MODULES = {
     "EmbeddingCache": "vitcache.cache",
     "Lease": "vitcache.lease",
     "Namespace": "vitcache.keys",
+    "PinnedRing": "vitcache.ring",
     "PlacementTable": "vitcache.placement_table",
     "Reservation": "vitcache.reservation",
+    "Ticket": "vitcache.ring",
     "Span": "vitcache.spans",
     "attach": "vitcache.adapters.transformers",
     "clip_spans": "vitcache.spans",

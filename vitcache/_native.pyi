@@ -15,6 +15,8 @@ class CudaDevice:
 
 class CudaRuntime:
     def __init__(self, directories: Sequence[str]) -> None: ...
+    @staticmethod
+    def open_file(path: str) -> CudaRuntime: ...
     @property
     def available(self) -> bool: ...
     @property
@@ -91,3 +93,51 @@ def embed_rows(
     row_bytes: int,
     num_threads: int,
 ) -> None: ...
+
+class Cast:
+    none: Cast
+    float32_to_bfloat16: Cast
+    float32_to_float16: Cast
+
+class Ticket:
+    def wait(self, stream: int) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait_source_read(self) -> None: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def is_over(self) -> bool: ...
+
+class RingStats:
+    capacity_bytes: int
+    used_bytes: int
+    num_slots: int
+    num_unread: int
+    copies: int
+    copied_bytes: int
+    construction_seconds: float
+
+class Ring:
+    def __init__(
+        self, runtime: CudaRuntime, capacity_bytes: int, num_threads: int, piece_bytes: int, device: int
+    ) -> None: ...
+    def make_ticket(self) -> Ticket: ...
+    def copy(
+        self,
+        ticket: Ticket,
+        destination: int,
+        source: int,
+        element_bytes: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        cast: Cast,
+        after: int | None,
+        timeout: float | None,
+    ) -> None: ...
+    def hold(self) -> None: ...
+    def release(self) -> None: ...
+    def close(self) -> None: ...
+    def stats(self) -> RingStats: ...
+    def check_integrity(self) -> None: ...
+    @property
+    def stream(self) -> int: ...

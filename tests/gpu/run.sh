@@ -68,7 +68,7 @@ fi
 
 gpu_tests() {
   # tests/gpu, and of the others what has a CUDA variant.
-  "$@" "$python" -m pytest tests/gpu tests/test_{ops,kernels,store_kernels,reservation,autograd,operators,placement_table,tables,cache}.py \
+  "$@" "$python" -m pytest tests/gpu tests/test_{ops,kernels,store_kernels,reservation,autograd,operators,placement_table,tables,cache,ring}.py \
     -m gpu --junitxml="$results/gpu-tests.xml"
 }
 

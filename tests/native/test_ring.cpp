@@ -90,6 +90,12 @@ void copies_of_every_size_arrive_whole() {
   CHECK_EQUAL(ring->stats().used_bytes, 0U);
 }
 
+// Threads share the chunks of a piece: who sees the flag sees the bytes of all of them.
+void a_piece_of_many_chunks_arrives_whole() {
+  const auto ring = make_ring(std::size_t{8} << 20, std::size_t{4} << 20);
+  for (unsigned seed = 0; seed < 5; ++seed) Copy(*ring, (std::size_t{7} << 20) + 13, seed).check();
+}
+
 void a_full_ring_makes_the_caller_wait_and_says_what_is_in_it() {
   const auto ring = make_ring();
   const Pause pause;
@@ -313,6 +319,7 @@ void threads_may_do_anything_at_once(bool failing) {
 
 int main() {
   copies_of_every_size_arrive_whole();
+  a_piece_of_many_chunks_arrives_whole();
   a_full_ring_makes_the_caller_wait_and_says_what_is_in_it();
   a_held_ring_keeps_its_slots();
   a_copy_comes_after_the_stream_that_is_named();

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from vitcache.adapters.families import ItemCall, Split
 from vitcache.adapters.outputs import OutputForm, item_rows
+from vitcache.adapters.pixels import PixelMover
 from vitcache.cache import EmbeddingCache
 from vitcache.keys import Namespace, content_key
+from vitcache.ring import PinnedRing
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
@@ -45,10 +47,16 @@ class Session:
     """What the stand-ins of one attachment share."""
 
     def __init__(
-        self, model: nn.Module, tower_name: str, cache: EmbeddingCache, namespace: Namespace
+        self,
+        model: nn.Module,
+        tower_name: str,
+        cache: EmbeddingCache,
+        namespace: Namespace,
+        ring: PinnedRing | None,
     ) -> None:
         self.model = model
         self.cache = cache
+        self.mover = PixelMover(ring)
         self.namespace = namespace.digest()
         self.stats = AttachStats()
         self.thread = threading.local()
@@ -234,16 +242,21 @@ class CachedEncoder:
         return rows
 
     def _encode(self, item: ItemCall, options: dict[str, Any]) -> Any:
-        session, arguments = self._session, item.arguments
+        session = self._session
         device = session.tower_device()
-        if device is not None and device != item.pixels.device:
-            arguments = {name: _moved(value, device) for name, value in arguments.items()}
-            session.count(pixel_bytes_moved=item.pixels.nbytes)
-        session.thread.encoding = True
+        if device is None or device == item.pixels.device:
+            return self._call_stock({**item.arguments, **options})
+        session.count(pixel_bytes_moved=item.pixels.nbytes)
+        with session.mover.moved(item.arguments, device) as arguments:
+            return self._call_stock({**arguments, **options})
+
+    def _call_stock(self, arguments: dict[str, Any]) -> Any:
+        thread = self._session.thread
+        thread.encoding = True
         try:
-            return self.stock(**arguments, **options)
+            return self.stock(**arguments)
         finally:
-            session.thread.encoding = False
+            thread.encoding = False
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -251,14 +264,6 @@ def _version(tensor: Tensor) -> int | None:
         return tensor._version
     except RuntimeError:  # an inference tensor; to ask for that first takes four times as long
         return None
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    # Pageable memory has been read when the call returns. Pinned memory is read later, and its owner may
-    # have put other pixels there by then, so that copy is waited for.
-    return value.to(device, non_blocking=not value.is_pinned())
 
 
 def _is_plain(value: Any) -> bool:

@@ -12,6 +12,7 @@ from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
 from vitcache.adapters.families import FAMILIES
 from vitcache.cache import EmbeddingCache
 from vitcache.keys import Namespace
+from vitcache.ring import PinnedRing
 
 DEFAULT_ROWS = 32 * 1024
 """Room in the default cache: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
@@ -23,6 +24,7 @@ def attach(
     *,
     namespace: str | None = None,
     device_bytes: int | None = None,
+    ring: PinnedRing | None = None,
 ) -> Attachment:
     """Serve the image and video features of `model` from a cache, one entry per image, tile or video.
 
@@ -47,6 +49,9 @@ def attach(
     device_bytes
         Budget of the default cache. By default room for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with
         its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
+    ring
+        What pixels in pageable memory go through to a vision tower on a GPU. By default a new one of 128 MiB,
+        made when the first pixels are to be moved.
 
     Raises
     ------
@@ -112,7 +117,7 @@ def attach(
             f"the cache holds rows of {cache.row_width} {cache.dtype}, "
             f"but {type(model).__name__} has rows of {row_width} {dtype}"
         )
-    session = Session(base, family.tower, cache, _namespace(base, tower, namespace))
+    session = Session(base, family.tower, cache, _namespace(base, tower, namespace), ring)
     encoders = {
         name: CachedEncoder(session, getattr(base, name), modality, split)
         for modality, split in family.splits.items()

@@ -1,0 +1,278 @@
+"""Claim: the ring moves pageable features to the device near the speed of its bus, and hides the copy.
+
+On a GPU: against ``.to()`` from pageable memory, ``.pin_memory().to()``, and ``.to()`` from pinned memory,
+the ceiling; by threads, piece size, cast and number of producers; then beside a stack of matrix products that
+stands for a vision tower. Without one the stand-in for the runtime copies every byte a second time, and the
+filling alone is measured, too, against this machine's own copy with as many threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitcache import PinnedRing, host_runtime
+from vitcache.bench.record import Recorder
+from vitcache.bench.timing import Sample, Timer
+from vitcache.ring import default_num_threads
+
+NAME = "ring"
+CLAIMS_CPU = True
+# Targets of the design: shares of the pinned ceiling with 12 threads, and of two threads over one.
+CEILING_SHARE, JUDGED_THREADS, TWO_OVER_ONE = 0.75, 12, 1.8
+# Without a GPU: of this machine's copy, for filling, and for both copies together.
+FILL_SHARE, BOTH_SHARE = 0.9, 0.45
+JUDGED_BYTES = 64 << 20  # below, the host's last cache holds all of it
+PRODUCERS = 4
+FEW_LAYERS = 2  # what a CPU can run again and again; there the overlap is only seen to work
+
+
+@dataclass(frozen=True)
+class RingCase:
+    """A float32 feature of ``(rows, width)``, and layers of a tower of that width to run beside the copy."""
+
+    name: str
+    rows: int
+    width: int
+    layers: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the feature."""
+        return self.rows * self.width * 4
+
+
+# Qwen-VL patches: 16 x 16 x 3 x 2 float32 values, 80 x 45 of them at 1280x720.
+CASES = {
+    "full": [
+        RingCase("1280x720", 3_600, 1536, 32),
+        RingCase("4x2560x1440", 4 * 14_400, 1536, 32),
+    ],
+    "smoke": [RingCase("tiny", 50, 64, 2)],
+}
+
+
+def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields what it does next."""
+    device, on_gpu = timer.device, timer.device.type == "cuda"
+    src = torch.randn(case.rows, case.width)
+    dst = torch.empty_like(src, device=device)
+    with ExitStack() as rings:
+        yield "copies, in turns"
+        contenders = {
+            **stock_copies(src, dst),
+            **ring_copies(case, src, dst, rings),
+        }
+        for name, copy in contenders.items():
+            dst.fill_(float("nan"))
+            copy()
+            if not torch.equal(dst.cpu(), src):
+                raise RuntimeError(f"{name} copied other values: it gets no number")
+        add_copies(case, recorder, timer, contenders)
+        yield "casts"
+        add_casts(case, recorder, timer, src, rings)
+        if not on_gpu:
+            yield "filling alone"
+            add_fills(case, recorder, timer, src, dst)
+        if on_gpu or case.layers <= FEW_LAYERS:
+            yield "beside a tower"
+            add_overlap(case, recorder, timer, src, rings)
+
+
+def thread_counts() -> list[int]:
+    """1, 2, 4, 8, 12 as far as there are cores, and the default."""
+    most = max(2, default_num_threads())
+    return sorted({*(count for count in (1, 2, 4, 8, 12) if count <= most), default_num_threads()})
+
+
+def stock_copies(src: Tensor, dst: Tensor) -> dict[str, Callable[[], object]]:
+    """What torch offers. The last one is the ceiling; on the CPU it is torch's own copy."""
+    if dst.device.type == "cpu":
+        return {"copy": lambda: dst.copy_(src)}
+    pinned = src.pin_memory()
+    return {
+        "pageable .to": lambda: dst.copy_(src),
+        "pin_memory().to": lambda: dst.copy_(src.pin_memory(), non_blocking=True),
+        "pinned .to": lambda: dst.copy_(pinned, non_blocking=True),
+    }
+
+
+def make_ring(case: RingCase, device: torch.device, rings: ExitStack, **options: int) -> PinnedRing:
+    """A ring that lasts as long as the case, with room for the feature."""
+    backend = "cuda" if device.type == "cuda" else "host"
+    chosen = device if device.type == "cuda" else None
+    capacity = max(case.num_bytes, 1 << 20)
+    return rings.enter_context(PinnedRing(capacity, backend=backend, device=chosen, **options))
+
+
+def ring_copies(
+    case: RingCase, src: Tensor, dst: Tensor, rings: ExitStack
+) -> dict[str, Callable[[], object]]:
+    """The ring by threads, by piece size, and with several producers."""
+    copies: dict[str, Callable[[], object]] = {}
+
+    def add(name: str, **options: int) -> PinnedRing:
+        ring = make_ring(case, dst.device, rings, **options)
+        copies[name] = lambda: ring.copy_to(dst, src).wait()
+        return ring
+
+    for count in thread_counts():
+        add(f"{count} threads", num_threads=count)
+    for mebibytes in (1, 16):
+        add(f"pieces of {mebibytes} MiB", piece_bytes=mebibytes << 20)
+    shared = add("producers")
+    parts = list(zip(dst.chunk(PRODUCERS), src.chunk(PRODUCERS), strict=True))
+
+    def produce() -> None:
+        threads = [threading.Thread(target=lambda p=part: shared.copy_to(*p).wait()) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    copies["producers"] = produce
+    return copies
+
+
+def add_copies(
+    case: RingCase, recorder: Recorder, timer: Timer, contenders: dict[str, Callable[[], object]]
+) -> None:
+    """Time until the bytes have arrived, and the processor time that it took on all threads."""
+    on_gpu = timer.device.type == "cuda"
+    ceiling = "pinned .to" if on_gpu else "copy"
+    samples = timer.rounds_us(contenders)
+    share = CEILING_SHARE if on_gpu else BOTH_SHARE
+    judged_threads = JUDGED_THREADS if on_gpu else default_num_threads()
+    for name, sample in samples.items():
+        judged = name == f"{judged_threads} threads" and case.num_bytes >= JUDGED_BYTES
+        recorder.add(
+            case.name,
+            name,
+            "done_us",
+            "us",
+            sample,
+            bytes_moved=case.num_bytes,
+            against=(ceiling, samples[ceiling].value),
+            target=share if judged else None,
+            limit=samples[ceiling].value / share if judged else None,
+        )
+        recorder.add(case.name, name, "cpu_us", "us", cpu_us(contenders[name], timer))
+    judged = on_gpu and case.num_bytes >= JUDGED_BYTES
+    recorder.add(
+        case.name,
+        "2 threads over 1",
+        "speedup",
+        "x",
+        Sample.of([samples["1 threads"].value / samples["2 threads"].value]),
+        target=TWO_OVER_ONE if judged else None,
+        limit=TWO_OVER_ONE if judged else None,
+        at_least=True,
+    )
+
+
+def cpu_us(function: Callable[[], object], timer: Timer) -> Sample:
+    """Processor time of a call on all threads of the process, until it is done."""
+    values = []
+    for _ in range(max(3, timer.repeats // 5)):
+        timer.synchronize()
+        begin = time.process_time()
+        function()
+        timer.synchronize()
+        values.append((time.process_time() - begin) * 1e6)
+    return Sample.of(values)
+
+
+def add_casts(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:
+    """float32 to 16 bits on the way, beside a cast on the host and a copy of the result."""
+    ring = make_ring(case, timer.device, rings)
+    for dtype in (torch.bfloat16, torch.float16):
+        dst = torch.empty_like(src, dtype=dtype, device=timer.device)
+        name = str(dtype).removeprefix("torch.")
+        functions: dict[str, Callable[[], object]] = {
+            f"cast, then .to {name}": lambda dst=dst, dtype=dtype: dst.copy_(src.to(dtype)),
+            f"ring {name}": lambda dst=dst: ring.copy_to(dst, src).wait(),
+        }
+        for label, function in functions.items():
+            dst.fill_(float("nan"))
+            function()
+            if not torch.equal(dst.cpu(), src.to(dtype)):
+                raise RuntimeError(f"{label} copied other values: it gets no number")
+        samples = timer.rounds_us(functions)
+        against = next(iter(samples))
+        for label, sample in samples.items():
+            recorder.add(case.name, label, "done_us", "us", sample, against=(against, samples[against].value))
+
+
+def add_fills(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst: Tensor) -> None:
+    """The worker threads alone, while the stand-in's streams stand still; torch copies with as many."""
+    before = torch.get_num_threads()
+    for count in sorted({1, 2, default_num_threads()}):
+        torch.set_num_threads(count)
+        with ExitStack() as rings:
+            ring = make_ring(case, timer.device, rings, num_threads=count)
+            copies, fills = [], []
+            for _ in range(timer.repeats + 2):
+                begin = time.perf_counter()
+                dst.copy_(src)
+                copies.append((time.perf_counter() - begin) * 1e6)
+                with host_runtime.paused():
+                    begin = time.perf_counter()
+                    ticket = ring.copy_to(dst, src)
+                    while ring.stats().num_unread:
+                        time.sleep(1e-4)
+                    fills.append((time.perf_counter() - begin) * 1e6)
+                ticket.synchronize()
+        copy, fill = Sample.of(copies[2:]), Sample.of(fills[2:])
+        judged = case.num_bytes >= JUDGED_BYTES
+        recorder.add(case.name, f"copy, {count} threads", "fill_us", "us", copy, bytes_moved=case.num_bytes)
+        recorder.add(
+            case.name,
+            f"fill, {count} threads",
+            "fill_us",
+            "us",
+            fill,
+            bytes_moved=case.num_bytes,
+            against=(f"copy, {count} threads", copy.value),
+            target=FILL_SHARE if judged else None,
+            limit=copy.value / FILL_SHARE if judged else None,
+        )
+    torch.set_num_threads(before)
+
+
+def add_overlap(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:
+    """The next feature's copy beside a tower: the time of both over that of the tower alone."""
+    device = timer.device
+    ring = make_ring(case, device, rings)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = torch.randn(min(case.rows, 3600), case.width, dtype=dtype, device=device)
+    weights = torch.randn(case.layers, case.width, case.width, dtype=dtype, device=device) * case.width**-0.5
+    dst = torch.empty_like(src, device=device)
+
+    def tower() -> Tensor:
+        hidden = rows
+        for weight in weights:
+            hidden = torch.nn.functional.gelu(hidden @ weight)
+        return hidden
+
+    def ring_beside() -> None:
+        ticket = ring.copy_to(dst, src)
+        tower()
+        ticket.wait()
+
+    def stock_before() -> None:
+        dst.copy_(src)
+        tower()
+
+    samples = timer.rounds_us({"tower": tower, "ring beside": ring_beside, ".to before": stock_before})
+    alone = samples["tower"].value
+    for name, sample in samples.items():
+        recorder.add(case.name, name, "step_us", "us", sample, against=("tower", alone))
+    copied = timer.rounds_us({"copy": lambda: ring.copy_to(dst, src).wait()})["copy"].value
+    hidden = 1 - (samples["ring beside"].value - alone) / copied
+    recorder.add(case.name, "ring beside", "hidden_share", "of the copy", Sample.of([hidden]))

@@ -1,0 +1,122 @@
+"""The ring on a GPU: what streams and torch's allocator make of it. In a dry run, on the stand-in."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from vitcache import PinnedRing
+from vitcache.adapters.pixels import PixelMover
+
+
+@pytest.fixture
+def ring(gpu):
+    size = gpu.size(64 << 20, 1 << 20)
+    with PinnedRing(size, backend="host" if gpu.dry else "cuda", piece_bytes=size // 16) as ring:
+        yield ring
+
+
+def elements(gpu, ring, share: float) -> int:
+    return int(ring.capacity_bytes * share) // 4
+
+
+def test_a_stream_waits_and_the_host_does_not(gpu, ring):
+    """Behind a slow stream the copy is queued at once; what waits for its ticket sees its bytes."""
+    src = torch.randn(elements(gpu, ring, 0.75))
+    dst = torch.zeros_like(src, device=gpu.device)
+    ring.copy_to(dst, src).synchronize()  # what is loaded lazily, is
+    dst.zero_()
+    gpu.synchronize()
+    gpu.slow(200)
+    begin = time.perf_counter()
+    ticket = ring.copy_to(dst, src)
+    ticket.wait()
+    doubled = dst * 2
+    passed = (time.perf_counter() - begin) * 1e3
+    if not gpu.dry:
+        assert passed < 150
+        assert not ticket.done
+    gpu.synchronize()
+    assert ticket.done
+    assert torch.equal(doubled.cpu(), src * 2)
+
+
+def test_several_streams_wait_for_one_ticket(gpu, ring):
+    src = torch.randn(elements(gpu, ring, 2.5))
+    dst = torch.zeros_like(src, device=gpu.device)
+    gpu.synchronize()
+    ticket = ring.copy_to(dst, src)
+    sums = []
+    for _ in range(3):
+        with gpu.stream() as stream:
+            ticket.wait(None if gpu.dry else stream)
+            sums.append((dst + 1, stream))
+    gpu.synchronize()
+    for total, _ in sums:
+        assert torch.equal(total.cpu(), src + 1)
+
+
+def test_memory_is_not_handed_out_before_the_copy_is_over(gpu, ring):
+    """A destination that is dropped at once: whoever gets its memory next keeps what it writes."""
+    src = torch.ones(elements(gpu, ring, 0.5))
+    for _ in range(gpu.size(20, 3)):
+        dst = torch.empty_like(src, device=gpu.device)
+        gpu.slow(2)
+        ring.copy_to(dst, src)
+        del dst
+        other = torch.zeros_like(src, device=gpu.device)
+        gpu.synchronize()
+        assert bool((other == 0).all())
+
+
+def test_the_first_launch_of_a_kernel_does_not_hang(gpu, ring):
+    """While the ring's stream waits for the host, a call that synchronises stalls, and then goes on."""
+    src = torch.randn(elements(gpu, ring, 3.0))
+    dst = torch.empty_like(src, device=gpu.device)
+    ticket = ring.copy_to(dst, src)
+    fresh = torch.erfinv(torch.rand(1000, device=gpu.device)).sum().item()
+    ticket.wait()
+    assert fresh == fresh
+    assert torch.equal(dst.cpu(), src)
+
+
+@pytest.mark.parametrize("target", [torch.bfloat16, torch.float16], ids=str)
+def test_casts_are_torchs(gpu, ring, target):
+    src = torch.randn(elements(gpu, ring, 1.3)) * torch.logspace(-12, 6, elements(gpu, ring, 1.3))
+    dst = torch.empty(src.shape, dtype=target, device=gpu.device)
+    ring.copy_to(dst, src).wait()
+    assert torch.equal(dst.cpu().view(torch.int16), src.to(target).view(torch.int16))
+
+
+def test_threads_with_streams_of_their_own_share_a_ring(gpu, ring):
+    right: list[bool] = []
+
+    def produce(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        with gpu.stream():
+            for _ in range(gpu.size(50, 5)):
+                src = random.random(int(random.integers(1, elements(gpu, ring, 0.6))), dtype=np.float32)
+                dst = torch.empty(src.shape, device=gpu.device)
+                ring.copy_to(dst, src).wait()
+                right.append(np.array_equal(dst.cpu().numpy(), src))
+
+    threads = [threading.Thread(target=produce, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * (4 * gpu.size(50, 5))
+    ring.check_integrity()
+
+
+def test_pixels_go_through_a_ring_to_the_device(gpu):
+    pixels = torch.randn(gpu.size(3600, 200), 1536)
+    mover = PixelMover()
+    with mover.moved({"pixels": pixels}, torch.device(gpu.device, None if gpu.dry else 0)) as moved:
+        doubled = moved["pixels"] * 2
+    assert torch.equal(doubled.cpu(), pixels * 2)
+    assert (mover._ring is None) is gpu.dry

@@ -1,0 +1,351 @@
+"""The ring as callers see it: what it copies, refuses, waits for, and what it survives.
+
+On a GPU where there is one, else on the stand-in for the runtime; what must be stopped or made to fail is
+always on the stand-in.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from placement_cases import same_bits
+
+from vitcache import CudaError, PinnedRing, host_runtime
+from vitcache.ring import MOST_THREADS, default_num_threads
+
+CAPACITY, PIECE = 1 << 16, 1 << 13
+
+
+@pytest.fixture(autouse=True)
+def fresh_host_runtime():
+    host_runtime.reset()
+    yield
+    host_runtime.reset()
+
+
+@pytest.fixture
+def ring(device):
+    backend = "cuda" if device == "cuda" else "host"
+    with PinnedRing(CAPACITY, num_threads=2, backend=backend, piece_bytes=PIECE) as ring:
+        yield ring
+
+
+@pytest.fixture
+def host_ring():
+    with PinnedRing(CAPACITY, num_threads=2, backend="host", piece_bytes=PIECE) as ring:
+        yield ring
+
+
+def poisoned_like(src: torch.Tensor, device: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    dst = torch.empty(src.shape, dtype=dtype or src.dtype, device=device)
+    return dst.fill_(float("nan") if dst.is_floating_point() else 77)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool], ids=str
+)
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (7, 11), (3, PIECE), (1, 5 * CAPACITY // 8)], ids=str)
+def test_tensors_of_every_dtype_and_shape_arrive(ring, device, dtype, shape):
+    src = (torch.randn(shape) * 50).to(dtype)
+    dst = poisoned_like(src, device)
+    ticket = ring.copy_to(dst, src)
+    ticket.synchronize()
+    assert ticket.done
+    assert torch.equal(dst.cpu(), src)
+    ring.check_integrity()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[::2],
+        lambda x: x[:, 3:17],
+        lambda x: x.T,
+        lambda x: x[3:4].expand(9, -1),
+        lambda x: x.view(5, 4, 3, 10).permute(2, 0, 3, 1),
+        lambda x: x[:, ::-1] if isinstance(x, np.ndarray) else x.flip(1),
+    ],
+    ids=["rows", "columns", "transposed", "expanded", "permuted", "flipped"],
+)
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_views_are_read_in_order_and_cast_as_torch_does(ring, device, view, target):
+    src = torch.randn(20, 30) * torch.logspace(-9, 6, 30)
+    src = view(src)
+    dst = poisoned_like(src, device, target)
+    ring.copy_to(dst, src).wait()
+    assert same_bits(dst.cpu(), src.to(target).contiguous())
+
+
+def test_arrays_arrive_like_tensors(ring, device):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    read_only = pixels.copy()
+    read_only.flags.writeable = False
+    shared = np.frombuffer(memoryview(bytes(pixels.tobytes())), dtype=np.uint8).reshape(6, 8, 3)
+    for array in (pixels, pixels[:, ::-1], pixels.transpose(2, 0, 1), read_only, shared):
+        dst = torch.full(array.shape, 7, dtype=torch.uint8, device=device)
+        ring.copy_to(dst, array).wait()
+        assert np.array_equal(dst.cpu().numpy(), array)
+    odd = np.zeros(1 + 12, dtype=np.uint8)[1:].view(np.float32)
+    odd[:] = [1.5, -2.0, 3.25]
+    dst = torch.zeros(3, dtype=torch.bfloat16, device=device)
+    ring.copy_to(dst, odd).wait()
+    assert dst.tolist() == [1.5, -2.0, 3.25]
+
+
+def test_nan_and_infinity_survive_a_cast(ring, device):
+    src = torch.tensor([float("nan"), float("inf"), float("-inf"), 3.4e38, -0.0, 65520.0, 6e-8])
+    for target in (torch.bfloat16, torch.float16):
+        dst = poisoned_like(src, device, target)
+        ring.copy_to(dst, src).wait()
+        assert bool(dst[0].isnan())
+        assert same_bits(dst[1:].cpu(), src[1:].to(target))
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_copied(ring, device):
+    dst = torch.full((4,), 7.0, device=device)
+    src = torch.zeros(4)
+    for error, words, arguments in [
+        (ValueError, r"src has shape \(3,\), dst has \(4,\)", (dst, torch.zeros(3))),
+        (TypeError, "src is torch.float64, dst is torch.float32: only float32 is cast", (dst, src.double())),
+        (TypeError, "src is torch.float16, dst is torch.float32", (dst, src.half())),
+        (TypeError, "src must be a CPU tensor or a NumPy array, it is list", (dst, [0.0] * 4)),
+        (TypeError, "src is an array of >f4, torch has no such dtype", (dst, np.zeros(4, ">f4"))),
+        (TypeError, "src is an array of <U1", (dst, np.array(["a"] * 4))),
+        (ValueError, "src is a torch.strided tensor on meta", (dst, torch.zeros(4, device="meta"))),
+        (TypeError, "dst must be a tensor, it is ndarray", (np.zeros(4, np.float32), src)),
+        (ValueError, "dst is on meta, the ring copies to", (torch.zeros(4, device="meta"), src)),
+        (ValueError, r"dst has strides \(2,\) for shape \(2,\)", (dst[::2], src[:2])),
+    ]:
+        with pytest.raises(error, match=words):
+            ring.copy_to(*arguments)
+    with pytest.raises(ValueError, match="timeout_s is -1, it must be finite and at least 0"):
+        ring.copy_to(dst, src, timeout_s=-1)
+    assert dst.tolist() == [7.0] * 4
+    assert ring.stats().copies == 0
+
+
+def test_bad_options_are_named():
+    for error, words, options in [
+        (ValueError, "backend is 'gpu', it must be one of 'auto', 'cuda', 'host'", {"backend": "gpu"}),
+        (ValueError, "num_threads is 0, it must be at least 1", {"num_threads": 0}),
+        (ValueError, f"num_threads is 65, it must be at most {MOST_THREADS}", {"num_threads": 65}),
+        (TypeError, "num_threads must be an int, it is 1.5", {"num_threads": 1.5}),
+        (ValueError, "piece_bytes is 255, it must be at least 256", {"piece_bytes": 255}),
+    ]:
+        with pytest.raises(error, match=words):
+            PinnedRing(CAPACITY, **{"backend": "host", **options})
+    with pytest.raises(ValueError, match="capacity_bytes is 0, it must be at least 1"):
+        PinnedRing(0, backend="host")
+    assert 1 <= default_num_threads() <= 12
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_the_cuda_backend_is_refused_and_auto_is_the_host():
+    with pytest.raises(CudaError, match="torch finds no CUDA device"):
+        PinnedRing(CAPACITY, backend="cuda")
+    with PinnedRing(CAPACITY) as ring:
+        assert (ring.backend, ring.device) == ("host", torch.device("cpu"))
+
+
+def test_memory_that_cannot_be_locked_is_a_memory_error():
+    host_runtime.limit_locked_bytes(CAPACITY - 1)
+    with pytest.raises(MemoryError, match=f"cannot page-lock {CAPACITY} bytes"):
+        PinnedRing(CAPACITY, backend="host")
+    host_runtime.reset()
+    assert host_runtime.count().locked_bytes == 0
+
+
+def test_a_full_ring_times_out_and_says_what_is_in_it(host_ring):
+    src = torch.arange(CAPACITY // 4, dtype=torch.int32)
+    first, late = torch.zeros_like(src), torch.zeros(3)
+    with host_runtime.paused():
+        ticket = host_ring.copy_to(first, src, timeout_s=0)
+        assert not ticket.done
+        assert host_ring.stats().used_bytes == CAPACITY
+        with pytest.raises(TimeoutError, match=rf"no room for 12 bytes in time: 8 slots hold {CAPACITY} of"):
+            host_ring.copy_to(late, torch.ones(3), timeout_s=0)
+        host_ring.check_integrity()
+    host_ring.copy_to(late, torch.ones(3), timeout_s=60).synchronize()
+    assert torch.equal(first, src)
+    assert late.tolist() == [1.0] * 3
+
+
+def test_while_it_is_held_no_slot_retires(ring, device):
+    src = torch.arange(CAPACITY // 4, dtype=torch.int32)
+    dst = torch.zeros_like(src, device=device)
+    with ring.hold():
+        ring.copy_to(dst, src).synchronize()
+        assert ring.stats().used_bytes == CAPACITY
+        with pytest.raises(TimeoutError, match="the ring is held"):
+            ring.copy_to(dst[:1], src[:1], timeout_s=0)
+    assert ring.stats().used_bytes == 0
+    assert torch.equal(dst.cpu(), src)
+
+
+def test_a_copy_returns_before_its_source_is_read(host_ring):
+    """No call waits for the device: not for a copy with room, nor for asking whether it is done."""
+    src = torch.arange(CAPACITY // 8, dtype=torch.int32)
+    dst = torch.zeros_like(src)
+    before = host_runtime.count().synchronizing_calls
+    with host_runtime.paused():
+        ticket = host_ring.copy_to(dst, src)
+        assert not ticket.done
+        assert int(dst.sum()) == 0
+    assert host_runtime.count().synchronizing_calls == before
+    ticket.synchronize()
+    assert torch.equal(dst, src)
+
+
+def test_source_and_destination_live_until_the_copy_is_over(host_ring):
+    src = np.arange(1000, dtype=np.float32)
+    dst = torch.zeros(1000)
+    kept = weakref.ref(dst)
+    with host_runtime.paused():
+        ticket = host_ring.copy_to(dst, src)
+        del src, dst
+        gc.collect()
+        assert kept() is not None
+    ticket.synchronize()
+    assert torch.equal(kept(), torch.arange(1000, dtype=torch.float32))
+    host_ring.copy_to(torch.zeros(1), torch.ones(1)).synchronize()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("entry", ["cudaMemcpyAsync", "cuStreamWaitValue32_v2", "cudaEventRecord"])
+def test_a_copy_that_cannot_be_queued_poisons_its_ticket_only(host_ring, entry):
+    src = torch.randn(4 * PIECE // 4)
+    host_runtime.fail(entry, 2)
+    failed = host_ring.copy_to(torch.zeros_like(src), src)
+    for ask in (failed.wait, failed.synchronize, lambda: failed.done):
+        with pytest.raises(CudaError, match=r"cudaErrorInjected \(999\)"):
+            ask()
+    dst = torch.zeros_like(src)
+    host_ring.copy_to(dst, src, timeout_s=60).synchronize()
+    assert same_bits(dst, src)
+    host_ring.check_integrity()
+
+
+def test_a_device_that_is_lost_is_told_by_each_ticket_and_the_ring_closes():
+    ring = PinnedRing(CAPACITY, backend="host", piece_bytes=PIECE)
+    host_runtime.fail_copy()
+    src = torch.randn(100)
+    with pytest.raises(CudaError, match=r"cudaErrorIllegalAddress \(700\)"):
+        ring.copy_to(torch.zeros(100), src).synchronize()
+    with pytest.raises(CudaError, match="700"):
+        ring.copy_to(torch.zeros(100), src).wait()
+    ring.close()
+
+
+def test_a_closed_ring_refuses_and_its_tickets_stay(ring, device):
+    dst = torch.zeros(100, device=device)
+    ticket = ring.copy_to(dst, torch.ones(100))
+    ring.close()
+    ring.close()
+    assert ticket.done
+    ticket.wait()
+    assert bool((dst == 1).all())
+    for call in (lambda: ring.copy_to(dst, torch.ones(100)), ring.stats):
+        with pytest.raises(RuntimeError, match="the ring was closed"):
+            call()
+
+
+def test_who_waits_for_room_is_told_that_the_ring_was_closed(host_ring):
+    src = torch.zeros(CAPACITY, dtype=torch.uint8)
+    said = []
+
+    def wait_for_room():
+        try:
+            host_ring.copy_to(torch.zeros(1), torch.zeros(1))
+        except RuntimeError as error:
+            said.append(str(error))
+
+    hold = host_ring.hold()
+    hold.__enter__()
+    host_ring.copy_to(torch.empty_like(src), src).synchronize()
+    thread = threading.Thread(target=wait_for_room)
+    thread.start()
+    while host_ring.stats().copies < 2:
+        pass
+    host_ring.close()
+    thread.join()
+    hold.__exit__(None, None, None)
+    assert said == ["the ring was closed"]
+
+
+def test_threads_share_a_ring(ring, device):
+    def produce(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(20):
+            size = int(torch.randint(0, 40_000, (), generator=generator))
+            src = torch.randn(size, generator=generator)
+            dst = poisoned_like(src, device, torch.bfloat16)
+            ring.copy_to(dst, src).wait()
+            right.append(same_bits(dst.cpu(), src.bfloat16()))
+
+    right: list[bool] = []
+    threads = [threading.Thread(target=produce, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 80
+    ring.check_integrity()
+    assert ring.stats().used_bytes == 0
+
+
+def test_a_forked_child_is_refused_and_ends(host_ring):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            host_ring.copy_to(torch.zeros(1), torch.zeros(1))
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        host_ring.close()
+        os._exit(0)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    assert f"the ring belongs to process {os.getpid()}, this is process {child}" in said
+
+
+EXIT_WITH_COPIES_IN_FLIGHT = """
+import torch
+from vitcache import PinnedRing
+ring = PinnedRing(1 << 20, backend="host", piece_bytes=1 << 14)
+src, dst = torch.ones(1 << 22), torch.zeros(1 << 22)
+tickets = [ring.copy_to(dst, src) for _ in range(3)]
+print("queued", flush=True)
+{last}
+"""
+
+
+@pytest.mark.parametrize(
+    "last", ["", "raise SystemExit(3)", "import os; os.fork() or os._exit(0); os.wait()"]
+)
+def test_the_interpreter_ends_with_copies_in_flight(last):
+    code = EXIT_WITH_COPIES_IN_FLIGHT.format(last=last)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "queued\n"
+    assert done.returncode == (3 if "SystemExit" in last else 0), done.stderr
+    assert not done.stderr
+
+
+def test_nothing_is_left_of_a_ring():
+    before = host_runtime.count()
+    ring = PinnedRing(CAPACITY, backend="host")
+    ring.copy_to(torch.zeros(10), torch.ones(10)).synchronize()
+    del ring
+    gc.collect()
+    after = host_runtime.count()
+    for name in ("streams", "events", "locked_bytes"):
+        assert getattr(after, name) == getattr(before, name), name

@@ -1,0 +1,100 @@
+"""Random traces of a ring against its model; on the stand-in, whose streams stop and go as they are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from ring_model import RingModel
+
+from vitcache import PinnedRing
+from vitcache.host_runtime import pause, reset
+
+CAPACITY, PIECE = 1 << 14, 1 << 11
+
+
+class RingTrace(RuleBasedStateMachine):
+    """Copies, stops, holds; room and bytes are the model's after each."""
+
+    @initialize()
+    def begin(self) -> None:
+        reset()
+        self.ring = PinnedRing(CAPACITY, num_threads=2, backend="host", piece_bytes=PIECE)
+        self.model = RingModel(CAPACITY, PIECE)
+        self.copies: list = []
+        self.paused = False
+        self.hold = None
+
+    @rule(num_bytes=st.integers(0, 2 * CAPACITY) | st.sampled_from([PIECE - 1, PIECE, PIECE + 1, CAPACITY]))
+    def copy(self, num_bytes: int) -> None:
+        src = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
+        dst = torch.zeros_like(src)
+        waits = (
+            not self.paused and not self.model.held
+        )  # for pieces of its own, if it is larger than the ring
+        if self.model.copy(num_bytes, over=not self.paused):
+            self.copies.append((self.ring.copy_to(dst, src, timeout_s=None if waits else 0), src, dst))
+        else:
+            with pytest.raises(TimeoutError, match="no room for"):
+                self.ring.copy_to(dst, src, timeout_s=0)
+        if not self.paused:
+            self.settle()
+
+    @precondition(lambda self: not self.paused)
+    @rule()
+    def stop(self) -> None:
+        self.settle()
+        pause(True)
+        self.paused = True
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def go(self) -> None:
+        pause(False)
+        self.paused = False
+        self.settle()
+
+    @precondition(lambda self: self.hold is None)
+    @rule()
+    def take_hold(self) -> None:
+        self.hold = self.ring.hold()
+        self.hold.__enter__()
+        self.model.held = True
+
+    @precondition(lambda self: self.hold is not None)
+    @rule()
+    def let_go(self) -> None:
+        self.hold.__exit__(None, None, None)
+        self.hold = None
+        self.model.held = False
+
+    @invariant()
+    def books_agree(self) -> None:
+        if hasattr(self, "ring"):
+            self.ring.check_integrity()
+            stats = self.ring.stats()
+            self.model.retire()
+            assert (stats.used_bytes, stats.num_slots) == (self.model.used, len(self.model.slots))
+
+    def settle(self) -> None:
+        """Wait for all copies, and for pieces of those that got no room."""
+        for ticket, src, dst in self.copies:
+            ticket.synchronize()
+            assert torch.equal(src, dst)
+        self.copies = []
+        probe = self.ring._native
+        while any(not entry[0].is_over for entry in list(self.ring._in_flight)):
+            probe.check_integrity()
+        self.model.settle()
+
+    def teardown(self) -> None:
+        if hasattr(self, "ring"):
+            pause(False)
+            self.settle()
+            self.ring.close()
+
+
+TestRingTrace = RingTrace.TestCase
+TestRingTrace.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

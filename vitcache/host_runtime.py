@@ -1,0 +1,86 @@
+"""The stand-in for the CUDA runtime, for machines without a GPU: opened, stopped, made to fail, and counted.
+
+It is a library with the entry points of the real one; csrc/host_runtime.h says what it does. The controls are
+for tests and benches, and act on the whole process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+
+from vitcache._native import CudaRuntime
+
+
+class Counts(ctypes.Structure):
+    """Calls that wait for the device and copies done, since the reset; what is alive, by number or bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in ("synchronizing_calls", "copies", "copied_bytes", "streams", "events", "locked_bytes")
+    ]
+
+
+def path() -> str:
+    """Return the library's file, which is installed beside the native module."""
+    spec = find_spec("vitcache._host_runtime")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
+    return spec.origin
+
+
+def open_runtime() -> CudaRuntime:
+    """Open it in the place of the real runtime."""
+    return CudaRuntime.open_file(path())
+
+
+def reset() -> None:
+    """Start the counts anew and end every failure, limit and pause."""
+    _library().vitcache_host_reset()
+
+
+def count() -> Counts:
+    """Return all counts."""
+    counts: Counts = _library().vitcache_host_count()
+    return counts
+
+
+def pause(paused: bool) -> None:
+    """Let no stream do anything, or let them go on."""
+    _library().vitcache_host_pause(paused)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Let no stream do anything meanwhile."""
+    pause(True)
+    try:
+        yield
+    finally:
+        pause(False)
+
+
+def fail(entry: str, nth: int = 1, error: int = 999) -> None:
+    """Let the `nth` next call of an entry point fail."""
+    _library().vitcache_host_fail(entry.encode(), nth, error)
+
+
+def fail_copy(nth: int = 1) -> None:
+    """Lose the device in the `nth` next copy."""
+    _library().vitcache_host_fail_copy(nth)
+
+
+def limit_locked_bytes(limit: int) -> None:
+    """Let no more than so many bytes be page-locked."""
+    _library().vitcache_host_limit_locked_bytes(limit)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(path())
+    library.vitcache_host_count.restype = Counts
+    library.vitcache_host_limit_locked_bytes.argtypes = [ctypes.c_size_t]
+    return library

@@ -1,0 +1,394 @@
+"""The pinned ring: features from pageable memory to the device at the speed of its bus, never blocking."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcache import _native, host_runtime
+from vitcache.errors import CudaError
+from vitcache.info import open_cuda_runtime
+
+# Threads beyond these gave nothing more in the design's sketches: 38 GB/s with 8, 43 with 12, of 55.
+MOST_DEFAULT_THREADS = 12
+MOST_THREADS = 64
+# 4 to 16 MiB did alike there; the smaller a piece, the sooner the first one is on its way.
+PIECE_BYTES = 4 << 20
+
+_CASTS = {
+    (torch.float32, torch.bfloat16): _native.Cast.float32_to_bfloat16,
+    (torch.float32, torch.float16): _native.Cast.float32_to_float16,
+}
+
+
+class RingStats(NamedTuple):
+    """What is in a ring, and what has gone through it.
+
+    Attributes
+    ----------
+    capacity_bytes, used_bytes
+        Of the ring; used are those of slots that have not retired.
+    num_slots, num_unread
+        Slots that have not retired, and those of them that are still being filled.
+    copies, copied_bytes
+        Since the ring was made, in bytes that go to the device.
+    construction_seconds
+        What it took to allocate and page-lock the memory.
+    """
+
+    capacity_bytes: int
+    used_bytes: int
+    num_slots: int
+    num_unread: int
+    copies: int
+    copied_bytes: int
+    construction_seconds: float
+
+
+class Ticket:
+    """A copy that was ordered: others can be ordered after it.
+
+    Made by `PinnedRing.copy_to`. Any thread may use it; it may be dropped, and may outlive the ring. What
+    asks for the copy raises the cause, a `CudaError`, if that failed.
+    """
+
+    __slots__ = ("_device", "_native")
+
+    def __init__(self, native: _native.Ticket, device: torch.device) -> None:
+        self._native = native
+        self._device = device
+
+    def wait(self, stream: Any = None) -> None:
+        """Let what a stream is given from now on run after the copy. The host does not wait.
+
+        Parameters
+        ----------
+        stream
+            A `torch.cuda.Stream`, or a handle as an int. None: the current stream of the ring's device. A
+            ring of the host backend has no streams to wait: then the host does.
+        """
+        if self._device.type == "cuda":
+            self._native.wait(_handle(stream, self._device))
+        else:
+            self._native.synchronize()
+
+    def synchronize(self) -> None:
+        """Wait on the host until the copy is over."""
+        self._native.synchronize()
+
+    def wait_source_read(self) -> None:
+        """Wait on the host until the source was read, and may change: for the ring's threads, not the device.
+
+        Raises nothing if the copy failed.
+        """
+        self._native.wait_source_read()
+
+    @property
+    def done(self) -> bool:
+        """Whether the copy is over; never waits."""
+        return self._native.done
+
+
+class PinnedRing:
+    """Copies tensors from pageable memory to a device through page-locked memory, on a stream of its own.
+
+    A copy is cut into pieces. Worker threads fill the ring with them, and cast on the way; the device fetches
+    each as soon as it is there. `copy_to` returns when all is queued: it waits neither for the reading of the
+    source nor for the device, only for room in the ring.
+
+    Parameters
+    ----------
+    capacity_bytes
+        Page-locked memory, allocated here, once. Copies in flight beyond that wait.
+    num_threads
+        Threads that fill. None: three quarters of the cores, 12 at most.
+    backend
+        ``"cuda"``; ``"host"``: to CPU memory, with threads in the place of streams, for machines without a
+        GPU; ``"auto"``: the first if there is a CUDA device.
+    device
+        The CUDA device. None: the current one.
+    piece_bytes
+        The largest piece.
+
+    Raises
+    ------
+    ValueError
+        If a number is too small or too large, or the backend is unknown.
+    TypeError
+        If a number is no int.
+    MemoryError
+        If so much memory cannot be allocated or page-locked.
+    CudaError
+        If there is no CUDA runtime for ``"cuda"``, or it fails.
+
+    Notes
+    -----
+    Any thread may call anything at any time. Copies made at once share the ring in turns, piece by piece. A
+    forked child cannot use the ring: RuntimeError. At interpreter exit a ring closes itself.
+
+    Until a worker has filled a piece the ring's stream waits for a value that the host will write, and CUDA
+    calls that synchronise with the device stall as long. The workers depend on nothing but the source's
+    memory, so that ends by itself.
+    """
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        *,
+        num_threads: int | None = None,
+        backend: str = "auto",
+        device: torch.device | str | int | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        if num_threads is None:
+            num_threads = default_num_threads()
+        for name, value in (
+            ("capacity_bytes", capacity_bytes),
+            ("num_threads", num_threads),
+            ("piece_bytes", piece_bytes),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        if num_threads > MOST_THREADS:
+            raise ValueError(f"num_threads is {num_threads}, it must be at most {MOST_THREADS}")
+        self.device = _resolve(backend, device)
+        self.capacity_bytes = capacity_bytes
+        self.num_threads = num_threads
+        runtime = open_cuda_runtime() if self.device.type == "cuda" else host_runtime.open_runtime()
+        if not runtime.available:
+            raise CudaError(f"backend is 'cuda' but there is no CUDA runtime: {'; '.join(runtime.searched)}")
+        self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, self.device.index or 0)
+        self.stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self.stream = torch.cuda.ExternalStream(self._native.stream, self.device)
+        # What copies in flight read and write, oldest first.
+        self._in_flight: deque[tuple[_native.Ticket, Any, Tensor]] = deque()
+        self._reaping = threading.Lock()
+        # Also at exit: the workers must be gone before the interpreter is.
+        self._close = weakref.finalize(self, _close, self._native, self._in_flight)
+
+    @property
+    def backend(self) -> str:
+        """``"cuda"`` or ``"host"``."""
+        return "cuda" if self.device.type == "cuda" else "host"
+
+    def copy_to(
+        self, dst: Tensor, src: Tensor | np.ndarray, *, after: Any = None, timeout_s: float | None = None
+    ) -> Ticket:
+        """Order a copy of `src` to `dst`.
+
+        Parameters
+        ----------
+        dst
+            A contiguous tensor on the ring's device (host backend: on the CPU).
+        src
+            A CPU tensor or NumPy array of the same shape, with any strides. Of the same dtype; or float32
+            for a bfloat16 or float16 `dst`, which is rounded to nearest even. It is kept alive, and must not
+            change until it was read: see `Ticket.wait_source_read`.
+        after
+            The `torch.cuda.Stream`, or its handle as an int, whose work so far precedes the write to `dst`.
+            None: the current stream of the ring's device. (Host backend: ignored.)
+        timeout_s
+            Seconds to wait for room in the ring. None: as long as it takes. A copy that is larger than the
+            ring waits for its own pieces.
+
+        Returns
+        -------
+        Ticket
+            If the copy cannot be queued, the ticket raises the cause; the ring goes on.
+
+        Raises
+        ------
+        TypeError
+            If one is of another type, or their dtypes are no such pair.
+        ValueError
+            If shapes differ, `dst` is not contiguous, or one is on another device.
+        TimeoutError
+            If there was no room in time. Nothing can be said of the content of `dst` then.
+        RuntimeError
+            If the ring was closed, or the process was forked.
+
+        Notes
+        -----
+        `dst` may be freed at once: torch's allocator is told that the ring's stream uses it.
+        """
+        check_destination(dst, self.device)
+        source = as_source(src)
+        if source.shape != tuple(dst.shape):
+            raise ValueError(f"src has shape {source.shape}, dst has {tuple(dst.shape)}")
+        cast = _native.Cast.none if source.dtype == dst.dtype else _CASTS.get((source.dtype, dst.dtype))
+        if cast is None:
+            raise TypeError(
+                f"src is {source.dtype}, dst is {dst.dtype}: only float32 is cast, to bfloat16 or float16"
+            )
+        if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
+            raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
+        self._reap()
+        ticket = self._native.make_ticket()
+        entry = (ticket, source.owner, dst)
+        self._in_flight.append(entry)
+        if self.stream is not None:
+            dst.record_stream(self.stream)
+        self._native.copy(
+            ticket,
+            dst.data_ptr(),
+            source.address,
+            source.element_bytes,
+            source.shape,
+            source.strides,
+            cast,
+            _handle(after, self.device) if self.stream is not None else None,
+            timeout_s,
+        )
+        if not dst.is_inference():
+            torch.autograd.graph.increment_version(dst)
+        return Ticket(ticket, self.device)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let no slot retire meanwhile: for tests, and to measure what a full ring does."""
+        self._native.hold()
+        try:
+            yield
+        finally:
+            self._native.release()
+
+    def stats(self) -> RingStats:
+        """Return what is in the ring now.
+
+        Raises
+        ------
+        RuntimeError
+            If the ring was closed.
+        """
+        stats = self._native.stats()
+        return RingStats(*(getattr(stats, name) for name in RingStats._fields))
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError if slots overlap or are out of order."""
+        self._native.check_integrity()
+
+    def close(self) -> None:
+        """Wait for all copies, and give the memory back. A second call does nothing.
+
+        Threads that wait for room get a RuntimeError. Tickets stay as they are.
+        """
+        self._close()
+
+    def __enter__(self) -> PinnedRing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"PinnedRing({self.capacity_bytes}, num_threads={self.num_threads}, backend={self.backend!r}, "
+            f"device={str(self.device)!r})"
+        )
+
+    def _reap(self) -> None:
+        """Let go of what copies that are over have read and written."""
+        if self._reaping.acquire(blocking=False):
+            try:
+                while self._in_flight and self._in_flight[0][0].is_over:
+                    self._in_flight.popleft()
+            finally:
+                self._reaping.release()
+
+
+class Source(NamedTuple):
+    """What the native side takes of a source. Strides are in bytes."""
+
+    address: int
+    dtype: torch.dtype
+    element_bytes: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    owner: Any
+
+
+def as_source(src: Any) -> Source:
+    """Describe a CPU tensor or NumPy array.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, or of a dtype that torch has not.
+    ValueError
+        If it is a tensor on another device.
+    """
+    if isinstance(src, Tensor):
+        if src.device.type != "cpu" or src.layout != torch.strided:
+            raise ValueError(
+                f"src is a {src.layout} tensor on {src.device}, it must be a dense one on the CPU"
+            )
+        src = src.detach().resolve_conj().resolve_neg()
+        size = src.element_size()
+        strides = tuple(stride * size for stride in src.stride())
+        return Source(src.data_ptr(), src.dtype, size, tuple(src.shape), strides, src)
+    if not isinstance(src, np.ndarray):
+        raise TypeError(f"src must be a CPU tensor or a NumPy array, it is {type(src).__name__}")
+    dtype = getattr(torch, src.dtype.name, None)
+    if not isinstance(dtype, torch.dtype) or not src.dtype.isnative:
+        raise TypeError(f"src is an array of {src.dtype.str}, torch has no such dtype")
+    return Source(src.ctypes.data, dtype, src.itemsize, src.shape, src.strides, src)
+
+
+def check_destination(dst: Any, device: torch.device) -> None:
+    """Raise TypeError or ValueError if `dst` is no contiguous tensor on `device`."""
+    if not isinstance(dst, Tensor):
+        raise TypeError(f"dst must be a tensor, it is {type(dst).__name__}")
+    if dst.device != device:
+        raise ValueError(f"dst is on {dst.device}, the ring copies to {device}")
+    if not dst.is_contiguous():
+        raise ValueError(
+            f"dst has strides {dst.stride()} for shape {tuple(dst.shape)}, it must be contiguous"
+        )
+
+
+def default_num_threads() -> int:
+    """Three quarters of the cores that this process may use, 12 at most."""
+    cores = len(os.sched_getaffinity(0))
+    return min(MOST_DEFAULT_THREADS, max(1, cores - cores // 4))
+
+
+def _resolve(backend: str, device: torch.device | str | int | None) -> torch.device:
+    if backend not in ("auto", "cuda", "host"):
+        raise ValueError(f"backend is {backend!r}, it must be one of 'auto', 'cuda', 'host'")
+    if backend == "auto":
+        backend = "cuda" if torch.cuda.is_available() else "host"
+    if backend == "host":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise CudaError("backend is 'cuda' but torch finds no CUDA device")
+    chosen = torch.device("cuda") if device is None else torch.device(device)
+    if chosen.type != "cuda":
+        raise ValueError(f"device is {chosen}, a ring of the CUDA backend copies to a CUDA device")
+    return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
+
+
+def _handle(stream: Any, device: torch.device) -> int:
+    if stream is None:
+        stream = torch.cuda.current_stream(device)
+    handle = stream if isinstance(stream, int) else getattr(stream, "cuda_stream", None)
+    if not isinstance(handle, int):
+        raise TypeError(f"stream must be a torch.cuda.Stream or an int, it is {type(stream).__name__}")
+    return handle
+
+
+def _close(ring: _native.Ring, in_flight: deque[Any]) -> None:
+    ring.close()
+    in_flight.clear()
