@@ -16,12 +16,13 @@ constexpr std::chrono::microseconds kPoll{50};
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Makes a device current, as events and streams are made on the current one.
+// Makes a device current, as events and streams are made on the current one. Also where it is already: in a
+// new thread that is what gives the driver its context.
 class DeviceGuard {
  public:
-  DeviceGuard(const CudaRuntime& runtime, int device) : runtime_(runtime), before_(runtime.device()) {
-    changed_ = before_ != device;
-    if (changed_) runtime_.set_device(device);
+  DeviceGuard(const CudaRuntime& runtime, int device)
+      : runtime_(runtime), before_(runtime.device()), changed_(before_ != device) {
+    runtime_.set_device(device);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;

@@ -1,4 +1,4 @@
-"""Pixels on their way: through the ring where they are pageable and large; then they are the caller's again."""
+"""Pixels on their way: through the ring where they are pageable and large; afterwards they may change."""
 
 import pytest
 import torch
