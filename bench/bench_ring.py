@@ -8,6 +8,7 @@ filling alone is measured, too, against this machine's own copy with as many thr
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,12 +36,15 @@ FEW_LAYERS = 2  # what a CPU can run again and again; there the overlap is only 
 
 @dataclass(frozen=True)
 class RingCase:
-    """A float32 feature of ``(rows, width)``, and layers of a tower of that width to run beside the copy."""
+    """A float32 feature of ``(rows, width)``, and layers of a tower of that width to run beside the copy;
+    and a ring to construct, in bytes.
+    """
 
     name: str
     rows: int
     width: int
     layers: int
+    constructed_bytes: int = 1 << 30
 
     @property
     def num_bytes(self) -> int:
@@ -54,7 +58,7 @@ CASES = {
         RingCase("1280x720", 3_600, 1536, 32),
         RingCase("4x2560x1440", 4 * 14_400, 1536, 32),
     ],
-    "smoke": [RingCase("tiny", 50, 64, 2)],
+    "smoke": [RingCase("tiny", 50, 64, 2, 1 << 20)],
 }
 
 
@@ -63,6 +67,8 @@ def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     device, on_gpu = timer.device, timer.device.type == "cuda"
     src = torch.randn(case.rows, case.width)
     dst = torch.empty_like(src, device=device)
+    yield "construction"
+    add_construction(case, recorder, timer)
     with ExitStack() as rings:
         yield "copies, in turns"
         contenders = {
@@ -83,6 +89,46 @@ def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         if on_gpu or case.layers <= FEW_LAYERS:
             yield "beside a tower"
             add_overlap(case, recorder, timer, src, rings)
+
+
+def add_construction(case: RingCase, recorder: Recorder, timer: Timer) -> None:
+    """What it takes to have page-locked memory, on a GPU against torch's own."""
+    on_gpu = timer.device.type == "cuda"
+    functions: dict[str, Callable[[], object]] = {}
+    if on_gpu:
+        functions["page-lock"] = lambda: page_lock(case.constructed_bytes)
+
+    def construct() -> None:
+        with ExitStack() as rings:
+            rings.enter_context(PinnedRing(case.constructed_bytes, backend="cuda" if on_gpu else "host"))
+
+    functions["ring"] = construct
+    few = Timer(timer.device, repeats=3)
+    samples = few.rounds_us(functions)
+    for name, sample in samples.items():
+        judged = on_gpu and name == "ring"
+        against = ("page-lock", samples["page-lock"].value) if on_gpu else None
+        recorder.add(
+            case.name,
+            name,
+            "construct_us",
+            "us",
+            sample,
+            bytes_moved=case.constructed_bytes,
+            against=against,
+            target=1.0 if judged else None,
+            limit=samples["page-lock"].value if judged else None,
+        )
+
+
+def page_lock(num_bytes: int) -> None:
+    """Allocate memory, lock it as it comes, and give it back: by what torch itself calls."""
+    memory = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    cudart = torch.cuda.cudart()
+    status = cudart.cudaHostRegister(memory.data_ptr(), num_bytes, 0)
+    if status != 0:
+        raise RuntimeError(f"cannot page-lock {num_bytes} bytes: {cudart.cudaGetErrorString(status)}")
+    cudart.cudaHostUnregister(memory.data_ptr())
 
 
 def thread_counts() -> list[int]:

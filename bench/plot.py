@@ -10,6 +10,10 @@ import json
 from pathlib import Path
 
 
+# The first of these that a file has a ratio of is drawn.
+METRICS = ("device_us", "done_us", "host_us")
+
+
 def plot(path: Path) -> Path:
     """Write ``<file>.png`` from the rows that have a ratio; nothing else is read."""
     import matplotlib
@@ -17,13 +21,15 @@ def plot(path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [
-        row
-        for row in json.loads(path.read_text())
-        if row["ratio"] is not None and row["metric"] == "device_us"
-    ]
-    if not rows:
+    with_ratio = [row for row in json.loads(path.read_text()) if row["ratio"] is not None]
+    there = {row["metric"] for row in with_ratio}
+    metric = next((name for name in METRICS if name in there), None)
+    if metric is None:
         raise ValueError(f"{path} has no ratio to draw")
+    rows = [row for row in with_ratio if row["metric"] == metric]
+    # The limit of most: what a contender of its own is compared with has no place beside the line.
+    limit = max((row["ratio_to"] for row in rows), key=[row["ratio_to"] for row in rows].count)
+    rows = [row for row in rows if row["ratio_to"] == limit]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
     figure, axes = pyplot.subplots(figsize=(2 + 1.6 * len(cases), 4.5), layout="constrained")
@@ -33,10 +39,10 @@ def plot(path: Path) -> Path:
         offset = (index - (len(contenders) - 1) / 2) * width
         positions = [cases.index(case) + offset for case in ratios]
         axes.bar(positions, list(ratios.values()), width, label=contender)
-    axes.axhline(1, color="black", linewidth=1, label=rows[0]["ratio_to"])
+    axes.axhline(1, color="black", linewidth=1, label=limit)
     axes.set_yscale("log")
     axes.set_xticks(range(len(cases)), cases)
-    axes.set_ylabel(f"time / {rows[0]['ratio_to']}")
+    axes.set_ylabel(f"{metric} / {limit}")
     axes.set_title(f"{rows[0]['bench']}, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
     axes.legend(fontsize=8)
     target = path.with_suffix(".png")

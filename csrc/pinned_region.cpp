@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstring>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,8 +26,14 @@ void touch(std::byte* data, std::size_t bytes, std::size_t page_bytes, int num_t
     for (std::size_t at = begin; at < end; at += page_bytes) data[at] = std::byte{0};
   };
   std::vector<std::thread> helpers;
-  for (std::size_t begin = share; begin < bytes; begin += share)
-    helpers.emplace_back(touch_range, begin, std::min(begin + share, bytes));
+  helpers.reserve(threads);
+  std::size_t begin = share;
+  try {
+    for (; begin < bytes; begin += share)
+      helpers.emplace_back(touch_range, begin, std::min(begin + share, bytes));
+  } catch (const std::system_error&) {
+    touch_range(begin, bytes);  // so many threads are not to be had
+  }
   touch_range(0, std::min(share, bytes));
   for (std::thread& helper : helpers) helper.join();
 }

@@ -7,11 +7,27 @@
 #include <system_error>
 #include <thread>
 
+#include "stream_copy.h"
+
 namespace vitcache {
 namespace {
 
 // Starting a thread costs about what copying this much does.
 constexpr std::int64_t kBytesPerThread = std::int64_t{1} << 20;
+
+// From so much on, rows that are written into memory that is there already go past this CPU's caches. Fresh
+// memory, as what `embed_rows` fills mostly is, comes through them when its pages are first touched.
+constexpr std::int64_t kStreamedBytes = std::int64_t{8} << 20;
+
+using CopyBytes = void (*)(std::byte* destination, const std::byte* source, std::size_t bytes);
+
+void copy_cached(std::byte* destination, const std::byte* source, std::size_t bytes) {
+  std::memcpy(destination, source, bytes);
+}
+
+CopyBytes copy_for(std::int64_t total_bytes) {
+  return total_bytes < kStreamedBytes ? copy_cached : stream_copy;
+}
 
 // Calls `work(first, last)` for parts of [0, count), at once.
 template <typename Work>
@@ -34,15 +50,15 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
 // Writes `num_rows` rows that follow each other in memory to tokens that follow each other. Where both are
 // one block that is one copy: large ones move faster than their rows one by one.
 void copy_rows(const std::byte* source, std::int64_t token, std::int64_t num_rows,
-               const std::vector<Plane>& planes, std::size_t row_bytes) {
+               const std::vector<Plane>& planes, std::size_t row_bytes, CopyBytes copy) {
   if (planes.size() == 1 && planes[0].row_stride == static_cast<std::int64_t>(row_bytes)) {
-    std::memcpy(planes[0].base + token * planes[0].row_stride, source,
-                row_bytes * static_cast<std::size_t>(num_rows));
+    copy(planes[0].base + token * planes[0].row_stride, source,
+         row_bytes * static_cast<std::size_t>(num_rows));
     return;
   }
   for (const std::int64_t end = token + num_rows; token < end; ++token)
     for (const Plane& plane : planes) {
-      std::memcpy(plane.base + token * plane.row_stride, source, row_bytes);
+      copy(plane.base + token * plane.row_stride, source, row_bytes);
       source += row_bytes;
     }
 }
@@ -56,6 +72,7 @@ void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::v
   const auto bytes = static_cast<std::size_t>(row_bytes);
   const std::int64_t source_bytes = row_bytes * static_cast<std::int64_t>(planes.size());
   const std::int64_t total = num_rows * source_bytes;
+  const CopyBytes copy = copy_for(total);
   in_parallel(num_rows, total, num_threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t row = first; row < last;) {
       const std::int64_t address = table[2 * row], token = table[2 * row + 1];
@@ -63,9 +80,10 @@ void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::v
       while (row + length < last && table[2 * (row + length)] == address + length * source_bytes &&
              table[2 * (row + length) + 1] == token + length)
         ++length;
-      copy_rows(at(address), token, length, planes, bytes);
+      copy_rows(at(address), token, length, planes, bytes, copy);
       row += length;
     }
+    order_stores();
   });
 }
 
@@ -85,11 +103,11 @@ void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* id
         std::int64_t length = 1;
         while (token + length < last && table[token + length] == table[token] + length * source_bytes)
           ++length;
-        copy_rows(at(table[token]), token, length, planes, bytes);
+        copy_rows(at(table[token]), token, length, planes, bytes, copy_cached);
         token += length - 1;
         continue;
       }
-      std::memcpy(planes[0].base + token * planes[0].row_stride, weight.base + ids[token] * weight.row_stride,
+      copy_cached(planes[0].base + token * planes[0].row_stride, weight.base + ids[token] * weight.row_stride,
                   bytes);
       for (std::size_t level = 1; level < planes.size(); ++level)
         std::memset(planes[level].base + token * planes[level].row_stride, 0, bytes);

@@ -53,9 +53,7 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         kernels.scatter_rows(destination, placement, scale)
     elif placement.stored:
         scatter(destination, placement.through_pages(destination), scale)
-    elif row_copy.moves_bits(destination, placement, scale) and row_copy.is_fragmented(
-        destination, placement
-    ):
+    elif row_copy.moves_bits(destination, placement, scale):
         row_copy.scatter_rows(destination, placement)
     else:
         reference.scatter_embeddings(

@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,7 +178,7 @@ class PinnedRing:
         self._in_flight: deque[tuple[_native.Ticket, Any, Tensor]] = deque()
         self._reaping = threading.Lock()
         # Also at exit: the workers must be gone before the interpreter is.
-        self._close = weakref.finalize(self, _close, self._native, self._in_flight)
+        self._close = weakref.finalize(self, _close, self._native, self._in_flight, self._reaping)
 
     @property
     def backend(self) -> str:
@@ -233,6 +234,8 @@ class PinnedRing:
             raise TypeError(
                 f"src is {source.dtype}, dst is {dst.dtype}: only float32 is cast, to bfloat16 or float16"
             )
+        if timeout_s is not None and not isinstance(timeout_s, Real):
+            raise TypeError(f"timeout_s must be a number of seconds, it is {type(timeout_s).__name__}")
         if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
         self._reap()
@@ -389,6 +392,7 @@ def _handle(stream: Any, device: torch.device) -> int:
     return handle
 
 
-def _close(ring: _native.Ring, in_flight: deque[Any]) -> None:
+def _close(ring: _native.Ring, in_flight: deque[Any], reaping: threading.Lock) -> None:
     ring.close()
-    in_flight.clear()
+    with reaping:
+        in_flight.clear()

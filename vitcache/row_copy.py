@@ -13,19 +13,10 @@ from vitcache.dtypes import KINDS
 from vitcache.placement import Placement
 from vitcache.tables import ring_of
 
-LONG_RUN_BYTES = 1 << 20
-
 
 def moves_bits(destination: Destination, placement: Placement, *scales: float | None) -> bool:
     """Whether every row goes to its destination as it is."""
     return scales.count(None) == len(scales) and set(placement.dtypes()) <= {destination.rows.dtype}
-
-
-def is_fragmented(destination: Destination, placement: Placement) -> bool:
-    """Whether runs are so short that a table pays; for long ones torch has threads that are there already."""
-    row_bytes = destination.width * destination.rows.element_size()
-    num_rows = placement.native.num_rows(KINDS[destination.rows.dtype])
-    return num_rows * row_bytes < LONG_RUN_BYTES * placement.native.num_runs
 
 
 def scatter_rows(destination: Destination, placement: Placement) -> None:
