@@ -9,7 +9,6 @@ import argparse
 import json
 from pathlib import Path
 
-
 # The first of these that a file has a ratio of is drawn.
 METRICS = ("device_us", "done_us", "host_us")
 

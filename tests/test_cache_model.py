@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cache_model import CacheModel, Item, same_rows
+from cache_model import CacheModel, Flight, Item, same_rows
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vitcache.cache import EmbeddingCache
 from vitcache.lease import Lease
 from vitcache.pages import PagePool
+from vitcache.reservation import Reservation
 
 PAGE_ROWS, WIDTH = 2, 3
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4
@@ -39,20 +40,20 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.model = CacheModel(device_pages, host_pages, PAGE_ROWS)
         self.leases: list[tuple[Lease, Item]] = []
+        self.reserved: list[tuple[Reservation, Flight]] = []
         self.value = 0.0
         self.stale = False  # whether pages of an earlier epoch may be in use
-        self.epoch = 0
 
     @rule(key=keys, num_rows=st.integers(0, 14))
     def put(self, key: bytes, num_rows: int) -> None:
         rows = self.new_rows(num_rows)
-        assert self.cache.put(key, rows, epoch=self.epoch) == self.model.put(key, rows)
+        assert self.cache.put(key, rows, epoch=self.model.epoch) == self.model.put(key, rows)
         rows.fill_(float("nan"))
 
-    @precondition(lambda self: self.epoch)
+    @precondition(lambda self: self.model.epoch)
     @rule(key=keys, num_rows=st.integers(0, 4), data=st.data())
     def put_rows_of_an_earlier_epoch(self, key: bytes, num_rows: int, data: st.DataObject) -> None:
-        epoch = data.draw(st.integers(0, self.epoch - 1))
+        epoch = data.draw(st.integers(0, self.model.epoch - 1))
         assert not self.cache.put(key, self.new_rows(num_rows), epoch=epoch)
         self.model.counts["rejections"] += 1
 
@@ -73,6 +74,27 @@ class CacheMachine(RuleBasedStateMachine):
                 assert self.cache.stats().insertions == before.insertions
             else:
                 assert admitted == self.model.put(key, rows)
+
+    @rule(key=keys, num_rows=st.integers(0, 14))
+    def reserve(self, key: bytes, num_rows: int) -> None:
+        reservation, flight = self.cache.reserve(key, num_rows), self.model.reserve(key, num_rows)
+        assert (reservation is None) == (flight is None)
+        if reservation is not None and flight is not None:
+            self.reserved.append((reservation, flight))
+
+    @precondition(lambda self: self.reserved)
+    @rule(data=st.data(), end=st.sampled_from(["commit", "cancel", "forget"]))
+    def end_reservation(self, data: st.DataObject, end: str) -> None:
+        reservation, flight = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
+        if end == "commit":
+            rows = self.new_rows(reservation.num_rows)
+            reservation.write(rows)
+            assert reservation.commit() == self.model.commit(flight, rows)
+            return
+        if end == "cancel":
+            reservation.cancel()
+        del reservation
+        self.model.cancel(flight)
 
     @rule(key=keys, num_rows=st.none() | st.integers(0, 6))
     def get(self, key: bytes, num_rows: int | None) -> None:
@@ -95,24 +117,23 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.clear()
         self.model.clear()
         self.stale = False
-        self.epoch += 1
 
     @rule()
     def advance_epoch(self) -> None:
         self.cache.advance_epoch()
         self.model.clear()
         self.stale = True
-        self.epoch += 1
 
     @invariant()
     def agree(self) -> None:
         self.cache.check_integrity()
         items, stats = self.model.items(), self.cache.stats()
-        assert self.cache.epoch == self.epoch
+        assert self.cache.epoch == self.model.epoch
         assert [key in self.cache for key in KEYS] == [key in items for key in KEYS]
         assert len(self.cache) == stats.entries == len(items)
         assert {name: getattr(stats, name) for name in self.model.counts} == self.model.counts
-        assert stats.entries == stats.insertions - stats.evictions
+        between = sum(len(flight.demoted) for flight in self.model.flights)
+        assert stats.entries + between == stats.insertions - stats.evictions
         assert stats.leased_pages == sum(map(self.model.leased_pages, self.model.tiers))
         for tier, used, capacity in (
             ("device", stats.device_bytes, stats.device_capacity_bytes),
