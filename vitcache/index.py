@@ -12,17 +12,18 @@ from vitcache.streams import Fence
 class Entry:
     """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
 
-    `written` is the fence behind the copy into the pages, and `reads` has the last fence of every stream that
-    read them. `key`, `num_rows`, `pool`, `pages`, `paged_rows` and `written` never change.
+    `cost` is what a hit saves. `written` is the fence behind the copy into the pages, and `reads` has the last
+    fence of every stream that read them. All but `leases` and `reads` never change.
     """
 
-    __slots__ = ("key", "leases", "num_rows", "paged_rows", "pages", "pool", "reads", "written")
+    __slots__ = ("cost", "key", "leases", "num_rows", "paged_rows", "pages", "pool", "reads", "written")
 
     def __init__(
-        self, key: bytes, num_rows: int, pool: PagePool, pages: tuple[int, ...], written: Fence
+        self, key: bytes, num_rows: int, cost: float, pool: PagePool, pages: tuple[int, ...], written: Fence
     ) -> None:
         self.key = key
         self.num_rows = num_rows
+        self.cost = cost
         self.pool = pool
         self.pages = pages
         self.paged_rows = pool.describe(pages, num_rows)
@@ -38,19 +39,27 @@ class Entry:
 class Index:
     """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock."""
 
-    def __init__(self, policy: str, tiers: Iterable[str]) -> None:
+    def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:
         self.entries: dict[bytes, Entry] = {}
-        self._policies = {tier: make_policy(policy) for tier in tiers}
+        self._policies = {pool.tier: make_policy(policy, pool.num_pages) for pool in pools}
 
     def add(self, entry: Entry) -> None:
         """Add an entry under a key that is not there."""
         self.entries[entry.key] = entry
-        self._policies[entry.pool.tier].insert(entry.key)
+        self._policies[entry.pool.tier].insert(entry.key, len(entry.pages), entry.cost)
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry that is there."""
         del self.entries[entry.key]
         self._policies[entry.pool.tier].remove(entry.key)
+
+    def evict(self, entry: Entry) -> bool:
+        """Take out an entry to make room; whether it is worth a place in the next tier."""
+        del self.entries[entry.key]
+        policy = self._policies[entry.pool.tier]
+        is_kept = policy.is_kept(entry.key)
+        policy.evict(entry.key)
+        return is_kept
 
     def touch(self, entry: Entry) -> None:
         """Note a hit."""

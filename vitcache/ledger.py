@@ -33,6 +33,7 @@ class Flight:
     epoch: int
     key: bytes
     num_rows: int
+    cost: float
     pool: PagePool
     pages: tuple[int, ...]
     spare: tuple[int, ...]
@@ -88,7 +89,7 @@ class Ledger:
                 self._dropped.remove(entry)
                 self._free(entry)
 
-    def depart(self, key: bytes, num_rows: int, epoch: int) -> Flight | None:
+    def depart(self, key: bytes, num_rows: int, cost: float, epoch: int) -> Flight | None:
         """Set pages aside for an entry and what makes room; None if too few can be had or `epoch` is over."""
         count = self.device.pages_for(num_rows)
         if epoch != self.epoch or count > self.device.num_available:
@@ -102,9 +103,9 @@ class Ledger:
         free, fences = self.device.take(min(count, self.device.num_free))
         demotions = []
         for victim in victims:
-            self.index.remove(victim)
+            is_kept = self.index.evict(victim)
             fences.update(victim.fences())
-            demotion = self._demote(victim, fences)
+            demotion = self._demote(victim, fences) if is_kept else None
             if demotion is None:
                 self.counts.evictions += 1
             else:
@@ -113,7 +114,7 @@ class Ledger:
         pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
         self.device.in_flight += len(pages)
         flight = Flight(
-            self.epoch, key, num_rows, self.device, pages[:count], pages[count:], fences, demotions
+            self.epoch, key, num_rows, cost, self.device, pages[:count], pages[count:], fences, demotions
         )
         self._flights.add(flight)
         return flight
@@ -144,13 +145,13 @@ class Ledger:
                 pool.give_back(pages, (fence,))
                 self.counts.evictions += 1
             else:
-                self.index.add(Entry(entry.key, entry.num_rows, pool, pages, fence))
+                self.index.add(Entry(entry.key, entry.num_rows, entry.cost, pool, pages, fence))
                 self.counts.demotions += 1
         flight.pool.give_back(flight.spare, (fence,))
         old = self.index.entries.get(flight.key)
         if old is not None:
             self._drop(old)
-        self.index.add(Entry(flight.key, flight.num_rows, flight.pool, flight.pages, fence))
+        self.index.add(Entry(flight.key, flight.num_rows, flight.cost, flight.pool, flight.pages, fence))
         self.counts.insertions += 1
         return True
 
@@ -234,7 +235,9 @@ class Ledger:
         if self.host is None or len(entry.pages) > self.host.num_available:
             return None
         for victim in self._victims(self.host, len(entry.pages)):
-            self._drop(victim)
+            self.index.evict(victim)
+            self.counts.evictions += 1
+            self._free(victim)
         pages, host_fences = self.host.take(len(entry.pages))
         self.host.in_flight += len(pages)
         fences |= host_fences
@@ -265,7 +268,7 @@ class Ledger:
             entry.pool.give_back(entry.pages, entry.fences())
 
     def _new_index(self) -> Index:
-        return Index(self._policy, [pool.tier for pool in self._pools])
+        return Index(self._policy, self._pools)
 
 
 def _differ(name: str, counted: object, booked: object) -> list[str]:

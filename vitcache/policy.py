@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
+
+from vitcache.policies.cost_aware import CostAware
+from vitcache.policies.lru import Lru
+from vitcache.policies.s3fifo import S3Fifo
 
 
 class Policy(Protocol):
     """Order of eviction over the keys of one tier. Not thread-safe: the cache calls it under its lock."""
 
-    def insert(self, key: bytes) -> None:
-        """Add a key that is not there."""
+    def insert(self, key: bytes, pages: int, cost: float) -> None:
+        """Add a key that is not there.
+
+        Parameters
+        ----------
+        pages
+            What it takes.
+        cost
+            What a hit on it saves, in the caller's unit: milliseconds of encoding, say.
+        """
 
     def touch(self, key: bytes) -> None:
         """Note a hit on a key that is there."""
 
     def remove(self, key: bytes) -> None:
-        """Take out a key that is there."""
+        """Take out a key that is there, for another reason than room: it was replaced, or is wrong."""
+
+    def evict(self, key: bytes) -> None:
+        """Take out a victim, and learn from it."""
+
+    def is_kept(self, key: bytes) -> bool:
+        """Whether a key that is to be evicted is worth a place in the next tier."""
 
     def victims(self) -> Iterator[bytes]:
         """Yield every key once, the first to go first. Nothing may be changed meanwhile."""
 
 
-class Lru:
-    """The least recently inserted or hit key goes first."""
-
-    def __init__(self) -> None:
-        self._keys: OrderedDict[bytes, None] = OrderedDict()
-
-    def insert(self, key: bytes) -> None:
-        """Add a key as the last to go."""
-        self._keys[key] = None
-
-    def touch(self, key: bytes) -> None:
-        """Make a key the last to go."""
-        self._keys.move_to_end(key)
-
-    def remove(self, key: bytes) -> None:
-        """Take out a key."""
-        del self._keys[key]
-
-    def victims(self) -> Iterator[bytes]:
-        """Yield the keys in the order of their last insertion or hit."""
-        return iter(self._keys)
+# Each makes an empty policy for a tier of so many pages.
+POLICIES: dict[str, Callable[[int], Policy]] = {"lru": Lru, "s3fifo": S3Fifo, "cost": CostAware}
 
 
-POLICIES: dict[str, type[Policy]] = {"lru": Lru}
-
-
-def make_policy(name: str) -> Policy:
-    """Return a new, empty policy.
+def make_policy(name: str, capacity_pages: int) -> Policy:
+    """Return a new, empty policy for a tier of so many pages.
 
     Raises
     ------
@@ -59,4 +54,4 @@ def make_policy(name: str) -> Policy:
     """
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy is {name!r}, it must be one of {', '.join(map(repr, POLICIES))}")
-    return POLICIES[name]()
+    return POLICIES[name](capacity_pages)

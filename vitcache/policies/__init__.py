@@ -1,0 +1,1 @@
+"""Orders of eviction; `vitcache.policy` says what one is."""
