@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from vitcache.adapters.transformers import Attachment, attach
     from vitcache.cache import CacheStats, EmbeddingCache
     from vitcache.errors import CudaError
+    from vitcache.item import Chunk, Item, Items
     from vitcache.keys import Namespace, content_key
     from vitcache.lease import Lease
     from vitcache.ops import embed_tokens, scatter_embeddings
+    from vitcache.pipeline import EmbedResult, ItemError, VisionPipeline
     from vitcache.placement_table import PlacementTable
+    from vitcache.prefetch import Prefetch
     from vitcache.reservation import Reservation
     from vitcache.ring import PinnedRing, Ticket
+    from vitcache.single_flight import Claim
     from vitcache.spans import (
         Span,
         clip_spans,
@@ -30,15 +34,23 @@ if TYPE_CHECKING:
 __all__ = [
     "Attachment",
     "CacheStats",
+    "Chunk",
+    "Claim",
     "CudaError",
+    "EmbedResult",
     "EmbeddingCache",
+    "Item",
+    "ItemError",
+    "Items",
     "Lease",
     "Namespace",
     "PinnedRing",
     "PlacementTable",
+    "Prefetch",
     "Reservation",
     "Span",
     "Ticket",
+    "VisionPipeline",
     "__version__",
     "attach",
     "clip_spans",
@@ -53,15 +65,23 @@ __all__ = [
 _MODULES = {
     "Attachment": "vitcache.adapters.transformers",
     "CacheStats": "vitcache.cache",
+    "Chunk": "vitcache.item",
+    "Claim": "vitcache.single_flight",
     "CudaError": "vitcache.errors",
+    "EmbedResult": "vitcache.pipeline",
     "EmbeddingCache": "vitcache.cache",
+    "Item": "vitcache.item",
+    "ItemError": "vitcache.pipeline",
+    "Items": "vitcache.item",
     "Lease": "vitcache.lease",
     "Namespace": "vitcache.keys",
     "PinnedRing": "vitcache.ring",
     "PlacementTable": "vitcache.placement_table",
+    "Prefetch": "vitcache.prefetch",
     "Reservation": "vitcache.reservation",
-    "Ticket": "vitcache.ring",
     "Span": "vitcache.spans",
+    "Ticket": "vitcache.ring",
+    "VisionPipeline": "vitcache.pipeline",
     "attach": "vitcache.adapters.transformers",
     "clip_spans": "vitcache.spans",
     "content_key": "vitcache.keys",

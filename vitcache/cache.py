@@ -23,6 +23,7 @@ from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
 from vitcache.reservation import Abandoned, Landing, Reservation, abandon, check_rows, outdated, warn_refused
+from vitcache.single_flight import Claim, SingleFlight
 from vitcache.stats import CacheStats
 from vitcache.streams import Fence, make_timeline
 
@@ -55,8 +56,8 @@ class EmbeddingCache:
     page_rows
         Rows of a page, the unit of storage.
     policy
-        What goes when room is needed: ``"lru"``, the least recently used; ``"s3fifo"``, what was not hit while
-        it was new; ``"cost"``, what saves the least encode time per page.
+        What goes when room is needed: ``"lru"``, the least recently used; ``"s3fifo"``, what was not hit
+        while it was new; ``"cost"``, what saves the least encode time per page.
 
     Raises
     ------
@@ -120,6 +121,7 @@ class EmbeddingCache:
         self._drain_lock = threading.Lock()  # taken before _lock where both are
         self._returns = Returns()
         self._forgotten: deque[Abandoned] = deque()
+        self._single_flight = SingleFlight()
 
     def put(
         self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
@@ -269,6 +271,28 @@ class EmbeddingCache:
             while pin:
                 self._returns.add(pin.pop(), set())
             raise
+
+    def claim(self, key: bytes) -> Claim:
+        """Claim the right to encode what is missing under `key`, so that others wait for it.
+
+        Parameters
+        ----------
+        key
+            32 bytes.
+
+        Returns
+        -------
+        Claim
+            With `is_mine`: encode the item, `put` its rows, release the claim. Else wait for it, and look up
+            again. Claims of an earlier epoch are none of this one's.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            As `get`.
+        """
+        _check_key(key)
+        return self._single_flight.claim((self.epoch, key))
 
     @property
     def epoch(self) -> int:

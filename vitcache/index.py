@@ -12,8 +12,8 @@ from vitcache.streams import Fence
 class Entry:
     """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
 
-    `cost` is what a hit saves. `written` is the fence behind the copy into the pages, and `reads` has the last
-    fence of every stream that read them. All but `leases` and `reads` never change.
+    `cost` is what a hit saves. `written` is the fence behind the copy into the pages, and `reads` has the
+    last fence of every stream that read them. All but `leases` and `reads` never change.
     """
 
     __slots__ = ("cost", "key", "leases", "num_rows", "paged_rows", "pages", "pool", "reads", "written")

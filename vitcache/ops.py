@@ -23,7 +23,7 @@ from vitcache.reservation import Reservation
 
 def scatter_embeddings(
     inputs_embeds: Tensor,
-    embeddings: Sequence[Tensor | Lease] | Tensor | PlacementTable,
+    embeddings: Sequence[Tensor | Lease | Reservation] | Tensor | PlacementTable,
     spans: Any,
     *,
     deepstack: Tensor | None = None,
@@ -38,8 +38,8 @@ def scatter_embeddings(
         ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16; spans index the flattened ``B * T`` tokens.
         Rows may have any stride; elements of a row must be adjacent.
     embeddings
-        Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, or a `Lease`; any of the three
-        dtypes.
+        Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, a `Lease`, or a `Reservation`
+        whose rows were written; any of the three dtypes.
         ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an
         array. Or a `PlacementTable`, which holds its spans: the one form that a CUDA graph can capture.
     spans
@@ -109,7 +109,7 @@ def scatter_embeddings(
 def embed_tokens(
     input_ids: Tensor,
     weight: Tensor,
-    embeddings: Sequence[Tensor | Lease] | Tensor | PlacementTable,
+    embeddings: Sequence[Tensor | Lease | Reservation] | Tensor | PlacementTable,
     spans: Any,
     *,
     out: Tensor | None = None,

@@ -154,6 +154,18 @@ class Placement:
                 )
         self.native.add_store(item, reservation.paged_rows)
 
+    def _add_reservation(self, destination: Destination, item: int, rows: Reservation) -> Reservation:
+        if rows.paged_rows is None:
+            raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
+        if rows.row_width != destination.width:
+            raise ValueError(_width_message(item, rows.row_width, destination))
+        if rows.device != destination.rows.device:
+            where = destination.rows.device
+            raise ValueError(f"item {item} is in a cache on {rows.device}, the destination is on {where}")
+        rows.use()
+        self.native.add_paged_rows(rows.paged_rows, on_host=False)
+        return rows
+
     def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Any]:
         """Plain tensors on the destination's device go in natively, all else one by one."""
         items = list(embeddings)
@@ -168,7 +180,9 @@ class Placement:
             items[added] = self._add_item(destination, added, items[added])
             added += 1
 
-    def _add_item(self, destination: Destination, item: int, rows: Any) -> Tensor | Lease:
+    def _add_item(self, destination: Destination, item: int, rows: Any) -> Tensor | Lease | Reservation:
+        if isinstance(rows, Reservation):
+            return self._add_reservation(destination, item, rows)
         if isinstance(rows, Lease):
             if rows.row_width != destination.width:
                 raise ValueError(_width_message(item, rows.row_width, destination))

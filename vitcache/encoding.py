@@ -1,0 +1,162 @@
+"""Encoding what is missing: micro-batches, the next one's features on their way, failures kept apart."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vitcache.cache import EmbeddingCache
+from vitcache.dtypes import DTYPES
+from vitcache.item import Item
+from vitcache.need import Need
+from vitcache.reservation import Reservation
+from vitcache.transfer import FeatureMover
+
+Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
+
+
+class Encoding:
+    """Runs the caller's encoder over needs, one call at a time.
+
+    Parameters
+    ----------
+    encode
+        See `VisionPipeline`.
+    max_rows
+        Rows of a micro-batch; an item with more has one to itself.
+
+    Notes
+    -----
+    The encoder is called on the thread's current stream. A thread holds `turn` from its call of `run` until
+    it has placed or kept the rows, as the next call of the encoder may write over them.
+    """
+
+    def __init__(self, encode: Encode, cache: EmbeddingCache, mover: FeatureMover, max_rows: int) -> None:
+        self._encode = encode
+        self._cache = cache
+        self._mover = mover
+        self._max_rows = max_rows
+        self.turn = threading.Lock()
+
+    def batches(self, needs: Sequence[Need]) -> list[list[Need]]:
+        """Cut needs into micro-batches, in order, each as full as it may be."""
+        batches: list[list[Need]] = []
+        room = 0
+        for need in needs:
+            if not batches or need.item.num_rows > room:
+                batches.append([])
+                room = self._max_rows
+            batches[-1].append(need)
+            room -= need.item.num_rows
+        return batches
+
+    def run(self, needs: Sequence[Need], epoch: int) -> None:
+        """Encode all needs, in the caller's `turn`; each has `rows` or `error` when this returns.
+
+        The rows of the last micro-batch are as the encoder gave them. It may use its memory again in the next
+        call, so those of earlier ones are written to pages, or copied where the cache has no room.
+
+        Parameters
+        ----------
+        epoch
+            Of the cache, before anything that the rows depend on was read.
+        """
+        batches = self.batches(needs)
+        fresh: list[Need] = []
+        self.start(batches[0] if batches else [])
+        for number, batch in enumerate(batches):
+            # The copies of the next features run while these are encoded.
+            self.start(batches[number + 1] if number + 1 < len(batches) else [])
+            self.keep(fresh, epoch)
+            fresh = self._run_batch([need for need in batch if need.error is None], epoch)
+            for need in batch:
+                need.feature = need.moved = None
+
+    def start(self, needs: Sequence[Need]) -> None:
+        """Begin to move the features of needs to the device, and load those that are to be loaded."""
+        for need in needs:
+            if need.moved is None and need.error is None:
+                try:
+                    need.take_moved(self._mover.start(need.load()))
+                except Exception as error:
+                    need.fail(error)
+
+    def _run_batch(self, needs: list[Need], epoch: int) -> list[Need]:
+        """Encode a micro-batch; return the needs whose rows are in the encoder's memory."""
+        try:
+            outputs = self._call(needs) if needs else []
+        except Exception as error:
+            if len(needs) == 1:
+                needs[0].fail(error)
+                return []
+            return self._run_alone(needs, epoch)
+        for need, rows in zip(needs, outputs, strict=True):
+            self._take(need, rows)
+        return [need for need in needs if need.error is None]
+
+    def _run_alone(self, needs: list[Need], epoch: int) -> list[Need]:
+        """Encode the items of a micro-batch that failed one by one, so that only the guilty ones do."""
+        fresh: list[Need] = []
+        for need in needs:
+            self.keep(fresh, epoch)
+            fresh = self._run_batch([need], epoch)
+        return fresh
+
+    def _call(self, needs: list[Need]) -> list[Any]:
+        features = [need.moved.ready() for need in needs if need.moved is not None]
+        items = [need.item for need in needs]
+        outputs: Any = self._encode(features, items)
+        counts = [item.num_rows for item in items]
+        if isinstance(outputs, Tensor):
+            if len(needs) == 1:
+                return [outputs.detach()]
+            if outputs.dim() != 2 or len(outputs) != sum(counts):
+                raise ValueError(
+                    f"encode returned shape {tuple(outputs.shape)} for {len(items)} items of {sum(counts)} rows"
+                )
+            return list(outputs.detach().split(counts))
+        if not isinstance(outputs, list | tuple):
+            raise TypeError(f"encode must return tensors, it returned {type(outputs).__name__}")
+        if len(outputs) != len(items):
+            raise ValueError(f"encode returned {len(outputs)} tensors for {len(items)} items")
+        return list(outputs)
+
+    def _take(self, need: Need, rows: Any) -> None:
+        """Let a need have what the encoder gave for it, if that can be rows of it."""
+        width, device = self._cache.row_width, self._cache.device
+        if not isinstance(rows, Tensor):
+            need.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
+        elif rows.dtype not in DTYPES:
+            need.fail(
+                TypeError(f"encode returned {rows.dtype}, it must be one of {', '.join(map(str, DTYPES))}")
+            )
+        elif rows.device != device:
+            need.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))
+        elif rows.dim() != 2 or rows.shape[1] != width:
+            need.fail(ValueError(f"encode returned shape {tuple(rows.shape)}, it must be (rows, {width})"))
+        elif len(rows) != need.item.num_rows:
+            message = f"encode returned {len(rows)} rows, the item has {need.item.num_rows}"
+            need.fail(ValueError(message), len(rows))
+        else:
+            need.rows, need.is_fresh = rows.detach(), True
+
+    def keep(self, needs: Sequence[Need], epoch: int) -> None:
+        """Take rows out of the encoder's memory."""
+        for need in needs:
+            if need.is_fresh and isinstance(need.rows, Tensor):
+                reservation = self.reserve(need, epoch)
+                if reservation is None:
+                    need.rows = need.rows.to(self._cache.dtype, copy=True)
+                else:
+                    reservation.write(need.rows)
+                    need.rows = reservation
+                need.is_fresh = False
+
+    def reserve(self, need: Need, epoch: int) -> Reservation | None:
+        """Make room in the cache for the rows of a need; None if it does not take them."""
+        if need.key is None:
+            raise RuntimeError("an item without a key was encoded")
+        return self._cache.reserve(need.key, need.item.num_rows, epoch=epoch)

@@ -1,0 +1,129 @@
+"""What a step needs: each item once, wherever it appears, and where its rows come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from vitcache.keys import content_key
+from vitcache.lease import Lease
+from vitcache.plan import Use
+from vitcache.reservation import Reservation
+from vitcache.ring import Ticket
+from vitcache.transfer import Moved
+
+
+class Need:
+    """One item that a step needs, and what becomes of it.
+
+    Attributes
+    ----------
+    item, uses
+        The first of the equal items, and where all of them are in the batch.
+    key
+        Under which its rows are kept. None: it has precomputed rows, or no key could be made.
+    feature
+        What a callable has loaded. None: the item's own, or not loaded yet.
+    moved, ticket
+        The feature on its way to the device, until it was encoded; and what tells when its source was read.
+    rows
+        Where its rows are: in the cache, in room in the cache that waits to be entered, or in a tensor.
+    is_fresh
+        Whether `rows` lie where the encoder put them, which may write over them in its next call.
+    error, found
+        Why there are none, and how many there were if that is why.
+    """
+
+    __slots__ = ("error", "feature", "found", "is_fresh", "item", "key", "moved", "rows", "ticket", "uses")
+
+    def __init__(self, use: Use) -> None:
+        self.item = use.item
+        self.uses = [use]
+        self.key: bytes | None = None
+        self.feature: Any = None
+        self.moved: Moved | None = None
+        self.ticket: Ticket | None = None
+        self.rows: Tensor | Lease | Reservation | None = None
+        self.is_fresh = False
+        self.error: Exception | None = None
+        self.found: int | None = None
+
+    @property
+    def identity(self) -> tuple[bytes, int] | None:
+        """What items that are the same have in common; None for what has no key."""
+        return None if self.key is None else (self.key, self.item.num_rows)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is to be encoded: its rows are nowhere, and nothing is wrong with it."""
+        return self.rows is None and self.error is None
+
+    def fail(self, error: Exception, found: int | None = None) -> None:
+        """Note why there are no rows."""
+        self.rows, self.is_fresh, self.error, self.found = None, False, error, found
+
+    def take_moved(self, moved: Moved | None) -> None:
+        """Have the feature on its way, or there."""
+        if moved is not None:
+            self.moved, self.ticket = moved, moved.ticket
+
+    def load(self) -> Any:
+        """Return the feature, which a callable loads once.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        Exception
+            What the callable raises.
+        """
+        if self.feature is None:
+            feature = self.item.feature
+            self.feature = feature() if callable(feature) else feature
+        if self.feature is None:
+            raise ValueError("the item has no feature, and the cache no rows for it")
+        return self.feature
+
+
+def find_key(need: Need, namespace: bytes) -> None:
+    """Give a need its item's key; one that was made is remembered by the item. What is wrong is noted."""
+    item = need.item
+    if item.rows is not None:
+        need.rows = item.rows
+    elif item.key is not None:
+        need.key = item.key
+    elif item.digest is not None and item.digest[0] == namespace:
+        need.key = item.digest[1]
+    else:
+        try:
+            need.key = content_key(need.load(), namespace=namespace, extra=item.encoder_kwargs)
+        except Exception as error:
+            need.fail(error)
+        else:
+            item.digest = namespace, need.key
+
+
+def by_item(uses: Iterable[Use]) -> list[Need]:
+    """Return one need per item object, in the order of the batch."""
+    needs: dict[int, Need] = {}
+    for use in uses:
+        if id(use.item) in needs:
+            needs[id(use.item)].uses.append(use)
+        else:
+            needs[id(use.item)] = Need(use)
+    return list(needs.values())
+
+
+def unite(needs: Iterable[Need]) -> list[Need]:
+    """Make one of needs whose items are the same, which is if key and number of rows are."""
+    united: list[Need] = []
+    first: dict[tuple[bytes, int], Need] = {}
+    for need in needs:
+        same = need if need.identity is None else first.setdefault(need.identity, need)
+        if same is need:
+            united.append(need)
+        else:
+            same.uses += need.uses
+    return united

@@ -1,0 +1,417 @@
+"""The pipeline: from the windows of a step to its `inputs_embeds`, each image encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitcache.cache import EmbeddingCache
+from vitcache.caller import CallerModes
+from vitcache.dtypes import DTYPES
+from vitcache.encoding import Encode, Encoding
+from vitcache.item import Chunk
+from vitcache.lease import Lease
+from vitcache.look_up import Agree, look_up, look_up_together
+from vitcache.need import Need, by_item, find_key, unite
+from vitcache.ops import embed_tokens
+from vitcache.plan import check_chunks, check_windows, plan
+from vitcache.prefetch import Prefetch, Prefetcher
+from vitcache.reservation import Reservation
+from vitcache.ring import PinnedRing
+from vitcache.spans import Span
+from vitcache.staging import Staging
+from vitcache.transfer import FeatureMover
+
+
+class ItemError(NamedTuple):
+    """Why the rows of an item are zero.
+
+    Attributes
+    ----------
+    chunk, item
+        Which: ``chunks[chunk].items[item]``.
+    expected, found
+        Rows that it was to have, and those that the encoder gave; `found` is None if it gave none.
+    cause
+        What was raised, or a ValueError about the number of rows.
+    """
+
+    chunk: int
+    item: int
+    expected: int
+    found: int | None
+    cause: Exception
+
+
+class EmbedResult(NamedTuple):
+    """What `VisionPipeline.embed` built, and the items that are missing in it, in the order of the batch."""
+
+    inputs_embeds: Tensor
+    errors: list[ItemError]
+
+
+class VisionPipeline:
+    """Encodes what the windows of a step need and the cache lacks, and builds `inputs_embeds`.
+
+    Parameters
+    ----------
+    encode
+        The vision tower: ``encode(features, items)`` gets features on the cache's device, and returns one
+        tensor ``(num_rows, row_width)`` per item, or all rows in one tensor, end to end. It may return the
+        same memory at every call. It is called with no lock but the pipeline's, one call at a time.
+    cache
+        Where rows go, and come from.
+    namespace
+        What the rows depend on besides the item, usually `Namespace.digest()`: part of the keys made here.
+    ring
+        What features in host memory go through. None: on CUDA one of 128 MiB is made when it is needed; on
+        the CPU they stay where they are.
+    max_rows_per_encode
+        Rows of one call of `encode`, which bounds the tower's memory. An item with more is encoded alone.
+    agree
+        For tensor parallel towers: ``agree(miss)`` gets a bool tensor on the CPU with one flag per unique
+        item of the batch that has a feature, in its order, and returns which of them all ranks encode: the
+        union. It is called once in every `embed` in which such an item overlaps its window.
+    feature_dtype
+        bfloat16 or float16: what float32 features are rounded to on the way, which halves the bytes on the
+        bus.
+    stream
+        The CUDA stream that `encode` is called on. None: the caller's current one.
+
+    Raises
+    ------
+    ValueError
+        If a number is too small, or the ring or the stream is of another device than the cache.
+    TypeError
+        If an argument is of another type.
+
+    Notes
+    -----
+    Any thread may call anything at any time. `embed` works on the caller's current stream and waits for
+    neither the device nor a copy, except on the CPU and where the ring has no room. It may wait for another
+    thread that encodes the very item it needs. Gradients end here.
+
+    With `agree`, every rank must call `embed` with the same chunks in the same order and from one thread, and
+    what fails must fail on all ranks: a rank that skips a collective encode leaves the others waiting.
+    """
+
+    def __init__(
+        self,
+        encode: Encode,
+        cache: EmbeddingCache,
+        *,
+        namespace: bytes = b"",
+        ring: PinnedRing | None = None,
+        max_rows_per_encode: int = 16384,
+        agree: Agree | None = None,
+        feature_dtype: torch.dtype | None = None,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        if not callable(encode):
+            raise TypeError(f"encode must be callable, it is {type(encode).__name__}")
+        if not isinstance(cache, EmbeddingCache):
+            raise TypeError(f"cache must be an EmbeddingCache, it is {type(cache).__name__}")
+        if not isinstance(namespace, bytes):
+            raise TypeError(f"namespace must be bytes, it is {type(namespace).__name__}")
+        if not isinstance(max_rows_per_encode, int) or isinstance(max_rows_per_encode, bool):
+            raise TypeError(f"max_rows_per_encode must be an int, it is {max_rows_per_encode!r}")
+        if max_rows_per_encode < 1:
+            raise ValueError(f"max_rows_per_encode is {max_rows_per_encode}, it must be at least 1")
+        if feature_dtype not in (None, torch.bfloat16, torch.float16):
+            raise TypeError(f"feature_dtype is {feature_dtype}, it must be bfloat16, float16 or None")
+        for name, owner in (("ring", ring), ("stream", stream)):
+            if owner is not None and owner.device != cache.device:
+                raise ValueError(f"the {name} is of {owner.device}, the cache of {cache.device}")
+        self.cache = cache
+        self.namespace = namespace
+        self.max_rows_per_encode = max_rows_per_encode
+        self.stream = stream
+        self._agree = agree
+        self._mover = FeatureMover(cache.device, ring, feature_dtype)
+        self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
+        self._staging = Staging()
+        self._prefetcher = Prefetcher()
+        self._prefetch_stream: torch.cuda.Stream | None = None
+        # One row stands for all rows of an item that failed.
+        with torch.inference_mode(False):
+            self._zeros = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
+
+    def embed(
+        self,
+        chunks: Sequence[Chunk],
+        input_ids: Tensor,
+        weight: Tensor,
+        *,
+        out: Tensor | None = None,
+        deepstack: Tensor | None = None,
+        scale: float | None = None,
+        text_scale: float | None = None,
+    ) -> EmbedResult:
+        """Build the `inputs_embeds` of a step, and encode what that takes.
+
+        Parameters
+        ----------
+        chunks
+            One per request, or more. Their windows must not overlap in the batch; what lies outside of them
+            is text.
+        input_ids, weight, out, deepstack, scale, text_scale
+            As in `embed_tokens`.
+
+        Returns
+        -------
+        EmbedResult
+            `inputs_embeds`, and an error per occurrence of an item that could not be loaded, hashed or
+            encoded, or whose encode gave another number of rows. Its rows are zero; all others are right.
+
+        Raises
+        ------
+        IndexError
+            If a window ends behind the tokens.
+        ValueError
+            If windows overlap, or spans within one; if the cache's rows are of another width or device than
+            the destination; if `agree` returns other flags than it may.
+        TypeError, RuntimeError
+            As `embed_tokens`; RuntimeError also if the cache was closed.
+
+        Notes
+        -----
+        Where it raises, nothing wrong is cached, and `out` holds no defined rows. When it returns, features
+        in host memory have been read, and may change.
+        """
+        check_chunks(chunks)
+        _check_destination(self.cache, input_ids, weight, deepstack)
+        check_windows(chunks, input_ids.numel())
+        needs = self._find_needs(chunks)
+        epoch = self.cache.epoch
+        with ExitStack() as held:
+            if self._agree is None:
+                missing = look_up(self.cache, needs, held)
+            else:
+                missing = look_up_together(self.cache, needs, held, self._agree)
+            for need in needs:
+                need.take_moved(self._staging.take(need.identity))
+            held.callback(_wait_until_read, needs)
+            if missing:
+                held.enter_context(self._encoding.turn)
+                with self._on_stream():
+                    self._encoding.run(missing, epoch)
+            sources = self._sources(needs, epoch, held)
+            with torch.no_grad():
+                inputs_embeds = embed_tokens(
+                    input_ids,
+                    weight,
+                    sources.embeddings,
+                    sources.spans,
+                    out=out,
+                    deepstack=deepstack,
+                    scale=scale,
+                    text_scale=text_scale,
+                    store=sources.store,
+                )
+            for reservation in (*sources.embeddings, *sources.store):
+                if isinstance(reservation, Reservation):
+                    reservation.commit()
+        return EmbedResult(inputs_embeds, _errors(needs))
+
+    def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
+        """Begin to hash, move and encode what later chunks need, on a worker thread; never waits.
+
+        Parameters
+        ----------
+        chunks
+            Their `token_offset` does not matter.
+        encode
+            False: features are hashed and moved to the device only, where they wait for `embed`. So it is in
+            a pipeline with `agree`, too.
+
+        Returns
+        -------
+        Prefetch
+            To be cancelled by `cancel` when the request is dropped. It is refused, and does nothing, while
+            much other work waits.
+
+        Raises
+        ------
+        TypeError
+            If `chunks` is no list of chunks.
+        RuntimeError
+            If the pipeline was closed.
+
+        Notes
+        -----
+        The worker takes over the caller's device and its grad, inference and autocast modes, and works on a
+        stream of its own. What fails there is tried again by `embed`, which reports it.
+        """
+        check_chunks(chunks)
+        work = partial(self._work_ahead, chunks, encode and self._agree is None, CallerModes())
+        return self._prefetcher.submit(work)
+
+    def cancel(self, handle: Prefetch) -> None:
+        """Do no more for a prefetch, and free what it moved to the device. What it encoded stays cached."""
+        handle.cancel()
+        self._staging.drop(handle)
+
+    def close(self) -> None:
+        """Cancel every prefetch, wait for the one under way, and close the ring that was made here."""
+        self._prefetcher.close()
+        self._staging.clear()
+        self._mover.close()
+
+    def __enter__(self) -> VisionPipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find_needs(self, chunks: Sequence[Chunk]) -> list[Need]:
+        needs = by_item(plan(chunks))
+        for need in needs:
+            find_key(need, self.namespace)
+        return unite(needs)
+
+    def _sources(self, needs: list[Need], epoch: int, held: ExitStack) -> Sources:
+        """Per need its rows, its spans, and the room in the cache that they are stored in."""
+        sources = Sources([], [], [])
+        for need in needs:
+            if need.item.rows is not None:
+                self._take_precomputed(need)
+            rows, store = need.rows, None
+            if rows is None:
+                rows = self._zeros.expand(need.item.num_rows, -1)
+            elif isinstance(rows, Reservation):
+                held.enter_context(rows)
+            elif need.is_fresh and isinstance(rows, Tensor):
+                store = self._encoding.reserve(need, epoch)
+                if store is None:
+                    rows = rows.to(self.cache.dtype)
+                else:
+                    held.enter_context(store)
+            sources.embeddings.append(rows)
+            sources.spans.append([span for use in need.uses for span in use.spans])
+            sources.store.append(store)
+        return sources
+
+    def _take_precomputed(self, need: Need) -> None:
+        """Check rows that came with an item, and have them where they can be placed from."""
+        rows, width = need.item.rows, self.cache.row_width
+        if rows is None:
+            return
+        if rows.dtype not in DTYPES:
+            need.fail(TypeError(f"rows are {rows.dtype}, they must be one of {', '.join(map(str, DTYPES))}"))
+        elif rows.shape[1] != width:
+            need.fail(ValueError(f"rows have width {rows.shape[1]}, those of the cache have {width}"))
+        elif rows.device == self.cache.device or rows.is_pinned():
+            need.rows = rows.detach()
+        else:
+            moved = self._mover.start(rows)
+            need.rows, need.ticket = moved.ready(), moved.ticket
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Make the encoder's stream current: ordered behind the one that was, and that one behind it."""
+        if self.stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.cache.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+    def _work_ahead(
+        self, chunks: Sequence[Chunk], encode: bool, modes: CallerModes, handle: Prefetch
+    ) -> None:
+        """What the worker does for one prefetch."""
+        if self.cache.device.type == "cuda" and self._prefetch_stream is None:
+            self._prefetch_stream = torch.cuda.Stream(self.cache.device)
+        with modes.taken_over(self._prefetch_stream):
+            missing = [
+                need
+                for need in self._find_needs(chunks)
+                if need.is_missing and need.key is not None and need.key not in self.cache
+            ]
+            batches = self._encoding.batches(missing)
+            for number, batch in enumerate(batches):
+                if handle.is_cancelled:
+                    break
+                if not encode:
+                    self._stage(batch, handle)
+                    continue
+                self._encoding.start(batch + (batches[number + 1] if number + 1 < len(batches) else []))
+                self._encode_ahead(batch)
+
+    def _stage(self, batch: list[Need], handle: Prefetch) -> None:
+        """Move features to the device, to wait there."""
+        for need in batch:
+            if need.identity not in self._staging and self._staging.has_room:
+                self._encoding.start([need])
+                if need.moved is not None:
+                    self._staging.add(need.identity, need.moved, handle)
+                    need.moved.wait_source_read()
+        if handle.is_cancelled:
+            self._staging.drop(handle)
+
+    def _encode_ahead(self, batch: list[Need]) -> None:
+        """Encode what nobody else is encoding, and enter it."""
+        with ExitStack() as held:
+            held.callback(_wait_until_read, batch)
+            mine = []
+            for need in batch:
+                if need.key is not None and held.enter_context(self.cache.claim(need.key)).is_mine:
+                    mine.append(need)
+            epoch = self.cache.epoch
+            with self._encoding.turn:
+                missing = [need for need in mine if need.key is not None and need.key not in self.cache]
+                self._encoding.run(missing, epoch)
+                self._encoding.keep(missing, epoch)
+            for need in missing:
+                if isinstance(need.rows, Reservation):
+                    held.enter_context(need.rows).commit()
+
+
+class Sources(NamedTuple):
+    """What `embed_tokens` takes, item by item."""
+
+    embeddings: list[Tensor | Lease | Reservation]
+    spans: list[list[Span]]
+    store: list[Reservation | None]
+
+
+def _wait_until_read(needs: Sequence[Need]) -> None:
+    """Wait until their features may change: for the ring's threads, not for the device."""
+    for need in needs:
+        if need.ticket is not None:
+            need.ticket.wait_source_read()
+
+
+def _errors(needs: list[Need]) -> list[ItemError]:
+    errors = [
+        ItemError(use.chunk, use.position, need.item.num_rows, need.found, need.error)
+        for need in needs
+        if need.error is not None
+        for use in need.uses
+    ]
+    return sorted(errors, key=lambda error: error[:2])
+
+
+def _check_destination(
+    cache: EmbeddingCache, input_ids: Tensor, weight: Tensor, deepstack: Tensor | None
+) -> None:
+    """Refuse, before anything is encoded, what rows of the cache could not be placed in."""
+    for name, value in (("input_ids", input_ids), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
+    if weight.device != cache.device:
+        raise ValueError(f"weight is on {weight.device}, the cache is on {cache.device}")
+    levels = 0 if deepstack is None else len(deepstack)
+    width = weight.shape[-1] * (1 + levels)
+    if width != cache.row_width:
+        raise ValueError(
+            f"the destination takes rows of width {width} (hidden {weight.shape[-1]} x (1 + {levels} "
+            f"deepstack levels)), those of the cache have {cache.row_width}"
+        )

@@ -1,0 +1,87 @@
+"""The plan of a step: which rows of which items its windows need, and which of these are the same item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from vitcache.item import Chunk, Item
+from vitcache.spans import Span, clip_spans
+
+
+class Use(NamedTuple):
+    """An item that overlaps its window: where it is in the call, and its spans in tokens of the batch."""
+
+    chunk: int
+    position: int
+    item: Item
+    spans: list[Span]
+
+
+def plan(chunks: Sequence[Chunk]) -> list[Use]:
+    """Return what the windows need, in the order of the batch's tokens within each chunk.
+
+    Raises
+    ------
+    ValueError
+        If two spans overlap within a window.
+    """
+    uses: list[Use] = []
+    for number, chunk in enumerate(chunks):
+        mine = [
+            Use(
+                number,
+                position,
+                item,
+                [span._replace(start=span.start + chunk.token_offset) for span in spans],
+            )
+            for position in chunk.items.near(chunk.start, chunk.start + chunk.length)
+            if (spans := clip_spans((item := chunk.items[position]).spans, chunk.start, chunk.length))
+        ]
+        _check_spans(number, chunk, mine)
+        uses += mine
+    return uses
+
+
+def check_chunks(chunks: Sequence[Chunk]) -> None:
+    """Raise TypeError if `chunks` is no list of chunks."""
+    if not isinstance(chunks, list | tuple):
+        raise TypeError(f"chunks must be a list of Chunk, it is {type(chunks).__name__}")
+    for number, chunk in enumerate(chunks):
+        if not isinstance(chunk, Chunk):
+            raise TypeError(f"chunk {number} must be a Chunk, it is {type(chunk).__name__}")
+
+
+def check_windows(chunks: Sequence[Chunk], num_tokens: int) -> None:
+    """Check where the windows are in the batch.
+
+    Raises
+    ------
+    IndexError
+        If one ends behind the batch's tokens.
+    ValueError
+        If two overlap.
+    """
+    for number, chunk in enumerate(chunks):
+        end = chunk.token_offset + chunk.length
+        if end > num_tokens:
+            raise IndexError(f"chunk {number} ends at token {end} of the batch, which has {num_tokens}")
+    order = sorted((chunk.token_offset, number) for number, chunk in enumerate(chunks) if chunk.length)
+    for (offset, number), (other_offset, other) in pairwise(order):
+        end = offset + chunks[number].length
+        if end > other_offset:
+            raise ValueError(
+                f"chunk {number} ends at token {end} of the batch, chunk {other} begins at {other_offset}"
+            )
+
+
+def _check_spans(number: int, chunk: Chunk, uses: list[Use]) -> None:
+    taken = sorted((span.start, span.stop, use.position) for use in uses for span in use.spans)
+    for (_, stop, position), (start, _, other) in pairwise(taken):
+        if stop > start:
+            shift = chunk.start - chunk.token_offset
+            raise ValueError(
+                f"chunk {number}: a span of item {position} ends at token {stop + shift} of the prompt, one "
+                f"of item {other} begins at {start + shift}"
+            )

@@ -1,0 +1,105 @@
+"""Prefetch: a worker thread that hashes, moves and encodes what a later chunk will need."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+logger = logging.getLogger("vitcache.prefetch")
+
+# Steps ahead that wait for the worker; more would be of requests that a scheduler may drop yet.
+MOST_WAITING = 16
+
+
+class Prefetch:
+    """Work that was handed to the worker; made by `VisionPipeline.prefetch`. Any thread may use it.
+
+    Attributes
+    ----------
+    is_refused
+        Whether too much work was waiting, so that nothing will be done.
+    """
+
+    def __init__(self) -> None:
+        self.is_refused = False
+        self._cancelled = threading.Event()
+        self._future: Future[None] | None = None
+
+    def cancel(self) -> None:
+        """Do no more of it; what is being encoded is finished. After its end does nothing."""
+        self._cancelled.set()
+        if self._future is not None:
+            self._future.cancel()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nothing new shall be begun: after `cancel`, and when the interpreter is about to end."""
+        return self._cancelled.is_set() or not threading.main_thread().is_alive()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be done."""
+        return self._future is None or self._future.done()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until nothing more will be done.
+
+        Raises
+        ------
+        TimeoutError
+            If that takes longer than `timeout_s` seconds.
+        """
+        if self._future is not None and wait([self._future], timeout_s).not_done:
+            raise TimeoutError(f"the prefetch was not done within {timeout_s} s")
+
+
+class Prefetcher:
+    """One worker thread, and what waits for it. Any thread may call; only `close` waits for the worker."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._handles: set[Prefetch] = set()
+        self._closed = False
+
+    def submit(self, work: Callable[[Prefetch], None]) -> Prefetch:
+        """Let the worker do something, unless too much is waiting. What it raises is logged.
+
+        Raises
+        ------
+        RuntimeError
+            If this was closed.
+        """
+        handle = Prefetch()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pipeline was closed")
+            self._handles = {other for other in self._handles if not other.done}
+            if len(self._handles) >= MOST_WAITING:
+                handle.is_refused = True
+                return handle
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="vitcache-prefetch")
+            handle._future = self._executor.submit(_run, work, handle)
+            self._handles.add(handle)
+        return handle
+
+    def close(self) -> None:
+        """Cancel everything, and wait for what is under way."""
+        with self._lock:
+            self._closed = True
+            executor, handles = self._executor, list(self._handles)
+        for handle in handles:
+            handle.cancel()
+        if executor is not None:
+            executor.shutdown()
+
+
+def _run(work: Callable[[Prefetch], None], handle: Prefetch) -> None:
+    try:
+        work(handle)
+    except Exception:
+        # The step that needs the items does the work itself, and reports what is wrong with it.
+        logger.warning("a prefetch failed", exc_info=True)
