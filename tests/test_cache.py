@@ -577,6 +577,7 @@ CALLS: dict[str, Callable[[EmbeddingCache], object]] = {
     "clear": EmbeddingCache.clear,
     "advance_epoch": EmbeddingCache.advance_epoch,
     "epoch": lambda cache: cache.epoch,
+    "claim": lambda cache: cache.claim(KEYS[0]),
     "check_integrity": EmbeddingCache.check_integrity,
 }
 

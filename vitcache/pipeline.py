@@ -124,6 +124,10 @@ class VisionPipeline:
             raise ValueError(f"max_rows_per_encode is {max_rows_per_encode}, it must be at least 1")
         if feature_dtype not in (None, torch.bfloat16, torch.float16):
             raise TypeError(f"feature_dtype is {feature_dtype}, it must be bfloat16, float16 or None")
+        if agree is not None and not callable(agree):
+            raise TypeError(f"agree must be callable, it is {type(agree).__name__}")
+        if ring is not None and not isinstance(ring, PinnedRing):
+            raise TypeError(f"ring must be a PinnedRing, it is {type(ring).__name__}")
         for name, owner in (("ring", ring), ("stream", stream)):
             if owner is not None and owner.device != cache.device:
                 raise ValueError(f"the {name} is of {owner.device}, the cache of {cache.device}")

@@ -1,0 +1,150 @@
+"""A vision tower that can be looked into, and what a step must build, by a loop over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcache import Chunk, EmbeddingCache, Item
+
+HIDDEN = 4
+VOCABULARY = 11
+PAGE_ROWS = 2
+
+
+def make_cache(pages: int = 64, *, levels: int = 0, **options: Any) -> EmbeddingCache:
+    width, dtype = HIDDEN * (1 + levels), options.pop("dtype", torch.float32)
+    page_bytes = PAGE_ROWS * width * dtype.itemsize
+    host_bytes = options.pop("host_pages", 0) * page_bytes
+    return EmbeddingCache(
+        width,
+        dtype=dtype,
+        device="cpu",
+        device_bytes=pages * page_bytes,
+        host_bytes=host_bytes,
+        page_rows=PAGE_ROWS,
+        **options,
+    )
+
+
+def feature(seed: int, num_rows: int) -> Tensor:
+    """A feature of two patches per row."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2 * num_rows, 3, generator=generator)
+
+
+def as_floats(values: Tensor | np.ndarray) -> Tensor:
+    """Any feature as the tower reads it."""
+    return values.float() if isinstance(values, Tensor) else torch.from_numpy(np.array(values)).float()
+
+
+def encode_one(patches: Tensor | np.ndarray, width: int = HIDDEN) -> Tensor:
+    """What the tower makes of one feature: rows ``(patches / 2, width)``."""
+    pairs = as_floats(patches).reshape(len(patches) // 2, -1)
+    return torch.stack([pairs.sum(1) * (column + 1) for column in range(width)], dim=1)
+
+
+class Tower:
+    """Encodes with `encode_one`, and remembers the items of each call.
+
+    `fails` is asked before each item, and may raise. With `reuses_memory` every call writes over the rows of
+    the one before.
+    """
+
+    def __init__(
+        self,
+        width: int = HIDDEN,
+        *,
+        fails: Callable[[Item], None] | None = None,
+        reuses_memory: bool = False,
+        packed: bool = False,
+    ) -> None:
+        self.width = width
+        self.calls: list[list[Item]] = []
+        self.features: list[Tensor] = []
+        self.fails = fails
+        self.packed = packed
+        self._memory = torch.empty(256, width) if reuses_memory else None
+
+    def __call__(self, features: list[Tensor], items: list[Item]) -> Sequence[Tensor] | Tensor:
+        assert len(features) == len(items) > 0
+        self.calls.append(list(items))
+        self.features += features
+        for item in items:
+            if self.fails is not None:
+                self.fails(item)
+        rows = [encode_one(patches, self.width) for patches in features]
+        if self._memory is not None:
+            self._memory.fill_(float("nan"))
+            kept, first = [], 0
+            for part in rows:
+                kept.append(self._memory[first : first + len(part)].copy_(part))
+                first += len(part)
+            rows = kept
+        return torch.cat(rows) if self.packed else rows
+
+    @property
+    def encoded(self) -> list[Item]:
+        """All items of all calls."""
+        return [item for call in self.calls for item in call]
+
+
+def expected(
+    chunks: Sequence[Chunk],
+    input_ids: Tensor,
+    weight: Tensor,
+    *,
+    levels: int = 0,
+    failed: Sequence[Item] = (),
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """`inputs_embeds` and deepstack, token by token."""
+    tokens = input_ids.reshape(-1)
+    width = HIDDEN * (1 + levels)
+    rows = torch.zeros(len(tokens), width)
+    is_image = torch.zeros(len(tokens), dtype=torch.bool)
+    for chunk in chunks:
+        for item in chunk.items:
+            made = None
+            for span in item.spans:
+                for step in range(span.length):
+                    token = span.start + step - chunk.start
+                    if not 0 <= token < chunk.length:
+                        continue
+                    token += chunk.token_offset
+                    is_image[token] = True
+                    if item in failed:
+                        continue
+                    if made is None:
+                        loaded = item.feature() if callable(item.feature) else item.feature
+                        made = item.rows if item.rows is not None else encode_one(loaded, width).to(dtype)
+                    rows[token] = made[span.source_start + step]
+    out = rows[:, :HIDDEN].to(weight.dtype)
+    out[~is_image] = weight[tokens[~is_image]]
+    deepstack = rows[:, HIDDEN:].reshape(len(tokens), levels, HIDDEN).transpose(0, 1).contiguous()
+    return out.reshape(*input_ids.shape, HIDDEN), deepstack
+
+
+def make_weight() -> Tensor:
+    return torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(7))
+
+
+def make_ids(*shape: int) -> Tensor:
+    """Ids of which those under an image may be anything: all are rows of the weight until they are hidden."""
+    return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(8))
+
+
+def hide_images(input_ids: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+    """The same ids with hash values under the images, as engines have them."""
+    hidden = input_ids.clone().reshape(-1)
+    for chunk in chunks:
+        for item in chunk.items:
+            for span in item.spans:
+                for token in range(span.start, span.stop):
+                    if chunk.start <= token < chunk.start + chunk.length:
+                        hidden[token - chunk.start + chunk.token_offset] = 10**12 + token
+    return hidden.reshape(input_ids.shape)

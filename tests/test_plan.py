@@ -1,0 +1,90 @@
+"""What the windows of a step need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitcache import Chunk, Item, Span
+from vitcache.plan import check_chunks, check_windows, plan
+
+
+def where(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:
+    return [(use.chunk, use.position, use.spans) for use in plan(chunks)]
+
+
+def test_spans_are_cut_to_the_window_and_moved_to_its_place_in_the_batch() -> None:
+    items = [Item(None, Span(2, 6)), Item(None, Span(20, 4)), Item(None, None)]
+    assert where([Chunk(items, 4, 10, 100)]) == [(0, 0, [Span(100, 4, 2)])]
+    assert where([Chunk(items, 8, 12)]) == []
+    assert where([Chunk(items, 0, 30, 5), Chunk(items, 5, 16, 40)]) == [
+        (0, 0, [Span(7, 6)]),
+        (0, 1, [Span(25, 4)]),
+        (1, 0, [Span(40, 3, 3)]),
+        (1, 1, [Span(55, 1)]),
+    ]
+
+
+def test_an_item_of_several_spans_needs_only_those_in_the_window() -> None:
+    video = Item(None, [Span(30, 4, 4), Span(0, 4), Span(60, 4, 8)])
+    image = Item(None, Span(10, 3))
+    assert where([Chunk([video, image], 8, 24)]) == [(0, 0, [Span(22, 2, 4)]), (0, 1, [Span(2, 3)])]
+    assert where([Chunk([video, image], 5, 4)]) == []  # between two parts of the video
+
+
+def test_two_requests_may_share_items_in_one_batch() -> None:
+    items = [Item(None, Span(0, 2))]
+    assert len(plan([Chunk(items, 0, 2), Chunk(items, 0, 2, 2)])) == 2
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        (
+            [[Span(12, 4)], [Span(14, 2)]],
+            "of item 0 ends at token 16 of the prompt, one of item 1 begins at 14",
+        ),
+        (
+            [[Span(12, 4), Span(15, 4, 4)]],
+            "of item 0 ends at token 16 of the prompt, one of item 0 begins at 15",
+        ),
+    ],
+)
+def test_overlapping_spans_are_refused_in_tokens_of_the_prompt(spans: Any, message: str) -> None:
+    chunks = [Chunk([], 0, 1), Chunk([Item(None, part) for part in spans], 10, 10, 3)]
+    with pytest.raises(ValueError, match=f"chunk 1: a span {message}"):
+        plan(chunks)
+
+
+def test_spans_that_overlap_outside_of_the_window_are_not_looked_at() -> None:
+    assert plan([Chunk([Item(None, Span(50, 4)), Item(None, Span(51, 4))], 0, 10)]) == []
+
+
+@pytest.mark.parametrize(
+    ("chunks", "error", "message"),
+    [
+        ([Chunk([], 0, 5, 6)], IndexError, "chunk 0 ends at token 11 of the batch, which has 10"),
+        (
+            [Chunk([], 0, 4, 4), Chunk([], 0, 5, 0)],
+            ValueError,
+            "chunk 1 ends at token 5 of the batch, chunk 0 begins at 4",
+        ),
+    ],
+)
+def test_windows_must_fit_and_lie_apart(chunks: list[Chunk], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_windows(chunks, 10)
+
+
+def test_windows_without_tokens_are_nowhere() -> None:
+    check_windows([Chunk([], 0, 5), Chunk([], 0, 0, 3), Chunk([], 0, 5, 5)], 10)
+
+
+def test_chunks_are_a_list_of_chunks() -> None:
+    chunk = Chunk([], 0, 1)
+    check_chunks((chunk,))
+    with pytest.raises(TypeError, match="chunks must be a list of Chunk, it is Chunk"):
+        check_chunks(chunk)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="chunk 1 must be a Chunk, it is int"):
+        check_chunks([chunk, 1])  # type: ignore[list-item]
