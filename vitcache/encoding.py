@@ -131,7 +131,7 @@ class Encoding:
             need.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
         elif rows.dtype not in DTYPES:
             need.fail(
-                TypeError(f"encode returned {rows.dtype}, it must be one of {', '.join(map(str, DTYPES))}")
+                TypeError(f"encode returned {rows.dtype}, rows are one of {', '.join(map(str, DTYPES))}")
             )
         elif rows.device != device:
             need.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -140,6 +141,8 @@ class VisionPipeline:
         self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
         self._staging = Staging()
         self._prefetcher = Prefetcher()
+        # Also at exit: the worker must be gone before the interpreter is.
+        weakref.finalize(self, self._prefetcher.close)
         self._prefetch_stream: torch.cuda.Stream | None = None
         # One row stands for all rows of an item that failed.
         with torch.inference_mode(False):

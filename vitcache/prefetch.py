@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+
+Work = Callable[["Prefetch"], None]
 
 logger = logging.getLogger("vitcache.prefetch")
 
@@ -35,8 +38,8 @@ class Prefetch:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nothing new shall be begun: after `cancel`, and when the interpreter is about to end."""
-        return self._cancelled.is_set() or not threading.main_thread().is_alive()
+        """Whether nothing new shall be begun."""
+        return self._cancelled.is_set()
 
     @property
     def done(self) -> bool:
@@ -56,15 +59,20 @@ class Prefetch:
 
 
 class Prefetcher:
-    """One worker thread, and what waits for it. Any thread may call; only `close` waits for the worker."""
+    """One worker thread, and what waits for it. Any thread may call; only `close` waits for the worker.
+
+    The thread is a daemon, as an interpreter that ends would else wait for all that is queued: whoever owns
+    this must `close` it before the interpreter's end.
+    """
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
+        self._queue: SimpleQueue[tuple[Prefetch, Work] | None] = SimpleQueue()
         self._handles: set[Prefetch] = set()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, work: Callable[[Prefetch], None]) -> Prefetch:
+    def submit(self, work: Work) -> Prefetch:
         """Let the worker do something, unless too much is waiting. What it raises is logged.
 
         Raises
@@ -80,26 +88,40 @@ class Prefetcher:
             if len(self._handles) >= MOST_WAITING:
                 handle.is_refused = True
                 return handle
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="vitcache-prefetch")
-            handle._future = self._executor.submit(_run, work, handle)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_work, args=(self._queue,), name="vitcache-prefetch", daemon=True
+                )
+                self._thread.start()
+            handle._future = Future()
             self._handles.add(handle)
+            self._queue.put((handle, work))
         return handle
 
     def close(self) -> None:
-        """Cancel everything, and wait for what is under way."""
+        """Cancel everything, and wait for what is under way. A second call does nothing."""
         with self._lock:
             self._closed = True
-            executor, handles = self._executor, list(self._handles)
+            thread, self._thread = self._thread, None
+            handles = list(self._handles)
         for handle in handles:
             handle.cancel()
-        if executor is not None:
-            executor.shutdown()
+        if thread is not None:
+            self._queue.put(None)
+            if thread is not threading.current_thread():
+                thread.join()
 
 
-def _run(work: Callable[[Prefetch], None], handle: Prefetch) -> None:
-    try:
-        work(handle)
-    except Exception:
-        # The step that needs the items does the work itself, and reports what is wrong with it.
-        logger.warning("a prefetch failed", exc_info=True)
+def _work(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
+    while (task := queue.get()) is not None:
+        handle, work = task
+        future = handle._future
+        if future is not None and future.set_running_or_notify_cancel():
+            try:
+                work(handle)
+            except Exception:
+                # The step that needs the items does the work itself, and reports what is wrong with it.
+                logger.warning("a prefetch failed", exc_info=True)
+            future.set_result(None)
+        # What it holds must not live until the next one comes.
+        del task, handle, work, future

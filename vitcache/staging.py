@@ -18,6 +18,10 @@ class Staging:
         self._bytes_left = most_bytes
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """Return the number of features that wait."""
+        return len(self._features)
+
     def __contains__(self, item: Hashable) -> bool:
         return item in self._features
 

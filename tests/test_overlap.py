@@ -1,0 +1,127 @@
+"""Copies run ahead of encodes, the host waits for neither, and threads share what is encoded."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from pipeline_scene import HIDDEN, Tower, expected, feature, make_cache, make_ids, make_weight
+
+from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline, host_runtime
+from vitcache.ring import Ticket
+
+WEIGHT = make_weight()
+
+
+def make_items(count: int, num_rows: int = 2) -> list[Item]:
+    return [
+        Item(feature(seed, num_rows), Span(num_rows * seed, num_rows), key=bytes([seed]) * 32)
+        for seed in range(count)
+    ]
+
+
+def test_the_next_features_are_on_their_way_before_an_encode_is_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+    tower = Tower(fails=lambda item: log.append(f"encode {item.spans[0].start // 2}"))
+    with PinnedRing(1 << 16, backend="host") as ring:
+        copy_to, copies = ring.copy_to, iter(range(9))
+
+        def note(*arguments: Any, **options: Any) -> Ticket:
+            log.append(f"copy {next(copies)}")
+            return copy_to(*arguments, **options)
+
+        monkeypatch.setattr(ring, "copy_to", note)
+        pipeline = VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=2)
+        pipeline.embed([Chunk(make_items(3), 0, 6)], make_ids(6), WEIGHT)
+    assert log == ["copy 0", "copy 1", "encode 0", "copy 2", "encode 1", "encode 2"]
+
+
+class DeviceTower:
+    """A tower that looks at no value of a feature, as the host does not on a GPU."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, features: list[torch.Tensor], items: list[Item]) -> torch.Tensor:
+        self.calls += 1
+        return torch.ones(sum(item.num_rows for item in items), HIDDEN)
+
+
+def test_a_step_makes_no_call_that_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every stream of the stand-in standing still, a step with keys and room in the ring returns."""
+    with PinnedRing(1 << 16, backend="host") as ring:
+        handle = ring._native.stream
+        # What a ticket does on a GPU: its own streams can be waited for, the host cannot be the device's.
+        monkeypatch.setattr(Ticket, "wait", lambda ticket, stream=None: ticket._native.wait(handle))
+        tower = DeviceTower()
+        pipeline = VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=2)
+        pipeline.embed([Chunk(make_items(1), 0, 2)], make_ids(2), WEIGHT)
+        host_runtime.reset()
+        with host_runtime.paused():
+            result = pipeline.embed([Chunk(make_items(4)[1:], 2, 6)], make_ids(6), WEIGHT)
+            assert ring.stats().num_slots == 3
+            assert host_runtime.count().synchronizing_calls == 0
+        assert result.errors == []
+        assert tower.calls == 4
+
+
+def test_features_may_change_once_a_step_has_returned() -> None:
+    with PinnedRing(1 << 12, backend="host") as ring:
+        pipeline = VisionPipeline(Tower(), make_cache(), ring=ring, max_rows_per_encode=2)
+        for seed in range(20):
+            item = Item(feature(seed, 2), Span(0, 2))
+            wanted = expected([Chunk([item], 0, 2)], make_ids(2), WEIGHT)[0]
+            result = pipeline.embed([Chunk([item], 0, 2)], make_ids(2), WEIGHT)
+            item.feature.fill_(float("nan"))
+            assert torch.equal(result.inputs_embeds, wanted)
+
+
+@pytest.mark.parametrize("pipelines", [1, 3])
+def test_threads_encode_each_item_once(pipelines: int) -> None:
+    """Each with the items in another order, so that claims meet crosswise."""
+    cache, towers = make_cache(200), [Tower() for _ in range(pipelines)]
+    owners = [VisionPipeline(tower, cache, max_rows_per_encode=4) for tower in towers]
+    items = make_items(12)
+    barrier = threading.Barrier(6)
+
+    def step(number: int) -> bool:
+        mine = items[number:] + items[:number]
+        placed = [Item(item.feature, Span(2 * place, 2), key=item.key) for place, item in enumerate(mine)]
+        chunks, ids = [Chunk(placed, 0, 24)], make_ids(24)
+        barrier.wait()
+        result = owners[number % pipelines].embed(chunks, ids, WEIGHT)
+        return torch.equal(result.inputs_embeds, expected(chunks, ids, WEIGHT)[0])
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(future.result(60) for future in [pool.submit(step, number) for number in range(6)])
+    keys = [item.key for tower in towers for item in tower.encoded]
+    assert len(keys) == len(set(keys)) == 12
+    cache.check_integrity()
+
+
+def test_when_an_encode_fails_the_thread_that_waits_for_it_takes_over() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def fail(item: Item) -> None:
+        entered.set()
+        go_on.wait()
+        raise MemoryError
+
+    cache, tower = make_cache(), Tower()
+    items = make_items(1)
+    first = VisionPipeline(Tower(fails=fail), cache)
+    second = VisionPipeline(tower, cache)
+    with ThreadPoolExecutor(2) as pool:
+        failing = pool.submit(first.embed, [Chunk(items, 0, 2)], make_ids(2), WEIGHT)
+        entered.wait()
+        taking_over = pool.submit(second.embed, [Chunk(items, 0, 2)], make_ids(2), WEIGHT)
+        go_on.set()
+        (error,) = failing.result(60).errors
+        assert isinstance(error.cause, MemoryError)
+        assert taking_over.result(60).errors == []
+    assert len(tower.calls) == 1

@@ -1,0 +1,248 @@
+"""Work ahead of a step: done once, bounded, cancelled, and never an error of the step."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from pipeline_scene import Tower, expected, feature, make_cache, make_ids, make_weight
+
+from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
+from vitcache.prefetch import MOST_WAITING
+
+WEIGHT = make_weight()
+SECONDS = 60
+
+
+@pytest.fixture(params=["no ring", "ring"])
+def ring(request: pytest.FixtureRequest) -> Iterator[PinnedRing | None]:
+    if request.param == "no ring":
+        yield None
+        return
+    with PinnedRing(1 << 16, backend="host", num_threads=2) as made:
+        yield made
+
+
+def make_items(count: int = 3, load: Callable[[int], torch.Tensor] | None = None) -> list[Item]:
+    return [
+        Item((lambda seed=seed: load(seed)) if load else feature(seed, 2), Span(2 * seed, 2))
+        for seed in range(count)
+    ]
+
+
+def embed(pipeline: VisionPipeline, items: list[Item]) -> None:
+    chunks, ids = [Chunk(items, 0, 8)], make_ids(8)
+    result = pipeline.embed(chunks, ids, WEIGHT)
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds, expected(chunks, ids, WEIGHT)[0])
+    pipeline.cache.check_integrity()
+
+
+def test_what_was_encoded_ahead_is_a_hit(ring: PinnedRing | None) -> None:
+    tower = Tower()
+    with VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=4) as pipeline:
+        items = make_items()
+        handle = pipeline.prefetch([Chunk(items, 0, 8)])
+        handle.wait(SECONDS)
+        assert handle.done
+        assert [len(call) for call in tower.calls] == [2, 1]
+        embed(pipeline, items)
+        pipeline.prefetch([Chunk(items, 0, 8)]).wait(SECONDS)
+        assert len(tower.calls) == 2
+        assert pipeline.cache.stats().hits == 3
+
+
+def test_only_what_overlaps_the_window_is_touched() -> None:
+    tower, loaded = Tower(), []
+
+    def load(seed: int) -> torch.Tensor:
+        loaded.append(seed)
+        return feature(seed, 2)
+
+    with VisionPipeline(tower, make_cache()) as pipeline:
+        pipeline.prefetch([Chunk(make_items(3, load), 2, 2)]).wait(SECONDS)
+    assert loaded == [1]
+
+
+@pytest.mark.parametrize("why", ["asked", "agree"])
+def test_without_encoding_features_wait_on_the_device(ring: PinnedRing | None, why: str) -> None:
+    tower, loaded = Tower(), []
+
+    def load(seed: int) -> torch.Tensor:
+        loaded.append(seed)
+        return feature(seed, 2)
+
+    agree = (lambda miss: miss) if why == "agree" else None
+    with VisionPipeline(tower, make_cache(), ring=ring, agree=agree) as pipeline:
+        items = make_items(3, load)
+        pipeline.prefetch([Chunk(items, 0, 8)], encode=why == "agree").wait(SECONDS)
+        assert tower.calls == []
+        assert loaded == [0, 1, 2]
+        chunks, ids = [Chunk(items, 0, 8)], make_ids(8)
+        assert pipeline.embed(chunks, ids, WEIGHT).errors == []
+        assert loaded == [0, 1, 2]  # neither hashed again nor moved again
+        assert len(tower.encoded) == 3
+        assert len(pipeline._staging) == 0
+
+
+def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(ring: PinnedRing | None) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def block(seed: int) -> torch.Tensor:
+        entered.set()
+        go_on.wait()
+        return feature(seed, 2)
+
+    tower = Tower()
+    with VisionPipeline(tower, make_cache(), ring=ring) as pipeline:
+        staged = pipeline.prefetch([Chunk(make_items(), 0, 8)], encode=False)
+        staged.wait(SECONDS)
+        assert len(pipeline._staging) == 3
+        pipeline.cancel(staged)
+        assert len(pipeline._staging) == 0
+        running = pipeline.prefetch([Chunk(make_items(2, block), 0, 8)])
+        waiting = pipeline.prefetch([Chunk(make_items(), 0, 8)])
+        entered.wait()
+        pipeline.cancel(waiting)
+        pipeline.cancel(running)
+        go_on.set()
+        for handle in (running, waiting):
+            handle.wait(SECONDS)
+            assert handle.done
+        assert tower.calls == []
+
+
+def test_no_more_than_so_much_work_waits() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def block(seed: int) -> torch.Tensor:
+        entered.set()
+        go_on.wait()
+        return feature(seed, 2)
+
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        handles = [pipeline.prefetch([Chunk(make_items(1, block), 0, 2)]) for _ in range(MOST_WAITING + 2)]
+        entered.wait()
+        assert [handle.is_refused for handle in handles] == [False] * MOST_WAITING + [True] * 2
+        assert handles[-1].done
+        handles[-1].wait()
+        with pytest.raises(TimeoutError, match="not done within 0 s"):
+            handles[0].wait(0)
+        go_on.set()
+        for handle in handles:
+            handle.wait(SECONDS)
+        assert not pipeline.prefetch([]).is_refused
+
+
+def test_what_fails_ahead_is_tried_again_by_the_step(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(item: Item) -> None:
+        raise MemoryError
+
+    tower = Tower(fails=fail)
+    with VisionPipeline(tower, make_cache()) as pipeline:
+        items = make_items()
+        pipeline.prefetch([Chunk(items, 0, 8)]).wait(SECONDS)
+        tower.fails = None
+        embed(pipeline, items)
+        overlapping = [Item(feature(0, 2), [Span(0, 2), Span(1, 1)])]
+        with caplog.at_level(logging.WARNING, "vitcache.prefetch"):
+            pipeline.prefetch([Chunk(overlapping, 0, 8)]).wait(SECONDS)
+        assert "a prefetch failed" in caplog.text
+
+
+def test_the_worker_takes_over_the_callers_modes() -> None:
+    seen = []
+
+    def note(item: Item) -> None:
+        seen.append(
+            (
+                torch.is_grad_enabled(),
+                torch.is_inference_mode_enabled(),
+                torch.is_autocast_enabled("cpu"),
+                torch.get_autocast_dtype("cpu"),
+            )
+        )
+
+    with VisionPipeline(Tower(fails=note), make_cache()) as pipeline:
+        for seed, modes in enumerate(
+            [
+                torch.enable_grad(),
+                torch.no_grad(),
+                torch.inference_mode(),
+                torch.autocast("cpu", torch.float16),
+            ]
+        ):
+            with modes:
+                handle = pipeline.prefetch([Chunk([Item(feature(seed, 2), Span(0, 2))], 0, 2)])
+            handle.wait(SECONDS)
+    assert [modes[:3] for modes in seen] == [
+        (True, False, False),
+        (False, False, False),
+        (False, True, False),
+        (True, False, True),
+    ]
+    assert seen[-1][3] == torch.float16
+
+
+def test_closing_cancels_what_waits() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def block(seed: int) -> torch.Tensor:
+        entered.set()
+        go_on.wait()
+        return feature(seed, 2)
+
+    tower = Tower()
+    pipeline = VisionPipeline(tower, make_cache())
+    handles: list[Prefetch] = [pipeline.prefetch([Chunk(make_items(1, block), 0, 2)]) for _ in range(3)]
+    entered.wait()
+    closing = threading.Thread(target=pipeline.close)
+    closing.start()
+    go_on.set()
+    closing.join(SECONDS)
+    assert all(handle.done for handle in handles)
+    assert tower.calls == []
+
+
+def test_an_interpreter_ends_with_work_waiting() -> None:
+    program = """
+import torch
+from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=1 << 20)
+encoded = []
+def encode(features, items):
+    encoded.append(1)
+    while not handles[0].is_cancelled:  # until the interpreter is about to end
+        pass
+    return [torch.zeros(2, 4)]
+pipeline = VisionPipeline(encode, cache)
+handles = []
+for number in range(8):
+    handles.append(pipeline.prefetch([Chunk([Item(torch.full((4, 3), float(number)), Span(0, 2))], 0, 2)]))
+while not encoded:
+    pass
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_a_pipeline_that_is_forgotten_ends_its_thread() -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    pipeline.prefetch([Chunk(make_items(), 0, 8)]).wait(SECONDS)
+    thread = pipeline._prefetcher._thread
+    assert thread is not None
+    del pipeline
+    gc.collect()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
