@@ -1,4 +1,4 @@
-"""Two ranks whose caches disagree encode the union in one order and finish; without `agree` they get stuck."""
+"""Ranks whose caches disagree encode the union in one order and finish; without `agree` they get stuck."""
 
 from __future__ import annotations
 

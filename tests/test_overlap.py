@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -68,6 +69,28 @@ def test_a_step_makes_no_call_that_waits_for_the_device(monkeypatch: pytest.Monk
             assert host_runtime.count().synchronizing_calls == 0
         assert result.errors == []
         assert tower.calls == 4
+
+
+@pytest.mark.parametrize("has_ring", [False, True])
+def test_features_are_freed_while_later_ones_are_encoded(has_ring: bool) -> None:
+    """At most those of two micro-batches are on the device: one that is encoded, one on its way."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor]:
+        assert [ref() is None for ref in alive[:-1]] == [True] * len(alive[:-1])
+        alive.append(weakref.ref(features[0]))
+        return [torch.zeros(2, HIDDEN)]
+
+    ring = PinnedRing(1 << 16, backend="host") if has_ring else None
+    items = [
+        Item(lambda seed=seed: feature(seed, 2), Span(2 * seed, 2), key=bytes([seed]) * 32)
+        for seed in range(6)
+    ]
+    pipeline = VisionPipeline(encode, make_cache(), ring=ring, max_rows_per_encode=2)
+    assert pipeline.embed([Chunk(items, 0, 12)], make_ids(12), WEIGHT).errors == []
+    assert len(alive) == 6
+    if ring is not None:
+        ring.close()
 
 
 def test_features_may_change_once_a_step_has_returned() -> None:

@@ -1,4 +1,4 @@
-"""Random histories of steps: every token right, nothing encoded outside of a window or twice while it is kept."""
+"""Random histories of steps: every token right, nothing encoded that no window needs, nothing left behind."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from vitcache.cache import EmbeddingCache
 from vitcache.dtypes import DTYPES
 from vitcache.item import Item
 from vitcache.need import Need
-from vitcache.reservation import Reservation
 from vitcache.transfer import FeatureMover
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
@@ -114,9 +113,8 @@ class Encoding:
             if len(needs) == 1:
                 return [outputs.detach()]
             if outputs.dim() != 2 or len(outputs) != sum(counts):
-                raise ValueError(
-                    f"encode returned shape {tuple(outputs.shape)} for {len(items)} items of {sum(counts)} rows"
-                )
+                shape, total = tuple(outputs.shape), sum(counts)
+                raise ValueError(f"encode returned shape {shape} for {len(items)} items of {total} rows")
             return list(outputs.detach().split(counts))
         if not isinstance(outputs, list | tuple):
             raise TypeError(f"encode must return tensors, it returned {type(outputs).__name__}")
@@ -146,17 +144,11 @@ class Encoding:
     def keep(self, needs: Sequence[Need], epoch: int) -> None:
         """Take rows out of the encoder's memory."""
         for need in needs:
-            if need.is_fresh and isinstance(need.rows, Tensor):
-                reservation = self.reserve(need, epoch)
+            if need.is_fresh and isinstance(need.rows, Tensor) and need.key is not None:
+                reservation = self._cache.reserve(need.key, need.item.num_rows, epoch=epoch)
                 if reservation is None:
                     need.rows = need.rows.to(self._cache.dtype, copy=True)
                 else:
                     reservation.write(need.rows)
                     need.rows = reservation
                 need.is_fresh = False
-
-    def reserve(self, need: Need, epoch: int) -> Reservation | None:
-        """Make room in the cache for the rows of a need; None if it does not take them."""
-        if need.key is None:
-            raise RuntimeError("an item without a key was encoded")
-        return self._cache.reserve(need.key, need.item.num_rows, epoch=epoch)

@@ -127,3 +127,10 @@ def unite(needs: Iterable[Need]) -> list[Need]:
         else:
             same.uses += need.uses
     return united
+
+
+def wait_until_read(needs: Iterable[Need]) -> None:
+    """Wait on the host until features may change: for the ring's threads, not for the device."""
+    for need in needs:
+        if need.ticket is not None:
+            need.ticket.wait_source_read()

@@ -11,20 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitcache.ahead import Ahead
 from vitcache.cache import EmbeddingCache
 from vitcache.caller import CallerModes
-from vitcache.dtypes import DTYPES
 from vitcache.encoding import Encode, Encoding
 from vitcache.item import Chunk
-from vitcache.lease import Lease
 from vitcache.look_up import Agree, look_up, look_up_together
-from vitcache.need import Need, by_item, find_key, unite
+from vitcache.need import Need, by_item, find_key, unite, wait_until_read
 from vitcache.ops import embed_tokens
 from vitcache.plan import check_chunks, check_windows, plan
 from vitcache.prefetch import Prefetch, Prefetcher
-from vitcache.reservation import Reservation
 from vitcache.ring import PinnedRing
-from vitcache.spans import Span
+from vitcache.sources import collect
 from vitcache.staging import Staging
 from vitcache.transfer import FeatureMover
 
@@ -140,13 +138,10 @@ class VisionPipeline:
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
         self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
         self._staging = Staging()
+        self._ahead = Ahead(cache, self._encoding, self._staging, partial(_find_needs, namespace))
         self._prefetcher = Prefetcher()
         # Also at exit: the worker must be gone before the interpreter is.
         weakref.finalize(self, self._prefetcher.close)
-        self._prefetch_stream: torch.cuda.Stream | None = None
-        # One row stands for all rows of an item that failed.
-        with torch.inference_mode(False):
-            self._zeros = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
 
     def embed(
         self,
@@ -193,7 +188,7 @@ class VisionPipeline:
         check_chunks(chunks)
         _check_destination(self.cache, input_ids, weight, deepstack)
         check_windows(chunks, input_ids.numel())
-        needs = self._find_needs(chunks)
+        needs = _find_needs(self.namespace, chunks)
         epoch = self.cache.epoch
         with ExitStack() as held:
             if self._agree is None:
@@ -202,12 +197,12 @@ class VisionPipeline:
                 missing = look_up_together(self.cache, needs, held, self._agree)
             for need in needs:
                 need.take_moved(self._staging.take(need.identity))
-            held.callback(_wait_until_read, needs)
+            held.callback(wait_until_read, needs)
             if missing:
                 held.enter_context(self._encoding.turn)
                 with self._on_stream():
                     self._encoding.run(missing, epoch)
-            sources = self._sources(needs, epoch, held)
+            sources = collect(needs, self.cache, self._mover, epoch, held)
             with torch.no_grad():
                 inputs_embeds = embed_tokens(
                     input_ids,
@@ -220,9 +215,7 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
-            for reservation in (*sources.embeddings, *sources.store):
-                if isinstance(reservation, Reservation):
-                    reservation.commit()
+            sources.commit()
         return EmbedResult(inputs_embeds, _errors(needs))
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
@@ -255,7 +248,7 @@ class VisionPipeline:
         stream of its own. What fails there is tried again by `embed`, which reports it.
         """
         check_chunks(chunks)
-        work = partial(self._work_ahead, chunks, encode and self._agree is None, CallerModes())
+        work = partial(self._ahead.work, chunks, encode and self._agree is None, CallerModes())
         return self._prefetcher.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:
@@ -275,49 +268,6 @@ class VisionPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _find_needs(self, chunks: Sequence[Chunk]) -> list[Need]:
-        needs = by_item(plan(chunks))
-        for need in needs:
-            find_key(need, self.namespace)
-        return unite(needs)
-
-    def _sources(self, needs: list[Need], epoch: int, held: ExitStack) -> Sources:
-        """Per need its rows, its spans, and the room in the cache that they are stored in."""
-        sources = Sources([], [], [])
-        for need in needs:
-            if need.item.rows is not None:
-                self._take_precomputed(need)
-            rows, store = need.rows, None
-            if rows is None:
-                rows = self._zeros.expand(need.item.num_rows, -1)
-            elif isinstance(rows, Reservation):
-                held.enter_context(rows)
-            elif need.is_fresh and isinstance(rows, Tensor):
-                store = self._encoding.reserve(need, epoch)
-                if store is None:
-                    rows = rows.to(self.cache.dtype)
-                else:
-                    held.enter_context(store)
-            sources.embeddings.append(rows)
-            sources.spans.append([span for use in need.uses for span in use.spans])
-            sources.store.append(store)
-        return sources
-
-    def _take_precomputed(self, need: Need) -> None:
-        """Check rows that came with an item, and have them where they can be placed from."""
-        rows, width = need.item.rows, self.cache.row_width
-        if rows is None:
-            return
-        if rows.dtype not in DTYPES:
-            need.fail(TypeError(f"rows are {rows.dtype}, they must be one of {', '.join(map(str, DTYPES))}"))
-        elif rows.shape[1] != width:
-            need.fail(ValueError(f"rows have width {rows.shape[1]}, those of the cache have {width}"))
-        elif rows.device == self.cache.device or rows.is_pinned():
-            need.rows = rows.detach()
-        else:
-            moved = self._mover.start(rows)
-            need.rows, need.ticket = moved.ready(), moved.ticket
-
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         """Make the encoder's stream current: ordered behind the one that was, and that one behind it."""
@@ -330,70 +280,12 @@ class VisionPipeline:
             yield
         current.wait_stream(self.stream)
 
-    def _work_ahead(
-        self, chunks: Sequence[Chunk], encode: bool, modes: CallerModes, handle: Prefetch
-    ) -> None:
-        """What the worker does for one prefetch."""
-        if self.cache.device.type == "cuda" and self._prefetch_stream is None:
-            self._prefetch_stream = torch.cuda.Stream(self.cache.device)
-        with modes.taken_over(self._prefetch_stream):
-            missing = [
-                need
-                for need in self._find_needs(chunks)
-                if need.is_missing and need.key is not None and need.key not in self.cache
-            ]
-            batches = self._encoding.batches(missing)
-            for number, batch in enumerate(batches):
-                if handle.is_cancelled:
-                    break
-                if not encode:
-                    self._stage(batch, handle)
-                    continue
-                self._encoding.start(batch + (batches[number + 1] if number + 1 < len(batches) else []))
-                self._encode_ahead(batch)
 
-    def _stage(self, batch: list[Need], handle: Prefetch) -> None:
-        """Move features to the device, to wait there."""
-        for need in batch:
-            if need.identity not in self._staging and self._staging.has_room:
-                self._encoding.start([need])
-                if need.moved is not None:
-                    self._staging.add(need.identity, need.moved, handle)
-                    need.moved.wait_source_read()
-        if handle.is_cancelled:
-            self._staging.drop(handle)
-
-    def _encode_ahead(self, batch: list[Need]) -> None:
-        """Encode what nobody else is encoding, and enter it."""
-        with ExitStack() as held:
-            held.callback(_wait_until_read, batch)
-            mine = []
-            for need in batch:
-                if need.key is not None and held.enter_context(self.cache.claim(need.key)).is_mine:
-                    mine.append(need)
-            epoch = self.cache.epoch
-            with self._encoding.turn:
-                missing = [need for need in mine if need.key is not None and need.key not in self.cache]
-                self._encoding.run(missing, epoch)
-                self._encoding.keep(missing, epoch)
-            for need in missing:
-                if isinstance(need.rows, Reservation):
-                    held.enter_context(need.rows).commit()
-
-
-class Sources(NamedTuple):
-    """What `embed_tokens` takes, item by item."""
-
-    embeddings: list[Tensor | Lease | Reservation]
-    spans: list[list[Span]]
-    store: list[Reservation | None]
-
-
-def _wait_until_read(needs: Sequence[Need]) -> None:
-    """Wait until their features may change: for the ring's threads, not for the device."""
+def _find_needs(namespace: bytes, chunks: Sequence[Chunk]) -> list[Need]:
+    needs = by_item(plan(chunks))
     for need in needs:
-        if need.ticket is not None:
-            need.ticket.wait_source_read()
+        find_key(need, namespace)
+    return unite(needs)
 
 
 def _errors(needs: list[Need]) -> list[ItemError]:

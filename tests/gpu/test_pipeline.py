@@ -1,0 +1,159 @@
+"""The pipeline on a GPU: no wait for the device, streams in order, features and rows in torch's allocator."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from vitcache import Chunk, EmbeddingCache, Item, PinnedRing, Span, VisionPipeline
+
+PATCH = 64
+
+
+class Scene:
+    """A tower of matrix products, and items whose rows can be told apart."""
+
+    def __init__(self, gpu, *, items=8, **options):
+        self.gpu = gpu
+        self.rows, self.hidden = gpu.size((256, 1024), (6, 16))
+        generator = torch.Generator().manual_seed(0)
+        self.project = torch.randn(PATCH, self.hidden, generator=generator).to(gpu.device)
+        self.weight = torch.randn(100, self.hidden, generator=generator).to(gpu.device).bfloat16()
+        self.features = [torch.randn(self.rows, PATCH, generator=generator) for _ in range(items)]
+        entry_bytes = -(-self.rows // 64) * 64 * self.hidden * 2
+        self.cache = EmbeddingCache(self.hidden, device=gpu.device, device_bytes=3 * items * entry_bytes)
+        self.ring = PinnedRing(gpu.size(64 << 20, 1 << 20), backend="host" if gpu.dry else "cuda")
+        self.before_encode = lambda: None
+        self.pipeline = VisionPipeline(
+            self.encode, self.cache, ring=self.ring, max_rows_per_encode=2 * self.rows, **options
+        )
+
+    def encode(self, features, items):
+        self.before_encode()
+        return [(part @ self.project).bfloat16() for part in features]
+
+    def items(self, first=0, last=None):
+        return [
+            Item(part, Span(number * (self.rows + 1), self.rows), key=bytes([number]) * 32)
+            for number, part in enumerate(self.features)
+        ][first:last]
+
+    def ids(self, items):
+        return torch.zeros(items * (self.rows + 1), dtype=torch.int64, device=self.gpu.device)
+
+    def step(self, items, ids):
+        return self.pipeline.embed([Chunk(items, 0, len(ids))], ids, self.weight)
+
+    def expected(self, items):
+        rows = [(item.feature.to(self.gpu.device) @ self.project).bfloat16() for item in items]
+        return torch.cat([torch.cat([part, self.weight[:1]]) for part in rows])
+
+    def close(self):
+        self.pipeline.close()
+        self.ring.close()
+
+
+@pytest.fixture
+def scene(gpu):
+    made = Scene(gpu)
+    yield made
+    made.close()
+
+
+def test_a_step_waits_for_nothing(gpu, scene):
+    """Behind a slow stream a warm step is queued at once, and no call in it synchronises."""
+    items, ids = scene.items(), scene.ids(8)
+    scene.step(items[:2], ids[: 2 * (scene.rows + 1)])  # what is loaded lazily, is
+    gpu.synchronize()
+    gpu.slow(200)
+    if not gpu.dry:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        begin = time.perf_counter()
+        result = scene.step(items, ids)
+        passed = (time.perf_counter() - begin) * 1e3
+    finally:
+        if not gpu.dry:
+            torch.cuda.set_sync_debug_mode("default")
+    if not gpu.dry:
+        assert passed < 150
+    gpu.synchronize()
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds, scene.expected(items))
+
+
+def test_a_slow_encoder_is_waited_for_on_the_device(gpu, scene):
+    """Rows that are late are still placed, and stored, after they were made."""
+    items, ids = scene.items(), scene.ids(8)
+    scene.before_encode = lambda: gpu.slow(20)
+    for _ in range(2):
+        result = scene.step(items, ids)
+        with gpu.stream() as side:
+            side.wait_stream(gpu.current_stream())
+        gpu.synchronize()
+        assert torch.equal(result.inputs_embeds, scene.expected(items))
+    assert scene.cache.stats().hits == 8
+
+
+def test_the_encoder_runs_on_the_stream_that_was_chosen(gpu):
+    side = None if gpu.dry else torch.cuda.Stream()
+    scene = Scene(gpu, stream=side)
+    seen = []
+
+    def note():
+        gpu.slow(10)
+        seen.append(None if gpu.dry else torch.cuda.current_stream().cuda_stream)
+
+    scene.before_encode = note
+    items, ids = scene.items(), scene.ids(8)
+    for _ in range(3):
+        scene.cache.clear()
+        result = scene.step(items, ids)
+        gpu.synchronize()
+        assert torch.equal(result.inputs_embeds, scene.expected(items))
+    assert set(seen) == {None if gpu.dry else side.cuda_stream}
+    scene.close()
+
+
+def test_memory_of_the_encoder_may_be_written_over_by_the_next_call(gpu):
+    scene = Scene(gpu)
+    static = torch.empty(2 * scene.rows, scene.hidden, dtype=torch.bfloat16, device=gpu.device)
+
+    def encode(features, items):
+        rows = torch.cat([part @ scene.project for part in features])
+        gpu.slow(5)
+        return static[: len(rows)].copy_(rows)
+
+    pipeline = VisionPipeline(encode, scene.cache, ring=scene.ring, max_rows_per_encode=2 * scene.rows)
+    items, ids = scene.items(), scene.ids(8)
+    for _ in range(2):
+        result = pipeline.embed([Chunk(items, 0, len(ids))], ids, scene.weight)
+        static.fill_(float("nan"))
+        gpu.synchronize()
+        assert torch.equal(result.inputs_embeds, scene.expected(items))
+    scene.close()
+
+
+def test_what_is_prefetched_is_a_hit_on_another_stream(gpu, scene):
+    items, ids = scene.items(), scene.ids(8)
+    scene.before_encode = lambda: gpu.slow(5)
+    for encode in (False, True):
+        scene.cache.clear()
+        handle = scene.pipeline.prefetch([Chunk(items, 0, len(ids))], encode=encode)
+        handle.wait(60)
+        result = scene.step(items, ids)
+        gpu.synchronize()
+        assert torch.equal(result.inputs_embeds, scene.expected(items))
+    assert scene.cache.stats().hits == 8
+
+
+def test_a_feature_may_be_on_the_device_already(gpu, scene):
+    items = [
+        Item(item.feature.to(gpu.device), item.spans, key=item.key) if number % 2 else item
+        for number, item in enumerate(scene.items())
+    ]
+    result = scene.step(items, scene.ids(8))
+    gpu.synchronize()
+    assert torch.equal(result.inputs_embeds, scene.expected(items))

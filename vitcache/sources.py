@@ -1,0 +1,74 @@
+"""Where the placing launch reads each item's rows, and which of them it also stores in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitcache.cache import EmbeddingCache
+from vitcache.dtypes import DTYPES
+from vitcache.lease import Lease
+from vitcache.need import Need
+from vitcache.reservation import Reservation
+from vitcache.spans import Span
+from vitcache.transfer import FeatureMover
+
+
+class Sources(NamedTuple):
+    """What `embed_tokens` takes, item by item."""
+
+    embeddings: list[Tensor | Lease | Reservation]
+    spans: list[list[Span]]
+    store: list[Reservation | None]
+
+    def commit(self) -> None:
+        """Enter in the cache what was placed and stored, or was stored before."""
+        for reservation in (*self.embeddings, *self.store):
+            if isinstance(reservation, Reservation):
+                reservation.commit()
+
+
+def collect(
+    needs: Sequence[Need], cache: EmbeddingCache, mover: FeatureMover, epoch: int, held: ExitStack
+) -> Sources:
+    """Return the sources of all needs; room in the cache is given back when `held` ends, if not committed.
+
+    Rows that the cache does not take are rounded as if it had. A need without rows gets zeros.
+    """
+    sources = Sources([], [], [])
+    for need in needs:
+        if need.item.rows is not None:
+            _take_precomputed(need, need.item.rows, cache, mover)
+        rows, store = need.rows, None
+        if rows is None:
+            rows = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
+            rows = rows.expand(need.item.num_rows, -1)  # one row stands for all
+        elif isinstance(rows, Reservation):
+            held.enter_context(rows)
+        elif need.is_fresh and isinstance(rows, Tensor) and need.key is not None:
+            store = cache.reserve(need.key, need.item.num_rows, epoch=epoch)
+            if store is None:
+                rows = rows.to(cache.dtype)
+            else:
+                held.enter_context(store)
+        sources.embeddings.append(rows)
+        sources.spans.append([span for use in need.uses for span in use.spans])
+        sources.store.append(store)
+    return sources
+
+
+def _take_precomputed(need: Need, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
+    """Check rows that came with an item, and have them where they can be placed from."""
+    if rows.dtype not in DTYPES:
+        need.fail(TypeError(f"rows are {rows.dtype}, they must be one of {', '.join(map(str, DTYPES))}"))
+    elif rows.shape[1] != cache.row_width:
+        need.fail(ValueError(f"rows have width {rows.shape[1]}, those of the cache have {cache.row_width}"))
+    elif rows.device == cache.device or rows.is_pinned():
+        need.rows = rows.detach()
+    else:
+        need.take_moved(mover.start(rows))
+        need.rows = None if need.moved is None else need.moved.ready()
