@@ -55,7 +55,13 @@ void bind_cuda_runtime(py::module_& module) {
       .def_property_readonly("searched", &CudaRuntime::searched)
       .def("version", &CudaRuntime::version, without_gil)
       .def("driver_version", &CudaRuntime::driver_version, without_gil)
-      .def("devices", &CudaRuntime::devices, without_gil);
+      .def("devices", &CudaRuntime::devices, without_gil)
+      .def(
+          "create_stream",
+          [](const CudaRuntime& runtime) {
+            return reinterpret_cast<std::uintptr_t>(runtime.create_stream());
+          },
+          without_gil);
 }
 
 // Rows of (start, length, source_start) of one source, or of (item, start, length, source_start).
@@ -364,6 +370,7 @@ void bind_ring(py::module_& module) {
       .def("synchronize", &Ticket::synchronize, without_gil)
       .def("wait_source_read", &Ticket::wait_source_read, without_gil)
       .def_property_readonly("done", &Ticket::done)
+      .def_property_readonly("source_read", &Ticket::source_read)
       .def_property_readonly("is_over", &Ticket::is_over);
   py::class_<RingStats>(module, "RingStats")
       .def_readonly("capacity_bytes", &RingStats::capacity_bytes)
@@ -375,12 +382,13 @@ void bind_ring(py::module_& module) {
       .def_readonly("construction_seconds", &RingStats::construction_seconds);
   py::class_<Ring, std::unique_ptr<Ring, DeleteRing>>(module, "Ring")
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t capacity_bytes, int num_threads,
-                       std::size_t piece_bytes, int device) {
-             return std::unique_ptr<Ring, DeleteRing>(
-                 new Ring(std::move(runtime), {capacity_bytes, num_threads, piece_bytes, device}));
+                       std::size_t piece_bytes, int device, std::optional<std::uintptr_t> stream) {
+             return std::unique_ptr<Ring, DeleteRing>(new Ring(
+                 std::move(runtime),
+                 {capacity_bytes, num_threads, piece_bytes, device, handle(stream).value_or(nullptr)}));
            }),
            py::arg("runtime"), py::arg("capacity_bytes"), py::arg("num_threads"), py::arg("piece_bytes"),
-           py::arg("device"), without_gil)
+           py::arg("device"), py::arg("stream"), without_gil)
       .def("make_ticket", &Ring::make_ticket)
       .def(
           "copy",
