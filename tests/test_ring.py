@@ -334,10 +334,22 @@ print("queued", flush=True)
 """
 
 
+DAEMON_THREADS_IN_IT = """
+import contextlib, threading
+def go():
+    with contextlib.suppress(RuntimeError):
+        while True:
+            ring.copy_to(dst, src).synchronize()
+for _ in range(8):
+    threading.Thread(target=go, daemon=True).start()
+"""
+
+
 @pytest.mark.parametrize(
     "last",
     [
         "",
+        DAEMON_THREADS_IN_IT,
         "raise SystemExit(3)",
         "import os; os.fork() or os._exit(0); os.wait()",
         "import os, sys; os.fork() or sys.exit(0); assert os.wait()[1] == 0",
