@@ -55,7 +55,13 @@ void bind_cuda_runtime(py::module_& module) {
       .def_property_readonly("searched", &CudaRuntime::searched)
       .def("version", &CudaRuntime::version, without_gil)
       .def("driver_version", &CudaRuntime::driver_version, without_gil)
-      .def("devices", &CudaRuntime::devices, without_gil);
+      .def("devices", &CudaRuntime::devices, without_gil)
+      .def(
+          "create_stream",
+          [](const CudaRuntime& runtime) {
+            return reinterpret_cast<std::uintptr_t>(runtime.create_stream());
+          },
+          without_gil);
 }
 
 // Rows of (start, length, source_start) of one source, or of (item, start, length, source_start).
@@ -344,6 +350,22 @@ std::optional<void*> handle(std::optional<std::uintptr_t> stream) {
   return stream ? std::optional(handle(*stream)) : std::nullopt;
 }
 
+// Does `work` without the GIL. Where the interpreter ends meanwhile, a daemon thread ends in taking it back:
+// that unwinds its stack, which must not begin in a destructor, so py::gil_scoped_release would end the
+// process.
+template <typename Work>
+void without_gil(Work work) {
+  std::exception_ptr error;
+  PyThreadState* const thread = PyEval_SaveThread();
+  try {
+    work();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  PyEval_RestoreThread(thread);
+  if (error) std::rethrow_exception(error);
+}
+
 // A ring of the process that this one was forked off has no threads here: it is left where it is.
 struct DeleteRing {
   void operator()(Ring* ring) const {
@@ -352,18 +374,21 @@ struct DeleteRing {
 };
 
 void bind_ring(py::module_& module) {
-  const py::call_guard<py::gil_scoped_release> without_gil;
   py::enum_<Cast>(module, "Cast")
       .value("none", Cast::kNone)
       .value("float32_to_bfloat16", Cast::kFloat32ToBfloat16)
       .value("float32_to_float16", Cast::kFloat32ToFloat16);
   py::class_<Ticket, std::shared_ptr<Ticket>>(module, "Ticket")
       .def(
-          "wait", [](const Ticket& ticket, std::uintptr_t stream) { ticket.wait(handle(stream)); },
-          py::arg("stream"), without_gil)
-      .def("synchronize", &Ticket::synchronize, without_gil)
-      .def("wait_source_read", &Ticket::wait_source_read, without_gil)
+          "wait",
+          [](const Ticket& ticket, std::uintptr_t stream) {
+            without_gil([&] { ticket.wait(handle(stream)); });
+          },
+          py::arg("stream"))
+      .def("synchronize", [](const Ticket& ticket) { without_gil([&] { ticket.synchronize(); }); })
+      .def("wait_source_read", [](const Ticket& ticket) { without_gil([&] { ticket.wait_source_read(); }); })
       .def_property_readonly("done", &Ticket::done)
+      .def_property_readonly("source_read", &Ticket::source_read)
       .def_property_readonly("is_over", &Ticket::is_over);
   py::class_<RingStats>(module, "RingStats")
       .def_readonly("capacity_bytes", &RingStats::capacity_bytes)
@@ -375,12 +400,16 @@ void bind_ring(py::module_& module) {
       .def_readonly("construction_seconds", &RingStats::construction_seconds);
   py::class_<Ring, std::unique_ptr<Ring, DeleteRing>>(module, "Ring")
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t capacity_bytes, int num_threads,
-                       std::size_t piece_bytes, int device) {
-             return std::unique_ptr<Ring, DeleteRing>(
-                 new Ring(std::move(runtime), {capacity_bytes, num_threads, piece_bytes, device}));
+                       std::size_t piece_bytes, int device, std::optional<std::uintptr_t> stream) {
+             std::unique_ptr<Ring, DeleteRing> ring;
+             without_gil([&] {
+               ring.reset(new Ring(std::move(runtime), {capacity_bytes, num_threads, piece_bytes, device,
+                                                        handle(stream).value_or(nullptr)}));
+             });
+             return ring;
            }),
            py::arg("runtime"), py::arg("capacity_bytes"), py::arg("num_threads"), py::arg("piece_bytes"),
-           py::arg("device"), without_gil)
+           py::arg("device"), py::arg("stream"))
       .def("make_ticket", &Ring::make_ticket)
       .def(
           "copy",
@@ -390,17 +419,25 @@ void bind_ring(py::module_& module) {
              std::optional<double> timeout) {
             auto view = std::make_shared<const StridedView>(reinterpret_cast<const std::byte*>(source),
                                                             element_bytes, shape, strides);
-            ring.copy(ticket, reinterpret_cast<std::byte*>(destination), std::move(view), cast, handle(after),
-                      timeout ? std::optional(std::chrono::duration<double>(*timeout)) : std::nullopt);
+            const auto seconds =
+                timeout ? std::optional(std::chrono::duration<double>(*timeout)) : std::nullopt;
+            without_gil([&] {
+              ring.copy(ticket, reinterpret_cast<std::byte*>(destination), std::move(view), cast,
+                        handle(after), seconds);
+            });
           },
           py::arg("ticket"), py::arg("destination"), py::arg("source"), py::arg("element_bytes"),
-          py::arg("shape"), py::arg("strides"), py::arg("cast"), py::arg("after"), py::arg("timeout"),
-          without_gil)
-      .def("hold", &Ring::hold, without_gil)
-      .def("release", &Ring::release, without_gil)
-      .def("close", &Ring::close, without_gil)
-      .def("stats", &Ring::stats, without_gil)
-      .def("check_integrity", &Ring::check_integrity, without_gil)
+          py::arg("shape"), py::arg("strides"), py::arg("cast"), py::arg("after"), py::arg("timeout"))
+      .def("hold", &Ring::hold)
+      .def("release", &Ring::release)
+      .def("close", [](Ring& ring) { without_gil([&] { ring.close(); }); })
+      .def("stats",
+           [](Ring& ring) {
+             RingStats stats{};
+             without_gil([&] { stats = ring.stats(); });
+             return stats;
+           })
+      .def("check_integrity", &Ring::check_integrity)
       .def_property_readonly(
           "stream", [](const Ring& ring) { return reinterpret_cast<std::uintptr_t>(ring.stream()); });
 }

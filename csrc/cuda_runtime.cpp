@@ -28,6 +28,8 @@ constexpr unsigned kMapped = 2;
 constexpr unsigned kNonBlocking = 1;         // cudaStreamNonBlocking
 constexpr unsigned kDisableTiming = 2;       // cudaEventDisableTiming
 constexpr unsigned kGreaterOrEqual = 0;      // CU_STREAM_WAIT_VALUE_GEQ
+constexpr int kCaptureModeRelaxed = 2;       // cudaStreamCaptureModeRelaxed
+constexpr int kNoCapture = 0;                // cudaStreamCaptureStatusNone
 constexpr int kDefaultKind = 4;              // cudaMemcpyDefault: the addresses tell
 constexpr int kBatchVersion = 12080;         // the first runtime with cudaMemcpyBatchAsync
 constexpr int kBatchVersion13 = 13000;       // the first without its `failIdx`
@@ -53,17 +55,21 @@ void* find_symbol(void* library, const char* name, std::string& missing) {
   return symbol;
 }
 
-// cudaMemcpyAttributes.
-struct CopyAttributes {
-  int source_order = 1;  // cudaMemcpySrcAccessOrderStream
-  int source_location[2] = {};
-  int destination_location[2] = {};
-  unsigned flags = 0;
+// While any thread captures a graph, calls that may wait for the device are refused to all threads, and break
+// that capture, unless a thread says that it touches none of the captured work.
+class BesideCaptures {
+ public:
+  explicit BesideCaptures(const CudaFunctions& functions) : functions_(functions) { exchange(); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+  ~BesideCaptures() { exchange(); }
+
+ private:
+  void exchange() { functions_.cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+  const CudaFunctions& functions_;
+  int mode_ = kCaptureModeRelaxed;
 };
-using BatchCopy12 = int (*)(void**, void**, std::size_t*, std::size_t, CopyAttributes*, std::size_t*,
-                            std::size_t, std::size_t*, void*);
-using BatchCopy13 = int (*)(void* const*, const void* const*, const std::size_t*, std::size_t,
-                            CopyAttributes*, std::size_t*, std::size_t, void*);
 
 // A function of the driver: of the runtime's library if it has it (a stand-in does), else of libcuda.
 void* find_driver_symbol(void* runtime, const char* name) {
@@ -200,19 +206,25 @@ void CudaRuntime::set_device(int device) const { VITCACHE_CUDA_CALL(cudaSetDevic
 
 void* CudaRuntime::alloc_host(std::size_t bytes) const {
   void* memory = nullptr;
-  const int status = functions().cudaHostAlloc(&memory, bytes, kPortable | kMapped);
+  const BesideCaptures mode(functions());
+  const int status = functions_.cudaHostAlloc(&memory, bytes, kPortable | kMapped);
   check_memory(status, bytes, "cudaHostAlloc", __FILE__, __LINE__);
   return memory;
 }
 
-void CudaRuntime::free_host(void* memory) const noexcept { ignore(functions_.cudaFreeHost(memory)); }
+void CudaRuntime::free_host(void* memory) const noexcept {
+  const BesideCaptures mode(functions_);
+  ignore(functions_.cudaFreeHost(memory));
+}
 
 void CudaRuntime::register_host(void* memory, std::size_t bytes) const {
-  const int status = functions().cudaHostRegister(memory, bytes, kPortable | kMapped);
+  const BesideCaptures mode(functions());
+  const int status = functions_.cudaHostRegister(memory, bytes, kPortable | kMapped);
   check_memory(status, bytes, "cudaHostRegister", __FILE__, __LINE__);
 }
 
 void CudaRuntime::unregister_host(void* memory) const noexcept {
+  const BesideCaptures mode(functions_);
   ignore(functions_.cudaHostUnregister(memory));
 }
 
@@ -227,7 +239,14 @@ void CudaRuntime::destroy_stream(void* stream) const noexcept {
 }
 
 void CudaRuntime::synchronize_stream(void* stream) const {
+  const BesideCaptures mode(functions());
   VITCACHE_CUDA_CALL(cudaStreamSynchronize, stream);
+}
+
+bool CudaRuntime::is_capturing(void* stream) const {
+  int status = kNoCapture;
+  VITCACHE_CUDA_CALL(cudaStreamIsCapturing, stream, &status);
+  return status != kNoCapture;
 }
 
 void* CudaRuntime::create_event() const {
@@ -243,7 +262,8 @@ void CudaRuntime::record(void* event, void* stream) const {
 }
 
 bool CudaRuntime::passed(void* event) const {
-  const int status = functions().cudaEventQuery(event);
+  const BesideCaptures mode(functions());
+  const int status = functions_.cudaEventQuery(event);
   if (status == kNotReady) {
     functions_.cudaGetLastError();
     return false;
@@ -252,7 +272,21 @@ bool CudaRuntime::passed(void* event) const {
   return true;
 }
 
-void CudaRuntime::synchronize(void* event) const { VITCACHE_CUDA_CALL(cudaEventSynchronize, event); }
+void CudaRuntime::synchronize(void* event) const {
+  const BesideCaptures mode(functions());
+  VITCACHE_CUDA_CALL(cudaEventSynchronize, event);
+}
+
+bool CudaRuntime::passed_or_lost(void* event) const {
+  // A single call may fail by itself. It is asked twice, as the memory is another's once this is true.
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    try {
+      return passed(event);
+    } catch (const CudaError&) {
+    }
+  }
+  return true;
+}
 
 void CudaRuntime::wait_event(void* stream, void* event) const {
   VITCACHE_CUDA_CALL(cudaStreamWaitEvent, stream, event, 0);
@@ -285,15 +319,15 @@ void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
     for (std::size_t i = 0; i < bytes.size(); ++i) copy_async(destinations[i], sources[i], bytes[i], stream);
     return;
   }
-  CopyAttributes attributes;  // of all copies from the first on
+  CudaCopyAttributes attributes;  // of all copies from the first on
   std::size_t first = 0;
   int status;
   if (version >= kBatchVersion13) {
-    status = reinterpret_cast<BatchCopy13>(optional_.cudaMemcpyBatchAsync)(
+    status = reinterpret_cast<CudaOptionalFunctions::BatchCopy13>(optional_.cudaMemcpyBatchAsync)(
         destinations.data(), sources.data(), bytes.data(), bytes.size(), &attributes, &first, 1, stream);
   } else {
     std::size_t failed = 0;
-    status = reinterpret_cast<BatchCopy12>(optional_.cudaMemcpyBatchAsync)(
+    status = reinterpret_cast<CudaOptionalFunctions::BatchCopy12>(optional_.cudaMemcpyBatchAsync)(
         const_cast<void**>(destinations.data()), const_cast<void**>(sources.data()),
         const_cast<std::size_t*>(bytes.data()), bytes.size(), &attributes, &first, 1, &failed, stream);
   }

@@ -8,8 +8,9 @@
 //   4. the loader's own search path, then /usr/local/cuda/lib64
 // VITCACHE_NO_CUDA, set to anything but 0, turns the search off.
 //
-// Thread rule: immutable after `open`; every method may be called from any thread. The library is never
-// closed, since the driver's threads may run in it until the process ends.
+// Thread rule: immutable after `open`; every method may be called from any thread, also while another one
+// captures a graph. The library is never closed, since the driver's threads may run in it until the process
+// ends.
 #pragma once
 
 #include <cstddef>
@@ -42,6 +43,8 @@ namespace vitcache {
   FUNCTION(int, cudaStreamCreateWithFlags, (void** stream, unsigned flags))       \
   FUNCTION(int, cudaStreamDestroy, (void* stream))                                \
   FUNCTION(int, cudaStreamSynchronize, (void* stream))                            \
+  FUNCTION(int, cudaStreamIsCapturing, (void* stream, int* status))               \
+  FUNCTION(int, cudaThreadExchangeStreamCaptureMode, (int* mode))                 \
   FUNCTION(int, cudaStreamWaitEvent, (void* stream, void* event, unsigned flags)) \
   FUNCTION(int, cudaEventCreateWithFlags, (void** event, unsigned flags))         \
   FUNCTION(int, cudaEventDestroy, (void* event))                                  \
@@ -50,9 +53,24 @@ namespace vitcache {
   FUNCTION(int, cudaEventSynchronize, (void* event))                              \
   FUNCTION(int, cudaMemcpyAsync, (void*, const void*, std::size_t bytes, int kind, void* stream))
 
+// cudaMemcpyAttributes.
+struct CudaCopyAttributes {
+  int source_order = 1;  // cudaMemcpySrcAccessOrderStream
+  int source_location[2] = {};
+  int destination_location[2] = {};
+  unsigned flags = 0;
+};
+
 // What one needs only for some calls: of the driver, whose 64-bit address is a device's, and of runtimes from
 // 12.8 on, whose parameters changed with 13.0.
 struct CudaOptionalFunctions {
+  using BatchCopy12 = int (*)(void** destinations, void** sources, std::size_t* bytes, std::size_t count,
+                              CudaCopyAttributes*, std::size_t* first, std::size_t num_attributes,
+                              std::size_t* failed, void* stream);
+  using BatchCopy13 = int (*)(void* const* destinations, const void* const* sources, const std::size_t* bytes,
+                              std::size_t count, CudaCopyAttributes*, std::size_t* first,
+                              std::size_t num_attributes, void* stream);
+
   int (*cuStreamWaitValue32_v2)(void* stream, unsigned long long address, std::uint32_t value,
                                 unsigned flags) = nullptr;
   void* cudaMemcpyBatchAsync = nullptr;
@@ -111,12 +129,19 @@ class CudaRuntime {
   void destroy_stream(void* stream) const noexcept;
   void synchronize_stream(void* stream) const;
 
+  // Whether what it is given goes into a graph.
+  bool is_capturing(void* stream) const;
+
   // An event of the current device, without a time.
   void* create_event() const;
   void destroy_event(void* event) const noexcept;
   void record(void* event, void* stream) const;
   bool passed(void* event) const;
   void synchronize(void* event) const;
+
+  // Whether `event` has passed or never will, the device being lost: then every call fails, and nothing is
+  // read or written any more.
+  bool passed_or_lost(void* event) const;
 
   // What `stream` is given from now on waits for what `event` was last recorded behind. An event that never
   // was is not waited for.

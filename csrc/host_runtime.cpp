@@ -34,11 +34,14 @@ constexpr int kNotReady = 600;
 constexpr int kIllegalAddress = 700;
 constexpr int kAlreadyRegistered = 712;
 constexpr int kNotRegistered = 713;
+constexpr int kCaptureUnsupported = 900;
+constexpr int kCaptureModeRelaxed = 2;
 constexpr int kVersion = 13000;
 constexpr std::chrono::microseconds kNap{20};
 
 thread_local int last_error = kSuccess;
 thread_local int current_device = 0;
+thread_local int capture_mode = 0;  // global, as CUDA's threads begin
 
 // One recording of an event. Whoever waits for it holds it, so a later recording changes nothing for them.
 struct Mark {
@@ -88,6 +91,7 @@ struct Control {
   std::atomic<bool> any_failure{false};
   std::atomic<bool> any_pause{false};
   std::atomic<bool> lost{false};
+  std::atomic<void*> captured{nullptr};
   std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0};
 };
 
@@ -184,6 +188,19 @@ int begin(const char* entry, bool gives_back = false) {
 #define BEGIN(...)                                                                     \
   do {                                                                                 \
     if (const int begun = begin(__VA_ARGS__); begun != kSuccess) return result(begun); \
+  } while (false)
+
+// What comes before a call that is not to be made while a graph is captured.
+int begin_unsafe(const char* entry, bool gives_back = false) {
+  const int status = begin(entry, gives_back);
+  if (status != kSuccess) return status;
+  return control().captured != nullptr && capture_mode != kCaptureModeRelaxed ? kCaptureUnsupported
+                                                                              : kSuccess;
+}
+
+#define BEGIN_UNSAFE(...)                                                                     \
+  do {                                                                                        \
+    if (const int begun = begin_unsafe(__VA_ARGS__); begun != kSuccess) return result(begun); \
   } while (false)
 
 void count_synchronizing() { control().synchronizing.fetch_add(1, std::memory_order_relaxed); }
@@ -366,7 +383,7 @@ EXPORT int cudaSetDevice(int device) {
 }
 
 EXPORT int cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
-  BEGIN("cudaHostAlloc");
+  BEGIN_UNSAFE("cudaHostAlloc");
   count_synchronizing();
   constexpr std::size_t alignment = 4096;
   *memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
@@ -377,7 +394,7 @@ EXPORT int cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 }
 
 EXPORT int cudaFreeHost(void* memory) {
-  BEGIN("cudaFreeHost", true);
+  BEGIN_UNSAFE("cudaFreeHost", true);
   count_synchronizing();
   if (!unlock_memory(memory)) return result(kInvalidValue);
   std::free(memory);
@@ -385,13 +402,13 @@ EXPORT int cudaFreeHost(void* memory) {
 }
 
 EXPORT int cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
-  BEGIN("cudaHostRegister");
+  BEGIN_UNSAFE("cudaHostRegister");
   count_synchronizing();
   return result(lock_memory(reinterpret_cast<std::uintptr_t>(memory), bytes, locked_limit()));
 }
 
 EXPORT int cudaHostUnregister(void* memory) {
-  BEGIN("cudaHostUnregister", true);
+  BEGIN_UNSAFE("cudaHostUnregister", true);
   count_synchronizing();
   return result(unlock_memory(memory) ? kSuccess : kNotRegistered);
 }
@@ -416,12 +433,24 @@ EXPORT int cudaStreamDestroy(void* stream) {
 }
 
 EXPORT int cudaStreamSynchronize(void* stream) {
-  BEGIN("cudaStreamSynchronize");
+  BEGIN_UNSAFE("cudaStreamSynchronize");
   Stream* found = find_stream(stream);
   if (found == nullptr) return result(kInvalidHandle);
   count_synchronizing();
   push_mark(found)->wait();
   return result(control().lost ? kIllegalAddress : kSuccess);
+}
+
+EXPORT int cudaStreamIsCapturing(void* stream, int* status) {
+  BEGIN("cudaStreamIsCapturing");
+  if (find_stream(stream) == nullptr) return result(kInvalidHandle);
+  *status = stream != nullptr && control().captured == stream ? 1 : 0;
+  return kSuccess;
+}
+
+EXPORT int cudaThreadExchangeStreamCaptureMode(int* mode) {
+  std::swap(capture_mode, *mode);
+  return kSuccess;
 }
 
 EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
@@ -459,7 +488,7 @@ EXPORT int cudaEventRecord(void* event, void* stream) {
 }
 
 EXPORT int cudaEventQuery(void* event) {
-  BEGIN("cudaEventQuery");
+  BEGIN_UNSAFE("cudaEventQuery");
   const std::shared_ptr<Event> queried = find_event(event);
   if (queried == nullptr) return result(kInvalidHandle);
   const std::shared_ptr<Mark> mark = queried->get();
@@ -468,7 +497,7 @@ EXPORT int cudaEventQuery(void* event) {
 }
 
 EXPORT int cudaEventSynchronize(void* event) {
-  BEGIN("cudaEventSynchronize");
+  BEGIN_UNSAFE("cudaEventSynchronize");
   const std::shared_ptr<Event> awaited = find_event(event);
   if (awaited == nullptr) return result(kInvalidHandle);
   count_synchronizing();
@@ -511,6 +540,7 @@ EXPORT void vitcache_host_reset() {
   shared.copies_until_failure = 0;
   shared.delay_us = 0;
   shared.any_failure = shared.lost = false;
+  shared.captured = nullptr;
   shared.synchronizing = shared.copies = shared.copied_bytes = 0;
 }
 
@@ -537,6 +567,8 @@ EXPORT void vitcache_host_pause(int paused) {
   control().any_pause = paused != 0;
   control().resumed.notify_all();
 }
+
+EXPORT void vitcache_host_capture(void* stream) { control().captured = stream; }
 
 EXPORT void vitcache_host_delay_copies(int microseconds) { control().delay_us = microseconds; }
 

@@ -29,6 +29,10 @@ void vitcache_host_fail_copy(int nth);
 // While paused no stream works; calls return as ever.
 void vitcache_host_pause(int paused);
 
+// `stream` is being captured (null: none is): calls that may wait for the device fail with 900, but in
+// threads that have asked for the relaxed mode.
+void vitcache_host_capture(void* stream);
+
 // Each copy takes so many microseconds longer.
 void vitcache_host_delay_copies(int microseconds);
 

@@ -50,6 +50,10 @@ PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_thr
                  "cannot allocate " + std::to_string(bytes_) + " bytes: " + std::strerror(errno));
   data_ = static_cast<std::byte*>(memory);
   try {
+    // Shared with a child, pages would be copied when they are written to, and the device would go on reading
+    // those that it knows.
+    VITCACHE_CHECK(madvise(memory, bytes_, MADV_DONTFORK) == 0, std::system_error,
+                   std::error_code(errno, std::generic_category()));
     touch(data_, bytes_, page_bytes, num_threads);
     runtime_->register_host(data_, bytes_);
   } catch (...) {

@@ -2,7 +2,7 @@
 //
 // Its pages are touched by several threads before they are locked, as locking touches them with one.
 //
-// Thread rule: immutable. A process that was forked off must not use it.
+// Thread rule: immutable. A process that was forked off does not have it.
 #pragma once
 
 #include <cstddef>

@@ -14,6 +14,9 @@ namespace {
 // Nothing tells the host that a stream has gone on: the first thread in line looks this often.
 constexpr std::chrono::microseconds kPoll{50};
 
+// Longer is for ever: the clock counts no more than some 292 years.
+constexpr std::chrono::duration<double> kLongestTimeout{1e9};
+
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Makes a device current, as events and streams are made on the current one. Also where it is already: in a
@@ -46,7 +49,9 @@ Ring::Ring(SharedRuntime runtime, const RingOptions& options)
       process_(getpid()),
       device_(options.device),
       num_threads_(options.num_threads),
-      events_(std::make_shared<EventPool>(runtime_)) {
+      events_(std::make_shared<EventPool>(runtime_)),
+      owns_stream_(options.stream == nullptr),
+      stream_(options.stream) {
   VITCACHE_CHECK(options.capacity_bytes >= kAlignment, std::invalid_argument,
                  "capacity_bytes is " + std::to_string(options.capacity_bytes) + ", it must be at least " +
                      std::to_string(kAlignment));
@@ -58,15 +63,15 @@ Ring::Ring(SharedRuntime runtime, const RingOptions& options)
   const DeviceGuard guard(*runtime_, device_);
   region_ = std::make_unique<PinnedRegion>(runtime_, options.capacity_bytes, options.num_threads);
   capacity_ = region_->bytes();
-  piece_bytes_ = std::min(capacity_, round_up(options.piece_bytes, kAlignment));
+  piece_bytes_ = round_up(std::min<std::uint64_t>(options.piece_bytes, capacity_), kAlignment);
   constexpr std::size_t flag_bytes = kMaxSlots * sizeof(std::uint32_t);
   flags_ = static_cast<std::uint32_t*>(runtime_->alloc_host(flag_bytes));
   std::fill(flags_, flags_ + kMaxSlots, 0U);
   try {
-    stream_ = runtime_->create_stream();
+    if (owns_stream_) stream_ = runtime_->create_stream();
     workers_ = std::make_unique<FillWorkers>(num_threads_);
   } catch (...) {
-    if (stream_ != nullptr) runtime_->destroy_stream(stream_);
+    if (owns_stream_ && stream_ != nullptr) runtime_->destroy_stream(stream_);
     runtime_->free_host(flags_);
     throw;
   }
@@ -87,12 +92,16 @@ void Ring::copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const St
   try {
     const DeviceGuard guard(*runtime_, device_);
     if (after) {
+      // Behind its event the ring's stream would be captured, too.
+      VITCACHE_CHECK(!runtime_->is_capturing(*after), std::runtime_error,
+                     "a copy through the ring cannot be captured in a CUDA graph: copy before the capture");
       const Event before = events_->take();
       runtime_->record(before.get(), *after);
       runtime_->wait_event(stream_, before.get());
     }
     Deadline deadline;
-    if (timeout) deadline = start + std::chrono::duration_cast<Clock::duration>(*timeout);
+    if (timeout && *timeout < kLongestTimeout)
+      deadline = start + std::chrono::duration_cast<Clock::duration>(*timeout);
     copy_pieces(ticket, destination, source, cast, deadline);
   } catch (const CudaError&) {
     ticket.fail(std::current_exception());
@@ -219,12 +228,7 @@ bool Ring::retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold) {
   const Slot front = slots_.front();
   if (!front.submitted || !is_full(front)) return false;
   lock.unlock();
-  bool passed = true;
-  try {
-    passed = front.event == nullptr || runtime_->passed(front.event.get());
-  } catch (const CudaError&) {
-    // The device has failed and reads nothing any more. Each ticket will say so.
-  }
+  const bool passed = front.event == nullptr || runtime_->passed_or_lost(front.event.get());
   lock.lock();
   if (!passed) return false;
   // Another thread may have been faster, or a hold.
@@ -239,20 +243,26 @@ bool Ring::is_full(const Slot& slot) const {
 }
 
 void Ring::hold() {
+  check_process();
   const std::lock_guard<std::mutex> lock(mutex_);
   ++holds_;
 }
 
 void Ring::release() {
+  if (is_forked()) return;
   const std::lock_guard<std::mutex> lock(mutex_);
   --holds_;
   changed_.notify_all();
 }
 
-void Ring::enter() {
+void Ring::check_process() const {
   VITCACHE_CHECK(!is_forked(), std::runtime_error,
                  "the ring belongs to process " + std::to_string(process_) + ", this is process " +
-                     std::to_string(getpid()) + ": make one after the fork");
+                     std::to_string(getpid()) + ": spawn processes and make a ring in each");
+}
+
+void Ring::enter() {
+  check_process();
   const std::lock_guard<std::mutex> lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
   ++copying_;
@@ -276,12 +286,13 @@ void Ring::close() {
       if (!retire_one(lock, true)) changed_.wait_for(lock, kPoll);
   }
   workers_.reset();
-  runtime_->destroy_stream(stream_);
+  if (owns_stream_) runtime_->destroy_stream(stream_);
   runtime_->free_host(flags_);
   region_.reset();
 }
 
 RingStats Ring::stats() {
+  check_process();
   std::unique_lock<std::mutex> lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
   ++copying_;  // keeps `close` from taking the flags away
@@ -302,14 +313,16 @@ std::string Ring::describe_slots() const {
   const auto filling =
       std::count_if(slots_.begin(), slots_.end(), [this](const Slot& s) { return !is_full(s); });
   const std::uint64_t used = slots_.empty() ? 0 : next_byte_ - slots_.front().claim;
-  return std::to_string(slots_.size()) + " slots hold " + std::to_string(used) + " of " +
-         std::to_string(capacity_) + " bytes, " + std::to_string(filling) +
+  return std::to_string(slots_.size()) + " slots" +
+         (slots_.size() == kMaxSlots ? ", as many as there can be," : "") + " hold " + std::to_string(used) +
+         " of " + std::to_string(capacity_) + " bytes, " + std::to_string(filling) +
          " of them still being filled, the others until their copy is over" +
          (holds_ > 0 ? "; the ring is held" : "") +
          (line_.size() > 1 ? "; " + std::to_string(line_.size()) + " threads wait for room" : "");
 }
 
 void Ring::check_integrity() {
+  check_process();
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto check = [](bool right, const Slot& slot, const char* what) {
     VITCACHE_CHECK(right, std::runtime_error,

@@ -11,7 +11,7 @@
 //
 // Thread rule: any thread may copy, at any time; the pieces of copies made at once go through the ring in
 // turns. No lock is held over a call of the runtime, nor over a fill. After a fork the child cannot use it:
-// calls throw, and it is to be leaked.
+// calls throw, but `release` and `close`, which do nothing there, and it is to be leaked.
 #pragma once
 
 #include <sys/types.h>
@@ -41,6 +41,7 @@ struct RingOptions {
   int num_threads;
   std::size_t piece_bytes;
   int device;
+  void* stream = nullptr;  // of that device, to outlive the ring; none: one of its own
 };
 
 struct RingStats {
@@ -71,8 +72,8 @@ class Ring {
   // Copies the elements of `source` in order to `destination`, behind what `after` has been given so far;
   // none: at once. The source must stay and must not change until `Ticket::source_read`, the destination
   // until `Ticket::done`. A piece that cannot be queued fails the ticket, and those after it are left out.
-  // Throws RingTimeout, and std::runtime_error if the ring was closed or the process was forked off; what was
-  // queued until then goes on, and `ticket` tells of it.
+  // Throws RingTimeout, and std::runtime_error if the ring was closed, the process was forked off, or `after`
+  // is being captured in a graph; what was queued until then goes on, and `ticket` tells of it.
   void copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
             std::optional<void*> after, std::optional<std::chrono::duration<double>> timeout);
 
@@ -125,6 +126,7 @@ class Ring {
     return static_cast<std::uint32_t>(sequence / kMaxSlots + 1);
   }
   std::string describe_slots() const;
+  void check_process() const;
   void enter();
   void leave();
 
@@ -137,7 +139,8 @@ class Ring {
   std::shared_ptr<EventPool> events_;
   std::unique_ptr<PinnedRegion> region_;
   std::uint32_t* flags_ = nullptr;  // page-locked and mapped
-  void* stream_ = nullptr;
+  bool owns_stream_;
+  void* stream_;
   std::unique_ptr<FillWorkers> workers_;
 
   std::mutex mutex_;

@@ -3,8 +3,6 @@
 #include <chrono>
 #include <thread>
 
-#include "error.h"
-
 namespace vitcache {
 
 void Ticket::wait_source_read() const {
@@ -12,11 +10,7 @@ void Ticket::wait_source_read() const {
 }
 
 bool Ticket::is_over() const {
-  try {
-    return source_read() && (last_ == nullptr || runtime_->passed(last_.get()));
-  } catch (const CudaError&) {
-    return true;  // the device is lost and writes nothing
-  }
+  return source_read() && (last_ == nullptr || runtime_->passed_or_lost(last_.get()));
 }
 
 void Ticket::wait(void* stream) const {

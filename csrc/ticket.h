@@ -1,8 +1,12 @@
 // What is known of one copy: that its source was read, that it is over, or why it failed.
 //
 // Thread rule: any thread may call anything but `begin_piece`, `end_piece` and `fail`, which the copying
-// thread calls before it hands the ticket out. A ticket may outlive its ring.
+// thread calls before it hands the ticket out. A ticket may outlive its ring. A process that was forked off
+// reads no source; what needs the device throws there.
 #pragma once
+
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
@@ -20,7 +24,7 @@ class Ticket {
   explicit Ticket(SharedRuntime runtime) : runtime_(std::move(runtime)) {}
 
   // Whether nobody will read the source again.
-  bool source_read() const { return unread_->load(std::memory_order_acquire) == 0; }
+  bool source_read() const { return unread_->load(std::memory_order_acquire) == 0 || getpid() != process_; }
 
   // The host waits until nobody will; for the worker threads, not for the device.
   void wait_source_read() const;
@@ -51,6 +55,7 @@ class Ticket {
   void raise() const;
 
   SharedRuntime runtime_;
+  pid_t process_ = getpid();
   std::shared_ptr<std::atomic<std::int64_t>> unread_ = std::make_shared<std::atomic<std::int64_t>>(0);
   Event last_;  // behind the last piece that was queued; none where none was
   std::exception_ptr cause_;

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitcache.placement_table import PlacementTable
     from vitcache.prefetch import Prefetch
     from vitcache.reservation import Reservation
-    from vitcache.ring import PinnedRing, Ticket
+    from vitcache.ring import PinnedRing
     from vitcache.single_flight import Claim
     from vitcache.spans import (
         Span,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         spans_from_placeholder,
         spans_from_token_ids,
     )
+    from vitcache.ticket import Ticket
 
 __all__ = [
     "Attachment",
@@ -80,7 +81,7 @@ _MODULES = {
     "Prefetch": "vitcache.prefetch",
     "Reservation": "vitcache.reservation",
     "Span": "vitcache.spans",
-    "Ticket": "vitcache.ring",
+    "Ticket": "vitcache.ticket",
     "VisionPipeline": "vitcache.pipeline",
     "attach": "vitcache.adapters.transformers",
     "clip_spans": "vitcache.spans",

@@ -11,7 +11,7 @@ from vitcache.keys import content_key
 from vitcache.lease import Lease
 from vitcache.plan import Use
 from vitcache.reservation import Reservation
-from vitcache.ring import Ticket
+from vitcache.ticket import Ticket
 from vitcache.transfer import Moved
 
 

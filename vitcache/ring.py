@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-import threading
+import sys
 import weakref
-from collections import deque
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vitcache import _native, host_runtime
 from vitcache.errors import CudaError
 from vitcache.info import open_cuda_runtime
+from vitcache.strided_view import as_source, check_destination
+from vitcache.ticket import InFlight, Ticket, stream_handle
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Threads beyond these gave nothing more in the design's sketches: 38 GB/s with 8, 43 with 12, of 55.
 MOST_DEFAULT_THREADS = 12
 MOST_THREADS = 64
 # 4 to 16 MiB did alike there; the smaller a piece, the sooner the first one is on its way.
 PIECE_BYTES = 4 << 20
+LEAST_BYTES = 256  # of a ring and of a piece: what slots are aligned to
+
+# Streams of rings that were closed, by device, for the next ones. They are never destroyed: when torch frees
+# memory that a ring wrote to, it records an event on the ring's stream, be the ring closed or not.
+_idle_streams: defaultdict[torch.device, list[int]] = defaultdict(list)
 
 _CASTS = {
     (torch.float32, torch.bfloat16): _native.Cast.float32_to_bfloat16,
@@ -56,50 +65,6 @@ class RingStats(NamedTuple):
     construction_seconds: float
 
 
-class Ticket:
-    """A copy that was ordered: others can be ordered after it.
-
-    Made by `PinnedRing.copy_to`. Any thread may use it; it may be dropped, and may outlive the ring. What
-    asks for the copy raises the cause, a `CudaError`, if that failed.
-    """
-
-    __slots__ = ("_device", "_native")
-
-    def __init__(self, native: _native.Ticket, device: torch.device) -> None:
-        self._native = native
-        self._device = device
-
-    def wait(self, stream: Any = None) -> None:
-        """Let what a stream is given from now on run after the copy. The host does not wait.
-
-        Parameters
-        ----------
-        stream
-            A `torch.cuda.Stream`, or a handle as an int. None: the current stream of the ring's device. A
-            ring of the host backend has no streams to wait: then the host does.
-        """
-        if self._device.type == "cuda":
-            self._native.wait(_handle(stream, self._device))
-        else:
-            self._native.synchronize()
-
-    def synchronize(self) -> None:
-        """Wait on the host until the copy is over."""
-        self._native.synchronize()
-
-    def wait_source_read(self) -> None:
-        """Wait on the host until the source was read, and may change: for the ring's threads, not the device.
-
-        Raises nothing if the copy failed.
-        """
-        self._native.wait_source_read()
-
-    @property
-    def done(self) -> bool:
-        """Whether the copy is over; never waits."""
-        return self._native.done
-
-
 class PinnedRing:
     """Copies tensors from pageable memory to a device through page-locked memory, on a stream of its own.
 
@@ -110,7 +75,8 @@ class PinnedRing:
     Parameters
     ----------
     capacity_bytes
-        Page-locked memory, allocated here, once. Copies in flight beyond that wait.
+        Page-locked memory, allocated here, once, in whole pages: the attribute says how much it became.
+        Copies in flight beyond that wait.
     num_threads
         Threads that fill. None: three quarters of the cores, 12 at most.
     backend
@@ -134,8 +100,9 @@ class PinnedRing:
 
     Notes
     -----
-    Any thread may call anything at any time. Copies made at once share the ring in turns, piece by piece. A
-    forked child cannot use the ring: RuntimeError. At interpreter exit a ring closes itself.
+    Any thread may call anything at any time, also while another one captures a graph. Copies made at once
+    share the ring in turns, piece by piece. A forked child cannot use the ring: RuntimeError. At interpreter
+    exit a ring closes itself.
 
     Until a worker has filled a piece the ring's stream waits for a value that the host will write, and CUDA
     calls that synchronise with the device stall as long. The workers depend on nothing but the source's
@@ -153,32 +120,37 @@ class PinnedRing:
     ) -> None:
         if num_threads is None:
             num_threads = default_num_threads()
-        for name, value in (
-            ("capacity_bytes", capacity_bytes),
-            ("num_threads", num_threads),
-            ("piece_bytes", piece_bytes),
+        for name, value, least, most in (
+            ("capacity_bytes", capacity_bytes, LEAST_BYTES, sys.maxsize),
+            ("num_threads", num_threads, 1, MOST_THREADS),
+            ("piece_bytes", piece_bytes, LEAST_BYTES, sys.maxsize),
         ):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
-        if num_threads > MOST_THREADS:
-            raise ValueError(f"num_threads is {num_threads}, it must be at most {MOST_THREADS}")
+            if value < least:
+                raise ValueError(f"{name} is {value}, it must be at least {least}")
+            if value > most:
+                raise ValueError(f"{name} is {value}, it must be at most {most}")
         self.device = _resolve(backend, device)
-        self.capacity_bytes = capacity_bytes
         self.num_threads = num_threads
         runtime = open_cuda_runtime() if self.device.type == "cuda" else host_runtime.open_runtime()
         if not runtime.available:
             raise CudaError(f"backend is 'cuda' but there is no CUDA runtime: {'; '.join(runtime.searched)}")
-        self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, self.device.index or 0)
-        self.stream: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
-            self.stream = torch.cuda.ExternalStream(self._native.stream, self.device)
-        # What copies in flight read and write, oldest first.
-        self._in_flight: deque[tuple[_native.Ticket, Any, Tensor]] = deque()
-        self._reaping = threading.Lock()
+        handle = _take_stream(runtime, self.device) if self.device.type == "cuda" else None
+        try:
+            index = self.device.index or 0
+            self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, index, handle)
+        except BaseException:
+            if handle is not None:
+                _idle_streams[self.device].append(handle)
+            raise
+        self._in_flight = InFlight()
         # Also at exit: the workers must be gone before the interpreter is.
-        self._close = weakref.finalize(self, _close, self._native, self._in_flight, self._reaping)
+        self._close = weakref.finalize(self, _close, self._native, self._in_flight, self.device)
+        self.capacity_bytes = self._native.stats().capacity_bytes
+        self.stream: torch.cuda.Stream | None = None
+        if handle is not None:
+            self.stream = torch.cuda.ExternalStream(handle, self.device)
 
     @property
     def backend(self) -> str:
@@ -197,7 +169,8 @@ class PinnedRing:
         src
             A CPU tensor or NumPy array of the same shape, with any strides. Of the same dtype; or float32
             for a bfloat16 or float16 `dst`, which is rounded to nearest even. It is kept alive, and must not
-            change until it was read: see `Ticket.wait_source_read`.
+            change until it was read: see `Ticket.wait_source_read`. So is the buffer that an array was made
+            over: until then shared memory cannot be closed (BufferError).
         after
             The `torch.cuda.Stream`, or its handle as an int, whose work so far precedes the write to `dst`.
             None: the current stream of the ring's device. (Host backend: ignored.)
@@ -215,11 +188,11 @@ class PinnedRing:
         TypeError
             If one is of another type, or their dtypes are no such pair.
         ValueError
-            If shapes differ, `dst` is not contiguous, or one is on another device.
+            If shapes differ, `dst` is not contiguous, one is on another device, or requires gradients.
         TimeoutError
             If there was no room in time. Nothing can be said of the content of `dst` then.
         RuntimeError
-            If the ring was closed, or the process was forked.
+            If the ring was closed, the process was forked, or `after` is being captured in a CUDA graph.
 
         Notes
         -----
@@ -238,26 +211,31 @@ class PinnedRing:
             raise TypeError(f"timeout_s must be a number of seconds, it is {type(timeout_s).__name__}")
         if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
-        self._reap()
-        ticket = self._native.make_ticket()
-        entry = (ticket, source.owner, dst)
-        self._in_flight.append(entry)
+        if isinstance(after, torch.cuda.Stream) and after.device != self.device:
+            raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
+        handle = None if self.stream is None else stream_handle(after, self.device)
         if self.stream is not None:
             dst.record_stream(self.stream)
-        self._native.copy(
-            ticket,
-            dst.data_ptr(),
-            source.address,
-            source.element_bytes,
-            source.shape,
-            source.strides,
-            cast,
-            _handle(after, self.device) if self.stream is not None else None,
-            timeout_s,
-        )
         if not dst.is_inference():
             torch.autograd.graph.increment_version(dst)
-        return Ticket(ticket, self.device)
+        ticket = self._native.make_ticket()
+        entry = (ticket, source.owner, dst if self.stream is None else None)
+        try:
+            self._native.copy(
+                ticket,
+                dst.data_ptr(),
+                source.address,
+                source.element_bytes,
+                source.shape,
+                source.strides,
+                cast,
+                handle,
+                timeout_s,
+            )
+        finally:  # also of a copy that was given up, part of which is on its way
+            self._in_flight.append(entry)
+            self._in_flight.reap()
+        return Ticket(ticket, self.device, self._in_flight)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -302,65 +280,6 @@ class PinnedRing:
             f"device={str(self.device)!r})"
         )
 
-    def _reap(self) -> None:
-        """Let go of what copies that are over have read and written."""
-        if self._reaping.acquire(blocking=False):
-            try:
-                while self._in_flight and self._in_flight[0][0].is_over:
-                    self._in_flight.popleft()
-            finally:
-                self._reaping.release()
-
-
-class Source(NamedTuple):
-    """What the native side takes of a source. Strides are in bytes."""
-
-    address: int
-    dtype: torch.dtype
-    element_bytes: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    owner: Any
-
-
-def as_source(src: Any) -> Source:
-    """Describe a CPU tensor or NumPy array.
-
-    Raises
-    ------
-    TypeError
-        If it is neither, or of a dtype that torch has not.
-    ValueError
-        If it is a tensor on another device.
-    """
-    if isinstance(src, Tensor):
-        if src.device.type != "cpu" or src.layout != torch.strided:
-            raise ValueError(
-                f"src is a {src.layout} tensor on {src.device}, it must be a dense one on the CPU"
-            )
-        src = src.detach().resolve_conj().resolve_neg()
-        size = src.element_size()
-        strides = tuple(stride * size for stride in src.stride())
-        return Source(src.data_ptr(), src.dtype, size, tuple(src.shape), strides, src)
-    if not isinstance(src, np.ndarray):
-        raise TypeError(f"src must be a CPU tensor or a NumPy array, it is {type(src).__name__}")
-    dtype = getattr(torch, src.dtype.name, None)
-    if not isinstance(dtype, torch.dtype) or not src.dtype.isnative:
-        raise TypeError(f"src is an array of {src.dtype.str}, torch has no such dtype")
-    return Source(src.ctypes.data, dtype, src.itemsize, src.shape, src.strides, src)
-
-
-def check_destination(dst: Any, device: torch.device) -> None:
-    """Raise TypeError or ValueError if `dst` is no contiguous tensor on `device`."""
-    if not isinstance(dst, Tensor):
-        raise TypeError(f"dst must be a tensor, it is {type(dst).__name__}")
-    if dst.device != device:
-        raise ValueError(f"dst is on {dst.device}, the ring copies to {device}")
-    if not dst.is_contiguous():
-        raise ValueError(
-            f"dst has strides {dst.stride()} for shape {tuple(dst.shape)}, it must be contiguous"
-        )
-
 
 def default_num_threads() -> int:
     """Three quarters of the cores that this process may use, 12 at most."""
@@ -374,6 +293,8 @@ def _resolve(backend: str, device: torch.device | str | int | None) -> torch.dev
     if backend == "auto":
         backend = "cuda" if torch.cuda.is_available() else "host"
     if backend == "host":
+        if device is not None and torch.device(device).type != "cpu":
+            raise ValueError(f"device is {device}, a ring of the host backend copies to the CPU")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise CudaError("backend is 'cuda' but torch finds no CUDA device")
@@ -383,16 +304,17 @@ def _resolve(backend: str, device: torch.device | str | int | None) -> torch.dev
     return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
 
 
-def _handle(stream: Any, device: torch.device) -> int:
-    if stream is None:
-        stream = torch.cuda.current_stream(device)
-    handle = stream if isinstance(stream, int) else getattr(stream, "cuda_stream", None)
-    if not isinstance(handle, int):
-        raise TypeError(f"stream must be a torch.cuda.Stream or an int, it is {type(stream).__name__}")
-    return handle
+def _take_stream(runtime: _native.CudaRuntime, device: torch.device) -> int:
+    """Return a stream that no open ring uses."""
+    try:
+        return _idle_streams[device].pop()
+    except IndexError:
+        with torch.cuda.device(device):
+            return runtime.create_stream()
 
 
-def _close(ring: _native.Ring, in_flight: deque[Any], reaping: threading.Lock) -> None:
+def _close(ring: _native.Ring, in_flight: InFlight, device: torch.device) -> None:
     ring.close()
-    with reaping:
-        in_flight.clear()
+    in_flight.clear()
+    if device.type == "cuda":
+        _idle_streams[device].append(ring.stream)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcache.ring import PinnedRing, Ticket, as_source
+from vitcache.ring import PinnedRing
+from vitcache.strided_view import as_source
+from vitcache.ticket import Ticket
 
 RING_BYTES = 128 << 20
 
@@ -69,8 +71,10 @@ class FeatureMover:
         """
         if not isinstance(feature, Tensor | np.ndarray):
             raise TypeError(f"a feature must be a tensor or an array, it is {type(feature).__name__}")
-        if isinstance(feature, Tensor) and feature.device.type != "cpu":
-            return Moved(self._cast(feature.detach().to(self.device, non_blocking=True)), None)
+        if isinstance(feature, Tensor):
+            feature = feature.detach()
+            if feature.device.type != "cpu":
+                return Moved(self._cast(feature.to(self.device, non_blocking=True)), None)
         ring = self._ring_for_device()
         if ring is None:
             return Moved(self._cast(as_tensor(feature)), None)
@@ -108,7 +112,7 @@ def as_tensor(feature: Tensor | np.ndarray) -> Tensor:
         If torch has no such dtype.
     """
     if isinstance(feature, Tensor):
-        return feature.detach()
+        return feature
     source = as_source(feature)
     if not feature.flags.writeable or min(source.strides, default=0) < 0:
         feature = np.array(feature, order="C")

@@ -73,6 +73,62 @@ def test_memory_is_not_handed_out_before_the_copy_is_over(gpu, ring):
         assert bool((other == 0).all())
 
 
+def test_memory_may_be_freed_after_the_ring_was_closed(gpu):
+    """torch's allocator then records an event on the ring's stream, which the next ring has."""
+    streams = set()
+    for _ in range(3):
+        backend = "host" if gpu.dry else "cuda"
+        with PinnedRing(1 << 20, backend=backend) as ring:
+            dst = torch.zeros(1 << 18, device=gpu.device)
+            ring.copy_to(dst, torch.ones(1 << 18)).wait()
+            streams.add(None if gpu.dry else ring.stream.cuda_stream)
+        assert bool((dst == 1).all())
+        del dst
+        gpu.synchronize()
+    assert len(streams) == 1
+
+
+def test_a_graph_is_captured_beside_copies_and_none_gets_into_it(gpu, ring):
+    """What polls must not break another thread's capture; a copy behind a captured stream is refused."""
+    src = torch.randn(elements(gpu, ring, 0.9))
+    dst = torch.zeros_like(src, device=gpu.device)
+    values, over, failed = torch.zeros(10, device=gpu.device), threading.Event(), []
+
+    def copy_on() -> None:
+        try:
+            while not over.is_set():
+                ring.copy_to(dst, src, after=beside).synchronize()
+        except Exception as error:
+            failed.append(error)
+
+    beside = None if gpu.dry else torch.cuda.Stream()
+    ring.copy_to(dst, src).synchronize()
+    thread = threading.Thread(target=copy_on)
+    thread.start()
+    refused = []
+
+    def body() -> None:
+        values.add_(1)
+        if not gpu.dry and torch.cuda.is_current_stream_capturing():
+            with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+                ring.copy_to(dst, src)
+            refused.append(True)
+
+    try:
+        replay = gpu.graph(body)
+    finally:
+        over.set()
+        thread.join()
+    assert not failed
+    assert bool(refused) is not gpu.dry
+    before = float(values[0])
+    replay()
+    gpu.synchronize()
+    assert float(values[0]) == before + 1
+    ring.copy_to(dst, src).wait()
+    assert torch.equal(dst.cpu(), src)
+
+
 def test_the_first_launch_of_a_kernel_does_not_hang(gpu, ring):
     """While the ring's stream waits for the host, a call that synchronises stalls, and then goes on."""
     src = torch.randn(elements(gpu, ring, 3.0))

@@ -134,6 +134,18 @@ void a_call_can_be_made_to_fail() {
   f.runtime->record(f.event, f.stream);
 }
 
+void a_capture_refuses_other_threads_calls_that_may_wait() {
+  Fixture f;
+  VITCACHE_CONTROL(capture)(f.stream);
+  CHECK(f.runtime->is_capturing(f.stream) && !f.runtime->is_capturing(f.other));
+  CHECK_EQUAL(stand_in::find<int(void*)>("cudaEventQuery")(f.event), 900);
+  CHECK_EQUAL(stand_in::find<int(void*)>("cudaStreamSynchronize")(f.other), 900);
+  f.runtime->record(f.event, f.other);
+  f.runtime->synchronize(f.event);
+  CHECK(f.runtime->passed(f.event));
+  f.runtime->free_host(f.runtime->alloc_host(8));
+}
+
 void a_forked_process_is_refused() {
   Fixture f;
   const pid_t child = fork();
@@ -182,6 +194,7 @@ int main() {
   calls_that_wait_are_counted();
   a_failed_copy_loses_the_device();
   a_call_can_be_made_to_fail();
+  a_capture_refuses_other_threads_calls_that_may_wait();
   streams_in_a_chain_run_in_order();
   a_forked_process_is_refused();
 }

@@ -1,8 +1,10 @@
 // The ring on the stand-in: order, room, failures, and threads that all use it at once.
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -17,6 +19,7 @@
 
 #include "check.h"
 #include "error.h"
+#include "pinned_region.h"
 #include "ring.h"
 #include "stand_in.h"
 
@@ -146,6 +149,34 @@ void a_copy_comes_after_the_stream_that_is_named() {
   runtime->destroy_stream(reader);
 }
 
+// Its calls are right beside a capture, and none of them gets into it.
+void a_graph_may_be_captured_meanwhile() {
+  const vitcache::SharedRuntime runtime = stand_in::open();
+  void* captured = runtime->create_stream();
+  VITCACHE_CONTROL(capture)(captured);
+  auto ring = make_ring();
+  Copy(*ring, 3 * kCapacity, 1).check();
+  CHECK_THROWS(Copy(*ring, 1, 2, {}, captured), std::runtime_error, "cannot be captured in a CUDA graph");
+  CHECK_EQUAL(ring->stats().used_bytes, 0U);
+  ring.reset();
+  VITCACHE_CONTROL(reset)();
+  runtime->destroy_stream(captured);
+}
+
+void a_stream_that_is_lent_outlives_it() {
+  const vitcache::SharedRuntime runtime = stand_in::open();
+  void* stream = runtime->create_stream();
+  void* event = runtime->create_event();
+  for (unsigned seed = 0; seed < 2; ++seed) {
+    const Ring ring(runtime, vitcache::RingOptions{kCapacity, 2, kPiece, 0, stream});
+    CHECK(ring.stream() == stream);
+  }
+  runtime->record(event, stream);  // as torch does when it frees what the ring wrote to
+  runtime->synchronize(event);
+  runtime->destroy_event(event);
+  runtime->destroy_stream(stream);
+}
+
 void a_copy_makes_no_call_that_waits() {
   const auto ring = make_ring();
   VITCACHE_CONTROL(reset)();
@@ -240,6 +271,19 @@ void a_child_process_cannot_use_it() {
   CHECK_EQUAL(WEXITSTATUS(status), 7);
 }
 
+// Else the parent's next write to a page would go to a copy of it that the device does not know.
+void a_child_process_has_not_its_memory() {
+  const vitcache::PinnedRegion region(stand_in::open(), kCapacity, 2);
+  const pid_t child = fork();
+  if (child == 0) {
+    std::vector<unsigned char> pages(kCapacity);
+    _exit(mincore(region.data(), region.bytes(), pages.data()) == -1 && errno == ENOMEM ? 7 : 1);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  CHECK_EQUAL(WEXITSTATUS(status), 7);
+}
+
 // Small copies beside one that is larger than the ring: turns are taken, so none of them waits for all of it.
 void a_large_copy_lets_small_ones_pass() {
   const auto ring = make_ring();
@@ -323,6 +367,8 @@ int main() {
   a_full_ring_makes_the_caller_wait_and_says_what_is_in_it();
   a_held_ring_keeps_its_slots();
   a_copy_comes_after_the_stream_that_is_named();
+  a_graph_may_be_captured_meanwhile();
+  a_stream_that_is_lent_outlives_it();
   a_copy_makes_no_call_that_waits();
   a_call_that_fails_poisons_its_ticket_and_nothing_else();
   a_lost_device_is_told_by_every_ticket_and_the_ring_still_closes();
@@ -330,6 +376,7 @@ int main() {
   tickets_outlive_the_ring();
   who_waits_for_room_is_told_when_the_ring_is_closed();
   a_child_process_cannot_use_it();
+  a_child_process_has_not_its_memory();
   a_large_copy_lets_small_ones_pass();
   threads_may_do_anything_at_once(false);
   threads_may_do_anything_at_once(true);

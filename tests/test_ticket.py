@@ -1,0 +1,121 @@
+"""What a copy reads and writes lives until it is over, and no longer; whoever drops it, and whenever."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from vitcache import CudaError, PinnedRing, host_runtime
+
+CAPACITY, PIECE = 1 << 16, 1 << 13
+
+
+@pytest.fixture
+def ring():
+    host_runtime.reset()
+    with PinnedRing(CAPACITY, num_threads=2, backend="host", piece_bytes=PIECE) as ring:
+        yield ring
+    host_runtime.reset()
+
+
+def nothing() -> torch.Tensor:
+    return torch.empty(0)
+
+
+def test_source_and_destination_live_until_the_copy_is_over(ring):
+    src, dst = np.arange(1000, dtype=np.float32), torch.zeros(1000)
+    kept = weakref.ref(src), weakref.ref(dst)
+    with host_runtime.paused():
+        ticket = ring.copy_to(dst, src)
+        del src, dst
+        gc.collect()
+        ring.copy_to(nothing(), nothing())
+        assert all(reference() is not None for reference in kept)
+    ticket.synchronize()
+    assert kept[0]() is kept[1]() is None
+
+
+@pytest.mark.parametrize("ask", ["synchronize", "wait", "done", "close"])
+def test_who_learns_that_a_copy_is_over_has_its_memory_back(ring, ask):
+    dst = torch.zeros(1000)
+    kept = weakref.ref(dst)
+    ticket = ring.copy_to(dst, torch.ones(1000))
+    del dst
+    if ask == "close":
+        ring.close()
+    elif ask == "done":
+        while not ticket.done:
+            pass
+    else:
+        getattr(ticket, ask)()
+    assert kept() is None
+
+
+def test_a_copy_that_waits_for_room_keeps_what_it_still_reads_and_writes(ring):
+    """Others that queue meanwhile must not take its first pieces, which are over, for all of it."""
+    kept: list[weakref.ref] = []
+    tickets = []
+
+    def produce() -> None:
+        src, dst = (torch.full((2 * CAPACITY,), n, dtype=torch.uint8) for n in (1, 0))
+        kept.extend([weakref.ref(src), weakref.ref(dst)])
+        tickets.append(ring.copy_to(dst, src))
+
+    thread = threading.Thread(target=produce)
+    with ring.hold():
+        thread.start()
+        while host_runtime.count().copies < CAPACITY // PIECE:
+            pass
+        ring.copy_to(nothing(), nothing())
+        host_runtime.pause(True)
+    thread.join()  # there is room now, and nothing moves
+    assert not tickets[0].done
+    assert kept[1]() is not None
+    result = kept[1]()
+    host_runtime.pause(False)
+    tickets[0].synchronize()
+    assert bool((result == 1).all())
+
+
+@pytest.mark.parametrize("reason", ["closed", "full", "failed"])
+def test_a_copy_that_was_refused_lets_go_of_everything(ring, reason):
+    dst = torch.zeros(1000)
+    kept = weakref.ref(dst)
+    if reason == "closed":
+        ring.close()
+        with pytest.raises(RuntimeError, match="the ring was closed"):
+            ring.copy_to(dst, torch.ones(1000))
+    elif reason == "full":
+        full = torch.zeros(CAPACITY, dtype=torch.uint8)
+        with ring.hold():
+            ring.copy_to(torch.empty_like(full), full).synchronize()
+            with pytest.raises(TimeoutError, match="the ring is held"):
+                ring.copy_to(dst, torch.ones(1000), timeout_s=0)
+    else:
+        host_runtime.fail("cuStreamWaitValue32_v2")
+        ticket = ring.copy_to(dst, torch.ones(1000))
+        with pytest.raises(CudaError, match="cuStreamWaitValue32"):
+            ticket.synchronize()
+        ticket.wait_source_read()
+    del dst
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_copy_that_was_given_up_halfway_keeps_what_it_may_still_use(ring):
+    src, dst = torch.ones(2 * CAPACITY, dtype=torch.uint8), torch.zeros(2 * CAPACITY, dtype=torch.uint8)
+    kept = weakref.ref(dst)
+    with host_runtime.paused():
+        with pytest.raises(TimeoutError, match="no room for"):
+            ring.copy_to(dst, src, timeout_s=0)
+        del src, dst
+        gc.collect()
+        ring.copy_to(nothing(), nothing())
+        assert kept() is not None
+    ring.close()
+    assert kept() is None
