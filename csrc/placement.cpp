@@ -174,10 +174,15 @@ void Placement::write_row_table(int kind, std::int64_t* table) const {
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
     if (source.kind != kind) continue;
-    for (std::int64_t row = 0; row < run.length; ++row) {
-      *table++ = source.row_address(run.source_start + row);
-      *table++ = run.start + row;
-    }
+    std::int64_t token = run.start;
+    source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
+      const std::int64_t stride = source.row_stride;
+      for (std::int64_t* const end = table + 2 * count; table != end; table += 2) {
+        table[0] = address;
+        table[1] = token++;
+        address += stride;
+      }
+    });
   }
 }
 
@@ -186,8 +191,16 @@ void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t nu
   std::fill(table, table + num_tokens, std::int64_t{0});
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
-    for (std::int64_t row = 0; row < run.length; ++row)
-      table[run.start + row] = source.kind == kind ? source.row_address(run.source_start + row) : kOtherKind;
+    std::int64_t* place = table + run.start;
+    if (source.kind != kind) {
+      std::fill(place, place + run.length, kOtherKind);
+      continue;
+    }
+    source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
+      const std::int64_t stride = source.row_stride;
+      for (std::int64_t* const end = place + count; place != end; ++place, address += stride)
+        *place = address;
+    });
   }
   for (const BlockCopy& block : blocks_)
     std::fill(table + block.token, table + block.token + block.num_rows, kOtherKind);
