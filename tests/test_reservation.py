@@ -148,6 +148,20 @@ def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> 
     cache.check_integrity()
 
 
+def test_written_pages_are_a_source(device) -> None:
+    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    with reserve(cache, 6) as reservation, reserve(cache, 0, OTHER) as empty:
+        reservation.write(rows)
+        assert same_bits(reservation.to_tensor(), rows)
+        assert empty.to_tensor().shape == (0, WIDTH)
+        out = poisoned(8, WIDTH, dtype=torch.bfloat16, device=device)
+        scatter_embeddings(out, [reservation, empty], [Span(1, 4, 2), 7])
+        assert same_bits(out[1:5], rows[2:])
+        base = torch.zeros(8, WIDTH, dtype=torch.bfloat16, device=device, requires_grad=True)
+        scatter_embeddings(base * 1, [reservation], [Span(1, 4, 2)]).sum().backward()
+        assert base.grad.sum(1).tolist() == [WIDTH, 0, 0, 0, 0, WIDTH, WIDTH, WIDTH]
+
+
 def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
     cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(3, WIDTH, dtype=torch.bfloat16, device=device)

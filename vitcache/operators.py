@@ -16,6 +16,7 @@ from vitcache import reference, row_copy
 from vitcache.destination import Destination
 from vitcache.placement import Placement
 from vitcache.placement_table import PlacementTable
+from vitcache.streams import is_capturing
 
 _library = torch.library.Library("vitcache", "DEF")
 # Their tables live for one call: a graph that captured one would replay what came after it.
@@ -38,7 +39,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 def refuse_capture(device: torch.device) -> None:
     """Raise RuntimeError if a CUDA graph is being captured, before anything is queued that would be in it."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if is_capturing(device):
         raise RuntimeError(
             "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
             "use a PlacementTable"
