@@ -2,7 +2,7 @@
 
 Per case and contender: time on the device with a cold L2, time on the host to issue, peak memory. The limit
 is a plain copy of the output's bytes in the same run. A contender whose result is not the reference's, bit
-for bit, gets no number. On the device of the design's own measurements, rows say how far each contender is from
+for bit, gets no number. On the device of the design's own measurements, rows say how far a contender is from
 them.
 """
 

@@ -308,6 +308,7 @@ void bind_placement(py::module_& module) {
       .def("check", &Placement::check, py::arg("num_tokens"))
       .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("row_stride"),
            py::arg("row_bytes"), py::arg("width"))
+      .def("check_stores_apart", &Placement::check_stores_apart, py::arg("width"))
       .def("take_host_blocks",
            [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
              py::list blocks;

@@ -104,6 +104,31 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
   for (const auto& [item, pages] : stores_) check(item, pages, "the room to store item ");
 }
 
+void Placement::check_stores_apart(std::int64_t width) const {
+  // All that is written lies between these, and few sources do.
+  std::uint64_t low = UINT64_MAX, high = 0;
+  for (const auto& [item, pages] : stores_) {
+    low = std::min(low, pages.address + static_cast<std::uint64_t>(pages.first_pool_row * pages.row_stride));
+    high = std::max(high,
+                    pages.address + static_cast<std::uint64_t>((pages.last_pool_row + 1) * pages.row_stride));
+  }
+  for (std::size_t item = 0; item < sources_.size(); ++item) {
+    const Source& source = sources_[item];
+    if (source.num_rows == 0 || source.pages != nullptr) continue;  // pages have one owner each
+    const std::uint64_t first = source.address;
+    const auto last = static_cast<std::uint64_t>(source.row_address(source.num_rows - 1));
+    const std::uint64_t end = last + static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
+    if (first >= high || end <= low) continue;
+    for (const auto& [stored, pages] : stores_)
+      pages.visit_parts(0, pages.num_rows, [&](std::int64_t address, std::int64_t count) {
+        const auto page = static_cast<std::uint64_t>(address);
+        if (page < end && first < page + static_cast<std::uint64_t>(count * pages.row_stride))
+          throw std::invalid_argument("item " + std::to_string(item) +
+                                      " shares memory with the room to store item " + std::to_string(stored));
+      });
+  }
+}
+
 const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes,
                                                           std::int64_t min_bytes) {
   std::vector<Run> kept;

@@ -217,6 +217,32 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) ->
     cache.check_integrity()
 
 
+def test_rows_are_not_stored_over_themselves(device) -> None:
+    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    out = poisoned(6, WIDTH, dtype=torch.bfloat16, device=device)
+    with reserve(cache, 2, OTHER) as other, reserve(cache, 3) as reservation:
+        other.write(rows[:2])
+        reservation.write(rows[2:5])
+        [page] = reservation.segments()
+        for item in (page, page[2:].expand(3, WIDTH)):
+            with pytest.raises(ValueError, match="item 1 shares memory with the room to store item 1"):
+                scatter_embeddings(out, [rows[:1], item], [0, 3], store=[None, reservation])
+        assert out.isnan().all()
+        [neighbour] = other.segments()
+        scatter_embeddings(out, [neighbour, rows[:3]], [0, 3], store=[None, reservation])
+    assert same_bits(out[:2], rows[:2])
+
+
+def test_a_bad_id_leaves_the_pages_as_they_were() -> None:
+    cache, rows = make_cache(), make_rows(2, WIDTH, torch.bfloat16)
+    weight, ids = make_rows(3, WIDTH, torch.bfloat16), torch.tensor([0, 9, 9, 3])
+    with reserve(cache, 2) as reservation:
+        reservation.write(torch.zeros(2, WIDTH))
+        with pytest.raises(IndexError, match=r"input_ids\[3\] is 3, the weight has 3 rows"):
+            embed_tokens(ids, weight, [rows], [1], store=[reservation])
+        assert not reservation.to_tensor().any()
+
+
 def test_a_compiled_call_stores_nothing() -> None:
     cache, rows = make_cache(), make_rows(3, WIDTH, torch.bfloat16)
     with reserve(cache, 3) as reservation:

@@ -110,6 +110,7 @@ def embed(
 
         kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
     elif placement.stored:
+        reference.check_text_ids(ids, len(weight), placement.runs())  # before pages are written
         embed(destination, ids, weight, placement.through_pages(destination), scale, text_scale)
     elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(
         destination, placement, scale, text_scale

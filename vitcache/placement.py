@@ -45,6 +45,7 @@ class Placement:
             self.native.add_spans(spans, Span)
         if store is not None:
             self.stored = self._add_stores(destination, store)
+            self.native.check_stores_apart(destination.width)
         self.check(destination)
         self.use_leases()
         for reservation in self.stored.values():
