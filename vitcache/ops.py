@@ -65,13 +65,15 @@ def scatter_embeddings(
     IndexError
         If a span does not fit in the tokens.
     ValueError
-        If spans overlap, or an item has too few rows, another width or another device than the destination
-        or its reservation; with `store`, if a gradient is asked for, or the call is compiled.
+        If spans overlap, or what is written overlaps or shares memory with what is read, or an item has too
+        few rows, another width or another device than the destination or its reservation; with `store`, if a
+        gradient is asked for, or the call is compiled.
     TypeError
         If a type or dtype is not one of the above.
     RuntimeError
-        If a lease was released, a reservation committed or cancelled, or a CUDA graph is being captured and
-        the rows come from no table.
+        If a lease was released, a reservation committed or cancelled, a CUDA graph is being captured and the
+        rows come from no table, or gradients are recorded and torch lets nobody write the destination in
+        place (a leaf, a view of one, one of several views).
 
     Notes
     -----

@@ -72,12 +72,13 @@ class PlacementTable:
         Raises
         ------
         RuntimeError
-            If a replay or call that reads the table is still in flight.
+            If a replay or call that reads the table is still in flight, or a CUDA graph is being captured
+            and the table was read before.
         ValueError
             If the rows are more than `max_rows`, of another width than before, or not 16-byte aligned where
             their width is.
         TypeError
-            If the rows are not of the table's dtype.
+            If the rows are not of the table's dtype, or come from a `Reservation`.
         IndexError, ValueError, TypeError
             As `scatter_embeddings` into the smallest destination that the table was used with.
 
@@ -150,7 +151,8 @@ class PlacementTable:
         ValueError
             If the tokens are more than `max_rows`.
         RuntimeError
-            If they are more than in calls before, and work that reads the table is in flight.
+            If they are more than in calls before, and work that reads the table is in flight, or it was
+            read before a capture that is going on.
         """
         num_tokens = destination.num_tokens
         if num_tokens > self.max_rows:
