@@ -2,7 +2,8 @@
 
 Per case and contender: time on the device with a cold L2, time on the host to issue, peak memory. The limit
 is a plain copy of the output's bytes in the same run. A contender whose result is not the reference's, bit
-for bit, gets no number.
+for bit, gets no number. On the device of the design's own measurements, rows say how far a contender is from
+them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from vitcache.bench.contenders import CONTENDERS, WITHOUT_DEEPSTACK, Scene, slice_loop
+from vitcache.bench.published import TOLERANCE, published_us
 from vitcache.bench.record import Recorder
 from vitcache.bench.registry import PLACEMENT_CASES, PlacementCase
 from vitcache.bench.timing import Sample, Timer
@@ -33,6 +35,7 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
     yield "copy"
     copy = time_copy(output_bytes, timer)
     recorder.add(case.name, "copy", "device_us", "us", copy, bytes_moved=2 * output_bytes)
+    compare_with_design(case, "copy", copy, recorder)
     times: dict[str, float] = {}
     for name, build in CONTENDERS.items():
         if case.levels and name in WITHOUT_DEEPSTACK:
@@ -54,6 +57,7 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
             target=COPY_FACTOR if bounded else None,
             limit=COPY_FACTOR * copy.value + TABLE_US if bounded else None,
         )
+        compare_with_design(case, name, measured, recorder)
         if on_gpu:
             recorder.add(case.name, name, "host_us", "us", timer.host_us(lambda build=build: build(scene)))
             peak = float(timer.peak_bytes(lambda build=build: build(scene)) or 0)
@@ -74,6 +78,15 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
                 limit=bound,
                 at_least=True,
             )
+
+
+def compare_with_design(case: PlacementCase, name: str, measured: Sample, recorder: Recorder) -> None:
+    """Record how far a contender is from what the design measured of it, where it did on such a device."""
+    published = published_us(recorder.machine["device"], case.name, name)
+    if published is None:
+        return
+    deviation = Sample.of([abs(measured.value / published - 1)])
+    recorder.add(case.name, name, "off_design", "share", deviation, target=TOLERANCE, limit=TOLERANCE)
 
 
 def time_copy(num_bytes: int, timer: Timer) -> Sample:

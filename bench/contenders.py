@@ -154,7 +154,9 @@ def sglang_merge(scene: Scene) -> Built:
 
 
 def tensorrt_llm_merge(scene: Scene) -> Built:
-    """TensorRT-LLM 1.4.0rc1, modeling_multimodal_utils.py, fuse_input_embeds: cat, two index_puts."""
+    """TensorRT-LLM 1.4.0rc1, modeling_multimodal_utils.py, fuse_input_embeds (as of its commit 8bc4e0967b9d):
+    cat, two index_puts.
+    """
     rows = torch.cat(scene.embeddings)
     out = scene.weight.new_empty(scene.case.num_tokens, scene.case.hidden)
     out[scene.text_index] = embedding(scene.input_ids[scene.text_index], scene.weight)

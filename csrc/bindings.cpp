@@ -103,7 +103,9 @@ struct Target {
 class ItemReader {
  public:
   ItemReader(py::type tensor_type, py::type lease_type)
-      : tensor_type_(std::move(tensor_type)), lease_type_(std::move(lease_type)) {
+      : tensor_type_(std::move(tensor_type)),
+        lease_type_(std::move(lease_type)),
+        is_negated_(tensor_type_.attr("is_neg")) {
     constexpr const char* name = "__dlpack_c_exchange_api__";
     if (!py::hasattr(tensor_type_, name)) return;
     const py::object attribute = tensor_type_.attr(name);
@@ -147,10 +149,18 @@ class ItemReader {
     if (tensor.strides[1] != 1 && target.width > 1) return false;
     if (tensor.device_type != (target.on_cuda ? dlpack::kCuda : dlpack::kCpu)) return false;
     if (target.on_cuda && tensor.device_id != target.device_id) return false;
+    if (is_negated(item)) return false;
     placement.add_source(Source::block(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
                                        tensor.strides[0] * kElementBytes[kind], tensor.shape[0], kind,
                                        false));
     return true;
+  }
+
+  // Whether torch, which may put a sign off until memory is read, has put this one off.
+  bool is_negated(PyObject* item) const {
+    const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_negated_.ptr(), item));
+    if (!negated) throw py::error_already_set();
+    return negated.ptr() == Py_True;
   }
 
   static bool add_lease(Placement& placement, PyObject* item, const Target& target) {
@@ -175,6 +185,7 @@ class ItemReader {
 
   py::type tensor_type_;
   py::type lease_type_;
+  py::object is_negated_;
   int (*read_)(void*, dlpack::Tensor*) = nullptr;
 };
 
@@ -303,6 +314,7 @@ void bind_placement(py::module_& module) {
       .def("check", &Placement::check, py::arg("num_tokens"))
       .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("row_stride"),
            py::arg("row_bytes"), py::arg("width"))
+      .def("check_stores_apart", &Placement::check_stores_apart, py::arg("width"))
       .def("take_host_blocks",
            [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
              py::list blocks;

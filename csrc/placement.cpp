@@ -104,6 +104,31 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
   for (const auto& [item, pages] : stores_) check(item, pages, "the room to store item ");
 }
 
+void Placement::check_stores_apart(std::int64_t width) const {
+  // All that is written lies between these, and few sources do.
+  std::uint64_t low = UINT64_MAX, high = 0;
+  for (const auto& [item, pages] : stores_) {
+    low = std::min(low, pages.address + static_cast<std::uint64_t>(pages.first_pool_row * pages.row_stride));
+    high = std::max(high,
+                    pages.address + static_cast<std::uint64_t>((pages.last_pool_row + 1) * pages.row_stride));
+  }
+  for (std::size_t item = 0; item < sources_.size(); ++item) {
+    const Source& source = sources_[item];
+    if (source.num_rows == 0 || source.pages != nullptr) continue;  // pages have one owner each
+    const std::uint64_t first = source.address;
+    const auto last = static_cast<std::uint64_t>(source.row_address(source.num_rows - 1));
+    const std::uint64_t end = last + static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
+    if (first >= high || end <= low) continue;
+    for (const auto& [stored, pages] : stores_)
+      pages.visit_parts(0, pages.num_rows, [&](std::int64_t address, std::int64_t count) {
+        const auto page = static_cast<std::uint64_t>(address);
+        if (page < end && first < page + static_cast<std::uint64_t>(count * pages.row_stride))
+          throw std::invalid_argument("item " + std::to_string(item) +
+                                      " shares memory with the room to store item " + std::to_string(stored));
+      });
+  }
+}
+
 const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes,
                                                           std::int64_t min_bytes) {
   std::vector<Run> kept;
@@ -174,10 +199,15 @@ void Placement::write_row_table(int kind, std::int64_t* table) const {
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
     if (source.kind != kind) continue;
-    for (std::int64_t row = 0; row < run.length; ++row) {
-      *table++ = source.row_address(run.source_start + row);
-      *table++ = run.start + row;
-    }
+    std::int64_t token = run.start;
+    source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
+      const std::int64_t stride = source.row_stride;
+      for (std::int64_t* const end = table + 2 * count; table != end; table += 2) {
+        table[0] = address;
+        table[1] = token++;
+        address += stride;
+      }
+    });
   }
 }
 
@@ -186,8 +216,16 @@ void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t nu
   std::fill(table, table + num_tokens, std::int64_t{0});
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
-    for (std::int64_t row = 0; row < run.length; ++row)
-      table[run.start + row] = source.kind == kind ? source.row_address(run.source_start + row) : kOtherKind;
+    std::int64_t* place = table + run.start;
+    if (source.kind != kind) {
+      std::fill(place, place + run.length, kOtherKind);
+      continue;
+    }
+    source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
+      const std::int64_t stride = source.row_stride;
+      for (std::int64_t* const end = place + count; place != end; ++place, address += stride)
+        *place = address;
+    });
   }
   for (const BlockCopy& block : blocks_)
     std::fill(table + block.token, table + block.token + block.num_rows, kOtherKind);

@@ -60,6 +60,10 @@ class Placement {
   void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride, std::int64_t row_bytes,
                    std::int64_t width) const;
 
+  // No source of `width` elements a row lies in a page that is written. Throws std::invalid_argument naming
+  // both items.
+  void check_stores_apart(std::int64_t width) const;
+
   // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of
   // host sources of `kind` that are not stored, with rows of `row_bytes` bytes. The tables leave their tokens
   // to somebody else from then on. Once.

@@ -1,6 +1,7 @@
 // Rows in memory that a placement reads: one strided block, or pages of a pool.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -43,6 +44,18 @@ struct Source {
 
   std::int64_t row_address(std::int64_t row) const {
     return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
+  }
+
+  // Calls `visit(address, count)` for each part of rows [first, first + length) that lies evenly in memory:
+  // all of a block, the rows of each page. So a table costs no division per row.
+  template <typename Visit>
+  void visit_parts(std::int64_t first, std::int64_t length, Visit visit) const {
+    for (const std::int64_t end = first + length; first < end;) {
+      const std::int64_t count =
+          pages == nullptr ? end - first : std::min(end - first, page_rows - first % page_rows);
+      visit(row_address(first), count);
+      first += count;
+    }
   }
 };
 

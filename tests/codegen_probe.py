@@ -89,6 +89,7 @@ def main() -> None:
     same = [(dtype, dtype) for dtype in POINTER_NAMES]
     casts = [
         (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
         (torch.bfloat16, torch.float32),
         (torch.float16, torch.bfloat16),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,13 @@ def make_rows(num_rows: int, width: int, dtype: torch.dtype, device: str = "cpu"
 def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
     """A destination in which a row that nobody wrote cannot be overlooked."""
     return torch.full(shape, float("nan"), dtype=dtype, device=device)
+
+
+def untouched(num_elements: int, dtype: torch.dtype) -> Tensor:
+    """Memory of the CPU that takes up none before it is written, however much there is."""
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named from Python 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    return torch.frombuffer(mmap.mmap(-1, num_elements * dtype.itemsize, flags=flags), dtype=dtype)
 
 
 def as_spans(where: object, num_rows: int) -> list[Span]:

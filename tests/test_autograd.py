@@ -108,11 +108,42 @@ def test_gradcheck_in_every_argument():
     assert torch.autograd.gradcheck(scatter, (base, deepstack, *items), **settings)
 
 
-def test_a_leaf_that_requires_grad_cannot_be_written():
-    leaf = torch.zeros(10, HIDDEN, requires_grad=True)
-    with pytest.raises(RuntimeError, match="leaf Variable"):
-        scatter_embeddings(leaf, [torch.ones(3, HIDDEN), torch.ones(2, HIDDEN)], SPANS)
-    assert (leaf == 0).all()
+def unwritable():
+    """Destinations that torch lets nobody write in place where gradients are recorded, by what it says."""
+    leaf = torch.zeros(11, HIDDEN, requires_grad=True)
+    several = (torch.zeros(2, 10, HIDDEN, requires_grad=True) * 1).unbind(0)
+    with torch.no_grad():
+        unrecorded = (torch.zeros(11, HIDDEN) * 1)[1:]
+    with torch.inference_mode():
+        inference = torch.zeros(10, HIDDEN)
+    return {
+        "a leaf that requires grad": leaf[:10].detach().requires_grad_(),
+        "a leaf that requires grad, or a view of one": leaf[1:],
+        "a view of kind MULTI_OUTPUT_NODE": several[1],
+        "a view of kind NO_GRAD_MODE": unrecorded,
+        "an inference tensor": inference,
+    }
+
+
+@pytest.mark.parametrize("what", unwritable())
+def test_what_cannot_be_written_in_place_is_refused_before_it_is(what):
+    items = [torch.ones(3, HIDDEN, requires_grad=True), torch.ones(2, HIDDEN)]
+    out = unwritable()[what]
+    with pytest.raises(RuntimeError, match=f"{what}.* cannot be written"):
+        scatter_embeddings(out, items, SPANS)
+    assert (out == 0).all()
+    wide, base = [item.repeat(1, 2) for item in items], torch.zeros(10, HIDDEN)
+    with pytest.raises(RuntimeError, match=f"{what}.* cannot be written"):
+        scatter_embeddings(base, wide, SPANS, deepstack=out.unsqueeze(0))
+    assert (base == 0).all()
+    assert (out == 0).all()
+
+
+def test_a_view_of_a_leaf_without_grad_takes_that_of_the_rows():
+    base, rows = torch.zeros(10, HIDDEN), torch.ones(3, HIDDEN, requires_grad=True)
+    scatter_embeddings(base[1:], [rows], [2])
+    (base * 2).sum().backward()
+    assert torch.equal(rows.grad, torch.full((3, HIDDEN), 2.0))
 
 
 def test_the_destination_may_be_a_view(device):

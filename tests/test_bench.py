@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
-from vitcache.bench import bench_placement, contenders, plot, run, tune
-from vitcache.bench.record import FIELDS
+from vitcache.bench import bench_placement, contenders, plot, published, run, tune
+from vitcache.bench.record import FIELDS, Recorder
 from vitcache.bench.registry import PLACEMENT_CASES
 from vitcache.bench.timing import Sample
 
@@ -106,6 +106,26 @@ def test_a_plot_is_drawn_from_the_file_alone(tmp_path):
     path.write_text("[]")
     with pytest.raises(ValueError, match="no ratio to draw"):
         plot.plot(path)
+
+
+def test_a_contender_on_the_design_s_device_is_held_to_the_design_s_number(tmp_path):
+    recorder = Recorder("placement", tmp_path, torch.device("cpu"))
+    recorder.machine = {**recorder.machine, "device": "NVIDIA H100 80GB HBM3"}
+    cases = {case.name: case for case in PLACEMENT_CASES["full"]}
+    assert set(published.CASES) == set(cases) - {"1x880"}
+    for case, name, microseconds in [
+        ("9x880", "vllm", 330.0),
+        ("9x880", "sglang", 400.0),
+        ("1x880", "vllm", 30.0),
+        ("9x880", "vitcache", 50.0),
+    ]:
+        bench_placement.compare_with_design(cases[case], name, Sample.of([microseconds]), recorder)
+    assert [(row["contender"], row["value"], row["meets_target"]) for row in recorder.rows] == [
+        ("vllm", 0.1, True),
+        ("sglang", 0.17526, False),
+    ]
+    assert published.published_us("NVIDIA H200", "9x880", "vllm") is None
+    assert set(published.PUBLISHED_US) <= {"copy", *contenders.CONTENDERS}
 
 
 def test_a_sample_is_the_median_between_its_percentiles():

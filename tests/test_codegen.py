@@ -29,7 +29,7 @@ def compiled():
 
 def test_every_kernel_was_compiled_for_every_architecture_and_dtype(compiled):
     cases = {tuple(value for name, value in case.items() if name in CASE) for case in compiled}
-    assert len(cases) == len(compiled) == 3 * 6 * (5 + 3)  # architectures, dtypes, variants of both kernels
+    assert len(cases) == len(compiled) == 3 * 7 * (5 + 3)  # architectures, dtypes, variants of both kernels
 
 
 def test_no_kernel_spills(compiled):

@@ -6,7 +6,7 @@ of a GPU.
 
 import pytest
 import torch
-from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
+from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits, untouched
 
 import vitcache
 from vitcache import EmbeddingCache, Span, reference
@@ -125,6 +125,21 @@ def test_pages_of_a_lease(device):
         [0, [Span(5, 6, 2), Span(12, 1, 8)], 14],
     )
     assert same_bits(out[5:11], rows[1][2:8])
+
+
+def test_offsets_beyond_32_bits(device):
+    if device == "cuda":
+        pytest.skip("memory that is not there is the host's: tests/gpu has the same with memory that is")
+    far, hidden, levels = (1 << 31) + 16, 32, 2
+    rows = make_rows(2, 3 * hidden, torch.bfloat16)
+    out = untouched(far + hidden, torch.bfloat16).as_strided((2, hidden), (far, 1))
+    deepstack = untouched(far + 2 * hidden, torch.bfloat16).as_strided((levels, 2, hidden), (far, hidden, 1))
+    destination = Destination("out", out, deepstack)
+    scatter_rows(destination, Placement(destination, [rows], [0]), None)
+    assert same_bits(torch.cat([out, *deepstack], dim=1), rows)
+    near = poisoned(2, hidden, dtype=torch.bfloat16)
+    check_scatter(near, None, [out], [0])
+    check_embed(near, None, torch.tensor([1, 0]), out, [], [])
 
 
 def test_strided_destination(device):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from placement_cases import make_rows, same_bits
 
-from vitcache import Span, embed_tokens, scatter_embeddings
+from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
 
 HIDDEN = 16
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -88,6 +88,15 @@ def test_the_packed_form_does_not_recompile_as_counts_change(device, compiled):
             expected = scatter_embeddings(out.clone(), rows, spans) + 1
             assert same_bits(run(out, rows, torch.from_numpy(spans)), expected)
             assert int(out.isnan().all(dim=1).sum()) == 30 + count - 2 * count
+
+
+def test_a_compiled_call_takes_tensors_alone(device):
+    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device=device, device_bytes=1 << 12, page_rows=4)
+    cache.put(bytes(32), make_rows(3, HIDDEN, torch.float32, device))
+    with cache.get(bytes(32)) as lease:
+        run = torch.compile(lambda out: scatter_embeddings(out, [lease], [0]), backend="eager")
+        with pytest.raises(TypeError, match="item 0 must be a tensor in a compiled call, it is Lease"):
+            run(torch.zeros(4, HIDDEN, device=device))
 
 
 def test_a_compiled_forward_has_gradients(device, compiled):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits
+from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits, untouched
 
 from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
 
@@ -200,6 +200,59 @@ def test_an_item_inside_the_destination_is_refused(device):
     assert same_bits(scatter_embeddings(neighbours[:8], [neighbours[8:]], [0]), neighbours[8:])
 
 
+def test_a_row_is_written_by_one_plane_alone(device):
+    rows = make_rows(3, 3 * HIDDEN, torch.float32, device)
+    out = poisoned(5, HIDDEN, dtype=torch.float32, device=device)
+    memory = poisoned(40 * HIDDEN, dtype=torch.float32, device=device)
+    for levels in (
+        memory[: 5 * HIDDEN].view(1, 5, HIDDEN).expand(2, 5, HIDDEN),
+        memory.as_strided((2, 5, HIDDEN), (HIDDEN // 2, 2 * HIDDEN, 1)),
+    ):
+        with pytest.raises(ValueError, match="deepstack levels 0 and 1 share memory"):
+            scatter_embeddings(out, [rows], [1], deepstack=levels)
+    assert out.isnan().all()
+    assert memory.isnan().all()
+
+
+def test_planes_may_be_columns_of_one_buffer(device):
+    rows = make_rows(3, 3 * HIDDEN, torch.float32, device)
+    buffer = poisoned(5, 3 * HIDDEN, dtype=torch.float32, device=device)
+    levels = buffer[:, HIDDEN:].view(5, 2, HIDDEN).permute(1, 0, 2)
+    scatter_embeddings(buffer[:, :HIDDEN], [rows], [1], deepstack=levels)
+    assert same_bits(buffer[1:4], rows)
+    assert buffer[[0, 4]].isnan().all()
+    with pytest.raises(ValueError, match="deepstack shares memory with inputs_embeds"):
+        scatter_embeddings(buffer[:, 1 : HIDDEN + 1], [rows], [1], deepstack=levels)
+
+
+def test_a_sign_that_torch_put_off_is_not_lost(device):
+    rows, ids = make_rows(9, HIDDEN, torch.float32, device), torch.arange(9, device=device)
+    negated = torch._neg_view(rows)
+    single = torch.randn(9, 1, dtype=torch.complex64, device=device).conj().imag
+    assert single.is_neg()
+    for source in (negated, single):
+        for embeddings, spans in (([source], [0]), (source, packed_spans(Span(0, 9)))):
+            out = poisoned(9, source.shape[1], dtype=torch.float32, device=device)
+            assert same_bits(scatter_embeddings(out, embeddings, spans), source.resolve_neg())
+    assert same_bits(embed_tokens(torch._neg_view(-ids), negated, [], []), -rows)
+    with pytest.raises(ValueError, match="inputs_embeds has torch's negative bit set"):
+        scatter_embeddings(negated, [rows[:1].clone()], [0])
+
+
+def test_sparse_tensors_are_refused(device):
+    dense, ids = make_rows(3, HIDDEN, torch.float32, device), torch.zeros(3, dtype=torch.int64, device=device)
+    sparse = dense.to_sparse()
+    for name, run in [
+        ("item 0", lambda: scatter_embeddings(dense, [sparse], [0])),
+        ("inputs_embeds", lambda: scatter_embeddings(sparse, [dense], [0])),
+        ("deepstack", lambda: scatter_embeddings(dense, [dense], [0], deepstack=sparse[None])),
+        ("weight", lambda: embed_tokens(ids, sparse, [], [])),
+        ("input_ids", lambda: embed_tokens(ids.to_sparse(), dense, [], [])),
+    ]:
+        with pytest.raises(TypeError, match=rf"{name} is a torch\.sparse_coo tensor, it must be a dense one"):
+            run()
+
+
 def test_overlap_is_seen_between_strided_rows_too(device):
     wide = make_rows(8, 2 * HIDDEN, torch.float32, device)
     before, left, right = wide.clone(), wide[:, :HIDDEN], wide[:, HIDDEN:]
@@ -289,6 +342,14 @@ def test_rows_of_several_megabytes_are_copied_by_several_threads():
     expected[300:1800] = rows
     assert same_bits(embed_tokens(ids, weight, [rows], [300]), expected)
     assert same_bits(scatter_embeddings(weight[ids], [rows], [300]), expected)
+
+
+def test_more_than_2_to_the_31_elements():
+    num_tokens, rows = (1 << 31) // HIDDEN + 9, make_rows(4, HIDDEN, torch.bfloat16)
+    out = untouched(num_tokens * HIDDEN, torch.bfloat16).view(num_tokens, HIDDEN)
+    scatter_embeddings(out, [rows], [num_tokens - 4])
+    assert same_bits(out[-4:], rows)
+    assert same_bits(embed_tokens(torch.tensor([num_tokens - 1, 0]), out, [], [])[0], rows[3])
 
 
 def test_bad_destinations_are_refused(device):

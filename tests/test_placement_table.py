@@ -8,7 +8,16 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, operators, scatter_embeddings
+from vitcache import (
+    EmbeddingCache,
+    PlacementTable,
+    Span,
+    embed_tokens,
+    operators,
+    placement_table,
+    scatter_embeddings,
+)
+from vitcache.placement import Placement
 
 HIDDEN = 32
 
@@ -136,6 +145,50 @@ def test_a_failed_call_leaves_the_table_free_for_others(device):
     with pytest.raises(ValueError, match="this table holds rows of width 32, the destination takes 16"):
         embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device, 16), table, None)
     table.update([bf16(2, device)], [20])
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    """Pretend from the call on that the current stream records a graph."""
+    return lambda: monkeypatch.setattr(placement_table, "is_capturing", lambda device: True)
+
+
+def test_a_capture_holds_no_wait_for_rows_of_another_stream(device, capture, monkeypatch):
+    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    rows, out = bf16(3, device), torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=device)
+    cache.put(b"k" * 32, rows)
+    with cache.get(b"k" * 32) as lease:
+        table = PlacementTable(4, device=device).update([lease], [0])
+        capture()
+        monkeypatch.setattr(Placement, "use_leases", None)
+        scatter_embeddings(out, table, None)
+        assert same_bits(out[:3], rows)
+    with pytest.raises(RuntimeError, match="this lease of 3 rows was released"):
+        scatter_embeddings(out, table, None)
+
+
+def test_a_table_that_was_read_does_not_change_within_a_capture(device, capture):
+    weight, rows = bf16(3, device), bf16(2, device)
+    unread, table = (PlacementTable(9, device=device).update([rows], [0]) for _ in range(2))
+    embed_tokens(torch.zeros(4, dtype=torch.int64, device=device), weight, table, None)
+    table._fences["a call"] = None
+    capture()
+    unread.update([rows], [1])
+    embed_tokens(torch.zeros(4, dtype=torch.int64, device=device), weight, table, None)
+    words = "a table that was read cannot be written while a CUDA graph is being captured"
+    with pytest.raises(RuntimeError, match=words):
+        table.update([rows], [1])
+    with pytest.raises(RuntimeError, match=words):
+        embed_tokens(torch.zeros(5, dtype=torch.int64, device=device), weight, table, None)
+
+
+def test_a_reservation_in_a_table_is_refused(device):
+    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    with (
+        cache.reserve(bytes(32), 2) as reservation,
+        pytest.raises(TypeError, match="a PlacementTable takes no Reservation"),
+    ):
+        PlacementTable(4, device=device).update([reservation], [0])
 
 
 def test_misuse_is_named(device):

@@ -148,6 +148,20 @@ def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> 
     cache.check_integrity()
 
 
+def test_written_pages_are_a_source(device) -> None:
+    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    with reserve(cache, 6) as reservation, reserve(cache, 0, OTHER) as empty:
+        reservation.write(rows)
+        assert same_bits(reservation.to_tensor(), rows)
+        assert empty.to_tensor().shape == (0, WIDTH)
+        out = poisoned(8, WIDTH, dtype=torch.bfloat16, device=device)
+        scatter_embeddings(out, [reservation, empty], [Span(1, 4, 2), 7])
+        assert same_bits(out[1:5], rows[2:])
+        base = torch.zeros(8, WIDTH, dtype=torch.bfloat16, device=device, requires_grad=True)
+        scatter_embeddings(base * 1, [reservation], [Span(1, 4, 2)]).sum().backward()
+        assert base.grad.sum(1).tolist() == [WIDTH, 0, 0, 0, 0, WIDTH, WIDTH, WIDTH]
+
+
 def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
     cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(3, WIDTH, dtype=torch.bfloat16, device=device)
@@ -201,6 +215,32 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) ->
         refused(RuntimeError, "item 0: its reservation was committed or cancelled", [three])
     assert out.isnan().all()
     cache.check_integrity()
+
+
+def test_rows_are_not_stored_over_themselves(device) -> None:
+    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    out = poisoned(6, WIDTH, dtype=torch.bfloat16, device=device)
+    with reserve(cache, 2, OTHER) as other, reserve(cache, 3) as reservation:
+        other.write(rows[:2])
+        reservation.write(rows[2:5])
+        [page] = reservation.segments()
+        for item in (page, page[2:].expand(3, WIDTH)):
+            with pytest.raises(ValueError, match="item 1 shares memory with the room to store item 1"):
+                scatter_embeddings(out, [rows[:1], item], [0, 3], store=[None, reservation])
+        assert out.isnan().all()
+        [neighbour] = other.segments()
+        scatter_embeddings(out, [neighbour, rows[:3]], [0, 3], store=[None, reservation])
+    assert same_bits(out[:2], rows[:2])
+
+
+def test_a_bad_id_leaves_the_pages_as_they_were() -> None:
+    cache, rows = make_cache(), make_rows(2, WIDTH, torch.bfloat16)
+    weight, ids = make_rows(3, WIDTH, torch.bfloat16), torch.tensor([0, 9, 9, 3])
+    with reserve(cache, 2) as reservation:
+        reservation.write(torch.zeros(2, WIDTH))
+        with pytest.raises(IndexError, match=r"input_ids\[3\] is 3, the weight has 3 rows"):
+            embed_tokens(ids, weight, [rows], [1], store=[reservation])
+        assert not reservation.to_tensor().any()
 
 
 def test_a_compiled_call_stores_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
 
@@ -48,12 +50,11 @@ class Destination:
                 f"deepstack has shape {tuple(deepstack.shape)}, "
                 f"it must be (L, {self.num_tokens}, {self.hidden})"
             )
-        self.deepstack = _as_rows("deepstack", deepstack, 3)
-        self.levels = len(deepstack)
-        begin, end = extent(self.rows)
-        first, last = extent(self.deepstack)
-        if first < end and begin < last:
-            raise ValueError(f"deepstack shares memory with {name}")
+        check_layout("deepstack", deepstack)
+        self.deepstack = levels = _as_rows("deepstack", deepstack, 3)
+        self.levels = len(levels)
+        if not _lie_in_order(self.rows, levels):
+            self._refuse_shared_planes(name)
 
     def planes(self) -> list[Tensor]:
         """What is written, as ``(T, H)`` each: inputs_embeds, then the deepstack levels."""
@@ -67,20 +68,34 @@ class Destination:
             if first < end and begin < last:
                 raise ValueError(f"{name} shares memory with the destination")
 
+    def _refuse_shared_planes(self, name: str) -> None:
+        """Raise ValueError if a row would be written twice."""
+        for (one, first), (other, second) in combinations(enumerate(self.planes()), 2):
+            if _share_rows(first, second):
+                what = f"deepstack levels {one - 1} and {other - 1} share memory"
+                raise ValueError(what if one else f"deepstack shares memory with {name}")
+
     @property
     def width(self) -> int:
         """Elements of a row of embeddings that fills this destination."""
         return self.hidden * (1 + self.levels)
 
 
-def check_dtype(name: str, tensor: Tensor) -> torch.dtype:
+def check_dtype(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in KINDS:
         raise TypeError(f"{name} is {tensor.dtype}, it must be float32, float16 or bfloat16")
-    return tensor.dtype
+    check_layout(name, tensor)
+
+
+def check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is a {tensor.layout} tensor, it must be a dense one")
 
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """A view of `tensor` with `dimensions` dimensions, all tokens in the one before the last."""
+    if tensor.is_neg():  # as `x.conj().imag` may be: what is written there would be read with the other sign
+        raise ValueError(f"{name} has torch's negative bit set: write to its resolve_neg()")
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(f"{name} has stride {tensor.stride(-1)} between elements of a row, it must be 1")
     try:
@@ -98,6 +113,26 @@ def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
         raise ValueError(
             f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not one block of rows"
         ) from None
+
+
+def _lie_in_order(rows: Tensor, levels: Tensor) -> bool:
+    """Whether planes lie as they mostly do: the levels apart from the rows, and one behind the other."""
+    begin, end = extent(rows)
+    first, last = extent(levels)
+    if first < end and begin < last:
+        return False
+    stride_level, stride_row, _ = levels.stride()
+    return len(levels) < 2 or stride_level >= stride_row * (levels.shape[1] - 1) + levels.shape[2]
+
+
+def _share_rows(one: Tensor, other: Tensor) -> bool:
+    """Whether two planes ``(T, H)`` have bytes in common; columns of one buffer have not."""
+    begin, end = extent(one)
+    first, last = extent(other)
+    if first >= end or begin >= last:
+        return False
+    pitch, row_bytes = (count * one.element_size() for count in (one.stride(0), one.shape[1]))
+    return one.stride(0) != other.stride(0) or not row_bytes <= (first - begin) % pitch <= pitch - row_bytes
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:

@@ -119,6 +119,10 @@ class Lease:
         entry = self._entry()
         return entry.pool.segments(entry.pages, entry.num_rows)
 
+    def check_held(self) -> None:
+        """Raise RuntimeError if the lease was released."""
+        self._entry()
+
     def use(self) -> None:
         """Let the current stream read the pages: order it behind their writing, and their reuse behind it.
 

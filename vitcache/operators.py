@@ -16,6 +16,7 @@ from vitcache import reference, row_copy
 from vitcache.destination import Destination
 from vitcache.placement import Placement
 from vitcache.placement_table import PlacementTable
+from vitcache.streams import is_capturing
 
 _library = torch.library.Library("vitcache", "DEF")
 # Their tables live for one call: a graph that captured one would replay what came after it.
@@ -38,7 +39,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 def refuse_capture(device: torch.device) -> None:
     """Raise RuntimeError if a CUDA graph is being captured, before anything is queued that would be in it."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if is_capturing(device):
         raise RuntimeError(
             "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
             "use a PlacementTable"
@@ -109,6 +110,7 @@ def embed(
 
         kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
     elif placement.stored:
+        reference.check_text_ids(ids, len(weight), placement.runs())  # before pages are written
         embed(destination, ids, weight, placement.through_pages(destination), scale, text_scale)
     elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(
         destination, placement, scale, text_scale

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitcache import autograd, operators, placement
-from vitcache.destination import Destination
+from vitcache.destination import Destination, check_layout
 from vitcache.dtypes import KINDS
 from vitcache.lease import Lease
 from vitcache.placement_table import PlacementTable
@@ -65,13 +65,15 @@ def scatter_embeddings(
     IndexError
         If a span does not fit in the tokens.
     ValueError
-        If spans overlap, or an item has too few rows, another width or another device than the destination
-        or its reservation; with `store`, if a gradient is asked for, or the call is compiled.
+        If spans overlap, or what is written overlaps or shares memory with what is read, or an item has too
+        few rows, another width or another device than the destination or its reservation; with `store`, if a
+        gradient is asked for, or the call is compiled.
     TypeError
         If a type or dtype is not one of the above.
     RuntimeError
-        If a lease was released, a reservation committed or cancelled, or a CUDA graph is being captured and
-        the rows come from no table.
+        If a lease was released, a reservation committed or cancelled, a CUDA graph is being captured and the
+        rows come from no table, or gradients are recorded and torch lets nobody write the destination in
+        place (a leaf, a view of one, one of several views).
 
     Notes
     -----
@@ -97,7 +99,7 @@ def scatter_embeddings(
         operators.refuse_capture(inputs_embeds.device)
         placed = placement.Placement(destination, embeddings, spans, store)
         if _needs_grad(inputs_embeds, deepstack, *placed.items):
-            _refuse_leaves(inputs_embeds, deepstack)
+            _check_writable(inputs_embeds, deepstack)
             _refuse_store(store, "a gradient")
             autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)
             return inputs_embeds
@@ -173,6 +175,7 @@ def embed_tokens(
             return autograd.embed(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
         return out
+    input_ids, weight = input_ids.resolve_neg(), weight.resolve_neg()
     destination = Destination("out", out, deepstack)
     if has_out or deepstack is not None:  # what was allocated here lies apart from everything
         destination.check_apart_from("weight", weight)
@@ -186,7 +189,7 @@ def embed_tokens(
         placed = placement.Placement(destination, embeddings, spans, store)
         if _needs_grad(weight, out, deepstack, *placed.items):
             _refuse_out(has_out)
-            _refuse_leaves(deepstack)
+            _check_writable(deepstack)
             _refuse_store(store, "a gradient")
             items, runs = placed.tensors_and_runs()
             return autograd.embed(out, deepstack, input_ids, weight, items, runs, scale, text_scale)
@@ -212,11 +215,20 @@ def _check_scale(name: str, value: Any) -> float | None:
     return float(value)
 
 
-def _refuse_leaves(*written: Tensor | None) -> None:
-    """Before anything is written: torch would only object afterwards."""
+def _check_writable(*written: Tensor | None) -> None:
+    """What autograd lets nobody write in place, said before anything is written: torch says it afterwards."""
+    kinds = torch._C._autograd.CreationMeta
     for tensor in written:
-        if tensor is not None and tensor.is_leaf and tensor.requires_grad:
-            raise RuntimeError("a leaf Variable that requires grad cannot be written in place")
+        if tensor is None:
+            continue
+        if tensor.is_inference():
+            raise RuntimeError("an inference tensor cannot be written where gradients are recorded")
+        base = tensor if tensor._base is None else tensor._base
+        if tensor.requires_grad and base.is_leaf:
+            raise RuntimeError("a leaf that requires grad, or a view of one, cannot be written in place")
+        kind = torch._C._autograd._get_creation_meta(tensor) if tensor._is_view() else kinds.DEFAULT
+        if kind != kinds.DEFAULT:
+            raise RuntimeError(f"a view of kind {kind.name} cannot be written where gradients are recorded")
 
 
 def _refuse_out(has_out: bool) -> None:
@@ -240,6 +252,7 @@ def _check_embedding(input_ids: Tensor, weight: Tensor) -> None:
     for name, value in (("input_ids", input_ids), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
+        check_layout(name, value)
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"input_ids are {input_ids.dtype}, they must be int64 or int32")
     if input_ids.dim() not in (1, 2):
@@ -265,6 +278,9 @@ def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
     if isinstance(embeddings, Tensor):
         return torch.nn.functional.pad(torch.as_tensor(spans), (1, 0)), [embeddings]
     placement.check_lists(embeddings, spans)
+    for item, rows in enumerate(embeddings):
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"item {item} must be a tensor in a compiled call, it is {type(rows).__name__}")
     runs = placement.list_runs(spans, [rows.shape[0] for rows in embeddings])
     return torch.tensor(runs, dtype=torch.int64).reshape(-1, 4), embeddings
 

@@ -45,6 +45,7 @@ class Placement:
             self.native.add_spans(spans, Span)
         if store is not None:
             self.stored = self._add_stores(destination, store)
+            self.native.check_stores_apart(destination.width)
         self.check(destination)
         self.use_leases()
         for reservation in self.stored.values():
@@ -86,6 +87,12 @@ class Placement:
         """Order the current stream behind the writing of leased rows, and their reuse behind it."""
         use_all(item for item in self.items if isinstance(item, Lease))
 
+    def check_leases(self) -> None:
+        """Raise RuntimeError if a lease was released."""
+        for item in self.items:
+            if isinstance(item, Lease):
+                item.check_held()
+
     def segments(self) -> list[list[Tensor]]:
         """Per item the tensors that hold its rows in order, for the reference."""
         return [[item] if isinstance(item, Tensor) else item.segments() for item in self.items]
@@ -95,7 +102,7 @@ class Placement:
         return self.native.runs()
 
     def tensors_and_runs(self) -> tuple[list[Tensor], Tensor]:
-        """What the operators take: a tensor per item (of a lease, a copy) and the runs ``(n, 4)``."""
+        """What the operators take: a tensor per item (of pages, a copy) and the runs ``(n, 4)``."""
         tensors = [item if isinstance(item, Tensor) else item.to_tensor() for item in self.items]
         return tensors, torch.tensor(self.native.runs(), dtype=torch.int64).reshape(-1, 4)
 
@@ -203,11 +210,11 @@ class Placement:
         if rows.shape[1] != destination.width:
             raise ValueError(_width_message(item, rows.shape[1], destination))
         _check_device(item, rows, destination)
-        packed: Tensor = rows
-        if rows.stride(1) != 1:
-            packed = rows.contiguous()
-            if packed.device != destination.rows.device:
-                packed = packed.pin_memory()
+        packed = rows.resolve_neg()
+        if packed.stride(1) != 1:
+            packed = packed.contiguous()
+        if packed is not rows and packed.device != destination.rows.device:
+            packed = packed.pin_memory()
         self.native.add_source(
             packed.data_ptr(),
             packed.stride(0) * packed.element_size(),

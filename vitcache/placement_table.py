@@ -10,6 +10,8 @@ from torch import Tensor
 from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
 from vitcache.placement import Placement
+from vitcache.reservation import Reservation
+from vitcache.streams import is_capturing
 from vitcache.tables import ring_of
 
 
@@ -70,12 +72,13 @@ class PlacementTable:
         Raises
         ------
         RuntimeError
-            If a replay or call that reads the table is still in flight.
+            If a replay or call that reads the table is still in flight, or a CUDA graph is being captured
+            and the table was read before.
         ValueError
             If the rows are more than `max_rows`, of another width than before, or not 16-byte aligned where
             their width is.
         TypeError
-            If the rows are not of the table's dtype.
+            If the rows are not of the table's dtype, or come from a `Reservation`.
         IndexError, ValueError, TypeError
             As `scatter_embeddings` into the smallest destination that the table was used with.
 
@@ -87,6 +90,8 @@ class PlacementTable:
         items = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         width = self._width or (_width_of(items[0]) if items else 0)
         placement = Placement(Destination.unbound(width, self.device, self._num_tokens), embeddings, spans)
+        if any(isinstance(item, Reservation) for item in placement.items):
+            raise TypeError("a PlacementTable takes no Reservation: commit it, and lease its rows")
         kind = KINDS[self.dtype]
         if torch.is_grad_enabled() and any(
             isinstance(i, Tensor) and i.requires_grad for i in placement.items
@@ -128,7 +133,11 @@ class PlacementTable:
                 f"this table holds rows of width {self._width}, the destination takes {destination.width}"
             )
         self._placement.check(destination)
-        self._placement.use_leases()
+        if is_capturing(self.device):
+            # A wait for another stream's event would end the capture. `update` has queued it.
+            self._placement.check_leases()
+        else:
+            self._placement.use_leases()
         self._width = destination.width
         if self._num_tokens is None or destination.num_tokens < self._num_tokens:
             self._num_tokens = destination.num_tokens
@@ -142,7 +151,8 @@ class PlacementTable:
         ValueError
             If the tokens are more than `max_rows`.
         RuntimeError
-            If they are more than in calls before, and work that reads the table is in flight.
+            If they are more than in calls before, and work that reads the table is in flight, or it was
+            read before a capture that is going on.
         """
         num_tokens = destination.num_tokens
         if num_tokens > self.max_rows:
@@ -171,6 +181,12 @@ class PlacementTable:
             fence.record(stream)
 
     def _refuse_in_flight(self) -> None:
+        if self._fences and is_capturing(self.device):
+            # To ask an event would end the capture.
+            raise RuntimeError(
+                "a table that was read cannot be written while a CUDA graph is being captured: "
+                "update it, and use it once with as many tokens, before"
+            )
         if not all(fence.query() for fence in self._fences.values()):
             raise RuntimeError("work that reads this table is in flight: wait for the replay, then update")
 

@@ -108,6 +108,18 @@ class Reservation:
         flight = self._open()
         return flight.pool.segments(flight.pages, flight.num_rows)
 
+    def to_tensor(self) -> Tensor:
+        """Return a copy ``(num_rows, row_width)`` of what was written, made on the current stream.
+
+        Raises
+        ------
+        RuntimeError
+            If the reservation was committed or cancelled.
+        """
+        self.use()
+        none = torch.empty((0, self.row_width), dtype=self.dtype, device=self.device)
+        return torch.cat([none, *self.segments()])
+
     def use(self) -> None:
         """Let the current stream write the pages: order it behind what made room, and `commit` behind it.
 

@@ -79,6 +79,11 @@ class CudaTimeline:
         torch.cuda.synchronize(self._device)
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream records a CUDA graph for `device` instead of running its work."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def make_timeline(device: torch.device) -> Timeline:
     """Return the timeline of a CPU or CUDA device."""
     return CudaTimeline(device) if device.type == "cuda" else CpuTimeline()

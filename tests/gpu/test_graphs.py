@@ -4,7 +4,7 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import PlacementTable, Span, embed_tokens, operators, scatter_embeddings
+from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, operators, scatter_embeddings
 
 HIDDEN = 64
 
@@ -56,6 +56,23 @@ def test_a_captured_embed_follows_its_ids_and_its_table(gpu):
         gpu.synchronize()
         assert same_bits(out, expected)
         assert same_bits(deepstack, levels)
+
+
+def test_a_lease_that_another_stream_wrote_is_captured(gpu):
+    cache = EmbeddingCache(HIDDEN, device=gpu.device, device_bytes=1 << 14, page_rows=4)
+    rows = make_rows(3, HIDDEN, torch.bfloat16, gpu.device)
+    out = poisoned(8, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    gpu.synchronize()
+    with gpu.stream():
+        gpu.slow(20)
+        assert cache.put(bytes(32), rows)
+    with cache.get(bytes(32)) as lease:
+        table = PlacementTable(4, device=gpu.device).update([lease], [2])
+        replay = gpu.graph(lambda: scatter_embeddings(out, table, None))
+        out.fill_(float("nan"))
+        replay()
+        gpu.synchronize()
+        assert same_bits(out[2:5], rows)
 
 
 def test_an_update_during_a_replay_is_refused(gpu):
