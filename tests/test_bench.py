@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from vitcache.bench import bench_placement, contenders, plot, published, run, tune
+from vitcache.bench import bench_keys, bench_placement, contenders, plot, published, run, tune
 from vitcache.bench.record import FIELDS, Recorder
 from vitcache.bench.registry import PLACEMENT_CASES
 from vitcache.bench.timing import Sample
@@ -78,6 +78,38 @@ def test_the_ring_is_measured_by_every_option(tmp_path):
         assert {("done_us", name), ("cpu_us", name)} <= metrics
     assert {("done_us", "ring bfloat16"), ("fill_us", "fill, 2 threads")} <= metrics
     assert {("speedup", "2 threads over 1"), ("hidden_share", "ring beside")} <= metrics
+
+
+def test_keys_of_every_source_are_measured_against_the_encode(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("PIL")
+    pytest.importorskip("skimage")
+    code, files = run_bench(tmp_path, "--bench", "keys")
+    assert code == 0
+    (rows,) = files.values()
+    sources = {f"{source}, {n} threads" for source in ("file", "pixels", "features") for n in (1, 2, 4)}
+    assert {row["contender"] for row in rows} == {"encode", "process", "given", "known file"} | sources
+    encode = next(row["value"] for row in rows if row["contender"] == "encode")
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["value"] / encode, rel=1e-3)
+        assert (row["ratio_to"], row["target"]) == ("encode", None)
+        assert (row["bytes"] is not None) is (row["contender"] in sources)
+
+
+def test_threads_that_give_other_keys_get_no_number(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("PIL")
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(bench_keys, "compute", lambda threads, items, namespace: [bytes(32)] * len(items))
+    code, files = run_bench(tmp_path, "--bench", "keys")
+    assert code == 1
+    assert not files
+    assert "file, 1 threads gave other keys than content_key" in capsys.readouterr().err
+
+
+def test_given_keys_are_judged_beside_the_tower_that_people_run():
+    judged = {case.name: case.is_judged for cases in bench_keys.CASES.values() for case in cases}
+    assert judged == {"1x1280x720": True, "8x1280x720": True, "2x320x240": False}
 
 
 def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import itertools
 import math
 import os
@@ -22,17 +21,12 @@ from hypothesis import strategies as st
 from vitcache import keys
 from vitcache.keys import Namespace, content_key
 
-ALGORITHMS = {"blake3": blake3.blake3, "sha256": hashlib.sha256}
+ALGORITHMS = ("blake3", "sha256")
 
 
-def use_algorithm(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(keys, "ALGORITHM", name)
-    monkeypatch.setattr(keys, "_new_hash", ALGORITHMS[name])
-
-
-@pytest.fixture(params=sorted(ALGORITHMS))
+@pytest.fixture(params=ALGORITHMS)
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_algorithm(monkeypatch, request.param)
+    monkeypatch.setattr(keys, "ALGORITHM", request.param)
     return request.param
 
 
@@ -58,6 +52,7 @@ EXTRAS: list[Any] = [
     np.float32(1), np.float64(1), np.int64(1), np.int32(1), np.bool_(True), np.array([1.0]), np.ones((1, 1)),
     np.zeros(0), np.zeros((0, 1)), np.zeros((1, 0)), torch.tensor(0.0), torch.tensor(-0.0),
     torch.zeros(2).bfloat16(), torch.zeros(2).half(), torch.zeros(2).short(),
+    np.array([1, 2]), np.array([[1, 2]]), torch.tensor([[1], [2]]), np.array([True, False]), [True, False],
 ]
 FEATURES: list[Any] = [
     b"", b"\x00", b"a", b"ab", [], [[]], [b""], [b"", b""], [b"a", b"b"], [[b"a"], b"b"], [b"ab"],
@@ -70,6 +65,11 @@ FEATURES: list[Any] = [
     BASE[:, :-1], BASE[::-1], BASE[:, ::-1], BASE[:-1], [BASE], [BASE, BASE], list(BASE),
     BASE.astype(np.float64), BASE.astype(np.int32), BASE.view(np.int32), BASE.view(np.uint32),
     torch.from_numpy(BASE).bfloat16(), torch.from_numpy(BASE).half(), BASE.astype(np.complex64),
+    torch.from_numpy(BASE).bfloat16().view(torch.int16), torch.from_numpy(BASE).half().view(torch.int16),
+    torch.from_numpy(BASE).to(torch.float8_e4m3fn).view(torch.uint8), BASE.tobytes(), BASE.view(np.uint8),
+    BASE.reshape(2, 2, 6), BASE.reshape(4, 2, 3).transpose(0, 2, 1), BASE.reshape(4, 2, 3),
+    [BASE[:2], BASE[2:]], BASE.byteswap(), np.where(BASE == 0, np.float32(-0.0), BASE), [BASE, b""],
+    [BASE.tobytes()],
     torch.from_numpy(BASE).to(torch.float8_e4m3fn), torch.from_numpy(BASE).to(torch.float8_e5m2),
     *(torch.zeros(8, dtype=dtype) for dtype in DTYPES + WITHOUT_NUMPY_TWIN),
 ]
@@ -107,15 +107,15 @@ def test_no_two_near_equal_inputs_share_a_key(algorithm: str) -> None:
 def test_the_algorithms_share_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name in ALGORITHMS:
-        use_algorithm(monkeypatch, name)
+        monkeypatch.setattr(keys, "ALGORITHM", name)
         found[name] = {content_key(feature, **options) for _, feature, options in near_equal_calls()}
     assert not found["blake3"] & found["sha256"]
 
 
 def test_the_name_of_the_algorithm_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_algorithm(monkeypatch, "blake3")
     key, digest = content_key(BASE), Namespace("m").digest()
-    monkeypatch.setattr(keys, "ALGORITHM", "sha256")  # with blake3 underneath
+    monkeypatch.setattr(keys, "ALGORITHM", "sha256")
+    monkeypatch.setattr(keys, "_new_hash", lambda num_threads: blake3.blake3())
     assert content_key(BASE) != key
     assert Namespace("m").digest() != digest
 
@@ -201,6 +201,35 @@ def test_a_large_input_that_needs_a_copy_is_not_copied_whole(array: np.ndarray) 
     blocks = list(keys._blocks(array))
     assert sum(len(block) for block in blocks) == 4_000_000
     assert max(len(block) for block in blocks) <= keys._BLOCK_BYTES
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_threads_make_no_difference(algorithm: str, num_threads: int) -> None:
+    small, large = np.arange(10.0), np.arange(300_000.0).reshape(500, 600)
+    for feature in (small, large, large[::-1, ::2], large.tobytes(), [large[:100], (large.tobytes(), small)]):
+        assert content_key(feature, num_threads=num_threads) == content_key(feature)
+
+
+@pytest.mark.parametrize(
+    ("size", "threads"), [(keys._THREADED_BYTES - 1, 1), (keys._THREADED_BYTES, 3)], ids=["small", "large"]
+)
+def test_only_what_is_large_starts_threads(monkeypatch: pytest.MonkeyPatch, size: int, threads: int) -> None:
+    asked = []
+
+    def new_hash(num_threads: int) -> Any:
+        asked.append(num_threads)
+        return blake3.blake3()
+
+    monkeypatch.setattr(keys, "_new_hash", new_hash)
+    for feature in (
+        bytes(size),
+        bytearray(size),
+        memoryview(bytes(size)),
+        torch.zeros(size, dtype=torch.uint8),
+    ):
+        content_key(feature, num_threads=3)
+        content_key([feature[:9], (feature[9:],)], num_threads=3)
+    assert asked == [threads] * 8
 
 
 def test_a_contiguous_input_is_not_copied_at_all() -> None:
@@ -342,6 +371,33 @@ def test_a_namespace_that_is_not_bytes_is_an_error(namespace: Any) -> None:
         content_key(b"", namespace=namespace)
 
 
+@pytest.mark.parametrize(
+    ("num_threads", "error", "match"),
+    [
+        (0, ValueError, "num_threads is 0, it must be at least 1"),
+        (True, TypeError, "num_threads must be an int, it is True of type bool"),
+        (2.0, TypeError, "num_threads must be an int, it is 2.0 of type float"),
+    ],
+)
+def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        content_key(b"", num_threads=num_threads)
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "match"),
+    [
+        (bytearray(32), TypeError, "name must be bytes, it is bytearray"),
+        ("a" * 32, TypeError, "name must be bytes, it is str"),
+        (bytes(31), ValueError, "name is of 31 bytes, it must be of 32"),
+    ],
+)
+def test_a_key_is_32_bytes(key: Any, error: type[Exception], match: str) -> None:
+    keys.check_key(content_key(b""))
+    with pytest.raises(error, match=match):
+        keys.check_key(key, "name")
+
+
 # Namespaces
 
 FIELDS: dict[str, list[Any]] = {
@@ -449,5 +505,5 @@ def test_without_blake3_keys_are_sha256(monkeypatch: pytest.MonkeyPatch) -> None
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
-    use_algorithm(monkeypatch, "sha256")
+    monkeypatch.setattr(keys, "ALGORITHM", "sha256")
     assert result.stdout.split() == ["sha256", content_key(b"vitcache").hex()]

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from vitcache._version import __version__
 
 if TYPE_CHECKING:
+    from vitcache.adapters.fingerprint import processor_fingerprint
     from vitcache.adapters.transformers import Attachment, attach
     from vitcache.cache import CacheStats, EmbeddingCache
     from vitcache.errors import CudaError
     from vitcache.item import Chunk, Item, Items
+    from vitcache.key_aliases import Alias, KeyAliases
+    from vitcache.key_threads import KeyedFeature, KeyThreads
     from vitcache.keys import Namespace, content_key
     from vitcache.lease import Lease
     from vitcache.ops import embed_tokens, scatter_embeddings
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from vitcache.ticket import Ticket
 
 __all__ = [
+    "Alias",
     "Attachment",
     "CacheStats",
     "Chunk",
@@ -43,6 +47,9 @@ __all__ = [
     "Item",
     "ItemError",
     "Items",
+    "KeyAliases",
+    "KeyThreads",
+    "KeyedFeature",
     "Lease",
     "Namespace",
     "PinnedRing",
@@ -57,6 +64,7 @@ __all__ = [
     "clip_spans",
     "content_key",
     "embed_tokens",
+    "processor_fingerprint",
     "scatter_embeddings",
     "spans_from_inclusive",
     "spans_from_placeholder",
@@ -64,6 +72,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Alias": "vitcache.key_aliases",
     "Attachment": "vitcache.adapters.transformers",
     "CacheStats": "vitcache.cache",
     "Chunk": "vitcache.item",
@@ -74,6 +83,9 @@ _MODULES = {
     "Item": "vitcache.item",
     "ItemError": "vitcache.pipeline",
     "Items": "vitcache.item",
+    "KeyAliases": "vitcache.key_aliases",
+    "KeyThreads": "vitcache.key_threads",
+    "KeyedFeature": "vitcache.key_threads",
     "Lease": "vitcache.lease",
     "Namespace": "vitcache.keys",
     "PinnedRing": "vitcache.ring",
@@ -87,6 +99,7 @@ _MODULES = {
     "clip_spans": "vitcache.spans",
     "content_key": "vitcache.keys",
     "embed_tokens": "vitcache.ops",
+    "processor_fingerprint": "vitcache.adapters.fingerprint",
     "scatter_embeddings": "vitcache.ops",
     "spans_from_inclusive": "vitcache.spans",
     "spans_from_placeholder": "vitcache.spans",

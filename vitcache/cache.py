@@ -18,6 +18,7 @@ from vitcache.dtypes import DTYPES
 from vitcache.errors import CudaError
 from vitcache.host_blocks import calibrate_cuda
 from vitcache.index import Entry
+from vitcache.keys import check_key
 from vitcache.lease import Lease, Returns
 from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
@@ -163,7 +164,7 @@ class EmbeddingCache:
         While it copies, what makes room for it cannot be looked up. If copying fails or is interrupted, that
         is lost and nothing is inserted.
         """
-        _check_key(key)
+        check_key(key)
         rows = check_rows(rows, self.row_width)
         reservation = self.reserve(key, len(rows), epoch=epoch, encode_ms=encode_ms)
         if reservation is None:
@@ -206,7 +207,7 @@ class EmbeddingCache:
         -----
         As in `put`. Until the reservation is committed or cancelled its pages serve nobody.
         """
-        _check_key(key)
+        check_key(key)
         num_rows = _to_int("num_rows", num_rows, 0)
         if epoch is not None:
             epoch = _to_int("epoch", epoch, 0)
@@ -254,7 +255,7 @@ class EmbeddingCache:
         RuntimeError
             If the cache was closed.
         """
-        _check_key(key)
+        check_key(key)
         if num_rows is not None:
             num_rows = _to_int("num_rows", num_rows, 0)
         if len(self._returns) >= _RETURNS_PER_BATCH:
@@ -291,7 +292,7 @@ class EmbeddingCache:
         ValueError, TypeError, RuntimeError
             As `get`.
         """
-        _check_key(key)
+        check_key(key)
         return self._single_flight.claim((self.epoch, key))
 
     @property
@@ -306,7 +307,7 @@ class EmbeddingCache:
 
     def __contains__(self, key: bytes) -> bool:
         """Whether there is an entry under `key`; neither a hit nor a miss."""
-        _check_key(key)
+        check_key(key)
         with self._lock:
             return key in self._open().index.entries
 
@@ -397,13 +398,6 @@ class EmbeddingCache:
         with self._lock:
             admitted = ledger.land(flight, fence, failed=failed)
             return Landing(admitted, ledger.epoch, ledger.device.num_available)
-
-
-def _check_key(key: bytes) -> None:
-    if not isinstance(key, bytes):
-        raise TypeError(f"key must be bytes, it is {type(key).__name__}")
-    if len(key) != 32:
-        raise ValueError(f"key is of {len(key)} bytes, it must be of 32")
 
 
 def _to_int(name: str, value: SupportsIndex, least: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from vitcache.keys import check_key
 from vitcache.spans import Span
 
 
@@ -70,10 +71,8 @@ class Item:
         self.num_rows = index(num_rows)
         if self.num_rows < reached:
             raise ValueError(f"the spans reach row {reached}, the item has num_rows {self.num_rows}")
-        if key is not None and not isinstance(key, bytes):
-            raise TypeError(f"key must be bytes, it is {type(key).__name__}")
-        if key is not None and len(key) != 32:
-            raise ValueError(f"key is of {len(key)} bytes, it must be of 32")
+        if key is not None:
+            check_key(key)
         self.feature = feature
         self.key = key
         self.rows = rows

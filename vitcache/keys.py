@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,18 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcache.pieces import pieces, read_back
+
 ALGORITHM: str
-_new_hash: Callable[[], Any]
 try:
-    from blake3 import blake3 as _new_hash
+    from blake3 import blake3
 
     ALGORITHM = "blake3"
 except ImportError:
-    _new_hash = hashlib.sha256
     ALGORITHM = "sha256"
 
-# A strided array is hashed in blocks of about this size, so that it is never copied whole.
+KEY_BYTES = 32
+
+# A strided array is hashed in blocks of at most this size, so that it is never copied whole.
 _BLOCK_BYTES = 1 << 20
+# BLAKE3 starts its threads anew for each key: below this, that takes as long as the hashing.
+_THREADED_BYTES = 1 << 20
 
 _ARRAY_DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -39,7 +43,7 @@ _ARRAY_DTYPES = {
 _BITS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
 
 
-def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None) -> bytes:
+def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_threads: int = 1) -> bytes:
     """Return the key of an item: 32 bytes over the content of `feature`, `namespace` and `extra`.
 
     The same logical content gives the same key: a NumPy array (of either byte order), a CPU tensor and a
@@ -57,17 +61,25 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None) -> b
         What else selects the output, such as the encoder's keyword arguments: None, bool, int, float, str,
         bytes, arrays and tensors, and lists, tuples and dicts (with `str` keys, in any order) of these.
         1, 1.0 and True differ; all NaNs that are a plain float are one.
+    num_threads
+        Threads for this key. They serve BLAKE3 on a feature of 1 MiB or more; the key does not depend on
+        them. `KeyThreads` computes many keys at once, off the calling thread.
 
     Raises
     ------
     TypeError
         If `feature` or a part of `extra` is of another type or dtype; the message says where it is.
+    ValueError
+        If `num_threads` is less than 1.
 
     Notes
     -----
     BLAKE3, or SHA-256 where the package `blake3` is missing; the algorithm's name is part of the key. Any
-    thread may call, and calls run in parallel: the GIL is dropped while hashing. A CUDA tensor is copied to
-    the host, which waits for the current stream.
+    thread may call, and calls run in parallel: the GIL is dropped while hashing.
+
+    What is not contiguous is hashed block by block, never copied whole. So is a CUDA tensor: its blocks come
+    through page-locked memory, each while the one before it is hashed, after the work that the current
+    stream of its device has so far, for which the host waits. A key of the caller's own costs none of that.
     """
     if not isinstance(namespace, bytes):
         raise TypeError(f"namespace must be bytes, such as Namespace(...).digest(), it is {_name(namespace)}")
@@ -75,7 +87,8 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None) -> b
         raise TypeError(
             "feature is a callable: load it and pass the result, or give the item a key of its own"
         )
-    hasher = _start("content")
+    check_positive("num_threads", num_threads)
+    hasher = _start("content", num_threads if _num_bytes(feature) >= _THREADED_BYTES else 1)
     _add_node(hasher, b"b", namespace)
     _add_feature(hasher, feature, "feature")
     _add_extra(hasher, extra, "extra")
@@ -131,8 +144,28 @@ class Namespace:
         return bytes(hasher.digest())
 
 
-def _start(purpose: str) -> Any:
-    hasher = _new_hash()
+def check_key(key: Any, name: str = "key") -> None:
+    """Raise TypeError or ValueError unless `key` is a key: 32 bytes."""
+    if not isinstance(key, bytes):
+        raise TypeError(f"{name} must be bytes, it is {_name(key)}")
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{name} is of {len(key)} bytes, it must be of {KEY_BYTES}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless `value` is an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, it is {value!r} of type {_name(value)}")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, it must be at least 1")
+
+
+def _new_hash(num_threads: int) -> Any:
+    return blake3(max_threads=num_threads) if ALGORITHM == "blake3" else hashlib.sha256()
+
+
+def _start(purpose: str, num_threads: int = 1) -> Any:
+    hasher = _new_hash(num_threads)
     _add_node(hasher, b"v", f"vitcache.{purpose}.1.{ALGORITHM}".encode())
     return hasher
 
@@ -143,7 +176,8 @@ def _add_feature(hasher: Any, value: Any, path: str) -> None:
     elif isinstance(value, np.ndarray | np.generic):
         if value.dtype.name not in _ARRAY_DTYPES or isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{path} is a {_name(value)} of dtype {value.dtype}, which cannot be hashed")
-        _add_array(hasher, np.asarray(value), value.dtype.name)
+        array = np.asarray(value)
+        _add_array(hasher, value.dtype.name, array.shape, _blocks(array))
     elif isinstance(value, bytes | bytearray | memoryview):
         _add_bytes(hasher, value, path)
     elif isinstance(value, list | tuple):
@@ -190,33 +224,31 @@ def _add_tensor(hasher: Any, tensor: Tensor, path: str) -> None:
         raise TypeError(f"{path} is a tensor of layout {tensor.layout} on {tensor.device}, it must be dense")
     if name not in _ARRAY_DTYPES and tensor.dtype not in _BITS:
         raise TypeError(f"{path} is a tensor of dtype {tensor.dtype}, which cannot be hashed")
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    _add_array(hasher, tensor.view(_BITS.get(tensor.dtype, tensor.dtype)).numpy(), name)
+    bits = tensor.detach()
+    if bits.dtype in _BITS:
+        bits = bits.view(_BITS[bits.dtype])
+    blocks = read_back(bits) if bits.is_cuda else _blocks(_to_numpy(bits))
+    _add_array(hasher, name, tuple(bits.shape), blocks)
 
 
-def _add_array(hasher: Any, array: np.ndarray, dtype: str) -> None:
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().resolve_conj().resolve_neg().numpy()
+
+
+def _add_array(hasher: Any, dtype: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     _add_node(hasher, b"a", dtype.encode())
-    _add_count(hasher, b"x", array.ndim)
-    hasher.update(struct.pack(f"<{array.ndim}q", *array.shape))
-    for block in _blocks(array):
+    _add_count(hasher, b"x", len(shape))
+    hasher.update(struct.pack(f"<{len(shape)}q", *shape))
+    for block in blocks:
         hasher.update(block)
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the bytes of `array` in C order and little-endian, whatever its strides and byte order."""
     dtype = array.dtype.newbyteorder("<")
-    if array.size == 0:
-        return
-    if array.nbytes <= _BLOCK_BYTES or (array.flags.c_contiguous and array.dtype == dtype):
-        yield np.ascontiguousarray(array, dtype=dtype).reshape(-1).view(np.uint8)
-        return
-    step = _BLOCK_BYTES * len(array) // array.nbytes
-    if step == 0:
-        for part in array:
-            yield from _blocks(part)
-    else:
-        for first in range(0, len(array), step):
-            yield from _blocks(array[first : first + step])
+    is_plain = array.flags.c_contiguous and array.dtype == dtype
+    for piece in [array] if is_plain else pieces(array, _BLOCK_BYTES):
+        yield np.ascontiguousarray(piece, dtype=dtype).reshape(-1).view(np.uint8)
 
 
 def _add_bytes(hasher: Any, value: bytes | bytearray | memoryview, path: str) -> None:
@@ -233,6 +265,16 @@ def _add_node(hasher: Any, tag: bytes, payload: bytes | memoryview) -> None:
 
 def _add_count(hasher: Any, tag: bytes, count: int) -> None:
     hasher.update(tag + count.to_bytes(8, "little"))
+
+
+def _num_bytes(feature: Any) -> int:
+    if isinstance(feature, list | tuple):
+        return sum(map(_num_bytes, feature))
+    if isinstance(feature, Tensor):
+        return feature.numel() * feature.itemsize
+    if isinstance(feature, bytes | bytearray):
+        return len(feature)
+    return feature.nbytes if isinstance(feature, np.ndarray | memoryview) else 0
 
 
 def _encode(text: str) -> bytes:

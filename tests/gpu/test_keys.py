@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitcache.keys import content_key
+from vitcache import KeyThreads, content_key
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,36 @@ def test_hashing_sees_the_work_that_is_queued_before_it(gpu):
     gpu.slow(50)
     tensor += 1
     assert content_key(tensor) == content_key(torch.ones_like(tensor, device="cpu"))
+
+
+def test_a_tensor_of_many_blocks_is_hashed_in_order_whatever_its_strides(gpu):
+    tensor = torch.randn(gpu.size((5, 3000, 1536), (5, 7, 12)))
+    moved = tensor.to(gpu.device)
+    for view in (lambda t: t, lambda t: t[:, ::2], lambda t: t.permute(2, 0, 1), lambda t: t.bfloat16()):
+        assert content_key(view(moved), num_threads=2) == content_key(view(tensor))
+    pairs = torch.complex(tensor, -tensor)
+    assert content_key(pairs.to(gpu.device).conj()) == content_key(pairs.conj())
+
+
+def test_a_key_from_a_thread_comes_after_the_work_of_the_submitting_stream(gpu):
+    with KeyThreads(2) as threads, gpu.stream():
+        tensors = [torch.zeros(gpu.size(1 << 22, 64), device=gpu.device) for _ in range(4)]
+        gpu.slow(50)
+        for tensor in tensors:
+            tensor += 1
+        futures = [threads.submit(tensor) for tensor in tensors]
+        expected = content_key(torch.ones(tensors[0].shape))
+        assert [future.result().key for future in futures] == [expected] * 4
+
+
+def test_what_a_callable_queues_comes_before_what_its_submitter_queues_later(gpu):
+    source = torch.arange(gpu.size(1 << 20, 64))
+
+    def load():
+        gpu.slow(50)
+        return source.to(gpu.device, non_blocking=True) + 1
+
+    with KeyThreads(1) as threads, gpu.stream():
+        key, feature = threads.submit(load).result()
+        assert torch.equal(feature.cpu(), source + 1)
+    assert key == content_key(source + 1)

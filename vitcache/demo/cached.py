@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache import EmbeddingCache, Namespace, Span, attach, content_key, embed_tokens, spans_from_token_ids
+from vitcache import (
+    EmbeddingCache,
+    Namespace,
+    Span,
+    attach,
+    content_key,
+    embed_tokens,
+    processor_fingerprint,
+    spans_from_token_ids,
+)
 from vitcache.demo.conversation import Picture, Prompt
 from vitcache.demo.model import image_rows
 from vitcache.demo.stock import Answer, TimedAnswer, encode_alone, pick_token, prefill, text_inputs
@@ -40,7 +49,7 @@ class CachedSide:
         self._namespace = Namespace(
             model=f"Qwen3-VL with random weights, {model.num_parameters()} parameters",
             revision="seed 0",
-            processor=f"{type(processor).__name__} {processor.to_json_string()}",
+            processor=processor_fingerprint(processor),
             dtype=str(model.dtype),
         ).digest()
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil, Qwen3VLConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLVisionModel,
+)
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,23 @@ def build_model(size: Size, device: torch.device) -> Any:
 
     The caller's random state is left as it was.
     """
-    config = Qwen3VLConfig(text_config=size.text, vision_config=size.vision, **size.special_tokens)
+    return _build(AutoModelForImageTextToText.from_config, _config(size), size, device)
+
+
+def build_tower(size: Size, device: torch.device) -> Any:
+    """The vision tower of such a model alone, with weights of its own."""
+    return _build(Qwen3VLVisionModel._from_config, _config(size).vision_config, size, device)
+
+
+def _config(size: Size) -> Qwen3VLConfig:
+    return Qwen3VLConfig(text_config=size.text, vision_config=size.vision, **size.special_tokens)
+
+
+def _build(from_config: Callable[..., Any], config: Any, size: Size, device: torch.device) -> Any:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), device:
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config, dtype=size.dtype, attn_implementation="sdpa")
+        model = from_config(config, dtype=size.dtype, attn_implementation="sdpa")
     return model.eval()
 
 

@@ -1,0 +1,104 @@
+"""Fingerprints of processors: whatever changes the pixels changes them, and nothing else does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from vitcache import processor_fingerprint
+from vitcache.adapters import fingerprint
+
+
+class PilProcessor:
+    """What transformers' processors have of what is asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.settings, indent=2, sort_keys=True)
+
+
+class TorchvisionProcessor(PilProcessor):
+    """The same settings, other pixels."""
+
+
+class Holder(PilProcessor):
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()
+        self.__dict__.update(parts)
+
+
+def test_equal_processors_have_one_fingerprint() -> None:
+    one, other = PilProcessor(size=2, mean=[0.5]), PilProcessor(mean=[0.5], size=2)
+    assert processor_fingerprint(one) == processor_fingerprint(other)
+
+
+def test_other_settings_classes_and_parts_have_others() -> None:
+    fingerprints = [
+        processor_fingerprint(processor)
+        for processor in (
+            PilProcessor(size=2),
+            PilProcessor(size=3),
+            PilProcessor(size="2"),
+            TorchvisionProcessor(size=2),
+            Holder(image_processor=PilProcessor(size=2)),
+            Holder(image_processor=TorchvisionProcessor(size=2)),
+            Holder(image_processor=PilProcessor(size=2), video_processor=PilProcessor(size=2)),
+            Holder(video_processor=PilProcessor(size=2)),
+        )
+    ]
+    for one, other in itertools.combinations(fingerprints, 2):
+        assert one != other
+
+
+@pytest.mark.parametrize("package", ["transformers", "torchvision", "pillow", "torch", "numpy"])
+def test_another_version_of_what_computes_is_another_fingerprint(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    processor = PilProcessor(size=2)
+    before = processor_fingerprint(processor)
+    monkeypatch.setattr(fingerprint, "version", lambda name: "0" if name == package else "1")
+    other = processor_fingerprint(processor)
+    monkeypatch.setattr(fingerprint, "version", lambda name: "1")
+    assert len({before, other, processor_fingerprint(processor)}) == 3
+
+
+def test_a_package_that_is_missing_is_told_apart_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise fingerprint.PackageNotFoundError(name)
+
+    monkeypatch.setattr(fingerprint, "version", version)
+    assert set(json.loads(processor_fingerprint(PilProcessor()))["versions"].values()) == {None}
+
+
+def test_what_is_no_processor_is_an_error() -> None:
+    with pytest.raises(TypeError, match="a processor has to_json_string, object has not"):
+        processor_fingerprint(object())
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import vitcache, sys; vitcache.processor_fingerprint; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "PIL", "numpy"} & set(done.stdout.split())
+
+
+@pytest.mark.transformers
+def test_a_processor_of_transformers_tells_its_class_and_settings() -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("PIL")
+    from vitcache.demo.model import SIZES, build_processor
+
+    tiny, same, large = (build_processor(SIZES[size]) for size in ("tiny", "tiny", "8b"))
+    assert processor_fingerprint(tiny) == processor_fingerprint(same)
+    assert processor_fingerprint(tiny) != processor_fingerprint(large)
+    described = json.loads(processor_fingerprint(tiny))["processor"]
+    assert described["class"].endswith("Qwen2VLImageProcessorPil")
+    assert described["settings"]["patch_size"] == 16
+    same.size = large.size
+    assert processor_fingerprint(same) == processor_fingerprint(large)

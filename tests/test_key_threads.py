@@ -1,0 +1,274 @@
+"""Keys from threads: the same keys, in any number at once, and no way to lose a failure or hang."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitcache import KeyThreads, content_key, key_threads
+from vitcache.key_threads import KeyedFeature
+
+SECONDS = 60  # after which a test that hangs has failed
+
+
+@pytest.fixture
+def threads() -> Iterator[KeyThreads]:
+    with KeyThreads(2) as threads:
+        yield threads
+
+
+class Gate:
+    """A callable feature that is loading until it is opened."""
+
+    def __init__(self, feature: Any = b"gate") -> None:
+        self.feature = feature
+        self.entered, self.opened = threading.Event(), threading.Event()
+        self.calls = 0
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        self.entered.set()
+        assert self.opened.wait(SECONDS)
+        return self.feature
+
+
+def test_keys_are_those_of_content_key_in_the_order_of_submission(threads: KeyThreads) -> None:
+    features = [b"a", np.arange(12.0), torch.ones(3).bfloat16(), [b"a", np.ones(2)], torch.rand(600, 700)]
+    options = {"namespace": b"n", "extra": {"grid": [1, 2]}}
+    futures = [threads.submit(feature, **options) for feature in features]
+    for feature, future in zip(features, futures, strict=True):
+        key, loaded = future.result(SECONDS)
+        assert key == content_key(feature, **options)
+        assert loaded is feature
+
+
+def test_a_callable_is_called_once_on_a_thread_and_its_feature_comes_back(threads: KeyThreads) -> None:
+    feature, callers = np.arange(5.0), []
+
+    def load() -> np.ndarray:
+        callers.append(threading.current_thread())
+        return feature
+
+    keyed = threads.submit(load).result(SECONDS)
+    assert keyed == KeyedFeature(content_key(feature), feature)
+    assert keyed.feature is feature
+    assert len(callers) == 1
+    assert callers[0] is not threading.current_thread()
+
+
+def test_a_callable_runs_in_the_modes_of_who_submits_it(threads: KeyThreads) -> None:
+    def load() -> torch.Tensor:
+        modes.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+        return torch.ones(2)
+
+    modes: list[tuple[bool, bool]] = []
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert threads.submit(load).result(SECONDS).feature.is_inference()
+    assert not threads.submit(load).result(SECONDS).feature.is_inference()
+    assert modes == [(True, True), (False, False)]
+
+
+def test_as_many_features_load_at_once_as_there_are_threads(threads: KeyThreads) -> None:
+    gates = [Gate() for _ in range(3)]
+    futures = [threads.submit(gate) for gate in gates]
+    assert gates[0].entered.wait(SECONDS)
+    assert gates[1].entered.wait(SECONDS)
+    assert not gates[2].calls
+    gates[1].opened.set()
+    assert gates[2].entered.wait(SECONDS)
+    assert not futures[0].done()
+    for gate in gates:
+        gate.opened.set()
+    assert {future.result(SECONDS).key for future in futures} == {content_key(b"gate")}
+
+
+def test_a_failure_reaches_who_waits_for_it_and_nobody_else(threads: KeyThreads) -> None:
+    error = OSError("no such picture")
+
+    def load() -> Any:
+        raise error
+
+    failing = [threads.submit(load), threads.submit("photo.jpg"), threads.submit(b"", namespace="n")]  # type: ignore[arg-type]
+    fine = threads.submit(b"a")
+    assert failing[0].exception(SECONDS) is error
+    for future, match in zip(failing[1:], ("feature must be", "namespace must be bytes"), strict=True):
+        with pytest.raises(TypeError, match=match):
+            future.result(SECONDS)
+    assert fine.result(SECONDS).key == content_key(b"a")
+
+
+def test_few_items_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, shares, finished = Gate(), [], threading.Semaphore(0)
+
+    def record(feature: Any, *, num_threads: int, **options: Any) -> bytes:
+        shares.append(num_threads)
+        gate()
+        return b""
+
+    monkeypatch.setattr(key_threads, "content_key", record)
+    with KeyThreads(4) as threads:
+        for step in ([4, 2, 1, 1, 1, 1], [4], [4, 2]):
+            futures = [threads.submit(number) for number in range(len(step))]
+            for future in futures:
+                future.add_done_callback(lambda _: finished.release())
+            gate.opened.set()
+            for _ in futures:
+                assert finished.acquire(timeout=SECONDS)
+            assert sorted(shares) == sorted(step)
+            gate.opened.clear()
+            shares.clear()
+
+
+def test_closing_cancels_what_waits_and_finishes_what_runs() -> None:
+    threads, gate = KeyThreads(1), Gate()
+    running, waiting = threads.submit(gate), threads.submit(b"a")
+    assert gate.entered.wait(SECONDS)
+    closer = threading.Thread(target=threads.close)
+    closer.start()
+    with pytest.raises(CancelledError):
+        waiting.result(SECONDS)
+    assert not running.done()
+    gate.opened.set()
+    assert running.result(SECONDS).key == content_key(b"gate")
+    closer.join(SECONDS)
+    threads.close()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        threads.submit(b"a")
+
+
+def test_an_item_can_be_cancelled_until_a_thread_takes_it() -> None:
+    with KeyThreads(1) as threads:
+        gate, never = Gate(), Gate()
+        running, waiting = threads.submit(gate), threads.submit(never)
+        assert gate.entered.wait(SECONDS)
+        assert waiting.cancel()
+        assert not running.cancel()
+        gate.opened.set()
+    assert not never.calls
+
+
+def test_nothing_is_left_of_threads_that_were_dropped() -> None:
+    threads = KeyThreads(2)
+    threads.submit(b"a").result(SECONDS)
+    workers = threads._executor._threads
+    del threads
+    gc.collect()
+    for worker in list(workers):
+        worker.join(SECONDS)
+        assert not worker.is_alive()
+
+
+def test_a_forked_child_is_refused_and_ends(threads: KeyThreads) -> None:
+    threads.submit(b"a").result(SECONDS)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            threads.submit(b"a")
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        threads.close()
+        os._exit(0)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    assert said == f"these threads are of process {os.getpid()}, this is process {child}"
+
+
+@pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "import os; os.fork() or sys.exit(); os.wait()"])
+def test_the_interpreter_ends_with_keys_under_way(last: str) -> None:
+    code = (
+        "import sys, vitcache\n"
+        "threads = vitcache.KeyThreads(1)\n"
+        "for _ in range(20): threads.submit(bytes(1 << 20))\n"
+        f"{last}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == (3 if "SystemExit" in last else 0), done.stderr
+    assert not done.stderr
+
+
+class FakeCuda:
+    """Two devices with a current stream each, of which threads keep their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, current: int, streams: list[str]) -> None:
+        self.entered: list[str] = []
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(streams))
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream(streams[device], device))
+        monkeypatch.setattr(torch.cuda, "default_stream", lambda device: FakeStream("default", device))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(torch.cuda, "device", nullcontext)
+
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        self.entered.append(f"{stream.name} {stream.device}")
+        yield
+        self.entered.remove(f"{stream.name} {stream.device}")
+
+
+class FakeStream:
+    def __init__(self, name: str, device: int) -> None:
+        self.name, self.device = name, device
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FakeStream) and (self.name, self.device) == (other.name, other.device)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("current", "streams", "expected"),
+    [
+        (0, ["default", "default"], ["default 0"]),
+        (1, ["default", "default"], ["default 1"]),
+        (0, ["side", "default"], ["side 0"]),
+        (0, ["side", "other"], ["other 1", "side 0"]),
+        (1, ["default", "side"], ["side 1"]),
+    ],
+)
+def test_an_item_sees_the_streams_of_who_submits_it(
+    monkeypatch: pytest.MonkeyPatch,
+    threads: KeyThreads,
+    current: int,
+    streams: list[str],
+    expected: list[str],
+) -> None:
+    cuda = FakeCuda(monkeypatch, current=current, streams=streams)
+    seen: list[str] = []
+
+    def load() -> bytes:
+        seen.extend(cuda.entered)
+        return b"a"
+
+    threads.submit(load).result(SECONDS)
+    assert seen == expected
+    assert not cuda.entered
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "error"), [(0, ValueError), (True, TypeError), (1.5, TypeError), ("2", TypeError)]
+)
+def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="num_threads"):
+        KeyThreads(num_threads)
+
+
+def test_the_default_is_bounded_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, 1), (3, 3), (64, 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        with KeyThreads() as threads:
+            assert threads.num_threads == expected
