@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vitcache import EmbeddingCache, Namespace, Span, attach, content_key, embed_tokens, spans_from_token_ids
+from vitcache.adapters.outputs import image_rows
 from vitcache.demo.conversation import Picture, Prompt
-from vitcache.demo.model import image_rows
 from vitcache.demo.stock import Answer, TimedAnswer, encode_alone, pick_token, prefill, text_inputs
 from vitcache.demo.stopwatch import Stopwatch
 from vitcache.lease import Lease
