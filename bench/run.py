@@ -10,12 +10,29 @@ from types import ModuleType
 
 import torch
 
-from vitcache.bench import bench_blocks, bench_cpu, bench_placement, bench_ring, bench_scatter
+from vitcache.bench import (
+    bench_blocks,
+    bench_cpu,
+    bench_limit,
+    bench_multiturn,
+    bench_placement,
+    bench_ring,
+    bench_scatter,
+)
 from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer
 
 BENCHES: dict[str, ModuleType] = {
-    module.NAME: module for module in (bench_blocks, bench_cpu, bench_placement, bench_ring, bench_scatter)
+    module.NAME: module
+    for module in (
+        bench_blocks,
+        bench_cpu,
+        bench_limit,
+        bench_multiturn,
+        bench_placement,
+        bench_ring,
+        bench_scatter,
+    )
 }
 REPEATS = {"full": 50, "smoke": 3}
 

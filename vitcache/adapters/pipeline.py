@@ -13,6 +13,7 @@ from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.outputs import image_rows
 from vitcache.adapters.tower import cache_for, find_family, namespace_for
 from vitcache.cache import EmbeddingCache
+from vitcache.encoding import Encode
 from vitcache.item import Item
 from vitcache.pipeline import VisionPipeline
 from vitcache.spans import spans_from_token_ids
@@ -52,6 +53,20 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
+    cache = cache_for(base, tower, cache, device_bytes)
+    encode = image_encoder(model)
+    return VisionPipeline(encode, cache, namespace=namespace_for(base, tower, namespace).digest(), **options)
+
+
+def image_encoder(model: nn.Module) -> Encode:
+    """Return an `encode` for pipelines: the images of `image_items`, by `model.get_image_features`.
+
+    Raises
+    ------
+    TypeError
+        If the model is of another family.
+    """
+    base, _ = find_grid_family(model)
 
     @torch.no_grad()
     def encode(features: list[Tensor], items: list[Item]) -> Tensor:
@@ -59,8 +74,7 @@ def vision_pipeline(
         grids = torch.tensor([item.encoder_kwargs["grid_thw"] for item in items], device=pixels.device)
         return image_rows(base.get_image_features(pixels, grids, return_dict=True))
 
-    cache = cache_for(base, tower, cache, device_bytes)
-    return VisionPipeline(encode, cache, namespace=namespace_for(base, tower, namespace).digest(), **options)
+    return encode
 
 
 def image_items(

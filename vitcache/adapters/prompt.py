@@ -84,7 +84,8 @@ class Prompt:
         shorter = min(len(self), len(other))
         differ = np.flatnonzero(self.host_ids[:shorter] != other.host_ids[:shorter])
         different_items = self.first_tokens.items() ^ other.first_tokens.items()
-        return min([shorter, *differ[:1].tolist(), *(first for _, first in different_items)])
+        ends: list[int] = [shorter, *differ[:1].tolist(), *(first for _, first in different_items)]
+        return min(ends)
 
 
 def _check_item(position: int, item: Item, num_tokens: int, config: Any) -> None:

@@ -9,12 +9,12 @@ from torch import nn
 
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
-from vitcache.adapters.pipeline import image_items, vision_pipeline
+from vitcache.adapters.pipeline import image_encoder, image_items, vision_pipeline
 from vitcache.adapters.tower import cache_for, find_family, namespace_for
 from vitcache.cache import EmbeddingCache
 from vitcache.ring import PinnedRing
 
-__all__ = ["Attachment", "ChunkedPrefill", "attach", "image_items", "vision_pipeline"]
+__all__ = ["Attachment", "ChunkedPrefill", "attach", "image_encoder", "image_items", "vision_pipeline"]
 
 
 def attach(
