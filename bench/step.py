@@ -71,6 +71,7 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     def stock() -> object:
         return tower([item.feature.to(timer.device) for item in chat.items], chat.items)
 
+    @torch.no_grad()
     def without_cache() -> object:
         return embed_tokens(ids, chat.weight, encode(there, per_call), spans, deepstack=deepstack)
 

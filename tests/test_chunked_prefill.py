@@ -243,20 +243,22 @@ class Spy:
 
     def __init__(self, pipeline: VisionPipeline) -> None:
         self.pipeline, self.namespace = pipeline, pipeline.namespace
-        self.calls: list[tuple[str, Any]] = []
+        self.calls: list[tuple[str, int]] = []
+        self.ahead = 0
 
     def embed(self, chunks: Any, *args: Any, **kwargs: Any) -> Any:
         self.calls.append(("embed", chunks[0].start))
         return self.pipeline.embed(chunks, *args, **kwargs)
 
     def prefetch(self, chunks: Any, *, encode: bool) -> Any:
-        self.calls.append(("prefetch", chunks[0].start))
+        self.ahead = chunks[0].start
+        self.calls.append(("prefetch", self.ahead))
         handle = self.pipeline.prefetch(chunks, encode=encode)
         handle.wait(60)
         return handle
 
     def cancel(self, handle: Any) -> None:
-        self.calls.append(("cancel", handle.is_cancelled))
+        self.calls.append(("cancel", self.ahead))
         self.pipeline.cancel(handle)
 
 
@@ -269,8 +271,10 @@ def test_the_next_chunk_is_prefetched_before_the_language_model_runs_on_this_one
     driver = ChunkedPrefill(chat.model, spy, 8, encode_ahead=True)
     for _ in driver.chunks(prompt["input_ids"], items):
         spy.calls.append(("yield", driver.num_cached))
-    assert spy.calls[:4] == [("embed", 0), ("prefetch", 8), ("yield", 8), ("embed", 8)]
-    assert [call for call in spy.calls if call[0] == "prefetch"] == [("prefetch", 8), ("prefetch", 16)]
+    first = [("embed", 0), ("prefetch", 8), ("yield", 8)]
+    second = [("embed", 8), ("cancel", 8), ("prefetch", 16), ("yield", 16)]
+    third = [("embed", 16), ("cancel", 16), ("yield", tokens)]
+    assert spy.calls == first + second + third
     # Each image was encoded once, the second one ahead of its chunk.
     assert chat.tower.take() == 2
 
@@ -282,7 +286,18 @@ def test_a_prompt_that_is_dropped_cancels_what_was_prefetched() -> None:
     chunks = ChunkedPrefill(chat.model, spy, 8).chunks(prompt["input_ids"], items)
     next(chunks)
     chunks.close()
-    assert spy.calls[-1] == ("cancel", False)
+    assert spy.calls == [("embed", 0), ("prefetch", 8), ("cancel", 8)]
+
+
+def test_a_prompt_that_another_one_interrupted_does_not_go_on() -> None:
+    chat = Chat(chunk_tokens=8)
+    prompt, items = chat.prompt(0, 1)
+    interrupted = chat.driver.chunks(prompt["input_ids"], items)
+    next(interrupted)
+    chat.prefill(torch.arange(50, 60), [])
+    with pytest.raises(RuntimeError, match=r"chunk at token 8 was to follow, .* the KV cache has 10 tokens"):
+        next(interrupted)
+    chat.assert_prefills(prompt, items)
 
 
 def test_two_conversations_share_a_model_and_a_pipeline() -> None:

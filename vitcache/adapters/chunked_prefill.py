@@ -113,8 +113,8 @@ class ChunkedPrefill:
             If there are no tokens, or a placeholder has no item; if an item has no grid, spans of another
             number of tokens than its grid, or one beyond the prompt.
         RuntimeError
-            If rows of an item are missing, from what was raised by its load or encode. The chunks before it
-            stay in the KV cache.
+            If rows of an item are missing, from what was raised by its load or encode: the chunks before it
+            stay in the KV cache. If another prompt was run between two chunks of this one.
         """
         prompt = Prompt(self._base, input_ids, items, self._pipeline.namespace)
         self._keep_common_prefix(prompt)
@@ -123,6 +123,9 @@ class ChunkedPrefill:
         try:
             for start in starts:
                 embedded = self._embed(prompt, start)
+                if ahead is not None:
+                    self._pipeline.cancel(ahead)  # what it has not done yet would come too late
+                    ahead = None
                 if start != starts[-1]:
                     chunk = self._window(prompt, start + self._chunk_tokens)
                     ahead = self._pipeline.prefetch([chunk], encode=self._encode_ahead)
@@ -158,6 +161,11 @@ class ChunkedPrefill:
     @torch.no_grad()
     def _run(self, prompt: Prompt, start: int, inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
         """Run the language model on a chunk, which is in the KV cache then."""
+        if self.num_cached != start:
+            raise RuntimeError(
+                f"the chunk at token {start} was to follow, but another prompt was run meanwhile: "
+                f"the KV cache has {self.num_cached} tokens"
+            )
         stop = start + len(inputs_embeds)
         first, last = np.searchsorted(prompt.image_tokens, (start, stop))
         visual: dict[str, Any] = {}
