@@ -2,7 +2,7 @@
 
 The vision part alone, chunk after chunk: the language model and its KV cache take the same of everybody. On a
 GPU the process gets the model's memory and a fixed number of bytes more, and the question is how large a
-request can be embedded before torch is out of memory. On the CPU the bytes are counted in the place of that:
+request can be embedded before torch is out of memory. At smoke size bytes are counted in the place of that:
 the features that an encode is given, the rows that it returns, and the rows that are kept. That is a
 stand-in: it leaves out the tower's own memory, and what an allocator loses.
 """
@@ -35,7 +35,7 @@ CONTENDERS = (*ENGINES, VITCACHE, ON_HOST)
 class LimitCase:
     """Requests of up to `most` images of ``grid`` patches, in `cap_bytes` beside the model's weights.
 
-    vitcache gets room for `cached` images, out of the same bytes.
+    vitcache gets room for `cached` images, out of the same bytes. With `counted` bytes are counted.
     """
 
     name: str
@@ -45,12 +45,15 @@ class LimitCase:
     cached: int
     size: str = "8b"
     chunk_tokens: int = 8192
+    counted: bool = False
 
 
 CASES = {
     "full": [LimitCase("1920x1080 in 4 GiB", (1, 68, 120), 4 << 30, most=256, cached=16)],
     "smoke": [
-        LimitCase("tiny, counted", (1, 8, 8), 3 << 18, most=16, cached=2, size="tiny", chunk_tokens=48)
+        LimitCase(
+            "tiny, counted", (1, 8, 8), 3 << 18, most=16, cached=2, size="tiny", chunk_tokens=48, counted=True
+        )
     ],
 }
 
@@ -83,7 +86,7 @@ def run_case(case: LimitCase, recorder: Recorder, timer: Timer) -> Iterator[str]
             fitting, beyond, tried = 0, case.most + 1, case.most
             while beyond - fitting > 1:
                 yield f"{name}: {tried} images"
-                with capped(case.cap_bytes, timer.device), ExitStack() as each:
+                with capped(case, timer.device), ExitStack() as each:
                     if fits(open_counted(case, chat, name, ring, each), case, chat, tried):
                         fitting = tried
                     else:
@@ -97,9 +100,9 @@ def run_case(case: LimitCase, recorder: Recorder, timer: Timer) -> Iterator[str]
 
 
 def open_counted(case: LimitCase, chat: Chat, name: str, ring: PinnedRing | None, stack: ExitStack) -> Side:
-    """A contender, its bytes counted where there is no GPU to run out of memory."""
+    """A contender, behind a tower that counts where nothing else sets a limit."""
     tower, room = Tower(chat.model), {"images": case.cached, "before_host": case.cached}
-    if chat.weight.is_cuda:
+    if not case.counted:
         return open_side(name, chat, tower, ring, stack, **room)
     counting = CountingTower(tower, chat.row_width * chat.weight.itemsize, case.cap_bytes)
     side = open_side(name, chat, counting, ring, stack, **room)
@@ -127,14 +130,14 @@ def fits(side: Side, case: LimitCase, chat: Chat, images: int) -> bool:
 
 
 @contextmanager
-def capped(cap_bytes: int, device: torch.device) -> Iterator[None]:
-    """Let torch have so many bytes more than it has; on the CPU does nothing."""
-    if device.type != "cuda":
+def capped(case: LimitCase, device: torch.device) -> Iterator[None]:
+    """Let torch have so many bytes of the GPU beside what it has; nothing to do where they are counted."""
+    if case.counted:
         yield
         return
     torch.cuda.empty_cache()
     total_bytes = torch.cuda.get_device_properties(device).total_memory
-    allowed = torch.cuda.memory_reserved(device) + cap_bytes
+    allowed = torch.cuda.memory_reserved(device) + case.cap_bytes
     torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total_bytes), device)
     try:
         yield
