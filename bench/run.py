@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from vitcache.bench import bench_blocks, bench_cpu, bench_keys, bench_placement, bench_ring, bench_scatter
 from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer
 
-BENCHES: dict[str, ModuleType] = {
-    module.NAME: module
-    for module in (bench_blocks, bench_cpu, bench_keys, bench_placement, bench_ring, bench_scatter)
-}
+NAMES = ("blocks", "cpu", "keys", "limit", "multiturn", "placement", "ring", "scatter")
+BENCHES: dict[str, ModuleType] = {name: import_module(f"vitcache.bench.bench_{name}") for name in NAMES}
 REPEATS = {"full": 50, "smoke": 3}
 
 
@@ -73,12 +71,15 @@ def _progress(text: str) -> None:
 
 def _print_table(recorder: Recorder) -> None:
     print(f"\n{recorder.bench} on {recorder.machine['device']} -> {recorder.path}")
-    print(f"{'case':<18} {'contender':<16} {'metric':<11} {'value':>12} {'p20':>10} {'p80':>10}  ratio")
+    names = ("case", "contender", "metric")
+    widths = [max(len(name), *(len(row[name]) for row in recorder.rows), 0) for name in names]
+    head = " ".join(f"{name:<{width}}" for name, width in zip(names, widths, strict=True))
+    print(f"{head} {'value':>12} {'p20':>10} {'p80':>10}  ratio")
     for row in recorder.rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g} x {row['ratio_to']}"
         missed = "  MISSES TARGET" if row["meets_target"] is False else ""
-        numbers = f"{row['value']:>12.6g} {row['p20']:>10.5g} {row['p80']:>10.5g}"
-        print(f"{row['case']:<18} {row['contender']:<16} {row['metric']:<11} {numbers}  {ratio}{missed}")
+        label = " ".join(f"{row[name]:<{width}}" for name, width in zip(names, widths, strict=True))
+        print(f"{label} {row['value']:>12.6g} {row['p20']:>10.5g} {row['p80']:>10.5g}  {ratio}{missed}")
     missed = [row for row in recorder.rows if row["meets_target"] is False]
     judged = [row for row in recorder.rows if row["meets_target"] is not None]
     print(f"{len(recorder.rows)} results, {len(missed)} of {len(judged)} with a target miss it")

@@ -32,6 +32,39 @@ class Sample:
         return cls(statistics.median(values), fifths[0], fifths[3])
 
 
+class Stretch:
+    """The time between the two ends of a ``with`` block on the current stream, read later by `ms`.
+
+    On the CPU it is the host's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ends: list[float | torch.cuda.Event] = []
+
+    def __enter__(self) -> Stretch:
+        self._mark()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mark()
+
+    def ms(self) -> float:
+        """Milliseconds; on CUDA waits for the second end."""
+        begin, end = self._ends
+        if self._device.type == "cpu":
+            return (end - begin) * 1e3
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    def _mark(self) -> None:
+        if self._device.type == "cpu":
+            self._ends.append(time.perf_counter())
+        else:
+            self._ends.append(torch.cuda.Event(enable_timing=True))
+            self._ends[-1].record()
+
+
 class Timer:
     """Measures calls on one device. On the CPU the device's time is the host's."""
 

@@ -45,7 +45,7 @@ def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatc
         return out, deepstack
 
     monkeypatch.setitem(bench_placement.CONTENDERS, "vllm", wrong)
-    code, files = run_bench(tmp_path)
+    code, files = run_bench(tmp_path, "--bench", "placement")
     assert code == 1
     assert not [row for rows in files.values() for row in rows if row["contender"] == "vllm"]
     assert "vllm built another inputs_embeds than the slice loop" in capsys.readouterr().err

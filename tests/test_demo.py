@@ -29,9 +29,10 @@ Image = pytest.importorskip("PIL.Image")
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel  # noqa: E402
 
 from vitcache.adapters.encoder import Session  # noqa: E402
+from vitcache.adapters.outputs import image_rows  # noqa: E402
 from vitcache.demo import cached, stock, turns  # noqa: E402
 from vitcache.demo.conversation import Picture, build_prompt, process  # noqa: E402
-from vitcache.demo.model import SIZES, build_model, build_processor, image_rows  # noqa: E402
+from vitcache.demo.model import SIZES, build_model, build_processor  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
 from vitcache.demo.report import Row, closing_words  # noqa: E402
 from vitcache.demo.turns import Sides, build_sides, measure_turn, one_thread  # noqa: E402

@@ -17,6 +17,11 @@ def item_rows(output: Any) -> Tensor:
     return torch.cat([_only(features) for features in (output.pooler_output, *_levels(output))], dim=-1)
 
 
+def image_rows(output: Any) -> Tensor:
+    """Return rows `(n, hidden * (1 + deepstack levels))` of all items that `output` is for, end to end."""
+    return torch.cat([_flat(features) for features in (output.pooler_output, *_levels(output))], dim=-1)
+
+
 @dataclass(frozen=True)
 class OutputForm:
     """How a model hands out the features of one modality.
@@ -69,6 +74,12 @@ def _only(features: Features) -> Tensor:
     if len(features) != 1:
         raise RuntimeError(f"the model returned features of {len(features)} items for a call with 1 item")
     return features[0]
+
+
+def _flat(features: Features) -> Tensor:
+    if isinstance(features, Tensor):
+        return features.flatten(0, -2)
+    return features[0] if len(features) == 1 else torch.cat(features)
 
 
 def _container(features: Features) -> type | int:

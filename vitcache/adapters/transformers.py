@@ -1,21 +1,20 @@
-"""`attach(model)`: the vision features of a Hugging Face transformers model come from an `EmbeddingCache`."""
+"""`attach(model)`: the vision features of a Hugging Face transformers model come from an `EmbeddingCache`.
+
+For who drives the prefill there are `vision_pipeline`, `image_items` and `ChunkedPrefill`, from other files.
+"""
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-import torch
 from torch import nn
 
+from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
-from vitcache.adapters.families import FAMILIES
+from vitcache.adapters.pipeline import image_encoder, image_items, vision_pipeline
+from vitcache.adapters.tower import cache_for, find_family, namespace_for
 from vitcache.cache import EmbeddingCache
-from vitcache.keys import Namespace
 from vitcache.ring import PinnedRing
 
-DEFAULT_ROWS = 32 * 1024
-"""Room in the default cache: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
+__all__ = ["Attachment", "ChunkedPrefill", "attach", "image_encoder", "image_items", "vision_pipeline"]
 
 
 def attach(
@@ -92,32 +91,12 @@ def attach(
     """
     if not isinstance(namespace, str | None):
         raise TypeError(f"namespace must be str, it is {type(namespace).__name__}")
-    base: Any = getattr(model, "base_model", model)
-    if not callable(getattr(base, "get_image_features", None)):
-        raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be attached")
-    model_type: Any = getattr(getattr(base, "config", None), "model_type", None)
-    family = FAMILIES.get(model_type)
-    if family is None or not isinstance(getattr(base, family.tower, None), nn.Module):
-        raise TypeError(
-            f"{type(model).__name__} (model type {model_type!r}) cannot be attached, these can: "
-            f"{', '.join(FAMILIES)}"
-        )
+    base, family = find_family(model, "attached")
     if isinstance(vars(base).get("get_image_features"), CachedEncoder):
         raise RuntimeError(f"this {type(model).__name__} is already attached, detach it first")
     tower = getattr(base, family.tower)
-    row_width, dtype = _row_width(base.config), tower.dtype
-    if cache is None:
-        if device_bytes is None:
-            device_bytes = DEFAULT_ROWS * row_width * dtype.itemsize
-        cache = EmbeddingCache(row_width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes)
-    elif device_bytes is not None:
-        raise ValueError("device_bytes is the budget of the default cache, a cache that is given has its own")
-    elif cache.row_width != row_width or cache.dtype != dtype:
-        raise ValueError(
-            f"the cache holds rows of {cache.row_width} {cache.dtype}, "
-            f"but {type(model).__name__} has rows of {row_width} {dtype}"
-        )
-    session = Session(base, family.tower, cache, _namespace(base, tower, namespace), ring)
+    cache = cache_for(base, tower, cache, device_bytes)
+    session = Session(base, family.tower, cache, namespace_for(base, tower, namespace), ring)
     encoders = {
         name: CachedEncoder(session, getattr(base, name), modality, split)
         for modality, split in family.splits.items()
@@ -163,29 +142,3 @@ class Attachment:
             setattr(model, name, method)
         self._encoders = {}
         self._replaced = {}
-
-
-def _row_width(config: Any) -> int:
-    levels = getattr(config.vision_config, "deepstack_visual_indexes", ())
-    hidden: int = config.get_text_config().hidden_size
-    return hidden * (1 + len(levels))
-
-
-def _device(model: nn.Module, tower: nn.Module) -> torch.device:
-    """Where the tower's weights are or, if they are offloaded, the first that are not."""
-    for parameter in (*tower.parameters(), *model.parameters()):
-        if parameter.device.type != "meta":
-            return parameter.device
-    return torch.device("cpu")
-
-
-def _namespace(model: Any, tower: Any, shared: str | None) -> Namespace:
-    # Weights have no name to go by: without one from the caller, entries are for this attachment alone.
-    config, attention = model.config, tower.config._attn_implementation
-    name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
-    return Namespace(
-        model=" ".join(name),
-        revision=f"{getattr(config, '_commit_hash', None)} {attention}",
-        dtype=str(tower.dtype),
-        tenant=os.urandom(16).hex() if shared is None else shared,
-    )

@@ -18,8 +18,8 @@ from vitcache import (
     processor_fingerprint,
     spans_from_token_ids,
 )
+from vitcache.adapters.outputs import image_rows
 from vitcache.demo.conversation import Picture, Prompt
-from vitcache.demo.model import image_rows
 from vitcache.demo.stock import Answer, TimedAnswer, encode_alone, pick_token, prefill, text_inputs
 from vitcache.demo.stopwatch import Stopwatch
 from vitcache.lease import Lease

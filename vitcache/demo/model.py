@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     Qwen2VLImageProcessorPil,
@@ -138,15 +137,3 @@ def build_processor(size: Size) -> Qwen2VLImageProcessorPil:
         image_std=[0.5, 0.5, 0.5],
         size={"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
     )
-
-
-def image_rows(features: Any) -> Tensor:
-    """Rows ``(n, H * (1 + levels))`` of what was encoded: the tower's output, then each deepstack level.
-
-    `features` is what ``get_image_features`` returned; transformers 5.17 gives a tensor per deepstack level,
-    later versions a tuple with one tensor per image.
-    """
-    levels = [
-        level if isinstance(level, Tensor) else torch.cat(level) for level in features.deepstack_features
-    ]
-    return torch.cat([torch.cat(features.pooler_output), *levels], dim=-1)

@@ -1,0 +1,400 @@
+"""The driver: chunked logits equal those of the stock forward, whatever a chunk cuts and the KV cache has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+
+from attached import QWEN3, Tower, new_cache
+from tiny_models import FAMILIES, IMAGE, VIDEO, Call, TinyFamily
+
+from vitcache import Chunk, Item, Span, VisionPipeline
+from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_pipeline
+
+pytestmark = pytest.mark.transformers
+
+each_grid_family = pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+KEYS = [bytes([number]) * 32 for number in range(8)]
+
+
+class Chat:
+    """A model, its prompts, a driver, and what the stock model makes of the same."""
+
+    def __init__(self, family: TinyFamily = QWEN3, chunk_tokens: int = 5, **options: Any) -> None:
+        self.family, self.model = family, family.model()
+        self.tower = Tower(family, self.model)
+        self.pipeline = vision_pipeline(self.model, new_cache(family), max_rows_per_encode=8)
+        self.driver = ChunkedPrefill(self.model, self.pipeline, chunk_tokens, **options)
+
+    def prompt(self, *seeds: int) -> tuple[Call, list[Item]]:
+        """A prompt about the pictures of these seeds, and its items."""
+        prompt = self.family.prompt(self.model, *seeds)
+        self.tower.take()
+        return prompt, self.items(prompt)
+
+    def items(self, prompt: Call, **options: Any) -> list[Item]:
+        names = "input_ids", "pixel_values", "image_grid_thw"
+        return image_items(self.model, *(prompt[name] for name in names), **options)
+
+    def prefill(self, input_ids: Tensor, items: list[Item]) -> Tensor:
+        """Logits of all tokens that the KV cache had not."""
+        hidden = torch.cat(list(self.driver.chunks(input_ids, items)), dim=1)
+        with torch.no_grad():
+            return self.model.lm_head(hidden)
+
+    def assert_prefills(self, prompt: Call, items: list[Item], *, reused: int = 0) -> None:
+        """Prefill, and compare with the stock model's logits of the whole prompt in one piece."""
+        got = self.prefill(prompt["input_ids"], items)
+        with torch.no_grad():
+            wanted = type(self.model).forward(self.model, **prompt).logits
+        assert_close(got, wanted[:, reused:])
+        assert self.driver.num_cached == self.driver.kv.get_seq_length() == prompt["input_ids"].shape[1]
+
+
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("encode_ahead", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 4, 5, 8, 13, 64])
+@each_grid_family
+def test_logits_are_those_of_the_unchunked_stock_model(
+    name: str, chunk_tokens: int, encode_ahead: bool
+) -> None:
+    # Images of 4, 6, 2 and 4 tokens: chunks begin in them and at their edges, and some have none.
+    chat = Chat(FAMILIES[name], chunk_tokens, encode_ahead=encode_ahead)
+    prompt, items = chat.prompt(0, 1, 2, 3)
+    chat.assert_prefills(prompt, items)
+    assert len(chat.pipeline.cache) == 4
+
+
+def test_chunks_are_as_long_as_asked_for_and_prefill_gives_the_last_token_s_logits() -> None:
+    chat = Chat(chunk_tokens=7)
+    prompt, items = chat.prompt(0, 1)
+    tokens = prompt["input_ids"].shape[1]
+    lengths = [hidden.shape[1] for hidden in chat.driver.chunks(prompt["input_ids"], items)]
+    assert lengths == [7] * (tokens // 7) + [tokens % 7]
+    chat.driver.reset()
+    with torch.no_grad():
+        wanted = chat.model(**prompt).logits[:, -1]
+    assert_close(chat.driver.prefill(prompt["input_ids"], items), wanted)
+
+
+def test_a_prompt_without_images_is_prefilled_and_so_is_one_without_a_batch_dimension() -> None:
+    chat = Chat()
+    input_ids = torch.arange(1, 13)[None]
+    chat.assert_prefills({"input_ids": input_ids}, [])
+    chat.driver.reset()
+    assert chat.prefill(input_ids[0], []).shape == (1, 12, 96)
+
+
+@each_grid_family
+def test_every_turn_prefills_what_is_new_and_encodes_the_new_image_alone(name: str) -> None:
+    chat = Chat(FAMILIES[name], chunk_tokens=6)
+    cached = 0
+    for turn in range(1, 5):
+        prompt, items = chat.prompt(*range(turn))
+        # The turns before end with a token of their own.
+        cached = max(cached - 1, 0)
+        chat.assert_prefills(prompt, items, reused=cached)
+        cached = prompt["input_ids"].shape[1]
+        assert len(chat.pipeline.cache) == turn
+
+
+def test_what_the_kv_cache_has_is_neither_encoded_nor_looked_up_again() -> None:
+    chat = Chat()
+    first, items = chat.prompt(0)
+    chat.assert_prefills(first, items)
+    chat.pipeline.cache.clear()
+    chat.tower.take()
+    second, items = chat.prompt(0, 1)
+    chat.prefill(second["input_ids"], items)
+    assert chat.tower.take() == 1
+    assert len(chat.pipeline.cache) == 1
+
+
+def test_a_decoded_token_is_a_prompt_with_one_more() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    with torch.no_grad():
+        told = {"max_new_tokens": 4, "do_sample": False}
+        wanted = chat.model.generate(**prompt, **told)[0, prompt["input_ids"].shape[1] :].tolist()
+    input_ids, got = prompt["input_ids"], []
+    for _ in range(4):
+        got.append(int(chat.driver.prefill(input_ids, items).argmax()))
+        input_ids = torch.cat([input_ids, torch.tensor([[got[-1]]])], dim=1)
+    assert got == wanted
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_another_image_at_the_same_tokens_ends_the_common_prefix(with_keys: bool) -> None:
+    chat = Chat()
+    keys = KEYS[:3] if with_keys else None
+    prompt, _ = chat.prompt(0, 1, 2)
+    chat.assert_prefills(prompt, chat.items(prompt, keys=keys))
+    # Seed 4 has the grid of seed 1: the token ids of both prompts are the same.
+    other, _ = chat.prompt(0, 4, 2)
+    assert torch.equal(prompt["input_ids"], other["input_ids"])
+    items = chat.items(other, keys=[KEYS[0], KEYS[4], KEYS[2]] if with_keys else None)
+    chat.assert_prefills(other, items, reused=items[1].spans[0].start)
+
+
+def test_an_edited_prompt_is_prefilled_from_the_edit_on_and_the_same_one_from_its_last_token() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    tokens = prompt["input_ids"].shape[1]
+    chat.assert_prefills(prompt, items)
+    chat.assert_prefills(prompt, items, reused=tokens - 1)
+    edited = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    edited["input_ids"][0, tokens - 3] += 1
+    chat.assert_prefills(edited, items, reused=tokens - 3)
+    chat.assert_prefills({"input_ids": torch.arange(50, 60)[None]}, [])
+
+
+def test_the_caller_may_change_its_prompt_after_a_turn() -> None:
+    chat = Chat()
+    input_ids = torch.arange(1, 9)
+    chat.prefill(input_ids, [])
+    input_ids[3] = 60
+    assert chat.prefill(input_ids, []).shape[1] == 5
+
+
+def test_ids_at_image_tokens_may_be_anything() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    input_ids = prompt["input_ids"].clone()
+    input_ids[input_ids == IMAGE] = 1 << 40
+    with torch.no_grad():
+        assert_close(chat.prefill(input_ids, items), chat.model(**prompt).logits)
+
+
+def test_precomputed_rows_stand_beside_encoded_ones() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    chat.prefill(prompt["input_ids"], items)
+    lease = chat.pipeline.cache.get(items[0].digest[1])
+    with lease:
+        items[0] = Item(None, items[0].spans, rows=lease.to_tensor(), **items[0].encoder_kwargs)
+    chat.driver.reset()
+    chat.pipeline.cache.clear()
+    chat.assert_prefills(prompt, items)
+    assert len(chat.pipeline.cache) == 1
+
+
+def test_a_failed_item_is_named_and_the_chunks_before_it_are_kept() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+
+    def fail() -> Any:
+        raise OSError("no such file")
+
+    broken = Item(fail, items[1].spans, key=KEYS[7], **items[1].encoder_kwargs)
+    with pytest.raises(
+        RuntimeError, match="item 1: 6 rows were expected, there are none: no such file"
+    ) as caught:
+        chat.prefill(prompt["input_ids"], [items[0], broken])
+    assert isinstance(caught.value.__cause__, OSError)
+    kept = chat.driver.num_cached
+    assert 0 < kept <= items[1].spans[0].start
+    assert chat.driver.kv.get_seq_length() == kept
+    chat.assert_prefills(prompt, items, reused=kept)
+
+
+def test_a_wrong_number_of_rows_is_told_with_both_numbers() -> None:
+    model = QWEN3.model()
+
+    def encode(features: list[Tensor], items: list[Item]) -> list[Tensor]:
+        return [torch.zeros(3, QWEN3.row_width) for _ in items]
+
+    driver = ChunkedPrefill(model, VisionPipeline(encode, new_cache(QWEN3)))
+    prompt = QWEN3.prompt(model, 0)
+    items = image_items(model, prompt["input_ids"], prompt["pixel_values"], prompt["image_grid_thw"])
+    with pytest.raises(RuntimeError, match="item 0: 4 rows were expected, there are 3"):
+        driver.prefill(prompt["input_ids"], items)
+
+
+def test_a_language_model_that_raises_leaves_no_half_written_kv_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0)
+    chat.prefill(prompt["input_ids"][:, :2], [])
+    assert chat.driver.num_cached == 2
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.model.model.language_model.layers[1], "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            chat.prefill(prompt["input_ids"], items)
+    assert chat.driver.num_cached == 0
+    chat.assert_prefills(prompt, items)
+
+
+class Spy:
+    """A pipeline that notes what it is asked for."""
+
+    def __init__(self, pipeline: VisionPipeline) -> None:
+        self.pipeline, self.namespace = pipeline, pipeline.namespace
+        self.calls: list[tuple[str, int]] = []
+        self.ahead = 0
+
+    def embed(self, chunks: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(("embed", chunks[0].start))
+        return self.pipeline.embed(chunks, *args, **kwargs)
+
+    def prefetch(self, chunks: Any, *, encode: bool) -> Any:
+        self.ahead = chunks[0].start
+        self.calls.append(("prefetch", self.ahead))
+        handle = self.pipeline.prefetch(chunks, encode=encode)
+        handle.wait(60)
+        return handle
+
+    def cancel(self, handle: Any) -> None:
+        self.calls.append(("cancel", self.ahead))
+        self.pipeline.cancel(handle)
+
+
+def test_the_next_chunk_is_prefetched_before_the_language_model_runs_on_this_one() -> None:
+    chat = Chat(chunk_tokens=8, encode_ahead=True)
+    prompt, items = chat.prompt(0, 1)
+    tokens = prompt["input_ids"].shape[1]
+    assert 16 < tokens <= 24
+    spy: Any = Spy(chat.pipeline)
+    driver = ChunkedPrefill(chat.model, spy, 8, encode_ahead=True)
+    for _ in driver.chunks(prompt["input_ids"], items):
+        spy.calls.append(("yield", driver.num_cached))
+    first = [("embed", 0), ("prefetch", 8), ("yield", 8)]
+    second = [("embed", 8), ("cancel", 8), ("prefetch", 16), ("yield", 16)]
+    third = [("embed", 16), ("cancel", 16), ("yield", tokens)]
+    assert spy.calls == first + second + third
+    # Each image was encoded once, the second one ahead of its chunk.
+    assert chat.tower.take() == 2
+
+
+def test_a_prompt_that_is_dropped_cancels_what_was_prefetched() -> None:
+    chat = Chat(chunk_tokens=8)
+    prompt, items = chat.prompt(0, 1)
+    spy: Any = Spy(chat.pipeline)
+    chunks = ChunkedPrefill(chat.model, spy, 8).chunks(prompt["input_ids"], items)
+    next(chunks)
+    chunks.close()
+    assert spy.calls == [("embed", 0), ("prefetch", 8), ("cancel", 8)]
+
+
+def test_a_prompt_that_another_one_interrupted_does_not_go_on() -> None:
+    chat = Chat(chunk_tokens=8)
+    prompt, items = chat.prompt(0, 1)
+    interrupted = chat.driver.chunks(prompt["input_ids"], items)
+    next(interrupted)
+    chat.prefill(torch.arange(50, 60), [])
+    with pytest.raises(RuntimeError, match=r"chunk at token 8 was to follow, .* the KV cache has 10 tokens"):
+        next(interrupted)
+    chat.assert_prefills(prompt, items)
+
+
+def test_two_conversations_share_a_model_and_a_pipeline() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    chat.assert_prefills(prompt, items)
+    calls = chat.tower.take()
+    other = ChunkedPrefill(chat.model, chat.pipeline, 9)
+    with torch.no_grad():
+        wanted = chat.model(**prompt).logits[:, -1]
+    chat.tower.take()
+    assert_close(other.prefill(prompt["input_ids"], items), wanted)
+    assert calls > 0
+    assert chat.tower.take() == 0
+
+
+GRID = {"grid_thw": [1, 4, 4]}
+MISTAKES = [
+    ("the prompt has no tokens", [], []),
+    (r"token 1 is a placeholder \(id 90\) that no item covers, one of 1", [1, IMAGE], []),
+    (rf"token 0 is a placeholder \(id {VIDEO}\)", [VIDEO, 5], []),
+    ("item 0 has no grid_thw", [1, 2, 3], [Item(None, Span(0, 2))]),
+    ("spans of item 0 have 3 tokens, its grid .* asks for 4", [1] * 9, [Item(None, Span(0, 3), **GRID)]),
+    ("item 0 ends at token 12, the prompt has 9", [1] * 9, [Item(None, Span(8, 4), **GRID)]),
+]
+
+
+@pytest.mark.parametrize(("message", "ids", "items"), MISTAKES)
+def test_a_wrong_prompt_is_refused_before_anything_is_done(
+    message: str, ids: list[int], items: list[Item]
+) -> None:
+    chat = Chat()
+    chat.prefill(torch.arange(1, 9), [])
+    with pytest.raises(ValueError, match=message):
+        chat.prefill(torch.tensor(ids, dtype=torch.int64), items)
+    assert chat.driver.num_cached == 8
+
+
+def test_chunk_tokens_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="chunk_tokens is 0, it must be at least 1"):
+        Chat(chunk_tokens=0)
+
+
+def test_items_without_spans_are_ignored() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0)
+    chat.assert_prefills(prompt, [*items, Item(np.zeros(3), None)])
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "gemma3"])
+def test_families_without_grids_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=r"cannot be put on a pipeline: .* not patches with a grid"):
+        vision_pipeline(FAMILIES[name].model())
+    with pytest.raises(
+        TypeError, match="Linear has no get_image_features, so it cannot be put on a pipeline"
+    ):
+        vision_pipeline(nn.Linear(1, 1))
+
+
+def test_items_and_keys_must_agree_with_the_prompt() -> None:
+    chat = Chat()
+    prompt, _ = chat.prompt(0, 1)
+    with pytest.raises(ValueError, match="there are 1 keys for 2 images"):
+        chat.items(prompt, keys=KEYS[:1])
+    with pytest.raises(ValueError, match="the prompt has 4 tokens with id 90, the 2 items have 10 rows"):
+        chat.items({**prompt, "input_ids": prompt["input_ids"][:, :8]})
+    with pytest.raises(TypeError, match="image_grid_thw must be a tensor, it is list"):
+        chat.items({**prompt, "image_grid_thw": [[1, 4, 4]]})
+
+
+@each_grid_family
+def test_a_pipeline_gives_the_rows_of_the_stock_method(name: str) -> None:
+    chat = Chat(FAMILIES[name])
+    prompt, items = chat.prompt(0, 1, 2)
+    assert [item.num_rows for item in items] == [4, 6, 2]
+    hidden = chat.model.get_input_embeddings().weight.shape[1]
+    levels = chat.pipeline.cache.row_width // hidden - 1
+    input_ids = prompt["input_ids"][0]
+    deepstack = torch.empty(levels, len(input_ids), hidden) if levels else None
+    result = chat.pipeline.embed(
+        [Chunk(items, 0, len(input_ids))],
+        input_ids,
+        chat.model.get_input_embeddings().weight,
+        deepstack=deepstack,
+    )
+    assert not result.errors
+    with torch.no_grad():
+        output = chat.model.get_image_features(prompt["pixel_values"], prompt["image_grid_thw"])
+    torch.testing.assert_close(result.inputs_embeds[input_ids == IMAGE], torch.cat(output.pooler_output))
+    for level in range(levels):
+        features = output.deepstack_features[level]
+        wanted = features if isinstance(features, Tensor) else torch.cat(features)
+        torch.testing.assert_close(deepstack[level][input_ids == IMAGE], wanted)
+
+
+def test_pipelines_share_entries_only_by_a_namespace() -> None:
+    model, cache = QWEN3.model(), new_cache(QWEN3)
+    assert vision_pipeline(model, cache).namespace != vision_pipeline(model, cache).namespace
+    one, other = (vision_pipeline(model, cache, namespace="both") for _ in range(2))
+    assert one.namespace == other.namespace

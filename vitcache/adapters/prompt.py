@@ -1,0 +1,126 @@
+"""A prompt with images: what stands at its tokens, and what the language model is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcache.item import Item, Items
+from vitcache.need import Need, find_key
+from vitcache.plan import Use
+
+
+class Prompt:
+    """One prompt of a model whose images have grids, checked.
+
+    Parameters
+    ----------
+    base
+        The base model: its config, and `get_rope_index`.
+    input_ids, items
+        See `ChunkedPrefill.chunks`.
+    namespace
+        Of the pipeline that hashes items without keys.
+
+    Attributes
+    ----------
+    host_ids
+        Token ids, int64 ``(T,)``.
+    input_ids, positions, is_image
+        On the device: token ids ``(T,)``, M-RoPE positions ``(3, 1, T)``, whether a token is of an image.
+    image_tokens
+        The positions of all tokens of images, ascending, on the host.
+    device_image_tokens
+        The same on the device.
+    items
+        All items, sorted once.
+    first_tokens
+        By content and place of an item its first token.
+
+    Raises
+    ------
+    ValueError
+        If there are no tokens, or a placeholder has no item; if an item has no grid, spans of another number
+        of tokens than its grid, or one beyond the prompt.
+    """
+
+    def __init__(self, base: Any, input_ids: Tensor, items: Sequence[Item], namespace: bytes) -> None:
+        ids = input_ids.reshape(-1).to("cpu", copy=True)
+        if not len(ids):
+            raise ValueError("the prompt has no tokens")
+        self.host_ids = ids.numpy()
+        self.items = items if isinstance(items, Items) else Items(items)
+        placed = [each for each in enumerate(self.items) if any(span.length for span in each[1].spans)]
+        placed.sort(key=lambda each: _first_token(each[1]))
+        is_image = torch.zeros(len(ids), dtype=torch.bool)
+        for position, item in placed:
+            _check_item(position, item, len(ids), base.config)
+            for span in item.spans:
+                is_image[span.start : span.stop] = True
+        _check_placeholders(ids, is_image, base.config)
+        grids = [item.encoder_kwargs["grid_thw"] for _, item in placed]
+        # Everything about positions is known on the host: worked out there, the device is never waited for.
+        positions, _ = base.get_rope_index(
+            ids[None], is_image[None].int(), image_grid_thw=torch.tensor(grids) if grids else None
+        )
+        image_tokens = is_image.nonzero().squeeze(1)
+        # All at once, before there is work on the device: a copy from pageable memory waits for its stream.
+        device = base.get_input_embeddings().weight.device
+        self.input_ids, self.positions = ids.to(device), positions.to(device)
+        self.is_image, self.device_image_tokens = is_image.to(device), image_tokens.to(device)
+        self.image_tokens = image_tokens.numpy()
+        self.first_tokens = {_content(item, namespace): _first_token(item) for _, item in placed}
+
+    def __len__(self) -> int:
+        return len(self.host_ids)
+
+    def common_prefix(self, other: Prompt) -> int:
+        """Return up to which token two prompts are the same, images included."""
+        shorter = min(len(self), len(other))
+        differ = np.flatnonzero(self.host_ids[:shorter] != other.host_ids[:shorter])
+        different_items = self.first_tokens.items() ^ other.first_tokens.items()
+        ends: list[int] = [shorter, *differ[:1].tolist(), *(first for _, first in different_items)]
+        return min(ends)
+
+
+def _check_item(position: int, item: Item, num_tokens: int, config: Any) -> None:
+    grid = item.encoder_kwargs.get("grid_thw")
+    if grid is None:
+        raise ValueError(f"item {position} has no grid_thw")
+    merged = config.vision_config.spatial_merge_size**2
+    covered, expected = sum(span.length for span in item.spans), prod(grid) // merged
+    if covered != expected:
+        raise ValueError(
+            f"the spans of item {position} have {covered} tokens, its grid {grid} asks for {expected}"
+        )
+    stop = max(span.stop for span in item.spans)
+    if stop > num_tokens:
+        raise ValueError(f"a span of item {position} ends at token {stop}, the prompt has {num_tokens}")
+
+
+def _check_placeholders(ids: Tensor, is_image: Tensor, config: Any) -> None:
+    """Refuse placeholders that would be looked up as text."""
+    placeholders = torch.tensor([config.image_token_id, config.video_token_id])
+    stray = (torch.isin(ids, placeholders) & ~is_image).nonzero()
+    if len(stray):
+        token = int(stray[0])
+        raise ValueError(
+            f"token {token} is a placeholder (id {int(ids[token])}) that no item covers, one of {len(stray)}"
+        )
+
+
+def _first_token(item: Item) -> int:
+    return int(min(span.start for span in item.spans if span.length))
+
+
+def _content(item: Item, namespace: bytes) -> tuple[object, ...]:
+    """What two items have in common that give the same rows to the same tokens."""
+    need = Need(Use(0, 0, item, []))
+    find_key(need, namespace)
+    # Without a key there is a tensor of rows, or an item that fails: neither is like any other object's.
+    return need.key or id(item.rows if item.rows is not None else item), item.num_rows, item.spans

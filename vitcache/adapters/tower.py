@@ -1,0 +1,97 @@
+"""A model's vision tower: how wide its rows are, what they depend on, and a cache for them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcache.adapters.families import FAMILIES, Family
+from vitcache.cache import EmbeddingCache
+from vitcache.keys import Namespace
+
+DEFAULT_ROWS = 32 * 1024
+"""Room in the default cache: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
+
+
+def find_family(model: nn.Module, wanted: str) -> tuple[Any, Family]:
+    """Return the base model of a `transformers` model, and what is known of its family.
+
+    Raises
+    ------
+    TypeError
+        If the model has no `get_image_features`, or its family is not known here. `wanted` says what it
+        cannot be, such as ``"attached"``.
+    """
+    base: Any = getattr(model, "base_model", model)
+    if not callable(getattr(base, "get_image_features", None)):
+        raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be {wanted}")
+    model_type: Any = getattr(getattr(base, "config", None), "model_type", None)
+    family = FAMILIES.get(model_type)
+    if family is None or not isinstance(getattr(base, family.tower, None), nn.Module):
+        raise TypeError(
+            f"{type(model).__name__} (model type {model_type!r}) cannot be {wanted}, these can: "
+            f"{', '.join(FAMILIES)}"
+        )
+    return base, family
+
+
+def cache_for(
+    base: Any, tower: Any, cache: EmbeddingCache | None, device_bytes: int | None
+) -> EmbeddingCache:
+    """Return the cache that was given, if it can hold the tower's rows, or else a new one.
+
+    Raises
+    ------
+    ValueError
+        If `cache` holds rows of another width or dtype, or comes with `device_bytes`.
+    """
+    width, dtype = row_width(base.config), tower.dtype
+    if cache is None:
+        if device_bytes is None:
+            device_bytes = DEFAULT_ROWS * width * dtype.itemsize
+        return EmbeddingCache(width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes)
+    if device_bytes is not None:
+        raise ValueError("device_bytes is the budget of the default cache, a cache that is given has its own")
+    if cache.row_width != width or cache.dtype != dtype:
+        raise ValueError(
+            f"the cache holds rows of {cache.row_width} {cache.dtype}, "
+            f"but {type(base).__name__} has rows of {width} {dtype}"
+        )
+    return cache
+
+
+def num_levels(config: Any) -> int:
+    """Deepstack levels of a model with this config."""
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+
+
+def row_width(config: Any) -> int:
+    """Elements of a row: hidden * (1 + deepstack levels)."""
+    hidden: int = config.get_text_config().hidden_size
+    return hidden * (1 + num_levels(config))
+
+
+def namespace_for(model: Any, tower: Any, shared: str | None) -> Namespace:
+    """Return what the rows depend on besides the items.
+
+    Weights have no name to go by: without a name from the caller, entries are shared with nobody.
+    """
+    config, attention = model.config, tower.config._attn_implementation
+    name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
+    return Namespace(
+        model=" ".join(name),
+        revision=f"{getattr(config, '_commit_hash', None)} {attention}",
+        dtype=str(tower.dtype),
+        tenant=os.urandom(16).hex() if shared is None else shared,
+    )
+
+
+def _device(model: nn.Module, tower: nn.Module) -> torch.device:
+    """Where the tower's weights are or, if they are offloaded, the first that are not."""
+    for parameter in (*tower.parameters(), *model.parameters()):
+        if parameter.device.type != "meta":
+            return parameter.device
+    return torch.device("cpu")
