@@ -58,6 +58,8 @@ class Ahead:
                 self._encoding.start([need])
                 if need.moved is not None:
                     self._staging.add(need.identity, need.moved, handle)
+                    if not self._is_new(need):  # the step was faster
+                        self._staging.take(need.identity)
         wait_until_read(batch)
         if handle.is_cancelled:
             self._staging.drop(handle)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from torch import Tensor
 
-from vitcache.keys import content_key
+from vitcache.key_threads import KeyedFeature, KeyThreads
 from vitcache.lease import Lease
 from vitcache.plan import Use
 from vitcache.reservation import Reservation
@@ -87,22 +88,33 @@ class Need:
         return self.feature
 
 
-def find_key(need: Need, namespace: bytes) -> None:
-    """Give a need its item's key; one that was made is remembered by the item. What is wrong is noted."""
-    item = need.item
-    if item.rows is not None:
+def known_key(item: Item, namespace: bytes) -> bytes | None:
+    """Return the key that an item came with, or that was made for it before."""
+    if item.key is None and item.digest is not None and item.digest[0] == namespace:
+        return item.digest[1]
+    return item.key
+
+
+def find_keys(needs: Iterable[Need], namespace: bytes, threads: KeyThreads) -> None:
+    """Give each need its item's key; items remember those that are made. What is wrong is noted.
+
+    What must be hashed is loaded and hashed on the threads, all at once.
+    """
+    hashed: list[tuple[Need, Future[KeyedFeature]]] = []
+    for need in needs:
+        item = need.item
         need.rows = item.rows
-    elif item.key is not None:
-        need.key = item.key
-    elif item.digest is not None and item.digest[0] == namespace:
-        need.key = item.digest[1]
-    else:
+        need.key = None if item.rows is not None else known_key(item, namespace)
+        if need.key is None and need.rows is None:
+            future = threads.submit(need.load, namespace=namespace, extra=item.encoder_kwargs)
+            hashed.append((need, future))
+    for need, future in hashed:
         try:
-            need.key = content_key(need.load(), namespace=namespace, extra=item.encoder_kwargs)
+            need.key = future.result().key
         except Exception as error:
             need.fail(error)
         else:
-            item.digest = namespace, need.key
+            need.item.digest = namespace, need.key
 
 
 def by_item(uses: Iterable[Use]) -> list[Need]:

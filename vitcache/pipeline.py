@@ -15,9 +15,11 @@ from vitcache.ahead import Ahead
 from vitcache.cache import EmbeddingCache
 from vitcache.caller import CallerModes
 from vitcache.encoding import Encode, Encoding
-from vitcache.item import Chunk
+from vitcache.item import Chunk, Item
+from vitcache.key_threads import KeyThreads
+from vitcache.keys import content_key
 from vitcache.look_up import Agree, look_up, look_up_together
-from vitcache.need import Need, by_item, find_key, unite, wait_until_read
+from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until_read
 from vitcache.ops import embed_tokens
 from vitcache.plan import check_chunks, check_windows, plan
 from vitcache.prefetch import Prefetch, Prefetcher
@@ -138,10 +140,13 @@ class VisionPipeline:
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
         self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
         self._staging = Staging()
-        self._ahead = Ahead(cache, self._encoding, self._staging, partial(_find_needs, namespace))
+        self._keys = KeyThreads()
+        self._find_needs = partial(_find_needs, namespace, self._keys)
+        self._ahead = Ahead(cache, self._encoding, self._staging, self._find_needs)
         self._prefetcher = Prefetcher()
+        self._is_closed = False
         # Also at exit: the worker must be gone before the interpreter is.
-        weakref.finalize(self, self._prefetcher.close)
+        weakref.finalize(self, _end, self._prefetcher, self._keys)
 
     def embed(
         self,
@@ -178,17 +183,19 @@ class VisionPipeline:
             If windows overlap, or spans within one; if the cache's rows are of another width or device than
             the destination; if `agree` returns other flags than it may.
         TypeError, RuntimeError
-            As `embed_tokens`; RuntimeError also if the cache was closed.
+            As `embed_tokens`; RuntimeError also if the pipeline or the cache was closed.
 
         Notes
         -----
         Where it raises, nothing wrong is cached, and `out` holds no defined rows. When it returns, features
         in host memory have been read, and may change.
         """
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
         check_chunks(chunks)
         _check_destination(self.cache, input_ids, weight, deepstack)
         check_windows(chunks, input_ids.numel())
-        needs = _find_needs(self.namespace, chunks)
+        needs = self._find_needs(chunks)
         epoch = self.cache.epoch
         with ExitStack() as held:
             if self._agree is None:
@@ -217,6 +224,23 @@ class VisionPipeline:
                 )
             sources.commit()
         return EmbedResult(inputs_embeds, _errors(needs))
+
+    def key(self, item: Item) -> bytes:
+        """Return the key of an item: its own, or that of its content, which it remembers.
+
+        Raises
+        ------
+        TypeError
+            If the feature cannot be hashed.
+        Exception
+            What a callable feature raises.
+        """
+        key = known_key(item, self.namespace)
+        if key is None:
+            feature = item.feature() if callable(item.feature) else item.feature
+            key = content_key(feature, namespace=self.namespace, extra=item.encoder_kwargs)
+            item.digest = self.namespace, key
+        return key
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
         """Begin to hash, move and encode what later chunks need, on a worker thread; never waits.
@@ -257,8 +281,12 @@ class VisionPipeline:
         self._staging.drop(handle)
 
     def close(self) -> None:
-        """Cancel every prefetch, wait for the one under way, and close the ring that was made here."""
-        self._prefetcher.close()
+        """Cancel every prefetch, wait for the one under way, and close the ring that was made here.
+
+        A second call does nothing; `embed` and `prefetch` raise RuntimeError from then on.
+        """
+        self._is_closed = True
+        _end(self._prefetcher, self._keys)
         self._staging.clear()
         self._mover.close()
 
@@ -281,11 +309,15 @@ class VisionPipeline:
         current.wait_stream(self.stream)
 
 
-def _find_needs(namespace: bytes, chunks: Sequence[Chunk]) -> list[Need]:
+def _find_needs(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) -> list[Need]:
     needs = by_item(plan(chunks))
-    for need in needs:
-        find_key(need, namespace)
+    find_keys(needs, namespace, threads)
     return unite(needs)
+
+
+def _end(prefetcher: Prefetcher, keys: KeyThreads) -> None:
+    prefetcher.close()
+    keys.close()
 
 
 def _errors(needs: list[Need]) -> list[ItemError]:

@@ -116,7 +116,7 @@ class ChunkedPrefill:
             If rows of an item are missing, from what was raised by its load or encode: the chunks before it
             stay in the KV cache. If another prompt was run between two chunks of this one.
         """
-        prompt = Prompt(self._base, input_ids, items, self._pipeline.namespace)
+        prompt = Prompt(self._base, input_ids, items, self._pipeline.key)
         self._keep_common_prefix(prompt)
         starts = range(self.num_cached, len(prompt), self._chunk_tokens)
         ahead: Prefetch | None = None

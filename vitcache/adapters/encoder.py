@@ -223,11 +223,21 @@ class CachedEncoder:
     def _rows(self, key: bytes, item: ItemCall, options: dict[str, Any]) -> Tensor:
         """Return the item's rows `(n, row_width)`, in memory that is nobody else's."""
         session, cache = self._session, self._session.cache
-        lease = cache.get(key) if self._form else None
-        if lease is not None:
-            with lease:
-                session.count(hits=1)
-                return lease.to_tensor()
+        while self._form:
+            lease = cache.get(key)
+            if lease is not None:
+                with lease:
+                    session.count(hits=1)
+                    return lease.to_tensor()
+            with cache.claim(key) as claim:
+                if not claim.is_mine:
+                    claim.wait()  # another thread encodes it
+                elif key not in cache:
+                    return self._encode_rows(key, item, options)
+        return self._encode_rows(key, item, options)
+
+    def _encode_rows(self, key: bytes, item: ItemCall, options: dict[str, Any]) -> Tensor:
+        session, cache = self._session, self._session.cache
         epoch = cache.epoch
         output = self._encode(item, options)
         rows = item_rows(output)

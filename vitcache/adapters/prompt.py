@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vitcache.item import Item, Items
-from vitcache.need import Need, find_key
-from vitcache.plan import Use
+
+FindKey = Callable[[Item], bytes]
 
 
 class Prompt:
@@ -24,8 +24,8 @@ class Prompt:
         The base model: its config, and `get_rope_index`.
     input_ids, items
         See `ChunkedPrefill.chunks`.
-    namespace
-        Of the pipeline that hashes items without keys.
+    find_key
+        The pipeline's `key`: what an item without one comes to.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Prompt:
         of tokens than its grid, or one beyond the prompt.
     """
 
-    def __init__(self, base: Any, input_ids: Tensor, items: Sequence[Item], namespace: bytes) -> None:
+    def __init__(self, base: Any, input_ids: Tensor, items: Sequence[Item], find_key: FindKey) -> None:
         ids = input_ids.reshape(-1).to("cpu", copy=True)
         if not len(ids):
             raise ValueError("the prompt has no tokens")
@@ -74,7 +74,7 @@ class Prompt:
         self.input_ids, self.positions = ids.to(device), positions.to(device)
         self.is_image, self.device_image_tokens = is_image.to(device), image_tokens.to(device)
         self.image_tokens = image_tokens.numpy()
-        self.first_tokens = {_content(item, namespace): _first_token(item) for _, item in placed}
+        self.first_tokens = {_content(item, find_key): _first_token(item) for _, item in placed}
 
     def __len__(self) -> int:
         return len(self.host_ids)
@@ -118,9 +118,14 @@ def _first_token(item: Item) -> int:
     return int(min(span.start for span in item.spans if span.length))
 
 
-def _content(item: Item, namespace: bytes) -> tuple[object, ...]:
+def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
     """What two items have in common that give the same rows to the same tokens."""
-    need = Need(Use(0, 0, item, []))
-    find_key(need, namespace)
-    # Without a key there is a tensor of rows, or an item that fails: neither is like any other object's.
-    return need.key or id(item.rows if item.rows is not None else item), item.num_rows, item.spans
+    content: object
+    if item.rows is not None:
+        content = id(item.rows)
+    else:
+        try:
+            content = find_key(item)
+        except Exception:  # the pipeline will say so; until then it is like no other
+            content = id(item)
+    return content, item.num_rows, item.spans

@@ -1,34 +1,34 @@
-"""The two sides that use vitcache: one builds ``inputs_embeds`` itself, the other uses `attach`."""
+"""The two sides that use vitcache: one has a pipeline build ``inputs_embeds``, the other uses `attach`."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitcache import (
+    Chunk,
     EmbeddingCache,
+    Item,
     Namespace,
     Span,
+    VisionPipeline,
     attach,
     content_key,
-    embed_tokens,
     processor_fingerprint,
     spans_from_token_ids,
 )
 from vitcache.adapters.outputs import image_rows
 from vitcache.demo.conversation import Picture, Prompt
-from vitcache.demo.stock import Answer, TimedAnswer, encode_alone, pick_token, prefill, text_inputs
+from vitcache.demo.stock import Answer, TimedAnswer, pick_token, prefill, text_inputs
 from vitcache.demo.stopwatch import Stopwatch
-from vitcache.lease import Lease
 
 _PAGE_ROWS = 64  # as in the cache that `attach` makes
 
 
 class CachedSide:
-    """What an engine does: look every image up, encode the missing ones, place rows, call the language model.
+    """What an engine does: a `VisionPipeline` builds `inputs_embeds`, and the language model runs on it.
 
     `pictures` are all that the conversation will show: the cache gets room for them.
     """
@@ -52,52 +52,61 @@ class CachedSide:
             processor=processor_fingerprint(processor),
             dtype=str(model.dtype),
         ).digest()
+        # One image a call, as the bits of an image depend on what is encoded beside it.
+        self._pipeline = VisionPipeline(self._encode, self.cache, max_rows_per_encode=1)
+        self._encoded = 0
 
     def key(self, picture: Picture) -> bytes:
         """Key of a picture, from its decoded pixels: far fewer bytes than the processor makes of them."""
         return content_key(picture.photo.pixels, namespace=self._namespace)
 
     def answer(self, prompt: Prompt) -> TimedAnswer:
-        """Run one turn: `embed_tokens` instead of the stock merge, then the language model itself."""
-        with Stopwatch(self.device) as total, ExitStack() as leases:
+        """Run one turn: the pipeline instead of the stock merge, then the language model itself."""
+        self._encoded = 0
+        with Stopwatch(self.device) as total:
             with Stopwatch(self.device) as vision:
-                rows, encoded = self._rows(prompt, leases)
-            hidden = self._language_model(prompt, rows)
+                inputs_embeds, deepstack = self._embed(prompt)
+            hidden = self._language_model(prompt, inputs_embeds, deepstack)
             pick_token(self.model, hidden)
-        pixel_bytes = self._meter.take(prompt, encoded)
-        return TimedAnswer(hidden, encoded, len(rows) - encoded, pixel_bytes, total.ms, vision.ms)
+        pixel_bytes = self._meter.take(prompt, self._encoded)
+        hits = len(prompt.pictures) - self._encoded
+        return TimedAnswer(hidden, self._encoded, hits, pixel_bytes, total.ms, vision.ms)
 
-    def _rows(self, prompt: Prompt, leases: ExitStack) -> tuple[list[Tensor | Lease], int]:
-        """The rows of every picture of the prompt, and how many of these had to be encoded for it."""
-        rows: list[Tensor | Lease] = []
-        encoded = 0
-        for picture in prompt.pictures:
-            key = self.key(picture)
-            lease = self.cache.get(key, num_rows=picture.num_rows)
-            if lease is not None:
-                rows.append(leases.enter_context(lease))
-                continue
-            epoch = self.cache.epoch
-            fresh = image_rows(encode_alone(self.model, picture))
-            self.cache.put(key, fresh, epoch=epoch)
-            rows.append(fresh)
-            encoded += 1
-        return rows, encoded
-
-    def _language_model(self, prompt: Prompt, rows: list[Tensor | Lease]) -> Tensor:
-        base = self.model.model
-        num_rows = [picture.num_rows for picture in prompt.pictures]
-        spans = spans_from_token_ids(prompt.input_ids, self.model.config.image_token_id, num_rows)
+    def _embed(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """`inputs_embeds` ``(1, T, H)`` and deepstack ``(levels, T, H)`` of a prompt, as one chunk."""
+        pictures, num_tokens = prompt.pictures, prompt.input_ids.numel()
+        items = [
+            Item(picture.pixel_values, spans, key=self.key(picture), grid=picture.grid_thw)
+            for picture, spans in zip(pictures, self._spans(prompt), strict=True)
+        ]
         weight = self.model.get_input_embeddings().weight
-        deepstack = weight.new_empty(self._levels, prompt.input_ids.numel(), self._hidden)
-        inputs_embeds = embed_tokens(
-            prompt.input_ids.to(self.device), weight, rows, spans, deepstack=deepstack
+        deepstack = weight.new_empty(self._levels, num_tokens, self._hidden)
+        result = self._pipeline.embed(
+            [Chunk(items, 0, num_tokens)], prompt.input_ids.to(self.device), weight, deepstack=deepstack
         )
+        for error in result.errors:
+            raise error.cause
+        return result.inputs_embeds, deepstack
+
+    def _encode(self, features: list[Tensor], items: list[Item]) -> list[Tensor]:
+        self._encoded += len(items)
+        grids = [item.encoder_kwargs["grid"].to(self.device) for item in items]
+        return [
+            image_rows(self.model.get_image_features(pixels, grid))
+            for pixels, grid in zip(features, grids, strict=True)
+        ]
+
+    def _spans(self, prompt: Prompt) -> list[list[Span]]:
+        num_rows = [picture.num_rows for picture in prompt.pictures]
+        return spans_from_token_ids(prompt.input_ids, self.model.config.image_token_id, num_rows)
+
+    def _language_model(self, prompt: Prompt, inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
+        base = self.model.model
         # Everything about positions is known on the host: worked out there, the device is never waited for.
         positions, _ = base.get_rope_index(
             prompt.input_ids, prompt.token_types, image_grid_thw=prompt.grid_thw
         )
-        visual_tokens = _tokens(spans).to(self.device)
+        visual_tokens = _tokens(self._spans(prompt)).to(self.device)
         hidden: Tensor = base.language_model(
             inputs_embeds=inputs_embeds,
             position_ids=positions.to(self.device),

@@ -18,15 +18,15 @@ from rich.table import Table
 
 _COLUMNS = ("images", "encoded", "hits", "vision ms", "TTFT ms", "pixels MB", "equal", "spread")
 _LEGEND = """\
-Figures are stock / vitcache through embed_tokens / vitcache through attach.
+Figures are stock / vitcache through the pipeline / vitcache through attach.
 images     so far: every turn adds one
 encoded    counted at the vision tower; for stock, the images it was handed
-hits       found in the cache, through embed_tokens
-vision ms  from pixels in host memory to rows on the device; with hash, look-up
+hits       found in the cache, through the pipeline
+vision ms  from pixels in host memory to rows in `inputs_embeds`; with hashes
 TTFT ms    from ids and pixels in host memory to the first token there
 pixels MB  of host pixels counted at the vision tower, moved to the GPU if there
            is one; for stock, those it was handed
-equal      logits of all positions, through embed_tokens and through attach, are
+equal      logits of all positions, through the pipeline and through attach, are
            bit for bit those of stock with its images encoded one at a time
 spread     largest difference of a logit between that and stock's batched encode"""
 
@@ -120,7 +120,7 @@ def closing_words(rows: Sequence[Row]) -> str:
     verdict = (
         f"Logits differed in turn {', '.join(unequal)}."
         if unequal
-        else "Logits were equal in every turn, through embed_tokens and through attach."
+        else "Logits were equal in every turn, through the pipeline and through attach."
     )
     return (
         f"In turn {last.turn} the stock model encoded {_images(last.encoded_stock)} in "
