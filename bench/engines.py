@@ -22,8 +22,6 @@ Encode = Callable[[list[Tensor], list[Item]], Tensor]
 class Engine:
     """The part that all have in common. `rows_of` is where they differ."""
 
-    namespace = b""
-
     def __init__(self, encode: Encode, image_token: int) -> None:
         self._encode = encode
         self._image_token = image_token
@@ -62,6 +60,10 @@ class Engine:
             for destination, level in zip(deepstack, levels[1:], strict=True):
                 destination.masked_scatter_(mask, level)
         return EmbedResult(inputs_embeds, [])
+
+    def key(self, item: Item) -> bytes | None:
+        """The key that the item came with: all items of the benches have one."""
+        return item.key
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool) -> Prefetch:
         """Does nothing: none of them does."""

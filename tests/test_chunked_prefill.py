@@ -242,7 +242,7 @@ class Spy:
     """A pipeline that notes what it is asked for."""
 
     def __init__(self, pipeline: VisionPipeline) -> None:
-        self.pipeline, self.namespace = pipeline, pipeline.namespace
+        self.pipeline, self.key = pipeline, pipeline.key
         self.calls: list[tuple[str, int]] = []
         self.ahead = 0
 
