@@ -30,24 +30,18 @@ _PAGE_ROWS = 64  # as in the cache that `attach` makes
 class CachedSide:
     """What an engine does: a `VisionPipeline` builds `inputs_embeds`, and the language model runs on it.
 
-    `pictures` are all that the conversation will show: the cache gets room for them.
+    `cache` is for this model alone, as from `make_cache`.
     """
 
-    def __init__(self, model: Any, processor: Any, pictures: list[Picture]) -> None:
+    def __init__(self, model: Any, processor: Any, cache: EmbeddingCache) -> None:
         self.model = model
         self.device: torch.device = model.device
+        self.cache = cache
         self._meter = TowerMeter(model)
         self._hidden = model.config.text_config.hidden_size
         self._levels = _levels(model)
-        self.cache = EmbeddingCache(
-            self._hidden * (1 + self._levels),
-            dtype=model.dtype,
-            device=self.device,
-            device_bytes=_bytes_for(pictures, model),
-            page_rows=_PAGE_ROWS,
-        )
         self._namespace = Namespace(
-            model=f"Qwen3-VL with random weights, {model.num_parameters()} parameters",
+            model=f"Qwen3-VL, {model.num_parameters()} parameters",
             revision="seed 0",
             processor=processor_fingerprint(processor),
             dtype=str(model.dtype),
@@ -137,6 +131,21 @@ class AttachedSide:
         if moved != (0 if self.device.type == "cpu" else pixel_bytes):
             raise RuntimeError(f"attach moved {moved} bytes of pixels, its tower was given {pixel_bytes}")
         return Answer(hidden, encoded, hits, pixel_bytes, total.ms)
+
+
+def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = None) -> EmbeddingCache:
+    """A cache with room for the rows of all `pictures`, on the model's device.
+
+    With `on_device` the device tier holds as much as the first so many take, and host memory all.
+    """
+    return EmbeddingCache(
+        model.config.text_config.hidden_size * (1 + _levels(model)),
+        dtype=model.dtype,
+        device=model.device,
+        device_bytes=_bytes_for(pictures[:on_device], model),
+        host_bytes=0 if on_device is None else _bytes_for(pictures, model),
+        page_rows=_PAGE_ROWS,
+    )
 
 
 class TowerMeter:

@@ -71,6 +71,11 @@ def build_prompt(pictures: Sequence[Picture], config: Any) -> Prompt:
             config.vision_end_token_id,
         ]
         ids += _encode(_QUESTIONS[turn % len(_QUESTIONS)] + "\nassistant: ")
+    return make_prompt(ids, pictures, config)
+
+
+def make_prompt(ids: list[int], pictures: Sequence[Picture], config: Any) -> Prompt:
+    """The prompt of these tokens, in which `pictures` are shown in this order."""
     input_ids = torch.tensor([ids])
     return Prompt(
         input_ids,

@@ -18,7 +18,10 @@ from transformers import (
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a model: its two configurations, its dtype, and how many pixels of an image it gets."""
+    """The shape of a model: its two configurations, its dtype, and how many pixels of an image it gets.
+
+    An image comes in patches of `patch_size` pixels, four of which become a row.
+    """
 
     text: dict[str, Any]
     vision: dict[str, Any]
@@ -26,6 +29,7 @@ class Size:
     dtype: torch.dtype
     min_pixels: int
     max_pixels: int
+    patch_size: int = 16
 
 
 SIZES = {
@@ -110,7 +114,8 @@ def build_tower(size: Size, device: torch.device) -> Any:
 
 
 def _config(size: Size) -> Qwen3VLConfig:
-    return Qwen3VLConfig(text_config=size.text, vision_config=size.vision, **size.special_tokens)
+    vision = {**size.vision, "patch_size": size.patch_size}
+    return Qwen3VLConfig(text_config=size.text, vision_config=vision, **size.special_tokens)
 
 
 def _build(from_config: Callable[..., Any], config: Any, size: Size, device: torch.device) -> Any:
@@ -130,7 +135,7 @@ def share_weights(model: Any) -> Any:
 def build_processor(size: Size) -> Qwen2VLImageProcessorPil:
     """Qwen3-VL's image processor, with the settings that the checkpoints ship, but for the image's area."""
     return Qwen2VLImageProcessorPil(
-        patch_size=16,
+        patch_size=size.patch_size,
         temporal_patch_size=2,
         merge_size=2,
         image_mean=[0.5, 0.5, 0.5],

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from vitcache.demo.cached import AttachedSide, CachedSide
+from vitcache.demo.cached import AttachedSide, CachedSide, make_cache
 from vitcache.demo.conversation import Picture, Prompt, build_prompt, process
 from vitcache.demo.model import SIZES, Size, build_model, build_processor, share_weights
 from vitcache.demo.photos import load_photos
@@ -34,7 +34,9 @@ def build_sides(size: Size, device: torch.device, processor: Any, pictures: list
     stock = build_model(size, device)
     own = copy.deepcopy(stock)
     return Sides(
-        StockSide(stock), CachedSide(own, processor, pictures), AttachedSide(share_weights(own), pictures)
+        StockSide(stock),
+        CachedSide(own, processor, make_cache(own, pictures)),
+        AttachedSide(share_weights(own), pictures),
     )
 
 
