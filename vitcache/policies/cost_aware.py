@@ -11,12 +11,26 @@ from itertools import chain
 from vitcache.policies.seen_sketch import SeenSketch
 
 CLASSES_PER_DOUBLING = 2
-# While there are as many hits as entries, what is not hit loses four doublings of its worth.
-FADING_PER_ROUND = 4 * CLASSES_PER_DOUBLING
-# What was seen once is worth so much less: a round of hits, and one doubling for pages that are half full.
-ONCE = FADING_PER_ROUND + CLASSES_PER_DOUBLING
+# While there are as many hits as keys, what is not hit loses three doublings of its worth.
+FADING_PER_ROUND = 3 * CLASSES_PER_DOUBLING
+# Whether new keys are hit is learned from about so many of the last ones.
+LEARNED_FROM = 128
+# With less of a chance, a new key is not worth a write. It is filed by this one: what was hit within the last
+# round is worth more, even if its pages are half full.
+LEAST_CHANCE = 1 / 16
 # Below and above, in the caller's unit per page, all worths are alike.
 LEAST_WORTH, MOST_WORTH = 2.0**-40, 2.0**40
+
+
+class Filing:
+    """What is known of a key: its worth, in classes, whether it was never hit, and its class."""
+
+    __slots__ = ("is_new", "number", "worth")
+
+    def __init__(self, worth: float) -> None:
+        self.worth = worth
+        self.is_new = True
+        self.number = 0
 
 
 class CostAware:
@@ -24,76 +38,80 @@ class CostAware:
 
     The worth of a key is the cost of an encode by the pages that it takes. It fades exponentially, but time
     is counted in hits, so that one pass over many keys makes nothing old. Fading needs no filing anew: what
-    is filed later is filed higher (forward decay: Cormode and others, 2009). A key that was never hit, and
-    is not in the sketch of those evicted lately either, is filed lower: one pass evicts nothing that is
-    worth as much and was hit within the last round, which is as many hits as there are keys. In a class, the
-    least recently inserted or hit key goes first.
+    is filed later is filed higher (forward decay: Cormode and others, 2009). In a class, the least recently
+    inserted or hit key goes first.
 
-    Cost by size is from GreedyDual-Size (Cao and Irani, 1997), the sketch from TinyLFU (Einziger and others,
-    2017).
+    The worth of a new key is multiplied by the chance that it is ever hit, as it was with the last new keys.
+    So where images come back, new ones are held as dear as others, and one pass over many soon evicts
+    nothing that was hit lately, and has nothing written to the next tier. A key that comes back after it was
+    evicted counts as hit.
+
+    Cost by size is from GreedyDual-Size (Cao and Irani, 1997), a sketch that lets keys in from TinyLFU
+    (Einziger and others, 2017).
     """
 
     def __init__(self, capacity_pages: int) -> None:
+        self._filings: dict[bytes, Filing] = {}
         self._classes: dict[int, OrderedDict[bytes, None]] = {}
         self._numbers: list[int] = []  # of the classes, in ascending order
-        self._number_of: dict[bytes, int] = {}
-        self._worths: dict[bytes, float] = {}  # in classes
-        self._once: set[bytes] = set()
         self._evicted = SeenSketch(capacity_pages)
         self._now = 0.0  # in classes
+        self._chance = 0.0  # that a new key is hit
 
     def insert(self, key: bytes, pages: int, cost: float) -> None:
-        """Add a key; one that is back soon after it was evicted counts as hit."""
+        """Add a key."""
         worth = min(max(cost / pages, LEAST_WORTH), MOST_WORTH)
-        self._worths[key] = CLASSES_PER_DOUBLING * math.log2(worth)
+        filing = self._filings[key] = Filing(CLASSES_PER_DOUBLING * math.log2(worth))
         if key in self._evicted:
-            self._pass_time()
+            self._note_hit(filing)
         else:
-            self._once.add(key)
-        self._file(key)
+            self._chance -= self._chance / LEARNED_FROM
+        self._file(key, filing)
 
     def touch(self, key: bytes) -> None:
         """File a key as high as it gets now."""
-        self._pass_time()
-        self._once.discard(key)
-        self._unfile(key)
-        self._file(key)
+        filing = self._filings[key]
+        self._unfile(key, filing)
+        self._note_hit(filing)
+        self._file(key, filing)
 
     def remove(self, key: bytes) -> None:
         """Take out a key."""
-        self._unfile(key)
-        self._once.discard(key)
-        del self._worths[key]
+        self._unfile(key, self._filings.pop(key))
 
     def evict(self, key: bytes) -> None:
         """Take out a key and remember it for a while."""
-        self._evicted.add(key)
         self.remove(key)
+        self._evicted.add(key)
 
     def is_kept(self, key: bytes) -> bool:
-        """Whether it was hit, or came back: what was seen once is not worth a write."""
-        return key not in self._once
+        """Whether it was hit, or has a chance to be."""
+        return not self._filings[key].is_new or self._chance > LEAST_CHANCE
 
     def victims(self) -> Iterator[bytes]:
         """Yield class by class, from the one of the least worth on."""
         return chain.from_iterable(self._classes[number] for number in self._numbers)
 
-    def _pass_time(self) -> None:
-        self._now += FADING_PER_ROUND / len(self._worths)
+    def _note_hit(self, filing: Filing) -> None:
+        self._now += FADING_PER_ROUND / len(self._filings)
+        if filing.is_new:
+            filing.is_new = False
+            self._chance += 1 / LEARNED_FROM
 
-    def _file(self, key: bytes) -> None:
-        number = math.floor(self._worths[key] + self._now - (ONCE if key in self._once else 0))
-        self._number_of[key] = number
-        keys = self._classes.get(number)
+    def _file(self, key: bytes, filing: Filing) -> None:
+        worth = filing.worth
+        if filing.is_new:
+            worth += CLASSES_PER_DOUBLING * math.log2(min(max(self._chance, LEAST_CHANCE), 1))
+        filing.number = math.floor(worth + self._now)
+        keys = self._classes.get(filing.number)
         if keys is None:
-            keys = self._classes[number] = OrderedDict()
-            insort(self._numbers, number)
+            keys = self._classes[filing.number] = OrderedDict()
+            insort(self._numbers, filing.number)
         keys[key] = None
 
-    def _unfile(self, key: bytes) -> None:
-        number = self._number_of.pop(key)
-        keys = self._classes[number]
+    def _unfile(self, key: bytes, filing: Filing) -> None:
+        keys = self._classes[filing.number]
         del keys[key]
         if not keys:
-            del self._classes[number]
-            del self._numbers[bisect_left(self._numbers, number)]
+            del self._classes[filing.number]
+            del self._numbers[bisect_left(self._numbers, filing.number)]
