@@ -14,7 +14,7 @@ CLASSES_PER_DOUBLING = 2
 # While there are as many hits as keys, what is not hit loses three doublings of its worth.
 FADING_PER_ROUND = 3 * CLASSES_PER_DOUBLING
 # Whether new keys are hit is learned from about so many of the last ones.
-LEARNED_FROM = 128
+LEARNED_FROM = 64
 # With less of a chance, a new key is not worth a write. It is filed by this one: what was hit within the last
 # round is worth more, even if its pages are half full.
 LEAST_CHANCE = 1 / 16
@@ -96,12 +96,12 @@ class CostAware:
         self._now += FADING_PER_ROUND / len(self._filings)
         if filing.is_new:
             filing.is_new = False
-            self._chance += 1 / LEARNED_FROM
+            self._chance = min(self._chance + 1 / LEARNED_FROM, 1.0)
 
     def _file(self, key: bytes, filing: Filing) -> None:
         worth = filing.worth
         if filing.is_new:
-            worth += CLASSES_PER_DOUBLING * math.log2(min(max(self._chance, LEAST_CHANCE), 1))
+            worth += CLASSES_PER_DOUBLING * math.log2(max(self._chance, LEAST_CHANCE))
         filing.number = math.floor(worth + self._now)
         keys = self._classes.get(filing.number)
         if keys is None:
