@@ -58,18 +58,21 @@ class Tier:
         """Note a hit."""
         self._policy.touch(key)
 
-    def add(self, key: bytes, pages: int, cost: float) -> list[tuple[bytes, int]]:
-        """Add a key that is not there and fits; return what went and is worth keeping, with its pages."""
+    def take(self, pages: int) -> list[tuple[bytes, int]]:
+        """Take pages, which can be had; return what went for them and is worth keeping, with its pages."""
         kept = []
         for victim in self._victims(pages - self.num_free):
             if self._policy.is_kept(victim):
                 kept.append((victim, self._pages[victim]))
             self._policy.evict(victim)
             self.num_free += self._pages.pop(victim)
-        self._policy.insert(key, pages, cost)
-        self._pages[key] = pages
         self.num_free -= pages
         return kept
+
+    def enter(self, key: bytes, pages: int, cost: float) -> None:
+        """Add a key that is not there, with pages that were taken."""
+        self._policy.insert(key, pages, cost)
+        self._pages[key] = pages
 
     def _victims(self, short: int) -> list[bytes]:
         """Choose as the cache's ledger does, the last to go first."""
@@ -98,13 +101,13 @@ def simulate(
     page_rows: int = PAGE_ROWS,
 ) -> Outcome:
     """Replay a trace. What the device tier gives up and is worth it goes to the host tier, if any."""
-    device, host = Tier(policy, device_pages), Tier(policy, host_pages) if host_pages else None
+    device, host = Tier(policy, device_pages), Tier(policy, host_pages)
     costs: dict[bytes, float] = {}
     outcome = Outcome()
     for key, num_rows, encode_ms in trace:
         outcome.accesses += 1
         outcome.encode_ms += encode_ms
-        tier = device if key in device else host if host is not None and key in host else None
+        tier = next((tier for tier in (device, host) if key in tier), None)
         if tier is not None:
             tier.touch(key)
             outcome.hits += 1
@@ -115,10 +118,17 @@ def simulate(
             continue
         costs[key] = encode_ms
         outcome.inserted_pages += pages
-        for victim, size in device.add(key, pages, encode_ms):
-            if host is not None and size <= host_pages:
-                host.add(victim, size, costs[victim])
+        demoted: list[tuple[bytes, int]] = []
+        room = host_pages
+        for victim, size in device.take(pages):
+            if size <= room:  # what is on its way there already cannot go
+                host.take(size)
+                room -= size
+                demoted.append((victim, size))
                 outcome.written_pages += size
+        for victim, size in reversed(demoted):
+            host.enter(victim, size, costs[victim])
+        device.enter(key, pages, encode_ms)
     return outcome
 
 
