@@ -13,7 +13,7 @@ from vitcache.policy import POLICIES, Policy, make_policy
 
 NAMES = sorted(POLICIES)
 KEYS = [bytes([number]) * 32 for number in range(6)]
-CAPACITY = 2000
+CAPACITY = 4000
 
 # Pages of one entry go beyond any part of the room that a policy sets aside, costs to both ends.
 pages = st.integers(1, 12)

@@ -14,7 +14,7 @@ CLASSES_PER_DOUBLING = 2
 # While there are as many hits as keys, what is not hit loses three doublings of its worth.
 FADING_PER_ROUND = 3 * CLASSES_PER_DOUBLING
 # Whether new keys are hit is learned from about so many of the last ones.
-LEARNED_FROM = 64
+LEARNED_FROM = 128
 # With less of a chance, a new key is not worth a write. It is filed by this one: what was hit within the last
 # round is worth more, even if its pages are half full.
 LEAST_CHANCE = 1 / 16
