@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle, islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +22,9 @@ from vitcache.bench.simulation import PAGE_ROWS, bound, simulate, simulate_farth
 from vitcache.bench.timing import Sample, Timer
 from vitcache.bench.traces import TRACES, make_trace
 from vitcache.policy import POLICIES, Policy, make_policy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "policy"
 CLAIMS_CPU = True
@@ -71,6 +75,36 @@ def run_case(case: TraceCase | OperationCase, recorder: Recorder, timer: Timer) 
         yield from _time_operations(case, recorder, timer)
 
 
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """A column per trace: above the hits, below the encode time saved, over the memory of one tier."""
+    from matplotlib.figure import Figure
+
+    points = [
+        (row["case"].split()[0], row) for row in rows if row["unit"] == "share" and "+" not in row["case"]
+    ]
+    traces = list(dict.fromkeys(trace for trace, _ in points))
+    metrics = {"hit_share": "hits", "saved_share": "encode time saved"}
+    figure = Figure(figsize=(1 + 3 * len(traces), 6.5), layout="constrained")
+    panels = figure.subplots(len(metrics), len(traces), squeeze=False, sharex=True)
+    for row_of_panels, (metric, title) in zip(panels, metrics.items(), strict=True):
+        for axes, name in zip(row_of_panels, traces, strict=True):
+            for contender in (*POLICIES, "farthest", "bound"):
+                line = [
+                    (row["bytes"] / GIB, row["value"])
+                    for trace, row in points
+                    if (trace, row["contender"], row["metric"]) == (name, contender, metric)
+                ]
+                style = "-" if contender in POLICIES else "--"
+                axes.plot(*zip(*line, strict=True), style, marker=".", label=contender)
+            axes.set(title=name if metric == "hit_share" else None, ylim=(0, None))
+            axes.set_xscale("log", base=2)
+        row_of_panels[0].set_ylabel(title)
+    figure.supxlabel("GiB of memory")
+    figure.suptitle(f"{rows[0]['bench']}, {rows[0]['commit']}")
+    panels[0][0].legend(fontsize=7)
+    return figure
+
+
 def _replay(case: TraceCase, recorder: Recorder) -> Iterator[str]:
     trace = make_trace(case.name, case.length)
     for gib in case.device_gib:
@@ -119,17 +153,17 @@ def _limit(name: str, metric: str, shares: dict[str, float]) -> float | None:
 
 
 def _time_operations(case: OperationCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    draw = random.Random(0)
+    rng = random.Random(0)
     for name in POLICIES:
         yield name
-        keys = [draw.randbytes(32) for _ in range(case.entries)]
-        hits, fresh = cycle(draw.sample(keys, len(keys))), (number.to_bytes(32) for number in count())
+        keys = [rng.randbytes(32) for _ in range(case.entries)]
+        hits, fresh = cycle(rng.sample(keys, len(keys))), (number.to_bytes(32) for number in count())
         policy = make_policy(name, 8 * case.entries)
         for key in keys:
-            policy.insert(key, draw.randint(1, 15), 30.0)
+            policy.insert(key, rng.randint(1, 15), 30.0)
 
-        touch = partial(_touch, policy, hits)
-        for metric, run in {"touch_us": touch, "replace_us": partial(_replace, policy, fresh)}.items():
+        calls = {"touch_us": partial(_touch, policy, hits), "replace_us": partial(_replace, policy, fresh)}
+        for metric, run in calls.items():
             total = timer.host_us(run)
             each = Sample(*(value / OPERATIONS for value in (total.value, total.p20, total.p80)))
             recorder.add(case.name, name, metric, "us", each)
