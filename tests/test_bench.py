@@ -12,6 +12,8 @@ from vitcache.bench import bench_keys, bench_placement, contenders, plot, publis
 from vitcache.bench.record import FIELDS, Recorder
 from vitcache.bench.registry import PLACEMENT_CASES
 from vitcache.bench.timing import Sample
+from vitcache.bench.traces import TRACES
+from vitcache.policy import POLICIES
 
 
 def run_bench(directory, *arguments):
@@ -110,6 +112,29 @@ def test_threads_that_give_other_keys_get_no_number(tmp_path, monkeypatch, capsy
 def test_given_keys_are_judged_beside_the_tower_that_people_run():
     judged = {case.name: case.is_judged for cases in bench_keys.CASES.values() for case in cases}
     assert judged == {"1x1280x720": True, "8x1280x720": True, "2x320x240": False}
+
+
+def test_policies_are_replayed_beside_what_cannot_be_passed(tmp_path):
+    code, files = run_bench(tmp_path, "--bench", "policy")
+    assert code == 0
+    (rows,) = files.values()
+    policies = set(POLICIES)
+    shares = [row for row in rows if row["metric"] == "saved_share" and "+" not in row["case"]]
+    assert {row["contender"] for row in shares} == policies | {"farthest", "bound"}
+    assert {row["case"].split()[0] for row in shares} == set(TRACES)
+    assert all(row["ratio"] is None or row["ratio"] <= 1 for row in shares)
+    assert all(row["bytes"] > 0 for row in shares)
+    assert {row["contender"] for row in rows if row["metric"] == "written_share"} == policies
+    assert {row["contender"] for row in rows if row["metric"] == "touch_us"} == policies
+    judged = [row for row in rows if row["meets_target"] is not None]
+    assert {(row["contender"], row["metric"]) for row in judged} == {("cost", "saved_share")}
+
+
+def test_shares_are_drawn_over_memory(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_bench(tmp_path, "--bench", "policy")
+    (path,) = tmp_path.glob("*.json")
+    assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: `python -m vitcache demo | bench | info`."""
+"""The command line: `python -m vitcache demo | bench | memory | info`."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": ("vitcache.demo", "a chat about photographs, through a stock model and through vitcache"),
     "bench": ("vitcache.bench.run", "measure what vitcache claims"),
+    "memory": ("vitcache.bench.memory", "say how much memory a trace of image requests needs"),
     "info": ("vitcache.info", "say what this build and this machine have and lack"),
 }
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(arguments: Sequence[str]) -> int:
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
     parser = argparse.ArgumentParser(prog="python -m vitcache")
-    commands = parser.add_subparsers(metavar="demo|bench|info", required=True)
+    commands = parser.add_subparsers(metavar="demo|bench|memory|info", required=True)
     try:
         for name, (module, summary) in COMMANDS.items():
             command = commands.add_parser(name, help=summary, description=summary)
