@@ -10,12 +10,13 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Item:
-    """An entry: its rows, the pages that they take, and its leases."""
+    """An entry: its rows, the pages that they take, its leases, and its hits since it came to its tier."""
 
     key: bytes
     rows: Tensor
     pages: int
     leases: int = 0
+    hits: int = 0
 
 
 @dataclass(eq=False)
@@ -25,6 +26,7 @@ class Flight:
     key: bytes
     pages: int
     epoch: int
+    source: Item | None = None  # of a promotion
     device_pages: int = 0
     demoted: list[Item] = field(default_factory=list)
 
@@ -37,24 +39,41 @@ class Flight:
 
 
 class CacheModel:
-    """Two lists of items, the first to go first, and those that are gone but leased."""
+    """Two lists of items, the first to go first, host copies of device items, and those that are gone but
+    leased.
+    """
 
     def __init__(self, device_pages: int, host_pages: int, page_rows: int) -> None:
         self.capacity = {"device": device_pages, "host": host_pages}
         self.page_rows = page_rows
         self.tiers: dict[str, list[Item]] = {"device": [], "host": []}
+        self.backing: list[Item] = []
         self.gone: dict[str, list[Item]] = {"device": [], "host": []}
         self.flights: list[Flight] = []
         self.epoch = 0
         self.counts = dict.fromkeys(
-            ("hits", "misses", "insertions", "evictions", "demotions", "rejections"), 0
+            (
+                "hits",
+                "misses",
+                "insertions",
+                "evictions",
+                "demotions",
+                "writebacks",
+                "promotions",
+                "rejections",
+            ),
+            0,
         )
 
     def items(self) -> dict[bytes, Item]:
         return {item.key: item for items in self.tiers.values() for item in items}
 
+    def pages_of(self, tier: str) -> list[Item]:
+        """All that may hold pages: host copies too."""
+        return self.tiers[tier] + self.gone[tier] + (self.backing if tier == "host" else [])
+
     def leased_pages(self, tier: str) -> int:
-        return sum(item.pages for item in self.tiers[tier] + self.gone[tier] if item.leases)
+        return sum(item.pages for item in self.pages_of(tier) if item.leases)
 
     def put(self, key: bytes, rows: Tensor, *, fails: bool = False) -> bool:
         flight = self.reserve(key, len(rows))
@@ -74,25 +93,43 @@ class CacheModel:
         short = pages - self.room("device")
         if old in self.tiers["device"] and old.leases == 0 and short > 0:
             self.drop(old)
-        flight = Flight(key, pages, self.epoch)
+        return self.set_aside(Flight(key, pages, self.epoch))
+
+    def promote(self, source: Item) -> Flight | None:
+        if source not in self.tiers["host"] or source.pages > self.available("device"):
+            return None
+        return self.set_aside(Flight(source.key, source.pages, self.epoch, source))
+
+    def set_aside(self, flight: Flight) -> Flight:
+        pages = flight.pages
         taken = min(pages, self.room("device"))
         for victim in self.victims("device", pages):
             self.tiers["device"].remove(victim)
             taken += victim.pages
+            if copy := self.copy_of(victim):
+                self.backing.remove(copy)
+                self.tiers["host"].append(copy)
+                copy.hits = 0
+                self.counts["demotions"] += 1
+                continue
             if victim.pages > self.available("host") - flight.host_pages:
                 self.counts["evictions"] += 1
                 continue
             for loser in self.victims("host", victim.pages + flight.host_pages):
-                self.drop(loser)
+                if loser in self.backing:
+                    self.backing.remove(loser)
+                else:
+                    self.drop(loser)
             flight.demoted.insert(0, victim)
         flight.device_pages = taken
         self.flights.append(flight)
         return flight
 
     def commit(self, flight: Flight, rows: Tensor) -> bool:
+        source = flight.source
         if flight.epoch != self.epoch:
             self.cancel(flight)
-            self.counts["rejections"] += 1
+            self.counts["rejections"] += source is None
             return False
         self.flights.remove(flight)
         for item in flight.demoted:
@@ -101,6 +138,15 @@ class CacheModel:
             else:
                 self.tiers["host"].append(item)
                 self.counts["demotions"] += 1
+                self.counts["writebacks"] += 1
+        if source is not None:
+            if source not in self.tiers["host"]:
+                return False
+            self.tiers["host"].remove(source)
+            self.backing.append(source)
+            self.tiers["device"].append(Item(flight.key, rows.clone(), flight.pages))
+            self.counts["promotions"] += 1
+            return True
         if flight.key in self.items():
             self.drop(self.items()[flight.key])
         self.tiers["device"].append(Item(flight.key, rows.clone(), flight.pages))
@@ -125,6 +171,7 @@ class CacheModel:
                 items.remove(item)
                 items.append(item)
         item.leases += 1
+        item.hits += 1
         return item
 
     def release(self, item: Item) -> None:
@@ -140,7 +187,13 @@ class CacheModel:
             if item in items:
                 items.remove(item)
                 self.gone[tier].append(item)
+        if copy := self.copy_of(item):
+            self.backing.remove(copy)
+            self.gone["host"].append(copy)
         self.counts["evictions"] += 1
+
+    def copy_of(self, item: Item) -> Item | None:
+        return next((copy for copy in self.backing if copy.key == item.key), None)
 
     def in_flight(self, tier: str) -> int:
         return sum(flight.pages_in(tier) for flight in self.flights)
@@ -151,13 +204,13 @@ class CacheModel:
 
     def room(self, tier: str) -> int:
         """Pages that can be had without an eviction."""
-        held = self.tiers[tier] + [item for item in self.gone[tier] if item.leases]
+        held = [item for item in self.pages_of(tier) if item.leases or item not in self.gone[tier]]
         return self.capacity[tier] - sum(item.pages for item in held) - self.in_flight(tier)
 
     def victims(self, tier: str, pages: int) -> list[Item]:
         short = pages - self.room(tier)
         chosen: list[Item] = []
-        for item in self.tiers[tier]:
+        for item in (self.backing if tier == "host" else []) + self.tiers[tier]:
             if item.leases == 0 and short > sum(item.pages for item in chosen):
                 chosen.append(item)
         for item in list(reversed(chosen)):

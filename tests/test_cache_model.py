@@ -87,8 +87,9 @@ class CacheMachine(RuleBasedStateMachine):
     def end_reservation(self, data: st.DataObject, end: str) -> None:
         reservation, flight = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
         if end == "commit":
-            rows = self.new_rows(reservation.num_rows)
-            reservation.write(rows)
+            rows = flight.source.rows if flight.source else self.new_rows(reservation.num_rows)
+            if flight.source is None:
+                reservation.write(rows)
             assert reservation.commit() == self.model.commit(flight, rows)
             return
         if end == "cancel":
@@ -101,7 +102,18 @@ class CacheMachine(RuleBasedStateMachine):
         lease, item = self.cache.get(key, num_rows=num_rows), self.model.get(key, num_rows)
         assert (lease is None) == (item is None)
         if lease is not None and item is not None:
+            assert lease.hits == item.hits
             self.leases.append((lease, item))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def promote(self, data: st.DataObject) -> None:
+        lease, item = self.leases[data.draw(st.integers(0, len(self.leases) - 1))]
+        reservation, flight = self.cache.promote(lease), self.model.promote(item)
+        assert (reservation is None) == (flight is None)
+        if reservation is not None and flight is not None:
+            reservation.write(lease.to_tensor())
+            self.reserved.append((reservation, flight))
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), forget=st.booleans())
@@ -144,6 +156,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert used == needed or (self.stale and needed < used <= capacity)
         for lease, item in self.leases:
             assert same_rows(lease.to_tensor(), item.rows)
+            assert (lease.tier == "host") == (item in self.model.pages_of("host"))
 
     def teardown(self) -> None:
         if not hasattr(self, "cache"):

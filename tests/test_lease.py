@@ -159,7 +159,7 @@ class Interrupted:
 
 
 def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: EmbeddingCache) -> None:
-    entry = cache._ledger.index.entries[KEY]
+    entry = cache._ledger.index.device[KEY]
     pool, entry.pool = entry.pool, Interrupted()
     half = Lease.__new__(Lease)
     pin = [entry]

@@ -7,6 +7,7 @@ import operator
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 from typing import Any, SupportsIndex
@@ -41,7 +42,9 @@ class EmbeddingCache:
     """Rows of encoded items by content key, in an exact number of bytes.
 
     Rows live in pages that are allocated here, once. `put` copies into the device tier. What must make room
-    for it goes to the host tier, if there is one, and is read from there. A leased entry stays where it is.
+    for it goes to the host tier, if there is one, is read from there, and comes back by `promote`. What came
+    back keeps its host pages as long as nothing needs them, and goes to the host tier again without a copy. A
+    leased entry stays where it is.
 
     Parameters
     ----------
@@ -212,29 +215,60 @@ class EmbeddingCache:
         if epoch is not None:
             epoch = _to_int("epoch", epoch, 0)
         cost = num_rows * MS_PER_ROW if encode_ms is None else _to_ms("encode_ms", encode_ms)
-        self._drain()
-        flight: Flight | None = None
-        try:
-            with self._lock:
-                ledger = self._open()
-                now, available = ledger.epoch, ledger.device.num_available
-                begun = now if epoch is None else epoch
-                flight = ledger.depart(key, num_rows, cost, begun)
-            if flight is not None:
-                self._make_room(flight)
-                land = partial(self._land, ledger)
-                return Reservation(flight, self.device, self._timeline, land, self._forgotten)
-        except BaseException:
-            if flight is not None:
-                abandon(flight, self._timeline, partial(self._land, ledger))
-            raise
-        if now == begun:
-            fits = ledger.device.pages_for(num_rows) <= ledger.device.num_pages
-            advice = "raise device_bytes or release leases" if fits else "raise device_bytes"
-        else:
-            advice = outdated(begun, now)
-        warn_refused(num_rows, ledger.device, available, advice)
-        return None
+        books: list[tuple[PagePool, int, int]] = []
+
+        def depart(ledger: Ledger) -> Flight | None:
+            pool, now = ledger.device, ledger.epoch
+            books.append((pool, now, pool.num_available))
+            return ledger.depart(key, num_rows, cost, now if epoch is None else epoch)
+
+        reservation = self._reserve(depart)
+        if reservation is None:
+            [(pool, now, available)] = books
+            if epoch is None or epoch == now:
+                fits = pool.pages_for(num_rows) <= pool.num_pages
+                advice = "raise device_bytes or release leases" if fits else "raise device_bytes"
+            else:
+                advice = outdated(epoch, now)
+            warn_refused(num_rows, pool, available, advice)
+        return reservation
+
+    def promote(self, lease: Lease) -> Reservation | None:
+        """Make room on the device for an entry of the host tier, as a second place for it.
+
+        Write the leased rows there, best in the launch that places them: with the lease as the source and
+        ``store=[reservation]``, `scatter_embeddings` and `embed_tokens` read them once from host memory. Then
+        `Reservation.commit`, and release the lease. What makes room is moved as in `reserve`.
+
+        When is the caller's choice. Promoting what is hit once more than it was demoted for is a good rule:
+        ``lease.tier == "host" and lease.hits > 1``.
+
+        Parameters
+        ----------
+        lease
+            From `get` of this cache.
+
+        Returns
+        -------
+        Reservation or None
+            None if the entry is in the device tier or no longer in the cache, or if there is no room. Nothing
+            is lost by that, so it is neither logged nor counted.
+
+        Raises
+        ------
+        ValueError
+            If it is a lease of another cache.
+        TypeError
+            If it is no lease.
+        RuntimeError
+            If the lease was released, or the cache was closed.
+        """
+        if not isinstance(lease, Lease):
+            raise TypeError(f"lease must be a Lease, it is {type(lease).__name__}")
+        if lease._returns is not self._returns:
+            raise ValueError(f"the lease of {lease.num_rows} rows is of another cache")
+        source = lease._entry()
+        return self._reserve(lambda ledger: ledger.depart_promotion(source))
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Return a lease on the rows under `key`, or None.
@@ -309,12 +343,12 @@ class EmbeddingCache:
         """Whether there is an entry under `key`; neither a hit nor a miss."""
         check_key(key)
         with self._lock:
-            return key in self._open().index.entries
+            return key in self._open().index
 
     def __len__(self) -> int:
         """Return the number of entries that can be looked up."""
         with self._lock:
-            return len(self._open().index.entries)
+            return len(self._open().index)
 
     def stats(self) -> CacheStats:
         """Return counts and sizes at this moment."""
@@ -384,6 +418,24 @@ class EmbeddingCache:
             finally:
                 for done in returns:
                     self._returns.add(*done)
+
+    def _reserve(self, depart: Callable[[Ledger], Flight | None]) -> Reservation | None:
+        """Move away what makes room for a flight, if it departs."""
+        self._drain()
+        flight: Flight | None = None
+        try:
+            with self._lock:
+                ledger = self._open()
+                flight = depart(ledger)
+            if flight is None:
+                return None
+            self._make_room(flight)
+            land = partial(self._land, ledger)
+            return Reservation(flight, self.device, self._timeline, land, self._forgotten)
+        except BaseException:
+            if flight is not None:
+                abandon(flight, self._timeline, partial(self._land, ledger))
+            raise
 
     def _make_room(self, flight: Flight) -> None:
         """Move the victims to the host tier, on the current stream."""

@@ -1,8 +1,9 @@
-"""The index: from keys to entries, and in which order the entries of each tier go."""
+"""The index: from keys to entries of both tiers, and in which order the entries of each go."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import chain
 
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
@@ -12,11 +13,23 @@ from vitcache.streams import Fence
 class Entry:
     """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
 
-    `cost` is what a hit saves. `written` is the fence behind the copy into the pages, and `reads` has the
-    last fence of every stream that read them. All but `leases` and `reads` never change.
+    `cost` is what a hit saves, `hits` how many there were since the entry came to its tier. `written` is the
+    fence behind the copy into the pages, and `reads` has the last fence of every stream that read them. All
+    but `hits`, `leases` and `reads` never change.
     """
 
-    __slots__ = ("cost", "key", "leases", "num_rows", "paged_rows", "pages", "pool", "reads", "written")
+    __slots__ = (
+        "cost",
+        "hits",
+        "key",
+        "leases",
+        "num_rows",
+        "paged_rows",
+        "pages",
+        "pool",
+        "reads",
+        "written",
+    )
 
     def __init__(
         self, key: bytes, num_rows: int, cost: float, pool: PagePool, pages: tuple[int, ...], written: Fence
@@ -30,6 +43,7 @@ class Entry:
         self.written = written
         self.reads: dict[Hashable, Fence] = {}
         self.leases = 0
+        self.hits = 0
 
     def fences(self) -> tuple[Fence, ...]:
         """Return what must have passed before the pages are written again."""
@@ -37,44 +51,87 @@ class Entry:
 
 
 class Index:
-    """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock."""
+    """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock.
+
+    `device` and `host` have the entries of each tier; no key is in both. `backing` has the host tier's copies
+    of entries that are in the device tier, too: in no policy, as they are the first to give room.
+    """
 
     def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:
-        self.entries: dict[bytes, Entry] = {}
+        self.device: dict[bytes, Entry] = {}
+        self.host: dict[bytes, Entry] = {}
+        self.backing: dict[bytes, Entry] = {}
+        self._entries = {"device": self.device, "host": self.host}
         self._policies = {pool.tier: make_policy(policy, pool.num_pages) for pool in pools}
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self.device) + len(self.host)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether there is an entry under a key."""
+        return key in self.device or key in self.host
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield every entry and every backing copy."""
+        return chain(self.device.values(), self.host.values(), self.backing.values())
+
+    def find(self, key: bytes) -> Entry | None:
+        """Return the entry under a key, which may have a backing copy."""
+        return self.device.get(key) or self.host.get(key)
 
     def add(self, entry: Entry) -> None:
         """Add an entry under a key that is not there."""
-        self.entries[entry.key] = entry
+        self._entries[entry.pool.tier][entry.key] = entry
         self._policies[entry.pool.tier].insert(entry.key, len(entry.pages), entry.cost)
 
-    def remove(self, entry: Entry) -> None:
-        """Take out an entry that is there."""
-        del self.entries[entry.key]
-        self._policies[entry.pool.tier].remove(entry.key)
+    def promote(self, entry: Entry) -> None:
+        """Add a device entry whose key is in the host tier: what is there becomes its backing copy."""
+        self._policies["host"].remove(entry.key)
+        self.backing[entry.key] = self.host.pop(entry.key)
+        self.add(entry)
+
+    def remove(self, key: bytes) -> list[Entry]:
+        """Take out a key that is there; return its entry and its backing copy, if it has one."""
+        tier = "device" if key in self.device else "host"
+        self._policies[tier].remove(key)
+        backing = self.backing.pop(key, None)
+        return [self._entries[tier].pop(key), *([] if backing is None else [backing])]
 
     def evict(self, entry: Entry) -> bool:
         """Take out an entry to make room; whether it is worth a place in the next tier."""
-        del self.entries[entry.key]
-        policy = self._policies[entry.pool.tier]
-        is_kept = policy.is_kept(entry.key)
-        policy.evict(entry.key)
+        tier = entry.pool.tier
+        if self.backing.get(entry.key) is entry:
+            del self.backing[entry.key]
+            return False
+        del self._entries[tier][entry.key]
+        is_kept = self._policies[tier].is_kept(entry.key)
+        self._policies[tier].evict(entry.key)
         return is_kept
+
+    def fall_back(self, key: bytes) -> bool:
+        """Let the backing copy of an entry that was evicted take its place; whether there is one."""
+        entry = self.backing.pop(key, None)
+        if entry is None:
+            return False
+        entry.hits = 0
+        self.add(entry)
+        return True
 
     def touch(self, entry: Entry) -> None:
         """Note a hit."""
         self._policies[entry.pool.tier].touch(entry.key)
 
-    def pop(self) -> Entry:
-        """Take out one of the entries, of which there must be one."""
-        key, entry = self.entries.popitem()
-        self._policies[entry.pool.tier].remove(key)
-        return entry
+    def pop(self) -> list[Entry]:
+        """Take out one of the keys, of which there must be one."""
+        return self.remove(next(iter(self.device or self.host)))
 
     def order(self, tier: str) -> Iterator[bytes]:
-        """Yield the keys of a tier, the first to go first."""
+        """Yield the keys of a tier's policy, the first to go first."""
         return self._policies[tier].victims()
 
     def victims(self, tier: str) -> Iterator[Entry]:
         """Yield the entries of a tier, the first to go first."""
-        return (self.entries[key] for key in self.order(tier))
+        entries = self._entries[tier]
+        in_order = (entries[key] for key in self.order(tier))
+        return chain(self.backing.values(), in_order) if tier == "host" else in_order

@@ -55,6 +55,10 @@ class Lease:
         Shape and dtype of the rows.
     page_rows
         Rows of a page.
+    tier
+        Where the rows are: ``"device"`` or ``"host"``.
+    hits
+        Look-ups that found the entry in this tier since it came there, this one included.
     device
         Device of the cache, where the rows may be placed.
     paged_rows
@@ -76,10 +80,12 @@ class Lease:
         "_timeline",
         "device",
         "dtype",
+        "hits",
         "num_rows",
         "page_rows",
         "paged_rows",
         "row_width",
+        "tier",
     )
 
     def __init__(self, pin: list[Entry], device: torch.device, timeline: Timeline, returns: Returns) -> None:
@@ -91,6 +97,8 @@ class Lease:
         self.row_width = pool.row_width
         self.dtype = pool.dtype
         self.page_rows = pool.page_rows
+        self.tier = pool.tier
+        self.hits = entry.hits
         self.paged_rows: PagedRows | None = entry.paged_rows
         self.device = device
         self._timeline = timeline

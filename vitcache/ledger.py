@@ -27,7 +27,8 @@ class Demotion(NamedTuple):
 class Flight:
     """A `put` while its rows are copied: it alone reads and writes the pages that are named here.
 
-    `pages` become the new entry's, `spare` is what its victims leave over, `fences` come before any copy.
+    `pages` become the new entry's, `spare` is what its victims leave over, `fences` come before any copy. A
+    promotion has the host entry `source` that the rows come from.
     """
 
     epoch: int
@@ -39,6 +40,7 @@ class Flight:
     spare: tuple[int, ...]
     fences: set[Fence]
     demotions: list[Demotion]
+    source: Entry | None = None
 
     def pages_of(self, pool: PagePool) -> list[int]:
         """Return the pages of one pool."""
@@ -64,14 +66,15 @@ class Ledger:
 
     def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
         """Look up and lease an entry; one of another length than expected is dropped."""
-        entry = self.index.entries.get(key)
+        entry = self.index.find(key)
         if entry is not None and num_rows is not None and entry.num_rows != num_rows:
-            self._drop(entry)
+            self._drop(key)
             entry = None
         if entry is None:
             self.counts.misses += 1
             return None
         self.counts.hits += 1
+        entry.hits += 1
         self.index.touch(entry)
         if entry.leases == 0:
             entry.pool.leased += len(entry.pages)
@@ -96,28 +99,19 @@ class Ledger:
             self.counts.rejections += 1
             return None
         self._reclaim(self.device, count)
-        old = self.index.entries.get(key)
-        if old is not None and old.pool is self.device and old.leases == 0 and self.device.num_free < count:
-            self._drop(old)
-        victims = self._victims(self.device, count)
-        free, fences = self.device.take(min(count, self.device.num_free))
-        demotions = []
-        for victim in victims:
-            is_kept = self.index.evict(victim)
-            fences.update(victim.fences())
-            demotion = self._demote(victim, fences) if is_kept else None
-            if demotion is None:
-                self.counts.evictions += 1
-            else:
-                demotions.append(demotion)
-        # In ascending order, so that adjacent pages are read and written in one piece.
-        pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
-        self.device.in_flight += len(pages)
-        flight = Flight(
-            self.epoch, key, num_rows, cost, self.device, pages[:count], pages[count:], fences, demotions
-        )
-        self._flights.add(flight)
-        return flight
+        old = self.index.device.get(key)
+        if old is not None and old.leases == 0 and self.device.num_free < count:
+            self._drop(key)
+        return self._set_aside(key, num_rows, cost, None)
+
+    def depart_promotion(self, source: Entry) -> Flight | None:
+        """Set device pages aside for an entry that only the host tier has; None if it is no such entry any
+        more, or too few can be had.
+        """
+        is_there = self.index.host.get(source.key) is source
+        if not is_there or len(source.pages) > self.device.num_available:
+            return None
+        return self._set_aside(source.key, source.num_rows, source.cost, source)
 
     def land(self, flight: Flight, fence: Fence | None, *, failed: bool = False) -> bool:
         """Enter what was copied before `fence`, or free its pages if that failed or the epoch is over.
@@ -129,6 +123,7 @@ class Ledger:
         self._flights.remove(flight)
         for pool in self._pools:
             pool.in_flight -= len(flight.pages_of(pool))
+        source = flight.source
         if fence is None or failed or flight.epoch != self.epoch:
             # After a failure the copying stream may not have waited for all of them.
             fences = tuple(flight.fences) if fence is None else (*flight.fences, fence)
@@ -137,28 +132,36 @@ class Ledger:
                 self.counts.evictions += 1
             flight.pool.give_back(flight.spare, fences)
             flight.pool.give_back(flight.pages, fences)
-            self.counts.rejections += not failed
+            self.counts.rejections += not failed and source is None
             return False
         for entry, pool, pages in reversed(flight.demotions):
             # Meanwhile another thread may have put rows under its key.
-            if entry.key in self.index.entries:
+            if entry.key in self.index:
                 pool.give_back(pages, (fence,))
                 self.counts.evictions += 1
             else:
                 self.index.add(Entry(entry.key, entry.num_rows, entry.cost, pool, pages, fence))
                 self.counts.demotions += 1
+                self.counts.writebacks += 1
         flight.pool.give_back(flight.spare, (fence,))
-        old = self.index.entries.get(flight.key)
-        if old is not None:
-            self._drop(old)
-        self.index.add(Entry(flight.key, flight.num_rows, flight.cost, flight.pool, flight.pages, fence))
+        if source is not None and self.index.host.get(source.key) is not source:
+            flight.pool.give_back(flight.pages, (fence,))
+            return False
+        entry = Entry(flight.key, flight.num_rows, flight.cost, flight.pool, flight.pages, fence)
+        if source is not None:
+            self.index.promote(entry)
+            self.counts.promotions += 1
+            return True
+        if flight.key in self.index:
+            self._drop(flight.key)
+        self.index.add(entry)
         self.counts.insertions += 1
         return True
 
     def advance(self) -> None:
         """Begin an epoch in constant time: the pages of earlier ones are freed only when they are needed."""
-        if self.index.entries:
-            self.counts.evictions += len(self.index.entries)
+        if len(self.index):
+            self.counts.evictions += len(self.index)
             self._stale.append(self.index)
             self.index = self._new_index()
         self.epoch += 1
@@ -175,7 +178,7 @@ class Ledger:
         capacity = [pool.num_pages * pool.page_bytes for pool in self._pools]
         return CacheStats(
             **asdict(self.counts),
-            entries=len(self.index.entries),
+            entries=len(self.index),
             leased_pages=sum(pool.leased for pool in self._pools),
             device_bytes=used[0],
             host_bytes=sum(used[1:]),
@@ -186,7 +189,7 @@ class Ledger:
     def problems(self) -> list[str]:
         """Return in words what does not agree, which is nothing."""
         indices = [self.index, *self._stale]
-        entries = [*(entry for index in indices for entry in index.entries.values()), *self._dropped]
+        entries = [*(entry for index in indices for entry in index), *self._dropped]
         found = []
         for pool in self._pools:
             here = [entry for entry in entries if entry.pool is pool]
@@ -198,7 +201,7 @@ class Ledger:
             found += _differ(f"leased {pool.tier} pages", leased, pool.leased)
             found += _differ(f"{pool.tier} pages in flight", len(in_flight), pool.in_flight)
             for index in indices:
-                filed = [key for key, entry in index.entries.items() if entry.pool is pool]
+                filed = index.device if pool is self.device else index.host
                 order = sorted(index.order(pool.tier))
                 found += _differ(f"keys of the {pool.tier} tier's policy", sorted(filed), order)
             for entry in here:
@@ -206,9 +209,47 @@ class Ledger:
         found += _differ("leases", sum(entry.leases for entry in entries), self._num_leases)
         leased = sum(entry.leases > 0 for entry in self._dropped)
         found += _differ("dropped entries", leased, len(self._dropped))
-        present = len(self.index.entries) + sum(len(flight.demotions) for flight in self._flights)
+        for index in indices:
+            found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
+            found += _differ("backing of nothing", [], sorted(index.backing.keys() - index.device.keys()))
+        present = len(self.index) + sum(len(flight.demotions) for flight in self._flights)
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
         return found
+
+    def _set_aside(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> Flight:
+        """Take device pages for so many rows, which can be had."""
+        count = self.device.pages_for(num_rows)
+        victims = self._victims(self.device, count)
+        free, fences = self.device.take(min(count, self.device.num_free))
+        demotions = []
+        for victim in victims:
+            is_kept = self.index.evict(victim)
+            fences.update(victim.fences())
+            if self.index.fall_back(victim.key):
+                self.counts.demotions += 1
+                continue
+            demotion = self._demote(victim, fences) if is_kept else None
+            if demotion is None:
+                self.counts.evictions += 1
+            else:
+                demotions.append(demotion)
+        # In ascending order, so that adjacent pages are read and written in one piece.
+        pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
+        self.device.in_flight += len(pages)
+        flight = Flight(
+            self.epoch,
+            key,
+            num_rows,
+            cost,
+            self.device,
+            pages[:count],
+            pages[count:],
+            fences,
+            demotions,
+            source,
+        )
+        self._flights.add(flight)
+        return flight
 
     def _victims(self, pool: PagePool, count: int) -> list[Entry]:
         """Choose who must go for `count` pages to be free, which can be had. The last to go comes first."""
@@ -235,8 +276,9 @@ class Ledger:
         if self.host is None or len(entry.pages) > self.host.num_available:
             return None
         for victim in self._victims(self.host, len(entry.pages)):
+            is_backing = victim.key in self.index.backing
             self.index.evict(victim)
-            self.counts.evictions += 1
+            self.counts.evictions += not is_backing
             self._free(victim)
         pages, host_fences = self.host.take(len(entry.pages))
         self.host.in_flight += len(pages)
@@ -249,16 +291,17 @@ class Ledger:
             self._reclaim_one()
 
     def _reclaim_one(self) -> None:
-        if self._stale[-1].entries:
-            self._free(self._stale[-1].pop())
+        if len(self._stale[-1]):
+            for entry in self._stale[-1].pop():
+                self._free(entry)
         else:
             self._stale.pop()
 
-    def _drop(self, entry: Entry) -> None:
-        """Take an entry out of the cache."""
-        self.index.remove(entry)
+    def _drop(self, key: bytes) -> None:
+        """Take what is under a key out of the cache."""
         self.counts.evictions += 1
-        self._free(entry)
+        for entry in self.index.remove(key):
+            self._free(entry)
 
     def _free(self, entry: Entry) -> None:
         """Free the pages of an entry that is in no index any more, or let its last lease do so."""

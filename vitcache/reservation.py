@@ -46,9 +46,9 @@ class Abandoned(NamedTuple):
 class Reservation:
     """Room for the rows of one key, until they were written there and are entered, or given up.
 
-    Made by `EmbeddingCache.reserve`. Write all rows by `write`, or by ``store=`` of `scatter_embeddings` and
-    `embed_tokens`, which place them in the same launch; then `commit`. A context manager: what was not
-    committed when it ends is cancelled, and so is a reservation that is forgotten.
+    Made by `EmbeddingCache.reserve` and `EmbeddingCache.promote`. Write all rows by `write`, or by ``store=``
+    of `scatter_embeddings` and `embed_tokens`, which place them in the same launch; then `commit`. A context
+    manager: what was not committed when it ends is cancelled, and so is a reservation that is forgotten.
 
     Attributes
     ----------
@@ -164,7 +164,8 @@ class Reservation:
         -------
         bool
             False if the cache began another epoch, or was closed, since the rows were begun; a warning was
-            logged.
+            logged. Of a promotion: also if what was promoted is no longer there, or is on the device already;
+            no warning, as nothing is lost.
 
         Raises
         ------
@@ -178,7 +179,7 @@ class Reservation:
             self.cancel()
             raise
         self._close()
-        if not landing.admitted:
+        if not landing.admitted and flight.source is None:
             advice = outdated(flight.epoch, landing.epoch)
             warn_refused(self.num_rows, flight.pool, landing.available, advice)
         return landing.admitted

@@ -14,6 +14,8 @@ class Counts:
     insertions: int = 0
     evictions: int = 0
     demotions: int = 0
+    writebacks: int = 0
+    promotions: int = 0
     rejections: int = 0
 
 
@@ -30,6 +32,10 @@ class CacheStats:
         cleared, or of an earlier epoch. While no `put` is under way, ``entries == insertions - evictions``.
     demotions
         Entries that moved from the device tier to the host tier.
+    writebacks
+        Demotions that copied rows. The others had a copy in the host tier, from before they were promoted.
+    promotions
+        Entries of the host tier that came to the device tier, too.
     rejections
         Calls of `put` that returned False.
     entries
@@ -47,6 +53,8 @@ class CacheStats:
     insertions: int
     evictions: int
     demotions: int
+    writebacks: int
+    promotions: int
     rejections: int
     entries: int
     leased_pages: int

@@ -1,0 +1,42 @@
+"""What the tests of the cache share: small caches, rows that can be told apart, and what is in a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache.cache import EmbeddingCache
+
+PAGE_ROWS, WIDTH = 2, 4
+PAGE_BYTES = PAGE_ROWS * WIDTH * 4
+KEYS = [bytes([number]) * 32 for number in range(10)]
+
+
+class Failure(Exception):
+    pass
+
+
+def make_cache(device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
+    arguments = {
+        "dtype": torch.float32,
+        "device": "cpu",
+        "device_bytes": device_pages * PAGE_BYTES,
+        "host_bytes": host_pages * PAGE_BYTES,
+        "page_rows": PAGE_ROWS,
+    }
+    return EmbeddingCache(WIDTH, **(arguments | options))
+
+
+def make_rows(pages: int, value: float = 0.0) -> Tensor:
+    return torch.arange(pages * PAGE_ROWS * WIDTH).view(-1, WIDTH) / 256 + value
+
+
+def present(cache: EmbeddingCache) -> list[int]:
+    return [number for number, key in enumerate(KEYS) if key in cache]
+
+
+def read(cache: EmbeddingCache, key: bytes) -> Tensor:
+    with cache.get(key) as lease:
+        return lease.to_tensor()

@@ -1,0 +1,174 @@
+"""The ends of the cache: epochs, clearing and closing."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+
+from vitcache.cache import EmbeddingCache
+from vitcache.lease import Lease
+
+
+def test_clear_frees_all_pages_but_leased_ones() -> None:
+    cache = make_cache(2, 2)
+    for number in range(3):
+        cache.put(KEYS[number], make_rows(1, float(number)))
+    lease = cache.get(KEYS[0])
+    cache.advance_epoch()
+    cache.put(KEYS[3], make_rows(1))
+    cache.clear()
+    stats = cache.stats()
+    assert (len(cache), stats.device_bytes, stats.host_bytes, stats.leased_pages) == (0, 0, PAGE_BYTES, 1)
+    assert torch.equal(lease.to_tensor(), make_rows(1, 0.0))
+    lease.release()
+    assert cache.stats().host_bytes == 0
+    cache.check_integrity()
+
+
+def test_a_new_epoch_makes_earlier_entries_unreachable_in_both_tiers() -> None:
+    cache = make_cache(2, 2)
+    for number in range(4):
+        cache.put(KEYS[number], make_rows(1))
+    cache.advance_epoch()
+    assert present(cache) == []
+    assert len(cache) == 0
+    assert all(cache.get(key) is None for key in KEYS)
+    assert cache.stats().device_bytes == 2 * PAGE_BYTES
+    assert cache.stats().evictions == 4
+
+
+def test_pages_of_an_earlier_epoch_go_before_any_later_entry() -> None:
+    cache = make_cache(4, 4)
+    for number in range(3):
+        cache.put(KEYS[number], make_rows(1))
+    cache.advance_epoch()
+    for number in range(3, 7):
+        cache.put(KEYS[number], make_rows(1))
+    assert present(cache) == [3, 4, 5, 6]
+    assert (cache.stats().evictions, cache.stats().demotions) == (3, 0)
+    cache.check_integrity()
+
+
+def test_a_new_epoch_leaves_leases_readable_and_their_pages_unavailable() -> None:
+    cache = make_cache(2)
+    cache.put(KEYS[0], make_rows(1, 1.0))
+    lease = cache.get(KEYS[0])
+    cache.advance_epoch()
+    assert cache.put(KEYS[1], make_rows(2)) is False
+    assert cache.put(KEYS[0], make_rows(1, 2.0)) is True
+    assert torch.equal(lease.to_tensor(), make_rows(1, 1.0))
+    assert torch.equal(read(cache, KEYS[0]), make_rows(1, 2.0))
+    lease.release()
+    assert cache.put(KEYS[1], make_rows(2)) is True
+    cache.check_integrity()
+
+
+def test_a_new_epoch_takes_constant_time_in_the_number_of_entries() -> None:
+    cache = make_cache(1000)
+    for number in range(1000):
+        cache.put(number.to_bytes(32, "big"), torch.empty(0, WIDTH))
+    index = cache._ledger.index
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event))
+    cache.advance_epoch()
+    sys.setprofile(None)
+    assert len(calls) < 100
+    assert len(index) == 1000  # it was set aside, not emptied
+
+
+def test_idle_epochs_leave_nothing_behind() -> None:
+    cache = make_cache(1)
+    for _ in range(100):
+        cache.advance_epoch()
+    assert cache._ledger._stale == []
+
+
+def test_the_epoch_counts_its_ends() -> None:
+    cache = make_cache(1)
+    assert cache.epoch == 0
+    cache.advance_epoch()
+    assert cache.epoch == 1
+    cache.clear()
+    assert cache.epoch == 2
+
+
+@pytest.mark.parametrize("end", [EmbeddingCache.clear, EmbeddingCache.advance_epoch])
+def test_rows_that_a_thread_encoded_before_an_end_are_not_admitted_after_it(
+    end: Callable[[EmbeddingCache], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make_cache(2)
+    cache.put(KEYS[0], make_rows(1))
+    encoding, ended, admitted = threading.Event(), threading.Event(), []
+
+    def encode_and_put() -> None:
+        epoch = cache.epoch
+        encoding.set()
+        assert ended.wait(timeout=60)
+        admitted.append(cache.put(KEYS[1], make_rows(1), epoch=epoch))
+
+    thread = threading.Thread(target=encode_and_put)
+    thread.start()
+    assert encoding.wait(timeout=60)
+    end(cache)
+    cache.put(KEYS[2], make_rows(1, 2.0), epoch=cache.epoch)
+    before = cache.stats()
+    ended.set()
+    thread.join()
+    assert admitted == [False]
+    assert present(cache) == [2]
+    assert cache.stats() == dataclasses.replace(before, rejections=1)
+    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "error", "match"),
+    [
+        ("0", TypeError, "epoch must be an int, it is '0' of type str"),
+        (-1, ValueError, "epoch is -1, it must be at least 0"),
+    ],
+)
+def test_a_wrong_epoch_is_an_error(epoch: Any, error: type[Exception], match: str) -> None:
+    cache = make_cache(1)
+    with pytest.raises(error, match=match):
+        cache.put(KEYS[0], make_rows(1), epoch=epoch)
+    assert (len(cache), cache.stats().rejections) == (0, 0)
+
+
+CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
+    "put": lambda cache, _: cache.put(KEYS[0], make_rows(1)),
+    "reserve": lambda cache, _: cache.reserve(KEYS[0], 1),
+    "promote": lambda cache, lease: cache.promote(lease),
+    "get": lambda cache, _: cache.get(KEYS[0]),
+    "in": lambda cache, _: KEYS[0] in cache,
+    "len": lambda cache, _: len(cache),
+    "stats": lambda cache, _: cache.stats(),
+    "clear": lambda cache, _: cache.clear(),
+    "advance_epoch": lambda cache, _: cache.advance_epoch(),
+    "epoch": lambda cache, _: cache.epoch,
+    "claim": lambda cache, _: cache.claim(KEYS[0]),
+    "check_integrity": lambda cache, _: cache.check_integrity(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_closed_cache_refuses_every_call_but_close(name: str) -> None:
+    cache = make_cache(1)
+    cache.put(KEYS[0], make_rows(1))
+    lease = cache.get(KEYS[0])
+    cache.close()
+    cache.close()
+    with pytest.raises(RuntimeError, match="the cache was closed"):
+        CALLS[name](cache, lease)
+
+
+def test_every_public_call_is_tried_on_a_closed_cache() -> None:
+    public = {name for name in vars(EmbeddingCache) if not name.startswith("_")}
+    assert public - {"close"} == set(CALLS) - {"in", "len"}

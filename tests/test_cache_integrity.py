@@ -1,0 +1,150 @@
+"""The books of the cache agree, under many threads and after long runs, and a fault in them is found."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from cache_cases import KEYS, WIDTH, make_cache, make_rows
+
+from vitcache.cache import EmbeddingCache
+
+
+def lose_a_page(cache: EmbeddingCache) -> None:
+    cache._ledger.device.free_pages.pop()
+
+
+def share_a_page(cache: EmbeddingCache) -> None:
+    cache._ledger.device.free_pages.append(cache._ledger.index.device[KEYS[0]].pages[0])
+
+
+def miscount_leases(cache: EmbeddingCache) -> None:
+    cache._ledger.index.device[KEYS[0]].leases += 1
+
+
+def miscount_leased_pages(cache: EmbeddingCache) -> None:
+    cache._ledger.device.leased += 1
+
+
+def miscount_flights(cache: EmbeddingCache) -> None:
+    cache._ledger.device.in_flight += 1
+
+
+def miscount_evictions(cache: EmbeddingCache) -> None:
+    cache._ledger.counts.evictions += 1
+
+
+def forget_an_entry(cache: EmbeddingCache) -> None:
+    del cache._ledger.index.device[KEYS[0]]
+
+
+def drop_without_lease(cache: EmbeddingCache) -> None:
+    ledger = cache._ledger
+    [entry] = ledger.index.device.values()
+    ledger.index.remove(entry.key)
+    ledger.counts.evictions += 1
+    ledger._dropped.add(entry)
+
+
+def cut_an_entry_short(cache: EmbeddingCache) -> None:
+    cache._ledger.index.device[KEYS[0]].num_rows = 1
+
+
+@pytest.mark.parametrize(
+    ("tamper", "match"),
+    [
+        (lose_a_page, r"device pages \[2\] do not have one owner each"),
+        (share_a_page, r"device pages \[0\] do not have one owner each"),
+        (miscount_leases, "leases: counted 1, booked 0"),
+        (miscount_leased_pages, "leased device pages: counted 0, booked 1"),
+        (miscount_flights, "device pages in flight: counted 0, booked 1"),
+        (miscount_evictions, "entries: counted 1, booked 0"),
+        (forget_an_entry, "keys of the device tier's policy"),
+        (drop_without_lease, "dropped entries: counted 0, booked 1"),
+        (cut_an_entry_short, "pages of an entry: counted 1, booked 2"),
+    ],
+)
+def test_check_integrity_finds_what_does_not_agree(
+    tamper: Callable[[EmbeddingCache], None], match: str
+) -> None:
+    cache = make_cache(4, 4)
+    cache.put(KEYS[0], make_rows(2))
+    cache.check_integrity()
+    tamper(cache)
+    with pytest.raises(RuntimeError, match=match):
+        cache.check_integrity()
+
+
+def test_many_threads_never_read_anothers_rows() -> None:
+    cache = make_cache(8, 8)
+    barrier = threading.Barrier(4)
+    errors: list[BaseException] = []
+
+    def work(thread: int) -> None:
+        try:
+            barrier.wait()
+            for step in range(400):
+                number = (step * 7 + thread * 3) % len(KEYS)
+                rows = torch.full((1 + number % 6, WIDTH), float(number))
+                lease = cache.get(KEYS[number])
+                if lease is None:
+                    cache.put(KEYS[number], rows)
+                else:
+                    with lease:
+                        assert torch.equal(lease.to_tensor(), rows)
+                if step % 97 == thread:
+                    cache.advance_epoch()
+                if step % 89 == thread:
+                    cache.clear()
+                if step % 53 == 0:
+                    cache.check_integrity()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    cache.check_integrity()
+    stats = cache.stats()
+    assert stats.hits > 0
+    assert stats.demotions > 0
+    assert stats.leased_pages == 0
+    assert stats.entries == stats.insertions - stats.evictions
+
+
+def test_a_long_run_leaves_no_objects_behind() -> None:
+    cache = make_cache(4, 4)
+    rows = [make_rows(pages) for pages in range(4)]
+
+    def run(steps: int) -> int:
+        for step in range(steps):
+            key = (step * 31 % 997).to_bytes(32, "big")
+            with cache.get(KEYS[step % 10]) or cache.get(key) or contextlib.nullcontext():
+                cache.put(key, rows[1 + step % 3])
+            cache.put(KEYS[step % 10], rows[1])
+            if step % 1000 == 0:
+                cache.advance_epoch()
+        cache.check_integrity()
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = run(2000)
+    assert run(20_000) - before < 200
+
+
+def test_stats_are_a_frozen_snapshot() -> None:
+    cache = make_cache(1)
+    before = cache.stats()
+    cache.put(KEYS[0], make_rows(1))
+    assert before.entries == 0
+    assert cache.stats().entries == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        before.entries = 1

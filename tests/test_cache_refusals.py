@@ -1,0 +1,125 @@
+"""The embedding cache: what it refuses, and what it says then."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+
+from vitcache.cache import EmbeddingCache
+from vitcache.errors import CudaError
+
+
+def test_an_oversize_put_is_refused_and_evicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache(2, 8)
+    cache.put(KEYS[0], make_rows(1, 1.0))
+    cache.put(KEYS[1], make_rows(1, 2.0))
+    assert cache.put(KEYS[0], make_rows(3)) is False
+    assert present(cache) == [0, 1]
+    assert torch.equal(read(cache, KEYS[0]), make_rows(1, 1.0))
+    stats = cache.stats()
+    assert (stats.rejections, stats.evictions, stats.demotions) == (1, 0, 0)
+    [record] = caplog.records
+    assert (record.name, record.levelno) == ("vitcache.cache", logging.WARNING)
+    assert record.message == (
+        "put of 6 rows refused: they take 96 bytes, the device tier has 64, 64 of them to be had; "
+        "raise device_bytes"
+    )
+
+
+def test_a_put_that_only_leases_keep_out_is_refused_and_evicts_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = make_cache(4)
+    for number in range(4):
+        cache.put(KEYS[number], make_rows(1))
+    leases = [cache.get(KEYS[number]) for number in (1, 3)]
+    assert cache.put(KEYS[5], make_rows(3)) is False
+    assert present(cache) == [0, 1, 2, 3]
+    assert "they take 96 bytes, the device tier has 128, 64 of them to be had; " in caplog.text
+    assert "raise device_bytes or release leases" in caplog.text
+    leases[0].release()
+    assert cache.put(KEYS[5], make_rows(3)) is True
+    assert present(cache) == [3, 5]
+    assert cache.stats().rejections == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "rows", "error", "match"),
+    [
+        ("a" * 32, make_rows(1), TypeError, "key must be bytes, it is str"),
+        (bytearray(32), make_rows(1), TypeError, "key must be bytes, it is bytearray"),
+        (bytes(31), make_rows(1), ValueError, "key is of 31 bytes, it must be of 32"),
+        (KEYS[1], [[0.0] * WIDTH], TypeError, "rows must be a tensor, it is list"),
+        (KEYS[1], torch.zeros(2, WIDTH + 1), ValueError, r"shape \(2, 5\), it must be \(num_rows, 4\)"),
+        (KEYS[1], torch.zeros(WIDTH), ValueError, r"shape \(4,\), it must be \(num_rows, 4\)"),
+        (KEYS[1], torch.zeros(1, 2, WIDTH), ValueError, r"shape \(1, 2, 4\), it must be \(num_rows, 4\)"),
+        (KEYS[1], torch.zeros(2, WIDTH, dtype=torch.float64), TypeError, "torch.float64 on cpu, it must be"),
+        (KEYS[1], torch.zeros(2, WIDTH, dtype=torch.int32), TypeError, "torch.int32 on cpu, it must be"),
+        (KEYS[1], torch.zeros(2, WIDTH, device="meta"), TypeError, "torch.float32 on meta, it must be"),
+        (KEYS[1], torch.zeros(2, WIDTH).to_sparse(), TypeError, "torch.sparse_coo tensor of"),
+    ],
+)
+def test_a_wrong_put_is_an_error_and_changes_nothing(
+    key: Any, rows: Any, error: type[Exception], match: str
+) -> None:
+    cache = make_cache(1)
+    cache.put(KEYS[0], make_rows(1))
+    before = cache.stats()
+    with pytest.raises(error, match=match):
+        cache.put(key, rows)
+    assert cache.stats() == before
+    assert torch.equal(read(cache, KEYS[0]), make_rows(1))
+
+
+@pytest.mark.parametrize("look_up", [EmbeddingCache.get, EmbeddingCache.__contains__])
+def test_a_wrong_key_is_an_error_in_every_look_up(look_up: Callable[[EmbeddingCache, Any], object]) -> None:
+    cache = make_cache(1)
+    with pytest.raises(TypeError, match="key must be bytes, it is int"):
+        look_up(cache, 1)
+    with pytest.raises(ValueError, match="key is of 33 bytes, it must be of 32"):
+        look_up(cache, bytes(33))
+    assert cache.stats().misses == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        (
+            {"device_bytes": PAGE_BYTES - 1},
+            ValueError,
+            "device_bytes is 31, one page of 2 rows takes 32 bytes",
+        ),
+        ({"device_bytes": 0}, ValueError, "device_bytes is 0, one page of 2 rows takes 32 bytes"),
+        ({"host_bytes": PAGE_BYTES - 1}, ValueError, "host_bytes is 31, one page of 2 rows takes 32 bytes"),
+        ({"host_bytes": -1}, ValueError, "host_bytes is -1, it must be at least 0"),
+        ({"device_bytes": 1e9}, TypeError, r"device_bytes must be an int, it is 1000000000.0 of type float"),
+        ({"page_rows": 0}, ValueError, "page_rows is 0, it must be at least 1"),
+        ({"page_rows": True}, TypeError, "page_rows must be an int"),
+        ({"dtype": torch.float64}, TypeError, "dtype is torch.float64, it must be one of torch.float32"),
+        ({"policy": "mru", "device_bytes": 1 << 60}, ValueError, "policy is 'mru', it must be one of 'lru'"),
+        ({"policy": ["lru"]}, ValueError, r"policy is \['lru'\], it must be one of 'lru'"),
+        ({"device": "meta"}, ValueError, "device is meta, it must be the CPU or a CUDA device"),
+        ({"device": "gpu"}, ValueError, "device is 'gpu', it must be the CPU or a CUDA device"),
+        ({"device": "cuda:x"}, ValueError, "device is 'cuda:x', it must be the CPU or a CUDA device"),
+    ],
+)
+def test_a_wrong_argument_is_an_error(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        make_cache(1, **options)
+
+
+def test_a_wrong_row_width_is_an_error() -> None:
+    with pytest.raises(ValueError, match="row_width is 0, it must be at least 1"):
+        EmbeddingCache(0, device_bytes=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_cuda_the_device_is_the_cpu_and_asking_for_cuda_an_error() -> None:
+    assert make_cache(1, device=None).device == torch.device("cpu")
+    with pytest.raises(CudaError, match="device is cuda, but torch finds no CUDA device"):
+        make_cache(1, device="cuda")
