@@ -535,3 +535,28 @@ def test_a_closed_cache_is_an_error_of_the_step() -> None:
     with pytest.raises(RuntimeError, match="the cache was closed"):
         pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
     assert isinstance(pipeline.cache, EmbeddingCache)
+
+
+def test_what_is_hit_again_in_host_memory_moves_to_the_device_as_it_is_placed() -> None:
+    cache = make_cache(2, host_pages=8)
+    pipeline = VisionPipeline(Tower(), cache)
+    old, new = (Item(feature(seed, 3), Span(1, 3)) for seed in range(2))
+    for item in (old, new):
+        assert embed(pipeline, [Chunk([item], 0, 5)], 5) == []
+    tiers = []
+    for _ in range(3):
+        with cache.get(pipeline.key(old)) as lease:
+            tiers.append(lease.tier)
+        assert embed(pipeline, [Chunk([old], 0, 5)], 5) == []
+    assert tiers == ["host", "device", "device"]
+    assert len(cache) == 2
+
+
+def test_a_step_that_needs_the_whole_device_tier_keeps_its_last_rows_too() -> None:
+    tower = Tower()
+    pipeline = VisionPipeline(tower, make_cache(4, host_pages=20))
+    items = [Item(feature(seed, 3), Span(3 * seed, 3)) for seed in range(6)]
+    for count in range(1, 7):
+        assert embed(pipeline, [Chunk(items[:count], 0, 3 * count)], 3 * count) == []
+        assert len(pipeline.cache) == count
+    assert len(tower.encoded) == 6

@@ -108,6 +108,7 @@ class EmbeddingCache:
         self.page_rows = page_rows
         self.dtype = dtype
         self.device = _resolve_device(device)
+        self.has_host_tier = host_bytes > 0
         self._timeline = make_timeline(self.device)
         pools = [
             PagePool(tier, budget // page_bytes, page_rows, row_width, dtype, self.device)

@@ -222,7 +222,7 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
-            sources.commit()
+            sources.commit(self.cache, epoch)
         return EmbedResult(inputs_embeds, _errors(needs))
 
     def key(self, item: Item) -> bytes:

@@ -19,17 +19,27 @@ from vitcache.transfer import FeatureMover
 
 
 class Sources(NamedTuple):
-    """What `embed_tokens` takes, item by item."""
+    """What `embed_tokens` takes, item by item; and rows that the cache had no room for, by key."""
 
     embeddings: list[Tensor | Lease | Reservation]
     spans: list[list[Span]]
     store: list[Reservation | None]
+    refused: list[tuple[bytes, Tensor]]
 
-    def commit(self) -> None:
-        """Enter in the cache what was placed and stored, or was stored before."""
-        for reservation in (*self.embeddings, *self.store):
-            if isinstance(reservation, Reservation):
-                reservation.commit()
+    def commit(self, cache: EmbeddingCache, epoch: int) -> None:
+        """Enter in the cache what was placed and stored, or was stored before, and release what was leased.
+
+        A step that needs the whole device tier leaves no room there for its last rows. Now that it is over
+        they get it, where others can move on to the host tier.
+        """
+        for source in (*self.embeddings, *self.store):
+            if isinstance(source, Reservation):
+                source.commit()
+            elif isinstance(source, Lease):
+                source.release()
+        if cache.has_host_tier:
+            for key, rows in self.refused:
+                cache.put(key, rows, epoch=epoch)
 
 
 def collect(
@@ -39,7 +49,7 @@ def collect(
 
     Rows that the cache does not take are rounded as if it had. A need without rows gets zeros.
     """
-    sources = Sources([], [], [])
+    sources = Sources([], [], [], [])
     for need in needs:
         if need.item.rows is not None:
             _take_precomputed(need, need.item.rows, cache, mover)
@@ -49,12 +59,19 @@ def collect(
             rows = rows.expand(need.item.num_rows, -1)  # one row stands for all
         elif isinstance(rows, Reservation):
             held.enter_context(rows)
+        elif isinstance(rows, Lease):
+            # What is hit again in host memory earns a place on the device, written as it is placed.
+            store = cache.promote(rows) if rows.tier == "host" and rows.hits > 1 else None
+            if store is not None:
+                held.enter_context(store)
         elif need.is_fresh and isinstance(rows, Tensor) and need.key is not None:
             store = cache.reserve(need.key, need.item.num_rows, epoch=epoch)
             if store is None:
                 rows = rows.to(cache.dtype)
             else:
                 held.enter_context(store)
+        if need.key is not None and isinstance(rows, Tensor) and store is None and need.error is None:
+            sources.refused.append((need.key, rows))
         sources.embeddings.append(rows)
         sources.spans.append([span for use in need.uses for span in use.spans])
         sources.store.append(store)
