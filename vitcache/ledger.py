@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vitcache.index import Entry, Index
 from vitcache.pages import PagePool
-from vitcache.stats import CacheStats, Counts
+from vitcache.stats import CacheStats, Counts, TierHits
 from vitcache.streams import Fence
 
 
@@ -76,8 +76,12 @@ class Ledger:
         self.counts.hits += 1
         entry.hits += 1
         self.index.touch(entry)
+        pool = entry.pool
+        pool.hits += 1
+        pool.hit_rows += entry.num_rows
+        pool.saved_ms += entry.cost
         if entry.leases == 0:
-            entry.pool.leased += len(entry.pages)
+            pool.leased += len(entry.pages)
         entry.leases += 1
         self._num_leases += 1
         return entry
@@ -184,7 +188,14 @@ class Ledger:
             host_bytes=sum(used[1:]),
             device_capacity_bytes=capacity[0],
             host_capacity_bytes=sum(capacity[1:]),
+            device=self._tier_hits(self.device),
+            host=TierHits(0, 0, 0.0) if self.host is None else self._tier_hits(self.host),
         )
+
+    @staticmethod
+    def _tier_hits(pool: PagePool) -> TierHits:
+        row_bytes = pool.page_bytes // pool.page_rows
+        return TierHits(pool.hits, pool.hit_rows * row_bytes, pool.saved_ms)
 
     def problems(self) -> list[str]:
         """Return in words what does not agree, which is nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass
@@ -17,6 +18,17 @@ class Counts:
     writebacks: int = 0
     promotions: int = 0
     rejections: int = 0
+
+
+class TierHits(NamedTuple):
+    """What was found in one tier: look-ups, bytes of their rows, milliseconds of encoding that they saved.
+
+    The milliseconds are those that `put` was told as `encode_ms`, or else its estimate.
+    """
+
+    hits: int
+    hit_bytes: int
+    saved_ms: float
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class CacheStats:
         Bytes of the pages in use: of entries, of leases on dropped entries, and of copies under way.
     device_capacity_bytes, host_capacity_bytes
         Bytes of all pages.
+    device, host
+        Hits by tier, and what they saved.
     """
 
     hits: int
@@ -62,3 +76,5 @@ class CacheStats:
     host_bytes: int
     device_capacity_bytes: int
     host_capacity_bytes: int
+    device: TierHits
+    host: TierHits
