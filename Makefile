@@ -3,7 +3,7 @@
 # make setup   what both begin with: .venv, pinned dependencies, the native module
 # make check   linters, types, formatting            make format repairs what can be repaired
 # make bench   measure                               ARGS="--cases smoke" goes to python -m vitcache bench
-# make gpu     the GPU tests and the benches with the machine's own python3, no network, no .venv
+# make gpu     the GPU tests, the benches and the sanitizers with the machine's own python3, no network, no .venv
 #              RESULTS=dir, ONLY=tests|sanitize|<bench>, DRY=1 for smoke sizes on the CPU
 # make clean   remove all that these make
 #

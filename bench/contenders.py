@@ -112,10 +112,11 @@ def transformers_merge(scene: Scene) -> Built:
 
 
 def vllm_merge(scene: Scene) -> Built:
-    """vLLM 0.33.0, models/utils.py, _merge_multimodal_embeddings: cat, index assignment with a CPU mask.
+    """vLLM 0.33.0, model_executor/models/utils.py:717: cat, then index assignment with a CPU mask.
 
-    With deepstack (qwen3_vl.py, _compute_deepstack_embeds): the rows are split, the levels merged into
-    zeros of ``(T, L * H)`` and permuted to ``(L, T, H)``. Ids out of the vocabulary are zeroed before.
+    With deepstack (qwen3_vl.py:3083) the rows are split, the levels merged into zeros of ``(T, L * H)``,
+    permuted to ``(L, T, H)``, and copied to where the layers read them (qwen3_vl.py:2104). Ids out of the
+    vocabulary are zeroed before.
     """
     hidden, levels = scene.case.hidden, scene.case.levels
     out = embedding(
@@ -133,14 +134,17 @@ def vllm_merge(scene: Scene) -> Built:
 
 
 def sglang_merge(scene: Scene) -> Built:
-    """SGLang 0.5.23, managers/mm_utils.py, embed_mm_inputs and _scatter_mm_embedding (pull request 37070).
+    """SGLang 0.5.23, srt/managers/mm_utils.py:429 and :447, mask of srt/managers/mm_schedule.py:655.
 
-    Two concatenations, a mask by ``isin``, clamped ids, row indices by a running sum over the mask,
-    ``index_copy_`` into a destination with one poison row for what does not belong.
+    Two concatenations, a mask by a sorted look-up of the placeholders, clamped ids, row indices by a running
+    sum over the mask, ``index_copy_`` into a destination with one poison row for what does not belong.
     """
     hidden, levels = scene.case.hidden, scene.case.levels
     rows = torch.cat([torch.cat(scene.embeddings)])
-    mask = torch.isin(scene.input_ids, torch.tensor([scene.image_token], device=scene.device))
+    pinned = scene.device.type == "cuda"
+    placeholders = torch.tensor([scene.image_token], pin_memory=pinned).to(scene.device, non_blocking=True)
+    nearest = torch.searchsorted(placeholders, scene.input_ids).clamp_(max=len(placeholders) - 1)
+    mask = placeholders[nearest] == scene.input_ids
     out = embedding(scene.input_ids.clamp(0, scene.case.vocabulary - 1), scene.weight)
     index = torch.full((len(rows) + 1,), len(out), dtype=torch.int64, device=scene.device)
     order = torch.where(mask, mask.cumsum(0) - 1, len(rows))

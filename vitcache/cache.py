@@ -291,7 +291,7 @@ class EmbeddingCache:
             If the cache was closed.
         """
         check_key(key)
-        if num_rows is not None:
+        if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
             num_rows = _to_int("num_rows", num_rows, 0)
         if len(self._returns) >= _RETURNS_PER_BATCH:
             self._drain()
@@ -403,7 +403,7 @@ class EmbeddingCache:
             returns = self._returns.take()
             if not returns:
                 return
-            streams = {stream for done in returns for stream in done.streams}
+            streams = {stream for _, read_on in returns for stream in read_on}
             outdated = []  # kept, so that their events are destroyed without the lock
             try:
                 # One fence per stream for all of them, behind everything that they gave it.

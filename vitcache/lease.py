@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +12,9 @@ from vitcache._native import PagedRows
 from vitcache.index import Entry
 from vitcache.streams import Timeline
 
-
-class Return(NamedTuple):
-    """What a released lease leaves behind: the entry to unpin, and the streams that read its pages."""
-
-    entry: Entry
-    streams: set[Hashable]
+# What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,
+# as every look-up makes one.
+Return = tuple[Entry, set[Hashable]]
 
 
 class Returns:
@@ -32,7 +28,7 @@ class Returns:
 
     def add(self, entry: Entry, streams: set[Hashable]) -> None:
         """Leave an entry to be unpinned."""
-        self._queue.append(Return(entry, streams))
+        self._queue.append((entry, streams))
 
     def take(self) -> list[Return]:
         """Take out all there are. One thread at a time."""

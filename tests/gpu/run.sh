@@ -29,7 +29,9 @@ for file in bench/bench_*.py; do
   name=${file#bench/bench_}
   benches+=("${name%.py}")
 done
+# The sanitizers take longest, and find nothing on a CPU: last, and not in a dry run.
 parts=(tests "${benches[@]}")
+[[ -n $dry ]] || parts+=(sanitize)
 if [[ -n $only ]]; then
   [[ " tests sanitize ${benches[*]} " == *" $only "* ]] || fail "ONLY=$only is none of: tests sanitize ${benches[*]}"
   parts=("$only")
@@ -68,7 +70,7 @@ fi
 
 gpu_tests() {
   # tests/gpu, and of the others what has a CUDA variant.
-  "$@" "$python" -m pytest tests/gpu tests/test_{ops,kernels,store_kernels,reservation,autograd,operators,placement_table,tables,cache,ring}.py \
+  "$@" "$python" -m pytest tests/gpu tests/test_{ops,kernels,store_kernels,reservation,autograd,operators,placement_table,tables,cache*,ring}.py \
     -m gpu --junitxml="$results/gpu-tests.xml"
 }
 
