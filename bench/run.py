@@ -15,8 +15,8 @@ from vitcache.bench.record import ROOT, Recorder
 from vitcache.bench.timing import Timer
 
 NAMES = (
-    *("accuracy", "blocks", "cpu", "keys", "limit", "multiturn"),
-    *("placement", "policy", "ring", "scatter"),
+    *("accuracy", "blocks", "cache", "cpu", "keys", "limit"),
+    *("multiturn", "placement", "policy", "ring", "scatter"),
 )
 BENCHES: dict[str, ModuleType] = {name: import_module(f"vitcache.bench.bench_{name}") for name in NAMES}
 REPEATS = {"full": 50, "smoke": 3}
