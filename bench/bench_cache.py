@@ -1,8 +1,8 @@
 """Claim: the cache's own work is small beside an encode, whatever is in it.
 
-A look-up with its release, and a miss with its put and an eviction, by number of entries and by threads that do
-it at once. Entries are of one row of one element: what is measured is the books and not the copies. Always on
-the CPU, as the books are.
+A look-up with its release, and a miss with its put and an eviction, by number of entries and by threads that
+do it at once. Entries are of one row of one element: what is measured is the books and not the copies. Always
+on the CPU, as the books are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitcache.bench.timing import Sample, Timer
 NAME = "cache"
 CLAIMS_CPU = True
 DEVICE = torch.device("cpu")
-# Targets of the design: a look-up with 100,000 entries, and the whole cache beside the encode where nothing is hit.
+# Targets of the design: a look-up with 100,000 entries, and the cache beside the encode where nothing is hit.
 LOOK_UP_US, JUDGED_ENTRIES = 3.0, 100_000
 MISS_SHARE = 0.01
 ENCODE_US = 27_000  # of one 1280x720 image by the design's measurements on an H100
