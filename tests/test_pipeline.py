@@ -374,6 +374,8 @@ def raise_key_error() -> None:
         (Item(np.array(["a"]), Span(4, 4), key=b"a" * 32), TypeError),
         (Item(None, Span(4, 4), rows=torch.zeros(4, 3)), ValueError),
         (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN, dtype=torch.float64)), TypeError),
+        (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN, device="meta")), TypeError),
+        (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN).to_sparse()), TypeError),
     ],
 )
 def test_what_cannot_be_loaded_hashed_moved_or_placed_fails_alone(
@@ -560,3 +562,21 @@ def test_a_step_that_needs_the_whole_device_tier_keeps_its_last_rows_too() -> No
         assert embed(pipeline, [Chunk(items[:count], 0, 3 * count)], 3 * count) == []
         assert len(pipeline.cache) == count
     assert len(tower.encoded) == 6
+
+
+def test_an_item_whose_number_of_rows_is_absurd_fails_alone() -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    items = [Item(feature(0, 2), Span(0, 2)), Item(feature(1, 4), Span(4, 4), num_rows=2**62)]
+    (error,) = embed(pipeline, [Chunk(items, 0, 9)], 9, failed=[items[1]])
+    assert error[:4] == (0, 1, 2**62, 4)
+
+
+@pytest.mark.parametrize("first", [None, raise_key_error])
+def test_of_equal_items_the_one_that_has_a_feature_is_loaded(first: Any) -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    key = b"k" * 32
+    items = [Item(first, Span(0, 2), key=key), Item(feature(0, 2), Span(4, 2), key=key)]
+    result = pipeline.embed([Chunk(items, 0, 6)], make_ids(6), WEIGHT)
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds[:2], encode_one(feature(0, 2)))
+    assert torch.equal(result.inputs_embeds[4:], encode_one(feature(0, 2)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from pipeline_scene import Tower, expected, feature, make_cache, make_ids, make_weight
+from pipeline_scene import HIDDEN, Tower, expected, feature, make_cache, make_ids, make_weight
 
 from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
 from vitcache.prefetch import MOST_WAITING
@@ -246,3 +246,50 @@ def test_a_pipeline_that_is_forgotten_ends_its_thread() -> None:
     gc.collect()
     thread.join(SECONDS)
     assert not thread.is_alive()
+
+
+def test_whatever_a_callable_raises_the_worker_goes_on() -> None:
+    def leave() -> torch.Tensor:
+        raise SystemExit
+
+    tower = Tower()
+    with VisionPipeline(tower, make_cache()) as pipeline:
+        handle = pipeline.prefetch([Chunk([Item(leave, Span(0, 2), key=b"k" * 32)], 0, 2)])
+        handle.wait(SECONDS)
+        assert handle.done
+        pipeline.prefetch([Chunk(make_items(), 0, 8)]).wait(SECONDS)
+    assert len(tower.encoded) == 3
+
+
+def test_a_pipeline_is_collected_without_a_wait_for_its_worker() -> None:
+    """As the collector may run in a thread that holds what the worker waits for."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def block(item: Item) -> None:
+        entered.set()
+        go_on.wait()
+
+    pipeline = VisionPipeline(Tower(fails=block), make_cache())
+    pipeline.prefetch([Chunk(make_items(), 0, 8)])
+    thread = pipeline._prefetcher._thread
+    assert thread is not None
+    entered.wait()
+    for owner in (pipeline._prefetcher, pipeline._keys):
+        owner.stop()  # what the finalizer does; it returns while the worker is still busy
+    assert thread.is_alive()
+    go_on.set()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+def test_what_was_staged_in_inference_mode_may_be_encoded_outside_of_it() -> None:
+    layer = torch.nn.Linear(3, HIDDEN)
+    with PinnedRing(1 << 16, backend="host") as ring:
+        pipeline = VisionPipeline(
+            lambda features, items: [layer(part[:2]) for part in features], make_cache(), ring=ring
+        )
+        items = [Item(feature(0, 2), Span(0, 2))]
+        with torch.inference_mode():
+            pipeline.prefetch([Chunk(items, 0, 2)], encode=False).wait(SECONDS)
+        assert pipeline.embed([Chunk(items, 0, 2)], make_ids(2), WEIGHT).errors == []
+        pipeline.close()

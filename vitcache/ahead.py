@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 
@@ -31,10 +32,17 @@ class Ahead:
         self._find_needs = find_needs
         self._stream: torch.cuda.Stream | None = None
 
-    def work(self, chunks: Sequence[Chunk], encode: bool, modes: CallerModes, handle: Prefetch) -> None:
-        """Do what is missing, micro-batch by micro-batch, until the prefetch is cancelled."""
+    def work(
+        self, chunks: Sequence[Chunk], encode: bool, modes: CallerModes, ready: Any, handle: Prefetch
+    ) -> None:
+        """Do what is missing, micro-batch by micro-batch, until the prefetch is cancelled.
+
+        `ready` is an event of the caller's stream, behind what its features and weights come from.
+        """
         if self._cache.device.type == "cuda" and self._stream is None:
             self._stream = torch.cuda.Stream(self._cache.device)
+        if self._stream is not None:
+            self._stream.wait_event(ready)
         with modes.taken_over(self._stream):
             missing = [need for need in self._find_needs(chunks) if self._is_new(need)]
             batches = self._encoding.batches(missing)
@@ -75,9 +83,10 @@ class Ahead:
             ]
             epoch = self._cache.epoch
             missing = [need for need in claimed if self._is_new(need)]
-            with self._encoding.turn:
+            with self._encoding.turn():
                 self._encoding.run(missing, epoch)
                 self._encoding.keep(missing, epoch)
+            wait_until_read(missing)  # whoever finds the rows may change the features
             for need in missing:
                 if isinstance(need.rows, Reservation):
                     held.enter_context(need.rows).commit()

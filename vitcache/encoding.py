@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
 from vitcache.dtypes import DTYPES
 from vitcache.item import Item
 from vitcache.need import Need
-from vitcache.transfer import FeatureMover
+from vitcache.transfer import FeatureMover, record_event
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
 
@@ -38,7 +40,20 @@ class Encoding:
         self._cache = cache
         self._mover = mover
         self._max_rows = max_rows
-        self.turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._last: Any = None  # an event behind the last turn
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the encoder to oneself: on the host, and on the device as the current stream sees it."""
+        device = self._cache.device
+        with self._lock:
+            if self._last is not None:
+                torch.cuda.current_stream(device).wait_event(self._last)
+            try:
+                yield
+            finally:
+                self._last = record_event(device)
 
     def batches(self, needs: Sequence[Need]) -> list[list[Need]]:
         """Cut needs into micro-batches, in order, each as full as it may be."""

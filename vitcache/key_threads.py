@@ -91,6 +91,11 @@ class KeyThreads:
         future.add_done_callback(self._unfinished.discard)
         return future
 
+    def stop(self) -> None:
+        """Cancel what no thread has taken, and let the threads end; never waits, as a finalizer must not."""
+        if os.getpid() == self._pid:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
     def close(self) -> None:
         """Cancel what no thread has taken, wait for the rest, and end the threads; twice is as once."""
         if os.getpid() == self._pid:

@@ -24,6 +24,8 @@ class Need:
     ----------
     item, uses
         The first of the equal items, and where all of them are in the batch.
+    others
+        Needs of equal items, which may have the feature where this one has none.
     key
         Under which its rows are kept. None: it has precomputed rows, or no key could be made.
     feature
@@ -38,11 +40,24 @@ class Need:
         Why there are none, and how many there were if that is why.
     """
 
-    __slots__ = ("error", "feature", "found", "is_fresh", "item", "key", "moved", "rows", "ticket", "uses")
+    __slots__ = (
+        "error",
+        "feature",
+        "found",
+        "is_fresh",
+        "item",
+        "key",
+        "moved",
+        "others",
+        "rows",
+        "ticket",
+        "uses",
+    )
 
     def __init__(self, use: Use) -> None:
         self.item = use.item
         self.uses = [use]
+        self.others: list[Need] = []
         self.key: bytes | None = None
         self.feature: Any = None
         self.moved: Moved | None = None
@@ -82,10 +97,15 @@ class Need:
             What the callable raises.
         """
         if self.feature is None:
-            feature = self.item.feature
-            self.feature = feature() if callable(feature) else feature
-        if self.feature is None:
-            raise ValueError("the item has no feature, and the cache no rows for it")
+            try:
+                feature = self.item.feature
+                self.feature = feature() if callable(feature) else feature
+                if self.feature is None:
+                    raise ValueError("the item has no feature, and the cache no rows for it")
+            except Exception:
+                if not self.others:
+                    raise
+                self.feature = self.others.pop().load()
         return self.feature
 
 
@@ -139,6 +159,7 @@ def unite(needs: Iterable[Need]) -> list[Need]:
             united.append(need)
         else:
             same.uses += need.uses
+            same.others.append(need)
     return united
 
 

@@ -26,7 +26,7 @@ from vitcache.prefetch import Prefetch, Prefetcher
 from vitcache.ring import PinnedRing
 from vitcache.sources import collect
 from vitcache.staging import Staging
-from vitcache.transfer import FeatureMover
+from vitcache.transfer import FeatureMover, record_event
 
 
 class ItemError(NamedTuple):
@@ -50,7 +50,7 @@ class ItemError(NamedTuple):
 
 
 class EmbedResult(NamedTuple):
-    """What `VisionPipeline.embed` built, and the items that are missing in it, in the order of the batch."""
+    """What `VisionPipeline.embed` built, and the items that are missing in it, by chunk and item."""
 
     inputs_embeds: Tensor
     errors: list[ItemError]
@@ -145,8 +145,8 @@ class VisionPipeline:
         self._ahead = Ahead(cache, self._encoding, self._staging, self._find_needs)
         self._prefetcher = Prefetcher()
         self._is_closed = False
-        # Also at exit: the worker must be gone before the interpreter is.
-        weakref.finalize(self, _end, self._prefetcher, self._keys)
+        # In whatever thread the collector runs, with whatever locks it holds: it must not wait.
+        weakref.finalize(self, _stop, self._prefetcher, self._keys).atexit = False
 
     def embed(
         self,
@@ -188,7 +188,7 @@ class VisionPipeline:
         Notes
         -----
         Where it raises, nothing wrong is cached, and `out` holds no defined rows. When it returns, features
-        in host memory have been read, and may change.
+        in host memory have been read, and may change; but an `Item` remembers the key of what it had.
         """
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
@@ -206,7 +206,7 @@ class VisionPipeline:
                 need.take_moved(self._staging.take(need.identity))
             held.callback(wait_until_read, needs)
             if missing:
-                held.enter_context(self._encoding.turn)
+                held.enter_context(self._encoding.turn())
                 with self._on_stream():
                     self._encoding.run(missing, epoch)
             sources = collect(needs, self.cache, self._mover, epoch, held)
@@ -222,6 +222,8 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
+            # Whoever finds the rows may change the features, by what this method promises.
+            wait_until_read(needs)
             sources.commit(self.cache, epoch)
         return EmbedResult(inputs_embeds, _errors(needs))
 
@@ -269,10 +271,12 @@ class VisionPipeline:
         Notes
         -----
         The worker takes over the caller's device and its grad, inference and autocast modes, and works on a
-        stream of its own. What fails there is tried again by `embed`, which reports it.
+        stream of its own, behind the caller's current one. Features must not change until the prefetch is
+        done. What fails there is tried again by `embed`, which reports it.
         """
         check_chunks(chunks)
-        work = partial(self._ahead.work, chunks, encode and self._agree is None, CallerModes())
+        ready = record_event(self.cache.device)
+        work = partial(self._ahead.work, chunks, encode and self._agree is None, CallerModes(), ready)
         return self._prefetcher.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:
@@ -286,7 +290,8 @@ class VisionPipeline:
         A second call does nothing; `embed` and `prefetch` raise RuntimeError from then on.
         """
         self._is_closed = True
-        _end(self._prefetcher, self._keys)
+        self._prefetcher.close()
+        self._keys.close()
         self._staging.clear()
         self._mover.close()
 
@@ -315,9 +320,9 @@ def _find_needs(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) 
     return unite(needs)
 
 
-def _end(prefetcher: Prefetcher, keys: KeyThreads) -> None:
-    prefetcher.close()
-    keys.close()
+def _stop(prefetcher: Prefetcher, keys: KeyThreads) -> None:
+    prefetcher.stop()
+    keys.stop()
 
 
 def _errors(needs: list[Need]) -> list[ItemError]:

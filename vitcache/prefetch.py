@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
+from weakref import WeakSet
 
 Work = Callable[["Prefetch"], None]
 
@@ -61,8 +63,8 @@ class Prefetch:
 class Prefetcher:
     """One worker thread, and what waits for it. Any thread may call; only `close` waits for the worker.
 
-    The thread is a daemon, as an interpreter that ends would else wait for all that is queued: whoever owns
-    this must `close` it before the interpreter's end.
+    The thread is a daemon, as an interpreter that ends would else wait for all that is queued. At exit it is
+    stopped and waited for.
     """
 
     def __init__(self) -> None:
@@ -89,10 +91,12 @@ class Prefetcher:
                 handle.is_refused = True
                 return handle
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=_work, args=(self._queue,), name="vitcache-prefetch", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+                self._thread = thread
+                _started.add(self)
             handle._future = Future()
             self._handles.add(handle)
             self._queue.put((handle, work))
@@ -102,14 +106,26 @@ class Prefetcher:
         """Cancel everything, and wait for what is under way. A second call does nothing."""
         with self._lock:
             self._closed = True
-            thread, self._thread = self._thread, None
-            handles = list(self._handles)
-        for handle in handles:
+        self.stop()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def stop(self) -> None:
+        """Cancel everything, and let the thread end; takes no lock and never waits, for finalizers."""
+        self._closed = True
+        for handle in tuple(self._handles):
             handle.cancel()
-        if thread is not None:
-            self._queue.put(None)
-            if thread is not threading.current_thread():
-                thread.join()
+        self._queue.put(None)
+
+
+_started: WeakSet[Prefetcher] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for prefetcher in tuple(_started):
+        prefetcher.close()
 
 
 def _work(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
@@ -119,9 +135,10 @@ def _work(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
         if future is not None and future.set_running_or_notify_cancel():
             try:
                 work(handle)
-            except Exception:
+            except BaseException:  # whatever a feature's callable raises: the next prefetch needs this thread
                 # The step that needs the items does the work itself, and reports what is wrong with it.
                 logger.warning("a prefetch failed", exc_info=True)
-            future.set_result(None)
+            finally:
+                future.set_result(None)
         # What it holds must not live until the next one comes.
         del task, handle, work, future

@@ -14,18 +14,14 @@ class SingleFlight:
 
     def claim(self, key: Hashable) -> Claim:
         """Claim a key, or find out that another has."""
-        own = threading.Event()
+        claim = Claim(self._flights, key)
         # One step for the interpreter, so that of two threads only one finds its own.
-        over = self._flights.setdefault(key, own)
-        return Claim(self, key, over, over is own)
+        claim._over = self._flights.setdefault(key, claim._own)
+        return claim
 
     def __len__(self) -> int:
         """Return the number of keys that are claimed."""
         return len(self._flights)
-
-    def _land(self, key: Hashable, over: threading.Event) -> None:
-        del self._flights[key]
-        over.set()
 
 
 class Claim:
@@ -35,26 +31,24 @@ class Claim:
     that is forgotten is given back when it is collected. Then those who wait look the key up again, and claim
     it if it is not there: so one of them takes over from a producer that failed.
 
-    Attributes
-    ----------
-    is_mine
-        Whether this caller is to encode.
-
     Notes
     -----
     Any thread may use it. A thread must not wait while it holds claims of its own: two that wait for each
     other would wait for ever.
     """
 
-    __slots__ = ("_key", "_over", "_single_flight", "is_mine")
+    __slots__ = ("_flights", "_key", "_over", "_own")
 
-    def __init__(
-        self, single_flight: SingleFlight, key: Hashable, over: threading.Event, is_mine: bool
-    ) -> None:
-        self._single_flight = single_flight
+    def __init__(self, flights: dict[Hashable, threading.Event], key: Hashable) -> None:
+        self._flights = flights
         self._key = key
-        self._over = over
-        self.is_mine = is_mine
+        # What is claimed is known by this alone: an interrupt leaves nothing claimed by nobody.
+        self._own = self._over = threading.Event()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this caller is to encode."""
+        return self._flights.get(self._key) is self._own
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the claim of the other is over; False if that took longer than `timeout_s` seconds.
@@ -71,8 +65,8 @@ class Claim:
     def release(self) -> None:
         """Give the right back. A second call, or one on another's claim, does nothing."""
         if self.is_mine:
-            self.is_mine = False
-            self._single_flight._land(self._key, self._over)
+            del self._flights[self._key]
+        self._own.set()
 
     def __enter__(self) -> Claim:
         return self
@@ -81,4 +75,5 @@ class Claim:
         self.release()
 
     def __del__(self) -> None:
-        self.release()
+        if hasattr(self, "_own"):  # else it was interrupted before it could claim anything
+            self.release()

@@ -56,7 +56,8 @@ def collect(
         rows, store = need.rows, None
         if rows is None:
             rows = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
-            rows = rows.expand(need.item.num_rows, -1)  # one row stands for all
+            reached = max(span.source_start + span.length for use in need.uses for span in use.spans)
+            rows = rows.expand(reached, -1)  # one row stands for all
         elif isinstance(rows, Reservation):
             held.enter_context(rows)
         elif isinstance(rows, Lease):
@@ -65,6 +66,8 @@ def collect(
             if store is not None:
                 held.enter_context(store)
         elif need.is_fresh and isinstance(rows, Tensor) and need.key is not None:
+            if rows.device.type == "cuda":  # it may come from the encoder's stream
+                rows.record_stream(torch.cuda.current_stream(rows.device))
             store = cache.reserve(need.key, need.item.num_rows, epoch=epoch)
             if store is None:
                 rows = rows.to(cache.dtype)
@@ -80,12 +83,22 @@ def collect(
 
 def _take_precomputed(need: Need, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
     """Check rows that came with an item, and have them where they can be placed from."""
-    if rows.dtype not in DTYPES:
-        need.fail(TypeError(f"rows are {rows.dtype}, they must be one of {', '.join(map(str, DTYPES))}"))
+    if rows.dtype not in DTYPES or rows.layout != torch.strided or rows.device.type not in ("cpu", "cuda"):
+        need.fail(
+            TypeError(
+                f"rows are a {rows.layout} tensor of {rows.dtype} on {rows.device}, they must be a dense one "
+                f"of {', '.join(map(str, DTYPES))} on the CPU or CUDA"
+            )
+        )
     elif rows.shape[1] != cache.row_width:
         need.fail(ValueError(f"rows have width {rows.shape[1]}, those of the cache have {cache.row_width}"))
-    elif rows.device == cache.device or rows.is_pinned():
+    elif rows.device == cache.device:
         need.rows = rows.detach()
     else:
-        need.take_moved(mover.start(rows))
-        need.rows = None if need.moved is None else need.moved.ready()
+        # Pinned ones, too: the device would read them after the step has returned.
+        try:
+            moved = mover.start(rows, is_cast=False)
+            need.take_moved(moved)
+            need.rows = moved.ready()
+        except Exception as error:
+            need.fail(error)

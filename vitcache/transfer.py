@@ -18,17 +18,21 @@ RING_BYTES = 128 << 20
 
 
 class Moved(NamedTuple):
-    """A feature on the encoder's device, or on its way there; `ticket` is None where it was there before."""
+    """A feature on the encoder's device, or on its way there: through a ring, or behind an event."""
 
     tensor: Tensor
-    ticket: Ticket | None
+    ticket: Ticket | None = None
+    event: Any = None
 
     def ready(self) -> Tensor:
         """Order the current stream behind the copy, and return the tensor."""
         if self.ticket is not None:
             self.ticket.wait()
-            if self.tensor.device.type == "cuda":
-                self.tensor.record_stream(torch.cuda.current_stream(self.tensor.device))
+        if self.tensor.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.tensor.device)
+            if self.event is not None:
+                stream.wait_event(self.event)
+            self.tensor.record_stream(stream)
         return self.tensor
 
     def wait_source_read(self) -> None:
@@ -59,10 +63,16 @@ class FeatureMover:
         self._ring = ring
         self._owns_ring = ring is None
         self._dtype = dtype
+        self._is_closed = False
         self._lock = threading.Lock()
 
-    def start(self, feature: Any) -> Moved:
+    def start(self, feature: Any, *, is_cast: bool = True) -> Moved:
         """Begin to move a feature, and return before it has arrived.
+
+        Parameters
+        ----------
+        is_cast
+            False: it keeps its dtype, whatever features are cast to.
 
         Raises
         ------
@@ -73,34 +83,45 @@ class FeatureMover:
             raise TypeError(f"a feature must be a tensor or an array, it is {type(feature).__name__}")
         if isinstance(feature, Tensor):
             feature = feature.detach()
-            if feature.device.type != "cpu":
-                return Moved(self._cast(feature.to(self.device, non_blocking=True)), None)
-        ring = self._ring_for_device()
-        if ring is None:
-            return Moved(self._cast(as_tensor(feature)), None)
-        source = as_source(feature)
-        dtype = self._dtype if self._dtype and source.dtype == torch.float32 else source.dtype
-        # On the ring's stream nothing is in the way of the copy: not even an encode that is under way.
-        with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
-            target = torch.empty(source.shape, dtype=dtype, device=self.device)
-        return Moved(target, ring.copy_to(target, feature, after=ring.stream))
+        # What waits here for another step must not be bound to the modes of this one.
+        with torch.inference_mode(False), torch.no_grad():
+            if isinstance(feature, Tensor) and feature.device.type != "cpu":
+                there = feature.to(self.device, self._dtype_for(feature.dtype, is_cast), non_blocking=True)
+                return Moved(there, event=record_event(self.device))
+            ring = self._ring_for_device()
+            if ring is None:
+                tensor = as_tensor(feature)
+                return Moved(tensor.to(self._dtype_for(tensor.dtype, is_cast)))
+            source = as_source(feature)
+            dtype = self._dtype_for(source.dtype, is_cast)
+            # On the ring's stream nothing is in the way of the copy: not even an encode that is under way.
+            with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
+                target = torch.empty(source.shape, dtype=dtype, device=self.device)
+            return Moved(target, ring.copy_to(target, feature, after=ring.stream))
 
     def close(self) -> None:
-        """Close the ring if it was made here."""
+        """Close the ring if it was made here, and make none any more."""
         with self._lock:
+            self._is_closed = True
             if self._owns_ring and self._ring is not None:
                 self._ring.close()
                 self._ring = None
 
-    def _cast(self, feature: Tensor) -> Tensor:
-        is_cast = self._dtype is not None and feature.dtype == torch.float32
-        return feature.to(self._dtype) if is_cast else feature
+    def _dtype_for(self, dtype: torch.dtype, is_cast: bool) -> torch.dtype:
+        return self._dtype if is_cast and self._dtype is not None and dtype == torch.float32 else dtype
 
     def _ring_for_device(self) -> PinnedRing | None:
         with self._lock:
             if self._ring is None and self.device.type == "cuda":
+                if self._is_closed:
+                    raise RuntimeError("the pipeline was closed")
                 self._ring = PinnedRing(RING_BYTES, backend="cuda", device=self.device)
             return self._ring
+
+
+def record_event(device: torch.device) -> Any:
+    """Return an event behind all work of the current stream of a CUDA device; None on the CPU."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def as_tensor(feature: Tensor | np.ndarray) -> Tensor:
