@@ -80,19 +80,18 @@ def test_a_window_finds_every_item_that_overlaps_it(
     placed: list[list[Span]], start: int, length: int
 ) -> None:
     items = Items([Item(None, where) for where in placed])
-    near = list(items.near(start, start + length))
+    within = items.within(start, start + length)
     overlapping = {
-        number
+        number: sorted(found)
         for number, where in enumerate(placed)
-        if any(max(span.start, start) < min(span.stop, start + length) for span in where)
+        if (found := [span for span in where if max(span.start, start) < min(span.stop, start + length)])
     }
-    assert overlapping <= set(near)
-    assert len(set(near)) == len(near)
-    firsts = [min(span.start for span in placed[number] if span.length) for number in near]
+    assert within == overlapping
+    firsts = [spans[0].start for spans in within.values()]
     assert firsts == sorted(firsts)
 
 
 def test_a_window_looks_at_no_item_far_from_it() -> None:
     items = Items([Item(None, Span(10 * number, 5)) for number in range(100_000)])
-    assert list(items.near(500_000, 500_020)) == [50_000, 50_001]
+    assert list(items.within(500_000, 500_020)) == [50_000, 50_001]
     assert Chunk(items, 0, 1).items is items

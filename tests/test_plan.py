@@ -29,7 +29,8 @@ def test_spans_are_cut_to_the_window_and_moved_to_its_place_in_the_batch() -> No
 def test_an_item_of_several_spans_needs_only_those_in_the_window() -> None:
     video = Item(None, [Span(30, 4, 4), Span(0, 4), Span(60, 4, 8)])
     image = Item(None, Span(10, 3))
-    assert where([Chunk([video, image], 8, 24)]) == [(0, 0, [Span(22, 2, 4)]), (0, 1, [Span(2, 3)])]
+    # Needed first, so first in the plan.
+    assert where([Chunk([video, image], 8, 24)]) == [(0, 1, [Span(2, 3)]), (0, 0, [Span(22, 2, 4)])]
     assert where([Chunk([video, image], 5, 4)]) == []  # between two parts of the video
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import index
 from typing import Any, overload
@@ -95,22 +95,26 @@ class Items(Sequence[Item]):
         for position, item in enumerate(self._items):
             if not isinstance(item, Item):
                 raise TypeError(f"item {position} must be an Item, it is {type(item).__name__}")
-        envelopes = sorted(
-            (min(span.start for span in spans), max(span.stop for span in spans), position)
+        self._spans = sorted(
+            (span.start, position, span)
             for position, item in enumerate(self._items)
-            if (spans := [span for span in item.spans if span.length])
+            for span in item.spans
+            if span.length
         )
-        self._starts = [start for start, _, _ in envelopes]
-        self._order = [position for _, _, position in envelopes]
+        self._starts = [start for start, _, _ in self._spans]
         # Where none up to here ends behind a token, none before it does.
-        self._furthest = list(accumulate((stop for _, stop, _ in envelopes), max))
+        self._furthest = list(accumulate((span.stop for _, _, span in self._spans), max))
 
-    def near(self, start: int, stop: int) -> Iterator[int]:
-        """Yield in the order of their first tokens the positions of items that may overlap ``[start, stop)``:
-        all that do, and of the others at most those between two parts of a longer item.
+    def within(self, start: int, stop: int) -> dict[int, list[Span]]:
+        """Return the items that overlap ``[start, stop)`` by position, in the order of their first tokens
+        there, each with its spans that do.
         """
+        found: dict[int, list[Span]] = {}
         first = bisect_right(self._furthest, start)
-        yield from self._order[first : bisect_left(self._starts, stop)]
+        for _, position, span in self._spans[first : bisect_left(self._starts, stop)]:
+            if span.stop > start:
+                found.setdefault(position, []).append(span)
+        return found
 
     @overload
     def __getitem__(self, position: int) -> Item: ...

@@ -29,15 +29,10 @@ def plan(chunks: Sequence[Chunk]) -> list[Use]:
     """
     uses: list[Use] = []
     for number, chunk in enumerate(chunks):
+        within = chunk.items.within(chunk.start, chunk.start + chunk.length)
         mine = [
-            Use(
-                number,
-                position,
-                item,
-                [span._replace(start=span.start + chunk.token_offset) for span in spans],
-            )
-            for position in chunk.items.near(chunk.start, chunk.start + chunk.length)
-            if (spans := clip_spans((item := chunk.items[position]).spans, chunk.start, chunk.length))
+            Use(number, position, chunk.items[position], _to_batch(chunk, spans))
+            for position, spans in within.items()
         ]
         _check_spans(number, chunk, mine)
         uses += mine
@@ -74,6 +69,12 @@ def check_windows(chunks: Sequence[Chunk], num_tokens: int) -> None:
             raise ValueError(
                 f"chunk {number} ends at token {end} of the batch, chunk {other} begins at {other_offset}"
             )
+
+
+def _to_batch(chunk: Chunk, spans: list[Span]) -> list[Span]:
+    """The parts of spans in the window, in tokens of the batch."""
+    clipped = clip_spans(spans, chunk.start, chunk.length)
+    return [span._replace(start=span.start + chunk.token_offset) for span in clipped]
 
 
 def _check_spans(number: int, chunk: Chunk, uses: list[Use]) -> None:
