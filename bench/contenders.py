@@ -158,8 +158,8 @@ def sglang_merge(scene: Scene) -> Built:
 
 
 def tensorrt_llm_merge(scene: Scene) -> Built:
-    """TensorRT-LLM 1.4.0rc1, _torch/models/modeling_multimodal_utils.py, `fuse_input_embeds` as of its commit
-    8bc4e0967b9d, with the indices known before: cat, two index_puts.
+    """TensorRT-LLM 1.4.0rc1, _torch/models/modeling_multimodal_utils.py:286 as of its commit
+    8bc4e0967b9d (`fuse_input_embeds` with indices known before): cat, two index_puts.
     """
     rows = torch.cat(scene.embeddings)
     out = scene.weight.new_empty(scene.case.num_tokens, scene.case.hidden)
