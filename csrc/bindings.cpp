@@ -41,6 +41,17 @@ void translate_errors(std::exception_ptr error) {
   }
 }
 
+// Copies of bytes between addresses, queued on one stream in one call.
+void copy_batch(const CudaRuntime& runtime, const std::vector<std::uintptr_t>& destinations,
+                const std::vector<std::uintptr_t>& sources, const std::vector<std::size_t>& sizes,
+                std::uintptr_t stream) {
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  for (const std::uintptr_t address : destinations) to.push_back(reinterpret_cast<void*>(address));
+  for (const std::uintptr_t address : sources) from.push_back(reinterpret_cast<const void*>(address));
+  runtime.copy_batch_async(to, from, sizes, reinterpret_cast<void*>(stream));
+}
+
 void bind_cuda_runtime(py::module_& module) {
   const py::call_guard<py::gil_scoped_release> without_gil;
   py::class_<CudaDevice>(module, "CudaDevice")
@@ -62,6 +73,8 @@ void bind_cuda_runtime(py::module_& module) {
             return reinterpret_cast<std::uintptr_t>(runtime.create_stream());
           },
           without_gil);
+  module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("destinations"), py::arg("sources"),
+             py::arg("sizes"), py::arg("stream"), without_gil);
 }
 
 // Rows of (start, length, source_start) of one source, or of (item, start, length, source_start).

@@ -315,7 +315,7 @@ void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
                      " sizes");
   if (bytes.empty()) return;
   const int version = optional_.cudaMemcpyBatchAsync == nullptr ? 0 : this->version();
-  if (version < kBatchVersion) {
+  if (version < kBatchVersion || driver_version() < kBatchVersion) {
     for (std::size_t i = 0; i < bytes.size(); ++i) copy_async(destinations[i], sources[i], bytes[i], stream);
     return;
   }

@@ -34,6 +34,8 @@ class Event:
 class StreamModel:
     """A timeline of named streams that run independently of the host."""
 
+    copy_stream = "copy"
+
     def __init__(self) -> None:
         self.stream: Hashable = "main"
         self.clocks: dict[Hashable, Counter] = defaultdict(Counter)
@@ -56,6 +58,9 @@ class StreamModel:
 
     def current(self) -> Hashable:
         return self.stream
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        return self.on(self.copy_stream)
 
     def record(self, stream: Hashable) -> Fence:
         self.note_call("record")

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitcache.pages import PagePool, _empty_pinned
+from vitcache import host_runtime
+from vitcache.pages import PagePool, _empty_pinned, _joint_runs
+from vitcache.ring import PinnedRing
 from vitcache.streams import Fence
 
 CPU = torch.device("cpu")
@@ -123,6 +125,35 @@ def test_pages_are_copied_from_another_pool_one_to_one() -> None:
             pool.rows[page * 4 : page * 4 + 4], source.rows[source_page * 4 : source_page * 4 + 4]
         )
     assert pool.rows.isfinite().all(dim=1).sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("pages", "source_pages", "copies"),
+    [
+        ((), (), 0),
+        ((4,), (0,), 1),
+        ((2, 3, 4), (5, 6, 7), 1),
+        ((2, 3, 4), (5, 6, 0), 2),
+        ((0, 2, 3, 1), (1, 2, 3, 4), 3),
+    ],
+)
+def test_copies_queued_on_a_runtime_are_those_of_the_cpu_one_per_joint_run(
+    pages: tuple[int, ...], source_pages: tuple[int, ...], copies: int
+) -> None:
+    source, expected, pool = make_pool(), make_pool(tier="host"), make_pool(tier="host")
+    source.rows.copy_(torch.randn(32, 3))
+    expected.copy_pages(pages, source, source_pages)
+    with PinnedRing(1 << 16, backend="host") as ring:
+        host_runtime.reset()
+        with host_runtime.paused():
+            stream = ring._native.stream
+            pool.queue_copies(
+                list(_joint_runs(pages, source_pages)), source, host_runtime.open_runtime(), stream
+            )
+            assert pool.rows.isnan().all()  # nobody has waited
+        ring.copy_to(torch.empty(1), torch.zeros(1)).synchronize()  # on the same stream
+        assert host_runtime.count().copies == copies + 1
+    assert torch.equal(pool.rows.nan_to_num(), expected.rows.nan_to_num())
 
 
 def test_random_taking_and_giving_back_never_hands_out_a_page_twice() -> None:

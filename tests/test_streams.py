@@ -115,9 +115,32 @@ def fence_before_the_copy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "land", too_early)
 
 
+def copy_without_a_wait(patch: pytest.MonkeyPatch) -> None:
+    wait = StreamModel.wait
+    patch.setattr(StreamModel, "wait", lambda self, fence: self.stream == "copy" or wait(self, fence))
+
+
+def write_or_read_before_the_copy(patch: pytest.MonkeyPatch) -> None:
+    wait = StreamModel.wait
+    patch.setattr(StreamModel, "wait", lambda self, fence: fence.stream == "copy" or wait(self, fence))
+
+
+def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
+    land = Ledger.land
+
+    def forget(ledger: Ledger, flight, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
+        flight.fences = set()
+        return land(ledger, flight, fence, failed=failed)
+
+    patch.setattr(Ledger, "land", forget)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
+        copy_without_a_wait,
+        write_or_read_before_the_copy,
+        forget_the_copy_of_spare_pages,
         drop_all_waits,
         forget_readers,
         forget_the_writer,
@@ -170,13 +193,63 @@ def test_a_put_that_fails_to_wait_leaves_the_fences_that_it_has_not_waited_for()
 
 def test_one_stream_never_waits_for_itself() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    cache = make_cache(model, device_bytes=2 * PAGE_BYTES)
     for key in KEYS:
         assert cache.put(key, torch.zeros(2, 2))
         with cache.get(key) as lease:
             read(model, lease)
-    assert cache.stats().demotions > 0
+    assert cache.stats().evictions > 0
     assert model.num_waits == 0
+    assert model.races == []
+
+
+def test_what_makes_room_is_copied_aside_and_only_who_writes_its_pages_waits() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(2, 2))
+    reservation = cache.reserve(KEYS[1], 1)
+    assert model.num_waits == 1  # the copies, for the rows
+    assert model.clocks["copy"]["copy"] == 4  # two reads and two writes
+    assert model.clocks["main"]["copy"] == 0  # an encode here runs beside them
+    with reservation:
+        reservation.write(torch.zeros(1, 2))
+        assert model.clocks["main"]["copy"] == 4
+        assert reservation.commit()
+    with model.on("other"):
+        assert cache.put(KEYS[2], torch.zeros(1, 2))  # in the page that was left over
+        with cache.get(KEYS[0]) as lease:
+            read(model, lease)
+    assert model.clocks["other"]["main"] == model.clocks["copy"]["main"]  # it waited for the copies alone
+    assert model.races == []
+
+
+def test_a_reservation_that_nobody_wrote_is_still_behind_the_copies() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    assert cache.reserve(KEYS[1], 1).commit()
+    assert cache.put(KEYS[1], torch.zeros(1, 2))
+    assert model.races == []
+
+
+def test_a_copy_that_fails_half_way_leaves_a_fence_behind_what_it_has_queued() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    pool = type(cache._ledger.host)
+    copy_pages = pool.copy_pages
+
+    def fail_late(*arguments: object) -> None:
+        copy_pages(*arguments)  # type: ignore[arg-type]
+        raise Failure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "copy_pages", fail_late)
+        with pytest.raises(Failure):
+            cache.put(KEYS[1], torch.zeros(1, 2))
+    with model.on("other"):
+        assert cache.put(KEYS[1], torch.zeros(1, 2))
+        assert cache.put(KEYS[2], torch.zeros(1, 2))
     assert model.races == []
 
 

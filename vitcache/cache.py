@@ -78,8 +78,9 @@ class EmbeddingCache:
     -----
     Any thread may call anything at any time. Work goes to the current stream of the cache's device: pages are
     written there, behind whatever stream last read or wrote them, and `Lease.use` orders readers behind the
-    writer. A stream must live until the first `put` after its last lease was released. The host waits for the
-    device only where `put` copies rows between CPU and CUDA, and where memory is allocated and given up.
+    writer. What moves to the host tier is copied on a stream of the cache's own. A stream must live until the
+    first `put` after its last lease was released. The host waits for the device only where `put` copies rows
+    between CPU and CUDA, and where memory is allocated and given up.
     """
 
     def __init__(
@@ -182,7 +183,8 @@ class EmbeddingCache:
     ) -> Reservation | None:
         """Make room for the rows of `key`, to be written there and entered later.
 
-        What makes room is moved away by copies on the current stream.
+        What makes room is copied to the host tier on the cache's own stream, and the pages are written behind
+        that. Reserved before the rows are encoded, the copies run beside the encode, and nothing waits.
 
         Parameters
         ----------
@@ -435,17 +437,25 @@ class EmbeddingCache:
             return Reservation(flight, self.device, self._timeline, land, self._forgotten)
         except BaseException:
             if flight is not None:
-                abandon(flight, self._timeline, partial(self._land, ledger))
+                copying = frozenset({self._timeline.copy_stream})
+                abandon(flight, self._timeline, partial(self._land, ledger), copying)
             raise
 
     def _make_room(self, flight: Flight) -> None:
-        """Move the victims to the host tier, on the current stream."""
-        stream = self._timeline.current()
-        for fence in flight.fences:
-            if fence.stream != stream:
-                self._timeline.wait(fence)
-        for entry, pool, pages in flight.demotions:
-            pool.copy_pages(pages, entry.pool, entry.pages)
+        """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
+        if not flight.demotions:
+            return
+        with self._timeline.aside():
+            stream = self._timeline.copy_stream
+            for fence in flight.fences:
+                if fence.stream != stream:
+                    self._timeline.wait(fence)
+            pool = flight.demotions[0].pool
+            pages = [page for demotion in flight.demotions for page in demotion.pages]
+            source_pages = [page for demotion in flight.demotions for page in demotion.entry.pages]
+            pool.copy_pages(pages, flight.pool, source_pages)
+            flight.copied = self._timeline.record(stream)
+        flight.fences = {flight.copied}
 
     def _land(self, ledger: Ledger, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
         with self._lock:

@@ -27,7 +27,8 @@ class Demotion(NamedTuple):
 class Flight:
     """A `put` while its rows are copied: it alone reads and writes the pages that are named here.
 
-    `pages` become the new entry's, `spare` is what its victims leave over, `fences` come before any copy. A
+    `pages` become the new entry's, `spare` is what its victims leave over. `fences` come before any write to
+    these pages; once the victims are being copied, it is `copied` alone, which comes behind all others. A
     promotion has the host entry `source` that the rows come from.
     """
 
@@ -41,6 +42,7 @@ class Flight:
     fences: set[Fence]
     demotions: list[Demotion]
     source: Entry | None = None
+    copied: Fence | None = None
 
     def pages_of(self, pool: PagePool) -> list[int]:
         """Return the pages of one pool."""
@@ -118,7 +120,7 @@ class Ledger:
         return self._set_aside(source.key, source.num_rows, source.cost, source)
 
     def land(self, flight: Flight, fence: Fence | None, *, failed: bool = False) -> bool:
-        """Enter what was copied before `fence`, or free its pages if that failed or the epoch is over.
+        """Enter what was written before `fence`, or free its pages if that failed or the epoch is over.
 
         A failed flight may have no fence. If it landed before the failure, nothing happens.
         """
@@ -129,7 +131,7 @@ class Ledger:
             pool.in_flight -= len(flight.pages_of(pool))
         source = flight.source
         if fence is None or failed or flight.epoch != self.epoch:
-            # After a failure the copying stream may not have waited for all of them.
+            # Nobody may have waited for them.
             fences = tuple(flight.fences) if fence is None else (*flight.fences, fence)
             for _, pool, pages in reversed(flight.demotions):
                 pool.give_back(pages, fences)
@@ -138,16 +140,18 @@ class Ledger:
             flight.pool.give_back(flight.pages, fences)
             self.counts.rejections += not failed and source is None
             return False
+        before = tuple(flight.fences)
         for entry, pool, pages in reversed(flight.demotions):
             # Meanwhile another thread may have put rows under its key.
             if entry.key in self.index:
-                pool.give_back(pages, (fence,))
+                pool.give_back(pages, before)
                 self.counts.evictions += 1
             else:
-                self.index.add(Entry(entry.key, entry.num_rows, entry.cost, pool, pages, fence))
+                copied = flight.copied or fence
+                self.index.add(Entry(entry.key, entry.num_rows, entry.cost, pool, pages, copied))
                 self.counts.demotions += 1
                 self.counts.writebacks += 1
-        flight.pool.give_back(flight.spare, (fence,))
+        flight.pool.give_back(flight.spare, before)
         if source is not None and self.index.host.get(source.key) is not source:
             flight.pool.give_back(flight.pages, (fence,))
             return False

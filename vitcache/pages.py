@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vitcache._native import PagedRows
+from vitcache._native import CudaRuntime, PagedRows, copy_batch
 from vitcache.dtypes import KINDS
+from vitcache.info import open_cuda_runtime
 from vitcache.streams import Fence
 
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
@@ -55,6 +56,7 @@ class PagePool:
         self.row_width = row_width
         self.dtype = dtype
         self.page_bytes = page_rows * row_width * dtype.itemsize
+        self._runtime = open_cuda_runtime() if tier == "host" and device.type == "cuda" else None
         # A tensor made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             if tier == "host" and device.type == "cuda":
@@ -124,9 +126,30 @@ class PagePool:
             first += len(segment)
 
     def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
-        """Copy whole pages from another pool; to pinned memory the copy is queued and not waited for."""
-        for page, source_page in zip(pages, source_pages, strict=True):
-            self._run(page, self.page_rows).copy_(source._run(source_page, self.page_rows), non_blocking=True)
+        """Copy whole pages from another pool, each run of pages that are adjacent in both in one piece.
+
+        From a GPU all copies are queued in one call, on its current stream, which is not the default one.
+        """
+        runs = list(_joint_runs(pages, source_pages))
+        if self._runtime is not None:
+            stream = torch.cuda.current_stream(self._for_device).cuda_stream
+            self.queue_copies(runs, source, self._runtime, stream)
+            return
+        for page, source_page, count in runs:
+            length = count * self.page_rows
+            self._run(page, length).copy_(source._run(source_page, length))
+
+    def queue_copies(
+        self, runs: Sequence[tuple[int, int, int]], source: PagePool, runtime: CudaRuntime, stream: int
+    ) -> None:
+        """Queue copies of ``(page, page of source, count)`` on a stream of a CUDA runtime."""
+        copy_batch(
+            runtime,
+            [self._address + page * self.page_bytes for page, _, _ in runs],
+            [source._address + page * self.page_bytes for _, page, _ in runs],
+            [count * self.page_bytes for _, _, count in runs],
+            stream,
+        )
 
     def segments(self, pages: Sequence[int], num_rows: int) -> list[Tensor]:
         """Return views of the first `num_rows` rows of `pages` in order, adjacent pages joined."""
@@ -142,6 +165,18 @@ def _runs(pages: Sequence[int], num_rows: int, page_rows: int) -> Iterator[tuple
     for end in range(1, len(pages) + 1):
         if end == len(pages) or pages[end] != pages[end - 1] + 1:
             yield pages[start], min(end * page_rows, num_rows) - start * page_rows
+            start = end
+
+
+def _joint_runs(pages: Sequence[int], source_pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield ``(page, source page, count)`` of each run that is adjacent on both sides."""
+    start = 0
+    steps = list(zip(pages, source_pages, strict=True))
+    for end in range(1, len(steps) + 1):
+        count = end - start
+        page, source_page = steps[start]
+        if end == len(steps) or steps[end] != (page + count, source_page + count):
+            yield page, source_page, count
             start = end
 
 

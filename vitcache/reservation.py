@@ -100,7 +100,7 @@ class Reservation:
         self._timeline = timeline
         self._land = land
         self._forgotten = forgotten
-        self._streams = {timeline.current()}
+        self._streams: set[Hashable] = set()
         self._flight = [flight]
 
     def segments(self) -> list[Tensor]:
@@ -131,8 +131,10 @@ class Reservation:
         self._open()
         stream = self._timeline.current()
         if stream not in self._streams:
-            for other in self._streams:
-                self._timeline.wait(self._timeline.record(other))
+            earlier = [self._timeline.record(other) for other in self._streams]
+            for fence in earlier or self._flight[0].fences:
+                if fence.stream != stream:
+                    self._timeline.wait(fence)
             self._streams.add(stream)
 
     def write(self, rows: Tensor) -> None:
@@ -173,6 +175,8 @@ class Reservation:
             If the reservation was committed or cancelled.
         """
         flight = self._open()
+        if not self._streams:
+            self.use()  # nothing was written, but what made room may still be read
         try:
             landing = self._land(flight, join(self._timeline, self._streams), failed=False)
         except BaseException:

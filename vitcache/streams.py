@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +17,15 @@ class Fence(NamedTuple):
 
 
 class Timeline(Protocol):
-    """The streams of one device as the cache sees them. Any thread may call; only `synchronize` blocks."""
+    """The streams of one device as the cache sees them. Any thread may call; only `synchronize` blocks.
+
+    `copy_stream` is one of the cache's own, for copies that nobody who puts or places is to wait for.
+    """
+
+    copy_stream: Hashable
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Make `copy_stream` the calling thread's current stream meanwhile."""
 
     def current(self) -> Hashable:
         """Return the calling thread's current stream. Equal streams run their work in order."""
@@ -33,6 +42,12 @@ class Timeline(Protocol):
 
 class CpuTimeline:
     """The CPU as one stream that is always done."""
+
+    copy_stream: Hashable = "cpu"
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Do nothing."""
+        return nullcontext()
 
     def current(self) -> Hashable:
         """Return the only stream."""
@@ -54,7 +69,14 @@ class CudaTimeline:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._streams: dict[Hashable, torch.cuda.Stream] = {}
+        # torch hands out the same few streams again and again; few ask for one of high priority.
+        self._aside = torch.cuda.Stream(device, priority=-1)
+        self.copy_stream: Hashable = self._aside.cuda_stream
+        self._streams: dict[Hashable, torch.cuda.Stream] = {self.copy_stream: self._aside}
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Make the copy stream current, and its device."""
+        return torch.cuda.stream(self._aside)
 
     def current(self) -> Hashable:
         """Return the handle of the calling thread's current stream of this device."""
