@@ -72,6 +72,10 @@ class StreamModel:
         self.num_waits += 1
         self.clocks[self.stream] |= fence.event.clock
 
+    def finish(self, fence: Fence) -> None:
+        self.note_call("finish")
+        self.clocks["host"] |= fence.event.clock
+
     def synchronize(self) -> None:
         self.note_call("synchronize")
         self.num_synchronizations += 1

@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
+from vitcache.checksum import Checksums
 from vitcache.dtypes import DTYPES
 from vitcache.errors import CudaError
 from vitcache.host_blocks import calibrate_cuda
@@ -24,7 +25,16 @@ from vitcache.lease import Lease, Returns
 from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
-from vitcache.reservation import Abandoned, Landing, Reservation, abandon, check_rows, outdated, warn_refused
+from vitcache.reservation import (
+    Abandoned,
+    Landing,
+    Reservation,
+    abandon,
+    check_rows,
+    logger,
+    outdated,
+    warn_refused,
+)
 from vitcache.single_flight import Claim, SingleFlight
 from vitcache.stats import CacheStats
 from vitcache.streams import Fence, make_timeline
@@ -62,6 +72,10 @@ class EmbeddingCache:
     policy
         What goes when room is needed: ``"lru"``, the least recently used; ``"s3fifo"``, what was not hit
         while it was new; ``"cost"``, what saves the least encode time per page.
+    checksum
+        Whether `get` compares what it finds in the host tier with a checksum that was taken when it came
+        there. What has changed is dropped, a miss, logged, and counted in `corruptions`. Such a look-up waits
+        for the copy to the host tier and reads all rows on the host, once more the first time.
 
     Raises
     ------
@@ -80,7 +94,7 @@ class EmbeddingCache:
     written there, behind whatever stream last read or wrote them, and `Lease.use` orders readers behind the
     writer. What moves to the host tier is copied on a stream of the cache's own. A stream must live until the
     first `put` after its last lease was released. The host waits for the device only where `put` copies rows
-    between CPU and CUDA, and where memory is allocated and given up.
+    between CPU and CUDA, where memory is allocated and given up, and where `get` compares a checksum.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class EmbeddingCache:
         host_bytes: int = 0,
         page_rows: int = 64,
         policy: str = "lru",
+        checksum: bool = False,
     ) -> None:
         row_width = _to_int("row_width", row_width, 1)
         page_rows = _to_int("page_rows", page_rows, 1)
@@ -123,6 +138,7 @@ class EmbeddingCache:
         if host_bytes and self.device.type == "cuda":
             calibrate_cuda(self.device)
         self._ledger: Ledger | None = Ledger(policy, *pools)
+        self._checksums = Checksums(self._timeline) if checksum and host_bytes else None
         self._lock = threading.Lock()  # guards the ledger
         self._drain_lock = threading.Lock()  # taken before _lock where both are
         self._returns = Returns()
@@ -304,7 +320,11 @@ class EmbeddingCache:
                 if entry is None:
                     return None
                 pin.append(entry)
-            return Lease(pin, self.device, self._timeline, self._returns)
+            lease = Lease(pin, self.device, self._timeline, self._returns)
+            if entry.checksum is None or self._is_intact(entry):
+                return lease
+            lease.release()
+            return None
         except BaseException:
             while pin:
                 self._returns.add(pin.pop(), set())
@@ -395,6 +415,19 @@ class EmbeddingCache:
             raise RuntimeError("the cache was closed")
         return self._ledger
 
+    def _is_intact(self, entry: Entry) -> bool:
+        """Compare the checksum of a leased entry; one that has changed is dropped, counted and logged."""
+        if self._checksums is None or self._checksums.is_intact(entry):
+            return True
+        with self._lock:
+            self._open().report_corrupt(entry)
+        logger.error(
+            "%d rows in the host tier are not those that came there: their checksum is another one; the "
+            "entry was dropped",
+            entry.num_rows,
+        )
+        return False
+
     def _drain(self) -> None:
         """Take back released leases and forgotten reservations. What a caller gave up before is taken back
         when this returns.
@@ -456,6 +489,11 @@ class EmbeddingCache:
             pool.copy_pages(pages, flight.pool, source_pages)
             flight.copied = self._timeline.record(stream)
         flight.fences = {flight.copied}
+        if self._checksums is not None:
+            for demotion in flight.demotions:
+                demotion.checksum = self._checksums.take(
+                    demotion.pool, demotion.pages, demotion.entry.num_rows, flight.copied
+                )
 
     def _land(self, ledger: Ledger, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import Future
 from itertools import chain
 
 from vitcache.pages import PagePool
@@ -14,11 +15,12 @@ class Entry:
     """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
 
     `cost` is what a hit saves, `hits` how many there were since the entry came to its tier. `written` is the
-    fence behind the copy into the pages, and `reads` has the last fence of every stream that read them. All
-    but `hits`, `leases` and `reads` never change.
+    fence behind the copy into the pages, and `reads` has the last fence of every stream that read them. A
+    `checksum` is of the rows in host memory. All but `hits`, `leases` and `reads` never change.
     """
 
     __slots__ = (
+        "checksum",
         "cost",
         "hits",
         "key",
@@ -32,7 +34,14 @@ class Entry:
     )
 
     def __init__(
-        self, key: bytes, num_rows: int, cost: float, pool: PagePool, pages: tuple[int, ...], written: Fence
+        self,
+        key: bytes,
+        num_rows: int,
+        cost: float,
+        pool: PagePool,
+        pages: tuple[int, ...],
+        written: Fence,
+        checksum: Future[int] | None = None,
     ) -> None:
         self.key = key
         self.num_rows = num_rows
@@ -41,6 +50,7 @@ class Entry:
         self.pages = pages
         self.paged_rows = pool.describe(pages, num_rows)
         self.written = written
+        self.checksum = checksum
         self.reads: dict[Hashable, Fence] = {}
         self.leases = 0
         self.hits = 0

@@ -6,8 +6,8 @@ Nothing here takes a lock, copies a row, makes a CUDA call or logs: the cache ca
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 from vitcache.index import Entry, Index
 from vitcache.pages import PagePool
@@ -15,12 +15,19 @@ from vitcache.stats import CacheStats, Counts, TierHits
 from vitcache.streams import Fence
 
 
-class Demotion(NamedTuple):
+@dataclass(eq=False)
+class Demotion:
     """An entry on its way from its own pages to `pages` of the host tier."""
 
     entry: Entry
     pool: PagePool
     pages: tuple[int, ...]
+    checksum: Future[int] | None = None
+
+    def landed(self, copied: Fence) -> Entry:
+        """Return the entry of the host tier, whose rows are there behind `copied`."""
+        entry = self.entry
+        return Entry(entry.key, entry.num_rows, entry.cost, self.pool, self.pages, copied, self.checksum)
 
 
 @dataclass(eq=False)
@@ -88,6 +95,19 @@ class Ledger:
         self._num_leases += 1
         return entry
 
+    def report_corrupt(self, entry: Entry) -> None:
+        """Make a miss of a look-up that found rows which are no longer those that were put, and drop them."""
+        pool = entry.pool
+        pool.hits -= 1
+        pool.hit_rows -= entry.num_rows
+        pool.saved_ms -= entry.cost
+        self.counts.hits -= 1
+        self.counts.misses += 1
+        self.counts.corruptions += 1
+        # Of a copy that backs a device entry: that may have been made from it.
+        if entry in (self.index.host.get(entry.key), self.index.backing.get(entry.key)):
+            self._drop(entry.key)
+
     def unpin(self, entry: Entry) -> None:
         """Take back a lease."""
         self._num_leases -= 1
@@ -133,22 +153,21 @@ class Ledger:
         if fence is None or failed or flight.epoch != self.epoch:
             # Nobody may have waited for them.
             fences = tuple(flight.fences) if fence is None else (*flight.fences, fence)
-            for _, pool, pages in reversed(flight.demotions):
-                pool.give_back(pages, fences)
+            for demotion in reversed(flight.demotions):
+                demotion.pool.give_back(demotion.pages, fences)
                 self.counts.evictions += 1
             flight.pool.give_back(flight.spare, fences)
             flight.pool.give_back(flight.pages, fences)
             self.counts.rejections += not failed and source is None
             return False
         before = tuple(flight.fences)
-        for entry, pool, pages in reversed(flight.demotions):
+        for demotion in reversed(flight.demotions):
             # Meanwhile another thread may have put rows under its key.
-            if entry.key in self.index:
-                pool.give_back(pages, before)
+            if demotion.entry.key in self.index:
+                demotion.pool.give_back(demotion.pages, before)
                 self.counts.evictions += 1
             else:
-                copied = flight.copied or fence
-                self.index.add(Entry(entry.key, entry.num_rows, entry.cost, pool, pages, copied))
+                self.index.add(demotion.landed(flight.copied or fence))
                 self.counts.demotions += 1
                 self.counts.writebacks += 1
         flight.pool.give_back(flight.spare, before)

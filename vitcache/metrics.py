@@ -15,6 +15,7 @@ _COUNTERS = {
     "writebacks": "Demotions that copied rows.",
     "promotions": "Entries of the host tier that came to the device tier, too.",
     "rejections": "Rows that were not admitted.",
+    "corruptions": "Look-ups that were misses because the checksum in the host tier was another one.",
 }
 _TIER_COUNTERS = {
     "hits": "Look-ups that found rows, by tier.",

@@ -18,6 +18,7 @@ class Counts:
     writebacks: int = 0
     promotions: int = 0
     rejections: int = 0
+    corruptions: int = 0
 
 
 class TierHits(NamedTuple):
@@ -50,6 +51,8 @@ class CacheStats:
         Entries of the host tier that came to the device tier, too.
     rejections
         Calls of `put` that returned False.
+    corruptions
+        Look-ups that were misses because the checksum in the host tier was another one.
     entries
         Entries that can be looked up.
     leased_pages
@@ -70,6 +73,7 @@ class CacheStats:
     writebacks: int
     promotions: int
     rejections: int
+    corruptions: int
     entries: int
     leased_pages: int
     device_bytes: int

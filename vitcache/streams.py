@@ -17,7 +17,8 @@ class Fence(NamedTuple):
 
 
 class Timeline(Protocol):
-    """The streams of one device as the cache sees them. Any thread may call; only `synchronize` blocks.
+    """The streams of one device as the cache sees them. Any thread may call; only `finish` and `synchronize`
+    block.
 
     `copy_stream` is one of the cache's own, for copies that nobody who puts or places is to wait for.
     """
@@ -35,6 +36,9 @@ class Timeline(Protocol):
 
     def wait(self, fence: Fence) -> None:
         """Let what the current stream is given from now on run after `fence`."""
+
+    def finish(self, fence: Fence) -> None:
+        """Block until `fence` was passed."""
 
     def synchronize(self) -> None:
         """Block until all work of the device is done."""
@@ -58,6 +62,9 @@ class CpuTimeline:
         return Fence(stream, None)
 
     def wait(self, fence: Fence) -> None:
+        """Do nothing."""
+
+    def finish(self, fence: Fence) -> None:
         """Do nothing."""
 
     def synchronize(self) -> None:
@@ -95,6 +102,10 @@ class CudaTimeline:
     def wait(self, fence: Fence) -> None:
         """Queue a wait for the event on the current stream of this device."""
         torch.cuda.current_stream(self._device).wait_event(fence.event)
+
+    def finish(self, fence: Fence) -> None:
+        """Block until the event was passed."""
+        fence.event.synchronize()
 
     def synchronize(self) -> None:
         """Block until all streams of this device are done."""
