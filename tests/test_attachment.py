@@ -188,3 +188,25 @@ def test_other_config_or_namespace_shares_nothing() -> None:
         image_rows(model, QWEN3.call(1))
         assert attachment.stats().encoded == 2
     assert len(cache) == 6
+
+
+def test_shadow_mode_finds_an_entry_that_is_out_of_date(caplog: pytest.LogCaptureFixture) -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model, shadow_every=2)
+    first = image_rows(model, call)
+    for _ in range(4):
+        assert torch.equal(image_rows(model, call), first)
+    assert attachment.stats() == AttachStats(encoded=1, hits=4, shadowed=2)
+    assert caplog.records == []
+    for parameter in model.model.visual.parameters():
+        parameter.data.mul_(0.5)  # which attach cannot see
+    for _ in range(2):
+        assert torch.equal(image_rows(model, call), first)
+    stats = attachment.stats()
+    assert (stats.encoded, stats.shadowed) == (1, 3)
+    assert stats.shadow_difference > 0
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("vitcache.shadow", "WARNING")
+    assert f"by up to {stats.shadow_difference:g}" in record.message
+    with pytest.raises(ValueError, match="every is -1, it must be at least 1"):
+        attach(QWEN3.model(), shadow_every=-1)

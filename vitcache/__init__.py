@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitcache.prefetch import Prefetch
     from vitcache.reservation import Reservation
     from vitcache.ring import PinnedRing
+    from vitcache.shadow import Shadow
     from vitcache.single_flight import Claim
     from vitcache.spans import (
         Span,
@@ -56,6 +57,7 @@ __all__ = [
     "PlacementTable",
     "Prefetch",
     "Reservation",
+    "Shadow",
     "Span",
     "Ticket",
     "VisionPipeline",
@@ -92,6 +94,7 @@ _MODULES = {
     "PlacementTable": "vitcache.placement_table",
     "Prefetch": "vitcache.prefetch",
     "Reservation": "vitcache.reservation",
+    "Shadow": "vitcache.shadow",
     "Span": "vitcache.spans",
     "Ticket": "vitcache.ticket",
     "VisionPipeline": "vitcache.pipeline",

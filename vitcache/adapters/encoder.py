@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import operator
 import os
 import threading
@@ -21,6 +22,9 @@ from vitcache.adapters.pixels import PixelMover
 from vitcache.cache import EmbeddingCache
 from vitcache.keys import Namespace, content_key
 from vitcache.ring import PinnedRing
+from vitcache.shadow import Shadow
+
+logger = logging.getLogger("vitcache.shadow")
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
@@ -33,7 +37,8 @@ class AttachStats:
 
     `encoded` items ran through the vision tower, `hits` came from the cache, `duplicates` were equal to
     another item of their call. `bypassed` calls went to the stock method as they were. `pixel_bytes_moved`
-    counts pixels that were copied to the tower's device.
+    counts pixels that were copied to the tower's device. `shadowed` hits were encoded again, and
+    `shadow_difference` is the largest absolute difference that was found.
     """
 
     encoded: int = 0
@@ -41,6 +46,8 @@ class AttachStats:
     duplicates: int = 0
     bypassed: int = 0
     pixel_bytes_moved: int = 0
+    shadowed: int = 0
+    shadow_difference: float = 0.0
 
 
 class Session:
@@ -53,12 +60,14 @@ class Session:
         cache: EmbeddingCache,
         namespace: Namespace,
         ring: PinnedRing | None,
+        shadow_every: int,
     ) -> None:
         self.model = model
         self.cache = cache
         self.mover = PixelMover(ring)
         self.namespace = namespace.digest()
         self.stats = AttachStats()
+        self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = threading.local()
         self._named = namespace
         self._tower_name = tower_name
@@ -77,6 +86,19 @@ class Session:
         with self._lock:
             totals = {name: getattr(self.stats, name) + number for name, number in more.items()}
             self.stats = replace(self.stats, **totals)
+
+    def note_difference(self, key: bytes, difference: float) -> None:
+        """Count a comparison of cached rows with fresh ones, and log a difference."""
+        with self._lock:
+            largest = max(difference, self.stats.shadow_difference)
+            self.stats = replace(self.stats, shadowed=self.stats.shadowed + 1, shadow_difference=largest)
+        if difference:
+            logger.warning(
+                "entry %s differs from what the vision tower gives now by up to %g: call "
+                "cache.advance_epoch() if the model was changed",
+                key.hex(),
+                difference,
+            )
 
     def forget(self) -> None:
         """Look up none of the entries so far: the weights that made them are others now, or are to be.
@@ -228,7 +250,10 @@ class CachedEncoder:
             if lease is not None:
                 with lease:
                     session.count(hits=1)
-                    return lease.to_tensor()
+                    rows = lease.to_tensor()
+                if session.shadow is not None and session.shadow.wants():
+                    session.shadow.compare(key, rows, item_rows(self._encode(item, options)))
+                return rows
             with cache.claim(key) as claim:
                 if not claim.is_mine:
                     claim.wait()  # another thread encodes it

@@ -24,6 +24,7 @@ def attach(
     namespace: str | None = None,
     device_bytes: int | None = None,
     ring: PinnedRing | None = None,
+    shadow_every: int = 0,
 ) -> Attachment:
     """Serve the image and video features of `model` from a cache, one entry per image, tile or video.
 
@@ -51,6 +52,10 @@ def attach(
     ring
         What pixels in pageable memory go through to a vision tower on a GPU. By default a new one of 128 MiB,
         made when the first pixels are to be moved.
+    shadow_every
+        One hit in so many is encoded again, to be compared with its cached rows, which are what the call
+        returns: `stats().shadow_difference`, and a warning in the log where they differ. That hit costs an
+        encode and waits for the device, and raises what the encode raises. 0: none is.
 
     Raises
     ------
@@ -58,7 +63,8 @@ def attach(
         If the model has no `get_image_features`, or how its calls break into items is not known here; or if
         `namespace` is no string.
     ValueError
-        If `cache` holds rows of another width or dtype, or comes with `device_bytes`.
+        If `cache` holds rows of another width or dtype, or comes with `device_bytes`; or if `shadow_every` is
+        negative.
     RuntimeError
         If the model is attached already; and later, from a call of the model, if its features are no longer
         of the cache's width and dtype.
@@ -96,7 +102,7 @@ def attach(
         raise RuntimeError(f"this {type(model).__name__} is already attached, detach it first")
     tower = getattr(base, family.tower)
     cache = cache_for(base, tower, cache, device_bytes)
-    session = Session(base, family.tower, cache, namespace_for(base, tower, namespace), ring)
+    session = Session(base, family.tower, cache, namespace_for(base, tower, namespace), ring, shadow_every)
     encoders = {
         name: CachedEncoder(session, getattr(base, name), modality, split)
         for modality, split in family.splits.items()

@@ -1,0 +1,78 @@
+"""Shadow mode: now and then a hit is encoded again, to see whether the cached rows are still those."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vitcache.keys import check_positive
+
+
+class Shadow:
+    """Chooses hits to be encoded again, and reports how far their cached rows are from fresh ones.
+
+    It finds what no key and no checksum can: entries that were right once, and are not since the weights, the
+    processor or a kernel changed.
+
+    Parameters
+    ----------
+    every
+        One hit in so many is chosen: the last of them.
+    report
+        Called with the key and the largest absolute difference of two elements, after each comparison: 0.0
+        where all are equal, infinity where the shapes are not.
+
+    Raises
+    ------
+    TypeError
+        If `every` is no int.
+    ValueError
+        If it is less than 1.
+
+    Notes
+    -----
+    Any thread may call. `report` runs in the thread that compares.
+    """
+
+    def __init__(self, every: int, report: Callable[[bytes, float], object]) -> None:
+        check_positive("every", every)
+        self._every = every
+        self._report = report
+        self._hits = itertools.count(1)
+
+    def wants(self) -> bool:
+        """Count a hit; return whether it is to be encoded again."""
+        return next(self._hits) % self._every == 0
+
+    def compare(self, key: bytes, cached: Tensor, fresh: Tensor) -> float:
+        """Compare rows on the current stream, wait for the result, report and return it.
+
+        Parameters
+        ----------
+        key
+            Of the entry.
+        cached
+            Its rows ``(num_rows, row_width)``, such as from `Lease.to_tensor`.
+        fresh
+            What the encoder gives for its item now. It is rounded to the dtype of
+            `cached`, as a `put` would round it.
+        """
+        difference = largest_difference(cached, fresh.detach().to(cached.device, cached.dtype))
+        self._report(key, difference)
+        return difference
+
+
+def largest_difference(first: Tensor, second: Tensor) -> float:
+    """Return the largest absolute difference of two elements in float32; two NaN do not differ."""
+    if first.shape != second.shape:
+        return math.inf
+    if first.numel() == 0:
+        return 0.0
+    first, second = first.float(), second.float()
+    same = (first == second) | (first.isnan() & second.isnan())
+    apart = (first - second).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(torch.where(same, 0.0, apart).max())
