@@ -178,10 +178,14 @@ class ItemReader {
 
   static bool add_lease(Placement& placement, PyObject* item, const Target& target) {
     // Never given back: when statics end, the interpreter already has.
-    static PyObject* const name = PyUnicode_InternFromString("paged_rows");
-    const auto attribute = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, name));
+    static PyObject* const pin_name = PyUnicode_InternFromString("_pin");
+    static PyObject* const rows_name = PyUnicode_InternFromString("paged_rows");
+    const auto pin = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, pin_name));
+    if (!pin) throw py::error_already_set();
+    if (PyList_GET_SIZE(pin.ptr()) == 0) return false;  // it was released
+    const auto attribute =
+        py::reinterpret_steal<py::object>(PyObject_GetAttr(PyList_GET_ITEM(pin.ptr(), 0), rows_name));
     if (!attribute) throw py::error_already_set();
-    if (attribute.is_none()) return false;
     const auto& rows = attribute.cast<const PagedRows&>();
     if (rows.width != target.width || rows.on_cuda != target.on_cuda || rows.device_id != target.device_id)
       return false;

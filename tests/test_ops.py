@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits, untouched
 
 from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
+from vitcache._native import PagedRows
 
 HIDDEN = 24
 
@@ -321,7 +322,7 @@ def test_a_lease_of_another_device_is_refused():
     out = poisoned(8, HIDDEN, dtype=torch.float32)
     with cache.get(b"k" * 32) as lease:
         lease.device = torch.device("cuda", 1)
-        lease.paged_rows = None
+        lease._entry().paged_rows = PagedRows(0, 4, 4, 0, (0,), 4, HIDDEN, on_cuda=True, device_id=1)
         with pytest.raises(
             ValueError, match="item 0 is a lease of a cache on cuda:1, the destination is on cpu"
         ):

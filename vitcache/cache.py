@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Real
 from typing import Any, SupportsIndex
 
@@ -233,7 +233,7 @@ class EmbeddingCache:
         num_rows = _to_int("num_rows", num_rows, 0)
         if epoch is not None:
             epoch = _to_int("epoch", epoch, 0)
-        cost = num_rows * MS_PER_ROW if encode_ms is None else _to_ms("encode_ms", encode_ms)
+        cost = _estimated_ms(num_rows) if encode_ms is None else _to_ms("encode_ms", encode_ms)
         books: list[tuple[PagePool, int, int]] = []
 
         def depart(ledger: Ledger) -> Flight | None:
@@ -308,15 +308,17 @@ class EmbeddingCache:
         RuntimeError
             If the cache was closed.
         """
-        check_key(key)
+        if type(key) is not bytes or len(key) != 32:
+            check_key(key)
         if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
             num_rows = _to_int("num_rows", num_rows, 0)
-        if len(self._returns) >= _RETURNS_PER_BATCH:
+        if len(self._returns.queue) >= _RETURNS_PER_BATCH:
             self._drain()
         pin: list[Entry] = []
         try:
             with self._lock:
-                entry = self._open().pin(key, num_rows)
+                ledger = self._ledger or self._open()
+                entry = ledger.pin(key, num_rows)
                 if entry is None:
                     return None
                 pin.append(entry)
@@ -327,7 +329,7 @@ class EmbeddingCache:
             return None
         except BaseException:
             while pin:
-                self._returns.add(pin.pop(), set())
+                self._returns.add((pin.pop(), set()))
             raise
 
     def claim(self, key: bytes) -> Claim:
@@ -453,7 +455,7 @@ class EmbeddingCache:
                         ledger.unpin(entry)
             finally:
                 for done in returns:
-                    self._returns.add(*done)
+                    self._returns.add(done)
 
     def _reserve(self, depart: Callable[[Ledger], Flight | None]) -> Reservation | None:
         """Move away what makes room for a flight, if it departs."""
@@ -511,6 +513,12 @@ def _to_int(name: str, value: SupportsIndex, least: int) -> int:
     if number < least:
         raise ValueError(f"{name} is {number}, it must be at least {least}")
     return number
+
+
+@lru_cache(maxsize=4096)
+def _estimated_ms(num_rows: int) -> float:
+    # One object for all entries of a length: a look-up that adds it up finds it in the CPU's cache.
+    return num_rows * MS_PER_ROW
 
 
 def _to_ms(name: str, value: Any) -> float:

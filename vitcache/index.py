@@ -25,6 +25,7 @@ class Entry:
         "hits",
         "key",
         "leases",
+        "num_pages",
         "num_rows",
         "paged_rows",
         "pages",
@@ -48,6 +49,7 @@ class Entry:
         self.cost = cost
         self.pool = pool
         self.pages = pages
+        self.num_pages = len(pages)  # a look-up has one thing less to fetch from memory
         self.paged_rows = pool.describe(pages, num_rows)
         self.written = written
         self.checksum = checksum
@@ -63,8 +65,9 @@ class Entry:
 class Index:
     """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock.
 
-    `device` and `host` have the entries of each tier; no key is in both. `backing` has the host tier's copies
-    of entries that are in the device tier, too: in no policy, as they are the first to give room.
+    `device` and `host` have the entries of each tier, `policies` their order; no key is in both. `backing`
+    has the host tier's copies of entries that are in the device tier, too: in no policy, as they are the
+    first to give room.
     """
 
     def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:
@@ -72,7 +75,7 @@ class Index:
         self.host: dict[bytes, Entry] = {}
         self.backing: dict[bytes, Entry] = {}
         self._entries = {"device": self.device, "host": self.host}
-        self._policies = {pool.tier: make_policy(policy, pool.num_pages) for pool in pools}
+        self.policies = {pool.tier: make_policy(policy, pool.num_pages) for pool in pools}
 
     def __len__(self) -> int:
         """Return the number of keys."""
@@ -86,25 +89,21 @@ class Index:
         """Yield every entry and every backing copy."""
         return chain(self.device.values(), self.host.values(), self.backing.values())
 
-    def find(self, key: bytes) -> Entry | None:
-        """Return the entry under a key, which may have a backing copy."""
-        return self.device.get(key) or self.host.get(key)
-
     def add(self, entry: Entry) -> None:
         """Add an entry under a key that is not there."""
         self._entries[entry.pool.tier][entry.key] = entry
-        self._policies[entry.pool.tier].insert(entry.key, len(entry.pages), entry.cost)
+        self.policies[entry.pool.tier].insert(entry.key, len(entry.pages), entry.cost)
 
     def promote(self, entry: Entry) -> None:
         """Add a device entry whose key is in the host tier: what is there becomes its backing copy."""
-        self._policies["host"].remove(entry.key)
+        self.policies["host"].remove(entry.key)
         self.backing[entry.key] = self.host.pop(entry.key)
         self.add(entry)
 
     def remove(self, key: bytes) -> list[Entry]:
         """Take out a key that is there; return its entry and its backing copy, if it has one."""
         tier = "device" if key in self.device else "host"
-        self._policies[tier].remove(key)
+        self.policies[tier].remove(key)
         backing = self.backing.pop(key, None)
         return [self._entries[tier].pop(key), *([] if backing is None else [backing])]
 
@@ -115,8 +114,8 @@ class Index:
             del self.backing[entry.key]
             return False
         del self._entries[tier][entry.key]
-        is_kept = self._policies[tier].is_kept(entry.key)
-        self._policies[tier].evict(entry.key)
+        is_kept = self.policies[tier].is_kept(entry.key)
+        self.policies[tier].evict(entry.key)
         return is_kept
 
     def fall_back(self, key: bytes) -> bool:
@@ -128,17 +127,13 @@ class Index:
         self.add(entry)
         return True
 
-    def touch(self, entry: Entry) -> None:
-        """Note a hit."""
-        self._policies[entry.pool.tier].touch(entry.key)
-
     def pop(self) -> list[Entry]:
         """Take out one of the keys, of which there must be one."""
         return self.remove(next(iter(self.device or self.host)))
 
     def order(self, tier: str) -> Iterator[bytes]:
         """Yield the keys of a tier's policy, the first to go first."""
-        return self._policies[tier].victims()
+        return self.policies[tier].victims()
 
     def victims(self, tier: str) -> Iterator[Entry]:
         """Yield the entries of a tier, the first to go first."""

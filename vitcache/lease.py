@@ -18,26 +18,21 @@ Return = tuple[Entry, set[Hashable]]
 
 
 class Returns:
-    """Where released leases wait for the cache. Any thread may add, at any time: it takes no lock."""
+    """Where released leases wait for the cache. Any thread may `add`, at any time: it takes no lock."""
 
     def __init__(self) -> None:
-        self._queue: deque[Return] = deque()
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, entry: Entry, streams: set[Hashable]) -> None:
-        """Leave an entry to be unpinned."""
-        self._queue.append((entry, streams))
+        self.queue: deque[Return] = deque()
+        self.add = self.queue.append  # every release calls it
 
     def take(self) -> list[Return]:
         """Take out all there are. One thread at a time."""
-        queue = self._queue
+        queue = self.queue
         return [queue.popleft() for _ in range(len(queue))]
 
     def close(self) -> None:
         """Keep nothing from now on, so that the pages are freed with the last lease."""
-        self._queue = deque(maxlen=0)
+        self.queue = deque(maxlen=0)
+        self.add = self.queue.append
 
 
 class Lease:
@@ -57,8 +52,6 @@ class Lease:
         Look-ups that found the entry in this tier since it came there, this one included.
     device
         Device of the cache, where the rows may be placed.
-    paged_rows
-        The native description of the rows, for placements; None once it is released.
 
     Notes
     -----
@@ -79,7 +72,6 @@ class Lease:
         "hits",
         "num_rows",
         "page_rows",
-        "paged_rows",
         "row_width",
         "tier",
     )
@@ -95,7 +87,6 @@ class Lease:
         self.page_rows = pool.page_rows
         self.tier = pool.tier
         self.hits = entry.hits
-        self.paged_rows: PagedRows | None = entry.paged_rows
         self.device = device
         self._timeline = timeline
         self._returns = returns
@@ -117,6 +108,12 @@ class Lease:
     def pages(self) -> tuple[int, ...]:
         """Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``."""
         return self._entry().pages
+
+    @property
+    def paged_rows(self) -> PagedRows | None:
+        """The native description of the rows, for placements; None once it is released."""
+        # The entry's, whose memory a look-up need not touch.
+        return None if self.released else self._entry().paged_rows
 
     def segments(self) -> list[Tensor]:
         """Return views of `pool` with the rows in order, adjacent pages joined. Valid until `release`."""
@@ -153,8 +150,7 @@ class Lease:
             entry = self._pin.pop()
         except IndexError:
             return
-        self.paged_rows = None
-        self._returns.add(entry, self._streams)
+        self._returns.add((entry, self._streams))
 
     def __enter__(self) -> Lease:
         self._entry()

@@ -75,22 +75,22 @@ class Ledger:
 
     def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
         """Look up and lease an entry; one of another length than expected is dropped."""
-        entry = self.index.find(key)
+        index = self.index
+        entry = index.device.get(key) or index.host.get(key)
         if entry is not None and num_rows is not None and entry.num_rows != num_rows:
             self._drop(key)
             entry = None
         if entry is None:
             self.counts.misses += 1
             return None
-        self.counts.hits += 1
         entry.hits += 1
-        self.index.touch(entry)
         pool = entry.pool
+        index.policies[pool.tier].touch(entry.key)
         pool.hits += 1
         pool.hit_rows += entry.num_rows
         pool.saved_ms += entry.cost
         if entry.leases == 0:
-            pool.leased += len(entry.pages)
+            pool.leased += entry.num_pages
         entry.leases += 1
         self._num_leases += 1
         return entry
@@ -101,7 +101,6 @@ class Ledger:
         pool.hits -= 1
         pool.hit_rows -= entry.num_rows
         pool.saved_ms -= entry.cost
-        self.counts.hits -= 1
         self.counts.misses += 1
         self.counts.corruptions += 1
         # Of a copy that backs a device entry: that may have been made from it.
@@ -113,7 +112,7 @@ class Ledger:
         self._num_leases -= 1
         entry.leases -= 1
         if entry.leases == 0:
-            entry.pool.leased -= len(entry.pages)
+            entry.pool.leased -= entry.num_pages
             if entry in self._dropped:
                 self._dropped.remove(entry)
                 self._free(entry)
@@ -204,6 +203,7 @@ class Ledger:
         used = [(pool.num_pages - pool.num_free) * pool.page_bytes for pool in self._pools]
         capacity = [pool.num_pages * pool.page_bytes for pool in self._pools]
         return CacheStats(
+            hits=sum(pool.hits for pool in self._pools),
             **asdict(self.counts),
             entries=len(self.index),
             leased_pages=sum(pool.leased for pool in self._pools),

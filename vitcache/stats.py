@@ -10,7 +10,6 @@ from typing import NamedTuple
 class Counts:
     """What has happened so far. Guarded by the cache's lock."""
 
-    hits: int = 0
     misses: int = 0
     insertions: int = 0
     evictions: int = 0
