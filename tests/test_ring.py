@@ -334,12 +334,18 @@ print("queued", flush=True)
 """
 
 
+# Some of torch's methods, `detach` for one, end the process if the interpreter ends while a daemon thread is
+# in them: so these threads call what is ours alone.
 DAEMON_THREADS_IN_IT = """
 import contextlib, threading
+from vitcache._native import Cast
+native, addresses = ring._native, (dst.data_ptr(), src.data_ptr())
 def go():
     with contextlib.suppress(RuntimeError):
         while True:
-            ring.copy_to(dst, src).synchronize()
+            ticket = native.make_ticket()
+            native.copy(ticket, *addresses, 4, (1 << 22,), (4,), Cast.none, None, None)
+            ticket.synchronize()
 for _ in range(8):
     threading.Thread(target=go, daemon=True).start()
 """
