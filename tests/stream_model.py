@@ -104,7 +104,7 @@ class StreamModel:
 
     def note_call(self, name: str) -> None:
         """Note a call of what would be CUDA, if the cache's lock is held meanwhile."""
-        if self.cache is not None and self.cache._lock.locked():
+        if self.cache is not None and self.cache._books.lock.locked():
             self.locked_calls.append(name)
 
 

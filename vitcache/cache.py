@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable
-from functools import lru_cache, partial
-from numbers import Real
-from typing import Any, SupportsIndex
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.checksum import Checksums
 from vitcache.dtypes import DTYPES
-from vitcache.errors import CudaError
 from vitcache.host_blocks import calibrate_cuda
 from vitcache.index import Entry
 from vitcache.keys import check_key
-from vitcache.lease import Lease, Returns
+from vitcache.lease import Lease, Origin, Returns
 from vitcache.ledger import Flight, Ledger
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
-from vitcache.reservation import (
-    Abandoned,
-    Landing,
-    Reservation,
-    abandon,
-    check_rows,
-    logger,
-    outdated,
-    warn_refused,
-)
+from vitcache.reservation import Reservation, check_rows, outdated, warn_refused
+from vitcache.shared_ledger import SharedLedger
 from vitcache.single_flight import Claim, SingleFlight
 from vitcache.stats import CacheStats
-from vitcache.streams import Fence, make_timeline
+from vitcache.streams import make_timeline
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 
@@ -46,6 +31,12 @@ MS_PER_ROW = 27 / 880
 
 # `get` takes released leases back in batches: what it returns does not depend on them.
 _RETURNS_PER_BATCH = 64
+
+
+@lru_cache(maxsize=4096)
+def _estimated_ms(num_rows: int) -> float:
+    # One object for all entries of a length: a look-up that adds it up finds it in the CPU's cache.
+    return num_rows * MS_PER_ROW
 
 
 class EmbeddingCache:
@@ -90,11 +81,12 @@ class EmbeddingCache:
 
     Notes
     -----
-    Any thread may call anything at any time. Work goes to the current stream of the cache's device: pages are
-    written there, behind whatever stream last read or wrote them, and `Lease.use` orders readers behind the
-    writer. What moves to the host tier is copied on a stream of the cache's own. A stream must live until the
-    first `put` after its last lease was released. The host waits for the device only where `put` copies rows
-    between CPU and CUDA, where memory is allocated and given up, and where `get` compares a checksum.
+    Any thread may call anything at any time; a forked child must not. Work goes to the current stream of the
+    cache's device: pages are written there, behind whatever stream last read or wrote them, and `Lease.use`
+    orders readers behind the writer. What moves to the host tier is copied on a stream of the cache's own. A
+    stream must live until the first `put` after its last lease was released. The host waits for the device
+    only where `put` copies rows between CPU and CUDA, where memory is allocated and given up, and where `get`
+    compares a checksum.
     """
 
     def __init__(
@@ -109,10 +101,10 @@ class EmbeddingCache:
         policy: str = "lru",
         checksum: bool = False,
     ) -> None:
-        row_width = _to_int("row_width", row_width, 1)
-        page_rows = _to_int("page_rows", page_rows, 1)
-        device_bytes = _to_int("device_bytes", device_bytes, 0)
-        host_bytes = _to_int("host_bytes", host_bytes, 0)
+        row_width = to_int("row_width", row_width, 1)
+        page_rows = to_int("page_rows", page_rows, 1)
+        device_bytes = to_int("device_bytes", device_bytes, 0)
+        host_bytes = to_int("host_bytes", host_bytes, 0)
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}, it must be one of {', '.join(map(str, DTYPES))}")
         page_bytes = page_rows * row_width * dtype.itemsize
@@ -123,26 +115,23 @@ class EmbeddingCache:
         self.row_width = row_width
         self.page_rows = page_rows
         self.dtype = dtype
-        self.device = _resolve_device(device)
+        self.device = to_device(device)
         self.has_host_tier = host_bytes > 0
-        self._timeline = make_timeline(self.device)
+        timeline = make_timeline(self.device)
         pools = [
             PagePool(tier, budget // page_bytes, page_rows, row_width, dtype, self.device)
             for tier, budget in (("device", device_bytes), ("host", host_bytes))
             if budget
         ]
         # No other stream may still use the memory when it comes, nor when it goes.
-        self._timeline.synchronize()
+        timeline.synchronize()
         for pool in pools:
-            weakref.finalize(pool, self._timeline.synchronize).atexit = False
+            weakref.finalize(pool, timeline.synchronize).atexit = False
         if host_bytes and self.device.type == "cuda":
             calibrate_cuda(self.device)
-        self._ledger: Ledger | None = Ledger(policy, *pools)
-        self._checksums = Checksums(self._timeline) if checksum and host_bytes else None
-        self._lock = threading.Lock()  # guards the ledger
-        self._drain_lock = threading.Lock()  # taken before _lock where both are
-        self._returns = Returns()
-        self._forgotten: deque[Abandoned] = deque()
+        checksums = Checksums(timeline) if checksum and host_bytes else None
+        origin = Origin(self.device, timeline, Returns())
+        self._books = SharedLedger(Ledger(policy, *pools), origin, checksums)
         self._single_flight = SingleFlight()
 
     def put(
@@ -230,10 +219,10 @@ class EmbeddingCache:
         As in `put`. Until the reservation is committed or cancelled its pages serve nobody.
         """
         check_key(key)
-        num_rows = _to_int("num_rows", num_rows, 0)
+        num_rows = to_int("num_rows", num_rows, 0)
         if epoch is not None:
-            epoch = _to_int("epoch", epoch, 0)
-        cost = _estimated_ms(num_rows) if encode_ms is None else _to_ms("encode_ms", encode_ms)
+            epoch = to_int("epoch", epoch, 0)
+        cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
         books: list[tuple[PagePool, int, int]] = []
 
         def depart(ledger: Ledger) -> Flight | None:
@@ -241,7 +230,7 @@ class EmbeddingCache:
             books.append((pool, now, pool.num_available))
             return ledger.depart(key, num_rows, cost, now if epoch is None else epoch)
 
-        reservation = self._reserve(depart)
+        reservation = self._books.reserve(depart)
         if reservation is None:
             [(pool, now, available)] = books
             if epoch is None or epoch == now:
@@ -284,10 +273,10 @@ class EmbeddingCache:
         """
         if not isinstance(lease, Lease):
             raise TypeError(f"lease must be a Lease, it is {type(lease).__name__}")
-        if lease._returns is not self._returns:
+        if lease._origin is not self._books.origin:
             raise ValueError(f"the lease of {lease.num_rows} rows is of another cache")
         source = lease._entry()
-        return self._reserve(lambda ledger: ledger.depart_promotion(source))
+        return self._books.reserve(lambda ledger: ledger.depart_promotion(source))
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Return a lease on the rows under `key`, or None.
@@ -311,25 +300,25 @@ class EmbeddingCache:
         if type(key) is not bytes or len(key) != 32:
             check_key(key)
         if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
-            num_rows = _to_int("num_rows", num_rows, 0)
-        if len(self._returns.queue) >= _RETURNS_PER_BATCH:
-            self._drain()
+            num_rows = to_int("num_rows", num_rows, 0)
+        books = self._books
+        if len(books.origin.returns.queue) >= _RETURNS_PER_BATCH:
+            books.drain()
         pin: list[Entry] = []
         try:
-            with self._lock:
-                ledger = self._ledger or self._open()
-                entry = ledger.pin(key, num_rows)
+            with books.lock:
+                entry = books.open().pin(key, num_rows)
                 if entry is None:
                     return None
                 pin.append(entry)
-            lease = Lease(pin, self.device, self._timeline, self._returns)
-            if entry.checksum is None or self._is_intact(entry):
+            lease = Lease(pin, books.origin)
+            if entry.checksum is None or books.is_intact(entry):
                 return lease
             lease.release()
             return None
         except BaseException:
             while pin:
-                self._returns.add((pin.pop(), set()))
+                books.origin.returns.add((pin.pop(), frozenset()))
             raise
 
     def claim(self, key: bytes) -> Claim:
@@ -361,185 +350,48 @@ class EmbeddingCache:
         Read it before encoding, and hand it to `put`: rows that were computed before one of these calls are
         not admitted after it.
         """
-        with self._lock:
-            return self._open().epoch
+        with self._books.lock:
+            return self._books.open().epoch
 
     def __contains__(self, key: bytes) -> bool:
         """Whether there is an entry under `key`; neither a hit nor a miss."""
         check_key(key)
-        with self._lock:
-            return key in self._open().index
+        with self._books.lock:
+            return key in self._books.open().index
 
     def __len__(self) -> int:
         """Return the number of entries that can be looked up."""
-        with self._lock:
-            return len(self._open().index)
+        with self._books.lock:
+            return len(self._books.open().index)
 
     def stats(self) -> CacheStats:
         """Return counts and sizes at this moment."""
-        self._drain()
-        with self._lock:
-            return self._open().stats()
+        self._books.drain()
+        with self._books.lock:
+            return self._books.open().stats()
 
     def clear(self) -> None:
         """Begin an epoch, drop every entry and free its pages; those of a leased one once it is released."""
-        self._drain()
-        with self._lock:
-            self._open().clear()
+        self._books.drain()
+        with self._books.lock:
+            self._books.open().clear()
 
     def advance_epoch(self) -> None:
         """Make every entry unreachable, in constant time, because what it was computed with has changed.
 
         Their pages count as in use until they are needed; they go before any later entry does.
         """
-        with self._lock:
-            self._open().advance()
+        with self._books.lock:
+            self._books.open().advance()
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the books do not agree: each page has one owner, and all counts are right."""
-        self._drain()
-        with self._lock:
-            problems = self._open().problems()
+        self._books.drain()
+        with self._books.lock:
+            problems = self._books.open().problems()
         if problems:
             raise RuntimeError(f"the cache is inconsistent: {'; '.join(problems)}")
 
     def close(self) -> None:
         """Drop every entry, and let the memory go with the last lease. A second call does nothing."""
-        with self._drain_lock, self._lock:
-            ledger, self._ledger = self._ledger, None
-            if ledger is not None:
-                ledger.advance()  # so that no put under way is admitted
-            self._returns.close()
-        # The ledger dies here, without the lock, as its pools wait for the device.
-
-    def _open(self) -> Ledger:
-        if self._ledger is None:
-            raise RuntimeError("the cache was closed")
-        return self._ledger
-
-    def _is_intact(self, entry: Entry) -> bool:
-        """Compare the checksum of a leased entry; one that has changed is dropped, counted and logged."""
-        if self._checksums is None or self._checksums.is_intact(entry):
-            return True
-        with self._lock:
-            self._open().report_corrupt(entry)
-        logger.error(
-            "%d rows in the host tier are not those that came there: their checksum is another one; the "
-            "entry was dropped",
-            entry.num_rows,
-        )
-        return False
-
-    def _drain(self) -> None:
-        """Take back released leases and forgotten reservations. What a caller gave up before is taken back
-        when this returns.
-        """
-        with self._drain_lock:
-            while self._forgotten:
-                abandon(*self._forgotten.popleft())
-            returns = self._returns.take()
-            if not returns:
-                return
-            streams = {stream for _, read_on in returns for stream in read_on}
-            outdated = []  # kept, so that their events are destroyed without the lock
-            try:
-                # One fence per stream for all of them, behind everything that they gave it.
-                fences = {stream: self._timeline.record(stream) for stream in streams}
-                with self._lock:
-                    ledger = self._open()
-                    while returns:
-                        entry, streams = returns.pop()
-                        for stream in streams:
-                            outdated.append(entry.reads.get(stream))
-                            entry.reads[stream] = fences[stream]
-                        ledger.unpin(entry)
-            finally:
-                for done in returns:
-                    self._returns.add(done)
-
-    def _reserve(self, depart: Callable[[Ledger], Flight | None]) -> Reservation | None:
-        """Move away what makes room for a flight, if it departs."""
-        self._drain()
-        flight: Flight | None = None
-        try:
-            with self._lock:
-                ledger = self._open()
-                flight = depart(ledger)
-            if flight is None:
-                return None
-            self._make_room(flight)
-            land = partial(self._land, ledger)
-            return Reservation(flight, self.device, self._timeline, land, self._forgotten)
-        except BaseException:
-            if flight is not None:
-                copying = frozenset({self._timeline.copy_stream})
-                abandon(flight, self._timeline, partial(self._land, ledger), copying)
-            raise
-
-    def _make_room(self, flight: Flight) -> None:
-        """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
-        if not flight.demotions:
-            return
-        with self._timeline.aside():
-            stream = self._timeline.copy_stream
-            for fence in flight.fences:
-                if fence.stream != stream:
-                    self._timeline.wait(fence)
-            pool = flight.demotions[0].pool
-            pages = [page for demotion in flight.demotions for page in demotion.pages]
-            source_pages = [page for demotion in flight.demotions for page in demotion.entry.pages]
-            pool.copy_pages(pages, flight.pool, source_pages)
-            flight.copied = self._timeline.record(stream)
-        flight.fences = {flight.copied}
-        if self._checksums is not None:
-            for demotion in flight.demotions:
-                demotion.checksum = self._checksums.take(
-                    demotion.pool, demotion.pages, demotion.entry.num_rows, flight.copied
-                )
-
-    def _land(self, ledger: Ledger, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
-        with self._lock:
-            admitted = ledger.land(flight, fence, failed=failed)
-            return Landing(admitted, ledger.epoch, ledger.device.num_available)
-
-
-def _to_int(name: str, value: SupportsIndex, least: int) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
-    if number < least:
-        raise ValueError(f"{name} is {number}, it must be at least {least}")
-    return number
-
-
-@lru_cache(maxsize=4096)
-def _estimated_ms(num_rows: int) -> float:
-    # One object for all entries of a length: a look-up that adds it up finds it in the CPU's cache.
-    return num_rows * MS_PER_ROW
-
-
-def _to_ms(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, it is {value!r} of type {type(value).__name__}")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} is {value}, it must be finite and at least 0")
-    return float(value)
-
-
-def _resolve_device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}, it must be the CPU or a CUDA device") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device}, it must be the CPU or a CUDA device")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CudaError(f"device is {device}, but torch finds no CUDA device")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device
+        self._books.close()

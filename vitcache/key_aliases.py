@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from vitcache.keys import check_key, check_positive
+from vitcache.arguments import to_int
+from vitcache.keys import check_key
 
 
 class Alias(NamedTuple):
@@ -46,8 +47,7 @@ class KeyAliases:
     """
 
     def __init__(self, max_entries: int = 65_536) -> None:
-        check_positive("max_entries", max_entries)
-        self.max_entries = max_entries
+        self.max_entries = to_int("max_entries", max_entries, 1)
         self._aliases: OrderedDict[bytes, Alias] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -83,7 +83,7 @@ class KeyAliases:
         """
         check_key(file_key, "file_key")
         check_key(key)
-        check_positive("num_rows", num_rows)
+        num_rows = to_int("num_rows", num_rows, 1)
         with self._lock:
             self._aliases[file_key] = Alias(key, num_rows)
             self._aliases.move_to_end(file_key)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vitcache.arguments import to_int
 from vitcache.caller import CallerModes
-from vitcache.keys import check_positive, content_key
+from vitcache.keys import content_key
 
 # One core hashes the feature of a 1280x720 image in a third of its encode's time: 9 of 27 ms beside an H100.
 _DEFAULT_THREADS = 4
@@ -53,9 +54,8 @@ class KeyThreads:
     def __init__(self, num_threads: int | None = None) -> None:
         if num_threads is None:
             num_threads = min(_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
-        check_positive("num_threads", num_threads)
-        self.num_threads = num_threads
-        self._executor = ThreadPoolExecutor(num_threads, "vitcache-keys")
+        self.num_threads = to_int("num_threads", num_threads, 1)
+        self._executor = ThreadPoolExecutor(self.num_threads, "vitcache-keys")
         self._unfinished: set[Future[KeyedFeature]] = set()
         self._pid = os.getpid()
 

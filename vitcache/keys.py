@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcache.arguments import to_int
 from vitcache.pieces import pieces, read_back
 
 ALGORITHM: str
@@ -87,7 +88,7 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
         raise TypeError(
             "feature is a callable: load it and pass the result, or give the item a key of its own"
         )
-    check_positive("num_threads", num_threads)
+    num_threads = to_int("num_threads", num_threads, 1)
     hasher = _start("content", num_threads if _num_bytes(feature) >= _THREADED_BYTES else 1)
     _add_node(hasher, b"b", namespace)
     _add_feature(hasher, feature, "feature")
@@ -150,14 +151,6 @@ def check_key(key: Any, name: str = "key") -> None:
         raise TypeError(f"{name} must be bytes, it is {_name(key)}")
     if len(key) != KEY_BYTES:
         raise ValueError(f"{name} is of {len(key)} bytes, it must be of {KEY_BYTES}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless `value` is an int of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, it is {value!r} of type {_name(value)}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, it must be at least 1")
 
 
 def _new_hash(num_threads: int) -> Any:

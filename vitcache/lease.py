@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from vitcache.streams import Timeline
 
 # What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,
 # as every look-up makes one.
-Return = tuple[Entry, set[Hashable]]
+Return = tuple[Entry, frozenset[Hashable]]
+
+_NO_STREAMS: frozenset[Hashable] = frozenset()
 
 
 class Returns:
@@ -35,6 +38,14 @@ class Returns:
         self.add = self.queue.append
 
 
+class Origin(NamedTuple):
+    """What a lease has of its cache, whose memory it does not keep."""
+
+    device: torch.device
+    timeline: Timeline
+    returns: Returns
+
+
 class Lease:
     """A pin on the pages of one entry: until it is released they are neither evicted nor written.
 
@@ -42,16 +53,10 @@ class Lease:
 
     Attributes
     ----------
-    num_rows, row_width, dtype
-        Shape and dtype of the rows.
-    page_rows
-        Rows of a page.
-    tier
-        Where the rows are: ``"device"`` or ``"host"``.
+    num_rows
+        Rows, each of `row_width` elements.
     hits
         Look-ups that found the entry in this tier since it came there, this one included.
-    device
-        Device of the cache, where the rows may be placed.
 
     Notes
     -----
@@ -62,37 +67,45 @@ class Lease:
     `release`. On a GPU the host itself may read pinned pages only once such work is done.
     """
 
-    __slots__ = (
-        "_pin",
-        "_returns",
-        "_streams",
-        "_timeline",
-        "device",
-        "dtype",
-        "hits",
-        "num_rows",
-        "page_rows",
-        "row_width",
-        "tier",
-    )
+    # As every look-up makes one, what all of a tier have in common is looked up when it is asked for.
+    __slots__ = ("_layout", "_origin", "_pin", "_streams", "hits", "num_rows")
 
-    def __init__(self, pin: list[Entry], device: torch.device, timeline: Timeline, returns: Returns) -> None:
+    def __init__(self, pin: list[Entry], origin: Origin) -> None:
         # Not yet `pin`: what is interrupted half-way must release nothing when it is collected.
         self._pin: list[Entry] = []
         [entry] = pin
-        pool = entry.pool
         self.num_rows = entry.num_rows
-        self.row_width = pool.row_width
-        self.dtype = pool.dtype
-        self.page_rows = pool.page_rows
-        self.tier = pool.tier
         self.hits = entry.hits
-        self.device = device
-        self._timeline = timeline
-        self._returns = returns
-        self._streams: set[Hashable] = set()
+        self._layout = entry.pool.layout
+        self._origin = origin
+        self._streams = _NO_STREAMS
         # Popping it releases the lease: of two threads only one can, and of a lease and who made it, too.
         self._pin = pin
+
+    @property
+    def row_width(self) -> int:
+        """Elements of a row."""
+        return self._layout.row_width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows."""
+        return self._layout.dtype
+
+    @property
+    def page_rows(self) -> int:
+        """Rows of a page."""
+        return self._layout.page_rows
+
+    @property
+    def tier(self) -> str:
+        """Where the rows are: ``"device"`` or ``"host"``."""
+        return self._layout.tier
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the cache, where the rows may be placed."""
+        return self._origin.device
 
     @property
     def released(self) -> bool:
@@ -150,7 +163,7 @@ class Lease:
             entry = self._pin.pop()
         except IndexError:
             return
-        self._returns.add((entry, self._streams))
+        self._origin.returns.add((entry, self._streams))
 
     def __enter__(self) -> Lease:
         self._entry()
@@ -181,11 +194,11 @@ def use_all(leases: Iterable[Lease]) -> None:
     timeline: Timeline | None = None
     stream: Hashable = None
     for lease in leases:
-        if lease._timeline is not timeline:
-            timeline = lease._timeline
+        if lease._origin.timeline is not timeline:
+            timeline = lease._origin.timeline
             stream = timeline.current()
         if not lease._pin or stream not in lease._streams:
             entry = lease._entry()
             if entry.written.stream != stream:
-                lease._timeline.wait(entry.written)
-            lease._streams.add(stream)
+                timeline.wait(entry.written)
+            lease._streams |= {stream}

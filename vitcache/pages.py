@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,15 @@ from vitcache.info import open_cuda_runtime
 from vitcache.streams import Fence
 
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
+
+
+class Layout(NamedTuple):
+    """How the pages of a tier lie; a released lease still has it."""
+
+    tier: str
+    page_rows: int
+    row_width: int
+    dtype: torch.dtype
 
 
 class PagePool:
@@ -55,6 +65,7 @@ class PagePool:
         self.page_rows = page_rows
         self.row_width = row_width
         self.dtype = dtype
+        self.layout = Layout(tier, page_rows, row_width, dtype)
         self.page_bytes = page_rows * row_width * dtype.itemsize
         self._runtime = open_cuda_runtime() if tier == "host" and device.type == "cuda" else None
         # A tensor made in inference mode could not be written outside of it.

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from vitcache.ahead import Ahead
+from vitcache.arguments import to_int
 from vitcache.cache import EmbeddingCache
 from vitcache.caller import CallerModes
 from vitcache.encoding import Encode, Encoding
 from vitcache.item import Chunk, Item
 from vitcache.key_threads import KeyThreads
-from vitcache.keys import check_positive, content_key
+from vitcache.keys import content_key
 from vitcache.look_up import Agree, look_up, look_up_together
 from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until_read
 from vitcache.ops import embed_tokens
@@ -119,7 +120,7 @@ class VisionPipeline:
             raise TypeError(f"cache must be an EmbeddingCache, it is {type(cache).__name__}")
         if not isinstance(namespace, bytes):
             raise TypeError(f"namespace must be bytes, it is {type(namespace).__name__}")
-        check_positive("max_rows_per_encode", max_rows_per_encode)
+        max_rows_per_encode = to_int("max_rows_per_encode", max_rows_per_encode, 1)
         if feature_dtype not in (None, torch.bfloat16, torch.float16):
             raise TypeError(f"feature_dtype is {feature_dtype}, it must be bfloat16, float16 or None")
         if agree is not None and not callable(agree):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitcache.keys import check_positive
+from vitcache.arguments import to_int
 
 
 class Shadow:
@@ -39,8 +39,7 @@ class Shadow:
     """
 
     def __init__(self, every: int, report: Callable[[bytes, float], object]) -> None:
-        check_positive("every", every)
-        self._every = every
+        self._every = to_int("every", every, 1)
         self._report = report
         self._hits = itertools.count(1)
 
