@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from typing import Any
 
 import pytest
 import torch
+from pipeline_scene import HIDDEN, Tower, encode_one, feature, make_cache, make_ids, make_weight
 from torch import Tensor
 
-from vitcache import Shadow
+from vitcache import Chunk, EmbedResult, Item, Shadow, Span, VisionPipeline
 
 KEY = bytes(32)
 
@@ -18,9 +20,9 @@ KEY = bytes(32)
 def compare(cached: Tensor, fresh: Tensor) -> float:
     """What is reported of a comparison."""
     reports: list[tuple[bytes, float]] = []
-    shadow = Shadow(1, lambda *report: reports.append(report))
-    difference = shadow.compare(KEY, cached, fresh)
-    assert reports == [(KEY, difference)]
+    Shadow(1, lambda *report: reports.append(report)).check(KEY, cached, lambda: fresh)
+    [(key, difference)] = reports
+    assert key == KEY
     return difference
 
 
@@ -73,3 +75,101 @@ def test_other_shapes_are_infinitely_far_and_no_rows_are_not() -> None:
     assert compare(torch.zeros(2, 3), torch.zeros(3, 3)) == math.inf
     assert compare(torch.zeros(2, 3), torch.zeros(2, 4)) == math.inf
     assert compare(torch.zeros(0, 3), torch.zeros(0, 3)) == 0.0
+
+
+def raise_it(error: Exception) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("encode", "report"),
+    [
+        (lambda: raise_it(OSError("no file")), print),
+        (lambda: torch.zeros(1, 1), lambda *_: raise_it(OSError())),
+    ],
+    ids=["encode", "report"],
+)
+def test_what_is_raised_meanwhile_is_logged(
+    encode: Any, report: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    Shadow(1, report).check(KEY, torch.zeros(1, 1), encode)
+    [record] = caplog.records
+    assert (record.name, record.levelno) == ("vitcache.shadow", logging.ERROR)
+    assert KEY.hex() in record.message
+    assert record.exc_info[0] is OSError
+
+
+class Scene:
+    """A pipeline with a cache of its own, in shadow mode, and what it reports."""
+
+    def __init__(self, tower: Tower, every: int = 1) -> None:
+        self.reports: list[tuple[bytes, float]] = []
+        shadow = Shadow(every, lambda *report: self.reports.append(report))
+        self.pipeline = VisionPipeline(tower, make_cache(), shadow=shadow)
+
+    def embed(self, *items: Item) -> EmbedResult:
+        chunk = Chunk(items, 0, max(span.stop for item in items for span in item.spans))
+        return self.pipeline.embed([chunk], make_ids(chunk.length), make_weight())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_pipeline_finds_an_entry_that_is_out_of_date_and_serves_it_all_the_same(packed: bool) -> None:
+    tower = Tower(reuses_memory=True, packed=packed)
+    scene = Scene(tower)
+    key = b"a" * 32
+    old = Item(feature(0, 3), Span(0, 3), key=key)
+    first = scene.embed(old).inputs_embeds.clone()
+    assert scene.reports == []
+    assert torch.equal(scene.embed(old).inputs_embeds, first)
+    assert scene.reports == [(key, 0.0)]
+    # The same key, and another picture; beside it one that is missing.
+    stale, other = Item(feature(1, 3), Span(0, 3), key=key), Item(feature(2, 2), Span(3, 2))
+    result = scene.embed(stale, other)
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds[:3], first)
+    assert torch.equal(result.inputs_embeds[3:], encode_one(other.feature))
+    apart = (encode_one(stale.feature) - encode_one(old.feature)).abs().max()
+    assert scene.reports[1:] == [(key, float(apart))]
+    assert torch.equal(scene.embed(old).inputs_embeds, first)  # nothing was entered
+    scene.pipeline.cache.check_integrity()
+
+
+def test_the_pipeline_chooses_among_hits_that_have_a_feature() -> None:
+    tower = Tower()
+    scene = Scene(tower, every=3)
+    items = [Item(feature(seed, 1), Span(seed, 1), key=bytes([seed]) * 32) for seed in range(4)]
+    scene.embed(*items)
+    bare = [Item(None, item.spans, key=item.key) for item in items]
+    for _ in range(3):
+        scene.embed(*bare)
+    assert scene.reports == []
+    for _ in range(3):
+        scene.embed(*items)
+    assert scene.reports == [(items[number].key, 0.0) for number in (2, 1, 0, 3)]
+    assert len(tower.encoded) == 8
+
+
+def test_a_second_encode_that_fails_costs_the_step_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[Exception] = []
+    tower = Tower(fails=lambda item: raise_it(errors[0]) if errors else None)
+    scene = Scene(tower)
+    item = Item(feature(0, 2), Span(0, 2))
+    first = scene.embed(item).inputs_embeds
+    errors.append(ValueError("too hot"))
+    result = scene.embed(item)
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds, first)
+    assert scene.reports == []
+    assert "too hot" in caplog.text
+    errors.clear()
+    tower.width = HIDDEN + 1
+    assert scene.embed(item).errors == []
+    assert "encode returned shape (2, 5)" in caplog.text
+    assert scene.pipeline.cache.stats().leased_pages == 0
+
+
+def test_ranks_that_agree_have_no_shadow() -> None:
+    with pytest.raises(ValueError, match="both agree and shadow"):
+        VisionPipeline(Tower(), make_cache(), agree=lambda miss: miss, shadow=Shadow(1, print))
+    with pytest.raises(TypeError, match="shadow must be a Shadow, it is int"):
+        VisionPipeline(Tower(), make_cache(), shadow=100)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -88,6 +88,26 @@ class Encoding:
             fresh = self._run_batch([need for need in batch if need.error is None], epoch)
             for need in batch:
                 need.feature = need.moved = None
+
+    def again(self, need: Need) -> Tensor:
+        """Encode an item whose rows are there, in the caller's `turn`; return rows in the encoder's memory.
+
+        Raises
+        ------
+        Exception
+            What kept it from being encoded.
+        """
+        alone = Need(need.uses[0])
+        alone.others = need.others
+        alone.take_moved(need.moved)
+        self.start([alone])
+        need.ticket = alone.ticket
+        if alone.error is None:
+            [rows] = self._call([alone])
+            self._take(alone, rows)
+        if alone.error is not None:
+            raise alone.error
+        return cast("Tensor", alone.rows)
 
     def start(self, needs: Sequence[Need]) -> None:
         """Begin to move the features of needs to the device, and load those that are to be loaded."""

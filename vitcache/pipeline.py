@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -19,12 +19,14 @@ from vitcache.encoding import Encode, Encoding
 from vitcache.item import Chunk, Item
 from vitcache.key_threads import KeyThreads
 from vitcache.keys import content_key
+from vitcache.lease import Lease
 from vitcache.look_up import Agree, look_up, look_up_together
 from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until_read
 from vitcache.ops import embed_tokens
 from vitcache.plan import check_chunks, check_windows, plan
 from vitcache.prefetch import Prefetch, Prefetcher
 from vitcache.ring import PinnedRing
+from vitcache.shadow import Shadow
 from vitcache.sources import collect
 from vitcache.staging import Staging
 from vitcache.transfer import FeatureMover, record_event
@@ -84,11 +86,16 @@ class VisionPipeline:
         bus.
     stream
         The CUDA stream that `encode` is called on. None: the caller's current one.
+    shadow
+        Chooses hits whose items are encoded once more, alone, after their cached rows were placed. Such a
+        step waits for the device. Items without a feature are not chosen. Not with `agree`: a rank that
+        encodes once more would do so alone.
 
     Raises
     ------
     ValueError
-        If a number is too small, or the ring or the stream is of another device than the cache.
+        If a number is too small, the ring or the stream is of another device than the cache, or there are
+        both `agree` and `shadow`.
     TypeError
         If an argument is of another type.
 
@@ -113,6 +120,7 @@ class VisionPipeline:
         agree: Agree | None = None,
         feature_dtype: torch.dtype | None = None,
         stream: torch.cuda.Stream | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         if not callable(encode):
             raise TypeError(f"encode must be callable, it is {type(encode).__name__}")
@@ -125,6 +133,12 @@ class VisionPipeline:
             raise TypeError(f"feature_dtype is {feature_dtype}, it must be bfloat16, float16 or None")
         if agree is not None and not callable(agree):
             raise TypeError(f"agree must be callable, it is {type(agree).__name__}")
+        if shadow is not None and not isinstance(shadow, Shadow):
+            raise TypeError(f"shadow must be a Shadow, it is {type(shadow).__name__}")
+        if shadow is not None and agree is not None:
+            raise ValueError(
+                "there are both agree and shadow: a rank that encodes once more would do so alone"
+            )
         if ring is not None and not isinstance(ring, PinnedRing):
             raise TypeError(f"ring must be a PinnedRing, it is {type(ring).__name__}")
         for name, owner in (("ring", ring), ("stream", stream)):
@@ -135,6 +149,7 @@ class VisionPipeline:
         self.max_rows_per_encode = max_rows_per_encode
         self.stream = stream
         self._agree = agree
+        self._shadow = shadow
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
         self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
         self._staging = Staging()
@@ -220,6 +235,8 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
+            if self._shadow is not None:
+                self._check_hits(self._shadow, needs, nullcontext() if missing else self._encoding.turn())
             # Whoever finds the rows may change the features, by what this method promises.
             wait_until_read(needs)
             sources.commit(self.cache, epoch)
@@ -298,6 +315,21 @@ class VisionPipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_hits(self, shadow: Shadow, needs: list[Need], turn: AbstractContextManager[None]) -> None:
+        """Have those that are chosen encoded once more, in a turn of the encoder."""
+        chosen = [
+            (need, need.key, need.rows)
+            for need in needs
+            if need.key is not None
+            and isinstance(need.rows, Lease)
+            and need.item.feature is not None
+            and shadow.wants()
+        ]
+        if chosen:
+            with turn, self._on_stream():
+                for need, key, lease in chosen:
+                    shadow.check(key, lease.to_tensor(), partial(self._encoding.again, need))
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:

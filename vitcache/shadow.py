@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from vitcache.arguments import to_int
 
+logger = logging.getLogger("vitcache.shadow")
+
 
 class Shadow:
     """Chooses hits to be encoded again, and reports how far their cached rows are from fresh ones.
 
     It finds what no key and no checksum can: entries that were right once, and are not since the weights, the
-    processor or a kernel changed.
+    processor or a kernel changed. It is for `VisionPipeline`, or whoever encodes; `attach` makes its own.
 
     Parameters
     ----------
@@ -35,7 +38,7 @@ class Shadow:
 
     Notes
     -----
-    Any thread may call. `report` runs in the thread that compares.
+    Any thread may call. `report` runs in the thread that checks.
     """
 
     def __init__(self, every: int, report: Callable[[bytes, float], object]) -> None:
@@ -47,8 +50,10 @@ class Shadow:
         """Count a hit; return whether it is to be encoded again."""
         return next(self._hits) % self._every == 0
 
-    def compare(self, key: bytes, cached: Tensor, fresh: Tensor) -> float:
-        """Compare rows on the current stream, wait for the result, report and return it.
+    def check(self, key: bytes, cached: Tensor, encode: Callable[[], Tensor]) -> None:
+        """Encode again, compare on the current stream, wait for the result and report it.
+
+        What is raised meanwhile is logged, and nothing is reported: what was cached is served all the same.
 
         Parameters
         ----------
@@ -56,13 +61,15 @@ class Shadow:
             Of the entry.
         cached
             Its rows ``(num_rows, row_width)``, such as from `Lease.to_tensor`.
-        fresh
-            What the encoder gives for its item now. It is rounded to the dtype of
-            `cached`, as a `put` would round it.
+        encode
+            Returns what the encoder gives for its item now. It is rounded to the dtype of `cached`, as a
+            `put` would round it.
         """
-        difference = largest_difference(cached, fresh.detach().to(cached.device, cached.dtype))
-        self._report(key, difference)
-        return difference
+        try:
+            fresh = encode().detach().to(cached.device, cached.dtype)
+            self._report(key, largest_difference(cached, fresh))
+        except Exception:
+            logger.exception("entry %s could not be compared with its item encoded again", key.hex())
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:

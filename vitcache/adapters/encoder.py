@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import operator
 import os
 import threading
@@ -22,9 +21,7 @@ from vitcache.adapters.pixels import PixelMover
 from vitcache.cache import EmbeddingCache
 from vitcache.keys import Namespace, content_key
 from vitcache.ring import PinnedRing
-from vitcache.shadow import Shadow
-
-logger = logging.getLogger("vitcache.shadow")
+from vitcache.shadow import Shadow, logger
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
@@ -252,7 +249,7 @@ class CachedEncoder:
                     session.count(hits=1)
                     rows = lease.to_tensor()
                 if session.shadow is not None and session.shadow.wants():
-                    session.shadow.compare(key, rows, item_rows(self._encode(item, options)))
+                    session.shadow.check(key, rows, lambda: item_rows(self._encode(item, options)))
                 return rows
             with cache.claim(key) as claim:
                 if not claim.is_mine:

@@ -36,7 +36,7 @@ def vision_pipeline(
     cache, namespace, device_bytes
         As in `attach`. After the weights changed call `cache.advance_epoch()`.
     **options
-        Of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`.
+        Of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`, `shadow`.
 
     Raises
     ------

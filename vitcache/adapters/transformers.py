@@ -55,7 +55,7 @@ def attach(
     shadow_every
         One hit in so many is encoded again, to be compared with its cached rows, which are what the call
         returns: `stats().shadow_difference`, and a warning in the log where they differ. That hit costs an
-        encode and waits for the device, and raises what the encode raises. 0: none is.
+        encode and waits for the device. 0: none is.
 
     Raises
     ------
