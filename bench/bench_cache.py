@@ -1,22 +1,26 @@
 """Claim: the cache's own work is small beside an encode, whatever is in it.
 
 A look-up with its release, and a miss with its put and an eviction, by number of entries and by threads that
-do it at once. Entries are of one row of one element: what is measured is the books and not the copies. Always
-on the CPU, as the books are.
+do it at once. Entries are of one row of one element: what is measured is the books and not the copies. Beside
+them, with the model and the image size of ``vitcache demo``, what missing and keeping an image costs, its
+rows copied, against encoding it. Always on the CPU, as the books are.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vitcache import EmbeddingCache
+from vitcache.bench.chat import Chat, Tower, image_key, load_model
 from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Sample, Timer
 
@@ -43,19 +47,74 @@ class CacheCase:
         return f"{self.entries} entries"
 
 
-CASES = {
+@dataclass(frozen=True)
+class MainJobCase:
+    """Images of ``grid`` patches that are never hit, one after the other."""
+
+    name: str
+    grid: tuple[int, int, int]
+    room: int  # images
+    is_judged: bool = True
+
+
+CASES: dict[str, list[Any]] = {
     "full": [
         CacheCase(1_000, (1, 2, 4, 8, 16)),
         CacheCase(10_000, (1,)),
         CacheCase(100_000, (1, 16)),
         CacheCase(1_000_000, (1,)),
+        MainJobCase("main job, 121 rows", (1, 22, 22), room=50),
     ],
-    "smoke": [CacheCase(50, (1, 2))],
+    "smoke": [CacheCase(50, (1, 2)), MainJobCase("main job, 4 rows", (1, 4, 4), room=5, is_judged=False)],
 }
 
 
-def run_case(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+def run_case(case: Any, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields what it does next."""
+    run = {CacheCase: run_books, MainJobCase: run_main_job}[type(case)]
+    yield from run(case, recorder, timer)
+
+
+def run_main_job(case: MainJobCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """The main job's encode, and what the cache does beside it where nothing is hit."""
+    yield "building the model"
+    model = load_model("tiny", DEVICE)
+    chat, tower = Chat(model, case.grid, 1), Tower(model)
+    rows = tower(chat.features, chat.items)
+    cache = EmbeddingCache(
+        rows.shape[1], dtype=rows.dtype, device=DEVICE, device_bytes=chat.page_bytes(case.room)
+    )
+    fresh = (image_key(number) for number in itertools.count())
+
+    def miss() -> None:
+        key = next(fresh)
+        if cache.get(key, num_rows=len(rows)) is not None:
+            raise RuntimeError("an entry is there that was never put: no number")
+        with cache.claim(key):
+            cache.put(key, rows)
+
+    for _ in range(case.room):
+        miss()
+    yield "encode and miss, in turns"
+    times = timer.rounds_us({"encode": lambda: tower(chat.features, chat.items), "miss, put, eviction": miss})
+    if cache.stats().evictions == 0:
+        raise RuntimeError("nothing was evicted: no number")
+    encode_us = times["encode"].value
+    recorder.add(case.name, "encode", "host_us", "us", times["encode"])
+    recorder.add(
+        case.name,
+        "miss, put, eviction",
+        "host_us",
+        "us",
+        times["miss, put, eviction"],
+        against=("encode", encode_us),
+        target=MISS_SHARE if case.is_judged else None,
+        limit=MISS_SHARE * encode_us if case.is_judged else None,
+    )
+
+
+def run_books(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Look-ups and misses of tiny entries, by threads."""
     yield "filling"
     row = torch.zeros(1, 1)
     cache = EmbeddingCache(1, dtype=torch.float32, device=DEVICE, device_bytes=4 * case.entries, page_rows=1)
