@@ -95,3 +95,8 @@ def test_a_window_looks_at_no_item_far_from_it() -> None:
     items = Items([Item(None, Span(10 * number, 5)) for number in range(100_000)])
     assert list(items.within(500_000, 500_020)) == [50_000, 50_001]
     assert Chunk(items, 0, 1).items is items
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_a_window_without_tokens_overlaps_nothing(start: int) -> None:
+    assert Items([Item(None, Span(1, 4))]).within(start, start) == {}

@@ -110,6 +110,8 @@ class Items(Sequence[Item]):
         there, each with its spans that do.
         """
         found: dict[int, list[Span]] = {}
+        if start == stop:  # it may lie within a span, and overlaps none
+            return found
         first = bisect_right(self._furthest, start)
         for _, position, span in self._spans[first : bisect_left(self._starts, stop)]:
             if span.stop > start:
