@@ -95,6 +95,27 @@ class CacheModel:
             self.drop(old)
         return self.set_aside(Flight(key, pages, self.epoch))
 
+    def expect(self, num_rows: list[int]) -> None:
+        pages = sum(max(1, -(-number // self.page_rows)) for number in num_rows)
+        copies: list[Item] = []
+        for victim in self.victims("device", min(pages, self.available("device"))):
+            taken = sum(copy.pages for copy in copies)
+            if self.copy_of(victim) or victim.pages > self.available("host") - taken:
+                continue
+            for loser in self.victims("host", victim.pages + taken):
+                if loser in self.backing:
+                    self.backing.remove(loser)
+                else:
+                    self.drop(loser)
+            copies.append(Item(victim.key, victim.rows, victim.pages))
+        self.backing += copies
+        self.counts["writebacks"] += len(copies)
+
+    def forget_copies(self, count: int) -> None:
+        """The last copies failed: what they pushed out is gone all the same."""
+        self.counts["writebacks"] -= count
+        del self.backing[len(self.backing) - count :]
+
     def promote(self, source: Item) -> Flight | None:
         if source not in self.tiers["host"] or source.pages > self.available("device"):
             return None

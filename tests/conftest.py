@@ -7,6 +7,7 @@ choice when a kernel is defined, so it is made here, before any test module is i
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from gpu.machine import CUDA, DRY
 
 from vitcache import info
+from vitcache.pages import PagePool
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 
@@ -64,3 +66,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not gpu_tests_are_wanted(config):
         config.hook.pytest_deselected(items=gpu_items)
         items[:] = [item for item in items if item not in gpu_items]
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pages of each copy from tier to tier, as they are made."""
+    made: list[int] = []
+    copy_pages = PagePool.copy_pages
+
+    def count(self: PagePool, pages: Any, source: PagePool, source_pages: Any) -> None:
+        made.append(len(pages))
+        copy_pages(self, pages, source, source_pages)
+
+    monkeypatch.setattr(PagePool, "copy_pages", count)
+    return made

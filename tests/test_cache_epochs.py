@@ -145,6 +145,7 @@ def test_a_wrong_epoch_is_an_error(epoch: Any, error: type[Exception], match: st
 CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
     "put": lambda cache, _: cache.put(KEYS[0], make_rows(1)),
     "reserve": lambda cache, _: cache.reserve(KEYS[0], 1),
+    "expect": lambda cache, _: cache.expect([1]),
     "promote": lambda cache, lease: cache.promote(lease),
     "get": lambda cache, _: cache.get(KEYS[0]),
     "in": lambda cache, _: KEYS[0] in cache,

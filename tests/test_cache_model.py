@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from cache_model import CacheModel, Flight, Item, same_rows
@@ -96,6 +98,25 @@ class CacheMachine(RuleBasedStateMachine):
             reservation.cancel()
         del reservation
         self.model.cancel(flight)
+
+    @rule(num_rows=st.lists(st.integers(0, 8), max_size=3))
+    def expect(self, num_rows: list[int]) -> None:
+        self.cache.expect(num_rows)
+        self.model.expect(num_rows)
+
+    @rule(num_rows=st.lists(st.integers(0, 8), max_size=3))
+    def expect_while_copies_fail(self, num_rows: list[int]) -> None:
+        def fail(*_: object) -> None:
+            raise Failure
+
+        before = self.cache.stats().writebacks
+        self.model.expect(num_rows)
+        copies = self.model.counts["writebacks"] - before
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PagePool, "copy_pages", fail)
+            with pytest.raises(Failure) if copies else nullcontext():
+                self.cache.expect(num_rows)
+        self.model.forget_copies(copies)
 
     @rule(key=keys, num_rows=st.none() | st.integers(0, 6))
     def get(self, key: bytes, num_rows: int | None) -> None:

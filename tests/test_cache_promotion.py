@@ -11,7 +11,6 @@ from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present,
 
 from vitcache import embed_tokens, scatter_embeddings
 from vitcache.cache import EmbeddingCache
-from vitcache.pages import PagePool
 
 
 def make_demoted(device_pages: int = 1, host_pages: int = 2, **options: Any) -> EmbeddingCache:
@@ -35,20 +34,6 @@ def promote(cache: EmbeddingCache, key: bytes) -> bool:
 def tier(cache: EmbeddingCache, key: bytes) -> str:
     with cache.get(key) as lease:
         return lease.tier
-
-
-@pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pages of each copy from tier to tier, as they are made."""
-    made: list[int] = []
-    copy_pages = PagePool.copy_pages
-
-    def count(self: PagePool, pages: Any, source: PagePool, source_pages: Any) -> None:
-        made.append(len(pages))
-        copy_pages(self, pages, source, source_pages)
-
-    monkeypatch.setattr(PagePool, "copy_pages", count)
-    return made
 
 
 def test_an_entry_that_comes_back_is_in_both_tiers_and_found_on_the_device() -> None:

@@ -52,7 +52,12 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                 if lease is not None:
                     read(model, lease)
                     leases.append(lease)
-            elif leases and action < 0.8:
+            elif action < 0.78:
+                with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Failure):
+                    if rng.random() < 0.2:
+                        patch.setattr(PagePool, "copy_pages", fail)
+                    cache.expect([rng.randint(0, 3)])
+            elif leases and action < 0.82:
                 read(model, rng.choice(leases))
             elif leases:
                 leases.pop(rng.randrange(len(leases))).release()
@@ -135,9 +140,21 @@ def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "land", forget)
 
 
+def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
+    land = Ledger._land_ahead
+
+    def forget(ledger: Ledger, flight, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
+        land(ledger, flight, fence, failed=failed)
+        for demotion in flight.demotions:
+            demotion.entry.reads.clear()
+
+    patch.setattr(Ledger, "_land_ahead", forget)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
+        forget_who_copied_ahead,
         copy_without_a_wait,
         write_or_read_before_the_copy,
         forget_the_copy_of_spare_pages,
@@ -220,6 +237,21 @@ def test_what_makes_room_is_copied_aside_and_only_who_writes_its_pages_waits() -
         with cache.get(KEYS[0]) as lease:
             read(model, lease)
     assert model.clocks["other"]["main"] == model.clocks["copy"]["main"]  # it waited for the copies alone
+    assert model.races == []
+
+
+def test_what_is_expected_is_copied_before_anything_waits_for_it() -> None:
+    model = StreamModel()
+    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    cache.put(KEYS[0], torch.zeros(2, 2))
+    cache.expect([2])
+    assert model.clocks["copy"]["copy"] == 4  # two reads and two writes
+    assert model.num_waits == 1  # of the copies, for the put before
+    cache.put(KEYS[1], torch.zeros(2, 2))
+    assert model.clocks["copy"]["copy"] == 4
+    assert model.clocks["main"]["copy"] == 4
+    assert cache.stats().demotions == 1
+    assert model.locked_calls == []
     assert model.races == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -240,6 +241,33 @@ class EmbeddingCache:
                 advice = outdated(epoch, now)
             warn_refused(num_rows, pool, available, advice)
         return reservation
+
+    def expect(self, num_rows: Sequence[int]) -> None:
+        """Begin to copy to the host tier what items of so many rows would push there.
+
+        Call it before they are encoded: the copies run beside that, and the rows are written with no wait for
+        them. What was copied stays on the device until it is in the way, and is never copied again. Without a
+        host tier, or where there is room, nothing is done. Never waits.
+
+        Parameters
+        ----------
+        num_rows
+            One number per item.
+
+        Raises
+        ------
+        ValueError
+            If a number is negative.
+        TypeError
+            If a number is no int.
+        RuntimeError
+            If the cache was closed.
+
+        Notes
+        -----
+        The copies need room in the host tier: what goes there next goes now.
+        """
+        self._books.expect([to_int("num_rows", number, 0) for number in num_rows])
 
     def promote(self, lease: Lease) -> Reservation | None:
         """Make room on the device for an entry of the host tier, as a second place for it.

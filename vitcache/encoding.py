@@ -81,6 +81,7 @@ class Encoding:
         batches = self.batches(needs)
         fresh: list[Need] = []
         self.start(batches[0] if batches else [])
+        self._cache.expect([need.item.num_rows for need in needs if need.key is not None])
         for number, batch in enumerate(batches):
             # The copies of the next features run while these are encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])

@@ -113,10 +113,14 @@ class Index:
         if self.backing.get(entry.key) is entry:
             del self.backing[entry.key]
             return False
+        is_kept = self.is_kept(entry)
         del self._entries[tier][entry.key]
-        is_kept = self.policies[tier].is_kept(entry.key)
         self.policies[tier].evict(entry.key)
         return is_kept
+
+    def is_kept(self, entry: Entry) -> bool:
+        """Whether an entry, if it is evicted, is worth a place in the next tier."""
+        return self.policies[entry.pool.tier].is_kept(entry.key)
 
     def fall_back(self, key: bytes) -> bool:
         """Let the backing copy of an entry that was evicted take its place; whether there is one."""

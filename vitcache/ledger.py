@@ -6,8 +6,9 @@ Nothing here takes a lock, copies a row, makes a CUDA call or logs: the cache ca
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from vitcache.index import Entry, Index
 from vitcache.pages import PagePool
@@ -36,7 +37,8 @@ class Flight:
 
     `pages` become the new entry's, `spare` is what its victims leave over. `fences` come before any write to
     these pages; once the victims are being copied, it is `copied` alone, which comes behind all others. A
-    promotion has the host entry `source` that the rows come from.
+    promotion has the host entry `source` that the rows come from. One that `is_ahead` has no rows, and its
+    victims stay: the next flight will find them copied.
     """
 
     epoch: int
@@ -50,6 +52,8 @@ class Flight:
     demotions: list[Demotion]
     source: Entry | None = None
     copied: Fence | None = None
+    is_ahead: bool = False
+    replaced: list[Fence | None] = field(default_factory=list)
 
     def pages_of(self, pool: PagePool) -> list[int]:
         """Return the pages of one pool."""
@@ -138,6 +142,25 @@ class Ledger:
             return None
         return self._set_aside(source.key, source.num_rows, source.cost, source)
 
+    def depart_ahead(self, num_rows: Iterable[int]) -> Flight | None:
+        """Set host pages aside for copies of what would make room for items of so many rows, if anything."""
+        if self.host is None:
+            return None
+        count = min(sum(map(self.device.pages_for, num_rows)), self.device.num_available)
+        fences: set[Fence] = set()
+        demotions = []
+        for victim in self._victims(self.device, count):
+            if victim.key not in self.index.backing and self.index.is_kept(victim):
+                demotion = self._demote(victim, fences)
+                if demotion is not None:
+                    fences.add(victim.written)
+                    demotions.append(demotion)
+        if not demotions:
+            return None
+        flight = Flight(self.epoch, b"", 0, 0.0, self.device, (), (), fences, demotions, is_ahead=True)
+        self._flights.add(flight)
+        return flight
+
     def land(self, flight: Flight, fence: Fence | None, *, failed: bool = False) -> bool:
         """Enter what was written before `fence`, or free its pages if that failed or the epoch is over.
 
@@ -148,6 +171,9 @@ class Ledger:
         self._flights.remove(flight)
         for pool in self._pools:
             pool.in_flight -= len(flight.pages_of(pool))
+        if flight.is_ahead:
+            self._land_ahead(flight, fence, failed=failed)
+            return False
         source = flight.source
         if fence is None or failed or flight.epoch != self.epoch:
             # Nobody may have waited for them.
@@ -246,7 +272,8 @@ class Ledger:
         for index in indices:
             found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
             found += _differ("backing of nothing", [], sorted(index.backing.keys() - index.device.keys()))
-        present = len(self.index) + sum(len(flight.demotions) for flight in self._flights)
+        moving = sum(len(flight.demotions) for flight in self._flights if not flight.is_ahead)
+        present = len(self.index) + moving
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
         return found
 
@@ -284,6 +311,22 @@ class Ledger:
         )
         self._flights.add(flight)
         return flight
+
+    def _land_ahead(self, flight: Flight, fence: Fence | None, *, failed: bool) -> None:
+        """Let the copies back their entries, or free their pages if they failed or the entry has gone."""
+        for demotion in flight.demotions:
+            entry = demotion.entry
+            is_there = flight.epoch == self.epoch and self.index.device.get(entry.key) is entry
+            if is_there and fence is not None:  # else the pages may be another's, and what was read is void
+                # The flight keeps what this replaces: an event is not to be destroyed under the lock.
+                flight.replaced.append(entry.reads.get(fence.stream))
+                entry.reads[fence.stream] = fence
+            if is_there and fence is not None and not failed and entry.key not in self.index.backing:
+                self.index.backing[entry.key] = demotion.landed(fence)
+                self.counts.writebacks += 1
+            else:
+                fences = flight.fences if fence is None else {*flight.fences, fence}
+                demotion.pool.give_back(demotion.pages, tuple(fences))
 
     def _victims(self, pool: PagePool, count: int) -> list[Entry]:
         """Choose who must go for `count` pages to be free, which can be had. The last to go comes first."""

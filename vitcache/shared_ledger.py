@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from vitcache.checksum import Checksums
@@ -93,8 +93,23 @@ class SharedLedger:
             return Reservation(flight, self.origin.device, self._timeline, land, self._forgotten)
         except BaseException:
             if flight is not None:
-                copying = frozenset({self._timeline.copy_stream})
-                abandon(flight, self._timeline, partial(self._land, ledger), copying)
+                self._abandon(ledger, flight)
+            raise
+
+    def expect(self, num_rows: Sequence[int]) -> None:
+        """Begin to copy away what would make room for items of so many rows, and leave it where it is."""
+        self.drain()
+        flight: Flight | None = None
+        try:
+            with self.lock:
+                ledger = self.open()
+                flight = ledger.depart_ahead(num_rows)
+            if flight is not None:
+                self._copy_aside(flight)
+                self._land(ledger, flight, flight.copied, failed=False)
+        except BaseException:
+            if flight is not None:
+                self._abandon(ledger, flight)
             raise
 
     def is_intact(self, entry: Entry) -> bool:
@@ -139,6 +154,11 @@ class SharedLedger:
                 demotion.checksum = self._checksums.take(
                     demotion.pool, demotion.pages, demotion.entry.num_rows, flight.copied
                 )
+
+    def _abandon(self, ledger: Ledger, flight: Flight) -> None:
+        """Give back the pages of a flight that failed, of whose copies some may be queued."""
+        copying = frozenset({self._timeline.copy_stream})
+        abandon(flight, self._timeline, partial(self._land, ledger), copying)
 
     def _land(self, ledger: Ledger, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
         with self.lock:

@@ -1,0 +1,152 @@
+"""What is expected: victims are copied to the host tier before they must go, and go for free."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cache_cases import KEYS, PAGE_BYTES, Failure, make_cache, make_rows, present, read
+from pipeline_scene import Tower, feature, make_ids, make_weight
+from pipeline_scene import make_cache as make_pipeline_cache
+
+from vitcache import Chunk, Item, Span, VisionPipeline
+from vitcache.cache import EmbeddingCache
+from vitcache.pages import PagePool
+
+
+def make_full(device_pages: int = 3, host_pages: int = 3, **options: str) -> EmbeddingCache:
+    """A cache whose device tier is full of entries of one page, 0 the first to go."""
+    cache = make_cache(device_pages, host_pages, **options)
+    for number in range(device_pages):
+        assert cache.put(KEYS[number], make_rows(1, float(number)))
+    return cache
+
+
+def test_what_was_expected_goes_without_a_copy(copies: list[int]) -> None:
+    cache = make_full()
+    cache.expect([2, 1])
+    assert copies == [2]
+    stats = cache.stats()
+    assert (stats.writebacks, stats.demotions, stats.evictions) == (2, 0, 0)
+    assert stats.host_bytes == 2 * PAGE_BYTES
+    assert present(cache) == [0, 1, 2]
+    for number in (3, 4):
+        assert cache.put(KEYS[number], make_rows(1, float(number)))
+    assert copies == [2]
+    stats = cache.stats()
+    assert (stats.writebacks, stats.demotions, stats.evictions) == (2, 2, 0)
+    for number in range(5):
+        with cache.get(KEYS[number]) as lease:
+            assert lease.tier == ("host" if number < 2 else "device")
+            assert torch.equal(lease.to_tensor(), make_rows(1, float(number)))
+    cache.check_integrity()
+
+
+def test_what_was_copied_is_not_copied_again(copies: list[int]) -> None:
+    cache = make_full()
+    cache.expect([1])
+    cache.expect([1])
+    assert copies == [1]
+    cache.expect([3])  # one page more
+    assert copies == [1, 1]
+    assert cache.stats().writebacks == 2
+
+
+def test_no_more_is_copied_than_the_device_has_and_the_host_tier_has_room_for(copies: list[int]) -> None:
+    cache = make_full(3, 2)
+    cache.expect([100])
+    assert sum(copies) == cache.stats().writebacks == 2
+    assert cache.put(KEYS[5], make_rows(3))
+    assert cache.stats().host_bytes == 2 * PAGE_BYTES
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("case", ["no host tier", "free pages", "no items", "leased", "not kept"])
+def test_where_nothing_would_move_nothing_is_copied(case: str, copies: list[int]) -> None:
+    cache = make_full(
+        host_pages=0 if case == "no host tier" else 3, policy="s3fifo" if case == "not kept" else "lru"
+    )
+    leases = [cache.get(KEYS[number]) for number in range(3)] if case == "leased" else []
+    if case == "free pages":
+        cache.clear()
+        cache.put(KEYS[0], make_rows(1))
+    before = cache.stats()
+    cache.expect([] if case == "no items" else [2, 2])
+    assert copies == []
+    assert cache.stats() == before
+    assert len(leases) in (0, 3)
+
+
+def test_copies_that_fail_lose_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_full()
+
+    def fail(*_: object) -> None:
+        raise Failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PagePool, "copy_pages", fail)
+        with pytest.raises(Failure):
+            cache.expect([4])
+    assert present(cache) == [0, 1, 2]
+    assert cache.stats().host_bytes == 0
+    assert cache.stats().writebacks == 0
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("change", ["replaced", "evicted", "epoch", "closed"])
+def test_an_entry_that_goes_while_it_is_copied_leaves_no_copy(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_full(2, 2)
+    copy_pages = PagePool.copy_pages
+
+    def change_it(*arguments: object) -> None:
+        monkeypatch.undo()
+        if change == "replaced":
+            cache.put(KEYS[0], make_rows(1, 9.0))
+        elif change == "evicted":
+            cache.put(KEYS[5], make_rows(1, 5.0))
+        elif change == "epoch":
+            cache.advance_epoch()
+        else:
+            cache.close()
+        copy_pages(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PagePool, "copy_pages", change_it)
+    cache.expect([1])
+    if change == "closed":
+        return
+    if change == "replaced":
+        assert torch.equal(read(cache, KEYS[0]), make_rows(1, 9.0))
+    assert cache.stats().writebacks == (change == "evicted")
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "error", "message"),
+    [([1, -1], ValueError, "num_rows is -1"), ([1.5], TypeError, "num_rows must be an int, it is 1.5")],
+)
+def test_what_cannot_be_expected_is_an_error(
+    num_rows: list[int], error: type[Exception], message: str, copies: list[int]
+) -> None:
+    cache = make_full()
+    with pytest.raises(error, match=message):
+        cache.expect(num_rows)
+    assert copies == []
+
+
+def test_the_pipeline_has_copies_made_before_it_encodes(copies: list[int]) -> None:
+    made: list[list[int]] = []
+
+    class Watched(Tower):
+        def __call__(self, features, items):  # type: ignore[no-untyped-def]
+            made.append(list(copies))
+            return super().__call__(features, items)
+
+    pipeline = VisionPipeline(Watched(), make_pipeline_cache(4, host_pages=8), max_rows_per_encode=2)
+    for step in range(3):
+        items = [Item(feature(10 * step + n, 2), Span(2 * n, 2)) for n in range(4)]
+        assert pipeline.embed([Chunk(items, 0, 8)], make_ids(8), make_weight()).errors == []
+    # Four pages a step, at once, before the first of its four encodes; none later.
+    assert made == [[]] * 4 + [[4]] * 4 + [[4, 4]] * 4
+    assert copies == [4, 4]
+    pipeline.cache.check_integrity()
