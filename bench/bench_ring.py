@@ -9,19 +9,24 @@ filling alone is measured, too, against this machine's own copy with as many thr
 from __future__ import annotations
 
 import mmap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vitcache import PinnedRing, host_runtime
+from vitcache.bench.plot import draw_ratios
+from vitcache.bench.producers import producers
 from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Sample, Timer
 from vitcache.ring import default_num_threads
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "ring"
 CLAIMS_CPU = True
@@ -30,14 +35,13 @@ CEILING_SHARE, JUDGED_THREADS, TWO_OVER_ONE = 0.75, 12, 1.8
 # Without a GPU: of this machine's copy, for filling, and for both copies together.
 FILL_SHARE, BOTH_SHARE = 0.9, 0.45
 JUDGED_BYTES = 64 << 20  # below, the host's last cache holds all of it
-PRODUCERS = 4
 FEW_LAYERS = 2  # what a CPU can run again and again; there the overlap is only seen to work
 
 
 @dataclass(frozen=True)
 class RingCase:
     """A float32 feature of ``(rows, width)``, and layers of a tower of that width to run beside the copy;
-    and a ring to construct, in bytes.
+    a ring to construct, in bytes; and how many threads copy at once.
     """
 
     name: str
@@ -45,6 +49,7 @@ class RingCase:
     width: int
     layers: int
     constructed_bytes: int = 1 << 30
+    producers: tuple[int, ...] = (1, 2, 4, 8)
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +63,7 @@ CASES = {
         RingCase("1280x720", 3_600, 1536, 32),
         RingCase("4x2560x1440", 4 * 14_400, 1536, 32),
     ],
-    "smoke": [RingCase("tiny", 50, 64, 2, 1 << 20)],
+    "smoke": [RingCase("tiny", 50, 64, 2, 1 << 20, (1, 2))],
 }
 
 
@@ -76,11 +81,10 @@ def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             **ring_copies(case, src, dst, rings),
         }
         for name, copy in contenders.items():
-            dst.fill_(float("nan"))
-            copy()
-            if not torch.equal(dst.cpu(), src):
-                raise RuntimeError(f"{name} copied other values: it gets no number")
+            check(name, copy, dst, src)
         add_copies(case, recorder, timer, contenders)
+        yield "producers"
+        add_producers(case, recorder, timer, src, dst)
         yield "casts"
         add_casts(case, recorder, timer, src, rings)
         if not on_gpu:
@@ -89,6 +93,14 @@ def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         if on_gpu or case.layers <= FEW_LAYERS:
             yield "beside a tower"
             add_overlap(case, recorder, timer, src, rings)
+
+
+def check(name: str, copy: Callable[[], object], dst: Tensor, expected: Tensor) -> None:
+    """Refuse to measure what copies other values."""
+    dst.fill_(float("nan"))
+    copy()
+    if not torch.equal(dst.cpu(), expected):
+        raise RuntimeError(f"{name} copied other values: it gets no number")
 
 
 def add_construction(case: RingCase, recorder: Recorder, timer: Timer) -> None:
@@ -160,29 +172,17 @@ def make_ring(case: RingCase, device: torch.device, rings: ExitStack, **options:
 def ring_copies(
     case: RingCase, src: Tensor, dst: Tensor, rings: ExitStack
 ) -> dict[str, Callable[[], object]]:
-    """The ring by threads, by piece size, and with several producers."""
+    """The ring by threads and by piece size."""
     copies: dict[str, Callable[[], object]] = {}
 
-    def add(name: str, **options: int) -> PinnedRing:
+    def add(name: str, **options: int) -> None:
         ring = make_ring(case, dst.device, rings, **options)
         copies[name] = lambda: ring.copy_to(dst, src).wait()
-        return ring
 
     for count in thread_counts():
         add(f"{count} threads", num_threads=count)
     for mebibytes in (1, 16):
         add(f"pieces of {mebibytes} MiB", piece_bytes=mebibytes << 20)
-    shared = add("producers")
-    parts = list(zip(dst.chunk(PRODUCERS), src.chunk(PRODUCERS), strict=True))
-
-    def produce() -> None:
-        threads = [threading.Thread(target=lambda p=part: shared.copy_to(*p).wait()) for part in parts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    copies["producers"] = produce
     return copies
 
 
@@ -234,6 +234,38 @@ def cpu_us(function: Callable[[], object], timer: Timer) -> Sample:
     return Sample.of(values)
 
 
+def add_producers(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst: Tensor) -> None:
+    """What threads that share a ring get together, beside what one gets alone."""
+    with ExitStack() as stack:
+        ring = make_ring(case, timer.device, stack)
+        functions: dict[str, Callable[[], object]] = {}
+        for count in case.producers:
+            name = f"{count} producers"
+            functions[name] = stack.enter_context(producers(count, ring, dst, src))
+            check(name, functions[name], dst, src)
+        samples = timer.rounds_us(functions)
+        cpu_samples = {name: cpu_us(function, timer) for name, function in functions.items()}
+    rates = {name: gb_per_s(sample, case.num_bytes) for name, sample in samples.items()}
+    alone = next(iter(rates))
+    for name, rate in rates.items():
+        recorder.add(
+            case.name,
+            name,
+            "gb_per_s",
+            "GB/s",
+            rate,
+            bytes_moved=case.num_bytes,
+            against=(alone, rates[alone].value),
+        )
+        recorder.add(case.name, name, "cpu_us", "us", cpu_samples[name])
+
+
+def gb_per_s(times_us: Sample, num_bytes: int) -> Sample:
+    """GB/s; the longest times are the lowest rates."""
+    in_order = times_us.value, times_us.p80, times_us.p20
+    return Sample(*(num_bytes / time_us / 1e3 for time_us in in_order))
+
+
 def add_casts(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:
     """float32 to 16 bits on the way, beside a cast on the host and a copy of the result."""
     ring = make_ring(case, timer.device, rings)
@@ -245,10 +277,7 @@ def add_casts(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rin
             f"ring {name}": lambda dst=dst: ring.copy_to(dst, src).wait(),
         }
         for label, function in functions.items():
-            dst.fill_(float("nan"))
-            function()
-            if not torch.equal(dst.cpu(), src.to(dtype)):
-                raise RuntimeError(f"{label} copied other values: it gets no number")
+            check(label, function, dst, src.to(dtype))
         samples = timer.rounds_us(functions)
         against = next(iter(samples))
         for label, sample in samples.items():
@@ -322,3 +351,16 @@ def add_overlap(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, r
     copied = timer.rounds_us({"copy": lambda: ring.copy_to(dst, src).wait()})["copy"].value
     hidden = 1 - (samples["ring beside"].value - alone) / copied
     recorder.add(case.name, "ring beside", "hidden_share", "of the copy", Sample.of([hidden]))
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Bars of the copies as multiples of the limit; beside them a line per case of what producers get."""
+    figure = draw_ratios(rows, panels=2)
+    axes = figure.axes[1]
+    rates = [row for row in rows if row["metric"] == "gb_per_s"]
+    for case in dict.fromkeys(row["case"] for row in rates):
+        line = [(row["contender"].split()[0], row["value"]) for row in rates if row["case"] == case]
+        axes.plot(*zip(*line, strict=True), marker=".", label=case)
+    axes.set(xlabel="producers at once", ylabel="GB/s together", ylim=(0, None))
+    axes.legend(fontsize=8)
+    return figure

@@ -35,8 +35,8 @@ def plot(path: Path) -> Path:
     return target
 
 
-def draw_ratios(rows: list[dict[str, Any]]) -> Figure:
-    """Bars of the first metric that has ratios; rows without are left out."""
+def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
+    """Bars of the first metric that has ratios; rows without are left out. Panels beside them stay empty."""
     from matplotlib.figure import Figure
 
     with_ratio = [row for row in rows if row["ratio"] is not None]
@@ -50,8 +50,8 @@ def draw_ratios(rows: list[dict[str, Any]]) -> Figure:
     rows = [row for row in rows if row["ratio_to"] == limit]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
-    figure = Figure(figsize=(2 + 1.6 * len(cases), 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(panels * (2 + 1.6 * len(cases)), 4.5), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0, 0]
     width = 0.8 / len(contenders)
     for index, contender in enumerate(contenders):
         ratios = {row["case"]: row["ratio"] for row in rows if row["contender"] == contender}

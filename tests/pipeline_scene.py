@@ -1,19 +1,30 @@
-"""A vision tower that can be looked into, and what a step must build, by a loop over tokens."""
+"""A vision tower that can be looked into, and a step beside what it must build, by a loop over tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from vitcache import Chunk, EmbeddingCache, Item
+from vitcache import Chunk, EmbeddingCache, Item, ItemError, PinnedRing, VisionPipeline
 
 HIDDEN = 4
 VOCABULARY = 11
 PAGE_ROWS = 2
+
+
+@pytest.fixture(name="ring", params=["no ring", "ring"])
+def maybe_ring(request: pytest.FixtureRequest) -> Iterator[PinnedRing | None]:
+    """The ring of a pipeline, and none."""
+    if request.param == "no ring":
+        yield None
+        return
+    with PinnedRing(1 << 16, backend="host", num_threads=2) as made:
+        yield made
 
 
 def make_cache(pages: int = 64, *, levels: int = 0, **options: Any) -> EmbeddingCache:
@@ -148,3 +159,22 @@ def hide_images(input_ids: Tensor, chunks: Sequence[Chunk]) -> Tensor:
                     if chunk.start <= token < chunk.start + chunk.length:
                         hidden[token - chunk.start + chunk.token_offset] = 10**12 + token
     return hidden.reshape(input_ids.shape)
+
+
+def embed(
+    pipeline: VisionPipeline, chunks: list[Chunk], num_tokens: int, *, failed: Any = (), levels: int = 0
+) -> list[ItemError]:
+    """Embed a step into poisoned memory, and compare each token with what must be there."""
+    ids, weight = make_ids(num_tokens), make_weight()
+    out = torch.full((num_tokens, HIDDEN), float("nan"))
+    deepstack = torch.full((levels, num_tokens, HIDDEN), float("nan")) if levels else None
+    result = pipeline.embed(chunks, hide_images(ids, chunks), weight, out=out, deepstack=deepstack)
+    wanted, wanted_levels = expected(chunks, ids, weight, failed=failed, levels=levels)
+    assert result.inputs_embeds is out
+    assert torch.equal(out, wanted)
+    if deepstack is not None:
+        assert torch.equal(deepstack, wanted_levels)
+    pipeline.cache.check_integrity()
+    assert pipeline.cache.stats().leased_pages == 0
+    assert len(pipeline.cache._single_flight) == 0
+    return result.errors

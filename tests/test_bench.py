@@ -4,11 +4,21 @@ number.
 
 import argparse
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from vitcache.bench import bench_keys, bench_placement, contenders, plot, published, run, tune
+from vitcache.bench import (
+    bench_keys,
+    bench_placement,
+    bench_ring,
+    contenders,
+    plot,
+    published,
+    run,
+    tune,
+)
 from vitcache.bench.record import FIELDS, Recorder
 from vitcache.bench.registry import PLACEMENT_CASES
 from vitcache.bench.timing import Sample
@@ -76,10 +86,36 @@ def test_the_ring_is_measured_by_every_option(tmp_path):
     assert code == 0
     (rows,) = files.values()
     metrics = {(row["metric"], row["contender"]) for row in rows}
-    for name in ("copy", "1 threads", "2 threads", "pieces of 1 MiB", "pieces of 16 MiB", "producers"):
+    for name in ("copy", "1 threads", "2 threads", "pieces of 1 MiB", "pieces of 16 MiB"):
         assert {("done_us", name), ("cpu_us", name)} <= metrics
+    rates = {row["contender"]: row for row in rows if row["metric"] == "gb_per_s"}
+    assert list(rates) == ["1 producers", "2 producers"]
+    alone = rates["1 producers"]["value"]
+    for row in rates.values():
+        assert ("cpu_us", row["contender"]) in metrics
+        assert row["p20"] <= row["value"] <= row["p80"]
+        assert (row["unit"], row["ratio_to"]) == ("GB/s", "1 producers")
+        assert row["ratio"] == pytest.approx(row["value"] / alone, rel=1e-3)
     assert {("done_us", "ring bfloat16"), ("fill_us", "fill, 2 threads")} <= metrics
     assert {("speedup", "2 threads over 1"), ("hidden_share", "ring beside")} <= metrics
+
+
+def test_producers_that_copy_something_else_get_no_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_ring, "producers", lambda *arguments: nullcontext(lambda: None))
+    code, files = run_bench(tmp_path, "--bench", "ring")
+    assert code == 1
+    assert not [row for rows in files.values() for row in rows if "producers" in row["contender"]]
+    assert "1 producers copied other values" in capsys.readouterr().err
+
+
+def test_the_ring_is_drawn_with_a_line_over_its_producers(tmp_path):
+    pytest.importorskip("matplotlib")
+    _, files = run_bench(tmp_path, "--bench", "ring")
+    (rows,) = files.values()
+    _, axes = bench_ring.draw(rows).axes
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == ["1", "2"]
+    assert list(line.get_ydata()) == [row["value"] for row in rows if row["metric"] == "gb_per_s"]
 
 
 def test_keys_of_every_source_are_measured_against_the_encode(tmp_path):

@@ -8,26 +8,26 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from pipeline_scene import HIDDEN, Tower, expected, feature, make_cache, make_ids, make_weight
+from pipeline_scene import (
+    HIDDEN,
+    Tower,
+    expected,
+    feature,
+    make_cache,
+    make_ids,
+    make_weight,
+    maybe_ring,  # noqa: F401
+)
 
 from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
 from vitcache.prefetch import MOST_WAITING
 
 WEIGHT = make_weight()
 SECONDS = 60
-
-
-@pytest.fixture(params=["no ring", "ring"])
-def ring(request: pytest.FixtureRequest) -> Iterator[PinnedRing | None]:
-    if request.param == "no ring":
-        yield None
-        return
-    with PinnedRing(1 << 16, backend="host", num_threads=2) as made:
-        yield made
 
 
 def make_items(count: int = 3, load: Callable[[int], torch.Tensor] | None = None) -> list[Item]:

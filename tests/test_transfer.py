@@ -1,4 +1,4 @@
-"""Features on their way, at the seam between the pipeline and the ring; the rest is in test_pipeline.py."""
+"""Features at the seam between the pipeline and the ring; the rest is in test_pipeline_features.py."""
 
 import torch
 

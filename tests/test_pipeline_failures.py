@@ -1,0 +1,286 @@
+"""What fails in a step fails with its item, and what cannot be right is refused before anything is done."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pipeline_scene import (
+    HIDDEN,
+    Tower,
+    embed,
+    encode_one,
+    feature,
+    make_cache,
+    make_ids,
+    make_weight,
+    maybe_ring,  # noqa: F401
+)
+
+from vitcache import Chunk, EmbeddingCache, Item, PinnedRing, Span, VisionPipeline
+
+WEIGHT = make_weight()
+
+
+def fail_for(*bad: Item) -> Any:
+    def fails(item: Item) -> None:
+        if any(item is other for other in bad):
+            raise ZeroDivisionError(f"item of {item.num_rows} rows")
+
+    return fails
+
+
+def test_an_item_whose_encode_raises_fails_alone(ring: PinnedRing | None) -> None:
+    good = [Item(feature(seed, 2 + seed), Span(10 * seed, 2 + seed)) for seed in range(3)]
+    bad = Item(feature(9, 4), [Span(5, 2), Span(15, 2, 2)])
+    tower = Tower(fails=fail_for(bad), reuses_memory=True)
+    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    chunks = [Chunk([good[0], bad], 0, 20), Chunk([good[1], bad, good[2]], 0, 30, 20)]
+    errors = embed(pipeline, chunks, 50, failed=[bad])
+    assert [error[:4] for error in errors] == [(0, 1, 4, None), (1, 1, 4, None)]
+    assert all(isinstance(error.cause, ZeroDivisionError) for error in errors)
+    assert len(tower.calls) == 1 + 4
+    assert len(pipeline.cache) == 3
+    # The next step tries it again.
+    tower.fails = None
+    assert embed(pipeline, chunks, 50) == []
+
+
+class Wrong(Tower):
+    """Returns something else for items of four rows."""
+
+    def __init__(self, wrong: Any, *, packed: bool = False) -> None:
+        super().__init__(packed=packed)
+        self.wrong = wrong
+
+    def __call__(self, features: list[torch.Tensor], items: list[Item]) -> Any:
+        self.packed, packed = False, self.packed
+        rows = list(super().__call__(features, items))
+        self.packed = packed
+        rows = [
+            self.wrong(part) if item.num_rows == 4 else part for part, item in zip(rows, items, strict=True)
+        ]
+        return torch.cat(rows) if packed else rows
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found", "error", "message"),
+    [
+        (lambda rows: rows[:3], 3, ValueError, "encode returned 3 rows, the item has 4"),
+        (lambda rows: torch.cat([rows, rows]), 8, ValueError, "encode returned 8 rows, the item has 4"),
+        (
+            lambda rows: rows[:, :2],
+            None,
+            ValueError,
+            r"encode returned shape \(4, 2\), it must be \(rows, 4\)",
+        ),
+        (lambda rows: rows[None], None, ValueError, r"encode returned shape \(1, 4, 4\)"),
+        (lambda rows: rows.double(), None, TypeError, "encode returned torch.float64"),
+        (lambda rows: rows.to("meta"), None, ValueError, "encode returned rows on meta, the cache is on cpu"),
+        (lambda rows: rows.tolist(), None, TypeError, "encode must return tensors, one is list"),
+    ],
+)
+def test_wrong_rows_are_the_error_of_their_item(
+    wrong: Any, found: int | None, error: type[Exception], message: str
+) -> None:
+    pipeline = VisionPipeline(Wrong(wrong), make_cache())
+    items = [
+        Item(feature(0, 2), Span(0, 2)),
+        Item(feature(1, 4), Span(4, 4)),
+        Item(feature(2, 3), Span(9, 3)),
+    ]
+    errors = embed(pipeline, [Chunk(items, 0, 14)], 14, failed=[items[1]])
+    ((chunk, item, wanted, got, cause),) = errors
+    assert (chunk, item, wanted, got) == (0, 1, 4, found)
+    with pytest.raises(error, match=message):
+        raise cause
+    assert len(pipeline.cache) == 2
+
+
+def test_a_tensor_of_another_length_for_all_is_narrowed_down_to_its_item() -> None:
+    tower = Wrong(lambda rows: rows[:3], packed=True)
+    pipeline = VisionPipeline(tower, make_cache())
+    items = [
+        Item(feature(0, 2), Span(0, 2)),
+        Item(feature(1, 4), Span(4, 4)),
+        Item(feature(2, 3), Span(9, 3)),
+    ]
+    (error,) = embed(pipeline, [Chunk(items, 0, 14)], 14, failed=[items[1]])
+    assert error[:4] == (0, 1, 4, 3)
+    assert [len(call) for call in tower.calls] == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [], [torch.zeros(2, HIDDEN)] * 2])
+def test_an_encoder_that_returns_no_tensors_fails_every_item(wrong: Any) -> None:
+    pipeline = VisionPipeline(lambda features, items: wrong, make_cache())
+    items = [
+        Item(feature(0, 2), Span(0, 2)),
+        Item(feature(1, 4), Span(4, 4)),
+        Item(feature(2, 3), Span(9, 3)),
+    ]
+    errors = embed(pipeline, [Chunk(items, 0, 14)], 14, failed=items)
+    assert [error.item for error in errors] == [0, 1, 2]
+    assert all(error.found is None for error in errors)
+    assert len(pipeline.cache) == 0
+
+
+def test_rows_that_are_not_numbers_pass_through() -> None:
+    pipeline = VisionPipeline(lambda features, items: [torch.full((2, HIDDEN), float("nan"))], make_cache())
+    result = pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
+    assert result.errors == []
+    assert result.inputs_embeds[:2].isnan().all()
+
+
+def raise_key_error() -> None:
+    raise KeyError("gone")
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        (Item(raise_key_error, Span(4, 4)), KeyError),
+        (Item(raise_key_error, Span(4, 4), key=b"a" * 32), KeyError),
+        (Item("a path", Span(4, 4)), TypeError),
+        (Item("a path", Span(4, 4), key=b"a" * 32), TypeError),
+        (Item(feature(1, 4), Span(4, 4), what=object()), TypeError),
+        (Item(None, Span(4, 4), key=b"a" * 32), ValueError),
+        (Item(lambda: None, Span(4, 4)), ValueError),
+        (Item(np.array(["a"]), Span(4, 4), key=b"a" * 32), TypeError),
+        (Item(None, Span(4, 4), rows=torch.zeros(4, 3)), ValueError),
+        (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN, dtype=torch.float64)), TypeError),
+        (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN, device="meta")), TypeError),
+        (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN).to_sparse()), TypeError),
+    ],
+)
+def test_what_cannot_be_loaded_hashed_moved_or_placed_fails_alone(
+    ring: PinnedRing | None, item: Item, error: type[Exception]
+) -> None:
+    tower = Tower()
+    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    items = [Item(feature(0, 2), Span(0, 2)), item]
+    errors = embed(pipeline, [Chunk(items, 0, 9)], 9, failed=[item])
+    assert [failed[:4] for failed in errors] == [(0, 1, 4, None)]
+    assert isinstance(errors[0].cause, error)
+    assert len(tower.encoded) == len(pipeline.cache) == 1
+
+
+def test_an_item_whose_number_of_rows_is_absurd_fails_alone() -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    items = [Item(feature(0, 2), Span(0, 2)), Item(feature(1, 4), Span(4, 4), num_rows=2**62)]
+    (error,) = embed(pipeline, [Chunk(items, 0, 9)], 9, failed=[items[1]])
+    assert error[:4] == (0, 1, 2**62, 4)
+
+
+@pytest.mark.parametrize("first", [None, raise_key_error])
+def test_of_equal_items_the_one_that_has_a_feature_is_loaded(first: Any) -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    key = b"k" * 32
+    items = [Item(first, Span(0, 2), key=key), Item(feature(0, 2), Span(4, 2), key=key)]
+    result = pipeline.embed([Chunk(items, 0, 6)], make_ids(6), WEIGHT)
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds[:2], encode_one(feature(0, 2)))
+    assert torch.equal(result.inputs_embeds[4:], encode_one(feature(0, 2)))
+
+
+def test_a_copy_that_fails_is_the_error_of_its_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    with PinnedRing(1 << 16, backend="host") as ring:
+        pipeline = VisionPipeline(Tower(), make_cache(), ring=ring)
+        items = [Item(feature(0, 2), Span(0, 2)), Item(feature(1, 4), Span(4, 4))]
+        copy_to = ring.copy_to
+
+        def fail(dst: Any, src: Any, **options: Any) -> Any:
+            if src.shape[0] == 8:
+                raise TimeoutError("no room")
+            return copy_to(dst, src, **options)
+
+        monkeypatch.setattr(ring, "copy_to", fail)
+        (error,) = embed(pipeline, [Chunk(items, 0, 9)], 9, failed=[items[1]])
+        assert isinstance(error.cause, TimeoutError)
+
+
+def test_an_interrupt_leaves_nothing_behind() -> None:
+    def interrupt(item: Item) -> None:
+        if len(tower.calls) == 3:
+            raise KeyboardInterrupt
+
+    tower = Tower(fails=interrupt)
+    pipeline = VisionPipeline(tower, make_cache(), max_rows_per_encode=2)
+    items = [Item(feature(seed, 2), Span(2 * seed, 2)) for seed in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.embed([Chunk(items, 0, 8)], make_ids(8), WEIGHT)
+    gc.collect()
+    tower.fails = None
+    assert embed(pipeline, [Chunk(items, 0, 8)], 8) == []
+
+
+def test_a_closed_cache_is_an_error_of_the_step() -> None:
+    pipeline = VisionPipeline(Tower(), make_cache())
+    pipeline.cache.close()
+    with pytest.raises(RuntimeError, match="the cache was closed"):
+        pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
+    assert isinstance(pipeline.cache, EmbeddingCache)
+
+
+def test_a_closed_pipeline_prefetches_nothing_and_closes_again(ring: PinnedRing | None) -> None:
+    with VisionPipeline(Tower(), make_cache(), ring=ring) as pipeline:
+        pass
+    pipeline.close()
+    with pytest.raises(RuntimeError, match="the pipeline was closed"):
+        pipeline.prefetch([])
+
+
+# What is refused before anything is done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"chunks": 3}, TypeError, "chunks must be a list of Chunk"),
+        ({"chunks": [Chunk([], 0, 9)]}, IndexError, "chunk 0 ends at token 9 of the batch, which has 8"),
+        ({"chunks": [Chunk([], 0, 4), Chunk([], 0, 4, 3)]}, ValueError, "chunk 1 begins at 3"),
+        ({"input_ids": [1, 2]}, TypeError, "input_ids must be a tensor, it is list"),
+        ({"weight": None}, TypeError, "weight must be a tensor"),
+        ({"weight": torch.zeros(5, 3)}, ValueError, "rows of width 3 .*, those of the cache have 4"),
+        (
+            {"deepstack": torch.zeros(1, 8, HIDDEN)},
+            ValueError,
+            "rows of width 8 .*, those of the cache have 4",
+        ),
+        ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta, the cache is on cpu"),
+    ],
+)
+def test_a_call_that_cannot_be_right_encodes_nothing(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    tower = Tower()
+    pipeline = VisionPipeline(tower, make_cache())
+    item = Item(feature(0, 2), Span(0, 2))
+    good = {"chunks": [Chunk([item], 0, 8)], "input_ids": make_ids(8), "weight": WEIGHT}
+    with pytest.raises(error, match=message):
+        pipeline.embed(**{**good, **arguments})
+    assert tower.calls == []
+    assert len(pipeline.cache) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"encode": 3}, TypeError, "encode must be callable, it is int"),
+        ({"cache": {}}, TypeError, "cache must be an EmbeddingCache, it is dict"),
+        ({"namespace": "a"}, TypeError, "namespace must be bytes, it is str"),
+        ({"max_rows_per_encode": 0}, ValueError, "max_rows_per_encode is 0, it must be at least 1"),
+        ({"max_rows_per_encode": 1.5}, TypeError, "max_rows_per_encode must be an int, it is 1.5"),
+        ({"feature_dtype": torch.float32}, TypeError, "feature_dtype is torch.float32"),
+        ({"agree": 1}, TypeError, "agree must be callable, it is int"),
+        ({"ring": 1}, TypeError, "ring must be a PinnedRing, it is int"),
+    ],
+)
+def test_a_pipeline_that_cannot_work_is_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    good: dict[str, Any] = {"encode": Tower(), "cache": make_cache()}
+    with pytest.raises(error, match=message):
+        VisionPipeline(**{**good, **arguments})
