@@ -16,7 +16,7 @@ from vitcache.host_blocks import calibrate_cuda
 from vitcache.index import Entry
 from vitcache.keys import check_key
 from vitcache.lease import Lease, Origin, Returns
-from vitcache.ledger import Flight, Ledger
+from vitcache.ledger import Ledger
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
 from vitcache.reservation import Reservation, check_rows, outdated, warn_refused

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitcache._native import PagedRows
 from vitcache.dtypes import DTYPES
-from vitcache.ledger import Flight
+from vitcache.flight import Flight
 from vitcache.pages import PagePool
 from vitcache.streams import Fence, Timeline
 

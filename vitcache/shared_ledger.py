@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from vitcache.checksum import Checksums
+from vitcache.flight import Flight
 from vitcache.index import Entry
 from vitcache.lease import Origin
-from vitcache.ledger import Flight, Ledger
+from vitcache.ledger import Ledger
 from vitcache.reservation import Abandoned, Landing, Reservation, abandon, logger
 from vitcache.streams import Fence
 

@@ -1,0 +1,55 @@
+"""Pages on their way: set aside for rows, and for what makes room for them, until they are entered."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from vitcache.index import Entry
+from vitcache.pages import PagePool
+from vitcache.streams import Fence
+
+
+@dataclass(eq=False)
+class Demotion:
+    """An entry on its way from its own pages to `pages` of the host tier."""
+
+    entry: Entry
+    pool: PagePool
+    pages: tuple[int, ...]
+    checksum: Future[int] | None = None
+
+    def landed(self, copied: Fence) -> Entry:
+        """Return the entry of the host tier, whose rows are there behind `copied`."""
+        entry = self.entry
+        return Entry(entry.key, entry.num_rows, entry.cost, self.pool, self.pages, copied, self.checksum)
+
+
+@dataclass(eq=False)
+class Flight:
+    """A `put` while its rows are copied: it alone reads and writes the pages that are named here.
+
+    `pages` become the new entry's, `spare` is what its victims leave over. `fences` come before any write to
+    these pages; once the victims are being copied, it is `copied` alone, which comes behind all others. A
+    promotion has the host entry `source` that the rows come from. One that `is_ahead` has no rows, and its
+    victims stay: the next flight will find them copied.
+    """
+
+    epoch: int
+    key: bytes
+    num_rows: int
+    cost: float
+    pool: PagePool
+    pages: tuple[int, ...]
+    spare: tuple[int, ...]
+    fences: set[Fence]
+    demotions: list[Demotion]
+    source: Entry | None = None
+    copied: Fence | None = None
+    is_ahead: bool = False
+    replaced: list[Fence | None] = field(default_factory=list)
+
+    def pages_of(self, pool: PagePool) -> list[int]:
+        """Return the pages of one pool."""
+        own = [*self.pages, *self.spare] if pool is self.pool else []
+        return own + [page for demotion in self.demotions if demotion.pool is pool for page in demotion.pages]
