@@ -12,6 +12,7 @@ from torch import Tensor
 from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.checksum import Checksums
 from vitcache.dtypes import DTYPES
+from vitcache.flight import Flight
 from vitcache.host_blocks import calibrate_cuda
 from vitcache.index import Entry
 from vitcache.keys import check_key
