@@ -193,6 +193,42 @@ def test_a_victim_is_demoted_after_its_slow_writer(gpu):
     assert (found == 1).all()
 
 
+def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    cache = make_cache(gpu, rows, width, entries=2, host_entries=2)
+    for number in range(2):
+        cache.put(KEYS[number], make_rows(gpu, rows, width, number))
+    gpu.synchronize()
+    timeline = cache._books.origin.timeline
+    with gpu.stream() as side:
+        gpu.slow(300)  # an encode
+        cache.expect([rows])
+        timeline.finish(timeline.record(timeline.copy_stream))
+        assert gpu.dry or not side.query()  # the copy is over, and the encode is not
+        cache.put(KEYS[2], make_rows(gpu, rows, width, 2))
+    stats = cache.stats()
+    assert (stats.writebacks, stats.demotions) == (1, 1)
+    for number in range(3):
+        with cache.get(KEYS[number]) as lease:
+            assert lease.tier == ("device" if number else "host")
+            assert (lease.to_tensor() == number).all()
+
+
+def test_a_checksum_is_that_of_what_the_device_has_copied(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_cache(gpu, rows, width, host_entries=1, checksum=True)
+    with gpu.stream():
+        gpu.slow(100)
+        cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
+        cache.put(KEYS[1], make_rows(gpu, rows, width, 2))
+    with cache.get(KEYS[0]) as lease:
+        assert (lease.to_tensor() == 1).all()
+    gpu.synchronize()
+    cache._books.open().host.rows[0, 0] = 3
+    assert cache.get(KEYS[0]) is None
+    assert cache.stats().corruptions == 1
+
+
 def test_pinned_rows_may_be_changed_at_once(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache = make_cache(gpu, rows, width)
