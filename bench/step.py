@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         chat.item(i, key=item.key, feature=item.feature.to(timer.device)) for i, item in enumerate(chat.items)
     ]
     spans = [item.spans[0] for item in chat.items]
+    fresh = count(case.images)  # images that were never seen
 
     def encode(items: Sequence[Item], at_once: int) -> list[Tensor]:
         parts = [items[first : first + at_once] for first in range(0, len(items), at_once)]
@@ -78,21 +80,30 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     with ExitStack() as stack:
         ring = open_ring(timer.device, stack)
 
-        def cold(items: Callable[[], list[Item]], **options: Any) -> Callable[[], object]:
+        def cold(
+            items: Callable[[], list[Item]], *, moves_on: bool = False, **options: Any
+        ) -> Callable[[], object]:
+            """A step on an empty cache, or on one that is full: then all that is there moves to the host."""
+            room = chat.page_bytes(case.images)
             cache = EmbeddingCache(
                 chat.row_width,
                 dtype=chat.weight.dtype,
                 device=timer.device,
-                device_bytes=chat.page_bytes(case.images),
+                device_bytes=room,
+                host_bytes=room if moves_on else 0,
             )
             chosen = {"ring": ring, "max_rows_per_encode": case.max_rows, **options}
             pipeline = stack.enter_context(VisionPipeline(tower, cache, **chosen))
 
             def step() -> None:
-                cache.clear()
+                if not moves_on:
+                    cache.clear()
+                before = cache.stats()
                 result = pipeline.embed([Chunk(items(), 0, len(ids))], ids, chat.weight, deepstack=deepstack)
-                if result.errors or len(cache) != case.images:
-                    raise RuntimeError(f"{len(cache)} of {case.images} images were cached: {result.errors}")
+                after = cache.stats()
+                cached, moved = after.insertions - before.insertions, after.demotions - before.demotions
+                if result.errors or cached != case.images or moved != (len(cache) - cached):
+                    raise RuntimeError(f"{cached} of {case.images} images were cached: {result.errors}")
 
             return step
 
@@ -107,6 +118,13 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             "vitcache, features there": cold(lambda: there),
             "vitcache, features there, keys computed": cold(
                 lambda: [chat.item(i, key=None, feature=item.feature) for i, item in enumerate(there)]
+            ),
+            "vitcache, features there, cache full": cold(
+                lambda: [
+                    chat.item(i, key=image_key(next(fresh)), feature=item.feature)
+                    for i, item in enumerate(there)
+                ],
+                moves_on=True,
             ),
         }
         yield "cold, in turns"
@@ -130,6 +148,7 @@ def add_cold(
     judged = {
         "vitcache": (alone, COLD_FACTOR),
         "vitcache, features there": ("no cache, features there", OVERHEAD_FACTOR),
+        "vitcache, features there, cache full": ("no cache, features there", OVERHEAD_FACTOR),
     }
     for name, sample in samples.items():
         there = "no cache, features there" if "features there" in name else alone
