@@ -18,6 +18,7 @@ from vitcache.streams import Timeline
 Return = tuple[Entry, frozenset[Hashable]]
 
 _NO_STREAMS: frozenset[Hashable] = frozenset()
+_NOTHING: list[Entry] = []
 
 
 class Returns:
@@ -72,7 +73,7 @@ class Lease:
 
     def __init__(self, pin: list[Entry], origin: Origin) -> None:
         # Not yet `pin`: what is interrupted half-way must release nothing when it is collected.
-        self._pin: list[Entry] = []
+        self._pin = _NOTHING
         [entry] = pin
         self.num_rows = entry.num_rows
         self.hits = entry.hits
