@@ -29,6 +29,7 @@ class Flight:
     source: Item | None = None  # of a promotion
     device_pages: int = 0
     demoted: list[Item] = field(default_factory=list)
+    replaced: set[bytes] = field(default_factory=set)  # keys of those that were put again meanwhile
 
     @property
     def host_pages(self) -> int:
@@ -154,7 +155,7 @@ class CacheModel:
             return False
         self.flights.remove(flight)
         for item in flight.demoted:
-            if item.key in self.items():
+            if item.key in flight.replaced:
                 self.counts["evictions"] += 1
             else:
                 self.tiers["host"].append(item)
@@ -168,6 +169,8 @@ class CacheModel:
             self.tiers["device"].append(Item(flight.key, rows.clone(), flight.pages))
             self.counts["promotions"] += 1
             return True
+        for other in self.flights:
+            other.replaced.add(flight.key)
         if flight.key in self.items():
             self.drop(self.items()[flight.key])
         self.tiers["device"].append(Item(flight.key, rows.clone(), flight.pages))

@@ -82,8 +82,7 @@ class StreamModel:
         everything: Counter = Counter()
         for clock in self.clocks.values():
             everything |= clock
-        for stream in self.clocks:
-            self.clocks[stream] = everything.copy()
+        self.clocks = defaultdict(everything.copy, {stream: everything.copy() for stream in self.clocks})
 
     def access(self, page: object, *, write: bool) -> None:
         """Let the current stream read or write a page."""

@@ -233,6 +233,22 @@ def test_what_is_being_demoted_is_a_miss_and_a_newer_put_of_it_wins() -> None:
     assert cache.stats().entries == cache.stats().insertions - cache.stats().evictions
 
 
+@pytest.mark.parametrize("end", ["commit", "cancel"])
+def test_what_was_put_again_while_it_moved_does_not_come_back(end: str) -> None:
+    cache = make_cache(2, 2)
+    cache.put(KEYS[0], make_rows(1, 0.0))
+    cache.put(KEYS[1], make_rows(1, 1.0))
+    with cache.reserve(KEYS[2], 2) as reservation:
+        cache.check_integrity()
+        assert cache.put(KEYS[0], make_rows(1, 9.0))
+        assert cache.get(KEYS[0], num_rows=1) is None  # of another length: it goes
+        if end == "commit":
+            reservation.commit()
+    assert KEYS[0] not in cache
+    cache.check_integrity()
+    assert cache.stats().entries == cache.stats().insertions - cache.stats().evictions
+
+
 def test_pages_in_flight_belong_to_nobody_else() -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(2))

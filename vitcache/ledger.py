@@ -30,6 +30,7 @@ class Ledger:
         self._stale: list[Index] = []  # of earlier epochs
         self._dropped: set[Entry] = set()  # in no index, but leased
         self._flights: set[Flight] = set()
+        self._moving: dict[bytes, Demotion] = {}  # what is between the tiers, until another comes under its key
         self._num_leases = 0
 
     def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
@@ -134,6 +135,7 @@ class Ledger:
             # Nobody may have waited for them.
             fences = tuple(flight.fences) if fence is None else (*flight.fences, fence)
             for demotion in reversed(flight.demotions):
+                self._end_move(demotion)
                 demotion.pool.give_back(demotion.pages, fences)
                 self.counts.evictions += 1
             flight.pool.give_back(flight.spare, fences)
@@ -142,14 +144,13 @@ class Ledger:
             return False
         before = tuple(flight.fences)
         for demotion in reversed(flight.demotions):
-            # Meanwhile another thread may have put rows under its key.
-            if demotion.entry.key in self.index:
-                demotion.pool.give_back(demotion.pages, before)
-                self.counts.evictions += 1
-            else:
+            if self._end_move(demotion):
                 self.index.add(demotion.landed(flight.copied or fence))
                 self.counts.demotions += 1
                 self.counts.writebacks += 1
+            else:
+                demotion.pool.give_back(demotion.pages, before)
+                self.counts.evictions += 1
         flight.pool.give_back(flight.spare, before)
         if source is not None and self.index.host.get(source.key) is not source:
             flight.pool.give_back(flight.pages, (fence,))
@@ -159,6 +160,7 @@ class Ledger:
             self.index.promote(entry)
             self.counts.promotions += 1
             return True
+        self._moving.pop(flight.key, None)
         if flight.key in self.index:
             self._drop(flight.key)
         self.index.add(entry)
@@ -171,6 +173,7 @@ class Ledger:
             self.counts.evictions += len(self.index)
             self._stale.append(self.index)
             self.index = self._new_index()
+        self._moving.clear()
         self.epoch += 1
 
     def clear(self) -> None:
@@ -227,8 +230,9 @@ class Ledger:
         for index in indices:
             found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
             found += _differ("backing of nothing", [], sorted(index.backing.keys() - index.device.keys()))
-        moving = sum(len(flight.demotions) for flight in self._flights if not flight.is_ahead)
-        present = len(self.index) + moving
+        moving = [demotion for flight in self._flights if not flight.is_ahead for demotion in flight.demotions]
+        found += _differ("moving nowhere", set(), set(self._moving.values()) - set(moving))
+        present = len(self.index) + len(moving)
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
         return found
 
@@ -249,6 +253,7 @@ class Ledger:
                 self.counts.evictions += 1
             else:
                 demotions.append(demotion)
+                self._moving[victim.key] = demotion
         # In ascending order, so that adjacent pages are read and written in one piece.
         pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
         self.device.in_flight += len(pages)
@@ -266,6 +271,13 @@ class Ledger:
         )
         self._flights.add(flight)
         return flight
+
+    def _end_move(self, demotion: Demotion) -> bool:
+        """End a move; whether no other thread has put rows under the key meanwhile, even if they have gone."""
+        if self._moving.get(demotion.entry.key) is not demotion:
+            return False
+        del self._moving[demotion.entry.key]
+        return True
 
     def _land_ahead(self, flight: Flight, fence: Fence | None, *, failed: bool) -> None:
         """Let the copies back their entries, or free their pages if they failed or the entry has gone."""
