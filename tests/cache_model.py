@@ -98,10 +98,13 @@ class CacheModel:
 
     def expect(self, num_rows: list[int]) -> None:
         pages = sum(max(1, -(-number // self.page_rows)) for number in num_rows)
-        copies: list[Item] = []
-        for victim in self.victims("device", min(pages, self.available("device"))):
+        victims = self.victims("device", min(pages, self.available("device")))
+        copies = [copy for victim in victims if (copy := self.copy_of(victim))]
+        self.backing = [copy for copy in self.backing if copy not in copies]
+        there = [copy.key for copy in copies]
+        for victim in reversed(victims):
             taken = sum(copy.pages for copy in copies)
-            if self.copy_of(victim) or victim.pages > self.available("host") - taken:
+            if victim.key in there or victim.pages > self.available("host") - taken:
                 continue
             for loser in self.victims("host", victim.pages + taken):
                 if loser in self.backing:
@@ -110,7 +113,7 @@ class CacheModel:
                     self.drop(loser)
             copies.append(Item(victim.key, victim.rows, victim.pages))
         self.backing += copies
-        self.counts["writebacks"] += len(copies)
+        self.counts["writebacks"] += len(copies) - len(there)
 
     def forget_copies(self, count: int) -> None:
         """The last copies failed: what they pushed out is gone all the same."""
@@ -125,7 +128,8 @@ class CacheModel:
     def set_aside(self, flight: Flight) -> Flight:
         pages = flight.pages
         taken = min(pages, self.room("device"))
-        for victim in self.victims("device", pages):
+        bare: list[Item] = []
+        for victim in reversed(self.victims("device", pages)):
             self.tiers["device"].remove(victim)
             taken += victim.pages
             if copy := self.copy_of(victim):
@@ -133,7 +137,9 @@ class CacheModel:
                 self.tiers["host"].append(copy)
                 copy.hits = 0
                 self.counts["demotions"] += 1
-                continue
+            else:
+                bare.append(victim)
+        for victim in reversed(bare):
             if victim.pages > self.available("host") - flight.host_pages:
                 self.counts["evictions"] += 1
                 continue

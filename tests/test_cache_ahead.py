@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, Failure, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, Failure, make_cache, make_rows, present, read
 from pipeline_scene import Tower, feature, make_ids, make_weight
 from pipeline_scene import make_cache as make_pipeline_cache
 
@@ -49,6 +49,50 @@ def test_what_was_copied_is_not_copied_again(copies: list[int]) -> None:
     cache.expect([3])  # one page more
     assert copies == [1, 1]
     assert cache.stats().writebacks == 2
+
+
+def test_copies_that_are_there_make_no_room_for_others(copies: list[int]) -> None:
+    cache = make_cache(3, 3)
+    for number in range(6):  # both tiers are full
+        cache.put(KEYS[number], make_rows(1, float(number)))
+    copies.clear()
+    for pages in (1, 2, 3, 3):
+        cache.expect([pages * PAGE_ROWS])
+    assert copies == [1, 1, 1]
+    cache.expect([2 * PAGE_ROWS])
+    assert cache.put(KEYS[7], make_rows(3, 7.0))
+    assert copies == [1, 1, 1]
+    assert present(cache) == [3, 4, 5, 7]
+    cache.check_integrity()
+
+
+def test_a_put_that_needs_more_than_was_expected_copies_the_rest(copies: list[int]) -> None:
+    cache = make_cache(3, 3)
+    for number in range(6):
+        cache.put(KEYS[number], make_rows(1, float(number)))
+    copies.clear()
+    cache.expect([PAGE_ROWS])
+    assert cache.put(KEYS[7], make_rows(2, 7.0))
+    assert copies == [1, 1]
+    assert present(cache) == [2, 3, 4, 5, 7]
+
+
+def test_a_host_tier_that_is_too_small_for_all_has_copies_of_the_first_to_go(copies: list[int]) -> None:
+    cache = make_full(4, 2)
+    cache.expect([1] * 4)
+    assert copies == [2]
+    for number in range(4, 8):
+        assert cache.put(KEYS[number], make_rows(1, float(number)))
+    assert copies == [2, 1, 1]  # nothing twice
+    assert present(cache) == [2, 3, 4, 5, 6, 7]
+
+
+def test_what_goes_for_free_keeps_its_order() -> None:
+    cache = make_full(3, 2)
+    cache.expect([2 * PAGE_ROWS])
+    assert cache.put(KEYS[3], make_rows(2))
+    assert cache.put(KEYS[4], make_rows(1))  # 2 goes to the host tier, where 0 is the first to go
+    assert present(cache) == [1, 2, 3, 4]
 
 
 def test_no_more_is_copied_than_the_device_has_and_the_host_tier_has_room_for(copies: list[int]) -> None:

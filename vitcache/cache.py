@@ -247,8 +247,9 @@ class EmbeddingCache:
         """Begin to copy to the host tier what items of so many rows would push there.
 
         Call it before they are encoded: the copies run beside that, and the rows are written with no wait for
-        them. What was copied stays on the device until it is in the way, and is never copied again. Without a
-        host tier, or where there is room, nothing is done. Never waits.
+        them. What was copied stays on the device until it is in the way; then it goes without another copy,
+        unless something else needed the room of its copy before. Without a host tier, or where there is room,
+        nothing is done. Never waits.
 
         Parameters
         ----------

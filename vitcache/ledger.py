@@ -30,7 +30,9 @@ class Ledger:
         self._stale: list[Index] = []  # of earlier epochs
         self._dropped: set[Entry] = set()  # in no index, but leased
         self._flights: set[Flight] = set()
-        self._moving: dict[bytes, Demotion] = {}  # what is between the tiers, until another comes under its key
+        self._moving: dict[
+            bytes, Demotion
+        ] = {}  # what is between the tiers, until another comes under its key
         self._num_leases = 0
 
     def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
@@ -103,14 +105,24 @@ class Ledger:
         if self.host is None:
             return None
         count = min(sum(map(self.device.pages_for, num_rows)), self.device.num_available)
+        victims = self._victims(self.device, count)
+        # What is copied already must not make room for the others.
+        backing = self.index.backing
+        copies = [backing.pop(victim.key) for victim in victims if victim.key in backing]
+        held = sum(copy.num_pages for copy in copies if copy.leases == 0)
+        self.host.in_flight += held
+        copied = {copy.key: copy for copy in copies}
         fences: set[Fence] = set()
         demotions = []
-        for victim in self._victims(self.device, count):
-            if victim.key not in self.index.backing and self.index.is_kept(victim):
+        # The first to go first: what the others need later, these have given up by then.
+        for victim in reversed(victims):
+            if victim.key not in copied and self.index.is_kept(victim):
                 demotion = self._demote(victim, fences)
                 if demotion is not None:
                     fences.add(victim.written)
                     demotions.append(demotion)
+        self.host.in_flight -= held
+        backing |= copied
         if not demotions:
             return None
         flight = Flight(self.epoch, b"", 0, 0.0, self.device, (), (), fences, demotions, is_ahead=True)
@@ -230,7 +242,9 @@ class Ledger:
         for index in indices:
             found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
             found += _differ("backing of nothing", [], sorted(index.backing.keys() - index.device.keys()))
-        moving = [demotion for flight in self._flights if not flight.is_ahead for demotion in flight.demotions]
+        moving = [
+            demotion for flight in self._flights if not flight.is_ahead for demotion in flight.demotions
+        ]
         found += _differ("moving nowhere", set(), set(self._moving.values()) - set(moving))
         present = len(self.index) + len(moving)
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
@@ -241,14 +255,19 @@ class Ledger:
         count = self.device.pages_for(num_rows)
         victims = self._victims(self.device, count)
         free, fences = self.device.take(min(count, self.device.num_free))
-        demotions = []
-        for victim in victims:
+        bare = []  # what is worth a copy and has none
+        for victim in reversed(victims):
             is_kept = self.index.evict(victim)
             fences.update(victim.fences())
             if self.index.fall_back(victim.key):
                 self.counts.demotions += 1
-                continue
-            demotion = self._demote(victim, fences) if is_kept else None
+            elif is_kept:
+                bare.append(victim)
+            else:
+                self.counts.evictions += 1
+        demotions = []
+        for victim in reversed(bare):
+            demotion = self._demote(victim, fences)
             if demotion is None:
                 self.counts.evictions += 1
             else:
@@ -273,7 +292,7 @@ class Ledger:
         return flight
 
     def _end_move(self, demotion: Demotion) -> bool:
-        """End a move; whether no other thread has put rows under the key meanwhile, even if they have gone."""
+        """End a move; whether nobody has put rows under the key meanwhile, even if those have gone."""
         if self._moving.get(demotion.entry.key) is not demotion:
             return False
         del self._moving[demotion.entry.key]

@@ -12,7 +12,7 @@ _COUNTERS = {
     "insertions": "Entries that came in.",
     "evictions": "Entries that left.",
     "demotions": "Entries that moved from the device tier to the host tier.",
-    "writebacks": "Demotions that copied rows.",
+    "writebacks": "Copies of entries to the host tier, as they moved there or ahead of that.",
     "promotions": "Entries of the host tier that came to the device tier, too.",
     "rejections": "Rows that were not admitted.",
     "corruptions": "Look-ups that were misses because the checksum in the host tier was another one.",

@@ -45,7 +45,8 @@ class CacheStats:
     demotions
         Entries that moved from the device tier to the host tier.
     writebacks
-        Demotions that copied rows. The others had a copy in the host tier, from before they were promoted.
+        Copies of entries to the host tier: as they moved there, or ahead of that for `expect`. Other
+        demotions had a copy there, made ahead or from before they were promoted.
     promotions
         Entries of the host tier that came to the device tier, too.
     rejections
