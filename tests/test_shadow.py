@@ -102,10 +102,11 @@ def test_what_is_raised_meanwhile_is_logged(
 class Scene:
     """A pipeline with a cache of its own, in shadow mode, and what it reports."""
 
-    def __init__(self, tower: Tower, every: int = 1) -> None:
+    def __init__(self, tower: Tower, *, every: int = 1, **options: int) -> None:
         self.reports: list[tuple[bytes, float]] = []
+        cache = make_cache(**options)
         shadow = Shadow(every, lambda *report: self.reports.append(report))
-        self.pipeline = VisionPipeline(tower, make_cache(), shadow=shadow)
+        self.pipeline = VisionPipeline(tower, cache, shadow=shadow)
 
     def embed(self, *items: Item) -> EmbedResult:
         chunk = Chunk(items, 0, max(span.stop for item in items for span in item.spans))
@@ -132,6 +133,16 @@ def test_the_pipeline_finds_an_entry_that_is_out_of_date_and_serves_it_all_the_s
     assert scene.reports[1:] == [(key, float(apart))]
     assert torch.equal(scene.embed(old).inputs_embeds, first)  # nothing was entered
     scene.pipeline.cache.check_integrity()
+
+
+def test_rows_that_found_no_room_are_entered_before_the_encoder_is_called_again() -> None:
+    scene = Scene(Tower(reuses_memory=True), pages=2, host_pages=4)
+    old, new = Item(feature(0, 3), Span(0, 3)), Item(feature(1, 2), Span(3, 2))
+    scene.embed(old)
+    scene.embed(old, new)  # the leased rows fill the device until the step is over
+    assert [difference for _, difference in scene.reports] == [0.0]
+    again = scene.embed(Item(None, Span(0, 2), key=scene.pipeline.key(new)))
+    assert torch.equal(again.inputs_embeds, encode_one(new.feature))
 
 
 def test_the_pipeline_chooses_among_hits_that_have_a_feature() -> None:

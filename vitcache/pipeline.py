@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -235,11 +235,15 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
-            if self._shadow is not None:
-                self._check_hits(self._shadow, needs, nullcontext() if missing else self._encoding.turn())
+            hits = [] if self._shadow is None else _choose_hits(self._shadow, needs)
             # Whoever finds the rows may change the features, by what this method promises.
             wait_until_read(needs)
             sources.commit(self.cache, epoch)
+            if self._shadow is not None and hits:
+                # Only now, as the encoder may write over rows that were to be entered.
+                with nullcontext() if missing else self._encoding.turn(), self._on_stream():
+                    for hit in hits:
+                        self._shadow.check(hit.key, hit.rows, partial(self._encoding.again, hit.need))
         return EmbedResult(inputs_embeds, _errors(needs))
 
     def key(self, item: Item) -> bytes:
@@ -316,21 +320,6 @@ class VisionPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_hits(self, shadow: Shadow, needs: list[Need], turn: AbstractContextManager[None]) -> None:
-        """Have those that are chosen encoded once more, in a turn of the encoder."""
-        chosen = [
-            (need, need.key, need.rows)
-            for need in needs
-            if need.key is not None
-            and isinstance(need.rows, Lease)
-            and need.item.feature is not None
-            and shadow.wants()
-        ]
-        if chosen:
-            with turn, self._on_stream():
-                for need, key, lease in chosen:
-                    shadow.check(key, lease.to_tensor(), partial(self._encoding.again, need))
-
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         """Make the encoder's stream current: ordered behind the one that was, and that one behind it."""
@@ -348,6 +337,25 @@ def _find_needs(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) 
     needs = by_item(plan(chunks))
     find_keys(needs, namespace, threads)
     return unite(needs)
+
+
+class _Hit(NamedTuple):
+    """A need that is to be encoded again, and a copy of the rows that were found for it."""
+
+    need: Need
+    key: bytes
+    rows: Tensor
+
+
+def _choose_hits(shadow: Shadow, needs: list[Need]) -> list[_Hit]:
+    return [
+        _Hit(need, need.key, need.rows.to_tensor())
+        for need in needs
+        if need.key is not None
+        and isinstance(need.rows, Lease)
+        and need.item.feature is not None
+        and shadow.wants()
+    ]
 
 
 def _stop(prefetcher: Prefetcher, keys: KeyThreads) -> None:
