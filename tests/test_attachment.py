@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -208,5 +209,11 @@ def test_shadow_mode_finds_an_entry_that_is_out_of_date(caplog: pytest.LogCaptur
     [record] = caplog.records
     assert (record.name, record.levelname) == ("vitcache.shadow", "WARNING")
     assert f"by up to {stats.shadow_difference:g}" in record.message
-    with pytest.raises(ValueError, match="every is -1, it must be at least 1"):
-        attach(QWEN3.model(), shadow_every=-1)
+
+
+@pytest.mark.parametrize(("every", "error"), [(-1, ValueError), (1.5, TypeError), (None, TypeError)])
+def test_a_wrong_number_of_hits_is_an_error_that_names_it(every: Any, error: type[Exception]) -> None:
+    model = QWEN3.model()
+    with pytest.raises(error, match=f"shadow_every .* {every}"):
+        attach(model, shadow_every=every)
+    attach(model).detach()

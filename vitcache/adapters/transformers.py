@@ -11,6 +11,7 @@ from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
 from vitcache.adapters.pipeline import image_encoder, image_items, vision_pipeline
 from vitcache.adapters.tower import cache_for, find_family, namespace_for
+from vitcache.arguments import to_int
 from vitcache.cache import EmbeddingCache
 from vitcache.ring import PinnedRing
 
@@ -61,7 +62,7 @@ def attach(
     ------
     TypeError
         If the model has no `get_image_features`, or how its calls break into items is not known here; or if
-        `namespace` is no string.
+        `namespace` is no string, or `shadow_every` no int.
     ValueError
         If `cache` holds rows of another width or dtype, or comes with `device_bytes`; or if `shadow_every` is
         negative.
@@ -97,6 +98,7 @@ def attach(
     """
     if not isinstance(namespace, str | None):
         raise TypeError(f"namespace must be str, it is {type(namespace).__name__}")
+    shadow_every = to_int("shadow_every", shadow_every, 0)
     base, family = find_family(model, "attached")
     if isinstance(vars(base).get("get_image_features"), CachedEncoder):
         raise RuntimeError(f"this {type(model).__name__} is already attached, detach it first")
