@@ -98,7 +98,7 @@ def promote(cache: EmbeddingCache) -> None:
         assert reservation.commit()
 
 
-def test_a_copy_keeps_its_checksum_while_it_backs_a_device_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_keeps_its_checksum_while_it_backs_a_device_entry() -> None:
     cache = make_demoted()
     promote(cache)
     flip(cache)

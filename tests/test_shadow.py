@@ -160,6 +160,17 @@ def test_the_pipeline_chooses_among_hits_that_have_a_feature() -> None:
     assert len(tower.encoded) == 8
 
 
+def test_a_report_may_call_the_cache() -> None:
+    scene = Scene(Tower())
+    cache = scene.pipeline.cache
+    scene.pipeline._shadow = Shadow(1, lambda *_: cache.advance_epoch())
+    item = Item(feature(0, 2), Span(0, 2))
+    first = scene.embed(item).inputs_embeds
+    assert torch.equal(scene.embed(item).inputs_embeds, first)
+    assert len(cache) == 0
+    cache.check_integrity()
+
+
 def test_a_second_encode_that_fails_costs_the_step_nothing(caplog: pytest.LogCaptureFixture) -> None:
     errors: list[Exception] = []
     tower = Tower(fails=lambda item: raise_it(errors[0]) if errors else None)

@@ -15,6 +15,7 @@ from vitcache.index import Entry
 from vitcache.lease import Lease
 from vitcache.ledger import Ledger
 from vitcache.pages import PagePool
+from vitcache.reservation import Reservation
 from vitcache.streams import CpuTimeline, make_timeline
 
 PAGE_BYTES = 8
@@ -38,6 +39,7 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
     rng = random.Random(seed)
     cache = make_cache(model, device_bytes=6 * PAGE_BYTES, host_bytes=5 * PAGE_BYTES)
     leases: list[Lease] = []
+    reserved: list[Reservation] = []
     for _ in range(steps):
         with model.on(rng.choice("abcd")):
             action = rng.random()
@@ -59,6 +61,16 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                     cache.expect([rng.randint(0, 3)])
             elif leases and action < 0.82:
                 read(model, rng.choice(leases))
+            elif action < 0.85:
+                lease = rng.choice(leases) if leases else None
+                room = cache.reserve(rng.choice(KEYS), 1) if lease is None else cache.promote(lease)
+                if room is not None:
+                    room.write(torch.zeros(room.num_rows, 2) if lease is None else lease.to_tensor())
+                    reserved.append(room)
+                if lease is not None:
+                    read(model, lease)
+            elif reserved and action < 0.88:
+                rng.choice([Reservation.commit, Reservation.cancel])(reserved.pop())
             elif leases:
                 leases.pop(rng.randrange(len(leases))).release()
             if rng.random() < 0.02:

@@ -38,7 +38,8 @@ class Shadow:
 
     Notes
     -----
-    Any thread may call. `report` runs in the thread that checks.
+    Any thread may call. `report` runs in the thread that checks, which has the encoder of a pipeline to
+    itself meanwhile: `report` may call the cache, but no pipeline.
     """
 
     def __init__(self, every: int, report: Callable[[bytes, float], object]) -> None:
