@@ -13,6 +13,7 @@ import torch
 from cache_cases import KEYS, WIDTH, make_cache, make_rows
 
 from vitcache.cache import EmbeddingCache
+from vitcache.flight import Demotion
 
 
 def lose_a_page(cache: EmbeddingCache) -> None:
@@ -55,6 +56,12 @@ def cut_an_entry_short(cache: EmbeddingCache) -> None:
     cache._books.open().index.device[KEYS[0]].num_rows = 1
 
 
+def move_in_no_flight(cache: EmbeddingCache) -> None:
+    ledger = cache._books.open()
+    [entry] = ledger.index.device.values()
+    ledger._moving[entry.key] = Demotion(entry, ledger.host, ())
+
+
 @pytest.mark.parametrize(
     ("tamper", "match"),
     [
@@ -66,6 +73,7 @@ def cut_an_entry_short(cache: EmbeddingCache) -> None:
         (miscount_evictions, "entries: counted 1, booked 0"),
         (forget_an_entry, "keys of the device tier's policy"),
         (drop_without_lease, "dropped entries: counted 0, booked 1"),
+        (move_in_no_flight, "moves in no flight: counted 0, booked 1"),
         (cut_an_entry_short, "pages of an entry: counted 1, booked 2"),
     ],
 )

@@ -245,7 +245,7 @@ class Ledger:
         moving = [
             demotion for flight in self._flights if not flight.is_ahead for demotion in flight.demotions
         ]
-        found += _differ("moving nowhere", set(), set(self._moving.values()) - set(moving))
+        found += _differ("moves in no flight", 0, len(set(self._moving.values()) - set(moving)))
         present = len(self.index) + len(moving)
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
         return found
