@@ -108,10 +108,9 @@ class Ledger:
         victims = self._victims(self.device, count)
         # What is copied already must not make room for the others.
         backing = self.index.backing
-        copies = [backing.pop(victim.key) for victim in victims if victim.key in backing]
-        held = sum(copy.num_pages for copy in copies if copy.leases == 0)
+        copied = {victim.key: backing.pop(victim.key) for victim in victims if victim.key in backing}
+        held = sum(copy.num_pages for copy in copied.values() if copy.leases == 0)
         self.host.in_flight += held
-        copied = {copy.key: copy for copy in copies}
         fences: set[Fence] = set()
         demotions = []
         # The first to go first: what the others need later, these have given up by then.
