@@ -34,6 +34,8 @@ def run(cache: EmbeddingCache, rng: random.Random, steps: int) -> None:
         number = min(int(rng.expovariate(1 / 150)), NUM_KEYS - 1)
         lease = cache.get(KEYS[number], num_rows=len(ROWS[number]))
         if lease is None:
+            if step % 2:
+                cache.expect([len(ROWS[number])])
             cache.put(KEYS[number], ROWS[number])
         elif lease.tier == "host" and lease.hits > 1 and (reservation := cache.promote(lease)):
             with lease, reservation:

@@ -21,6 +21,9 @@ class Shadow:
     It finds what no key and no checksum can: entries that were right once, and are not since the weights, the
     processor or a kernel changed. It is for `VisionPipeline`, or whoever encodes; `attach` makes its own.
 
+    Items are encoded alone: where the last bits of a tower's rows depend on what it encodes beside, a small
+    difference is no fault.
+
     Parameters
     ----------
     every
