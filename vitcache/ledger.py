@@ -30,9 +30,8 @@ class Ledger:
         self._stale: list[Index] = []  # of earlier epochs
         self._dropped: set[Entry] = set()  # in no index, but leased
         self._flights: set[Flight] = set()
-        self._moving: dict[
-            bytes, Demotion
-        ] = {}  # what is between the tiers, until another comes under its key
+        # What is between the tiers, until something else is put under its key.
+        self._moving: dict[bytes, Demotion] = {}
         self._num_leases = 0
 
     def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
