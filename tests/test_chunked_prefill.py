@@ -300,6 +300,53 @@ def test_a_prompt_that_another_one_interrupted_does_not_go_on() -> None:
     chat.assert_prefills(prompt, items)
 
 
+def test_not_even_where_the_other_one_is_as_long_as_it_was_then() -> None:
+    chat = Chat(chunk_tokens=8)
+    interrupted = chat.driver.chunks(torch.arange(1, 13), [])
+    next(interrupted)
+    chat.prefill(torch.arange(50, 58), [])
+    assert chat.driver.num_cached == 8
+    with pytest.raises(RuntimeError, match="another prompt was run meanwhile, or the conversation reset"):
+        next(interrupted)
+
+
+def test_what_others_decoded_with_the_kv_cache_is_cut_off() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    chat.assert_prefills(prompt, items)
+    tokens = prompt["input_ids"].shape[1]
+    with torch.no_grad():
+        chat.model.model.language_model(
+            input_ids=torch.tensor([[7, 8]]),
+            position_ids=torch.zeros(3, 1, 2, dtype=torch.int64),
+            past_key_values=chat.driver.kv,
+            use_cache=True,
+        )
+    assert chat.driver.kv.get_seq_length() == tokens + 2
+    longer = torch.cat([prompt["input_ids"], torch.tensor([[5]])], dim=1)
+    got = chat.prefill(longer, items)
+    chat.driver.reset()
+    assert_close(got, chat.prefill(longer, items)[:, -1:])
+
+
+def test_the_same_rows_in_another_grid_are_another_image() -> None:
+    # Positions follow the grid, so the KV cache differs although the rows do not.
+    chat = Chat()
+    rows, input_ids = torch.randn(4, QWEN3.row_width), torch.arange(1, 10)
+    square, wide = ([Item(None, Span(2, 4), rows=rows, grid_thw=grid)] for grid in ([1, 4, 4], [1, 2, 8]))
+    chat.prefill(input_ids, square)
+    assert chat.prefill(input_ids, wide).shape[1] == 7
+    assert chat.prefill(input_ids, wide).shape[1] == 1
+
+
+def test_images_may_stand_at_both_ends() -> None:
+    chat = Chat(chunk_tokens=3)
+    call = chat.family.call(0, 1)
+    input_ids = torch.tensor([[*[IMAGE] * 4, 5, *[IMAGE] * 6]])
+    prompt = {"input_ids": input_ids, "mm_token_type_ids": (input_ids == IMAGE).int(), **call}
+    chat.assert_prefills(prompt, chat.items(prompt))
+
+
 def test_two_conversations_share_a_model_and_a_pipeline() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
@@ -322,6 +369,23 @@ MISTAKES = [
     ("item 0 has no grid_thw", [1, 2, 3], [Item(None, Span(0, 2))]),
     ("spans of item 0 have 3 tokens, its grid .* asks for 4", [1] * 9, [Item(None, Span(0, 3), **GRID)]),
     ("item 0 ends at token 12, the prompt has 9", [1] * 9, [Item(None, Span(8, 4), **GRID)]),
+    (r"input_ids has shape \(2, 1\), one prompt has \(tokens,\) or \(1, tokens\)", [[1], [2]], []),
+    ("its grid .* asks for 2", [1] * 9, [Item(None, Span(0, 3), grid_thw=[1, 3, 4])]),
+    (
+        r"item 0 has grid_thw tensor\(.*\), it must be a list of three ints",
+        [1] * 9,
+        [Item(None, Span(0, 4), grid_thw=torch.tensor([1, 4, 4]))],
+    ),
+    (
+        "item 0 is no run of tokens: it begins at token 1, and its row 2 is at token 4",
+        [1] * 9,
+        [Item(None, [Span(1, 2), Span(4, 2, 2)], **GRID)],
+    ),
+    (
+        "item 1 ends at token 4 and item 0 begins at 4: there must be a token between two images",
+        [1] * 9,
+        [Item(None, Span(4, 4), **GRID), Item(None, Span(0, 4), **GRID)],
+    ),
 ]
 
 
@@ -339,6 +403,14 @@ def test_a_wrong_prompt_is_refused_before_anything_is_done(
 def test_chunk_tokens_must_be_positive() -> None:
     with pytest.raises(ValueError, match="chunk_tokens is 0, it must be at least 1"):
         Chat(chunk_tokens=0)
+
+
+def test_a_model_without_a_head_and_a_prompt_that_is_no_tensor_are_refused() -> None:
+    chat = Chat()
+    with pytest.raises(TypeError, match="Qwen3VLModel has no head that gives logits"):
+        ChunkedPrefill(chat.model.model, chat.pipeline)
+    with pytest.raises(TypeError, match="input_ids must be a tensor, it is list"):
+        chat.prefill([[1, 2]], [])
 
 
 def test_items_without_spans_are_ignored() -> None:

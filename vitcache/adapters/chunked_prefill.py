@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitcache.adapters.pipeline import find_grid_family
 from vitcache.adapters.prompt import Prompt
 from vitcache.adapters.tower import num_levels
+from vitcache.arguments import to_int
 from vitcache.item import Chunk, Item
 from vitcache.pipeline import ItemError, VisionPipeline
 from vitcache.prefetch import Prefetch
@@ -46,7 +47,7 @@ class ChunkedPrefill:
     Raises
     ------
     TypeError
-        If the model is of another family.
+        If the model is of another family or has no head, or `chunk_tokens` is no int.
     ValueError
         If `chunk_tokens` is not at least 1.
 
@@ -65,11 +66,11 @@ class ChunkedPrefill:
         encode_ahead: bool = False,
     ) -> None:
         self._base, _ = find_grid_family(model)
-        if chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens is {chunk_tokens}, it must be at least 1")
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        if self._head is None:
+            raise TypeError(f"{type(model).__name__} has no head that gives logits")
         self._pipeline = pipeline
-        self._chunk_tokens = chunk_tokens
+        self._chunk_tokens = to_int("chunk_tokens", chunk_tokens, 1)
         self._encode_ahead = encode_ahead
         self.reset()
 
@@ -110,11 +111,14 @@ class ChunkedPrefill:
         Raises
         ------
         ValueError
-            If there are no tokens, or a placeholder has no item; if an item has no grid, spans of another
-            number of tokens than its grid, or one beyond the prompt.
+            If there are no tokens, more than one prompt, or a placeholder has no item; if an item has no
+            grid, is no run of as many tokens as its grid asks for, reaches beyond the prompt, or follows
+            another without a token between them.
+        TypeError
+            If `input_ids` is no tensor of ints, or an item no `Item`.
         RuntimeError
             If rows of an item are missing, from what was raised by its load or encode: the chunks before it
-            stay in the KV cache. If another prompt was run between two chunks of this one.
+            stay in the KV cache. If another prompt was run between two chunks of this one, or `reset` called.
         """
         prompt = Prompt(self._base, input_ids, items, self._pipeline.key)
         self._keep_common_prefix(prompt)
@@ -142,8 +146,10 @@ class ChunkedPrefill:
         if common == 0:
             self.reset()
         else:
-            self.kv.crop(common - self.num_cached)
+            # Whoever decoded with it may have left more there than this driver did.
+            self.kv.crop(common - self.kv.get_seq_length())
             self.num_cached = common
+        self._prompt = prompt
 
     @torch.no_grad()
     def _embed(self, prompt: Prompt, start: int) -> tuple[Tensor, Tensor | None]:
@@ -161,10 +167,10 @@ class ChunkedPrefill:
     @torch.no_grad()
     def _run(self, prompt: Prompt, start: int, inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
         """Run the language model on a chunk, which is in the KV cache then."""
-        if self.num_cached != start:
+        if self._prompt is not prompt or self.num_cached != start:
             raise RuntimeError(
-                f"the chunk at token {start} was to follow, but another prompt was run meanwhile: "
-                f"the KV cache has {self.num_cached} tokens"
+                f"the chunk at token {start} was to follow, but another prompt was run meanwhile, or the "
+                f"conversation reset: the KV cache has {self.num_cached} tokens"
             )
         stop = start + len(inputs_embeds)
         first, last = np.searchsorted(prompt.image_tokens, (start, stop))
@@ -184,7 +190,7 @@ class ChunkedPrefill:
         except BaseException:
             self.reset()  # some layers may have the chunk, and others not
             raise
-        self._prompt, self.num_cached = prompt, stop
+        self.num_cached = stop
         hidden: Tensor = output.last_hidden_state
         return hidden
 

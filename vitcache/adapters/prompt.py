@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,12 @@ class Prompt:
 
     Raises
     ------
-    ValueError
-        If there are no tokens, or a placeholder has no item; if an item has no grid, spans of another number
-        of tokens than its grid, or one beyond the prompt.
+    TypeError, ValueError
+        See `ChunkedPrefill.chunks`.
     """
 
     def __init__(self, base: Any, input_ids: Tensor, items: Sequence[Item], find_key: FindKey) -> None:
-        ids = input_ids.reshape(-1).to("cpu", copy=True)
+        ids = _one_prompt(input_ids).to("cpu", copy=True)
         if not len(ids):
             raise ValueError("the prompt has no tokens")
         self.host_ids = ids.numpy()
@@ -62,6 +61,7 @@ class Prompt:
             _check_item(position, item, len(ids), base.config)
             for span in item.spans:
                 is_image[span.start : span.stop] = True
+        _check_neighbours(placed)
         _check_placeholders(ids, is_image, base.config)
         grids = [item.encoder_kwargs["grid_thw"] for _, item in placed]
         # Everything about positions is known on the host: worked out there, the device is never waited for.
@@ -88,12 +88,25 @@ class Prompt:
         return min(ends)
 
 
+def _one_prompt(input_ids: Any) -> Tensor:
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"input_ids must be a tensor, it is {type(input_ids).__name__}")
+    if input_ids.dim() not in (1, 2) or (input_ids.dim() == 2 and len(input_ids) != 1):
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}, one prompt has (tokens,) or (1, tokens)"
+        )
+    return input_ids.reshape(-1)
+
+
 def _check_item(position: int, item: Item, num_tokens: int, config: Any) -> None:
     grid = item.encoder_kwargs.get("grid_thw")
     if grid is None:
         raise ValueError(f"item {position} has no grid_thw")
-    merged = config.vision_config.spatial_merge_size**2
-    covered, expected = sum(span.length for span in item.spans), prod(grid) // merged
+    if not isinstance(grid, list | tuple) or len(grid) != 3:
+        raise ValueError(f"item {position} has grid_thw {grid!r}, it must be a list of three ints")
+    merged = config.vision_config.spatial_merge_size
+    covered = sum(span.length for span in item.spans)
+    expected = grid[0] * (grid[1] // merged) * (grid[2] // merged)
     if covered != expected:
         raise ValueError(
             f"the spans of item {position} have {covered} tokens, its grid {grid} asks for {expected}"
@@ -101,6 +114,25 @@ def _check_item(position: int, item: Item, num_tokens: int, config: Any) -> None
     stop = max(span.stop for span in item.spans)
     if stop > num_tokens:
         raise ValueError(f"a span of item {position} ends at token {stop}, the prompt has {num_tokens}")
+    # Positions count the rows of a grid from an image's first token on.
+    first = _first_token(item)
+    for span in item.spans:
+        if span.length and span.start - first != span.source_start:
+            raise ValueError(
+                f"item {position} is no run of tokens: it begins at token {first}, and its row "
+                f"{span.source_start} is at token {span.start}"
+            )
+
+
+def _check_neighbours(placed: Sequence[tuple[int, Item]]) -> None:
+    """Refuse images without a token between them, which the model takes for one."""
+    for (position, item), (other, its) in pairwise(placed):
+        stop, first = max(span.stop for span in item.spans if span.length), _first_token(its)
+        if first <= stop:
+            raise ValueError(
+                f"item {position} ends at token {stop} and item {other} begins at {first}: there must be a "
+                "token between two images"
+            )
 
 
 def _check_placeholders(ids: Tensor, is_image: Tensor, config: Any) -> None:
@@ -119,7 +151,7 @@ def _first_token(item: Item) -> int:
 
 
 def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
-    """What two items have in common that give the same rows to the same tokens."""
+    """What two items have in common that give the same rows and positions to the same tokens."""
     content: object
     if item.rows is not None:
         content = id(item.rows)
@@ -128,4 +160,4 @@ def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
             content = find_key(item)
         except Exception:  # the pipeline will say so; until then it is like no other
             content = id(item)
-    return content, item.num_rows, item.spans
+    return content, item.num_rows, item.spans, tuple(item.encoder_kwargs["grid_thw"])
