@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,26 @@ def test_an_item_whose_encode_raises_fails_alone(ring: PinnedRing | None) -> Non
     # The next step tries it again.
     tower.fails = None
     assert embed(pipeline, chunks, 50) == []
+
+
+def test_what_a_failed_encode_had_allocated_is_free_before_the_next_one_and_after_the_step() -> None:
+    # Else one that ran out of memory would leave none for its items one by one.
+    items = [Item(feature(seed, 2), Span(4 * seed, 2)) for seed in range(3)]
+    allocated: list[weakref.ref[torch.Tensor]] = []
+    left: list[int] = []
+
+    def encode(features: list[torch.Tensor], its: list[Item]) -> list[torch.Tensor]:
+        left.append(sum(one() is not None for one in allocated))
+        activations = torch.cat(features)
+        allocated.append(weakref.ref(activations))
+        if len(its) > 1 or its[0] is not items[2]:
+            raise MemoryError(f"{len(activations)} patches")
+        return [encode_one(activations)]
+
+    result = VisionPipeline(encode, make_cache()).embed([Chunk(items, 0, 12)], make_ids(12), WEIGHT)
+    assert [error.item for error in result.errors] == [0, 1]
+    assert left == [0] * 4
+    assert all(one() is None for one in allocated)
 
 
 class Wrong(Tower):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Any, cast
 
 import torch
@@ -121,12 +122,16 @@ class Encoding:
 
     def _run_batch(self, needs: list[Need], epoch: int) -> list[Need]:
         """Encode a micro-batch; return the needs whose rows are in the encoder's memory."""
+        outputs: list[Any] | None = None
         try:
             outputs = self._call(needs) if needs else []
         except Exception as error:
+            # Its frames hold what the encoder had allocated, which the next one may need.
+            clear_frames(error.__traceback__)
             if len(needs) == 1:
                 needs[0].fail(error)
                 return []
+        if outputs is None:
             return self._run_alone(needs, epoch)
         for need, rows in zip(needs, outputs, strict=True):
             self._take(need, rows)
