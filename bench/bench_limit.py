@@ -9,6 +9,7 @@ stand-in: it leaves out the tower's own memory, and what an allocator loses.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ def fits(side: Side, case: LimitCase, chat: Chat, images: int) -> bool:
 @contextmanager
 def capped(case: LimitCase, device: torch.device) -> Iterator[None]:
     """Let torch have so many bytes of the GPU beside what it has; nothing to do where they are counted."""
+    # An error is in a cycle with what it ran out of memory for, which would be room beyond the cap later.
+    gc.collect()
     if case.counted:
         yield
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitcache import EmbeddingCache, Item, PinnedRing, VisionPipeline
 from vitcache.bench.chat import Chat, image_key
@@ -17,6 +18,8 @@ ENGINES = {"no cache": NoCache, "request key": RequestKey, "dict": ImageDict}
 VITCACHE, COMPUTED, ON_HOST = "vitcache", "vitcache, keys computed", "vitcache, host tier"
 SIDES = (*ENGINES, VITCACHE, COMPUTED, ON_HOST)
 RING_BYTES = 128 << 20
+# Rows of an image encoded alone and beside others differ in their last bits; another image's differ by 1.4.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
 @dataclass
@@ -64,10 +67,22 @@ def open_side(
     items = chat.without_keys() if name == COMPUTED else chat.items
     side = Side(pipeline, items, lambda: cache.stats().device_capacity_bytes)
     if on_host:
-        others = torch.zeros(chat.rows * before_host, chat.row_width, dtype=cache.dtype, device=cache.device)
+        # One row stands for all: the contender is to have no device memory beside its cache.
+        other = torch.zeros(1, chat.row_width, dtype=cache.dtype, device=cache.device)
+        others = other.expand(chat.rows * before_host, -1)
         # What other requests put into the small device tier pushes the chat's images to the host tier.
         side.rest = lambda: cache.put(image_key(chat.images), others)
     return side
+
+
+def check_built(name: str, built: Tensor, expected: Tensor, rounded_to: torch.dtype | None = None) -> None:
+    """Raise RuntimeError if a contender built other rows than are expected, but for their last bits.
+
+    `rounded_to` is what its features were rounded to, if that is less than the dtype of the rows.
+    """
+    difference = float((built.float() - expected.float()).norm() / expected.float().norm())
+    if not difference <= TOLERANCE[rounded_to or built.dtype]:
+        raise RuntimeError(f"{name} built other rows ({difference:.2g} off): it gets no number")
 
 
 def open_ring(device: torch.device, stack: ExitStack) -> PinnedRing | None:

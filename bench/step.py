@@ -18,7 +18,7 @@ from torch import Tensor
 from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline, content_key, embed_tokens
 from vitcache.bench.chat import Chat, Tower, image_key, load_model
 from vitcache.bench.record import Recorder
-from vitcache.bench.sides import RING_BYTES, open_ring
+from vitcache.bench.sides import RING_BYTES, check_built, open_ring
 from vitcache.bench.timeline import TracedRing, draw, record_step
 from vitcache.bench.timing import Timer
 
@@ -74,7 +74,7 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         return tower([item.feature.to(timer.device) for item in chat.items], chat.items)
 
     @torch.no_grad()
-    def without_cache() -> object:
+    def without_cache() -> Tensor:
         return embed_tokens(ids, chat.weight, encode(there, per_call), spans, deepstack=deepstack)
 
     with ExitStack() as stack:
@@ -82,7 +82,7 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
 
         def cold(
             items: Callable[[], list[Item]], *, moves_on: bool = False, **options: Any
-        ) -> Callable[[], object]:
+        ) -> Callable[[], Tensor]:
             """A step on an empty cache, or on one that is full: then all that is there moves to the host."""
             room = chat.page_bytes(case.images)
             cache = EmbeddingCache(
@@ -92,10 +92,11 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
                 device_bytes=room,
                 host_bytes=room if moves_on else 0,
             )
+            stack.callback(cache.close)
             chosen = {"ring": ring, "max_rows_per_encode": case.max_rows, **options}
             pipeline = stack.enter_context(VisionPipeline(tower, cache, **chosen))
 
-            def step() -> None:
+            def step() -> Tensor:
                 if not moves_on:
                     cache.clear()
                 before = cache.stats()
@@ -104,17 +105,14 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
                 cached, moved = after.insertions - before.insertions, after.demotions - before.demotions
                 if result.errors or cached != case.images or moved != (len(cache) - cached):
                     raise RuntimeError(f"{cached} of {case.images} images were cached: {result.errors}")
+                return result.inputs_embeds
 
             return step
 
-        contenders: dict[str, Callable[[], object]] = {
-            "tower": lambda: encode(there, per_call),
-            "tower, one call": lambda: encode(there, case.images),
-            ".to, one call": stock,
+        vitcache: dict[str, Callable[[], Tensor]] = {
             "vitcache": cold(lambda: chat.items),
             "vitcache, keys computed": cold(chat.without_keys),
             "vitcache, bfloat16 features": cold(lambda: chat.items, feature_dtype=torch.bfloat16),
-            "no cache, features there": without_cache,
             "vitcache, features there": cold(lambda: there),
             "vitcache, features there, keys computed": cold(
                 lambda: [chat.item(i, key=None, feature=item.feature) for i, item in enumerate(there)]
@@ -126,6 +124,20 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
                 ],
                 moves_on=True,
             ),
+        }
+        yield "checking"
+        expected = _planes(without_cache(), deepstack)
+        for name, step in vitcache.items():
+            deepstack.fill_(float("nan"))
+            rounded_to = torch.bfloat16 if "bfloat16" in name else None
+            check_built(name, _planes(step(), deepstack), expected, rounded_to)
+        del expected
+        contenders: dict[str, Callable[[], object]] = {
+            "tower": lambda: encode(there, per_call),
+            "tower, one call": lambda: encode(there, case.images),
+            ".to, one call": stock,
+            "no cache, features there": without_cache,
+            **vitcache,
         }
         yield "cold, in turns"
         add_cold(case, recorder, timer, contenders)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import gzip
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("PIL")
 
-from vitcache import Chunk
-from vitcache.bench import bench_limit, bench_multiturn, engines, plot, run, sides, timeline
+from vitcache import Chunk, VisionPipeline
+from vitcache.bench import bench_limit, bench_multiturn, engines, plot, run, sides, step, timeline
 from vitcache.bench.chat import Chat, Tower, load_model
 from vitcache.bench.record import FIELDS
 
@@ -139,6 +142,79 @@ def test_a_contender_with_other_rows_gets_no_number(
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
     assert "request key built other rows" in capsys.readouterr().err
+
+
+def test_a_contender_with_other_rows_in_a_later_chunk_gets_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock = engines.ImageDict.rows_of
+
+    def swapped(self: Any, items: Any, needed: list[int], device: torch.device) -> Any:
+        rows = stock(self, items, needed, device)
+        return rows if 0 in needed else {position: part.flip(0) for position, part in rows.items()}
+
+    monkeypatch.setattr(engines.ImageDict, "rows_of", swapped)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
+    with pytest.raises(AssertionError):
+        run_bench("multiturn", tmp_path)
+    assert "dict built other rows" in capsys.readouterr().err
+
+
+def test_a_step_with_other_rows_gets_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(VisionPipeline):
+        def embed(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().embed(*args, **kwargs)
+            result.inputs_embeds[20] = 0
+            return result
+
+    monkeypatch.setattr(step, "VisionPipeline", Wrong)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][2:3])
+    with pytest.raises(AssertionError):
+        run_bench("multiturn", tmp_path)
+    assert "vitcache built other rows" in capsys.readouterr().err
+
+
+def test_every_turn_was_held_before_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = bench_multiturn.hold
+    held: list[tuple[type, range]] = []
+
+    def noted(case: Any, chat: Chat, tower: Tower, side: sides.Side, turns: range) -> Any:
+        held.append((type(side.pipeline), turns))
+        return stock(case, chat, tower, side, turns)
+
+    monkeypatch.setattr(bench_multiturn, "hold", noted)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][1:2])
+    run_bench("multiturn", tmp_path)
+    # One pass, and before it one by the engine whose batches are of another size in every turn.
+    assert len(held) == 2 + len(sides.SIDES)
+    assert held[:2] == [(engines.NoCache, range(1, 4)), (VisionPipeline, range(1, 4))]
+
+
+def test_what_one_try_at_the_limit_had_is_gone_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = bench_limit.open_counted
+    opened: list[weakref.ref[Any]] = []
+
+    def noted(*args: Any) -> sides.Side:
+        assert all(pipeline() is None for pipeline in opened)
+        side = stock(*args)
+        opened.append(weakref.ref(side.pipeline))
+        return side
+
+    monkeypatch.setattr(bench_limit, "open_counted", noted)
+    # So little that nobody gets far: errors of a pipeline refer to what they come from.
+    [case] = bench_limit.CASES["smoke"]
+    monkeypatch.setitem(bench_limit.CASES, "smoke", [replace(case, cap_bytes=1 << 10, most=2)])
+    gc.disable()
+    try:
+        _, rows = run_bench("limit", tmp_path)
+    finally:
+        gc.enable()
+    assert len(opened) == 2 * len(rows) == 2 * len(bench_limit.CONTENDERS)
+    assert {row["value"] for row in rows} == {0}
 
 
 def test_what_is_bounded_fits_more_images_than_what_is_not(tmp_path: Path) -> None:
