@@ -35,7 +35,7 @@ from vitcache.demo.conversation import Picture, build_prompt, process  # noqa: E
 from vitcache.demo.model import SIZES, build_model, build_processor  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
 from vitcache.demo.report import Row, closing_words  # noqa: E402
-from vitcache.demo.turns import Sides, build_sides, measure_turn, one_thread  # noqa: E402
+from vitcache.demo.turns import Sides, build_sides, measure_turn, one_thread, warm_up  # noqa: E402
 
 pytestmark = pytest.mark.transformers
 
@@ -91,6 +91,22 @@ def test_every_turn_encodes_one_image_and_hits_the_others_while_stock_encodes_al
     assert [(row["encoded_attach"], row["hits_attach"]) for row in rows] == [(1, 0), (1, 1), (1, 2)]
     assert [row["equal"] for row in rows] == [True] * TURNS
     assert result.code == 0
+
+
+def test_stock_has_met_every_batch_size_before_it_is_timed_and_the_caches_are_empty_then(
+    sides: Sides, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    stock = sides.stock.model.get_image_features
+
+    def noted(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
+        batches.append(len(grids))
+        return stock(pixels, grids)
+
+    monkeypatch.setattr(sides.stock.model, "get_image_features", noted)
+    warm_up(sides, pictures)
+    assert batches == [1, 2, 3]
+    assert len(sides.cached.cache) == len(sides.attached.attachment.cache) == 0
 
 
 def test_report_has_the_promised_keys_and_finite_figures(result: Result) -> None:

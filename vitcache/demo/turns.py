@@ -40,10 +40,18 @@ def build_sides(size: Size, device: torch.device, processor: Any, pictures: list
     )
 
 
-def warm_up(sides: Sides, prompt: Prompt) -> None:
-    """Let every side pay its first-call costs on the longest prompt, then empty the caches."""
+def warm_up(sides: Sides, pictures: list[Picture]) -> None:
+    """Let every side pay its first-call costs, then empty the caches.
+
+    The stock model has them in every turn, as each is a batch of another size; the others encode one image at
+    a time, also in the longest prompt.
+    """
+    config = sides.stock.model.config
+    for turn in range(1, len(pictures)):
+        sides.stock.answer(build_prompt(pictures[:turn], config))
+    longest = build_prompt(pictures, config)
     for side in sides:
-        side.answer(prompt)
+        side.answer(longest)
     sides.cached.cache.clear()
     sides.attached.attachment.cache.clear()
 
@@ -113,8 +121,8 @@ def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
     with torch.no_grad(), nullcontext() if device.type == "cuda" else one_thread():
         sides = build_sides(SIZES[size], device, processor, pictures)
         config = sides.stock.model.config
-        step("warming up: the longest prompt once through every side")
-        warm_up(sides, build_prompt(pictures, config))
+        step("warming up: every turn through stock, the longest prompt through every side")
+        warm_up(sides, pictures)
         for turn, picture in enumerate(pictures, start=1):
             step(f"turn {turn} of {turns}: {picture.photo.name}")
             rows.append(measure_turn(sides, build_prompt(pictures[:turn], config)))
