@@ -279,6 +279,29 @@ def test_the_next_chunk_is_prefetched_before_the_language_model_runs_on_this_one
     assert chat.tower.take() == 2
 
 
+def test_only_an_image_that_may_be_in_the_kv_cache_is_hashed_before_the_first_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = Chat()
+    asked: list[Item] = []
+    stock = chat.pipeline.key
+
+    def noted(item: Item) -> bytes:
+        asked.append(item)
+        return stock(item)
+
+    monkeypatch.setattr(chat.pipeline, "key", noted)
+    driver = ChunkedPrefill(chat.model, chat.pipeline, 5)
+    first, items = chat.prompt(0)
+    driver.prefill(first["input_ids"], items)
+    assert asked == []
+    second, anew = chat.prompt(0, 1)
+    chunks = driver.chunks(second["input_ids"], anew)
+    next(chunks)
+    assert asked == [items[0], anew[0]]
+    chunks.close()
+
+
 def test_a_prompt_that_is_dropped_cancels_what_was_prefetched() -> None:
     chat = Chat(chunk_tokens=8)
     prompt, items = chat.prompt(0, 1)

@@ -100,7 +100,7 @@ class ChunkedPrefill:
             stands at the tokens of images does not matter.
         items
             Its images, each with its `grid_thw`, such as from `image_items`. Best the same objects in every
-            turn, or ones with keys: what has no key yet is hashed, to know whether it is what was there.
+            turn, or ones with keys: else what may be in the KV cache is hashed, to know whether it is.
 
         Yields
         ------
@@ -142,7 +142,7 @@ class ChunkedPrefill:
         """Cut off the KV cache what another prompt does not begin with, or its last token."""
         common = 0
         if self._prompt is not None:
-            common = min(self._prompt.common_prefix(prompt), self.num_cached, len(prompt) - 1)
+            common = self._prompt.common_prefix(prompt, min(self.num_cached, len(prompt) - 1))
         if common == 0:
             self.reset()
         else:

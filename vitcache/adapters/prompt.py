@@ -39,8 +39,6 @@ class Prompt:
         The same on the device.
     items
         All items, sorted once.
-    first_tokens
-        By content and place of an item its first token.
 
     Raises
     ------
@@ -74,18 +72,26 @@ class Prompt:
         self.input_ids, self.positions = ids.to(device), positions.to(device)
         self.is_image, self.device_image_tokens = is_image.to(device), image_tokens.to(device)
         self.image_tokens = image_tokens.numpy()
-        self.first_tokens = {_content(item, find_key): _first_token(item) for _, item in placed}
+        self._placed, self._find_key = [item for _, item in placed], find_key
 
     def __len__(self) -> int:
         return len(self.host_ids)
 
-    def common_prefix(self, other: Prompt) -> int:
-        """Return up to which token two prompts are the same, images included."""
-        shorter = min(len(self), len(other))
+    def common_prefix(self, other: Prompt, most: int) -> int:
+        """Return up to which token, at `most`, two prompts are the same, images included.
+
+        Images that begin behind it need no keys: an image that is new is hashed with the chunk it is in.
+        """
+        shorter = min(len(self), len(other), most)
         differ = np.flatnonzero(self.host_ids[:shorter] != other.host_ids[:shorter])
-        different_items = self.first_tokens.items() ^ other.first_tokens.items()
-        ends: list[int] = [shorter, *differ[:1].tolist(), *(first for _, first in different_items)]
-        return min(ends)
+        end = int(differ[0]) if len(differ) else shorter
+        different_items = self._contents(end) ^ other._contents(end)
+        return min((first for first, _ in different_items), default=end)
+
+    def _contents(self, end: int) -> set[tuple[int, object]]:
+        """First tokens and contents of the items that begin before a token."""
+        firsts = [(_first_token(item), item) for item in self._placed]
+        return {(first, _content(item, self._find_key)) for first, item in firsts if first < end}
 
 
 def _one_prompt(input_ids: Any) -> Tensor:
