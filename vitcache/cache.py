@@ -178,7 +178,7 @@ class EmbeddingCache:
         """
         check_key(key)
         rows = check_rows(rows, self.row_width)
-        reservation = self.reserve(key, len(rows), epoch=epoch, encode_ms=encode_ms)
+        reservation = self.reserve(key, rows.shape[0], epoch=epoch, encode_ms=encode_ms)
         if reservation is None:
             return False
         with reservation:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from itertools import chain
 
+from vitcache._native import PagedRows
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
 from vitcache.streams import Fence
@@ -20,6 +21,7 @@ class Entry:
     """
 
     __slots__ = (
+        "_paged_rows",
         "checksum",
         "cost",
         "hits",
@@ -27,7 +29,6 @@ class Entry:
         "leases",
         "num_pages",
         "num_rows",
-        "paged_rows",
         "pages",
         "pool",
         "reads",
@@ -50,12 +51,19 @@ class Entry:
         self.pool = pool
         self.pages = pages
         self.num_pages = len(pages)  # a look-up has one thing less to fetch from memory
-        self.paged_rows = pool.describe(pages, num_rows)
+        self._paged_rows: PagedRows | None = None
         self.written = written
         self.checksum = checksum
         self.reads: dict[Hashable, Fence] = {}
         self.leases = 0
         self.hits = 0
+
+    @property
+    def paged_rows(self) -> PagedRows:
+        """What a placement reads. Made when the first one asks: many entries are never hit."""
+        if self._paged_rows is None:
+            self._paged_rows = self.pool.describe(self.pages, self.num_rows)
+        return self._paged_rows
 
     def fences(self) -> tuple[Fence, ...]:
         """Return what must have passed before the pages are written again."""

@@ -78,6 +78,11 @@ class PagePool:
         self._for_device = device
         self._address = self.rows.data_ptr()
         self._kind = KINDS[dtype]
+        self._row_bytes = row_width * dtype.itemsize
+        place = self.rows.device
+        self._on_cuda = place.type == "cuda"
+        # A host tier is no plain source anywhere: through -1 every placement of it is looked at in Python.
+        self._device_id = (place.index or 0) if place.type == device.type else -1
         self.leased = 0  # pages that a lease holds
         self.in_flight = 0  # pages that a `put` copies from or to
         self.hits = 0  # look-ups that found their rows here, and what they saved
@@ -98,19 +103,16 @@ class PagePool:
 
     def describe(self, pages: Sequence[int], num_rows: int) -> PagedRows:
         """Return what a placement reads of `num_rows` rows in `pages`."""
-        device = self.rows.device
-        # A host tier is no plain source anywhere: through -1 every placement of it is looked at in Python.
-        device_id = (device.index or 0) if device.type == self._for_device.type else -1
         return PagedRows(
             self._address,
-            self.row_width * self.dtype.itemsize,
+            self._row_bytes,
             num_rows,
             self._kind,
             pages,
             self.page_rows,
             self.row_width,
-            device.type == "cuda",
-            device_id,
+            self._on_cuda,
+            self._device_id,
         )
 
     def pages_for(self, num_rows: int) -> int:
@@ -132,9 +134,9 @@ class PagePool:
     def write(self, pages: Sequence[int], rows: Tensor) -> None:
         """Copy `rows` into `pages`, converted to the pool's dtype."""
         first = 0
-        for segment in self.segments(pages, len(rows)):
-            segment.copy_(rows[first : first + len(segment)])
-            first += len(segment)
+        for page, length in _runs(pages, rows.shape[0], self.page_rows):
+            self._run(page, length).copy_(rows[first : first + length])
+            first += length
 
     def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
         """Copy whole pages from another pool, each run of pages that are adjacent in both in one piece.

@@ -58,8 +58,6 @@ class Reservation:
         Shape of the rows, and the dtype that they are rounded to.
     device
         Device of the pages.
-    paged_rows
-        The native description of the pages, for placements; None once they are committed or cancelled.
 
     Notes
     -----
@@ -71,13 +69,13 @@ class Reservation:
         "_flight",
         "_forgotten",
         "_land",
+        "_paged_rows",
         "_streams",
         "_timeline",
         "device",
         "dtype",
         "key",
         "num_rows",
-        "paged_rows",
         "row_width",
     )
 
@@ -96,12 +94,20 @@ class Reservation:
         self.row_width = flight.pool.row_width
         self.dtype = flight.pool.dtype
         self.device = device
-        self.paged_rows: PagedRows | None = flight.pool.describe(flight.pages, flight.num_rows)
+        self._paged_rows: PagedRows | None = None
         self._timeline = timeline
         self._land = land
         self._forgotten = forgotten
         self._streams: set[Hashable] = set()
         self._flight = [flight]
+
+    @property
+    def paged_rows(self) -> PagedRows | None:
+        """The native description of the pages, for placements; None once they are committed or cancelled."""
+        if self._paged_rows is None and self._flight:
+            [flight] = self._flight
+            self._paged_rows = flight.pool.describe(flight.pages, flight.num_rows)
+        return self._paged_rows
 
     def segments(self) -> list[Tensor]:
         """Return views of the pages that the rows go to, in order, adjacent pages joined."""
@@ -154,7 +160,7 @@ class Reservation:
         """
         flight = self._open()
         rows = check_rows(rows, self.row_width)
-        if len(rows) != self.num_rows:
+        if rows.shape[0] != self.num_rows:  # `len` of a tensor takes longer
             raise ValueError(f"there are {len(rows)} rows, room is reserved for {self.num_rows}")
         self.use()
         flight.pool.write(flight.pages, rows)
@@ -215,7 +221,7 @@ class Reservation:
 
     def _close(self) -> None:
         self._flight.clear()
-        self.paged_rows = None
+        self._paged_rows = None
 
 
 def abandon(

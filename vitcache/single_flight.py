@@ -65,8 +65,8 @@ class Claim:
     def release(self) -> None:
         """Give the right back. A second call, or one on another's claim, does nothing."""
         if self.is_mine:
-            del self._flights[self._key]
-        self._own.set()
+            self._own.set()  # first, so that nobody waits for ever if this is interrupted
+            self._flights.pop(self._key, None)
 
     def __enter__(self) -> Claim:
         return self
