@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +24,9 @@ from vitcache import EmbeddingCache
 from vitcache.bench.chat import Chat, Tower, image_key, load_model
 from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Sample, Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "cache"
 CLAIMS_CPU = True
@@ -186,3 +190,31 @@ def per_call_us(
             worker.join()
         values.append((time.perf_counter() - begin) / len(keys) * 1e6)
     return Sample.of(values)
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Microseconds of a look-up and of a miss, left over the entries, right over the threads."""
+    from matplotlib.figure import Figure
+
+    by_entries: dict[str, dict[int, float]] = {}
+    by_threads: dict[str, dict[int, float]] = {}
+    for row in rows:
+        entries = re.fullmatch(r"(\d+) entries", row["case"])
+        if entries is None:
+            continue
+        threads = re.fullmatch(r"look-up, (\d+) threads", row["contender"])
+        if threads:
+            by_threads.setdefault(row["case"], {})[int(threads[1])] = row["value"]
+        if not threads or threads[1] == "1":
+            name = "look-up" if threads else row["contender"]
+            by_entries.setdefault(name, {})[int(entries[1])] = row["value"]
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, lines, label in ((left, by_entries, "entries"), (right, by_threads, "threads that look up")):
+        for name, line in lines.items():
+            axes.plot(list(line), list(line.values()), marker="o", label=name)
+        axes.set(xlabel=label, ylabel="microseconds", xscale="log", ylim=(0, None))
+        axes.legend()
+    left.axhline(LOOK_UP_US, color="black", linewidth=1)
+    figure.suptitle(f"cache, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
+    return figure

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vitcache.bench import (
+    bench_cache,
     bench_keys,
     bench_placement,
     bench_ring,
@@ -116,6 +117,25 @@ def test_the_ring_is_drawn_with_a_line_over_its_producers(tmp_path):
     (line,) = axes.lines
     assert list(line.get_xdata()) == ["1", "2"]
     assert list(line.get_ydata()) == [row["value"] for row in rows if row["metric"] == "gb_per_s"]
+
+
+def test_the_cache_is_measured_and_drawn_by_entries_and_threads_and_beside_an_encode(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    code, files = run_bench(tmp_path, "--bench", "cache")
+    assert code == 0
+    (rows,) = files.values()
+    values = {(row["case"], row["contender"]): row["value"] for row in rows}
+    books, job = "50 entries", "main job, 4 rows"
+    left, right = bench_cache.draw(rows).axes
+    assert [list(line.get_ydata()) for line in left.lines[:2]] == [
+        [values[books, "look-up, 1 threads"]],
+        [values[books, "miss, put, eviction"]],
+    ]
+    (line,) = right.lines
+    assert list(line.get_xdata()) == [1, 2]
+    (row,) = [row for row in rows if row["ratio_to"] == "encode"]
+    assert row["ratio"] == pytest.approx(row["value"] / values[job, "encode"], rel=1e-3)
 
 
 def test_keys_of_every_source_are_measured_against_the_encode(tmp_path):
