@@ -71,3 +71,51 @@ def test_an_item_that_has_no_key_here_cannot_be_encoded_with_the_others() -> Non
         pipeline.embed([Chunk(items, 0, 12)], make_ids(12), make_weight())
     assert isinstance(caught.value.__cause__, OSError)
     assert tower.calls == []
+
+
+def fail_to_load() -> Tensor:
+    raise OSError("no such file")
+
+
+def test_what_no_rank_can_load_is_an_error_of_its_item_alone() -> None:
+    asked = []
+
+    def agree(miss: Tensor) -> Tensor:
+        asked.append(miss.tolist())
+        return miss
+
+    pipeline, tower, items = scene(agree)
+    items[1] = Item(fail_to_load, items[1].spans, key=KEYS[1])
+    [error] = embed(pipeline, [Chunk(items, 0, 12)], 12, failed=[items[1]])
+    assert isinstance(error.cause, OSError)
+    assert asked == [[False, False, True]]
+    assert tower.calls == [[items[2]]]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["hit", "missing"])
+def test_a_rank_that_alone_cannot_load_raises_before_it_encodes_anything(number: int) -> None:
+    pipeline, tower, items = scene(torch.ones_like)
+    items[number] = Item(fail_to_load, items[number].spans, key=KEYS[number])
+    message = f"agree set flag {number}, of an item that failed here"
+    with pytest.raises(ValueError, match=message) as caught:
+        pipeline.embed([Chunk(items, 0, 12)], make_ids(12), make_weight())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert tower.calls == []
+    assert pipeline.cache.stats().leased_pages == 0
+    assert len(pipeline.cache) == 1
+
+
+def test_a_staged_feature_is_not_loaded_again() -> None:
+    pipeline, _, items = scene(lambda miss: miss)
+    loads = []
+
+    def load() -> Tensor:
+        loads.append(1)
+        return feature(1, 3)
+
+    items[1] = Item(load, items[1].spans, key=KEYS[1])
+    chunk = Chunk(items, 0, 12)
+    pipeline.prefetch([chunk]).wait(60)
+    assert pipeline.embed([chunk], make_ids(12), make_weight()).errors == []
+    assert loads == [1]
+    pipeline.close()

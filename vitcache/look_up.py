@@ -35,6 +35,9 @@ def look_up(cache: EmbeddingCache, needs: list[Need], held: ExitStack) -> list[N
 def look_up_together(cache: EmbeddingCache, needs: list[Need], held: ExitStack, agree: Agree) -> list[Need]:
     """Lease what is there until `held` ends; return what all ranks are to encode, there or not.
 
+    What is missing is loaded before: a rank that failed to load an item later would leave it out of an encode
+    that the others are in.
+
     Raises
     ------
     ValueError
@@ -45,12 +48,16 @@ def look_up_together(cache: EmbeddingCache, needs: list[Need], held: ExitStack, 
         return []
     for need in featured:
         _lease(cache, need, held)
+        if need.is_missing:
+            need.try_load()
     miss = torch.tensor([need.is_missing for need in featured])
     agreed = agree(miss.clone())
     if not isinstance(agreed, Tensor) or agreed.dtype != torch.bool or agreed.shape != miss.shape:
         raise ValueError(f"agree must return {len(miss)} flags as a bool tensor, it returned {agreed!r}")
     flags = agreed.tolist()
     for number, (need, flag) in enumerate(zip(featured, flags, strict=True)):
+        if flag:
+            need.try_load()
         if need.is_missing and not flag:
             raise ValueError(f"agree cleared flag {number}, of an item that is missing here")
         if flag and need.error is not None:

@@ -108,6 +108,14 @@ class Need:
                 self.feature = self.others.pop().load()
         return self.feature
 
+    def try_load(self) -> None:
+        """Have the feature, or note why not; one that was moved is there."""
+        if self.moved is None and self.error is None:
+            try:
+                self.load()
+            except Exception as error:
+                self.fail(error)
+
 
 def known_key(item: Item, namespace: bytes) -> bytes | None:
     """Return the key that an item came with, or that was made for it before."""

@@ -105,8 +105,10 @@ class VisionPipeline:
     neither the device nor a copy, except on the CPU and where the ring has no room. It may wait for another
     thread that encodes the very item it needs. Gradients end here.
 
-    With `agree`, every rank must call `embed` with the same chunks in the same order and from one thread, and
-    what fails must fail on all ranks: a rank that skips a collective encode leaves the others waiting.
+    With `agree`, every rank must call `embed` with the same chunks in the same order and from one thread.
+    Features of what is missing are loaded before it is called: those that no rank can load are errors of
+    their items, and a rank that alone cannot raises. What fails in the encoder must fail on all ranks: one
+    that leaves a collective encode leaves the others waiting.
     """
 
     def __init__(
@@ -211,13 +213,13 @@ class VisionPipeline:
         needs = self._find_needs(chunks)
         epoch = self.cache.epoch
         with ExitStack() as held:
+            for need in needs:
+                need.take_moved(self._staging.take(need.identity))
+            held.callback(wait_until_read, needs)
             if self._agree is None:
                 missing = look_up(self.cache, needs, held)
             else:
                 missing = look_up_together(self.cache, needs, held, self._agree)
-            for need in needs:
-                need.take_moved(self._staging.take(need.identity))
-            held.callback(wait_until_read, needs)
             if missing:
                 held.enter_context(self._encoding.turn())
                 with self._on_stream():
