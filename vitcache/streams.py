@@ -95,7 +95,7 @@ class CudaTimeline:
 
     def record(self, stream: Hashable) -> Fence:
         """Return an event recorded on `stream`, which was current once."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # a host thread that waits for it, as for checksums, sleeps
         event.record(self._streams[stream])
         return Fence(stream, event)
 
