@@ -1,0 +1,116 @@
+"""What every policy owes the cache, with a host tier or without: right rows, exact room, kept leases."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache
+from torch import Tensor
+
+from vitcache.cache import EmbeddingCache
+from vitcache.lease import Lease
+from vitcache.policy import POLICIES
+
+DEVICE_PAGES = 5
+on_each = pytest.mark.parametrize("policy", POLICIES)
+on_tiers = pytest.mark.parametrize("host_pages", [0, 1, 6])
+
+
+class History:
+    """Random calls on a cache, and the rows that were last put under each key in this epoch."""
+
+    def __init__(self, cache: EmbeddingCache, seed: int) -> None:
+        self.cache = cache
+        self.rng = random.Random(seed)
+        self.put_last: dict[bytes, Tensor] = {}
+        self.leases: list[tuple[Lease, Tensor]] = []
+        self.hits = 0
+
+    def step(self) -> None:
+        key, action = self.rng.choice(KEYS), self.rng.random()
+        if action < 0.35:
+            self.put(key)
+        elif action < 0.7:
+            self.get(key)
+        elif action < 0.8:
+            self.cache.expect([self.rng.randint(0, 9)])
+        elif action < 0.98:
+            if self.leases:
+                self.leases.pop(self.rng.randrange(len(self.leases)))[0].release()
+        else:
+            self.cache.advance_epoch()
+            self.put_last.clear()
+        self.check()
+
+    def put(self, key: bytes) -> None:
+        before = key in self.cache
+        rows = torch.full((self.rng.randint(0, 7), WIDTH), self.rng.random())
+        if self.cache.put(key, rows):
+            assert key in self.cache
+            self.put_last[key] = rows.clone()
+        else:
+            assert (key in self.cache) == before
+        rows.fill_(float("nan"))
+
+    def get(self, key: bytes) -> None:
+        lease = self.cache.get(key)
+        if lease is None:
+            return
+        self.hits += 1
+        self.leases.append((lease, self.put_last[key]))
+        reservation = self.cache.promote(lease)
+        if reservation is not None:
+            with reservation:
+                reservation.write(lease.to_tensor())
+                if self.rng.random() < 0.8:
+                    reservation.commit()
+
+    def check(self) -> None:
+        self.cache.check_integrity()
+        stats = self.cache.stats()
+        assert stats.device_bytes <= stats.device_capacity_bytes
+        assert stats.host_bytes <= stats.host_capacity_bytes
+        assert stats.entries == len(self.cache) == sum(key in self.cache for key in KEYS)
+        for lease, rows in self.leases:
+            assert torch.equal(lease.to_tensor(), rows)
+
+
+@on_each
+@on_tiers
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_those_last_put_and_leased_ones_stay_whatever_makes_room(
+    policy: str, host_pages: int, seed: int
+) -> None:
+    history = History(make_cache(DEVICE_PAGES, host_pages, policy=policy), seed)
+    for _ in range(400):
+        history.step()
+    assert history.hits > 20
+    assert history.cache.stats().evictions > 20
+
+
+@on_each
+@on_tiers
+def test_what_is_too_large_evicts_nothing(policy: str, host_pages: int) -> None:
+    cache = make_cache(DEVICE_PAGES, host_pages, policy=policy)
+    for key in KEYS[:DEVICE_PAGES]:
+        assert cache.put(key, torch.ones(PAGE_ROWS, WIDTH))
+    before = cache.stats()
+    assert not cache.put(KEYS[9], torch.ones(DEVICE_PAGES * PAGE_ROWS + 1, WIDTH))
+    assert cache.stats() == replace(before, rejections=1)
+
+
+@on_each
+@on_tiers
+def test_what_is_leased_is_passed_over(policy: str, host_pages: int) -> None:
+    cache = make_cache(DEVICE_PAGES, host_pages, policy=policy)
+    for key in KEYS[:DEVICE_PAGES]:
+        assert cache.put(key, torch.ones(PAGE_ROWS, WIDTH))
+    held = [cache.get(key) for key in KEYS[: DEVICE_PAGES - 1]]
+    for key in KEYS[DEVICE_PAGES:]:  # all in the one page that is left
+        assert cache.put(key, torch.zeros(PAGE_ROWS, WIDTH))
+    assert not cache.put(KEYS[0], torch.zeros(2 * PAGE_ROWS, WIDTH))
+    assert all((lease.to_tensor() == 1).all() for lease in held)
+    assert cache.stats().device_bytes == DEVICE_PAGES * PAGE_BYTES
