@@ -1,5 +1,7 @@
 """The machine that the tests of this folder run on."""
 
+import gc
+
 import pytest
 from gpu.machine import CUDA, DRY, Machine
 
@@ -12,3 +14,10 @@ def gpu() -> Machine:
             "no CUDA device: `make gpu` on a machine that has one, or VITCACHE_GPU_DRY=1 for a dry run"
         )
     return Machine("cpu" if DRY else "cuda", dry=DRY)
+
+
+@pytest.fixture(autouse=True)
+def collected(gpu: Machine) -> None:
+    """Let what other tests left in cycles go before the test: a cache that goes waits for the device."""
+    if not gpu.dry:
+        gc.collect()

@@ -96,6 +96,22 @@ class Machine:
         if not self.dry:
             torch.cuda._sleep(int(milliseconds * CYCLES_PER_MS))
 
+    def is_behind(self, stream: Any) -> bool:
+        """Whether `stream` still has work to do; in a dry run it is taken to."""
+        return self.dry or not stream.query()
+
+    @contextmanager
+    def no_host_sync(self) -> Iterator[None]:
+        """Make each call of torch that waits for the device an error. Moving pageable memory is one."""
+        if self.dry:
+            yield
+            return
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
     def graph(self, body: Callable[[], Any]) -> Callable[[], Any]:
         """Run `body` once, capture it, and return its replay; in a dry run that is `body` itself."""
         if self.dry:

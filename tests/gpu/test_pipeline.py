@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -65,20 +63,13 @@ def scene(gpu):
 def test_a_step_waits_for_nothing(gpu, scene):
     """Behind a slow stream a warm step is queued at once, and no call in it synchronises."""
     items, ids = scene.items(), scene.ids(8)
-    scene.step(items[:2], ids[: 2 * (scene.rows + 1)])  # what is loaded lazily, is
+    scene.step(items, ids)  # what is loaded lazily, is, and torch's allocators have the memory
+    scene.cache.clear()
     gpu.synchronize()
-    gpu.slow(200)
-    if not gpu.dry:
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        begin = time.perf_counter()
+    with gpu.no_host_sync():
+        gpu.slow(200)
         result = scene.step(items, ids)
-        passed = (time.perf_counter() - begin) * 1e3
-    finally:
-        if not gpu.dry:
-            torch.cuda.set_sync_debug_mode("default")
-    if not gpu.dry:
-        assert passed < 150
+        assert gpu.is_behind(gpu.current_stream())
     gpu.synchronize()
     assert result.errors == []
     assert torch.equal(result.inputs_embeds, scene.expected(items))
