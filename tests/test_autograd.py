@@ -187,12 +187,14 @@ def test_a_batch_with_deepstack_has_the_gradients_of_slices(device, levels_shape
 
 def test_embed_tokens_with_deepstack_has_the_gradients_of_its_levels(device):
     ids = torch.randint(0, 9, (10,), device=device)
-    weight, *items = leaves(torch.randn(9, HIDDEN), torch.randn(3, 2 * HIDDEN), torch.randn(2, 2 * HIDDEN))
-    true_weight, *true_items = (value.detach().clone().requires_grad_() for value in (weight, *items))
-    levels = torch.full((1, 10, HIDDEN), float("nan"))
+    values = [torch.randn(9, HIDDEN), torch.randn(3, 2 * HIDDEN), torch.randn(2, 2 * HIDDEN)]
+    values = [value.to(device) for value in values]
+    weight, *items = leaves(*values)
+    true_weight, *true_items = leaves(*values)
+    levels = torch.full((1, 10, HIDDEN), float("nan"), device=device)
     out = embed_tokens(ids, weight, items, SPANS, deepstack=levels)
     text = torch.nn.functional.embedding(ids, true_weight)
-    expected, expected_levels = sliced_scatter(text, true_items, torch.zeros(1, 10, HIDDEN))
+    expected, expected_levels = sliced_scatter(text, true_items, torch.zeros(1, 10, HIDDEN, device=device))
     assert torch.equal(levels, expected_levels)
     (out.sin().sum() + levels.sin().sum()).backward()
     (expected.sin().sum() + expected_levels.sin().sum()).backward()
