@@ -16,6 +16,12 @@ from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_p
 pytestmark = pytest.mark.transformers
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep cuDNN off TF32, which it takes or not by the number of patches: chunks and prompt differ in it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("encode_ahead", [False, True])
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
 def test_a_chat_in_chunks_with_features_on_the_cpu(gpu: Machine, name: str, encode_ahead: bool) -> None:
