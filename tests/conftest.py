@@ -6,6 +6,7 @@ choice when a kernel is defined, so it is made here, before any test module is i
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ def seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def finished() -> Iterator[None]:
+    """See a fault of the device in the test that made it, and leave the next one an idle device."""
+    yield
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """End the process after a fault that CUDA does not recover from, or it would be every later test's."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)  # a new worker goes on with the next test
+        pytest.exit(f"after {nodeid} the device is lost: {error}", returncode=1)
 
 
 def gpu_tests_are_wanted(config: pytest.Config) -> bool:
