@@ -4,7 +4,7 @@
 # make check   linters, types, formatting            make format repairs what can be repaired
 # make bench   measure                               ARGS="--cases smoke" goes to python -m vitcache bench
 # make gpu     the GPU tests, the benches and the sanitizers with the machine's own python3, no network, no .venv
-#              RESULTS=dir, ONLY=tests|sanitize|<bench>, DRY=1 for smoke sizes on the CPU
+#              RESULTS=dir, ONLY="tests sanitize <bench>...", DRY=1 for smoke sizes on the CPU
 # make clean   remove all that these make
 #
 # PYTHON=python3.12 chooses the interpreter, CXX=g++-13 the compiler, MIN_DISK_GB=6 the space to ask for.

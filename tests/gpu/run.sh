@@ -6,6 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 trap 'exit 130' INT
 export PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1  # whatever stops it, the log has all until then
 
 fail() {
   echo "make gpu: $*" >&2
@@ -13,7 +14,7 @@ fail() {
 }
 
 [[ ${DRY:-0} == 0 ]] && dry= || dry=1
-only=${ONLY:-}
+read -ra only <<<"${ONLY:-}"
 cases=full
 results=${RESULTS:-results${dry:+/dry}}
 python=${PYTHON:-python3}
@@ -32,10 +33,10 @@ done
 # The sanitizers take longest, and find nothing on a CPU: last, and not in a dry run.
 parts=(tests "${benches[@]}")
 [[ -n $dry ]] || parts+=(sanitize)
-if [[ -n $only ]]; then
-  [[ " tests sanitize ${benches[*]} " == *" $only "* ]] || fail "ONLY=$only is none of: tests sanitize ${benches[*]}"
-  parts=("$only")
-fi
+for part in "${only[@]}"; do
+  [[ " tests sanitize ${benches[*]} " == *" $part "* ]] || fail "$part in ONLY is none of: tests sanitize ${benches[*]}"
+done
+((${#only[@]} == 0)) || parts=("${only[@]}")
 
 command -v "$python" >/dev/null || fail "there is no $python: PYTHON=... names another"
 "$python" - <<'CHECK' || exit 1
@@ -69,19 +70,33 @@ if [[ $python != .venv/bin/python ]]; then
 fi
 
 gpu_tests() {
-  # tests/gpu, and of the others what has a CUDA variant.
-  "$@" "$python" -m pytest tests/gpu tests/test_{ops,kernels,store_kernels,reservation,autograd,operators,placement_table,tables,cache*,ring}.py \
-    -m gpu --junitxml="$results/gpu-tests.xml"
+  # tests/gpu, and of the others what has a CUDA variant. In a worker: one that hangs, or whose device is lost,
+  # ends with its test, and a new one goes on. It says where it hangs, and is ended by a thread, as no signal
+  # reaches Python in a call of CUDA that waits.
+  local options=(--durations=10)
+  ! "$python" -c 'import xdist' 2>/dev/null || options+=(-n 1 --max-worker-restart 3)
+  [[ -n $dry ]] || options+=(-o timeout=90 -o faulthandler_timeout=80)
+  "$python" -m pytest tests/gpu tests/test_{ops,kernels,store_kernels,reservation,autograd,operators,placement_table,tables,ring}.py \
+    -m gpu "${options[@]}" -o timeout_method=thread --junitxml="$results/gpu-tests.xml"
+}
+
+# sanitize_with TOOL TESTS... OPTIONS...: an error that CUDA returned is the tests' to look at, some cause one.
+sanitize_with() {
+  local tool=$1
+  shift
+  compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 1 \
+    "$python" -m pytest -m gpu -o timeout=0 --junitxml="$results/gpu-$tool.xml" "$@"
 }
 
 sanitize() {
   [[ -z $dry ]] || { gpu_tests; return; }
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH"; return 1; }
-  local code=0
-  export PYTEST_ADDOPTS="-o timeout=0"  # every access is checked: nothing here takes its usual time
+  local code=0 kernels=(tests/test_{kernels,store_kernels}.py)
+  # What launches kernels of this package, and not at sizes for a GPU: every access is checked, which takes long.
   # Without torch's cache every tensor is an allocation of its own, so that a read past its end is seen.
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 gpu_tests compute-sanitizer --tool memcheck --error-exitcode 1 || code=1
-  gpu_tests compute-sanitizer --tool racecheck --error-exitcode 1 || code=1
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize_with memcheck \
+    "${kernels[@]}" tests/test_{ops,reservation,placement_table}.py || code=1
+  sanitize_with racecheck "${kernels[@]}" || code=1
   return $code
 }
 
