@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -178,19 +179,29 @@ def test_a_pool_made_in_inference_mode_can_be_written_outside_of_it() -> None:
     assert pool.rows[4, 0] == 1
 
 
+def is_mapped(address: int) -> bool:
+    """Whether this process has memory there."""
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
+
+
 class Cudart:
     """The calls of the CUDA runtime that page-lock memory, with a planned result."""
 
     def __init__(self, status: int = 0) -> None:
         self.status = status
         self.registered: dict[int, int] = {}
+        self.flags: set[int] = set()
+        self.was_mapped: bool | None = None  # when it was unregistered
 
     def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
         if self.status == 0:
             self.registered[address] = num_bytes
+            self.flags.add(flags)
         return self.status
 
     def cudaHostUnregister(self, address: int) -> int:
+        self.was_mapped = is_mapped(address)
         del self.registered[address]
         return 0
 
@@ -210,6 +221,7 @@ def test_pinned_memory_is_exact_and_stays_locked_as_long_as_a_view_lives(
     use_cudart(monkeypatch, cudart)
     memory = _empty_pinned(3 << 12, CPU)
     assert cudart.registered == {memory.data_ptr(): 3 << 12}
+    assert cudart.flags == {3}  # portable, mapped
     view = memory.view(torch.float32).view(-1, 4)[5:7]
     del memory
     gc.collect()
@@ -218,6 +230,7 @@ def test_pinned_memory_is_exact_and_stays_locked_as_long_as_a_view_lives(
     del view
     gc.collect()
     assert cudart.registered == {}
+    assert cudart.was_mapped
 
 
 def test_memory_that_cannot_be_locked_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from vitcache.dtypes import KINDS
 from vitcache.info import open_cuda_runtime
 from vitcache.streams import Fence
 
-_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
+# cudaHostRegisterPortable | cudaHostRegisterMapped: page-locked for every device, and read by its kernels.
+_REGISTER_FLAGS = 1 | 2
 
 
 class Layout(NamedTuple):
@@ -200,16 +202,17 @@ def _empty_pinned(num_bytes: int, device: torch.device) -> Tensor:
         memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"{message}: {error}") from error
-    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    array = np.frombuffer(memory, dtype=np.uint8)
+    tensor = torch.from_numpy(array)
     cudart = torch.cuda.cudart()
     with torch.cuda.device(device):
-        status = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, _REGISTER_PORTABLE)
+        status = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, _REGISTER_FLAGS)
         if status != 0:
             # Else the next kernel launch would find this error and report it as its own.
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=device)
             raise MemoryError(f"{message}: {cudart.cudaGetErrorString(status)}")
-    # Every view of the tensor keeps the mapping alive, so this runs just before the memory goes. At exit the
-    # process takes its memory along.
-    weakref.finalize(memory, cudart.cudaHostUnregister, tensor.data_ptr()).atexit = False
+    # Every view of the tensor keeps the array alive, so this runs just before the memory goes: an mmap object
+    # tells only after it. At exit the process takes its memory along.
+    weakref.finalize(array, cudart.cudaHostUnregister, tensor.data_ptr()).atexit = False
     return tensor
