@@ -41,6 +41,14 @@ def test_what_another_rank_misses_is_encoded_here_too(wanted: list[bool]) -> Non
     assert len(asked) == 1
 
 
+def test_flags_are_on_the_cpu_whatever_torchs_default_device_is() -> None:
+    pipeline, tower, items = scene(lambda miss: miss)
+    ids, weight = make_ids(12), make_weight()
+    with torch.device("meta"):
+        assert pipeline.embed([Chunk(items, 0, 12)], ids, weight).errors == []
+    assert tower.calls == [items[1:]]
+
+
 @pytest.mark.parametrize(
     ("agree", "message"),
     [

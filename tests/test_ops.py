@@ -396,6 +396,22 @@ def test_writes_bump_the_version_so_that_a_stale_saved_tensor_is_an_error(device
         product.sum().backward()
 
 
+def test_torchs_default_device_changes_nothing(device):
+    """It is the GPU in many programs, where the host's own tables must not be."""
+    rows, weight = (make_rows(n, HIDDEN, torch.float32, device).requires_grad_() for n in (2, 5))
+    out, ids = torch.zeros(4, HIDDEN, device=device), torch.ones(4, dtype=torch.int64, device=device)
+    with torch.device("meta"):
+        with torch.no_grad():
+            scatter_embeddings(out, [rows], [1])
+            built = embed_tokens(ids, weight, [rows], [1], text_scale=3.0)
+        embed_tokens(ids, weight, [rows], [1], text_scale=3.0).sum().backward()
+    assert same_bits(out[1:3], rows.detach())
+    assert same_bits(built[1:3], rows.detach())
+    assert same_bits(built[0], 3 * weight.detach()[1])
+    assert same_bits(weight.grad[1], torch.full((HIDDEN,), 6.0, device=device))
+    assert same_bits(rows.grad, torch.ones_like(rows))
+
+
 def test_inference_mode_is_fine(device):
     with torch.inference_mode():
         out = poisoned(4, HIDDEN, dtype=torch.float32, device=device)

@@ -209,6 +209,16 @@ def test_misuse_is_named(device):
         embed_tokens(ids, weight.clone().requires_grad_(), table, None)
 
 
+def test_a_table_may_be_made_in_inference_mode_and_under_any_default_device(device):
+    with torch.inference_mode(), torch.device("meta"):
+        table = PlacementTable(4, device=device)
+    rows = bf16(2, device)
+    table.update([rows], [1])
+    out = poisoned(4, HIDDEN, dtype=torch.bfloat16, device=device)
+    scatter_embeddings(out, table, None)
+    assert same_bits(out[1:3], rows)
+
+
 def test_an_update_is_refused_while_a_reader_is_in_flight(device):
     class Fence:
         passed = False

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitcache.tables import BLOCK_VALUES, TableRing, ring_of
+from vitcache.tables import BLOCK_VALUES, TableRing, _make_ring, ring_of
 
 
 class Stream:
@@ -90,6 +90,13 @@ def test_a_table_larger_than_a_block_gets_its_own():
     stream = Stream()
     ring = TableRing(stream.allocate, stream.fence)
     assert len(ring.reserve(3 * BLOCK_VALUES)) == 3 * BLOCK_VALUES
+
+
+def test_tables_are_in_host_memory_whatever_torchs_default_device_is(device):
+    with torch.device("meta"):
+        table = _make_ring(torch.empty(0, device=device).device).reserve(4)
+    assert table.device.type == "cpu"
+    assert table.is_pinned() == (device == "cuda")
 
 
 def test_every_thread_has_a_ring_of_its_own(device):

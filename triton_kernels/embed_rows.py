@@ -140,7 +140,7 @@ def launch_embed_rows(
         *deepstack_arguments(destination),
         1.0 if scale is None else float(scale),
         # Rounded as the model's own buffer is, then multiplied in float32 and rounded once more.
-        1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype)),
+        1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype, device="cpu")),
         SOURCE=TRITON_DTYPES[dtype],
         STORE=store,
         HIDDEN=destination.hidden,

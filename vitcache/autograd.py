@@ -111,7 +111,7 @@ class Embed(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             text = _clear(grad, runs)
             if ctx.text_scale is not None:
-                text = text * torch.tensor(ctx.text_scale, dtype=ctx.weight_dtype)
+                text = text * torch.tensor(ctx.text_scale, dtype=ctx.weight_dtype, device="cpu")
             ids = input_ids.clamp(0, ctx.num_embeddings - 1)
             weight = torch.ops.aten.embedding_dense_backward(text, ids, ctx.num_embeddings, -1, False)
             weight = weight.to(ctx.weight_dtype)

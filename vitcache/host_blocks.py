@@ -73,7 +73,8 @@ def calibrate_cuda(device: torch.device) -> int | None:
 
     width = 4096
     with torch.cuda.device(device), torch.no_grad():
-        pinned = torch.zeros(SIZES[-1] // (2 * width), width, dtype=torch.bfloat16, pin_memory=True)
+        shape = SIZES[-1] // (2 * width), width
+        pinned = torch.zeros(shape, dtype=torch.bfloat16, device="cpu", pin_memory=True)
         target = torch.empty_like(pinned, device=device)
 
         def measure(run: Callable[[int], object]) -> Callable[[int], float]:

@@ -50,7 +50,7 @@ def look_up_together(cache: EmbeddingCache, needs: list[Need], held: ExitStack, 
         _lease(cache, need, held)
         if need.is_missing:
             need.try_load()
-    miss = torch.tensor([need.is_missing for need in featured])
+    miss = torch.tensor([need.is_missing for need in featured], device="cpu")
     agreed = agree(miss.clone())
     if not isinstance(agreed, Tensor) or agreed.dtype != torch.bool or agreed.shape != miss.shape:
         raise ValueError(f"agree must return {len(miss)} flags as a bool tensor, it returned {agreed!r}")

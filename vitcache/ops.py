@@ -276,13 +276,14 @@ def _needs_grad(*values: Any) -> bool:
 def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
     """The operators' form in what a tracer understands: runs ``(n, 4)``, and one tensor per item."""
     if isinstance(embeddings, Tensor):
-        return torch.nn.functional.pad(torch.as_tensor(spans), (1, 0)), [embeddings]
+        spans = spans if isinstance(spans, Tensor) else torch.as_tensor(spans, device="cpu")
+        return torch.nn.functional.pad(spans, (1, 0)), [embeddings]
     placement.check_lists(embeddings, spans)
     for item, rows in enumerate(embeddings):
         if not isinstance(rows, Tensor):
             raise TypeError(f"item {item} must be a tensor in a compiled call, it is {type(rows).__name__}")
     runs = placement.list_runs(spans, [rows.shape[0] for rows in embeddings])
-    return torch.tensor(runs, dtype=torch.int64).reshape(-1, 4), embeddings
+    return torch.tensor(runs, dtype=torch.int64, device="cpu").reshape(-1, 4), embeddings
 
 
 def _bump_versions(*written: Tensor | None) -> None:

@@ -56,7 +56,7 @@ def read_back(
     if start_copy is None:
         start_copy = CudaCopies(tensor.device)
     size = min(buffer_bytes, tensor.nbytes)
-    buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=on_cuda) for _ in range(2)]
+    buffers = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=on_cuda) for _ in range(2)]
     started: deque[tuple[Tensor, Callable[[], None]]] = deque()
     try:
         for number, piece in enumerate(pieces(tensor, size)):

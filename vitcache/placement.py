@@ -104,7 +104,7 @@ class Placement:
     def tensors_and_runs(self) -> tuple[list[Tensor], Tensor]:
         """What the operators take: a tensor per item (of pages, a copy) and the runs ``(n, 4)``."""
         tensors = [item if isinstance(item, Tensor) else item.to_tensor() for item in self.items]
-        return tensors, torch.tensor(self.native.runs(), dtype=torch.int64).reshape(-1, 4)
+        return tensors, torch.tensor(self.native.runs(), dtype=torch.int64, device="cpu").reshape(-1, 4)
 
     def dtypes(self) -> list[torch.dtype]:
         """The dtypes of the rows that are placed."""

@@ -58,8 +58,12 @@ class PlacementTable:
         self.dtype = dtype
         self.device = torch.empty(0, device=device).device  # with its number
         pinned = self.device.type == "cuda"
-        self.rows = torch.zeros(2 * max_rows, dtype=torch.int64, pin_memory=pinned)
-        self._tokens = torch.zeros(max_rows, dtype=torch.int64, pin_memory=pinned)
+        # A tensor made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            self.rows, self._tokens = (
+                torch.zeros(size, dtype=torch.int64, device="cpu", pin_memory=pinned)
+                for size in (2 * max_rows, max_rows)
+            )
         self._fences: dict[object, Any] = {}  # events by what leaves them: a stream, or one captured call
         self._placement: Placement | None = None
         self._width = 0  # of the rows, once there were some

@@ -73,7 +73,9 @@ def embed_tokens(
         else:
             rows = weight[ids]
             out[start:stop] = (
-                rows if text_scale is None else rows * torch.tensor(text_scale, dtype=weight.dtype)
+                rows
+                if text_scale is None
+                else rows * torch.tensor(text_scale, dtype=weight.dtype, device="cpu")
             )
         if deepstack is not None:
             deepstack[:, start:stop] = 0

@@ -114,7 +114,7 @@ def _make_ring(device: torch.device) -> TableRing:
     on_cuda = device.type == "cuda"
 
     def allocate(values: int) -> Tensor:
-        return torch.empty(values, dtype=torch.int64, pin_memory=on_cuda)
+        return torch.empty(values, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
 
     def fence() -> Passed:
         if not on_cuda:

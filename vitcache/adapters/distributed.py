@@ -40,7 +40,7 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
 
     def agree(miss: Tensor) -> Tensor:
         # Other numbers of items would be undefined; the least and the most of them are one number in a MAX.
-        sizes = torch.tensor([len(miss), -len(miss)])
+        sizes = torch.tensor([len(miss), -len(miss)], device="cpu")
         distributed.all_reduce(sizes, distributed.ReduceOp.MAX, group)
         most, least = int(sizes[0]), -int(sizes[1])
         if most != least:

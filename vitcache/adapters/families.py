@@ -61,9 +61,9 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall
     from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
     (pixel_name, pixels), (size_name, sizes) = list(arguments.items())[:2]
-    shapes = torch.as_tensor(sizes).tolist()
+    shapes = torch.as_tensor(sizes, device="cpu").tolist()
     groups = arguments["batch_num_images"]
-    groups = [1] * len(shapes) if groups is None else torch.as_tensor(groups).tolist()
+    groups = [1] * len(shapes) if groups is None else torch.as_tensor(groups, device="cpu").tolist()
     _check_total(size_name, len(shapes), "sizes", "batch_num_images", sum(groups))
     company = [images for images in groups for _ in range(images)]
     pinpoints, tile_size = config.image_grid_pinpoints, config.vision_config.image_size

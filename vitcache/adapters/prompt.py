@@ -54,7 +54,7 @@ class Prompt:
         self.items = items if isinstance(items, Items) else Items(items)
         placed = [each for each in enumerate(self.items) if any(span.length for span in each[1].spans)]
         placed.sort(key=lambda each: _first_token(each[1]))
-        is_image = torch.zeros(len(ids), dtype=torch.bool)
+        is_image = torch.zeros(len(ids), dtype=torch.bool, device="cpu")
         for position, item in placed:
             _check_item(position, item, len(ids), base.config)
             for span in item.spans:
@@ -64,7 +64,9 @@ class Prompt:
         grids = [item.encoder_kwargs["grid_thw"] for _, item in placed]
         # Everything about positions is known on the host: worked out there, the device is never waited for.
         positions, _ = base.get_rope_index(
-            ids[None], is_image[None].int(), image_grid_thw=torch.tensor(grids) if grids else None
+            ids[None],
+            is_image[None].int(),
+            image_grid_thw=torch.tensor(grids, device="cpu") if grids else None,
         )
         image_tokens = is_image.nonzero().squeeze(1)
         # All at once, before there is work on the device: a copy from pageable memory waits for its stream.
@@ -143,7 +145,7 @@ def _check_neighbours(placed: Sequence[tuple[int, Item]]) -> None:
 
 def _check_placeholders(ids: Tensor, is_image: Tensor, config: Any) -> None:
     """Refuse placeholders that would be looked up as text."""
-    placeholders = torch.tensor([config.image_token_id, config.video_token_id])
+    placeholders = torch.tensor([config.image_token_id, config.video_token_id], device="cpu")
     stray = (torch.isin(ids, placeholders) & ~is_image).nonzero()
     if len(stray):
         token = int(stray[0])
