@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,31 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     gc.collect()
     tower.fails = None
     assert embed(pipeline, [Chunk(items, 0, 8)], 8) == []
+
+
+def test_what_an_interrupted_encode_has_queued_on_its_stream_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stream:
+        device = torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.waits: list[Stream] = []
+
+        def wait_stream(self, other: Stream) -> None:
+            self.waits.append(other)
+
+    def interrupt(item: Item) -> None:
+        raise KeyboardInterrupt
+
+    current, side = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    pipeline = VisionPipeline(Tower(fails=interrupt), make_cache(), stream=side)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
+    assert side.waits == [current]
+    assert current.waits == [side]
 
 
 def test_a_closed_cache_is_an_error_of_the_step() -> None:

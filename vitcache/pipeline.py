@@ -330,9 +330,11 @@ class VisionPipeline:
             return
         current = torch.cuda.current_stream(self.cache.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            yield
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            current.wait_stream(self.stream)
 
 
 def _find_needs(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) -> list[Need]:

@@ -54,6 +54,8 @@ def collect(
         if need.item.rows is not None:
             _take_precomputed(need, need.item.rows, cache, mover)
         rows, store = need.rows, None
+        if isinstance(rows, Tensor) and rows.device.type == "cuda":  # it may come from the encoder's stream
+            rows.record_stream(torch.cuda.current_stream(rows.device))
         if rows is None:
             rows = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
             reached = max(span.source_start + span.length for use in need.uses for span in use.spans)
@@ -66,8 +68,6 @@ def collect(
             if store is not None:
                 held.enter_context(store)
         elif need.is_fresh and isinstance(rows, Tensor) and need.key is not None:
-            if rows.device.type == "cuda":  # it may come from the encoder's stream
-                rows.record_stream(torch.cuda.current_stream(rows.device))
             store = cache.reserve(need.key, need.item.num_rows, epoch=epoch)
             if store is None:
                 rows = rows.to(cache.dtype)
