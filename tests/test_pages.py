@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitcache import host_runtime
+from vitcache import CudaError, host_runtime
 from vitcache.pages import PagePool, _empty_pinned, _joint_runs
 from vitcache.ring import PinnedRing
 from vitcache.streams import Fence
@@ -245,3 +245,16 @@ def test_memory_that_does_not_exist_is_an_error_with_its_size(monkeypatch: pytes
     use_cudart(monkeypatch, Cudart())
     with pytest.raises(MemoryError, match=rf"cannot page-lock {1 << 62} bytes"):
         _empty_pinned(1 << 62, CPU)
+
+
+def test_a_host_tier_that_nothing_could_be_copied_to_is_refused_before_memory_is_locked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cudart = Cudart()
+    use_cudart(monkeypatch, cudart)
+    monkeypatch.setenv("VITCACHE_NO_CUDA", "1")
+    with pytest.raises(
+        CudaError, match="a host tier of cuda:0 needs the CUDA runtime: VITCACHE_NO_CUDA is 1"
+    ):
+        PagePool("host", 2, 4, 3, torch.float32, torch.device("cuda", 0))
+    assert cudart.flags == set()

@@ -79,7 +79,7 @@ class EmbeddingCache:
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
-        If the device is a CUDA device, and there is none.
+        If the device is a CUDA device, and there is none; or no CUDA runtime, which a host tier needs.
 
     Notes
     -----

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitcache._native import CudaRuntime, PagedRows, copy_batch
 from vitcache.dtypes import KINDS
+from vitcache.errors import CudaError
 from vitcache.info import open_cuda_runtime
 from vitcache.streams import Fence
 
@@ -46,6 +47,8 @@ class PagePool:
     ------
     MemoryError
         If the memory cannot be page-locked.
+    CudaError
+        If there is no CUDA runtime to copy to a host tier of a CUDA device.
 
     Notes
     -----
@@ -70,6 +73,9 @@ class PagePool:
         self.layout = Layout(tier, page_rows, row_width, dtype)
         self.page_bytes = page_rows * row_width * dtype.itemsize
         self._runtime = open_cuda_runtime() if tier == "host" and device.type == "cuda" else None
+        if self._runtime is not None and not self._runtime.available:
+            searched = "; ".join(self._runtime.searched)
+            raise CudaError(f"a host tier of {device} needs the CUDA runtime: {searched}")
         # A tensor made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             if tier == "host" and device.type == "cuda":
