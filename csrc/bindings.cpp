@@ -72,7 +72,20 @@ void bind_cuda_runtime(py::module_& module) {
           [](const CudaRuntime& runtime) {
             return reinterpret_cast<std::uintptr_t>(runtime.create_stream());
           },
-          without_gil);
+          without_gil)
+      // Of events that torch has made, by their handles.
+      .def(
+          "passed",
+          [](const CudaRuntime& runtime, std::uintptr_t event) {
+            return runtime.passed(reinterpret_cast<void*>(event));
+          },
+          py::arg("event"), without_gil)
+      .def(
+          "synchronize",
+          [](const CudaRuntime& runtime, std::uintptr_t event) {
+            runtime.synchronize(reinterpret_cast<void*>(event));
+          },
+          py::arg("event"), without_gil);
   module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("destinations"), py::arg("sources"),
              py::arg("sizes"), py::arg("stream"), without_gil);
 }

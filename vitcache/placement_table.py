@@ -11,7 +11,7 @@ from vitcache.destination import Destination
 from vitcache.dtypes import KINDS
 from vitcache.placement import Placement
 from vitcache.reservation import Reservation
-from vitcache.streams import is_capturing
+from vitcache.streams import Event, is_capturing
 from vitcache.tables import ring_of
 
 
@@ -177,9 +177,9 @@ class PlacementTable:
             stream = torch.cuda.current_stream()
             if torch.cuda.is_current_stream_capturing():
                 # A node of the graph: every replay records it anew, whoever starts it.
-                self._fences[object()] = fence = torch.cuda.Event(external=True)
+                self._fences[object()] = fence = Event(external=True)
             else:
-                fence = self._fences.setdefault(stream.cuda_stream, torch.cuda.Event())
+                fence = self._fences.setdefault(stream.cuda_stream, Event())
                 # Its memory and rows must not go before the launch has read them.
                 ring_of(self.device).hold((self.rows, self._tokens, self._placement))
             fence.record(stream)

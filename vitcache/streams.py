@@ -4,9 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
+
+from vitcache._native import CudaRuntime
+from vitcache.info import open_cuda_runtime
+
+
+class Event:
+    """A `torch.cuda.Event` that may be asked and waited for while another thread captures a CUDA graph.
+
+    torch's own `query` and `synchronize` would break that capture (pytorch pull request 104555).
+
+    Parameters
+    ----------
+    blocking, external
+        As torch has them.
+    """
+
+    __slots__ = ("_event",)
+
+    def __init__(self, *, blocking: bool = False, external: bool = False) -> None:
+        self._event = torch.cuda.Event(blocking=blocking, external=external)
+
+    def record(self, stream: torch.cuda.Stream) -> None:
+        """Mark what `stream` has been given so far."""
+        self._event.record(stream)
+
+    def wait(self, stream: torch.cuda.Stream) -> None:
+        """Let what `stream` is given from now on run after what was marked last."""
+        self._event.wait(stream)
+
+    def query(self) -> bool:
+        """Whether that is done."""
+        handle = self._handle()
+        done: bool = _runtime().passed(handle) if handle else self._event.query()
+        return done
+
+    def synchronize(self) -> None:
+        """Block until it is."""
+        if handle := self._handle():
+            _runtime().synchronize(handle)
+        else:
+            self._event.synchronize()
+
+    def _handle(self) -> int:
+        """What the runtime knows it by; 0 where there is none, or nothing was marked: then torch is asked."""
+        handle: int = self._event.cuda_event if _runtime().available else 0
+        return handle
+
+
+@cache
+def _runtime() -> CudaRuntime:
+    runtime: CudaRuntime = open_cuda_runtime()
+    return runtime
 
 
 class Fence(NamedTuple):
@@ -95,13 +148,13 @@ class CudaTimeline:
 
     def record(self, stream: Hashable) -> Fence:
         """Return an event recorded on `stream`, which was current once."""
-        event = torch.cuda.Event(blocking=True)  # a host thread that waits for it, as for checksums, sleeps
+        event = Event(blocking=True)  # a host thread that waits for it, as for checksums, sleeps
         event.record(self._streams[stream])
         return Fence(stream, event)
 
     def wait(self, fence: Fence) -> None:
         """Queue a wait for the event on the current stream of this device."""
-        torch.cuda.current_stream(self._device).wait_event(fence.event)
+        fence.event.wait(torch.cuda.current_stream(self._device))
 
     def finish(self, fence: Fence) -> None:
         """Block until the event was passed."""

@@ -12,11 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vitcache.streams import Event
+
 BLOCK_VALUES = 1 << 17  # 1 MiB of int64: the row tables of 65,536 rows
 
 
 class Passed(Protocol):
-    """Something that tells whether the work before it is done, such as a recorded `torch.cuda.Event`."""
+    """Something that tells whether the work before it is done, such as a recorded `Event`."""
 
     def query(self) -> bool:
         """Whether it is."""
@@ -119,7 +121,7 @@ def _make_ring(device: torch.device) -> TableRing:
     def fence() -> Passed:
         if not on_cuda:
             return _Done()
-        event = torch.cuda.Event()
+        event = Event()
         event.record(torch.cuda.current_stream(device))
         return event
 

@@ -1,5 +1,7 @@
 """CUDA graphs: a captured placement follows its table; a table is not written while a replay reads it."""
 
+import threading
+
 import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
@@ -95,6 +97,41 @@ def test_an_update_during_a_replay_is_refused(gpu):
     replay()
     gpu.synchronize()
     assert same_bits(out[4:6], rows)
+
+
+def test_a_graph_is_captured_beside_placements_of_another_thread(gpu):
+    """What asks whether a table or a pinned row was read must not break the capture."""
+    rows = make_rows(2, HIDDEN, torch.bfloat16)
+    pinned = rows if gpu.dry else rows.pin_memory()
+    beside = torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
+    values, failed = torch.zeros(10, device=gpu.device), []
+    ready, over = threading.Event(), threading.Event()  # ready: what is made for the first placement, is
+
+    def place_on() -> None:
+        try:
+            with gpu.stream():
+                while not over.is_set():
+                    scatter_embeddings(beside, [pinned], [1])
+                    ready.set()
+        except Exception as error:
+            failed.append(error)
+            ready.set()
+
+    gpu.synchronize()
+    thread = threading.Thread(target=place_on)
+    thread.start()
+    ready.wait()
+    try:
+        replay = gpu.graph(lambda: values.add_(1))
+    finally:
+        over.set()
+        thread.join()
+    assert not failed
+    before = float(values[0])
+    replay()
+    gpu.synchronize()
+    assert float(values[0]) == before + 1
+    assert same_bits(beside[1:3].cpu(), rows)
 
 
 def test_a_capture_without_a_table_is_refused(gpu):
