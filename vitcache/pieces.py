@@ -88,7 +88,10 @@ class CudaCopies:
 
     def __call__(self, target: Tensor, source: Tensor) -> Callable[[], None]:
         """Queue one copy; what it needs to gather a strided source is allocated on the side stream."""
+        from vitcache.streams import Event  # of the native module, which keys need for nothing else
+
         with torch.cuda.stream(self._stream):
             target.copy_(source.resolve_conj().resolve_neg(), non_blocking=True)
-            done: torch.cuda.Event = self._stream.record_event()
+            done = Event()
+            done.record(self._stream)
         return done.synchronize
