@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitcache.bench.record import Recorder
-from vitcache.bench.simulation import PAGE_ROWS, bound, simulate, simulate_farthest
+from vitcache.bench.simulation import PAGE_ROWS, Outcome, bound, simulate, simulate_farthest
 from vitcache.bench.timing import Sample, Timer
 from vitcache.bench.traces import TRACES, make_trace
 from vitcache.policy import POLICIES, Policy, make_policy
@@ -115,34 +115,31 @@ def _replay(case: TraceCase, recorder: Recorder) -> Iterator[str]:
             "farthest": simulate_farthest(trace, pages),
             "bound": bound(trace, pages),
         }
-        for metric in ("hit_share", "saved_share"):
-            shares = {name: getattr(outcome, metric) for name, outcome in outcomes.items()}
-            for name, share in shares.items():
-                recorder.add(
-                    f"{case.name} {gib:g} GiB",
-                    name,
-                    metric,
-                    "share",
-                    Sample.of([share]),
-                    bytes_moved=pages * PAGE_BYTES,
-                    against=("bound", shares["bound"]) if shares["bound"] else None,
-                    limit=_limit(name, metric, shares),
-                    at_least=True,
-                )
+        _add_shares(recorder, f"{case.name} {gib:g} GiB", outcomes, ("hit_share", "saved_share"), pages)
     device, host = case.tiers_gib
-    yield f"{device:g} + {host:g} GiB"
+    label = f"{device:g} + {host:g} GiB"
+    yield label
     tiers = [int(gib * GIB) // PAGE_BYTES for gib in case.tiers_gib]
     outcomes = {name: simulate(trace, name, *tiers) for name in POLICIES}
-    for metric in ("saved_share", "written_share"):
+    _add_shares(recorder, f"{case.name} {label}", outcomes, ("saved_share", "written_share"), sum(tiers))
+
+
+def _add_shares(
+    recorder: Recorder, label: str, outcomes: dict[str, Outcome], metrics: tuple[str, ...], pages: int
+) -> None:
+    """A row per metric and outcome, as a part of the bound where there is one."""
+    for metric in metrics:
         shares = {name: getattr(outcome, metric) for name, outcome in outcomes.items()}
+        bound_share = shares.get("bound")
         for name, share in shares.items():
             recorder.add(
-                f"{case.name} {device:g} + {host:g} GiB",
+                label,
                 name,
                 metric,
                 "share",
                 Sample.of([share]),
-                bytes_moved=sum(tiers) * PAGE_BYTES,
+                bytes_moved=pages * PAGE_BYTES,
+                against=("bound", bound_share) if bound_share else None,
                 limit=_limit(name, metric, shares),
                 at_least=True,
             )

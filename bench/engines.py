@@ -7,6 +7,7 @@ alone, with sources). They differ in what is encoded when, and in what is kept.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +20,16 @@ from vitcache import Chunk, EmbedResult, Item, Prefetch, clip_spans
 Encode = Callable[[list[Tensor], list[Item]], Tensor]
 
 
-class Engine:
+class Engine(ABC):
     """The part that all have in common. `rows_of` is where they differ."""
 
     def __init__(self, encode: Encode, image_token: int) -> None:
         self._encode = encode
         self._image_token = image_token
 
+    @abstractmethod
     def rows_of(self, items: Sequence[Item], needed: list[int], device: torch.device) -> dict[int, Tensor]:
         """Rows of at least the items of a request that its chunk needs, by their position."""
-        raise NotImplementedError
 
     @property
     def kept_bytes(self) -> int:
@@ -70,7 +71,8 @@ class Engine:
         return Prefetch()
 
     def cancel(self, handle: Prefetch) -> None:
-        """Does nothing."""
+        """For which nothing was begun."""
+        handle.cancel()
 
     def encode(self, items: Sequence[Item], device: torch.device) -> list[Tensor]:
         """Move the features of items, encode all of them in one call, and return the rows of each."""

@@ -33,6 +33,14 @@ def make_rows(pages: int, value: float = 0.0) -> Tensor:
     return torch.arange(pages * PAGE_ROWS * WIDTH).view(-1, WIDTH) / 256 + value
 
 
+def make_full(device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
+    """A cache whose device tier is full of entries of one page, 0 the first to go."""
+    cache = make_cache(device_pages, host_pages, **options)
+    for number in range(device_pages):
+        assert cache.put(KEYS[number], make_rows(1, float(number)))
+    return cache
+
+
 def present(cache: EmbeddingCache) -> list[int]:
     return [number for number, key in enumerate(KEYS) if key in cache]
 

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, Failure, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, Failure, make_cache, make_full, make_rows, present, read
 from pipeline_scene import Tower, feature, make_ids, make_weight
 from pipeline_scene import make_cache as make_pipeline_cache
 
 from vitcache import Chunk, Item, Span, VisionPipeline
-from vitcache.cache import EmbeddingCache
 from vitcache.pages import PagePool
 
 
-def make_full(device_pages: int = 3, host_pages: int = 3, **options: str) -> EmbeddingCache:
-    """A cache whose device tier is full of entries of one page, 0 the first to go."""
-    cache = make_cache(device_pages, host_pages, **options)
-    for number in range(device_pages):
-        assert cache.put(KEYS[number], make_rows(1, float(number)))
-    return cache
-
-
 def test_what_was_expected_goes_without_a_copy(copies: list[int]) -> None:
-    cache = make_full()
+    cache = make_full(3, 3)
     cache.expect([2, 1])
     assert copies == [2]
     stats = cache.stats()
@@ -42,7 +33,7 @@ def test_what_was_expected_goes_without_a_copy(copies: list[int]) -> None:
 
 
 def test_what_was_copied_is_not_copied_again(copies: list[int]) -> None:
-    cache = make_full()
+    cache = make_full(3, 3)
     cache.expect([1])
     cache.expect([1])
     assert copies == [1]
@@ -106,9 +97,7 @@ def test_no_more_is_copied_than_the_device_has_and_the_host_tier_has_room_for(co
 
 @pytest.mark.parametrize("case", ["no host tier", "free pages", "no items", "leased", "not kept"])
 def test_where_nothing_would_move_nothing_is_copied(case: str, copies: list[int]) -> None:
-    cache = make_full(
-        host_pages=0 if case == "no host tier" else 3, policy="s3fifo" if case == "not kept" else "lru"
-    )
+    cache = make_full(3, 0 if case == "no host tier" else 3, policy="s3fifo" if case == "not kept" else "lru")
     leases = [cache.get(KEYS[number]) for number in range(3)] if case == "leased" else []
     if case == "free pages":
         cache.clear()
@@ -121,7 +110,7 @@ def test_where_nothing_would_move_nothing_is_copied(case: str, copies: list[int]
 
 
 def test_copies_that_fail_lose_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = make_full()
+    cache = make_full(3, 3)
 
     def fail(*_: object) -> None:
         raise Failure
@@ -172,7 +161,7 @@ def test_an_entry_that_goes_while_it_is_copied_leaves_no_copy(
 def test_what_cannot_be_expected_is_an_error(
     num_rows: list[int], error: type[Exception], message: str, copies: list[int]
 ) -> None:
-    cache = make_full()
+    cache = make_full(3, 3)
     with pytest.raises(error, match=message):
         cache.expect(num_rows)
     assert copies == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache, make_full, make_rows
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
@@ -94,9 +94,7 @@ def test_rows_are_those_last_put_and_leased_ones_stay_whatever_makes_room(
 @on_each
 @on_tiers
 def test_what_is_too_large_evicts_nothing(policy: str, host_pages: int) -> None:
-    cache = make_cache(DEVICE_PAGES, host_pages, policy=policy)
-    for key in KEYS[:DEVICE_PAGES]:
-        assert cache.put(key, torch.ones(PAGE_ROWS, WIDTH))
+    cache = make_full(DEVICE_PAGES, host_pages, policy=policy)
     before = cache.stats()
     assert not cache.put(KEYS[9], torch.ones(DEVICE_PAGES * PAGE_ROWS + 1, WIDTH))
     assert cache.stats() == replace(before, rejections=1)
@@ -105,12 +103,11 @@ def test_what_is_too_large_evicts_nothing(policy: str, host_pages: int) -> None:
 @on_each
 @on_tiers
 def test_what_is_leased_is_passed_over(policy: str, host_pages: int) -> None:
-    cache = make_cache(DEVICE_PAGES, host_pages, policy=policy)
-    for key in KEYS[:DEVICE_PAGES]:
-        assert cache.put(key, torch.ones(PAGE_ROWS, WIDTH))
+    cache = make_full(DEVICE_PAGES, host_pages, policy=policy)
     held = [cache.get(key) for key in KEYS[: DEVICE_PAGES - 1]]
     for key in KEYS[DEVICE_PAGES:]:  # all in the one page that is left
         assert cache.put(key, torch.zeros(PAGE_ROWS, WIDTH))
     assert not cache.put(KEYS[0], torch.zeros(2 * PAGE_ROWS, WIDTH))
-    assert all((lease.to_tensor() == 1).all() for lease in held)
+    for number, lease in enumerate(held):
+        assert torch.equal(lease.to_tensor(), make_rows(1, float(number)))
     assert cache.stats().device_bytes == DEVICE_PAGES * PAGE_BYTES

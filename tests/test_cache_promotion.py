@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_full, make_rows, present, read
 
 from vitcache import embed_tokens, scatter_embeddings
 from vitcache.cache import EmbeddingCache
@@ -15,9 +15,8 @@ from vitcache.cache import EmbeddingCache
 
 def make_demoted(device_pages: int = 1, host_pages: int = 2, **options: Any) -> EmbeddingCache:
     """A cache with entry 0 in the host tier, and others that fill the device."""
-    cache = make_cache(device_pages, host_pages, **options)
-    for number in range(device_pages + 1):
-        assert cache.put(KEYS[number], make_rows(1, float(number)))
+    cache = make_full(device_pages, host_pages, **options)
+    assert cache.put(KEYS[device_pages], make_rows(1, float(device_pages)))
     return cache
 
 

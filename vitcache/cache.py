@@ -15,7 +15,7 @@ from vitcache.dtypes import DTYPES
 from vitcache.flight import Flight
 from vitcache.host_blocks import calibrate_cuda
 from vitcache.index import Entry
-from vitcache.keys import check_key
+from vitcache.keys import KEY_BYTES, check_key
 from vitcache.lease import Lease, Origin, Returns
 from vitcache.ledger import Ledger
 from vitcache.pages import PagePool
@@ -225,16 +225,16 @@ class EmbeddingCache:
         if epoch is not None:
             epoch = to_int("epoch", epoch, 0)
         cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
-        books: list[tuple[PagePool, int, int]] = []
+        found: list[tuple[PagePool, int, int]] = []
 
         def depart(ledger: Ledger) -> Flight | None:
             pool, now = ledger.device, ledger.epoch
-            books.append((pool, now, pool.num_available))
+            found.append((pool, now, pool.num_available))
             return ledger.depart(key, num_rows, cost, now if epoch is None else epoch)
 
         reservation = self._books.reserve(depart)
         if reservation is None:
-            [(pool, now, available)] = books
+            [(pool, now, available)] = found
             if epoch is None or epoch == now:
                 fits = pool.pages_for(num_rows) <= pool.num_pages
                 advice = "raise device_bytes or release leases" if fits else "raise device_bytes"
@@ -327,7 +327,7 @@ class EmbeddingCache:
         RuntimeError
             If the cache was closed.
         """
-        if type(key) is not bytes or len(key) != 32:
+        if type(key) is not bytes or len(key) != KEY_BYTES:
             check_key(key)
         if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
             num_rows = to_int("num_rows", num_rows, 0)

@@ -32,15 +32,15 @@ class Checksums:
         """
         return self._executor.submit(self._take, pool, pages, num_rows, copied)
 
-    def is_intact(self, entry: Entry) -> bool:
-        """Whether an entry that has a checksum is as it was; waits for the copy to it and its checksum."""
-        if entry.checksum is None:
-            return True
-        return entry.checksum.result() == checksum(entry.pool, entry.pages, entry.num_rows)
-
     def _take(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> int:
         self._timeline.finish(copied)
         return checksum(pool, pages, num_rows)
+
+
+def is_intact(entry: Entry) -> bool:
+    """Whether an entry is as its checksum has it, or has none; waits for the copy to it and its checksum."""
+    taken = entry.checksum
+    return taken is None or taken.result() == checksum(entry.pool, entry.pages, entry.num_rows)
 
 
 def checksum(pool: PagePool, pages: Sequence[int], num_rows: int) -> int:

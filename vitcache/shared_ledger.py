@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from vitcache.checksum import Checksums
+from vitcache.checksum import Checksums, is_intact
 from vitcache.flight import Flight
 from vitcache.index import Entry
 from vitcache.lease import Origin
@@ -115,7 +115,7 @@ class SharedLedger:
 
     def is_intact(self, entry: Entry) -> bool:
         """Compare the checksum of a leased entry; one that has changed is dropped, counted and logged."""
-        if self._checksums is None or self._checksums.is_intact(entry):
+        if is_intact(entry):
             return True
         with self.lock:
             self.open().report_corrupt(entry)

@@ -35,11 +35,6 @@ class Moved(NamedTuple):
             self.tensor.record_stream(stream)
         return self.tensor
 
-    def wait_source_read(self) -> None:
-        """Wait on the host until the source may change: for the ring's threads, not for the device."""
-        if self.ticket is not None:
-            self.ticket.wait_source_read()
-
 
 class FeatureMover:
     """Moves features to one device: everything that is not there goes through the ring, on its stream.
