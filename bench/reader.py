@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.bench.digits import SIDE, Card, Chat, deal
-from vitcache.demo.model import Size, build_model
+from vitcache.demo.model import AFTER_BYTES, Size, build_model
 
 HIDDEN = 96
 SIZE = Size(
@@ -36,12 +36,7 @@ SIZE = Size(
         "deepstack_visual_indexes": [0],
         "num_position_embeddings": 16,
     },
-    special_tokens={
-        "vision_start_token_id": 256,
-        "vision_end_token_id": 257,
-        "image_token_id": 258,
-        "video_token_id": 259,
-    },
+    special_tokens=AFTER_BYTES,
     dtype=torch.float32,
     min_pixels=(2 * SIDE) ** 2,
     max_pixels=(2 * SIDE) ** 2,

@@ -32,6 +32,14 @@ class Size:
     patch_size: int = 16
 
 
+# Special tokens of models whose text is bytes.
+AFTER_BYTES = {
+    "vision_start_token_id": 256,
+    "vision_end_token_id": 257,
+    "image_token_id": 258,
+    "video_token_id": 259,
+}
+
 SIZES = {
     # Small enough that a conversation takes seconds on two cores, large enough that encoding an image shows.
     "tiny": Size(
@@ -55,12 +63,7 @@ SIZES = {
             "deepstack_visual_indexes": [0, 1, 2],
             "num_position_embeddings": 576,
         },
-        special_tokens={
-            "vision_start_token_id": 256,
-            "vision_end_token_id": 257,
-            "image_token_id": 258,
-            "video_token_id": 259,
-        },
+        special_tokens=AFTER_BYTES,
         dtype=torch.float32,
         min_pixels=256 * 256,
         max_pixels=352 * 352,
