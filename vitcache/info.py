@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from vitcache._version import __version__
+from vitcache.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 
 # The first and the last version, both included, and those of them that the tests are run with.
@@ -165,22 +165,6 @@ def look_at_keys() -> Part:
 
     slower = "" if ALGORITHM == "blake3" else ", slower than blake3: pip install blake3"
     return Part(True, f"hashed with {ALGORITHM}{slower}", {"algorithm": ALGORITHM})
-
-
-def open_cuda_runtime() -> Any:
-    from vitcache._native import CudaRuntime
-
-    return CudaRuntime(cuda_runtime_directories())
-
-
-def cuda_runtime_directories() -> list[str]:
-    """Where NVIDIA's wheels put the CUDA runtime, found without importing torch."""
-    nvidia = find_spec("nvidia")
-    if nvidia is None:
-        return []
-    roots = [Path(root) for root in nvidia.submodule_search_locations or ()]
-    found = [root / package / "lib" for root in roots for package in ("cu13", "cuda_runtime")]
-    return [str(directory) for directory in found if directory.is_dir()]
 
 
 def installed(name: str) -> str | None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcache.streams import Event
+
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 StartCopy = Callable[[Tensor, Tensor], Callable[[], None]]
@@ -88,8 +90,6 @@ class CudaCopies:
 
     def __call__(self, target: Tensor, source: Tensor) -> Callable[[], None]:
         """Queue one copy; what it needs to gather a strided source is allocated on the side stream."""
-        from vitcache.streams import Event  # of the native module, which keys need for nothing else
-
         with torch.cuda.stream(self._stream):
             target.copy_(source.resolve_conj().resolve_neg(), non_blocking=True)
             done = Event()

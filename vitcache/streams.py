@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from vitcache._native import CudaRuntime
-from vitcache.info import open_cuda_runtime
+from vitcache.cuda_runtime import open_cuda_runtime
+
+if TYPE_CHECKING:
+    from vitcache._native import CudaRuntime
 
 
 class Event:
@@ -58,8 +60,7 @@ class Event:
 
 @cache
 def _runtime() -> CudaRuntime:
-    runtime: CudaRuntime = open_cuda_runtime()
-    return runtime
+    return open_cuda_runtime()
 
 
 class Fence(NamedTuple):
