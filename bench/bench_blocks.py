@@ -43,8 +43,8 @@ CASES = {
 def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure every shape; yields its name before it runs."""
     from vitcache.destination import Destination
-    from vitcache.dtypes import KINDS
     from vitcache.placement import Placement
+    from vitcache.rows import KINDS
     from vitcache.triton_kernels import scatter_rows
     from vitcache.triton_kernels.blocks import BlockShape, block_shape
 

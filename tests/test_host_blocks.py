@@ -9,7 +9,16 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, Span, _native, embed_tokens, host_blocks, operators, scatter_embeddings
+from vitcache import (
+    EmbeddingCache,
+    Span,
+    _native,
+    calibration,
+    embed_tokens,
+    host_blocks,
+    operators,
+    scatter_embeddings,
+)
 
 HIDDEN = 64
 ROW_BYTES = 2 * HIDDEN
@@ -24,7 +33,7 @@ def host_rows(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("kernels take CPU tensors only where they are interpreted: where there is no CUDA device")
     monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
-    monkeypatch.setattr(host_blocks, "_crossover_bytes", {torch.device("cpu"): 4 * ROW_BYTES})
+    monkeypatch.setattr(host_blocks, "measured_crossovers", {torch.device("cpu"): 4 * ROW_BYTES})
 
     class HostPlacement(_native.Placement):
         def add_source(self, *description):
@@ -118,7 +127,7 @@ def test_embed_tokens_leaves_copied_tokens_alone(copies):
 
 
 def test_without_a_calibration_the_kernel_reads_all(copies, monkeypatch):
-    monkeypatch.setattr(host_blocks, "_crossover_bytes", {})
+    monkeypatch.setattr(host_blocks, "measured_crossovers", {})
     rows = make_rows(20, HIDDEN, torch.bfloat16)
     scatter_and_compare([rows], [rows], [3])
     assert copies == []
@@ -126,14 +135,14 @@ def test_without_a_calibration_the_kernel_reads_all(copies, monkeypatch):
 
 @pytest.mark.parametrize(
     ("setup_us", "expected"),
-    [(0.0, host_blocks.SIZES[0]), (1000.0, None), (4.0, 1 << 20)],
+    [(0.0, calibration.SIZES[0]), (1000.0, None), (4.0, 1 << 20)],
     ids=["always", "never", "meets"],
 )
 def test_the_crossover_is_where_copies_become_the_faster_ones(setup_us, expected, monkeypatch):
-    monkeypatch.setattr(host_blocks, "_crossover_bytes", {})
+    monkeypatch.setattr(host_blocks, "measured_crossovers", {})
     device = torch.device("cpu")
     # A copy engine at 55 GB/s after some microseconds of setup, a kernel at 44 GB/s.
-    found = host_blocks.calibrate(device, lambda size: size / 44e3, lambda size: setup_us + size / 55e3)
+    found = calibration.calibrate(device, lambda size: size / 44e3, lambda size: setup_us + size / 55e3)
     assert found == expected
     assert host_blocks.crossover_bytes(device) == expected
-    assert host_blocks.calibrate(device, lambda size: 0.0, lambda size: 1.0) == expected, "measured once"
+    assert calibration.calibrate(device, lambda size: 0.0, lambda size: 1.0) == expected, "measured once"

@@ -12,7 +12,7 @@ import torch
 from stream_model import StreamModel, make_cache
 
 from vitcache import streams
-from vitcache.index import Entry
+from vitcache.entry import Entry
 from vitcache.lease import Lease
 from vitcache.ledger import Ledger
 from vitcache.pages import PagePool

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcache.destination import Destination
-from vitcache.dtypes import KINDS
 from vitcache.host_blocks import copy_host_blocks
 from vitcache.placement import Placement
 from vitcache.placement_table import PlacementTable
+from vitcache.rows import KINDS
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.rows import (
     TRITON_DTYPES,

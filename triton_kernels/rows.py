@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcache.destination import Destination
-from vitcache.dtypes import KINDS
 from vitcache.placement import Placement
+from vitcache.rows import KINDS
 from vitcache.tables import ring_of
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

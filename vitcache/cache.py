@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from vitcache.arguments import to_device, to_int, to_ms
+from vitcache.calibration import calibrate_cuda
 from vitcache.checksum import Checksums
-from vitcache.dtypes import DTYPES
+from vitcache.entry import Entry
 from vitcache.flight import Flight
-from vitcache.host_blocks import calibrate_cuda
-from vitcache.index import Entry
 from vitcache.keys import KEY_BYTES, check_key
 from vitcache.lease import Lease, Origin, Returns
 from vitcache.ledger import Ledger
 from vitcache.pages import PagePool
 from vitcache.policy import make_policy
-from vitcache.reservation import Reservation, check_rows, outdated, warn_refused
+from vitcache.reservation import Reservation, outdated, warn_refused
+from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 from vitcache.shared_ledger import SharedLedger
 from vitcache.single_flight import Claim, SingleFlight
 from vitcache.stats import CacheStats
@@ -108,7 +108,7 @@ class EmbeddingCache:
         device_bytes = to_int("device_bytes", device_bytes, 0)
         host_bytes = to_int("host_bytes", host_bytes, 0)
         if dtype not in DTYPES:
-            raise TypeError(f"dtype is {dtype}, it must be one of {', '.join(map(str, DTYPES))}")
+            raise TypeError(f"dtype is {dtype}, it must be one of {DTYPE_NAMES}")
         page_bytes = page_rows * row_width * dtype.itemsize
         for name, budget in (("device_bytes", device_bytes), ("host_bytes", host_bytes or page_bytes)):
             if budget < page_bytes:

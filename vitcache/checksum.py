@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from vitcache.index import Entry
+from vitcache.entry import Entry
 from vitcache.pages import PagePool
 from vitcache.streams import Fence, Timeline
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from vitcache.dtypes import KINDS
+from vitcache.rows import check_dtype, check_layout
 
 ANY_NUM_TOKENS = 1 << 62
 
@@ -79,17 +79,6 @@ class Destination:
     def width(self) -> int:
         """Elements of a row of embeddings that fills this destination."""
         return self.hidden * (1 + self.levels)
-
-
-def check_dtype(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in KINDS:
-        raise TypeError(f"{name} is {tensor.dtype}, it must be float32, float16 or bfloat16")
-    check_layout(name, tensor)
-
-
-def check_layout(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} is a {tensor.layout} tensor, it must be a dense one")
 
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:

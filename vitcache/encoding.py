@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
-from vitcache.dtypes import DTYPES
 from vitcache.item import Item
 from vitcache.need import Need
+from vitcache.rows import DTYPE_NAMES, DTYPES
 from vitcache.transfer import FeatureMover, record_event
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
@@ -169,9 +169,7 @@ class Encoding:
         if not isinstance(rows, Tensor):
             need.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
         elif rows.dtype not in DTYPES:
-            need.fail(
-                TypeError(f"encode returned {rows.dtype}, rows are one of {', '.join(map(str, DTYPES))}")
-            )
+            need.fail(TypeError(f"encode returned {rows.dtype}, rows are one of {DTYPE_NAMES}"))
         elif rows.device != device:
             need.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))
         elif rows.dim() != 2 or rows.shape[1] != width:

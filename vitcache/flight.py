@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from vitcache.index import Entry
+from vitcache.entry import Entry
 from vitcache.pages import PagePool
 from vitcache.streams import Fence
 

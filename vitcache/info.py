@@ -136,7 +136,7 @@ def look_at_native_module() -> Part:
 
 def look_at_cuda_runtime() -> Part:
     runtime = open_cuda_runtime()
-    facts = {"searched": runtime.searched}
+    facts: dict[str, Any] = {"searched": runtime.searched}
     if not runtime.available:
         return Part(False, "not found; looked at " + "; ".join(runtime.searched), facts)
     facts |= {"path": runtime.path, "version": dotted(runtime.version())}

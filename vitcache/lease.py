@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitcache._native import PagedRows
-from vitcache.index import Entry
+from vitcache.entry import Entry
 from vitcache.streams import Timeline
 
 # What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,

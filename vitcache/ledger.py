@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from vitcache.entry import Entry
 from vitcache.flight import Demotion, Flight
-from vitcache.index import Entry, Index
+from vitcache.index import Index
 from vitcache.pages import PagePool
 from vitcache.stats import CacheStats, Counts, TierHits
 from vitcache.streams import Fence

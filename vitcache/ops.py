@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vitcache import autograd, operators, placement
-from vitcache.destination import Destination, check_layout
-from vitcache.dtypes import KINDS
+from vitcache.destination import Destination
 from vitcache.lease import Lease
 from vitcache.placement_table import PlacementTable
 from vitcache.reservation import Reservation
+from vitcache.rows import KINDS, check_layout
 
 
 def scatter_embeddings(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vitcache._native import CudaRuntime, PagedRows, copy_batch
-from vitcache.dtypes import KINDS
+from vitcache.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
-from vitcache.info import open_cuda_runtime
+from vitcache.rows import KINDS
 from vitcache.streams import Fence
 
 # cudaHostRegisterPortable | cudaHostRegisterMapped: page-locked for every device, and read by its kernels.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vitcache import _native, reference
-from vitcache.destination import Destination, check_dtype, extent
-from vitcache.dtypes import DTYPES, KINDS
+from vitcache.destination import Destination, extent
 from vitcache.lease import Lease, use_all
 from vitcache.reservation import Reservation
+from vitcache.rows import DTYPES, KINDS, check_dtype
 from vitcache.spans import Span
 
 _reader = _native.ItemReader(Tensor, Lease)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vitcache.destination import Destination
-from vitcache.dtypes import KINDS
 from vitcache.placement import Placement
 from vitcache.reservation import Reservation
+from vitcache.rows import KINDS
 from vitcache.streams import Event, is_capturing
 from vitcache.tables import ring_of
 

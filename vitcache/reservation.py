@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vitcache._native import PagedRows
-from vitcache.dtypes import DTYPES
 from vitcache.flight import Flight
 from vitcache.pages import PagePool
+from vitcache.rows import check_rows
 from vitcache.streams import Fence, Timeline
 
 logger = logging.getLogger("vitcache.cache")
@@ -245,28 +245,6 @@ def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fe
         if stream != current:
             timeline.wait(timeline.record(stream))
     return timeline.record(current)
-
-
-def check_rows(rows: Any, row_width: int) -> Tensor:
-    """Return `rows` without their gradient.
-
-    Raises
-    ------
-    TypeError
-        If they are no dense tensor of a dtype that can be stored.
-    ValueError
-        If their shape is not ``(num_rows, row_width)``.
-    """
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
-    if rows.dtype not in DTYPES or rows.layout != torch.strided or rows.device.type not in ("cpu", "cuda"):
-        raise TypeError(
-            f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense one of "
-            f"{', '.join(map(str, DTYPES))} on the CPU or CUDA"
-        )
-    if rows.dim() != 2 or rows.shape[1] != row_width:
-        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width})")
-    return rows.detach()
 
 
 def outdated(begun: int, now: int) -> str:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vitcache import _native, host_runtime
-from vitcache.errors import CudaError
 from vitcache.cuda_runtime import open_cuda_runtime
+from vitcache.errors import CudaError
 from vitcache.strided_view import as_source, check_destination
 from vitcache.ticket import InFlight, Ticket, stream_handle
 

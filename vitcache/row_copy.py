@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitcache import _native
 from vitcache.destination import Destination
-from vitcache.dtypes import KINDS
 from vitcache.placement import Placement
+from vitcache.rows import KINDS
 from vitcache.tables import ring_of
 
 

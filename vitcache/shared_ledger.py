@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from vitcache.checksum import Checksums, is_intact
+from vitcache.entry import Entry
 from vitcache.flight import Flight
-from vitcache.index import Entry
 from vitcache.lease import Origin
 from vitcache.ledger import Ledger
 from vitcache.reservation import Abandoned, Landing, Reservation, abandon, logger

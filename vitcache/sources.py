@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
-from vitcache.dtypes import DTYPES
 from vitcache.lease import Lease
 from vitcache.need import Need
 from vitcache.reservation import Reservation
+from vitcache.rows import DTYPE_NAMES, can_be_stored
 from vitcache.spans import Span
 from vitcache.transfer import FeatureMover
 
@@ -83,11 +83,11 @@ def collect(
 
 def _take_precomputed(need: Need, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
     """Check rows that came with an item, and have them where they can be placed from."""
-    if rows.dtype not in DTYPES or rows.layout != torch.strided or rows.device.type not in ("cpu", "cuda"):
+    if not can_be_stored(rows):
         need.fail(
             TypeError(
                 f"rows are a {rows.layout} tensor of {rows.dtype} on {rows.device}, they must be a dense one "
-                f"of {', '.join(map(str, DTYPES))} on the CPU or CUDA"
+                f"of {DTYPE_NAMES} on the CPU or CUDA"
             )
         )
     elif rows.shape[1] != cache.row_width:

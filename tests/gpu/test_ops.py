@@ -5,7 +5,15 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, Span, embed_tokens, host_blocks, operators, scatter_embeddings
+from vitcache import (
+    EmbeddingCache,
+    Span,
+    calibration,
+    embed_tokens,
+    host_blocks,
+    operators,
+    scatter_embeddings,
+)
 from vitcache.tables import ring_of
 
 
@@ -102,13 +110,13 @@ def test_pinned_host_rows_are_read_where_they_are(gpu):
 
 
 def test_long_host_blocks_and_fragments_are_the_same_rows(gpu, monkeypatch):
-    monkeypatch.setattr(host_blocks, "_crossover_bytes", {})
+    monkeypatch.setattr(host_blocks, "measured_crossovers", {})
     device = torch.empty(0, device=gpu.device).device
     if gpu.dry:
-        host_blocks.calibrate(device, lambda size: size / 50e3, lambda size: 5 + size / 55e3)
+        calibration.calibrate(device, lambda size: size / 50e3, lambda size: 5 + size / 55e3)
     else:
-        host_blocks.calibrate_cuda(device)
-    assert device in host_blocks._crossover_bytes
+        calibration.calibrate_cuda(device)
+    assert device in host_blocks.measured_crossovers
     num_rows, hidden = gpu.size((20_000, 4096), (12, 64))
     rows = make_rows(num_rows, hidden, torch.bfloat16)
     pinned = rows if gpu.dry else rows.pin_memory()

@@ -1,0 +1,50 @@
+"""What a tensor of rows is: its dtypes, their numbers in native code, and the checks that ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native kinds
+KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
+DTYPE_NAMES = ", ".join(map(str, DTYPES))
+
+
+def can_be_stored(rows: Tensor) -> bool:
+    """Whether a tensor is dense, of one of `DTYPES`, and on the CPU or a CUDA device."""
+    return rows.dtype in DTYPES and rows.layout == torch.strided and rows.device.type in ("cpu", "cuda")
+
+
+def check_rows(rows: Any, row_width: int) -> Tensor:
+    """Return `rows` without their gradient.
+
+    Raises
+    ------
+    TypeError
+        If they are no dense tensor of a dtype that can be stored.
+    ValueError
+        If their shape is not ``(num_rows, row_width)``.
+    """
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
+    if not can_be_stored(rows):
+        raise TypeError(
+            f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense one of "
+            f"{DTYPE_NAMES} on the CPU or CUDA"
+        )
+    if rows.dim() != 2 or rows.shape[1] != row_width:
+        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width})")
+    return rows.detach()
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in KINDS:
+        raise TypeError(f"{name} is {tensor.dtype}, it must be float32, float16 or bfloat16")
+    check_layout(name, tensor)
+
+
+def check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is a {tensor.layout} tensor, it must be a dense one")
