@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vitcache import PinnedRing, host_runtime
+from vitcache import PinnedRing
 from vitcache.bench.plot import draw_ratios
 from vitcache.bench.producers import producers
 from vitcache.bench.record import Recorder
+from vitcache.bench.standing_stream import standing_stream
 from vitcache.bench.timing import Sample, Timer
 from vitcache.ring import default_num_threads
 
@@ -296,7 +297,7 @@ def add_fills(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst
                 begin = time.perf_counter()
                 dst.copy_(src)
                 copies.append((time.perf_counter() - begin) * 1e6)
-                with host_runtime.paused():
+                with standing_stream(ring):
                     begin = time.perf_counter()
                     ticket = ring.copy_to(dst, src)
                     while ring.stats().num_unread:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
+from vitcache.device.streams import Fence
 from vitcache.pages import PagePool
-from vitcache.streams import Fence
 
 
 class Event:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from pipeline_scene import HIDDEN, Tower, expected, feature, make_cache, make_ids, make_weight
 
-from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline, host_runtime
+from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline
 from vitcache.ring import Ticket
+from vitcache.testing import stand_in
 
 WEIGHT = make_weight()
 
@@ -64,11 +65,11 @@ def test_a_step_makes_no_call_that_waits_for_the_device(monkeypatch: pytest.Monk
         pipeline.embed([Chunk(make_items(1), 0, 2)], make_ids(2), WEIGHT)
         while ring.stats().num_slots:
             pass  # its copy is on its way
-        host_runtime.reset()
-        with host_runtime.paused():
+        stand_in.reset()
+        with stand_in.paused():
             result = pipeline.embed([Chunk(make_items(4)[1:], 2, 6)], make_ids(6), WEIGHT)
             assert ring.stats().num_slots == 3
-            assert host_runtime.count().synchronizing_calls == 0
+            assert stand_in.count().synchronizing_calls == 0
         assert result.errors == []
         assert tower.calls == 4
 

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitcache import CudaError, host_runtime
+from vitcache import CudaError
+from vitcache.device.stand_in import open_runtime
+from vitcache.device.streams import Fence
 from vitcache.pages import PagePool, _empty_pinned, _joint_runs
 from vitcache.ring import PinnedRing
-from vitcache.streams import Fence
+from vitcache.testing import stand_in
 
 CPU = torch.device("cpu")
 
@@ -145,15 +147,13 @@ def test_copies_queued_on_a_runtime_are_those_of_the_cpu_one_per_joint_run(
     source.rows.copy_(torch.randn(32, 3))
     expected.copy_pages(pages, source, source_pages)
     with PinnedRing(1 << 16, backend="host") as ring:
-        host_runtime.reset()
-        with host_runtime.paused():
+        stand_in.reset()
+        with stand_in.paused():
             stream = ring._native.stream
-            pool.queue_copies(
-                list(_joint_runs(pages, source_pages)), source, host_runtime.open_runtime(), stream
-            )
+            pool.queue_copies(list(_joint_runs(pages, source_pages)), source, open_runtime(), stream)
             assert pool.rows.isnan().all()  # nobody has waited
         ring.copy_to(torch.empty(1), torch.zeros(1)).synchronize()  # on the same stream
-        assert host_runtime.count().copies == copies + 1
+        assert stand_in.count().copies == copies + 1
     assert torch.equal(pool.rows.nan_to_num(), expected.rows.nan_to_num())
 
 

@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from vitcache import CudaError, PinnedRing, host_runtime
+from vitcache import CudaError, PinnedRing
 from vitcache.adapters import pixels
 from vitcache.adapters.pixels import PixelMover
+from vitcache.testing import stand_in
 
 DEVICE = torch.device("cpu")
 
 
 @pytest.fixture
 def ring():
-    host_runtime.reset()
+    stand_in.reset()
     with PinnedRing(1 << 20, backend="host") as ring:
         yield ring
-    host_runtime.reset()
+    stand_in.reset()
 
 
 def test_large_tensors_go_through_the_ring_and_all_else_as_it_is(ring):
@@ -38,7 +39,7 @@ def test_afterwards_the_pixels_may_change(ring):
 
 
 def test_a_failed_copy_is_said_before_anything_is_encoded(ring):
-    host_runtime.fail("cudaMemcpyAsync")
+    stand_in.fail("cudaMemcpyAsync")
     with (
         pytest.raises(CudaError, match="cudaMemcpyAsync"),
         PixelMover(ring).moved({"pixels": torch.ones(1 << 16)}, DEVICE),

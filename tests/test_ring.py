@@ -17,17 +17,18 @@ import pytest
 import torch
 from placement_cases import same_bits
 
-from vitcache import CudaError, PinnedRing, host_runtime
+from vitcache import CudaError, PinnedRing
 from vitcache.ring import MOST_THREADS, default_num_threads
+from vitcache.testing import stand_in
 
 CAPACITY, PIECE = 1 << 16, 1 << 13
 
 
 @pytest.fixture(autouse=True)
-def fresh_host_runtime():
-    host_runtime.reset()
+def fresh_stand_in():
+    stand_in.reset()
     yield
-    host_runtime.reset()
+    stand_in.reset()
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_without_a_device_the_cuda_backend_is_refused_and_auto_is_the_host():
 def test_a_full_ring_times_out_and_says_what_is_in_it(host_ring):
     src = torch.arange(CAPACITY // 4, dtype=torch.int32)
     first, late = torch.zeros_like(src), torch.zeros(3)
-    with host_runtime.paused():
+    with stand_in.paused():
         ticket = host_ring.copy_to(first, src, timeout_s=0)
         assert not ticket.done
         assert host_ring.stats().used_bytes == CAPACITY
@@ -175,12 +176,12 @@ def test_a_full_ring_times_out_and_says_what_is_in_it(host_ring):
 
 def test_of_tiny_copies_there_can_be_so_many():
     one = torch.ones(1)
-    with PinnedRing(1 << 20, backend="host") as ring, host_runtime.paused():
+    with PinnedRing(1 << 20, backend="host") as ring, stand_in.paused():
         for _ in range(1024):
             ring.copy_to(torch.zeros(1), one)
         with pytest.raises(TimeoutError, match="1024 slots, as many as there can be, hold 262144 of 1048576"):
             ring.copy_to(torch.zeros(1), one, timeout_s=0)
-        host_runtime.pause(False)
+        stand_in.pause(False)
 
 
 def test_a_timeout_beyond_the_clock_is_none(host_ring):
@@ -219,12 +220,12 @@ def test_a_copy_returns_before_its_source_is_read(host_ring):
     """No call waits for the device: not for a copy with room, nor for asking whether it is done."""
     src = torch.arange(CAPACITY // 8, dtype=torch.int32)
     dst = torch.zeros_like(src)
-    before = host_runtime.count().synchronizing_calls
-    with host_runtime.paused():
+    before = stand_in.count().synchronizing_calls
+    with stand_in.paused():
         ticket = host_ring.copy_to(dst, src)
         assert not ticket.done
         assert int(dst.sum()) == 0
-    assert host_runtime.count().synchronizing_calls == before
+    assert stand_in.count().synchronizing_calls == before
     ticket.synchronize()
     assert torch.equal(dst, src)
 
@@ -290,7 +291,7 @@ def test_a_forked_child_is_refused_and_ends(host_ring):
     """Whatever it asks, and from within a hold; nothing that its threads would have done is waited for."""
     src, dst = torch.ones(4 * PIECE, dtype=torch.uint8), torch.zeros(4 * PIECE, dtype=torch.uint8)
     read, write = os.pipe()
-    with host_runtime.paused():
+    with stand_in.paused():
         ticket = host_ring.copy_to(dst, src)
         child = 0
         with host_ring.hold():
@@ -370,11 +371,11 @@ def test_the_interpreter_ends_with_copies_in_flight(last):
 
 
 def test_nothing_is_left_of_a_ring():
-    before = host_runtime.count()
+    before = stand_in.count()
     ring = PinnedRing(CAPACITY, backend="host")
     ring.copy_to(torch.zeros(10), torch.ones(10)).synchronize()
     del ring
     gc.collect()
-    after = host_runtime.count()
+    after = stand_in.count()
     for name in ("streams", "events", "locked_bytes"):
         assert getattr(after, name) == getattr(before, name), name

@@ -8,16 +8,17 @@ import pytest
 import torch
 from placement_cases import same_bits
 
-from vitcache import CudaError, PinnedRing, host_runtime
+from vitcache import CudaError, PinnedRing
+from vitcache.testing import stand_in
 
 CAPACITY, PIECE = 1 << 16, 1 << 13
 
 
 @pytest.fixture(autouse=True)
-def fresh_host_runtime():
-    host_runtime.reset()
+def fresh_stand_in():
+    stand_in.reset()
     yield
-    host_runtime.reset()
+    stand_in.reset()
 
 
 @pytest.fixture
@@ -27,17 +28,17 @@ def host_ring():
 
 
 def test_memory_that_cannot_be_locked_is_a_memory_error():
-    host_runtime.limit_locked_bytes(CAPACITY - 1)
+    stand_in.limit_locked_bytes(CAPACITY - 1)
     with pytest.raises(MemoryError, match=f"cannot page-lock {CAPACITY} bytes"):
         PinnedRing(CAPACITY, backend="host")
-    host_runtime.reset()
-    assert host_runtime.count().locked_bytes == 0
+    stand_in.reset()
+    assert stand_in.count().locked_bytes == 0
 
 
 @pytest.mark.parametrize("entry", ["cudaMemcpyAsync", "cuStreamWaitValue32_v2", "cudaEventRecord"])
 def test_a_copy_that_cannot_be_queued_poisons_its_ticket_only(host_ring, entry):
     src = torch.randn(4 * PIECE // 4)
-    host_runtime.fail(entry, 2)
+    stand_in.fail(entry, 2)
     failed = host_ring.copy_to(torch.zeros_like(src), src)
     for ask in (failed.wait, failed.synchronize, lambda: failed.done):
         with pytest.raises(CudaError, match=r"cudaErrorInjected \(999\)"):
@@ -50,7 +51,7 @@ def test_a_copy_that_cannot_be_queued_poisons_its_ticket_only(host_ring, entry):
 
 def test_a_device_that_is_lost_is_told_by_each_ticket_and_the_ring_closes():
     ring = PinnedRing(CAPACITY, backend="host", piece_bytes=PIECE)
-    host_runtime.fail_copy()
+    stand_in.fail_copy()
     src = torch.randn(100)
     with pytest.raises(CudaError, match=r"cudaErrorIllegalAddress \(700\)"):
         ring.copy_to(torch.zeros(100), src).synchronize()
@@ -98,24 +99,24 @@ def fill_a_ring_twice() -> str:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_whichever_call_fails_there_are_right_bytes_or_an_error_and_nothing_is_left(entry, nth):
     """From the making of a ring to its end."""
-    before = host_runtime.count()
-    host_runtime.fail(entry, nth)
+    before = stand_in.count()
+    stand_in.fail(entry, nth)
     try:
         said = fill_a_ring_twice()
     except CudaError as error:
         said = str(error)
     assert not said or entry.removesuffix("_v2") in said
     gc.collect()
-    after = host_runtime.count()
+    after = stand_in.count()
     for name in ("streams", "events", "locked_bytes"):
         assert getattr(after, name) == getattr(before, name), name
 
 
 def test_a_query_that_fails_once_gives_nobody_the_memory_of_a_copy(host_ring):
     src = torch.arange(CAPACITY // 4, dtype=torch.int32)
-    with host_runtime.paused():
+    with stand_in.paused():
         host_ring.copy_to(torch.zeros_like(src), src)
         while host_ring.stats().num_unread:
             pass
-        host_runtime.fail("cudaEventQuery")
+        stand_in.fail("cudaEventQuery")
         assert host_ring.stats().num_slots == CAPACITY // PIECE

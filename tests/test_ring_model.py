@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ring_model import RingModel
 
 from vitcache import PinnedRing
-from vitcache.host_runtime import pause, reset
+from vitcache.testing.stand_in import pause, reset
 
 CAPACITY, PIECE = 1 << 14, 1 << 11
 

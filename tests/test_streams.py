@@ -11,13 +11,13 @@ import pytest
 import torch
 from stream_model import StreamModel, make_cache
 
-from vitcache import streams
+from vitcache.device import streams
+from vitcache.device.streams import CpuTimeline, Event, make_timeline
 from vitcache.entry import Entry
 from vitcache.lease import Lease
 from vitcache.ledger import Ledger
 from vitcache.pages import PagePool
 from vitcache.reservation import Reservation
-from vitcache.streams import CpuTimeline, Event, make_timeline
 
 PAGE_BYTES = 8
 KEYS = [bytes([number]) * 32 for number in range(8)]

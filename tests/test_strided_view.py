@@ -10,15 +10,16 @@ import pytest
 import torch
 from placement_cases import same_bits
 
-from vitcache import PinnedRing, host_runtime
+from vitcache import PinnedRing
+from vitcache.testing import stand_in
 
 
 @pytest.fixture
 def ring():
-    host_runtime.reset()
+    stand_in.reset()
     with PinnedRing(1 << 20, num_threads=2, backend="host") as ring:
         yield ring
-    host_runtime.reset()
+    stand_in.reset()
 
 
 def test_shared_memory_cannot_go_before_it_was_read(ring):
@@ -26,7 +27,7 @@ def test_shared_memory_cannot_go_before_it_was_read(ring):
     values = np.ndarray((10, 100), np.float32, buffer=memory.buf)
     values[:] = np.arange(1000).reshape(10, 100)
     dst = torch.zeros(10, 50)
-    with host_runtime.paused():
+    with stand_in.paused():
         ticket = ring.copy_to(dst, values[:, ::2])
         expected = torch.from_numpy(values[:, ::2].copy())
         del values
@@ -43,7 +44,7 @@ def test_a_mapping_cannot_go_before_it_was_read(ring, make):
     mapped = mmap.mmap(-1, 4096)
     mapped.write(np.arange(1024, dtype=np.float32).tobytes())
     dst = torch.zeros(1024)
-    with host_runtime.paused():
+    with stand_in.paused():
         ticket = ring.copy_to(dst, make(mapped, np.float32))
         with pytest.raises(BufferError):
             mapped.close()

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from vitcache import CudaError, PinnedRing, host_runtime
+from vitcache import CudaError, PinnedRing
+from vitcache.testing import stand_in
 
 CAPACITY, PIECE = 1 << 16, 1 << 13
 
 
 @pytest.fixture
 def ring():
-    host_runtime.reset()
+    stand_in.reset()
     with PinnedRing(CAPACITY, num_threads=2, backend="host", piece_bytes=PIECE) as ring:
         yield ring
-    host_runtime.reset()
+    stand_in.reset()
 
 
 def nothing() -> torch.Tensor:
@@ -30,7 +31,7 @@ def nothing() -> torch.Tensor:
 def test_source_and_destination_live_until_the_copy_is_over(ring):
     src, dst = np.arange(1000, dtype=np.float32), torch.zeros(1000)
     kept = weakref.ref(src), weakref.ref(dst)
-    with host_runtime.paused():
+    with stand_in.paused():
         ticket = ring.copy_to(dst, src)
         del src, dst
         gc.collect()
@@ -69,15 +70,15 @@ def test_a_copy_that_waits_for_room_keeps_what_it_still_reads_and_writes(ring):
     thread = threading.Thread(target=produce)
     with ring.hold():
         thread.start()
-        while host_runtime.count().copies < CAPACITY // PIECE:
+        while stand_in.count().copies < CAPACITY // PIECE:
             pass
         ring.copy_to(nothing(), nothing())
-        host_runtime.pause(True)
+        stand_in.pause(True)
     thread.join()  # there is room now, and nothing moves
     assert not tickets[0].done
     assert kept[1]() is not None
     result = kept[1]()
-    host_runtime.pause(False)
+    stand_in.pause(False)
     tickets[0].synchronize()
     assert bool((result == 1).all())
 
@@ -97,7 +98,7 @@ def test_a_copy_that_was_refused_lets_go_of_everything(ring, reason):
             with pytest.raises(TimeoutError, match="the ring is held"):
                 ring.copy_to(dst, torch.ones(1000), timeout_s=0)
     else:
-        host_runtime.fail("cuStreamWaitValue32_v2")
+        stand_in.fail("cuStreamWaitValue32_v2")
         ticket = ring.copy_to(dst, torch.ones(1000))
         with pytest.raises(CudaError, match="cuStreamWaitValue32"):
             ticket.synchronize()
@@ -110,7 +111,7 @@ def test_a_copy_that_was_refused_lets_go_of_everything(ring, reason):
 def test_a_copy_that_was_given_up_halfway_keeps_what_it_may_still_use(ring):
     src, dst = torch.ones(2 * CAPACITY, dtype=torch.uint8), torch.zeros(2 * CAPACITY, dtype=torch.uint8)
     kept = weakref.ref(dst)
-    with host_runtime.paused():
+    with stand_in.paused():
         with pytest.raises(TimeoutError, match="no room for"):
             ring.copy_to(dst, src, timeout_s=0)
         del src, dst

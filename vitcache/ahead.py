@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vitcache.cache import EmbeddingCache
-from vitcache.caller import CallerModes
+from vitcache.device.thread_modes import TorchModes
 from vitcache.encoding import Encoding
 from vitcache.item import Chunk
 from vitcache.need import Need, wait_until_read
@@ -33,7 +33,7 @@ class Ahead:
         self._stream: torch.cuda.Stream | None = None
 
     def work(
-        self, chunks: Sequence[Chunk], encode: bool, modes: CallerModes, ready: Any, handle: Prefetch
+        self, chunks: Sequence[Chunk], encode: bool, modes: TorchModes, ready: Any, handle: Prefetch
     ) -> None:
         """Do what is missing, micro-batch by micro-batch, until the prefetch is cancelled.
 
@@ -41,9 +41,10 @@ class Ahead:
         """
         if self._cache.device.type == "cuda" and self._stream is None:
             self._stream = torch.cuda.Stream(self._cache.device)
-        if self._stream is not None:
-            self._stream.wait_event(ready)
-        with modes.taken_over(self._stream):
+        streams = [] if self._stream is None else [self._stream]
+        for stream in streams:
+            stream.wait_event(ready)
+        with modes.apply(streams):
             missing = [need for need in self._find_needs(chunks) if self._is_new(need)]
             batches = self._encoding.batches(missing)
             for number, batch in enumerate(batches):

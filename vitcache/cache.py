@@ -12,6 +12,7 @@ from torch import Tensor
 from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.calibration import calibrate_cuda
 from vitcache.checksum import Checksums
+from vitcache.device.streams import make_timeline
 from vitcache.entry import Entry
 from vitcache.flight import Flight
 from vitcache.keys import KEY_BYTES, check_key
@@ -24,7 +25,6 @@ from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 from vitcache.shared_ledger import SharedLedger
 from vitcache.single_flight import Claim, SingleFlight
 from vitcache.stats import CacheStats
-from vitcache.streams import make_timeline
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 

@@ -6,8 +6,8 @@ from collections.abc import Hashable
 from concurrent.futures import Future
 
 from vitcache._native import PagedRows
+from vitcache.device.streams import Fence
 from vitcache.pages import PagePool
-from vitcache.streams import Fence
 
 
 class Entry:

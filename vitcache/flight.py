@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from vitcache.device.streams import Fence
 from vitcache.entry import Entry
 from vitcache.pages import PagePool
-from vitcache.streams import Fence
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vitcache._version import __version__
-from vitcache.cuda_runtime import open_cuda_runtime
+from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 
 # The first and the last version, both included, and those of them that the tests are run with.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 
 from vitcache.arguments import to_int
-from vitcache.caller import CallerModes
+from vitcache.device.thread_modes import TorchModes, current_streams
 from vitcache.keys import content_key
 
 # One core hashes the feature of a 1280x720 image in a third of its encode's time: 9 of 27 ms beside an H100.
@@ -85,7 +84,7 @@ class KeyThreads:
             raise RuntimeError(f"these threads are of process {self._pid}, this is process {os.getpid()}")
         share = max(self.num_threads // (len(self._unfinished) + 1), 1)
         future = self._executor.submit(
-            _hash, feature, namespace, extra, share, CallerModes(), _current_streams()
+            _hash, feature, namespace, extra, share, TorchModes.capture(), current_streams()
         )
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
@@ -113,25 +112,10 @@ def _hash(
     namespace: bytes,
     extra: Any,
     num_threads: int,
-    modes: CallerModes,
+    modes: TorchModes,
     streams: list[torch.cuda.Stream],
 ) -> KeyedFeature:
-    with ExitStack() as stack:
-        stack.enter_context(modes.taken_over())
-        for stream in streams:
-            stack.enter_context(torch.cuda.stream(stream))
+    with modes.apply(streams):
         loaded = feature() if callable(feature) else feature
         key = content_key(loaded, namespace=namespace, extra=extra, num_threads=num_threads)
     return KeyedFeature(key, loaded)
-
-
-def _current_streams() -> list[torch.cuda.Stream]:
-    """The calling thread's streams where they are not the default, and last that of the current device."""
-    if not torch.cuda.is_initialized():
-        return []
-    current = torch.cuda.current_device()
-    others = [device for device in range(torch.cuda.device_count()) if device != current]
-    streams = [torch.cuda.current_stream(device) for device in others]
-    # To enter the default stream of a device would create a context on it, and change nothing.
-    side = [stream for stream in streams if stream != torch.cuda.default_stream(stream.device)]
-    return [*side, torch.cuda.current_stream(current)]

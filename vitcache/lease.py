@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vitcache._native import PagedRows
+from vitcache.device.streams import Timeline
 from vitcache.entry import Entry
-from vitcache.streams import Timeline
 
 # What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,
 # as every look-up makes one.

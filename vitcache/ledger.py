@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from vitcache.device.streams import Fence
 from vitcache.entry import Entry
 from vitcache.flight import Demotion, Flight
 from vitcache.index import Index
 from vitcache.pages import PagePool
 from vitcache.stats import CacheStats, Counts, TierHits
-from vitcache.streams import Fence
 
 
 class Ledger:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vitcache import reference, row_copy
 from vitcache.destination import Destination
+from vitcache.device.streams import is_capturing
 from vitcache.placement import Placement
 from vitcache.placement_table import PlacementTable
-from vitcache.streams import is_capturing
 
 _library = torch.library.Library("vitcache", "DEF")
 # Their tables live for one call: a graph that captured one would replay what came after it.

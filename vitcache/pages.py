@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vitcache._native import CudaRuntime, PagedRows, copy_batch
-from vitcache.cuda_runtime import open_cuda_runtime
+from vitcache.device.cuda_runtime import open_cuda_runtime
+from vitcache.device.streams import Fence
 from vitcache.errors import CudaError
 from vitcache.rows import KINDS
-from vitcache.streams import Fence
 
 # cudaHostRegisterPortable | cudaHostRegisterMapped: page-locked for every device, and read by its kernels.
 _REGISTER_FLAGS = 1 | 2

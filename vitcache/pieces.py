@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcache.streams import Event
+from vitcache.device.streams import Event
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 

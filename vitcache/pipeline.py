@@ -14,7 +14,7 @@ from torch import Tensor
 from vitcache.ahead import Ahead
 from vitcache.arguments import to_int
 from vitcache.cache import EmbeddingCache
-from vitcache.caller import CallerModes
+from vitcache.device.thread_modes import TorchModes
 from vitcache.encoding import Encode, Encoding
 from vitcache.item import Chunk, Item
 from vitcache.key_threads import KeyThreads
@@ -297,7 +297,7 @@ class VisionPipeline:
         """
         check_chunks(chunks)
         ready = record_event(self.cache.device)
-        work = partial(self._ahead.work, chunks, encode and self._agree is None, CallerModes(), ready)
+        work = partial(self._ahead.work, chunks, encode and self._agree is None, TorchModes.capture(), ready)
         return self._prefetcher.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vitcache.destination import Destination
+from vitcache.device.streams import Event, is_capturing
 from vitcache.placement import Placement
 from vitcache.reservation import Reservation
 from vitcache.rows import KINDS
-from vitcache.streams import Event, is_capturing
 from vitcache.tables import ring_of
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vitcache._native import PagedRows
+from vitcache.device.streams import Fence, Timeline
 from vitcache.flight import Flight
 from vitcache.pages import PagePool
 from vitcache.rows import check_rows
-from vitcache.streams import Fence, Timeline
 
 logger = logging.getLogger("vitcache.cache")
 

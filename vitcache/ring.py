@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitcache import _native, host_runtime
-from vitcache.cuda_runtime import open_cuda_runtime
+from vitcache import _native
+from vitcache.device import stand_in
+from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 from vitcache.strided_view import as_source, check_destination
 from vitcache.ticket import InFlight, Ticket, stream_handle
@@ -133,7 +134,7 @@ class PinnedRing:
                 raise ValueError(f"{name} is {value}, it must be at most {most}")
         self.device = _resolve(backend, device)
         self.num_threads = num_threads
-        runtime = open_cuda_runtime() if self.device.type == "cuda" else host_runtime.open_runtime()
+        runtime = open_cuda_runtime() if self.device.type == "cuda" else stand_in.open_runtime()
         if not runtime.available:
             raise CudaError(f"backend is 'cuda' but there is no CUDA runtime: {'; '.join(runtime.searched)}")
         handle = _take_stream(runtime, self.device) if self.device.type == "cuda" else None

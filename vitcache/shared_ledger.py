@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from vitcache.checksum import Checksums, is_intact
+from vitcache.device.streams import Fence
 from vitcache.entry import Entry
 from vitcache.flight import Flight
 from vitcache.lease import Origin
 from vitcache.ledger import Ledger
 from vitcache.reservation import Abandoned, Landing, Reservation, abandon, logger
-from vitcache.streams import Fence
 
 
 class SharedLedger:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vitcache.streams import Event
+from vitcache.device.streams import Event
 
 BLOCK_VALUES = 1 << 17  # 1 MiB of int64: the row tables of 65,536 rows
 

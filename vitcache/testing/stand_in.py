@@ -1,7 +1,6 @@
-"""The stand-in for the CUDA runtime, for machines without a GPU: opened, stopped, made to fail, and counted.
+"""The stand-in for the CUDA runtime under control: stopped, made to fail, and counted.
 
-It is a library with the entry points of the real one; csrc/host_runtime.h says what it does. The controls are
-for tests and benches, and act on the whole process.
+The controls act on the whole process; csrc/host_runtime.h says what each does.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
-from vitcache._native import CudaRuntime
-
 
 class Counts(ctypes.Structure):
     """Calls that wait for the device and copies done, since the reset; what is alive, by number or bytes."""
@@ -22,19 +19,6 @@ class Counts(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in ("synchronizing_calls", "copies", "copied_bytes", "streams", "events", "locked_bytes")
     ]
-
-
-def path() -> str:
-    """Return the library's file, which is installed beside the native module."""
-    spec = find_spec("vitcache._host_runtime")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
-    return spec.origin
-
-
-def open_runtime() -> CudaRuntime:
-    """Open it in the place of the real runtime."""
-    return CudaRuntime.open_file(path())
 
 
 def reset() -> None:
@@ -80,7 +64,14 @@ def limit_locked_bytes(limit: int) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(path())
+    library = ctypes.CDLL(_path())
     library.vitcache_host_count.restype = Counts
     library.vitcache_host_limit_locked_bytes.argtypes = [ctypes.c_size_t]
     return library
+
+
+def _path() -> str:
+    spec = find_spec("vitcache._host_runtime")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
+    return spec.origin

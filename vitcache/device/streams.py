@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from vitcache.cuda_runtime import open_cuda_runtime
+from vitcache.device.cuda_runtime import open_cuda_runtime
 
 if TYPE_CHECKING:
     from vitcache._native import CudaRuntime

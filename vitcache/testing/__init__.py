@@ -1,0 +1,1 @@
+"""What tests plant and look at; no other room imports it."""
