@@ -12,7 +12,7 @@ from vitcache.device import stand_in
 
 @contextmanager
 def standing_stream(ring: PinnedRing) -> Iterator[None]:
-    """Let the stream of a ring on the stand-in wait meanwhile for a value, which the host writes at the end."""
+    """Let the stream of a ring on the stand-in wait meanwhile for a value that the host writes at the end."""
     runtime = ctypes.CDLL(stand_in.path())
     stream = ctypes.c_void_p(ring._native.stream)
     memory = ctypes.c_void_p()

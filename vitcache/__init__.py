@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vitcache.cache import CacheStats, EmbeddingCache
     from vitcache.errors import CudaError
     from vitcache.item import Chunk, Item, Items
-    from vitcache.key_aliases import Alias, KeyAliases
-    from vitcache.key_threads import KeyedFeature, KeyThreads
-    from vitcache.keys import Namespace, content_key
+    from vitcache.keys.aliases import Alias, KeyAliases
+    from vitcache.keys.content import Namespace, content_key
+    from vitcache.keys.threads import KeyedFeature, KeyThreads
     from vitcache.lease import Lease
     from vitcache.ops import embed_tokens, scatter_embeddings
     from vitcache.pipeline import EmbedResult, ItemError, VisionPipeline
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Alias": "vitcache.key_aliases",
+    "Alias": "vitcache.keys.aliases",
     "Attachment": "vitcache.adapters.transformers",
     "CacheStats": "vitcache.cache",
     "Chunk": "vitcache.item",
@@ -85,11 +85,11 @@ _MODULES = {
     "Item": "vitcache.item",
     "ItemError": "vitcache.pipeline",
     "Items": "vitcache.item",
-    "KeyAliases": "vitcache.key_aliases",
-    "KeyThreads": "vitcache.key_threads",
-    "KeyedFeature": "vitcache.key_threads",
+    "KeyAliases": "vitcache.keys.aliases",
+    "KeyThreads": "vitcache.keys.threads",
+    "KeyedFeature": "vitcache.keys.threads",
     "Lease": "vitcache.lease",
-    "Namespace": "vitcache.keys",
+    "Namespace": "vitcache.keys.content",
     "PinnedRing": "vitcache.ring",
     "PlacementTable": "vitcache.placement_table",
     "Prefetch": "vitcache.prefetch",
@@ -100,7 +100,7 @@ _MODULES = {
     "VisionPipeline": "vitcache.pipeline",
     "attach": "vitcache.adapters.transformers",
     "clip_spans": "vitcache.spans",
-    "content_key": "vitcache.keys",
+    "content_key": "vitcache.keys.content",
     "embed_tokens": "vitcache.ops",
     "processor_fingerprint": "vitcache.adapters.fingerprint",
     "scatter_embeddings": "vitcache.ops",

@@ -15,7 +15,7 @@ from vitcache.checksum import Checksums
 from vitcache.device.streams import make_timeline
 from vitcache.entry import Entry
 from vitcache.flight import Flight
-from vitcache.keys import KEY_BYTES, check_key
+from vitcache.keys.content import KEY_BYTES, check_key
 from vitcache.lease import Lease, Origin, Returns
 from vitcache.ledger import Ledger
 from vitcache.pages import PagePool

@@ -161,7 +161,7 @@ def look_at_gpus() -> Part:
 
 
 def look_at_keys() -> Part:
-    from vitcache.keys import ALGORITHM
+    from vitcache.keys.content import ALGORITHM
 
     slower = "" if ALGORITHM == "blake3" else ", slower than blake3: pip install blake3"
     return Part(True, f"hashed with {ALGORITHM}{slower}", {"algorithm": ALGORITHM})

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
-from vitcache.keys import check_key
+from vitcache.keys.content import check_key
 from vitcache.spans import Span
 
 

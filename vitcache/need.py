@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vitcache.item import Item
-from vitcache.key_threads import KeyedFeature, KeyThreads
+from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.lease import Lease
 from vitcache.plan import Use
 from vitcache.reservation import Reservation

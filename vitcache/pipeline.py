@@ -17,8 +17,8 @@ from vitcache.cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.encoding import Encode, Encoding
 from vitcache.item import Chunk, Item
-from vitcache.key_threads import KeyThreads
-from vitcache.keys import content_key
+from vitcache.keys.content import content_key
+from vitcache.keys.threads import KeyThreads
 from vitcache.lease import Lease
 from vitcache.look_up import Agree, look_up, look_up_together
 from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until_read

@@ -19,7 +19,7 @@ from vitcache.adapters.families import ItemCall, Split
 from vitcache.adapters.outputs import OutputForm, item_rows
 from vitcache.adapters.pixels import PixelMover
 from vitcache.cache import EmbeddingCache
-from vitcache.keys import Namespace, content_key
+from vitcache.keys.content import Namespace, content_key
 from vitcache.ring import PinnedRing
 from vitcache.shadow import Shadow, logger
 

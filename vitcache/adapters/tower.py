@@ -10,7 +10,7 @@ from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
 from vitcache.cache import EmbeddingCache
-from vitcache.keys import Namespace
+from vitcache.keys.content import Namespace
 
 DEFAULT_ROWS = 32 * 1024
 """Room in the default cache: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vitcache.arguments import to_int
-from vitcache.pieces import pieces, read_back
+from vitcache.keys.readback import pieces, read_back
 
 ALGORITHM: str
 try:

@@ -18,15 +18,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitcache import keys
-from vitcache.keys import Namespace, content_key
+from vitcache.keys import content
+from vitcache.keys.content import Namespace, content_key
 
 ALGORITHMS = ("blake3", "sha256")
 
 
 @pytest.fixture(params=ALGORITHMS)
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(keys, "ALGORITHM", request.param)
+    monkeypatch.setattr(content, "ALGORITHM", request.param)
     return request.param
 
 
@@ -107,15 +107,15 @@ def test_no_two_near_equal_inputs_share_a_key(algorithm: str) -> None:
 def test_the_algorithms_share_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name in ALGORITHMS:
-        monkeypatch.setattr(keys, "ALGORITHM", name)
+        monkeypatch.setattr(content, "ALGORITHM", name)
         found[name] = {content_key(feature, **options) for _, feature, options in near_equal_calls()}
     assert not found["blake3"] & found["sha256"]
 
 
 def test_the_name_of_the_algorithm_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     key, digest = content_key(BASE), Namespace("m").digest()
-    monkeypatch.setattr(keys, "ALGORITHM", "sha256")
-    monkeypatch.setattr(keys, "_new_hash", lambda num_threads: blake3.blake3())
+    monkeypatch.setattr(content, "ALGORITHM", "sha256")
+    monkeypatch.setattr(content, "_new_hash", lambda num_threads: blake3.blake3())
     assert content_key(BASE) != key
     assert Namespace("m").digest() != digest
 
@@ -198,9 +198,9 @@ def test_large_strided_inputs_are_hashed_as_one_stream(shape: tuple[int, ...]) -
     ids=["strided", "swapped"],
 )
 def test_a_large_input_that_needs_a_copy_is_not_copied_whole(array: np.ndarray) -> None:
-    blocks = list(keys._blocks(array))
+    blocks = list(content._blocks(array))
     assert sum(len(block) for block in blocks) == 4_000_000
-    assert max(len(block) for block in blocks) <= keys._BLOCK_BYTES
+    assert max(len(block) for block in blocks) <= content._BLOCK_BYTES
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -211,7 +211,9 @@ def test_threads_make_no_difference(algorithm: str, num_threads: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "threads"), [(keys._THREADED_BYTES - 1, 1), (keys._THREADED_BYTES, 3)], ids=["small", "large"]
+    ("size", "threads"),
+    [(content._THREADED_BYTES - 1, 1), (content._THREADED_BYTES, 3)],
+    ids=["small", "large"],
 )
 def test_only_what_is_large_starts_threads(monkeypatch: pytest.MonkeyPatch, size: int, threads: int) -> None:
     asked = []
@@ -220,7 +222,7 @@ def test_only_what_is_large_starts_threads(monkeypatch: pytest.MonkeyPatch, size
         asked.append(num_threads)
         return blake3.blake3()
 
-    monkeypatch.setattr(keys, "_new_hash", new_hash)
+    monkeypatch.setattr(content, "_new_hash", new_hash)
     for feature in (
         bytes(size),
         bytearray(size),
@@ -234,7 +236,7 @@ def test_only_what_is_large_starts_threads(monkeypatch: pytest.MonkeyPatch, size
 
 def test_a_contiguous_input_is_not_copied_at_all() -> None:
     array = np.zeros((1500, 1000), np.float32)
-    [block] = keys._blocks(array)
+    [block] = content._blocks(array)
     assert np.shares_memory(block, array)
 
 
@@ -393,9 +395,9 @@ def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exc
     ],
 )
 def test_a_key_is_32_bytes(key: Any, error: type[Exception], match: str) -> None:
-    keys.check_key(content_key(b""))
+    content.check_key(content_key(b""))
     with pytest.raises(error, match=match):
-        keys.check_key(key, "name")
+        content.check_key(key, "name")
 
 
 # Namespaces
@@ -483,7 +485,7 @@ def test_keys_are_the_same_in_every_release(algorithm: str) -> None:
 
 
 def test_keys_are_the_same_in_every_process() -> None:
-    script = "from vitcache.keys import *; print(content_key(b'x', extra={'b': 1, 'a': [2.0]}).hex())"
+    script = "from vitcache.keys.content import *; print(content_key(b'x', extra={'b': 1, 'a': [2.0]}).hex())"
     expected = content_key(b"x", extra={"a": [2.0], "b": 1}).hex()
     for seed in ("0", "1"):
         result = subprocess.run(
@@ -500,10 +502,10 @@ def test_keys_are_the_same_in_every_process() -> None:
 def test_without_blake3_keys_are_sha256(monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "import sys; sys.modules['blake3'] = None\n"
-        "from vitcache import keys; print(keys.ALGORITHM, keys.content_key(b'vitcache').hex())"
+        "from vitcache.keys import content; print(content.ALGORITHM, content.content_key(b'vitcache').hex())"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
-    monkeypatch.setattr(keys, "ALGORITHM", "sha256")
+    monkeypatch.setattr(content, "ALGORITHM", "sha256")
     assert result.stdout.split() == ["sha256", content_key(b"vitcache").hex()]

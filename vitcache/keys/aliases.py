@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from vitcache.arguments import to_int
-from vitcache.keys import check_key
+from vitcache.keys.content import check_key
 
 
 class Alias(NamedTuple):

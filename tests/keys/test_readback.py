@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache.pieces import pieces, read_back
+from vitcache.keys.readback import pieces, read_back
 
 SHAPES = [(), (0,), (0, 3), (3, 0), (1,), (7,), (5, 3), (3, 1, 4), (2, 3, 4, 5), (1, 1, 40), (40, 1, 1)]
 

@@ -10,7 +10,7 @@ import torch
 
 from vitcache.arguments import to_int
 from vitcache.device.thread_modes import TorchModes, current_streams
-from vitcache.keys import content_key
+from vitcache.keys.content import content_key
 
 # One core hashes the feature of a 1280x720 image in a third of its encode's time: 9 of 27 ms beside an H100.
 _DEFAULT_THREADS = 4

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from vitcache import KeyThreads, content_key, key_threads
-from vitcache.key_threads import KeyedFeature
+import vitcache.keys.threads
+from vitcache import KeyThreads, content_key
+from vitcache.keys.threads import KeyedFeature
 
 SECONDS = 60  # after which a test that hangs has failed
 
@@ -116,7 +117,7 @@ def test_few_items_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         gate()
         return b""
 
-    monkeypatch.setattr(key_threads, "content_key", record)
+    monkeypatch.setattr(vitcache.keys.threads, "content_key", record)
     with KeyThreads(4) as threads:
         for step in ([4, 2, 1, 1, 1, 1], [4], [4, 2]):
             futures = [threads.submit(number) for number in range(len(step))]
