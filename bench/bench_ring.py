@@ -24,7 +24,7 @@ from vitcache.bench.producers import producers
 from vitcache.bench.record import Recorder
 from vitcache.bench.standing_stream import standing_stream
 from vitcache.bench.timing import Sample, Timer
-from vitcache.ring import default_num_threads
+from vitcache.ring.pinned_ring import default_num_threads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

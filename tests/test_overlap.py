@@ -11,8 +11,7 @@ import pytest
 import torch
 from pipeline_scene import HIDDEN, Tower, expected, feature, make_cache, make_ids, make_weight
 
-from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline
-from vitcache.ring import Ticket
+from vitcache import Chunk, Item, PinnedRing, Span, Ticket, VisionPipeline
 from vitcache.testing import stand_in
 
 WEIGHT = make_weight()

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitcache import CudaError
+from vitcache import CudaError, PinnedRing
 from vitcache.device.stand_in import open_runtime
 from vitcache.device.streams import Fence
 from vitcache.pages import PagePool, _empty_pinned, _joint_runs
-from vitcache.ring import PinnedRing
 from vitcache.testing import stand_in
 
 CPU = torch.device("cpu")

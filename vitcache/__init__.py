@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vitcache.placement_table import PlacementTable
     from vitcache.prefetch import Prefetch
     from vitcache.reservation import Reservation
-    from vitcache.ring import PinnedRing
+    from vitcache.ring.pinned_ring import PinnedRing
+    from vitcache.ring.ticket import Ticket
     from vitcache.shadow import Shadow
     from vitcache.single_flight import Claim
     from vitcache.spans import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
         spans_from_placeholder,
         spans_from_token_ids,
     )
-    from vitcache.ticket import Ticket
 
 __all__ = [
     "Alias",
@@ -90,13 +90,13 @@ _MODULES = {
     "KeyedFeature": "vitcache.keys.threads",
     "Lease": "vitcache.lease",
     "Namespace": "vitcache.keys.content",
-    "PinnedRing": "vitcache.ring",
+    "PinnedRing": "vitcache.ring.pinned_ring",
     "PlacementTable": "vitcache.placement_table",
     "Prefetch": "vitcache.prefetch",
     "Reservation": "vitcache.reservation",
     "Shadow": "vitcache.shadow",
     "Span": "vitcache.spans",
-    "Ticket": "vitcache.ticket",
+    "Ticket": "vitcache.ring.ticket",
     "VisionPipeline": "vitcache.pipeline",
     "attach": "vitcache.adapters.transformers",
     "clip_spans": "vitcache.spans",

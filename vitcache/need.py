@@ -13,7 +13,7 @@ from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.lease import Lease
 from vitcache.plan import Use
 from vitcache.reservation import Reservation
-from vitcache.ticket import Ticket
+from vitcache.ring.ticket import Ticket
 from vitcache.transfer import Moved
 
 

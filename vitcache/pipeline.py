@@ -25,7 +25,7 @@ from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until
 from vitcache.ops import embed_tokens
 from vitcache.plan import check_chunks, check_windows, plan
 from vitcache.prefetch import Prefetch, Prefetcher
-from vitcache.ring import PinnedRing
+from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.shadow import Shadow
 from vitcache.sources import collect
 from vitcache.staging import Staging

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcache.ring import PinnedRing
-from vitcache.strided_view import as_source
-from vitcache.ticket import Ticket
+from vitcache.ring.arguments import as_source
+from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.ring.ticket import Ticket
 
 RING_BYTES = 128 << 20
 

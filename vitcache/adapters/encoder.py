@@ -20,7 +20,7 @@ from vitcache.adapters.outputs import OutputForm, item_rows
 from vitcache.adapters.pixels import PixelMover
 from vitcache.cache import EmbeddingCache
 from vitcache.keys.content import Namespace, content_key
-from vitcache.ring import PinnedRing
+from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.shadow import Shadow, logger
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in

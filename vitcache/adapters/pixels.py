@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.ring import PinnedRing
-from vitcache.ticket import Ticket
+from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.ring.ticket import Ticket
 
 RING_BYTES = 128 << 20
 # Below, a copy is over before a ring's thread has woken up.

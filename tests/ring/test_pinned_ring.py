@@ -18,7 +18,7 @@ import torch
 from placement_cases import same_bits
 
 from vitcache import CudaError, PinnedRing
-from vitcache.ring import MOST_THREADS, default_num_threads
+from vitcache.ring.pinned_ring import MOST_THREADS, default_num_threads
 from vitcache.testing import stand_in
 
 CAPACITY, PIECE = 1 << 16, 1 << 13

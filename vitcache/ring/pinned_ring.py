@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import weakref
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -19,8 +18,9 @@ from vitcache import _native
 from vitcache.device import stand_in
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
-from vitcache.strided_view import as_source, check_destination
-from vitcache.ticket import InFlight, Ticket, stream_handle
+from vitcache.ring.arguments import as_source, check_destination
+from vitcache.ring.idle_streams import give_stream_back, take_stream
+from vitcache.ring.ticket import InFlight, Ticket, stream_handle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +31,6 @@ MOST_THREADS = 64
 # 4 to 16 MiB did alike there; the smaller a piece, the sooner the first one is on its way.
 PIECE_BYTES = 4 << 20
 LEAST_BYTES = 256  # of a ring and of a piece: what slots are aligned to
-
-# Streams of rings that were closed, by device, for the next ones. They are never destroyed: when torch frees
-# memory that a ring wrote to, it records an event on the ring's stream, be the ring closed or not.
-_idle_streams: defaultdict[torch.device, list[int]] = defaultdict(list)
 
 _CASTS = {
     (torch.float32, torch.bfloat16): _native.Cast.float32_to_bfloat16,
@@ -137,13 +133,13 @@ class PinnedRing:
         runtime = open_cuda_runtime() if self.device.type == "cuda" else stand_in.open_runtime()
         if not runtime.available:
             raise CudaError(f"backend is 'cuda' but there is no CUDA runtime: {'; '.join(runtime.searched)}")
-        handle = _take_stream(runtime, self.device) if self.device.type == "cuda" else None
+        handle = take_stream(runtime, self.device) if self.device.type == "cuda" else None
         try:
             index = self.device.index or 0
             self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, index, handle)
         except BaseException:
             if handle is not None:
-                _idle_streams[self.device].append(handle)
+                give_stream_back(self.device, handle)
             raise
         self._in_flight = InFlight()
         # Also at exit: the workers must be gone before the interpreter is.
@@ -305,17 +301,8 @@ def _resolve(backend: str, device: torch.device | str | int | None) -> torch.dev
     return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
 
 
-def _take_stream(runtime: _native.CudaRuntime, device: torch.device) -> int:
-    """Return a stream that no open ring uses."""
-    try:
-        return _idle_streams[device].pop()
-    except IndexError:
-        with torch.cuda.device(device):
-            return runtime.create_stream()
-
-
 def _close(ring: _native.Ring, in_flight: InFlight, device: torch.device) -> None:
     ring.close()
     in_flight.clear()
     if device.type == "cuda":
-        _idle_streams[device].append(ring.stream)
+        give_stream_back(device, ring.stream)
