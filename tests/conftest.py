@@ -16,7 +16,7 @@ import torch
 from gpu.machine import CUDA, DRY
 
 from vitcache import info
-from vitcache.pages import PagePool
+from vitcache.pages.pool import PagePool
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
 from vitcache.device.streams import Fence
-from vitcache.pages import PagePool
+from vitcache.pages.pool import PagePool
 
 
 class Event:

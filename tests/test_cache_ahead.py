@@ -9,7 +9,7 @@ from pipeline_scene import Tower, feature, make_ids, make_weight
 from pipeline_scene import make_cache as make_pipeline_cache
 
 from vitcache import Chunk, Item, Span, VisionPipeline
-from vitcache.pages import PagePool
+from vitcache.pages.pool import PagePool
 
 
 def test_what_was_expected_goes_without_a_copy(copies: list[int]) -> None:

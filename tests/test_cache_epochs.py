@@ -13,7 +13,7 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
 
 from vitcache.cache import EmbeddingCache
-from vitcache.lease import Lease
+from vitcache.pages.lease import Lease
 
 
 def test_clear_frees_all_pages_but_leased_ones() -> None:

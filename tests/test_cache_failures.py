@@ -11,7 +11,7 @@ from cache_cases import KEYS, PAGE_BYTES, Failure, make_cache, make_rows, presen
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
-from vitcache.pages import PagePool
+from vitcache.pages.pool import PagePool
 
 
 @pytest.mark.parametrize("method", ["write", "copy_pages"])

@@ -13,7 +13,7 @@ import torch
 from cache_cases import KEYS, WIDTH, make_cache, make_rows
 
 from vitcache.cache import EmbeddingCache
-from vitcache.flight import Demotion
+from vitcache.pages.pending import Demotion
 
 
 def lose_a_page(cache: EmbeddingCache) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vitcache.cache import EmbeddingCache
-from vitcache.lease import Lease
-from vitcache.pages import PagePool
-from vitcache.reservation import Reservation
+from vitcache.pages.lease import Lease
+from vitcache.pages.pool import PagePool
+from vitcache.pages.reservation import Reservation
 
 PAGE_ROWS, WIDTH = 2, 3
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4

@@ -11,7 +11,7 @@ from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache, make_ful
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
-from vitcache.lease import Lease
+from vitcache.pages.lease import Lease
 from vitcache.policy import POLICIES
 
 DEVICE_PAGES = 5

@@ -12,7 +12,7 @@ import torch
 from cache_cases import PAGE_ROWS, WIDTH, make_cache
 
 from vitcache.cache import EmbeddingCache
-from vitcache.lease import Lease
+from vitcache.pages.lease import Lease
 from vitcache.policy import POLICIES
 
 STEPS = 1_000_000 // len(POLICIES)

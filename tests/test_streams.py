@@ -13,11 +13,11 @@ from stream_model import StreamModel, make_cache
 
 from vitcache.device import streams
 from vitcache.device.streams import CpuTimeline, Event, make_timeline
-from vitcache.entry import Entry
-from vitcache.lease import Lease
 from vitcache.ledger import Ledger
-from vitcache.pages import PagePool
-from vitcache.reservation import Reservation
+from vitcache.pages.entry import Entry
+from vitcache.pages.lease import Lease
+from vitcache.pages.pool import PagePool
+from vitcache.pages.reservation import Reservation
 
 PAGE_BYTES = 8
 KEYS = [bytes([number]) * 32 for number in range(8)]

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from vitcache.keys.aliases import Alias, KeyAliases
     from vitcache.keys.content import Namespace, content_key
     from vitcache.keys.threads import KeyedFeature, KeyThreads
-    from vitcache.lease import Lease
     from vitcache.ops import embed_tokens, scatter_embeddings
+    from vitcache.pages.lease import Lease
+    from vitcache.pages.reservation import Reservation
     from vitcache.pipeline import EmbedResult, ItemError, VisionPipeline
     from vitcache.placement_table import PlacementTable
     from vitcache.prefetch import Prefetch
-    from vitcache.reservation import Reservation
     from vitcache.ring.pinned_ring import PinnedRing
     from vitcache.ring.ticket import Ticket
     from vitcache.shadow import Shadow
@@ -88,12 +88,12 @@ _MODULES = {
     "KeyAliases": "vitcache.keys.aliases",
     "KeyThreads": "vitcache.keys.threads",
     "KeyedFeature": "vitcache.keys.threads",
-    "Lease": "vitcache.lease",
+    "Lease": "vitcache.pages.lease",
     "Namespace": "vitcache.keys.content",
     "PinnedRing": "vitcache.ring.pinned_ring",
     "PlacementTable": "vitcache.placement_table",
     "Prefetch": "vitcache.prefetch",
-    "Reservation": "vitcache.reservation",
+    "Reservation": "vitcache.pages.reservation",
     "Shadow": "vitcache.shadow",
     "Span": "vitcache.spans",
     "Ticket": "vitcache.ring.ticket",

@@ -13,8 +13,8 @@ from vitcache.device.thread_modes import TorchModes
 from vitcache.encoding import Encoding
 from vitcache.item import Chunk
 from vitcache.need import Need, wait_until_read
+from vitcache.pages.reservation import Reservation
 from vitcache.prefetch import Prefetch
-from vitcache.reservation import Reservation
 from vitcache.staging import Staging
 
 FindNeeds = Callable[[Sequence[Chunk]], list[Need]]

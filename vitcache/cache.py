@@ -13,14 +13,14 @@ from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.calibration import calibrate_cuda
 from vitcache.checksum import Checksums
 from vitcache.device.streams import make_timeline
-from vitcache.entry import Entry
-from vitcache.flight import Flight
 from vitcache.keys.content import KEY_BYTES, check_key
-from vitcache.lease import Lease, Origin, Returns
 from vitcache.ledger import Ledger
-from vitcache.pages import PagePool
+from vitcache.pages.entry import Entry
+from vitcache.pages.lease import Lease, Origin, Returns
+from vitcache.pages.pending import Flight
+from vitcache.pages.pool import PagePool
+from vitcache.pages.reservation import Reservation, outdated, warn_refused
 from vitcache.policy import make_policy
-from vitcache.reservation import Reservation, outdated, warn_refused
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 from vitcache.shared_ledger import SharedLedger
 from vitcache.single_flight import Claim, SingleFlight

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from vitcache.device.streams import Fence, Timeline
-from vitcache.entry import Entry
-from vitcache.pages import PagePool
+from vitcache.pages.entry import Entry
+from vitcache.pages.pool import PagePool
 
 
 class Checksums:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from vitcache.entry import Entry
-from vitcache.pages import PagePool
+from vitcache.pages.entry import Entry
+from vitcache.pages.pool import PagePool
 from vitcache.policy import make_policy
 
 

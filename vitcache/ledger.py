@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from vitcache.device.streams import Fence
-from vitcache.entry import Entry
-from vitcache.flight import Demotion, Flight
 from vitcache.index import Index
-from vitcache.pages import PagePool
+from vitcache.pages.entry import Entry
+from vitcache.pages.pending import Demotion, Flight
+from vitcache.pages.pool import PagePool
 from vitcache.stats import CacheStats, Counts, TierHits
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vitcache.item import Item
 from vitcache.keys.threads import KeyedFeature, KeyThreads
-from vitcache.lease import Lease
+from vitcache.pages.lease import Lease
+from vitcache.pages.reservation import Reservation
 from vitcache.plan import Use
-from vitcache.reservation import Reservation
 from vitcache.ring.ticket import Ticket
 from vitcache.transfer import Moved
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vitcache import autograd, operators, placement
 from vitcache.destination import Destination
-from vitcache.lease import Lease
+from vitcache.pages.lease import Lease
+from vitcache.pages.reservation import Reservation
 from vitcache.placement_table import PlacementTable
-from vitcache.reservation import Reservation
 from vitcache.rows import KINDS, check_layout
 
 

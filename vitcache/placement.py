@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vitcache import _native, reference
 from vitcache.destination import Destination, extent
-from vitcache.lease import Lease, use_all
-from vitcache.reservation import Reservation
+from vitcache.pages.lease import Lease, use_all
+from vitcache.pages.reservation import Reservation
 from vitcache.rows import DTYPES, KINDS, check_dtype
 from vitcache.spans import Span
 

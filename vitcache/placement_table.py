@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitcache.destination import Destination
 from vitcache.device.streams import Event, is_capturing
+from vitcache.pages.reservation import Reservation
 from vitcache.placement import Placement
-from vitcache.reservation import Reservation
 from vitcache.rows import KINDS
 from vitcache.tables import ring_of
 

@@ -9,11 +9,11 @@ from functools import partial
 
 from vitcache.checksum import Checksums, is_intact
 from vitcache.device.streams import Fence
-from vitcache.entry import Entry
-from vitcache.flight import Flight
-from vitcache.lease import Origin
 from vitcache.ledger import Ledger
-from vitcache.reservation import Abandoned, Landing, Reservation, abandon, logger
+from vitcache.pages.entry import Entry
+from vitcache.pages.lease import Origin
+from vitcache.pages.pending import Flight
+from vitcache.pages.reservation import Abandoned, Landing, Reservation, abandon, logger
 
 
 class SharedLedger:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vitcache.cache import EmbeddingCache
-from vitcache.lease import Lease
 from vitcache.need import Need
-from vitcache.reservation import Reservation
+from vitcache.pages.lease import Lease
+from vitcache.pages.reservation import Reservation
 from vitcache.rows import DTYPE_NAMES, can_be_stored
 from vitcache.spans import Span
 from vitcache.transfer import FeatureMover

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +12,8 @@ from vitcache._native import CudaRuntime, PagedRows, copy_batch
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.device.streams import Fence
 from vitcache.errors import CudaError
+from vitcache.pages.pinned import allocate_pinned
 from vitcache.rows import KINDS
-
-# cudaHostRegisterPortable | cudaHostRegisterMapped: page-locked for every device, and read by its kernels.
-_REGISTER_FLAGS = 1 | 2
 
 
 class Layout(NamedTuple):
@@ -79,7 +73,9 @@ class PagePool:
         # A tensor made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             if tier == "host" and device.type == "cuda":
-                self.rows = _empty_pinned(num_pages * self.page_bytes, device).view(dtype).view(-1, row_width)
+                self.rows = (
+                    allocate_pinned(num_pages * self.page_bytes, device).view(dtype).view(-1, row_width)
+                )
             else:
                 place = device if tier == "device" else torch.device("cpu")
                 self.rows = torch.empty((num_pages * page_rows, row_width), dtype=dtype, device=place)
@@ -199,26 +195,3 @@ def _joint_runs(pages: Sequence[int], source_pages: Sequence[int]) -> Iterator[t
         if end == len(steps) or steps[end] != (page + count, source_page + count):
             yield page, source_page, count
             start = end
-
-
-def _empty_pinned(num_bytes: int, device: torch.device) -> Tensor:
-    """Return page-locked bytes; torch's own pinned allocator rounds up to a power of two, past the budget."""
-    message = f"cannot page-lock {num_bytes} bytes; lower host_bytes or free host memory"
-    try:
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
-        raise MemoryError(f"{message}: {error}") from error
-    array = np.frombuffer(memory, dtype=np.uint8)
-    tensor = torch.from_numpy(array)
-    cudart = torch.cuda.cudart()
-    with torch.cuda.device(device):
-        status = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, _REGISTER_FLAGS)
-        if status != 0:
-            # Else the next kernel launch would find this error and report it as its own.
-            with contextlib.suppress(RuntimeError):
-                torch.zeros(1, device=device)
-            raise MemoryError(f"{message}: {cudart.cudaGetErrorString(status)}")
-    # Every view of the tensor keeps the array alive, so this runs just before the memory goes: an mmap object
-    # tells only after it. At exit the process takes its memory along.
-    weakref.finalize(array, cudart.cudaHostUnregister, tensor.data_ptr()).atexit = False
-    return tensor

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vitcache.cache import EmbeddingCache
-from vitcache.lease import Lease
+from vitcache.pages.lease import Lease
 
 KEY = bytes(32)
 ROWS = torch.arange(15, dtype=torch.float32).view(5, 3)

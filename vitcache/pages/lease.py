@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcache._native import PagedRows
 from vitcache.device.streams import Timeline
-from vitcache.entry import Entry
+from vitcache.pages.entry import Entry
 
 # What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,
 # as every look-up makes one.

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from vitcache._native import PagedRows
 from vitcache.device.streams import Fence
-from vitcache.pages import PagePool
+from vitcache.pages.pool import PagePool
 
 
 class Entry:

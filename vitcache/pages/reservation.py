@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitcache._native import PagedRows
 from vitcache.device.streams import Fence, Timeline
-from vitcache.flight import Flight
-from vitcache.pages import PagePool
+from vitcache.pages.pending import Flight
+from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
 
 logger = logging.getLogger("vitcache.cache")

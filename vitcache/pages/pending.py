@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from vitcache.device.streams import Fence
-from vitcache.entry import Entry
-from vitcache.pages import PagePool
+from vitcache.pages.entry import Entry
+from vitcache.pages.pool import PagePool
 
 
 @dataclass(eq=False)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import random
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vitcache import CudaError, PinnedRing
+from vitcache import PinnedRing
 from vitcache.device.stand_in import open_runtime
 from vitcache.device.streams import Fence
-from vitcache.pages import PagePool, _empty_pinned, _joint_runs
+from vitcache.pages.pool import PagePool, _joint_runs
 from vitcache.testing import stand_in
 
 CPU = torch.device("cpu")
@@ -176,84 +172,3 @@ def test_a_pool_made_in_inference_mode_can_be_written_outside_of_it() -> None:
         pool.write((1,), torch.ones(1, 3))
     assert pool.rows[0, 0] == 0
     assert pool.rows[4, 0] == 1
-
-
-def is_mapped(address: int) -> bool:
-    """Whether this process has memory there."""
-    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
-    return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
-
-
-class Cudart:
-    """The calls of the CUDA runtime that page-lock memory, with a planned result."""
-
-    def __init__(self, status: int = 0) -> None:
-        self.status = status
-        self.registered: dict[int, int] = {}
-        self.flags: set[int] = set()
-        self.was_mapped: bool | None = None  # when it was unregistered
-
-    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
-        if self.status == 0:
-            self.registered[address] = num_bytes
-            self.flags.add(flags)
-        return self.status
-
-    def cudaHostUnregister(self, address: int) -> int:
-        self.was_mapped = is_mapped(address)
-        del self.registered[address]
-        return 0
-
-    def cudaGetErrorString(self, status: int) -> str:
-        return f"error {status}"
-
-
-def use_cudart(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> None:
-    fake = SimpleNamespace(cudart=lambda: cudart, device=lambda device: contextlib.nullcontext())
-    monkeypatch.setattr("vitcache.pages.torch.cuda", fake)
-
-
-def test_pinned_memory_is_exact_and_stays_locked_as_long_as_a_view_lives(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cudart = Cudart()
-    use_cudart(monkeypatch, cudart)
-    memory = _empty_pinned(3 << 12, CPU)
-    assert cudart.registered == {memory.data_ptr(): 3 << 12}
-    assert cudart.flags == {3}  # portable, mapped
-    view = memory.view(torch.float32).view(-1, 4)[5:7]
-    del memory
-    gc.collect()
-    assert len(cudart.registered) == 1
-    view.fill_(1.0)
-    del view
-    gc.collect()
-    assert cudart.registered == {}
-    assert cudart.was_mapped
-
-
-def test_memory_that_cannot_be_locked_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    cudart = Cudart(status=2)
-    use_cudart(monkeypatch, cudart)
-    with pytest.raises(MemoryError, match=r"cannot page-lock 8192 bytes; lower host_bytes .*: error 2"):
-        _empty_pinned(8192, CPU)
-    assert cudart.registered == {}
-
-
-def test_memory_that_does_not_exist_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_cudart(monkeypatch, Cudart())
-    with pytest.raises(MemoryError, match=rf"cannot page-lock {1 << 62} bytes"):
-        _empty_pinned(1 << 62, CPU)
-
-
-def test_a_host_tier_that_nothing_could_be_copied_to_is_refused_before_memory_is_locked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cudart = Cudart()
-    use_cudart(monkeypatch, cudart)
-    monkeypatch.setenv("VITCACHE_NO_CUDA", "1")
-    with pytest.raises(
-        CudaError, match="a host tier of cuda:0 needs the CUDA runtime: VITCACHE_NO_CUDA is 1"
-    ):
-        PagePool("host", 2, 4, 3, torch.float32, torch.device("cuda", 0))
-    assert cudart.flags == set()
