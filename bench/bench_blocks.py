@@ -42,11 +42,11 @@ CASES = {
 
 def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure every shape; yields its name before it runs."""
-    from vitcache.destination import Destination
-    from vitcache.placement import Placement
+    from vitcache.placement.destination import Destination
+    from vitcache.placement.placement import Placement
     from vitcache.rows import KINDS
-    from vitcache.triton_kernels import scatter_rows
     from vitcache.triton_kernels.blocks import BlockShape, block_shape
+    from vitcache.triton_kernels.scatter_rows import launch_scatter_rows
 
     source = torch.randn(case.num_rows, case.hidden, device=timer.device, dtype=torch.bfloat16)
     target = torch.full_like(source, float("nan"))
@@ -65,9 +65,7 @@ def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         yield label
 
         def run(shape: BlockShape = shape) -> None:
-            scatter_rows.launch_scatter_rows(
-                destination, table, source.dtype, None, aligned=True, shape=shape
-            )
+            launch_scatter_rows(table, target, None, source.dtype, None, aligned=True, shape=shape)
 
         target.fill_(float("nan"))
         run()

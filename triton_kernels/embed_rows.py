@@ -2,7 +2,7 @@
 
 Bytes: one read and one write per row of the output, and what is stored in pages once more; plus the id and 8
 bytes of table per token, 16 where any is stored. Launches: one, and one scatter for each further source
-dtype. The truth is `vitcache.reference.embed_tokens`.
+dtype. The truth is `vitcache.placement.reference.embed_tokens`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitcache.destination import Destination
-from vitcache.host_blocks import copy_host_blocks
-from vitcache.placement import Placement
-from vitcache.placement_table import PlacementTable
-from vitcache.rows import KINDS
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.rows import (
     TRITON_DTYPES,
     cast,
     deepstack_arguments,
-    is_aligned,
     load_image_row,
-    make_table,
-    on_device,
+    num_planes,
     row_pointer,
-    store_dtype,
 )
-from vitcache.triton_kernels.scatter_rows import scatter_rows
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -106,102 +97,59 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
 
 
 def launch_embed_rows(
-    destination: Destination,
+    table: Tensor,
+    rows: Tensor,
+    deepstack: Tensor | None,
     input_ids: Tensor,
     weight: Tensor,
-    table: Tensor,
     dtype: torch.dtype,
     scale: float | None,
     text_scale: float | None,
     *,
     aligned: bool,
-    store: tl.dtype | None = None,
+    store: torch.dtype | None = None,
 ) -> None:
     """Launch on the current stream for every token, and for what `table` only stores; tokens whose row there
     is not of `dtype` are left out.
+
+    Parameters
+    ----------
+    table
+        int64, in memory that the device reads: see the kernel.
+    rows, deepstack
+        What is built: ``(T, H)`` and ``(L, T, H)`` or None.
+    input_ids, weight
+        ``(T,)`` and ``(V, H)``.
+    aligned, store
+        As in `launch_scatter_rows`.
     """
-    block, num_warps = block_shape(destination.hidden, destination.rows.device)
-    out = destination.rows
+    num_tokens, hidden = rows.shape
+    block, num_warps = block_shape(hidden, rows.device)
     grid = (
         len(table) // (1 if store is None else 2),
-        1 + destination.levels,
-        triton.cdiv(destination.hidden, block),
+        num_planes(deepstack),
+        triton.cdiv(hidden, block),
     )
     if 0 in grid:
         return
     embed_rows_kernel[grid](
         table,
-        destination.num_tokens,
+        num_tokens,
         input_ids,
         weight,
         weight.stride(0),
-        out,
-        out.stride(0),
-        *deepstack_arguments(destination),
+        rows,
+        rows.stride(0),
+        *deepstack_arguments(rows, deepstack),
         1.0 if scale is None else float(scale),
         # Rounded as the model's own buffer is, then multiplied in float32 and rounded once more.
         1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype, device="cpu")),
         SOURCE=TRITON_DTYPES[dtype],
-        STORE=store,
-        HIDDEN=destination.hidden,
+        STORE=None if store is None else TRITON_DTYPES[store],
+        HIDDEN=hidden,
         HAS_SCALE=scale is not None,
         HAS_TEXT_SCALE=text_scale is not None,
         ALIGNED=aligned,
         BLOCK=block,
         num_warps=num_warps,
     )
-
-
-def embed_rows(
-    destination: Destination,
-    input_ids: Tensor,
-    weight: Tensor,
-    placement: Placement,
-    scale: float | None,
-    text_scale: float | None,
-) -> None:
-    """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's
-    promise.
-    """
-    device, num_tokens = destination.rows.device, destination.num_tokens
-    with on_device(device):
-        copy_host_blocks(destination, placement, scale)
-        dtypes = placement.dtypes()
-        dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
-        native, kind, store = placement.native, KINDS[dtype], store_dtype(placement, dtype)
-        if store is None:
-            values, write = num_tokens, native.write_token_table
-        else:
-            values, write = 2 * (num_tokens + native.num_unplaced_rows(kind)), native.write_stored_token_table
-        table = make_table(values, device, lambda address: write(kind, address, num_tokens))
-        launch_embed_rows(
-            destination,
-            input_ids,
-            weight,
-            table,
-            dtype,
-            scale,
-            text_scale,
-            aligned=is_aligned(destination, placement, dtype),
-            store=store,
-        )
-    scatter_rows(destination, placement, scale, skip=dtype)
-
-
-def embed_table(
-    destination: Destination,
-    input_ids: Tensor,
-    weight: Tensor,
-    table: PlacementTable,
-    tokens: Tensor,
-    scale: float | None,
-    text_scale: float | None,
-) -> None:
-    """Launch with the addresses that `table` keeps for its tokens, so that a captured launch serves each
-    update.
-    """
-    aligned = destination.hidden * table.dtype.itemsize % 16 == 0
-    with on_device(destination.rows.device):
-        launch_embed_rows(
-            destination, input_ids, weight, tokens, table.dtype, scale, text_scale, aligned=aligned
-        )

@@ -1,21 +1,11 @@
-"""What the row kernels share: a cast that rounds alike everywhere, the table of a call, and what keeps its
-rows alive.
-"""
+"""What the row kernels share: a cast that rounds alike everywhere, and a row's load and address."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from vitcache.destination import Destination
-from vitcache.placement import Placement
-from vitcache.rows import KINDS
-from vitcache.tables import ring_of
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -92,43 +82,11 @@ def row_pointer(  # type: ignore[no-untyped-def]
     return target
 
 
-def deepstack_arguments(destination: Destination) -> tuple[Tensor, int, int]:
+def deepstack_arguments(rows: Tensor, deepstack: Tensor | None) -> tuple[Tensor, int, int]:
     """The deepstack levels as a kernel takes them. Without any, what stands for them is never touched."""
-    levels = destination.deepstack
-    return (destination.rows, 0, 0) if levels is None else (levels, levels.stride(0), levels.stride(1))
+    return (rows, 0, 0) if deepstack is None else (deepstack, deepstack.stride(0), deepstack.stride(1))
 
 
-def store_dtype(placement: Placement, dtype: torch.dtype) -> tl.dtype | None:
-    """What a launch for rows of `dtype` rounds to and stores, if it stores any."""
-    store = placement.store_dtype
-    return TRITON_DTYPES[store] if store is not None and placement.native.stores(KINDS[dtype]) else None
-
-
-def is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:
-    """Whether every level of every row of `dtype`, and of its pages, begins at a multiple of 16 bytes."""
-    itemsize = min(dtype.itemsize, (placement.store_dtype or dtype).itemsize)
-    return placement.native.aligned(KINDS[dtype]) and destination.hidden * itemsize % 16 == 0
-
-
-def make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is."""
-    table = ring_of(device).reserve(values)
-    fill(table.data_ptr())
-    return table
-
-
-def hold_pinned(items: Iterable[object], device: torch.device) -> None:
-    """Keep pinned tensors among `items` alive until the launches so far on the current stream have read them.
-
-    torch's allocator of pinned memory learns only of copies, and would hand the memory out again at once.
-    """
-    pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
-    if pinned:
-        ring_of(device).hold(pinned)
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current for a launch, at no cost where it is."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
+def num_planes(deepstack: Tensor | None) -> int:
+    """Planes that a launch writes: the rows, and each deepstack level."""
+    return 1 if deepstack is None else 1 + deepstack.shape[0]

@@ -2,34 +2,23 @@
 
 Bytes: each source row is read once and each destination row written once, and what is stored in pages once
 more; plus 16 bytes of table per row, 24 where any is stored.
-Launches: one per source dtype. The truth is `vitcache.reference.scatter_embeddings`.
+Launches: one per source dtype. The truth is `vitcache.placement.reference.scatter_embeddings`.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitcache.destination import Destination
-from vitcache.host_blocks import copy_host_blocks
-from vitcache.placement import Placement
-from vitcache.placement_table import PlacementTable
-from vitcache.rows import KINDS
 from vitcache.triton_kernels.blocks import BlockShape, block_shape
 from vitcache.triton_kernels.rows import (
     TRITON_DTYPES,
     deepstack_arguments,
-    hold_pinned,
-    is_aligned,
     load_image_row,
-    make_table,
-    on_device,
+    num_planes,
     row_pointer,
-    store_dtype,
 )
 
 
@@ -91,70 +80,56 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
 
 
 def launch_scatter_rows(
-    destination: Destination,
     table: Tensor,
+    rows: Tensor,
+    deepstack: Tensor | None,
     dtype: torch.dtype,
     scale: float | None,
     *,
     aligned: bool,
-    store: tl.dtype | None = None,
+    store: torch.dtype | None = None,
     has_holes: bool = False,
     shape: BlockShape | None = None,
 ) -> None:
     """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each, three where
     rows are stored.
+
+    Parameters
+    ----------
+    table
+        int64, in memory that the device reads: see the kernel.
+    rows, deepstack
+        Where the rows go: ``(T, H)`` and ``(L, T, H)`` or None.
+    aligned
+        Whether every level of every row, and of its pages, begins at a multiple of 16 bytes.
+    store
+        What rows are rounded to that the table has pages for. None: it has none.
+    has_holes
+        Whether an address may be 0.
+    shape
+        None: that of the measured table.
     """
-    block, num_warps = shape or block_shape(destination.hidden, destination.rows.device)
-    out = destination.rows
+    hidden = rows.shape[1]
+    block, num_warps = shape or block_shape(hidden, rows.device)
     grid = (
         len(table) // (2 if store is None else 3),
-        1 + destination.levels,
-        triton.cdiv(destination.hidden, block),
+        num_planes(deepstack),
+        triton.cdiv(hidden, block),
     )
     if 0 in grid:
         return
     scatter_rows_kernel[grid](
         table,
-        out,
-        out.stride(0),
-        *deepstack_arguments(destination),
+        rows,
+        rows.stride(0),
+        *deepstack_arguments(rows, deepstack),
         1.0 if scale is None else float(scale),
         SOURCE=TRITON_DTYPES[dtype],
-        STORE=store,
-        HIDDEN=destination.hidden,
+        STORE=None if store is None else TRITON_DTYPES[store],
+        HIDDEN=hidden,
         HAS_SCALE=scale is not None,
         HAS_HOLES=has_holes,
         ALIGNED=aligned,
         BLOCK=block,
         num_warps=num_warps,
     )
-
-
-def scatter_rows(
-    destination: Destination, placement: Placement, scale: float | None, *, skip: torch.dtype | None = None
-) -> None:
-    """Launch on the current stream, for every source dtype but `skip`; arguments are checked already."""
-    device = destination.rows.device
-    with on_device(device):
-        if skip is None:
-            copy_host_blocks(destination, placement, scale)
-        for dtype in placement.dtypes():
-            if dtype == skip:
-                continue
-            native, kind, store = placement.native, KINDS[dtype], store_dtype(placement, dtype)
-            num_rows = native.num_rows(kind)
-            if store is None:
-                table = make_table(2 * num_rows, device, partial(native.write_row_table, kind))
-            else:
-                num_rows += native.num_unplaced_rows(kind)
-                table = make_table(3 * num_rows, device, partial(native.write_stored_row_table, kind))
-            aligned = is_aligned(destination, placement, dtype)
-            launch_scatter_rows(destination, table, dtype, scale, aligned=aligned, store=store)
-        hold_pinned(placement.items, device)
-
-
-def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
-    """Launch for every row that `table` may ever hold, so that a captured launch serves each update."""
-    aligned = destination.hidden * table.dtype.itemsize % 16 == 0
-    with on_device(destination.rows.device):
-        launch_scatter_rows(destination, table.rows, table.dtype, scale, aligned=aligned, has_holes=True)

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from vitcache.keys.aliases import Alias, KeyAliases
     from vitcache.keys.content import Namespace, content_key
     from vitcache.keys.threads import KeyedFeature, KeyThreads
-    from vitcache.ops import embed_tokens, scatter_embeddings
     from vitcache.pages.lease import Lease
     from vitcache.pages.reservation import Reservation
     from vitcache.pipeline import EmbedResult, ItemError, VisionPipeline
-    from vitcache.placement_table import PlacementTable
-    from vitcache.prefetch import Prefetch
-    from vitcache.ring.pinned_ring import PinnedRing
-    from vitcache.ring.ticket import Ticket
-    from vitcache.shadow import Shadow
-    from vitcache.single_flight import Claim
-    from vitcache.spans import (
+    from vitcache.placement.ops import embed_tokens, scatter_embeddings
+    from vitcache.placement.placement_table import PlacementTable
+    from vitcache.placement.spans import (
         Span,
         clip_spans,
         spans_from_inclusive,
         spans_from_placeholder,
         spans_from_token_ids,
     )
+    from vitcache.prefetch import Prefetch
+    from vitcache.ring.pinned_ring import PinnedRing
+    from vitcache.ring.ticket import Ticket
+    from vitcache.shadow import Shadow
+    from vitcache.single_flight import Claim
 
 __all__ = [
     "Alias",
@@ -91,22 +91,22 @@ _MODULES = {
     "Lease": "vitcache.pages.lease",
     "Namespace": "vitcache.keys.content",
     "PinnedRing": "vitcache.ring.pinned_ring",
-    "PlacementTable": "vitcache.placement_table",
+    "PlacementTable": "vitcache.placement.placement_table",
     "Prefetch": "vitcache.prefetch",
     "Reservation": "vitcache.pages.reservation",
     "Shadow": "vitcache.shadow",
-    "Span": "vitcache.spans",
+    "Span": "vitcache.placement.spans",
     "Ticket": "vitcache.ring.ticket",
     "VisionPipeline": "vitcache.pipeline",
     "attach": "vitcache.adapters.transformers",
-    "clip_spans": "vitcache.spans",
+    "clip_spans": "vitcache.placement.spans",
     "content_key": "vitcache.keys.content",
-    "embed_tokens": "vitcache.ops",
+    "embed_tokens": "vitcache.placement.ops",
     "processor_fingerprint": "vitcache.adapters.fingerprint",
-    "scatter_embeddings": "vitcache.ops",
-    "spans_from_inclusive": "vitcache.spans",
-    "spans_from_placeholder": "vitcache.spans",
-    "spans_from_token_ids": "vitcache.spans",
+    "scatter_embeddings": "vitcache.placement.ops",
+    "spans_from_inclusive": "vitcache.placement.spans",
+    "spans_from_placeholder": "vitcache.placement.spans",
+    "spans_from_token_ids": "vitcache.placement.spans",
 }
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vitcache.arguments import to_device, to_int, to_ms
-from vitcache.calibration import calibrate_cuda
 from vitcache.checksum import Checksums
 from vitcache.device.streams import make_timeline
 from vitcache.keys.content import KEY_BYTES, check_key
@@ -20,6 +19,7 @@ from vitcache.pages.lease import Lease, Origin, Returns
 from vitcache.pages.pending import Flight
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation, outdated, warn_refused
+from vitcache.placement.calibration import calibrate_cuda
 from vitcache.policy import make_policy
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 from vitcache.shared_ledger import SharedLedger

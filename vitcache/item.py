@@ -11,7 +11,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from vitcache.keys.content import check_key
-from vitcache.spans import Span
+from vitcache.placement.spans import Span
 
 
 class Item:

@@ -21,8 +21,8 @@ from vitcache.keys.content import content_key
 from vitcache.keys.threads import KeyThreads
 from vitcache.look_up import Agree, look_up, look_up_together
 from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until_read
-from vitcache.ops import embed_tokens
 from vitcache.pages.lease import Lease
+from vitcache.placement.ops import embed_tokens
 from vitcache.plan import check_chunks, check_windows, plan
 from vitcache.prefetch import Prefetch, Prefetcher
 from vitcache.ring.pinned_ring import PinnedRing

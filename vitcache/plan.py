@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vitcache.item import Chunk, Item
-from vitcache.spans import Span, clip_spans
+from vitcache.placement.spans import Span, clip_spans
 
 
 class Use(NamedTuple):

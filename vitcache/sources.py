@@ -13,8 +13,8 @@ from vitcache.cache import EmbeddingCache
 from vitcache.need import Need
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
+from vitcache.placement.spans import Span
 from vitcache.rows import DTYPE_NAMES, can_be_stored
-from vitcache.spans import Span
 from vitcache.transfer import FeatureMover
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, operators, scatter_embeddings
+from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, scatter_embeddings
+from vitcache.placement import dispatch
 
 HIDDEN = 64
 
@@ -14,7 +15,7 @@ HIDDEN = 64
 @pytest.fixture(autouse=True)
 def through_kernels(gpu, monkeypatch):
     if gpu.dry:
-        monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+        monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
 
 def test_replays_read_changed_rows_and_changed_placements(gpu):

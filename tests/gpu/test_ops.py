@@ -5,23 +5,16 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import (
-    EmbeddingCache,
-    Span,
-    calibration,
-    embed_tokens,
-    host_blocks,
-    operators,
-    scatter_embeddings,
-)
-from vitcache.tables import ring_of
+from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
+from vitcache.placement import calibration, dispatch, host_blocks
+from vitcache.placement.table_memory import ring_of
 
 
 @pytest.fixture(autouse=True)
 def through_kernels(gpu, monkeypatch):
     """In a dry run the public functions go through the kernels too, interpreted."""
     if gpu.dry:
-        monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+        monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
 
 def prompt(gpu, items, rows, hidden, dtype=torch.bfloat16):

@@ -16,7 +16,7 @@ from vitcache.cache import EmbeddingCache
 from vitcache.encoding import Encode
 from vitcache.item import Item
 from vitcache.pipeline import VisionPipeline
-from vitcache.spans import spans_from_token_ids
+from vitcache.placement.spans import spans_from_token_ids
 
 
 def vision_pipeline(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
-from vitcache.destination import Destination
-from vitcache.placement import Placement
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
+from vitcache.placement.table_memory import ring_of
 from vitcache.rows import KINDS
-from vitcache.tables import ring_of
 
 
 def moves_bits(destination: Destination, placement: Placement, *scales: float | None) -> bool:

@@ -206,7 +206,7 @@ def test_a_frozen_weight_gets_no_gradient_and_costs_none(monkeypatch):
     def refuse(*_):
         raise AssertionError("the dense gradient of a frozen weight was computed")
 
-    monkeypatch.setattr("vitcache.autograd.torch.ops.aten.embedding_dense_backward", refuse)
+    monkeypatch.setattr("vitcache.placement.autograd.torch.ops.aten.embedding_dense_backward", refuse)
     rows = torch.randn(3, HIDDEN, requires_grad=True)
     embed_tokens(torch.zeros(10, dtype=torch.int64), torch.ones(2, HIDDEN), [rows], [4]).sum().backward()
     assert torch.equal(rows.grad, torch.ones(3, HIDDEN))

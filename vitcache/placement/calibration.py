@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from vitcache import host_blocks
-from vitcache.ops import scatter_embeddings
+from vitcache.placement import host_blocks
+from vitcache.placement.ops import scatter_embeddings
 
 SIZES = [1 << power for power in range(16, 25)]  # 64 KiB to 16 MiB
 _HIDE_CYCLES = 1_000_000

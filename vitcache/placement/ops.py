@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache import autograd, operators, placement
-from vitcache.destination import Destination
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
-from vitcache.placement_table import PlacementTable
+from vitcache.placement import autograd, dispatch
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
+from vitcache.placement.placement_table import PlacementTable
+from vitcache.placement.runs import check_lists, list_runs
 from vitcache.rows import KINDS, check_layout
 
 
@@ -94,16 +96,16 @@ def scatter_embeddings(
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, inputs_embeds, deepstack)
         _refuse_store(store, "a PlacementTable")
-        operators.scatter_table(destination, embeddings, scale)
+        dispatch.scatter_table(destination, embeddings, scale)
     else:
-        operators.refuse_capture(inputs_embeds.device)
-        placed = placement.Placement(destination, embeddings, spans, store)
+        dispatch.refuse_capture(inputs_embeds.device)
+        placed = Placement(destination, embeddings, spans, store)
         if _needs_grad(inputs_embeds, deepstack, *placed.items):
             _check_writable(inputs_embeds, deepstack)
             _refuse_store(store, "a gradient")
             autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)
             return inputs_embeds
-        operators.scatter(destination, placed, scale)
+        dispatch.scatter(destination, placed, scale)
     _bump_versions(inputs_embeds, deepstack)
     return inputs_embeds
 
@@ -183,17 +185,17 @@ def embed_tokens(
     if isinstance(embeddings, PlacementTable):
         _check_table_call(spans, weight, out, deepstack)
         _refuse_store(store, "a PlacementTable")
-        operators.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)
+        dispatch.embed_table(destination, input_ids, weight, embeddings, scale, text_scale)
     else:
-        operators.refuse_capture(out.device)
-        placed = placement.Placement(destination, embeddings, spans, store)
+        dispatch.refuse_capture(out.device)
+        placed = Placement(destination, embeddings, spans, store)
         if _needs_grad(weight, out, deepstack, *placed.items):
             _refuse_out(has_out)
             _check_writable(deepstack)
             _refuse_store(store, "a gradient")
             items, runs = placed.tensors_and_runs()
             return autograd.embed(out, deepstack, input_ids, weight, items, runs, scale, text_scale)
-        operators.embed(destination, input_ids, weight, placed, scale, text_scale)
+        dispatch.embed(destination, input_ids, weight, placed, scale, text_scale)
     _bump_versions(out, deepstack)
     return out
 
@@ -278,11 +280,11 @@ def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
     if isinstance(embeddings, Tensor):
         spans = spans if isinstance(spans, Tensor) else torch.as_tensor(spans, device="cpu")
         return torch.nn.functional.pad(spans, (1, 0)), [embeddings]
-    placement.check_lists(embeddings, spans)
+    check_lists(embeddings, spans)
     for item, rows in enumerate(embeddings):
         if not isinstance(rows, Tensor):
             raise TypeError(f"item {item} must be a tensor in a compiled call, it is {type(rows).__name__}")
-    runs = placement.list_runs(spans, [rows.shape[0] for rows in embeddings])
+    runs = list_runs(spans, [rows.shape[0] for rows in embeddings])
     return torch.tensor(runs, dtype=torch.int64, device="cpu").reshape(-1, 4), embeddings
 
 

@@ -5,14 +5,15 @@ import torch
 from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
 
 import vitcache
-from vitcache import EmbeddingCache, Span, operators
-from vitcache.destination import Destination
-from vitcache.placement import Placement
+from vitcache import EmbeddingCache, Span
+from vitcache.placement import dispatch
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
 
 pytestmark = pytest.mark.triton
 
-embed_rows = pytest.importorskip("vitcache.triton_kernels.embed_rows").embed_rows
-scatter_rows = pytest.importorskip("vitcache.triton_kernels.scatter_rows").scatter_rows
+gpu_kernels = pytest.importorskip("vitcache.placement.gpu_kernels")
+embed_rows, scatter_rows = gpu_kernels.embed_rows, gpu_kernels.scatter_rows
 
 PAGE_ROWS = 4
 
@@ -108,7 +109,7 @@ def test_sources_of_several_dtypes_store_in_their_own_launches(device):
 
 
 def test_the_operations_store_in_the_launch_where_kernels_run(device, monkeypatch):
-    monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+    monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
     monkeypatch.setattr(Placement, "through_pages", None)
     cache = EmbeddingCache(16, device=device, device_bytes=16 * 2 * PAGE_ROWS * 2, page_rows=PAGE_ROWS)
     rows = make_rows(5, 16, torch.float32, device)

@@ -9,16 +9,8 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import (
-    EmbeddingCache,
-    Span,
-    _native,
-    calibration,
-    embed_tokens,
-    host_blocks,
-    operators,
-    scatter_embeddings,
-)
+from vitcache import EmbeddingCache, Span, _native, embed_tokens, scatter_embeddings
+from vitcache.placement import calibration, dispatch, host_blocks
 
 HIDDEN = 64
 ROW_BYTES = 2 * HIDDEN
@@ -32,7 +24,7 @@ def host_rows(monkeypatch):
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("kernels take CPU tensors only where they are interpreted: where there is no CUDA device")
-    monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+    monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
     monkeypatch.setattr(host_blocks, "measured_crossovers", {torch.device("cpu"): 4 * ROW_BYTES})
 
     class HostPlacement(_native.Placement):
@@ -42,9 +34,9 @@ def host_rows(monkeypatch):
         def add_paged_rows(self, rows, on_host):
             super().add_paged_rows(rows, True)
 
-    monkeypatch.setattr("vitcache.placement._native.Placement", HostPlacement)
+    monkeypatch.setattr("vitcache.placement.placement._native.Placement", HostPlacement)
     monkeypatch.setattr(
-        "vitcache.placement._reader", SimpleNamespace(add=lambda native, items, first, *_: first)
+        "vitcache.placement.placement._reader", SimpleNamespace(add=lambda native, items, first, *_: first)
     )
 
 
@@ -70,8 +62,7 @@ def copies(monkeypatch):
         placement.native = Spy(placement.native)
         original(destination, placement, scale)
 
-    for module in ("scatter_rows", "embed_rows"):
-        monkeypatch.setattr(f"vitcache.triton_kernels.{module}.copy_host_blocks", spied)
+    monkeypatch.setattr("vitcache.placement.gpu_kernels.copy_host_blocks", spied)
     return seen
 
 

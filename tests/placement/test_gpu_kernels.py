@@ -1,7 +1,6 @@
 """The row kernels against the reference: in Triton's interpreter on the CPU, compiled where there is a GPU.
 
-The launchers are called as `vitcache.operators` calls them, so masks, addresses, casts and tables are those
-of a GPU.
+The launchers are called as `dispatch` calls them, so masks, addresses, casts and tables are those of a GPU.
 """
 
 import pytest
@@ -9,14 +8,15 @@ import torch
 from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits, untouched
 
 import vitcache
-from vitcache import EmbeddingCache, Span, reference
-from vitcache.destination import Destination
-from vitcache.placement import Placement
+from vitcache import EmbeddingCache, Span
+from vitcache.placement import reference
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
 
 pytestmark = pytest.mark.triton
 
-embed_rows = pytest.importorskip("vitcache.triton_kernels.embed_rows").embed_rows
-scatter_rows = pytest.importorskip("vitcache.triton_kernels.scatter_rows").scatter_rows
+gpu_kernels = pytest.importorskip("vitcache.placement.gpu_kernels")
+embed_rows, scatter_rows = gpu_kernels.embed_rows, gpu_kernels.scatter_rows
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def check_embed(out, deepstack, ids, weight, embeddings, spans, scale=None, text
 
 
 def test_strided_ids_reach_the_kernel_in_order(device, monkeypatch):
-    monkeypatch.setattr("vitcache.operators.uses_kernels", lambda device: True)
+    monkeypatch.setattr("vitcache.placement.dispatch.uses_kernels", lambda device: True)
     weight, table = make_rows(50, 32, torch.bfloat16, device), torch.randint(0, 50, (5, 3), device=device)
     for ids in (table[:, 1], table[::2, :2], table[:1, :1].expand(2, 4)):
         assert same_bits(vitcache.embed_tokens(ids, weight, [], []), weight[ids])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitcache.tables import BLOCK_VALUES, TableRing, _make_ring, ring_of
+from vitcache.placement.table_memory import BLOCK_VALUES, TableRing, _make_ring, ring_of
 
 
 class Stream:

@@ -5,19 +5,20 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitcache import _native, reference
-from vitcache.destination import Destination, extent
+from vitcache import _native
 from vitcache.pages.lease import Lease, use_all
 from vitcache.pages.reservation import Reservation
+from vitcache.placement.destination import Destination, extent
+from vitcache.placement.reference import Run
+from vitcache.placement.runs import check_lists, span_array
+from vitcache.placement.spans import Span
 from vitcache.rows import DTYPES, KINDS, check_dtype
-from vitcache.spans import Span
 
 _reader = _native.ItemReader(Tensor, Lease)
 
@@ -97,7 +98,7 @@ class Placement:
         """Per item the tensors that hold its rows in order, for the reference."""
         return [[item] if isinstance(item, Tensor) else item.segments() for item in self.items]
 
-    def runs(self) -> list[reference.Run]:
+    def runs(self) -> list[Run]:
         """``(item, start, length, source_start)`` of every run."""
         return self.native.runs()
 
@@ -223,60 +224,6 @@ class Placement:
             packed.device != destination.rows.device,
         )
         return packed
-
-
-def check_lists(embeddings: Any, spans: Any) -> None:
-    """Both are lists (or tuples) of one length, one entry per item."""
-    for name, value in (("embeddings", embeddings), ("spans", spans)):
-        if not isinstance(value, (list, tuple)) or isinstance(value, Span):  # traced: torch 2.9 knows no `|`
-            raise TypeError(
-                f"{name} must be a list with one entry per item, it is {type(value).__name__}; "
-                "one packed tensor goes with spans as an int64 array (n, 3)"
-            )
-    if len(embeddings) != len(spans):
-        raise ValueError(f"there are {len(embeddings)} embeddings and {len(spans)} entries of spans")
-
-
-def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[reference.Run]:
-    """The runs of a list of spans, as `Placement` makes them natively: what a compiled call traces
-    instead.
-    """
-    runs: list[reference.Run] = []
-    for item, where in enumerate(spans):
-        if isinstance(where, Span):
-            runs.append((item, *where))
-        elif isinstance(where, (list, tuple)):
-            for span in where:
-                if not isinstance(span, Span):
-                    raise TypeError(f"item {item}: spans must be Span, one is {type(span).__name__}")
-                runs.append((item, *span))
-        else:
-            try:
-                start = index(where)
-            except TypeError:
-                kind = type(where).__name__
-                raise TypeError(
-                    f"item {item}: spans must be an int, a Span or a list of Span, not {kind}"
-                ) from None
-            runs.append((item, start, rows[item], 0))
-    return runs
-
-
-def span_array(spans: Any, columns: int) -> np.ndarray:
-    """`spans` as a C-contiguous int64 array ``(n, columns)`` in host memory."""
-    if isinstance(spans, Tensor):
-        if spans.device.type != "cpu":
-            raise ValueError(f"spans are on {spans.device}, they must be in host memory")
-        spans = spans.numpy(force=True)
-    if not isinstance(spans, np.ndarray):
-        raise TypeError(
-            f"spans of one packed tensor must be an int64 array (n, {columns}), not {type(spans).__name__}"
-        )
-    if spans.dtype != np.int64:
-        raise TypeError(f"spans must be int64, they are {spans.dtype}")
-    if spans.ndim != 2 or spans.shape[1] != columns:
-        raise ValueError(f"spans have shape {spans.shape}, it must be (n, {columns})")
-    return np.ascontiguousarray(spans)
 
 
 def _check_device(item: int, rows: Tensor, destination: Destination) -> None:

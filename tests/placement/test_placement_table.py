@@ -8,16 +8,9 @@ import pytest
 import torch
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import (
-    EmbeddingCache,
-    PlacementTable,
-    Span,
-    embed_tokens,
-    operators,
-    placement_table,
-    scatter_embeddings,
-)
-from vitcache.placement import Placement
+from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, scatter_embeddings
+from vitcache.placement import dispatch, placement_table
+from vitcache.placement.placement import Placement
 
 HIDDEN = 32
 
@@ -30,7 +23,7 @@ def path(request, device, monkeypatch):
             pytest.skip(
                 "kernels take CPU tensors only where they are interpreted: where there is no CUDA device"
             )
-        monkeypatch.setattr(operators, "uses_kernels", lambda device: True)
+        monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
 
 def bf16(num_rows, device, width=HIDDEN):

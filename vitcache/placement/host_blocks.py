@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitcache.destination import Destination
-from vitcache.placement import Placement
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
 from vitcache.rows import KINDS
 
-# By device; what `vitcache.calibration` has measured.
+# By device; what `vitcache.placement.calibration` has measured.
 measured_crossovers: dict[torch.device, int | None] = {}
 
 

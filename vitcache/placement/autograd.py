@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache import operators  # noqa: F401 - defines the operators
+from vitcache.placement import torch_ops  # noqa: F401 - defines the operators
 
 _ops = torch.ops.vitcache
 

@@ -1,4 +1,4 @@
-"""The operators of torch.library, and the choice of what runs on which device.
+"""The operators of torch.library, which gradients and torch.compile go through.
 
 Every operator writes into its first argument and returns nothing: one that returned it would break
 functionalization. Schemas are defined in Python through one library that lives as long as the process.
@@ -12,11 +12,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vitcache import reference, row_copy
-from vitcache.destination import Destination
-from vitcache.device.streams import is_capturing
-from vitcache.placement import Placement
-from vitcache.placement_table import PlacementTable
+from vitcache.placement.destination import Destination
+from vitcache.placement.dispatch import embed, refuse_capture, scatter
+from vitcache.placement.placement import Placement
 
 _library = torch.library.Library("vitcache", "DEF")
 # Their tables live for one call: a graph that captured one would replay what came after it.
@@ -30,103 +28,6 @@ for _schema in (
     "clear_rows_(Tensor(a!) rows, Tensor runs) -> ()",
 ):
     _library.define(_schema, tags=_tags)
-
-
-def uses_kernels(device: torch.device) -> bool:
-    """Whether tensors on `device` are placed by the kernels; elsewhere native copies or the reference do."""
-    return device.type == "cuda"
-
-
-def refuse_capture(device: torch.device) -> None:
-    """Raise RuntimeError if a CUDA graph is being captured, before anything is queued that would be in it."""
-    if is_capturing(device):
-        raise RuntimeError(
-            "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
-            "use a PlacementTable"
-        )
-
-
-def scatter(destination: Destination, placement: Placement, scale: float | None) -> None:
-    """Run one checked scatter where its destination lives."""
-    if uses_kernels(destination.rows.device):
-        from vitcache.triton_kernels import scatter_rows as kernels
-
-        kernels.scatter_rows(destination, placement, scale)
-    elif placement.stored:
-        scatter(destination, placement.through_pages(destination), scale)
-    elif row_copy.moves_bits(destination, placement, scale):
-        row_copy.scatter_rows(destination, placement)
-    else:
-        reference.scatter_embeddings(
-            destination.rows, destination.deepstack, placement.segments(), placement.runs(), scale
-        )
-
-
-def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
-    """`scatter` from a table at a fixed address."""
-    placement = table.bind(destination)
-    if uses_kernels(destination.rows.device):
-        from vitcache.triton_kernels import scatter_rows as kernels
-
-        kernels.scatter_table(destination, table, scale)
-        table.leave_fence()
-    else:
-        scatter(destination, placement, scale)
-
-
-def embed_table(
-    destination: Destination,
-    input_ids: Tensor,
-    weight: Tensor,
-    table: PlacementTable,
-    scale: float | None,
-    text_scale: float | None,
-) -> None:
-    """`embed` from a table at a fixed address."""
-    placement, tokens = table.bind_tokens(destination)
-    if uses_kernels(destination.rows.device):
-        from vitcache.triton_kernels import embed_rows as kernels
-
-        kernels.embed_table(
-            destination, input_ids.reshape(-1).contiguous(), weight, table, tokens, scale, text_scale
-        )
-        table.leave_fence()
-    else:
-        embed(destination, input_ids, weight, placement, scale, text_scale)
-
-
-def embed(
-    destination: Destination,
-    input_ids: Tensor,
-    weight: Tensor,
-    placement: Placement,
-    scale: float | None,
-    text_scale: float | None,
-) -> None:
-    """Run one checked build of ``inputs_embeds`` where its destination lives."""
-    ids = input_ids.reshape(-1).contiguous()  # its view may be strided
-    if uses_kernels(destination.rows.device):
-        from vitcache.triton_kernels import embed_rows as kernels
-
-        kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
-    elif placement.stored:
-        reference.check_text_ids(ids, len(weight), placement.runs())  # before pages are written
-        embed(destination, ids, weight, placement.through_pages(destination), scale, text_scale)
-    elif weight.dtype == destination.rows.dtype and row_copy.moves_bits(
-        destination, placement, scale, text_scale
-    ):
-        row_copy.embed_rows(destination, ids, weight, placement)
-    else:
-        reference.embed_tokens(
-            destination.rows,
-            destination.deepstack,
-            ids,
-            weight,
-            placement.segments(),
-            placement.runs(),
-            scale,
-            text_scale,
-        )
 
 
 def _scatter_operator(

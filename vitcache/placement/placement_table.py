@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.destination import Destination
 from vitcache.device.streams import Event, is_capturing
 from vitcache.pages.reservation import Reservation
-from vitcache.placement import Placement
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
+from vitcache.placement.table_memory import ring_of
 from vitcache.rows import KINDS
-from vitcache.tables import ring_of
 
 
 class PlacementTable:

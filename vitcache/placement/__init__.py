@@ -1,0 +1,22 @@
+"""Placement: rows of images into `inputs_embeds`, checked, lowered, and written by the device at hand."""
+
+from vitcache.placement.ops import embed_tokens, scatter_embeddings
+from vitcache.placement.placement_table import PlacementTable
+from vitcache.placement.spans import (
+    Span,
+    clip_spans,
+    spans_from_inclusive,
+    spans_from_placeholder,
+    spans_from_token_ids,
+)
+
+__all__ = [
+    "PlacementTable",
+    "Span",
+    "clip_spans",
+    "embed_tokens",
+    "scatter_embeddings",
+    "spans_from_inclusive",
+    "spans_from_placeholder",
+    "spans_from_token_ids",
+]

@@ -1,0 +1,109 @@
+"""The choice of what runs on which device: the reference, the CPU's kernels or the GPU's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitcache.device.streams import is_capturing
+from vitcache.placement import cpu_kernels, reference
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
+from vitcache.placement.placement_table import PlacementTable
+
+
+def uses_kernels(device: torch.device) -> bool:
+    """Whether tensors on `device` are placed by the kernels; elsewhere native copies or the reference do."""
+    return device.type == "cuda"
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise RuntimeError if a CUDA graph is being captured, before anything is queued that would be in it."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
+            "use a PlacementTable"
+        )
+
+
+def scatter(destination: Destination, placement: Placement, scale: float | None) -> None:
+    """Run one checked scatter where its destination lives."""
+    if uses_kernels(destination.rows.device):
+        from vitcache.placement import gpu_kernels
+
+        gpu_kernels.scatter_rows(destination, placement, scale)
+    elif placement.stored:
+        scatter(destination, placement.through_pages(destination), scale)
+    elif cpu_kernels.moves_bits(destination, placement, scale):
+        cpu_kernels.scatter_rows(destination, placement)
+    else:
+        reference.scatter_embeddings(
+            destination.rows, destination.deepstack, placement.segments(), placement.runs(), scale
+        )
+
+
+def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
+    """`scatter` from a table at a fixed address."""
+    placement = table.bind(destination)
+    if uses_kernels(destination.rows.device):
+        from vitcache.placement import gpu_kernels
+
+        gpu_kernels.scatter_table(destination, table, scale)
+        table.leave_fence()
+    else:
+        scatter(destination, placement, scale)
+
+
+def embed_table(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    table: PlacementTable,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """`embed` from a table at a fixed address."""
+    placement, tokens = table.bind_tokens(destination)
+    if uses_kernels(destination.rows.device):
+        from vitcache.placement import gpu_kernels
+
+        gpu_kernels.embed_table(
+            destination, input_ids.reshape(-1).contiguous(), weight, table, tokens, scale, text_scale
+        )
+        table.leave_fence()
+    else:
+        embed(destination, input_ids, weight, placement, scale, text_scale)
+
+
+def embed(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    placement: Placement,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """Run one checked build of ``inputs_embeds`` where its destination lives."""
+    ids = input_ids.reshape(-1).contiguous()  # its view may be strided
+    if uses_kernels(destination.rows.device):
+        from vitcache.placement import gpu_kernels
+
+        gpu_kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
+    elif placement.stored:
+        reference.check_text_ids(ids, len(weight), placement.runs())  # before pages are written
+        embed(destination, ids, weight, placement.through_pages(destination), scale, text_scale)
+    elif weight.dtype == destination.rows.dtype and cpu_kernels.moves_bits(
+        destination, placement, scale, text_scale
+    ):
+        cpu_kernels.embed_rows(destination, ids, weight, placement)
+    else:
+        reference.embed_tokens(
+            destination.rows,
+            destination.deepstack,
+            ids,
+            weight,
+            placement.segments(),
+            placement.runs(),
+            scale,
+            text_scale,
+        )

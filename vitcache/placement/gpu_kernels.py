@@ -1,0 +1,168 @@
+"""The GPU's kernels: a placement lowered to the table that a launch reads, and launched.
+
+Imported where a placement runs on a GPU, as Triton need not be there elsewhere. `vitcache.triton_kernels` has
+the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vitcache.placement.destination import Destination
+from vitcache.placement.host_blocks import copy_host_blocks
+from vitcache.placement.placement import Placement
+from vitcache.placement.placement_table import PlacementTable
+from vitcache.placement.table_memory import ring_of
+from vitcache.rows import KINDS
+from vitcache.triton_kernels.embed_rows import launch_embed_rows
+from vitcache.triton_kernels.scatter_rows import launch_scatter_rows
+
+
+def scatter_rows(
+    destination: Destination, placement: Placement, scale: float | None, *, skip: torch.dtype | None = None
+) -> None:
+    """Launch on the current stream, for every source dtype but `skip`; arguments are checked already."""
+    device = destination.rows.device
+    with _on_device(device):
+        if skip is None:
+            copy_host_blocks(destination, placement, scale)
+        for dtype in placement.dtypes():
+            if dtype == skip:
+                continue
+            native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
+            num_rows = native.num_rows(kind)
+            if store is None:
+                table = _make_table(2 * num_rows, device, partial(native.write_row_table, kind))
+            else:
+                num_rows += native.num_unplaced_rows(kind)
+                table = _make_table(3 * num_rows, device, partial(native.write_stored_row_table, kind))
+            launch_scatter_rows(
+                table,
+                destination.rows,
+                destination.deepstack,
+                dtype,
+                scale,
+                aligned=_is_aligned(destination, placement, dtype),
+                store=store,
+            )
+        _hold_pinned(placement.items, device)
+
+
+def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
+    """Launch for every row that `table` may ever hold, so that a captured launch serves each update."""
+    aligned = destination.hidden * table.dtype.itemsize % 16 == 0
+    with _on_device(destination.rows.device):
+        launch_scatter_rows(
+            table.rows,
+            destination.rows,
+            destination.deepstack,
+            table.dtype,
+            scale,
+            aligned=aligned,
+            has_holes=True,
+        )
+
+
+def embed_rows(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    placement: Placement,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's
+    promise.
+    """
+    device, num_tokens = destination.rows.device, destination.num_tokens
+    with _on_device(device):
+        copy_host_blocks(destination, placement, scale)
+        dtypes = placement.dtypes()
+        dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
+        native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
+        if store is None:
+            values, write = num_tokens, native.write_token_table
+        else:
+            values, write = 2 * (num_tokens + native.num_unplaced_rows(kind)), native.write_stored_token_table
+        table = _make_table(values, device, lambda address: write(kind, address, num_tokens))
+        launch_embed_rows(
+            table,
+            destination.rows,
+            destination.deepstack,
+            input_ids,
+            weight,
+            dtype,
+            scale,
+            text_scale,
+            aligned=_is_aligned(destination, placement, dtype),
+            store=store,
+        )
+    scatter_rows(destination, placement, scale, skip=dtype)
+
+
+def embed_table(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    table: PlacementTable,
+    tokens: Tensor,
+    scale: float | None,
+    text_scale: float | None,
+) -> None:
+    """Launch with the addresses that `table` keeps for its tokens, so that a captured launch serves each
+    update.
+    """
+    aligned = destination.hidden * table.dtype.itemsize % 16 == 0
+    with _on_device(destination.rows.device):
+        launch_embed_rows(
+            tokens,
+            destination.rows,
+            destination.deepstack,
+            input_ids,
+            weight,
+            table.dtype,
+            scale,
+            text_scale,
+            aligned=aligned,
+        )
+
+
+def _store_dtype(placement: Placement, dtype: torch.dtype) -> torch.dtype | None:
+    """What a launch for rows of `dtype` rounds to and stores, if it stores any."""
+    store = placement.store_dtype
+    return store if store is not None and placement.native.stores(KINDS[dtype]) else None
+
+
+def _is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:
+    """Whether every level of every row of `dtype`, and of its pages, begins at a multiple of 16 bytes."""
+    itemsize = min(dtype.itemsize, (placement.store_dtype or dtype).itemsize)
+    return placement.native.aligned(KINDS[dtype]) and destination.hidden * itemsize % 16 == 0
+
+
+def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
+    """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is."""
+    table = ring_of(device).reserve(values)
+    fill(table.data_ptr())
+    return table
+
+
+def _hold_pinned(items: Iterable[object], device: torch.device) -> None:
+    """Keep pinned tensors among `items` alive until the launches so far on the current stream have read them.
+
+    torch's allocator of pinned memory learns only of copies, and would hand the memory out again at once.
+    """
+    pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
+    if pinned:
+        ring_of(device).hold(pinned)
+
+
+def _on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` current for a launch, at no cost where it is."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
