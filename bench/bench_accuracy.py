@@ -18,7 +18,7 @@ import torch
 
 from vitcache.bench.record import Recorder
 from vitcache.bench.timing import Sample, Timer
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 if TYPE_CHECKING:  # digits needs what `run_case` looks for first
     from matplotlib.figure import Figure

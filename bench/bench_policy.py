@@ -21,7 +21,7 @@ from vitcache.bench.record import Recorder
 from vitcache.bench.simulation import PAGE_ROWS, Outcome, bound, simulate, simulate_farthest
 from vitcache.bench.timing import Sample, Timer
 from vitcache.bench.traces import TRACES, make_trace
-from vitcache.policy import POLICIES, Policy, make_policy
+from vitcache.cache.policies import POLICIES, Policy, make_policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

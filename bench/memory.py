@@ -9,7 +9,7 @@ from pathlib import Path
 from vitcache.bench.simulation import PAGE_ROWS, bound, footprint, simulate
 from vitcache.bench.trace_file import load_trace
 from vitcache.bench.traces import TRACES, Access, make_trace
-from vitcache.policy import POLICIES
+from vitcache.cache.policies import POLICIES
 
 LENGTH = 20_000  # accesses of a trace that is made up
 HALVINGS = 8

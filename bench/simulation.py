@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitcache.bench.traces import Access
-from vitcache.policy import make_policy
+from vitcache.cache.policies import make_policy
 
 PAGE_ROWS = 64
 

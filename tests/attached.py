@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time, stock_method
 from torch import Tensor, nn
 
 from vitcache.adapters.transformers import Attachment, attach
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 QWEN3 = FAMILIES["qwen3_vl"]
 GEMMA = FAMILIES["gemma3"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 PAGE_ROWS, WIDTH = 2, 4
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import Fence
 from vitcache.pages.pool import PagePool
 
@@ -125,8 +125,8 @@ def make_cache(model: StreamModel, **arguments: object) -> EmbeddingCache:
             super().copy_pages(pages, source, source_pages)
 
     with (
-        mock.patch("vitcache.cache.make_timeline", return_value=model),
-        mock.patch("vitcache.cache.PagePool", ModelPool),
+        mock.patch("vitcache.cache.embedding_cache.make_timeline", return_value=model),
+        mock.patch("vitcache.cache.embedding_cache.PagePool", ModelPool),
     ):
         cache = EmbeddingCache(2, device="cpu", dtype=torch.float32, page_rows=1, **arguments)  # type: ignore[arg-type]
     model.cache = cache

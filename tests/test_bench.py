@@ -24,7 +24,7 @@ from vitcache.bench.record import FIELDS, Recorder
 from vitcache.bench.registry import PLACEMENT_CASES
 from vitcache.bench.timing import Sample
 from vitcache.bench.traces import TRACES
-from vitcache.policy import POLICIES
+from vitcache.cache.policies import POLICIES
 
 
 def run_bench(directory, *arguments):

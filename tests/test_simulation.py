@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from vitcache.bench.simulation import bound, footprint, simulate, simulate_farthest
 from vitcache.bench.traces import Access, image, make_trace
-from vitcache.cache import EmbeddingCache
-from vitcache.policy import POLICIES
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.policies import POLICIES
 
 PAGE_ROWS, WIDTH = 2, 1
 SIZES = (1, 3, 4, 9, 2, 12)

@@ -12,7 +12,9 @@ from vitcache._version import __version__
 if TYPE_CHECKING:
     from vitcache.adapters.fingerprint import processor_fingerprint
     from vitcache.adapters.transformers import Attachment, attach
-    from vitcache.cache import CacheStats, EmbeddingCache
+    from vitcache.cache.claims import Claim
+    from vitcache.cache.embedding_cache import EmbeddingCache
+    from vitcache.cache.stats import CacheStats
     from vitcache.errors import CudaError
     from vitcache.item import Chunk, Item, Items
     from vitcache.keys.aliases import Alias, KeyAliases
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from vitcache.ring.pinned_ring import PinnedRing
     from vitcache.ring.ticket import Ticket
     from vitcache.shadow import Shadow
-    from vitcache.single_flight import Claim
 
 __all__ = [
     "Alias",
@@ -78,7 +79,7 @@ _MODULES = {
     "Attachment": "vitcache.adapters.transformers",
     "CacheStats": "vitcache.cache",
     "Chunk": "vitcache.item",
-    "Claim": "vitcache.single_flight",
+    "Claim": "vitcache.cache.claims",
     "CudaError": "vitcache.errors",
     "EmbedResult": "vitcache.pipeline",
     "EmbeddingCache": "vitcache.cache",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.encoding import Encoding
 from vitcache.item import Chunk

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.item import Item
 from vitcache.need import Need
 from vitcache.rows import DTYPE_NAMES, DTYPES

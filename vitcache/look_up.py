@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.claims import Claim
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.need import Need
-from vitcache.single_flight import Claim
 
 Agree = Callable[[Tensor], Tensor]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitcache.ahead import Ahead
 from vitcache.arguments import to_int
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.encoding import Encode, Encoding
 from vitcache.item import Chunk, Item

@@ -12,7 +12,7 @@ from gpu.machine import Machine
 from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time
 
 from vitcache.adapters.transformers import attach
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 pytestmark = pytest.mark.transformers
 

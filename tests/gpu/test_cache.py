@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 KEYS = [bytes([number]) * 32 for number in range(16)]
 
@@ -73,7 +73,7 @@ def test_the_default_device_is_the_gpu(gpu):
 
 
 def test_importing_the_package_does_not_start_cuda(gpu):
-    script = "import torch, vitcache.cache, vitcache.keys.content; assert not torch.cuda.is_initialized()"
+    script = "import torch, vitcache.cache, vitcache.keys; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 

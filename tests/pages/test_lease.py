@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 
 KEY = bytes(32)
@@ -182,7 +182,7 @@ def test_a_look_up_that_is_interrupted_unpins_once_whether_or_not_the_lease_was_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitcache.cache.Lease", interrupt)
+        patch.setattr("vitcache.cache.embedding_cache.Lease", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cache.get(KEY)
     gc.collect()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitcache.adapters.families import ItemCall, Split
 from vitcache.adapters.outputs import OutputForm, item_rows
 from vitcache.adapters.pixels import PixelMover
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace, content_key
 from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.shadow import Shadow, logger

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.outputs import image_rows
 from vitcache.adapters.tower import cache_for, find_family, namespace_for
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.encoding import Encode
 from vitcache.item import Item
 from vitcache.pipeline import VisionPipeline

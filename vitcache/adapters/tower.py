@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace
 
 DEFAULT_ROWS = 32 * 1024

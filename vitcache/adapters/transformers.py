@@ -12,7 +12,7 @@ from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
 from vitcache.adapters.pipeline import image_encoder, image_items, vision_pipeline
 from vitcache.adapters.tower import cache_for, find_family, namespace_for
 from vitcache.arguments import to_int
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.ring.pinned_ring import PinnedRing
 
 __all__ = ["Attachment", "ChunkedPrefill", "attach", "image_encoder", "image_items", "vision_pipeline"]

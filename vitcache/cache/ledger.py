@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from vitcache.cache.index import Index
+from vitcache.cache.stats import CacheStats, Counts, TierHits
 from vitcache.device.streams import Fence
-from vitcache.index import Index
 from vitcache.pages.entry import Entry
 from vitcache.pages.pending import Demotion, Flight
 from vitcache.pages.pool import PagePool
-from vitcache.stats import CacheStats, Counts, TierHits
 
 
 class Ledger:

@@ -10,9 +10,9 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache, make_full, make_rows
 from torch import Tensor
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.policies import POLICIES
 from vitcache.pages.lease import Lease
-from vitcache.policy import POLICIES
 
 DEVICE_PAGES = 5
 on_each = pytest.mark.parametrize("policy", POLICIES)

@@ -11,9 +11,7 @@ import pytest
 import torch
 from stream_model import StreamModel, make_cache
 
-from vitcache.device import streams
-from vitcache.device.streams import CpuTimeline, Event, make_timeline
-from vitcache.ledger import Ledger
+from vitcache.cache.ledger import Ledger
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
@@ -390,47 +388,3 @@ def test_memory_is_taken_and_given_up_only_when_the_device_is_done() -> None:
     assert model.num_synchronizations == 2  # the host tier is gone, the lease holds the device tier
     lease.release()
     assert model.num_synchronizations == 3
-
-
-def test_the_cpu_has_one_stream_that_is_always_done() -> None:
-    timeline = make_timeline(torch.device("cpu"))
-    assert isinstance(timeline, CpuTimeline)
-    fence = timeline.record(timeline.current())
-    assert fence.stream == timeline.current()
-    timeline.wait(fence)
-    timeline.synchronize()
-
-
-class Recorded:
-    """A `torch.cuda.Event`, and the runtime that is asked for it: both note what they are asked."""
-
-    def __init__(self, available: bool, handle: int) -> None:
-        self.available, self.cuda_event = available, handle
-        self.calls: list[tuple[object, ...]] = []
-
-    def query(self) -> bool:
-        self.calls.append(("query",))
-        return True
-
-    def passed(self, event: int) -> bool:
-        self.calls.append(("passed", event))
-        return True
-
-    def synchronize(self, *event: int) -> None:
-        self.calls.append(("synchronize", *event))
-
-
-@pytest.mark.parametrize(("available", "handle"), [(True, 7), (True, 0), (False, 7)])
-def test_events_are_asked_through_the_runtime_that_leaves_captures_alone(
-    available: bool, handle: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorded = Recorded(available, handle)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **options: recorded)
-    monkeypatch.setattr(streams, "_runtime", lambda: recorded)
-    event = Event(blocking=True)
-    assert event.query()
-    event.synchronize()
-    if available and handle:  # torch makes an event when it is first recorded
-        assert recorded.calls == [("passed", 7), ("synchronize", 7)]
-    else:
-        assert recorded.calls == [("query",), ("synchronize",)]

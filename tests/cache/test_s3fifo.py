@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitcache.policies.s3fifo import S3Fifo
+from vitcache.cache.policies.s3fifo import S3Fifo
 
 KEYS = [bytes([number]) * 32 for number in range(12)]
 

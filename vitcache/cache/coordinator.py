@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from vitcache.checksum import Checksums, is_intact
+from vitcache.cache.checksums import Checksums, is_intact
+from vitcache.cache.ledger import Ledger
 from vitcache.device.streams import Fence
-from vitcache.ledger import Ledger
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import Origin
 from vitcache.pages.pending import Flight

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.errors import CudaError
 
 

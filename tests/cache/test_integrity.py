@@ -12,7 +12,7 @@ import pytest
 import torch
 from cache_cases import KEYS, WIDTH, make_cache, make_rows
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.pending import Demotion
 
 

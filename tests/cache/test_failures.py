@@ -10,7 +10,7 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, Failure, make_cache, make_rows, present, read
 from torch import Tensor
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.pool import PagePool
 
 

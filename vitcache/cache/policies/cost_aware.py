@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
 
-from vitcache.policies.seen_sketch import SeenSketch
+from vitcache.cache.policies.seen_sketch import SeenSketch
 
 CLASSES_PER_DOUBLING = 2
 # While there are as many hits as keys, what is not hit loses three doublings of its worth.

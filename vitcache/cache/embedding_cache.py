@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from vitcache.arguments import to_device, to_int, to_ms
-from vitcache.checksum import Checksums
+from vitcache.cache.checksums import Checksums
+from vitcache.cache.claims import Claim, SingleFlight
+from vitcache.cache.coordinator import SharedLedger
+from vitcache.cache.ledger import Ledger
+from vitcache.cache.policies import make_policy
+from vitcache.cache.stats import CacheStats
 from vitcache.device.streams import make_timeline
 from vitcache.keys.content import KEY_BYTES, check_key
-from vitcache.ledger import Ledger
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import Lease, Origin, Returns
 from vitcache.pages.pending import Flight
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation, outdated, warn_refused
 from vitcache.placement.calibration import calibrate_cuda
-from vitcache.policy import make_policy
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
-from vitcache.shared_ledger import SharedLedger
-from vitcache.single_flight import Claim, SingleFlight
-from vitcache.stats import CacheStats
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from vitcache.cache.policies import make_policy
 from vitcache.pages.entry import Entry
 from vitcache.pages.pool import PagePool
-from vitcache.policy import make_policy
 
 
 class Index:

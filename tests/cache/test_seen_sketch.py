@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import pytest
 
-from vitcache.policies.seen_sketch import SeenSketch
+from vitcache.cache.policies.seen_sketch import SeenSketch
 
 MAKERS: dict[str, Callable[[int], bytes]] = {
     "digest": lambda number: sha256(str(number).encode()).digest(),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitcache.policy import POLICIES, Policy, make_policy
+from vitcache.cache.policies import POLICIES, Policy, make_policy
 
 NAMES = sorted(POLICIES)
 KEYS = [bytes([number]) * 32 for number in range(6)]

@@ -12,8 +12,8 @@ from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache, make_row
 from stream_model import StreamModel
 from stream_model import make_cache as make_streamed_cache
 
-from vitcache import checksum
-from vitcache.cache import EmbeddingCache
+from vitcache.cache import checksums
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 
 def make_demoted(num_rows: int = 2 * PAGE_ROWS, **options: Any) -> EmbeddingCache:
@@ -113,7 +113,7 @@ def test_an_entry_that_was_promoted_while_its_copy_was_compared_goes_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_demoted()
-    take = checksum.checksum
+    take = checksums.checksum
 
     def promote_meanwhile(*arguments: Any) -> int:
         monkeypatch.undo()
@@ -121,7 +121,7 @@ def test_an_entry_that_was_promoted_while_its_copy_was_compared_goes_too(
         flip(cache)
         return take(*arguments)
 
-    monkeypatch.setattr(checksum, "checksum", promote_meanwhile)
+    monkeypatch.setattr(checksums, "checksum", promote_meanwhile)
     assert cache.get(KEYS[0]) is None
     assert KEYS[0] not in cache
     cache.check_integrity()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from cache_cases import PAGE_ROWS, WIDTH, make_cache
 
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.policies import POLICIES
 from vitcache.pages.lease import Lease
-from vitcache.policy import POLICIES
 
 STEPS = 1_000_000 // len(POLICIES)
 NUM_KEYS, DEVICE_PAGES, HOST_PAGES = 2000, 600, 600

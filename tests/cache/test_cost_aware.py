@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitcache.policies.cost_aware import LEARNED_FROM, CostAware
+from vitcache.cache.policies.cost_aware import LEARNED_FROM, CostAware
 
 KEYS = [bytes([number]) * 32 for number in range(12)]
 

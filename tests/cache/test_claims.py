@@ -9,7 +9,7 @@ import pytest
 import torch
 from pipeline_scene import HIDDEN, make_cache
 
-from vitcache.single_flight import SingleFlight
+from vitcache.cache.claims import SingleFlight
 
 KEY = b"k" * 32
 

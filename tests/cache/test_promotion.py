@@ -10,7 +10,7 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_full, make_rows, present, read
 
 from vitcache import embed_tokens, scatter_embeddings
-from vitcache.cache import EmbeddingCache
+from vitcache.cache.embedding_cache import EmbeddingCache
 
 
 def make_demoted(device_pages: int = 1, host_pages: int = 2, **options: Any) -> EmbeddingCache:

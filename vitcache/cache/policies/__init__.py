@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from vitcache.policies.cost_aware import CostAware
-from vitcache.policies.lru import Lru
-from vitcache.policies.s3fifo import S3Fifo
+from vitcache.cache.policies.cost_aware import CostAware
+from vitcache.cache.policies.lru import Lru
+from vitcache.cache.policies.s3fifo import S3Fifo
 
 
 class Policy(Protocol):

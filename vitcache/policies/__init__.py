@@ -1,1 +1,0 @@
-"""Orders of eviction; `vitcache.policy` says what one is."""
