@@ -7,108 +7,86 @@ torch has loaded, and `info` works where torch does not.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vitcache._version import __version__
+from vitcache._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from vitcache.adapters.fingerprint import processor_fingerprint
-    from vitcache.adapters.transformers import Attachment, attach
-    from vitcache.cache.claims import Claim
-    from vitcache.cache.embedding_cache import EmbeddingCache
-    from vitcache.cache.stats import CacheStats
-    from vitcache.errors import CudaError
-    from vitcache.item import Chunk, Item, Items
-    from vitcache.keys.aliases import Alias, KeyAliases
-    from vitcache.keys.content import Namespace, content_key
-    from vitcache.keys.threads import KeyedFeature, KeyThreads
-    from vitcache.pages.lease import Lease
-    from vitcache.pages.reservation import Reservation
-    from vitcache.pipeline import EmbedResult, ItemError, VisionPipeline
-    from vitcache.placement.ops import embed_tokens, scatter_embeddings
-    from vitcache.placement.placement_table import PlacementTable
+if TYPE_CHECKING:  # the table below, for type checkers
+    from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
+    from vitcache.adapters.transformers import Attachment as Attachment
+    from vitcache.adapters.transformers import attach as attach
+    from vitcache.cache.claims import Claim as Claim
+    from vitcache.cache.embedding_cache import EmbeddingCache as EmbeddingCache
+    from vitcache.cache.stats import CacheStats as CacheStats
+    from vitcache.errors import CudaError as CudaError
+    from vitcache.keys.aliases import Alias as Alias
+    from vitcache.keys.aliases import KeyAliases as KeyAliases
+    from vitcache.keys.content import Namespace as Namespace
+    from vitcache.keys.content import content_key as content_key
+    from vitcache.keys.threads import KeyedFeature as KeyedFeature
+    from vitcache.keys.threads import KeyThreads as KeyThreads
+    from vitcache.pages.lease import Lease as Lease
+    from vitcache.pages.reservation import Reservation as Reservation
+    from vitcache.pipeline.items import Chunk as Chunk
+    from vitcache.pipeline.items import Item as Item
+    from vitcache.pipeline.items import Items as Items
+    from vitcache.pipeline.prefetch import Prefetch as Prefetch
+    from vitcache.pipeline.results import EmbedResult as EmbedResult
+    from vitcache.pipeline.results import ItemError as ItemError
+    from vitcache.pipeline.shadow import Shadow as Shadow
+    from vitcache.pipeline.vision_pipeline import VisionPipeline as VisionPipeline
+    from vitcache.placement.ops import embed_tokens as embed_tokens
+    from vitcache.placement.ops import scatter_embeddings as scatter_embeddings
+    from vitcache.placement.placement_table import PlacementTable as PlacementTable
     from vitcache.placement.spans import (
-        Span,
-        clip_spans,
-        spans_from_inclusive,
-        spans_from_placeholder,
-        spans_from_token_ids,
+        Span as Span,
     )
-    from vitcache.prefetch import Prefetch
-    from vitcache.ring.pinned_ring import PinnedRing
-    from vitcache.ring.ticket import Ticket
-    from vitcache.shadow import Shadow
+    from vitcache.placement.spans import (
+        clip_spans as clip_spans,
+    )
+    from vitcache.placement.spans import (
+        spans_from_inclusive as spans_from_inclusive,
+    )
+    from vitcache.placement.spans import (
+        spans_from_placeholder as spans_from_placeholder,
+    )
+    from vitcache.placement.spans import (
+        spans_from_token_ids as spans_from_token_ids,
+    )
+    from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
+    from vitcache.ring.ticket import Ticket as Ticket
 
-__all__ = [
-    "Alias",
-    "Attachment",
-    "CacheStats",
-    "Chunk",
-    "Claim",
-    "CudaError",
-    "EmbedResult",
-    "EmbeddingCache",
-    "Item",
-    "ItemError",
-    "Items",
-    "KeyAliases",
-    "KeyThreads",
-    "KeyedFeature",
-    "Lease",
-    "Namespace",
-    "PinnedRing",
-    "PlacementTable",
-    "Prefetch",
-    "Reservation",
-    "Shadow",
-    "Span",
-    "Ticket",
-    "VisionPipeline",
-    "__version__",
-    "attach",
-    "clip_spans",
-    "content_key",
-    "embed_tokens",
-    "processor_fingerprint",
-    "scatter_embeddings",
-    "spans_from_inclusive",
-    "spans_from_placeholder",
-    "spans_from_token_ids",
-]
-
-_MODULES = {
-    "Alias": "vitcache.keys.aliases",
-    "Attachment": "vitcache.adapters.transformers",
-    "CacheStats": "vitcache.cache",
-    "Chunk": "vitcache.item",
-    "Claim": "vitcache.cache.claims",
-    "CudaError": "vitcache.errors",
-    "EmbedResult": "vitcache.pipeline",
-    "EmbeddingCache": "vitcache.cache",
-    "Item": "vitcache.item",
-    "ItemError": "vitcache.pipeline",
-    "Items": "vitcache.item",
-    "KeyAliases": "vitcache.keys.aliases",
-    "KeyThreads": "vitcache.keys.threads",
-    "KeyedFeature": "vitcache.keys.threads",
-    "Lease": "vitcache.pages.lease",
-    "Namespace": "vitcache.keys.content",
-    "PinnedRing": "vitcache.ring.pinned_ring",
-    "PlacementTable": "vitcache.placement.placement_table",
-    "Prefetch": "vitcache.prefetch",
-    "Reservation": "vitcache.pages.reservation",
-    "Shadow": "vitcache.shadow",
-    "Span": "vitcache.placement.spans",
-    "Ticket": "vitcache.ring.ticket",
-    "VisionPipeline": "vitcache.pipeline",
-    "attach": "vitcache.adapters.transformers",
-    "clip_spans": "vitcache.placement.spans",
-    "content_key": "vitcache.keys.content",
-    "embed_tokens": "vitcache.placement.ops",
-    "processor_fingerprint": "vitcache.adapters.fingerprint",
-    "scatter_embeddings": "vitcache.placement.ops",
-    "spans_from_inclusive": "vitcache.placement.spans",
-    "spans_from_placeholder": "vitcache.placement.spans",
-    "spans_from_token_ids": "vitcache.placement.spans",
+# The public names, by the module that defines them.
+_NAMES = {
+    "vitcache.adapters.fingerprint": ("processor_fingerprint",),
+    "vitcache.adapters.transformers": ("Attachment", "attach"),
+    "vitcache.cache.claims": ("Claim",),
+    "vitcache.cache.embedding_cache": ("EmbeddingCache",),
+    "vitcache.cache.stats": ("CacheStats",),
+    "vitcache.errors": ("CudaError",),
+    "vitcache.keys.aliases": ("Alias", "KeyAliases"),
+    "vitcache.keys.content": ("Namespace", "content_key"),
+    "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
+    "vitcache.pages.lease": ("Lease",),
+    "vitcache.pages.reservation": ("Reservation",),
+    "vitcache.pipeline.items": ("Chunk", "Item", "Items"),
+    "vitcache.pipeline.prefetch": ("Prefetch",),
+    "vitcache.pipeline.results": ("EmbedResult", "ItemError"),
+    "vitcache.pipeline.shadow": ("Shadow",),
+    "vitcache.pipeline.vision_pipeline": ("VisionPipeline",),
+    "vitcache.placement.ops": ("embed_tokens", "scatter_embeddings"),
+    "vitcache.placement.placement_table": ("PlacementTable",),
+    "vitcache.placement.spans": (
+        "Span",
+        "clip_spans",
+        "spans_from_inclusive",
+        "spans_from_placeholder",
+        "spans_from_token_ids",
+    ),
+    "vitcache.ring.pinned_ring": ("PinnedRing",),
+    "vitcache.ring.ticket": ("Ticket",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,10 @@ from vitcache.adapters.pipeline import find_grid_family
 from vitcache.adapters.prompt import Prompt
 from vitcache.adapters.tower import num_levels
 from vitcache.arguments import to_int
-from vitcache.item import Chunk, Item
-from vitcache.pipeline import ItemError, VisionPipeline
-from vitcache.prefetch import Prefetch
+from vitcache.pipeline.items import Chunk, Item
+from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.results import ItemError
+from vitcache.pipeline.vision_pipeline import VisionPipeline
 
 
 class ChunkedPrefill:

@@ -20,8 +20,8 @@ from vitcache.adapters.outputs import OutputForm, item_rows
 from vitcache.adapters.pixels import PixelMover
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace, content_key
+from vitcache.pipeline.shadow import Shadow, logger
 from vitcache.ring.pinned_ring import PinnedRing
-from vitcache.shadow import Shadow, logger
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.

@@ -13,9 +13,9 @@ from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.outputs import image_rows
 from vitcache.adapters.tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.encoding import Encode
-from vitcache.item import Item
-from vitcache.pipeline import VisionPipeline
+from vitcache.pipeline.encoder_runner import Encode
+from vitcache.pipeline.items import Item
+from vitcache.pipeline.vision_pipeline import VisionPipeline
 from vitcache.placement.spans import spans_from_token_ids
 
 

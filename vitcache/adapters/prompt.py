@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcache.item import Item, Items
+from vitcache.pipeline.items import Item, Items
 
 FindKey = Callable[[Item], bytes]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.item import Item
-from vitcache.need import Need
+from vitcache.pipeline.feature_mover import FeatureMover, record_event
+from vitcache.pipeline.items import Item
+from vitcache.pipeline.step_item import Need
 from vitcache.rows import DTYPE_NAMES, DTYPES
-from vitcache.transfer import FeatureMover, record_event
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
 

@@ -3,7 +3,7 @@
 import torch
 
 from vitcache import PinnedRing
-from vitcache.transfer import FeatureMover
+from vitcache.pipeline.feature_mover import FeatureMover
 
 
 def test_a_feature_that_requires_gradients_is_moved_without():

@@ -11,52 +11,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitcache.ahead import Ahead
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
-from vitcache.encoding import Encode, Encoding
-from vitcache.item import Chunk, Item
 from vitcache.keys.content import content_key
 from vitcache.keys.threads import KeyThreads
-from vitcache.look_up import Agree, look_up, look_up_together
-from vitcache.need import Need, by_item, find_keys, known_key, unite, wait_until_read
 from vitcache.pages.lease import Lease
+from vitcache.pipeline.encoder_runner import Encode, Encoding
+from vitcache.pipeline.feature_mover import FeatureMover, record_event
+from vitcache.pipeline.items import Chunk, Item
+from vitcache.pipeline.lookup import Agree, look_up, look_up_together
+from vitcache.pipeline.plan import check_chunks, check_windows, plan
+from vitcache.pipeline.prefetch import Prefetch, Prefetcher
+from vitcache.pipeline.prefetch_job import Ahead
+from vitcache.pipeline.prefetched_features import Staging
+from vitcache.pipeline.results import EmbedResult, list_errors
+from vitcache.pipeline.row_sources import collect
+from vitcache.pipeline.shadow import Shadow
+from vitcache.pipeline.step_item import Need, by_item, find_keys, known_key, unite, wait_until_read
 from vitcache.placement.ops import embed_tokens
-from vitcache.plan import check_chunks, check_windows, plan
-from vitcache.prefetch import Prefetch, Prefetcher
 from vitcache.ring.pinned_ring import PinnedRing
-from vitcache.shadow import Shadow
-from vitcache.sources import collect
-from vitcache.staging import Staging
-from vitcache.transfer import FeatureMover, record_event
-
-
-class ItemError(NamedTuple):
-    """Why the rows of an item are zero.
-
-    Attributes
-    ----------
-    chunk, item
-        Which: ``chunks[chunk].items[item]``.
-    expected, found
-        Rows that it was to have, and those that the encoder gave; `found` is None if it gave none.
-    cause
-        What was raised, or a ValueError about the number of rows.
-    """
-
-    chunk: int
-    item: int
-    expected: int
-    found: int | None
-    cause: Exception
-
-
-class EmbedResult(NamedTuple):
-    """What `VisionPipeline.embed` built, and the items that are missing in it, by chunk and item."""
-
-    inputs_embeds: Tensor
-    errors: list[ItemError]
 
 
 class VisionPipeline:
@@ -246,7 +220,7 @@ class VisionPipeline:
                 with nullcontext() if missing else self._encoding.turn(), self._on_stream():
                     for hit in hits:
                         self._shadow.check(hit.key, hit.rows, partial(self._encoding.again, hit.need))
-        return EmbedResult(inputs_embeds, _errors(needs))
+        return EmbedResult(inputs_embeds, list_errors(needs))
 
     def key(self, item: Item) -> bytes:
         """Return the key of an item: its own, or that of its content, which it remembers.
@@ -365,16 +339,6 @@ def _choose_hits(shadow: Shadow, needs: list[Need]) -> list[_Hit]:
 def _stop(prefetcher: Prefetcher, keys: KeyThreads) -> None:
     prefetcher.stop()
     keys.stop()
-
-
-def _errors(needs: list[Need]) -> list[ItemError]:
-    errors = [
-        ItemError(use.chunk, use.position, need.item.num_rows, need.found, need.error)
-        for need in needs
-        if need.error is not None
-        for use in need.uses
-    ]
-    return sorted(errors, key=lambda error: error[:2])
 
 
 def _check_destination(

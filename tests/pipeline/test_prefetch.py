@@ -24,7 +24,7 @@ from pipeline_scene import (
 )
 
 from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
-from vitcache.prefetch import MOST_WAITING
+from vitcache.pipeline.prefetch import MOST_WAITING
 
 WEIGHT = make_weight()
 SECONDS = 60

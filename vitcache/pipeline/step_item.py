@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vitcache.item import Item
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
-from vitcache.plan import Use
+from vitcache.pipeline.feature_mover import Moved
+from vitcache.pipeline.items import Item
+from vitcache.pipeline.plan import Use
 from vitcache.ring.ticket import Ticket
-from vitcache.transfer import Moved
 
 
 class Need:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vitcache import Chunk, Item, Span
-from vitcache.plan import check_chunks, check_windows, plan
+from vitcache.pipeline.plan import check_chunks, check_windows, plan
 
 
 def where(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:

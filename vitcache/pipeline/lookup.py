@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.need import Need
+from vitcache.pipeline.step_item import Need
 
 Agree = Callable[[Tensor], Tensor]
 

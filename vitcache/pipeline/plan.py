@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from vitcache.item import Chunk, Item
+from vitcache.pipeline.items import Chunk, Item
 from vitcache.placement.spans import Span, clip_spans
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.need import Need
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
+from vitcache.pipeline.feature_mover import FeatureMover
+from vitcache.pipeline.step_item import Need
 from vitcache.placement.spans import Span
 from vitcache.rows import DTYPE_NAMES, can_be_stored
-from vitcache.transfer import FeatureMover
 
 
 class Sources(NamedTuple):

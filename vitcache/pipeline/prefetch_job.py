@@ -10,12 +10,12 @@ import torch
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
-from vitcache.encoding import Encoding
-from vitcache.item import Chunk
-from vitcache.need import Need, wait_until_read
 from vitcache.pages.reservation import Reservation
-from vitcache.prefetch import Prefetch
-from vitcache.staging import Staging
+from vitcache.pipeline.encoder_runner import Encoding
+from vitcache.pipeline.items import Chunk
+from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.prefetched_features import Staging
+from vitcache.pipeline.step_item import Need, wait_until_read
 
 FindNeeds = Callable[[Sequence[Chunk]], list[Need]]
 

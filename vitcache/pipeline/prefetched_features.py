@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 
-from vitcache.transfer import Moved
+from vitcache.pipeline.feature_mover import Moved
 
 MOST_BYTES = 256 << 20
 
