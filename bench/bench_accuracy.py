@@ -73,9 +73,9 @@ def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[s
         raise RuntimeError(f"not installed: {', '.join(missing)}; run: pip install 'vitcache[demo]'")
     from vitcache.bench.digits import deal, load_cards
     from vitcache.bench.reader import SIZE, build_reader, teach
-    from vitcache.demo.cached import AttachedSide, CachedSide, make_cache
     from vitcache.demo.model import build_processor, share_weights
-    from vitcache.demo.stock import StockSide
+    from vitcache.demo.stock_side import StockSide
+    from vitcache.demo.vitcache_side import AttachedSide, CachedSide, make_cache
 
     yield "cards"
     processor = build_processor(SIZE)
@@ -118,7 +118,7 @@ def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[s
 
 def ask(side: Any, chats: Sequence[Chat]) -> Result:
     """Every question of every chat, each with all that was said and shown before it."""
-    from vitcache.demo.stock import pick_token
+    from vitcache.demo.stock_side import pick_token
 
     answers, hits, encoded = [], 0, 0
     for chat in chats:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu.machine import CUDA, DRY
+from machine import CUDA, DRY
 
 from vitcache import info
 from vitcache.pages.pool import PagePool

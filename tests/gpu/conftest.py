@@ -3,7 +3,7 @@
 import gc
 
 import pytest
-from gpu.machine import CUDA, DRY, Machine
+from machine import CUDA, DRY, Machine
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 
 from attached import each_family
-from gpu.machine import Machine
+from machine import Machine
 from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time
 
 from vitcache.adapters.transformers import attach

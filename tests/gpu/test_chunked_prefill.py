@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 
 from attached import new_cache
-from gpu.machine import Machine
+from machine import Machine
 from tiny_models import FAMILIES
 
 from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_pipeline

@@ -21,7 +21,7 @@ REGISTER_BOUND = 64  # 8 warps a program: at 64 registers a multiprocessor still
 def compiled():
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    probe = Path(__file__).with_name("codegen_probe.py")
+    probe = Path(__file__).parents[1] / "support" / "codegen_probe.py"
     done = subprocess.run([sys.executable, probe], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcache.adapters.pipeline import find_grid_family
+from vitcache.adapters.model_pipeline import find_grid_family
 from vitcache.adapters.prompt import Prompt
-from vitcache.adapters.tower import num_levels
+from vitcache.adapters.vision_tower import num_levels
 from vitcache.arguments import to_int
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.prefetch import Prefetch

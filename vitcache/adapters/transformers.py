@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
-from vitcache.adapters.encoder import AttachStats, CachedEncoder, Session
-from vitcache.adapters.pipeline import image_encoder, image_items, vision_pipeline
-from vitcache.adapters.tower import cache_for, find_family, namespace_for
+from vitcache.adapters.model_pipeline import image_encoder, image_items, vision_pipeline
+from vitcache.adapters.session import AttachStats, Session
+from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.ring.pinned_ring import PinnedRing

@@ -11,12 +11,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from vitcache.demo.cached import AttachedSide, CachedSide, make_cache
 from vitcache.demo.conversation import Picture, Prompt, build_prompt, process
 from vitcache.demo.model import SIZES, Size, build_model, build_processor, share_weights
 from vitcache.demo.photos import load_photos
 from vitcache.demo.report import Row
-from vitcache.demo.stock import StockSide
+from vitcache.demo.stock_side import StockSide
+from vitcache.demo.vitcache_side import AttachedSide, CachedSide, make_cache
 
 _POSITIONS_PER_COMPARISON = 1024  # bounds the logits in memory: 0.3 GB in bfloat16 with 152 k token ids
 

@@ -28,9 +28,9 @@ Image = pytest.importorskip("PIL.Image")
 
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel  # noqa: E402
 
-from vitcache.adapters.encoder import Session  # noqa: E402
-from vitcache.adapters.outputs import image_rows  # noqa: E402
-from vitcache.demo import cached, stock, turns  # noqa: E402
+from vitcache.adapters.model_outputs import image_rows  # noqa: E402
+from vitcache.adapters.session import Session  # noqa: E402
+from vitcache.demo import stock_side, turns, vitcache_side  # noqa: E402
 from vitcache.demo.conversation import Picture, build_prompt, process  # noqa: E402
 from vitcache.demo.model import SIZES, build_model, build_processor  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
@@ -157,7 +157,7 @@ def test_plot_is_a_png_image(result: Result) -> None:
 
 def test_a_wrong_cached_row_makes_the_turn_unequal(sides: Sides, pictures: list[Picture]) -> None:
     assert measure(sides, pictures[:1]).equal
-    rows = image_rows(stock.encode_alone(sides.stock.model, pictures[0]))
+    rows = image_rows(stock_side.encode_alone(sides.stock.model, pictures[0]))
     rows[5, 7] += 1
     assert sides.cached.cache.put(sides.cached.key(pictures[0]), rows)
     row = measure(sides, pictures[:2])
@@ -167,7 +167,7 @@ def test_a_wrong_cached_row_makes_the_turn_unequal(sides: Sides, pictures: list[
 
 
 def test_a_wrong_deepstack_column_makes_the_turn_unequal(sides: Sides, pictures: list[Picture]) -> None:
-    rows = image_rows(stock.encode_alone(sides.stock.model, pictures[0]))
+    rows = image_rows(stock_side.encode_alone(sides.stock.model, pictures[0]))
     rows[5, -1] += 1
     assert sides.cached.cache.put(sides.cached.key(pictures[0]), rows)
     assert not measure(sides, pictures[:1]).equal
@@ -176,7 +176,7 @@ def test_a_wrong_deepstack_column_makes_the_turn_unequal(sides: Sides, pictures:
 def test_unequal_logits_are_named_and_fail_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cached, "image_rows", lambda features: image_rows(features) * 1.01)
+    monkeypatch.setattr(vitcache_side, "image_rows", lambda features: image_rows(features) * 1.01)
     assert run(parse("--size", "tiny", "--turns", "2")) == 1
     assert "Logits differed in turn 1, 2." in capsys.readouterr().out
 
@@ -209,7 +209,7 @@ def test_nothing_is_ever_assigned_or_hooked_on_the_stock_model(
         if "mm_encoder_outputs" not in inspect.signature(Qwen3VLModel.forward).parameters:
             pytest.skip("this forward takes no encoder outputs")
     else:
-        monkeypatch.setattr(stock, "takes_encoder_outputs", lambda model: False)
+        monkeypatch.setattr(stock_side, "takes_encoder_outputs", lambda model: False)
     built: list[torch.nn.Module] = []
     watched: set[int] = set()
     done: list[str] = []
@@ -272,7 +272,7 @@ def test_both_ways_to_hand_features_to_the_stock_forward_agree(
 ) -> None:
     prompt = build_prompt(pictures, sides.stock.model.config)
     expected = sides.stock.answer_one_at_a_time(prompt)
-    monkeypatch.setattr(stock, "takes_encoder_outputs", lambda model: False)
+    monkeypatch.setattr(stock_side, "takes_encoder_outputs", lambda model: False)
     assert torch.equal(sides.stock.answer_one_at_a_time(prompt), expected)
     assert "get_image_features" not in vars(sides.stock.model.model)
 

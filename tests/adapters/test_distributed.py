@@ -12,7 +12,7 @@ import torch
 
 from vitcache.adapters.distributed import agree_over
 
-RANK = Path(__file__).with_name("distributed_rank.py")
+RANK = Path(__file__).parents[1] / "support" / "distributed_rank.py"
 
 
 def run_ranks(

@@ -23,7 +23,7 @@ from attached import (
 )
 from tiny_models import FAMILIES, Call, one_at_a_time
 
-from vitcache.adapters.encoder import AttachStats
+from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = pytest.mark.transformers

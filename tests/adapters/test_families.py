@@ -20,7 +20,7 @@ from attached import (
 )
 from tiny_models import FAMILIES, VIDEO, Call, TinyFamily, joined_outputs, stock_method
 
-from vitcache.adapters.encoder import AttachStats
+from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]

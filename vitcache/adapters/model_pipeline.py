@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.families import Family, split_by_grid
-from vitcache.adapters.outputs import image_rows
-from vitcache.adapters.tower import cache_for, find_family, namespace_for
+from vitcache.adapters.model_outputs import image_rows
+from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.encoder_runner import Encode
 from vitcache.pipeline.items import Item

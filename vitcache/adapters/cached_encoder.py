@@ -4,159 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
-import os
-import threading
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcache.adapters.families import ItemCall, Split
-from vitcache.adapters.outputs import OutputForm, item_rows
-from vitcache.adapters.pixels import PixelMover
-from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace, content_key
-from vitcache.pipeline.shadow import Shadow, logger
-from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.adapters.model_outputs import OutputForm, item_rows
+from vitcache.adapters.session import Session
+from vitcache.keys.content import content_key
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
 _NOT_FOR_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "output_router_logits"}
-
-
-@dataclass(frozen=True)
-class AttachStats:
-    """What the calls through one attachment came to.
-
-    `encoded` items ran through the vision tower, `hits` came from the cache, `duplicates` were equal to
-    another item of their call. `bypassed` calls went to the stock method as they were. `pixel_bytes_moved`
-    counts pixels that were copied to the tower's device. `shadowed` hits were encoded again, and
-    `shadow_difference` is the largest absolute difference that was found.
-    """
-
-    encoded: int = 0
-    hits: int = 0
-    duplicates: int = 0
-    bypassed: int = 0
-    pixel_bytes_moved: int = 0
-    shadowed: int = 0
-    shadow_difference: float = 0.0
-
-
-class Session:
-    """What the stand-ins of one attachment share."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tower_name: str,
-        cache: EmbeddingCache,
-        namespace: Namespace,
-        ring: PinnedRing | None,
-        shadow_every: int,
-    ) -> None:
-        self.model = model
-        self.cache = cache
-        self.mover = PixelMover(ring)
-        self.namespace = namespace.digest()
-        self.stats = AttachStats()
-        self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
-        self.thread = threading.local()
-        self._named = namespace
-        self._tower_name = tower_name
-        self._lock = threading.Lock()
-        self._weights = Weights(self)
-
-    @property
-    def tower(self) -> Any:
-        return getattr(self.model, self._tower_name)
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
-
-    def count(self, **more: int) -> None:
-        with self._lock:
-            totals = {name: getattr(self.stats, name) + number for name, number in more.items()}
-            self.stats = replace(self.stats, **totals)
-
-    def note_difference(self, key: bytes, difference: float) -> None:
-        """Count a comparison of cached rows with fresh ones, and log a difference."""
-        with self._lock:
-            largest = max(difference, self.stats.shadow_difference)
-            self.stats = replace(self.stats, shadowed=self.stats.shadowed + 1, shadow_difference=largest)
-        if difference:
-            logger.warning(
-                "entry %s differs from what the vision tower gives now by up to %g: call "
-                "cache.advance_epoch() if the model was changed",
-                key.hex(),
-                difference,
-            )
-
-    def forget(self) -> None:
-        """Look up none of the entries so far: the weights that made them are others now, or are to be.
-
-        From then on no other attachment shares entries with this one, whatever its namespace; theirs stay.
-        """
-        self.namespace = replace(self._named, adapter=os.urandom(16).hex()).digest()
-
-    def current_namespace(self) -> bytes:
-        """Return the namespace of the weights as they are now."""
-        with self._lock:
-            weights = Weights(self)
-            if not weights.unchanged_since(self._weights):
-                self.forget()
-                self._weights = weights
-            return self.namespace
-
-    def tower_device(self) -> torch.device | None:
-        """Where the tower takes its pixels; None where hooks bring weights and pixels together."""
-        device = next(self.tower.parameters()).device
-        return None if device.type == "meta" else device
-
-
-class Weights:
-    """Which weights outside the language model there are at one moment, and what tells of their change.
-
-    Writing in place raises a tensor's version; the exceptions are writes through `.data` and those to
-    inference tensors, which have none. Offloaded weights come and go, so only their dtype counts.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._attention = [
-            getattr(getattr(part, "config", None), "_attn_implementation", None)
-            for part in (session.model, session.tower)
-        ]
-        # Every call comes here: `Module.parameters()` would take several times as long.
-        found: list[Tensor | None] = []
-        modules: list[nn.Module | None] = [session.model]
-        language_model = getattr(session.model, "language_model", None)
-        while modules:
-            module = modules.pop()
-            if module is not None and module is not language_model:
-                found += module._parameters.values()
-                found += module._buffers.values()
-                modules += module._modules.values()
-        tensors = [tensor for tensor in found if tensor is not None]
-        there = [tensor for tensor in tensors if not tensor.is_meta]
-        self._dtypes = [tensor.dtype for tensor in tensors]
-        self._addresses = [tensor.data_ptr() for tensor in there]
-        self._versions = [_version(tensor) for tensor in there]
-        # While a reference lives, no other tensor gets it, not even one at the same address.
-        self._refs = [weakref.ref(tensor) for tensor in there]
-
-    def unchanged_since(self, earlier: Weights) -> bool:
-        return (
-            self._attention == earlier._attention
-            and self._dtypes == earlier._dtypes
-            and self._addresses == earlier._addresses
-            and self._versions == earlier._versions
-            and all(map(operator.is_, self._refs, earlier._refs))
-        )
 
 
 class CachedEncoder:
@@ -186,12 +47,12 @@ class CachedEncoder:
         options = {
             name: value for name, value in arguments.items() if items and name not in items[0].arguments
         }
-        told = {name: value for name, value in options.items() if name not in _NOT_FOR_THE_TOWER}
-        if not items or not all(map(_is_plain, told.values())):
+        key_arguments = {name: value for name, value in options.items() if name not in _NOT_FOR_THE_TOWER}
+        if not items or not all(map(_is_plain, key_arguments.values())):
             session.count(bypassed=1)
             return self.stock(*args, **kwargs)
         namespace = session.current_namespace()
-        keys = [self._key(item, told, namespace) for item in items]
+        keys = [self._key(item, key_arguments, namespace) for item in items]
         rows: dict[bytes, Tensor] = {}
         for key, item in zip(keys, items, strict=True):
             if key in rows:
@@ -232,11 +93,11 @@ class CachedEncoder:
         """Return the key over the pixels and `options`, of which None means the config's value."""
         config = self._session.config
         values = {name: getattr(config, name, None) if v is None else v for name, v in options.items()}
-        told = {name: v for name, v in values.items() if v is not None}
+        key_arguments = {name: v for name, v in values.items() if v is not None}
         return content_key(
             item.pixels,
             namespace=namespace,
-            extra={"modality": self._modality, "item": item.identity, "options": told},
+            extra={"modality": self._modality, "item": item.identity, "options": key_arguments},
         )
 
     def _rows(self, key: bytes, item: ItemCall, options: dict[str, Any]) -> Tensor:
@@ -289,13 +150,6 @@ class CachedEncoder:
             return self.stock(**arguments)
         finally:
             thread.encoding = False
-
-
-def _version(tensor: Tensor) -> int | None:
-    try:
-        return tensor._version
-    except RuntimeError:  # an inference tensor; to ask for that first takes four times as long
-        return None
 
 
 def _is_plain(value: Any) -> bool:

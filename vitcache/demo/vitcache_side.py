@@ -19,9 +19,9 @@ from vitcache import (
     processor_fingerprint,
     spans_from_token_ids,
 )
-from vitcache.adapters.outputs import image_rows
+from vitcache.adapters.model_outputs import image_rows
 from vitcache.demo.conversation import Picture, Prompt
-from vitcache.demo.stock import Answer, TimedAnswer, pick_token, prefill, text_inputs
+from vitcache.demo.stock_side import Answer, TimedAnswer, pick_token, prefill, text_inputs
 from vitcache.demo.stopwatch import Stopwatch
 
 _PAGE_ROWS = 64  # as in the cache that `attach` makes

@@ -26,7 +26,7 @@ from attached import (
 )
 from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time, stock_method
 
-from vitcache.adapters.encoder import AttachStats, Session
+from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
