@@ -22,6 +22,14 @@ LIBRARIES = {"vitcache._native": "{module}", "vitcache._host_runtime": "libvitca
 MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
 
 
+def name_packages() -> list[str]:
+    """Every package by the name under which it is installed."""
+    names = find_packages(include=["vitcache", "vitcache.*"])
+    for package, folder in MAPPED_PACKAGES.items():
+        names += [package, *(f"{package}.{inner}" for inner in find_packages(folder))]
+    return names
+
+
 def find_tool(name: str) -> str:
     """Path of a build tool: on PATH (pip's build environment comes first there) or beside this Python."""
     tool = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
@@ -67,7 +75,7 @@ class CMakeBuild(build_ext):
 
 setup(
     license="Apache-2.0",
-    packages=[*find_packages(include=["vitcache", "vitcache.*"]), *MAPPED_PACKAGES],
+    packages=name_packages(),
     package_dir=MAPPED_PACKAGES,
     ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
     cmdclass={"build_ext": CMakeBuild},

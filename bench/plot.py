@@ -1,79 +1,8 @@
-"""Draw a bench's JSON file.
+"""``python -m vitcache.bench.plot FILE...``: a picture beside each result file."""
 
-Bars per case and contender as multiples of the limit, which is the line at 1, unless the bench has a `draw`
-of its own. ``python -m vitcache.bench.plot bench/results/placement-*.json`` writes a PNG beside each file.
-"""
+from vitcache.bench.harness.plot import draw_ratios, main, plot
 
-from __future__ import annotations
-
-import argparse
-import json
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from vitcache.bench import timeline
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# The first of these that a file has a ratio of is drawn.
-METRICS = ("device_us", "done_us", "host_us")
-
-
-def plot(path: Path) -> Path:
-    """Write ``<file>.png`` from the rows of a bench, or the trace of a timeline; nothing else is read."""
-    if path.name.endswith(timeline.SUFFIX):
-        return timeline.draw(path)
-    rows = json.loads(path.read_text())
-    if not rows:
-        raise ValueError(f"{path} has no ratio to draw")
-    bench = import_module(f"vitcache.bench.bench_{rows[0]['bench']}")
-    figure = getattr(bench, "draw", draw_ratios)(rows)
-    target = path.with_suffix(".png")
-    figure.savefig(target, dpi=120)
-    return target
-
-
-def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
-    """Bars of the first metric that has ratios; rows without are left out. Panels beside them stay empty."""
-    from matplotlib.figure import Figure
-
-    with_ratio = [row for row in rows if row["ratio"] is not None]
-    there = {row["metric"] for row in with_ratio}
-    metric = next((name for name in METRICS if name in there), None)
-    if metric is None:
-        raise ValueError(f"the bench {rows[0]['bench']} has no ratio to draw")
-    rows = [row for row in with_ratio if row["metric"] == metric]
-    # The limit of most: what a contender of its own is compared with has no place beside the line.
-    limit = max((row["ratio_to"] for row in rows), key=[row["ratio_to"] for row in rows].count)
-    rows = [row for row in rows if row["ratio_to"] == limit]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    contenders = list(dict.fromkeys(row["contender"] for row in rows))
-    figure = Figure(figsize=(panels * (2 + 1.6 * len(cases)), 4.5), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0, 0]
-    width = 0.8 / len(contenders)
-    for index, contender in enumerate(contenders):
-        ratios = {row["case"]: row["ratio"] for row in rows if row["contender"] == contender}
-        offset = (index - (len(contenders) - 1) / 2) * width
-        positions = [cases.index(case) + offset for case in ratios]
-        axes.bar(positions, list(ratios.values()), width, label=contender)
-    axes.axhline(1, color="black", linewidth=1, label=limit)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(cases)), cases)
-    axes.set_ylabel(f"{metric} / {limit}")
-    axes.set_title(f"{rows[0]['bench']}, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
-    axes.legend(fontsize=8)
-    return figure
-
-
-def main() -> None:
-    """Plot every file that is named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
-    for path in parser.parse_args().files:
-        print(plot(path))
-
+__all__ = ["draw_ratios", "main", "plot"]
 
 if __name__ == "__main__":
     main()

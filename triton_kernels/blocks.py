@@ -1,7 +1,7 @@
 """The shape of a row kernel's block, by device and row width, from a table that a bench writes.
 
-``python -m vitcache bench --bench blocks`` measures, ``python -m vitcache.bench.tune FILE...`` turns its
-results into `blocks.json`.
+``python -m vitcache bench --bench blocks`` measures, ``python -m vitcache.bench.harness.tune FILE...`` turns
+its results into `blocks.json`.
 """
 
 from __future__ import annotations

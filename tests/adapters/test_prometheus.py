@@ -5,8 +5,8 @@ from __future__ import annotations
 import prometheus_client
 from cache_cases import KEYS, PAGE_BYTES, make_cache, make_rows
 
-from vitcache.metrics import CacheCollector
 from vitcache.cache.stats import TierHits
+from vitcache.metrics import CacheCollector
 
 
 def test_hits_are_counted_by_tier_with_what_they_saved() -> None:

@@ -26,8 +26,8 @@ fi
 
 shopt -s nullglob
 benches=()
-for file in bench/bench_*.py; do
-  name=${file#bench/bench_}
+for file in bench/claims/bench_*.py; do
+  name=${file#bench/claims/bench_}
   benches+=("${name%.py}")
 done
 # The sanitizers take longest, and find nothing on a CPU: last, and not in a dry run.

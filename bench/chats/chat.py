@@ -1,0 +1,109 @@
+"""A chat with one new image per turn: the model, prompts and items, and a tower that counts."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache import Item, Span
+from vitcache.bench.harness.timing import Stretch
+
+TEXT_TOKENS = 16  # before an image, and after it
+MERGED = 4  # patches per row
+
+
+@cache
+def load_model(size: str, device: torch.device) -> Any:
+    """Qwen3-VL with random weights: ``"8b"`` or ``"tiny"``, see `vitcache.demo.model`."""
+    from vitcache.demo.model import SIZES, build_model
+
+    return build_model(SIZES[size], device)
+
+
+class Tower:
+    """The model's encoder, its calls counted and timed."""
+
+    def __init__(self, model: Any) -> None:
+        from vitcache.adapters.transformers import image_encoder
+
+        self._encode = image_encoder(model)
+        self._device = model.device
+        self.images = 0
+        self.calls: list[Stretch] = []
+
+    def __call__(self, features: list[Tensor], items: list[Item]) -> Tensor:
+        self.images += len(items)
+        with torch.profiler.record_function("ViT"), Stretch(self._device) as call:
+            rows = self._encode(features, items)
+        self.calls.append(call)
+        return rows
+
+    def take(self) -> tuple[list[Stretch], int]:
+        """Calls and images since the last time."""
+        taken = self.calls, self.images
+        self.calls, self.images = [], 0
+        return taken
+
+
+class Chat:
+    """Prompts of a chat that shows `images` images of one size, one after the other, and their items.
+
+    The features are float32 patches in pageable memory. With `share_feature` all images are one tensor under
+    keys of their own, for chats that would not fit in memory.
+    """
+
+    def __init__(
+        self, model: Any, grid: tuple[int, int, int], images: int, *, share_feature: bool = False
+    ) -> None:
+        vision = model.config.vision_config
+        width = 3 * vision.temporal_patch_size * vision.patch_size**2
+        self.model, self.grid, self.images = model, grid, images
+        self.rows = prod(grid) // MERGED
+        self.weight = model.get_input_embeddings().weight
+        self.levels = len(vision.deepstack_visual_indexes)
+        self.row_width = self.weight.shape[1] * (1 + self.levels)
+        self.features = [torch.randn(prod(grid), width) for _ in range(1 if share_feature else images)]
+        self.tokens_per_turn = self.rows + 2 * TEXT_TOKENS + 2
+        self.items = [self.item(image, key=image_key(image)) for image in range(images)]
+
+    def item(self, image: int, *, key: bytes | None, feature: Any = None) -> Item:
+        """An image's item; without a key the pipeline makes it."""
+        if feature is None:
+            feature = self.features[image % len(self.features)]
+        start = image * self.tokens_per_turn + TEXT_TOKENS + 1
+        return Item(feature, Span(start, self.rows), key=key, grid_thw=list(self.grid))
+
+    @cached_property
+    def host_ids(self) -> Tensor:
+        """Token ids of the whole chat."""
+        config = self.model.config
+        ids = torch.randint(0, 200, (self.images, self.tokens_per_turn))
+        ids[:, TEXT_TOKENS] = config.vision_start_token_id
+        ids[:, TEXT_TOKENS + 1 : -TEXT_TOKENS - 1] = config.image_token_id
+        ids[:, -TEXT_TOKENS - 1] = config.vision_end_token_id
+        return ids.flatten()
+
+    def prompt(self, turns: int) -> Tensor:
+        """Token ids, on the host, of what the turn of this number sends."""
+        return self.host_ids[: turns * self.tokens_per_turn]
+
+    def without_keys(self) -> list[Item]:
+        """All items anew, to be hashed."""
+        return [self.item(image, key=None) for image in range(self.images)]
+
+    def deepstack(self, tokens: int) -> Tensor:
+        """A destination for the deepstack levels of so many tokens."""
+        return self.weight.new_empty(self.levels, tokens, self.weight.shape[1])
+
+    def page_bytes(self, images: int) -> int:
+        """What the rows of so many images take in a cache, in whole pages of 64 rows."""
+        return images * -(-self.rows // 64) * 64 * self.row_width * self.weight.itemsize
+
+
+def image_key(image: int) -> bytes:
+    """A caller's own key."""
+    return image.to_bytes(32, "little")

@@ -1,0 +1,220 @@
+"""Claim: the cache's own work is small beside an encode, whatever is in it.
+
+A look-up with its release, and a miss with its put and an eviction, by number of entries and by threads that
+do it at once. Entries are of one row of one element: what is measured is the books and not the copies. Beside
+them, with the model and the image size of ``vitcache demo``, what missing and keeping an image costs, its
+rows copied, against encoding it. Always on the CPU, as the books are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vitcache import EmbeddingCache
+from vitcache.bench.chats.chat import Chat, Tower, image_key, load_model
+from vitcache.bench.harness.record import Recorder
+from vitcache.bench.harness.timing import Sample, Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "cache"
+CLAIMS_CPU = True
+DEVICE = torch.device("cpu")
+# Targets of the design: a look-up with 100,000 entries, and the cache beside the encode where nothing is hit.
+LOOK_UP_US, JUDGED_ENTRIES = 3.0, 100_000
+MISS_SHARE = 0.01
+ENCODE_US = 27_000  # of one 1280x720 image by the design's measurements on an H100
+CALLS = 4_000  # per measurement, on all threads together
+
+
+@dataclass(frozen=True)
+class CacheCase:
+    """A cache that is full with so many entries, and who uses it at once."""
+
+    entries: int
+    threads: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The entries."""
+        return f"{self.entries} entries"
+
+
+@dataclass(frozen=True)
+class MainJobCase:
+    """Images of ``grid`` patches that are never hit, one after the other."""
+
+    name: str
+    grid: tuple[int, int, int]
+    room: int  # images
+    is_judged: bool = True
+
+
+CASES: dict[str, list[Any]] = {
+    "full": [
+        CacheCase(1_000, (1, 2, 4, 8, 16)),
+        CacheCase(10_000, (1,)),
+        CacheCase(100_000, (1, 16)),
+        CacheCase(1_000_000, (1,)),
+        MainJobCase("main job, 121 rows", (1, 22, 22), room=50),
+    ],
+    "smoke": [CacheCase(50, (1, 2)), MainJobCase("main job, 4 rows", (1, 4, 4), room=5, is_judged=False)],
+}
+
+
+def run_case(case: Any, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields what it does next."""
+    run = {CacheCase: run_books, MainJobCase: run_main_job}[type(case)]
+    yield from run(case, recorder, timer)
+
+
+def run_main_job(case: MainJobCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """The main job's encode, and what the cache does beside it where nothing is hit."""
+    yield "building the model"
+    model = load_model("tiny", DEVICE)
+    chat, tower = Chat(model, case.grid, 1), Tower(model)
+    rows = tower(chat.features, chat.items)
+    cache = EmbeddingCache(
+        rows.shape[1], dtype=rows.dtype, device=DEVICE, device_bytes=chat.page_bytes(case.room)
+    )
+    fresh = (image_key(number) for number in itertools.count())
+
+    def miss() -> None:
+        key = next(fresh)
+        if cache.get(key, num_rows=len(rows)) is not None:
+            raise RuntimeError("an entry is there that was never put: no number")
+        with cache.claim(key):
+            cache.put(key, rows)
+
+    for _ in range(case.room):
+        miss()
+    yield "encode and miss, in turns"
+    times = timer.rounds_us({"encode": lambda: tower(chat.features, chat.items), "miss, put, eviction": miss})
+    if cache.stats().evictions == 0:
+        raise RuntimeError("nothing was evicted: no number")
+    encode_us = times["encode"].value
+    recorder.add(case.name, "encode", "host_us", "us", times["encode"])
+    recorder.add(
+        case.name,
+        "miss, put, eviction",
+        "host_us",
+        "us",
+        times["miss, put, eviction"],
+        against=("encode", encode_us),
+        target=MISS_SHARE if case.is_judged else None,
+        limit=MISS_SHARE * encode_us if case.is_judged else None,
+    )
+
+
+def run_books(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Look-ups and misses of tiny entries, by threads."""
+    yield "filling"
+    row = torch.zeros(1, 1)
+    cache = EmbeddingCache(1, dtype=torch.float32, device=DEVICE, device_bytes=4 * case.entries, page_rows=1)
+    keys = [os.urandom(32) for _ in range(case.entries)]
+    for key in keys:
+        cache.put(key, row)
+
+    def look_up(key: bytes) -> None:
+        lease = cache.get(key, num_rows=1)
+        if lease is None:
+            raise RuntimeError("an entry is gone: no number")
+        lease.release()
+
+    def miss(key: bytes) -> None:
+        if cache.get(key, num_rows=1) is not None:
+            raise RuntimeError("an entry is there that was never put: no number")
+        with cache.claim(key):
+            cache.put(key, row)
+
+    for threads in case.threads:
+        yield f"look-up, {threads} threads"
+        sample = per_call_us(look_up, lambda: random.sample(keys, min(CALLS, len(keys))), threads, timer)
+        judged = threads == 1 and case.entries == JUDGED_ENTRIES
+        recorder.add(
+            case.name,
+            f"look-up, {threads} threads",
+            "host_us",
+            "us",
+            sample,
+            target=LOOK_UP_US if judged else None,
+            limit=LOOK_UP_US if judged else None,
+        )
+    yield "miss and put with an eviction"
+    sample = per_call_us(miss, lambda: [os.urandom(32) for _ in range(CALLS // 4)], 1, timer)
+    judged = case.entries == JUDGED_ENTRIES
+    recorder.add(
+        case.name,
+        "miss, put, eviction",
+        "host_us",
+        "us",
+        sample,
+        against=("encode of 720p on an H100", ENCODE_US),
+        target=MISS_SHARE if judged else None,
+        limit=MISS_SHARE * ENCODE_US if judged else None,
+    )
+    cache.check_integrity()
+
+
+def per_call_us(
+    call: Callable[[bytes], None], make_keys: Callable[[], list[bytes]], threads: int, timer: Timer
+) -> Sample:
+    """Microseconds of wall clock per call, all threads together."""
+    values = []
+    for _ in range(max(3, timer.repeats // 5)):
+        keys = make_keys()
+        start = threading.Barrier(threads + 1)
+
+        def work(part: list[bytes], start: threading.Barrier = start) -> None:
+            start.wait()
+            for key in part:
+                call(key)
+
+        workers = [threading.Thread(target=work, args=(keys[n::threads],)) for n in range(threads)]
+        for worker in workers:
+            worker.start()
+        begin = time.perf_counter()
+        start.wait()
+        for worker in workers:
+            worker.join()
+        values.append((time.perf_counter() - begin) / len(keys) * 1e6)
+    return Sample.of(values)
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Microseconds of a look-up and of a miss, left over the entries, right over the threads."""
+    from matplotlib.figure import Figure
+
+    by_entries: dict[str, dict[int, float]] = {}
+    by_threads: dict[str, dict[int, float]] = {}
+    for row in rows:
+        entries = re.fullmatch(r"(\d+) entries", row["case"])
+        if entries is None:
+            continue
+        threads = re.fullmatch(r"look-up, (\d+) threads", row["contender"])
+        if threads:
+            by_threads.setdefault(row["case"], {})[int(threads[1])] = row["value"]
+        if not threads or threads[1] == "1":
+            name = "look-up" if threads else row["contender"]
+            by_entries.setdefault(name, {})[int(entries[1])] = row["value"]
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, lines, label in ((left, by_entries, "entries"), (right, by_threads, "threads that look up")):
+        for name, line in lines.items():
+            axes.plot(list(line), list(line.values()), marker="o", label=name)
+        axes.set(xlabel=label, ylabel="microseconds", xscale="log", ylim=(0, None))
+        axes.legend()
+    left.axhline(LOOK_UP_US, color="black", linewidth=1)
+    figure.suptitle(f"cache, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
+    return figure

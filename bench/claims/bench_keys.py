@@ -1,0 +1,194 @@
+"""Claim: beside an encode a given key is next to nothing, and a computed one a small part of it.
+
+Measured is what a cold step does before it knows what to encode: the keys of its images, and the cache's
+answer to them, which is no. Keys are given, or computed by `KeyThreads` from the encoded file, from its
+decoded pixels (uint8) or from the processor's features (float32). Beside that what a known file spares:
+decoding, the image processor and the encode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitcache import EmbeddingCache, KeyAliases, KeyThreads, Namespace, content_key, processor_fingerprint
+from vitcache.bench.harness.record import Recorder
+from vitcache.bench.harness.timing import Timer
+
+NAME = "keys"
+GIVEN_PART = 0.01  # the design's target, of the encode
+THREADS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class KeysCase:
+    """`images` photographs of ``width x height`` in one step, and the size of the demo's model that
+    encodes them.
+    """
+
+    images: int
+    width: int
+    height: int
+    model: str
+
+    @property
+    def name(self) -> str:
+        """Images, and their width and height."""
+        return f"{self.images}x{self.width}x{self.height}"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the tower is one that people run."""
+        return self.model == "8b"
+
+
+CASES = {
+    "full": [KeysCase(images, 1280, 720, "8b") for images in (1, 8)],
+    "smoke": [KeysCase(2, 320, 240, "tiny")],
+}
+
+
+class Scene:
+    """The images of a case as files, pixels and features, and the tower that encodes them."""
+
+    def __init__(self, case: KeysCase, device: torch.device) -> None:
+        from PIL import Image
+
+        from vitcache.demo.model import SIZES, build_processor, build_tower
+        from vitcache.demo.photos import load_photos
+
+        size = SIZES[case.model]
+        self.tower = build_tower(size, device)
+        self.processor: Any = build_processor(size)
+        self.files = []
+        for photo in load_photos(case.images):
+            file = BytesIO()
+            resized = Image.fromarray(photo.pixels).resize((case.width, case.height))
+            resized.save(file, "JPEG", quality=90)
+            self.files.append(file.getvalue())
+        self.pixels = [self.decode(file) for file in self.files]
+        processed = [self.process(pixels) for pixels in self.pixels]
+        self.features = [features["pixel_values"] for features in processed]
+        grids = torch.cat([features["image_grid_thw"] for features in processed])
+        self.num_rows = (grids.prod(1) // self.processor.merge_size**2).tolist()
+        self.on_device = [feature.to(device) for feature in self.features]
+        self._batch = torch.cat(self.on_device), grids.to(device)
+        self.row_width = size.text["hidden_size"] * (1 + len(size.vision["deepstack_visual_indexes"]))
+        self.dtype = size.dtype
+
+    def decode(self, file: bytes) -> np.ndarray:
+        """Pixels of a file."""
+        from PIL import Image
+
+        with Image.open(BytesIO(file)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def process(self, pixels: np.ndarray) -> Any:
+        """What the image processor makes of pixels."""
+        return self.processor(pixels, input_data_format="channels_last", return_tensors="pt")
+
+    def encode(self) -> object:
+        """Run the tower on all images, whose features are on the device."""
+        with torch.inference_mode():
+            return self.tower(*self._batch)
+
+
+def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields what it does next."""
+    yield "photographs and tower"
+    scene = Scene(case, timer.device)
+    namespace = Namespace("bench", processor=processor_fingerprint(scene.processor)).digest()
+    sources: dict[str, Sequence[Any]] = {
+        "file": scene.files,
+        "pixels": scene.pixels,
+        "features": scene.features,
+    }
+    if timer.device.type == "cuda":
+        sources["device features"] = scene.on_device
+    given = [content_key(feature, namespace=namespace) for feature in scene.features]
+    with ExitStack() as stack:
+        cold, warm = (make_cache(scene, timer.device) for _ in range(2))
+        for key, num_rows in zip(given, scene.num_rows, strict=True):
+            warm.put(key, torch.zeros(num_rows, scene.row_width, dtype=scene.dtype, device=timer.device))
+        contenders: dict[str, Callable[[], object]] = {
+            "encode": scene.encode,
+            "process": lambda: [scene.process(scene.decode(file)) for file in scene.files],
+            "given": lambda: look_up(cold, given, scene.num_rows),
+        }
+        num_bytes: dict[str, int] = {}
+        for count in THREADS:
+            threads = stack.enter_context(KeyThreads(count))
+            for source, items in sources.items():
+                name = f"{source}, {count} threads"
+                num_bytes[name] = sum(item.nbytes if hasattr(item, "nbytes") else len(item) for item in items)
+                keys = compute(threads, items, namespace)
+                if keys != [content_key(item, namespace=namespace) for item in items]:
+                    raise RuntimeError(f"{name} gave other keys than content_key: it gets no number")
+                contenders[name] = lambda threads=threads, items=items: look_up(
+                    cold, compute(threads, items, namespace), scene.num_rows
+                )
+        known = KnownFiles(warm, scene, given, namespace)
+        if known.find() != len(given) or look_up(cold, given, scene.num_rows):
+            raise RuntimeError("a known file was not found, or an unknown key was: they get no number")
+        contenders["known file"] = known.find
+        yield "all in turns"
+        samples = timer.rounds_us(contenders)
+    encode_us = samples["encode"].value
+    for name, sample in samples.items():
+        judged = case.is_judged and name == "given"
+        recorder.add(
+            case.name,
+            name,
+            "done_us",
+            "us",
+            sample,
+            bytes_moved=num_bytes.get(name),
+            against=("encode", encode_us),
+            target=GIVEN_PART if judged else None,
+            limit=GIVEN_PART * encode_us if judged else None,
+        )
+
+
+def make_cache(scene: Scene, device: torch.device) -> EmbeddingCache:
+    """A cache with room for the images of a case, in pages of one row."""
+    room = sum(scene.num_rows) * scene.row_width * scene.dtype.itemsize
+    return EmbeddingCache(scene.row_width, dtype=scene.dtype, device=device, device_bytes=room, page_rows=1)
+
+
+def compute(threads: KeyThreads, items: Sequence[Any], namespace: bytes) -> list[bytes]:
+    """Keys of all images of a step."""
+    futures = [threads.submit(item, namespace=namespace) for item in items]
+    return [future.result().key for future in futures]
+
+
+def look_up(cache: EmbeddingCache, keys: list[bytes], num_rows: list[int]) -> int:
+    """How many the cache has."""
+    found = 0
+    for key, count in zip(keys, num_rows, strict=True):
+        lease = cache.get(key, num_rows=count)
+        if lease is not None:
+            found += 1
+            lease.release()
+    return found
+
+
+class KnownFiles:
+    """Files that were seen before, whose rows a cache has."""
+
+    def __init__(self, cache: EmbeddingCache, scene: Scene, keys: list[bytes], namespace: bytes) -> None:
+        self._cache, self._files, self._namespace = cache, scene.files, namespace
+        self._aliases = KeyAliases()
+        for file, key, num_rows in zip(scene.files, keys, scene.num_rows, strict=True):
+            self._aliases.add(content_key(file, namespace=namespace), key, num_rows)
+
+    def find(self) -> int:
+        """From the bytes of each file to the rows of its picture; how many there are."""
+        aliases = [self._aliases.get(content_key(file, namespace=self._namespace)) for file in self._files]
+        known = [alias for alias in aliases if alias is not None]
+        return look_up(self._cache, [alias.key for alias in known], [alias.num_rows for alias in known])

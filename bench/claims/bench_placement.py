@@ -1,0 +1,104 @@
+"""Claim: ``inputs_embeds`` is built in the time of a copy of its bytes, and far ahead of what engines do.
+
+Per case and contender: time on the device with a cold L2, time on the host to issue, peak memory. The limit
+is a plain copy of the output's bytes in the same run. A contender whose result is not the reference's, bit
+for bit, gets no number. On the device of the design's own measurements, rows say how far a contender is from
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from vitcache.bench.chats.contenders import CONTENDERS, WITHOUT_DEEPSTACK, Scene, slice_loop
+from vitcache.bench.harness.published import TOLERANCE, published_us
+from vitcache.bench.harness.record import Recorder
+from vitcache.bench.harness.registry import PLACEMENT_CASES, PlacementCase
+from vitcache.bench.harness.timing import Sample, Timer
+
+NAME = "placement"
+CASES = PLACEMENT_CASES
+# Targets of the design: a factor on the copy of the same bytes, plus microseconds for the row table.
+COPY_FACTOR, TABLE_US = 1.02, 2.0
+# On the large cases: so many times ahead of every engine, and of transformers.
+AHEAD_OF_ENGINES, AHEAD_OF_TRANSFORMERS = 4.0, 20.0
+ENGINES = ("vllm", "sglang", "tensorrt-llm")
+
+
+def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields the name of each contender before it runs."""
+    scene = Scene(case, timer.device)
+    expected = slice_loop(scene)
+    output_bytes = sum(part.nbytes for part in expected if part is not None)
+    yield "copy"
+    copy = time_copy(output_bytes, timer)
+    recorder.add(case.name, "copy", "device_us", "us", copy, bytes_moved=2 * output_bytes)
+    compare_with_design(case, "copy", copy, recorder)
+    times: dict[str, float] = {}
+    for name, build in CONTENDERS.items():
+        if case.levels and name in WITHOUT_DEEPSTACK:
+            continue
+        yield name
+        check(name, build(scene), expected)
+        measured = timer.device_us(lambda build=build: build(scene))
+        times[name] = measured.value
+        on_gpu = timer.device.type == "cuda"
+        bounded = on_gpu and name.startswith("vitcache")
+        recorder.add(
+            case.name,
+            name,
+            "device_us",
+            "us",
+            measured,
+            bytes_moved=2 * output_bytes,
+            against=("copy", copy.value),
+            target=COPY_FACTOR if bounded else None,
+            limit=COPY_FACTOR * copy.value + TABLE_US if bounded else None,
+        )
+        compare_with_design(case, name, measured, recorder)
+        if on_gpu:
+            recorder.add(case.name, name, "host_us", "us", timer.host_us(lambda build=build: build(scene)))
+            peak = float(timer.peak_bytes(lambda build=build: build(scene)) or 0)
+            against = ("output", float(output_bytes))
+            recorder.add(case.name, name, "peak_bytes", "B", Sample.of([peak]), against=against)
+
+    for rivals, target in ((ENGINES, AHEAD_OF_ENGINES), (("transformers",), AHEAD_OF_TRANSFORMERS)):
+        fastest = min((name for name in rivals if name in times), key=times.__getitem__, default=None)
+        if fastest is not None:
+            bound = target if timer.device.type == "cuda" and case.is_large else None
+            recorder.add(
+                case.name,
+                f"ahead of {fastest}",
+                "speedup",
+                "x",
+                Sample.of([times[fastest] / times["vitcache"]]),
+                target=bound,
+                limit=bound,
+                at_least=True,
+            )
+
+
+def compare_with_design(case: PlacementCase, name: str, measured: Sample, recorder: Recorder) -> None:
+    """Record how far a contender is from what the design measured of it, where it did on such a device."""
+    published = published_us(recorder.machine["device"], case.name, name)
+    if published is None:
+        return
+    deviation = Sample.of([abs(measured.value / published - 1)])
+    recorder.add(case.name, name, "off_design", "share", deviation, target=TOLERANCE, limit=TOLERANCE)
+
+
+def time_copy(num_bytes: int, timer: Timer) -> Sample:
+    """The limit: a plain copy of so many bytes."""
+    source, target = (torch.empty(num_bytes, dtype=torch.uint8, device=timer.device) for _ in range(2))
+    return timer.device_us(lambda: target.copy_(source))
+
+
+def check(
+    name: str, built: tuple[torch.Tensor, torch.Tensor | None], expected: tuple[torch.Tensor, ...]
+) -> None:
+    """Refuse a contender whose rows are not the reference's."""
+    for part, got, wanted in zip(("inputs_embeds", "deepstack"), built, expected, strict=True):
+        if (got is None) != (wanted is None) or (wanted is not None and not torch.equal(got, wanted)):
+            raise RuntimeError(f"{name} built another {part} than the slice loop: it gets no number")

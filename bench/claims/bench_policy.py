@@ -1,0 +1,180 @@
+"""Claim: in any traffic and memory, "cost" saves at least 0.95 of the encode time that LRU does.
+
+Nothing is encoded: the policies themselves are run over made-up traces with the cache's page accounting.
+Beside them stand "farthest", which knows the future (Belady's rule), and "bound", which nobody can pass; the
+functions in `simulation` say what they are when sizes vary. ``python -m vitcache memory`` does the same for a
+user's own trace.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vitcache.bench.harness.record import Recorder
+from vitcache.bench.harness.timing import Sample, Timer
+from vitcache.bench.traffic.simulation import PAGE_ROWS, Outcome, bound, simulate, simulate_farthest
+from vitcache.bench.traffic.traces import TRACES, make_trace
+from vitcache.cache.policies import POLICIES, Policy, make_policy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "policy"
+CLAIMS_CPU = True
+DEVICE = torch.device("cpu")
+JUDGED, REFERENCE, LEAST_PART = "cost", "lru", 0.95
+GIB = 1 << 30
+PAGE_BYTES = PAGE_ROWS * 4096 * 2  # a Qwen3-VL-8B without deepstack, bfloat16
+
+
+@dataclass(frozen=True)
+class TraceCase:
+    """So many accesses of one kind of traffic, with each of these sizes of a device tier."""
+
+    name: str
+    length: int
+    device_gib: tuple[float, ...]
+    tiers_gib: tuple[float, float]  # of a device and a host tier together
+
+
+@dataclass(frozen=True)
+class OperationCase:
+    """The time of a policy's operations with so many entries."""
+
+    entries: int
+
+    @property
+    def name(self) -> str:
+        """The number of entries."""
+        return f"{self.entries} entries"
+
+
+SIZES = (0.5, 1, 2, 4, 8, 16, 32)
+CASES: dict[str, list[TraceCase | OperationCase]] = {
+    "full": [
+        *(TraceCase(name, 40_000, SIZES, (4, 16)) for name in TRACES),
+        *(OperationCase(10**power) for power in range(3, 7)),
+    ],
+    "smoke": [*(TraceCase(name, 300, (0.125, 0.5), (0.125, 0.5)) for name in TRACES), OperationCase(100)],
+}
+OPERATIONS = 1000  # per measurement
+
+
+def run_case(case: TraceCase | OperationCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields what it does next."""
+    if isinstance(case, TraceCase):
+        yield from _replay(case, recorder)
+    else:
+        yield from _time_operations(case, recorder, timer)
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """A column per trace: above the hits, below the encode time saved, over the memory of one tier."""
+    from matplotlib.figure import Figure
+
+    points = [
+        (row["case"].split()[0], row) for row in rows if row["unit"] == "share" and "+" not in row["case"]
+    ]
+    traces = list(dict.fromkeys(trace for trace, _ in points))
+    metrics = {"hit_share": "hits", "saved_share": "encode time saved"}
+    figure = Figure(figsize=(1 + 3 * len(traces), 6.5), layout="constrained")
+    panels = figure.subplots(len(metrics), len(traces), squeeze=False, sharex=True)
+    for row_of_panels, (metric, title) in zip(panels, metrics.items(), strict=True):
+        for axes, name in zip(row_of_panels, traces, strict=True):
+            for contender in (*POLICIES, "farthest", "bound"):
+                line = [
+                    (row["bytes"] / GIB, row["value"])
+                    for trace, row in points
+                    if (trace, row["contender"], row["metric"]) == (name, contender, metric)
+                ]
+                style = "-" if contender in POLICIES else "--"
+                axes.plot(*zip(*line, strict=True), style, marker=".", label=contender)
+            axes.set(title=name if metric == "hit_share" else None, ylim=(0, None))
+            axes.set_xscale("log", base=2)
+        row_of_panels[0].set_ylabel(title)
+    figure.supxlabel("GiB of memory")
+    figure.suptitle(f"{rows[0]['bench']}, {rows[0]['commit']}")
+    panels[0][0].legend(fontsize=7)
+    return figure
+
+
+def _replay(case: TraceCase, recorder: Recorder) -> Iterator[str]:
+    trace = make_trace(case.name, case.length)
+    for gib in case.device_gib:
+        yield f"{gib:g} GiB"
+        pages = int(gib * GIB) // PAGE_BYTES
+        outcomes = {
+            **{name: simulate(trace, name, pages) for name in POLICIES},
+            "farthest": simulate_farthest(trace, pages),
+            "bound": bound(trace, pages),
+        }
+        _add_shares(recorder, f"{case.name} {gib:g} GiB", outcomes, ("hit_share", "saved_share"), pages)
+    device, host = case.tiers_gib
+    label = f"{device:g} + {host:g} GiB"
+    yield label
+    tiers = [int(gib * GIB) // PAGE_BYTES for gib in case.tiers_gib]
+    outcomes = {name: simulate(trace, name, *tiers) for name in POLICIES}
+    _add_shares(recorder, f"{case.name} {label}", outcomes, ("saved_share", "written_share"), sum(tiers))
+
+
+def _add_shares(
+    recorder: Recorder, label: str, outcomes: dict[str, Outcome], metrics: tuple[str, ...], pages: int
+) -> None:
+    """A row per metric and outcome, as a part of the bound where there is one."""
+    for metric in metrics:
+        shares = {name: getattr(outcome, metric) for name, outcome in outcomes.items()}
+        bound_share = shares.get("bound")
+        for name, share in shares.items():
+            recorder.add(
+                label,
+                name,
+                metric,
+                "share",
+                Sample.of([share]),
+                bytes_moved=pages * PAGE_BYTES,
+                against=("bound", bound_share) if bound_share else None,
+                limit=_limit(name, metric, shares),
+                at_least=True,
+            )
+
+
+def _limit(name: str, metric: str, shares: dict[str, float]) -> float | None:
+    return LEAST_PART * shares[REFERENCE] if (name, metric) == (JUDGED, "saved_share") else None
+
+
+def _time_operations(case: OperationCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    rng = random.Random(0)
+    for name in POLICIES:
+        yield name
+        keys = [rng.randbytes(32) for _ in range(case.entries)]
+        hits, fresh = cycle(rng.sample(keys, len(keys))), (number.to_bytes(32) for number in count())
+        policy = make_policy(name, 8 * case.entries)
+        for key in keys:
+            policy.insert(key, rng.randint(1, 15), 30.0)
+
+        calls = {"touch_us": partial(_touch, policy, hits), "replace_us": partial(_replace, policy, fresh)}
+        for metric, run in calls.items():
+            total = timer.host_us(run)
+            each = Sample(*(value / OPERATIONS for value in (total.value, total.p20, total.p80)))
+            recorder.add(case.name, name, metric, "us", each)
+
+
+def _touch(policy: Policy, keys: Iterator[bytes]) -> None:
+    for key in islice(keys, OPERATIONS):
+        policy.touch(key)
+
+
+def _replace(policy: Policy, keys: Iterator[bytes]) -> None:
+    """Do what the cache does for a miss, where one entry makes room for another."""
+    for key in islice(keys, OPERATIONS):
+        victim = next(iter(policy.victims()))
+        policy.is_kept(victim)
+        policy.evict(victim)
+        policy.insert(key, 8, 30.0)

@@ -1,0 +1,1 @@
+"""What every bench runs on: cases, timing, records, plots, and the command."""

@@ -1,0 +1,114 @@
+"""One schema for every result, in files that are complete after every case."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitcache.bench.harness.timing import Sample
+
+ROOT = Path(__file__).resolve().parents[1]  # bench/
+FIELDS = (
+    *("bench", "case", "contender", "metric", "unit", "value", "p20", "p80", "bytes", "ratio", "ratio_to"),
+    *("target", "meets_target", "device", "driver", "torch", "triton", "commit", "utc"),
+)
+
+
+class Recorder:
+    """Collects the rows of one bench and rewrites its file after each, so that an interrupted run keeps
+    what it has.
+    """
+
+    def __init__(self, bench: str, directory: Path, device: torch.device) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.bench = bench
+        self.machine = describe_machine(device)
+        directory.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^a-z0-9]+", "-", self.machine["device"].lower()).strip("-")
+        self.path = directory / f"{bench}-{name}.json"
+
+    def add(
+        self,
+        case: str,
+        contender: str,
+        metric: str,
+        unit: str,
+        sample: Sample,
+        *,
+        bytes_moved: int | None = None,
+        against: tuple[str, float] | None = None,
+        target: float | None = None,
+        limit: float | None = None,
+        at_least: bool = False,
+    ) -> None:
+        """Add one row. `against` is what `value` is divided by for `ratio`, with its name.
+
+        `target` is the design's number where it has one; `limit` is what it means for `value` in this run,
+        the most that it may be or, with `at_least`, the least.
+        """
+        ratio = None if against is None else sample.value / against[1]
+        row = {
+            "bench": self.bench,
+            "case": case,
+            "contender": contender,
+            "metric": metric,
+            "unit": unit,
+            "value": _rounded(sample.value),
+            "p20": _rounded(sample.p20),
+            "p80": _rounded(sample.p80),
+            "bytes": bytes_moved,
+            "ratio": _rounded(ratio),
+            "ratio_to": None if against is None else against[0],
+            "target": target,
+            "meets_target": None
+            if limit is None
+            else sample.value >= limit
+            if at_least
+            else sample.value <= limit,
+            **self.machine,
+            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.rows.append({name: row[name] for name in FIELDS})
+        lines = ",\n".join(json.dumps(row) for row in self.rows)
+        self.path.write_text(f"[\n{lines}\n]\n")
+
+
+@cache
+def describe_machine(device: torch.device) -> dict[str, str | None]:
+    """What a number depends on: device, driver, torch, triton, commit."""
+    try:
+        import triton
+
+        triton_version: str | None = triton.__version__
+    except ImportError:
+        triton_version = None
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu {platform.machine()}",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if cuda
+        else None,
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"),
+    }
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip().splitlines()[0]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

@@ -1,0 +1,90 @@
+"""``python -m vitcache bench``: run benches case by case, write each result at once, say what misses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from vitcache.bench.harness.record import ROOT, Recorder
+from vitcache.bench.harness.timing import Timer
+
+NAMES = (
+    *("accuracy", "blocks", "cache", "cpu", "keys", "limit"),
+    *("multiturn", "placement", "policy", "ring", "scatter"),
+)
+BENCHES: dict[str, ModuleType] = {
+    name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES
+}
+REPEATS = {"full": 50, "smoke": 3}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--bench", choices=sorted(BENCHES), help="run this one only (default: all)")
+    parser.add_argument(
+        "--cases",
+        choices=sorted(REPEATS),
+        help="default: full on a GPU; without one smoke, and full for benches with a claim about the CPU",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON files go"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what was asked for. Returns 1 if a case failed; a missed target is reported, not a failure."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    else:
+        # Read when a kernel is defined: without a GPU the kernels' own benches run in the interpreter, to be
+        # seen to work.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    failures = 0
+    for name in [args.bench] if args.bench else sorted(BENCHES):
+        bench = BENCHES[name]
+        where = getattr(bench, "DEVICE", device)
+        size = args.cases or (
+            "full" if where.type == "cuda" or getattr(bench, "CLAIMS_CPU", False) else "smoke"
+        )
+        recorder, timer = Recorder(name, args.out, where), Timer(where, REPEATS[size])
+        for number, case in enumerate(bench.CASES[size], 1):
+            label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"
+            try:
+                torch.manual_seed(0)
+                for step in bench.run_case(case, recorder, timer):
+                    _progress(f"{label}: {step}")
+            except Exception as error:
+                failures += 1
+                _progress("")
+                print(f"{label} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        _progress("")
+        _print_table(recorder)
+    return 1 if failures else 0
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _print_table(recorder: Recorder) -> None:
+    print(f"\n{recorder.bench} on {recorder.machine['device']} -> {recorder.path}")
+    names = ("case", "contender", "metric")
+    widths = [max(len(name), *(len(row[name]) for row in recorder.rows), 0) for name in names]
+    head = " ".join(f"{name:<{width}}" for name, width in zip(names, widths, strict=True))
+    print(f"{head} {'value':>12} {'p20':>10} {'p80':>10}  ratio")
+    for row in recorder.rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g} x {row['ratio_to']}"
+        missed = "  MISSES TARGET" if row["meets_target"] is False else ""
+        label = " ".join(f"{row[name]:<{width}}" for name, width in zip(names, widths, strict=True))
+        print(f"{label} {row['value']:>12.6g} {row['p20']:>10.5g} {row['p80']:>10.5g}  {ratio}{missed}")
+    missed = [row for row in recorder.rows if row["meets_target"] is False]
+    judged = [row for row in recorder.rows if row["meets_target"] is not None]
+    print(f"{len(recorder.rows)} results, {len(missed)} of {len(judged)} with a target miss it")

@@ -1,0 +1,40 @@
+"""Write the fastest block shapes of ``blocks-<device>.json`` files into the table that the kernels read.
+
+``python -m vitcache.bench.harness.tune bench/results/blocks-*.json``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vitcache.triton_kernels.blocks import TABLE
+
+
+def tune(files: list[Path], table: Path = TABLE) -> dict[str, dict[str, list[int]]]:
+    """Update `table` from result files; devices and widths that they do not have keep their entries."""
+    shapes: dict[str, dict[str, list[int]]] = json.loads(table.read_text())
+    for path in files:
+        best: dict[tuple[str, str], tuple[float, list[int]]] = {}
+        for row in json.loads(path.read_text()):
+            if row["bench"] == "blocks" and row["contender"] != "copy":
+                shape = [int(number) for number in row["contender"].split("x")]
+                key = (row["device"], row["case"])
+                best[key] = min(best.get(key, (float("inf"), [])), (row["value"], shape))
+        for (device, hidden), (_, shape) in best.items():
+            shapes.setdefault(device, {})[hidden] = shape
+    table.write_text(json.dumps(shapes, indent=2, sort_keys=True) + "\n")
+    return shapes
+
+
+def main() -> None:
+    """Read every file that is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    for device, shapes in tune(parser.parse_args().files).items():
+        print(device, shapes)
+
+
+if __name__ == "__main__":
+    main()

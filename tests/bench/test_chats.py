@@ -1,0 +1,254 @@
+"""The benches of chats at smoke size: what is encoded in each turn, what fits, and what is drawn."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import gzip
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("PIL")
+
+from vitcache import Chunk, VisionPipeline
+from vitcache.bench.chats import engines, sides
+from vitcache.bench.chats.chat import Chat, Tower, load_model
+from vitcache.bench.claims import bench_limit, bench_multiturn, step
+from vitcache.bench.harness import plot, run, timeline
+from vitcache.bench.harness.record import FIELDS
+
+pytestmark = pytest.mark.transformers
+
+VITCACHE = (sides.VITCACHE, sides.COMPUTED, sides.ON_HOST)
+
+
+def run_bench(name: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    told = ["--bench", name, "--cases", "smoke", "--out", str(directory)]
+    assert run.run(parser.parse_args(told)) == 0
+    [path] = directory.glob(f"{name}-*.json")
+    return path, json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def multiturn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    return run_bench("multiturn", tmp_path_factory.mktemp("multiturn"))
+
+
+def values(rows: list[dict[str, Any]], case: str, metric: str) -> dict[str, float]:
+    return {row["contender"]: row["value"] for row in rows if (row["case"], row["metric"]) == (case, metric)}
+
+
+def test_every_turn_of_every_contender_has_its_times(multiturn: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, rows = multiturn
+    assert all(tuple(row) == tuple(FIELDS) for row in rows)
+    for case in ("tiny", "tiny-kv"):
+        for turn in (1, 2, 3):
+            for metric in ("vit_ms", "ttft_ms"):
+                times = values(rows, f"{case} turn {turn}", metric)
+                assert set(times) == set(sides.SIDES)
+                assert min(times.values()) > 0
+        per_chunk = [
+            values(rows, row["case"], "vit_ms")
+            for row in rows
+            if row["case"].startswith(f"{case} turn 3 chunk") and row["contender"] == "no cache"
+        ]
+        assert len(per_chunk) == {"tiny": 7, "tiny-kv": 3}[case]
+        for contender in sides.SIDES:
+            whole = values(rows, f"{case} turn 3", "vit_ms")[contender]
+            # A median of sums is no sum of medians where there were two passes.
+            if case == "tiny-kv":
+                assert sum(chunk[contender] for chunk in per_chunk) == pytest.approx(whole, rel=1e-3)
+
+
+def test_vitcache_encodes_the_new_image_and_engines_all_of_the_request(
+    multiturn: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    _, rows = multiturn
+    for case in ("tiny", "tiny-kv"):
+        encoded = values(rows, f"{case} turn 3", "encoded")
+        assert {encoded[name] for name in (*VITCACHE, "dict")} == {1}
+        assert encoded["request key"] == 3
+        # For each chunk with images again: six of seven chunks, or two of the last three.
+        assert encoded["no cache"] == {"tiny": 18, "tiny-kv": 6}[case]
+    judged = [row for row in rows if row["metric"] == "encoded" and row["target"] is not None]
+    assert {row["contender"] for row in judged} == set(VITCACHE)
+    assert all(row["meets_target"] for row in judged)
+
+
+def test_a_step_is_measured_cold_without_hits_and_with_hits_only(
+    multiturn: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    _, rows = multiturn
+    against = {row["contender"]: row["ratio_to"] for row in rows if row["metric"] == "step_us"}
+    assert against["vitcache"] in ("tower", "tower, one call")
+    assert against["vitcache, features there"] == "no cache, features there"
+    assert {".to, one call", "vitcache, keys computed", "vitcache, bfloat16 features"} <= set(against)
+    hits = values(rows, "3x7-deepstack2", "hits_us")
+    assert set(hits) == {"device tier", "host tier", "device tier, keys computed"}
+
+
+def test_turns_and_the_timeline_are_drawn_from_the_files_alone(
+    multiturn: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    pytest.importorskip("matplotlib")
+    path, _ = multiturn
+    [trace] = path.parent.glob(f"*{timeline.SUFFIX}")
+    lanes = timeline.read_lanes(trace)
+    # Three images, two of them in the first call of the tower, and each a copy.
+    if not torch.cuda.is_available():
+        assert [len(lane) for lane in lanes.values()] == [3, 2, 1]
+    assert all(took > 0 for lane in lanes.values() for _, took in lane)
+    for file in (path, trace):
+        picture = plot.plot(file)
+        assert picture.parent == path.parent
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (path.parent / f"{path.stem}-timeline.png").exists()
+
+
+def test_a_trace_of_a_gpu_is_read_by_what_the_device_did(tmp_path: Path) -> None:
+    events = [
+        ("user_annotation", "step", 100, 50),
+        ("user_annotation", "ViT", 101, 5),
+        ("gpu_user_annotation", "ViT", 110, 20),
+        ("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 105, 4),
+        ("gpu_memcpy", "Memcpy DtoH (Device -> Pinned)", 131, 1),
+        ("kernel", "embed_rows_kernel", 135, 3),
+        ("kernel", "gemm", 111, 3),
+    ]
+    trace = tmp_path / f"x{timeline.SUFFIX}"
+    with gzip.open(trace, "wt") as file:
+        fields = ("cat", "name", "ts", "dur")
+        json.dump({"traceEvents": [{"ph": "X", **dict(zip(fields, e, strict=True))} for e in events]}, file)
+    assert timeline.read_lanes(trace) == {"copies": [(5, 4)], "ViT": [(10, 20)], "placement": [(35, 3)]}
+
+
+def test_a_contender_with_other_rows_gets_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock = engines.Engine.encode
+
+    def swapped(self: Any, items: Any, device: torch.device) -> Any:
+        return stock(self, items, device)[::-1]
+
+    monkeypatch.setattr(engines.RequestKey, "encode", swapped)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
+    with pytest.raises(AssertionError):
+        run_bench("multiturn", tmp_path)
+    assert "request key built other rows" in capsys.readouterr().err
+
+
+def test_a_contender_with_other_rows_in_a_later_chunk_gets_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stock = engines.ImageDict.rows_of
+
+    def swapped(self: Any, items: Any, needed: list[int], device: torch.device) -> Any:
+        rows = stock(self, items, needed, device)
+        return rows if 0 in needed else {position: part.flip(0) for position, part in rows.items()}
+
+    monkeypatch.setattr(engines.ImageDict, "rows_of", swapped)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
+    with pytest.raises(AssertionError):
+        run_bench("multiturn", tmp_path)
+    assert "dict built other rows" in capsys.readouterr().err
+
+
+def test_a_step_with_other_rows_gets_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(VisionPipeline):
+        def embed(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().embed(*args, **kwargs)
+            result.inputs_embeds[20] = 0
+            return result
+
+    monkeypatch.setattr(step, "VisionPipeline", Wrong)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][2:3])
+    with pytest.raises(AssertionError):
+        run_bench("multiturn", tmp_path)
+    assert "vitcache built other rows" in capsys.readouterr().err
+
+
+def test_every_turn_was_held_before_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = bench_multiturn.hold
+    held: list[tuple[type, range]] = []
+
+    def noted(case: Any, chat: Chat, tower: Tower, side: sides.Side, turns: range) -> Any:
+        held.append((type(side.pipeline), turns))
+        return stock(case, chat, tower, side, turns)
+
+    monkeypatch.setattr(bench_multiturn, "hold", noted)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][1:2])
+    run_bench("multiturn", tmp_path)
+    # One pass, and before it one by the engine whose batches are of another size in every turn.
+    assert len(held) == 2 + len(sides.SIDES)
+    assert held[:2] == [(engines.NoCache, range(1, 4)), (VisionPipeline, range(1, 4))]
+
+
+def test_what_one_try_at_the_limit_had_is_gone_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = bench_limit.open_counted
+    opened: list[weakref.ref[Any]] = []
+
+    def noted(*args: Any) -> sides.Side:
+        assert all(pipeline() is None for pipeline in opened)
+        side = stock(*args)
+        opened.append(weakref.ref(side.pipeline))
+        return side
+
+    monkeypatch.setattr(bench_limit, "open_counted", noted)
+    # So little that nobody gets far: errors of a pipeline refer to what they come from.
+    [case] = bench_limit.CASES["smoke"]
+    monkeypatch.setitem(bench_limit.CASES, "smoke", [replace(case, cap_bytes=1 << 10, most=2)])
+    gc.disable()
+    try:
+        _, rows = run_bench("limit", tmp_path)
+    finally:
+        gc.enable()
+    assert len(opened) == 2 * len(rows) == 2 * len(bench_limit.CONTENDERS)
+    assert {row["value"] for row in rows} == {0}
+
+
+def test_what_is_bounded_fits_more_images_than_what_is_not(tmp_path: Path) -> None:
+    path, rows = run_bench("limit", tmp_path)
+    [case] = bench_limit.CASES["smoke"]
+    limits = values(rows, case.name, "limit")
+    assert limits["no cache"] == limits["request key"] < limits["dict"] < limits["vitcache"]
+    assert limits["vitcache"] == limits["vitcache, host tier"] == case.most
+    assert {row["unit"] for row in rows if row["value"] == case.most} == {"images, at least"}
+    pytest.importorskip("matplotlib")
+    assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sides.ENGINES)
+def test_engines_build_the_rows_of_a_window_that_begins_inside_an_image(name: str) -> None:
+    chat = Chat(load_model("tiny", torch.device("cpu")), (1, 4, 4), 3)
+    tower = Tower(chat.model)
+    with torch.no_grad():
+        rows = tower(chat.features, chat.items).split(chat.rows)
+    start, length = chat.items[0].spans[0].start + 1, chat.tokens_per_turn
+    ids, deepstack = chat.prompt(3)[start : start + length], chat.deepstack(length)
+    engine = sides.ENGINES[name](tower, chat.model.config.image_token_id)
+    out = engine.embed(
+        [Chunk(chat.items, start, length)], ids, chat.weight, deepstack=deepstack
+    ).inputs_embeds
+    wanted = chat.weight.detach()[ids]
+    hidden = wanted.shape[1]
+    levels = torch.zeros_like(deepstack)
+    # The rows of image 0 but the first, then text, then the first row of image 1.
+    for first, count, source in ((0, 3, rows[0][1:]), (length - 1, 1, rows[1][:1])):
+        wanted[first : first + count] = source[:, :hidden]
+        for level in range(chat.levels):
+            levels[level, first : first + count] = source[:, hidden * (level + 1) : hidden * (level + 2)]
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(deepstack, levels)

@@ -1,0 +1,249 @@
+"""The benches at smoke size: every contender right, every row of the schema, a wrong contender without a
+number.
+"""
+
+import argparse
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from vitcache.bench.chats import contenders
+from vitcache.bench.claims import bench_cache, bench_keys, bench_placement, bench_ring
+from vitcache.bench.harness import plot, published, run, tune
+from vitcache.bench.harness.record import FIELDS, Recorder
+from vitcache.bench.harness.registry import PLACEMENT_CASES
+from vitcache.bench.harness.timing import Sample
+from vitcache.bench.traffic.traces import TRACES
+from vitcache.cache.policies import POLICIES
+
+
+def run_bench(directory, *arguments):
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    code = run.run(parser.parse_args(["--cases", "smoke", "--out", str(directory), *arguments]))
+    return code, {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+
+
+def test_every_contender_of_every_case_has_a_row_of_the_schema(tmp_path, capsys):
+    code, files = run_bench(tmp_path, "--bench", "placement")
+    assert code == 0
+    (rows,) = files.values()
+    assert all(tuple(row) == tuple(FIELDS) for row in rows)
+    assert any(row["metric"] == "speedup" and row["contender"] == "ahead of transformers" for row in rows)
+    times = {(row["case"], row["contender"]): row for row in rows if row["metric"] == "device_us"}
+    for case in PLACEMENT_CASES["smoke"]:
+        for contender in ("copy", *contenders.CONTENDERS):
+            expected = not (case.levels and contender in contenders.WITHOUT_DEEPSTACK)
+            assert ((case.name, contender) in times) is expected
+    row = times["3x7", "vitcache"]
+    assert row["value"] > 0
+    assert row["ratio"] == pytest.approx(row["value"] / times["3x7", "copy"]["value"], rel=1e-3)
+    assert "placement on" in capsys.readouterr().out
+
+
+def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatch, capsys):
+    def wrong(scene):
+        out, deepstack = contenders.slice_loop(scene)
+        out[scene.spans[0].start] += 1
+        return out, deepstack
+
+    monkeypatch.setitem(bench_placement.CONTENDERS, "vllm", wrong)
+    code, files = run_bench(tmp_path, "--bench", "placement")
+    assert code == 1
+    assert not [row for rows in files.values() for row in rows if row["contender"] == "vllm"]
+    assert "vllm built another inputs_embeds than the slice loop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "contenders_of_all"),
+    [
+        (
+            "scatter",
+            {"copy", "pinned-copy", "tensors", "packed", "device-pages", "host-pages", "tensors-and-pages"},
+        ),
+        ("cpu", {"slice-loop", "masked-scatter", "scatter", "lookup-and-slices", "embed"}),
+    ],
+)
+def test_every_source_and_backend_has_a_number(tmp_path, name, contenders_of_all):
+    code, files = run_bench(tmp_path, "--bench", name)
+    assert code == 0
+    (rows,) = files.values()
+    assert {row["contender"] for row in rows} == contenders_of_all
+    assert {row["unit"] for row in rows} == {"us"}
+
+
+def test_the_ring_is_measured_by_every_option(tmp_path):
+    code, files = run_bench(tmp_path, "--bench", "ring")
+    assert code == 0
+    (rows,) = files.values()
+    metrics = {(row["metric"], row["contender"]) for row in rows}
+    for name in ("copy", "1 threads", "2 threads", "pieces of 1 MiB", "pieces of 16 MiB"):
+        assert {("done_us", name), ("cpu_us", name)} <= metrics
+    rates = {row["contender"]: row for row in rows if row["metric"] == "gb_per_s"}
+    assert list(rates) == ["1 producers", "2 producers"]
+    alone = rates["1 producers"]["value"]
+    for row in rates.values():
+        assert ("cpu_us", row["contender"]) in metrics
+        assert row["p20"] <= row["value"] <= row["p80"]
+        assert (row["unit"], row["ratio_to"]) == ("GB/s", "1 producers")
+        assert row["ratio"] == pytest.approx(row["value"] / alone, rel=1e-3)
+    assert {("done_us", "ring bfloat16"), ("fill_us", "fill, 2 threads")} <= metrics
+    assert {("speedup", "2 threads over 1"), ("hidden_share", "ring beside")} <= metrics
+
+
+def test_producers_that_copy_something_else_get_no_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_ring, "producers", lambda *arguments: nullcontext(lambda: None))
+    code, files = run_bench(tmp_path, "--bench", "ring")
+    assert code == 1
+    assert not [row for rows in files.values() for row in rows if "producers" in row["contender"]]
+    assert "1 producers copied other values" in capsys.readouterr().err
+
+
+def test_the_ring_is_drawn_with_a_line_over_its_producers(tmp_path):
+    pytest.importorskip("matplotlib")
+    _, files = run_bench(tmp_path, "--bench", "ring")
+    (rows,) = files.values()
+    _, axes = bench_ring.draw(rows).axes
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == ["1", "2"]
+    assert list(line.get_ydata()) == [row["value"] for row in rows if row["metric"] == "gb_per_s"]
+
+
+def test_the_cache_is_measured_and_drawn_by_entries_and_threads_and_beside_an_encode(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    code, files = run_bench(tmp_path, "--bench", "cache")
+    assert code == 0
+    (rows,) = files.values()
+    values = {(row["case"], row["contender"]): row["value"] for row in rows}
+    books, job = "50 entries", "main job, 4 rows"
+    left, right = bench_cache.draw(rows).axes
+    assert [list(line.get_ydata()) for line in left.lines[:2]] == [
+        [values[books, "look-up, 1 threads"]],
+        [values[books, "miss, put, eviction"]],
+    ]
+    (line,) = right.lines
+    assert list(line.get_xdata()) == [1, 2]
+    (row,) = [row for row in rows if row["ratio_to"] == "encode"]
+    assert row["ratio"] == pytest.approx(row["value"] / values[job, "encode"], rel=1e-3)
+
+
+def test_keys_of_every_source_are_measured_against_the_encode(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("PIL")
+    pytest.importorskip("skimage")
+    code, files = run_bench(tmp_path, "--bench", "keys")
+    assert code == 0
+    (rows,) = files.values()
+    sources = {f"{source}, {n} threads" for source in ("file", "pixels", "features") for n in (1, 2, 4)}
+    assert {row["contender"] for row in rows} == {"encode", "process", "given", "known file"} | sources
+    encode = next(row["value"] for row in rows if row["contender"] == "encode")
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["value"] / encode, rel=1e-3)
+        assert (row["ratio_to"], row["target"]) == ("encode", None)
+        assert (row["bytes"] is not None) is (row["contender"] in sources)
+
+
+def test_threads_that_give_other_keys_get_no_number(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("PIL")
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(bench_keys, "compute", lambda threads, items, namespace: [bytes(32)] * len(items))
+    code, files = run_bench(tmp_path, "--bench", "keys")
+    assert code == 1
+    assert not files
+    assert "file, 1 threads gave other keys than content_key" in capsys.readouterr().err
+
+
+def test_given_keys_are_judged_beside_the_tower_that_people_run():
+    judged = {case.name: case.is_judged for cases in bench_keys.CASES.values() for case in cases}
+    assert judged == {"1x1280x720": True, "8x1280x720": True, "2x320x240": False}
+
+
+def test_policies_are_replayed_beside_what_cannot_be_passed(tmp_path):
+    code, files = run_bench(tmp_path, "--bench", "policy")
+    assert code == 0
+    (rows,) = files.values()
+    policies = set(POLICIES)
+    shares = [row for row in rows if row["metric"] == "saved_share" and "+" not in row["case"]]
+    assert {row["contender"] for row in shares} == policies | {"farthest", "bound"}
+    assert {row["case"].split()[0] for row in shares} == set(TRACES)
+    assert all(row["ratio"] is None or row["ratio"] <= 1 for row in shares)
+    assert all(row["bytes"] > 0 for row in shares)
+    assert {row["contender"] for row in rows if row["metric"] == "written_share"} == policies
+    assert {row["contender"] for row in rows if row["metric"] == "touch_us"} == policies
+    judged = [row for row in rows if row["meets_target"] is not None]
+    assert {(row["contender"], row["metric"]) for row in judged} == {("cost", "saved_share")}
+
+
+def test_shares_are_drawn_over_memory(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_bench(tmp_path, "--bench", "policy")
+    (path,) = tmp_path.glob("*.json")
+    assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):
+    pytest.importorskip("triton")
+    code, files = run_bench(tmp_path, "--bench", "blocks")
+    assert code == 0
+    (rows,) = files.values()
+    assert {row["contender"] for row in rows} == {"copy", "32x1", "64x1"}
+    table = tmp_path / "table.json"
+    table.write_text('{"another device": {"64": [64, 2]}}')
+    (path,) = tmp_path.glob("blocks-*.json")
+    fastest = min((row for row in rows if row["contender"] != "copy"), key=lambda row: row["value"])[
+        "contender"
+    ]
+    shapes = tune.tune([path], table)
+    assert shapes[rows[0]["device"]] == {"64": [int(number) for number in fastest.split("x")]}
+    assert shapes["another device"] == {"64": [64, 2]}
+    assert json.loads(table.read_text()) == shapes
+
+
+def test_a_plot_is_drawn_from_the_file_alone(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_bench(tmp_path, "--bench", "placement")
+    (path,) = tmp_path.glob("*.json")
+    assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="no ratio to draw"):
+        plot.plot(path)
+
+
+def test_a_contender_on_the_design_s_device_is_held_to_the_design_s_number(tmp_path):
+    recorder = Recorder("placement", tmp_path, torch.device("cpu"))
+    recorder.machine = {**recorder.machine, "device": "NVIDIA H100 80GB HBM3"}
+    cases = {case.name: case for case in PLACEMENT_CASES["full"]}
+    assert set(published.CASES) == set(cases) - {"1x880"}
+    for case, name, microseconds in [
+        ("9x880", "vllm", 330.0),
+        ("9x880", "sglang", 400.0),
+        ("1x880", "vllm", 30.0),
+        ("9x880", "vitcache", 50.0),
+    ]:
+        bench_placement.compare_with_design(cases[case], name, Sample.of([microseconds]), recorder)
+    assert [(row["contender"], row["value"], row["meets_target"]) for row in recorder.rows] == [
+        ("vllm", 0.1, True),
+        ("sglang", 0.17526, False),
+    ]
+    assert published.published_us("NVIDIA H200", "9x880", "vllm") is None
+    assert set(published.PUBLISHED_US) <= {"copy", *contenders.CONTENDERS}
+
+
+def test_a_sample_is_the_median_between_its_percentiles():
+    assert Sample.of([5.0]) == Sample(5.0, 5.0, 5.0)
+    assert Sample.of([float(value) for value in range(11)]) == Sample(5.0, 2.0, 8.0)
+
+
+def test_the_design_s_cases_are_registered_with_their_sizes():
+    sizes = {
+        case.name: (case.items * case.rows, case.hidden, case.levels) for case in PLACEMENT_CASES["full"]
+    }
+    assert sizes["32x880"] == (28_160, 4096, 0)
+    assert sizes["512x64"] == (32_768, 3584, 0)
+    assert sizes["9x880-deepstack3"] == (7920, 4096, 3)
+    scene = contenders.Scene(PLACEMENT_CASES["smoke"][0], torch.device("cpu"))
+    assert int(scene.host_mask.sum()) == 21

@@ -1,0 +1,94 @@
+"""`python -m vitcache memory`: a table, and the smallest memory that is enough."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitcache import __main__ as command_line
+
+# Eight images of a page each, asked for in turn: with room for seven LRU hits nothing.
+ROUNDS = [f'{{"key": "{number}", "tokens": 64, "encode_ms": 10}}' for number in range(8)] * 3
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(ROUNDS))
+    return path
+
+
+def test_the_smallest_memory_that_is_enough_is_named(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "24 images, 8 of them different, 0.2 s of encoding"
+    assert lines[1].split() == ["memory", "hits", "time", "saved", "at", "most", "policy", "lru"]
+    assert lines[2].split() == ["6.25", "KiB", "0.0%", "0.0%", "12.5%"]
+    assert lines[-2].split() == ["50", "KiB", "66.7%", "66.7%", "66.7%"]
+    assert lines[-1] == "device_bytes=51200 (50 KiB) saves at least 0.9 of what unlimited memory would"
+
+
+def test_a_small_share_takes_less(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--policy", "s3fifo", "--page-rows", "32", "--target", "0.1"]
+    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "100", *options]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert int(last.split()[0].removeprefix("device_bytes=")) < 51_200
+
+
+def test_a_made_up_trace_may_be_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vitcache.bench.traffic.memory.LENGTH", 200)
+    assert command_line.main(["memory", "--trace", "chats"]) == 0
+    assert capsys.readouterr().out.startswith("200 images")
+
+
+def test_a_trace_without_a_repeat_has_nothing_to_save(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(ROUNDS[0])
+    assert command_line.main(["memory", "--trace", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no image comes twice")
+
+
+def test_a_bad_trace_is_one_line_that_names_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(ROUNDS[0] + '\n{"key": "b"}')
+    assert command_line.main(["memory", "--trace", str(path)]) == 1
+    assert capsys.readouterr().err == f"vitcache memory: {path}, line 2: there is no 'tokens', only 'key'\n"
+    assert command_line.main(["memory", "--trace", str(tmp_path / "none")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "1.5"], "argument --target: it is 1.5, it must be above 0 and at most 1"),
+        (["--row-bytes", "0"], "argument --row-bytes: it is 0, it must be at least 1"),
+        (["--page-rows", "many"], "argument --page-rows"),
+    ],
+)
+def test_wrong_options_exit_with_2(
+    trace: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(["memory", "--trace", str(trace), *options])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_it_needs_no_torch(trace: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from vitcache.__main__ import main; "
+        f"code = main(['memory', '--trace', {str(trace)!r}]); print('torch' in sys.modules, code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False 0"

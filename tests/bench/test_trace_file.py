@@ -1,0 +1,61 @@
+"""A user's own trace, and what is said about one that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitcache.bench.traffic.trace_file import load_trace
+from vitcache.bench.traffic.traces import encode_ms
+
+
+def write(directory: Path, *lines: str) -> Path:
+    path = directory / "trace.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_lines_become_accesses(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '{"key": "a", "tokens": 405, "encode_ms": 12}',
+        "",
+        '{"key": "b", "tokens": 2040, "user": 3}',
+        '{"key": "a", "tokens": 405, "encode_ms": 14.5}',
+    )
+    first, second, third = load_trace(path)
+    assert (first.num_rows, first.encode_ms) == (405, 12)
+    assert (second.num_rows, second.encode_ms) == (2040, encode_ms(2040))
+    assert third.encode_ms == 14.5
+    assert first.key == third.key != second.key
+    assert len(first.key) == 32
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "no JSON"),
+        ("\udcff", "no JSON"),
+        ("[1, 2]", r"an object is expected, not \[1, 2\]"),
+        ('{"tokens": 3, "id": 1}', "there is no 'key', only 'tokens', 'id'"),
+        ("{}", "there is no 'key', 'tokens', only nothing"),
+        ('{"key": 7, "tokens": 3}', "key is 7, it must be text"),
+        ('{"key": "b", "tokens": 3.5}', "tokens is 3.5, it must be a whole number of at least 0"),
+        ('{"key": "b", "tokens": -1}', "tokens is -1, it must be"),
+        ('{"key": "b", "tokens": true}', "tokens is true, it must be"),
+        ('{"key": "b", "tokens": 3, "encode_ms": "fast"}', 'encode_ms is "fast", it must be a finite number'),
+        ('{"key": "b", "tokens": 3, "encode_ms": NaN}', "encode_ms is NaN, it must be"),
+        ('{"key": "a", "tokens": 6}', "'a' has 6 tokens, it had 5 in line 1"),
+    ],
+)
+def test_a_bad_line_is_named_with_the_reason(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(b'{"key": "a", "tokens": 5}\n\n' + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(ValueError, match=rf"trace\.jsonl, line 3: {reason}"):
+        load_trace(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no line"):
+        load_trace(write(tmp_path, "", ""))

@@ -1,0 +1,170 @@
+"""The order of the rooms: imports go down only, and no two modules import each other, however far around.
+
+docs/architecture.md has the same order in words and as a picture.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MOST_ROOT_MODULES = 14
+
+# The lowest first. A module may import its own room and those below. `testing` is for tests alone.
+ORDER = (
+    *("testing", "errors", "_version", "_native", "rows", "arguments"),
+    *("device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline", "adapters"),
+    *("metrics", "info", "demo"),
+    *("bench.harness", "bench.traffic", "bench.chats", "bench.claims", "bench", "__main__"),
+)
+
+
+def sources() -> dict[str, Path]:
+    """Every module by the name under which it is imported."""
+    found = {}
+    for package, folder in (
+        ("vitcache", ROOT / "vitcache"),
+        ("vitcache.triton_kernels", ROOT / "triton_kernels"),
+        ("vitcache.bench", ROOT / "bench"),
+    ):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join((package, *parts))] = path
+    return found
+
+
+def room_of(module: str) -> str:
+    """The longest entry of `ORDER` that a module is in."""
+    _, _, inside = module.partition(".")
+    rooms = [room for room in ORDER if f"{inside}.".startswith(f"{room}.")]
+    assert rooms, f"{module} is in no room of ORDER"
+    return max(rooms, key=len)
+
+
+def imports(module: str, text: str, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and target of every import of the package in a module: lazy ones, and names given as a string to
+    `import_module`, included. A name that is a module stands for that module.
+    """
+    for node in ast.walk(ast.parse(text)):
+        targets: list[str] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} is a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            targets = [name if name in modules else str(node.module) for name in names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            targets = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        for target in targets:
+            if target.partition(".")[0] == "vitcache":
+                yield node.lineno, target
+
+
+def edges(texts: dict[str, str]) -> Iterator[tuple[str, int, str]]:
+    """Every import between modules; the public table of `vitcache` itself may point anywhere."""
+    modules = {*texts, "vitcache._native"}
+    for module, text in texts.items():
+        if module != "vitcache":
+            for line, target in imports(module, text, modules):
+                yield module, line, target
+
+
+def upward_imports(texts: dict[str, str]) -> list[str]:
+    """What breaks the order, in words."""
+    wrong = []
+    for module, line, target in edges(texts):
+        here = room_of(module)
+        if target == "vitcache":
+            # Its table leads anywhere: for those who use the package as a caller does.
+            if ORDER.index(here) < ORDER.index("demo") and here != "testing":
+                wrong.append(f"{module}:{line} imports vitcache, and with it any room")
+            continue
+        there = room_of(target)
+        if here == there:
+            continue
+        if there == "testing":
+            wrong.append(f"{module}:{line} imports {target}, which is for tests alone")
+        elif ORDER.index(there) > ORDER.index(here):
+            wrong.append(f"{module}:{line} imports {target}: {there} is above {here}")
+    return wrong
+
+
+def find_circle(texts: dict[str, str]) -> list[str]:
+    """Modules that import each other around a circle; none where there is none."""
+    graph: dict[str, set[str]] = {}
+    for module, _, target in edges(texts):
+        if target != "vitcache":
+            graph.setdefault(module, set()).add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    return {module: path.read_text() for module, path in sources().items()}
+
+
+def test_imports_go_down_only(texts: dict[str, str]) -> None:
+    assert upward_imports(texts) == []
+
+
+def test_no_modules_import_each_other(texts: dict[str, str]) -> None:
+    assert find_circle(texts) == []
+
+
+def test_few_modules_lie_in_no_room() -> None:
+    flat = sorted(path.name for path in (ROOT / "vitcache").glob("*.py"))
+    assert len(flat) <= MOST_ROOT_MODULES, flat
+
+
+def test_every_room_says_what_it_is_for(texts: dict[str, str]) -> None:
+    for module, path in sources().items():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(texts[module])), module
+
+
+def test_the_architecture_page_names_every_room_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = [room for room in ORDER if (ROOT / "vitcache" / room).is_dir() and room != "testing"]
+    places = [page.index(f"`{room}/`") for room in reversed(rooms)]
+    assert places == sorted(places)
+
+
+def test_triton_kernels_import_nothing_else_of_the_package(texts: dict[str, str]) -> None:
+    for module, line, target in edges(texts):
+        if room_of(module) == "triton_kernels":
+            assert room_of(target) == "triton_kernels", f"{module}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("module", "planted", "found"),
+    [
+        ("vitcache.keys.content", "from vitcache.cache.stats import CacheStats", "cache is above keys"),
+        ("vitcache.ring.ticket", "def f():\n    import vitcache.pipeline.plan", "pipeline is above ring"),
+        ("vitcache.pages.pool", "from vitcache.placement import ops", "placement is above pages"),
+        ("vitcache.device.streams", "import_module('vitcache.info')", "info is above device"),
+        ("vitcache.cache.index", "from vitcache import Span", "any room"),
+        ("vitcache.cache.index", "from vitcache.testing import stand_in", "for tests alone"),
+    ],
+)
+def test_a_planted_upward_import_is_found(
+    texts: dict[str, str], module: str, planted: str, found: str
+) -> None:
+    [wrong] = upward_imports({**texts, module: f"{texts[module]}\n{planted}\n"})
+    assert wrong.startswith(f"{module}:")
+    assert found in wrong
+
+
+def test_a_planted_circle_is_found(texts: dict[str, str]) -> None:
+    module = "vitcache.cache.index"
+    planted = {**texts, module: f"{texts[module]}\ndef f():\n    from vitcache.cache import ledger\n"}
+    assert set(find_circle(planted)) == {"vitcache.cache.index", "vitcache.cache.ledger"}
