@@ -59,7 +59,7 @@ class StreamModel:
     def current(self) -> Hashable:
         return self.stream
 
-    def aside(self) -> contextlib.AbstractContextManager[None]:
+    def on_copy_stream(self) -> contextlib.AbstractContextManager[None]:
         return self.on(self.copy_stream)
 
     def record(self, stream: Hashable) -> Fence:

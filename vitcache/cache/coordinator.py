@@ -139,7 +139,7 @@ class SharedLedger:
         """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
         if not flight.demotions:
             return
-        with self._timeline.aside():
+        with self._timeline.on_copy_stream():
             stream = self._timeline.copy_stream
             for fence in flight.fences:
                 if fence.stream != stream:

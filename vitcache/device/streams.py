@@ -79,7 +79,7 @@ class Timeline(Protocol):
 
     copy_stream: Hashable
 
-    def aside(self) -> AbstractContextManager[object]:
+    def on_copy_stream(self) -> AbstractContextManager[object]:
         """Make `copy_stream` the calling thread's current stream meanwhile."""
 
     def current(self) -> Hashable:
@@ -103,7 +103,7 @@ class CpuTimeline:
 
     copy_stream: Hashable = "cpu"
 
-    def aside(self) -> AbstractContextManager[object]:
+    def on_copy_stream(self) -> AbstractContextManager[object]:
         """Do nothing."""
         return nullcontext()
 
@@ -131,13 +131,13 @@ class CudaTimeline:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # torch hands out the same few streams again and again; few ask for one of high priority.
-        self._aside = torch.cuda.Stream(device, priority=-1)
-        self.copy_stream: Hashable = self._aside.cuda_stream
-        self._streams: dict[Hashable, torch.cuda.Stream] = {self.copy_stream: self._aside}
+        self._side_stream = torch.cuda.Stream(device, priority=-1)
+        self.copy_stream: Hashable = self._side_stream.cuda_stream
+        self._streams: dict[Hashable, torch.cuda.Stream] = {self.copy_stream: self._side_stream}
 
-    def aside(self) -> AbstractContextManager[object]:
+    def on_copy_stream(self) -> AbstractContextManager[object]:
         """Make the copy stream current, and its device."""
-        return torch.cuda.stream(self._aside)
+        return torch.cuda.stream(self._side_stream)
 
     def current(self) -> Hashable:
         """Return the handle of the calling thread's current stream of this device."""
