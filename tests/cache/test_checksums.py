@@ -158,7 +158,7 @@ def test_a_copy_that_failed_on_the_device_is_an_error_of_the_look_up(monkeypatch
         raise Failure
 
     cache = make_cache(1, 1, checksum=True)
-    monkeypatch.setattr(cache._books.origin.timeline, "finish", fail)
+    monkeypatch.setattr(cache._books.handle.timeline, "finish", fail)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(1))
     with pytest.raises(Failure):

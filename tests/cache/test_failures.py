@@ -90,9 +90,9 @@ def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._books.origin.timeline, method, interrupt)
+        patch.setattr(cache._books.handle.timeline, method, interrupt)
         patch.setattr(
-            cache._books.origin.timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes)
+            cache._books.handle.timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes)
         )
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
@@ -111,7 +111,7 @@ def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
 
     with monkeypatch.context() as patch:
         for method in ("record", "synchronize"):
-            patch.setattr(cache._books.origin.timeline, method, fail)
+            patch.setattr(cache._books.handle.timeline, method, fail)
         with pytest.raises(Failure):
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()

@@ -200,7 +200,7 @@ def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
     for number in range(2):
         cache.put(KEYS[number], make_rows(gpu, rows, width, number))
     gpu.synchronize()
-    timeline = cache._books.origin.timeline
+    timeline = cache._books.handle.timeline
     with gpu.stream() as side:
         gpu.slow(300)  # an encode
         cache.expect([rows])

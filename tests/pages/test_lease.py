@@ -164,12 +164,12 @@ def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: Emb
     half = Lease.__new__(Lease)
     pin = [entry]
     with pytest.raises(KeyboardInterrupt):
-        half.__init__(pin, cache._books.origin)  # type: ignore[misc]
+        half.__init__(pin, cache._books.handle)  # type: ignore[misc]
     entry.pool = pool
     assert half.released
     assert pin == [entry]
     half.__del__()
-    assert len(cache._books.origin.returns.queue) == 0
+    assert len(cache._books.handle.releases.queue) == 0
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["before", "after"])
@@ -217,5 +217,5 @@ def test_a_lease_outlives_the_forgotten_cache() -> None:
 def test_releases_that_no_other_call_follows_are_taken_back_in_batches(cache: EmbeddingCache) -> None:
     for _ in range(1000):
         get(cache).release()
-    assert len(cache._books.origin.returns.queue) <= 64
+    assert len(cache._books.handle.releases.queue) <= 64
     assert cache.stats().leased_pages == 0

@@ -321,7 +321,7 @@ def test_a_lease_of_another_device_is_refused():
     cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32))
     out = poisoned(8, HIDDEN, dtype=torch.float32)
     with cache.get(b"k" * 32) as lease:
-        lease._origin = lease._origin._replace(device=torch.device("cuda", 1))
+        lease._handle = lease._handle._replace(device=torch.device("cuda", 1))
         lease._entry()._paged_rows = PagedRows(0, 4, 4, 0, (0,), 4, HIDDEN, on_cuda=True, device_id=1)
         with pytest.raises(
             ValueError, match="item 0 is a lease of a cache on cuda:1, the destination is on cpu"

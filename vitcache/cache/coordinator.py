@@ -11,7 +11,7 @@ from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.ledger import Ledger
 from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
-from vitcache.pages.lease import Origin
+from vitcache.pages.lease import CacheHandle
 from vitcache.pages.pending import Flight
 from vitcache.pages.reservation import Abandoned, Landing, Reservation, abandon, logger
 
@@ -22,8 +22,8 @@ class SharedLedger:
     Attributes
     ----------
     lock
-        Guards what `open` returns.
-    origin
+        Guards what `open` releases.
+    handle
         What its leases have of it.
 
     Notes
@@ -31,11 +31,11 @@ class SharedLedger:
     Any thread may call anything, without the lock; `open` with it.
     """
 
-    def __init__(self, ledger: Ledger, origin: Origin, checksums: Checksums | None) -> None:
+    def __init__(self, ledger: Ledger, handle: CacheHandle, checksums: Checksums | None) -> None:
         self.lock = threading.Lock()
-        self.origin = origin
+        self.handle = handle
         self._ledger: Ledger | None = ledger
-        self._timeline = origin.timeline
+        self._timeline = handle.timeline
         self._checksums = checksums
         self._drain_lock = threading.Lock()  # taken before `lock` where both are
         self._forgotten: deque[Abandoned] = deque()
@@ -59,25 +59,25 @@ class SharedLedger:
         with self._drain_lock:
             while self._forgotten:
                 abandon(*self._forgotten.popleft())
-            returns = self.origin.returns.take()
-            if not returns:
+            releases = self.handle.releases.take()
+            if not releases:
                 return
-            streams = {stream for _, read_on in returns for stream in read_on}
+            streams = {stream for _, read_on in releases for stream in read_on}
             outdated = []  # kept, so that their events are destroyed without the lock
             try:
                 # One fence per stream for all of them, behind everything that they gave it.
                 fences = {stream: self._timeline.record(stream) for stream in streams}
                 with self.lock:
                     ledger = self.open()
-                    while returns:
-                        entry, read_on = returns.pop()
+                    while releases:
+                        entry, read_on = releases.pop()
                         for stream in read_on:
                             outdated.append(entry.reads.get(stream))
                             entry.reads[stream] = fences[stream]
                         ledger.unpin(entry)
             finally:
-                for done in returns:
-                    self.origin.returns.add(done)
+                for done in releases:
+                    self.handle.releases.add(done)
 
     def reserve(self, depart: Callable[[Ledger], Flight | None]) -> Reservation | None:
         """Copy away what makes room for a flight, if it departs."""
@@ -91,7 +91,7 @@ class SharedLedger:
                 return None
             self._copy_aside(flight)
             land = partial(self._land, ledger)
-            return Reservation(flight, self.origin.device, self._timeline, land, self._forgotten)
+            return Reservation(flight, self.handle.device, self._timeline, land, self._forgotten)
         except BaseException:
             if flight is not None:
                 self._abandon(ledger, flight)
@@ -132,7 +132,7 @@ class SharedLedger:
             ledger, self._ledger = self._ledger, None
             if ledger is not None:
                 ledger.advance()  # so that no put under way is admitted
-            self.origin.returns.close()
+            self.handle.releases.close()
         # The ledger dies here, without the lock, as its pools wait for the device.
 
     def _copy_aside(self, flight: Flight) -> None:

@@ -19,7 +19,7 @@ from vitcache.cache.stats import CacheStats
 from vitcache.device.streams import make_timeline
 from vitcache.keys.content import KEY_BYTES, check_key
 from vitcache.pages.entry import Entry
-from vitcache.pages.lease import Lease, Origin, Returns
+from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
 from vitcache.pages.pending import Flight
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation, outdated, warn_refused
@@ -32,7 +32,7 @@ __all__ = ["CacheStats", "EmbeddingCache"]
 MS_PER_ROW = 27 / 880
 
 # `get` takes released leases back in batches: what it returns does not depend on them.
-_RETURNS_PER_BATCH = 64
+_RELEASES_PER_BATCH = 64
 
 
 @lru_cache(maxsize=4096)
@@ -132,8 +132,8 @@ class EmbeddingCache:
         if host_bytes and self.device.type == "cuda":
             calibrate_cuda(self.device)
         checksums = Checksums(timeline) if checksum and host_bytes else None
-        origin = Origin(self.device, timeline, Returns())
-        self._books = SharedLedger(Ledger(policy, *pools), origin, checksums)
+        handle = CacheHandle(self.device, timeline, ReleaseQueue())
+        self._books = SharedLedger(Ledger(policy, *pools), handle, checksums)
         self._single_flight = SingleFlight()
 
     def put(
@@ -303,7 +303,7 @@ class EmbeddingCache:
         """
         if not isinstance(lease, Lease):
             raise TypeError(f"lease must be a Lease, it is {type(lease).__name__}")
-        if lease._origin is not self._books.origin:
+        if lease._handle is not self._books.handle:
             raise ValueError(f"the lease of {lease.num_rows} rows is of another cache")
         source = lease._entry()
         return self._books.reserve(lambda ledger: ledger.depart_promotion(source))
@@ -332,7 +332,7 @@ class EmbeddingCache:
         if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
             num_rows = to_int("num_rows", num_rows, 0)
         books = self._books
-        if len(books.origin.returns.queue) >= _RETURNS_PER_BATCH:
+        if len(books.handle.releases.queue) >= _RELEASES_PER_BATCH:
             books.drain()
         pin: list[Entry] = []
         try:
@@ -341,14 +341,14 @@ class EmbeddingCache:
                 if entry is None:
                     return None
                 pin.append(entry)
-            lease = Lease(pin, books.origin)
+            lease = Lease(pin, books.handle)
             if entry.checksum is None or books.is_intact(entry):
                 return lease
             lease.release()
             return None
         except BaseException:
             while pin:
-                books.origin.returns.add((pin.pop(), frozenset()))
+                books.handle.releases.add((pin.pop(), frozenset()))
             raise
 
     def claim(self, key: bytes) -> Claim:

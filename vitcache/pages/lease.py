@@ -15,20 +15,20 @@ from vitcache.pages.entry import Entry
 
 # What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,
 # as every look-up makes one.
-Return = tuple[Entry, frozenset[Hashable]]
+Release = tuple[Entry, frozenset[Hashable]]
 
 _NO_STREAMS: frozenset[Hashable] = frozenset()
 _NOTHING: list[Entry] = []
 
 
-class Returns:
+class ReleaseQueue:
     """Where released leases wait for the cache. Any thread may `add`, at any time: it takes no lock."""
 
     def __init__(self) -> None:
-        self.queue: deque[Return] = deque()
+        self.queue: deque[Release] = deque()
         self.add = self.queue.append  # every release calls it
 
-    def take(self) -> list[Return]:
+    def take(self) -> list[Release]:
         """Take out all there are. One thread at a time."""
         queue = self.queue
         return [queue.popleft() for _ in range(len(queue))]
@@ -39,12 +39,12 @@ class Returns:
         self.add = self.queue.append
 
 
-class Origin(NamedTuple):
+class CacheHandle(NamedTuple):
     """What a lease has of its cache, whose memory it does not keep."""
 
     device: torch.device
     timeline: Timeline
-    returns: Returns
+    releases: ReleaseQueue
 
 
 class Lease:
@@ -69,16 +69,16 @@ class Lease:
     """
 
     # As every look-up makes one, what all of a tier have in common is looked up when it is asked for.
-    __slots__ = ("_layout", "_origin", "_pin", "_streams", "hits", "num_rows")
+    __slots__ = ("_handle", "_layout", "_pin", "_streams", "hits", "num_rows")
 
-    def __init__(self, pin: list[Entry], origin: Origin) -> None:
+    def __init__(self, pin: list[Entry], handle: CacheHandle) -> None:
         # Not yet `pin`: what is interrupted half-way must release nothing when it is collected.
         self._pin = _NOTHING
         [entry] = pin
         self.num_rows = entry.num_rows
         self.hits = entry.hits
         self._layout = entry.pool.layout
-        self._origin = origin
+        self._handle = handle
         self._streams = _NO_STREAMS
         # Popping it releases the lease: of two threads only one can, and of a lease and who made it, too.
         self._pin = pin
@@ -106,7 +106,7 @@ class Lease:
     @property
     def device(self) -> torch.device:
         """Device of the cache, where the rows may be placed."""
-        return self._origin.device
+        return self._handle.device
 
     @property
     def released(self) -> bool:
@@ -164,7 +164,7 @@ class Lease:
             entry = self._pin.pop()
         except IndexError:
             return
-        self._origin.returns.add((entry, self._streams))
+        self._handle.releases.add((entry, self._streams))
 
     def __enter__(self) -> Lease:
         self._entry()
@@ -195,8 +195,8 @@ def use_all(leases: Iterable[Lease]) -> None:
     timeline: Timeline | None = None
     stream: Hashable = None
     for lease in leases:
-        if lease._origin.timeline is not timeline:
-            timeline = lease._origin.timeline
+        if lease._handle.timeline is not timeline:
+            timeline = lease._handle.timeline
             stream = timeline.current()
         if not lease._pin or stream not in lease._streams:
             entry = lease._entry()
