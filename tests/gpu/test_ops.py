@@ -7,7 +7,7 @@ from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
 from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
 from vitcache.placement import calibration, dispatch, host_blocks
-from vitcache.placement.table_memory import ring_of
+from vitcache.placement.table_memory import table_memory_of
 
 
 @pytest.fixture(autouse=True)
@@ -186,10 +186,10 @@ def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
 
 def test_every_stream_has_a_table_ring_of_its_own(gpu):
     device = torch.empty(0, device=gpu.device).device
-    current = ring_of(device)
+    current = table_memory_of(device)
     with gpu.stream():
-        side = ring_of(device)
-    assert ring_of(device) is current
+        side = table_memory_of(device)
+    assert table_memory_of(device) is current
     assert (side is current) is gpu.dry
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitcache import _native
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
-from vitcache.placement.table_memory import ring_of
+from vitcache.placement.table_memory import table_memory_of
 from vitcache.rows import KINDS
 
 
@@ -23,7 +23,7 @@ def scatter_rows(destination: Destination, placement: Placement) -> None:
     """Scatter what `moves_bits` admits. Returns when it is written; uses as many threads as torch does."""
     kind = KINDS[destination.rows.dtype]
     num_rows = placement.native.num_rows(kind)
-    table = ring_of(destination.rows.device).reserve(2 * num_rows).data_ptr()
+    table = table_memory_of(destination.rows.device).reserve(2 * num_rows).data_ptr()
     placement.native.write_row_table(kind, table)
     _native.scatter_rows(table, num_rows, *_planes(destination), torch.get_num_threads())
 
@@ -37,7 +37,7 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
         If the id of a text token is no row of `weight`; nothing is written.
     """
     num_tokens = destination.num_tokens
-    table = ring_of(destination.rows.device).reserve(num_tokens).data_ptr()
+    table = table_memory_of(destination.rows.device).reserve(num_tokens).data_ptr()
     placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)
     rows = (weight.data_ptr(), weight.stride(0) * weight.element_size(), len(weight))
     _native.embed_rows(

@@ -17,7 +17,7 @@ from vitcache.placement.destination import Destination
 from vitcache.placement.host_blocks import copy_host_blocks
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
-from vitcache.placement.table_memory import ring_of
+from vitcache.placement.table_memory import table_memory_of
 from vitcache.rows import KINDS
 from vitcache.triton_kernels.embed_rows import launch_embed_rows
 from vitcache.triton_kernels.scatter_rows import launch_scatter_rows
@@ -146,7 +146,7 @@ def _is_aligned(destination: Destination, placement: Placement, dtype: torch.dty
 
 def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
     """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is."""
-    table = ring_of(device).reserve(values)
+    table = table_memory_of(device).reserve(values)
     fill(table.data_ptr())
     return table
 
@@ -158,7 +158,7 @@ def _hold_pinned(items: Iterable[object], device: torch.device) -> None:
     """
     pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
     if pinned:
-        ring_of(device).hold(pinned)
+        table_memory_of(device).hold(pinned)
 
 
 def _on_device(device: torch.device) -> AbstractContextManager[object]:

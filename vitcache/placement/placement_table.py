@@ -11,7 +11,7 @@ from vitcache.device.streams import Event, is_capturing
 from vitcache.pages.reservation import Reservation
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
-from vitcache.placement.table_memory import ring_of
+from vitcache.placement.table_memory import table_memory_of
 from vitcache.rows import KINDS
 
 
@@ -181,7 +181,7 @@ class PlacementTable:
             else:
                 fence = self._fences.setdefault(stream.cuda_stream, Event())
                 # Its memory and rows must not go before the launch has read them.
-                ring_of(self.device).hold((self.rows, self._tokens, self._placement))
+                table_memory_of(self.device).hold((self.rows, self._tokens, self._placement))
             fence.record(stream)
 
     def _refuse_in_flight(self) -> None:

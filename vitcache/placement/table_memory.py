@@ -33,7 +33,7 @@ class _Block:
         self.fence: Passed | None = None
 
 
-class TableRing:
+class TableMemory:
     """Blocks of int64 memory for the tables of calls on one stream, made by one thread.
 
     A table lies in the current block until the device has read it. When a block is full a fence is left
@@ -93,26 +93,26 @@ class TableRing:
         return oldest
 
 
-# By thread, device and stream. A ring outlives its thread: the device may still read what it holds. A later
+# By thread, device and stream. It outlives its thread: the device may still read what it holds. A later
 # thread that gets the same identity goes on with it, in the same order.
-_rings: dict[tuple[int, torch.device, int], TableRing] = {}
+_memories: dict[tuple[int, torch.device, int], TableMemory] = {}
 
 
-def ring_of(device: torch.device) -> TableRing:
-    """The calling thread's ring for the current stream of a device.
+def table_memory_of(device: torch.device) -> TableMemory:
+    """The calling thread's memory for the current stream of a device.
 
-    Threads that share a stream have a ring each: one thread's fence says nothing of what another is about to
+    Threads that share a stream have one each: one thread's fence says nothing of what another is about to
     launch.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     key = (threading.get_ident(), device, stream)
-    ring = _rings.get(key)
-    if ring is None:
-        ring = _rings[key] = _make_ring(device)
-    return ring
+    memory = _memories.get(key)
+    if memory is None:
+        memory = _memories[key] = _make_memory(device)
+    return memory
 
 
-def _make_ring(device: torch.device) -> TableRing:
+def _make_memory(device: torch.device) -> TableMemory:
     on_cuda = device.type == "cuda"
 
     def allocate(values: int) -> Tensor:
@@ -125,7 +125,7 @@ def _make_ring(device: torch.device) -> TableRing:
         event.record(torch.cuda.current_stream(device))
         return event
 
-    return TableRing(allocate, fence)
+    return TableMemory(allocate, fence)
 
 
 class _Done:
