@@ -9,43 +9,43 @@ import pytest
 import torch
 from pipeline_scene import HIDDEN, make_cache
 
-from vitcache.cache.claims import SingleFlight
+from vitcache.cache.claims import Claims
 
 KEY = b"k" * 32
 
 
 def test_the_first_claim_is_the_callers_and_the_next_is_not() -> None:
-    flights = SingleFlight()
-    first, second = flights.claim(KEY), flights.claim(KEY)
-    assert (first.is_mine, second.is_mine, len(flights)) == (True, False, 1)
+    pending = Claims()
+    first, second = pending.claim(KEY), pending.claim(KEY)
+    assert (first.is_mine, second.is_mine, len(pending)) == (True, False, 1)
     assert not second.wait(timeout_s=0)
     first.release()
     assert second.wait()
-    assert len(flights) == 0
+    assert len(pending) == 0
 
 
 def test_a_second_release_gives_back_nothing_of_another() -> None:
-    flights = SingleFlight()
-    first = flights.claim(KEY)
+    pending = Claims()
+    first = pending.claim(KEY)
     first.release()
-    second = flights.claim(KEY)
+    second = pending.claim(KEY)
     first.release()
     del first
     assert second.is_mine
-    assert not flights.claim(KEY).is_mine
+    assert not pending.claim(KEY).is_mine
 
 
 def test_a_forgotten_claim_is_given_back() -> None:
-    flights = SingleFlight()
-    first = flights.claim(KEY)
-    second = flights.claim(KEY)
+    pending = Claims()
+    first = pending.claim(KEY)
+    second = pending.claim(KEY)
     del first
     assert second.wait(timeout_s=0)
-    assert flights.claim(KEY).is_mine
+    assert pending.claim(KEY).is_mine
 
 
 def test_nobody_waits_for_a_claim_of_his_own() -> None:
-    with SingleFlight().claim(KEY) as claim, pytest.raises(RuntimeError, match="the caller's own"):
+    with Claims().claim(KEY) as claim, pytest.raises(RuntimeError, match="the caller's own"):
         claim.wait()
 
 

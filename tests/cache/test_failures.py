@@ -61,7 +61,7 @@ class Interrupting:
 @pytest.mark.parametrize(
     ("when", "inserted"),
     [({"acquire": 1}, 0), ({"release": 1}, 0), ({"acquire": 2}, 0), ({"release": 2}, 1)],
-    ids=["before it departs", "once it departed", "before it lands", "once it landed"],
+    ids=["before it begins", "once it was begun", "before it is finished", "once it was finished"],
 )
 def test_an_interrupted_put_loses_no_page(
     when: dict[str, int], inserted: int, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from cache_model import CacheModel, Flight, Item, same_rows
+from cache_model import CacheModel, Item, PendingWrite, same_rows
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -42,7 +42,7 @@ class CacheMachine(RuleBasedStateMachine):
         )
         self.model = CacheModel(device_pages, host_pages, PAGE_ROWS)
         self.leases: list[tuple[Lease, Item]] = []
-        self.reserved: list[tuple[Reservation, Flight]] = []
+        self.reserved: list[tuple[Reservation, PendingWrite]] = []
         self.value = 0.0
         self.stale = False  # whether pages of an earlier epoch may be in use
 
@@ -79,25 +79,25 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=keys, num_rows=st.integers(0, 14))
     def reserve(self, key: bytes, num_rows: int) -> None:
-        reservation, flight = self.cache.reserve(key, num_rows), self.model.reserve(key, num_rows)
-        assert (reservation is None) == (flight is None)
-        if reservation is not None and flight is not None:
-            self.reserved.append((reservation, flight))
+        reservation, pending = self.cache.reserve(key, num_rows), self.model.reserve(key, num_rows)
+        assert (reservation is None) == (pending is None)
+        if reservation is not None and pending is not None:
+            self.reserved.append((reservation, pending))
 
     @precondition(lambda self: self.reserved)
     @rule(data=st.data(), end=st.sampled_from(["commit", "cancel", "forget"]))
     def end_reservation(self, data: st.DataObject, end: str) -> None:
-        reservation, flight = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
+        reservation, pending = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
         if end == "commit":
-            rows = flight.source.rows if flight.source else self.new_rows(reservation.num_rows)
-            if flight.source is None:
+            rows = pending.source.rows if pending.source else self.new_rows(reservation.num_rows)
+            if pending.source is None:
                 reservation.write(rows)
-            assert reservation.commit() == self.model.commit(flight, rows)
+            assert reservation.commit() == self.model.commit(pending, rows)
             return
         if end == "cancel":
             reservation.cancel()
         del reservation
-        self.model.cancel(flight)
+        self.model.cancel(pending)
 
     @rule(num_rows=st.lists(st.integers(0, 8), max_size=3))
     def expect(self, num_rows: list[int]) -> None:
@@ -130,11 +130,11 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def promote(self, data: st.DataObject) -> None:
         lease, item = self.leases[data.draw(st.integers(0, len(self.leases) - 1))]
-        reservation, flight = self.cache.promote(lease), self.model.promote(item)
-        assert (reservation is None) == (flight is None)
-        if reservation is not None and flight is not None:
+        reservation, pending = self.cache.promote(lease), self.model.promote(item)
+        assert (reservation is None) == (pending is None)
+        if reservation is not None and pending is not None:
             reservation.write(lease.to_tensor())
-            self.reserved.append((reservation, flight))
+            self.reserved.append((reservation, pending))
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), forget=st.booleans())
@@ -165,7 +165,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert [key in self.cache for key in KEYS] == [key in items for key in KEYS]
         assert len(self.cache) == stats.entries == len(items)
         assert {name: getattr(stats, name) for name in self.model.counts} == self.model.counts
-        between = sum(len(flight.demoted) for flight in self.model.flights)
+        between = sum(len(pending.demoted) for pending in self.model.pending)
         assert stats.entries + between == stats.insertions - stats.evictions
         assert stats.leased_pages == sum(map(self.model.leased_pages, self.model.tiers))
         for tier, used, capacity in (

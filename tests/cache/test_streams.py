@@ -121,14 +121,14 @@ def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
 
 
 def fence_before_the_copy(patch: pytest.MonkeyPatch) -> None:
-    land = Ledger.land
+    finish = Ledger.finish
 
-    def too_early(ledger: Ledger, flight, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
+    def too_early(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
         if fence.event is not None:
             fence.event.clock.clear()
-        return land(ledger, flight, fence, failed=failed)
+        return finish(ledger, pending, fence, failed=failed)
 
-    patch.setattr(Ledger, "land", too_early)
+    patch.setattr(Ledger, "finish", too_early)
 
 
 def copy_without_a_wait(patch: pytest.MonkeyPatch) -> None:
@@ -142,24 +142,24 @@ def write_or_read_before_the_copy(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
-    land = Ledger.land
+    finish = Ledger.finish
 
-    def forget(ledger: Ledger, flight, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
-        flight.fences = set()
-        return land(ledger, flight, fence, failed=failed)
+    def forget(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
+        pending.fences = set()
+        return finish(ledger, pending, fence, failed=failed)
 
-    patch.setattr(Ledger, "land", forget)
+    patch.setattr(Ledger, "finish", forget)
 
 
 def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
-    land = Ledger._land_ahead
+    finish = Ledger._finish_ahead
 
-    def forget(ledger: Ledger, flight, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
-        land(ledger, flight, fence, failed=failed)
-        for demotion in flight.demotions:
+    def forget(ledger: Ledger, pending, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
+        finish(ledger, pending, fence, failed=failed)
+        for demotion in pending.demotions:
             demotion.entry.reads.clear()
 
-    patch.setattr(Ledger, "_land_ahead", forget)
+    patch.setattr(Ledger, "_finish_ahead", forget)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def nothing_is_left(self) -> None:
         self.pipeline.cache.check_integrity()
         assert self.pipeline.cache.stats().leased_pages == 0
-        assert len(self.pipeline.cache._single_flight) == 0
+        assert len(self.pipeline.cache._claims) == 0
         assert len(self.pipeline._staging) == 0
 
     def teardown(self) -> None:

@@ -20,7 +20,7 @@ class Item:
 
 
 @dataclass(eq=False)
-class Flight:
+class PendingWrite:
     """What was reserved and is not entered: pages of both tiers, and items between them."""
 
     key: bytes
@@ -50,7 +50,7 @@ class CacheModel:
         self.tiers: dict[str, list[Item]] = {"device": [], "host": []}
         self.backing: list[Item] = []
         self.gone: dict[str, list[Item]] = {"device": [], "host": []}
-        self.flights: list[Flight] = []
+        self.pending: list[PendingWrite] = []
         self.epoch = 0
         self.counts = dict.fromkeys(
             (
@@ -77,15 +77,15 @@ class CacheModel:
         return sum(item.pages for item in self.pages_of(tier) if item.leases)
 
     def put(self, key: bytes, rows: Tensor, *, fails: bool = False) -> bool:
-        flight = self.reserve(key, len(rows))
-        if flight is None:
+        pending = self.reserve(key, len(rows))
+        if pending is None:
             return False
         if fails:
-            self.cancel(flight)
+            self.cancel(pending)
             return False
-        return self.commit(flight, rows)
+        return self.commit(pending, rows)
 
-    def reserve(self, key: bytes, num_rows: int) -> Flight | None:
+    def reserve(self, key: bytes, num_rows: int) -> PendingWrite | None:
         pages = max(1, -(-num_rows // self.page_rows))
         if pages > self.available("device"):
             self.counts["rejections"] += 1
@@ -94,7 +94,7 @@ class CacheModel:
         short = pages - self.room("device")
         if old in self.tiers["device"] and old.leases == 0 and short > 0:
             self.drop(old)
-        return self.set_aside(Flight(key, pages, self.epoch))
+        return self.set_aside(PendingWrite(key, pages, self.epoch))
 
     def expect(self, num_rows: list[int]) -> None:
         pages = sum(max(1, -(-number // self.page_rows)) for number in num_rows)
@@ -120,13 +120,13 @@ class CacheModel:
         self.counts["writebacks"] -= count
         del self.backing[len(self.backing) - count :]
 
-    def promote(self, source: Item) -> Flight | None:
+    def promote(self, source: Item) -> PendingWrite | None:
         if source not in self.tiers["host"] or source.pages > self.available("device"):
             return None
-        return self.set_aside(Flight(source.key, source.pages, self.epoch, source))
+        return self.set_aside(PendingWrite(source.key, source.pages, self.epoch, source))
 
-    def set_aside(self, flight: Flight) -> Flight:
-        pages = flight.pages
+    def set_aside(self, pending: PendingWrite) -> PendingWrite:
+        pages = pending.pages
         taken = min(pages, self.room("device"))
         bare: list[Item] = []
         for victim in reversed(self.victims("device", pages)):
@@ -140,28 +140,28 @@ class CacheModel:
             else:
                 bare.append(victim)
         for victim in reversed(bare):
-            if victim.pages > self.available("host") - flight.host_pages:
+            if victim.pages > self.available("host") - pending.host_pages:
                 self.counts["evictions"] += 1
                 continue
-            for loser in self.victims("host", victim.pages + flight.host_pages):
+            for loser in self.victims("host", victim.pages + pending.host_pages):
                 if loser in self.backing:
                     self.backing.remove(loser)
                 else:
                     self.drop(loser)
-            flight.demoted.insert(0, victim)
-        flight.device_pages = taken
-        self.flights.append(flight)
-        return flight
+            pending.demoted.insert(0, victim)
+        pending.device_pages = taken
+        self.pending.append(pending)
+        return pending
 
-    def commit(self, flight: Flight, rows: Tensor) -> bool:
-        source = flight.source
-        if flight.epoch != self.epoch:
-            self.cancel(flight)
+    def commit(self, pending: PendingWrite, rows: Tensor) -> bool:
+        source = pending.source
+        if pending.epoch != self.epoch:
+            self.cancel(pending)
             self.counts["rejections"] += source is None
             return False
-        self.flights.remove(flight)
-        for item in flight.demoted:
-            if item.key in flight.replaced:
+        self.pending.remove(pending)
+        for item in pending.demoted:
+            if item.key in pending.replaced:
                 self.counts["evictions"] += 1
             else:
                 self.tiers["host"].append(item)
@@ -172,20 +172,20 @@ class CacheModel:
                 return False
             self.tiers["host"].remove(source)
             self.backing.append(source)
-            self.tiers["device"].append(Item(flight.key, rows.clone(), flight.pages))
+            self.tiers["device"].append(Item(pending.key, rows.clone(), pending.pages))
             self.counts["promotions"] += 1
             return True
-        for other in self.flights:
-            other.replaced.add(flight.key)
-        if flight.key in self.items():
-            self.drop(self.items()[flight.key])
-        self.tiers["device"].append(Item(flight.key, rows.clone(), flight.pages))
+        for other in self.pending:
+            other.replaced.add(pending.key)
+        if pending.key in self.items():
+            self.drop(self.items()[pending.key])
+        self.tiers["device"].append(Item(pending.key, rows.clone(), pending.pages))
         self.counts["insertions"] += 1
         return True
 
-    def cancel(self, flight: Flight) -> None:
-        self.flights.remove(flight)
-        self.counts["evictions"] += len(flight.demoted)
+    def cancel(self, pending: PendingWrite) -> None:
+        self.pending.remove(pending)
+        self.counts["evictions"] += len(pending.demoted)
 
     def get(self, key: bytes, num_rows: int | None) -> Item | None:
         item = self.items().get(key)
@@ -226,7 +226,7 @@ class CacheModel:
         return next((copy for copy in self.backing if copy.key == item.key), None)
 
     def in_flight(self, tier: str) -> int:
-        return sum(flight.pages_in(tier) for flight in self.flights)
+        return sum(pending.pages_in(tier) for pending in self.pending)
 
     def available(self, tier: str) -> int:
         """Pages that can be had at all."""

@@ -176,5 +176,5 @@ def embed(
         assert torch.equal(deepstack, wanted_levels)
     pipeline.cache.check_integrity()
     assert pipeline.cache.stats().leased_pages == 0
-    assert len(pipeline.cache._single_flight) == 0
+    assert len(pipeline.cache._claims) == 0
     return result.errors

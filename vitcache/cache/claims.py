@@ -1,4 +1,4 @@
-"""Single-flight: of those who miss one key at the same time, one encodes and the others wait for it."""
+"""Claims, or single-flight: of those who miss one key at the same time, one encodes and the others wait."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import threading
 from collections.abc import Hashable
 
 
-class SingleFlight:
+class Claims:
     """Which keys are claimed. Any thread may call anything; nothing here takes a lock or waits."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, threading.Event] = {}
+        self._owners: dict[Hashable, threading.Event] = {}
 
     def claim(self, key: Hashable) -> Claim:
         """Claim a key, or find out that another has."""
-        claim = Claim(self._flights, key)
+        claim = Claim(self._owners, key)
         # One step for the interpreter, so that of two threads only one finds its own.
-        claim._over = self._flights.setdefault(key, claim._own)
+        claim._over = self._owners.setdefault(key, claim._own)
         return claim
 
     def __len__(self) -> int:
         """Return the number of keys that are claimed."""
-        return len(self._flights)
+        return len(self._owners)
 
 
 class Claim:
@@ -37,10 +37,10 @@ class Claim:
     other would wait for ever.
     """
 
-    __slots__ = ("_flights", "_key", "_over", "_own")
+    __slots__ = ("_key", "_over", "_own", "_owners")
 
-    def __init__(self, flights: dict[Hashable, threading.Event], key: Hashable) -> None:
-        self._flights = flights
+    def __init__(self, owners: dict[Hashable, threading.Event], key: Hashable) -> None:
+        self._owners = owners
         self._key = key
         # What is claimed is known by this alone: an interrupt leaves nothing claimed by nobody.
         self._own = self._over = threading.Event()
@@ -48,7 +48,7 @@ class Claim:
     @property
     def is_mine(self) -> bool:
         """Whether this caller is to encode."""
-        return self._flights.get(self._key) is self._own
+        return self._owners.get(self._key) is self._own
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the claim of the other is over; False if that took longer than `timeout_s` seconds.
@@ -66,7 +66,7 @@ class Claim:
         """Give the right back. A second call, or one on another's claim, does nothing."""
         if self.is_mine:
             self._own.set()  # first, so that nobody waits for ever if this is interrupted
-            self._flights.pop(self._key, None)
+            self._owners.pop(self._key, None)
 
     def __enter__(self) -> Claim:
         return self

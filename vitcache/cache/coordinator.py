@@ -12,8 +12,8 @@ from vitcache.cache.ledger import Ledger
 from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle
-from vitcache.pages.pending import Flight
-from vitcache.pages.reservation import Abandoned, Landing, Reservation, abandon, logger
+from vitcache.pages.pending import PendingWrite
+from vitcache.pages.reservation import Abandoned, Outcome, Reservation, abandon, logger
 
 
 class SharedLedger:
@@ -79,38 +79,38 @@ class SharedLedger:
                 for done in releases:
                     self.handle.releases.add(done)
 
-    def reserve(self, depart: Callable[[Ledger], Flight | None]) -> Reservation | None:
-        """Copy away what makes room for a flight, if it departs."""
+    def reserve(self, begin: Callable[[Ledger], PendingWrite | None]) -> Reservation | None:
+        """Copy away what makes room for a pending write, if one begins."""
         self.drain()
-        flight: Flight | None = None
+        pending: PendingWrite | None = None
         try:
             with self.lock:
                 ledger = self.open()
-                flight = depart(ledger)
-            if flight is None:
+                pending = begin(ledger)
+            if pending is None:
                 return None
-            self._copy_aside(flight)
-            land = partial(self._land, ledger)
-            return Reservation(flight, self.handle.device, self._timeline, land, self._forgotten)
+            self._copy_aside(pending)
+            finish = partial(self._finish, ledger)
+            return Reservation(pending, self.handle.device, self._timeline, finish, self._forgotten)
         except BaseException:
-            if flight is not None:
-                self._abandon(ledger, flight)
+            if pending is not None:
+                self._abandon(ledger, pending)
             raise
 
     def expect(self, num_rows: Sequence[int]) -> None:
         """Begin to copy away what would make room for items of so many rows, and leave it where it is."""
         self.drain()
-        flight: Flight | None = None
+        pending: PendingWrite | None = None
         try:
             with self.lock:
                 ledger = self.open()
-                flight = ledger.depart_ahead(num_rows)
-            if flight is not None:
-                self._copy_aside(flight)
-                self._land(ledger, flight, flight.copied, failed=False)
+                pending = ledger.begin_ahead(num_rows)
+            if pending is not None:
+                self._copy_aside(pending)
+                self._finish(ledger, pending, pending.copied, failed=False)
         except BaseException:
-            if flight is not None:
-                self._abandon(ledger, flight)
+            if pending is not None:
+                self._abandon(ledger, pending)
             raise
 
     def is_intact(self, entry: Entry) -> bool:
@@ -135,33 +135,33 @@ class SharedLedger:
             self.handle.releases.close()
         # The ledger dies here, without the lock, as its pools wait for the device.
 
-    def _copy_aside(self, flight: Flight) -> None:
+    def _copy_aside(self, pending: PendingWrite) -> None:
         """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
-        if not flight.demotions:
+        if not pending.demotions:
             return
         with self._timeline.on_copy_stream():
             stream = self._timeline.copy_stream
-            for fence in flight.fences:
+            for fence in pending.fences:
                 if fence.stream != stream:
                     self._timeline.wait(fence)
-            pool = flight.demotions[0].pool
-            pages = [page for demotion in flight.demotions for page in demotion.pages]
-            source_pages = [page for demotion in flight.demotions for page in demotion.entry.pages]
-            pool.copy_pages(pages, flight.pool, source_pages)
-            flight.copied = self._timeline.record(stream)
-        flight.fences = {flight.copied}
+            pool = pending.demotions[0].pool
+            pages = [page for demotion in pending.demotions for page in demotion.pages]
+            source_pages = [page for demotion in pending.demotions for page in demotion.entry.pages]
+            pool.copy_pages(pages, pending.pool, source_pages)
+            pending.copied = self._timeline.record(stream)
+        pending.fences = {pending.copied}
         if self._checksums is not None:
-            for demotion in flight.demotions:
+            for demotion in pending.demotions:
                 demotion.checksum = self._checksums.take(
-                    demotion.pool, demotion.pages, demotion.entry.num_rows, flight.copied
+                    demotion.pool, demotion.pages, demotion.entry.num_rows, pending.copied
                 )
 
-    def _abandon(self, ledger: Ledger, flight: Flight) -> None:
-        """Give back the pages of a flight that failed, of whose copies some may be queued."""
+    def _abandon(self, ledger: Ledger, pending: PendingWrite) -> None:
+        """Give back the pages of a pending write that failed, of whose copies some may be queued."""
         copying = frozenset({self._timeline.copy_stream})
-        abandon(flight, self._timeline, partial(self._land, ledger), copying)
+        abandon(pending, self._timeline, partial(self._finish, ledger), copying)
 
-    def _land(self, ledger: Ledger, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
+    def _finish(self, ledger: Ledger, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
         with self.lock:
-            admitted = ledger.land(flight, fence, failed=failed)
-            return Landing(admitted, ledger.epoch, ledger.device.num_available)
+            admitted = ledger.finish(pending, fence, failed=failed)
+            return Outcome(admitted, ledger.epoch, ledger.device.num_available)

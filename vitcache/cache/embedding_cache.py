@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.cache.checksums import Checksums
-from vitcache.cache.claims import Claim, SingleFlight
+from vitcache.cache.claims import Claim, Claims
 from vitcache.cache.coordinator import SharedLedger
 from vitcache.cache.ledger import Ledger
 from vitcache.cache.policies import make_policy
@@ -20,7 +20,7 @@ from vitcache.device.streams import make_timeline
 from vitcache.keys.content import KEY_BYTES, check_key
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
-from vitcache.pages.pending import Flight
+from vitcache.pages.pending import PendingWrite
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation, outdated, warn_refused
 from vitcache.placement.calibration import calibrate_cuda
@@ -134,7 +134,7 @@ class EmbeddingCache:
         checksums = Checksums(timeline) if checksum and host_bytes else None
         handle = CacheHandle(self.device, timeline, ReleaseQueue())
         self._books = SharedLedger(Ledger(policy, *pools), handle, checksums)
-        self._single_flight = SingleFlight()
+        self._claims = Claims()
 
     def put(
         self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
@@ -227,12 +227,12 @@ class EmbeddingCache:
         cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
         found: list[tuple[PagePool, int, int]] = []
 
-        def depart(ledger: Ledger) -> Flight | None:
+        def begin(ledger: Ledger) -> PendingWrite | None:
             pool, now = ledger.device, ledger.epoch
             found.append((pool, now, pool.num_available))
-            return ledger.depart(key, num_rows, cost, now if epoch is None else epoch)
+            return ledger.begin(key, num_rows, cost, now if epoch is None else epoch)
 
-        reservation = self._books.reserve(depart)
+        reservation = self._books.reserve(begin)
         if reservation is None:
             [(pool, now, available)] = found
             if epoch is None or epoch == now:
@@ -306,7 +306,7 @@ class EmbeddingCache:
         if lease._handle is not self._books.handle:
             raise ValueError(f"the lease of {lease.num_rows} rows is of another cache")
         source = lease._entry()
-        return self._books.reserve(lambda ledger: ledger.depart_promotion(source))
+        return self._books.reserve(lambda ledger: ledger.begin_promotion(source))
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Return a lease on the rows under `key`, or None.
@@ -371,7 +371,7 @@ class EmbeddingCache:
             As `get`.
         """
         check_key(key)
-        return self._single_flight.claim((self.epoch, key))
+        return self._claims.claim((self.epoch, key))
 
     @property
     def epoch(self) -> int:

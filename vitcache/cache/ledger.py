@@ -13,7 +13,7 @@ from vitcache.cache.index import Index
 from vitcache.cache.stats import CacheStats, Counts, TierHits
 from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
-from vitcache.pages.pending import Demotion, Flight
+from vitcache.pages.pending import Demotion, PendingWrite
 from vitcache.pages.pool import PagePool
 
 
@@ -30,7 +30,7 @@ class Ledger:
         self.counts = Counts()
         self._stale: list[Index] = []  # of earlier epochs
         self._dropped: set[Entry] = set()  # in no index, but leased
-        self._flights: set[Flight] = set()
+        self._pending: set[PendingWrite] = set()
         # What is between the tiers, until something else is put under its key.
         self._moving: dict[bytes, Demotion] = {}
         self._num_leases = 0
@@ -79,7 +79,7 @@ class Ledger:
                 self._dropped.remove(entry)
                 self._free(entry)
 
-    def depart(self, key: bytes, num_rows: int, cost: float, epoch: int) -> Flight | None:
+    def begin(self, key: bytes, num_rows: int, cost: float, epoch: int) -> PendingWrite | None:
         """Set pages aside for an entry and what makes room; None if too few can be had or `epoch` is over."""
         count = self.device.pages_for(num_rows)
         if epoch != self.epoch or count > self.device.num_available:
@@ -91,7 +91,7 @@ class Ledger:
             self._drop(key)
         return self._set_aside(key, num_rows, cost, None)
 
-    def depart_promotion(self, source: Entry) -> Flight | None:
+    def begin_promotion(self, source: Entry) -> PendingWrite | None:
         """Set device pages aside for an entry that only the host tier has; None if it is no such entry any
         more, or too few can be had.
         """
@@ -100,7 +100,7 @@ class Ledger:
             return None
         return self._set_aside(source.key, source.num_rows, source.cost, source)
 
-    def depart_ahead(self, num_rows: Iterable[int]) -> Flight | None:
+    def begin_ahead(self, num_rows: Iterable[int]) -> PendingWrite | None:
         """Set host pages aside for copies of what would make room for items of so many rows, if anything."""
         if self.host is None:
             return None
@@ -124,56 +124,56 @@ class Ledger:
         backing |= copied
         if not demotions:
             return None
-        flight = Flight(self.epoch, b"", 0, 0.0, self.device, (), (), fences, demotions, is_ahead=True)
-        self._flights.add(flight)
-        return flight
+        pending = PendingWrite(self.epoch, b"", 0, 0.0, self.device, (), (), fences, demotions, is_ahead=True)
+        self._pending.add(pending)
+        return pending
 
-    def land(self, flight: Flight, fence: Fence | None, *, failed: bool = False) -> bool:
+    def finish(self, pending: PendingWrite, fence: Fence | None, *, failed: bool = False) -> bool:
         """Enter what was written before `fence`, or free its pages if that failed or the epoch is over.
 
-        A failed flight may have no fence. If it landed before the failure, nothing happens.
+        A failed one may have no fence. If it was finished before the failure, nothing happens.
         """
-        if flight not in self._flights:
+        if pending not in self._pending:
             return False
-        self._flights.remove(flight)
+        self._pending.remove(pending)
         for pool in self._pools:
-            pool.in_flight -= len(flight.pages_of(pool))
-        if flight.is_ahead:
-            self._land_ahead(flight, fence, failed=failed)
+            pool.in_flight -= len(pending.pages_of(pool))
+        if pending.is_ahead:
+            self._finish_ahead(pending, fence, failed=failed)
             return False
-        source = flight.source
-        if fence is None or failed or flight.epoch != self.epoch:
+        source = pending.source
+        if fence is None or failed or pending.epoch != self.epoch:
             # Nobody may have waited for them.
-            fences = tuple(flight.fences) if fence is None else (*flight.fences, fence)
-            for demotion in reversed(flight.demotions):
+            fences = tuple(pending.fences) if fence is None else (*pending.fences, fence)
+            for demotion in reversed(pending.demotions):
                 self._end_move(demotion)
                 demotion.pool.give_back(demotion.pages, fences)
                 self.counts.evictions += 1
-            flight.pool.give_back(flight.spare, fences)
-            flight.pool.give_back(flight.pages, fences)
+            pending.pool.give_back(pending.leftover_pages, fences)
+            pending.pool.give_back(pending.pages, fences)
             self.counts.rejections += not failed and source is None
             return False
-        before = tuple(flight.fences)
-        for demotion in reversed(flight.demotions):
+        before = tuple(pending.fences)
+        for demotion in reversed(pending.demotions):
             if self._end_move(demotion):
-                self.index.add(demotion.landed(flight.copied or fence))
+                self.index.add(demotion.host_entry(pending.copied or fence))
                 self.counts.demotions += 1
                 self.counts.writebacks += 1
             else:
                 demotion.pool.give_back(demotion.pages, before)
                 self.counts.evictions += 1
-        flight.pool.give_back(flight.spare, before)
+        pending.pool.give_back(pending.leftover_pages, before)
         if source is not None and self.index.host.get(source.key) is not source:
-            flight.pool.give_back(flight.pages, (fence,))
+            pending.pool.give_back(pending.pages, (fence,))
             return False
-        entry = Entry(flight.key, flight.num_rows, flight.cost, flight.pool, flight.pages, fence)
+        entry = Entry(pending.key, pending.num_rows, pending.cost, pending.pool, pending.pages, fence)
         if source is not None:
             self.index.promote(entry)
             self.counts.promotions += 1
             return True
-        self._moving.pop(flight.key, None)
-        if flight.key in self.index:
-            self._drop(flight.key)
+        self._moving.pop(pending.key, None)
+        if pending.key in self.index:
+            self._drop(pending.key)
         self.index.add(entry)
         self.counts.insertions += 1
         return True
@@ -222,7 +222,7 @@ class Ledger:
         found = []
         for pool in self._pools:
             here = [entry for entry in entries if entry.pool is pool]
-            in_flight = [page for flight in self._flights for page in flight.pages_of(pool)]
+            in_flight = [page for pending in self._pending for page in pending.pages_of(pool)]
             owned = Counter([*pool.free_pages, *in_flight, *(page for entry in here for page in entry.pages)])
             wrong = [page for page in range(pool.num_pages) if owned.pop(page, 0) != 1] + sorted(owned)
             found += [f"{pool.tier} pages {wrong} do not have one owner each"] if wrong else []
@@ -242,14 +242,14 @@ class Ledger:
             found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
             found += _differ("backing of nothing", [], sorted(index.backing.keys() - index.device.keys()))
         moving = [
-            demotion for flight in self._flights if not flight.is_ahead for demotion in flight.demotions
+            demotion for pending in self._pending if not pending.is_ahead for demotion in pending.demotions
         ]
         found += _differ("moves in no flight", 0, len(set(self._moving.values()) - set(moving)))
         present = len(self.index) + len(moving)
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
         return found
 
-    def _set_aside(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> Flight:
+    def _set_aside(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> PendingWrite:
         """Take device pages for so many rows, which can be had."""
         count = self.device.pages_for(num_rows)
         victims = self._victims(self.device, count)
@@ -275,7 +275,7 @@ class Ledger:
         # In ascending order, so that adjacent pages are read and written in one piece.
         pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
         self.device.in_flight += len(pages)
-        flight = Flight(
+        pending = PendingWrite(
             self.epoch,
             key,
             num_rows,
@@ -287,8 +287,8 @@ class Ledger:
             demotions,
             source,
         )
-        self._flights.add(flight)
-        return flight
+        self._pending.add(pending)
+        return pending
 
     def _end_move(self, demotion: Demotion) -> bool:
         """End a move; whether nobody has put rows under the key meanwhile, even if those have gone."""
@@ -297,20 +297,20 @@ class Ledger:
         del self._moving[demotion.entry.key]
         return True
 
-    def _land_ahead(self, flight: Flight, fence: Fence | None, *, failed: bool) -> None:
+    def _finish_ahead(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> None:
         """Let the copies back their entries, or free their pages if they failed or the entry has gone."""
-        for demotion in flight.demotions:
+        for demotion in pending.demotions:
             entry = demotion.entry
-            is_there = flight.epoch == self.epoch and self.index.device.get(entry.key) is entry
+            is_there = pending.epoch == self.epoch and self.index.device.get(entry.key) is entry
             if is_there and fence is not None:  # else the pages may be another's, and what was read is void
-                # The flight keeps what this replaces: an event is not to be destroyed under the lock.
-                flight.replaced.append(entry.reads.get(fence.stream))
+                # `pending` keeps what this replaces: an event is not to be destroyed under the lock.
+                pending.replaced.append(entry.reads.get(fence.stream))
                 entry.reads[fence.stream] = fence
             if is_there and fence is not None and not failed and entry.key not in self.index.backing:
-                self.index.backing[entry.key] = demotion.landed(fence)
+                self.index.backing[entry.key] = demotion.host_entry(fence)
                 self.counts.writebacks += 1
             else:
-                fences = flight.fences if fence is None else {*flight.fences, fence}
+                fences = pending.fences if fence is None else {*pending.fences, fence}
                 demotion.pool.give_back(demotion.pages, tuple(fences))
 
     def _victims(self, pool: PagePool, count: int) -> list[Entry]:

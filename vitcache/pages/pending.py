@@ -19,20 +19,20 @@ class Demotion:
     pages: tuple[int, ...]
     checksum: Future[int] | None = None
 
-    def landed(self, copied: Fence) -> Entry:
+    def host_entry(self, copied: Fence) -> Entry:
         """Return the entry of the host tier, whose rows are there behind `copied`."""
         entry = self.entry
         return Entry(entry.key, entry.num_rows, entry.cost, self.pool, self.pages, copied, self.checksum)
 
 
 @dataclass(eq=False)
-class Flight:
+class PendingWrite:
     """A `put` while its rows are copied: it alone reads and writes the pages that are named here.
 
-    `pages` become the new entry's, `spare` is what its victims leave over. `fences` come before any write to
-    these pages; once the victims are being copied, it is `copied` alone, which comes behind all others. A
-    promotion has the host entry `source` that the rows come from. One that `is_ahead` has no rows, and its
-    victims stay: the next flight will find them copied.
+    `pages` become the new entry's, `leftover_pages` are what its victims leave over. `fences` come before any
+    write to these pages; once the victims are being copied, it is `copied` alone, which comes behind all
+    others. A promotion has the host entry `source` that the rows come from. One that `is_ahead` has no rows,
+    and its victims stay: the next write will find them copied.
     """
 
     epoch: int
@@ -41,7 +41,7 @@ class Flight:
     cost: float
     pool: PagePool
     pages: tuple[int, ...]
-    spare: tuple[int, ...]
+    leftover_pages: tuple[int, ...]
     fences: set[Fence]
     demotions: list[Demotion]
     source: Entry | None = None
@@ -51,5 +51,5 @@ class Flight:
 
     def pages_of(self, pool: PagePool) -> list[int]:
         """Return the pages of one pool."""
-        own = [*self.pages, *self.spare] if pool is self.pool else []
+        own = [*self.pages, *self.leftover_pages] if pool is self.pool else []
         return own + [page for demotion in self.demotions if demotion.pool is pool for page in demotion.pages]

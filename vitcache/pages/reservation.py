@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vitcache._native import PagedRows
 from vitcache.device.streams import Fence, Timeline
-from vitcache.pages.pending import Flight
+from vitcache.pages.pending import PendingWrite
 from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
 
 logger = logging.getLogger("vitcache.cache")
 
 
-class Landing(NamedTuple):
+class Outcome(NamedTuple):
     """What became of a reservation: whether it was entered, and the cache's epoch and pages to be had."""
 
     admitted: bool
@@ -27,19 +27,19 @@ class Landing(NamedTuple):
     available: int
 
 
-class Land(Protocol):
+class Finish(Protocol):
     """Enters what was written before a fence, or frees its pages."""
 
-    def __call__(self, flight: Flight, fence: Fence | None, *, failed: bool) -> Landing:
-        """See `Ledger.land`."""
+    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
+        """See `Ledger.finish`."""
 
 
 class Abandoned(NamedTuple):
     """A reservation that was given up, and the streams that may still write its pages."""
 
-    flight: Flight
+    pending: PendingWrite
     timeline: Timeline
-    land: Land
+    finish: Finish
     streams: frozenset[Hashable] = frozenset()
 
 
@@ -66,10 +66,10 @@ class Reservation:
     """
 
     __slots__ = (
-        "_flight",
+        "_finish",
         "_forgotten",
-        "_land",
         "_paged_rows",
+        "_pending",
         "_streams",
         "_timeline",
         "device",
@@ -81,38 +81,38 @@ class Reservation:
 
     def __init__(
         self,
-        flight: Flight,
+        pending: PendingWrite,
         device: torch.device,
         timeline: Timeline,
-        land: Land,
+        finish: Finish,
         forgotten: deque[Abandoned],
     ) -> None:
-        # Not yet `flight`: what is interrupted half-way is given up by its maker.
-        self._flight: list[Flight] = []
-        self.key = flight.key
-        self.num_rows = flight.num_rows
-        self.row_width = flight.pool.row_width
-        self.dtype = flight.pool.dtype
+        # Not yet `pending`: what is interrupted half-way is given up by its maker.
+        self._pending: list[PendingWrite] = []
+        self.key = pending.key
+        self.num_rows = pending.num_rows
+        self.row_width = pending.pool.row_width
+        self.dtype = pending.pool.dtype
         self.device = device
         self._paged_rows: PagedRows | None = None
         self._timeline = timeline
-        self._land = land
+        self._finish = finish
         self._forgotten = forgotten
         self._streams: set[Hashable] = set()
-        self._flight = [flight]
+        self._pending = [pending]
 
     @property
     def paged_rows(self) -> PagedRows | None:
         """The native description of the pages, for placements; None once they are committed or cancelled."""
-        if self._paged_rows is None and self._flight:
-            [flight] = self._flight
-            self._paged_rows = flight.pool.describe(flight.pages, flight.num_rows)
+        if self._paged_rows is None and self._pending:
+            [pending] = self._pending
+            self._paged_rows = pending.pool.describe(pending.pages, pending.num_rows)
         return self._paged_rows
 
     def segments(self) -> list[Tensor]:
         """Return views of the pages that the rows go to, in order, adjacent pages joined."""
-        flight = self._open()
-        return flight.pool.segments(flight.pages, flight.num_rows)
+        pending = self._open()
+        return pending.pool.segments(pending.pages, pending.num_rows)
 
     def to_tensor(self) -> Tensor:
         """Return a copy ``(num_rows, row_width)`` of what was written, made on the current stream.
@@ -138,7 +138,7 @@ class Reservation:
         stream = self._timeline.current()
         if stream not in self._streams:
             earlier = [self._timeline.record(other) for other in self._streams]
-            for fence in earlier or self._flight[0].fences:
+            for fence in earlier or self._pending[0].fences:
                 if fence.stream != stream:
                     self._timeline.wait(fence)
             self._streams.add(stream)
@@ -158,12 +158,12 @@ class Reservation:
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        flight = self._open()
+        pending = self._open()
         rows = check_rows(rows, self.row_width)
         if rows.shape[0] != self.num_rows:  # `len` of a tensor takes longer
             raise ValueError(f"there are {len(rows)} rows, room is reserved for {self.num_rows}")
         self.use()
-        flight.pool.write(flight.pages, rows)
+        pending.pool.write(pending.pages, rows)
 
     def commit(self) -> bool:
         """Enter the rows, in place of what is under the key.
@@ -180,26 +180,26 @@ class Reservation:
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        flight = self._open()
+        pending = self._open()
         if not self._streams:
             self.use()  # nothing was written, but what made room may still be read
         try:
-            landing = self._land(flight, join(self._timeline, self._streams), failed=False)
+            outcome = self._finish(pending, join(self._timeline, self._streams), failed=False)
         except BaseException:
             self.cancel()
             raise
         self._close()
-        if not landing.admitted and flight.source is None:
-            advice = outdated(flight.epoch, landing.epoch)
-            warn_refused(self.num_rows, flight.pool, landing.available, advice)
-        return landing.admitted
+        if not outcome.admitted and pending.source is None:
+            advice = outdated(pending.epoch, outcome.epoch)
+            warn_refused(self.num_rows, pending.pool, outcome.available, advice)
+        return outcome.admitted
 
     def cancel(self) -> None:
         """Give the pages back. After `commit` or a first call, does nothing."""
-        if self._flight:
-            [flight] = self._flight
+        if self._pending:
+            [pending] = self._pending
             self._close()
-            abandon(flight, self._timeline, self._land, frozenset(self._streams))
+            abandon(pending, self._timeline, self._finish, frozenset(self._streams))
 
     def __enter__(self) -> Reservation:
         self._open()
@@ -210,22 +210,22 @@ class Reservation:
 
     def __del__(self) -> None:
         # Without a lock: whoever is interrupted by the collector may hold the cache's.
-        if self._flight:
+        if self._pending:
             streams = frozenset(self._streams)
-            self._forgotten.append(Abandoned(self._flight.pop(), self._timeline, self._land, streams))
+            self._forgotten.append(Abandoned(self._pending.pop(), self._timeline, self._finish, streams))
 
-    def _open(self) -> Flight:
-        if not self._flight:
+    def _open(self) -> PendingWrite:
+        if not self._pending:
             raise RuntimeError(f"this reservation of {self.num_rows} rows was committed or cancelled")
-        return self._flight[0]
+        return self._pending[0]
 
     def _close(self) -> None:
-        self._flight.clear()
+        self._pending.clear()
         self._paged_rows = None
 
 
 def abandon(
-    flight: Flight, timeline: Timeline, land: Land, streams: frozenset[Hashable] = frozenset()
+    pending: PendingWrite, timeline: Timeline, finish: Finish, streams: frozenset[Hashable] = frozenset()
 ) -> None:
     """Free the pages of a reservation that is not entered, whatever else fails."""
     fence: Fence | None = None
@@ -235,7 +235,7 @@ def abandon(
         timeline.synchronize()  # with no fence behind the copies, they must be done
         raise
     finally:
-        land(flight, fence, failed=True)
+        finish(pending, fence, failed=True)
 
 
 def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fence:
