@@ -118,11 +118,11 @@ def test_the_cache_is_measured_and_drawn_by_entries_and_threads_and_beside_an_en
     assert code == 0
     (rows,) = files.values()
     values = {(row["case"], row["contender"]): row["value"] for row in rows}
-    books, job = "50 entries", "main job, 4 rows"
+    coordinator, job = "50 entries", "main job, 4 rows"
     left, right = bench_cache.draw(rows).axes
     assert [list(line.get_ydata()) for line in left.lines[:2]] == [
-        [values[books, "look-up, 1 threads"]],
-        [values[books, "miss, put, eviction"]],
+        [values[coordinator, "look-up, 1 threads"]],
+        [values[coordinator, "miss, put, eviction"]],
     ]
     (line,) = right.lines
     assert list(line.get_xdata()) == [1, 2]

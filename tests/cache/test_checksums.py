@@ -27,7 +27,7 @@ def make_demoted(num_rows: int = 2 * PAGE_ROWS, **options: Any) -> EmbeddingCach
 
 def flip(cache: EmbeddingCache, *, tier: str = "host", row: int = 0, bit: int = 0) -> None:
     """Change one bit of a row of entry 0."""
-    ledger = cache._books.open()
+    ledger = cache._coordinator.open()
     entry = getattr(ledger.index, tier).get(KEYS[0]) or ledger.index.backing[KEYS[0]]
     place = entry.pages[row // PAGE_ROWS] * PAGE_ROWS + row % PAGE_ROWS
     entry.pool.rows[place].view(torch.uint8)[bit // 8] ^= 1 << bit % 8
@@ -158,7 +158,7 @@ def test_a_copy_that_failed_on_the_device_is_an_error_of_the_look_up(monkeypatch
         raise Failure
 
     cache = make_cache(1, 1, checksum=True)
-    monkeypatch.setattr(cache._books.handle.timeline, "finish", fail)
+    monkeypatch.setattr(cache._coordinator.handle.timeline, "finish", fail)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(1))
     with pytest.raises(Failure):

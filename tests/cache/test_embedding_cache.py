@@ -110,7 +110,7 @@ def test_a_wrong_number_of_rows_is_an_error_and_drops_nothing(
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     before = cache.stats()
-    with cache._books.lock, pytest.raises(error, match=match):  # it takes no lock
+    with cache._coordinator.lock, pytest.raises(error, match=match):  # it takes no lock
         cache.get(KEYS[0], num_rows=num_rows)
     assert cache.stats() == before
     assert torch.equal(read(cache, KEYS[0]), make_rows(2))

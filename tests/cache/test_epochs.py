@@ -74,7 +74,7 @@ def test_a_new_epoch_takes_constant_time_in_the_number_of_entries() -> None:
     cache = make_cache(1000)
     for number in range(1000):
         cache.put(number.to_bytes(32, "big"), torch.empty(0, WIDTH))
-    index = cache._books.open().index
+    index = cache._coordinator.open().index
     calls = []
     sys.setprofile(lambda frame, event, argument: calls.append(event))
     cache.advance_epoch()
@@ -87,7 +87,7 @@ def test_idle_epochs_leave_nothing_behind() -> None:
     cache = make_cache(1)
     for _ in range(100):
         cache.advance_epoch()
-    assert cache._books.open()._stale == []
+    assert cache._coordinator.open()._stale == []
 
 
 def test_the_epoch_counts_its_ends() -> None:

@@ -69,12 +69,15 @@ def test_an_interrupted_put_loses_no_page(
     cache = make_cache(2, 2)
     cache.put(KEYS[0], make_rows(2, 1.0))
     with monkeypatch.context() as patch:
-        patch.setattr(cache._books, "lock", Interrupting(cache._books.lock, **when))
+        patch.setattr(cache._coordinator, "lock", Interrupting(cache._coordinator.lock, **when))
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()
     assert cache.stats().insertions == 1 + inserted
-    assert (cache._books.open().device.num_available, cache._books.open().host.num_available) == (2, 2)
+    assert (cache._coordinator.open().device.num_available, cache._coordinator.open().host.num_available) == (
+        2,
+        2,
+    )
     assert cache.put(KEYS[2], make_rows(2, 3.0))
     assert torch.equal(read(cache, KEYS[2]), make_rows(2, 3.0))
 
@@ -90,15 +93,17 @@ def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._books.handle.timeline, method, interrupt)
+        patch.setattr(cache._coordinator.handle.timeline, method, interrupt)
         patch.setattr(
-            cache._books.handle.timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes)
+            cache._coordinator.handle.timeline,
+            "synchronize",
+            lambda: waits.append(cache.stats().device_bytes),
         )
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
     assert waits == [2 * PAGE_BYTES]  # they were still in flight
     cache.check_integrity()
-    assert (cache._books.open().device.num_free, cache._books.open().host.num_free) == (2, 2)
+    assert (cache._coordinator.open().device.num_free, cache._coordinator.open().host.num_free) == (2, 2)
 
 
 def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
@@ -111,18 +116,18 @@ def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
 
     with monkeypatch.context() as patch:
         for method in ("record", "synchronize"):
-            patch.setattr(cache._books.handle.timeline, method, fail)
+            patch.setattr(cache._coordinator.handle.timeline, method, fail)
         with pytest.raises(Failure):
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()
-    assert cache._books.open().device.num_free == 2
+    assert cache._coordinator.open().device.num_free == 2
 
 
 def test_an_interrupted_look_up_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(2))
     with monkeypatch.context() as patch:
-        patch.setattr(cache._books, "lock", Interrupting(cache._books.lock, release=1))
+        patch.setattr(cache._coordinator, "lock", Interrupting(cache._coordinator.lock, release=1))
         with pytest.raises(KeyboardInterrupt):
             cache.get(KEYS[0])
     assert cache.stats().leased_pages == 0
@@ -134,7 +139,7 @@ def test_leases_that_are_being_taken_back_survive_an_interrupt(monkeypatch: pyte
     cache.put(KEYS[0], make_rows(2))
     cache.get(KEYS[0]).release()
     with monkeypatch.context() as patch:
-        patch.setattr(cache._books, "lock", Interrupting(cache._books.lock, acquire=1))
+        patch.setattr(cache._coordinator, "lock", Interrupting(cache._coordinator.lock, acquire=1))
         with pytest.raises(KeyboardInterrupt):
             cache.stats()
     assert cache.stats().leased_pages == 0

@@ -17,35 +17,37 @@ from vitcache.pages.pending import Demotion
 
 
 def lose_a_page(cache: EmbeddingCache) -> None:
-    cache._books.open().device.free_pages.pop()
+    cache._coordinator.open().device.free_pages.pop()
 
 
 def share_a_page(cache: EmbeddingCache) -> None:
-    cache._books.open().device.free_pages.append(cache._books.open().index.device[KEYS[0]].pages[0])
+    cache._coordinator.open().device.free_pages.append(
+        cache._coordinator.open().index.device[KEYS[0]].pages[0]
+    )
 
 
 def miscount_leases(cache: EmbeddingCache) -> None:
-    cache._books.open().index.device[KEYS[0]].leases += 1
+    cache._coordinator.open().index.device[KEYS[0]].leases += 1
 
 
 def miscount_leased_pages(cache: EmbeddingCache) -> None:
-    cache._books.open().device.leased += 1
+    cache._coordinator.open().device.leased += 1
 
 
 def miscount_flights(cache: EmbeddingCache) -> None:
-    cache._books.open().device.in_flight += 1
+    cache._coordinator.open().device.in_flight += 1
 
 
 def miscount_evictions(cache: EmbeddingCache) -> None:
-    cache._books.open().counts.evictions += 1
+    cache._coordinator.open().counts.evictions += 1
 
 
 def forget_an_entry(cache: EmbeddingCache) -> None:
-    del cache._books.open().index.device[KEYS[0]]
+    del cache._coordinator.open().index.device[KEYS[0]]
 
 
 def drop_without_lease(cache: EmbeddingCache) -> None:
-    ledger = cache._books.open()
+    ledger = cache._coordinator.open()
     [entry] = ledger.index.device.values()
     ledger.index.remove(entry.key)
     ledger.counts.evictions += 1
@@ -53,11 +55,11 @@ def drop_without_lease(cache: EmbeddingCache) -> None:
 
 
 def cut_an_entry_short(cache: EmbeddingCache) -> None:
-    cache._books.open().index.device[KEYS[0]].num_rows = 1
+    cache._coordinator.open().index.device[KEYS[0]].num_rows = 1
 
 
 def move_in_no_flight(cache: EmbeddingCache) -> None:
-    ledger = cache._books.open()
+    ledger = cache._coordinator.open()
     [entry] = ledger.index.device.values()
     ledger._moving[entry.key] = Demotion(entry, ledger.host, ())
 

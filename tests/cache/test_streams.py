@@ -28,7 +28,7 @@ class Failure(Exception):
 def read(model: StreamModel, lease: Lease) -> None:
     """Read a lease's pages on the current stream, as a kernel would."""
     lease.use()
-    tier = "device" if lease.pool is model.cache._books.open().device.rows else "host"
+    tier = "device" if lease.pool is model.cache._coordinator.open().device.rows else "host"
     for page in lease.pages:
         model.access((tier, page), write=False)
 
@@ -279,7 +279,7 @@ def test_a_copy_that_fails_half_way_leaves_a_fence_behind_what_it_has_queued() -
     model = StreamModel()
     cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
     cache.put(KEYS[0], torch.zeros(1, 2))
-    pool = type(cache._books.open().host)
+    pool = type(cache._coordinator.open().host)
     copy_pages = pool.copy_pages
 
     def fail_late(*arguments: object) -> None:
@@ -357,7 +357,7 @@ def test_nothing_that_could_call_cuda_or_log_runs_under_the_lock(caplog: pytest.
 def test_a_call_under_the_lock_is_noted() -> None:
     model = StreamModel()
     cache = make_cache(model, device_bytes=PAGE_BYTES)
-    with cache._books.lock:
+    with cache._coordinator.lock:
         fence = model.record("main")
         assert model.locked_calls == ["record"]
         del fence

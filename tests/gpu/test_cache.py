@@ -200,7 +200,7 @@ def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
     for number in range(2):
         cache.put(KEYS[number], make_rows(gpu, rows, width, number))
     gpu.synchronize()
-    timeline = cache._books.handle.timeline
+    timeline = cache._coordinator.handle.timeline
     with gpu.stream() as side:
         gpu.slow(300)  # an encode
         cache.expect([rows])
@@ -225,7 +225,7 @@ def test_a_checksum_is_that_of_what_the_device_has_copied(gpu):
     with cache.get(KEYS[0]) as lease:
         assert (lease.to_tensor() == 1).all()
     gpu.synchronize()
-    cache._books.open().host.rows[0, 0] = 3
+    cache._coordinator.open().host.rows[0, 0] = 3
     assert cache.get(KEYS[0]) is None
     assert cache.stats().corruptions == 1
 

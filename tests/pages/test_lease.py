@@ -119,7 +119,7 @@ def test_a_lease_in_a_reference_cycle_may_be_collected_while_the_lock_is_held(ca
     collected = threading.Event()
 
     def collect_under_the_locks() -> None:
-        with cache._books._drain_lock, cache._books.lock:
+        with cache._coordinator._drain_lock, cache._coordinator.lock:
             gc.collect()
         collected.set()
 
@@ -159,17 +159,17 @@ class Interrupted:
 
 
 def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: EmbeddingCache) -> None:
-    entry = cache._books.open().index.device[KEY]
+    entry = cache._coordinator.open().index.device[KEY]
     pool, entry.pool = entry.pool, Interrupted()
     half = Lease.__new__(Lease)
     pin = [entry]
     with pytest.raises(KeyboardInterrupt):
-        half.__init__(pin, cache._books.handle)  # type: ignore[misc]
+        half.__init__(pin, cache._coordinator.handle)  # type: ignore[misc]
     entry.pool = pool
     assert half.released
     assert pin == [entry]
     half.__del__()
-    assert len(cache._books.handle.releases.queue) == 0
+    assert len(cache._coordinator.handle.releases.queue) == 0
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["before", "after"])
@@ -217,5 +217,5 @@ def test_a_lease_outlives_the_forgotten_cache() -> None:
 def test_releases_that_no_other_call_follows_are_taken_back_in_batches(cache: EmbeddingCache) -> None:
     for _ in range(1000):
         get(cache).release()
-    assert len(cache._books.handle.releases.queue) <= 64
+    assert len(cache._coordinator.handle.releases.queue) <= 64
     assert cache.stats().leased_pages == 0

@@ -103,7 +103,7 @@ class StreamModel:
 
     def note_call(self, name: str) -> None:
         """Note a call of what would be CUDA, if the cache's lock is held meanwhile."""
-        if self.cache is not None and self.cache._books.lock.locked():
+        if self.cache is not None and self.cache._coordinator.lock.locked():
             self.locked_calls.append(name)
 
 

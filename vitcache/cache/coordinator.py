@@ -16,7 +16,7 @@ from vitcache.pages.pending import PendingWrite
 from vitcache.pages.reservation import Abandoned, Outcome, Reservation, abandon, logger
 
 
-class SharedLedger:
+class CacheCoordinator:
     """A ledger, what leases and reservations give back to it, and the copies of what makes room.
 
     Attributes

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.cache.checksums import Checksums
 from vitcache.cache.claims import Claim, Claims
-from vitcache.cache.coordinator import SharedLedger
+from vitcache.cache.coordinator import CacheCoordinator
 from vitcache.cache.ledger import Ledger
 from vitcache.cache.policies import make_policy
 from vitcache.cache.stats import CacheStats
@@ -133,7 +133,7 @@ class EmbeddingCache:
             calibrate_cuda(self.device)
         checksums = Checksums(timeline) if checksum and host_bytes else None
         handle = CacheHandle(self.device, timeline, ReleaseQueue())
-        self._books = SharedLedger(Ledger(policy, *pools), handle, checksums)
+        self._coordinator = CacheCoordinator(Ledger(policy, *pools), handle, checksums)
         self._claims = Claims()
 
     def put(
@@ -232,7 +232,7 @@ class EmbeddingCache:
             found.append((pool, now, pool.num_available))
             return ledger.begin(key, num_rows, cost, now if epoch is None else epoch)
 
-        reservation = self._books.reserve(begin)
+        reservation = self._coordinator.reserve(begin)
         if reservation is None:
             [(pool, now, available)] = found
             if epoch is None or epoch == now:
@@ -269,7 +269,7 @@ class EmbeddingCache:
         -----
         The copies need room in the host tier: what goes there next goes now.
         """
-        self._books.expect([to_int("num_rows", number, 0) for number in num_rows])
+        self._coordinator.expect([to_int("num_rows", number, 0) for number in num_rows])
 
     def promote(self, lease: Lease) -> Reservation | None:
         """Make room on the device for an entry of the host tier, as a second place for it.
@@ -303,10 +303,10 @@ class EmbeddingCache:
         """
         if not isinstance(lease, Lease):
             raise TypeError(f"lease must be a Lease, it is {type(lease).__name__}")
-        if lease._handle is not self._books.handle:
+        if lease._handle is not self._coordinator.handle:
             raise ValueError(f"the lease of {lease.num_rows} rows is of another cache")
         source = lease._entry()
-        return self._books.reserve(lambda ledger: ledger.begin_promotion(source))
+        return self._coordinator.reserve(lambda ledger: ledger.begin_promotion(source))
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Return a lease on the rows under `key`, or None.
@@ -331,24 +331,24 @@ class EmbeddingCache:
             check_key(key)
         if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
             num_rows = to_int("num_rows", num_rows, 0)
-        books = self._books
-        if len(books.handle.releases.queue) >= _RELEASES_PER_BATCH:
-            books.drain()
+        coordinator = self._coordinator
+        if len(coordinator.handle.releases.queue) >= _RELEASES_PER_BATCH:
+            coordinator.drain()
         pin: list[Entry] = []
         try:
-            with books.lock:
-                entry = books.open().pin(key, num_rows)
+            with coordinator.lock:
+                entry = coordinator.open().pin(key, num_rows)
                 if entry is None:
                     return None
                 pin.append(entry)
-            lease = Lease(pin, books.handle)
-            if entry.checksum is None or books.is_intact(entry):
+            lease = Lease(pin, coordinator.handle)
+            if entry.checksum is None or coordinator.is_intact(entry):
                 return lease
             lease.release()
             return None
         except BaseException:
             while pin:
-                books.handle.releases.add((pin.pop(), frozenset()))
+                coordinator.handle.releases.add((pin.pop(), frozenset()))
             raise
 
     def claim(self, key: bytes) -> Claim:
@@ -380,48 +380,48 @@ class EmbeddingCache:
         Read it before encoding, and hand it to `put`: rows that were computed before one of these calls are
         not admitted after it.
         """
-        with self._books.lock:
-            return self._books.open().epoch
+        with self._coordinator.lock:
+            return self._coordinator.open().epoch
 
     def __contains__(self, key: bytes) -> bool:
         """Whether there is an entry under `key`; neither a hit nor a miss."""
         check_key(key)
-        with self._books.lock:
-            return key in self._books.open().index
+        with self._coordinator.lock:
+            return key in self._coordinator.open().index
 
     def __len__(self) -> int:
         """Return the number of entries that can be looked up."""
-        with self._books.lock:
-            return len(self._books.open().index)
+        with self._coordinator.lock:
+            return len(self._coordinator.open().index)
 
     def stats(self) -> CacheStats:
         """Return counts and sizes at this moment."""
-        self._books.drain()
-        with self._books.lock:
-            return self._books.open().stats()
+        self._coordinator.drain()
+        with self._coordinator.lock:
+            return self._coordinator.open().stats()
 
     def clear(self) -> None:
         """Begin an epoch, drop every entry and free its pages; those of a leased one once it is released."""
-        self._books.drain()
-        with self._books.lock:
-            self._books.open().clear()
+        self._coordinator.drain()
+        with self._coordinator.lock:
+            self._coordinator.open().clear()
 
     def advance_epoch(self) -> None:
         """Make every entry unreachable, in constant time, because what it was computed with has changed.
 
         Their pages count as in use until they are needed; they go before any later entry does.
         """
-        with self._books.lock:
-            self._books.open().advance()
+        with self._coordinator.lock:
+            self._coordinator.open().advance()
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the books do not agree: each page has one owner, and all counts are right."""
-        self._books.drain()
-        with self._books.lock:
-            problems = self._books.open().problems()
+        self._coordinator.drain()
+        with self._coordinator.lock:
+            problems = self._coordinator.open().problems()
         if problems:
             raise RuntimeError(f"the cache is inconsistent: {'; '.join(problems)}")
 
     def close(self) -> None:
         """Drop every entry, and let the memory go with the last lease. A second call does nothing."""
-        self._books.close()
+        self._coordinator.close()
