@@ -28,7 +28,7 @@ def make_demoted(num_rows: int = 2 * PAGE_ROWS, **options: Any) -> EmbeddingCach
 def flip(cache: EmbeddingCache, *, tier: str = "host", row: int = 0, bit: int = 0) -> None:
     """Change one bit of a row of entry 0."""
     ledger = cache._coordinator.open()
-    entry = getattr(ledger.index, tier).get(KEYS[0]) or ledger.index.backing[KEYS[0]]
+    entry = getattr(ledger.index, tier).get(KEYS[0]) or ledger.index.host_copies[KEYS[0]]
     place = entry.pages[row // PAGE_ROWS] * PAGE_ROWS + row % PAGE_ROWS
     entry.pool.rows[place].view(torch.uint8)[bit // 8] ^= 1 << bit % 8
 

@@ -74,10 +74,8 @@ def test_an_interrupted_put_loses_no_page(
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()
     assert cache.stats().insertions == 1 + inserted
-    assert (cache._coordinator.open().device.num_available, cache._coordinator.open().host.num_available) == (
-        2,
-        2,
-    )
+    ledger = cache._coordinator.open()
+    assert (ledger.device.num_available, ledger.host.num_available) == (2, 2)
     assert cache.put(KEYS[2], make_rows(2, 3.0))
     assert torch.equal(read(cache, KEYS[2]), make_rows(2, 3.0))
 
@@ -93,12 +91,9 @@ def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._coordinator.handle.timeline, method, interrupt)
-        patch.setattr(
-            cache._coordinator.handle.timeline,
-            "synchronize",
-            lambda: waits.append(cache.stats().device_bytes),
-        )
+        timeline = cache._coordinator.handle.timeline
+        patch.setattr(timeline, method, interrupt)
+        patch.setattr(timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes))
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
     assert waits == [2 * PAGE_BYTES]  # they were still in flight

@@ -48,7 +48,7 @@ class CacheModel:
         self.capacity = {"device": device_pages, "host": host_pages}
         self.page_rows = page_rows
         self.tiers: dict[str, list[Item]] = {"device": [], "host": []}
-        self.backing: list[Item] = []
+        self.host_copies: list[Item] = []
         self.gone: dict[str, list[Item]] = {"device": [], "host": []}
         self.pending: list[PendingWrite] = []
         self.epoch = 0
@@ -71,7 +71,7 @@ class CacheModel:
 
     def pages_of(self, tier: str) -> list[Item]:
         """All that may hold pages: host copies too."""
-        return self.tiers[tier] + self.gone[tier] + (self.backing if tier == "host" else [])
+        return self.tiers[tier] + self.gone[tier] + (self.host_copies if tier == "host" else [])
 
     def leased_pages(self, tier: str) -> int:
         return sum(item.pages for item in self.pages_of(tier) if item.leases)
@@ -100,25 +100,25 @@ class CacheModel:
         pages = sum(max(1, -(-number // self.page_rows)) for number in num_rows)
         victims = self.victims("device", min(pages, self.available("device")))
         copies = [copy for victim in victims if (copy := self.copy_of(victim))]
-        self.backing = [copy for copy in self.backing if copy not in copies]
+        self.host_copies = [copy for copy in self.host_copies if copy not in copies]
         there = [copy.key for copy in copies]
         for victim in reversed(victims):
             taken = sum(copy.pages for copy in copies)
             if victim.key in there or victim.pages > self.available("host") - taken:
                 continue
             for loser in self.victims("host", victim.pages + taken):
-                if loser in self.backing:
-                    self.backing.remove(loser)
+                if loser in self.host_copies:
+                    self.host_copies.remove(loser)
                 else:
                     self.drop(loser)
             copies.append(Item(victim.key, victim.rows, victim.pages))
-        self.backing += copies
+        self.host_copies += copies
         self.counts["writebacks"] += len(copies) - len(there)
 
     def forget_copies(self, count: int) -> None:
         """The last copies failed: what they pushed out is gone all the same."""
         self.counts["writebacks"] -= count
-        del self.backing[len(self.backing) - count :]
+        del self.host_copies[len(self.host_copies) - count :]
 
     def promote(self, source: Item) -> PendingWrite | None:
         if source not in self.tiers["host"] or source.pages > self.available("device"):
@@ -133,7 +133,7 @@ class CacheModel:
             self.tiers["device"].remove(victim)
             taken += victim.pages
             if copy := self.copy_of(victim):
-                self.backing.remove(copy)
+                self.host_copies.remove(copy)
                 self.tiers["host"].append(copy)
                 copy.hits = 0
                 self.counts["demotions"] += 1
@@ -144,8 +144,8 @@ class CacheModel:
                 self.counts["evictions"] += 1
                 continue
             for loser in self.victims("host", victim.pages + pending.host_pages):
-                if loser in self.backing:
-                    self.backing.remove(loser)
+                if loser in self.host_copies:
+                    self.host_copies.remove(loser)
                 else:
                     self.drop(loser)
             pending.demoted.insert(0, victim)
@@ -171,7 +171,7 @@ class CacheModel:
             if source not in self.tiers["host"]:
                 return False
             self.tiers["host"].remove(source)
-            self.backing.append(source)
+            self.host_copies.append(source)
             self.tiers["device"].append(Item(pending.key, rows.clone(), pending.pages))
             self.counts["promotions"] += 1
             return True
@@ -218,12 +218,12 @@ class CacheModel:
                 items.remove(item)
                 self.gone[tier].append(item)
         if copy := self.copy_of(item):
-            self.backing.remove(copy)
+            self.host_copies.remove(copy)
             self.gone["host"].append(copy)
         self.counts["evictions"] += 1
 
     def copy_of(self, item: Item) -> Item | None:
-        return next((copy for copy in self.backing if copy.key == item.key), None)
+        return next((copy for copy in self.host_copies if copy.key == item.key), None)
 
     def in_flight(self, tier: str) -> int:
         return sum(pending.pages_in(tier) for pending in self.pending)
@@ -240,7 +240,7 @@ class CacheModel:
     def victims(self, tier: str, pages: int) -> list[Item]:
         short = pages - self.room(tier)
         chosen: list[Item] = []
-        for item in (self.backing if tier == "host" else []) + self.tiers[tier]:
+        for item in (self.host_copies if tier == "host" else []) + self.tiers[tier]:
             if item.leases == 0 and short > sum(item.pages for item in chosen):
                 chosen.append(item)
         for item in list(reversed(chosen)):

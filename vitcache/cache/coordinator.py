@@ -1,4 +1,4 @@
-"""The cache's books as threads share them: behind a lock, outside of which all copies and fences are made."""
+"""The ledger as threads share it: behind a lock, outside of which all copies and fences are made."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ from vitcache.pages.pool import PagePool
 class Index:
     """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock.
 
-    `device` and `host` have the entries of each tier, `policies` their order; no key is in both. `backing`
-    has the host tier's copies of entries that are in the device tier, too: in no policy, as they are the
+    `device` and `host` have the entries of each tier, `policies` their order; no key is in both.
+    `host_copies` has the host tier's copies of entries that are in the device tier, too: in no policy, as they are the
     first to give room.
     """
 
     def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:
         self.device: dict[bytes, Entry] = {}
         self.host: dict[bytes, Entry] = {}
-        self.backing: dict[bytes, Entry] = {}
+        self.host_copies: dict[bytes, Entry] = {}
         self._entries = {"device": self.device, "host": self.host}
         self.policies = {pool.tier: make_policy(policy, pool.num_pages) for pool in pools}
 
@@ -34,8 +34,8 @@ class Index:
         return key in self.device or key in self.host
 
     def __iter__(self) -> Iterator[Entry]:
-        """Yield every entry and every backing copy."""
-        return chain(self.device.values(), self.host.values(), self.backing.values())
+        """Yield every entry and every host copy."""
+        return chain(self.device.values(), self.host.values(), self.host_copies.values())
 
     def add(self, entry: Entry) -> None:
         """Add an entry under a key that is not there."""
@@ -43,23 +43,23 @@ class Index:
         self.policies[entry.pool.tier].insert(entry.key, len(entry.pages), entry.cost)
 
     def promote(self, entry: Entry) -> None:
-        """Add a device entry whose key is in the host tier: what is there becomes its backing copy."""
+        """Add a device entry whose key is in the host tier: what is there becomes its host copy."""
         self.policies["host"].remove(entry.key)
-        self.backing[entry.key] = self.host.pop(entry.key)
+        self.host_copies[entry.key] = self.host.pop(entry.key)
         self.add(entry)
 
     def remove(self, key: bytes) -> list[Entry]:
-        """Take out a key that is there; return its entry and its backing copy, if it has one."""
+        """Take out a key that is there; return its entry and its host copy, if it has one."""
         tier = "device" if key in self.device else "host"
         self.policies[tier].remove(key)
-        backing = self.backing.pop(key, None)
-        return [self._entries[tier].pop(key), *([] if backing is None else [backing])]
+        host_copy = self.host_copies.pop(key, None)
+        return [self._entries[tier].pop(key), *([] if host_copy is None else [host_copy])]
 
     def evict(self, entry: Entry) -> bool:
         """Take out an entry to make room; whether it is worth a place in the next tier."""
         tier = entry.pool.tier
-        if self.backing.get(entry.key) is entry:
-            del self.backing[entry.key]
+        if self.host_copies.get(entry.key) is entry:
+            del self.host_copies[entry.key]
             return False
         is_kept = self.is_kept(entry)
         del self._entries[tier][entry.key]
@@ -70,9 +70,9 @@ class Index:
         """Whether an entry, if it is evicted, is worth a place in the next tier."""
         return self.policies[entry.pool.tier].is_kept(entry.key)
 
-    def fall_back(self, key: bytes) -> bool:
-        """Let the backing copy of an entry that was evicted take its place; whether there is one."""
-        entry = self.backing.pop(key, None)
+    def restore_host_copy(self, key: bytes) -> bool:
+        """Let the host copy of an entry that was evicted take its place; whether there is one."""
+        entry = self.host_copies.pop(key, None)
         if entry is None:
             return False
         entry.hits = 0
@@ -91,4 +91,4 @@ class Index:
         """Yield the entries of a tier, the first to go first."""
         entries = self._entries[tier]
         in_order = (entries[key] for key in self.order(tier))
-        return chain(self.backing.values(), in_order) if tier == "host" else in_order
+        return chain(self.host_copies.values(), in_order) if tier == "host" else in_order

@@ -66,7 +66,7 @@ class Ledger:
         self.counts.misses += 1
         self.counts.corruptions += 1
         # Of a copy that backs a device entry: that may have been made from it.
-        if entry in (self.index.host.get(entry.key), self.index.backing.get(entry.key)):
+        if entry in (self.index.host.get(entry.key), self.index.host_copies.get(entry.key)):
             self._drop(entry.key)
 
     def unpin(self, entry: Entry) -> None:
@@ -107,8 +107,8 @@ class Ledger:
         count = min(sum(map(self.device.pages_for, num_rows)), self.device.num_available)
         victims = self._victims(self.device, count)
         # What is copied already must not make room for the others.
-        backing = self.index.backing
-        copied = {victim.key: backing.pop(victim.key) for victim in victims if victim.key in backing}
+        host_copies = self.index.host_copies
+        copied = {victim.key: host_copies.pop(victim.key) for victim in victims if victim.key in host_copies}
         held = sum(copy.num_pages for copy in copied.values() if copy.leases == 0)
         self.host.in_flight += held
         fences: set[Fence] = set()
@@ -121,7 +121,7 @@ class Ledger:
                     fences.add(victim.written)
                     demotions.append(demotion)
         self.host.in_flight -= held
-        backing |= copied
+        host_copies |= copied
         if not demotions:
             return None
         pending = PendingWrite(self.epoch, b"", 0, 0.0, self.device, (), (), fences, demotions, is_ahead=True)
@@ -240,7 +240,7 @@ class Ledger:
         found += _differ("dropped entries", leased, len(self._dropped))
         for index in indices:
             found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
-            found += _differ("backing of nothing", [], sorted(index.backing.keys() - index.device.keys()))
+            found += _differ("backing of nothing", [], sorted(index.host_copies.keys() - index.device.keys()))
         moving = [
             demotion for pending in self._pending if not pending.is_ahead for demotion in pending.demotions
         ]
@@ -258,7 +258,7 @@ class Ledger:
         for victim in reversed(victims):
             is_kept = self.index.evict(victim)
             fences.update(victim.fences())
-            if self.index.fall_back(victim.key):
+            if self.index.restore_host_copy(victim.key):
                 self.counts.demotions += 1
             elif is_kept:
                 bare.append(victim)
@@ -306,8 +306,8 @@ class Ledger:
                 # `pending` keeps what this replaces: an event is not to be destroyed under the lock.
                 pending.replaced.append(entry.reads.get(fence.stream))
                 entry.reads[fence.stream] = fence
-            if is_there and fence is not None and not failed and entry.key not in self.index.backing:
-                self.index.backing[entry.key] = demotion.host_entry(fence)
+            if is_there and fence is not None and not failed and entry.key not in self.index.host_copies:
+                self.index.host_copies[entry.key] = demotion.host_entry(fence)
                 self.counts.writebacks += 1
             else:
                 fences = pending.fences if fence is None else {*pending.fences, fence}
@@ -338,9 +338,9 @@ class Ledger:
         if self.host is None or len(entry.pages) > self.host.num_available:
             return None
         for victim in self._victims(self.host, len(entry.pages)):
-            is_backing = victim.key in self.index.backing
+            is_host_copy = victim.key in self.index.host_copies
             self.index.evict(victim)
-            self.counts.evictions += not is_backing
+            self.counts.evictions += not is_host_copy
             self._free(victim)
         pages, host_fences = self.host.take(len(entry.pages))
         self.host.in_flight += len(pages)
