@@ -11,7 +11,7 @@ from vitcache.pipeline.plan import check_chunks, check_windows, plan
 
 
 def where(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:
-    return [(use.chunk, use.position, use.spans) for use in plan(chunks)]
+    return [(occurrence.chunk, occurrence.position, occurrence.spans) for occurrence in plan(chunks)]
 
 
 def test_spans_are_cut_to_the_window_and_moved_to_its_place_in_the_batch() -> None:

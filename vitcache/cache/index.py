@@ -14,8 +14,8 @@ class Index:
     """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock.
 
     `device` and `host` have the entries of each tier, `policies` their order; no key is in both.
-    `host_copies` has the host tier's copies of entries that are in the device tier, too: in no policy, as they are the
-    first to give room.
+    `host_copies` has the host tier's copies of entries that are in the device tier, too: in no policy, as
+    they are the first to give room.
     """
 
     def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.feature_mover import FeatureMover, record_event
 from vitcache.pipeline.items import Item
-from vitcache.pipeline.step_item import Need
+from vitcache.pipeline.step_item import StepItem
 from vitcache.rows import DTYPE_NAMES, DTYPES
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
 
 
 class Encoding:
-    """Runs the caller's encoder over needs, one call at a time.
+    """Runs the caller's encoder over step items, one call at a time.
 
     Parameters
     ----------
@@ -56,20 +56,20 @@ class Encoding:
             finally:
                 self._last = record_event(device)
 
-    def batches(self, needs: Sequence[Need]) -> list[list[Need]]:
-        """Cut needs into micro-batches, in order, each as full as it may be."""
-        batches: list[list[Need]] = []
+    def batches(self, step_items: Sequence[StepItem]) -> list[list[StepItem]]:
+        """Cut step items into micro-batches, in order, each as full as it may be."""
+        batches: list[list[StepItem]] = []
         room = 0
-        for need in needs:
-            if not batches or need.item.num_rows > room:
+        for step_item in step_items:
+            if not batches or step_item.item.num_rows > room:
                 batches.append([])
                 room = self._max_rows
-            batches[-1].append(need)
-            room -= need.item.num_rows
+            batches[-1].append(step_item)
+            room -= step_item.item.num_rows
         return batches
 
-    def run(self, needs: Sequence[Need], epoch: int) -> None:
-        """Encode all needs, in the caller's `turn`; each has `rows` or `error` when this returns.
+    def run(self, step_items: Sequence[StepItem], epoch: int) -> None:
+        """Encode all step items, in the caller's `turn`; each has `rows` or `error` when this returns.
 
         The rows of the last micro-batch are as the encoder gave them. It may use its memory again in the next
         call, so those of earlier ones are written to pages, or copied where the cache has no room.
@@ -79,19 +79,19 @@ class Encoding:
         epoch
             Of the cache, before anything that the rows depend on was read.
         """
-        batches = self.batches(needs)
-        fresh: list[Need] = []
+        batches = self.batches(step_items)
+        fresh: list[StepItem] = []
         self.start(batches[0] if batches else [])
-        self._cache.expect([need.item.num_rows for need in needs if need.key is not None])
+        self._cache.expect([step_item.item.num_rows for step_item in step_items if step_item.key is not None])
         for number, batch in enumerate(batches):
             # The copies of the next features run while these are encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
             self.keep(fresh, epoch)
-            fresh = self._run_batch([need for need in batch if need.error is None], epoch)
-            for need in batch:
-                need.feature = need.moved = None
+            fresh = self._run_batch([step_item for step_item in batch if step_item.error is None], epoch)
+            for step_item in batch:
+                step_item.feature = step_item.moved = None
 
-    def again(self, need: Need) -> Tensor:
+    def again(self, step_item: StepItem) -> Tensor:
         """Encode an item whose rows are there, in the caller's `turn`; return rows in the encoder's memory.
 
         Raises
@@ -99,11 +99,11 @@ class Encoding:
         Exception
             What kept it from being encoded.
         """
-        alone = Need(need.uses[0])
-        alone.others = need.others
-        alone.take_moved(need.moved)
+        alone = StepItem(step_item.occurrences[0])
+        alone.others = step_item.others
+        alone.take_moved(step_item.moved)
         self.start([alone])
-        need.ticket = alone.ticket
+        step_item.ticket = alone.ticket
         if alone.error is None:
             [rows] = self._call([alone])
             self._take(alone, rows)
@@ -111,47 +111,47 @@ class Encoding:
             raise alone.error
         return cast("Tensor", alone.rows)
 
-    def start(self, needs: Sequence[Need]) -> None:
-        """Begin to move the features of needs to the device, and load those that are to be loaded."""
-        for need in needs:
-            if need.moved is None and need.error is None:
+    def start(self, step_items: Sequence[StepItem]) -> None:
+        """Begin to move the features of step items to the device, and load those that are to be loaded."""
+        for step_item in step_items:
+            if step_item.moved is None and step_item.error is None:
                 try:
-                    need.take_moved(self._mover.start(need.load()))
+                    step_item.take_moved(self._mover.start(step_item.load()))
                 except Exception as error:
-                    need.fail(error)
+                    step_item.fail(error)
 
-    def _run_batch(self, needs: list[Need], epoch: int) -> list[Need]:
-        """Encode a micro-batch; return the needs whose rows are in the encoder's memory."""
+    def _run_batch(self, step_items: list[StepItem], epoch: int) -> list[StepItem]:
+        """Encode a micro-batch; return the step items whose rows are in the encoder's memory."""
         outputs: list[Any] | None = None
         try:
-            outputs = self._call(needs) if needs else []
+            outputs = self._call(step_items) if step_items else []
         except Exception as error:
             # Its frames hold what the encoder had allocated, which the next one may need.
             clear_frames(error.__traceback__)
-            if len(needs) == 1:
-                needs[0].fail(error)
+            if len(step_items) == 1:
+                step_items[0].fail(error)
                 return []
         if outputs is None:
-            return self._run_alone(needs, epoch)
-        for need, rows in zip(needs, outputs, strict=True):
-            self._take(need, rows)
-        return [need for need in needs if need.error is None]
+            return self._run_alone(step_items, epoch)
+        for step_item, rows in zip(step_items, outputs, strict=True):
+            self._take(step_item, rows)
+        return [step_item for step_item in step_items if step_item.error is None]
 
-    def _run_alone(self, needs: list[Need], epoch: int) -> list[Need]:
+    def _run_alone(self, step_items: list[StepItem], epoch: int) -> list[StepItem]:
         """Encode the items of a micro-batch that failed one by one, so that only the guilty ones do."""
-        fresh: list[Need] = []
-        for need in needs:
+        fresh: list[StepItem] = []
+        for step_item in step_items:
             self.keep(fresh, epoch)
-            fresh = self._run_batch([need], epoch)
+            fresh = self._run_batch([step_item], epoch)
         return fresh
 
-    def _call(self, needs: list[Need]) -> list[Any]:
-        features = [need.moved.ready() for need in needs if need.moved is not None]
-        items = [need.item for need in needs]
+    def _call(self, step_items: list[StepItem]) -> list[Any]:
+        features = [step_item.moved.ready() for step_item in step_items if step_item.moved is not None]
+        items = [step_item.item for step_item in step_items]
         outputs: Any = self._encode(features, items)
         counts = [item.num_rows for item in items]
         if isinstance(outputs, Tensor):
-            if len(needs) == 1:
+            if len(step_items) == 1:
                 return [outputs.detach()]
             if outputs.dim() != 2 or len(outputs) != sum(counts):
                 shape, total = tuple(outputs.shape), sum(counts)
@@ -163,31 +163,33 @@ class Encoding:
             raise ValueError(f"encode returned {len(outputs)} tensors for {len(items)} items")
         return list(outputs)
 
-    def _take(self, need: Need, rows: Any) -> None:
-        """Let a need have what the encoder gave for it, if that can be rows of it."""
+    def _take(self, step_item: StepItem, rows: Any) -> None:
+        """Let a step item have what the encoder gave for it, if that can be rows of it."""
         width, device = self._cache.row_width, self._cache.device
         if not isinstance(rows, Tensor):
-            need.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
+            step_item.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
         elif rows.dtype not in DTYPES:
-            need.fail(TypeError(f"encode returned {rows.dtype}, rows are one of {DTYPE_NAMES}"))
+            step_item.fail(TypeError(f"encode returned {rows.dtype}, rows are one of {DTYPE_NAMES}"))
         elif rows.device != device:
-            need.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))
+            step_item.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))
         elif rows.dim() != 2 or rows.shape[1] != width:
-            need.fail(ValueError(f"encode returned shape {tuple(rows.shape)}, it must be (rows, {width})"))
-        elif len(rows) != need.item.num_rows:
-            message = f"encode returned {len(rows)} rows, the item has {need.item.num_rows}"
-            need.fail(ValueError(message), len(rows))
+            step_item.fail(
+                ValueError(f"encode returned shape {tuple(rows.shape)}, it must be (rows, {width})")
+            )
+        elif len(rows) != step_item.item.num_rows:
+            message = f"encode returned {len(rows)} rows, the item has {step_item.item.num_rows}"
+            step_item.fail(ValueError(message), len(rows))
         else:
-            need.rows, need.is_fresh = rows.detach(), True
+            step_item.rows, step_item.is_fresh = rows.detach(), True
 
-    def keep(self, needs: Sequence[Need], epoch: int) -> None:
+    def keep(self, step_items: Sequence[StepItem], epoch: int) -> None:
         """Take rows out of the encoder's memory."""
-        for need in needs:
-            if need.is_fresh and isinstance(need.rows, Tensor) and need.key is not None:
-                reservation = self._cache.reserve(need.key, need.item.num_rows, epoch=epoch)
+        for step_item in step_items:
+            if step_item.is_fresh and isinstance(step_item.rows, Tensor) and step_item.key is not None:
+                reservation = self._cache.reserve(step_item.key, step_item.item.num_rows, epoch=epoch)
                 if reservation is None:
-                    need.rows = need.rows.to(self._cache.dtype, copy=True)
+                    step_item.rows = step_item.rows.to(self._cache.dtype, copy=True)
                 else:
-                    reservation.write(need.rows)
-                    need.rows = reservation
-                need.is_fresh = False
+                    reservation.write(step_item.rows)
+                    step_item.rows = reservation
+                step_item.is_fresh = False

@@ -10,7 +10,7 @@ from vitcache.pipeline.items import Chunk, Item
 from vitcache.placement.spans import Span, clip_spans
 
 
-class Use(NamedTuple):
+class Occurrence(NamedTuple):
     """An item that overlaps its window: where it is in the call, and its spans in tokens of the batch."""
 
     chunk: int
@@ -19,7 +19,7 @@ class Use(NamedTuple):
     spans: list[Span]
 
 
-def plan(chunks: Sequence[Chunk]) -> list[Use]:
+def plan(chunks: Sequence[Chunk]) -> list[Occurrence]:
     """Return what the windows need, in the order of the batch's tokens within each chunk.
 
     Raises
@@ -27,16 +27,16 @@ def plan(chunks: Sequence[Chunk]) -> list[Use]:
     ValueError
         If two spans overlap within a window.
     """
-    uses: list[Use] = []
+    occurrences: list[Occurrence] = []
     for number, chunk in enumerate(chunks):
         within = chunk.items.within(chunk.start, chunk.start + chunk.length)
         mine = [
-            Use(number, position, chunk.items[position], _to_batch(chunk, spans))
+            Occurrence(number, position, chunk.items[position], _to_batch(chunk, spans))
             for position, spans in within.items()
         ]
         _check_spans(number, chunk, mine)
-        uses += mine
-    return uses
+        occurrences += mine
+    return occurrences
 
 
 def check_chunks(chunks: Sequence[Chunk]) -> None:
@@ -77,8 +77,12 @@ def _to_batch(chunk: Chunk, spans: list[Span]) -> list[Span]:
     return [span._replace(start=span.start + chunk.token_offset) for span in clipped]
 
 
-def _check_spans(number: int, chunk: Chunk, uses: list[Use]) -> None:
-    taken = sorted((span.start, span.stop, use.position) for use in uses for span in use.spans)
+def _check_spans(number: int, chunk: Chunk, occurrences: list[Occurrence]) -> None:
+    taken = sorted(
+        (span.start, span.stop, occurrence.position)
+        for occurrence in occurrences
+        for span in occurrence.spans
+    )
     for (_, stop, position), (start, _, other) in pairwise(taken):
         if stop > start:
             shift = chunk.start - chunk.token_offset

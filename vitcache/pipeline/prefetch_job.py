@@ -15,21 +15,21 @@ from vitcache.pipeline.encoder_runner import Encoding
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import Staging
-from vitcache.pipeline.step_item import Need, wait_until_read
+from vitcache.pipeline.step_item import StepItem, wait_until_read
 
-FindNeeds = Callable[[Sequence[Chunk]], list[Need]]
+FindStepItems = Callable[[Sequence[Chunk]], list[StepItem]]
 
 
 class Ahead:
     """Works on one prefetch at a time, in the worker thread, on a stream of its own."""
 
     def __init__(
-        self, cache: EmbeddingCache, encoding: Encoding, staging: Staging, find_needs: FindNeeds
+        self, cache: EmbeddingCache, encoding: Encoding, staging: Staging, find_step_items: FindStepItems
     ) -> None:
         self._cache = cache
         self._encoding = encoding
         self._staging = staging
-        self._find_needs = find_needs
+        self._find_step_items = find_step_items
         self._stream: torch.cuda.Stream | None = None
 
     def work(
@@ -45,7 +45,7 @@ class Ahead:
         for stream in streams:
             stream.wait_event(ready)
         with modes.apply(streams):
-            missing = [need for need in self._find_needs(chunks) if self._is_new(need)]
+            missing = [step_item for step_item in self._find_step_items(chunks) if self._is_new(step_item)]
             batches = self._encoding.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:
@@ -57,37 +57,37 @@ class Ahead:
                 else:
                     self._stage(batch, handle)
 
-    def _is_new(self, need: Need) -> bool:
-        return need.is_missing and need.key is not None and need.key not in self._cache
+    def _is_new(self, step_item: StepItem) -> bool:
+        return step_item.is_missing and step_item.key is not None and step_item.key not in self._cache
 
-    def _stage(self, batch: list[Need], handle: Prefetch) -> None:
+    def _stage(self, batch: list[StepItem], handle: Prefetch) -> None:
         """Move features to the device, to wait there."""
-        for need in batch:
-            if need.identity not in self._staging and self._staging.has_room:
-                self._encoding.start([need])
-                if need.moved is not None:
-                    self._staging.add(need.identity, need.moved, handle)
-                    if not self._is_new(need):  # the step was faster
-                        self._staging.take(need.identity)
+        for step_item in batch:
+            if step_item.identity not in self._staging and self._staging.has_room:
+                self._encoding.start([step_item])
+                if step_item.moved is not None:
+                    self._staging.add(step_item.identity, step_item.moved, handle)
+                    if not self._is_new(step_item):  # the step was faster
+                        self._staging.take(step_item.identity)
         wait_until_read(batch)
         if handle.is_cancelled:
             self._staging.drop(handle)
 
-    def _encode(self, batch: list[Need]) -> None:
+    def _encode(self, batch: list[StepItem]) -> None:
         """Encode what nobody else is encoding, and enter it."""
         with ExitStack() as held:
             held.callback(wait_until_read, batch)
             claimed = [
-                need
-                for need in batch
-                if need.key is not None and held.enter_context(self._cache.claim(need.key)).is_mine
+                step_item
+                for step_item in batch
+                if step_item.key is not None and held.enter_context(self._cache.claim(step_item.key)).is_mine
             ]
             epoch = self._cache.epoch
-            missing = [need for need in claimed if self._is_new(need)]
+            missing = [step_item for step_item in claimed if self._is_new(step_item)]
             with self._encoding.turn():
                 self._encoding.run(missing, epoch)
                 self._encoding.keep(missing, epoch)
             wait_until_read(missing)  # whoever finds the rows may change the features
-            for need in missing:
-                if isinstance(need.rows, Reservation):
-                    held.enter_context(need.rows).commit()
+            for step_item in missing:
+                if isinstance(step_item.rows, Reservation):
+                    held.enter_context(step_item.rows).commit()

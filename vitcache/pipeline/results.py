@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vitcache.pipeline.step_item import Need
+from vitcache.pipeline.step_item import StepItem
 
 
 class ItemError(NamedTuple):
@@ -37,12 +37,14 @@ class EmbedResult(NamedTuple):
     errors: list[ItemError]
 
 
-def list_errors(needs: Iterable[Need]) -> list[ItemError]:
+def list_errors(step_items: Iterable[StepItem]) -> list[ItemError]:
     """Return an error per occurrence of an item without rows, by chunk and item."""
     errors = [
-        ItemError(use.chunk, use.position, need.item.num_rows, need.found, need.error)
-        for need in needs
-        if need.error is not None
-        for use in need.uses
+        ItemError(
+            occurrence.chunk, occurrence.position, step_item.item.num_rows, step_item.found, step_item.error
+        )
+        for step_item in step_items
+        if step_item.error is not None
+        for occurrence in step_item.occurrences
     ]
     return sorted(errors, key=lambda error: error[:2])

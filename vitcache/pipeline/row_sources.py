@@ -13,7 +13,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.feature_mover import FeatureMover
-from vitcache.pipeline.step_item import Need
+from vitcache.pipeline.step_item import StepItem
 from vitcache.placement.spans import Span
 from vitcache.rows import DTYPE_NAMES, can_be_stored
 
@@ -43,22 +43,26 @@ class Sources(NamedTuple):
 
 
 def collect(
-    needs: Sequence[Need], cache: EmbeddingCache, mover: FeatureMover, epoch: int, held: ExitStack
+    step_items: Sequence[StepItem], cache: EmbeddingCache, mover: FeatureMover, epoch: int, held: ExitStack
 ) -> Sources:
-    """Return the sources of all needs; room in the cache is given back when `held` ends, if not committed.
+    """Return the sources of all step items; room in the cache is given back when `held` ends, if not committed.
 
-    Rows that the cache does not take are rounded as if it had. A need without rows gets zeros.
+    Rows that the cache does not take are rounded as if it had. A step item without rows gets zeros.
     """
     sources = Sources([], [], [], [])
-    for need in needs:
-        if need.item.rows is not None:
-            _take_precomputed(need, need.item.rows, cache, mover)
-        rows, store = need.rows, None
+    for step_item in step_items:
+        if step_item.item.rows is not None:
+            _take_precomputed(step_item, step_item.item.rows, cache, mover)
+        rows, store = step_item.rows, None
         if isinstance(rows, Tensor) and rows.device.type == "cuda":  # it may come from the encoder's stream
             rows.record_stream(torch.cuda.current_stream(rows.device))
         if rows is None:
             rows = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
-            reached = max(span.source_start + span.length for use in need.uses for span in use.spans)
+            reached = max(
+                span.source_start + span.length
+                for occurrence in step_item.occurrences
+                for span in occurrence.spans
+            )
             rows = rows.expand(reached, -1)  # one row stands for all
         elif isinstance(rows, Reservation):
             held.enter_context(rows)
@@ -67,38 +71,45 @@ def collect(
             store = cache.promote(rows) if rows.tier == "host" and rows.hits > 1 else None
             if store is not None:
                 held.enter_context(store)
-        elif need.is_fresh and isinstance(rows, Tensor) and need.key is not None:
-            store = cache.reserve(need.key, need.item.num_rows, epoch=epoch)
+        elif step_item.is_fresh and isinstance(rows, Tensor) and step_item.key is not None:
+            store = cache.reserve(step_item.key, step_item.item.num_rows, epoch=epoch)
             if store is None:
                 rows = rows.to(cache.dtype)
             else:
                 held.enter_context(store)
-        if need.key is not None and isinstance(rows, Tensor) and store is None and need.error is None:
-            sources.refused.append((need.key, rows))
+        if (
+            step_item.key is not None
+            and isinstance(rows, Tensor)
+            and store is None
+            and step_item.error is None
+        ):
+            sources.refused.append((step_item.key, rows))
         sources.embeddings.append(rows)
-        sources.spans.append([span for use in need.uses for span in use.spans])
+        sources.spans.append([span for occurrence in step_item.occurrences for span in occurrence.spans])
         sources.store.append(store)
     return sources
 
 
-def _take_precomputed(need: Need, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
+def _take_precomputed(step_item: StepItem, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
     """Check rows that came with an item, and have them where they can be placed from."""
     if not can_be_stored(rows):
-        need.fail(
+        step_item.fail(
             TypeError(
                 f"rows are a {rows.layout} tensor of {rows.dtype} on {rows.device}, they must be a dense one "
                 f"of {DTYPE_NAMES} on the CPU or CUDA"
             )
         )
     elif rows.shape[1] != cache.row_width:
-        need.fail(ValueError(f"rows have width {rows.shape[1]}, those of the cache have {cache.row_width}"))
+        step_item.fail(
+            ValueError(f"rows have width {rows.shape[1]}, those of the cache have {cache.row_width}")
+        )
     elif rows.device == cache.device:
-        need.rows = rows.detach()
+        step_item.rows = rows.detach()
     else:
         # Pinned ones, too: the device would read them after the step has returned.
         try:
             moved = mover.start(rows, is_cast=False)
-            need.take_moved(moved)
-            need.rows = moved.ready()
+            step_item.take_moved(moved)
+            step_item.rows = moved.ready()
         except Exception as error:
-            need.fail(error)
+            step_item.fail(error)

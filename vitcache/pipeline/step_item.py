@@ -13,19 +13,19 @@ from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.feature_mover import Moved
 from vitcache.pipeline.items import Item
-from vitcache.pipeline.plan import Use
+from vitcache.pipeline.plan import Occurrence
 from vitcache.ring.ticket import Ticket
 
 
-class Need:
+class StepItem:
     """One item that a step needs, and what becomes of it.
 
     Attributes
     ----------
-    item, uses
+    item, occurrences
         The first of the equal items, and where all of them are in the batch.
     others
-        Needs of equal items, which may have the feature where this one has none.
+        Step items of equal items, which may have the feature where this one has none.
     key
         Under which its rows are kept. None: it has precomputed rows, or no key could be made.
     feature
@@ -48,16 +48,16 @@ class Need:
         "item",
         "key",
         "moved",
+        "occurrences",
         "others",
         "rows",
         "ticket",
-        "uses",
     )
 
-    def __init__(self, use: Use) -> None:
-        self.item = use.item
-        self.uses = [use]
-        self.others: list[Need] = []
+    def __init__(self, occurrence: Occurrence) -> None:
+        self.item = occurrence.item
+        self.occurrences = [occurrence]
+        self.others: list[StepItem] = []
         self.key: bytes | None = None
         self.feature: Any = None
         self.moved: Moved | None = None
@@ -124,55 +124,55 @@ def known_key(item: Item, namespace: bytes) -> bytes | None:
     return item.key
 
 
-def find_keys(needs: Iterable[Need], namespace: bytes, threads: KeyThreads) -> None:
-    """Give each need its item's key; items remember those that are made. What is wrong is noted.
+def find_keys(step_items: Iterable[StepItem], namespace: bytes, threads: KeyThreads) -> None:
+    """Give each step item its item's key; items remember those that are made. What is wrong is noted.
 
     What must be hashed is loaded and hashed on the threads, all at once.
     """
-    hashed: list[tuple[Need, Future[KeyedFeature]]] = []
-    for need in needs:
-        item = need.item
-        need.rows = item.rows
-        need.key = None if item.rows is not None else known_key(item, namespace)
-        if need.key is None and need.rows is None:
-            future = threads.submit(need.load, namespace=namespace, extra=item.encoder_kwargs)
-            hashed.append((need, future))
-    for need, future in hashed:
+    hashed: list[tuple[StepItem, Future[KeyedFeature]]] = []
+    for step_item in step_items:
+        item = step_item.item
+        step_item.rows = item.rows
+        step_item.key = None if item.rows is not None else known_key(item, namespace)
+        if step_item.key is None and step_item.rows is None:
+            future = threads.submit(step_item.load, namespace=namespace, extra=item.encoder_kwargs)
+            hashed.append((step_item, future))
+    for step_item, future in hashed:
         try:
-            need.key = future.result().key
+            step_item.key = future.result().key
         except Exception as error:
-            need.fail(error)
+            step_item.fail(error)
         else:
-            need.item.digest = namespace, need.key
+            step_item.item.digest = namespace, step_item.key
 
 
-def by_item(uses: Iterable[Use]) -> list[Need]:
-    """Return one need per item object, in the order of the batch."""
-    needs: dict[int, Need] = {}
-    for use in uses:
-        if id(use.item) in needs:
-            needs[id(use.item)].uses.append(use)
+def one_per_object(occurrences: Iterable[Occurrence]) -> list[StepItem]:
+    """Return one step item per item object, in the order of the batch."""
+    step_items: dict[int, StepItem] = {}
+    for occurrence in occurrences:
+        if id(occurrence.item) in step_items:
+            step_items[id(occurrence.item)].occurrences.append(occurrence)
         else:
-            needs[id(use.item)] = Need(use)
-    return list(needs.values())
+            step_items[id(occurrence.item)] = StepItem(occurrence)
+    return list(step_items.values())
 
 
-def unite(needs: Iterable[Need]) -> list[Need]:
-    """Make one of needs whose items are the same, which is if key and number of rows are."""
-    united: list[Need] = []
-    first: dict[tuple[bytes, int], Need] = {}
-    for need in needs:
-        same = need if need.identity is None else first.setdefault(need.identity, need)
-        if same is need:
-            united.append(need)
+def merge_equal(step_items: Iterable[StepItem]) -> list[StepItem]:
+    """Make one of step items whose items are the same, which is if key and number of rows are."""
+    merged: list[StepItem] = []
+    first: dict[tuple[bytes, int], StepItem] = {}
+    for step_item in step_items:
+        same = step_item if step_item.identity is None else first.setdefault(step_item.identity, step_item)
+        if same is step_item:
+            merged.append(step_item)
         else:
-            same.uses += need.uses
-            same.others.append(need)
-    return united
+            same.occurrences += step_item.occurrences
+            same.others.append(step_item)
+    return merged
 
 
-def wait_until_read(needs: Iterable[Need]) -> None:
+def wait_until_read(step_items: Iterable[StepItem]) -> None:
     """Wait on the host until features may change: for the ring's threads, not for the device."""
-    for need in needs:
-        if need.ticket is not None:
-            need.ticket.wait_source_read()
+    for step_item in step_items:
+        if step_item.ticket is not None:
+            step_item.ticket.wait_source_read()

@@ -28,7 +28,14 @@ from vitcache.pipeline.prefetched_features import Staging
 from vitcache.pipeline.results import EmbedResult, list_errors
 from vitcache.pipeline.row_sources import collect
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_item import Need, by_item, find_keys, known_key, unite, wait_until_read
+from vitcache.pipeline.step_item import (
+    StepItem,
+    find_keys,
+    known_key,
+    merge_equal,
+    one_per_object,
+    wait_until_read,
+)
 from vitcache.placement.ops import embed_tokens
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -130,8 +137,8 @@ class VisionPipeline:
         self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
         self._staging = Staging()
         self._keys = KeyThreads()
-        self._find_needs = partial(_find_needs, namespace, self._keys)
-        self._ahead = Ahead(cache, self._encoding, self._staging, self._find_needs)
+        self._find_step_items = partial(_find_step_items, namespace, self._keys)
+        self._ahead = Ahead(cache, self._encoding, self._staging, self._find_step_items)
         self._prefetcher = Prefetcher()
         self._is_closed = False
         # In whatever thread the collector runs, with whatever locks it holds: it must not wait.
@@ -184,21 +191,21 @@ class VisionPipeline:
         check_chunks(chunks)
         _check_destination(self.cache, input_ids, weight, deepstack)
         check_windows(chunks, input_ids.numel())
-        needs = self._find_needs(chunks)
+        step_items = self._find_step_items(chunks)
         epoch = self.cache.epoch
         with ExitStack() as held:
-            for need in needs:
-                need.take_moved(self._staging.take(need.identity))
-            held.callback(wait_until_read, needs)
+            for step_item in step_items:
+                step_item.take_moved(self._staging.take(step_item.identity))
+            held.callback(wait_until_read, step_items)
             if self._agree is None:
-                missing = look_up(self.cache, needs, held)
+                missing = look_up(self.cache, step_items, held)
             else:
-                missing = look_up_together(self.cache, needs, held, self._agree)
+                missing = look_up_together(self.cache, step_items, held, self._agree)
             if missing:
                 held.enter_context(self._encoding.turn())
                 with self._on_stream():
                     self._encoding.run(missing, epoch)
-            sources = collect(needs, self.cache, self._mover, epoch, held)
+            sources = collect(step_items, self.cache, self._mover, epoch, held)
             with torch.no_grad():
                 inputs_embeds = embed_tokens(
                     input_ids,
@@ -211,16 +218,16 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
-            hits = [] if self._shadow is None else _choose_hits(self._shadow, needs)
+            hits = [] if self._shadow is None else _choose_hits(self._shadow, step_items)
             # Whoever finds the rows may change the features, by what this method promises.
-            wait_until_read(needs)
+            wait_until_read(step_items)
             sources.commit(self.cache, epoch)
             if self._shadow is not None and hits:
                 # Only now, as the encoder may write over rows that were to be entered.
                 with nullcontext() if missing else self._encoding.turn(), self._on_stream():
                     for hit in hits:
-                        self._shadow.check(hit.key, hit.rows, partial(self._encoding.again, hit.need))
-        return EmbedResult(inputs_embeds, list_errors(needs))
+                        self._shadow.check(hit.key, hit.rows, partial(self._encoding.again, hit.step_item))
+        return EmbedResult(inputs_embeds, list_errors(step_items))
 
     def key(self, item: Item) -> bytes:
         """Return the key of an item: its own, or that of its content, which it remembers.
@@ -311,27 +318,27 @@ class VisionPipeline:
             current.wait_stream(self.stream)
 
 
-def _find_needs(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) -> list[Need]:
-    needs = by_item(plan(chunks))
-    find_keys(needs, namespace, threads)
-    return unite(needs)
+def _find_step_items(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) -> list[StepItem]:
+    step_items = one_per_object(plan(chunks))
+    find_keys(step_items, namespace, threads)
+    return merge_equal(step_items)
 
 
 class _Hit(NamedTuple):
-    """A need that is to be encoded again, and a copy of the rows that were found for it."""
+    """A step item that is to be encoded again, and a copy of the rows that were found for it."""
 
-    need: Need
+    step_item: StepItem
     key: bytes
     rows: Tensor
 
 
-def _choose_hits(shadow: Shadow, needs: list[Need]) -> list[_Hit]:
+def _choose_hits(shadow: Shadow, step_items: list[StepItem]) -> list[_Hit]:
     return [
-        _Hit(need, need.key, need.rows.to_tensor())
-        for need in needs
-        if need.key is not None
-        and isinstance(need.rows, Lease)
-        and need.item.feature is not None
+        _Hit(step_item, step_item.key, step_item.rows.to_tensor())
+        for step_item in step_items
+        if step_item.key is not None
+        and isinstance(step_item.rows, Lease)
+        and step_item.item.feature is not None
         and shadow.wants()
     ]
 
