@@ -20,7 +20,7 @@ from vitcache.rows import DTYPE_NAMES, DTYPES
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
 
 
-class Encoding:
+class EncoderRunner:
     """Runs the caller's encoder over step items, one call at a time.
 
     Parameters
@@ -32,8 +32,8 @@ class Encoding:
 
     Notes
     -----
-    The encoder is called on the thread's current stream. A thread holds `turn` from its call of `run` until
-    it has placed or kept the rows, as the next call of the encoder may write over them.
+    The encoder is called on the thread's current stream. A thread is in `exclusive` from its call of `run`
+    until it has placed or stored the rows, as the next call of the encoder may write over them.
     """
 
     def __init__(self, encode: Encode, cache: EmbeddingCache, mover: FeatureMover, max_rows: int) -> None:
@@ -45,7 +45,7 @@ class Encoding:
         self._last: Any = None  # an event behind the last turn
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Have the encoder to oneself: on the host, and on the device as the current stream sees it."""
         device = self._cache.device
         with self._lock:
@@ -69,7 +69,7 @@ class Encoding:
         return batches
 
     def run(self, step_items: Sequence[StepItem], epoch: int) -> None:
-        """Encode all step items, in the caller's `turn`; each has `rows` or `error` when this returns.
+        """Encode all step items, in the caller's `exclusive`; each has `rows` or `error` when this returns.
 
         The rows of the last micro-batch are as the encoder gave them. It may use its memory again in the next
         call, so those of earlier ones are written to pages, or copied where the cache has no room.
@@ -86,13 +86,14 @@ class Encoding:
         for number, batch in enumerate(batches):
             # The copies of the next features run while these are encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
-            self.keep(fresh, epoch)
+            self.store_fresh(fresh, epoch)
             fresh = self._run_batch([step_item for step_item in batch if step_item.error is None], epoch)
             for step_item in batch:
                 step_item.feature = step_item.moved = None
 
-    def again(self, step_item: StepItem) -> Tensor:
-        """Encode an item whose rows are there, in the caller's `turn`; return rows in the encoder's memory.
+    def encode_once_more(self, step_item: StepItem) -> Tensor:
+        """Encode an item whose rows are there, in the caller's `exclusive`; return rows in the encoder's
+        memory.
 
         Raises
         ------
@@ -141,7 +142,7 @@ class Encoding:
         """Encode the items of a micro-batch that failed one by one, so that only the guilty ones do."""
         fresh: list[StepItem] = []
         for step_item in step_items:
-            self.keep(fresh, epoch)
+            self.store_fresh(fresh, epoch)
             fresh = self._run_batch([step_item], epoch)
         return fresh
 
@@ -182,7 +183,7 @@ class Encoding:
         else:
             step_item.rows, step_item.is_fresh = rows.detach(), True
 
-    def keep(self, step_items: Sequence[StepItem], epoch: int) -> None:
+    def store_fresh(self, step_items: Sequence[StepItem], epoch: int) -> None:
         """Take rows out of the encoder's memory."""
         for step_item in step_items:
             if step_item.is_fresh and isinstance(step_item.rows, Tensor) and step_item.key is not None:

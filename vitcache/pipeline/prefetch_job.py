@@ -11,7 +11,7 @@ import torch
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
-from vitcache.pipeline.encoder_runner import Encoding
+from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import Staging
@@ -24,10 +24,10 @@ class Ahead:
     """Works on one prefetch at a time, in the worker thread, on a stream of its own."""
 
     def __init__(
-        self, cache: EmbeddingCache, encoding: Encoding, staging: Staging, find_step_items: FindStepItems
+        self, cache: EmbeddingCache, runner: EncoderRunner, staging: Staging, find_step_items: FindStepItems
     ) -> None:
         self._cache = cache
-        self._encoding = encoding
+        self._runner = runner
         self._staging = staging
         self._find_step_items = find_step_items
         self._stream: torch.cuda.Stream | None = None
@@ -46,13 +46,13 @@ class Ahead:
             stream.wait_event(ready)
         with modes.apply(streams):
             missing = [step_item for step_item in self._find_step_items(chunks) if self._is_new(step_item)]
-            batches = self._encoding.batches(missing)
+            batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:
                     break
                 if encode:
                     following = batches[number + 1] if number + 1 < len(batches) else []
-                    self._encoding.start([*batch, *following])
+                    self._runner.start([*batch, *following])
                     self._encode(batch)
                 else:
                     self._stage(batch, handle)
@@ -64,7 +64,7 @@ class Ahead:
         """Move features to the device, to wait there."""
         for step_item in batch:
             if step_item.identity not in self._staging and self._staging.has_room:
-                self._encoding.start([step_item])
+                self._runner.start([step_item])
                 if step_item.moved is not None:
                     self._staging.add(step_item.identity, step_item.moved, handle)
                     if not self._is_new(step_item):  # the step was faster
@@ -84,9 +84,9 @@ class Ahead:
             ]
             epoch = self._cache.epoch
             missing = [step_item for step_item in claimed if self._is_new(step_item)]
-            with self._encoding.turn():
-                self._encoding.run(missing, epoch)
-                self._encoding.keep(missing, epoch)
+            with self._runner.exclusive():
+                self._runner.run(missing, epoch)
+                self._runner.store_fresh(missing, epoch)
             wait_until_read(missing)  # whoever finds the rows may change the features
             for step_item in missing:
                 if isinstance(step_item.rows, Reservation):

@@ -45,7 +45,8 @@ class Sources(NamedTuple):
 def collect(
     step_items: Sequence[StepItem], cache: EmbeddingCache, mover: FeatureMover, epoch: int, held: ExitStack
 ) -> Sources:
-    """Return the sources of all step items; room in the cache is given back when `held` ends, if not committed.
+    """Return the sources of all step items; room in the cache that is not committed is given back when `held`
+    ends.
 
     Rows that the cache does not take are rounded as if it had. A step item without rows gets zeros.
     """

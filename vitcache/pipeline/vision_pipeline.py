@@ -17,7 +17,7 @@ from vitcache.device.thread_modes import TorchModes
 from vitcache.keys.content import content_key
 from vitcache.keys.threads import KeyThreads
 from vitcache.pages.lease import Lease
-from vitcache.pipeline.encoder_runner import Encode, Encoding
+from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover, record_event
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.lookup import Agree, look_up, look_up_together
@@ -134,11 +134,11 @@ class VisionPipeline:
         self._agree = agree
         self._shadow = shadow
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
-        self._encoding = Encoding(encode, cache, self._mover, max_rows_per_encode)
+        self._runner = EncoderRunner(encode, cache, self._mover, max_rows_per_encode)
         self._staging = Staging()
         self._keys = KeyThreads()
         self._find_step_items = partial(_find_step_items, namespace, self._keys)
-        self._ahead = Ahead(cache, self._encoding, self._staging, self._find_step_items)
+        self._ahead = Ahead(cache, self._runner, self._staging, self._find_step_items)
         self._prefetcher = Prefetcher()
         self._is_closed = False
         # In whatever thread the collector runs, with whatever locks it holds: it must not wait.
@@ -202,9 +202,9 @@ class VisionPipeline:
             else:
                 missing = look_up_together(self.cache, step_items, held, self._agree)
             if missing:
-                held.enter_context(self._encoding.turn())
+                held.enter_context(self._runner.exclusive())
                 with self._on_stream():
-                    self._encoding.run(missing, epoch)
+                    self._runner.run(missing, epoch)
             sources = collect(step_items, self.cache, self._mover, epoch, held)
             with torch.no_grad():
                 inputs_embeds = embed_tokens(
@@ -224,9 +224,11 @@ class VisionPipeline:
             sources.commit(self.cache, epoch)
             if self._shadow is not None and hits:
                 # Only now, as the encoder may write over rows that were to be entered.
-                with nullcontext() if missing else self._encoding.turn(), self._on_stream():
+                with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
                     for hit in hits:
-                        self._shadow.check(hit.key, hit.rows, partial(self._encoding.again, hit.step_item))
+                        self._shadow.check(
+                            hit.key, hit.rows, partial(self._runner.encode_once_more, hit.step_item)
+                        )
         return EmbedResult(inputs_embeds, list_errors(step_items))
 
     def key(self, item: Item) -> bytes:
