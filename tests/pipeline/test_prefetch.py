@@ -89,7 +89,7 @@ def test_without_encoding_features_wait_on_the_device(ring: PinnedRing | None, w
         assert pipeline.embed(chunks, ids, WEIGHT).errors == []
         assert loaded == [0, 1, 2]  # neither hashed again nor moved again
         assert len(tower.encoded) == 3
-        assert len(pipeline._staging) == 0
+        assert len(pipeline._prefetched) == 0
 
 
 def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(ring: PinnedRing | None) -> None:
@@ -104,9 +104,9 @@ def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(ring: Pinn
     with VisionPipeline(tower, make_cache(), ring=ring) as pipeline:
         staged = pipeline.prefetch([Chunk(make_items(), 0, 8)], encode=False)
         staged.wait(SECONDS)
-        assert len(pipeline._staging) == 3
+        assert len(pipeline._prefetched) == 3
         pipeline.cancel(staged)
-        assert len(pipeline._staging) == 0
+        assert len(pipeline._prefetched) == 0
         running = pipeline.prefetch([Chunk(make_items(2, block), 0, 8)])
         waiting = pipeline.prefetch([Chunk(make_items(), 0, 8)])
         entered.wait()
@@ -240,7 +240,7 @@ while not encoded:
 def test_a_pipeline_that_is_forgotten_ends_its_thread() -> None:
     pipeline = VisionPipeline(Tower(), make_cache())
     pipeline.prefetch([Chunk(make_items(), 0, 8)]).wait(SECONDS)
-    thread = pipeline._prefetcher._thread
+    thread = pipeline._worker._thread
     assert thread is not None
     del pipeline
     gc.collect()
@@ -271,10 +271,10 @@ def test_a_pipeline_is_collected_without_a_wait_for_its_worker() -> None:
 
     pipeline = VisionPipeline(Tower(fails=block), make_cache())
     pipeline.prefetch([Chunk(make_items(), 0, 8)])
-    thread = pipeline._prefetcher._thread
+    thread = pipeline._worker._thread
     assert thread is not None
     entered.wait()
-    for owner in (pipeline._prefetcher, pipeline._keys):
+    for owner in (pipeline._worker, pipeline._keys):
         owner.stop()  # what the finalizer does; it returns while the worker is still busy
     assert thread.is_alive()
     go_on.set()

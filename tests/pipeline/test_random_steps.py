@@ -118,7 +118,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.pipeline.cache.check_integrity()
         assert self.pipeline.cache.stats().leased_pages == 0
         assert len(self.pipeline.cache._claims) == 0
-        assert len(self.pipeline._staging) == 0
+        assert len(self.pipeline._prefetched) == 0
 
     def teardown(self) -> None:
         if hasattr(self, "pipeline"):

@@ -60,7 +60,7 @@ class Prefetch:
             raise TimeoutError(f"the prefetch was not done within {timeout_s} s")
 
 
-class Prefetcher:
+class PrefetchWorker:
     """One worker thread, and what waits for it. Any thread may call; only `close` waits for the worker.
 
     The thread is a daemon, as an interpreter that ends would else wait for all that is queued. At exit it is
@@ -119,13 +119,13 @@ class Prefetcher:
         self._queue.put(None)
 
 
-_started: WeakSet[Prefetcher] = WeakSet()
+_started: WeakSet[PrefetchWorker] = WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for prefetcher in tuple(_started):
-        prefetcher.close()
+    for worker in tuple(_started):
+        worker.close()
 
 
 def _work(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:

@@ -14,21 +14,25 @@ from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.prefetch import Prefetch
-from vitcache.pipeline.prefetched_features import Staging
+from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import StepItem, wait_until_read
 
 FindStepItems = Callable[[Sequence[Chunk]], list[StepItem]]
 
 
-class Ahead:
+class PrefetchJob:
     """Works on one prefetch at a time, in the worker thread, on a stream of its own."""
 
     def __init__(
-        self, cache: EmbeddingCache, runner: EncoderRunner, staging: Staging, find_step_items: FindStepItems
+        self,
+        cache: EmbeddingCache,
+        runner: EncoderRunner,
+        prefetched: PrefetchedFeatures,
+        find_step_items: FindStepItems,
     ) -> None:
         self._cache = cache
         self._runner = runner
-        self._staging = staging
+        self._prefetched = prefetched
         self._find_step_items = find_step_items
         self._stream: torch.cuda.Stream | None = None
 
@@ -63,15 +67,15 @@ class Ahead:
     def _stage(self, batch: list[StepItem], handle: Prefetch) -> None:
         """Move features to the device, to wait there."""
         for step_item in batch:
-            if step_item.identity not in self._staging and self._staging.has_room:
+            if step_item.identity not in self._prefetched and self._prefetched.has_room:
                 self._runner.start([step_item])
                 if step_item.moved is not None:
-                    self._staging.add(step_item.identity, step_item.moved, handle)
+                    self._prefetched.add(step_item.identity, step_item.moved, handle)
                     if not self._is_new(step_item):  # the step was faster
-                        self._staging.take(step_item.identity)
+                        self._prefetched.take(step_item.identity)
         wait_until_read(batch)
         if handle.is_cancelled:
-            self._staging.drop(handle)
+            self._prefetched.drop(handle)
 
     def _encode(self, batch: list[StepItem]) -> None:
         """Encode what nobody else is encoding, and enter it."""

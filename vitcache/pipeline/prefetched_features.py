@@ -1,4 +1,4 @@
-"""Staging: features that were moved to the device before the step that encodes them."""
+"""Features that were moved to the device before the step that encodes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitcache.pipeline.feature_mover import Moved
 MOST_BYTES = 256 << 20
 
 
-class Staging:
+class PrefetchedFeatures:
     """Moved features by item, in about `most_bytes`. Any thread may call."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:

@@ -22,9 +22,9 @@ from vitcache.pipeline.feature_mover import FeatureMover, record_event
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.lookup import Agree, look_up, look_up_together
 from vitcache.pipeline.plan import check_chunks, check_windows, plan
-from vitcache.pipeline.prefetch import Prefetch, Prefetcher
-from vitcache.pipeline.prefetch_job import Ahead
-from vitcache.pipeline.prefetched_features import Staging
+from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
+from vitcache.pipeline.prefetch_job import PrefetchJob
+from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
 from vitcache.pipeline.row_sources import collect
 from vitcache.pipeline.shadow import Shadow
@@ -135,14 +135,14 @@ class VisionPipeline:
         self._shadow = shadow
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
         self._runner = EncoderRunner(encode, cache, self._mover, max_rows_per_encode)
-        self._staging = Staging()
+        self._prefetched = PrefetchedFeatures()
         self._keys = KeyThreads()
         self._find_step_items = partial(_find_step_items, namespace, self._keys)
-        self._ahead = Ahead(cache, self._runner, self._staging, self._find_step_items)
-        self._prefetcher = Prefetcher()
+        self._job = PrefetchJob(cache, self._runner, self._prefetched, self._find_step_items)
+        self._worker = PrefetchWorker()
         self._is_closed = False
         # In whatever thread the collector runs, with whatever locks it holds: it must not wait.
-        weakref.finalize(self, _stop, self._prefetcher, self._keys).atexit = False
+        weakref.finalize(self, _stop, self._worker, self._keys).atexit = False
 
     def embed(
         self,
@@ -195,7 +195,7 @@ class VisionPipeline:
         epoch = self.cache.epoch
         with ExitStack() as held:
             for step_item in step_items:
-                step_item.take_moved(self._staging.take(step_item.identity))
+                step_item.take_moved(self._prefetched.take(step_item.identity))
             held.callback(wait_until_read, step_items)
             if self._agree is None:
                 missing = look_up(self.cache, step_items, held)
@@ -280,13 +280,13 @@ class VisionPipeline:
         """
         check_chunks(chunks)
         ready = record_event(self.cache.device)
-        work = partial(self._ahead.work, chunks, encode and self._agree is None, TorchModes.capture(), ready)
-        return self._prefetcher.submit(work)
+        work = partial(self._job.work, chunks, encode and self._agree is None, TorchModes.capture(), ready)
+        return self._worker.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:
         """Do no more for a prefetch, and free what it moved to the device. What it encoded stays cached."""
         handle.cancel()
-        self._staging.drop(handle)
+        self._prefetched.drop(handle)
 
     def close(self) -> None:
         """Cancel every prefetch, wait for the one under way, and close the ring that was made here.
@@ -294,9 +294,9 @@ class VisionPipeline:
         A second call does nothing; `embed` and `prefetch` raise RuntimeError from then on.
         """
         self._is_closed = True
-        self._prefetcher.close()
+        self._worker.close()
         self._keys.close()
-        self._staging.clear()
+        self._prefetched.clear()
         self._mover.close()
 
     def __enter__(self) -> VisionPipeline:
@@ -345,8 +345,8 @@ def _choose_hits(shadow: Shadow, step_items: list[StepItem]) -> list[_Hit]:
     ]
 
 
-def _stop(prefetcher: Prefetcher, keys: KeyThreads) -> None:
-    prefetcher.stop()
+def _stop(worker: PrefetchWorker, keys: KeyThreads) -> None:
+    worker.stop()
     keys.stop()
 
 
