@@ -65,11 +65,11 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall
     groups = arguments["batch_num_images"]
     groups = [1] * len(shapes) if groups is None else torch.as_tensor(groups, device="cpu").tolist()
     _check_total(size_name, len(shapes), "sizes", "batch_num_images", sum(groups))
-    company = [images for images in groups for _ in range(images)]
+    images_in_prompt = [images for images in groups for _ in range(images)]
     pinpoints, tile_size = config.image_grid_pinpoints, config.vision_config.image_size
     tiles = [
         image_size_to_num_patches(shape, pinpoints, tile_size) if images == 1 else 1
-        for shape, images in zip(shapes, company, strict=True)
+        for shape, images in zip(shapes, images_in_prompt, strict=True)
     ]
     if pixels.dim() == 5:
         _check_total(pixel_name, len(pixels), "images", size_name, len(shapes))
@@ -80,7 +80,7 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall
     # Lists, because the stock method reads these numbers on the host: a CUDA tensor would make it wait.
     return [
         ItemCall({pixel_name: part, size_name: [shape], "batch_num_images": [images]}, shape)
-        for part, shape, images in zip(parts, shapes, company, strict=True)
+        for part, shape, images in zip(parts, shapes, images_in_prompt, strict=True)
     ]
 
 
