@@ -21,8 +21,8 @@ export CXX
 export MIN_DISK_GB ?= 4
 
 python := .venv/bin/python
-native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py $(wildcard csrc/*))
-cpp_sources := $(wildcard csrc/*.h csrc/*.cpp tests/native/*.h tests/native/*.cpp)
+native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py $(wildcard csrc/*/*))
+cpp_sources := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/*.cpp)
 
 # A stamp is named after the content that it stands for and made last, so an interrupted step leaves none.
 checksum = $(shell { echo '$(CURDIR)'; cat $(1); } | sha256sum | cut -c1-16)
@@ -44,7 +44,7 @@ $(installed):
 
 $(built): $(installed)
 	@bash requirements/venv.sh
-	PATH="$(CURDIR)/.venv/bin:$$PATH" CMAKE_ARGS=-DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" CMAKE_ARGS="-DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DVITCACHE_STAND_IN_FAULTS=ON" \
 	  $(python) -m pip install --no-build-isolation --no-deps -e .
 	@rm -f .venv/.built-* && touch $@
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stand_in_build
 import torch
 from machine import CUDA, DRY
 
@@ -63,6 +64,11 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
         if "PYTEST_XDIST_WORKER" in os.environ:
             os._exit(1)  # a new worker goes on with the next test
         pytest.exit(f"after {nodeid} the device is lost: {error}", returncode=1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # once, before there are workers, which inherit it
+        stand_in_build.provide()
 
 
 def gpu_tests_are_wanted(config: pytest.Config) -> bool:

@@ -29,8 +29,8 @@ class Recorded:
         self.calls.append(("query",))
         return True
 
-    def passed(self, event: int) -> bool:
-        self.calls.append(("passed", event))
+    def is_done(self, event: int) -> bool:
+        self.calls.append(("is_done", event))
         return True
 
     def synchronize(self, *event: int) -> None:
@@ -48,6 +48,6 @@ def test_events_are_asked_through_the_runtime_that_leaves_captures_alone(
     assert event.query()
     event.synchronize()
     if available and handle:  # torch makes an event when it is first recorded
-        assert recorded.calls == [("passed", 7), ("synchronize", 7)]
+        assert recorded.calls == [("is_done", 7), ("synchronize", 7)]
     else:
         assert recorded.calls == [("query",), ("synchronize",)]

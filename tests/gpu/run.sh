@@ -64,7 +64,8 @@ log=$results/gpu.log
 if [[ $python != .venv/bin/python ]]; then
   # What an earlier build left here would go into this one.
   rm -rf build/lib.* build/bdist.*
-  "$python" -m pip install --disable-pip-version-check --no-index --no-build-isolation --no-deps --upgrade \
+  CMAKE_ARGS="-DVITCACHE_STAND_IN_FAULTS=ON ${CMAKE_ARGS:-}" \
+    "$python" -m pip install --disable-pip-version-check --no-index --no-build-isolation --no-deps --upgrade \
     --target build/gpu . 2>&1 | tee -a "$log" || fail "the build failed, its output is above and in $log"
   export PYTHONPATH="$PWD/build/gpu${PYTHONPATH:+:$PYTHONPATH}"
 fi

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "cuda_runtime.h"
+#include "runtime/cuda_runtime.h"
 
 namespace {
 

@@ -6,8 +6,8 @@
 #include <memory>
 
 #include "check.h"
-#include "cuda_runtime.h"
-#include "host_runtime.h"
+#include "runtime/cuda_runtime.h"
+#include "stand_in/faults.h"
 
 namespace stand_in {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda_runtime.h"
-#include "error.h"
+#include "runtime/cuda_runtime.h"
+#include "runtime/error.h"
 #include "stand_in.h"
 
 namespace {
@@ -73,16 +73,16 @@ void copies_run_on_a_stream_behind_a_value_and_an_event() {
   locked[0] = 0;
   locked[1] = 7;
   std::uint32_t middle = 0, last = 0, other = 0;
-  CHECK(runtime.passed(event));
+  CHECK(runtime.is_done(event));
   runtime.wait_value(first, locked, 3);
   runtime.copy_async(&middle, locked + 1, 4, first);
   runtime.record(event, first);
   runtime.wait_event(second, event);
   runtime.copy_batch_async({&last, &other}, {&middle, locked + 1}, {4, 4}, second);
-  CHECK(!runtime.passed(event));
+  CHECK(!runtime.is_done(event));
   __atomic_store_n(locked, 4U, __ATOMIC_RELEASE);
   runtime.synchronize_stream(second);
-  CHECK(runtime.passed(event));
+  CHECK(runtime.is_done(event));
   CHECK(middle == 7 && last == 7 && other == 7);
   CHECK_THROWS(runtime.copy_batch_async({&last}, {&middle}, {4}, nullptr), std::invalid_argument,
                "a stream of its own");

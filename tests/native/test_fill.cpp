@@ -9,9 +9,9 @@
 #include <thread>
 #include <vector>
 
-#include "cast.h"
 #include "check.h"
-#include "fill.h"
+#include "ring/cast.h"
+#include "ring/fill.h"
 
 namespace {
 

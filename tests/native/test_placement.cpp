@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "check.h"
-#include "placement.h"
-#include "row_copy.h"
+#include "placement/placement.h"
+#include "placement/row_copy.h"
 
 namespace {
 

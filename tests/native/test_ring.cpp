@@ -18,9 +18,9 @@
 #include <vector>
 
 #include "check.h"
-#include "error.h"
-#include "pinned_region.h"
-#include "ring.h"
+#include "ring/pinned_region.h"
+#include "ring/ring.h"
+#include "runtime/error.h"
 #include "stand_in.h"
 
 namespace {

@@ -5,13 +5,16 @@ A library with the entry points of the real one; csrc/stand_in says what it does
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from vitcache._native import CudaRuntime
 
 
 def path() -> str:
-    """Return the library's file, which is installed beside the native module."""
+    """Return the library's file: `VITCACHE_STAND_IN`, or the one that is installed with the native module."""
+    if chosen := os.environ.get("VITCACHE_STAND_IN"):
+        return chosen
     spec = find_spec("vitcache._host_runtime")
     if spec is None or spec.origin is None:
         raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")

@@ -42,7 +42,7 @@ class Event:
     def query(self) -> bool:
         """Whether that is done."""
         handle = self._handle()
-        done: bool = _runtime().passed(handle) if handle else self._event.query()
+        done: bool = _runtime().is_done(handle) if handle else self._event.query()
         return done
 
     def synchronize(self) -> None:

@@ -1,11 +1,13 @@
 """The stand-in for the CUDA runtime under control: stopped, made to fail, and counted.
 
-The controls act on the whole process; csrc/host_runtime.h says what each does.
+The controls act on the whole process; csrc/stand_in/faults.h says what each does. They are in builds for
+tests only, not in a wheel: `make setup` makes one, and `VITCACHE_STAND_IN` names the file of another.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -62,6 +64,11 @@ def limit_locked_bytes(limit: int) -> None:
     _library().vitcache_host_limit_locked_bytes(limit)
 
 
+def has_controls() -> bool:
+    """Whether the library that is used was built for tests."""
+    return hasattr(ctypes.CDLL(_path()), "vitcache_host_reset")
+
+
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(_path())
@@ -72,6 +79,8 @@ def _library() -> ctypes.CDLL:
 
 def _path() -> str:
     spec = find_spec("vitcache._host_runtime")
-    if spec is None or spec.origin is None:
+    installed = None if spec is None else spec.origin
+    path = os.environ.get("VITCACHE_STAND_IN", installed)
+    if path is None:
         raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
-    return spec.origin
+    return path

@@ -7,7 +7,7 @@
 
 #include <cstddef>
 
-#include "cuda_runtime.h"
+#include "runtime/cuda_runtime.h"
 
 namespace vitcache {
 

@@ -1,4 +1,4 @@
-#include "pinned_region.h"
+#include "ring/pinned_region.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "error.h"
+#include "runtime/error.h"
 
 namespace vitcache {
 namespace {

@@ -28,11 +28,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda_runtime.h"
-#include "event_pool.h"
-#include "fill_workers.h"
-#include "pinned_region.h"
-#include "ticket.h"
+#include "ring/event_pool.h"
+#include "ring/fill_workers.h"
+#include "ring/pinned_region.h"
+#include "ring/ticket.h"
+#include "runtime/cuda_runtime.h"
 
 namespace vitcache {
 

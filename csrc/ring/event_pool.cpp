@@ -1,4 +1,4 @@
-#include "event_pool.h"
+#include "ring/event_pool.h"
 
 #include <new>
 

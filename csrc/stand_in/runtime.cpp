@@ -1,15 +1,17 @@
-#include "host_runtime.h"
-
+// A stand-in for the CUDA runtime where there is no GPU: a library with the same entry points, whose streams
+// are threads and whose device memory is any memory. The code that runs on a GPU runs on it unchanged, so
+// that sanitizers see it.
+//
+// It orders what CUDA orders and no more: work on one stream, events, and a stream's wait for a value. So
+// ThreadSanitizer reports a copy that reads a slot before its filler is done.
 #include <unistd.h>
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <functional>
-#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,11 +20,14 @@
 #include <thread>
 #include <utility>
 
-#include "stream_copy.h"
+#include "ring/stream_copy.h"
+#include "stand_in/hooks.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
+
+using namespace vitcache::stand_in;
 
 constexpr int kSuccess = 0;
 constexpr int kInvalidValue = 1;
@@ -78,29 +83,6 @@ struct Event {
   }
 };
 
-// What tests control. Apart from the streams' own locks, which must order nothing else.
-struct Control {
-  std::mutex mutex;
-  std::condition_variable resumed;
-  int devices = 1;
-  bool paused = false;
-  std::size_t locked_limit = std::numeric_limits<std::size_t>::max();
-  std::map<std::string, std::pair<int, int>> failures;  // entry point: calls until it fails, error
-  int copies_until_failure = 0;
-  std::atomic<int> delay_us{0};
-  std::atomic<bool> any_failure{false};
-  std::atomic<bool> any_pause{false};
-  std::atomic<bool> lost{false};
-  std::atomic<void*> captured{nullptr};
-  std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0};
-};
-
-// Never destroyed: streams may still work when the process ends.
-Control& control() {
-  static auto* const instance = new Control;
-  return *instance;
-}
-
 class Stream {
  public:
   Stream() {
@@ -133,10 +115,7 @@ class Stream {
         work = std::move(queue_.front());
         queue_.pop_front();
       }
-      if (control().any_pause) {
-        std::unique_lock<std::mutex> lock(control().mutex);
-        control().resumed.wait(lock, [] { return !control().paused; });
-      }
+      wait_while_paused();
       work();
     }
     delete this;
@@ -159,6 +138,7 @@ struct State {
   Stream* legacy = nullptr;
 };
 
+// Never destroyed: streams may still work when the process ends.
 State& state() {
   static auto* const instance = new State;
   return *instance;
@@ -172,17 +152,8 @@ int result(int status) {
 // What comes before every call: whether it is to fail. What gives something back works on a lost device, too.
 int begin(const char* entry, bool gives_back = false) {
   if (getpid() != state().process) return kInitializationError;
-  Control& shared = control();
-  if (shared.any_failure) {
-    const std::lock_guard<std::mutex> lock(shared.mutex);
-    const auto failure = shared.failures.find(entry);
-    if (failure != shared.failures.end() && --failure->second.first == 0) {
-      const int error = failure->second.second;
-      shared.failures.erase(failure);
-      return error;
-    }
-  }
-  return shared.lost && !gives_back ? kIllegalAddress : kSuccess;
+  if (const int failure = take_failure(entry); failure != kSuccess) return failure;
+  return is_lost() && !gives_back ? kIllegalAddress : kSuccess;
 }
 
 #define BEGIN(...)                                                                     \
@@ -194,16 +165,13 @@ int begin(const char* entry, bool gives_back = false) {
 int begin_unsafe(const char* entry, bool gives_back = false) {
   const int status = begin(entry, gives_back);
   if (status != kSuccess) return status;
-  return control().captured != nullptr && capture_mode != kCaptureModeRelaxed ? kCaptureUnsupported
-                                                                              : kSuccess;
+  return captured_stream() != nullptr && capture_mode != kCaptureModeRelaxed ? kCaptureUnsupported : kSuccess;
 }
 
 #define BEGIN_UNSAFE(...)                                                                     \
   do {                                                                                        \
     if (const int begun = begin_unsafe(__VA_ARGS__); begun != kSuccess) return result(begun); \
   } while (false)
-
-void count_synchronizing() { control().synchronizing.fetch_add(1, std::memory_order_relaxed); }
 
 // The stream of a handle, null if there is none.
 Stream* find_stream(void* handle) {
@@ -254,29 +222,11 @@ bool unlock_memory(void* memory) {
   return true;
 }
 
-std::size_t locked_limit() {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  return control().locked_limit;
-}
-
-bool copy_fails() {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  return control().copies_until_failure > 0 && --control().copies_until_failure == 0;
-}
-
 void run_copy(void* destination, const void* source, std::size_t bytes) {
-  Control& shared = control();
-  if (shared.lost) return;
-  if (shared.any_failure && copy_fails()) {
-    shared.lost = true;
-    return;
-  }
-  if (const int delay = shared.delay_us; delay > 0)
-    std::this_thread::sleep_for(std::chrono::microseconds(delay));
+  if (!begin_copy()) return;
   vitcache::stream_copy(static_cast<std::byte*>(destination), static_cast<const std::byte*>(source), bytes);
   vitcache::order_stores();
-  shared.copies.fetch_add(1, std::memory_order_relaxed);
-  shared.copied_bytes.fetch_add(bytes, std::memory_order_relaxed);
+  count_copy(bytes);
 }
 
 int push_copy(Stream* stream, void* destination, const void* source, std::size_t bytes) {
@@ -294,12 +244,17 @@ std::shared_ptr<Mark> push_mark(Stream* stream) {
 
 void run_wait_value(const std::uint32_t* address, std::uint32_t value) {
   while (static_cast<std::int32_t>(__atomic_load_n(address, __ATOMIC_ACQUIRE) - value) < 0) {
-    if (control().lost) return;
+    if (is_lost()) return;
     std::this_thread::sleep_for(kNap);
   }
 }
 
 }  // namespace
+
+vitcache::stand_in::Alive vitcache::stand_in::count_alive() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  return {state().streams.size(), state().events.size(), state().locked_bytes};
+}
 
 EXPORT const char* cudaGetErrorName(int error) {
   switch (error) {
@@ -340,17 +295,13 @@ EXPORT int cudaDriverGetVersion(int* version) {
 
 EXPORT int cudaGetDeviceCount(int* count) {
   BEGIN("cudaGetDeviceCount");
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  *count = control().devices;
+  *count = num_devices();
   return kSuccess;
 }
 
 namespace {
 
-bool has_device(int device) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  return device >= 0 && device < control().devices;
-}
+bool has_device(int device) { return device >= 0 && device < num_devices(); }
 
 }  // namespace
 
@@ -438,13 +389,13 @@ EXPORT int cudaStreamSynchronize(void* stream) {
   if (found == nullptr) return result(kInvalidHandle);
   count_synchronizing();
   push_mark(found)->wait();
-  return result(control().lost ? kIllegalAddress : kSuccess);
+  return result(is_lost() ? kIllegalAddress : kSuccess);
 }
 
 EXPORT int cudaStreamIsCapturing(void* stream, int* status) {
   BEGIN("cudaStreamIsCapturing");
   if (find_stream(stream) == nullptr) return result(kInvalidHandle);
-  *status = stream != nullptr && control().captured == stream ? 1 : 0;
+  *status = stream != nullptr && captured_stream() == stream ? 1 : 0;
   return kSuccess;
 }
 
@@ -493,7 +444,7 @@ EXPORT int cudaEventQuery(void* event) {
   if (queried == nullptr) return result(kInvalidHandle);
   const std::shared_ptr<Mark> mark = queried->get();
   if (mark != nullptr && !mark->query()) return result(kNotReady);
-  return result(control().lost ? kIllegalAddress : kSuccess);
+  return result(is_lost() ? kIllegalAddress : kSuccess);
 }
 
 EXPORT int cudaEventSynchronize(void* event) {
@@ -502,7 +453,7 @@ EXPORT int cudaEventSynchronize(void* event) {
   if (awaited == nullptr) return result(kInvalidHandle);
   count_synchronizing();
   if (const std::shared_ptr<Mark> mark = awaited->get(); mark != nullptr) mark->wait();
-  return result(control().lost ? kIllegalAddress : kSuccess);
+  return result(is_lost() ? kIllegalAddress : kSuccess);
 }
 
 EXPORT int cudaMemcpyAsync(void* destination, const void* source, std::size_t bytes, int, void* stream) {
@@ -528,57 +479,4 @@ EXPORT int cuStreamWaitValue32_v2(void* stream, unsigned long long address, std:
   if (found == nullptr || !is_locked(awaited, sizeof *awaited)) return result(kInvalidValue);
   found->push([awaited, value] { run_wait_value(awaited, value); });
   return kSuccess;
-}
-
-EXPORT void vitcache_host_reset() {
-  Control& shared = control();
-  vitcache_host_pause(0);
-  const std::lock_guard<std::mutex> lock(shared.mutex);
-  shared.devices = 1;
-  shared.locked_limit = std::numeric_limits<std::size_t>::max();
-  shared.failures.clear();
-  shared.copies_until_failure = 0;
-  shared.delay_us = 0;
-  shared.any_failure = shared.lost = false;
-  shared.captured = nullptr;
-  shared.synchronizing = shared.copies = shared.copied_bytes = 0;
-}
-
-EXPORT void vitcache_host_set_devices(int count) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().devices = count;
-}
-
-EXPORT void vitcache_host_fail(const char* entry, int nth, int error) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().failures[entry] = {nth, error};
-  control().any_failure = true;
-}
-
-EXPORT void vitcache_host_fail_copy(int nth) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().copies_until_failure = nth;
-  control().any_failure = true;
-}
-
-EXPORT void vitcache_host_pause(int paused) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().paused = paused != 0;
-  control().any_pause = paused != 0;
-  control().resumed.notify_all();
-}
-
-EXPORT void vitcache_host_capture(void* stream) { control().captured = stream; }
-
-EXPORT void vitcache_host_delay_copies(int microseconds) { control().delay_us = microseconds; }
-
-EXPORT void vitcache_host_limit_locked_bytes(std::size_t bytes) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().locked_limit = bytes;
-}
-
-EXPORT vitcache_host_counts vitcache_host_count() {
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  return {control().synchronizing, control().copies,      control().copied_bytes,
-          state().streams.size(),  state().events.size(), state().locked_bytes};
 }

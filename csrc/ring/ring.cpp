@@ -1,4 +1,4 @@
-#include "ring.h"
+#include "ring/ring.h"
 
 #include <unistd.h>
 
@@ -6,7 +6,7 @@
 #include <exception>
 #include <utility>
 
-#include "error.h"
+#include "runtime/error.h"
 
 namespace vitcache {
 namespace {

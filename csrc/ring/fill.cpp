@@ -1,4 +1,4 @@
-#include "fill.h"
+#include "ring/fill.h"
 
 #include <algorithm>
 #include <array>
@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cast.h"
-#include "stream_copy.h"
+#include "ring/cast.h"
+#include "ring/stream_copy.h"
 
 namespace vitcache {
 namespace {

@@ -1,4 +1,4 @@
-#include "cast.h"
+#include "ring/cast.h"
 
 #include <cstring>
 

@@ -1,4 +1,4 @@
-#include "fill_workers.h"
+#include "ring/fill_workers.h"
 
 #include <pthread.h>
 

@@ -1,11 +1,7 @@
-// A stand-in for the CUDA runtime where there is no GPU: a library with the same entry points, whose streams
-// are threads and whose device memory is any memory. The code that runs on a GPU runs on it unchanged, so
-// that sanitizers see it, failures can be injected, and calls that wait for the device are counted.
+// Control of the stand-in for the CUDA runtime, for tests: it is stopped, fails and is counted on demand.
 //
-// It orders what CUDA orders and no more: work on one stream, events, and a stream's wait for a value. So
-// ThreadSanitizer reports a copy that reads a slot before its filler is done.
-//
-// These functions control it; they are found by name (dlsym, ctypes). Any thread may call them.
+// Built with VITCACHE_STAND_IN_FAULTS only. The functions are found by name (dlsym, ctypes). Any thread may
+// call them; they act on the whole process.
 #pragma once
 
 #include <cstddef>

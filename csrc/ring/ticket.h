@@ -14,8 +14,8 @@
 #include <memory>
 #include <utility>
 
-#include "cuda_runtime.h"
-#include "event_pool.h"
+#include "ring/event_pool.h"
+#include "runtime/cuda_runtime.h"
 
 namespace vitcache {
 

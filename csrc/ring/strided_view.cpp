@@ -1,4 +1,4 @@
-#include "strided_view.h"
+#include "ring/strided_view.h"
 
 #include <stdexcept>
 #include <string>

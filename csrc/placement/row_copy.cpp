@@ -1,4 +1,4 @@
-#include "row_copy.h"
+#include "placement/row_copy.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,7 +7,7 @@
 #include <system_error>
 #include <thread>
 
-#include "stream_copy.h"
+#include "ring/stream_copy.h"
 
 namespace vitcache {
 namespace {

@@ -1,4 +1,4 @@
-#include "stream_copy.h"
+#include "ring/stream_copy.h"
 
 #include <algorithm>
 #include <cstdint>

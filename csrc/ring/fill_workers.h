@@ -18,7 +18,7 @@
 #include <thread>
 #include <vector>
 
-#include "fill.h"
+#include "ring/fill.h"
 
 namespace vitcache {
 

@@ -1,4 +1,4 @@
-#include "ticket.h"
+#include "ring/ticket.h"
 
 #include <chrono>
 #include <thread>
@@ -25,7 +25,7 @@ void Ticket::synchronize() const {
 
 bool Ticket::done() const {
   raise();
-  return last_ == nullptr || runtime_->passed(last_.get());
+  return last_ == nullptr || runtime_->is_done(last_.get());
 }
 
 void Ticket::raise() const {

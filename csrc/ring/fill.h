@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "strided_view.h"
+#include "ring/strided_view.h"
 
 namespace vitcache {
 

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda_runtime.h"
+#include "runtime/cuda_runtime.h"
 
 namespace vitcache {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "check.h"
-#include "error.h"
+#include "runtime/error.h"
 #include "stand_in.h"
 
 namespace {
@@ -39,14 +39,14 @@ void an_event_is_waited_for_as_it_was_recorded_at_the_call() {
     f.runtime->wait_event(f.other, f.event);  // never recorded
     f.runtime->copy_async(&seen, &value, sizeof value, f.stream);
     f.runtime->record(f.event, f.stream);
-    CHECK(!f.runtime->passed(f.event));
+    CHECK(!f.runtime->is_done(f.event));
     f.runtime->wait_event(f.other, f.event);
     // Behind work of `other` itself: if its wait followed this recording, it would wait for itself.
     f.runtime->record(f.event, f.other);
   }
   f.runtime->synchronize_stream(f.other);
   CHECK_EQUAL(seen, 1);
-  CHECK(f.runtime->passed(f.event));
+  CHECK(f.runtime->is_done(f.event));
 }
 
 void a_value_is_compared_around_its_end() {
@@ -55,7 +55,7 @@ void a_value_is_compared_around_its_end() {
   *value = 0xFFFFFFF0U;
   f.runtime->wait_value(f.stream, value, 2);
   f.runtime->record(f.event, f.stream);
-  CHECK(!f.runtime->passed(f.event));
+  CHECK(!f.runtime->is_done(f.event));
   __atomic_store_n(value, 3U, __ATOMIC_RELEASE);
   f.runtime->synchronize(f.event);
   std::uint32_t pageable = 0;
@@ -79,7 +79,7 @@ void what_was_destroyed_finishes_and_is_refused_afterwards() {
   f.runtime->synchronize(f.event);
   CHECK_EQUAL(seen, 1);
   CHECK_THROWS(f.runtime->record(f.event, stream), CudaError, "cudaErrorInvalidResourceHandle (400)");
-  CHECK_THROWS(f.runtime->passed(event), CudaError, "(400)");
+  CHECK_THROWS(f.runtime->is_done(event), CudaError, "(400)");
   CHECK_EQUAL(stand_in::count().streams, 2U);
   CHECK_EQUAL(stand_in::count().events, 1U);
 }
@@ -121,7 +121,7 @@ void a_failed_copy_loses_the_device() {
     f.runtime->record(f.event, f.stream);
   }
   CHECK_THROWS(f.runtime->synchronize(f.event), CudaError, "cudaErrorIllegalAddress (700)");
-  CHECK_THROWS(f.runtime->passed(f.event), CudaError, "(700)");
+  CHECK_THROWS(f.runtime->is_done(f.event), CudaError, "(700)");
   CHECK_THROWS(f.runtime->create_event(), CudaError, "(700)");
   CHECK_EQUAL(stand_in::count().copies, 1U);
 }
@@ -142,7 +142,7 @@ void a_capture_refuses_other_threads_calls_that_may_wait() {
   CHECK_EQUAL(stand_in::find<int(void*)>("cudaStreamSynchronize")(f.other), 900);
   f.runtime->record(f.event, f.other);
   f.runtime->synchronize(f.event);
-  CHECK(f.runtime->passed(f.event));
+  CHECK(f.runtime->is_done(f.event));
   f.runtime->free_host(f.runtime->alloc_host(8));
 }
 

@@ -136,7 +136,7 @@ class CudaRuntime {
   void* create_event() const;
   void destroy_event(void* event) const noexcept;
   void record(void* event, void* stream) const;
-  bool passed(void* event) const;
+  bool is_done(void* event) const;
   void synchronize(void* event) const;
 
   // Whether `event` has passed or never will, the device being lost: then every call fails, and nothing is

@@ -1,4 +1,4 @@
-#include "cuda_runtime.h"
+#include "runtime/cuda_runtime.h"
 
 #include <dlfcn.h>
 
@@ -7,7 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "error.h"
+#include "runtime/error.h"
 
 #define VITCACHE_CUDA_CALL(name, ...) check(functions().name(__VA_ARGS__), #name, __FILE__, __LINE__)
 
@@ -261,7 +261,7 @@ void CudaRuntime::record(void* event, void* stream) const {
   VITCACHE_CUDA_CALL(cudaEventRecord, event, stream);
 }
 
-bool CudaRuntime::passed(void* event) const {
+bool CudaRuntime::is_done(void* event) const {
   const BesideCaptures mode(functions());
   const int status = functions_.cudaEventQuery(event);
   if (status == kNotReady) {
@@ -281,7 +281,7 @@ bool CudaRuntime::passed_or_lost(void* event) const {
   // A single call may fail by itself. It is asked twice, as the memory is another's once this is true.
   for (int attempt = 0; attempt < 2; ++attempt) {
     try {
-      return passed(event);
+      return is_done(event);
     } catch (const CudaError&) {
     }
   }

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "source.h"
+#include "placement/source.h"
 
 namespace vitcache {
 
