@@ -6,6 +6,7 @@ docs/architecture.md has the same order in words and as a picture.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MOST_ROOT_MODULES = 14
+
+# The folders of csrc/ that a file of each may include from: its own, and these.
+NATIVE = {
+    "runtime": (),
+    "ring": ("runtime",),
+    "placement": ("ring",),
+    "stand_in": ("ring",),
+    "python": ("runtime", "ring", "placement"),
+}
 
 # The lowest first. A module may import its own room and those below. `testing` is for tests alone.
 ORDER = (
@@ -139,6 +149,19 @@ def test_the_architecture_page_names_every_room_in_this_order() -> None:
     assert places == sorted(places)
 
 
+def test_the_picture_of_the_architecture_page_has_the_imports_that_there_are(texts: dict[str, str]) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = {
+        room: set(re.findall(r"\w+", to)) for room, to in re.findall(r"^ +(\w+)/ +──▸ (.+)$", page, re.M)
+    }
+    rooms = [
+        room for room in ORDER if (ROOT / "vitcache" / room).is_dir() and room not in ("testing", "demo")
+    ]
+    for room in [*rooms, "triton_kernels"]:
+        there = {room_of(target) for module, _, target in edges(texts) if room_of(module) == room}
+        assert drawn[room] & set(ORDER) - {"_native"} == there & {*rooms, "triton_kernels"} - {room}, room
+
+
 def test_triton_kernels_import_nothing_else_of_the_package(texts: dict[str, str]) -> None:
     for module, line, target in edges(texts):
         if room_of(module) == "triton_kernels":
@@ -168,3 +191,15 @@ def test_a_planted_circle_is_found(texts: dict[str, str]) -> None:
     module = "vitcache.cache.index"
     planted = {**texts, module: f"{texts[module]}\ndef f():\n    from vitcache.cache import ledger\n"}
     assert set(find_circle(planted)) == {"vitcache.cache.index", "vitcache.cache.ledger"}
+
+
+def test_native_includes_go_down_only_and_python_is_seen_in_one_room() -> None:
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp")]
+    assert {path.parent.name for path in files} == set(NATIVE)
+    for path in files:
+        room = path.parent.name
+        for bracket, name in re.findall(r'^#include ([<"])([^>"]+)', path.read_text(), re.M):
+            if bracket == '"':
+                assert name.partition("/")[0] in (room, *NATIVE[room]), f"{path.name} includes {name}"
+            else:
+                assert room == "python" or not name.startswith(("pybind11", "Python")), path.name

@@ -1,7 +1,7 @@
 """`scatter_embeddings` and `embed_tokens`: rows of images into ``inputs_embeds``, in place and in one pass.
 
-Eager calls without gradients go straight to the CPU reference or the CUDA kernels. Gradients and
-torch.compile go through the operators of `torch.library` at the end of this file; those take tensors only.
+Eager calls without gradients go straight to what `dispatch` chooses for the device. Gradients and
+torch.compile go through the operators of `torch_ops`; those take tensors only.
 """
 
 from __future__ import annotations
