@@ -1,0 +1,135 @@
+"""``python -m vitcache.bench.frames``: Python frames of one step, and of one forward of an attached model.
+
+A frame costs some 50 ns before it does anything, and a file that a call comes through is one that its reader
+must open. Counted by `sys.setprofile`: a function, comprehension or generator that is entered or resumed is a
+frame, if its file lies under vitcache/. Python 3.12 and later have no frames for comprehensions, so numbers
+of one version compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import vitcache
+from vitcache import Chunk, EmbeddingCache, Item, Items, Span, VisionPipeline
+
+PACKAGE = str(Path(vitcache.__file__).parent) + "/"
+ITEMS = (1, 32, 512)
+ROWS, WIDTH, PAGE_ROWS = 4, 8, 4
+
+
+class Count(NamedTuple):
+    """What one call came to: frames by file, relative to vitcache/."""
+
+    call: str
+    by_file: Counter[str]
+
+
+def count_frames(call: Callable[[], object]) -> Counter[str]:
+    """Frames of a call, by file of the package."""
+    found: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            found[frame.f_code.co_filename.removeprefix(PACKAGE)] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+def count_embed() -> Iterator[Count]:
+    """One `embed` with keys given: all misses, by an encoder that only hands rows out, and all hits."""
+    for number in ITEMS:
+        rows, weight = torch.randn(number * ROWS, WIDTH), torch.randn(16, WIDTH)
+        cache = EmbeddingCache(
+            WIDTH, dtype=rows.dtype, device="cpu", device_bytes=rows.nbytes, page_rows=PAGE_ROWS
+        )
+        items = Items(
+            [
+                Item(rows[:1], Span(1 + item * (ROWS + 1), ROWS), key=item.to_bytes(32, "little"))
+                for item in range(number)
+            ]
+        )
+        ids = torch.zeros(1 + number * (ROWS + 1), dtype=torch.int64)
+        encode = partial(_first_rows, rows)
+        with VisionPipeline(encode, cache) as pipeline:
+            step = partial(_step, pipeline, Chunk(items, 0, len(ids)), ids, weight)
+            step()  # what the first step of a process sets up is no part of a step
+            cache.clear()
+            yield Count(f"embed, {number} missing", count_frames(step))
+            yield Count(f"embed, {number} hits", count_frames(step))
+
+
+def _first_rows(rows: Tensor, features: list[Tensor], items: list[Item]) -> Tensor:
+    return rows[: len(items) * ROWS]
+
+
+def _step(pipeline: VisionPipeline, chunk: Chunk, ids: Tensor, weight: Tensor) -> None:
+    _, errors = pipeline.embed([chunk], ids, weight)
+    if errors:
+        raise RuntimeError(errors[0])
+
+
+def count_attach() -> Iterator[Count]:
+    """One forward of an attached model for a prompt with one image.
+
+    A Qwen3-VL of three vision layers, two of them deepstack levels: the check of the weights enters a frame
+    per tensor of the tower.
+    """
+    from vitcache.bench.chats.chat import Chat
+    from vitcache.demo.model import SIZES, build_model
+
+    vision = {**SIZES["tiny"].vision, "depth": 3, "deepstack_visual_indexes": [0, 1]}
+    model = build_model(replace(SIZES["tiny"], vision=vision), torch.device("cpu"))
+    chat = Chat(model, (1, 4, 4), 2)
+    grid, prompt = torch.tensor([chat.grid]), chat.prompt(1)[None]
+
+    def forward(image: int) -> None:
+        with torch.no_grad():
+            model(
+                input_ids=prompt,
+                mm_token_type_ids=(prompt == model.config.image_token_id).int(),
+                pixel_values=chat.features[image],
+                image_grid_thw=grid,
+            )
+
+    attachment = vitcache.attach(model)
+    forward(0)  # the first image of a modality is always encoded
+    yield Count("attach, 1 missing", count_frames(partial(forward, 1)))
+    yield Count("attach, 1 hit", count_frames(partial(forward, 1)))
+    attachment.detach()
+
+
+def main() -> None:
+    """Print every count, and with ``--by-file`` where its frames are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--by-file", action="store_true", help="the frames of each file, too")
+    by_file = parser.parse_args().by_file
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, frames of files under vitcache/")
+    print(f"{'call':<24} {'frames':>7} {'files':>6}")
+    for counts in (count_embed(), count_attach()):
+        for count in counts:
+            print(f"{count.call:<24} {count.by_file.total():>7} {len(count.by_file):>6}")
+            for file, frames in count.by_file.most_common() if by_file else ():
+                print(f"  {frames:>5} {file}")
+
+
+if __name__ == "__main__":
+    main()

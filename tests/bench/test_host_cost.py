@@ -1,0 +1,70 @@
+"""What a call costs the host: its Python frames, and the time to issue a placement."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vitcache import Span, content_key
+from vitcache.bench import frames
+
+
+def test_frames_are_those_of_files_of_the_package_alone() -> None:
+    def call() -> None:
+        torch.zeros(2).sum()
+        content_key(b"feature")
+
+    counted = frames.count_frames(call)
+    assert counted["keys/content.py"] > 1
+    assert set(counted) <= {"keys/content.py", "arguments.py"}
+    assert frames.count_frames(call) == counted
+    assert not frames.count_frames(lambda: torch.zeros(2).sum())
+
+
+def test_counting_leaves_another_profiler_as_it_was() -> None:
+    def note(*_: object) -> None: ...
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        with pytest.raises(ValueError, match="start"):
+            frames.count_frames(lambda: Span(-1, 1))
+        assert sys.getprofile() is note
+    finally:
+        sys.setprofile(before)
+
+
+def test_a_step_enters_the_same_files_whatever_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "ITEMS", (1, 2, 8))
+    counts = {count.call: count.by_file for count in frames.count_embed()}
+    hits = [counts[f"embed, {items} hits"] for items in (1, 2, 8)]
+    misses = [counts[f"embed, {items} missing"] for items in (1, 2, 8)]
+    assert hits[0].keys() == hits[1].keys() == hits[2].keys()
+    assert hits[0].total() <= hits[1].total() <= hits[2].total() < misses[2].total()
+    assert "pipeline/encoder_runner.py" in misses[0].keys() - hits[0].keys()
+
+
+def test_an_attached_hit_enters_fewer_frames_than_a_miss() -> None:
+    pytest.importorskip("transformers")
+    miss, hit = frames.count_attach()
+    assert (miss.call, hit.call) == ("attach, 1 missing", "attach, 1 hit")
+    assert 0 < hit.by_file.total() < miss.by_file.total()
+    assert hit.by_file["adapters/cached_encoder.py"] > 0
+
+
+def test_host_time_is_measured_with_the_real_binder_and_no_gpu() -> None:
+    pytest.importorskip("triton")
+    code = "from vitcache.bench import host_time; host_time.WARM_UP = host_time.REPEATS = 1; host_time.main()"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith(("1 x 880", "512 x 64"))]
+    for label in ("scatter, packed", "scatter, fresh leases", "embed, tensors", "    launch_scatter_rows"):
+        rows = [line for line in lines if line.startswith(label)]
+        assert len(rows) == 2, label
+        assert all(float(number) > 0 for row in rows for number in row.split()[-2:])

@@ -1,0 +1,88 @@
+"""The controls of the stand-in for the CUDA runtime, through its entry points."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+
+from vitcache import CudaError
+from vitcache.device.stand_in import open_runtime, path
+from vitcache.testing import stand_in
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    stand_in.reset()
+    yield
+    stand_in.reset()
+
+
+@pytest.fixture
+def runtime() -> ctypes.CDLL:
+    return ctypes.CDLL(path())
+
+
+def test_the_library_under_control_is_the_one_that_the_product_opens() -> None:
+    assert stand_in.has_controls()
+    before = stand_in.count().streams
+    open_runtime().create_stream()
+    assert stand_in.count().streams == before + 1
+
+
+def test_the_nth_call_fails_once(runtime: ctypes.CDLL) -> None:
+    stand_in.fail("cudaGetDevice", 2, 77)
+    device = ctypes.c_int()
+    assert [runtime.cudaGetDevice(ctypes.byref(device)) for _ in range(3)] == [0, 77, 0]
+
+
+def test_a_failure_is_over_after_a_reset() -> None:
+    stand_in.fail("cudaGetDeviceCount")
+    with pytest.raises(CudaError, match="999"):
+        open_runtime().devices()
+    stand_in.fail("cudaGetDeviceCount")
+    stand_in.reset()
+    assert len(open_runtime().devices()) == 1
+
+
+def copy(runtime: ctypes.CDLL) -> tuple[ctypes.Array[ctypes.c_char], bytes]:
+    source, target = ctypes.create_string_buffer(b"rows", 4), ctypes.create_string_buffer(4)
+    assert runtime.cudaMemcpyAsync(target, source, ctypes.c_size_t(4), 4, None) == 0
+    runtime.cudaStreamSynchronize(None)
+    return target, source.raw
+
+
+def test_copies_and_calls_that_wait_are_counted(runtime: ctypes.CDLL) -> None:
+    target, rows = copy(runtime)
+    assert target.raw == rows
+    counts = stand_in.count()
+    assert (counts.copies, counts.copied_bytes) == (1, 4)
+    assert counts.synchronizing_calls == 2  # memory that is not page-locked, and the wait itself
+
+
+def test_a_copy_that_fails_loses_the_device_until_the_reset(runtime: ctypes.CDLL) -> None:
+    stand_in.fail_copy(2)
+    assert copy(runtime)[0].raw == b"rows"
+    assert copy(runtime)[0].raw == bytes(4)
+    assert runtime.cudaStreamSynchronize(None) == 700
+    stand_in.reset()
+    assert copy(runtime)[0].raw == b"rows"
+
+
+def test_nothing_runs_while_streams_are_paused(runtime: ctypes.CDLL) -> None:
+    source, target = ctypes.create_string_buffer(b"rows", 4), ctypes.create_string_buffer(4)
+    with stand_in.paused():
+        assert runtime.cudaMemcpyAsync(target, source, ctypes.c_size_t(4), 4, None) == 0
+        assert stand_in.count().copies == 0
+        assert target.raw == bytes(4)
+    runtime.cudaStreamSynchronize(None)
+    assert target.raw == b"rows"
+
+
+def test_page_locking_ends_at_the_limit(runtime: ctypes.CDLL) -> None:
+    stand_in.limit_locked_bytes(stand_in.count().locked_bytes + 4096)
+    memory, more = ctypes.c_void_p(), ctypes.c_void_p()
+    assert runtime.cudaHostAlloc(ctypes.byref(memory), ctypes.c_size_t(4096), 0) == 0
+    assert runtime.cudaHostAlloc(ctypes.byref(more), ctypes.c_size_t(1), 0) == 2
+    assert runtime.cudaFreeHost(memory) == 0
