@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from vitcache.device import streams
-from vitcache.device.streams import CpuTimeline, Event, make_timeline
+from vitcache.device.streams import CpuTimeline, Event, is_capturing, make_timeline
 
 
 def test_the_cpu_has_one_stream_that_is_always_done() -> None:
@@ -51,3 +53,79 @@ def test_events_are_asked_through_the_runtime_that_leaves_captures_alone(
         assert recorded.calls == [("is_done", 7), ("synchronize", 7)]
     else:
         assert recorded.calls == [("query",), ("synchronize",)]
+
+
+class Stream:
+    """A stream of CUDA that notes what it is given."""
+
+    def __init__(self, name: str, handle: int) -> None:
+        self.name, self.cuda_stream = name, handle
+        self.given: list[tuple[str, object]] = []
+
+
+class CudaEvent:
+    """A `torch.cuda.Event` in the streams' own notes."""
+
+    def __init__(self, **options: object) -> None:
+        self.options = options
+        self.cuda_event = 0
+
+    def record(self, stream: Stream) -> None:
+        stream.given.append(("record", self))
+
+    def wait(self, stream: Stream) -> None:
+        stream.given.append(("wait", self))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
+    """Streams of a CUDA device: the copy stream comes first, the last one is current."""
+    made = [Stream("copies", 7), Stream("default", 0), Stream("side", 9)]
+    fake = SimpleNamespace(
+        Stream=lambda device, priority: made[0],
+        Event=CudaEvent,
+        current_stream=lambda device: made[-1],
+        stream=lambda stream: f"{stream.name} is current",
+        synchronize=lambda device: made[0].given.append(("synchronize", device)),
+        is_current_stream_capturing=lambda: True,
+    )
+    monkeypatch.setattr(streams.torch, "cuda", fake)
+    return made
+
+
+DEVICE = torch.device("cuda", 1)
+
+
+def test_a_fence_is_recorded_on_the_stream_that_was_asked_for_and_waited_for_on_the_current_one(
+    cuda: list[Stream],
+) -> None:
+    timeline = make_timeline(DEVICE)
+    side = timeline.current()
+    cuda.append(cuda[1])
+    assert (side, timeline.current()) == (9, 0)
+    fence = timeline.record(side)
+    timeline.wait(fence)
+    copies, default, other = cuda[:3]
+    assert fence.stream == side
+    assert other.given == [("record", fence.event._event)]
+    assert default.given == [("wait", fence.event._event)]
+    assert copies.given == []
+    assert fence.event._event.options == {"blocking": True, "external": False}  # who waits for it sleeps
+
+
+def test_the_copy_stream_is_known_before_it_was_current(cuda: list[Stream]) -> None:
+    timeline = make_timeline(DEVICE)
+    assert timeline.copy_stream == 7
+    assert timeline.on_copy_stream() == "copies is current"
+    fence = timeline.record(timeline.copy_stream)
+    assert cuda[0].given == [("record", fence.event._event)]
+
+
+def test_the_whole_device_is_waited_for(cuda: list[Stream]) -> None:
+    make_timeline(DEVICE).synchronize()
+    assert cuda[0].given == [("synchronize", DEVICE)]
+
+
+def test_only_a_cuda_device_can_be_capturing(cuda: list[Stream]) -> None:
+    assert is_capturing(DEVICE)
+    assert not is_capturing(torch.device("cpu"))

@@ -258,7 +258,7 @@ def test_the_host_tier_is_page_locked_and_given_back(gpu):
 
 def test_memory_that_cannot_be_locked_is_an_error_that_no_later_call_sees(gpu, monkeypatch):
     if gpu.dry:
-        pytest.skip("nothing is locked on the CPU; tests/test_pages.py has the error")
+        pytest.skip("nothing is locked on the CPU; tests/pages/test_pinned.py has the error")
     real = torch.cuda.cudart()
 
     class LockedTwice:

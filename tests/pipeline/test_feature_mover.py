@@ -1,4 +1,4 @@
-"""Features at the seam between the pipeline and the ring; the rest is in test_pipeline_features.py."""
+"""Features at the seam between the pipeline and the ring; the rest is in test_features.py."""
 
 import torch
 
