@@ -228,7 +228,7 @@ bool Ring::retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold) {
   const Slot front = slots_.front();
   if (!front.submitted || !is_full(front)) return false;
   lock.unlock();
-  const bool passed = front.event == nullptr || runtime_->passed_or_lost(front.event.get());
+  const bool passed = front.event == nullptr || runtime_->is_done_or_lost(front.event.get());
   lock.lock();
   if (!passed) return false;
   // Another thread may have been faster, or a hold.

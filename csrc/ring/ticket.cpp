@@ -10,7 +10,7 @@ void Ticket::wait_source_read() const {
 }
 
 bool Ticket::is_over() const {
-  return source_read() && (last_ == nullptr || runtime_->passed_or_lost(last_.get()));
+  return source_read() && (last_ == nullptr || runtime_->is_done_or_lost(last_.get()));
 }
 
 void Ticket::wait(void* stream) const {

@@ -277,7 +277,7 @@ void CudaRuntime::synchronize(void* event) const {
   VITCACHE_CUDA_CALL(cudaEventSynchronize, event);
 }
 
-bool CudaRuntime::passed_or_lost(void* event) const {
+bool CudaRuntime::is_done_or_lost(void* event) const {
   // A single call may fail by itself. It is asked twice, as the memory is another's once this is true.
   for (int attempt = 0; attempt < 2; ++attempt) {
     try {

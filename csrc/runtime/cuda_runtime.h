@@ -141,7 +141,7 @@ class CudaRuntime {
 
   // Whether `event` has passed or never will, the device being lost: then every call fails, and nothing is
   // read or written any more.
-  bool passed_or_lost(void* event) const;
+  bool is_done_or_lost(void* event) const;
 
   // What `stream` is given from now on waits for what `event` was last recorded behind. An event that never
   // was is not waited for.

@@ -7,10 +7,8 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -22,6 +20,8 @@
 
 #include "ring/stream_copy.h"
 #include "stand_in/hooks.h"
+#include "stand_in/locked_memory.h"
+#include "stand_in/stream.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -48,93 +48,12 @@ thread_local int last_error = kSuccess;
 thread_local int current_device = 0;
 thread_local int capture_mode = 0;  // global, as CUDA's threads begin
 
-// One recording of an event. Whoever waits for it holds it, so a later recording changes nothing for them.
-struct Mark {
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool passed = false;
-
-  void pass() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    passed = true;
-    changed.notify_all();
-  }
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex);
-    changed.wait(lock, [this] { return passed; });
-  }
-  bool query() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return passed;
-  }
-};
-
-struct Event {
-  std::mutex mutex;
-  std::shared_ptr<Mark> mark;  // of the last recording
-
-  std::shared_ptr<Mark> get() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return mark;
-  }
-  void set(std::shared_ptr<Mark> recorded) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    mark = std::move(recorded);
-  }
-};
-
-class Stream {
- public:
-  Stream() {
-    std::thread([this] { run(); }).detach();
-  }
-
-  void push(std::function<void()> work) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    queue_.push_back(std::move(work));
-    changed_.notify_one();
-  }
-
-  // Destroys the stream once it has done what it was given.
-  void finish() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    finishing_ = true;
-    changed_.notify_one();
-  }
-
- private:
-  ~Stream() = default;
-
-  void run() {
-    while (true) {
-      std::function<void()> work;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [this] { return finishing_ || !queue_.empty(); });
-        if (queue_.empty()) break;
-        work = std::move(queue_.front());
-        queue_.pop_front();
-      }
-      wait_while_paused();
-      work();
-    }
-    delete this;
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> queue_;
-  bool finishing_ = false;
-};
-
 struct State {
   pid_t process = getpid();
   std::mutex mutex;
   std::set<Stream*> streams;
   std::map<Event*, std::shared_ptr<Event>> events;
-  std::map<std::uintptr_t, std::size_t> locked;  // address to bytes
-  std::set<std::uintptr_t> allocated;            // of those, what cudaHostAlloc gave
-  std::size_t locked_bytes = 0;
+  LockedMemory locked;
   Stream* legacy = nullptr;
 };
 
@@ -190,36 +109,15 @@ std::shared_ptr<Event> find_event(void* handle) {
   return found == state().events.end() ? nullptr : found->second;
 }
 
-bool is_locked(const void* memory, std::size_t bytes) {
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  auto found = state().locked.upper_bound(address);
-  if (found == state().locked.begin()) return false;
-  --found;
-  return address + bytes <= found->first + found->second;
-}
-
-// Enters page-locked memory.
-int lock_memory(std::uintptr_t address, std::size_t bytes, std::size_t limit) {
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  if (state().locked_bytes + bytes > limit) return kMemoryAllocation;
-  const auto next = state().locked.lower_bound(address);
-  if (next != state().locked.end() && next->first < address + bytes) return kAlreadyRegistered;
-  if (next != state().locked.begin() && std::prev(next)->first + std::prev(next)->second > address)
-    return kAlreadyRegistered;
-  state().locked.emplace(address, bytes);
-  state().locked_bytes += bytes;
-  return kSuccess;
-}
-
-bool unlock_memory(void* memory) {
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  const auto found = state().locked.find(address);
-  if (found == state().locked.end()) return false;
-  state().locked_bytes -= found->second;
-  state().locked.erase(found);
-  return true;
+int lock_memory(void* memory, std::size_t bytes) {
+  switch (state().locked.lock(memory, bytes, locked_limit())) {
+    case LockedMemory::Result::kLocked:
+      return kSuccess;
+    case LockedMemory::Result::kBeyondLimit:
+      return kMemoryAllocation;
+    default:
+      return kAlreadyRegistered;
+  }
 }
 
 void run_copy(void* destination, const void* source, std::size_t bytes) {
@@ -231,7 +129,8 @@ void run_copy(void* destination, const void* source, std::size_t bytes) {
 
 int push_copy(Stream* stream, void* destination, const void* source, std::size_t bytes) {
   // From or to memory that is not page-locked the runtime copies through a buffer of its own, and waits.
-  if (!is_locked(source, bytes) && !is_locked(destination, bytes)) count_synchronizing();
+  if (!state().locked.holds(source, bytes) && !state().locked.holds(destination, bytes))
+    count_synchronizing();
   stream->push([=] { run_copy(destination, source, bytes); });
   return kSuccess;
 }
@@ -253,7 +152,7 @@ void run_wait_value(const std::uint32_t* address, std::uint32_t value) {
 
 vitcache::stand_in::Alive vitcache::stand_in::count_alive() {
   const std::lock_guard<std::mutex> lock(state().mutex);
-  return {state().streams.size(), state().events.size(), state().locked_bytes};
+  return {state().streams.size(), state().events.size(), state().locked.bytes()};
 }
 
 EXPORT const char* cudaGetErrorName(int error) {
@@ -339,7 +238,7 @@ EXPORT int cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   constexpr std::size_t alignment = 4096;
   *memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (*memory == nullptr) return result(kMemoryAllocation);
-  const int status = lock_memory(reinterpret_cast<std::uintptr_t>(*memory), bytes, locked_limit());
+  const int status = lock_memory(*memory, bytes);
   if (status != kSuccess) std::free(*memory);
   return result(status);
 }
@@ -347,7 +246,7 @@ EXPORT int cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 EXPORT int cudaFreeHost(void* memory) {
   BEGIN_UNSAFE("cudaFreeHost", true);
   count_synchronizing();
-  if (!unlock_memory(memory)) return result(kInvalidValue);
+  if (!state().locked.unlock(memory)) return result(kInvalidValue);
   std::free(memory);
   return kSuccess;
 }
@@ -355,13 +254,13 @@ EXPORT int cudaFreeHost(void* memory) {
 EXPORT int cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
   BEGIN_UNSAFE("cudaHostRegister");
   count_synchronizing();
-  return result(lock_memory(reinterpret_cast<std::uintptr_t>(memory), bytes, locked_limit()));
+  return result(lock_memory(memory, bytes));
 }
 
 EXPORT int cudaHostUnregister(void* memory) {
   BEGIN_UNSAFE("cudaHostUnregister", true);
   count_synchronizing();
-  return result(unlock_memory(memory) ? kSuccess : kNotRegistered);
+  return result(state().locked.unlock(memory) ? kSuccess : kNotRegistered);
 }
 
 EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned) {
@@ -476,7 +375,7 @@ EXPORT int cuStreamWaitValue32_v2(void* stream, unsigned long long address, std:
   BEGIN("cuStreamWaitValue32_v2");
   Stream* found = find_stream(stream);
   const auto* awaited = reinterpret_cast<const std::uint32_t*>(address);
-  if (found == nullptr || !is_locked(awaited, sizeof *awaited)) return result(kInvalidValue);
+  if (found == nullptr || !state().locked.holds(awaited, sizeof *awaited)) return result(kInvalidValue);
   found->push([awaited, value] { run_wait_value(awaited, value); });
   return kSuccess;
 }

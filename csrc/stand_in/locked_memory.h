@@ -1,0 +1,30 @@
+// What is page-locked, as the stand-in keeps it: ranges that do not overlap. Any thread may call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+namespace vitcache::stand_in {
+
+class LockedMemory {
+ public:
+  enum class Result { kLocked, kBeyondLimit, kOverlaps };
+
+  Result lock(const void* memory, std::size_t bytes, std::size_t limit);
+
+  // Whether a range began there.
+  bool unlock(const void* memory);
+
+  bool holds(const void* memory, std::size_t bytes) const;
+
+  std::size_t bytes() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::uintptr_t, std::size_t> ranges_;  // address to bytes
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace vitcache::stand_in
