@@ -1,9 +1,11 @@
 """What importing the package costs and touches: asked in processes of their own, far from the checkout."""
 
+import ast
 import json
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,6 +78,48 @@ def test_every_public_name_is_there():
     assert set(vitcache.__all__) <= set(dir(vitcache))
     for name in set(vitcache.__all__) - ADAPTER_NAMES:
         assert getattr(vitcache, name) is not None
+
+
+def test_type_checkers_see_the_names_that_there_are():
+    tree = ast.parse(Path(vitcache.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module for node in block.body for alias in node.names if alias.name == alias.asname
+    }
+    assert seen == vitcache._MODULES
+
+
+@pytest.mark.parametrize("room", ["cache", "keys", "pages", "pipeline", "placement", "ring"])
+def test_a_room_gives_the_public_names_that_are_defined_in_it(room):
+    package = import_module(f"vitcache.{room}")
+    public = {name for name, module in vitcache._MODULES.items() if module.startswith(f"vitcache.{room}.")}
+    assert public <= set(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name).__module__.startswith(f"vitcache.{room}.")
+    with pytest.raises(AttributeError, match="no attribute 'Spam'"):
+        package.Spam  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("vitcache.adapters.transformers", "ChunkedPrefill"),
+        ("vitcache.adapters.transformers", "image_items"),
+        ("vitcache.adapters.transformers", "vision_pipeline"),
+        ("vitcache.adapters.distributed", "agree_over"),
+        ("vitcache.metrics", "CacheCollector"),
+        ("vitcache.bench.plot", "main"),
+        ("vitcache.cache", "EmbeddingCache"),
+        ("vitcache.pipeline", "VisionPipeline"),
+        ("vitcache.ring", "PinnedRing"),
+        ("vitcache.keys", "content_key"),
+        ("vitcache.placement", "scatter_embeddings"),
+    ],
+)
+def test_a_path_that_is_in_print_stays(module, name):
+    if module.startswith("vitcache.adapters.transformers"):
+        pytest.importorskip("transformers")
+    assert callable(getattr(import_module(module), name))
 
 
 def test_an_unknown_name_is_an_attribute_error():

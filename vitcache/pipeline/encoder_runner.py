@@ -42,7 +42,7 @@ class EncoderRunner:
         self._mover = mover
         self._max_rows = max_rows
         self._lock = threading.Lock()
-        self._last: Any = None  # an event behind the last turn
+        self._last: Any = None  # an event behind the last exclusive use
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
