@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from vitcache import PinnedRing
+from vitcache.bench.claims.producers import producers
 from vitcache.bench.harness.plot import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.standing_stream import standing_stream
 from vitcache.bench.harness.timing import Sample, Timer
-from vitcache.bench.traffic.producers import producers
 from vitcache.ring.pinned_ring import default_num_threads
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-// The prototypes of csrc/cuda_runtime.h against those of NVIDIA's headers. Nothing here runs.
+// The prototypes of csrc/runtime/cuda_runtime.h against those of NVIDIA's headers. Nothing here runs.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 

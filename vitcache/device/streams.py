@@ -166,6 +166,11 @@ class CudaTimeline:
         torch.cuda.synchronize(self._device)
 
 
+def record_event(device: torch.device) -> Any:
+    """Return an event behind all work of the current stream of a CUDA device; None on the CPU."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
 def is_capturing(device: torch.device) -> bool:
     """Whether the current stream records a CUDA graph for `device` instead of running its work."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.pipeline.feature_mover import FeatureMover, record_event
+from vitcache.device.streams import record_event
+from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import StepItem
 from vitcache.rows import DTYPE_NAMES, DTYPES

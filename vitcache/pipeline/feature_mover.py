@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcache.device.streams import record_event
 from vitcache.ring.arguments import as_source
 from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.ring.ticket import Ticket
@@ -112,11 +113,6 @@ class FeatureMover:
                     raise RuntimeError("the pipeline was closed")
                 self._ring = PinnedRing(RING_BYTES, backend="cuda", device=self.device)
             return self._ring
-
-
-def record_event(device: torch.device) -> Any:
-    """Return an event behind all work of the current stream of a CUDA device; None on the CPU."""
-    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def as_tensor(feature: Tensor | np.ndarray) -> Tensor:

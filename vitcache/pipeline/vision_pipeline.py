@@ -13,12 +13,13 @@ from torch import Tensor
 
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
 from vitcache.keys.content import content_key
 from vitcache.keys.threads import KeyThreads
 from vitcache.pages.lease import Lease
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
-from vitcache.pipeline.feature_mover import FeatureMover, record_event
+from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.lookup import Agree, look_up, look_up_together
 from vitcache.pipeline.plan import check_chunks, check_windows, plan
