@@ -1,9 +1,9 @@
 """``python -m vitcache.bench.frames``: Python frames of one step, and of one forward of an attached model.
 
-A frame costs some 50 ns before it does anything, and a file that a call comes through is one that its reader
-must open. Counted by `sys.setprofile`: a function, comprehension or generator that is entered or resumed is a
-frame, if its file lies under vitcache/. Python 3.12 and later have no frames for comprehensions, so numbers
-of one version compare.
+A file that a call comes through is one that its reader must open. Counted by `sys.setprofile` in the calling
+thread: a function, comprehension or generator that is entered or resumed is a frame, if its file lies under
+vitcache/, benches excepted. Python 3.12 and later have no frames for comprehensions: compare numbers of one
+version.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import vitcache
 from vitcache import Chunk, EmbeddingCache, Item, Items, Span, VisionPipeline
 
 PACKAGE = str(Path(vitcache.__file__).parent) + "/"
+BENCHES = PACKAGE + "bench/"  # where they are installed with the package
 ITEMS = (1, 32, 512)
 ROWS, WIDTH, PAGE_ROWS = 4, 8, 4
 
@@ -42,8 +43,9 @@ def count_frames(call: Callable[[], object]) -> Counter[str]:
     found: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            found[frame.f_code.co_filename.removeprefix(PACKAGE)] += 1
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(PACKAGE) and not file.startswith(BENCHES):
+            found[file.removeprefix(PACKAGE)] += 1
 
     before = sys.getprofile()
     sys.setprofile(note)

@@ -1,8 +1,9 @@
 """``python -m vitcache.bench.host_time``: host time to issue a placement on a GPU, measured without one.
 
-Everything that the host does is real, Triton's binder and compilation for sm_90 included; only the launch
-does nothing. Tensors are on the CPU, where the kernels' tables are read by nobody. What is missing is the
-driver's own part of a launch: the bench `scatter` measures the whole on a GPU.
+Lowering and checks are real, and so are Triton's binder and its compilation for sm_90; only the launch does
+nothing. Tensors are on the CPU, so these are lower bounds. What is missing: the driver's part of a launch,
+and what is asked of torch.cuda (the current device and stream, whether it captures, events behind leases).
+The bench `scatter` measures the whole on a GPU.
 """
 
 from __future__ import annotations

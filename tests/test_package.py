@@ -80,19 +80,24 @@ def test_every_public_name_is_there():
         assert getattr(vitcache, name) is not None
 
 
+def public_names():
+    """Every public name, and the module that defines it."""
+    return {name: module for module, names in vitcache._NAMES.items() for name in names}
+
+
 def test_type_checkers_see_the_names_that_there_are():
     tree = ast.parse(Path(vitcache.__file__).read_text())
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {
         alias.name: node.module for node in block.body for alias in node.names if alias.name == alias.asname
     }
-    assert seen == vitcache._MODULES
+    assert seen == public_names()
 
 
 @pytest.mark.parametrize("room", ["cache", "keys", "pages", "pipeline", "placement", "ring"])
 def test_a_room_gives_the_public_names_that_are_defined_in_it(room):
     package = import_module(f"vitcache.{room}")
-    public = {name for name, module in vitcache._MODULES.items() if module.startswith(f"vitcache.{room}.")}
+    public = {name for name, module in public_names().items() if module.startswith(f"vitcache.{room}.")}
     assert public <= set(package.__all__)
     for name in package.__all__:
         assert getattr(package, name).__module__.startswith(f"vitcache.{room}.")
@@ -120,6 +125,15 @@ def test_a_path_that_is_in_print_stays(module, name):
     if module.startswith("vitcache.adapters.transformers"):
         pytest.importorskip("transformers")
     assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.parametrize("name", ["Span", "Chunk", "Item", "Shadow", "Prefetch", "content_key", "KeyAliases"])
+def test_a_name_that_needs_no_native_module_comes_without_it(name, tmp_path):
+    code = (
+        "import json, sys; sys.modules['vitcache._native'] = None; import vitcache; "
+        f"vitcache.{name}; print(json.dumps('torch' in sys.modules))"
+    )
+    assert answer(code, tmp_path) is (name != "Prefetch")
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -4,10 +4,10 @@ Names are imported when they are first used, so that the command line can answer
 torch has loaded, and `info` works where torch does not.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitcache._version import __version__ as __version__
+from vitcache.lazy import lazy_names
 
 if TYPE_CHECKING:  # the table below, for type checkers
     from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
@@ -84,17 +84,9 @@ _NAMES = {
     "vitcache.ring.pinned_ring": ("PinnedRing",),
     "vitcache.ring.ticket": ("Ticket",),
 }
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])
 
-__all__ = sorted([*_MODULES, "__version__"])
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'vitcache' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _NAMES)
 
 
 def __dir__() -> list[str]:

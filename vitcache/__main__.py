@@ -8,7 +8,7 @@ from importlib import import_module
 # Each module has add_arguments(parser) and run(args) -> exit code; it is imported only for its own command.
 COMMANDS = {
     "demo": ("vitcache.demo", "a chat about photographs, through a stock model and through vitcache"),
-    "bench": ("vitcache.bench.harness.run", "measure what vitcache claims"),
+    "bench": ("vitcache.bench.run", "measure what vitcache claims"),
     "memory": ("vitcache.bench.traffic.memory", "say how much memory a trace of image requests needs"),
     "info": ("vitcache.info", "say what this build and this machine have and lack"),
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vitcache import PinnedRing
 from vitcache.bench.claims.producers import producers
-from vitcache.bench.harness.plot import draw_ratios
+from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.standing_stream import standing_stream
 from vitcache.bench.harness.timing import Sample, Timer

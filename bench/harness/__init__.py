@@ -1,1 +1,1 @@
-"""What every bench runs on: cases, timing, records, plots, and the command."""
+"""What every bench runs on: cases, timing, records, plots."""

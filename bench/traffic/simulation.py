@@ -58,12 +58,14 @@ class Tier:
         """Note a hit."""
         self._policy.touch(key)
 
-    def take(self, pages: int) -> list[tuple[bytes, int]]:
-        """Take pages, which can be had; return what went for them and is worth keeping, with its pages."""
-        kept = []
-        for victim in self._victims(pages - self.num_free):
-            if self._policy.is_kept(victim):
-                kept.append((victim, self._pages[victim]))
+    def take(self, pages: int, *, in_order: bool) -> list[tuple[bytes, int]]:
+        """Take pages, which can be had; return what went for them and is worth keeping, with its pages.
+
+        The last to go comes first. `in_order`: a policy, which learns from it, sees the first one go first.
+        """
+        victims = self._victims(pages - self.num_free)
+        kept = [(victim, self._pages[victim]) for victim in victims if self._policy.is_kept(victim)]
+        for victim in reversed(victims) if in_order else victims:
             self._policy.evict(victim)
             self.num_free += self._pages.pop(victim)
         self.num_free -= pages
@@ -120,9 +122,9 @@ def simulate(
         outcome.inserted_pages += pages
         demoted: list[tuple[bytes, int]] = []
         room = host_pages
-        for victim, size in device.take(pages):
+        for victim, size in device.take(pages, in_order=True):  # in each tier as the cache's ledger does
             if size <= room:  # what is on its way there already cannot go
-                host.take(size)
+                host.take(size, in_order=False)
                 room -= size
                 demoted.append((victim, size))
                 outcome.written_pages += size

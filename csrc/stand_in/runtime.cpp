@@ -9,12 +9,10 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
-#include <string>
 #include <thread>
 #include <utility>
 
@@ -368,6 +366,14 @@ EXPORT int cudaMemcpyBatchAsync(void* const* destinations, const void* const* so
   Stream* found = stream == nullptr ? nullptr : find_stream(stream);
   if (found == nullptr) return result(kInvalidHandle);
   for (std::size_t i = 0; i < count; ++i) push_copy(found, destinations[i], sources[i], bytes[i]);
+  return kSuccess;
+}
+
+EXPORT int cudaLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
+  BEGIN("cudaLaunchHostFunc");
+  Stream* found = find_stream(stream);
+  if (found == nullptr) return result(kInvalidHandle);
+  found->push([=] { function(data); });
   return kSuccess;
 }
 

@@ -17,10 +17,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
 
 from vitcache import EmbeddingCache
+from vitcache.bench import plot, run
 from vitcache.bench.chats.digits import HELD_OUT, NAMES, Card, deal, load_cards
 from vitcache.bench.chats.reader import SIZE, build_reader, teach
 from vitcache.bench.claims import bench_accuracy
-from vitcache.bench.harness import plot, run
 from vitcache.bench.harness.record import Recorder
 from vitcache.demo.model import build_processor
 

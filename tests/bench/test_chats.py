@@ -18,10 +18,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("PIL")
 
 from vitcache import Chunk, VisionPipeline
+from vitcache.bench import plot, run
 from vitcache.bench.chats import engines, sides
 from vitcache.bench.chats.chat import Chat, Tower, load_model
 from vitcache.bench.claims import bench_limit, bench_multiturn, step
-from vitcache.bench.harness import plot, run, timeline
+from vitcache.bench.harness import timeline
 from vitcache.bench.harness.record import FIELDS
 
 pytestmark = pytest.mark.transformers

@@ -9,9 +9,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from vitcache.bench import plot, run
 from vitcache.bench.chats import contenders
 from vitcache.bench.claims import bench_cache, bench_keys, bench_placement, bench_ring
-from vitcache.bench.harness import plot, published, run, tune
+from vitcache.bench.harness import published, tune
 from vitcache.bench.harness.record import FIELDS, Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES
 from vitcache.bench.harness.timing import Sample

@@ -15,33 +15,33 @@ KEY = b"k" * 32
 
 
 def test_the_first_claim_is_the_callers_and_the_next_is_not() -> None:
-    pending = Claims()
-    first, second = pending.claim(KEY), pending.claim(KEY)
-    assert (first.is_mine, second.is_mine, len(pending)) == (True, False, 1)
+    claims = Claims()
+    first, second = claims.claim(KEY), claims.claim(KEY)
+    assert (first.is_mine, second.is_mine, len(claims)) == (True, False, 1)
     assert not second.wait(timeout_s=0)
     first.release()
     assert second.wait()
-    assert len(pending) == 0
+    assert len(claims) == 0
 
 
 def test_a_second_release_gives_back_nothing_of_another() -> None:
-    pending = Claims()
-    first = pending.claim(KEY)
+    claims = Claims()
+    first = claims.claim(KEY)
     first.release()
-    second = pending.claim(KEY)
+    second = claims.claim(KEY)
     first.release()
     del first
     assert second.is_mine
-    assert not pending.claim(KEY).is_mine
+    assert not claims.claim(KEY).is_mine
 
 
 def test_a_forgotten_claim_is_given_back() -> None:
-    pending = Claims()
-    first = pending.claim(KEY)
-    second = pending.claim(KEY)
+    claims = Claims()
+    first = claims.claim(KEY)
+    second = claims.claim(KEY)
     del first
     assert second.wait(timeout_s=0)
-    assert pending.claim(KEY).is_mine
+    assert claims.claim(KEY).is_mine
 
 
 def test_nobody_waits_for_a_claim_of_his_own() -> None:

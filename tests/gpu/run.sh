@@ -77,7 +77,8 @@ gpu_tests() {
   local options=(--durations=10)
   ! "$python" -c 'import xdist' 2>/dev/null || options+=(-n 1 --max-worker-restart 3)
   [[ -n $dry ]] || options+=(-o timeout=90 -o faulthandler_timeout=80)
-  "$python" -m pytest tests/gpu tests/placement tests/pages/test_reservation.py tests/ring/test_pinned_ring.py \
+  "$python" -m pytest tests/gpu tests/placement tests/triton_kernels tests/pages/test_reservation.py \
+    tests/ring/test_pinned_ring.py \
     -m gpu "${options[@]}" -o timeout_method=thread --junitxml="$results/gpu-tests.xml"
 }
 
@@ -92,7 +93,7 @@ sanitize_with() {
 sanitize() {
   [[ -z $dry ]] || { gpu_tests; return; }
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH"; return 1; }
-  local code=0 kernels=(tests/placement/test_gpu_kernels{,_store}.py)
+  local code=0 kernels=(tests/triton_kernels/test_launchers.py tests/placement/test_gpu_kernels{,_store}.py)
   # What launches kernels of this package, and not at sizes for a GPU: every access is checked, which takes long.
   # Without torch's cache every tensor is an allocation of its own, so that a read past its end is seen.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize_with memcheck \

@@ -6,8 +6,12 @@ A wheel's cannot. So tests that are run from an sdist against an installed wheel
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
+
+import pytest
 
 from vitcache.testing import stand_in
 
@@ -23,7 +27,16 @@ def provide() -> None:
 
 def build() -> Path:
     """Build it; return its file."""
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
+    if cmake is None:
+        raise pytest.UsageError(
+            "the installed stand-in for the CUDA runtime has no faults to inject, and there is no cmake to build "
+            "one that has: pip install cmake, or build with CMAKE_ARGS=-DVITCACHE_STAND_IN_FAULTS=ON"
+        )
     options = ["-DVITCACHE_STAND_IN_FAULTS=ON", "-DCMAKE_BUILD_TYPE=Release"]
-    subprocess.run(["cmake", "-S", ROOT, "-B", BUILD, *options], check=True)
-    subprocess.run(["cmake", "--build", BUILD, "--target", "vitcache_host_runtime"], check=True)
+    try:
+        subprocess.run([cmake, "-S", ROOT, "-B", BUILD, *options], check=True)
+        subprocess.run([cmake, "--build", BUILD, "--target", "vitcache_host_runtime"], check=True)
+    except subprocess.CalledProcessError as error:
+        raise pytest.UsageError(f"the stand-in for the CUDA runtime could not be built: {error}") from error
     return BUILD / "libvitcache_host_runtime.so"

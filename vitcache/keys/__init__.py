@@ -1,7 +1,21 @@
 """Content keys: what is hashed, on which threads, and what a file's key stands for."""
 
-from vitcache.keys.aliases import Alias, KeyAliases
-from vitcache.keys.content import Namespace, content_key
-from vitcache.keys.threads import KeyedFeature, KeyThreads
+from typing import TYPE_CHECKING
+
+from vitcache.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vitcache.keys.aliases import Alias, KeyAliases
+    from vitcache.keys.content import Namespace, content_key
+    from vitcache.keys.threads import KeyedFeature, KeyThreads
 
 __all__ = ["Alias", "KeyAliases", "KeyThreads", "KeyedFeature", "Namespace", "content_key"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "vitcache.keys.aliases": ("Alias", "KeyAliases"),
+        "vitcache.keys.content": ("Namespace", "content_key"),
+        "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
+    },
+)

@@ -1,6 +1,19 @@
 """Memory in pages, and the handles on it: entries, leases, reservations."""
 
-from vitcache.pages.lease import Lease
-from vitcache.pages.reservation import Reservation
+from typing import TYPE_CHECKING
+
+from vitcache.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vitcache.pages.lease import Lease
+    from vitcache.pages.reservation import Reservation
 
 __all__ = ["Lease", "Reservation"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "vitcache.pages.lease": ("Lease",),
+        "vitcache.pages.reservation": ("Reservation",),
+    },
+)

@@ -1,14 +1,19 @@
 """Placement: rows of images into `inputs_embeds`, checked, lowered, and written by the device at hand."""
 
-from vitcache.placement.ops import embed_tokens, scatter_embeddings
-from vitcache.placement.placement_table import PlacementTable
-from vitcache.placement.spans import (
-    Span,
-    clip_spans,
-    spans_from_inclusive,
-    spans_from_placeholder,
-    spans_from_token_ids,
-)
+from typing import TYPE_CHECKING
+
+from vitcache.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vitcache.placement.ops import embed_tokens, scatter_embeddings
+    from vitcache.placement.placement_table import PlacementTable
+    from vitcache.placement.spans import (
+        Span,
+        clip_spans,
+        spans_from_inclusive,
+        spans_from_placeholder,
+        spans_from_token_ids,
+    )
 
 __all__ = [
     "PlacementTable",
@@ -20,3 +25,18 @@ __all__ = [
     "spans_from_placeholder",
     "spans_from_token_ids",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "vitcache.placement.ops": ("embed_tokens", "scatter_embeddings"),
+        "vitcache.placement.placement_table": ("PlacementTable",),
+        "vitcache.placement.spans": (
+            "Span",
+            "clip_spans",
+            "spans_from_inclusive",
+            "spans_from_placeholder",
+            "spans_from_token_ids",
+        ),
+    },
+)

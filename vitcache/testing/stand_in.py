@@ -71,6 +71,10 @@ def has_controls() -> bool:
 
 @cache
 def _library() -> ctypes.CDLL:
+    if not has_controls():
+        raise RuntimeError(
+            f"{_path()} was built without VITCACHE_STAND_IN_FAULTS: it can neither be stopped nor counted"
+        )
     library = ctypes.CDLL(_path())
     library.vitcache_host_count.restype = Counts
     library.vitcache_host_limit_locked_bytes.argtypes = [ctypes.c_size_t]
@@ -79,8 +83,7 @@ def _library() -> ctypes.CDLL:
 
 def _path() -> str:
     spec = find_spec("vitcache._host_runtime")
-    installed = None if spec is None else spec.origin
-    path = os.environ.get("VITCACHE_STAND_IN", installed)
+    path = os.environ.get("VITCACHE_STAND_IN") or (None if spec is None else spec.origin)
     if path is None:
         raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
     return path

@@ -1,38 +1,14 @@
-"""Draw a bench's JSON file.
-
-Bars per case and contender as multiples of the limit, which is the line at 1, unless the bench has a `draw`
-of its own. ``python -m vitcache.bench.plot bench/results/placement-*.json`` writes a PNG beside each file.
-"""
+"""Bars per case and contender, as multiples of a limit."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from vitcache.bench.harness import timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # The first of these that a file has a ratio of is drawn.
 METRICS = ("device_us", "done_us", "host_us")
-
-
-def plot(path: Path) -> Path:
-    """Write ``<file>.png`` from the rows of a bench, or the trace of a timeline; nothing else is read."""
-    if path.name.endswith(timeline.SUFFIX):
-        return timeline.draw(path)
-    rows = json.loads(path.read_text())
-    if not rows:
-        raise ValueError(f"{path} has no ratio to draw")
-    bench = import_module(f"vitcache.bench.claims.bench_{rows[0]['bench']}")
-    figure = getattr(bench, "draw", draw_ratios)(rows)
-    target = path.with_suffix(".png")
-    figure.savefig(target, dpi=120)
-    return target
 
 
 def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
@@ -65,15 +41,3 @@ def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
     axes.set_title(f"{rows[0]['bench']}, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
     axes.legend(fontsize=8)
     return figure
-
-
-def main() -> None:
-    """Plot every file that is named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
-    for path in parser.parse_args().files:
-        print(plot(path))
-
-
-if __name__ == "__main__":
-    main()
