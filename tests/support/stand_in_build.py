@@ -30,8 +30,8 @@ def build() -> Path:
     cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
     if cmake is None:
         raise pytest.UsageError(
-            "the installed stand-in for the CUDA runtime has no faults to inject, and there is no cmake to build "
-            "one that has: pip install cmake, or build with CMAKE_ARGS=-DVITCACHE_STAND_IN_FAULTS=ON"
+            "the installed stand-in for the CUDA runtime has no faults to inject, and there is no cmake to "
+            "build one that has: pip install cmake, or build with CMAKE_ARGS=-DVITCACHE_STAND_IN_FAULTS=ON"
         )
     options = ["-DVITCACHE_STAND_IN_FAULTS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     try:
