@@ -148,7 +148,12 @@ def test_bad_options_are_named():
             PinnedRing(capacity, backend="host")
     with PinnedRing(257, backend="host", piece_bytes=sys.maxsize) as ring:
         assert ring.capacity_bytes == ring.stats().capacity_bytes >= 4096
-    assert 1 <= default_num_threads() <= 12
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 3), (8, 6), (16, 12), (64, 12)])
+def test_three_quarters_of_the_cores_fill_and_no_more_than_twelve(cores, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert default_num_threads() == threads
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
