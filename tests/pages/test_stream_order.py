@@ -193,3 +193,11 @@ def test_a_join_waits_for_other_streams_alone(notes: Notes) -> None:
     assert [other.stream for _, other in notes.waits] == ["b"]
     assert fence == notes.recorded[-1]
     assert fence.stream == "a"
+
+
+def test_pages_can_be_written_again_behind_their_writing_and_every_reading(pool: PagePool) -> None:
+    pages, _ = pool.take(1)
+    entry = Entry(b"k" * 32, 2, 1.0, pool, pages, WRITTEN)
+    assert entry.fences() == (WRITTEN,)
+    entry.reads = {stream: Fence(stream, None) for stream in ("a", "b")}
+    assert entry.fences() == (WRITTEN, Fence("a", None), Fence("b", None))
