@@ -204,3 +204,11 @@ def test_an_entry_in_use_is_never_evicted() -> None:
         assert cache.put(KEYS[number], make_rows(2))
         assert torch.equal(lease.to_tensor(), make_rows(1, 5.0))
     assert present(cache) == [0, 9]
+
+
+def test_releases_that_no_other_call_follows_are_taken_back_in_batches() -> None:
+    cache = make_cache(1)
+    cache.put(KEYS[0], make_rows(1))
+    for _ in range(1000):
+        cache.get(KEYS[0]).release()  # type: ignore[union-attr]
+    assert len(cache._coordinator.handle.releases.queue) <= 64

@@ -212,10 +212,3 @@ def test_a_lease_outlives_the_forgotten_cache() -> None:
     gc.collect()
     assert torch.equal(lease.to_tensor(), ROWS)
     lease.release()
-
-
-def test_releases_that_no_other_call_follows_are_taken_back_in_batches(cache: EmbeddingCache) -> None:
-    for _ in range(1000):
-        get(cache).release()
-    assert len(cache._coordinator.handle.releases.queue) <= 64
-    assert cache.stats().leased_pages == 0
