@@ -1,0 +1,130 @@
+"""What a step keeps count of: room for moved features, errors in order, claims, promotions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+from vitcache.cache.claims import Claim
+from vitcache.pipeline.feature_mover import Moved
+from vitcache.pipeline.plan import plan
+from vitcache.pipeline.prefetched_features import PrefetchedFeatures
+from vitcache.pipeline.results import list_errors
+from vitcache.pipeline.step_item import merge_equal, one_per_object
+
+WIDTH = 4
+KEYS = [bytes([number]) * 32 for number in range(4)]
+WEIGHT, IDS = torch.zeros(2, WIDTH), torch.zeros(8, dtype=torch.int64)
+
+
+def feature(num_bytes: int) -> Moved:
+    return Moved(torch.zeros(num_bytes, dtype=torch.uint8))
+
+
+def test_features_that_were_taken_make_room_for_others() -> None:
+    features = PrefetchedFeatures(most_bytes=10)
+    features.add("a", feature(6), owner := object())
+    assert features.has_room  # the last one may go beyond the limit
+    features.add("b", feature(6), owner)
+    assert not features.has_room
+    assert features.take("a") is not None
+    assert features.take("a") is None
+    assert features.has_room
+    features.add("c", feature(6), owner)
+    assert not features.has_room
+
+
+def test_features_that_their_owner_drops_make_room_and_others_stay() -> None:
+    features = PrefetchedFeatures(most_bytes=10)
+    mine, other = object(), object()
+    for name, owner in (("a", mine), ("b", other), ("c", mine)):
+        features.add(name, feature(5), owner)
+    features.drop(mine)
+    assert [name in features for name in "abc"] == [False, True, False]
+    assert features.has_room
+    features.clear()
+    assert len(features) == 0
+    features.add("d", feature(9), mine)
+    assert features.has_room
+
+
+def test_a_feature_that_waits_already_is_not_counted_twice() -> None:
+    features = PrefetchedFeatures(most_bytes=10)
+    first = feature(6)
+    features.add("a", first, object())
+    features.add("a", feature(6), object())
+    assert features.has_room
+    assert features.take("a") is first
+
+
+def test_errors_come_by_chunk_and_item_with_one_for_each_occurrence() -> None:
+    chunks = [
+        Chunk([Item(None, Span(2, 1), key=KEYS[0]), Item(None, Span(0, 1), key=KEYS[1])], 0, 4, 0),
+        Chunk([Item(None, Span(0, 1), key=KEYS[1]), Item(None, Span(1, 1), key=KEYS[2])], 0, 4, 4),
+    ]
+    step_items = one_per_object(plan(chunks))
+    for step_item in step_items:
+        step_item.key = step_item.item.key
+    merged = merge_equal(step_items)
+    for step_item in merged:
+        if step_item.key != KEYS[2]:
+            step_item.fail(ValueError("wrong"), found=7)
+    assert [(error.chunk, error.item, error.expected, error.found) for error in list_errors(merged)] == [
+        (0, 0, 1, 7),
+        (0, 1, 1, 7),
+        (1, 0, 1, 7),
+    ]
+
+
+def make_cache(device_pages: int, host_pages: int = 0) -> EmbeddingCache:
+    page = WIDTH * 4
+    return EmbeddingCache(
+        WIDTH,
+        dtype=torch.float32,
+        device="cpu",
+        device_bytes=device_pages * page,
+        host_bytes=host_pages * page,
+        page_rows=1,
+    )
+
+
+def chunk(*keys: bytes) -> list[Chunk]:
+    items = [Item(torch.ones(1), Span(token, 1), key=key) for token, key in enumerate(keys)]
+    return [Chunk(items, 0, len(IDS))]
+
+
+def test_what_another_has_entered_since_the_look_up_is_no_longer_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, held = make_cache(4), []
+    claim = cache.claim
+
+    def enter_and_claim(key: bytes) -> Claim:
+        if key == KEYS[0]:
+            cache.put(key, torch.full((1, WIDTH), 5.0))
+        return claim(key)
+
+    def encode(features: list[Any], items: list[Item]) -> torch.Tensor:
+        held.append([key for key in KEYS if not claim(key).is_mine])
+        return torch.full((len(items), WIDTH), 7.0)
+
+    monkeypatch.setattr(cache, "claim", enter_and_claim)
+    with VisionPipeline(encode, cache) as pipeline:
+        rows, errors = pipeline.embed(chunk(KEYS[0], KEYS[1]), IDS, WEIGHT)
+    assert errors == []
+    assert rows[:2, 0].tolist() == [5.0, 7.0]
+    assert held == [[KEYS[1]]]
+
+
+def test_an_entry_of_the_host_tier_is_promoted_by_its_second_hit_there() -> None:
+    cache = make_cache(device_pages=1, host_pages=2)
+    for number in (0, 1):  # the second one pushes the first one to the host tier
+        cache.put(KEYS[number], torch.full((1, WIDTH), float(number + 1)))
+    with VisionPipeline(lambda features, items: None, cache) as pipeline:  # type: ignore[arg-type,return-value]
+        for promotions in (0, 1):
+            rows, errors = pipeline.embed(chunk(KEYS[0]), IDS, WEIGHT)
+            assert (errors, rows[0, 0].item()) == ([], 1.0)
+            assert cache.stats().promotions == promotions

@@ -1,0 +1,35 @@
+"""Ids of text tokens on the CPU: one that is no row of the weight is an error, and nothing was written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from placement_cases import poisoned
+
+from vitcache import EmbeddingCache, embed_tokens
+
+WIDTH = 8
+
+
+@pytest.mark.parametrize("bad", [-1, 5, 1 << 40])
+@pytest.mark.parametrize("scale", [None, 0.5], ids=["moved as bits", "by the reference"])
+def test_nothing_is_written_where_an_id_is_no_row(bad: int, scale: float | None) -> None:
+    weight, rows = torch.randn(5, WIDTH), torch.randn(2, WIDTH)
+    out = poisoned(4, WIDTH, dtype=weight.dtype)
+    with pytest.raises(IndexError, match=rf"input_ids\[3\] is {bad}, the weight has 5 rows"):
+        embed_tokens(torch.tensor([0, 99, 99, bad]), weight, [rows], [1], out=out, scale=scale)
+    assert out.isnan().all()
+
+
+def test_no_page_is_written_either() -> None:
+    cache = EmbeddingCache(WIDTH, dtype=torch.float32, device="cpu", device_bytes=2 * WIDTH * 4, page_rows=1)
+    weight, rows = torch.randn(5, WIDTH), torch.randn(2, WIDTH)
+    with cache.reserve(bytes(32), 2) as reservation:  # type: ignore[union-attr]
+        for segment in reservation.segments():
+            segment.fill_(float("nan"))
+        with pytest.raises(IndexError, match=r"input_ids\[0\] is 7"):
+            embed_tokens(torch.tensor([7, 0, 0]), weight, [rows], [1], store=[reservation])
+        assert reservation.to_tensor().isnan().all()
+        built = embed_tokens(torch.tensor([4, 0, 0]), weight, [rows], [1], store=[reservation])
+        assert torch.equal(built, torch.stack([weight[4], *rows]))
+        assert torch.equal(reservation.to_tensor(), rows)
