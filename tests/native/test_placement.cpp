@@ -125,6 +125,14 @@ void sources_in_the_destination_are_found() {
                "shares memory");
   CHECK_THROWS(placement.check_apart(900, 1001, 16, 16, kElements), std::invalid_argument,
                "item 0 shares memory");
+  // Pages 3, 1 and 5 of two rows: rows 2 to 11 of the pool, its last page too.
+  Placement paged;
+  paged.add_source(Source::paged(2000, 16, 5, kFloat32, false, {3, 1, 5}, 2));
+  paged.add_run({0, 0, 5, 0});
+  paged.check_apart(1000, 2032, 16, 16, kElements);
+  paged.check_apart(2192, 3000, 16, 16, kElements);
+  CHECK_THROWS(paged.check_apart(1000, 2033, 16, 16, kElements), std::invalid_argument, "shares memory");
+  CHECK_THROWS(paged.check_apart(2191, 3000, 16, 16, kElements), std::invalid_argument, "shares memory");
 }
 
 void every_row_that_is_stored_has_its_page_once() {
