@@ -26,9 +26,10 @@ def forward(input_ids: torch.Tensor, images: list[torch.Tensor]) -> torch.Tensor
         key = vitcache.content_key(image, namespace=namespace)
         lease = cache.get(key, num_rows=len(image) // 4)
         if lease is None:
-            epoch = cache.epoch
-            fresh = vision_tower(image)
-            cache.put(key, fresh, epoch=epoch)
+            # Threads that share a cache wait where the claim is not `is_mine`: see `vitcache.Claim`.
+            with cache.claim(key) as claim:
+                fresh = vision_tower(image)
+                claim.put(fresh)
         rows.append(lease or fresh)
     inputs_embeds = vitcache.embed_tokens(input_ids.to(device), weight, rows, spans)
     for lease in rows:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from pipeline_scene import HIDDEN, make_cache
 
-from vitcache.cache.claims import Claims
+from vitcache.cache.claims import Claim, Claims
 
 KEY = b"k" * 32
 
 
+def claim_of(claims: Claims) -> Claim:
+    return claims.claim(KEY, 0, make_cache())
+
+
 def test_the_first_claim_is_the_callers_and_the_next_is_not() -> None:
     claims = Claims()
-    first, second = claims.claim(KEY), claims.claim(KEY)
+    first, second = claim_of(claims), claim_of(claims)
     assert (first.is_mine, second.is_mine, len(claims)) == (True, False, 1)
     assert not second.wait(timeout_s=0)
     first.release()
@@ -26,26 +31,26 @@ def test_the_first_claim_is_the_callers_and_the_next_is_not() -> None:
 
 def test_a_second_release_gives_back_nothing_of_another() -> None:
     claims = Claims()
-    first = claims.claim(KEY)
+    first = claim_of(claims)
     first.release()
-    second = claims.claim(KEY)
+    second = claim_of(claims)
     first.release()
     del first
     assert second.is_mine
-    assert not claims.claim(KEY).is_mine
+    assert not claim_of(claims).is_mine
 
 
 def test_a_forgotten_claim_is_given_back() -> None:
     claims = Claims()
-    first = claims.claim(KEY)
-    second = claims.claim(KEY)
+    first = claim_of(claims)
+    second = claim_of(claims)
     del first
     assert second.wait(timeout_s=0)
-    assert claims.claim(KEY).is_mine
+    assert claim_of(claims).is_mine
 
 
 def test_nobody_waits_for_a_claim_of_his_own() -> None:
-    with Claims().claim(KEY) as claim, pytest.raises(RuntimeError, match="the caller's own"):
+    with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="the caller's own"):
         claim.wait()
 
 
@@ -55,6 +60,35 @@ def test_a_claim_of_an_earlier_epoch_stops_nobody() -> None:
     cache.advance_epoch()
     assert old.is_mine
     assert cache.claim(KEY).is_mine
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+def test_rows_are_entered_through_a_claim_in_the_epoch_of_the_claim(is_released: bool) -> None:
+    cache, rows = make_cache(), torch.ones(3, HIDDEN)
+    claim = cache.claim(KEY)
+    assert (claim.key, claim.epoch) == (KEY, 0)
+    if is_released:
+        claim.release()
+    assert claim.put(rows)
+    assert KEY in cache
+    cache.advance_epoch()
+    assert not claim.put(rows)
+    assert claim.reserve(3) is None
+    with cache.claim(KEY) as later, later.reserve(3, encode_ms=2.0) as reservation:
+        reservation.write(rows)
+        assert later.epoch == 1
+        assert reservation.commit()
+    with cache.get(KEY):
+        assert cache.stats().device.saved_ms == 2.0
+
+
+def test_a_claim_keeps_no_cache_that_nobody_has() -> None:
+    cache = make_cache()
+    gone = weakref.ref(cache)
+    with cache.claim(KEY):
+        pass
+    del cache
+    assert gone() is None
 
 
 @pytest.mark.parametrize("failures", [0, 1, 5])
@@ -81,7 +115,7 @@ def test_threads_encode_once_and_hand_over_when_a_producer_fails(failures: int) 
                     fails = len(encodes) <= failures
                 if fails:
                     return False
-                cache.put(KEY, torch.ones(3, HIDDEN))
+                assert claim.put(torch.ones(3, HIDDEN))
 
     with ThreadPoolExecutor(8) as pool:
         served = [future.result(60) for future in [pool.submit(serve) for _ in range(8)]]

@@ -151,7 +151,7 @@ class EmbeddingCache:
             which takes a page.
         epoch
             `EmbeddingCache.epoch` as it was before the rows were encoded: if it has changed since, they are
-            outdated and not admitted. None: they are of the current one.
+            outdated and not admitted. None: they are of the current one. `Claim.put` passes the claim's.
         encode_ms
             What a hit will save, for policies that look at costs. None: taken to grow with the rows.
 
@@ -362,8 +362,8 @@ class EmbeddingCache:
         Returns
         -------
         Claim
-            With `is_mine`: encode the item, `put` its rows, release the claim. Else wait for it, and look up
-            again. Claims of an earlier epoch are none of this one's.
+            With `is_mine`: encode the item, `Claim.put` its rows, release the claim. Else wait for it, and
+            look up again. Claims of an earlier epoch are none of this one's.
 
         Raises
         ------
@@ -371,7 +371,7 @@ class EmbeddingCache:
             As `get`.
         """
         check_key(key)
-        return self._claims.claim((self.epoch, key))
+        return self._claims.claim(key, self.epoch, self)
 
     @property
     def epoch(self) -> int:

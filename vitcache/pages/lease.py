@@ -160,11 +160,7 @@ class Lease:
 
     def release(self) -> None:
         """Give up the pages. A second call does nothing."""
-        try:
-            entry = self._pin.pop()
-        except IndexError:
-            return
-        self._handle.releases.add((entry, self._streams))
+        release_all([self])
 
     def __enter__(self) -> Lease:
         self._entry()
@@ -203,3 +199,14 @@ def use_all(leases: Iterable[Lease]) -> None:
             if entry.written.stream != stream:
                 timeline.wait(entry.written)
             lease._streams |= {stream}
+
+
+def release_all(leases: list[Lease]) -> None:
+    """`Lease.release` of many, which are taken out of the list."""
+    for lease in leases:
+        try:
+            entry = lease._pin.pop()
+        except IndexError:  # it was released before
+            continue
+        lease._handle.releases.add((entry, lease._streams))
+    leases.clear()

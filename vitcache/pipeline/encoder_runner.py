@@ -62,33 +62,28 @@ class EncoderRunner:
         batches: list[list[StepItem]] = []
         room = 0
         for step_item in step_items:
-            if not batches or step_item.item.num_rows > room:
+            if not batches or step_item.num_rows > room:
                 batches.append([])
                 room = self._max_rows
             batches[-1].append(step_item)
-            room -= step_item.item.num_rows
+            room -= step_item.num_rows
         return batches
 
-    def run(self, step_items: Sequence[StepItem], epoch: int) -> None:
+    def run(self, step_items: Sequence[StepItem]) -> None:
         """Encode all step items, in the caller's `exclusive`; each has `rows` or `error` when this returns.
 
         The rows of the last micro-batch are as the encoder gave them. It may use its memory again in the next
         call, so those of earlier ones are written to pages, or copied where the cache has no room.
-
-        Parameters
-        ----------
-        epoch
-            Of the cache, before anything that the rows depend on was read.
         """
         batches = self.batches(step_items)
         fresh: list[StepItem] = []
         self.start(batches[0] if batches else [])
-        self._cache.expect([step_item.item.num_rows for step_item in step_items if step_item.key is not None])
+        self._cache.expect([step_item.num_rows for step_item in step_items if step_item.claim is not None])
         for number, batch in enumerate(batches):
             # The copies of the next features run while these are encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
-            self.store_fresh(fresh, epoch)
-            fresh = self._run_batch([step_item for step_item in batch if step_item.error is None], epoch)
+            self.store_fresh(fresh)
+            fresh = self._run_batch([step_item for step_item in batch if step_item.error is None])
             for step_item in batch:
                 step_item.feature = step_item.moved = None
 
@@ -122,7 +117,7 @@ class EncoderRunner:
                 except Exception as error:
                     step_item.fail(error)
 
-    def _run_batch(self, step_items: list[StepItem], epoch: int) -> list[StepItem]:
+    def _run_batch(self, step_items: list[StepItem]) -> list[StepItem]:
         """Encode a micro-batch; return the step items whose rows are in the encoder's memory."""
         outputs: list[Any] | None = None
         try:
@@ -134,17 +129,17 @@ class EncoderRunner:
                 step_items[0].fail(error)
                 return []
         if outputs is None:
-            return self._run_alone(step_items, epoch)
+            return self._run_alone(step_items)
         for step_item, rows in zip(step_items, outputs, strict=True):
             self._take(step_item, rows)
         return [step_item for step_item in step_items if step_item.error is None]
 
-    def _run_alone(self, step_items: list[StepItem], epoch: int) -> list[StepItem]:
+    def _run_alone(self, step_items: list[StepItem]) -> list[StepItem]:
         """Encode the items of a micro-batch that failed one by one, so that only the guilty ones do."""
         fresh: list[StepItem] = []
         for step_item in step_items:
-            self.store_fresh(fresh, epoch)
-            fresh = self._run_batch([step_item], epoch)
+            self.store_fresh(fresh)
+            fresh = self._run_batch([step_item])
         return fresh
 
     def _call(self, step_items: list[StepItem]) -> list[Any]:
@@ -178,17 +173,17 @@ class EncoderRunner:
             step_item.fail(
                 ValueError(f"encode returned shape {tuple(rows.shape)}, it must be (rows, {width})")
             )
-        elif len(rows) != step_item.item.num_rows:
-            message = f"encode returned {len(rows)} rows, the item has {step_item.item.num_rows}"
+        elif len(rows) != step_item.num_rows:
+            message = f"encode returned {len(rows)} rows, the item has {step_item.num_rows}"
             step_item.fail(ValueError(message), len(rows))
         else:
             step_item.rows, step_item.is_fresh = rows.detach(), True
 
-    def store_fresh(self, step_items: Sequence[StepItem], epoch: int) -> None:
+    def store_fresh(self, step_items: Sequence[StepItem]) -> None:
         """Take rows out of the encoder's memory."""
         for step_item in step_items:
-            if step_item.is_fresh and isinstance(step_item.rows, Tensor) and step_item.key is not None:
-                reservation = self._cache.reserve(step_item.key, step_item.item.num_rows, epoch=epoch)
+            if step_item.is_fresh and isinstance(step_item.rows, Tensor) and step_item.claim is not None:
+                reservation = step_item.claim.reserve(step_item.num_rows)
                 if reservation is None:
                     step_item.rows = step_item.rows.to(self._cache.dtype, copy=True)
                 else:

@@ -1,44 +1,100 @@
-"""Which items of a step the cache serves, and which are this caller's to encode."""
+"""Which wanted rows the cache serves, and which are this caller's to encode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.pages.lease import Lease
 from vitcache.pipeline.step_item import StepItem
 
 Agree = Callable[[Tensor], Tensor]
 
 
-def look_up(cache: EmbeddingCache, step_items: list[StepItem], held: ExitStack) -> list[StepItem]:
-    """Lease what is there and claim what is missing, both until `held` ends; return the missing.
+class Wanted(Protocol):
+    """Rows that somebody wants.
 
-    Waits while another thread encodes one of them.
+    Attributes
+    ----------
+    key
+        Under which they are kept. None: they are no matter of the cache.
+    num_rows
+        How many there are to be. None: any number.
+    rows
+        Where they are. None: nowhere yet.
+    claim
+        The right to encode them, or a claim of another.
+    error
+        Why there will be none.
     """
-    missing = [step_item for step_item in step_items if step_item.is_missing]
+
+    key: bytes | None
+    rows: Any
+    claim: Claim | None
+    error: Exception | None
+
+    @property
+    def num_rows(self) -> int | None:
+        """See above."""
+
+
+W = TypeVar("W", bound=Wanted)
+
+
+def look_up(cache: EmbeddingCache, wanted: list[W], leases: list[Lease], held: ExitStack) -> list[W]:
+    """Lease what is there, claim what is missing until `held` ends, and return that.
+
+    Waits while another thread encodes one of them. Leases are added to `leases`, whose owner releases them.
+    """
+    missing = wanted
     while True:
+        missing = _lease(cache, missing, leases)
         with ExitStack() as claims:
-            busy = _lease_or_claim_all(cache, missing, held, claims)
-            missing = [step_item for step_item in missing if step_item.is_missing]
-            if busy is None:
+            busy = claim_missing(cache, missing, claims)
+            # One that is nobody's was entered since its look-up.
+            if all(one.key is None or (one.claim is not None and one.claim.is_mine) for one in missing):
                 held.push(claims.pop_all())
                 return missing
         # Our own claims are given back by now: two that hold some must not wait for each other.
-        busy.wait()
+        if busy is not None:
+            busy.wait()
+
+
+def claim_missing(cache: EmbeddingCache, missing: Iterable[Wanted], held: ExitStack) -> Claim | None:
+    """Claim until `held` ends what the cache does not have, and return a claim of another's, if there is one.
+
+    Each that is missing has a claim then, if only another's. What was entered meanwhile has none.
+    """
+    busy: Claim | None = None
+    mine: dict[bytes, Claim] = {}  # two can have one key, and other numbers of rows
+    for one in missing:
+        one.claim = None
+        if one.key is None:
+            continue
+        claim = mine.get(one.key) or held.enter_context(cache.claim(one.key))
+        if not claim.is_mine:
+            one.claim = busy = claim
+        elif one.key in cache:
+            claim.release()
+        else:
+            one.claim = mine[one.key] = claim
+    return busy
 
 
 def look_up_together(
-    cache: EmbeddingCache, step_items: list[StepItem], held: ExitStack, agree: Agree
+    cache: EmbeddingCache, step_items: list[StepItem], leases: list[Lease], held: ExitStack, agree: Agree
 ) -> list[StepItem]:
-    """Lease what is there until `held` ends; return what all ranks are to encode, there or not.
+    """Lease what is there; return what all ranks are to encode, there or not.
 
     What is missing is loaded before: a rank that failed to load an item later would leave it out of an encode
-    that the others are in.
+    that the others are in. Nobody is waited for, as other ranks may not wait: a claim is taken along for its
+    epoch, whoever has it.
 
     Raises
     ------
@@ -48,10 +104,8 @@ def look_up_together(
     featured = [step_item for step_item in step_items if step_item.item.rows is None]
     if not featured:
         return []
-    for step_item in featured:
-        _lease(cache, step_item, held)
-        if step_item.is_missing:
-            step_item.try_load()
+    for step_item in _lease(cache, featured, leases):
+        step_item.try_load()
     miss = torch.tensor([step_item.is_missing for step_item in featured], device="cpu")
     agreed = agree(miss.clone())
     if not isinstance(agreed, Tensor) or agreed.dtype != torch.bool or agreed.shape != miss.shape:
@@ -67,31 +121,21 @@ def look_up_together(
     missing = [step_item for step_item, flag in zip(featured, flags, strict=True) if flag]
     for step_item in missing:
         step_item.rows = None
+        if step_item.key is not None:
+            step_item.claim = held.enter_context(cache.claim(step_item.key))
     return missing
 
 
-def _lease(cache: EmbeddingCache, step_item: StepItem, held: ExitStack) -> None:
-    if step_item.is_missing and step_item.key is not None:
-        lease = cache.get(step_item.key, num_rows=step_item.item.num_rows)
-        if lease is not None:
-            step_item.rows = held.enter_context(lease)
-
-
-def _lease_or_claim_all(
-    cache: EmbeddingCache, step_items: list[StepItem], held: ExitStack, claims: ExitStack
-) -> Claim | None:
-    """Go through all, or to the first that is another's: that claim is returned."""
-    mine: set[bytes] = set()  # two step items can have one key, and other numbers of rows
-    for step_item in step_items:
-        _lease(cache, step_item, held)
-        while step_item.is_missing and step_item.key is not None and step_item.key not in mine:
-            claim = claims.enter_context(cache.claim(step_item.key))
-            if not claim.is_mine:
-                return claim
-            if step_item.key not in cache:
-                mine.add(step_item.key)
-                break
-            # Whoever had the claim before has entered it since the look-up.
-            claim.release()
-            _lease(cache, step_item, held)
-    return None
+def _lease(cache: EmbeddingCache, wanted: Iterable[W], leases: list[Lease]) -> list[W]:
+    """Lease what is there; return what is missing."""
+    missing: list[W] = []
+    for one in wanted:
+        if one.rows is not None or one.error is not None:
+            continue
+        lease = None if one.key is None else cache.get(one.key, num_rows=one.num_rows)
+        if lease is None:
+            missing.append(one)
+        else:
+            one.rows = lease
+            leases.append(lease)
+    return missing

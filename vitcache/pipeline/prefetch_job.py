@@ -13,6 +13,7 @@ from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.items import Chunk
+from vitcache.pipeline.lookup import claim_missing
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import StepItem, wait_until_read
@@ -81,16 +82,14 @@ class PrefetchJob:
         """Encode what nobody else is encoding, and enter it."""
         with ExitStack() as held:
             held.callback(wait_until_read, batch)
-            claimed = [
-                step_item
-                for step_item in batch
-                if step_item.key is not None and held.enter_context(self._cache.claim(step_item.key)).is_mine
+            new = [step_item for step_item in batch if step_item.is_missing]
+            claim_missing(self._cache, new, held)
+            missing = [
+                step_item for step_item in new if step_item.claim is not None and step_item.claim.is_mine
             ]
-            epoch = self._cache.epoch
-            missing = [step_item for step_item in claimed if self._is_new(step_item)]
             with self._runner.exclusive():
-                self._runner.run(missing, epoch)
-                self._runner.store_fresh(missing, epoch)
+                self._runner.run(missing)
+                self._runner.store_fresh(missing)
             wait_until_read(missing)  # whoever finds the rows may change the features
             for step_item in missing:
                 if isinstance(step_item.rows, Reservation):

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.pages.lease import Lease
+from vitcache.pages.lease import Lease, release_all
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.step_item import StepItem
@@ -19,15 +20,15 @@ from vitcache.rows import DTYPE_NAMES, can_be_stored
 
 
 class Sources(NamedTuple):
-    """What `embed_tokens` takes, item by item; and rows that the cache had no room for, by key."""
+    """What `embed_tokens` takes, item by item; and rows that the cache had no room for, with their claims."""
 
     embeddings: list[Tensor | Lease | Reservation]
     spans: list[list[Span]]
     store: list[Reservation | None]
-    refused: list[tuple[bytes, Tensor]]
+    refused: list[tuple[Claim, Tensor]]
 
-    def commit(self, cache: EmbeddingCache, epoch: int) -> None:
-        """Enter in the cache what was placed and stored, or was stored before, and release what was leased.
+    def commit(self, cache: EmbeddingCache, leases: list[Lease]) -> None:
+        """Enter in the cache what was placed and stored, or was stored before, and release the leases.
 
         A step that needs the whole device tier leaves no room there for its last rows. Now that it is over
         they get it, where others can move on to the host tier.
@@ -35,15 +36,14 @@ class Sources(NamedTuple):
         for source in (*self.embeddings, *self.store):
             if isinstance(source, Reservation):
                 source.commit()
-            elif isinstance(source, Lease):
-                source.release()
+        release_all(leases)
         if cache.has_host_tier:
-            for key, rows in self.refused:
-                cache.put(key, rows, epoch=epoch)
+            for claim, rows in self.refused:
+                claim.put(rows)
 
 
 def collect(
-    step_items: Sequence[StepItem], cache: EmbeddingCache, mover: FeatureMover, epoch: int, held: ExitStack
+    step_items: Sequence[StepItem], cache: EmbeddingCache, mover: FeatureMover, held: ExitStack
 ) -> Sources:
     """Return the sources of all step items; room in the cache that is not committed is given back when `held`
     ends.
@@ -72,19 +72,19 @@ def collect(
             store = cache.promote(rows) if rows.tier == "host" and rows.hits > 1 else None
             if store is not None:
                 held.enter_context(store)
-        elif step_item.is_fresh and isinstance(rows, Tensor) and step_item.key is not None:
-            store = cache.reserve(step_item.key, step_item.item.num_rows, epoch=epoch)
+        elif step_item.is_fresh and isinstance(rows, Tensor) and step_item.claim is not None:
+            store = step_item.claim.reserve(step_item.num_rows)
             if store is None:
                 rows = rows.to(cache.dtype)
             else:
                 held.enter_context(store)
         if (
-            step_item.key is not None
+            step_item.claim is not None
             and isinstance(rows, Tensor)
             and store is None
             and step_item.error is None
         ):
-            sources.refused.append((step_item.key, rows))
+            sources.refused.append((step_item.claim, rows))
         sources.embeddings.append(rows)
         sources.spans.append([span for occurrence in step_item.occurrences for span in occurrence.spans])
         sources.store.append(store)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitcache.cache.claims import Claim
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
@@ -24,6 +25,8 @@ class StepItem:
     ----------
     item, occurrences
         The first of the equal items, and where all of them are in the batch.
+    num_rows
+        Rows of the item.
     others
         Step items of equal items, which may have the feature where this one has none.
     key
@@ -32,6 +35,8 @@ class StepItem:
         What a callable has loaded. None: the item's own, or not loaded yet.
     moved, ticket
         The feature on its way to the device, until it was encoded; and what tells when its source was read.
+    claim
+        The right to encode it, through which its rows are entered; while it is looked up, perhaps another's.
     rows
         Where its rows are: in the cache, in room in the cache that waits to be entered, or in a tensor.
     is_fresh
@@ -41,6 +46,7 @@ class StepItem:
     """
 
     __slots__ = (
+        "claim",
         "error",
         "feature",
         "found",
@@ -48,6 +54,7 @@ class StepItem:
         "item",
         "key",
         "moved",
+        "num_rows",
         "occurrences",
         "others",
         "rows",
@@ -56,12 +63,14 @@ class StepItem:
 
     def __init__(self, occurrence: Occurrence) -> None:
         self.item = occurrence.item
+        self.num_rows = occurrence.item.num_rows
         self.occurrences = [occurrence]
         self.others: list[StepItem] = []
         self.key: bytes | None = None
         self.feature: Any = None
         self.moved: Moved | None = None
         self.ticket: Ticket | None = None
+        self.claim: Claim | None = None
         self.rows: Tensor | Lease | Reservation | None = None
         self.is_fresh = False
         self.error: Exception | None = None
@@ -70,7 +79,7 @@ class StepItem:
     @property
     def identity(self) -> tuple[bytes, int] | None:
         """What items that are the same have in common; None for what has no key."""
-        return None if self.key is None else (self.key, self.item.num_rows)
+        return None if self.key is None else (self.key, self.num_rows)
 
     @property
     def is_missing(self) -> bool:

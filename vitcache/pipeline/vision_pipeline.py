@@ -17,7 +17,7 @@ from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
 from vitcache.keys.content import content_key
 from vitcache.keys.threads import KeyThreads
-from vitcache.pages.lease import Lease
+from vitcache.pages.lease import Lease, release_all
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item
@@ -193,20 +193,21 @@ class VisionPipeline:
         _check_destination(self.cache, input_ids, weight, deepstack)
         check_windows(chunks, input_ids.numel())
         step_items = self._find_step_items(chunks)
-        epoch = self.cache.epoch
+        leases: list[Lease] = []
         with ExitStack() as held:
+            held.callback(release_all, leases)
             for step_item in step_items:
                 step_item.take_moved(self._prefetched.take(step_item.identity))
             held.callback(wait_until_read, step_items)
             if self._agree is None:
-                missing = look_up(self.cache, step_items, held)
+                missing = look_up(self.cache, step_items, leases, held)
             else:
-                missing = look_up_together(self.cache, step_items, held, self._agree)
+                missing = look_up_together(self.cache, step_items, leases, held, self._agree)
             if missing:
                 held.enter_context(self._runner.exclusive())
                 with self._on_stream():
-                    self._runner.run(missing, epoch)
-            sources = collect(step_items, self.cache, self._mover, epoch, held)
+                    self._runner.run(missing)
+            sources = collect(step_items, self.cache, self._mover, held)
             with torch.no_grad():
                 inputs_embeds = embed_tokens(
                     input_ids,
@@ -222,7 +223,7 @@ class VisionPipeline:
             hits = [] if self._shadow is None else _choose_hits(self._shadow, step_items)
             # Whoever finds the rows may change the features, by what this method promises.
             wait_until_read(step_items)
-            sources.commit(self.cache, epoch)
+            sources.commit(self.cache, leases)
             if self._shadow is not None and hits:
                 # Only now, as the encoder may write over rows that were to be entered.
                 with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
