@@ -26,8 +26,10 @@ from attached import (
 )
 from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time, stock_method
 
+from vitcache import PinnedRing
 from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.transformers import attach
+from vitcache.pipeline.feature_mover import FeatureMover
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 
@@ -353,6 +355,28 @@ def test_only_pixels_of_new_images_are_moved(family: TinyFamily, monkeypatch: py
         assert_same_bits(features(model, family.call(*seeds)), features(stock, family.call(*seeds)))
         moved = attachment.stats().pixel_bytes_moved - before
         assert moved == sum(picture["pixel_values"].nbytes for picture in family.pictures(*new))
+
+
+def test_the_next_pixels_are_on_their_way_while_an_image_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies an image, of pixels and grid: those of one image more, and of no other, at each encode."""
+    with PinnedRing(1 << 20, backend="host") as ring:
+        mover = FeatureMover(torch.device("cpu"), ring, None)
+        monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
+        monkeypatch.setattr(Session, "mover_to", lambda session, device: mover)
+        model, call, copies = QWEN3.model(), QWEN3.call(0, 1, 2, 3), []
+        expected = torch.cat([stock_rows(model, picture) for picture in QWEN3.pictures(0, 1, 2, 3)])
+        attach(model)
+        image_rows(model, QWEN3.call(3))  # the first of all, which shows the form
+        before = ring.stats().copies
+        hook = model.model.visual.register_forward_hook(
+            lambda *_: copies.append(ring.stats().copies - before)
+        )
+        rows = image_rows(model, call)
+        hook.remove()
+        assert copies == [4, 6, 6]
+        call["pixel_values"].fill_(torch.nan)  # they were read
+        assert torch.equal(rows, expected)
+        assert torch.equal(image_rows(model, QWEN3.call(0, 1, 2, 3)), expected)
 
 
 class Offload:

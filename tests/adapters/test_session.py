@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vitcache import EmbeddingCache, Namespace
+from vitcache import EmbeddingCache, Namespace, PinnedRing
 from vitcache.adapters.session import Session
 
 
@@ -16,9 +16,9 @@ class Model(nn.Module):
         self.language_model = nn.Linear(2, 2)
 
 
-def make_session(shadow_every: int = 0) -> Session:
+def make_session(shadow_every: int = 0, ring: PinnedRing | None = None) -> Session:
     cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=1 << 10)
-    return Session(Model(), "tower", cache, Namespace("model"), None, shadow_every)
+    return Session(Model(), "tower", cache, Namespace("model"), ring, shadow_every)
 
 
 def test_the_largest_difference_of_all_comparisons_is_kept() -> None:
@@ -47,3 +47,14 @@ def test_a_write_to_the_tower_begins_a_namespace_and_one_to_the_language_model_d
     second = session.current_namespace()
     assert second != first
     assert session.current_namespace() == second
+
+
+def test_pixels_go_through_the_given_ring_where_it_goes_there() -> None:
+    with PinnedRing(1 << 16, backend="host") as ring:
+        session = make_session(ring=ring)
+        here, elsewhere = (session.mover_to(device) for device in (torch.device("cpu"), torch.device("meta")))
+        assert session.mover_to(torch.device("cpu")) is here
+        assert here.start(torch.ones(4)).ticket is not None
+        assert ring.stats().copies == 1
+        assert elsewhere is not here
+        assert elsewhere._ring is None

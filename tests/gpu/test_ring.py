@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from vitcache import PinnedRing
-from vitcache.adapters.pixels import PixelMover
+from vitcache.adapters.call_item import CallItem
+from vitcache.adapters.families import ItemCall
+from vitcache.pipeline.feature_mover import FeatureMover
 
 
 @pytest.fixture
@@ -167,10 +169,13 @@ def test_threads_with_streams_of_their_own_share_a_ring(gpu, ring):
     ring.check_integrity()
 
 
-def test_pixels_go_through_a_ring_to_the_device(gpu):
+def test_pixels_of_a_call_go_through_a_ring_to_the_device(gpu):
     pixels = torch.randn(gpu.size(3600, 200), 1536)
-    mover = PixelMover()
-    with mover.moved({"pixels": pixels}, torch.device(gpu.device, None if gpu.dry else 0)) as moved:
-        doubled = moved["pixels"] * 2
+    mover = FeatureMover(torch.device(gpu.device, None if gpu.dry else 0), None, None)
+    item = CallItem(bytes(32), ItemCall({"pixels": pixels}))
+    item.start(mover)
+    doubled = item.take_arguments()["pixels"] * 2
+    item.wait_until_read()
     assert torch.equal(doubled.cpu(), pixels * 2)
     assert (mover._ring is None) is gpu.dry
+    mover.close()

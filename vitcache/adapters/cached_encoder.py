@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitcache.adapters.call_item import CallItem
 from vitcache.adapters.families import ItemCall, Split
 from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
 from vitcache.keys.content import content_key
+from vitcache.pages.lease import Lease, release_all
+from vitcache.pipeline.lookup import look_up
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
@@ -52,14 +57,11 @@ class CachedEncoder:
             session.count(bypassed=1)
             return self.stock(*args, **kwargs)
         namespace = session.current_namespace()
-        keys = [self._key(item, key_arguments, namespace) for item in items]
-        rows: dict[bytes, Tensor] = {}
-        for key, item in zip(keys, items, strict=True):
-            if key in rows:
-                session.count(duplicates=1)
-            else:
-                rows[key] = self._rows(key, item, options)
-        return self._form.assemble([rows[key] for key in keys])
+        wanted = [CallItem(self._key(item, key_arguments, namespace), item) for item in items]
+        unique = list({one.key: one for one in reversed(wanted)}.values())[::-1]
+        if len(unique) < len(wanted):
+            session.count(duplicates=len(wanted) - len(unique))
+        return self._serve([one.key for one in wanted], unique, options)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name, those of the signature first and in its order."""
@@ -92,64 +94,94 @@ class CachedEncoder:
     def _key(self, item: ItemCall, options: dict[str, Any], namespace: bytes) -> bytes:
         """Return the key over the pixels and `options`, of which None means the config's value."""
         config = self._session.config
-        values = {name: getattr(config, name, None) if v is None else v for name, v in options.items()}
-        key_arguments = {name: v for name, v in values.items() if v is not None}
+        key_arguments = {
+            name: value
+            for name, told in options.items()
+            if (value := getattr(config, name, None) if told is None else told) is not None
+        }
         return content_key(
             item.pixels,
             namespace=namespace,
             extra={"modality": self._modality, "item": item.identity, "options": key_arguments},
         )
 
-    def _rows(self, key: bytes, item: ItemCall, options: dict[str, Any]) -> Tensor:
-        """Return the item's rows `(n, row_width)`, in memory that is nobody else's."""
+    def _serve(self, keys: list[bytes], wanted: list[CallItem], options: dict[str, Any]) -> Any:
+        """Return what the stock method would for the items of `keys`, of which `wanted` has each once."""
         session, cache = self._session, self._session.cache
-        while self._form:
-            lease = cache.get(key)
-            if lease is not None:
-                with lease:
-                    session.count(hits=1)
-                    rows = lease.to_tensor()
-                if session.shadow is not None and session.shadow.wants():
-                    session.shadow.check(key, rows, lambda: item_rows(self._encode(item, options)))
-                return rows
-            with cache.claim(key) as claim:
-                if not claim.is_mine:
-                    claim.wait()  # another thread encodes it
-                elif key not in cache:
-                    return self._encode_rows(key, item, options)
-        return self._encode_rows(key, item, options)
+        if self._form is None:  # its output shows the containers, be it cached or not
+            with cache.claim(wanted[0].key) as claim:
+                wanted[0].claim = claim
+                self._encode_all(wanted[:1], options)
+                _enter(wanted[:1])
+        leases: list[Lease] = []
+        with ExitStack() as held:
+            missing = look_up(cache, wanted, leases, held)
+            if leases:
+                session.count(hits=len(leases))
+            try:
+                self._encode_all(missing, options)
+                chosen = [] if session.shadow is None else session.shadow.choose(wanted)
+                rows = {one.key: one.rows for one in wanted}
+                output = self._form.assemble([rows[key] for key in keys], cache)
+            finally:
+                release_all(leases)  # first, as what is new may need the room
+                _enter(missing)
+        if session.shadow is not None:
+            for one, key, cached in chosen:
+                session.shadow.check(key, cached, partial(self._encode_once_more, one, options))
+        return output
 
-    def _encode_rows(self, key: bytes, item: ItemCall, options: dict[str, Any]) -> Tensor:
+    def _encode_all(self, missing: list[CallItem], options: dict[str, Any]) -> None:
+        """Encode one item at a time, the pixels of the next one on their way meanwhile."""
         session, cache = self._session, self._session.cache
-        epoch = cache.epoch
-        output = self._encode(item, options)
-        rows = item_rows(output)
-        if rows.shape[1] != cache.row_width or rows.dtype != cache.dtype:
-            raise RuntimeError(
-                f"{self.name} gave rows of {rows.shape[1]} {rows.dtype}, but the cache holds rows of "
-                f"{cache.row_width} {cache.dtype}: detach the model, and attach it as it is now"
-            )
-        session.count(encoded=1)
-        cache.put(key, rows, epoch=epoch)  # if it is refused, this call still has its rows
-        self._form = OutputForm.of(output)
-        return rows
+        try:
+            for number, one in enumerate(missing):
+                for upcoming in missing[number : number + 2]:
+                    self._start(upcoming)
+                output = self._encode(one, options)
+                rows = item_rows(output)
+                if rows.shape[1] != cache.row_width or rows.dtype != cache.dtype:
+                    raise RuntimeError(
+                        f"{self.name} gave rows of {rows.shape[1]} {rows.dtype}, but the cache holds rows of "
+                        f"{cache.row_width} {cache.dtype}: detach the model, and attach it as it is now"
+                    )
+                session.count(encoded=1)
+                one.rows = rows
+                self._form = OutputForm.of(output)
+        finally:
+            # Whoever called may change the pixels once this is over.
+            for one in missing:
+                one.wait_until_read()
 
-    def _encode(self, item: ItemCall, options: dict[str, Any]) -> Any:
-        session = self._session
-        device = session.tower_device()
-        if device is None or device == item.pixels.device:
-            return self._call_stock({**item.arguments, **options})
-        session.count(pixel_bytes_moved=item.pixels.nbytes)
-        with session.mover.moved(item.arguments, device) as arguments:
-            return self._call_stock({**arguments, **options})
+    def _encode_once_more(self, one: CallItem, options: dict[str, Any]) -> Tensor:
+        try:
+            self._start(one)
+            return item_rows(self._encode(one, options))
+        finally:
+            one.wait_until_read()
 
-    def _call_stock(self, arguments: dict[str, Any]) -> Any:
+    def _start(self, one: CallItem) -> None:
+        """Begin to move an item's tensors, if the tower is elsewhere."""
+        device = self._session.tower_device()
+        if device is not None and device != one.call.pixels.device and not one.moved:
+            self._session.count(pixel_bytes_moved=one.call.pixels.nbytes)
+            one.start(self._session.mover_to(device))
+
+    def _encode(self, one: CallItem, options: dict[str, Any]) -> Any:
+        """Return what the stock method gives for one item."""
         thread = self._session.thread
         thread.encoding = True
         try:
-            return self.stock(**arguments)
+            return self.stock(**one.take_arguments(), **options)
         finally:
             thread.encoding = False
+
+
+def _enter(missing: list[CallItem]) -> None:
+    """Enter what was encoded; of what the cache refuses, this call still has the rows."""
+    for one in missing:
+        if one.claim is not None and isinstance(one.rows, Tensor):
+            one.claim.put(one.rows)
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.pages.lease import Lease
+from vitcache.placement.ops import scatter_embeddings
 
 Features = Tensor | tuple[Tensor, ...] | list[Tensor]
 """Models hand out one tensor per item, or all items in one tensor, stacked or end to end."""
@@ -47,21 +53,23 @@ class OutputForm:
             levels_in=type(levels),
         )
 
-    def assemble(self, rows: list[Tensor]) -> Any:
-        """Return a new output, in memory of its own, for items with these rows."""
-        lengths = [len(item) for item in rows]
-        width = rows[0].shape[1] // (1 + len(self.levels))
-        pooler, *levels = (
-            _contain(container, torch.cat([item.to(self.device) for item in part]), lengths)
-            for container, part in zip(
-                (self.pooler, *self.levels),
-                zip(*(item.split(width, dim=1) for item in rows), strict=True),
-                strict=True,
-            )
-        )
-        if not levels:
+    def assemble(self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache) -> Any:
+        """Return a new output, in memory of its own, for items with these rows, each written once.
+
+        They are on the cache's device and of its width and dtype, or a tensor of these elsewhere.
+        """
+        here = [item if isinstance(item, Lease) else item.to(cache.device) for item in rows]
+        lengths = [item.num_rows if isinstance(item, Lease) else item.shape[0] for item in here]
+        num_levels, num_rows = len(self.levels), sum(lengths)
+        hidden = cache.row_width // (1 + num_levels)
+        flat = torch.empty((num_rows, hidden), dtype=cache.dtype, device=cache.device)
+        levels = flat.new_empty((num_levels, num_rows, hidden)) if num_levels else None
+        scatter_embeddings(flat, here, [0, *accumulate(lengths[:-1])], deepstack=levels)
+        pooler = _contain(self.pooler, flat.to(self.device), lengths)
+        if levels is None:
             return self.cls(pooler_output=pooler)
-        return self.cls(pooler_output=pooler, deepstack_features=self.levels_in(levels))
+        parts = map(_contain, self.levels, levels.to(self.device), repeat(lengths))
+        return self.cls(pooler_output=pooler, deepstack_features=self.levels_in(parts))
 
 
 def _levels(output: Any) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitcache.adapters.pixels import PixelMover
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace
+from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.shadow import Shadow, logger
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -51,13 +51,14 @@ class Session:
     ) -> None:
         self.model = model
         self.cache = cache
-        self.mover = PixelMover(ring)
         self.namespace = namespace.digest()
         self.stats = AttachStats()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = threading.local()
         self._named = namespace
         self._tower_name = tower_name
+        self._ring = ring
+        self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
         self._weights = WeightsFingerprint(self.model, self.tower)
 
@@ -107,3 +108,14 @@ class Session:
         """Where the tower takes its pixels; None where hooks bring weights and pixels together."""
         device = next(self.tower.parameters()).device
         return None if device.type == "meta" else device
+
+    def mover_to(self, device: torch.device) -> FeatureMover:
+        """Return what moves pixels there, by the ring that was given if it goes there, or its own.
+
+        A tower may go from one device to another while it is attached.
+        """
+        with self._lock:
+            if device not in self._movers:
+                ring = self._ring if self._ring is not None and self._ring.device == device else None
+                self._movers[device] = FeatureMover(device, ring, None)
+            return self._movers[device]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import weakref
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ class WeightsFingerprint:
         there = [tensor for tensor in tensors if not tensor.is_meta]
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._addresses = [tensor.data_ptr() for tensor in there]
-        self._versions = [_version(tensor) for tensor in there]
+        self._versions = _versions(there)
         # While a reference lives, no other tensor gets it, not even one at the same address.
         self._refs = [weakref.ref(tensor) for tensor in there]
 
@@ -47,8 +48,11 @@ class WeightsFingerprint:
         )
 
 
-def _version(tensor: Tensor) -> int | None:
-    try:
-        return tensor._version
-    except RuntimeError:  # an inference tensor; to ask for that first takes four times as long
-        return None
+def _versions(tensors: Iterable[Tensor]) -> list[int | None]:
+    versions: list[int | None] = []
+    for tensor in tensors:  # a function called for each would take longer than all the rest
+        try:
+            versions.append(tensor._version)
+        except RuntimeError:  # an inference tensor; to ask for that first takes four times as long
+            versions.append(None)
+    return versions

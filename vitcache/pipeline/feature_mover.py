@@ -82,7 +82,9 @@ class FeatureMover:
         # What waits here for another step must not be bound to the modes of this one.
         with torch.inference_mode(False), torch.no_grad():
             if isinstance(feature, Tensor) and feature.device.type != "cpu":
-                there = feature.to(self.device, self._dtype_for(feature.dtype, is_cast), non_blocking=True)
+                dtype = self._dtype_for(feature.dtype, is_cast)
+                # The host may read what comes to it at once.
+                there = feature.to(self.device, dtype, non_blocking=self.device.type != "cpu")
                 return Moved(there, event=record_event(self.device))
             ring = self._ring_for_device()
             if ring is None:

@@ -34,10 +34,13 @@ class Wanted(Protocol):
         Why there will be none.
     """
 
-    key: bytes | None
     rows: Any
     claim: Claim | None
     error: Exception | None
+
+    @property
+    def key(self) -> bytes | None:
+        """See above."""
 
     @property
     def num_rows(self) -> int | None:
@@ -55,6 +58,8 @@ def look_up(cache: EmbeddingCache, wanted: list[W], leases: list[Lease], held: E
     missing = wanted
     while True:
         missing = _lease(cache, missing, leases)
+        if not missing:
+            return missing
         with ExitStack() as claims:
             busy = claim_missing(cache, missing, claims)
             # One that is nobody's was entered since its look-up.

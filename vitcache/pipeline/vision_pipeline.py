@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
 from vitcache.pipeline.row_sources import collect
-from vitcache.pipeline.shadow import Shadow
+from vitcache.pipeline.shadow import Chosen, Shadow
 from vitcache.pipeline.step_item import (
     StepItem,
     find_keys,
@@ -220,17 +219,17 @@ class VisionPipeline:
                     text_scale=text_scale,
                     store=sources.store,
                 )
-            hits = [] if self._shadow is None else _choose_hits(self._shadow, step_items)
+            chosen: list[Chosen[StepItem]] = []
+            if self._shadow is not None:
+                chosen = self._shadow.choose(one for one in step_items if one.item.feature is not None)
             # Whoever finds the rows may change the features, by what this method promises.
             wait_until_read(step_items)
             sources.commit(self.cache, leases)
-            if self._shadow is not None and hits:
+            if self._shadow is not None and chosen:
                 # Only now, as the encoder may write over rows that were to be entered.
                 with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
-                    for hit in hits:
-                        self._shadow.check(
-                            hit.key, hit.rows, partial(self._runner.encode_once_more, hit.step_item)
-                        )
+                    for step_item, key, rows in chosen:
+                        self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
         return EmbedResult(inputs_embeds, list_errors(step_items))
 
     def key(self, item: Item) -> bytes:
@@ -326,25 +325,6 @@ def _find_step_items(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chu
     step_items = one_per_object(plan(chunks))
     find_keys(step_items, namespace, threads)
     return merge_equal(step_items)
-
-
-class _Hit(NamedTuple):
-    """A step item that is to be encoded again, and a copy of the rows that were found for it."""
-
-    step_item: StepItem
-    key: bytes
-    rows: Tensor
-
-
-def _choose_hits(shadow: Shadow, step_items: list[StepItem]) -> list[_Hit]:
-    return [
-        _Hit(step_item, step_item.key, step_item.rows.to_tensor())
-        for step_item in step_items
-        if step_item.key is not None
-        and isinstance(step_item.rows, Lease)
-        and step_item.item.feature is not None
-        and shadow.wants()
-    ]
 
 
 def _stop(worker: PrefetchWorker, keys: KeyThreads) -> None:

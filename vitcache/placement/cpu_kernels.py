@@ -53,5 +53,5 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
 
 def _planes(destination: Destination) -> tuple[list[tuple[int, int]], int]:
     """Address and row stride of inputs_embeds and of each deepstack level, and the bytes of a row."""
-    planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in destination.planes()]
+    planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in destination.planes]
     return planes, destination.hidden * destination.rows.element_size()

@@ -15,9 +15,12 @@ ANY_NUM_TOKENS = 1 << 62
 class Destination:
     """Checked destination of one call: `inputs_embeds` as rows ``(T, H)`` and `deepstack` as ``(L, T, H)``
     or None.
+
+    `planes` is what is written, as ``(T, H)`` each: inputs_embeds, then the `levels` of deepstack. `width` is
+    that of a row of embeddings that fills them all.
     """
 
-    __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "rows")
+    __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "planes", "rows", "width")
 
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
@@ -36,7 +39,7 @@ class Destination:
             raise ValueError(f"{name} has {inputs_embeds.dim()} dimensions, it must be (T, H) or (B, T, H)")
         self.rows = _as_rows(name, inputs_embeds, 2)
         self.num_tokens, self.hidden = self.rows.shape
-        self.deepstack, self.levels = deepstack, 0
+        self.deepstack, self.levels, self.width, self.planes = deepstack, 0, self.hidden, [self.rows]
         if deepstack is None:
             return
         if not isinstance(deepstack, Tensor):
@@ -53,32 +56,25 @@ class Destination:
         check_layout("deepstack", deepstack)
         self.deepstack = levels = _as_rows("deepstack", deepstack, 3)
         self.levels = len(levels)
+        self.width *= 1 + self.levels
+        self.planes += levels
         if not _lie_in_order(self.rows, levels):
             self._refuse_shared_planes(name)
-
-    def planes(self) -> list[Tensor]:
-        """What is written, as ``(T, H)`` each: inputs_embeds, then the deepstack levels."""
-        return [self.rows] if self.deepstack is None else [self.rows, *self.deepstack]
 
     def check_apart_from(self, name: str, other: Tensor) -> None:
         """Raise ValueError if another tensor lies where this one writes."""
         first, last = extent(other)
-        for plane in self.planes():
+        for plane in self.planes:
             begin, end = extent(plane)
             if first < end and begin < last:
                 raise ValueError(f"{name} shares memory with the destination")
 
     def _refuse_shared_planes(self, name: str) -> None:
         """Raise ValueError if a row would be written twice."""
-        for (one, first), (other, second) in combinations(enumerate(self.planes()), 2):
+        for (one, first), (other, second) in combinations(enumerate(self.planes), 2):
             if _share_rows(first, second):
                 what = f"deepstack levels {one - 1} and {other - 1} share memory"
                 raise ValueError(what if one else f"deepstack shares memory with {name}")
-
-    @property
-    def width(self) -> int:
-        """Elements of a row of embeddings that fills this destination."""
-        return self.hidden * (1 + self.levels)
 
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
@@ -128,6 +124,8 @@ def extent(tensor: Tensor) -> tuple[int, int]:
     """Address of the first element, and the one behind the last."""
     if tensor.numel() == 0:
         return 0, 0
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = 0
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        reach += (size - 1) * stride
     first = tensor.data_ptr()
     return first, first + (reach + 1) * tensor.element_size()

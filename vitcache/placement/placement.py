@@ -86,7 +86,7 @@ class Placement:
 
     def use_leases(self) -> None:
         """Order the current stream behind the writing of leased rows, and their reuse behind it."""
-        use_all(item for item in self.items if isinstance(item, Lease))
+        use_all([item for item in self.items if isinstance(item, Lease)])
 
     def check_leases(self) -> None:
         """Raise RuntimeError if a lease was released."""
@@ -114,7 +114,7 @@ class Placement:
     def check(self, destination: Destination) -> None:
         """Raise if a run does not fit, two overlap, or an item lies in the destination."""
         self.native.check(destination.num_tokens)
-        for plane in destination.planes():
+        for plane in destination.planes:
             begin, end = extent(plane)
             stride = plane.stride(0) * plane.element_size()
             row_bytes = destination.hidden * plane.element_size()
