@@ -40,7 +40,7 @@ void Placement::add_store(std::int64_t item, Source pages) {
   stores_.emplace(item, std::move(pages));
 }
 
-void Placement::check(std::int64_t num_tokens) const {
+void Placement::check_runs(std::int64_t num_tokens) const {
   for (const Run& run : runs_) {
     if (run.item < 0 || run.item >= static_cast<std::int64_t>(sources_.size()))
       throw std::invalid_argument("a span names item " + std::to_string(run.item) + " of " +
@@ -54,18 +54,57 @@ void Placement::check(std::int64_t num_tokens) const {
                                   std::to_string(run.source_start + run.length) + ") but the item has " +
                                   std::to_string(num_rows) + " rows");
   }
-  // Prompts list their images in order, so the sort is rarely needed; empty runs write nothing and overlap
-  // nothing.
+}
+
+std::vector<const Run*> Placement::runs_in_order() const {
   std::vector<const Run*> order;
   order.reserve(runs_.size());
   for (const Run& run : runs_)
     if (run.length > 0) order.push_back(&run);
+  // Prompts list their images in order, so the sort is rarely needed.
   const auto before = [](const Run* a, const Run* b) { return a->start < b->start; };
   if (!std::is_sorted(order.begin(), order.end(), before))
     std::stable_sort(order.begin(), order.end(), before);
+  return order;
+}
+
+std::optional<std::pair<Run, Run>> Placement::find_overlap() const {
+  const std::vector<const Run*> order = runs_in_order();
   for (std::size_t i = 1; i < order.size(); ++i)
-    if (order[i - 1]->start + order[i - 1]->length > order[i]->start)
-      throw std::invalid_argument(describe(*order[i - 1]) + " and " + describe(*order[i]) + " overlap");
+    // Of numbers that were perhaps not checked yet the difference does not wrap, where the sum might.
+    if (order[i - 1]->length > order[i]->start - order[i - 1]->start)
+      return std::pair(*order[i - 1], *order[i]);
+  return std::nullopt;
+}
+
+void Placement::check_overlap() const {
+  if (const auto overlap = find_overlap())
+    throw std::invalid_argument(describe(overlap->first) + " and " + describe(overlap->second) + " overlap");
+}
+
+template <typename Id>
+void Placement::check_text_ids(const Id* ids, std::int64_t num_tokens, std::int64_t num_rows) const {
+  check_tokens(num_tokens);
+  std::int64_t token = 0;
+  const auto check_up_to = [&](std::int64_t end) {
+    for (; token < end; ++token)
+      if (ids[token] < 0 || ids[token] >= num_rows)
+        throw std::out_of_range("input_ids[" + std::to_string(token) + "] is " + std::to_string(ids[token]) +
+                                ", the weight has " + std::to_string(num_rows) + " rows");
+  };
+  for (const Run* run : runs_in_order()) {
+    check_up_to(run->start);
+    token = run->start + run->length;
+  }
+  check_up_to(num_tokens);
+}
+
+template void Placement::check_text_ids(const std::int32_t*, std::int64_t, std::int64_t) const;
+template void Placement::check_text_ids(const std::int64_t*, std::int64_t, std::int64_t) const;
+
+void Placement::read_stores() {
+  for (auto& [item, pages] : stores_) sources_[static_cast<std::size_t>(item)] = std::move(pages);
+  stores_.clear();
 }
 
 void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride,

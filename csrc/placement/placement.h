@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -49,9 +50,20 @@ class Placement {
     return sources_[static_cast<std::size_t>(item)].num_rows;
   }
 
-  // Every run lies inside its source and inside `[0, num_tokens)`, and no token is written twice.
-  // Throws IndexError (tokens) or std::invalid_argument (the rest), naming the item and both numbers.
-  void check(std::int64_t num_tokens) const;
+  // Every run lies inside its source and inside `[0, num_tokens)`. Throws std::out_of_range (tokens) or
+  // std::invalid_argument (the rest), naming the item and both numbers.
+  void check_runs(std::int64_t num_tokens) const;
+
+  // Two runs that would write a token twice, in the order of their tokens.
+  std::optional<std::pair<Run, Run>> find_overlap() const;
+
+  // There are none. Throws std::invalid_argument naming both.
+  void check_overlap() const;
+
+  // The ids of tokens outside the runs are rows of a weight that has `num_rows`. Throws std::out_of_range
+  // naming the first that is none.
+  template <typename Id>
+  void check_text_ids(const Id* ids, std::int64_t num_tokens, std::int64_t num_rows) const;
 
   // No source, and no page that is written, lies in the rows of a destination, `row_bytes` every `row_stride`
   // bytes of [begin, end): a copy from there would read what it has just written. A source may lie between
@@ -63,6 +75,9 @@ class Placement {
   // No source of `width` elements a row lies in a page that is written. Throws std::invalid_argument naming
   // both items.
   void check_stores_apart(std::int64_t width) const;
+
+  // What is stored has been written: it is read from its pages from now on, and not stored again.
+  void read_stores();
 
   // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of
   // host sources of `kind` that are not stored, with rows of `row_bytes` bytes. The tables leave their tokens
@@ -116,6 +131,9 @@ class Placement {
   const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }
   bool is_stored(std::int64_t item) const { return stores_.count(item) != 0; }
   void check_tokens(std::int64_t num_tokens) const;
+
+  // Those that are not empty, by their first token.
+  std::vector<const Run*> runs_in_order() const;
 
   // Calls `visit` with each placed row of `kind`, then with those that are stored alone; each row of a stored
   // source comes with its page once.

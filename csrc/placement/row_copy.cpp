@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <system_error>
 #include <thread>
 
@@ -90,10 +88,6 @@ void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::v
 template <typename Id>
 void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* ids, const Weight& weight,
                 const std::vector<Plane>& planes, std::int64_t row_bytes, int num_threads) {
-  for (std::int64_t token = 0; token < num_tokens; ++token)
-    if (table[token] == 0 && (ids[token] < 0 || ids[token] >= weight.num_rows))
-      throw std::out_of_range("input_ids[" + std::to_string(token) + "] is " + std::to_string(ids[token]) +
-                              ", the weight has " + std::to_string(weight.num_rows) + " rows");
   const auto bytes = static_cast<std::size_t>(row_bytes);
   const std::int64_t source_bytes = row_bytes * static_cast<std::int64_t>(planes.size());
   const std::int64_t total = num_tokens * source_bytes;

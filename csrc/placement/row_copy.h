@@ -29,8 +29,7 @@ void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::v
                   std::int64_t row_bytes, int num_threads);
 
 // `table` holds an address per token, 0 for text: those tokens get row `ids[t]` of `weight`, and zeros in
-// further planes. Throws std::out_of_range, before anything is written, if the id of a text token is no row
-// of `weight`.
+// further planes. Their ids are rows of `weight`: `Placement::check_text_ids` has looked.
 template <typename Id>
 void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* ids, const Weight& weight,
                 const std::vector<Plane>& planes, std::int64_t row_bytes, int num_threads);

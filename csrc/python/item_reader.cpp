@@ -22,7 +22,7 @@ int kind_of(const dlpack::Tensor& tensor) {
 
 bool add_lease(Placement& placement, PyObject* item, const Target& target) {
   // Never given back: when statics end, the interpreter already has.
-  static PyObject* const pin_name = PyUnicode_InternFromString("_pin");
+  static PyObject* const pin_name = PyUnicode_InternFromString("pin");
   static PyObject* const rows_name = PyUnicode_InternFromString("paged_rows");
   const auto pin = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, pin_name));
   if (!pin) throw py::error_already_set();

@@ -34,6 +34,9 @@ struct Target {
 
 // Takes in the items that need no words: plain tensors, through torch's DLPack functions where it has them,
 // and leases.
+//
+// Of a lease it reads one attribute, `pin`, which `vitcache.Lease` documents: a list with the entry, whose
+// `paged_rows` it takes, or an empty one once the lease is released.
 class ItemReader {
  public:
   ItemReader(pybind11::type tensor_type, pybind11::type lease_type);

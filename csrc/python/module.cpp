@@ -127,6 +127,10 @@ void bind_row_copy(py::module_& module) {
              });
 }
 
+py::tuple as_tuple(const Run& run) {
+  return py::make_tuple(run.item, run.start, run.length, run.source_start);
+}
+
 void bind_placement(py::module_& module) {
   py::class_<PagedRows>(module, "PagedRows")
       .def(py::init(&PagedRows::make), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"),
@@ -166,7 +170,26 @@ void bind_placement(py::module_& module) {
               std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })
       .def("add_runs", &add_runs)
       .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
-      .def("check", &Placement::check, py::arg("num_tokens"))
+      .def("check_runs", &Placement::check_runs, py::arg("num_tokens"))
+      .def("check_overlap", &Placement::check_overlap)
+      .def("find_overlap",
+           [](const Placement& placement) {
+             using Found = std::pair<py::tuple, py::tuple>;
+             const auto overlap = placement.find_overlap();
+             return overlap ? std::optional<Found>({as_tuple(overlap->first), as_tuple(overlap->second)})
+                            : std::nullopt;
+           })
+      .def(
+          "check_text_ids",
+          [](const Placement& placement, std::uintptr_t ids, int id_bytes, std::int64_t num_tokens,
+             std::int64_t num_rows) {
+            if (id_bytes == 4)
+              placement.check_text_ids(reinterpret_cast<const std::int32_t*>(ids), num_tokens, num_rows);
+            else
+              placement.check_text_ids(reinterpret_cast<const std::int64_t*>(ids), num_tokens, num_rows);
+          },
+          py::arg("ids"), py::arg("id_bytes"), py::arg("num_tokens"), py::arg("num_rows"))
+      .def("read_stores", &Placement::read_stores)
       .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("row_stride"),
            py::arg("row_bytes"), py::arg("width"))
       .def("check_stores_apart", &Placement::check_stores_apart, py::arg("width"))
@@ -180,8 +203,7 @@ void bind_placement(py::module_& module) {
       .def("runs",
            [](const Placement& placement) {
              py::list runs;
-             for (const Run& run : placement.runs())
-               runs.append(py::make_tuple(run.item, run.start, run.length, run.source_start));
+             for (const Run& run : placement.runs()) runs.append(as_tuple(run));
              return runs;
            })
       .def("num_rows", &Placement::num_rows, py::arg("kind"))

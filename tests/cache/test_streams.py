@@ -145,21 +145,21 @@ def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
     finish = Ledger.finish
 
     def forget(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
-        pending.fences = set()
+        pending.copies.fences = set()
         return finish(ledger, pending, fence, failed=failed)
 
     patch.setattr(Ledger, "finish", forget)
 
 
 def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger._finish_ahead
+    finish = Ledger.finish_ahead
 
     def forget(ledger: Ledger, pending, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
         finish(ledger, pending, fence, failed=failed)
         for demotion in pending.demotions:
             demotion.entry.reads.clear()
 
-    patch.setattr(Ledger, "_finish_ahead", forget)
+    patch.setattr(Ledger, "finish_ahead", forget)
 
 
 @pytest.mark.parametrize(

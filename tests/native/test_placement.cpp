@@ -1,6 +1,8 @@
 // Placement and row copies on heap memory of their own, so that the address sanitizer sees a row too far.
 #include <cstdint>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -49,7 +51,8 @@ void the_row_table_lists_each_row_once_through_its_pages() {
   placement.add_run({0, 7, 2, 3});
   placement.add_run({1, 0, 4, 1});
   placement.add_run({2, 20, 1, 8});
-  placement.check(21);
+  placement.check_runs(21);
+  placement.check_overlap();
   CHECK((row_table(placement, kFloat32) ==
          Row{1048, 7, 1064, 8, 2000 + 7 * 16, 0, 2000 + 2 * 16, 1, 2000 + 3 * 16, 2, 2000, 3}));
   CHECK((row_table(placement, kBfloat16) == Row{4256, 20}));
@@ -68,7 +71,8 @@ void what_does_not_fit_is_named() {
     placement.add_source(Source::block(0, 16, 4, kFloat32, false));
     placement.add_run(first);
     placement.add_run(second);
-    placement.check(10);
+    placement.check_runs(10);
+    placement.check_overlap();
   };
   constexpr std::int64_t huge = std::int64_t{1} << 62;
   placed({0, 6, 4, 0}, {0, 0, 4, 0});
@@ -145,7 +149,8 @@ void every_row_that_is_stored_has_its_page_once() {
   placement.add_run({0, 6, 1, 3});  // row 3 again
   placement.add_run({1, 4, 1, 1});
   placement.add_run({2, 0, 1, 0});
-  placement.check(8);
+  placement.check_runs(8);
+  placement.check_overlap();
   CHECK(placement.stores(kFloat32) && !placement.stores(kBfloat16));
   CHECK_EQUAL(placement.num_unplaced_rows(kFloat32), 3);
   CHECK_EQUAL(placement.num_unplaced_rows(kBfloat16), 0);
@@ -190,7 +195,8 @@ void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
   Placement placement;
   placement.add_source(Source::block(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false));
   placement.add_run({0, 1, num_rows - 1, 1});
-  placement.check(num_rows);
+  placement.check_runs(num_rows);
+  placement.check_overlap();
   const Row table = row_table(placement, kFloat32);
   const std::vector<float> weight = numbered_rows(3, 1000);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(num_rows), 2);
@@ -211,18 +217,61 @@ void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
   }
 }
 
-void a_text_id_that_is_no_row_stops_before_the_first_write() {
-  std::vector<float> out(2 * kElements, -1);
-  const Row tokens{0, 0};
-  const std::vector<float> weight = numbered_rows(3, 0);
+void ids_are_looked_at_where_no_run_goes_and_nowhere_else() {
+  Placement placement;
+  placement.add_source(Source::block(0, 16, 4, kFloat32, false));
+  placement.add_run({0, 4, 2, 0});
+  placement.add_run({0, 1, 2, 2});
+  placement.add_run({0, 3, 0, 0});
+  constexpr std::int64_t any = 1000;
   for (const std::int64_t bad : {std::int64_t{3}, std::int64_t{-1}}) {
-    const Row ids{0, bad};
-    CHECK_THROWS(vitcache::embed_rows(tokens.data(), 2, ids.data(),
-                                      {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes, 3},
-                                      {plane_of(out)}, kRowBytes, 1),
-                 std::out_of_range, "input_ids[1] is " + std::to_string(bad) + ", the weight has 3 rows");
+    std::vector<std::int64_t> ids{0, any, -any, 2, any, any, 1};
+    placement.check_text_ids(ids.data(), 7, 3);
+    for (const std::size_t token : {std::size_t{0}, std::size_t{3}, std::size_t{6}}) {
+      const std::int64_t right = std::exchange(ids[token], bad);
+      CHECK_THROWS(
+          placement.check_text_ids(ids.data(), 7, 3), std::out_of_range,
+          "input_ids[" + std::to_string(token) + "] is " + std::to_string(bad) + ", the weight has 3 rows");
+      ids[token] = right;
+    }
   }
-  CHECK(out[0] == -1.F);
+  const std::vector<std::int32_t> ids{0, any, any, 2, any, any, 3};
+  placement.check_text_ids(ids.data(), 7, 4);
+  CHECK_THROWS(placement.check_text_ids(ids.data(), 7, 3), std::out_of_range, "input_ids[6] is 3");
+  CHECK_THROWS(placement.check_text_ids(ids.data(), 5, 3), std::out_of_range, "a table of 5 tokens");
+  Placement empty;
+  empty.check_text_ids(ids.data(), 1, 1);
+}
+
+void an_overlap_is_found_whatever_the_order_and_the_sources() {
+  Placement placement;
+  CHECK(!placement.find_overlap());
+  constexpr std::int64_t huge = std::int64_t{1} << 62;
+  placement.add_run({5, huge, huge, 0});
+  placement.add_run({3, 10, 4, 0});
+  placement.add_run({4, 12, 0, 0});
+  placement.add_run({2, 4, 6, 0});
+  CHECK(!placement.find_overlap());
+  placement.check_overlap();
+  placement.add_run({1, 13, 2, 7});
+  const auto overlap = placement.find_overlap();
+  CHECK(overlap && overlap->first.item == 3 && overlap->second.item == 1 &&
+        overlap->second.source_start == 7);
+  CHECK_THROWS(placement.check_overlap(), std::invalid_argument,
+               "item 3 (tokens [10, 14)) and item 1 (tokens [13, 15)) overlap");
+}
+
+void what_was_stored_is_read_from_its_pages() {
+  Placement placement;
+  placement.add_source(Source::block(1000, 16, 3, kFloat32, false));
+  placement.add_source(Source::block(3000, 16, 3, kFloat32, false));
+  placement.add_run({0, 0, 3, 0});
+  placement.add_run({1, 3, 1, 2});
+  placement.add_store(0, Source::paged(2000, 8, 3, kBfloat16, false, {4, 0}, 2));
+  placement.read_stores();
+  CHECK(!placement.stores(kFloat32) && !placement.stores(kBfloat16));
+  CHECK((row_table(placement, kBfloat16) == Row{2064, 0, 2072, 1, 2000, 2}));
+  CHECK((row_table(placement, kFloat32) == Row{3032, 3}));
 }
 
 }  // namespace
@@ -236,5 +285,7 @@ int main() {
   what_is_stored_is_left_to_the_kernel();
   rows_are_moved_by_one_thread_or_many(5);
   rows_are_moved_by_one_thread_or_many(200'000);
-  a_text_id_that_is_no_row_stops_before_the_first_write();
+  ids_are_looked_at_where_no_run_goes_and_nowhere_else();
+  an_overlap_is_found_whatever_the_order_and_the_sources();
+  what_was_stored_is_read_from_its_pages();
 }

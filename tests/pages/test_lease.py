@@ -193,7 +193,7 @@ def test_a_look_up_that_is_interrupted_unpins_once_whether_or_not_the_lease_was_
 
 def test_a_lease_outlives_the_closed_cache_and_then_frees_its_memory(cache: EmbeddingCache) -> None:
     first, second = get(cache), get(cache)
-    pool = weakref.ref(first._pin[0].pool)
+    pool = weakref.ref(first.pin[0].pool)
     cache.close()
     assert torch.equal(first.to_tensor(), ROWS)
     first.release()

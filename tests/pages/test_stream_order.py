@@ -11,7 +11,7 @@ import torch
 from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue, use_all
-from vitcache.pages.pending import PendingWrite
+from vitcache.pages.pending import PendingCopies, PendingWrite
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Abandoned, Outcome, Reservation, join
 
@@ -128,7 +128,7 @@ def finished() -> Finished:
 @pytest.fixture
 def reservation(notes: Notes, pool: PagePool, finished: Finished) -> Reservation:
     pages, _ = pool.take(2)
-    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), {ROOM}, [])
+    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {ROOM}))
     forgotten: deque[Abandoned] = deque()
     return Reservation(pending, CPU, notes, finished, forgotten)  # type: ignore[arg-type]
 
@@ -178,7 +178,7 @@ def test_a_forgotten_reservation_is_left_with_the_streams_that_wrote(
     notes: Notes, pool: PagePool, finished: Finished
 ) -> None:
     pages, _ = pool.take(2)
-    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), {ROOM}, [])
+    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {ROOM}))
     forgotten: deque[Abandoned] = deque()
     reservation = Reservation(pending, CPU, notes, finished, forgotten)  # type: ignore[arg-type]
     reservation.use()

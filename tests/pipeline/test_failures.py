@@ -27,6 +27,18 @@ from vitcache import Chunk, EmbeddingCache, Item, PinnedRing, Span, VisionPipeli
 WEIGHT = make_weight()
 
 
+class Wrapped(torch.Tensor):
+    """A tensor that has another's values, and no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapped:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+
 def fail_for(*bad: Item) -> Any:
     def fails(item: Item) -> None:
         if any(item is other for other in bad):
@@ -297,6 +309,19 @@ def test_a_closed_pipeline_prefetches_nothing_and_closes_again(ring: PinnedRing 
             "rows of width 8 .*, those of the cache have 4",
         ),
         ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta, the cache is on cpu"),
+        ({"weight": Wrapped(WEIGHT)}, TypeError, "weight is a Wrapped, whose rows cannot be read"),
+        ({"weight": WEIGHT.double()}, TypeError, "weight is torch.float64"),
+        ({"input_ids": torch.zeros(8)}, TypeError, "input_ids are torch.float32"),
+        ({"out": torch.zeros(7, HIDDEN)}, ValueError, r"out has shape \(7, 4\), it must be \(8, 4\)"),
+        ({"out": torch.zeros(8, HIDDEN, dtype=torch.int32)}, TypeError, "out is torch.int32"),
+        ({"out": WEIGHT[:1].expand(8, HIDDEN)}, ValueError, "out has stride 0 between rows"),
+        ({"scale": "large"}, TypeError, "scale must be a real number or None, it is str"),
+        ({"text_scale": True}, TypeError, "text_scale must be a real number or None, it is bool"),
+        (
+            {"chunks": [Chunk([Item(None, Span(0, 2)), Item(None, Span(1, 2))], 0, 8)]},
+            ValueError,
+            "chunk 0: a span of item 0 ends at token 2 of the prompt, one of item 1 begins at 1",
+        ),
     ],
 )
 def test_a_call_that_cannot_be_right_encodes_nothing(
@@ -304,11 +329,12 @@ def test_a_call_that_cannot_be_right_encodes_nothing(
 ) -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache())
-    item = Item(feature(0, 2), Span(0, 2))
+    loads: list[int] = []
+    item = Item(lambda: loads.append(1), Span(0, 2), key=bytes(32))
     good = {"chunks": [Chunk([item], 0, 8)], "input_ids": make_ids(8), "weight": WEIGHT}
     with pytest.raises(error, match=message):
         pipeline.embed(**{**good, **arguments})
-    assert tower.calls == []
+    assert (tower.calls, loads) == ([], [])
     assert len(pipeline.cache) == 0
 
 

@@ -42,7 +42,9 @@ def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=1
             for page in reservation.segments():
                 page.fill_(float("nan"))
         placement = Placement(destination, items, spans, store)
-        launch(destination, placement if is_kernel else placement.through_pages(destination))
+        if not is_kernel:
+            placement.write_stores()
+        launch(destination, placement)
         pages = [torch.cat(reservation.segments()) for reservation in store[::2]]
         results.append([destination.rows, *([] if deepstack is None else [deepstack]), *pages])
         for reservation in store[::2]:
@@ -110,7 +112,7 @@ def test_sources_of_several_dtypes_store_in_their_own_launches(device):
 
 def test_the_operations_store_in_the_launch_where_kernels_run(device, monkeypatch):
     monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
-    monkeypatch.setattr(Placement, "through_pages", None)
+    monkeypatch.setattr(Placement, "write_stores", None)
     cache = EmbeddingCache(16, device=device, device_bytes=16 * 2 * PAGE_ROWS * 2, page_rows=PAGE_ROWS)
     rows = make_rows(5, 16, torch.float32, device)
     out = poisoned(6, 16, dtype=torch.bfloat16, device=device)

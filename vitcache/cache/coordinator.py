@@ -12,7 +12,7 @@ from vitcache.cache.ledger import Ledger
 from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle
-from vitcache.pages.pending import PendingWrite
+from vitcache.pages.pending import PendingCopies, PendingWrite
 from vitcache.pages.reservation import Abandoned, Outcome, Reservation, abandon, logger
 
 
@@ -39,6 +39,7 @@ class CacheCoordinator:
         self._checksums = checksums
         self._drain_lock = threading.Lock()  # taken before `lock` where both are
         self._forgotten: deque[Abandoned] = deque()
+        self._copying = frozenset({self._timeline.copy_stream})  # where copies of what failed may be queued
 
     def open(self) -> Ledger:
         """Return the ledger.
@@ -89,28 +90,28 @@ class CacheCoordinator:
                 pending = begin(ledger)
             if pending is None:
                 return None
-            self._copy_aside(pending)
+            self._copy_aside(pending.copies)
             finish = partial(self._finish, ledger)
             return Reservation(pending, self.handle.device, self._timeline, finish, self._forgotten)
         except BaseException:
             if pending is not None:
-                self._abandon(ledger, pending)
+                abandon(pending, self._timeline, partial(self._finish, ledger), self._copying)
             raise
 
     def expect(self, num_rows: Sequence[int]) -> None:
         """Begin to copy away what would make room for items of so many rows, and leave it where it is."""
         self.drain()
-        pending: PendingWrite | None = None
+        copies: PendingCopies | None = None
         try:
             with self.lock:
                 ledger = self.open()
-                pending = ledger.begin_ahead(num_rows)
-            if pending is not None:
-                self._copy_aside(pending)
-                self._finish(ledger, pending, pending.copied, failed=False)
+                copies = ledger.begin_ahead(num_rows)
+            if copies is not None:
+                self._copy_aside(copies)
+                self._finish_ahead(ledger, copies, copies.copied, failed=False)
         except BaseException:
-            if pending is not None:
-                self._abandon(ledger, pending)
+            if copies is not None:
+                abandon(copies, self._timeline, partial(self._finish_ahead, ledger), self._copying)
             raise
 
     def is_intact(self, entry: Entry) -> bool:
@@ -135,33 +136,34 @@ class CacheCoordinator:
             self.handle.releases.close()
         # The ledger dies here, without the lock, as its pools wait for the device.
 
-    def _copy_aside(self, pending: PendingWrite) -> None:
+    def _copy_aside(self, copies: PendingCopies) -> None:
         """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
-        if not pending.demotions:
+        demotions = copies.demotions
+        if not demotions:
             return
         with self._timeline.on_copy_stream():
             stream = self._timeline.copy_stream
-            for fence in pending.fences:
+            for fence in copies.fences:
                 if fence.stream != stream:
                     self._timeline.wait(fence)
-            pool = pending.demotions[0].pool
-            pages = [page for demotion in pending.demotions for page in demotion.pages]
-            source_pages = [page for demotion in pending.demotions for page in demotion.entry.pages]
-            pool.copy_pages(pages, pending.pool, source_pages)
-            pending.copied = self._timeline.record(stream)
-        pending.fences = {pending.copied}
+            pages = [page for demotion in demotions for page in demotion.pages]
+            source_pages = [page for demotion in demotions for page in demotion.entry.pages]
+            demotions[0].pool.copy_pages(pages, demotions[0].entry.pool, source_pages)
+            copies.copied = self._timeline.record(stream)
+        copies.fences = {copies.copied}
         if self._checksums is not None:
-            for demotion in pending.demotions:
+            for demotion in demotions:
                 demotion.checksum = self._checksums.take(
-                    demotion.pool, demotion.pages, demotion.entry.num_rows, pending.copied
+                    demotion.pool, demotion.pages, demotion.entry.num_rows, copies.copied
                 )
-
-    def _abandon(self, ledger: Ledger, pending: PendingWrite) -> None:
-        """Give back the pages of a pending write that failed, of whose copies some may be queued."""
-        copying = frozenset({self._timeline.copy_stream})
-        abandon(pending, self._timeline, partial(self._finish, ledger), copying)
 
     def _finish(self, ledger: Ledger, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
         with self.lock:
             admitted = ledger.finish(pending, fence, failed=failed)
             return Outcome(admitted, ledger.epoch, ledger.device.num_available)
+
+    def _finish_ahead(
+        self, ledger: Ledger, copies: PendingCopies, fence: Fence | None, *, failed: bool
+    ) -> None:
+        with self.lock:
+            ledger.finish_ahead(copies, fence, failed=failed)

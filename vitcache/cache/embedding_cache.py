@@ -178,11 +178,11 @@ class EmbeddingCache:
         """
         check_key(key)
         rows = check_rows(rows, self.row_width)
-        reservation = self.reserve(key, rows.shape[0], epoch=epoch, encode_ms=encode_ms)
+        reservation = self._reserve(key, rows.shape[0], epoch, encode_ms)
         if reservation is None:
             return False
         with reservation:
-            reservation.write(rows)
+            reservation.write_checked(rows)
             return reservation.commit()
 
     def reserve(
@@ -221,7 +221,12 @@ class EmbeddingCache:
         As in `put`. Until the reservation is committed or cancelled its pages serve nobody.
         """
         check_key(key)
-        num_rows = to_int("num_rows", num_rows, 0)
+        return self._reserve(key, to_int("num_rows", num_rows, 0), epoch, encode_ms)
+
+    def _reserve(
+        self, key: bytes, num_rows: int, epoch: int | None, encode_ms: float | None
+    ) -> Reservation | None:
+        """`reserve` under a key and for a number that were checked."""
         if epoch is not None:
             epoch = to_int("epoch", epoch, 0)
         cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from vitcache.cache.index import Index
-from vitcache.cache.stats import CacheStats, Counts, TierHits
+from vitcache.cache.stats import CacheStats, Counts, HitCounts, TierHits
 from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
-from vitcache.pages.pending import Demotion, PendingWrite
+from vitcache.pages.pending import Demotion, PendingCopies, PendingWrite
 from vitcache.pages.pool import PagePool
 
 
@@ -30,7 +30,8 @@ class Ledger:
         self.counts = Counts()
         self._stale: list[Index] = []  # of earlier epochs
         self._dropped: set[Entry] = set()  # in no index, but leased
-        self._pending: set[PendingWrite] = set()
+        self._hits = {pool.tier: HitCounts() for pool in self._pools}
+        self._pending: set[PendingWrite | PendingCopies] = set()
         # What is between the tiers, until something else is put under its key.
         self._moving: dict[bytes, Demotion] = {}
         self._num_leases = 0
@@ -48,9 +49,10 @@ class Ledger:
         entry.hits += 1
         pool = entry.pool
         index.policies[pool.tier].touch(entry.key)
-        pool.hits += 1
-        pool.hit_rows += entry.num_rows
-        pool.saved_ms += entry.cost
+        hits = self._hits[pool.tier]
+        hits.hits += 1
+        hits.rows += entry.num_rows
+        hits.saved_ms += entry.cost
         if entry.leases == 0:
             pool.leased += entry.num_pages
         entry.leases += 1
@@ -59,10 +61,10 @@ class Ledger:
 
     def report_corrupt(self, entry: Entry) -> None:
         """Make a miss of a look-up that found rows which are no longer those that were put, and drop them."""
-        pool = entry.pool
-        pool.hits -= 1
-        pool.hit_rows -= entry.num_rows
-        pool.saved_ms -= entry.cost
+        hits = self._hits[entry.pool.tier]
+        hits.hits -= 1
+        hits.rows -= entry.num_rows
+        hits.saved_ms -= entry.cost
         self.counts.misses += 1
         self.counts.corruptions += 1
         # Of a copy that backs a device entry: that may have been made from it.
@@ -100,7 +102,7 @@ class Ledger:
             return None
         return self._set_aside(source.key, source.num_rows, source.cost, source)
 
-    def begin_ahead(self, num_rows: Iterable[int]) -> PendingWrite | None:
+    def begin_ahead(self, num_rows: Iterable[int]) -> PendingCopies | None:
         """Set host pages aside for copies of what would make room for items of so many rows, if anything."""
         if self.host is None:
             return None
@@ -124,28 +126,22 @@ class Ledger:
         host_copies |= copied
         if not demotions:
             return None
-        pending = PendingWrite(self.epoch, b"", 0, 0.0, self.device, (), (), fences, demotions, is_ahead=True)
-        self._pending.add(pending)
-        return pending
+        copies = PendingCopies(demotions, fences)
+        self._pending.add(copies)
+        return copies
 
     def finish(self, pending: PendingWrite, fence: Fence | None, *, failed: bool = False) -> bool:
         """Enter what was written before `fence`, or free its pages if that failed or the epoch is over.
 
         A failed one may have no fence. If it was finished before the failure, nothing happens.
         """
-        if pending not in self._pending:
+        if not self._end(pending):
             return False
-        self._pending.remove(pending)
-        for pool in self._pools:
-            pool.in_flight -= len(pending.pages_of(pool))
-        if pending.is_ahead:
-            self._finish_ahead(pending, fence, failed=failed)
-            return False
-        source = pending.source
+        source, copies = pending.source, pending.copies
         if fence is None or failed or pending.epoch != self.epoch:
             # Nobody may have waited for them.
-            fences = tuple(pending.fences) if fence is None else (*pending.fences, fence)
-            for demotion in reversed(pending.demotions):
+            fences = tuple(copies.fences) if fence is None else (*copies.fences, fence)
+            for demotion in reversed(copies.demotions):
                 self._end_move(demotion)
                 demotion.pool.give_back(demotion.pages, fences)
                 self.counts.evictions += 1
@@ -153,10 +149,10 @@ class Ledger:
             pending.pool.give_back(pending.pages, fences)
             self.counts.rejections += not failed and source is None
             return False
-        before = tuple(pending.fences)
-        for demotion in reversed(pending.demotions):
+        before = tuple(copies.fences)
+        for demotion in reversed(copies.demotions):
             if self._end_move(demotion):
-                self.index.add(demotion.host_entry(pending.copied or fence))
+                self.index.add(demotion.host_entry(copies.copied or fence))
                 self.counts.demotions += 1
                 self.counts.writebacks += 1
             else:
@@ -178,6 +174,25 @@ class Ledger:
         self.counts.insertions += 1
         return True
 
+    def finish_ahead(self, copies: PendingCopies, fence: Fence | None, *, failed: bool = False) -> None:
+        """Let the copies made before `fence` back their entries, or free their pages if they failed or the
+        entry has gone. Else as `finish`.
+        """
+        if not self._end(copies):
+            return
+        for demotion in copies.demotions:
+            entry = demotion.entry
+            is_there = self.index.device.get(entry.key) is entry
+            if is_there and fence is not None:  # else the pages may be another's, and what was read is void
+                copies.replaced.append(entry.reads.get(fence.stream))
+                entry.reads[fence.stream] = fence
+            if is_there and fence is not None and not failed and entry.key not in self.index.host_copies:
+                self.index.host_copies[entry.key] = demotion.host_entry(fence)
+                self.counts.writebacks += 1
+            else:
+                fences = copies.fences if fence is None else {*copies.fences, fence}
+                demotion.pool.give_back(demotion.pages, tuple(fences))
+
     def advance(self) -> None:
         """Begin an epoch in constant time: the pages of earlier ones are freed only when they are needed."""
         if len(self.index):
@@ -198,7 +213,7 @@ class Ledger:
         used = [(pool.num_pages - pool.num_free) * pool.page_bytes for pool in self._pools]
         capacity = [pool.num_pages * pool.page_bytes for pool in self._pools]
         return CacheStats(
-            hits=sum(pool.hits for pool in self._pools),
+            hits=sum(hits.hits for hits in self._hits.values()),
             **asdict(self.counts),
             entries=len(self.index),
             leased_pages=sum(pool.leased for pool in self._pools),
@@ -206,14 +221,13 @@ class Ledger:
             host_bytes=sum(used[1:]),
             device_capacity_bytes=capacity[0],
             host_capacity_bytes=sum(capacity[1:]),
-            device=self._tier_hits(self.device),
-            host=TierHits(0, 0, 0.0) if self.host is None else self._tier_hits(self.host),
+            device=self._tier_hits("device"),
+            host=self._tier_hits("host"),
         )
 
-    @staticmethod
-    def _tier_hits(pool: PagePool) -> TierHits:
-        row_bytes = pool.page_bytes // pool.page_rows
-        return TierHits(pool.hits, pool.hit_rows * row_bytes, pool.saved_ms)
+    def _tier_hits(self, tier: str) -> TierHits:
+        row_bytes = self.device.page_bytes // self.device.page_rows
+        return self._hits.get(tier, HitCounts()).tier_hits(row_bytes)
 
     def problems(self) -> list[str]:
         """Return in words what does not agree, which is nothing."""
@@ -241,9 +255,8 @@ class Ledger:
         for index in indices:
             found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
             found += _differ("backing of nothing", [], sorted(index.host_copies.keys() - index.device.keys()))
-        moving = [
-            demotion for pending in self._pending if not pending.is_ahead for demotion in pending.demotions
-        ]
+        writes = [pending for pending in self._pending if isinstance(pending, PendingWrite)]
+        moving = [demotion for write in writes for demotion in write.copies.demotions]
         found += _differ("moves in no flight", 0, len(set(self._moving.values()) - set(moving)))
         present = len(self.index) + len(moving)
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
@@ -283,12 +296,20 @@ class Ledger:
             self.device,
             pages[:count],
             pages[count:],
-            fences,
-            demotions,
+            PendingCopies(demotions, fences),
             source,
         )
         self._pending.add(pending)
         return pending
+
+    def _end(self, pending: PendingWrite | PendingCopies) -> bool:
+        """Take what is pending out of the books; whether it was there."""
+        if pending not in self._pending:
+            return False
+        self._pending.remove(pending)
+        for pool in self._pools:
+            pool.in_flight -= len(pending.pages_of(pool))
+        return True
 
     def _end_move(self, demotion: Demotion) -> bool:
         """End a move; whether nobody has put rows under the key meanwhile, even if those have gone."""
@@ -296,22 +317,6 @@ class Ledger:
             return False
         del self._moving[demotion.entry.key]
         return True
-
-    def _finish_ahead(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> None:
-        """Let the copies back their entries, or free their pages if they failed or the entry has gone."""
-        for demotion in pending.demotions:
-            entry = demotion.entry
-            is_there = pending.epoch == self.epoch and self.index.device.get(entry.key) is entry
-            if is_there and fence is not None:  # else the pages may be another's, and what was read is void
-                # `pending` keeps what this replaces: an event is not to be destroyed under the lock.
-                pending.replaced.append(entry.reads.get(fence.stream))
-                entry.reads[fence.stream] = fence
-            if is_there and fence is not None and not failed and entry.key not in self.index.host_copies:
-                self.index.host_copies[entry.key] = demotion.host_entry(fence)
-                self.counts.writebacks += 1
-            else:
-                fences = pending.fences if fence is None else {*pending.fences, fence}
-                demotion.pool.give_back(demotion.pages, tuple(fences))
 
     def _victims(self, pool: PagePool, count: int) -> list[Entry]:
         """Choose who must go for `count` pages to be free, which can be had. The last to go comes first."""

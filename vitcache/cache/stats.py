@@ -31,6 +31,19 @@ class TierHits(NamedTuple):
     saved_ms: float
 
 
+@dataclass
+class HitCounts:
+    """Look-ups that found their rows in one tier, the rows, and what it saved. Guarded by its lock."""
+
+    hits: int = 0
+    rows: int = 0
+    saved_ms: float = 0.0
+
+    def tier_hits(self, row_bytes: int) -> TierHits:
+        """Return them as a caller sees them, for rows of so many bytes."""
+        return TierHits(self.hits, self.rows * row_bytes, self.saved_ms)
+
+
 @dataclass(frozen=True)
 class CacheStats:
     """A snapshot of a cache.

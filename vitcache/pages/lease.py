@@ -58,6 +58,10 @@ class Lease:
         Rows, each of `row_width` elements.
     hits
         Look-ups that found the entry in this tier since it came there, this one included.
+    pin
+        The one attribute that native code reads (csrc/python/item_reader.h), as the properties below would
+        take longer than a row: a list with the entry, whose `paged_rows` are placed; empty once it is
+        released. Not to be changed.
 
     Notes
     -----
@@ -69,11 +73,11 @@ class Lease:
     """
 
     # As every look-up makes one, what all of a tier have in common is looked up when it is asked for.
-    __slots__ = ("_handle", "_layout", "_pin", "_streams", "hits", "num_rows")
+    __slots__ = ("_handle", "_layout", "_streams", "hits", "num_rows", "pin")
 
     def __init__(self, pin: list[Entry], handle: CacheHandle) -> None:
         # Not yet `pin`: what is interrupted half-way must release nothing when it is collected.
-        self._pin = _NOTHING
+        self.pin = _NOTHING
         [entry] = pin
         self.num_rows = entry.num_rows
         self.hits = entry.hits
@@ -81,7 +85,7 @@ class Lease:
         self._handle = handle
         self._streams = _NO_STREAMS
         # Popping it releases the lease: of two threads only one can, and of a lease and who made it, too.
-        self._pin = pin
+        self.pin = pin
 
     @property
     def row_width(self) -> int:
@@ -111,7 +115,7 @@ class Lease:
     @property
     def released(self) -> bool:
         """Whether the lease was released."""
-        return not self._pin
+        return not self.pin
 
     @property
     def pool(self) -> Tensor:
@@ -170,12 +174,12 @@ class Lease:
         self.release()
 
     def __del__(self) -> None:
-        if self._pin:
+        if self.pin:
             self.release()
 
     def _entry(self) -> Entry:
         try:
-            return self._pin[0]
+            return self.pin[0]
         except IndexError:
             raise RuntimeError(f"this lease of {self.num_rows} rows was released") from None
 
@@ -194,7 +198,7 @@ def use_all(leases: Iterable[Lease]) -> None:
         if lease._handle.timeline is not timeline:
             timeline = lease._handle.timeline
             stream = timeline.current()
-        if not lease._pin or stream not in lease._streams:
+        if not lease.pin or stream not in lease._streams:
             entry = lease._entry()
             if entry.written.stream != stream:
                 timeline.wait(entry.written)
@@ -205,7 +209,7 @@ def release_all(leases: list[Lease]) -> None:
     """`Lease.release` of many, which are taken out of the list."""
     for lease in leases:
         try:
-            entry = lease._pin.pop()
+            entry = lease.pin.pop()
         except IndexError:  # it was released before
             continue
         lease._handle.releases.add((entry, lease._streams))

@@ -26,13 +26,31 @@ class Demotion:
 
 
 @dataclass(eq=False)
-class PendingWrite:
-    """A `put` while its rows are copied: it alone reads and writes the pages that are named here.
+class PendingCopies:
+    """Entries while they are copied to the host tier: it alone writes the pages that they go to.
 
-    `pages` become the new entry's, `leftover_pages` are what its victims leave over. `fences` come before any
-    write to these pages; once the victims are being copied, it is `copied` alone, which comes behind all
-    others. A promotion has the host entry `source` that the rows come from. One that `is_ahead` has no rows,
-    and its victims stay: the next write will find them copied.
+    `fences` come before any write to these pages, and to those that the entries make room in; once the copies
+    are queued, it is `copied` alone, which comes behind all others. `replaced` keeps fences that were taken
+    out of the books, as an event is not to be destroyed under a lock.
+    """
+
+    demotions: list[Demotion]
+    fences: set[Fence]
+    copied: Fence | None = None
+    replaced: list[Fence | None] = field(default_factory=list)
+
+    def pages_of(self, pool: PagePool) -> list[int]:
+        """Return the pages of one pool that are written."""
+        return [page for demotion in self.demotions if demotion.pool is pool for page in demotion.pages]
+
+
+@dataclass(eq=False)
+class PendingWrite:
+    """A `put` or a promotion while its rows are copied: it alone reads and writes the pages named here.
+
+    `pages` become the new entry's, `leftover_pages` are what its victims leave over. `copies` has what of the
+    victims goes to the host tier, and what comes before a write to the pages. A promotion has the host entry
+    `source` that the rows come from.
     """
 
     epoch: int
@@ -42,14 +60,10 @@ class PendingWrite:
     pool: PagePool
     pages: tuple[int, ...]
     leftover_pages: tuple[int, ...]
-    fences: set[Fence]
-    demotions: list[Demotion]
+    copies: PendingCopies
     source: Entry | None = None
-    copied: Fence | None = None
-    is_ahead: bool = False
-    replaced: list[Fence | None] = field(default_factory=list)
 
     def pages_of(self, pool: PagePool) -> list[int]:
         """Return the pages of one pool."""
         own = [*self.pages, *self.leftover_pages] if pool is self.pool else []
-        return own + [page for demotion in self.demotions if demotion.pool is pool for page in demotion.pages]
+        return own + self.copies.pages_of(pool)

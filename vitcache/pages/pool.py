@@ -89,9 +89,6 @@ class PagePool:
         self._device_id = (place.index or 0) if place.type == device.type else -1
         self.leased = 0  # pages that a lease holds
         self.in_flight = 0  # pages that a `put` copies from or to
-        self.hits = 0  # look-ups that found their rows here, and what they saved
-        self.hit_rows = 0
-        self.saved_ms = 0.0
         self.free_pages = list(range(num_pages - 1, -1, -1))
         self._fences: dict[int, tuple[Fence, ...]] = {}
 

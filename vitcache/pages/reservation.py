@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Hashable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,16 @@ class Finish(Protocol):
 
     def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
         """See `Ledger.finish`."""
+
+
+P = TypeVar("P", contravariant=True)
+
+
+class GiveUp(Protocol[P]):
+    """Frees the pages of what is pending, once a fence was passed."""
+
+    def __call__(self, pending: P, fence: Fence | None, *, failed: bool) -> object:
+        """See `Ledger.finish` and `Ledger.finish_ahead`."""
 
 
 class Abandoned(NamedTuple):
@@ -138,7 +148,7 @@ class Reservation:
         stream = self._timeline.current()
         if stream not in self._streams:
             earlier = [self._timeline.record(other) for other in self._streams]
-            for fence in earlier or self._pending[0].fences:
+            for fence in earlier or self._pending[0].copies.fences:
                 if fence.stream != stream:
                     self._timeline.wait(fence)
             self._streams.add(stream)
@@ -158,11 +168,16 @@ class Reservation:
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        pending = self._open()
+        self._open()
         rows = check_rows(rows, self.row_width)
         if rows.shape[0] != self.num_rows:  # `len` of a tensor takes longer
             raise ValueError(f"there are {len(rows)} rows, room is reserved for {self.num_rows}")
+        self.write_checked(rows)
+
+    def write_checked(self, rows: Tensor) -> None:
+        """`write` of rows that are known to be of the right shape and dtype, without a gradient."""
         self.use()
+        pending = self._pending[0]
         pending.pool.write(pending.pages, rows)
 
     def commit(self) -> bool:
@@ -225,9 +240,9 @@ class Reservation:
 
 
 def abandon(
-    pending: PendingWrite, timeline: Timeline, finish: Finish, streams: frozenset[Hashable] = frozenset()
+    pending: P, timeline: Timeline, give_up: GiveUp[P], streams: frozenset[Hashable] = frozenset()
 ) -> None:
-    """Free the pages of a reservation that is not entered, whatever else fails."""
+    """Free the pages of what is not entered, whatever else fails."""
     fence: Fence | None = None
     try:
         fence = join(timeline, streams)
@@ -235,7 +250,7 @@ def abandon(
         timeline.synchronize()  # with no fence behind the copies, they must be done
         raise
     finally:
-        finish(pending, fence, failed=True)
+        give_up(pending, fence, failed=True)
 
 
 def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fence:

@@ -187,6 +187,6 @@ class EncoderRunner:
                 if reservation is None:
                     step_item.rows = step_item.rows.to(self._cache.dtype, copy=True)
                 else:
-                    reservation.write(step_item.rows)
+                    reservation.write_checked(step_item.rows)
                     step_item.rows = reservation
                 step_item.is_fresh = False

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from vitcache.pipeline.items import Chunk, Item
+from vitcache.placement.placement import find_overlap
 from vitcache.placement.spans import Span, clip_spans
 
 
@@ -78,15 +79,12 @@ def _to_batch(chunk: Chunk, spans: list[Span]) -> list[Span]:
 
 
 def _check_spans(number: int, chunk: Chunk, occurrences: list[Occurrence]) -> None:
-    taken = sorted(
-        (span.start, span.stop, occurrence.position)
-        for occurrence in occurrences
-        for span in occurrence.spans
-    )
-    for (_, stop, position), (start, _, other) in pairwise(taken):
-        if stop > start:
-            shift = chunk.start - chunk.token_offset
-            raise ValueError(
-                f"chunk {number}: a span of item {position} ends at token {stop + shift} of the prompt, one "
-                f"of item {other} begins at {start + shift}"
-            )
+    overlap = find_overlap([occurrence.spans for occurrence in occurrences])
+    if overlap is not None:
+        (first, start, length, _), (second, other_start, *_) = overlap
+        shift = chunk.start - chunk.token_offset
+        raise ValueError(
+            f"chunk {number}: a span of item {occurrences[first].position} ends at token "
+            f"{start + length + shift} of the prompt, one of item {occurrences[second].position} begins at "
+            f"{other_start + shift}"
+        )

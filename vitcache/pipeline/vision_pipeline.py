@@ -36,7 +36,9 @@ from vitcache.pipeline.step_item import (
     one_per_object,
     wait_until_read,
 )
-from vitcache.placement.ops import embed_tokens
+from vitcache.placement.call_checks import is_traced
+from vitcache.placement.destination import Destination
+from vitcache.placement.embed_call import EmbedCall
 from vitcache.ring.pinned_ring import PinnedRing
 
 
@@ -189,7 +191,9 @@ class VisionPipeline:
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
         check_chunks(chunks)
-        _check_destination(self.cache, input_ids, weight, deepstack)
+        _check_weight(weight, self.cache)
+        call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
+        _check_width(call.destination, self.cache)
         check_windows(chunks, input_ids.numel())
         step_items = self._find_step_items(chunks)
         leases: list[Lease] = []
@@ -208,17 +212,7 @@ class VisionPipeline:
                     self._runner.run(missing)
             sources = collect(step_items, self.cache, self._mover, held)
             with torch.no_grad():
-                inputs_embeds = embed_tokens(
-                    input_ids,
-                    weight,
-                    sources.embeddings,
-                    sources.spans,
-                    out=out,
-                    deepstack=deepstack,
-                    scale=scale,
-                    text_scale=text_scale,
-                    store=sources.store,
-                )
+                inputs_embeds = call.run(sources.embeddings, sources.spans, sources.store, are_apart=True)
             chosen: list[Chosen[StepItem]] = []
             if self._shadow is not None:
                 chosen = self._shadow.choose(one for one in step_items if one.item.feature is not None)
@@ -332,19 +326,18 @@ def _stop(worker: PrefetchWorker, keys: KeyThreads) -> None:
     keys.stop()
 
 
-def _check_destination(
-    cache: EmbeddingCache, input_ids: Tensor, weight: Tensor, deepstack: Tensor | None
-) -> None:
-    """Refuse, before anything is encoded, what rows of the cache could not be placed in."""
-    for name, value in (("input_ids", input_ids), ("weight", weight)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
-    if weight.device != cache.device:
+def _check_weight(weight: Tensor, cache: EmbeddingCache) -> None:
+    if isinstance(weight, Tensor) and weight.device != cache.device:
         raise ValueError(f"weight is on {weight.device}, the cache is on {cache.device}")
-    levels = 0 if deepstack is None else len(deepstack)
-    width = weight.shape[-1] * (1 + levels)
-    if width != cache.row_width:
+    if is_traced(weight):
+        raise TypeError(
+            f"weight is a {type(weight).__name__}, whose rows cannot be read: pass a plain tensor"
+        )
+
+
+def _check_width(destination: Destination, cache: EmbeddingCache) -> None:
+    if destination.width != cache.row_width:
         raise ValueError(
-            f"the destination takes rows of width {width} (hidden {weight.shape[-1]} x (1 + {levels} "
-            f"deepstack levels)), those of the cache have {cache.row_width}"
+            f"the destination takes rows of width {destination.width} (hidden {destination.hidden} x (1 + "
+            f"{destination.levels} deepstack levels)), those of the cache have {cache.row_width}"
         )

@@ -29,13 +29,7 @@ def scatter_rows(destination: Destination, placement: Placement) -> None:
 
 
 def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, placement: Placement) -> None:
-    """Build what `moves_bits` admits, from a weight of the destination's dtype.
-
-    Raises
-    ------
-    IndexError
-        If the id of a text token is no row of `weight`; nothing is written.
-    """
+    """Build what `moves_bits` admits, from a weight of the destination's dtype. Text ids were checked."""
     num_tokens = destination.num_tokens
     table = table_memory_of(destination.rows.device).reserve(num_tokens).data_ptr()
     placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)

@@ -32,9 +32,10 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         from vitcache.placement import gpu_kernels
 
         gpu_kernels.scatter_rows(destination, placement, scale)
-    elif placement.stored:
-        scatter(destination, placement.through_pages(destination), scale)
-    elif cpu_kernels.moves_bits(destination, placement, scale):
+        return
+    if placement.stored:
+        placement.write_stores()
+    if cpu_kernels.moves_bits(destination, placement, scale):
         cpu_kernels.scatter_rows(destination, placement)
     else:
         reference.scatter_embeddings(
@@ -89,10 +90,11 @@ def embed(
         from vitcache.placement import gpu_kernels
 
         gpu_kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
-    elif placement.stored:
-        reference.check_text_ids(ids, len(weight), placement.runs())  # before pages are written
-        embed(destination, ids, weight, placement.through_pages(destination), scale, text_scale)
-    elif weight.dtype == destination.rows.dtype and cpu_kernels.moves_bits(
+        return
+    placement.check_text_ids(ids, len(weight))
+    if placement.stored:
+        placement.write_stores()
+    if weight.dtype == destination.rows.dtype and cpu_kernels.moves_bits(
         destination, placement, scale, text_scale
     ):
         cpu_kernels.embed_rows(destination, ids, weight, placement)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,13 +26,20 @@ class Placement:
     """The rows of one call: what to read, where to write it, checked against a destination.
 
     `items` are tensors ``(n, W)``, leases, or reservations that were written. The native table of runs and
-    addresses is valid as long as they live. `stored` are the reservations to write, by item.
+    addresses is valid as long as they live. `stored` are the reservations to write, by item. Where spans
+    `are_apart`, `find_overlap` was asked before.
     """
 
     __slots__ = ("items", "native", "stored")
 
     def __init__(
-        self, destination: Destination, embeddings: Any, spans: Any, store: Sequence[Any] | None = None
+        self,
+        destination: Destination,
+        embeddings: Any,
+        spans: Any,
+        store: Sequence[Any] | None = None,
+        *,
+        are_apart: bool = False,
     ) -> None:
         self.native = _native.Placement()
         self.stored: dict[int, Reservation] = {}
@@ -48,6 +54,8 @@ class Placement:
             self.stored = self._add_stores(destination, store)
             self.native.check_stores_apart(destination.width)
         self.check(destination)
+        if not are_apart:
+            self.native.check_overlap()
         self.use_leases()
         for reservation in self.stored.values():
             reservation.use()
@@ -60,6 +68,7 @@ class Placement:
         self.items = self._add_items(destination, embeddings)
         self.native.add_runs(span_array(runs, 4))
         self.check(destination)
+        self.native.check_overlap()
         return self
 
     @property
@@ -67,22 +76,22 @@ class Placement:
         """What rows are rounded to that are stored; None: none are."""
         return next((reservation.dtype for reservation in self.stored.values()), None)
 
-    def through_pages(self, destination: Destination) -> Placement:
-        """Write the rows that are stored, and return the placement that reads them from their pages: what a
-        launch does at once.
+    def write_stores(self) -> None:
+        """Write the rows that are stored, and read them from their pages from now on: what a launch does at
+        once.
         """
-        written = object.__new__(Placement)
-        written.native, written.stored, written.items = _native.Placement(), {}, []
-        for item, source in enumerate(self.items):
-            reservation = self.stored.get(item)
-            if reservation is None:
-                written.items += written._add_items(destination, [source])
-            else:
-                reservation.write(source if isinstance(source, Tensor) else source.to_tensor())
-                written.native.add_paged_rows(reservation.paged_rows, on_host=False)
-                written.items.append(reservation)
-        written.native.add_runs(np.asarray(self.runs(), dtype=np.int64).reshape(-1, 4))
-        return written
+        for item, reservation in self.stored.items():
+            source = self.items[item]
+            reservation.write_checked(source if isinstance(source, Tensor) else source.to_tensor())
+            self.items[item] = reservation
+        self.native.read_stores()
+        self.stored = {}
+
+    def check_text_ids(self, input_ids: Tensor, num_embeddings: int) -> None:
+        """Raise IndexError if the id ``(T,)`` of a text token on the CPU is no row of the weight."""
+        self.native.check_text_ids(
+            input_ids.data_ptr(), input_ids.element_size(), input_ids.shape[0], num_embeddings
+        )
 
     def use_leases(self) -> None:
         """Order the current stream behind the writing of leased rows, and their reuse behind it."""
@@ -112,8 +121,8 @@ class Placement:
         return [DTYPES[kind] for kind in self.native.kinds()]
 
     def check(self, destination: Destination) -> None:
-        """Raise if a run does not fit, two overlap, or an item lies in the destination."""
-        self.native.check(destination.num_tokens)
+        """Raise if a run does not fit, or an item lies in the destination."""
+        self.native.check_runs(destination.num_tokens)
         for plane in destination.planes:
             begin, end = extent(plane)
             stride = plane.stride(0) * plane.element_size()
@@ -239,3 +248,10 @@ def _width_message(item: int, width: int, destination: Destination, what: str = 
     return f"item {item} {what} rows of width {width}, the destination takes {destination.width}" + (
         levels if destination.levels else ""
     )
+
+
+def find_overlap(items: Sequence[Sequence[Span]]) -> tuple[Run, Run] | None:
+    """Return two spans that share a token, as runs in the order of their tokens, if there are two."""
+    runs = _native.Placement()
+    runs.add_spans(items, Span)
+    return runs.find_overlap()

@@ -58,14 +58,8 @@ def embed_tokens(
 
     ``input_ids`` is ``(T,)``; ids under a run are never looked up. ``text_scale`` is rounded to the weight's
     dtype and multiplies there, as a model's scaled embedding does. `deepstack` becomes zero at text tokens.
-    The rest is as in `scatter_embeddings`.
-
-    Raises
-    ------
-    IndexError
-        If the id of a text token is outside the weight's rows.
+    The ids of text tokens are rows of the weight. The rest is as in `scatter_embeddings`.
     """
-    check_text_ids(input_ids, len(weight), runs)
     for start, stop in _gaps(runs, len(out)):
         ids = input_ids[start:stop].to(torch.int64)
         if text_scale is None and out.dtype == weight.dtype:
@@ -80,18 +74,6 @@ def embed_tokens(
         if deepstack is not None:
             deepstack[:, start:stop] = 0
     scatter_embeddings(out, deepstack, items, runs, scale)
-
-
-def check_text_ids(input_ids: Tensor, num_embeddings: int, runs: Sequence[Run]) -> None:
-    """Raise IndexError if the id of a text token is outside the weight's rows."""
-    for start, stop in _gaps(runs, len(input_ids)):
-        ids = input_ids[start:stop].to(torch.int64)
-        outside = (ids < 0) | (ids >= num_embeddings)
-        if outside.any():
-            token = int(outside.nonzero()[0])
-            raise IndexError(
-                f"input_ids[{start + token}] is {int(ids[token])}, the weight has {num_embeddings} rows"
-            )
 
 
 def _write(destination: Tensor, rows: Tensor, scale: float | None) -> None:

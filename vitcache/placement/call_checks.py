@@ -1,0 +1,113 @@
+"""What a placing call may ask for: its text, its factors, its gradients. Said before anything is written."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache.rows import KINDS, check_layout
+
+
+def is_traced(tensor: Any) -> bool:
+    """Whether a call is being traced, or a tensor has no memory of its own: the operators know what to do."""
+    if torch.compiler.is_compiling():
+        return True
+    if not isinstance(tensor, Tensor) or type(tensor) in (Tensor, torch.nn.Parameter):
+        return isinstance(tensor, Tensor) and tensor.device.type == "meta"
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def check_scale(name: str, value: Any) -> float | None:
+    """Return a factor as a float, or None where there is none."""
+    if value is None or isinstance(value, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number or None, it is {type(value).__name__}")
+    return float(value)
+
+
+def check_writable(*written: Tensor | None) -> None:
+    """What autograd lets nobody write in place, said before anything is written: torch says it afterwards."""
+    kinds = torch._C._autograd.CreationMeta
+    for tensor in written:
+        if tensor is None:
+            continue
+        if tensor.is_inference():
+            raise RuntimeError("an inference tensor cannot be written where gradients are recorded")
+        base = tensor if tensor._base is None else tensor._base
+        if tensor.requires_grad and base.is_leaf:
+            raise RuntimeError("a leaf that requires grad, or a view of one, cannot be written in place")
+        kind = torch._C._autograd._get_creation_meta(tensor) if tensor._is_view() else kinds.DEFAULT
+        if kind != kinds.DEFAULT:
+            raise RuntimeError(f"a view of kind {kind.name} cannot be written where gradients are recorded")
+
+
+def refuse_out(has_out: bool) -> None:
+    """Raise ValueError where gradients would have to go into the caller's own memory."""
+    if has_out:
+        raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
+
+
+def refuse_store(store: Any, what: str) -> None:
+    """Raise ValueError where rows cannot be stored as they are placed."""
+    if store is not None:
+        raise ValueError(f"store= does not go with {what}")
+
+
+def check_table_call(spans: Any, *written: Tensor | None) -> None:
+    """Raise ValueError at spans or gradients beside a `PlacementTable`."""
+    if spans is not None:
+        raise ValueError("a PlacementTable holds its spans: pass None for spans")
+    if needs_grad(*written):
+        raise ValueError("a PlacementTable has no gradients: use torch.no_grad()")
+
+
+def check_embedding(input_ids: Tensor, weight: Tensor) -> None:
+    """Raise TypeError or ValueError if rows of `weight` cannot be looked up by `input_ids`."""
+    for name, value in (("input_ids", input_ids), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
+        check_layout(name, value)
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids are {input_ids.dtype}, they must be int64 or int32")
+    if input_ids.dim() not in (1, 2):
+        raise ValueError(f"input_ids have {input_ids.dim()} dimensions, they must be (T,) or (B, T)")
+    if weight.dtype not in KINDS:
+        raise TypeError(f"weight is {weight.dtype}, it must be float32, float16 or bfloat16")
+    if weight.dim() != 2:
+        raise ValueError(f"weight has {weight.dim()} dimensions, it must be (V, H)")
+    if weight.stride(1) != 1 and weight.shape[1] > 1:
+        raise ValueError(f"weight has stride {weight.stride(1)} between elements of a row, it must be 1")
+    if input_ids.device != weight.device:
+        raise ValueError(f"input_ids are on {input_ids.device}, weight is on {weight.device}")
+
+
+def make_out(input_ids: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+    """Return what the rows go to: `out`, if it fits, or new memory for every row."""
+    shape = (*input_ids.shape, weight.shape[1])
+    if out is None:
+        return weight.new_empty(shape)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, it is {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, it must be {tuple(shape)}")
+    if out.device != weight.device:
+        raise ValueError(f"out is on {out.device}, weight is on {weight.device}")
+    return out
+
+
+def needs_grad(*values: Any) -> bool:
+    """Whether a gradient is recorded for one of the tensors among the values."""
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
+
+
+def bump_versions(*written: Tensor | None) -> None:
+    """Tell autograd that tensors were written behind its back, so that a stale saved tensor is an error."""
+    for tensor in written:
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)

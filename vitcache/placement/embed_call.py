@@ -1,0 +1,101 @@
+"""A call of `embed_tokens` in two halves: what needs no rows of images, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vitcache.pages.reservation import Reservation
+from vitcache.placement import autograd, dispatch
+from vitcache.placement.call_checks import (
+    bump_versions,
+    check_embedding,
+    check_scale,
+    check_table_call,
+    check_writable,
+    make_out,
+    needs_grad,
+    refuse_out,
+    refuse_store,
+)
+from vitcache.placement.destination import Destination
+from vitcache.placement.placement import Placement
+from vitcache.placement.placement_table import PlacementTable
+
+
+class EmbedCall:
+    """One call of `embed_tokens`, of which all is checked that can be without rows of images.
+
+    So whoever encodes for it hears of a wrong argument before anything is encoded. `destination` is where the
+    rows will go. Arguments, and what is raised, are as in `embed_tokens`; a weight that `is_traced` is the
+    caller's to refuse. A call is run once, on the current stream of its thread.
+    """
+
+    __slots__ = (
+        "_deepstack",
+        "_has_out",
+        "_input_ids",
+        "_out",
+        "_scale",
+        "_text_scale",
+        "_weight",
+        "destination",
+    )
+
+    def __init__(
+        self,
+        input_ids: Tensor,
+        weight: Tensor,
+        out: Tensor | None,
+        deepstack: Tensor | None,
+        scale: float | None,
+        text_scale: float | None,
+    ) -> None:
+        check_embedding(input_ids, weight)
+        self._scale, self._text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
+        self._has_out = out is not None
+        self._out = make_out(input_ids, weight, out)
+        self._deepstack = deepstack
+        self._input_ids, self._weight = input_ids.resolve_neg(), weight.resolve_neg()
+        self.destination = Destination("out", self._out, deepstack)
+        if self._has_out or deepstack is not None:  # what was allocated here lies apart from everything
+            self.destination.check_apart_from("weight", self._weight)
+            self.destination.check_apart_from("input_ids", self._input_ids)
+
+    def run(
+        self,
+        embeddings: Any,
+        spans: Any,
+        store: Sequence[Reservation | None] | None,
+        *,
+        are_apart: bool = False,
+    ) -> Tensor:
+        """Write all rows, and return where they are.
+
+        Parameters
+        ----------
+        embeddings, spans, store
+            As in `embed_tokens`.
+        are_apart
+            Whether `find_overlap` was asked for the spans.
+        """
+        out, deepstack, weight = self._out, self._deepstack, self._weight
+        scales = self._scale, self._text_scale
+        if isinstance(embeddings, PlacementTable):
+            check_table_call(spans, weight, out, deepstack)
+            refuse_store(store, "a PlacementTable")
+            dispatch.embed_table(self.destination, self._input_ids, weight, embeddings, *scales)
+        else:
+            dispatch.refuse_capture(out.device)
+            placed = Placement(self.destination, embeddings, spans, store, are_apart=are_apart)
+            if needs_grad(weight, out, deepstack, *placed.items):
+                refuse_out(self._has_out)
+                check_writable(deepstack)
+                refuse_store(store, "a gradient")
+                items, runs = placed.tensors_and_runs()
+                return autograd.embed(out, deepstack, self._input_ids, weight, items, runs, *scales)
+            dispatch.embed(self.destination, self._input_ids, weight, placed, *scales)
+        bump_versions(out, deepstack)
+        return out
