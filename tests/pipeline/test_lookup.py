@@ -12,7 +12,7 @@ import torch
 from pipeline_scene import HIDDEN, make_cache
 
 from vitcache import Claim, EmbeddingCache, Lease
-from vitcache.pipeline.lookup import claim_missing, look_up
+from vitcache.pipeline.lookup import claim_all, look_up
 
 KEYS = [bytes([number]) * 32 for number in range(4)]
 
@@ -72,33 +72,36 @@ def test_two_of_one_key_and_other_lengths_share_a_claim() -> None:
         assert wanted[0].claim is wanted[1].claim is not None
 
 
-def test_who_may_not_wait_is_told_of_the_claim_of_another_and_has_the_rest() -> None:
+def test_who_may_not_wait_has_a_claim_of_each_be_it_anothers() -> None:
     cache = make_cache()
     fill(cache, 1)
-    wanted = [Wanted(key) for key in KEYS]
+    wanted = [Wanted(None), *(Wanted(key) for key in KEYS)]
     with cache.claim(KEYS[2]) as other, ExitStack() as held:
-        busy = claim_missing(cache, wanted, held)
-        assert busy is wanted[2].claim is not None
-        assert not busy.is_mine
-        assert not busy.wait(0)
+        claim_all(cache, wanted, held)
+        assert wanted[0].claim is None
+        claims = [one.claim for one in wanted[1:] if one.claim is not None]
+        assert [claim.key for claim in claims] == KEYS
+        assert [claim.is_mine for claim in claims] == [True, True, False, True]
+        assert not claims[2].wait(0)
         other.release()
-        assert busy.wait(0)
-        mine = [one.claim is not None and one.claim.is_mine for one in wanted]
-        assert mine == [True, False, False, True]
-        assert wanted[1].claim is None  # it is there
-        assert cache.claim(KEYS[1]).is_mine
+        assert claims[2].wait(0)
+    assert [cache.claim(key).is_mine for key in KEYS] == [True] * 4
 
 
-def test_a_claim_of_an_earlier_round_does_not_count() -> None:
-    """What another has entered while its claim was waited for has none, be there one from before."""
-    cache = make_cache()
-    one = Wanted(KEYS[0])
-    with cache.claim(KEYS[0]), ExitStack() as held:
-        assert claim_missing(cache, [one], held) is one.claim
-    fill(cache, 0)
+def test_what_was_entered_between_look_up_and_claim_is_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, leases = make_cache(), []
+    wanted, claim = [Wanted(KEYS[0]), Wanted(KEYS[1])], cache.claim
+
+    def enter_and_claim(key: bytes) -> Claim:
+        if key not in cache and key == KEYS[0]:
+            fill(cache, 0)
+        return claim(key)
+
+    monkeypatch.setattr(cache, "claim", enter_and_claim)
     with ExitStack() as held:
-        assert claim_missing(cache, [one], held) is None
-    assert one.claim is None
+        assert look_up(cache, wanted, leases, held) == [wanted[1]]
+        assert leases == [wanted[0].rows]
+        assert [claim(key).is_mine for key in KEYS[:2]] == [True, False]
 
 
 def test_nobody_waits_with_a_claim_in_hand() -> None:

@@ -18,7 +18,7 @@ from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
 from vitcache.keys.content import content_key
 from vitcache.pages.lease import Lease, release_all
-from vitcache.pipeline.lookup import look_up
+from vitcache.pipeline.lookup import claim_all, look_up
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
@@ -109,8 +109,8 @@ class CachedEncoder:
         """Return what the stock method would for the items of `keys`, of which `wanted` has each once."""
         session, cache = self._session, self._session.cache
         if self._form is None:  # its output shows the containers, be it cached or not
-            with cache.claim(wanted[0].key) as claim:
-                wanted[0].claim = claim
+            with ExitStack() as held:
+                claim_all(cache, wanted[:1], held)
                 self._encode_all(wanted[:1], options)
                 _enter(wanted[:1])
         leases: list[Lease] = []

@@ -29,7 +29,7 @@ class Wanted(Protocol):
     rows
         Where they are. None: nowhere yet.
     claim
-        The right to encode them, or a claim of another.
+        The right to encode them, or a claim of another, once they were looked up in vain.
     error
         Why there will be none.
     """
@@ -61,35 +61,25 @@ def look_up(cache: EmbeddingCache, wanted: list[W], leases: list[Lease], held: E
         if not missing:
             return missing
         with ExitStack() as claims:
-            busy = claim_missing(cache, missing, claims)
-            # One that is nobody's was entered since its look-up.
-            if all(one.key is None or (one.claim is not None and one.claim.is_mine) for one in missing):
+            claim_all(cache, missing, claims)
+            busy = [one.claim for one in missing if one.claim is not None and not one.claim.is_mine]
+            # What is there by now was entered since its look-up.
+            if not busy and not any(one.key in cache for one in missing if one.key is not None):
                 held.push(claims.pop_all())
                 return missing
         # Our own claims are given back by now: two that hold some must not wait for each other.
-        if busy is not None:
-            busy.wait()
+        if busy:
+            busy[0].wait()
 
 
-def claim_missing(cache: EmbeddingCache, missing: Iterable[Wanted], held: ExitStack) -> Claim | None:
-    """Claim until `held` ends what the cache does not have, and return a claim of another's, if there is one.
-
-    Each that is missing has a claim then, if only another's. What was entered meanwhile has none.
-    """
-    busy: Claim | None = None
-    mine: dict[bytes, Claim] = {}  # two can have one key, and other numbers of rows
-    for one in missing:
-        one.claim = None
-        if one.key is None:
-            continue
-        claim = mine.get(one.key) or held.enter_context(cache.claim(one.key))
-        if not claim.is_mine:
-            one.claim = busy = claim
-        elif one.key in cache:
-            claim.release()
-        else:
-            one.claim = mine[one.key] = claim
-    return busy
+def claim_all(cache: EmbeddingCache, wanted: Iterable[Wanted], held: ExitStack) -> None:
+    """Claim every key until `held` ends. Nobody is waited for: a claim may be another's."""
+    claims: dict[bytes, Claim] = {}  # two can have one key, and other numbers of rows
+    for one in wanted:
+        if one.key is not None:
+            if one.key not in claims:
+                claims[one.key] = held.enter_context(cache.claim(one.key))
+            one.claim = claims[one.key]
 
 
 def look_up_together(
@@ -126,8 +116,7 @@ def look_up_together(
     missing = [step_item for step_item, flag in zip(featured, flags, strict=True) if flag]
     for step_item in missing:
         step_item.rows = None
-        if step_item.key is not None:
-            step_item.claim = held.enter_context(cache.claim(step_item.key))
+    claim_all(cache, missing, held)
     return missing
 
 

@@ -13,7 +13,7 @@ from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.items import Chunk
-from vitcache.pipeline.lookup import claim_missing
+from vitcache.pipeline.lookup import claim_all
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import StepItem, wait_until_read
@@ -82,10 +82,11 @@ class PrefetchJob:
         """Encode what nobody else is encoding, and enter it."""
         with ExitStack() as held:
             held.callback(wait_until_read, batch)
-            new = [step_item for step_item in batch if step_item.is_missing]
-            claim_missing(self._cache, new, held)
+            claim_all(self._cache, batch, held)
             missing = [
-                step_item for step_item in new if step_item.claim is not None and step_item.claim.is_mine
+                step_item
+                for step_item in batch
+                if step_item.claim is not None and step_item.claim.is_mine and self._is_new(step_item)
             ]
             with self._runner.exclusive():
                 self._runner.run(missing)
