@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+
+from vitcache.cache import embedding_cache
+from vitcache.pages import reservation
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 5, 8])
@@ -21,6 +25,20 @@ def test_rows_come_back_as_a_cast_to_the_dtype(
     found = read(cache, KEYS[0])
     assert found.dtype == dtype
     assert torch.equal(found, rows.to(dtype))
+
+
+def test_one_put_looks_at_its_key_and_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def watch(module: ModuleType, name: str) -> None:
+        check = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: looked.append(name) or check(*arguments))
+
+    for module in (embedding_cache, reservation):
+        watch(module, "check_rows")
+    watch(embedding_cache, "check_key")
+    assert make_cache(4).put(KEYS[0], make_rows(2))
+    assert sorted(looked) == ["check_key", "check_rows"]
 
 
 def test_an_entry_owns_its_bytes() -> None:
