@@ -58,10 +58,12 @@ class CachedEncoder:
             return self.stock(*args, **kwargs)
         namespace = session.current_namespace()
         wanted = [CallItem(self._key(item, key_arguments, namespace), item) for item in items]
-        unique = list({one.key: one for one in reversed(wanted)}.values())[::-1]
+        unique: dict[bytes, CallItem] = {}
+        for one in wanted:
+            unique.setdefault(one.key, one)
         if len(unique) < len(wanted):
             session.count(duplicates=len(wanted) - len(unique))
-        return self._serve([one.key for one in wanted], unique, options)
+        return self._serve([one.key for one in wanted], list(unique.values()), options)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return all arguments by name, those of the signature first and in its order."""
@@ -115,6 +117,7 @@ class CachedEncoder:
                 _enter(wanted[:1])
         leases: list[Lease] = []
         with ExitStack() as held:
+            held.callback(release_all, leases)
             missing = look_up(cache, wanted, leases, held)
             if leases:
                 session.count(hits=len(leases))
