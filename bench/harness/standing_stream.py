@@ -17,7 +17,7 @@ HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def standing_stream(ring: PinnedRing) -> Iterator[None]:
     """Let the stream of a ring on the stand-in stand still meanwhile, in a host function that sleeps."""
     runtime = ctypes.CDLL(stand_in.path())
-    stream = ctypes.c_void_p(ring._native.stream)
+    stream = ctypes.c_void_p(ring._native.stream.handle)
     over = threading.Event()
     sleep = HostFunction(lambda _: over.wait() and None)
     _check(runtime.cudaLaunchHostFunc(stream, sleep, None), "cudaLaunchHostFunc")

@@ -45,12 +45,29 @@ void translate_errors(std::exception_ptr error) {
 // Copies of bytes between addresses, queued on one stream in one call.
 void copy_batch(const CudaRuntime& runtime, const std::vector<std::uintptr_t>& destinations,
                 const std::vector<std::uintptr_t>& sources, const std::vector<std::size_t>& sizes,
-                std::uintptr_t stream) {
+                Stream stream) {
   std::vector<void*> to;
   std::vector<const void*> from;
   for (const std::uintptr_t address : destinations) to.push_back(reinterpret_cast<void*>(address));
   for (const std::uintptr_t address : sources) from.push_back(reinterpret_cast<const void*>(address));
-  runtime.copy_batch_async(to, from, sizes, reinterpret_cast<void*>(stream));
+  runtime.copy_batch_async(to, from, sizes, stream);
+}
+
+std::uintptr_t address_of(const void* handle) { return reinterpret_cast<std::uintptr_t>(handle); }
+
+// Python, too, cannot pass a stream in the place of an event: it makes one of these from a bare handle.
+void bind_handles(py::module_& module) {
+  py::class_<Stream>(module, "Stream", "A stream by its handle; 0 is the default stream of `device`.")
+      .def(py::init([](std::uintptr_t handle, int device) {
+             return Stream{reinterpret_cast<void*>(handle), device};
+           }),
+           py::arg("handle"), py::arg("device"))
+      .def_property_readonly("handle", [](const Stream& stream) { return address_of(stream.handle); })
+      .def_readonly("device", &Stream::device);
+  py::class_<Event>(module, "Event", "An event by its handle, as torch has made it.")
+      .def(py::init([](std::uintptr_t handle) { return Event{reinterpret_cast<void*>(handle)}; }),
+           py::arg("handle"))
+      .def_property_readonly("handle", [](const Event& event) { return address_of(event.handle); });
 }
 
 void bind_cuda_runtime(py::module_& module) {
@@ -68,25 +85,9 @@ void bind_cuda_runtime(py::module_& module) {
       .def("version", &CudaRuntime::version, without_gil)
       .def("driver_version", &CudaRuntime::driver_version, without_gil)
       .def("devices", &CudaRuntime::devices, without_gil)
-      .def(
-          "create_stream",
-          [](const CudaRuntime& runtime) {
-            return reinterpret_cast<std::uintptr_t>(runtime.create_stream());
-          },
-          without_gil)
-      // Of events that torch has made, by their handles.
-      .def(
-          "is_done",
-          [](const CudaRuntime& runtime, std::uintptr_t event) {
-            return runtime.is_done(reinterpret_cast<void*>(event));
-          },
-          py::arg("event"), without_gil)
-      .def(
-          "synchronize",
-          [](const CudaRuntime& runtime, std::uintptr_t event) {
-            runtime.synchronize(reinterpret_cast<void*>(event));
-          },
-          py::arg("event"), without_gil);
+      .def("create_stream", &CudaRuntime::create_stream, py::arg("device"), without_gil)
+      .def("is_done", &CudaRuntime::is_done, py::arg("event"), without_gil)
+      .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), without_gil);
   module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("destinations"), py::arg("sources"),
              py::arg("sizes"), py::arg("stream"), without_gil);
 }
@@ -105,41 +106,43 @@ std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::
 void bind_row_copy(py::module_& module) {
   using Planes = std::vector<std::pair<std::uintptr_t, std::int64_t>>;  // (address, row stride in bytes)
   using WeightRows = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;  // (address, row stride, rows)
-  module.def("scatter_rows", [](std::uintptr_t table, std::int64_t num_rows, const Planes& planes,
-                                std::int64_t row_bytes, int num_threads) {
-    const std::vector<Plane> made = make_planes(planes);
-    const py::gil_scoped_release without_gil;
-    scatter_rows(table_at(table), num_rows, made, row_bytes, num_threads);
-  });
-  module.def("embed_rows",
-             [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
-                const WeightRows& weight, const Planes& planes, std::int64_t row_bytes, int num_threads) {
-               const std::vector<Plane> made = make_planes(planes);
-               const auto [address, row_stride, num_rows] = weight;
-               const Weight rows{reinterpret_cast<const std::byte*>(address), row_stride, num_rows};
-               const py::gil_scoped_release without_gil;
-               if (id_bytes == 4)
-                 embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows,
-                            made, row_bytes, num_threads);
-               else
-                 embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows,
-                            made, row_bytes, num_threads);
-             });
+  module.def(
+      "scatter_rows",
+      [](std::uintptr_t table, std::int64_t num_rows, const Planes& planes, std::int64_t row_bytes,
+         int num_threads) {
+        const std::vector<Plane> made = make_planes(planes);
+        const py::gil_scoped_release without_gil;
+        scatter_rows(table_at(table), num_rows, made, row_bytes, num_threads);
+      },
+      py::arg("table"), py::arg("num_rows"), py::arg("planes"), py::arg("row_bytes"), py::arg("num_threads"));
+  module.def(
+      "embed_rows",
+      [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
+         const WeightRows& weight, const Planes& planes, std::int64_t row_bytes, int num_threads) {
+        const std::vector<Plane> made = make_planes(planes);
+        const auto [address, row_stride, num_rows] = weight;
+        const Weight rows{reinterpret_cast<const std::byte*>(address), row_stride, num_rows};
+        const py::gil_scoped_release without_gil;
+        if (id_bytes == 4)
+          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows, made,
+                     row_bytes, num_threads);
+        else
+          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows, made,
+                     row_bytes, num_threads);
+      },
+      py::arg("table"), py::arg("num_tokens"), py::arg("ids"), py::arg("id_bytes"), py::arg("weight"),
+      py::arg("planes"), py::arg("row_bytes"), py::arg("num_threads"));
 }
 
-py::tuple as_tuple(const Run& run) {
-  return py::make_tuple(run.item, run.start, run.length, run.source_start);
-}
+using FourNumbers = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+FourNumbers as_numbers(const Run& run) { return {run.item, run.start, run.length, run.source_start}; }
 
 void bind_placement(py::module_& module) {
   py::class_<PagedRows>(module, "PagedRows")
       .def(py::init(&PagedRows::make), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"),
            py::arg("kind"), py::arg("pages"), py::arg("page_rows"), py::arg("width"), py::arg("on_cuda"),
            py::arg("device_id"));
-  py::class_<ItemReader>(module, "ItemReader")
-      .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("lease_type"))
-      .def("add", &ItemReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),
-           py::arg("width"), py::arg("on_cuda"), py::arg("device_id"));
   py::class_<Placement>(module, "Placement")
       .def(py::init<>())
       .def(
@@ -165,19 +168,20 @@ void bind_placement(py::module_& module) {
           py::arg("item"), py::arg("rows"))
       .def_property_readonly("reads_host", &Placement::reads_host)
       .def_property_readonly("num_runs", [](const Placement& placement) { return placement.runs().size(); })
-      .def("add_run",
-           [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
-              std::int64_t source_start) { placement.add_run({item, start, length, source_start}); })
-      .def("add_runs", &add_runs)
+      .def(
+          "add_run",
+          [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,
+             std::int64_t source_start) { placement.add_run({item, start, length, source_start}); },
+          py::arg("item"), py::arg("start"), py::arg("length"), py::arg("source_start"))
+      .def("add_runs", &add_runs, py::arg("table"))
       .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
       .def("check_runs", &Placement::check_runs, py::arg("num_tokens"))
       .def("check_overlap", &Placement::check_overlap)
       .def("find_overlap",
-           [](const Placement& placement) {
-             using Found = std::pair<py::tuple, py::tuple>;
+           [](const Placement& placement) -> std::optional<std::pair<FourNumbers, FourNumbers>> {
              const auto overlap = placement.find_overlap();
-             return overlap ? std::optional<Found>({as_tuple(overlap->first), as_tuple(overlap->second)})
-                            : std::nullopt;
+             if (!overlap) return std::nullopt;
+             return std::pair(as_numbers(overlap->first), as_numbers(overlap->second));
            })
       .def(
           "check_text_ids",
@@ -193,50 +197,60 @@ void bind_placement(py::module_& module) {
       .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("row_stride"),
            py::arg("row_bytes"), py::arg("width"))
       .def("check_stores_apart", &Placement::check_stores_apart, py::arg("width"))
-      .def("take_host_blocks",
-           [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
-             py::list blocks;
-             for (const BlockCopy& block : placement.take_host_blocks(kind, row_bytes, min_bytes))
-               blocks.append(py::make_tuple(block.item, block.source_row, block.token, block.num_rows));
-             return blocks;
-           })
+      .def(
+          "take_host_blocks",
+          [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
+            std::vector<FourNumbers> blocks;
+            for (const BlockCopy& block : placement.take_host_blocks(kind, row_bytes, min_bytes))
+              blocks.emplace_back(block.item, block.source_row, block.token, block.num_rows);
+            return blocks;
+          },
+          py::arg("kind"), py::arg("row_bytes"), py::arg("min_bytes"))
       .def("runs",
            [](const Placement& placement) {
-             py::list runs;
-             for (const Run& run : placement.runs()) runs.append(as_tuple(run));
+             std::vector<FourNumbers> runs;
+             for (const Run& run : placement.runs()) runs.push_back(as_numbers(run));
              return runs;
            })
       .def("num_rows", &Placement::num_rows, py::arg("kind"))
       .def("kinds",
            [](const Placement& placement) {
-             py::list kinds;
+             std::vector<int> kinds;
              for (int kind = 0; kind < kNumKinds; ++kind)
-               if (placement.num_rows(kind) > 0 || placement.stores(kind)) kinds.append(kind);
+               if (placement.num_rows(kind) > 0 || placement.stores(kind)) kinds.push_back(kind);
              return kinds;
            })
       .def("stores", &Placement::stores, py::arg("kind"))
       .def("num_unplaced_rows", &Placement::num_unplaced_rows, py::arg("kind"))
       .def("aligned", &Placement::aligned, py::arg("kind"))
-      .def("write_row_table", [](const Placement& placement, int kind,
-                                 std::uintptr_t table) { placement.write_row_table(kind, table_at(table)); })
-      .def("write_token_table",
-           [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
-             placement.write_token_table(kind, table_at(table), num_tokens);
-           })
-      .def("write_stored_row_table",
-           [](const Placement& placement, int kind, std::uintptr_t table) {
-             placement.write_stored_row_table(kind, table_at(table));
-           })
-      .def("write_stored_token_table",
-           [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
-             placement.write_stored_token_table(kind, table_at(table), num_tokens);
-           });
-}
-
-void* handle(std::uintptr_t stream) { return reinterpret_cast<void*>(stream); }
-
-std::optional<void*> handle(std::optional<std::uintptr_t> stream) {
-  return stream ? std::optional(handle(*stream)) : std::nullopt;
+      .def(
+          "write_row_table",
+          [](const Placement& placement, int kind, std::uintptr_t table) {
+            placement.write_row_table(kind, table_at(table));
+          },
+          py::arg("kind"), py::arg("table"))
+      .def(
+          "write_token_table",
+          [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
+            placement.write_token_table(kind, table_at(table), num_tokens);
+          },
+          py::arg("kind"), py::arg("table"), py::arg("num_tokens"))
+      .def(
+          "write_stored_row_table",
+          [](const Placement& placement, int kind, std::uintptr_t table) {
+            placement.write_stored_row_table(kind, table_at(table));
+          },
+          py::arg("kind"), py::arg("table"))
+      .def(
+          "write_stored_token_table",
+          [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
+            placement.write_stored_token_table(kind, table_at(table), num_tokens);
+          },
+          py::arg("kind"), py::arg("table"), py::arg("num_tokens"));
+  py::class_<ItemReader>(module, "ItemReader")
+      .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("lease_type"))
+      .def("add", &ItemReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),
+           py::arg("width"), py::arg("on_cuda"), py::arg("device_id"));
 }
 
 // A ring of the process that this one was forked off has no threads here: it is left where it is.
@@ -253,10 +267,7 @@ void bind_ring(py::module_& module) {
       .value("float32_to_float16", Cast::kFloat32ToFloat16);
   py::class_<Ticket, std::shared_ptr<Ticket>>(module, "Ticket")
       .def(
-          "wait",
-          [](const Ticket& ticket, std::uintptr_t stream) {
-            without_gil([&] { ticket.wait(handle(stream)); });
-          },
+          "wait", [](const Ticket& ticket, Stream stream) { without_gil([&] { ticket.wait(stream); }); },
           py::arg("stream"))
       .def("synchronize", [](const Ticket& ticket) { without_gil([&] { ticket.synchronize(); }); })
       .def("wait_source_read", [](const Ticket& ticket) { without_gil([&] { ticket.wait_source_read(); }); })
@@ -273,11 +284,11 @@ void bind_ring(py::module_& module) {
       .def_readonly("construction_seconds", &RingStats::construction_seconds);
   py::class_<Ring, std::unique_ptr<Ring, DeleteRing>>(module, "Ring")
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t capacity_bytes, int num_threads,
-                       std::size_t piece_bytes, int device, std::optional<std::uintptr_t> stream) {
+                       std::size_t piece_bytes, int device, std::optional<Stream> stream) {
              std::unique_ptr<Ring, DeleteRing> ring;
              without_gil([&] {
-               ring.reset(new Ring(std::move(runtime), {capacity_bytes, num_threads, piece_bytes, device,
-                                                        handle(stream).value_or(nullptr)}));
+               ring.reset(
+                   new Ring(std::move(runtime), {capacity_bytes, num_threads, piece_bytes, device, stream}));
              });
              return ring;
            }),
@@ -288,15 +299,15 @@ void bind_ring(py::module_& module) {
           "copy",
           [](Ring& ring, Ticket& ticket, std::uintptr_t destination, std::uintptr_t source,
              std::int64_t element_bytes, const std::vector<std::int64_t>& shape,
-             const std::vector<std::int64_t>& strides, Cast cast, std::optional<std::uintptr_t> after,
+             const std::vector<std::int64_t>& strides, Cast cast, std::optional<Stream> after,
              std::optional<double> timeout) {
             auto view = std::make_shared<const StridedView>(reinterpret_cast<const std::byte*>(source),
                                                             element_bytes, shape, strides);
             const auto seconds =
                 timeout ? std::optional(std::chrono::duration<double>(*timeout)) : std::nullopt;
             without_gil([&] {
-              ring.copy(ticket, reinterpret_cast<std::byte*>(destination), std::move(view), cast,
-                        handle(after), seconds);
+              ring.copy(ticket, reinterpret_cast<std::byte*>(destination), std::move(view), cast, after,
+                        seconds);
             });
           },
           py::arg("ticket"), py::arg("destination"), py::arg("source"), py::arg("element_bytes"),
@@ -311,8 +322,7 @@ void bind_ring(py::module_& module) {
              return stats;
            })
       .def("check_integrity", &Ring::check_integrity)
-      .def_property_readonly(
-          "stream", [](const Ring& ring) { return reinterpret_cast<std::uintptr_t>(ring.stream()); });
+      .def_property_readonly("stream", &Ring::stream);
 }
 
 }  // namespace
@@ -322,6 +332,7 @@ PYBIND11_MODULE(_native, module) {
   module.attr("compiler") = VITCACHE_COMPILER;
   module.attr("flags") = VITCACHE_FLAGS;
   py::register_local_exception_translator(translate_errors);
+  bind_handles(module);
   bind_cuda_runtime(module);
   bind_placement(module);
   bind_row_copy(module);

@@ -2,15 +2,18 @@
 
 #include <new>
 
+#include "runtime/device_guard.h"
+
 namespace vitcache {
 
 EventPool::~EventPool() {
-  if (getpid() != process_) return;
-  for (void* event : free_) runtime_->destroy_event(event);
+  if (getpid() != process_ || free_.empty()) return;
+  const DeviceGuard guard(*runtime_, device_, std::nothrow);
+  for (const Event event : free_) runtime_->destroy_event(event);
 }
 
-Event EventPool::take() {
-  void* event = nullptr;
+SharedEvent EventPool::take() {
+  Event event{nullptr};
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!free_.empty()) {
@@ -18,11 +21,12 @@ Event EventPool::take() {
       free_.pop_back();
     }
   }
-  if (event == nullptr) event = runtime_->create_event();
-  return Event(event, [pool = shared_from_this()](void* done) { pool->give_back(done); });
+  if (event.handle == nullptr) event = runtime_->create_event(device_);
+  return SharedEvent(
+      {event.handle, [pool = shared_from_this()](void* handle) { pool->give_back({handle}); }});
 }
 
-void EventPool::give_back(void* event) {
+void EventPool::give_back(Event event) {
   if (getpid() != process_)
     return;  // another thread may have held the mutex when this process was forked off
   try {

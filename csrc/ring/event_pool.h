@@ -1,10 +1,10 @@
-// Events of the runtime, made once and used again.
+// Events of one device, made once and used again.
 //
-// An event goes back to the pool with its last holder. Between two holders it may be recorded anew: who waits
-// for an event must hold it.
+// An event returns to its pool with its last holder. The next holder may record it anew: who waits for an
+// event must hold it.
 //
-// Thread rule: any thread may take, hold and drop events. No lock is held over a call of the runtime. The
-// pool lives as long as its last event. A process that was forked off drops them without a word.
+// Thread rule: any thread may take, hold and drop events, whichever device is current. No lock is held over a
+// call of the runtime. The pool lives as long as its last event. A forked child gives no event back.
 #pragma once
 
 #include <sys/types.h>
@@ -19,26 +19,40 @@
 
 namespace vitcache {
 
-// Shared by whoever needs the point in a stream that it marks. The handle is the runtime's.
-using Event = std::shared_ptr<void>;
+// An event of a pool, held by each who needs the point in a stream that the event marks; or none.
+class SharedEvent {
+ public:
+  SharedEvent() = default;
+
+  explicit operator bool() const { return handle_ != nullptr; }
+  Event get() const { return {handle_.get()}; }
+
+ private:
+  friend class EventPool;
+  explicit SharedEvent(std::shared_ptr<void> handle) : handle_(std::move(handle)) {}
+
+  std::shared_ptr<void> handle_;
+};
 
 class EventPool : public std::enable_shared_from_this<EventPool> {
  public:
-  explicit EventPool(SharedRuntime runtime) : runtime_(std::move(runtime)), process_(getpid()) {}
+  EventPool(SharedRuntime runtime, int device)
+      : runtime_(std::move(runtime)), device_(device), process_(getpid()) {}
   EventPool(const EventPool&) = delete;
   EventPool& operator=(const EventPool&) = delete;
   ~EventPool();
 
   // An event that nobody else holds. Throws CudaError.
-  Event take();
+  SharedEvent take();
 
  private:
-  void give_back(void* event);
+  void give_back(Event event);
 
   SharedRuntime runtime_;
+  int device_;
   pid_t process_;
   std::mutex mutex_;
-  std::vector<void*> free_;
+  std::vector<Event> free_;
 };
 
 }  // namespace vitcache

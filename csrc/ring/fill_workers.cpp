@@ -6,12 +6,6 @@
 #include <utility>
 
 namespace vitcache {
-namespace {
-
-void store(std::uint32_t* flag, std::uint32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
-
-}  // namespace
-
 FillWorkers::FillWorkers(int num_threads) {
   threads_.reserve(static_cast<std::size_t>(num_threads));
   try {
@@ -71,7 +65,7 @@ void FillWorkers::run() {
     fill(job.destination + begin * element_bytes, *job.source, job.first + begin, count, job.cast);
     if (queued->unwritten.fetch_sub(count, std::memory_order_acq_rel) == count) {
       job.unread->fetch_sub(1, std::memory_order_release);
-      store(job.full, job.value);
+      job.full.store();
     }
     lock.lock();
   }

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "ring/fill.h"
+#include "ring/slot_flags.h"
 
 namespace vitcache {
 
@@ -29,8 +30,7 @@ struct FillJob {
   std::int64_t count;
   Cast cast;
   std::byte* destination;
-  std::uint32_t* full;  // in memory that the device reads; stored as `value`, with release
-  std::uint32_t value;
+  SlotFlag full;                                      // stored when all is written
   std::shared_ptr<std::atomic<std::int64_t>> unread;  // jobs of one copy whose source is still to be read
 };
 

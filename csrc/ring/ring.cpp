@@ -6,6 +6,7 @@
 #include <exception>
 #include <utility>
 
+#include "runtime/device_guard.h"
 #include "runtime/error.h"
 
 namespace vitcache {
@@ -19,28 +20,18 @@ constexpr std::chrono::duration<double> kLongestTimeout{1e9};
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Makes a device current, as events and streams are made on the current one. Also where it is already: in a
-// new thread that is what gives the driver its context.
-class DeviceGuard {
- public:
-  DeviceGuard(const CudaRuntime& runtime, int device)
-      : runtime_(runtime), before_(runtime.device()), changed_(before_ != device) {
-    runtime_.set_device(device);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-  ~DeviceGuard() {
-    try {
-      if (changed_) runtime_.set_device(before_);
-    } catch (const CudaError&) {  // the next call will say it
-    }
-  }
+void check_at_least(const char* name, std::uint64_t value, std::uint64_t least) {
+  VITCACHE_CHECK(
+      value >= least, std::invalid_argument,
+      std::string(name) + " is " + std::to_string(value) + ", it must be at least " + std::to_string(least));
+}
 
- private:
-  const CudaRuntime& runtime_;
-  int before_;
-  bool changed_;
-};
+// The device of a stream that the caller names must be the ring's.
+void check_device(const char* name, const std::optional<Stream>& stream, int device) {
+  VITCACHE_CHECK(!stream || stream->device == device, std::invalid_argument,
+                 std::string(name) + " is a stream of device " + std::to_string(stream->device) +
+                     ", the ring copies to device " + std::to_string(device));
+}
 
 }  // namespace
 
@@ -49,32 +40,20 @@ Ring::Ring(SharedRuntime runtime, const RingOptions& options)
       process_(getpid()),
       device_(options.device),
       num_threads_(options.num_threads),
-      events_(std::make_shared<EventPool>(runtime_)),
-      owns_stream_(options.stream == nullptr),
-      stream_(options.stream) {
-  VITCACHE_CHECK(options.capacity_bytes >= kAlignment, std::invalid_argument,
-                 "capacity_bytes is " + std::to_string(options.capacity_bytes) + ", it must be at least " +
-                     std::to_string(kAlignment));
+      events_(std::make_shared<EventPool>(runtime_, device_)) {
+  check_at_least("capacity_bytes", options.capacity_bytes, kAlignment);
   VITCACHE_CHECK(options.num_threads >= 1, std::invalid_argument,
                  "num_threads is " + std::to_string(options.num_threads) + ", it must be at least 1");
-  VITCACHE_CHECK(options.piece_bytes >= kAlignment, std::invalid_argument,
-                 "piece_bytes is " + std::to_string(options.piece_bytes) + ", it must be at least " +
-                     std::to_string(kAlignment));
+  check_at_least("piece_bytes", options.piece_bytes, kAlignment);
+  check_device("stream", options.stream, device_);
   const DeviceGuard guard(*runtime_, device_);
   region_ = std::make_unique<PinnedRegion>(runtime_, options.capacity_bytes, options.num_threads);
   capacity_ = region_->bytes();
   piece_bytes_ = round_up(std::min<std::uint64_t>(options.piece_bytes, capacity_), kAlignment);
-  constexpr std::size_t flag_bytes = kMaxSlots * sizeof(std::uint32_t);
-  flags_ = static_cast<std::uint32_t*>(runtime_->alloc_host(flag_bytes));
-  std::fill(flags_, flags_ + kMaxSlots, 0U);
-  try {
-    if (owns_stream_) stream_ = runtime_->create_stream();
-    workers_ = std::make_unique<FillWorkers>(num_threads_);
-  } catch (...) {
-    if (owns_stream_ && stream_ != nullptr) runtime_->destroy_stream(stream_);
-    runtime_->free_host(flags_);
-    throw;
-  }
+  flags_ = std::make_unique<SlotFlags>(runtime_);
+  if (!options.stream) own_stream_ = std::make_unique<OwnedStream>(runtime_, device_);
+  stream_ = options.stream ? *options.stream : own_stream_->get();
+  workers_ = std::make_unique<FillWorkers>(num_threads_);
 }
 
 Ring::~Ring() { close(); }
@@ -82,20 +61,20 @@ Ring::~Ring() { close(); }
 bool Ring::is_forked() const { return getpid() != process_; }
 
 void Ring::copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
-                std::optional<void*> after, std::optional<std::chrono::duration<double>> timeout) {
+                std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout) {
   const auto start = Clock::now();
+  check_device("after", after, device_);
   enter();
   struct Leave {
     Ring& ring;
     ~Leave() { ring.leave(); }
   } const leave{*this};
   try {
-    const DeviceGuard guard(*runtime_, device_);
     if (after) {
       // Behind its event the ring's stream would be captured, too.
       VITCACHE_CHECK(!runtime_->is_capturing(*after), std::runtime_error,
                      "a copy through the ring cannot be captured in a CUDA graph: copy before the capture");
-      const Event before = events_->take();
+      const SharedEvent before = events_->take();
       runtime_->record(before.get(), *after);
       runtime_->wait_event(stream_, before.get());
     }
@@ -120,12 +99,11 @@ void Ring::copy_pieces(Ticket& ticket, std::byte* destination,
     const Slot slot = reserve(bytes, deadline);
     ticket.begin_piece();
     try {
-      workers_->submit({source, first, count, cast, place(slot), flag(slot.sequence),
-                        flag_value(slot.sequence), ticket.unread()});
+      workers_->submit({source, first, count, cast, place(slot), flags_->of(slot.sequence), ticket.unread()});
     } catch (...) {
       ticket.drop_piece();
-      __atomic_store_n(flag(slot.sequence), flag_value(slot.sequence), __ATOMIC_RELEASE);
-      submitted(slot.sequence, nullptr);
+      flags_->of(slot.sequence).store();
+      submitted(slot.sequence, {});
       throw;
     }
     if (!send_piece(ticket, slot, destination + first * element_bytes, bytes)) return;
@@ -133,12 +111,13 @@ void Ring::copy_pieces(Ticket& ticket, std::byte* destination,
 }
 
 bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes) {
-  Event event;
+  SharedEvent event;
   bool reads_slot = false;
   std::exception_ptr cause;
   try {
     event = events_->take();
-    runtime_->wait_value(stream_, flag(slot.sequence), flag_value(slot.sequence));
+    const SlotFlag flag = flags_->of(slot.sequence);
+    runtime_->wait_value(stream_, flag.address, flag.value);
     reads_slot = true;
     runtime_->copy_async(destination, place(slot), bytes, stream_);
   } catch (...) {
@@ -149,7 +128,7 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
       runtime_->record(event.get(), stream_);
     } catch (...) {
       if (cause == nullptr) cause = std::current_exception();
-      event = nullptr;
+      event = {};
       // Without an event nobody would know when the slot has been read. A stream that is lost reads nothing.
       try {
         runtime_->synchronize_stream(stream_);
@@ -157,7 +136,7 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
       }
     }
   } else {
-    event = nullptr;
+    event = {};
   }
   ticket.end_piece(event);
   if (cause != nullptr) ticket.fail(cause);
@@ -208,14 +187,15 @@ Ring::Slot Ring::next_slot(std::size_t bytes) const {
   const std::uint64_t begin = wraps ? round_up(next_byte_, capacity_) : next_byte_;
   // Where no slot is left, nothing keeps the bytes that are skipped.
   const std::uint64_t claim = slots_.empty() ? begin : next_byte_;
-  return {next_sequence_, claim, begin, begin + length, false, nullptr};
+  return {next_sequence_, claim, begin, begin + length, false, {}};
 }
 
 bool Ring::fits(const Slot& slot) const {
-  return slots_.empty() || (slots_.size() < kMaxSlots && slot.end - slots_.front().claim <= capacity_);
+  return slots_.empty() ||
+         (slots_.size() < SlotFlags::kCount && slot.end - slots_.front().claim <= capacity_);
 }
 
-void Ring::submitted(std::uint64_t sequence, Event event) {
+void Ring::submitted(std::uint64_t sequence, SharedEvent event) {
   const std::lock_guard<std::mutex> lock(mutex_);
   Slot& slot = slots_[static_cast<std::size_t>(sequence - slots_.front().sequence)];
   slot.event = std::move(event);
@@ -226,9 +206,9 @@ void Ring::submitted(std::uint64_t sequence, Event event) {
 bool Ring::retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold) {
   if (slots_.empty() || (holds_ > 0 && !despite_hold)) return false;
   const Slot front = slots_.front();
-  if (!front.submitted || !is_full(front)) return false;
+  if (!front.submitted || !flags_->of(front.sequence).is_stored()) return false;
   lock.unlock();
-  const bool passed = front.event == nullptr || runtime_->is_done_or_lost(front.event.get());
+  const bool passed = has_passed(front.event);
   lock.lock();
   if (!passed) return false;
   // Another thread may have been faster, or a hold.
@@ -238,8 +218,16 @@ bool Ring::retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold) {
   return true;
 }
 
-bool Ring::is_full(const Slot& slot) const {
-  return __atomic_load_n(flag(slot.sequence), __ATOMIC_ACQUIRE) == flag_value(slot.sequence);
+bool Ring::has_passed(const SharedEvent& event) const {
+  if (!event) return true;
+  const DeviceGuard guard(*runtime_, device_, std::nothrow);
+  return runtime_->is_done_or_lost(event.get());
+}
+
+std::size_t Ring::num_unread() const {
+  return static_cast<std::size_t>(std::count_if(slots_.begin(), slots_.end(), [this](const Slot& slot) {
+    return !flags_->of(slot.sequence).is_stored();
+  }));
 }
 
 void Ring::hold() {
@@ -285,9 +273,10 @@ void Ring::close() {
     while (copying_ > 0 || !slots_.empty())
       if (!retire_one(lock, true)) changed_.wait_for(lock, kPoll);
   }
+  const DeviceGuard guard(*runtime_, device_, std::nothrow);
   workers_.reset();
-  if (owns_stream_) runtime_->destroy_stream(stream_);
-  runtime_->free_host(flags_);
+  own_stream_.reset();
+  flags_.reset();
   region_.reset();
 }
 
@@ -298,25 +287,21 @@ RingStats Ring::stats() {
   ++copying_;  // keeps `close` from taking the flags away
   while (retire_one(lock, false)) continue;
   --copying_;
-  const auto unread =
-      std::count_if(slots_.begin(), slots_.end(), [this](const Slot& s) { return !is_full(s); });
   return {static_cast<std::size_t>(capacity_),
           slots_.empty() ? 0 : static_cast<std::size_t>(next_byte_ - slots_.front().claim),
           slots_.size(),
-          static_cast<std::size_t>(unread),
+          num_unread(),
           copies_,
           copied_bytes_,
           region_->seconds()};
 }
 
 std::string Ring::describe_slots() const {
-  const auto filling =
-      std::count_if(slots_.begin(), slots_.end(), [this](const Slot& s) { return !is_full(s); });
   const std::uint64_t used = slots_.empty() ? 0 : next_byte_ - slots_.front().claim;
   return std::to_string(slots_.size()) + " slots" +
-         (slots_.size() == kMaxSlots ? ", as many as there can be," : "") + " hold " + std::to_string(used) +
-         " of " + std::to_string(capacity_) + " bytes, " + std::to_string(filling) +
-         " of them still being filled, the others until their copy is over" +
+         (slots_.size() == SlotFlags::kCount ? ", as many as there can be," : "") + " hold " +
+         std::to_string(used) + " of " + std::to_string(capacity_) + " bytes, " +
+         std::to_string(num_unread()) + " of them still being filled, the others until their copy is over" +
          (holds_ > 0 ? "; the ring is held" : "") +
          (line_.size() > 1 ? "; " + std::to_string(line_.size()) + " threads wait for room" : "");
 }

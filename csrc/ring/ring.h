@@ -31,8 +31,10 @@
 #include "ring/event_pool.h"
 #include "ring/fill_workers.h"
 #include "ring/pinned_region.h"
+#include "ring/slot_flags.h"
 #include "ring/ticket.h"
 #include "runtime/cuda_runtime.h"
+#include "runtime/owned_stream.h"
 
 namespace vitcache {
 
@@ -41,7 +43,7 @@ struct RingOptions {
   int num_threads;
   std::size_t piece_bytes;
   int device;
-  void* stream = nullptr;  // of that device, to outlive the ring; none: one of its own
+  std::optional<Stream> stream;  // of that device, to outlive the ring; none: the ring makes one
 };
 
 struct RingStats {
@@ -69,15 +71,16 @@ class Ring {
   Ring& operator=(const Ring&) = delete;
   ~Ring();
 
-  // Copies the elements of `source` in order to `destination`, behind what `after` has been given so far;
-  // none: at once. The source must stay and must not change until `Ticket::source_read`, the destination
-  // until `Ticket::done`. A piece that cannot be queued fails the ticket, and those after it are left out.
-  // Throws RingTimeout, and std::runtime_error if the ring was closed, the process was forked off, or `after`
+  // Copies the elements of `source` in order to `destination`, behind the work that `after`, a stream of the
+  // ring's device, has been given so far; none: at once. The source must stay and must not change until
+  // `Ticket::source_read`, the destination until `Ticket::done`. A piece that cannot be queued fails the
+  // ticket, and those after it are left out. Throws RingTimeout, std::invalid_argument if `after` is a stream
+  // of another device, and std::runtime_error if the ring was closed, the process was forked off, or `after`
   // is being captured in a graph; what was queued until then goes on, and `ticket` tells of it.
   void copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
-            std::optional<void*> after, std::optional<std::chrono::duration<double>> timeout);
+            std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout);
 
-  std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_); }
+  std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_, device_); }
 
   // Whether this process was forked off the one that made the ring: then it must not be destroyed.
   bool is_forked() const;
@@ -90,7 +93,7 @@ class Ring {
   void close();
 
   RingStats stats();
-  void* stream() const { return stream_; }
+  Stream stream() const { return stream_; }
   int num_threads() const { return num_threads_; }
 
   // Throws std::runtime_error if the books do not agree.
@@ -98,7 +101,6 @@ class Ring {
 
  private:
   static constexpr std::size_t kAlignment = 256;
-  static constexpr std::uint64_t kMaxSlots = 1024;  // flags
 
   // Bytes are counted from the making of the ring; modulo the capacity they are a place in it.
   struct Slot {
@@ -107,7 +109,7 @@ class Ring {
     std::uint64_t begin;  // behind what is skipped so that a slot does not wrap
     std::uint64_t end;
     bool submitted = false;
-    Event event;  // none where nothing was queued that reads the slot
+    SharedEvent event;  // none where nothing was queued that reads the slot
   };
   using Deadline = std::optional<Clock::time_point>;
 
@@ -117,14 +119,11 @@ class Ring {
   Slot reserve(std::size_t bytes, const Deadline& deadline);
   Slot next_slot(std::size_t bytes) const;
   bool fits(const Slot& slot) const;
-  void submitted(std::uint64_t sequence, Event event);
+  void submitted(std::uint64_t sequence, SharedEvent event);
   bool retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold);
-  bool is_full(const Slot& slot) const;
+  bool has_passed(const SharedEvent& event) const;
+  std::size_t num_unread() const;
   std::byte* place(const Slot& slot) const { return region_->data() + slot.begin % capacity_; }
-  std::uint32_t* flag(std::uint64_t sequence) const { return &flags_[sequence % kMaxSlots]; }
-  static std::uint32_t flag_value(std::uint64_t sequence) {
-    return static_cast<std::uint32_t>(sequence / kMaxSlots + 1);
-  }
   std::string describe_slots() const;
   void check_process() const;
   void enter();
@@ -138,9 +137,9 @@ class Ring {
   std::uint64_t piece_bytes_;
   std::shared_ptr<EventPool> events_;
   std::unique_ptr<PinnedRegion> region_;
-  std::uint32_t* flags_ = nullptr;  // page-locked and mapped
-  bool owns_stream_;
-  void* stream_;
+  std::unique_ptr<SlotFlags> flags_;
+  std::unique_ptr<OwnedStream> own_stream_;  // none where a stream was lent
+  Stream stream_{};
   std::unique_ptr<FillWorkers> workers_;
 
   std::mutex mutex_;

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <thread>
 
+#include "runtime/device_guard.h"
+
 namespace vitcache {
 
 void Ticket::wait_source_read() const {
@@ -10,22 +12,29 @@ void Ticket::wait_source_read() const {
 }
 
 bool Ticket::is_over() const {
-  return source_read() && (last_ == nullptr || runtime_->is_done_or_lost(last_.get()));
+  if (!source_read()) return false;
+  if (!last_) return true;
+  const DeviceGuard guard(*runtime_, device_, std::nothrow);
+  return runtime_->is_done_or_lost(last_.get());
 }
 
-void Ticket::wait(void* stream) const {
+void Ticket::wait(Stream stream) const {
   raise();
-  if (last_ != nullptr) runtime_->wait_event(stream, last_.get());
+  if (last_) runtime_->wait_event(stream, last_.get());
 }
 
 void Ticket::synchronize() const {
   raise();
-  if (last_ != nullptr) runtime_->synchronize(last_.get());
+  if (!last_) return;
+  const DeviceGuard guard(*runtime_, device_);
+  runtime_->synchronize(last_.get());
 }
 
 bool Ticket::done() const {
   raise();
-  return last_ == nullptr || runtime_->is_done(last_.get());
+  if (!last_) return true;
+  const DeviceGuard guard(*runtime_, device_);
+  return runtime_->is_done(last_.get());
 }
 
 void Ticket::raise() const {

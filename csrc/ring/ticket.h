@@ -1,5 +1,7 @@
 // What is known of one copy: that its source was read, that it is over, or why it failed.
 //
+// A ticket knows the device of its copy, which need not be the calling thread's current one.
+//
 // Thread rule: any thread may call anything but `begin_piece`, `end_piece` and `fail`, which the copying
 // thread calls before it hands the ticket out. A ticket may outlive its ring. A process that was forked off
 // reads no source; what needs the device throws there.
@@ -21,7 +23,7 @@ namespace vitcache {
 
 class Ticket {
  public:
-  explicit Ticket(SharedRuntime runtime) : runtime_(std::move(runtime)) {}
+  Ticket(SharedRuntime runtime, int device) : runtime_(std::move(runtime)), device_(device) {}
 
   // Whether nobody will read the source again.
   bool source_read() const { return unread_->load(std::memory_order_acquire) == 0 || getpid() != process_; }
@@ -34,8 +36,8 @@ class Ticket {
 
   // The rest throws the cause if the copy failed.
 
-  // What `stream` is given from now on comes after the copy; the host does not wait.
-  void wait(void* stream) const;
+  // The work that `stream`, of any device, is given from now on comes after the copy; the host does not wait.
+  void wait(Stream stream) const;
 
   // The host waits until the copy is over.
   void synchronize() const;
@@ -45,8 +47,8 @@ class Ticket {
 
   void begin_piece() { unread_->fetch_add(1, std::memory_order_relaxed); }
   void drop_piece() { unread_->fetch_sub(1, std::memory_order_release); }
-  void end_piece(Event event) {
-    if (event != nullptr) last_ = std::move(event);
+  void end_piece(SharedEvent event) {
+    if (event) last_ = std::move(event);
   }
   void fail(std::exception_ptr cause) { cause_ = std::move(cause); }
   const std::shared_ptr<std::atomic<std::int64_t>>& unread() const { return unread_; }
@@ -55,9 +57,10 @@ class Ticket {
   void raise() const;
 
   SharedRuntime runtime_;
+  int device_;
   pid_t process_ = getpid();
   std::shared_ptr<std::atomic<std::int64_t>> unread_ = std::make_shared<std::atomic<std::int64_t>>(0);
-  Event last_;  // behind the last piece that was queued; none where none was
+  SharedEvent last_;  // behind the last piece that was queued; none where none was
   std::exception_ptr cause_;
 };
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "runtime/device_guard.h"
 #include "runtime/error.h"
 
 #define VITCACHE_CUDA_CALL(name, ...) check(functions().name(__VA_ARGS__), #name, __FILE__, __LINE__)
@@ -228,42 +229,50 @@ void CudaRuntime::unregister_host(void* memory) const noexcept {
   ignore(functions_.cudaHostUnregister(memory));
 }
 
-void* CudaRuntime::create_stream() const {
-  void* stream = nullptr;
-  VITCACHE_CUDA_CALL(cudaStreamCreateWithFlags, &stream, kNonBlocking);
+Stream CudaRuntime::create_stream(int device) const {
+  const DeviceGuard guard(*this, device);
+  Stream stream{nullptr, device};
+  VITCACHE_CUDA_CALL(cudaStreamCreateWithFlags, &stream.handle, kNonBlocking);
   return stream;
 }
 
-void CudaRuntime::destroy_stream(void* stream) const noexcept {
-  ignore(functions_.cudaStreamDestroy(stream));
+void CudaRuntime::destroy_stream(Stream stream) const noexcept {
+  const DeviceGuard guard(*this, stream.device, std::nothrow);
+  ignore(functions_.cudaStreamDestroy(stream.handle));
 }
 
-void CudaRuntime::synchronize_stream(void* stream) const {
+void CudaRuntime::synchronize_stream(Stream stream) const {
+  const DeviceGuard guard(*this, stream.device);
   const BesideCaptures mode(functions());
-  VITCACHE_CUDA_CALL(cudaStreamSynchronize, stream);
+  VITCACHE_CUDA_CALL(cudaStreamSynchronize, stream.handle);
 }
 
-bool CudaRuntime::is_capturing(void* stream) const {
+bool CudaRuntime::is_capturing(Stream stream) const {
+  const DeviceGuard guard(*this, stream.device);
   int status = kNoCapture;
-  VITCACHE_CUDA_CALL(cudaStreamIsCapturing, stream, &status);
+  VITCACHE_CUDA_CALL(cudaStreamIsCapturing, stream.handle, &status);
   return status != kNoCapture;
 }
 
-void* CudaRuntime::create_event() const {
-  void* event = nullptr;
-  VITCACHE_CUDA_CALL(cudaEventCreateWithFlags, &event, kDisableTiming);
+Event CudaRuntime::create_event(int device) const {
+  const DeviceGuard guard(*this, device);
+  Event event{nullptr};
+  VITCACHE_CUDA_CALL(cudaEventCreateWithFlags, &event.handle, kDisableTiming);
   return event;
 }
 
-void CudaRuntime::destroy_event(void* event) const noexcept { ignore(functions_.cudaEventDestroy(event)); }
-
-void CudaRuntime::record(void* event, void* stream) const {
-  VITCACHE_CUDA_CALL(cudaEventRecord, event, stream);
+void CudaRuntime::destroy_event(Event event) const noexcept {
+  ignore(functions_.cudaEventDestroy(event.handle));
 }
 
-bool CudaRuntime::is_done(void* event) const {
+void CudaRuntime::record(Event event, Stream stream) const {
+  const DeviceGuard guard(*this, stream.device);
+  VITCACHE_CUDA_CALL(cudaEventRecord, event.handle, stream.handle);
+}
+
+bool CudaRuntime::is_done(Event event) const {
   const BesideCaptures mode(functions());
-  const int status = functions_.cudaEventQuery(event);
+  const int status = functions_.cudaEventQuery(event.handle);
   if (status == kNotReady) {
     functions_.cudaGetLastError();
     return false;
@@ -272,12 +281,12 @@ bool CudaRuntime::is_done(void* event) const {
   return true;
 }
 
-void CudaRuntime::synchronize(void* event) const {
+void CudaRuntime::synchronize(Event event) const {
   const BesideCaptures mode(functions());
-  VITCACHE_CUDA_CALL(cudaEventSynchronize, event);
+  VITCACHE_CUDA_CALL(cudaEventSynchronize, event.handle);
 }
 
-bool CudaRuntime::is_done_or_lost(void* event) const {
+bool CudaRuntime::is_done_or_lost(Event event) const {
   // A single call may fail by itself. It is asked twice, as the memory is another's once this is true.
   for (int attempt = 0; attempt < 2; ++attempt) {
     try {
@@ -288,27 +297,31 @@ bool CudaRuntime::is_done_or_lost(void* event) const {
   return true;
 }
 
-void CudaRuntime::wait_event(void* stream, void* event) const {
-  VITCACHE_CUDA_CALL(cudaStreamWaitEvent, stream, event, 0);
+void CudaRuntime::wait_event(Stream stream, Event event) const {
+  const DeviceGuard guard(*this, stream.device);
+  VITCACHE_CUDA_CALL(cudaStreamWaitEvent, stream.handle, event.handle, 0);
 }
 
-void CudaRuntime::wait_value(void* stream, std::uint32_t* address, std::uint32_t value) const {
+void CudaRuntime::wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const {
   VITCACHE_CHECK(optional_.cuStreamWaitValue32_v2 != nullptr, CudaError,
                  std::string(kDriver) + " has no cuStreamWaitValue32_v2");
+  const DeviceGuard guard(*this, stream.device);
   // The driver's codes are the runtime's.
-  const int status = optional_.cuStreamWaitValue32_v2(stream, reinterpret_cast<std::uintptr_t>(address),
-                                                      value, kGreaterOrEqual);
+  const int status = optional_.cuStreamWaitValue32_v2(
+      stream.handle, reinterpret_cast<std::uintptr_t>(address), value, kGreaterOrEqual);
   check(status, "cuStreamWaitValue32", __FILE__, __LINE__);
 }
 
-void CudaRuntime::copy_async(void* destination, const void* source, std::size_t bytes, void* stream) const {
-  VITCACHE_CUDA_CALL(cudaMemcpyAsync, destination, source, bytes, kDefaultKind, stream);
+void CudaRuntime::copy_async(void* destination, const void* source, std::size_t bytes, Stream stream) const {
+  const DeviceGuard guard(*this, stream.device);
+  VITCACHE_CUDA_CALL(cudaMemcpyAsync, destination, source, bytes, kDefaultKind, stream.handle);
 }
 
 void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
                                    const std::vector<const void*>& sources,
-                                   const std::vector<std::size_t>& bytes, void* stream) const {
-  VITCACHE_CHECK(stream != nullptr, std::invalid_argument, "a batch of copies needs a stream of its own");
+                                   const std::vector<std::size_t>& bytes, Stream stream) const {
+  VITCACHE_CHECK(stream.handle != nullptr, std::invalid_argument,
+                 "a batch of copies needs a stream of its own");
   VITCACHE_CHECK(destinations.size() == bytes.size() && sources.size() == bytes.size(), std::invalid_argument,
                  "there are " + std::to_string(destinations.size()) + " destinations, " +
                      std::to_string(sources.size()) + " sources and " + std::to_string(bytes.size()) +
@@ -319,17 +332,19 @@ void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
     for (std::size_t i = 0; i < bytes.size(); ++i) copy_async(destinations[i], sources[i], bytes[i], stream);
     return;
   }
+  const DeviceGuard guard(*this, stream.device);
   CudaCopyAttributes attributes;  // of all copies from the first on
   std::size_t first = 0;
   int status;
   if (version >= kBatchVersion13) {
     status = reinterpret_cast<CudaOptionalFunctions::BatchCopy13>(optional_.cudaMemcpyBatchAsync)(
-        destinations.data(), sources.data(), bytes.data(), bytes.size(), &attributes, &first, 1, stream);
+        destinations.data(), sources.data(), bytes.data(), bytes.size(), &attributes, &first, 1,
+        stream.handle);
   } else {
     std::size_t failed = 0;
     status = reinterpret_cast<CudaOptionalFunctions::BatchCopy12>(optional_.cudaMemcpyBatchAsync)(
         const_cast<void**>(destinations.data()), const_cast<void**>(sources.data()),
-        const_cast<std::size_t*>(bytes.data()), bytes.size(), &attributes, &first, 1, &failed, stream);
+        const_cast<std::size_t*>(bytes.data()), bytes.size(), &attributes, &first, 1, &failed, stream.handle);
   }
   check(status, "cudaMemcpyBatchAsync", __FILE__, __LINE__);
 }

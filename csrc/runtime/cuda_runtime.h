@@ -19,6 +19,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/handles.h"
+
 namespace vitcache {
 
 // One line per entry point: result, name, parameters. Only what kept its signature from CUDA 12 to 13 belongs
@@ -124,39 +126,43 @@ class CudaRuntime {
   void register_host(void* memory, std::size_t bytes) const;
   void unregister_host(void* memory) const noexcept;
 
-  // A stream of the current device that does not wait for the legacy stream.
-  void* create_stream() const;
-  void destroy_stream(void* stream) const noexcept;
-  void synchronize_stream(void* stream) const;
+  // A method that takes a stream makes the stream's device current meanwhile. Methods that take events alone
+  // work with any current device.
 
-  // Whether what it is given goes into a graph.
-  bool is_capturing(void* stream) const;
+  // A stream of `device` that does not wait for the legacy stream.
+  Stream create_stream(int device) const;
+  void destroy_stream(Stream stream) const noexcept;
+  void synchronize_stream(Stream stream) const;
 
-  // An event of the current device, without a time.
-  void* create_event() const;
-  void destroy_event(void* event) const noexcept;
-  void record(void* event, void* stream) const;
-  bool is_done(void* event) const;
-  void synchronize(void* event) const;
+  // Whether the work that the stream is given goes into a graph.
+  bool is_capturing(Stream stream) const;
+
+  // An event of `device`, without a time. It can be recorded on streams of that device alone; streams of any
+  // device can wait for it.
+  Event create_event(int device) const;
+  void destroy_event(Event event) const noexcept;
+  void record(Event event, Stream stream) const;
+  bool is_done(Event event) const;
+  void synchronize(Event event) const;
 
   // Whether `event` has passed or never will, the device being lost: then every call fails, and nothing is
   // read or written any more.
-  bool is_done_or_lost(void* event) const;
+  bool is_done_or_lost(Event event) const;
 
-  // What `stream` is given from now on waits for what `event` was last recorded behind. An event that never
-  // was is not waited for.
-  void wait_event(void* stream, void* event) const;
+  // The work that `stream` is given from now on waits for what `event` was last recorded behind. An event
+  // that was never recorded is not waited for.
+  void wait_event(Stream stream, Event event) const;
 
   // The same for the host's store of `value`, or of one up to 2^31 - 1 further, to page-locked memory. Until
   // then every call that synchronises with the device stalls: whoever stores it must not depend on one.
-  void wait_value(void* stream, std::uint32_t* address, std::uint32_t value) const;
+  void wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const;
 
-  void copy_async(void* destination, const void* source, std::size_t bytes, void* stream) const;
+  void copy_async(void* destination, const void* source, std::size_t bytes, Stream stream) const;
 
   // Copies in any order among themselves, in one call where the runtime has it. The stream must not be the
   // legacy one (std::invalid_argument).
   void copy_batch_async(const std::vector<void*>& destinations, const std::vector<const void*>& sources,
-                        const std::vector<std::size_t>& bytes, void* stream) const;
+                        const std::vector<std::size_t>& bytes, Stream stream) const;
 
  private:
   bool try_open(const std::string& name, int flags, const std::string& label);

@@ -18,8 +18,8 @@ void vitcache_host_set_devices(int count);  // at first 1
 void vitcache_host_fail(const char* entry, int nth, int error);
 
 // The `nth` next copy fails when it is its turn: it copies nothing, and the device is lost, as after an
-// illegal access. Work still queued is dropped, events count as passed, and calls fail with 700 until the
-// reset.
+// illegal access; with several devices, all of them. Work still queued is dropped, events count as passed,
+// and calls that use a device fail with 700 until the reset.
 void vitcache_host_fail_copy(int nth);
 
 // While paused no stream works; calls return as ever.

@@ -4,6 +4,9 @@
 //
 // It orders what CUDA orders and no more: work on one stream, events, and a stream's wait for a value. So
 // ThreadSanitizer reports a copy that reads a slot before its filler is done.
+//
+// As in CUDA, streams and events belong to the device that was current when they were made, and an event is
+// recorded on streams of its own device alone; streams of any device may wait for it.
 #include <unistd.h>
 
 #include <chrono>
@@ -52,7 +55,7 @@ struct State {
   std::set<Stream*> streams;
   std::map<Event*, std::shared_ptr<Event>> events;
   LockedMemory locked;
-  Stream* legacy = nullptr;
+  std::map<int, Stream*> legacy;  // the default stream of each device
 };
 
 // Never destroyed: streams may still work when the process ends.
@@ -66,11 +69,12 @@ int result(int status) {
   return status;
 }
 
-// What comes before every call: whether it is to fail. What gives something back works on a lost device, too.
-int begin(const char* entry, bool gives_back = false) {
+// What comes before every call: whether it is to fail. Calls that give something back, and those that only
+// read or change the thread's current device, work on a lost device, too.
+int begin(const char* entry, bool works_when_lost = false) {
   if (getpid() != state().process) return kInitializationError;
   if (const int failure = take_failure(entry); failure != kSuccess) return failure;
-  return is_lost() && !gives_back ? kIllegalAddress : kSuccess;
+  return is_lost() && !works_when_lost ? kIllegalAddress : kSuccess;
 }
 
 #define BEGIN(...)                                                                     \
@@ -79,8 +83,8 @@ int begin(const char* entry, bool gives_back = false) {
   } while (false)
 
 // What comes before a call that is not to be made while a graph is captured.
-int begin_unsafe(const char* entry, bool gives_back = false) {
-  const int status = begin(entry, gives_back);
+int begin_unsafe(const char* entry, bool works_when_lost = false) {
+  const int status = begin(entry, works_when_lost);
   if (status != kSuccess) return status;
   return captured_stream() != nullptr && capture_mode != kCaptureModeRelaxed ? kCaptureUnsupported : kSuccess;
 }
@@ -90,12 +94,13 @@ int begin_unsafe(const char* entry, bool gives_back = false) {
     if (const int begun = begin_unsafe(__VA_ARGS__); begun != kSuccess) return result(begun); \
   } while (false)
 
-// The stream of a handle, null if there is none.
+// The stream of a handle, null if there is none. The null handle is the default stream of the current device.
 Stream* find_stream(void* handle) {
   const std::lock_guard<std::mutex> lock(state().mutex);
   if (handle == nullptr) {
-    if (state().legacy == nullptr) state().legacy = new Stream;
-    return state().legacy;
+    Stream*& legacy = state().legacy[current_device];
+    if (legacy == nullptr) legacy = new Stream(current_device);
+    return legacy;
   }
   const auto found = state().streams.find(static_cast<Stream*>(handle));
   return found == state().streams.end() ? nullptr : *found;
@@ -218,13 +223,13 @@ EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int device) {
 }
 
 EXPORT int cudaGetDevice(int* device) {
-  BEGIN("cudaGetDevice");
+  BEGIN("cudaGetDevice", true);
   *device = current_device;
   return kSuccess;
 }
 
 EXPORT int cudaSetDevice(int device) {
-  BEGIN("cudaSetDevice");
+  BEGIN("cudaSetDevice", true);
   if (!has_device(device)) return result(kInvalidDevice);
   current_device = device;
   return kSuccess;
@@ -263,7 +268,7 @@ EXPORT int cudaHostUnregister(void* memory) {
 
 EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned) {
   BEGIN("cudaStreamCreateWithFlags");
-  auto* made = new Stream;
+  auto* made = new Stream(current_device);
   const std::lock_guard<std::mutex> lock(state().mutex);
   state().streams.insert(made);
   *stream = made;
@@ -313,7 +318,7 @@ EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
 
 EXPORT int cudaEventCreateWithFlags(void** event, unsigned) {
   BEGIN("cudaEventCreateWithFlags");
-  auto made = std::make_shared<Event>();
+  auto made = std::make_shared<Event>(current_device);
   *event = made.get();
   const std::lock_guard<std::mutex> lock(state().mutex);
   state().events.emplace(made.get(), std::move(made));
@@ -331,6 +336,7 @@ EXPORT int cudaEventRecord(void* event, void* stream) {
   Stream* found = find_stream(stream);
   const std::shared_ptr<Event> recorded = find_event(event);
   if (found == nullptr || recorded == nullptr) return result(kInvalidHandle);
+  if (found->device() != recorded->device) return result(kInvalidHandle);
   recorded->set(push_mark(found));
   return kSuccess;
 }

@@ -35,6 +35,9 @@ struct Mark {
 };
 
 struct Event {
+  explicit Event(int made_on) : device(made_on) {}
+
+  const int device;
   std::mutex mutex;
   std::shared_ptr<Mark> mark;  // of the last recording
 
@@ -50,9 +53,11 @@ struct Event {
 
 class Stream {
  public:
-  Stream() {
+  explicit Stream(int device) : device_(device) {
     std::thread([this] { run(); }).detach();
   }
+
+  int device() const { return device_; }
 
   void push(std::function<void()> work) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -86,6 +91,7 @@ class Stream {
     delete this;
   }
 
+  const int device_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> queue_;

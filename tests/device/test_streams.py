@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vitcache.device import streams
+from vitcache import _native
+from vitcache.device import stand_in, streams
 from vitcache.device.streams import CpuTimeline, Event, is_capturing, make_timeline
 
 
@@ -31,12 +34,12 @@ class Recorded:
         self.calls.append(("query",))
         return True
 
-    def is_done(self, event: int) -> bool:
-        self.calls.append(("is_done", event))
+    def is_done(self, event: _native.Event) -> bool:
+        self.calls.append(("is_done", event.handle))
         return True
 
-    def synchronize(self, *event: int) -> None:
-        self.calls.append(("synchronize", *event))
+    def synchronize(self, *event: _native.Event) -> None:
+        self.calls.append(("synchronize", *(each.handle for each in event)))
 
 
 @pytest.mark.parametrize(("available", "handle"), [(True, 7), (True, 0), (False, 7)])
@@ -77,6 +80,25 @@ class CudaEvent:
         stream.given.append(("wait", self))
 
 
+DEVICE = torch.device("cuda", 1)
+
+
+class Capturing:
+    """Two devices of which device 0 is current; a graph is captured on the current stream of `captured`."""
+
+    def __init__(self, captured: int) -> None:
+        self.captured, self.current = captured, 0
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def is_current_stream_capturing(self) -> bool:
+        return self.current == self.captured
+
+
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
     """Streams of a CUDA device: the copy stream comes first, the last one is current."""
@@ -87,13 +109,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
         current_stream=lambda device: made[-1],
         stream=lambda stream: f"{stream.name} is current",
         synchronize=lambda device: made[0].given.append(("synchronize", device)),
-        is_current_stream_capturing=lambda: True,
     )
     monkeypatch.setattr(streams.torch, "cuda", fake)
     return made
-
-
-DEVICE = torch.device("cuda", 1)
 
 
 def test_a_fence_is_recorded_on_the_stream_that_was_asked_for_and_waited_for_on_the_current_one(
@@ -126,6 +144,26 @@ def test_the_whole_device_is_waited_for(cuda: list[Stream]) -> None:
     assert cuda[0].given == [("synchronize", DEVICE)]
 
 
-def test_only_a_cuda_device_can_be_capturing(cuda: list[Stream]) -> None:
-    assert is_capturing(DEVICE)
+@pytest.mark.parametrize("captured", [0, 1])
+def test_the_current_stream_of_the_device_is_asked_whether_it_captures(
+    captured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturing = Capturing(captured)
+    fake = SimpleNamespace(
+        device=capturing.on, is_current_stream_capturing=capturing.is_current_stream_capturing
+    )
+    monkeypatch.setattr(streams.torch, "cuda", fake)
+    assert is_capturing(DEVICE) == (captured == 1)
+    assert capturing.current == 0
+
+
+def test_only_a_cuda_device_can_be_capturing() -> None:
     assert not is_capturing(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("call", ["is_done", "synchronize"])
+def test_a_stream_or_a_number_in_the_place_of_an_event_is_a_type_error(call: str) -> None:
+    ask = getattr(stand_in.open_runtime(), call)
+    for other in (_native.Stream(0, 0), 0):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            ask(other)

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "check.h"
@@ -15,6 +16,20 @@ namespace {
 
 using vitcache::CudaError;
 using vitcache::CudaRuntime;
+using vitcache::Event;
+using vitcache::Stream;
+
+// A stream in the place of an event, or a bare pointer in the place of either, does not compile.
+template <typename First, typename Second>
+constexpr bool kCanRecord = std::is_invocable_v<decltype(&CudaRuntime::record), CudaRuntime, First, Second>;
+template <typename First, typename Second>
+constexpr bool kCanWait = std::is_invocable_v<decltype(&CudaRuntime::wait_event), CudaRuntime, First, Second>;
+static_assert(kCanRecord<Event, Stream> && kCanWait<Stream, Event>);
+static_assert(!kCanRecord<Stream, Event> && !kCanWait<Event, Stream>);
+static_assert(!kCanRecord<void*, Stream> && !kCanRecord<Event, void*>);
+static_assert(!kCanWait<void*, Event> && !kCanWait<Stream, void*>);
+static_assert(!std::is_convertible_v<void*, Event> && !std::is_convertible_v<void*, Stream>);
+static_assert(std::is_trivially_copyable_v<Event> && std::is_trivially_copyable_v<Stream>);
 
 void set_environment(const char* cudart, const char* no_cuda) {
   setenv("VITCACHE_CUDART", cudart, 1);
@@ -66,9 +81,9 @@ void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
 
 void copies_run_on_a_stream_behind_a_value_and_an_event() {
   const CudaRuntime runtime = CudaRuntime::open_file(HOST_RUNTIME);
-  void* first = runtime.create_stream();
-  void* second = runtime.create_stream();
-  void* event = runtime.create_event();
+  const Stream first = runtime.create_stream(0);
+  const Stream second = runtime.create_stream(0);
+  const Event event = runtime.create_event(0);
   auto* locked = static_cast<std::uint32_t*>(runtime.alloc_host(16));
   locked[0] = 0;
   locked[1] = 7;
@@ -84,7 +99,7 @@ void copies_run_on_a_stream_behind_a_value_and_an_event() {
   runtime.synchronize_stream(second);
   CHECK(runtime.is_done(event));
   CHECK(middle == 7 && last == 7 && other == 7);
-  CHECK_THROWS(runtime.copy_batch_async({&last}, {&middle}, {4}, nullptr), std::invalid_argument,
+  CHECK_THROWS(runtime.copy_batch_async({&last}, {&middle}, {4}, Stream{nullptr, 0}), std::invalid_argument,
                "a stream of its own");
   runtime.destroy_event(event);
   runtime.destroy_stream(first);

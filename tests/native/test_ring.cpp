@@ -20,67 +20,23 @@
 #include "check.h"
 #include "ring/pinned_region.h"
 #include "ring/ring.h"
+#include "ring_copy.h"
 #include "runtime/error.h"
 #include "stand_in.h"
 
 namespace {
 
 using stand_in::Pause;
-using vitcache::Cast;
 using vitcache::CudaError;
 using vitcache::Ring;
-using vitcache::StridedView;
-using vitcache::Ticket;
-using Bytes = std::vector<std::byte>;
-using Seconds = std::chrono::duration<double>;
+using vitcache::Stream;
 
 constexpr std::size_t kCapacity = 1 << 16;
 constexpr std::size_t kPiece = 1 << 13;
 
 std::unique_ptr<Ring> make_ring(std::size_t capacity = kCapacity, std::size_t piece = kPiece) {
-  return std::make_unique<Ring>(stand_in::open(), vitcache::RingOptions{capacity, 2, piece, 0});
+  return std::make_unique<Ring>(stand_in::open(), vitcache::RingOptions{capacity, 2, piece, 0, {}});
 }
-
-Bytes numbered(std::size_t bytes, unsigned seed) {
-  std::mt19937 random(seed);
-  Bytes memory(bytes);
-  for (std::byte& value : memory) value = static_cast<std::byte>(random());
-  return memory;
-}
-
-// A copy with the memory that it needs.
-struct Copy {
-  Bytes source, destination;
-  std::shared_ptr<Ticket> ticket;
-
-  Copy(Ring& ring, std::size_t bytes, unsigned seed, std::optional<Seconds> timeout = {},
-       std::optional<void*> after = {})
-      : source(numbered(bytes, seed)), destination(bytes), ticket(ring.make_ticket()) {
-    const auto view = std::make_shared<const StridedView>(
-        source.data(), 1, std::vector<std::int64_t>{static_cast<std::int64_t>(bytes)},
-        std::vector<std::int64_t>{1});
-    try {
-      ring.copy(*ticket, destination.data(), view, Cast::kNone, after, timeout);
-    } catch (const std::runtime_error&) {
-      abandon();
-      throw;
-    }
-  }
-
-  // The pieces that were queued before it failed still use the memory.
-  void abandon() {
-    static std::mutex mutex;
-    static std::vector<std::pair<Bytes, Bytes>> kept;
-    const std::lock_guard<std::mutex> lock(mutex);
-    kept.emplace_back(std::move(source), std::move(destination));
-  }
-
-  void check() const {
-    ticket->synchronize();
-    CHECK(ticket->done() && ticket->source_read());
-    CHECK(source == destination);
-  }
-};
 
 void copies_of_every_size_arrive_whole() {
   const auto ring = make_ring();
@@ -128,7 +84,7 @@ void a_held_ring_keeps_its_slots() {
 void a_copy_comes_after_the_stream_that_is_named() {
   const auto ring = make_ring();
   const vitcache::SharedRuntime runtime = stand_in::open();
-  void* stream = runtime->create_stream();
+  const Stream stream = runtime->create_stream(0);
   auto* gate = static_cast<std::uint32_t*>(runtime->alloc_host(4));
   *gate = 0;
   runtime->wait_value(stream, gate, 1);
@@ -136,7 +92,7 @@ void a_copy_comes_after_the_stream_that_is_named() {
   while (!copy.ticket->source_read()) std::this_thread::yield();
   CHECK(!copy.ticket->done());
   // And another stream after the copy.
-  void* reader = runtime->create_stream();
+  const Stream reader = runtime->create_stream(0);
   std::byte seen{};
   copy.ticket->wait(reader);
   runtime->copy_async(&seen, &copy.destination[99], 1, reader);
@@ -152,8 +108,8 @@ void a_copy_comes_after_the_stream_that_is_named() {
 // Its calls are right beside a capture, and none of them gets into it.
 void a_graph_may_be_captured_meanwhile() {
   const vitcache::SharedRuntime runtime = stand_in::open();
-  void* captured = runtime->create_stream();
-  VITCACHE_CONTROL(capture)(captured);
+  const Stream captured = runtime->create_stream(0);
+  VITCACHE_CONTROL(capture)(captured.handle);
   auto ring = make_ring();
   Copy(*ring, 3 * kCapacity, 1).check();
   CHECK_THROWS(Copy(*ring, 1, 2, {}, captured), std::runtime_error, "cannot be captured in a CUDA graph");
@@ -165,11 +121,11 @@ void a_graph_may_be_captured_meanwhile() {
 
 void a_stream_that_is_lent_outlives_it() {
   const vitcache::SharedRuntime runtime = stand_in::open();
-  void* stream = runtime->create_stream();
-  void* event = runtime->create_event();
+  const Stream stream = runtime->create_stream(0);
+  const vitcache::Event event = runtime->create_event(0);
   for (unsigned seed = 0; seed < 2; ++seed) {
     const Ring ring(runtime, vitcache::RingOptions{kCapacity, 2, kPiece, 0, stream});
-    CHECK(ring.stream() == stream);
+    CHECK(ring.stream().handle == stream.handle);
   }
   runtime->record(event, stream);  // as torch does when it frees what the ring wrote to
   runtime->synchronize(event);
@@ -194,7 +150,7 @@ void a_call_that_fails_poisons_its_ticket_and_nothing_else() {
       const Copy failed(*ring, 4 * kPiece, 1);
       VITCACHE_CONTROL(reset)();
       CHECK_THROWS(failed.ticket->synchronize(), CudaError, "(999)");
-      CHECK_THROWS(failed.ticket->wait(nullptr), CudaError, "(999)");
+      CHECK_THROWS(failed.ticket->wait(Stream{nullptr, 0}), CudaError, "(999)");
       CHECK_THROWS(failed.ticket->done(), CudaError, "(999)");
       Copy(*ring, 2 * kCapacity, 2, Seconds(60)).check();
       while (!failed.ticket->source_read()) std::this_thread::yield();
@@ -229,7 +185,7 @@ void tickets_outlive_the_ring() {
   const Copy copy(*ring, kPiece, 1);
   ring.reset();
   copy.check();
-  copy.ticket->wait(nullptr);
+  copy.ticket->wait(Stream{nullptr, 0});
   CHECK(stand_in::count().events >= 1U);
 }
 

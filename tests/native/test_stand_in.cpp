@@ -15,13 +15,15 @@ namespace {
 
 using stand_in::Pause;
 using vitcache::CudaError;
+using vitcache::Event;
 using vitcache::SharedRuntime;
+using vitcache::Stream;
 
 struct Fixture {
   SharedRuntime runtime = stand_in::open();
-  void* stream = runtime->create_stream();
-  void* other = runtime->create_stream();
-  void* event = runtime->create_event();
+  Stream stream = runtime->create_stream(0);
+  Stream other = runtime->create_stream(0);
+  Event event = runtime->create_event(0);
 
   ~Fixture() {
     VITCACHE_CONTROL(reset)();
@@ -66,8 +68,8 @@ void a_value_is_compared_around_its_end() {
 void what_was_destroyed_finishes_and_is_refused_afterwards() {
   Fixture f;
   int value = 1, seen = 0;
-  void* stream = f.runtime->create_stream();
-  void* event = f.runtime->create_event();
+  const Stream stream = f.runtime->create_stream(0);
+  const Event event = f.runtime->create_event(0);
   {
     const Pause pause;
     f.runtime->copy_async(&seen, &value, sizeof value, stream);
@@ -122,7 +124,7 @@ void a_failed_copy_loses_the_device() {
   }
   CHECK_THROWS(f.runtime->synchronize(f.event), CudaError, "cudaErrorIllegalAddress (700)");
   CHECK_THROWS(f.runtime->is_done(f.event), CudaError, "(700)");
-  CHECK_THROWS(f.runtime->create_event(), CudaError, "(700)");
+  CHECK_THROWS(f.runtime->create_event(0), CudaError, "(700)");
   CHECK_EQUAL(stand_in::count().copies, 1U);
 }
 
@@ -136,14 +138,51 @@ void a_call_can_be_made_to_fail() {
 
 void a_capture_refuses_other_threads_calls_that_may_wait() {
   Fixture f;
-  VITCACHE_CONTROL(capture)(f.stream);
+  VITCACHE_CONTROL(capture)(f.stream.handle);
   CHECK(f.runtime->is_capturing(f.stream) && !f.runtime->is_capturing(f.other));
-  CHECK_EQUAL(stand_in::find<int(void*)>("cudaEventQuery")(f.event), 900);
-  CHECK_EQUAL(stand_in::find<int(void*)>("cudaStreamSynchronize")(f.other), 900);
+  CHECK_EQUAL(stand_in::find<int(void*)>("cudaEventQuery")(f.event.handle), 900);
+  CHECK_EQUAL(stand_in::find<int(void*)>("cudaStreamSynchronize")(f.other.handle), 900);
   f.runtime->record(f.event, f.other);
   f.runtime->synchronize(f.event);
   CHECK(f.runtime->is_done(f.event));
   f.runtime->free_host(f.runtime->alloc_host(8));
+}
+
+void each_device_has_a_default_stream_of_its_own() {
+  Fixture f;
+  VITCACHE_CONTROL(set_devices)(2);
+  auto* gate = static_cast<std::uint32_t*>(f.runtime->alloc_host(4));
+  *gate = 0;
+  const Event second = f.runtime->create_event(1);
+  f.runtime->wait_value(Stream{nullptr, 1}, gate, 1);
+  f.runtime->record(second, Stream{nullptr, 1});
+  f.runtime->record(f.event, Stream{nullptr, 0});
+  f.runtime->synchronize(f.event);
+  CHECK(!f.runtime->is_done(second));
+  __atomic_store_n(gate, 1U, __ATOMIC_RELEASE);
+  f.runtime->synchronize(second);
+  f.runtime->destroy_event(second);
+  f.runtime->free_host(gate);
+}
+
+void an_event_is_recorded_on_its_own_device_and_waited_for_on_any() {
+  Fixture f;
+  VITCACHE_CONTROL(set_devices)(2);
+  const Stream second = f.runtime->create_stream(1);
+  CHECK_THROWS(f.runtime->record(f.event, second), CudaError, "cudaErrorInvalidResourceHandle (400)");
+  CHECK_THROWS(f.runtime->record(f.event, Stream{nullptr, 1}), CudaError, "(400)");
+  int value = 1, seen = 0, seen_second = 0;
+  {
+    const Pause pause;
+    f.runtime->copy_async(&seen, &value, sizeof value, f.stream);
+    f.runtime->record(f.event, f.stream);
+    f.runtime->wait_event(second, f.event);
+    f.runtime->copy_async(&seen_second, &seen, sizeof value, second);
+  }
+  f.runtime->synchronize_stream(second);
+  CHECK_EQUAL(seen_second, 1);
+  CHECK_THROWS(f.runtime->create_event(2), CudaError, "cudaErrorInvalidDevice (101)");
+  f.runtime->destroy_stream(second);
 }
 
 void a_forked_process_is_refused() {
@@ -166,10 +205,11 @@ void a_forked_process_is_refused() {
 void streams_in_a_chain_run_in_order() {
   Fixture f;
   constexpr int kStreams = 4, kRounds = 200;
-  std::vector<void*> streams, events;
+  std::vector<Stream> streams;
+  std::vector<Event> events;
   for (int i = 0; i < kStreams; ++i) {
-    streams.push_back(f.runtime->create_stream());
-    events.push_back(f.runtime->create_event());
+    streams.push_back(f.runtime->create_stream(0));
+    events.push_back(f.runtime->create_event(0));
   }
   std::vector<std::uint64_t> cells(kStreams * kRounds + 1);
   cells[0] = 42;
@@ -181,8 +221,8 @@ void streams_in_a_chain_run_in_order() {
   }
   f.runtime->synchronize(events[kStreams - 1]);
   CHECK_EQUAL(cells.back(), 42U);
-  for (void* stream : streams) f.runtime->destroy_stream(stream);
-  for (void* event : events) f.runtime->destroy_event(event);
+  for (const Stream stream : streams) f.runtime->destroy_stream(stream);
+  for (const Event event : events) f.runtime->destroy_event(event);
 }
 
 }  // namespace
@@ -196,5 +236,7 @@ int main() {
   a_call_can_be_made_to_fail();
   a_capture_refuses_other_threads_calls_that_may_wait();
   streams_in_a_chain_run_in_order();
+  each_device_has_a_default_stream_of_its_own();
+  an_event_is_recorded_on_its_own_device_and_waited_for_on_any();
   a_forked_process_is_refused();
 }

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from vitcache import CudaError, PinnedRing
+from vitcache._native import Event
+from vitcache.ring.ticket import as_native_stream
 from vitcache.testing import stand_in
 
 CAPACITY, PIECE = 1 << 16, 1 << 13
@@ -120,3 +122,30 @@ def test_a_copy_that_was_given_up_halfway_keeps_what_it_may_still_use(ring):
         assert kept() is not None
     ring.close()
     assert kept() is None
+
+
+class Stream:
+    """A `torch.cuda.Stream` by what a ticket reads of it."""
+
+    def __init__(self, handle: int, device: int) -> None:
+        self.cuda_stream, self.device = handle, torch.device("cuda", device)
+
+
+@pytest.mark.parametrize(
+    ("stream", "handle", "device"), [(None, 5, 1), (0, 0, 1), (7, 7, 1), (Stream(9, 0), 9, 0)]
+)
+def test_a_stream_of_torch_keeps_its_device_and_others_are_of_the_rings(stream, handle, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(5, device.index))
+    native = as_native_stream(stream, torch.device("cuda", 1))
+    assert (native.handle, native.device) == (handle, device)
+
+
+def test_a_stream_of_another_type_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"must be a torch\.cuda\.Stream or an int, it is str"):
+        as_native_stream("side", torch.device("cuda", 1))
+
+
+@pytest.mark.parametrize("other", [0, Event(0)])
+def test_a_number_or_an_event_in_the_place_of_a_native_stream_is_a_type_error(ring, other):
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        ring._native.make_ticket().wait(other)

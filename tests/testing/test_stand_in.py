@@ -27,7 +27,7 @@ def runtime() -> ctypes.CDLL:
 def test_the_library_under_control_is_the_one_that_the_product_opens() -> None:
     assert stand_in.has_controls()
     before = stand_in.count().streams
-    open_runtime().create_stream()
+    open_runtime().create_stream(0)
     assert stand_in.count().streams == before + 1
 
 

@@ -13,6 +13,7 @@ from vitcache.device.cuda_runtime import open_cuda_runtime
 
 if TYPE_CHECKING:
     from vitcache._native import CudaRuntime
+    from vitcache._native import Event as NativeEvent
 
 
 class Event:
@@ -41,21 +42,25 @@ class Event:
 
     def query(self) -> bool:
         """Whether that is done."""
-        handle = self._handle()
-        done: bool = _runtime().is_done(handle) if handle else self._event.query()
+        event = self._known()
+        done: bool = self._event.query() if event is None else _runtime().is_done(event)
         return done
 
     def synchronize(self) -> None:
         """Block until it is."""
-        if handle := self._handle():
-            _runtime().synchronize(handle)
-        else:
+        event = self._known()
+        if event is None:
             self._event.synchronize()
+        else:
+            _runtime().synchronize(event)
 
-    def _handle(self) -> int:
-        """What the runtime knows it by; 0 where there is none, or nothing was marked: then torch is asked."""
+    def _known(self) -> NativeEvent | None:
+        """The event as the runtime knows it. None if there is no runtime or nothing was marked: ask torch."""
+        # Imported here, because the CPU's timeline and the content keys work without the native module.
+        from vitcache._native import Event as NativeEvent
+
         handle: int = self._event.cuda_event if _runtime().available else 0
-        return handle
+        return NativeEvent(handle) if handle else None
 
 
 @cache
@@ -172,8 +177,11 @@ def record_event(device: torch.device) -> Any:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether the current stream records a CUDA graph for `device` instead of running its work."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether the current stream of `device` records a CUDA graph instead of running its work."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):  # torch asks the stream of the current device
+        return torch.cuda.is_current_stream_capturing()
 
 
 def make_timeline(device: torch.device) -> Timeline:

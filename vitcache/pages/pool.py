@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitcache._native import CudaRuntime, PagedRows, copy_batch
+from vitcache._native import CudaRuntime, PagedRows, Stream, copy_batch
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.device.streams import Fence
 from vitcache.errors import CudaError
@@ -146,7 +146,8 @@ class PagePool:
         """
         runs = list(_joint_runs(pages, source_pages))
         if self._runtime is not None:
-            stream = torch.cuda.current_stream(self._for_device).cuda_stream
+            current = torch.cuda.current_stream(self._for_device)
+            stream = Stream(current.cuda_stream, current.device.index)
             self.queue_copies(runs, source, self._runtime, stream)
             return
         for page, source_page, count in runs:
@@ -154,7 +155,7 @@ class PagePool:
             self._run(page, length).copy_(source._run(source_page, length))
 
     def queue_copies(
-        self, runs: Sequence[tuple[int, int, int]], source: PagePool, runtime: CudaRuntime, stream: int
+        self, runs: Sequence[tuple[int, int, int]], source: PagePool, runtime: CudaRuntime, stream: Stream
     ) -> None:
         """Queue copies of ``(page, page of source, count)`` on a stream of a CUDA runtime."""
         copy_batch(

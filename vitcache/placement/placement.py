@@ -208,7 +208,7 @@ class Placement:
                 raise ValueError(
                     f"item {item} is a lease of a cache on {rows.device}, the destination is on {where}"
                 )
-            self.native.add_paged_rows(rows.paged_rows, rows.pool.device != destination.rows.device)
+            self.native.add_paged_rows(_rows_of(item, rows), rows.pool.device != destination.rows.device)
             return rows
         if not isinstance(rows, Tensor):
             raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
@@ -233,6 +233,14 @@ class Placement:
             packed.device != destination.rows.device,
         )
         return packed
+
+
+def _rows_of(item: int, rows: Lease | Reservation) -> _native.PagedRows:
+    """Return the native description of cached rows, which another thread may have released meanwhile."""
+    paged_rows = rows.paged_rows
+    if paged_rows is None:
+        raise RuntimeError(f"item {item}: its {type(rows).__name__} was released during the call")
+    return paged_rows
 
 
 def _check_device(item: int, rows: Tensor, destination: Destination) -> None:

@@ -20,7 +20,7 @@ from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 from vitcache.ring.arguments import as_source, check_destination
 from vitcache.ring.idle_streams import give_stream_back, take_stream
-from vitcache.ring.ticket import InFlight, Ticket, stream_handle
+from vitcache.ring.ticket import InFlight, Ticket, as_native_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,21 +133,21 @@ class PinnedRing:
         runtime = open_cuda_runtime() if self.device.type == "cuda" else stand_in.open_runtime()
         if not runtime.available:
             raise CudaError(f"backend is 'cuda' but there is no CUDA runtime: {'; '.join(runtime.searched)}")
-        handle = take_stream(runtime, self.device) if self.device.type == "cuda" else None
+        index = self.device.index or 0
+        stream = take_stream(runtime, index) if self.device.type == "cuda" else None
         try:
-            index = self.device.index or 0
-            self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, index, handle)
+            self._native = _native.Ring(runtime, capacity_bytes, num_threads, piece_bytes, index, stream)
         except BaseException:
-            if handle is not None:
-                give_stream_back(self.device, handle)
+            if stream is not None:
+                give_stream_back(stream)
             raise
         self._in_flight = InFlight()
         # Also at exit: the workers must be gone before the interpreter is.
         self._close = weakref.finalize(self, _close, self._native, self._in_flight, self.device)
         self.capacity_bytes = self._native.stats().capacity_bytes
         self.stream: torch.cuda.Stream | None = None
-        if handle is not None:
-            self.stream = torch.cuda.ExternalStream(handle, self.device)
+        if stream is not None:
+            self.stream = torch.cuda.ExternalStream(stream.handle, self.device)
 
     @property
     def backend(self) -> str:
@@ -169,7 +169,8 @@ class PinnedRing:
             change until it was read: see `Ticket.wait_source_read`. So is the buffer that an array was made
             over: until then shared memory cannot be closed (BufferError).
         after
-            The `torch.cuda.Stream`, or its handle as an int, whose work so far precedes the write to `dst`.
+            The `torch.cuda.Stream` of the ring's device, or its handle as an int. The work that it has been
+            given so far precedes the write to `dst`.
             None: the current stream of the ring's device. (Host backend: ignored.)
         timeout_s
             Seconds to wait for room in the ring. None: as long as it takes. A copy that is larger than the
@@ -210,7 +211,7 @@ class PinnedRing:
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:
             raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
-        handle = None if self.stream is None else stream_handle(after, self.device)
+        behind = None if self.stream is None else as_native_stream(after, self.device)
         if self.stream is not None:
             dst.record_stream(self.stream)
         if not dst.is_inference():
@@ -226,7 +227,7 @@ class PinnedRing:
                 source.shape,
                 source.strides,
                 cast,
-                handle,
+                behind,
                 timeout_s,
             )
         finally:  # also of a copy that was given up, part of which is on its way
@@ -305,4 +306,4 @@ def _close(ring: _native.Ring, in_flight: InFlight, device: torch.device) -> Non
     ring.close()
     in_flight.clear()
     if device.type == "cuda":
-        give_stream_back(device, ring.stream)
+        give_stream_back(ring.stream)

@@ -51,11 +51,12 @@ class Ticket:
         Parameters
         ----------
         stream
-            A `torch.cuda.Stream`, or a handle as an int. None: the current stream of the ring's device. A
-            ring of the host backend has no streams to wait: then the host does.
+            A `torch.cuda.Stream` of any device, or the handle of a stream of the ring's device as an int.
+            None: the current stream of the ring's device. A ring of the host backend has no streams to wait:
+            then the host does.
         """
         if self._device.type == "cuda":
-            self._native.wait(stream_handle(stream, self._device))
+            self._native.wait(as_native_stream(stream, self._device))
         else:
             self.synchronize()
 
@@ -81,11 +82,22 @@ class Ticket:
         return done
 
 
-def stream_handle(stream: Any, device: torch.device) -> int:
-    """Return the handle of a stream; None: of the device's current one."""
+def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
+    """Return a stream as the native side takes it: a handle together with the device that it belongs to.
+
+    A `torch.cuda.Stream` knows its device; an int is the handle of a stream of `device`. None: the current
+    stream of `device`.
+
+    Raises
+    ------
+    TypeError
+        If `stream` is neither a `torch.cuda.Stream`, an int, nor None.
+    """
     if stream is None:
         stream = torch.cuda.current_stream(device)
-    handle = stream if isinstance(stream, int) else getattr(stream, "cuda_stream", None)
+    if isinstance(stream, int):
+        return _native.Stream(stream, device.index)
+    handle = getattr(stream, "cuda_stream", None)
     if not isinstance(handle, int):
         raise TypeError(f"stream must be a torch.cuda.Stream or an int, it is {type(stream).__name__}")
-    return handle
+    return _native.Stream(handle, stream.device.index)

@@ -1,0 +1,50 @@
+// The flags of a ring's slots, in page-locked memory: the host stores a slot's flag once the slot is full,
+// and a stream waits for that value before it reads the slot.
+//
+// Slots are counted from the making of the ring; a flag serves every kCount-th of them, each time with the
+// next value.
+//
+// Thread rule: any thread may store and ask. A forked child gives nothing back.
+#pragma once
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/cuda_runtime.h"
+
+namespace vitcache {
+
+// The flag of one slot, with the value that says that the slot is full.
+struct SlotFlag {
+  std::uint32_t* address;
+  std::uint32_t value;
+
+  // What was written to the slot before is seen by whoever sees the value.
+  void store() const { __atomic_store_n(address, value, __ATOMIC_RELEASE); }
+  bool is_stored() const { return __atomic_load_n(address, __ATOMIC_ACQUIRE) == value; }
+};
+
+class SlotFlags {
+ public:
+  static constexpr std::uint64_t kCount = 1024;
+
+  // Throws OutOfMemory or CudaError.
+  explicit SlotFlags(SharedRuntime runtime);
+  SlotFlags(const SlotFlags&) = delete;
+  SlotFlags& operator=(const SlotFlags&) = delete;
+  ~SlotFlags();
+
+  SlotFlag of(std::uint64_t sequence) const {
+    return {flags_ + sequence % kCount, static_cast<std::uint32_t>(sequence / kCount + 1)};
+  }
+
+ private:
+  SharedRuntime runtime_;
+  pid_t process_ = getpid();
+  std::uint32_t* flags_;
+};
+
+}  // namespace vitcache

@@ -1,0 +1,215 @@
+// A ring and its tickets used from a thread whose current device is another one.
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "ring/ring.h"
+#include "ring_copy.h"
+#include "runtime/error.h"
+#include "stand_in.h"
+
+namespace {
+
+using vitcache::CudaError;
+using vitcache::Event;
+using vitcache::Ring;
+using vitcache::SharedRuntime;
+using vitcache::Stream;
+
+constexpr std::size_t kCapacity = 1 << 16;
+constexpr std::size_t kPiece = 1 << 13;
+
+// Two devices. The calling thread's current device is the one that is not the ring's.
+struct Scene {
+  explicit Scene(int ring_device)
+      : mine(ring_device), other(1 - ring_device), runtime(reset()), gate(make_gate(*runtime)) {
+    runtime->set_device(other);
+    ring = std::make_unique<Ring>(runtime, vitcache::RingOptions{kCapacity, 2, kPiece, mine, {}});
+  }
+
+  ~Scene() {
+    open();
+    ring.reset();
+    check_current_device();
+    runtime->free_host(gate);
+    runtime->set_device(0);
+    VITCACHE_CONTROL(reset)();
+  }
+
+  static SharedRuntime reset() {
+    VITCACHE_CONTROL(reset)();
+    VITCACHE_CONTROL(set_devices)(2);
+    return stand_in::open();
+  }
+
+  static std::uint32_t* make_gate(const vitcache::CudaRuntime& runtime) {
+    auto* made = static_cast<std::uint32_t*>(runtime.alloc_host(sizeof(std::uint32_t)));
+    *made = 0;
+    return made;
+  }
+
+  // Work that `stream` is given from now on waits until `open`.
+  void close(Stream stream) const { runtime->wait_value(stream, gate, 1); }
+  void open() const { __atomic_store_n(gate, 1U, __ATOMIC_RELEASE); }
+
+  void check_current_device() const { CHECK_EQUAL(runtime->device(), other); }
+
+  int mine, other;
+  SharedRuntime runtime;
+  std::uint32_t* gate;
+  std::unique_ptr<Ring> ring;
+};
+
+bool passes_within(const SharedRuntime& runtime, Event event, Seconds time) {
+  const auto end = std::chrono::steady_clock::now() + time;
+  while (std::chrono::steady_clock::now() < end) {
+    if (runtime->is_done(event)) return true;
+    std::this_thread::yield();
+  }
+  return false;
+}
+
+void the_default_stream_of_the_rings_device_waits_and_no_other(int ring_device) {
+  const Scene scene(ring_device);
+  const Stream mine{nullptr, scene.mine}, other{nullptr, scene.other};
+  const Event behind_mine = scene.runtime->create_event(scene.mine);
+  const Event behind_other = scene.runtime->create_event(scene.other);
+  scene.close(scene.ring->stream());
+  const Copy copy(*scene.ring, kPiece, 1);
+  std::byte seen{};
+  copy.ticket->wait(mine);
+  scene.runtime->copy_async(&seen, &copy.destination[kPiece - 1], 1, mine);
+  scene.runtime->record(behind_mine, mine);
+  scene.runtime->record(behind_other, other);
+  CHECK(passes_within(scene.runtime, behind_other, Seconds(20)));
+  CHECK(!scene.runtime->is_done(behind_mine));
+  scene.open();
+  scene.runtime->synchronize(behind_mine);
+  CHECK(seen == copy.source[kPiece - 1]);
+  copy.check();
+  scene.runtime->destroy_event(behind_mine);
+  scene.runtime->destroy_event(behind_other);
+}
+
+void a_stream_of_another_device_may_wait_for_a_ticket(int ring_device) {
+  const Scene scene(ring_device);
+  const Stream reader = scene.runtime->create_stream(scene.other);
+  scene.close(scene.ring->stream());
+  const Copy copy(*scene.ring, kPiece, 1);
+  std::byte seen{};
+  copy.ticket->wait(reader);
+  scene.runtime->copy_async(&seen, &copy.destination[0], 1, reader);
+  scene.open();
+  scene.runtime->synchronize_stream(reader);
+  CHECK(seen == copy.source[0]);
+  scene.runtime->destroy_stream(reader);
+}
+
+void a_copy_comes_after_the_default_stream_of_the_rings_device(int ring_device) {
+  const Scene scene(ring_device);
+  scene.close(Stream{nullptr, scene.mine});
+  const Copy copy(*scene.ring, kPiece, 1, {}, Stream{nullptr, scene.mine});
+  while (!copy.ticket->source_read()) std::this_thread::yield();
+  CHECK(!copy.ticket->done());
+  scene.open();
+  copy.check();
+  CHECK_THROWS(Copy(*scene.ring, 1, 2, {}, Stream{nullptr, scene.other}), std::invalid_argument,
+               "after is a stream of device " + std::to_string(scene.other) + ", the ring copies to device " +
+                   std::to_string(scene.mine));
+}
+
+void a_lent_stream_must_be_of_the_rings_device() {
+  const Scene scene(1);
+  CHECK_THROWS(Ring(scene.runtime, vitcache::RingOptions{kCapacity, 2, kPiece, 1, Stream{nullptr, 0}}),
+               std::invalid_argument, "stream is a stream of device 0, the ring copies to device 1");
+}
+
+// More copies than the ring has room for: slots retire and events are used again, by threads of either
+// device.
+void slots_retire_and_events_are_used_again_from_any_thread(int ring_device) {
+  const Scene scene(ring_device);
+  const auto copy_twice = [&scene](int device) {
+    scene.runtime->set_device(device);
+    for (unsigned seed = 0; seed < 2; ++seed) Copy(*scene.ring, 3 * kCapacity, seed).check();
+    CHECK_EQUAL(scene.runtime->device(), device);
+  };
+  std::thread(copy_twice, scene.mine).join();
+  const std::uint64_t events = stand_in::count().events;
+  std::thread(copy_twice, scene.other).join();
+  copy_twice(scene.other);
+  CHECK_EQUAL(stand_in::count().events, events);
+  CHECK_EQUAL(scene.ring->stats().used_bytes, 0U);
+}
+
+void every_call_leaves_the_current_device_as_it_was(int ring_device) {
+  const Scene scene(ring_device);
+  const vitcache::CudaRuntime& runtime = *scene.runtime;
+  const Copy copy(*scene.ring, kPiece, 1);
+  copy.check();
+  const Event event = runtime.create_event(scene.mine);
+  const Stream stream{nullptr, scene.mine};
+  const std::vector<std::pair<const char*, std::function<void()>>> calls{
+      {"cudaStreamWaitEvent", [&] { copy.ticket->wait(stream); }},
+      {"cudaEventSynchronize", [&] { copy.ticket->synchronize(); }},
+      {"cudaEventQuery", [&] { static_cast<void>(copy.ticket->done()); }},
+      {"cudaStreamCreateWithFlags", [&] { runtime.destroy_stream(runtime.create_stream(scene.mine)); }},
+      {"cudaEventCreateWithFlags", [&] { runtime.destroy_event(runtime.create_event(scene.mine)); }},
+      {"cudaEventRecord", [&] { runtime.record(event, stream); }},
+      {"cudaStreamIsCapturing", [&] { static_cast<void>(runtime.is_capturing(stream)); }},
+      {"cudaStreamSynchronize", [&] { runtime.synchronize_stream(stream); }},
+      {"cudaMemcpyAsync", [&] { runtime.copy_async(scene.gate, scene.gate, 0, stream); }},
+      {"cudaMemcpyBatchAsync",
+       [&] { runtime.copy_batch_async({scene.gate}, {scene.gate}, {0}, scene.ring->stream()); }},
+      {"cuStreamWaitValue32_v2", [&] { runtime.wait_value(stream, scene.gate, 0); }},
+      {"cudaHostRegister",
+       [&] { const Ring made(scene.runtime, vitcache::RingOptions{kCapacity, 1, kPiece, scene.mine, {}}); }},
+  };
+  for (const auto& [entry, call] : calls) {
+    call();
+    scene.check_current_device();
+    for (const char* failing : {entry, "cudaSetDevice"}) {
+      VITCACHE_CONTROL(fail)(failing, 1, 999);
+      CHECK_THROWS(call(), CudaError, "(999)");
+      scene.check_current_device();
+    }
+  }
+  runtime.destroy_event(event);
+  scene.check_current_device();
+}
+
+void a_ring_of_a_lost_device_leaves_the_current_device_as_it_was(int ring_device) {
+  const Scene scene(ring_device);
+  VITCACHE_CONTROL(fail_copy)(1);
+  const Copy copy(*scene.ring, kPiece, 1);
+  while (!copy.ticket->is_over()) std::this_thread::yield();
+  scene.check_current_device();
+  VITCACHE_CONTROL(fail)("cudaSetDevice", 1, 999);
+  scene.ring->close();
+  VITCACHE_CONTROL(reset)();
+  VITCACHE_CONTROL(set_devices)(2);
+  scene.check_current_device();
+}
+
+}  // namespace
+
+int main() {
+  for (const int ring_device : {0, 1}) {
+    the_default_stream_of_the_rings_device_waits_and_no_other(ring_device);
+    a_stream_of_another_device_may_wait_for_a_ticket(ring_device);
+    a_copy_comes_after_the_default_stream_of_the_rings_device(ring_device);
+    slots_retire_and_events_are_used_again_from_any_thread(ring_device);
+    every_call_leaves_the_current_device_as_it_was(ring_device);
+    a_ring_of_a_lost_device_leaves_the_current_device_as_it_was(ring_device);
+  }
+  a_lent_stream_must_be_of_the_rings_device();
+  CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
+  CHECK_EQUAL(stand_in::count().streams, 0U);
+  CHECK_EQUAL(stand_in::count().events, 0U);
+}
