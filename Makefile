@@ -1,7 +1,7 @@
 # make demo    run the main job                      ARGS="--turns 3" goes to python -m vitcache demo
 # make test    run every test
 # make setup   what both begin with: .venv, pinned dependencies, the native module
-# make check   linters, types, formatting            make format repairs what can be repaired
+# make check   linters, types, formatting            make format repairs what can be repaired, and writes the stub
 # make bench   measure                               ARGS="--cases smoke" goes to python -m vitcache bench
 # make gpu     the GPU tests, the benches and the sanitizers with the machine's own python3, no network, no .venv
 #              RESULTS=dir, ONLY="tests sanitize <bench>...", DRY=1 for smoke sizes on the CPU
@@ -12,6 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help demo test setup check format bench gpu clean
 
 # With the repository's root on sys.path, triton_kernels/ would pass for the package of Triton's authors.
@@ -30,6 +31,9 @@ installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
 built := .venv/.built-$(call checksum,$(native_sources))
 # The oldest versions that are supported; .venv has the newest.
 overlays := triton-3.6.0 transformers-5.17.0
+
+stub := vitcache/_native.pyi
+generated_stub := build/stub/$(stub)
 
 help:
 	@sed '/^$$/,$$d; s/^# \?//' Makefile
@@ -67,7 +71,19 @@ test: setup $(overlays:%=.overlays/%/.installed)
 gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
 	@PYTHON='$(PYTHON)' RESULTS='$(RESULTS)' ONLY='$(ONLY)' DRY='$(DRY)' bash tests/gpu/run.sh
 
-check: setup
+# The stub of the native module as the bindings have it. An int is all that they take for a number, and what this
+# one build says of itself is left out.
+$(generated_stub): $(built) Makefile
+	$(python) -m pybind11_stubgen vitcache._native -o build/stub
+	sed -E -i -e 's/typing\.SupportsInt \| typing\.SupportsIndex/int/g' \
+	  -e 's/typing\.SupportsFloat \| typing\.SupportsIndex/float/g' \
+	  -e 's/^(version|compiler|flags): str = .*/\1: str/' $@
+	$(python) -m ruff check -q --select I --fix $@
+	$(python) -m ruff format -q $@
+
+check: setup $(generated_stub)
+	@diff -u $(stub) $(generated_stub) || \
+	  { echo 'make check: $(stub) is not what csrc/python binds: make format writes it' >&2; exit 1; }
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy vitcache
@@ -78,7 +94,8 @@ check: setup
 	@! grep -rn 'cudaDeviceSynchronize' csrc || \
 	  { echo 'make check: cudaDeviceSynchronize waits for work that is none of ours' >&2; exit 1; }
 
-format: setup
+format: setup $(generated_stub)
+	cp $(generated_stub) $(stub)
 	$(python) -m ruff format .
 	$(python) -m ruff check --fix .
 	.venv/bin/clang-format -i $(cpp_sources)
