@@ -22,7 +22,7 @@ NATIVE = {
     "runtime": (),
     "ring": ("runtime",),
     "placement": ("ring",),
-    "stand_in": ("ring",),
+    "stand_in": ("runtime", "ring"),
     "python": ("runtime", "ring", "placement"),
 }
 

@@ -217,11 +217,7 @@ class Ring:
     def stream(self) -> Stream: ...
 
 def copy_batch(
-    runtime: CudaRuntime,
-    destinations: collections.abc.Sequence[int],
-    sources: collections.abc.Sequence[int],
-    sizes: collections.abc.Sequence[int],
-    stream: Stream,
+    runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream
 ) -> None: ...
 def embed_rows(
     table: int,

@@ -146,13 +146,16 @@ void Placement::check_stores_apart(std::int64_t width) const {
     const auto last = static_cast<std::uint64_t>(source.row_address(source.num_rows - 1));
     const std::uint64_t end = last + static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
     if (first >= high || end <= low) continue;
-    for (const auto& [stored, pages] : stores_)
+    for (const auto& store : stores_) {
+      const std::int64_t stored = store.first;  // named, as C++17 lets no lambda see a structured binding
+      const Source& pages = store.second;
       pages.visit_parts(0, pages.num_rows, [&](std::int64_t address, std::int64_t count) {
         const auto page = static_cast<std::uint64_t>(address);
         if (page < end && first < page + static_cast<std::uint64_t>(count * pages.row_stride))
           throw std::invalid_argument("item " + std::to_string(item) +
                                       " shares memory with the room to store item " + std::to_string(stored));
       });
+    }
   }
 }
 

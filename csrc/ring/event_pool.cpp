@@ -15,7 +15,7 @@ EventPool::~EventPool() {
 SharedEvent EventPool::take() {
   Event event{nullptr};
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_);
     if (!free_.empty()) {
       event = free_.back();
       free_.pop_back();
@@ -30,7 +30,7 @@ void EventPool::give_back(Event event) {
   if (getpid() != process_)
     return;  // another thread may have held the mutex when this process was forked off
   try {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_);
     free_.push_back(event);
   } catch (const std::bad_alloc&) {
     runtime_->destroy_event(event);

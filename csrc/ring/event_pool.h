@@ -11,11 +11,11 @@
 #include <unistd.h>
 
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "runtime/cuda_runtime.h"
+#include "runtime/mutex.h"
 
 namespace vitcache {
 
@@ -51,8 +51,8 @@ class EventPool : public std::enable_shared_from_this<EventPool> {
   SharedRuntime runtime_;
   int device_;
   pid_t process_;
-  std::mutex mutex_;
-  std::vector<Event> free_;
+  Mutex mutex_;
+  std::vector<Event> free_ VITCACHE_GUARDED_BY(mutex_);
 };
 
 }  // namespace vitcache

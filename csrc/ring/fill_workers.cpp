@@ -6,6 +6,7 @@
 #include <utility>
 
 namespace vitcache {
+
 FillWorkers::FillWorkers(int num_threads) {
   threads_.reserve(static_cast<std::size_t>(num_threads));
   try {
@@ -14,19 +15,16 @@ FillWorkers::FillWorkers(int num_threads) {
       pthread_setname_np(threads_.back().native_handle(), "vitcache-fill");
     }
   } catch (...) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    changed_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    stop();
     throw;
   }
 }
 
-FillWorkers::~FillWorkers() {
+FillWorkers::~FillWorkers() { stop(); }
+
+void FillWorkers::stop() {
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_all();
@@ -34,14 +32,12 @@ FillWorkers::~FillWorkers() {
 }
 
 void FillWorkers::submit(FillJob job) {
-  auto queued = std::make_shared<Queued>();
-  queued->chunk_elements = std::max<std::int64_t>(1, kChunkBytes / job.source->element_bytes());
-  queued->unwritten = job.count;
-  queued->job = std::move(job);
-  const bool one_chunk = queued->job.count <= queued->chunk_elements;
+  const std::int64_t chunk_elements = std::max<std::int64_t>(1, kChunkBytes / job.source->element_bytes());
+  const bool one_chunk = job.count <= chunk_elements;
+  auto shared = std::make_shared<SharedJob>(std::move(job));
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    jobs_.push_back(std::move(queued));
+    const Lock lock(mutex_);
+    queue_.push_back({std::move(shared), chunk_elements, 0});
   }
   if (one_chunk)
     changed_.notify_one();
@@ -49,25 +45,28 @@ void FillWorkers::submit(FillJob job) {
     changed_.notify_all();
 }
 
+std::optional<FillWorkers::Chunk> FillWorkers::take() {
+  const Lock lock(mutex_);
+  while (!stopping_ && queue_.empty()) changed_.wait(mutex_);
+  if (queue_.empty()) return std::nullopt;
+  Queued& oldest = queue_.front();
+  const std::int64_t left = oldest.shared->job.count - oldest.next;
+  Chunk chunk{oldest.shared, oldest.next, std::min(oldest.chunk_elements, left)};
+  oldest.next += chunk.count;
+  if (chunk.count == left) queue_.pop_front();
+  return chunk;
+}
+
 void FillWorkers::run() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (true) {
-    changed_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
-    if (jobs_.empty()) return;
-    const std::shared_ptr<Queued> queued = jobs_.front();
-    const FillJob& job = queued->job;
-    const std::int64_t begin = queued->next;
-    const std::int64_t count = std::min(queued->chunk_elements, job.count - begin);
-    queued->next += count;
-    if (queued->next == job.count) jobs_.pop_front();
-    lock.unlock();
+  while (const std::optional<Chunk> chunk = take()) {
+    const FillJob& job = chunk->shared->job;
     const std::int64_t element_bytes = cast_bytes(job.cast, job.source->element_bytes());
-    fill(job.destination + begin * element_bytes, *job.source, job.first + begin, count, job.cast);
-    if (queued->unwritten.fetch_sub(count, std::memory_order_acq_rel) == count) {
+    fill(job.destination + chunk->begin * element_bytes, *job.source, job.first + chunk->begin, chunk->count,
+         job.cast);
+    if (chunk->shared->unwritten.fetch_sub(chunk->count, std::memory_order_acq_rel) == chunk->count) {
       job.unread->fetch_sub(1, std::memory_order_release);
       job.full.store();
     }
-    lock.lock();
   }
 }
 

@@ -9,17 +9,18 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "ring/fill.h"
 #include "ring/slot_flags.h"
+#include "runtime/mutex.h"
 
 namespace vitcache {
 
@@ -48,19 +49,34 @@ class FillWorkers {
   void submit(FillJob job);
 
  private:
-  struct Queued {
-    FillJob job;
-    std::int64_t chunk_elements;
-    std::int64_t next = 0;                // first element that nobody has taken; under the mutex
+  struct SharedJob {
+    explicit SharedJob(FillJob submitted) : job(std::move(submitted)), unwritten(job.count) {}
+
+    const FillJob job;
     std::atomic<std::int64_t> unwritten;  // elements
   };
 
-  void run();
+  struct Queued {
+    std::shared_ptr<SharedJob> shared;
+    std::int64_t chunk_elements;
+    std::int64_t next;  // the first element that no thread has taken
+  };
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::shared_ptr<Queued>> jobs_;
-  bool stopping_ = false;
+  // Elements `[begin, begin + count)` of a job.
+  struct Chunk {
+    std::shared_ptr<SharedJob> shared;
+    std::int64_t begin;
+    std::int64_t count;
+  };
+
+  void run();
+  std::optional<Chunk> take();  // waits for one; none when the workers stop and all is taken
+  void stop();
+
+  Mutex mutex_;
+  Condition changed_;
+  std::deque<Queued> queue_ VITCACHE_GUARDED_BY(mutex_);
+  bool stopping_ VITCACHE_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };
 

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -46,8 +45,9 @@ PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_thr
   const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   bytes_ = (bytes + page_bytes - 1) / page_bytes * page_bytes;
   void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  VITCACHE_CHECK(memory != MAP_FAILED, OutOfMemory,
-                 "cannot allocate " + std::to_string(bytes_) + " bytes: " + std::strerror(errno));
+  VITCACHE_CHECK(
+      memory != MAP_FAILED, OutOfMemory,
+      "cannot allocate " + std::to_string(bytes_) + " bytes: " + std::generic_category().message(errno));
   data_ = static_cast<std::byte*>(memory);
   try {
     // Shared with a child, pages would be copied when they are written to, and the device would go on reading

@@ -60,8 +60,9 @@ Ring::~Ring() { close(); }
 
 bool Ring::is_forked() const { return getpid() != process_; }
 
-void Ring::copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
-                std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout) {
+void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
+                Cast cast, std::optional<Stream> after,
+                std::optional<std::chrono::duration<double>> timeout) {
   const auto start = Clock::now();
   check_device("after", after, device_);
   enter();
@@ -145,16 +146,20 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
 }
 
 Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline) {
-  std::unique_lock<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   const auto me = line_.insert(line_.end(), bytes);
-  struct Step {
-    Ring& ring;
-    std::list<std::uint64_t>::iterator me;
-    ~Step() {
-      ring.line_.erase(me);
-      ring.changed_.notify_all();
-    }
-  } const step_out{*this, me};
+  try {
+    Slot slot = wait_for_room(me, deadline);
+    leave_line(me);
+    return slot;
+  } catch (...) {
+    leave_line(me);
+    throw;
+  }
+}
+
+Ring::Slot Ring::wait_for_room(const Line::iterator& me, const Deadline& deadline) {
+  const std::size_t bytes = *me;
   while (true) {
     VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
     const bool is_first = me == line_.begin();
@@ -167,18 +172,23 @@ Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline) {
         copied_bytes_ += bytes;
         return slot;
       }
-      if (retire_one(lock, false)) continue;
+      if (retire_one(false)) continue;
     }
     const auto now = Clock::now();
     VITCACHE_CHECK(!deadline || now < *deadline, RingTimeout,
                    "no room for " + std::to_string(bytes) + " bytes in time: " + describe_slots());
     if (is_first)
-      changed_.wait_for(lock, kPoll);
+      changed_.wait_for(mutex_, kPoll);
     else if (deadline)
-      changed_.wait_until(lock, *deadline);
+      changed_.wait_until(mutex_, *deadline);
     else
-      changed_.wait(lock);
+      changed_.wait(mutex_);
   }
+}
+
+void Ring::leave_line(const Line::iterator& me) {
+  line_.erase(me);
+  changed_.notify_all();
 }
 
 Ring::Slot Ring::next_slot(std::size_t bytes) const {
@@ -196,21 +206,21 @@ bool Ring::fits(const Slot& slot) const {
 }
 
 void Ring::submitted(std::uint64_t sequence, SharedEvent event) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   Slot& slot = slots_[static_cast<std::size_t>(sequence - slots_.front().sequence)];
   slot.event = std::move(event);
   slot.submitted = true;
   changed_.notify_all();
 }
 
-bool Ring::retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold) {
+bool Ring::retire_one(bool despite_hold) {
   if (slots_.empty() || (holds_ > 0 && !despite_hold)) return false;
   const Slot front = slots_.front();
   if (!front.submitted || !flags_->of(front.sequence).is_stored()) return false;
-  lock.unlock();
-  const bool passed = has_passed(front.event);
-  lock.lock();
-  if (!passed) return false;
+  {
+    const Unlock unlock(mutex_);
+    if (!has_passed(front.event)) return false;
+  }
   // Another thread may have been faster, or a hold.
   if (slots_.empty() || slots_.front().sequence != front.sequence) return true;
   if (holds_ > 0 && !despite_hold) return false;
@@ -224,6 +234,10 @@ bool Ring::has_passed(const SharedEvent& event) const {
   return runtime_->is_done_or_lost(event.get());
 }
 
+std::size_t Ring::used_bytes() const {
+  return slots_.empty() ? 0 : static_cast<std::size_t>(next_byte_ - slots_.front().claim);
+}
+
 std::size_t Ring::num_unread() const {
   return static_cast<std::size_t>(std::count_if(slots_.begin(), slots_.end(), [this](const Slot& slot) {
     return !flags_->of(slot.sequence).is_stored();
@@ -232,13 +246,13 @@ std::size_t Ring::num_unread() const {
 
 void Ring::hold() {
   check_process();
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   ++holds_;
 }
 
 void Ring::release() {
   if (is_forked()) return;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   --holds_;
   changed_.notify_all();
 }
@@ -251,14 +265,14 @@ void Ring::check_process() const {
 
 void Ring::enter() {
   check_process();
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
   ++copying_;
   ++copies_;
 }
 
 void Ring::leave() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   --copying_;
   changed_.notify_all();
 }
@@ -266,12 +280,12 @@ void Ring::leave() {
 void Ring::close() {
   if (is_forked()) return;
   {
-    std::unique_lock<std::mutex> lock(mutex_);
+    const Lock lock(mutex_);
     if (closed_) return;
     closed_ = true;
     changed_.notify_all();
     while (copying_ > 0 || !slots_.empty())
-      if (!retire_one(lock, true)) changed_.wait_for(lock, kPoll);
+      if (!retire_one(true)) changed_.wait_for(mutex_, kPoll);
   }
   const DeviceGuard guard(*runtime_, device_, std::nothrow);
   workers_.reset();
@@ -282,13 +296,13 @@ void Ring::close() {
 
 RingStats Ring::stats() {
   check_process();
-  std::unique_lock<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
   ++copying_;  // keeps `close` from taking the flags away
-  while (retire_one(lock, false)) continue;
+  while (retire_one(false)) continue;
   --copying_;
   return {static_cast<std::size_t>(capacity_),
-          slots_.empty() ? 0 : static_cast<std::size_t>(next_byte_ - slots_.front().claim),
+          used_bytes(),
           slots_.size(),
           num_unread(),
           copies_,
@@ -297,10 +311,9 @@ RingStats Ring::stats() {
 }
 
 std::string Ring::describe_slots() const {
-  const std::uint64_t used = slots_.empty() ? 0 : next_byte_ - slots_.front().claim;
   return std::to_string(slots_.size()) + " slots" +
          (slots_.size() == SlotFlags::kCount ? ", as many as there can be," : "") + " hold " +
-         std::to_string(used) + " of " + std::to_string(capacity_) + " bytes, " +
+         std::to_string(used_bytes()) + " of " + std::to_string(capacity_) + " bytes, " +
          std::to_string(num_unread()) + " of them still being filled, the others until their copy is over" +
          (holds_ > 0 ? "; the ring is held" : "") +
          (line_.size() > 1 ? "; " + std::to_string(line_.size()) + " threads wait for room" : "");
@@ -308,7 +321,7 @@ std::string Ring::describe_slots() const {
 
 void Ring::check_integrity() {
   check_process();
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   const auto check = [](bool right, const Slot& slot, const char* what) {
     VITCACHE_CHECK(right, std::runtime_error,
                    "the ring is inconsistent: slot " + std::to_string(slot.sequence) + ": " + what);

@@ -17,13 +17,11 @@
 #include <sys/types.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -34,6 +32,7 @@
 #include "ring/slot_flags.h"
 #include "ring/ticket.h"
 #include "runtime/cuda_runtime.h"
+#include "runtime/mutex.h"
 #include "runtime/owned_stream.h"
 
 namespace vitcache {
@@ -77,8 +76,8 @@ class Ring {
   // ticket, and those after it are left out. Throws RingTimeout, std::invalid_argument if `after` is a stream
   // of another device, and std::runtime_error if the ring was closed, the process was forked off, or `after`
   // is being captured in a graph; what was queued until then goes on, and `ticket` tells of it.
-  void copy(Ticket& ticket, std::byte* destination, std::shared_ptr<const StridedView> source, Cast cast,
-            std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout);
+  void copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
+            Cast cast, std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout);
 
   std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_, device_); }
 
@@ -112,19 +111,23 @@ class Ring {
     SharedEvent event;  // none where nothing was queued that reads the slot
   };
   using Deadline = std::optional<Clock::time_point>;
+  using Line = std::list<std::size_t>;
 
   void copy_pieces(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
                    Cast cast, const Deadline& deadline);
   bool send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes);
   Slot reserve(std::size_t bytes, const Deadline& deadline);
-  Slot next_slot(std::size_t bytes) const;
-  bool fits(const Slot& slot) const;
+  Slot wait_for_room(const Line::iterator& me, const Deadline& deadline) VITCACHE_REQUIRES(mutex_);
+  void leave_line(const Line::iterator& me) VITCACHE_REQUIRES(mutex_);
+  Slot next_slot(std::size_t bytes) const VITCACHE_REQUIRES(mutex_);
+  bool fits(const Slot& slot) const VITCACHE_REQUIRES(mutex_);
   void submitted(std::uint64_t sequence, SharedEvent event);
-  bool retire_one(std::unique_lock<std::mutex>& lock, bool despite_hold);
+  bool retire_one(bool despite_hold) VITCACHE_REQUIRES(mutex_);
   bool has_passed(const SharedEvent& event) const;
-  std::size_t num_unread() const;
+  std::size_t num_unread() const VITCACHE_REQUIRES(mutex_);
   std::byte* place(const Slot& slot) const { return region_->data() + slot.begin % capacity_; }
-  std::string describe_slots() const;
+  std::size_t used_bytes() const VITCACHE_REQUIRES(mutex_);
+  std::string describe_slots() const VITCACHE_REQUIRES(mutex_);
   void check_process() const;
   void enter();
   void leave();
@@ -142,17 +145,17 @@ class Ring {
   Stream stream_{};
   std::unique_ptr<FillWorkers> workers_;
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Slot> slots_;         // not retired, oldest first
-  std::list<std::uint64_t> line_;  // of threads that ask for room, with the bytes that each asks for
-  int copying_ = 0;                // threads in `copy`
-  std::uint64_t next_sequence_ = 0;
-  std::uint64_t next_byte_ = 0;
-  std::uint64_t copies_ = 0;
-  std::uint64_t copied_bytes_ = 0;
-  int holds_ = 0;
-  bool closed_ = false;
+  Mutex mutex_;
+  Condition changed_;
+  std::deque<Slot> slots_ VITCACHE_GUARDED_BY(mutex_);  // not retired, oldest first
+  Line line_ VITCACHE_GUARDED_BY(mutex_);  // of threads that ask for room, with the bytes that each asks for
+  int copying_ VITCACHE_GUARDED_BY(mutex_) = 0;  // threads in `copy`
+  std::uint64_t next_sequence_ VITCACHE_GUARDED_BY(mutex_) = 0;
+  std::uint64_t next_byte_ VITCACHE_GUARDED_BY(mutex_) = 0;
+  std::uint64_t copies_ VITCACHE_GUARDED_BY(mutex_) = 0;
+  std::uint64_t copied_bytes_ VITCACHE_GUARDED_BY(mutex_) = 0;
+  int holds_ VITCACHE_GUARDED_BY(mutex_) = 0;
+  bool closed_ VITCACHE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace vitcache

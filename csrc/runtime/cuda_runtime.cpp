@@ -40,12 +40,13 @@ constexpr std::size_t kNameBytes = 256;
 constexpr std::size_t kPropertiesBytes = 16384;  // the struct takes about 1 KB and grows with every version
 
 std::string environment(const char* name) {
-  const char* value = std::getenv(name);
+  const char* value =
+      std::getenv(name);  // NOLINT(concurrency-mt-unsafe): nothing here writes the environment
   return value == nullptr ? "" : value;
 }
 
 std::string loader_error() {
-  const char* error = dlerror();
+  const char* error = dlerror();  // NOLINT(concurrency-mt-unsafe): of the calling thread, in glibc and musl
   return error == nullptr ? "unknown error of the loader" : error;
 }
 
@@ -114,7 +115,7 @@ CudaRuntime CudaRuntime::open(const std::vector<std::string>& directories) {
 }
 
 bool CudaRuntime::try_open(const std::string& name, int flags, const std::string& label) {
-  dlerror();
+  static_cast<void>(loader_error());  // an error of an earlier call
   void* library = dlopen(name.c_str(), flags);
   if (library == nullptr) {
     const bool only_asked = (flags & RTLD_NOLOAD) != 0;
@@ -123,10 +124,12 @@ bool CudaRuntime::try_open(const std::string& name, int flags, const std::string
   }
   std::string missing;
   CudaFunctions found;
+  // NOLINTBEGIN(bugprone-macro-parentheses): a declarator
 #define VITCACHE_FIND(result, name, parameters) \
   found.name = reinterpret_cast<result(*) parameters>(find_symbol(library, #name, missing));
   VITCACHE_CUDA_FUNCTIONS(VITCACHE_FIND)
 #undef VITCACHE_FIND
+  // NOLINTEND(bugprone-macro-parentheses)
   if (!missing.empty()) {
     searched_.push_back(name + " (" + label + "): has no " + missing);
     dlclose(library);

@@ -79,6 +79,7 @@ struct CudaOptionalFunctions {
 };
 
 struct CudaFunctions {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a declarator
 #define VITCACHE_DECLARE(result, name, parameters) result(*name) parameters = nullptr;
   VITCACHE_CUDA_FUNCTIONS(VITCACHE_DECLARE)
 #undef VITCACHE_DECLARE

@@ -2,14 +2,13 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 
+#include "runtime/mutex.h"
 #include "stand_in/hooks.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -19,13 +18,14 @@ namespace {
 
 // Apart from the streams' own locks, which must order nothing else.
 struct Control {
-  std::mutex mutex;
-  std::condition_variable resumed;
-  int devices = 1;
-  bool paused = false;
-  std::size_t locked_limit = std::numeric_limits<std::size_t>::max();
-  std::map<std::string, std::pair<int, int>> failures;  // entry point: calls until it fails, error
-  int copies_until_failure = 0;
+  Mutex mutex;
+  Condition resumed;
+  int devices VITCACHE_GUARDED_BY(mutex) = 1;
+  bool paused VITCACHE_GUARDED_BY(mutex) = false;
+  std::size_t locked_limit VITCACHE_GUARDED_BY(mutex) = std::numeric_limits<std::size_t>::max();
+  // By entry point: calls until it fails, error.
+  std::map<std::string, std::pair<int, int>> failures VITCACHE_GUARDED_BY(mutex);
+  int copies_until_failure VITCACHE_GUARDED_BY(mutex) = 0;
   std::atomic<int> delay_us{0};
   std::atomic<bool> any_failure{false};
   std::atomic<bool> any_pause{false};
@@ -41,8 +41,9 @@ Control& control() {
 }
 
 bool copy_fails() {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  return control().copies_until_failure > 0 && --control().copies_until_failure == 0;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  return shared.copies_until_failure > 0 && --shared.copies_until_failure == 0;
 }
 
 }  // namespace
@@ -50,7 +51,7 @@ bool copy_fails() {
 int take_failure(const char* entry) {
   Control& shared = control();
   if (!shared.any_failure) return 0;
-  const std::lock_guard<std::mutex> lock(shared.mutex);
+  const Lock lock(shared.mutex);
   const auto failure = shared.failures.find(entry);
   if (failure == shared.failures.end() || --failure->second.first != 0) return 0;
   const int error = failure->second.second;
@@ -63,19 +64,22 @@ bool is_lost() { return control().lost; }
 void* captured_stream() { return control().captured; }
 
 int num_devices() {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  return control().devices;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  return shared.devices;
 }
 
 std::size_t locked_limit() {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  return control().locked_limit;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  return shared.locked_limit;
 }
 
 void wait_while_paused() {
   if (!control().any_pause) return;
-  std::unique_lock<std::mutex> lock(control().mutex);
-  control().resumed.wait(lock, [] { return !control().paused; });
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  while (shared.paused) shared.resumed.wait(shared.mutex);
 }
 
 bool begin_copy() {
@@ -99,12 +103,14 @@ void count_synchronizing() { control().synchronizing.fetch_add(1, std::memory_or
 
 }  // namespace vitcache::stand_in
 
+using vitcache::Lock;
+using vitcache::stand_in::Control;
 using vitcache::stand_in::control;
 
 EXPORT void vitcache_host_reset() {
   auto& shared = control();
   vitcache_host_pause(0);
-  const std::lock_guard<std::mutex> lock(shared.mutex);
+  const Lock lock(shared.mutex);
   shared.devices = 1;
   shared.locked_limit = std::numeric_limits<std::size_t>::max();
   shared.failures.clear();
@@ -116,27 +122,31 @@ EXPORT void vitcache_host_reset() {
 }
 
 EXPORT void vitcache_host_set_devices(int count) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().devices = count;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  shared.devices = count;
 }
 
 EXPORT void vitcache_host_fail(const char* entry, int nth, int error) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().failures[entry] = {nth, error};
-  control().any_failure = true;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  shared.failures[entry] = {nth, error};
+  shared.any_failure = true;
 }
 
 EXPORT void vitcache_host_fail_copy(int nth) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().copies_until_failure = nth;
-  control().any_failure = true;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  shared.copies_until_failure = nth;
+  shared.any_failure = true;
 }
 
 EXPORT void vitcache_host_pause(int paused) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().paused = paused != 0;
-  control().any_pause = paused != 0;
-  control().resumed.notify_all();
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  shared.paused = paused != 0;
+  shared.any_pause = paused != 0;
+  shared.resumed.notify_all();
 }
 
 EXPORT void vitcache_host_capture(void* stream) { control().captured = stream; }
@@ -144,8 +154,9 @@ EXPORT void vitcache_host_capture(void* stream) { control().captured = stream; }
 EXPORT void vitcache_host_delay_copies(int microseconds) { control().delay_us = microseconds; }
 
 EXPORT void vitcache_host_limit_locked_bytes(std::size_t bytes) {
-  const std::lock_guard<std::mutex> lock(control().mutex);
-  control().locked_limit = bytes;
+  Control& shared = control();
+  const Lock lock(shared.mutex);
+  shared.locked_limit = bytes;
 }
 
 EXPORT vitcache_host_counts vitcache_host_count() {

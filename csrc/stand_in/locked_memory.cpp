@@ -6,7 +6,7 @@ namespace vitcache::stand_in {
 
 LockedMemory::Result LockedMemory::lock(const void* memory, std::size_t bytes, std::size_t limit) {
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   if (bytes_ + bytes > limit) return Result::kBeyondLimit;
   const auto next = ranges_.lower_bound(address);
   if (next != ranges_.end() && next->first < address + bytes) return Result::kOverlaps;
@@ -18,7 +18,7 @@ LockedMemory::Result LockedMemory::lock(const void* memory, std::size_t bytes, s
 }
 
 bool LockedMemory::unlock(const void* memory) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   const auto found = ranges_.find(reinterpret_cast<std::uintptr_t>(memory));
   if (found == ranges_.end()) return false;
   bytes_ -= found->second;
@@ -28,7 +28,7 @@ bool LockedMemory::unlock(const void* memory) {
 
 bool LockedMemory::holds(const void* memory, std::size_t bytes) const {
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   auto found = ranges_.upper_bound(address);
   if (found == ranges_.begin()) return false;
   --found;
@@ -36,7 +36,7 @@ bool LockedMemory::holds(const void* memory, std::size_t bytes) const {
 }
 
 std::size_t LockedMemory::bytes() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const Lock lock(mutex_);
   return bytes_;
 }
 

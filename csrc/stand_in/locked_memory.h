@@ -4,7 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <mutex>
+
+#include "runtime/mutex.h"
 
 namespace vitcache::stand_in {
 
@@ -22,9 +23,9 @@ class LockedMemory {
   std::size_t bytes() const;
 
  private:
-  mutable std::mutex mutex_;
-  std::map<std::uintptr_t, std::size_t> ranges_;  // address to bytes
-  std::size_t bytes_ = 0;
+  mutable Mutex mutex_;
+  std::map<std::uintptr_t, std::size_t> ranges_ VITCACHE_GUARDED_BY(mutex_);  // address to bytes
+  std::size_t bytes_ VITCACHE_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace vitcache::stand_in

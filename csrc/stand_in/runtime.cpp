@@ -14,12 +14,12 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <thread>
 #include <utility>
 
 #include "ring/stream_copy.h"
+#include "runtime/mutex.h"
 #include "stand_in/hooks.h"
 #include "stand_in/locked_memory.h"
 #include "stand_in/stream.h"
@@ -29,6 +29,8 @@
 namespace {
 
 using namespace vitcache::stand_in;
+using vitcache::Lock;
+using vitcache::Mutex;
 
 constexpr int kSuccess = 0;
 constexpr int kInvalidValue = 1;
@@ -51,11 +53,11 @@ thread_local int capture_mode = 0;  // global, as CUDA's threads begin
 
 struct State {
   pid_t process = getpid();
-  std::mutex mutex;
-  std::set<Stream*> streams;
-  std::map<Event*, std::shared_ptr<Event>> events;
+  Mutex mutex;
+  std::set<Stream*> streams VITCACHE_GUARDED_BY(mutex);
+  std::map<Event*, std::shared_ptr<Event>> events VITCACHE_GUARDED_BY(mutex);
+  std::map<int, Stream*> legacy VITCACHE_GUARDED_BY(mutex);  // the default stream of each device
   LockedMemory locked;
-  std::map<int, Stream*> legacy;  // the default stream of each device
 };
 
 // Never destroyed: streams may still work when the process ends.
@@ -96,20 +98,22 @@ int begin_unsafe(const char* entry, bool works_when_lost = false) {
 
 // The stream of a handle, null if there is none. The null handle is the default stream of the current device.
 Stream* find_stream(void* handle) {
-  const std::lock_guard<std::mutex> lock(state().mutex);
+  State& all = state();
+  const Lock lock(all.mutex);
   if (handle == nullptr) {
-    Stream*& legacy = state().legacy[current_device];
+    Stream*& legacy = all.legacy[current_device];
     if (legacy == nullptr) legacy = new Stream(current_device);
     return legacy;
   }
-  const auto found = state().streams.find(static_cast<Stream*>(handle));
-  return found == state().streams.end() ? nullptr : *found;
+  const auto found = all.streams.find(static_cast<Stream*>(handle));
+  return found == all.streams.end() ? nullptr : *found;
 }
 
 std::shared_ptr<Event> find_event(void* handle) {
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  const auto found = state().events.find(static_cast<Event*>(handle));
-  return found == state().events.end() ? nullptr : found->second;
+  State& all = state();
+  const Lock lock(all.mutex);
+  const auto found = all.events.find(static_cast<Event*>(handle));
+  return found == all.events.end() ? nullptr : found->second;
 }
 
 int lock_memory(void* memory, std::size_t bytes) {
@@ -154,8 +158,9 @@ void run_wait_value(const std::uint32_t* address, std::uint32_t value) {
 }  // namespace
 
 vitcache::stand_in::Alive vitcache::stand_in::count_alive() {
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  return {state().streams.size(), state().events.size(), state().locked.bytes()};
+  State& all = state();
+  const Lock lock(all.mutex);
+  return {all.streams.size(), all.events.size(), all.locked.bytes()};
 }
 
 EXPORT const char* cudaGetErrorName(int error) {
@@ -269,19 +274,21 @@ EXPORT int cudaHostUnregister(void* memory) {
 EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned) {
   BEGIN("cudaStreamCreateWithFlags");
   auto* made = new Stream(current_device);
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  state().streams.insert(made);
+  State& all = state();
+  const Lock lock(all.mutex);
+  all.streams.insert(made);
   *stream = made;
   return kSuccess;
 }
 
 EXPORT int cudaStreamDestroy(void* stream) {
   BEGIN("cudaStreamDestroy", true);
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  const auto found = state().streams.find(static_cast<Stream*>(stream));
-  if (found == state().streams.end()) return result(kInvalidHandle);
+  State& all = state();
+  const Lock lock(all.mutex);
+  const auto found = all.streams.find(static_cast<Stream*>(stream));
+  if (found == all.streams.end()) return result(kInvalidHandle);
   (*found)->finish();
-  state().streams.erase(found);
+  all.streams.erase(found);
   return kSuccess;
 }
 
@@ -320,15 +327,17 @@ EXPORT int cudaEventCreateWithFlags(void** event, unsigned) {
   BEGIN("cudaEventCreateWithFlags");
   auto made = std::make_shared<Event>(current_device);
   *event = made.get();
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  state().events.emplace(made.get(), std::move(made));
+  State& all = state();
+  const Lock lock(all.mutex);
+  all.events.emplace(made.get(), std::move(made));
   return kSuccess;
 }
 
 EXPORT int cudaEventDestroy(void* event) {
   BEGIN("cudaEventDestroy", true);
-  const std::lock_guard<std::mutex> lock(state().mutex);
-  return result(state().events.erase(static_cast<Event*>(event)) == 1 ? kSuccess : kInvalidHandle);
+  State& all = state();
+  const Lock lock(all.mutex);
+  return result(all.events.erase(static_cast<Event*>(event)) == 1 ? kSuccess : kInvalidHandle);
 }
 
 EXPORT int cudaEventRecord(void* event, void* stream) {
@@ -336,7 +345,7 @@ EXPORT int cudaEventRecord(void* event, void* stream) {
   Stream* found = find_stream(stream);
   const std::shared_ptr<Event> recorded = find_event(event);
   if (found == nullptr || recorded == nullptr) return result(kInvalidHandle);
-  if (found->device() != recorded->device) return result(kInvalidHandle);
+  if (found->device() != recorded->device()) return result(kInvalidHandle);
   recorded->set(push_mark(found));
   return kSuccess;
 }

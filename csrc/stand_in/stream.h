@@ -1,54 +1,58 @@
 // Streams of the stand-in, which are threads, and the events between them.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <utility>
 
+#include "runtime/mutex.h"
 #include "stand_in/hooks.h"
 
 namespace vitcache::stand_in {
 
 // One recording of an event. Whoever waits for it holds it, so a later recording changes nothing for them.
-struct Mark {
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool passed = false;
-
+class Mark {
+ public:
   void pass() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    passed = true;
-    changed.notify_all();
+    const Lock lock(mutex_);
+    passed_ = true;
+    changed_.notify_all();
   }
   void wait() {
-    std::unique_lock<std::mutex> lock(mutex);
-    changed.wait(lock, [this] { return passed; });
+    const Lock lock(mutex_);
+    while (!passed_) changed_.wait(mutex_);
   }
   bool query() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return passed;
+    const Lock lock(mutex_);
+    return passed_;
   }
+
+ private:
+  Mutex mutex_;
+  Condition changed_;
+  bool passed_ VITCACHE_GUARDED_BY(mutex_) = false;
 };
 
-struct Event {
-  explicit Event(int made_on) : device(made_on) {}
+class Event {
+ public:
+  explicit Event(int device) : device_(device) {}
 
-  const int device;
-  std::mutex mutex;
-  std::shared_ptr<Mark> mark;  // of the last recording
-
+  int device() const { return device_; }
   std::shared_ptr<Mark> get() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return mark;
+    const Lock lock(mutex_);
+    return mark_;
   }
   void set(std::shared_ptr<Mark> recorded) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    mark = std::move(recorded);
+    const Lock lock(mutex_);
+    mark_ = std::move(recorded);
   }
+
+ private:
+  const int device_;
+  Mutex mutex_;
+  std::shared_ptr<Mark> mark_ VITCACHE_GUARDED_BY(mutex_);  // of the last recording
 };
 
 class Stream {
@@ -60,14 +64,14 @@ class Stream {
   int device() const { return device_; }
 
   void push(std::function<void()> work) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_);
     queue_.push_back(std::move(work));
     changed_.notify_one();
   }
 
   // Destroys the stream once it has done what it was given.
   void finish() {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Lock lock(mutex_);
     finishing_ = true;
     changed_.notify_one();
   }
@@ -79,8 +83,8 @@ class Stream {
     while (true) {
       std::function<void()> work;
       {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [this] { return finishing_ || !queue_.empty(); });
+        const Lock lock(mutex_);
+        while (!finishing_ && queue_.empty()) changed_.wait(mutex_);
         if (queue_.empty()) break;
         work = std::move(queue_.front());
         queue_.pop_front();
@@ -92,10 +96,10 @@ class Stream {
   }
 
   const int device_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> queue_;
-  bool finishing_ = false;
+  Mutex mutex_;
+  Condition changed_;
+  std::deque<std::function<void()>> queue_ VITCACHE_GUARDED_BY(mutex_);
+  bool finishing_ VITCACHE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace vitcache::stand_in

@@ -36,6 +36,7 @@ struct Scene {
 
   ~Scene() {
     open();
+    for (const int device : {0, 1}) runtime->synchronize_stream({nullptr, device});
     ring.reset();
     check_current_device();
     runtime->free_host(gate);
@@ -155,6 +156,7 @@ void every_call_leaves_the_current_device_as_it_was(int ring_device) {
   copy.check();
   const Event event = runtime.create_event(scene.mine);
   const Stream stream{nullptr, scene.mine};
+  std::byte to{}, to_in_batch{}, from{};
   const std::vector<std::pair<const char*, std::function<void()>>> calls{
       {"cudaStreamWaitEvent", [&] { copy.ticket->wait(stream); }},
       {"cudaEventSynchronize", [&] { copy.ticket->synchronize(); }},
@@ -164,9 +166,9 @@ void every_call_leaves_the_current_device_as_it_was(int ring_device) {
       {"cudaEventRecord", [&] { runtime.record(event, stream); }},
       {"cudaStreamIsCapturing", [&] { static_cast<void>(runtime.is_capturing(stream)); }},
       {"cudaStreamSynchronize", [&] { runtime.synchronize_stream(stream); }},
-      {"cudaMemcpyAsync", [&] { runtime.copy_async(scene.gate, scene.gate, 0, stream); }},
+      {"cudaMemcpyAsync", [&] { runtime.copy_async(&to, &from, 1, stream); }},
       {"cudaMemcpyBatchAsync",
-       [&] { runtime.copy_batch_async({scene.gate}, {scene.gate}, {0}, scene.ring->stream()); }},
+       [&] { runtime.copy_batch_async({&to_in_batch}, {&from}, {1}, scene.ring->stream()); }},
       {"cuStreamWaitValue32_v2", [&] { runtime.wait_value(stream, scene.gate, 0); }},
       {"cudaHostRegister",
        [&] { const Ring made(scene.runtime, vitcache::RingOptions{kCapacity, 1, kPiece, scene.mine, {}}); }},
@@ -181,6 +183,8 @@ void every_call_leaves_the_current_device_as_it_was(int ring_device) {
     }
   }
   runtime.destroy_event(event);
+  runtime.synchronize_stream(stream);
+  runtime.synchronize_stream(scene.ring->stream());
   scene.check_current_device();
 }
 

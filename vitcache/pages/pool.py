@@ -160,9 +160,14 @@ class PagePool:
         """Queue copies of ``(page, page of source, count)`` on a stream of a CUDA runtime."""
         copy_batch(
             runtime,
-            [self._address + page * self.page_bytes for page, _, _ in runs],
-            [source._address + page * self.page_bytes for _, page, _ in runs],
-            [count * self.page_bytes for _, _, count in runs],
+            [
+                (
+                    self._address + page * self.page_bytes,
+                    source._address + source_page * self.page_bytes,
+                    count * self.page_bytes,
+                )
+                for page, source_page, count in runs
+            ],
             stream,
         )
 

@@ -1,0 +1,79 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "python/bindings.h"
+#include "runtime/cuda_runtime.h"
+#include "runtime/handles.h"
+
+namespace py = pybind11;
+
+namespace vitcache {
+namespace {
+
+// Copies of bytes, each (destination, source, bytes), queued on one stream in one call.
+void copy_batch(const CudaRuntime& runtime,
+                const std::vector<std::tuple<std::uintptr_t, std::uintptr_t, std::size_t>>& copies,
+                Stream stream) {
+  std::vector<void*> destinations;
+  std::vector<const void*> sources;
+  std::vector<std::size_t> sizes;
+  destinations.reserve(copies.size());
+  sources.reserve(copies.size());
+  sizes.reserve(copies.size());
+  for (const auto& [destination, source, bytes] : copies) {
+    destinations.push_back(reinterpret_cast<void*>(destination));
+    sources.push_back(reinterpret_cast<const void*>(source));
+    sizes.push_back(bytes);
+  }
+  runtime.copy_batch_async(destinations, sources, sizes, stream);
+}
+
+std::uintptr_t address_of(const void* handle) { return reinterpret_cast<std::uintptr_t>(handle); }
+
+// Python, too, cannot pass a stream in the place of an event: it makes one of these from a bare handle.
+void bind_handles(py::module_& module) {
+  py::class_<Stream>(module, "Stream", "A stream by its handle; 0 is the default stream of `device`.")
+      .def(py::init([](std::uintptr_t handle, int device) {
+             return Stream{reinterpret_cast<void*>(handle), device};
+           }),
+           py::arg("handle"), py::arg("device"))
+      .def_property_readonly("handle", [](const Stream& stream) { return address_of(stream.handle); })
+      .def_readonly("device", &Stream::device);
+  py::class_<Event>(module, "Event", "An event by its handle, as torch has made it.")
+      .def(py::init([](std::uintptr_t handle) { return Event{reinterpret_cast<void*>(handle)}; }),
+           py::arg("handle"))
+      .def_property_readonly("handle", [](const Event& event) { return address_of(event.handle); });
+}
+
+}  // namespace
+
+void bind_runtime(py::module_& module) {
+  bind_handles(module);
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  py::class_<CudaDevice>(module, "CudaDevice")
+      .def_readonly("name", &CudaDevice::name)
+      .def_readonly("major", &CudaDevice::major)
+      .def_readonly("minor", &CudaDevice::minor);
+  py::class_<CudaRuntime, std::shared_ptr<CudaRuntime>>(module, "CudaRuntime")
+      .def(py::init(&CudaRuntime::open), py::arg("directories"), without_gil)
+      .def_static("open_file", &CudaRuntime::open_file, py::arg("path"), without_gil)
+      .def_property_readonly("available", &CudaRuntime::available)
+      .def_property_readonly("path", &CudaRuntime::path)
+      .def_property_readonly("searched", &CudaRuntime::searched)
+      .def("version", &CudaRuntime::version, without_gil)
+      .def("driver_version", &CudaRuntime::driver_version, without_gil)
+      .def("devices", &CudaRuntime::devices, without_gil)
+      .def("create_stream", &CudaRuntime::create_stream, py::arg("device"), without_gil)
+      .def("is_done", &CudaRuntime::is_done, py::arg("event"), without_gil)
+      .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), without_gil);
+  module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("copies"), py::arg("stream"),
+             without_gil);
+}
+
+}  // namespace vitcache
