@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test setup check format bench gpu clean
+.PHONY: help demo test setup check check-clang format bench gpu clean
 
 # With the repository's root on sys.path, triton_kernels/ would pass for the package of Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -81,7 +81,20 @@ $(generated_stub): $(built) Makefile
 	$(python) -m ruff check -q --select I --fix $@
 	$(python) -m ruff format -q $@
 
-check: setup $(generated_stub)
+# Clang and clang-tidy over csrc/. Ninja looks again at what has changed, and at all of it where the checks have.
+build/clang/build.ninja: .clang-tidy Makefile
+	@for tool in clang++ clang-tidy; do command -v $$tool >/dev/null || \
+	  { echo "make check: $$tool is not installed: apt-get install clang clang-tidy" >&2; exit 1; }; done
+	rm -rf build/clang
+	.venv/bin/cmake -S . -B build/clang -G Ninja -DCMAKE_MAKE_PROGRAM='$(CURDIR)/.venv/bin/ninja' \
+	  -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_CXX_CLANG_TIDY=clang-tidy -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	  -DVITCACHE_STAND_IN_FAULTS=ON -DVITCACHE_BUILD_MODULE=ON -DPython_EXECUTABLE='$(CURDIR)/$(python)' \
+	  -Dpybind11_DIR="$$($(python) -m pybind11 --cmakedir)"
+
+check-clang: setup build/clang/build.ninja
+	.venv/bin/cmake --build build/clang
+
+check: setup check-clang $(generated_stub)
 	@diff -u $(stub) $(generated_stub) || \
 	  { echo 'make check: $(stub) is not what csrc/python binds: make format writes it' >&2; exit 1; }
 	$(python) -m ruff format --check .
