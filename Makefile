@@ -82,7 +82,7 @@ $(generated_stub): $(built) Makefile
 	$(python) -m ruff format -q $@
 
 # Clang and clang-tidy over csrc/. Ninja looks again at what has changed, and at all of it where the checks have.
-build/clang/build.ninja: .clang-tidy Makefile
+build/clang/build.ninja: .clang-tidy Makefile | $(built)
 	@for tool in clang++ clang-tidy; do command -v $$tool >/dev/null || \
 	  { echo "make check: $$tool is not installed: apt-get install clang clang-tidy" >&2; exit 1; }; done
 	rm -rf build/clang

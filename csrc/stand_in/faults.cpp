@@ -43,7 +43,9 @@ Control& control() {
 bool copy_fails() {
   Control& shared = control();
   const Lock lock(shared.mutex);
-  return shared.copies_until_failure > 0 && --shared.copies_until_failure == 0;
+  if (shared.copies_until_failure == 0) return false;
+  --shared.copies_until_failure;
+  return shared.copies_until_failure == 0;
 }
 
 }  // namespace
@@ -53,8 +55,11 @@ int take_failure(const char* entry) {
   if (!shared.any_failure) return 0;
   const Lock lock(shared.mutex);
   const auto failure = shared.failures.find(entry);
-  if (failure == shared.failures.end() || --failure->second.first != 0) return 0;
-  const int error = failure->second.second;
+  if (failure == shared.failures.end()) return 0;
+  auto& [calls_until_failure, error_to_return] = failure->second;
+  --calls_until_failure;
+  if (calls_until_failure != 0) return 0;
+  const int error = error_to_return;
   shared.failures.erase(failure);
   return error;
 }
