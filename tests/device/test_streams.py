@@ -84,10 +84,10 @@ DEVICE = torch.device("cuda", 1)
 
 
 class Capturing:
-    """Two devices of which device 0 is current; a graph is captured on the current stream of `captured`."""
+    """Two devices of which `current` is; a graph is captured on the current stream of device `captured`."""
 
-    def __init__(self, captured: int) -> None:
-        self.captured, self.current = captured, 0
+    def __init__(self, captured: int, current: int) -> None:
+        self.captured, self.current = captured, current
 
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
@@ -145,16 +145,19 @@ def test_the_whole_device_is_waited_for(cuda: list[Stream]) -> None:
 
 
 @pytest.mark.parametrize("captured", [0, 1])
+@pytest.mark.parametrize("current", [0, 1])
 def test_the_current_stream_of_the_device_is_asked_whether_it_captures(
-    captured: int, monkeypatch: pytest.MonkeyPatch
+    captured: int, current: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capturing = Capturing(captured)
+    capturing = Capturing(captured, current)
     fake = SimpleNamespace(
-        device=capturing.on, is_current_stream_capturing=capturing.is_current_stream_capturing
+        device=capturing.on,
+        current_device=lambda: capturing.current,
+        is_current_stream_capturing=capturing.is_current_stream_capturing,
     )
     monkeypatch.setattr(streams.torch, "cuda", fake)
     assert is_capturing(DEVICE) == (captured == 1)
-    assert capturing.current == 0
+    assert capturing.current == current
 
 
 def test_only_a_cuda_device_can_be_capturing() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitcache import CudaError, PinnedRing
-from vitcache._native import Event
+from vitcache import CudaError, PinnedRing, _native
+from vitcache.device.stand_in import open_runtime
 from vitcache.ring.ticket import as_native_stream
 from vitcache.testing import stand_in
 
@@ -140,12 +140,24 @@ def test_a_stream_of_torch_keeps_its_device_and_others_are_of_the_rings(stream, 
     assert (native.handle, native.device) == (handle, device)
 
 
+def test_a_native_copy_behind_a_stream_of_another_device_is_a_value_error(ring):
+    stand_in.set_devices(2)
+    native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
+    ticket = native.make_ticket()
+    with pytest.raises(ValueError, match="after is a stream of device 0, the ring copies to device 1"):
+        native.copy(ticket, 0, 0, 1, (0,), (1,), _native.Cast.none, _native.Stream(0, 0), None)
+    native.copy(ticket, 0, 0, 1, (0,), (1,), _native.Cast.none, _native.Stream(0, 1), None)
+    assert ticket.done
+    assert native.stream.device == 1
+    native.close()
+
+
 def test_a_stream_of_another_type_is_refused_by_name():
     with pytest.raises(TypeError, match=r"must be a torch\.cuda\.Stream or an int, it is str"):
         as_native_stream("side", torch.device("cuda", 1))
 
 
-@pytest.mark.parametrize("other", [0, Event(0)])
+@pytest.mark.parametrize("other", [0, _native.Event(0)])
 def test_a_number_or_an_event_in_the_place_of_a_native_stream_is_a_type_error(ring, other):
     with pytest.raises(TypeError, match="incompatible function arguments"):
         ring._native.make_ticket().wait(other)

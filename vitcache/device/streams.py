@@ -180,7 +180,10 @@ def is_capturing(device: torch.device) -> bool:
     """Whether the current stream of `device` records a CUDA graph instead of running its work."""
     if device.type != "cuda":
         return False
-    with torch.cuda.device(device):  # torch asks the stream of the current device
+    # torch asks the stream of the current device, which it mostly is: each placement asks.
+    if device.index == torch.cuda.current_device():
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
 
 

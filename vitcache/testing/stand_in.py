@@ -24,7 +24,7 @@ class Counts(ctypes.Structure):
 
 
 def reset() -> None:
-    """Start the counts anew and end every failure, limit and pause."""
+    """Start the counts anew, end every failure, limit and pause, and leave one device."""
     _library().vitcache_host_reset()
 
 
@@ -57,6 +57,11 @@ def fail(entry: str, nth: int = 1, error: int = 999) -> None:
 def fail_copy(nth: int = 1) -> None:
     """Lose the device in the `nth` next copy."""
     _library().vitcache_host_fail_copy(nth)
+
+
+def set_devices(number: int) -> None:
+    """Let there be so many devices."""
+    _library().vitcache_host_set_devices(number)
 
 
 def limit_locked_bytes(limit: int) -> None:
