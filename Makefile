@@ -26,9 +26,9 @@ native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_versio
 cpp_sources := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/*.cpp)
 
 # A stamp is named after the content that it stands for and made last, so an interrupted step leaves none.
-checksum = $(shell { echo '$(CURDIR)'; cat $(1); } | sha256sum | cut -c1-16)
+checksum = $(shell { echo '$(CURDIR) $(2)'; cat $(1); } | sha256sum | cut -c1-16)
 installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
-built := .venv/.built-$(call checksum,$(native_sources))
+built := .venv/.built-$(call checksum,$(native_sources),$(CXX))
 # The oldest versions that are supported; .venv has the newest.
 overlays := triton-3.6.0 transformers-5.17.0
 

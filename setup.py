@@ -1,6 +1,7 @@
 """Builds `vitcache._native` with CMake and names the packages; everything else is in pyproject.toml."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,7 +56,9 @@ class CMakeBuild(build_ext):
             import pybind11
         except ImportError:
             sys.exit("vitcache needs pybind11 to build: pip install pybind11")
-        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        # CMake keeps the compiler that a folder began with.
+        compiler = re.sub(r"[^\w.+-]+", "-", os.environ.get("CXX", "c++"))
+        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{compiler}"
         cmake = find_tool("cmake")
         # Passed anew each time: pip's build environments, and the paths in them, come and go.
         configure = [
