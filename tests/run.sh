@@ -27,9 +27,11 @@ part() {
   summary+=("$(printf '%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(tr -d = <<<"$counts")")")
 }
 
-# native_tests SANITIZERS: they are in the tests' own build, as an executable needs no help to load them.
+# native_tests SANITIZERS: they are in the tests' own build, as an executable needs no help to load them. CMake keeps
+# the compiler that a folder began with.
 native_tests() {
-  local build=build/native-tests-${1%%,*}
+  local compiler=${CXX:-c++}
+  local build=build/native-tests-${1%%,*}-${compiler//[^[:alnum:]+.-]/-}
   .venv/bin/cmake -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DVITCACHE_BUILD_TESTS=ON \
     -DCMAKE_BUILD_TYPE=Debug -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DCMAKE_CXX_FLAGS="-fsanitize=$1" &&
     .venv/bin/cmake --build "$build" &&

@@ -38,7 +38,7 @@ class Stream:
 
 class Event:
     """
-    An event by its handle, as torch has made it.
+    An event by its handle.
     """
     def __init__(self, handle: int) -> None: ...
     @property
@@ -111,8 +111,6 @@ class Placement:
     def write_stored_row_table(self, kind: int, table: int) -> None: ...
     def write_stored_token_table(self, kind: int, table: int, num_tokens: int) -> None: ...
     def write_token_table(self, kind: int, table: int, num_tokens: int) -> None: ...
-    @property
-    def num_runs(self) -> int: ...
     @property
     def reads_host(self) -> bool: ...
 
@@ -224,7 +222,7 @@ def embed_rows(
     num_tokens: int,
     ids: int,
     id_bytes: int,
-    weight: tuple[int, int, int],
+    weight: tuple[int, int],
     planes: collections.abc.Sequence[tuple[int, int]],
     row_bytes: int,
     num_threads: int,

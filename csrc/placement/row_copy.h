@@ -21,7 +21,6 @@ struct Plane {
 struct Weight {
   const std::byte* base;
   std::int64_t row_stride;
-  std::int64_t num_rows;
 };
 
 // `table` holds (address, token) for each of `num_rows` rows.

@@ -32,7 +32,7 @@ std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::
 
 void bind_row_copy(py::module_& module) {
   using Planes = std::vector<std::pair<std::uintptr_t, std::int64_t>>;  // (address, row stride in bytes)
-  using WeightRows = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;  // (address, row stride, rows)
+  using WeightRows = std::pair<std::uintptr_t, std::int64_t>;           // (address, row stride)
   module.def(
       "scatter_rows",
       [](std::uintptr_t table, std::int64_t num_rows, const Planes& planes, std::int64_t row_bytes,
@@ -47,8 +47,7 @@ void bind_row_copy(py::module_& module) {
       [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
          const WeightRows& weight, const Planes& planes, std::int64_t row_bytes, int num_threads) {
         const std::vector<Plane> made = make_planes(planes);
-        const auto [address, row_stride, num_rows] = weight;
-        const Weight rows{reinterpret_cast<const std::byte*>(address), row_stride, num_rows};
+        const Weight rows{reinterpret_cast<const std::byte*>(weight.first), weight.second};
         const py::gil_scoped_release without_gil;
         if (id_bytes == 4)
           embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows, made,
@@ -97,7 +96,6 @@ void bind_placement(py::module_& module) {
           },
           py::arg("item"), py::arg("rows"))
       .def_property_readonly("reads_host", &Placement::reads_host)
-      .def_property_readonly("num_runs", [](const Placement& placement) { return placement.runs().size(); })
       .def(
           "add_run",
           [](Placement& placement, std::int64_t item, std::int64_t start, std::int64_t length,

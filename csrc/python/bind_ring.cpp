@@ -62,8 +62,8 @@ void bind_ring(py::module_& module) {
              });
              return ring;
            }),
-           py::arg("runtime"), py::arg("capacity_bytes"), py::arg("num_threads"), py::arg("piece_bytes"),
-           py::arg("device"), py::arg("stream"))
+           py::arg("runtime").none(false), py::arg("capacity_bytes"), py::arg("num_threads"),
+           py::arg("piece_bytes"), py::arg("device"), py::arg("stream"))
       .def("make_ticket", &Ring::make_ticket)
       .def(
           "copy",

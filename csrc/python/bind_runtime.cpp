@@ -45,7 +45,7 @@ void bind_handles(py::module_& module) {
            py::arg("handle"), py::arg("device"))
       .def_property_readonly("handle", [](const Stream& stream) { return address_of(stream.handle); })
       .def_readonly("device", &Stream::device);
-  py::class_<Event>(module, "Event", "An event by its handle, as torch has made it.")
+  py::class_<Event>(module, "Event", "An event by its handle.")
       .def(py::init([](std::uintptr_t handle) { return Event{reinterpret_cast<void*>(handle)}; }),
            py::arg("handle"))
       .def_property_readonly("handle", [](const Event& event) { return address_of(event.handle); });

@@ -2,18 +2,15 @@
 
 #include <new>
 
-#include "runtime/device_guard.h"
-
 namespace vitcache {
 
 EventPool::~EventPool() {
-  if (getpid() != process_ || free_.empty()) return;
-  const DeviceGuard guard(*runtime_, device_, std::nothrow);
+  if (getpid() != process_) return;
   for (const Event event : free_) runtime_->destroy_event(event);
 }
 
 SharedEvent EventPool::take() {
-  Event event{nullptr};
+  Event event(nullptr);
   {
     const Lock lock(mutex_);
     if (!free_.empty()) {
@@ -23,7 +20,7 @@ SharedEvent EventPool::take() {
   }
   if (event.handle == nullptr) event = runtime_->create_event(device_);
   return SharedEvent(
-      {event.handle, [pool = shared_from_this()](void* handle) { pool->give_back({handle}); }});
+      {event.handle, [pool = shared_from_this()](void* handle) { pool->give_back(Event(handle)); }});
 }
 
 void EventPool::give_back(Event event) {

@@ -25,7 +25,7 @@ class SharedEvent {
   SharedEvent() = default;
 
   explicit operator bool() const { return handle_ != nullptr; }
-  Event get() const { return {handle_.get()}; }
+  Event get() const { return Event(handle_.get()); }
 
  private:
   friend class EventPool;
@@ -43,10 +43,10 @@ class EventPool : public std::enable_shared_from_this<EventPool> {
   ~EventPool();
 
   // An event that nobody else holds. Throws CudaError.
-  SharedEvent take();
+  SharedEvent take() VITCACHE_EXCLUDES(mutex_);
 
  private:
-  void give_back(Event event);
+  void give_back(Event event) VITCACHE_EXCLUDES(mutex_);
 
   SharedRuntime runtime_;
   int device_;

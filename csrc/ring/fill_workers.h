@@ -46,7 +46,7 @@ class FillWorkers {
   ~FillWorkers();
 
   int num_threads() const { return static_cast<int>(threads_.size()); }
-  void submit(FillJob job);
+  void submit(FillJob job) VITCACHE_EXCLUDES(mutex_);
 
  private:
   struct SharedJob {
@@ -70,8 +70,9 @@ class FillWorkers {
   };
 
   void run();
-  std::optional<Chunk> take();  // waits for one; none when the workers stop and all is taken
-  void stop();
+  // Waits for a chunk; none when the workers stop and all is taken.
+  std::optional<Chunk> take() VITCACHE_EXCLUDES(mutex_);
+  void stop() VITCACHE_EXCLUDES(mutex_);
 
   Mutex mutex_;
   Condition changed_;

@@ -40,7 +40,8 @@ Ring::Ring(SharedRuntime runtime, const RingOptions& options)
       process_(getpid()),
       device_(options.device),
       num_threads_(options.num_threads),
-      events_(std::make_shared<EventPool>(runtime_, device_)) {
+      events_(std::make_shared<EventPool>(runtime_, device_)),
+      stream_(nullptr, device_) {
   check_at_least("capacity_bytes", options.capacity_bytes, kAlignment);
   VITCACHE_CHECK(options.num_threads >= 1, std::invalid_argument,
                  "num_threads is " + std::to_string(options.num_threads) + ", it must be at least 1");
@@ -65,12 +66,16 @@ void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<co
                 std::optional<std::chrono::duration<double>> timeout) {
   const auto start = Clock::now();
   check_device("after", after, device_);
+  VITCACHE_CHECK(ticket.device() == device_, std::invalid_argument,
+                 "the ticket is of device " + std::to_string(ticket.device()) +
+                     ", the ring copies to device " + std::to_string(device_));
   enter();
   struct Leave {
     Ring& ring;
     ~Leave() { ring.leave(); }
   } const leave{*this};
   try {
+    const DeviceGuard guard(*runtime_, device_);
     if (after) {
       // Behind its event the ring's stream would be captured, too.
       VITCACHE_CHECK(!runtime_->is_capturing(*after), std::runtime_error,
@@ -229,9 +234,7 @@ bool Ring::retire_one(bool despite_hold) {
 }
 
 bool Ring::has_passed(const SharedEvent& event) const {
-  if (!event) return true;
-  const DeviceGuard guard(*runtime_, device_, std::nothrow);
-  return runtime_->is_done_or_lost(event.get());
+  return !event || runtime_->is_done_or_lost(event.get());
 }
 
 std::size_t Ring::used_bytes() const {
@@ -287,7 +290,6 @@ void Ring::close() {
     while (copying_ > 0 || !slots_.empty())
       if (!retire_one(true)) changed_.wait_for(mutex_, kPoll);
   }
-  const DeviceGuard guard(*runtime_, device_, std::nothrow);
   workers_.reset();
   own_stream_.reset();
   flags_.reset();

@@ -73,11 +73,12 @@ class Ring {
   // Copies the elements of `source` in order to `destination`, behind the work that `after`, a stream of the
   // ring's device, has been given so far; none: at once. The source must stay and must not change until
   // `Ticket::source_read`, the destination until `Ticket::done`. A piece that cannot be queued fails the
-  // ticket, and those after it are left out. Throws RingTimeout, std::invalid_argument if `after` is a stream
-  // of another device, and std::runtime_error if the ring was closed, the process was forked off, or `after`
-  // is being captured in a graph; what was queued until then goes on, and `ticket` tells of it.
+  // ticket, and those after it are left out. Throws RingTimeout, std::invalid_argument if `after` or `ticket`
+  // is of another device, and std::runtime_error if the ring was closed, the process was forked off, or
+  // `after` is being captured in a graph; what was queued until then goes on, and `ticket` tells of it.
   void copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
-            Cast cast, std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout);
+            Cast cast, std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout)
+      VITCACHE_EXCLUDES(mutex_);
 
   std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_, device_); }
 
@@ -85,18 +86,18 @@ class Ring {
   bool is_forked() const;
 
   // While held no slot retires. Holds count.
-  void hold();
-  void release();
+  void hold() VITCACHE_EXCLUDES(mutex_);
+  void release() VITCACHE_EXCLUDES(mutex_);
 
   // Waits for all copies, whether held or not, and refuses others. Once; later calls return at once.
-  void close();
+  void close() VITCACHE_EXCLUDES(mutex_);
 
-  RingStats stats();
+  RingStats stats() VITCACHE_EXCLUDES(mutex_);
   Stream stream() const { return stream_; }
   int num_threads() const { return num_threads_; }
 
   // Throws std::runtime_error if the books do not agree.
-  void check_integrity();
+  void check_integrity() VITCACHE_EXCLUDES(mutex_);
 
  private:
   static constexpr std::size_t kAlignment = 256;
@@ -116,21 +117,21 @@ class Ring {
   void copy_pieces(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
                    Cast cast, const Deadline& deadline);
   bool send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes);
-  Slot reserve(std::size_t bytes, const Deadline& deadline);
+  Slot reserve(std::size_t bytes, const Deadline& deadline) VITCACHE_EXCLUDES(mutex_);
   Slot wait_for_room(const Line::iterator& me, const Deadline& deadline) VITCACHE_REQUIRES(mutex_);
   void leave_line(const Line::iterator& me) VITCACHE_REQUIRES(mutex_);
   Slot next_slot(std::size_t bytes) const VITCACHE_REQUIRES(mutex_);
   bool fits(const Slot& slot) const VITCACHE_REQUIRES(mutex_);
-  void submitted(std::uint64_t sequence, SharedEvent event);
+  void submitted(std::uint64_t sequence, SharedEvent event) VITCACHE_EXCLUDES(mutex_);
   bool retire_one(bool despite_hold) VITCACHE_REQUIRES(mutex_);
-  bool has_passed(const SharedEvent& event) const;
+  bool has_passed(const SharedEvent& event) const VITCACHE_EXCLUDES(mutex_);
   std::size_t num_unread() const VITCACHE_REQUIRES(mutex_);
   std::byte* place(const Slot& slot) const { return region_->data() + slot.begin % capacity_; }
   std::size_t used_bytes() const VITCACHE_REQUIRES(mutex_);
   std::string describe_slots() const VITCACHE_REQUIRES(mutex_);
   void check_process() const;
-  void enter();
-  void leave();
+  void enter() VITCACHE_EXCLUDES(mutex_);
+  void leave() VITCACHE_EXCLUDES(mutex_);
 
   SharedRuntime runtime_;
   pid_t process_;
@@ -142,7 +143,7 @@ class Ring {
   std::unique_ptr<PinnedRegion> region_;
   std::unique_ptr<SlotFlags> flags_;
   std::unique_ptr<OwnedStream> own_stream_;  // none where a stream was lent
-  Stream stream_{};
+  Stream stream_;
   std::unique_ptr<FillWorkers> workers_;
 
   Mutex mutex_;

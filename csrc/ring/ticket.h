@@ -25,6 +25,8 @@ class Ticket {
  public:
   Ticket(SharedRuntime runtime, int device) : runtime_(std::move(runtime)), device_(device) {}
 
+  int device() const { return device_; }
+
   // Whether nobody will read the source again.
   bool source_read() const { return unread_->load(std::memory_order_acquire) == 0 || getpid() != process_; }
 

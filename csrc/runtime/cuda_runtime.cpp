@@ -234,24 +234,23 @@ void CudaRuntime::unregister_host(void* memory) const noexcept {
 
 Stream CudaRuntime::create_stream(int device) const {
   const DeviceGuard guard(*this, device);
-  Stream stream{nullptr, device};
+  Stream stream(nullptr, device);
   VITCACHE_CUDA_CALL(cudaStreamCreateWithFlags, &stream.handle, kNonBlocking);
   return stream;
 }
 
 void CudaRuntime::destroy_stream(Stream stream) const noexcept {
-  const DeviceGuard guard(*this, stream.device, std::nothrow);
   ignore(functions_.cudaStreamDestroy(stream.handle));
 }
 
 void CudaRuntime::synchronize_stream(Stream stream) const {
-  const DeviceGuard guard(*this, stream.device);
+  const StreamGuard guard(*this, stream);
   const BesideCaptures mode(functions());
   VITCACHE_CUDA_CALL(cudaStreamSynchronize, stream.handle);
 }
 
 bool CudaRuntime::is_capturing(Stream stream) const {
-  const DeviceGuard guard(*this, stream.device);
+  const StreamGuard guard(*this, stream);
   int status = kNoCapture;
   VITCACHE_CUDA_CALL(cudaStreamIsCapturing, stream.handle, &status);
   return status != kNoCapture;
@@ -259,7 +258,7 @@ bool CudaRuntime::is_capturing(Stream stream) const {
 
 Event CudaRuntime::create_event(int device) const {
   const DeviceGuard guard(*this, device);
-  Event event{nullptr};
+  Event event(nullptr);
   VITCACHE_CUDA_CALL(cudaEventCreateWithFlags, &event.handle, kDisableTiming);
   return event;
 }
@@ -269,7 +268,7 @@ void CudaRuntime::destroy_event(Event event) const noexcept {
 }
 
 void CudaRuntime::record(Event event, Stream stream) const {
-  const DeviceGuard guard(*this, stream.device);
+  const StreamGuard guard(*this, stream);
   VITCACHE_CUDA_CALL(cudaEventRecord, event.handle, stream.handle);
 }
 
@@ -301,14 +300,14 @@ bool CudaRuntime::is_done_or_lost(Event event) const {
 }
 
 void CudaRuntime::wait_event(Stream stream, Event event) const {
-  const DeviceGuard guard(*this, stream.device);
+  const StreamGuard guard(*this, stream);
   VITCACHE_CUDA_CALL(cudaStreamWaitEvent, stream.handle, event.handle, 0);
 }
 
 void CudaRuntime::wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const {
   VITCACHE_CHECK(optional_.cuStreamWaitValue32_v2 != nullptr, CudaError,
                  std::string(kDriver) + " has no cuStreamWaitValue32_v2");
-  const DeviceGuard guard(*this, stream.device);
+  const StreamGuard guard(*this, stream);
   // The driver's codes are the runtime's.
   const int status = optional_.cuStreamWaitValue32_v2(
       stream.handle, reinterpret_cast<std::uintptr_t>(address), value, kGreaterOrEqual);
@@ -316,14 +315,14 @@ void CudaRuntime::wait_value(Stream stream, std::uint32_t* address, std::uint32_
 }
 
 void CudaRuntime::copy_async(void* destination, const void* source, std::size_t bytes, Stream stream) const {
-  const DeviceGuard guard(*this, stream.device);
+  const StreamGuard guard(*this, stream);
   VITCACHE_CUDA_CALL(cudaMemcpyAsync, destination, source, bytes, kDefaultKind, stream.handle);
 }
 
 void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
                                    const std::vector<const void*>& sources,
                                    const std::vector<std::size_t>& bytes, Stream stream) const {
-  VITCACHE_CHECK(stream.handle != nullptr, std::invalid_argument,
+  VITCACHE_CHECK(!stream.is_of_current_device(), std::invalid_argument,
                  "a batch of copies needs a stream of its own");
   VITCACHE_CHECK(destinations.size() == bytes.size() && sources.size() == bytes.size(), std::invalid_argument,
                  "there are " + std::to_string(destinations.size()) + " destinations, " +
@@ -335,7 +334,6 @@ void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
     for (std::size_t i = 0; i < bytes.size(); ++i) copy_async(destinations[i], sources[i], bytes[i], stream);
     return;
   }
-  const DeviceGuard guard(*this, stream.device);
   CudaCopyAttributes attributes;  // of all copies from the first on
   std::size_t first = 0;
   int status;

@@ -127,8 +127,7 @@ class CudaRuntime {
   void register_host(void* memory, std::size_t bytes) const;
   void unregister_host(void* memory) const noexcept;
 
-  // A method that takes a stream makes the stream's device current meanwhile. Methods that take events alone
-  // work with any current device.
+  // A method that takes a stream works with any current device, and so do those that take events alone.
 
   // A stream of `device` that does not wait for the legacy stream.
   Stream create_stream(int device) const;

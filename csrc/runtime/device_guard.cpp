@@ -1,30 +1,22 @@
 #include "runtime/device_guard.h"
 
 #include "runtime/cuda_runtime.h"
-#include "runtime/error.h"
 
 namespace vitcache {
 
 DeviceGuard::DeviceGuard(const CudaRuntime& runtime, int device)
-    : runtime_(runtime), before_(runtime.device()) {
+    : runtime_(runtime), before_(runtime.device()), changed_(before_ != device) {
   runtime_.set_device(device);
-  changed_ = before_ != device;
-}
-
-DeviceGuard::DeviceGuard(const CudaRuntime& runtime, int device, std::nothrow_t) noexcept
-    : runtime_(runtime) {
-  try {
-    before_ = runtime.device();
-    runtime_.set_device(device);
-    changed_ = before_ != device;
-  } catch (const CudaError&) {  // the device is lost; the call itself will fail, or does not need it
-  }
 }
 
 DeviceGuard::~DeviceGuard() {
-  try {
-    if (changed_) runtime_.set_device(before_);
-  } catch (const CudaError&) {  // the thread's next call fails, too, and reports it
+  // A single call may fail by itself. On a lost device every later one does, too.
+  for (int attempt = 0; changed_ && attempt < 2; ++attempt) {
+    try {
+      runtime_.set_device(before_);
+      changed_ = false;
+    } catch (...) {
+    }
   }
 }
 

@@ -1,7 +1,9 @@
 // Makes a device current in the calling thread for a scope.
 #pragma once
 
-#include <new>
+#include <optional>
+
+#include "runtime/handles.h"
 
 namespace vitcache {
 
@@ -9,23 +11,29 @@ class CudaRuntime;
 
 class DeviceGuard {
  public:
-  // Calls set_device even if `device` is current already: in a new thread that call creates the CUDA context.
-  // Throws CudaError; the current device has not changed then.
+  // Calls set_device even if `device` is current already: in a new thread that makes its context current,
+  // which calls of the driver need. Throws CudaError; the current device has not changed then.
   DeviceGuard(const CudaRuntime& runtime, int device);
-
-  // For calls whose handle names its device already, as to destroy or query an event: there the guard only
-  // keeps the runtime from creating a context on another device. If the device is lost, the current device
-  // stays as it is.
-  DeviceGuard(const CudaRuntime& runtime, int device, std::nothrow_t) noexcept;
-
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   ~DeviceGuard();
 
  private:
   const CudaRuntime& runtime_;
-  int before_ = 0;
-  bool changed_ = false;
+  int before_;
+  bool changed_;
+};
+
+// The device of a stream, where its handle means a stream of the current device. Any other handle means one
+// stream, whichever device is current.
+class StreamGuard {
+ public:
+  StreamGuard(const CudaRuntime& runtime, Stream stream) {
+    if (stream.is_of_current_device()) guard_.emplace(runtime, stream.device);
+  }
+
+ private:
+  std::optional<DeviceGuard> guard_;
 };
 
 }  // namespace vitcache

@@ -1,8 +1,9 @@
 // A mutex whose use the compiler checks.
 //
 // Clang compares each access of a member that is VITCACHE_GUARDED_BY(mutex), and each call of a function that
-// VITCACHE_REQUIRES(mutex), with the locks that are held there (-Wthread-safety; `make check` runs it). Other
-// compilers see plain mutexes.
+// VITCACHE_REQUIRES(mutex) or VITCACHE_EXCLUDES(mutex), with the locks that are held there (-Wthread-safety;
+// `make check` runs it). What takes the lock itself, or calls the CUDA runtime, excludes it. Other compilers
+// see plain mutexes.
 //
 // Clang does not see that a lambda runs where its lock is held: wait in a loop, not with a predicate.
 #pragma once
@@ -18,6 +19,7 @@
 
 #define VITCACHE_GUARDED_BY(mutex) VITCACHE_THREAD_SAFETY(guarded_by(mutex))
 #define VITCACHE_REQUIRES(mutex) VITCACHE_THREAD_SAFETY(requires_capability(mutex))
+#define VITCACHE_EXCLUDES(mutex) VITCACHE_THREAD_SAFETY(locks_excluded(mutex))
 
 namespace vitcache {
 

@@ -31,7 +31,7 @@ struct Control {
   std::atomic<bool> any_pause{false};
   std::atomic<bool> lost{false};
   std::atomic<void*> captured{nullptr};
-  std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0};
+  std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0}, locking_devices{0};
 };
 
 // Never destroyed: streams may still work when the process ends.
@@ -106,6 +106,8 @@ void count_copy(std::size_t bytes) {
 
 void count_synchronizing() { control().synchronizing.fetch_add(1, std::memory_order_relaxed); }
 
+void note_locking(int device) { control().locking_devices.fetch_or(std::uint64_t{1} << device); }
+
 }  // namespace vitcache::stand_in
 
 using vitcache::Lock;
@@ -123,7 +125,7 @@ EXPORT void vitcache_host_reset() {
   shared.delay_us = 0;
   shared.any_failure = shared.lost = false;
   shared.captured = nullptr;
-  shared.synchronizing = shared.copies = shared.copied_bytes = 0;
+  shared.synchronizing = shared.copies = shared.copied_bytes = shared.locking_devices = 0;
 }
 
 EXPORT void vitcache_host_set_devices(int count) {
@@ -166,6 +168,7 @@ EXPORT void vitcache_host_limit_locked_bytes(std::size_t bytes) {
 
 EXPORT vitcache_host_counts vitcache_host_count() {
   const vitcache::stand_in::Alive alive = vitcache::stand_in::count_alive();
-  return {control().synchronizing, control().copies, control().copied_bytes,
-          alive.streams,           alive.events,     alive.locked_bytes};
+  return {
+      control().synchronizing, control().copies,         control().copied_bytes, alive.streams, alive.events,
+      alive.locked_bytes,      control().locking_devices};
 }

@@ -42,6 +42,7 @@ struct vitcache_host_counts {
   std::uint64_t streams;  // alive
   std::uint64_t events;
   std::uint64_t locked_bytes;
+  std::uint64_t locking_devices;  // one bit each: current while memory was page-locked, since the reset
 };
 vitcache_host_counts vitcache_host_count();
 

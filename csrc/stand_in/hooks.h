@@ -28,7 +28,8 @@ std::size_t locked_limit();  // bytes that can be page-locked
 void wait_while_paused();    // in the thread of a stream, before each piece of its work
 bool begin_copy();           // whether a copy is to be done; may take its time
 void count_copy(std::size_t bytes);
-void count_synchronizing();  // a call that waits for the device, or may
+void count_synchronizing();     // a call that waits for the device, or may
+void note_locking(int device);  // memory was page-locked while this device was current
 
 #else
 
@@ -41,6 +42,7 @@ inline void wait_while_paused() {}
 inline bool begin_copy() { return true; }
 inline void count_copy(std::size_t) {}
 inline void count_synchronizing() {}
+inline void note_locking(int) {}
 
 #endif
 

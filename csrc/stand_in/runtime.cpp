@@ -37,6 +37,7 @@ constexpr int kInvalidValue = 1;
 constexpr int kMemoryAllocation = 2;
 constexpr int kInitializationError = 3;
 constexpr int kInvalidDevice = 101;
+constexpr int kInvalidContext = 201;
 constexpr int kInvalidHandle = 400;
 constexpr int kNotReady = 600;
 constexpr int kIllegalAddress = 700;
@@ -49,7 +50,8 @@ constexpr std::chrono::microseconds kNap{20};
 
 thread_local int last_error = kSuccess;
 thread_local int current_device = 0;
-thread_local int capture_mode = 0;  // global, as CUDA's threads begin
+thread_local int capture_mode = 0;      // global, as CUDA's threads begin
+thread_local bool has_context = false;  // of the driver: calls of the runtime make one, the driver's want it
 
 struct State {
   pid_t process = getpid();
@@ -71,12 +73,11 @@ int result(int status) {
   return status;
 }
 
-// What comes before every call: whether it is to fail. Calls that give something back, and those that only
-// read or change the thread's current device, work on a lost device, too.
-int begin(const char* entry, bool works_when_lost = false) {
+// What comes before every call: whether it is to fail. What gives something back works on a lost device, too.
+int begin(const char* entry, bool gives_back = false) {
   if (getpid() != state().process) return kInitializationError;
   if (const int failure = take_failure(entry); failure != kSuccess) return failure;
-  return is_lost() && !works_when_lost ? kIllegalAddress : kSuccess;
+  return is_lost() && !gives_back ? kIllegalAddress : kSuccess;
 }
 
 #define BEGIN(...)                                                                     \
@@ -85,8 +86,8 @@ int begin(const char* entry, bool works_when_lost = false) {
   } while (false)
 
 // What comes before a call that is not to be made while a graph is captured.
-int begin_unsafe(const char* entry, bool works_when_lost = false) {
-  const int status = begin(entry, works_when_lost);
+int begin_unsafe(const char* entry, bool gives_back = false) {
+  const int status = begin(entry, gives_back);
   if (status != kSuccess) return status;
   return captured_stream() != nullptr && capture_mode != kCaptureModeRelaxed ? kCaptureUnsupported : kSuccess;
 }
@@ -98,6 +99,7 @@ int begin_unsafe(const char* entry, bool works_when_lost = false) {
 
 // The stream of a handle, null if there is none. The null handle is the default stream of the current device.
 Stream* find_stream(void* handle) {
+  has_context = true;
   State& all = state();
   const Lock lock(all.mutex);
   if (handle == nullptr) {
@@ -119,6 +121,7 @@ std::shared_ptr<Event> find_event(void* handle) {
 int lock_memory(void* memory, std::size_t bytes) {
   switch (state().locked.lock(memory, bytes, locked_limit())) {
     case LockedMemory::Result::kLocked:
+      note_locking(current_device);
       return kSuccess;
     case LockedMemory::Result::kBeyondLimit:
       return kMemoryAllocation;
@@ -228,15 +231,16 @@ EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int device) {
 }
 
 EXPORT int cudaGetDevice(int* device) {
-  BEGIN("cudaGetDevice", true);
+  BEGIN("cudaGetDevice");
   *device = current_device;
   return kSuccess;
 }
 
 EXPORT int cudaSetDevice(int device) {
-  BEGIN("cudaSetDevice", true);
+  BEGIN("cudaSetDevice");
   if (!has_device(device)) return result(kInvalidDevice);
   current_device = device;
+  has_context = true;
   return kSuccess;
 }
 
@@ -394,6 +398,7 @@ EXPORT int cudaLaunchHostFunc(void* stream, void (*function)(void*), void* data)
 
 EXPORT int cuStreamWaitValue32_v2(void* stream, unsigned long long address, std::uint32_t value, unsigned) {
   BEGIN("cuStreamWaitValue32_v2");
+  if (!has_context) return result(kInvalidContext);
   Stream* found = find_stream(stream);
   const auto* awaited = reinterpret_cast<const std::uint32_t*>(address);
   if (found == nullptr || !state().locked.holds(awaited, sizeof *awaited)) return result(kInvalidValue);

@@ -36,7 +36,7 @@ struct Scene {
 
   ~Scene() {
     open();
-    for (const int device : {0, 1}) runtime->synchronize_stream({nullptr, device});
+    for (const int device : {0, 1}) runtime->synchronize_stream(Stream(nullptr, device));
     ring.reset();
     check_current_device();
     runtime->free_host(gate);
@@ -79,7 +79,7 @@ bool passes_within(const SharedRuntime& runtime, Event event, Seconds time) {
 
 void the_default_stream_of_the_rings_device_waits_and_no_other(int ring_device) {
   const Scene scene(ring_device);
-  const Stream mine{nullptr, scene.mine}, other{nullptr, scene.other};
+  const Stream mine(nullptr, scene.mine), other(nullptr, scene.other);
   const Event behind_mine = scene.runtime->create_event(scene.mine);
   const Event behind_other = scene.runtime->create_event(scene.other);
   scene.close(scene.ring->stream());
@@ -149,18 +149,25 @@ void slots_retire_and_events_are_used_again_from_any_thread(int ring_device) {
   CHECK_EQUAL(scene.ring->stats().used_bytes, 0U);
 }
 
+// Of calls on a stream that a handle names in itself, and on events, CUDA wants no current device.
 void every_call_leaves_the_current_device_as_it_was(int ring_device) {
   const Scene scene(ring_device);
   const vitcache::CudaRuntime& runtime = *scene.runtime;
   const Copy copy(*scene.ring, kPiece, 1);
   copy.check();
   const Event event = runtime.create_event(scene.mine);
-  const Stream stream{nullptr, scene.mine};
+  const Stream stream(nullptr, scene.mine);
   std::byte to{}, to_in_batch{}, from{};
-  const std::vector<std::pair<const char*, std::function<void()>>> calls{
+  struct Call {
+    const char* entry;
+    std::function<void()> call;
+    bool sets_device = true;
+  };
+  const std::vector<Call> calls{
       {"cudaStreamWaitEvent", [&] { copy.ticket->wait(stream); }},
-      {"cudaEventSynchronize", [&] { copy.ticket->synchronize(); }},
-      {"cudaEventQuery", [&] { static_cast<void>(copy.ticket->done()); }},
+      {"cudaStreamWaitEvent", [&] { copy.ticket->wait(scene.ring->stream()); }, false},
+      {"cudaEventSynchronize", [&] { copy.ticket->synchronize(); }, false},
+      {"cudaEventQuery", [&] { static_cast<void>(copy.ticket->done()); }, false},
       {"cudaStreamCreateWithFlags", [&] { runtime.destroy_stream(runtime.create_stream(scene.mine)); }},
       {"cudaEventCreateWithFlags", [&] { runtime.destroy_event(runtime.create_event(scene.mine)); }},
       {"cudaEventRecord", [&] { runtime.record(event, stream); }},
@@ -168,24 +175,55 @@ void every_call_leaves_the_current_device_as_it_was(int ring_device) {
       {"cudaStreamSynchronize", [&] { runtime.synchronize_stream(stream); }},
       {"cudaMemcpyAsync", [&] { runtime.copy_async(&to, &from, 1, stream); }},
       {"cudaMemcpyBatchAsync",
-       [&] { runtime.copy_batch_async({&to_in_batch}, {&from}, {1}, scene.ring->stream()); }},
+       [&] { runtime.copy_batch_async({&to_in_batch}, {&from}, {1}, scene.ring->stream()); }, false},
       {"cuStreamWaitValue32_v2", [&] { runtime.wait_value(stream, scene.gate, 0); }},
       {"cudaHostRegister",
        [&] { const Ring made(scene.runtime, vitcache::RingOptions{kCapacity, 1, kPiece, scene.mine, {}}); }},
   };
-  for (const auto& [entry, call] : calls) {
+  for (const auto& [entry, call, sets_device] : calls) {
     call();
     scene.check_current_device();
-    for (const char* failing : {entry, "cudaSetDevice"}) {
-      VITCACHE_CONTROL(fail)(failing, 1, 999);
-      CHECK_THROWS(call(), CudaError, "(999)");
-      scene.check_current_device();
-    }
+    VITCACHE_CONTROL(fail)(entry, 1, 999);
+    CHECK_THROWS(call(), CudaError, "(999)");
+    scene.check_current_device();
+    if (!sets_device) continue;
+    VITCACHE_CONTROL(fail)("cudaSetDevice", 1, 999);
+    CHECK_THROWS(call(), CudaError, "(999)");
+    scene.check_current_device();
   }
+  VITCACHE_CONTROL(fail)("cudaSetDevice", 2, 999);  // the one that sets it back, which is tried again
+  copy.ticket->wait(stream);
+  scene.check_current_device();
   runtime.destroy_event(event);
   runtime.synchronize_stream(stream);
   runtime.synchronize_stream(scene.ring->stream());
   scene.check_current_device();
+}
+
+void memory_is_locked_while_the_rings_device_is_current(int ring_device) {
+  const Scene scene(ring_device);
+  VITCACHE_CONTROL(reset)();
+  VITCACHE_CONTROL(set_devices)(2);
+  const Ring made(scene.runtime, vitcache::RingOptions{kCapacity, 1, kPiece, scene.mine, {}});
+  CHECK_EQUAL(stand_in::count().locking_devices, std::uint64_t{1} << scene.mine);
+}
+
+// A wait for a value is a call of the driver, which knows no context in a thread that has called nothing yet.
+void a_new_thread_may_copy(int ring_device) {
+  const Scene scene(ring_device);
+  Copy(*scene.ring, kPiece, 1).check();  // so that there is an event to be used again
+  std::thread([&scene] { Copy(*scene.ring, kPiece, 2).check(); }).join();
+}
+
+void a_ticket_of_another_devices_ring_is_refused() {
+  const Scene scene(1);
+  Ring ring(scene.runtime, vitcache::RingOptions{kCapacity, 1, kPiece, 0, {}});
+  Bytes memory(1);
+  const auto view = std::make_shared<const vitcache::StridedView>(
+      memory.data(), 1, std::vector<std::int64_t>{1}, std::vector<std::int64_t>{1});
+  const auto ticket = scene.ring->make_ticket();
+  CHECK_THROWS(ring.copy(*ticket, memory.data(), view, vitcache::Cast::kNone, {}, {}), std::invalid_argument,
+               "the ticket is of device 1, the ring copies to device 0");
 }
 
 void a_ring_of_a_lost_device_leaves_the_current_device_as_it_was(int ring_device) {
@@ -193,8 +231,6 @@ void a_ring_of_a_lost_device_leaves_the_current_device_as_it_was(int ring_device
   VITCACHE_CONTROL(fail_copy)(1);
   const Copy copy(*scene.ring, kPiece, 1);
   while (!copy.ticket->is_over()) std::this_thread::yield();
-  scene.check_current_device();
-  VITCACHE_CONTROL(fail)("cudaSetDevice", 1, 999);
   scene.ring->close();
   VITCACHE_CONTROL(reset)();
   VITCACHE_CONTROL(set_devices)(2);
@@ -210,8 +246,11 @@ int main() {
     a_copy_comes_after_the_default_stream_of_the_rings_device(ring_device);
     slots_retire_and_events_are_used_again_from_any_thread(ring_device);
     every_call_leaves_the_current_device_as_it_was(ring_device);
+    memory_is_locked_while_the_rings_device_is_current(ring_device);
+    a_new_thread_may_copy(ring_device);
     a_ring_of_a_lost_device_leaves_the_current_device_as_it_was(ring_device);
   }
+  a_ticket_of_another_devices_ring_is_refused();
   a_lent_stream_must_be_of_the_rings_device();
   CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
   CHECK_EQUAL(stand_in::count().streams, 0U);

@@ -211,7 +211,7 @@ void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
     Row tokens(static_cast<std::size_t>(num_rows));
     placement.write_token_table(kFloat32, tokens.data(), num_rows);
     vitcache::embed_rows(tokens.data(), num_rows, ids.data(),
-                         {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes, 3},
+                         {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes},
                          {plane_of(out), plane_of(level)}, kRowBytes, threads);
     CHECK(out[0] == 1002.F && level[0] == 0.F && out[kElements] == 2.F);
   }

@@ -152,9 +152,29 @@ def test_a_native_copy_behind_a_stream_of_another_device_is_a_value_error(ring):
     native.close()
 
 
-def test_a_stream_of_another_type_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"must be a torch\.cuda\.Stream or an int, it is str"):
-        as_native_stream("side", torch.device("cuda", 1))
+class HandleAlone:
+    cuda_stream = 7
+
+
+@pytest.mark.parametrize(
+    ("stream", "name"), [("side", "str"), (True, "bool"), (HandleAlone(), "HandleAlone")]
+)
+def test_a_stream_of_another_type_is_refused_by_name(stream, name):
+    with pytest.raises(TypeError, match=rf"must be a torch\.cuda\.Stream or an int, it is {name}"):
+        as_native_stream(stream, torch.device("cuda", 1))
+
+
+def test_a_native_ring_of_no_runtime_is_a_type_error():
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        _native.Ring(None, CAPACITY, 1, PIECE, 0, None)
+
+
+def test_a_native_ticket_of_another_device_is_a_value_error(ring):
+    stand_in.set_devices(2)
+    native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
+    with pytest.raises(ValueError, match="the ticket is of device 0, the ring copies to device 1"):
+        native.copy(ring._native.make_ticket(), 0, 0, 1, (0,), (1,), _native.Cast.none, None, None)
+    native.close()
 
 
 @pytest.mark.parametrize("other", [0, _native.Event(0)])

@@ -42,25 +42,32 @@ class Event:
 
     def query(self) -> bool:
         """Whether that is done."""
-        event = self._known()
+        event = self._native_event()
         done: bool = self._event.query() if event is None else _runtime().is_done(event)
         return done
 
     def synchronize(self) -> None:
         """Block until it is."""
-        event = self._known()
+        event = self._native_event()
         if event is None:
             self._event.synchronize()
         else:
             _runtime().synchronize(event)
 
-    def _known(self) -> NativeEvent | None:
-        """The event as the runtime knows it. None if there is no runtime or nothing was marked: ask torch."""
-        # Imported here, because the CPU's timeline and the content keys work without the native module.
-        from vitcache._native import Event as NativeEvent
-
+    def _native_event(self) -> NativeEvent | None:
+        """The event as our runtime takes it. None where there is no runtime, or no mark yet: then torch is
+        asked.
+        """
         handle: int = self._event.cuda_event if _runtime().available else 0
-        return NativeEvent(handle) if handle else None
+        return _native_event_class()(handle) if handle else None
+
+
+@cache
+def _native_event_class() -> type[NativeEvent]:
+    # Imported when it is asked for: the CPU's timeline and the content keys work without the native module.
+    from vitcache._native import Event as NativeEvent
+
+    return NativeEvent
 
 
 @cache
@@ -180,7 +187,8 @@ def is_capturing(device: torch.device) -> bool:
     """Whether the current stream of `device` records a CUDA graph instead of running its work."""
     if device.type != "cuda":
         return False
-    # torch asks the stream of the current device, which it mostly is: each placement asks.
+    # torch asks about the current device alone. Mostly that is the one: only else is it changed for the
+    # question, as each placement asks.
     if device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):

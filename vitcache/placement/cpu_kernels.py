@@ -33,7 +33,7 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
     num_tokens = destination.num_tokens
     table = table_memory_of(destination.rows.device).reserve(num_tokens).data_ptr()
     placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)
-    rows = (weight.data_ptr(), weight.stride(0) * weight.element_size(), len(weight))
+    rows = (weight.data_ptr(), weight.stride(0) * weight.element_size())
     _native.embed_rows(
         table,
         num_tokens,

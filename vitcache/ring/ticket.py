@@ -95,9 +95,9 @@ def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
     """
     if stream is None:
         stream = torch.cuda.current_stream(device)
-    if isinstance(stream, int):
+    if isinstance(stream, int) and not isinstance(stream, bool):
         return _native.Stream(stream, device.index)
-    handle = getattr(stream, "cuda_stream", None)
-    if not isinstance(handle, int):
+    handle, its_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
+    if not isinstance(handle, int) or not isinstance(its_device, torch.device):
         raise TypeError(f"stream must be a torch.cuda.Stream or an int, it is {type(stream).__name__}")
-    return _native.Stream(handle, stream.device.index)
+    return _native.Stream(handle, its_device.index)

@@ -15,11 +15,22 @@ from importlib.util import find_spec
 
 
 class Counts(ctypes.Structure):
-    """Calls that wait for the device and copies done, since the reset; what is alive, by number or bytes."""
+    """Calls that wait for the device and copies done, since the reset; what is alive, by number or bytes.
+
+    `locking_devices` has a bit for each device that was current while memory was page-locked.
+    """
 
     _fields_ = [
         (name, ctypes.c_uint64)
-        for name in ("synchronizing_calls", "copies", "copied_bytes", "streams", "events", "locked_bytes")
+        for name in (
+            "synchronizing_calls",
+            "copies",
+            "copied_bytes",
+            "streams",
+            "events",
+            "locked_bytes",
+            "locking_devices",
+        )
     ]
 
 
@@ -60,7 +71,7 @@ def fail_copy(nth: int = 1) -> None:
 
 
 def set_devices(number: int) -> None:
-    """Let there be so many devices."""
+    """Set the number of devices; `reset` leaves one."""
     _library().vitcache_host_set_devices(number)
 
 
