@@ -19,18 +19,25 @@ def vision_tower(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.to(device).bfloat16().reshape(-1, 128)[:, :hidden].contiguous()
 
 
-def forward(input_ids: torch.Tensor, images: list[torch.Tensor]) -> torch.Tensor:
-    spans = vitcache.spans_from_token_ids(input_ids, image_token, [len(image) // 4 for image in images])
-    rows: list[torch.Tensor | vitcache.Lease] = []
-    for image in images:
-        key = vitcache.content_key(image, namespace=namespace)
+def rows_of(image: torch.Tensor) -> torch.Tensor | vitcache.Lease:
+    """From the cache, or encoded by this thread, or by another that has begun."""
+    key = vitcache.content_key(image, namespace=namespace)
+    while True:
         lease = cache.get(key, num_rows=len(image) // 4)
-        if lease is None:
-            # Threads that share a cache wait where the claim is not `is_mine`: see `vitcache.Claim`.
-            with cache.claim(key) as claim:
+        if lease is not None:
+            return lease
+        with cache.claim(key) as claim:
+            if not claim.is_mine:
+                claim.wait()
+            elif key not in cache:
                 fresh = vision_tower(image)
                 claim.put(fresh)
-        rows.append(lease or fresh)
+                return fresh
+
+
+def forward(input_ids: torch.Tensor, images: list[torch.Tensor]) -> torch.Tensor:
+    spans = vitcache.spans_from_token_ids(input_ids, image_token, [len(image) // 4 for image in images])
+    rows = [rows_of(image) for image in images]
     inputs_embeds = vitcache.embed_tokens(input_ids.to(device), weight, rows, spans)
     for lease in rows:
         if isinstance(lease, vitcache.Lease):

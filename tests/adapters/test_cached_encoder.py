@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -377,6 +379,56 @@ def test_the_next_pixels_are_on_their_way_while_an_image_is_encoded(monkeypatch:
         call["pixel_values"].fill_(torch.nan)  # they were read
         assert torch.equal(rows, expected)
         assert torch.equal(image_rows(model, QWEN3.call(0, 1, 2, 3)), expected)
+
+
+def test_who_waits_for_an_image_does_not_wait_for_the_others_of_the_call() -> None:
+    model, first = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    expected = [stock_rows(model, picture) for picture in QWEN3.pictures(1, 2)]
+    image_rows(model, first)  # shows the form
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+
+    def stop_at_the_second(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            begun.set()
+            assert go_on.wait(60)
+
+    model.model.visual.register_forward_pre_hook(stop_at_the_second)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(image_rows, model, QWEN3.call(0, 1, 2))
+        assert begun.wait(60)
+        assert torch.equal(image_rows(model, QWEN3.call(1)), expected[0])  # while the other encodes its last
+        assert not slow.done()
+        go_on.set()
+        assert torch.equal(slow.result(60)[-len(expected[1]) :], expected[1])
+    assert attachment.stats() == AttachStats(encoded=3, hits=2)
+    assert attachment.cache.stats().leased_pages == 0
+
+
+@pytest.mark.parametrize("room", ["for all", "for one"])
+def test_threads_that_want_the_same_images_crosswise_get_them_encoded_once(room: str) -> None:
+    rows_bytes = QWEN3.row_width * 4 * 24
+    cache = new_cache(QWEN3, page_rows=1, device_bytes=rows_bytes * (8 if room == "for all" else 1))
+    model = QWEN3.model()
+    attachment = attach(model, cache)
+    orders = [(1, 2, 3), (3, 1, 2), (2, 3, 1), (3, 2, 1)]
+    expected = {seed: stock_rows(model, QWEN3.call(seed)) for seed in (1, 2, 3)}
+    image_rows(model, QWEN3.call(0))
+    barrier = threading.Barrier(len(orders))
+
+    def serve(order: tuple[int, ...]) -> Tensor:
+        barrier.wait(60)
+        return image_rows(model, QWEN3.call(*order))
+
+    with ThreadPoolExecutor(len(orders)) as pool:
+        for order, rows in zip(orders, pool.map(serve, orders), strict=True):
+            assert torch.equal(rows, torch.cat([expected[seed] for seed in order]))
+    stats = attachment.stats()
+    assert stats.encoded + stats.hits == 1 + 3 * len(orders)
+    assert room == "for one" or stats.encoded == 4
+    assert (cache.stats().leased_pages, len(cache._claims)) == (0, 0)
+    cache.check_integrity()
 
 
 class Offload:

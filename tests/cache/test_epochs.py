@@ -155,6 +155,7 @@ CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
     "advance_epoch": lambda cache, _: cache.advance_epoch(),
     "epoch": lambda cache, _: cache.epoch,
     "claim": lambda cache, _: cache.claim(KEYS[0]),
+    "has_room": lambda cache, _: cache.has_room(1),
     "check_integrity": lambda cache, _: cache.check_integrity(),
 }
 

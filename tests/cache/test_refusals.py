@@ -48,6 +48,24 @@ def test_a_put_that_only_leases_keep_out_is_refused_and_evicts_nothing(
     assert cache.stats().rejections == 1
 
 
+def test_room_is_what_a_put_would_find() -> None:
+    cache = make_cache(4)
+    cache.put(KEYS[0], make_rows(3))
+    assert [cache.has_room(rows) for rows in (0, 8, 9)] == [True, True, False]
+    with cache.get(KEYS[0]):
+        assert [cache.has_room(rows) for rows in (0, 2, 3)] == [True, True, False]
+        with cache.reserve(KEYS[1], 1):
+            assert not cache.has_room(0)  # an entry without rows takes a page
+    assert cache.has_room(8)
+    assert cache.stats().rejections == 0
+    for wrong, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="num_rows"):
+            cache.has_room(wrong)  # type: ignore[arg-type]
+    cache.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        cache.has_room(1)
+
+
 @pytest.mark.parametrize(
     ("key", "rows", "error", "match"),
     [

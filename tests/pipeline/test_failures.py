@@ -12,6 +12,7 @@ import pytest
 import torch
 from pipeline_scene import (
     HIDDEN,
+    VOCABULARY,
     Tower,
     embed,
     encode_one,
@@ -113,6 +114,7 @@ class Wrong(Tower):
         ),
         (lambda rows: rows[None], None, ValueError, r"encode returned shape \(1, 4, 4\)"),
         (lambda rows: rows.double(), None, TypeError, "encode returned torch.float64"),
+        (lambda rows: rows.to_sparse(), None, TypeError, r"torch.float32 in a torch.sparse_coo tensor"),
         (lambda rows: rows.to("meta"), None, ValueError, "encode returned rows on meta, the cache is on cpu"),
         (lambda rows: rows.tolist(), None, TypeError, "encode must return tensors, one is list"),
     ],
@@ -322,6 +324,12 @@ def test_a_closed_pipeline_prefetches_nothing_and_closes_again(ring: PinnedRing 
             ValueError,
             "chunk 0: a span of item 0 ends at token 2 of the prompt, one of item 1 begins at 1",
         ),
+        (
+            {"input_ids": make_ids(8).fill_(VOCABULARY)},
+            IndexError,
+            r"input_ids\[2\] is 11, the weight has 11",
+        ),
+        ({"input_ids": make_ids(8).fill_(-1).int()}, IndexError, r"input_ids\[2\] is -1, the weight has 11"),
     ],
 )
 def test_a_call_that_cannot_be_right_encodes_nothing(

@@ -104,24 +104,28 @@ def test_what_was_entered_between_look_up_and_claim_is_leased(monkeypatch: pytes
         assert [claim(key).is_mine for key in KEYS[:2]] == [True, False]
 
 
-def test_nobody_waits_with_a_claim_in_hand() -> None:
+def test_nobody_waits_with_a_claim_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is another's makes the caller give all back, and look up again once that one is over."""
     cache, leases = make_cache(), []
     wanted = [Wanted(KEYS[0]), Wanted(KEYS[1])]
-    first, done = cache.claim(KEYS[1]), threading.Event()
+    first, waits, done = cache.claim(KEYS[1]), threading.Event(), threading.Event()
+    wait = Claim.wait
+
+    def note(claim: Claim, timeout_s: float | None = None) -> bool:
+        waits.set()
+        return wait(claim, timeout_s)
 
     def serve() -> None:
         with ExitStack() as held:
             look_up(cache, wanted, leases, held)
         done.set()
 
+    monkeypatch.setattr(Claim, "wait", note)
     thread = threading.Thread(target=serve)
     thread.start()
-    while cache.stats().misses < 2:  # it has looked up both
-        pass
-    while not cache.claim(KEYS[0]).is_mine:  # and does not keep the first
-        pass
-    assert not done.wait(0.01)
+    assert waits.wait(60)
+    assert cache.claim(KEYS[0]).is_mine
+    assert not done.is_set()
     fill(cache, 1)
     first.release()
     thread.join(60)

@@ -58,6 +58,19 @@ def test_overlapping_spans_are_refused_in_tokens_of_the_prompt(spans: Any, messa
         plan(chunks)
 
 
+@pytest.mark.parametrize("offset", [0, 2**62, 2**63, 2**80])
+def test_where_the_window_is_in_the_batch_does_not_matter_to_a_prefetch(offset: int) -> None:
+    items = [Item(None, Span(12, 4)), Item(None, Span(16, 2))]
+    assert where([Chunk(items, 10, 10, offset)]) == [
+        (0, 0, [Span(offset + 2, 4)]),
+        (0, 1, [Span(offset + 6, 2)]),
+    ]
+    with pytest.raises(
+        ValueError, match="of item 1 ends at token 18 of the prompt, one of item 0 begins at 17"
+    ):
+        plan([Chunk([Item(None, Span(17, 4)), Item(None, Span(16, 2))], 10, 10, offset)])
+
+
 def test_spans_that_overlap_outside_of_the_window_are_not_looked_at() -> None:
     assert plan([Chunk([Item(None, Span(50, 4)), Item(None, Span(51, 4))], 0, 10)]) == []
 

@@ -112,7 +112,7 @@ def test_a_released_lease_is_refused_and_nothing_is_written(device):
     lease = cache.get(b"k" * 32)
     lease.release()
     out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
-    with pytest.raises(RuntimeError, match="released"):
+    with pytest.raises(RuntimeError, match="item 1: its lease of 4 rows was released"):
         scatter_embeddings(out, [make_rows(2, HIDDEN, torch.float32, device), lease], [0, 3])
     assert out.isnan().all()
 

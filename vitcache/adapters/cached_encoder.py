@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -110,12 +110,12 @@ class CachedEncoder:
     def _serve(self, keys: list[bytes], wanted: list[CallItem], options: dict[str, Any]) -> Any:
         """Return what the stock method would for the items of `keys`, of which `wanted` has each once."""
         session, cache = self._session, self._session.cache
+        leases: list[Lease] = []
         if self._form is None:  # its output shows the containers, be it cached or not
             with ExitStack() as held:
                 claim_all(cache, wanted[:1], held)
                 self._encode_all(wanted[:1], options)
                 _enter(wanted[:1])
-        leases: list[Lease] = []
         with ExitStack() as held:
             held.callback(release_all, leases)
             missing = look_up(cache, wanted, leases, held)
@@ -135,12 +135,17 @@ class CachedEncoder:
         return output
 
     def _encode_all(self, missing: list[CallItem], options: dict[str, Any]) -> None:
-        """Encode one item at a time, the pixels of the next one on their way meanwhile."""
+        """Encode one item at a time, the pixels of the next one on their way meanwhile.
+
+        Each is entered at once if there is room, so that whoever waits for it does not wait for the others.
+        """
         session, cache = self._session, self._session.cache
         try:
             for number, one in enumerate(missing):
-                for upcoming in missing[number : number + 2]:
-                    self._start(upcoming)
+                self._start(one)
+                for upcoming in missing[number + 1 : number + 2]:
+                    with suppress(Exception):  # it is started again, and raises, when it is its turn
+                        self._start(upcoming)
                 output = self._encode(one, options)
                 rows = item_rows(output)
                 if rows.shape[1] != cache.row_width or rows.dtype != cache.dtype:
@@ -151,6 +156,8 @@ class CachedEncoder:
                 session.count(encoded=1)
                 one.rows = rows
                 self._form = OutputForm.of(output)
+                if cache.has_room(rows.shape[0]):
+                    _enter([one])
         finally:
             # Whoever called may change the pixels once this is over.
             for one in missing:
@@ -164,11 +171,11 @@ class CachedEncoder:
             one.wait_until_read()
 
     def _start(self, one: CallItem) -> None:
-        """Begin to move an item's tensors, if the tower is elsewhere."""
+        """Begin to move an item's tensors, if the tower is elsewhere and they are not on their way."""
         device = self._session.tower_device()
         if device is not None and device != one.call.pixels.device and not one.moved:
-            self._session.count(pixel_bytes_moved=one.call.pixels.nbytes)
             one.start(self._session.mover_to(device))
+            self._session.count(pixel_bytes_moved=one.call.pixels.nbytes)
 
     def _encode(self, one: CallItem, options: dict[str, Any]) -> Any:
         """Return what the stock method gives for one item."""
@@ -181,10 +188,12 @@ class CachedEncoder:
 
 
 def _enter(missing: list[CallItem]) -> None:
-    """Enter what was encoded; of what the cache refuses, this call still has the rows."""
+    """Enter what was encoded and is not there yet; of what the cache refuses, this call has the rows."""
     for one in missing:
         if one.claim is not None and isinstance(one.rows, Tensor):
-            one.claim.put(one.rows)
+            claim, one.claim = one.claim, None
+            claim.put(one.rows)
+            claim.release()
 
 
 def _is_plain(value: Any) -> bool:

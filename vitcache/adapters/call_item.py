@@ -39,12 +39,14 @@ class CallItem:
         self._tickets: list[Ticket] = []
 
     def start(self, mover: FeatureMover) -> None:
-        """Begin to move what the tower reads."""
+        """Begin to move what the tower reads: all of it, or nothing if that raises."""
+        started: dict[str, Moved] = {}
         for name, value in self.call.arguments.items():
             if isinstance(value, Tensor):
-                self.moved[name] = moved = mover.start(value)
+                started[name] = moved = mover.start(value)
                 if moved.ticket is not None:
                     self._tickets.append(moved.ticket)
+        self.moved = started
 
     def take_arguments(self) -> dict[str, Any]:
         """Return the arguments, ordered behind what was moved for them, which is not kept here any more."""

@@ -248,6 +248,20 @@ class EmbeddingCache:
             warn_refused(num_rows, pool, available, advice)
         return reservation
 
+    def has_room(self, num_rows: int) -> bool:
+        """Whether `put` would admit so many rows now: whether they fit beside what is leased or written.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            As `reserve`.
+        """
+        num_rows = to_int("num_rows", num_rows, 0)
+        self._coordinator.drain()
+        with self._coordinator.lock:
+            device = self._coordinator.open().device
+            return device.pages_for(num_rows) <= device.num_available
+
     def expect(self, num_rows: Sequence[int]) -> None:
         """Begin to copy to the host tier what items of so many rows would push there.
 

@@ -16,7 +16,7 @@ from vitcache.device.streams import record_event
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import StepItem
-from vitcache.rows import DTYPE_NAMES, DTYPES
+from vitcache.rows import DTYPE_NAMES, can_be_stored
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
 
@@ -165,10 +165,11 @@ class EncoderRunner:
         width, device = self._cache.row_width, self._cache.device
         if not isinstance(rows, Tensor):
             step_item.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
-        elif rows.dtype not in DTYPES:
-            step_item.fail(TypeError(f"encode returned {rows.dtype}, rows are one of {DTYPE_NAMES}"))
         elif rows.device != device:
             step_item.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))
+        elif not can_be_stored(rows):
+            what = f"{rows.dtype} in a {rows.layout} tensor"
+            step_item.fail(TypeError(f"encode returned {what}, rows are in a dense one of {DTYPE_NAMES}"))
         elif rows.dim() != 2 or rows.shape[1] != width:
             step_item.fail(
                 ValueError(f"encode returned shape {tuple(rows.shape)}, it must be (rows, {width})")

@@ -89,7 +89,7 @@ class FeatureMover:
             ring = self._ring_for_device()
             if ring is None:
                 tensor = as_tensor(feature)
-                return Moved(tensor.to(self._dtype_for(tensor.dtype, is_cast)))
+                return Moved(tensor.to(self.device, self._dtype_for(tensor.dtype, is_cast)))
             source = as_source(feature)
             dtype = self._dtype_for(source.dtype, is_cast)
             # On the ring's stream nothing is in the way of the copy: not even an encode that is under way.

@@ -30,13 +30,15 @@ def plan(chunks: Sequence[Chunk]) -> list[Occurrence]:
     """
     occurrences: list[Occurrence] = []
     for number, chunk in enumerate(chunks):
-        within = chunk.items.within(chunk.start, chunk.start + chunk.length)
-        mine = [
+        within = {
+            position: clip_spans(spans, chunk.start, chunk.length)
+            for position, spans in chunk.items.within(chunk.start, chunk.start + chunk.length).items()
+        }
+        _check_spans(number, chunk, within)
+        occurrences += (
             Occurrence(number, position, chunk.items[position], _to_batch(chunk, spans))
             for position, spans in within.items()
-        ]
-        _check_spans(number, chunk, mine)
-        occurrences += mine
+        )
     return occurrences
 
 
@@ -73,18 +75,17 @@ def check_windows(chunks: Sequence[Chunk], num_tokens: int) -> None:
 
 
 def _to_batch(chunk: Chunk, spans: list[Span]) -> list[Span]:
-    """The parts of spans in the window, in tokens of the batch."""
-    clipped = clip_spans(spans, chunk.start, chunk.length)
-    return [span._replace(start=span.start + chunk.token_offset) for span in clipped]
+    """Spans in tokens of the window in those of the batch."""
+    return [span._replace(start=span.start + chunk.token_offset) for span in spans]
 
 
-def _check_spans(number: int, chunk: Chunk, occurrences: list[Occurrence]) -> None:
-    overlap = find_overlap([occurrence.spans for occurrence in occurrences])
+def _check_spans(number: int, chunk: Chunk, within: dict[int, list[Span]]) -> None:
+    overlap = find_overlap(list(within.values()))
     if overlap is not None:
         (first, start, length, _), (second, other_start, *_) = overlap
-        shift = chunk.start - chunk.token_offset
+        one, other = (list(within)[number] for number in (first, second))
+        end = chunk.start + start + length
         raise ValueError(
-            f"chunk {number}: a span of item {occurrences[first].position} ends at token "
-            f"{start + length + shift} of the prompt, one of item {occurrences[second].position} begins at "
-            f"{other_start + shift}"
+            f"chunk {number}: a span of item {one} ends at token {end} of the prompt, one of item {other} "
+            f"begins at {chunk.start + other_start}"
         )

@@ -14,11 +14,12 @@ from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.lookup import claim_all
+from vitcache.pipeline.plan import Occurrence, plan
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import StepItem, wait_until_read
 
-FindStepItems = Callable[[Sequence[Chunk]], list[StepItem]]
+FindStepItems = Callable[[Sequence[Occurrence]], list[StepItem]]
 
 
 class PrefetchJob:
@@ -50,7 +51,9 @@ class PrefetchJob:
         for stream in streams:
             stream.wait_event(ready)
         with modes.apply(streams):
-            missing = [step_item for step_item in self._find_step_items(chunks) if self._is_new(step_item)]
+            missing = [
+                step_item for step_item in self._find_step_items(plan(chunks)) if self._is_new(step_item)
+            ]
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:

@@ -21,7 +21,7 @@ from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.lookup import Agree, look_up, look_up_together
-from vitcache.pipeline.plan import check_chunks, check_windows, plan
+from vitcache.pipeline.plan import Occurrence, check_chunks, check_windows, plan
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
@@ -195,7 +195,9 @@ class VisionPipeline:
         call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
         _check_width(call.destination, self.cache)
         check_windows(chunks, input_ids.numel())
-        step_items = self._find_step_items(chunks)
+        occurrences = plan(chunks)
+        call.check_spans([occurrence.spans for occurrence in occurrences])
+        step_items = self._find_step_items(occurrences)
         leases: list[Lease] = []
         with ExitStack() as held:
             held.callback(release_all, leases)
@@ -212,7 +214,7 @@ class VisionPipeline:
                     self._runner.run(missing)
             sources = collect(step_items, self.cache, self._mover, held)
             with torch.no_grad():
-                inputs_embeds = call.run(sources.embeddings, sources.spans, sources.store, are_apart=True)
+                inputs_embeds = call.run(sources.embeddings, sources.spans, sources.store)
             chosen: list[Chosen[StepItem]] = []
             if self._shadow is not None:
                 chosen = self._shadow.choose(one for one in step_items if one.item.feature is not None)
@@ -315,8 +317,10 @@ class VisionPipeline:
             current.wait_stream(self.stream)
 
 
-def _find_step_items(namespace: bytes, threads: KeyThreads, chunks: Sequence[Chunk]) -> list[StepItem]:
-    step_items = one_per_object(plan(chunks))
+def _find_step_items(
+    namespace: bytes, threads: KeyThreads, occurrences: Sequence[Occurrence]
+) -> list[StepItem]:
+    step_items = one_per_object(occurrences)
     find_keys(step_items, namespace, threads)
     return merge_equal(step_items)
 

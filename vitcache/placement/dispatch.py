@@ -83,15 +83,24 @@ def embed(
     placement: Placement,
     scale: float | None,
     text_scale: float | None,
+    *,
+    is_text_checked: bool = False,
 ) -> None:
-    """Run one checked build of ``inputs_embeds`` where its destination lives."""
+    """Run one checked build of ``inputs_embeds`` where its destination lives.
+
+    Raises
+    ------
+    IndexError
+        If the id of a text token on the CPU is no row of the weight, unless that was asked before.
+    """
     ids = input_ids.reshape(-1).contiguous()  # its view may be strided
     if uses_kernels(destination.rows.device):
         from vitcache.placement import gpu_kernels
 
         gpu_kernels.embed_rows(destination, ids, weight, placement, scale, text_scale)
         return
-    placement.check_text_ids(ids, len(weight))
+    if not is_text_checked:
+        placement.check_text_ids(ids, len(weight))
     if placement.stored:
         placement.write_stores()
     if weight.dtype == destination.rows.dtype and cpu_kernels.moves_bits(

@@ -21,8 +21,9 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination
-from vitcache.placement.placement import Placement
+from vitcache.placement.placement import Placement, check_text_ids
 from vitcache.placement.placement_table import PlacementTable
+from vitcache.placement.spans import Span
 
 
 class EmbedCall:
@@ -37,6 +38,7 @@ class EmbedCall:
         "_deepstack",
         "_has_out",
         "_input_ids",
+        "_is_checked",
         "_out",
         "_scale",
         "_text_scale",
@@ -55,7 +57,7 @@ class EmbedCall:
     ) -> None:
         check_embedding(input_ids, weight)
         self._scale, self._text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
-        self._has_out = out is not None
+        self._has_out, self._is_checked = out is not None, False
         self._out = make_out(input_ids, weight, out)
         self._deepstack = deepstack
         self._input_ids, self._weight = input_ids.resolve_neg(), weight.resolve_neg()
@@ -64,22 +66,28 @@ class EmbedCall:
             self.destination.check_apart_from("weight", self._weight)
             self.destination.check_apart_from("input_ids", self._input_ids)
 
-    def run(
-        self,
-        embeddings: Any,
-        spans: Any,
-        store: Sequence[Reservation | None] | None,
-        *,
-        are_apart: bool = False,
-    ) -> Tensor:
-        """Write all rows, and return where they are.
+    def check_spans(self, spans: Sequence[Sequence[Span]]) -> None:
+        """Check what needs spans and no rows; spans fit in the tokens, and `find_overlap` found nothing.
+
+        Raises
+        ------
+        IndexError
+            If the id of a text token on the CPU is no row of the weight.
+        RuntimeError
+            If a CUDA graph is being captured.
+        """
+        dispatch.refuse_capture(self._out.device)
+        if self._out.device.type == "cpu":
+            check_text_ids(spans, self._input_ids.reshape(-1).contiguous(), self._weight.shape[0])
+        self._is_checked = True
+
+    def run(self, embeddings: Any, spans: Any, store: Sequence[Reservation | None] | None) -> Tensor:
+        """Write all rows, and return where they are. Spans are those of `check_spans`, if it was called.
 
         Parameters
         ----------
         embeddings, spans, store
             As in `embed_tokens`.
-        are_apart
-            Whether `find_overlap` was asked for the spans.
         """
         out, deepstack, weight = self._out, self._deepstack, self._weight
         scales = self._scale, self._text_scale
@@ -88,14 +96,17 @@ class EmbedCall:
             refuse_store(store, "a PlacementTable")
             dispatch.embed_table(self.destination, self._input_ids, weight, embeddings, *scales)
         else:
-            dispatch.refuse_capture(out.device)
-            placed = Placement(self.destination, embeddings, spans, store, are_apart=are_apart)
+            if not self._is_checked:
+                dispatch.refuse_capture(out.device)
+            placed = Placement(self.destination, embeddings, spans, store, are_apart=self._is_checked)
             if needs_grad(weight, out, deepstack, *placed.items):
                 refuse_out(self._has_out)
                 check_writable(deepstack)
                 refuse_store(store, "a gradient")
                 items, runs = placed.tensors_and_runs()
                 return autograd.embed(out, deepstack, self._input_ids, weight, items, runs, *scales)
-            dispatch.embed(self.destination, self._input_ids, weight, placed, *scales)
+            dispatch.embed(
+                self.destination, self._input_ids, weight, placed, *scales, is_text_checked=self._is_checked
+            )
         bump_versions(out, deepstack)
         return out

@@ -89,9 +89,7 @@ class Placement:
 
     def check_text_ids(self, input_ids: Tensor, num_embeddings: int) -> None:
         """Raise IndexError if the id ``(T,)`` of a text token on the CPU is no row of the weight."""
-        self.native.check_text_ids(
-            input_ids.data_ptr(), input_ids.element_size(), input_ids.shape[0], num_embeddings
-        )
+        _check_text_ids(self.native, input_ids, num_embeddings)
 
     def use_leases(self) -> None:
         """Order the current stream behind the writing of leased rows, and their reuse behind it."""
@@ -235,12 +233,12 @@ class Placement:
         return packed
 
 
-def _rows_of(item: int, rows: Lease | Reservation) -> _native.PagedRows:
-    """Return the native description of cached rows, which another thread may have released meanwhile."""
-    paged_rows = rows.paged_rows
-    if paged_rows is None:
-        raise RuntimeError(f"item {item}: its {type(rows).__name__} was released during the call")
-    return paged_rows
+def _rows_of(item: int, lease: Lease) -> _native.PagedRows:
+    """Return the native description of leased rows, which goes with a lease that any thread releases."""
+    rows = lease.paged_rows
+    if rows is None:
+        raise RuntimeError(f"item {item}: its lease of {lease.num_rows} rows was released")
+    return rows
 
 
 def _check_device(item: int, rows: Tensor, destination: Destination) -> None:
@@ -263,3 +261,14 @@ def find_overlap(items: Sequence[Sequence[Span]]) -> tuple[Run, Run] | None:
     runs = _native.Placement()
     runs.add_spans(items, Span)
     return runs.find_overlap()
+
+
+def check_text_ids(items: Sequence[Sequence[Span]], input_ids: Tensor, num_embeddings: int) -> None:
+    """`Placement.check_text_ids` for spans whose rows are not there yet."""
+    runs = _native.Placement()
+    runs.add_spans(items, Span)
+    _check_text_ids(runs, input_ids, num_embeddings)
+
+
+def _check_text_ids(runs: _native.Placement, input_ids: Tensor, num_embeddings: int) -> None:
+    runs.check_text_ids(input_ids.data_ptr(), input_ids.element_size(), input_ids.shape[0], num_embeddings)
