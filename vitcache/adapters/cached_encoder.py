@@ -18,7 +18,7 @@ from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
 from vitcache.keys.content import content_key
 from vitcache.pages.lease import Lease, release_all
-from vitcache.pipeline.lookup import claim_all, look_up
+from vitcache.pipeline.lookup import claim_all, hits, look_up
 
 # Arguments that the stock methods hand on to the tower, which has no use for them. The first is the same in
 # every cached call, the others are for the language model and its loss. All others may change the rows.
@@ -123,7 +123,7 @@ class CachedEncoder:
                 session.count(hits=len(leases))
             try:
                 self._encode_all(missing, options)
-                chosen = [] if session.shadow is None else session.shadow.choose(wanted)
+                chosen = [] if session.shadow is None else session.shadow.choose(hits(wanted))
                 rows = {one.key: one.rows for one in wanted}
                 output = self._form.assemble([rows[key] for key in keys], cache)
             finally:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Hashable
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vitcache._native import PagedRows
 from vitcache.device.streams import Fence, Timeline
-from vitcache.pages.pending import PendingWrite
+from vitcache.pages.pending import PendingCopies, PendingWrite
 from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
 
@@ -32,16 +32,6 @@ class Finish(Protocol):
 
     def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
         """See `Ledger.finish`."""
-
-
-P = TypeVar("P", contravariant=True)
-
-
-class GiveUp(Protocol[P]):
-    """Frees the pages of what is pending, once a fence was passed."""
-
-    def __call__(self, pending: P, fence: Fence | None, *, failed: bool) -> object:
-        """See `Ledger.finish` and `Ledger.finish_ahead`."""
 
 
 class Abandoned(NamedTuple):
@@ -240,9 +230,18 @@ class Reservation:
 
 
 def abandon(
-    pending: P, timeline: Timeline, give_up: GiveUp[P], streams: frozenset[Hashable] = frozenset()
+    pending: PendingWrite | PendingCopies,
+    timeline: Timeline,
+    give_up: Callable[..., object],
+    streams: frozenset[Hashable] = frozenset(),
 ) -> None:
-    """Free the pages of what is not entered, whatever else fails."""
+    """Free the pages of what is not entered, whatever else fails.
+
+    Parameters
+    ----------
+    give_up
+        `Ledger.finish` of a pending write, `Ledger.finish_ahead` of copies; called with `failed`.
+    """
     fence: Fence | None = None
     try:
         fence = join(timeline, streams)

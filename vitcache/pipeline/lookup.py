@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
@@ -80,6 +80,13 @@ def claim_all(cache: EmbeddingCache, wanted: Iterable[Wanted], held: ExitStack) 
             if one.key not in claims:
                 claims[one.key] = held.enter_context(cache.claim(one.key))
             one.claim = claims[one.key]
+
+
+def hits(wanted: Iterable[W]) -> Iterator[tuple[W, bytes, Lease]]:
+    """Yield what the cache served, with key and lease."""
+    for one in wanted:
+        if one.key is not None and isinstance(one.rows, Lease):
+            yield one, one.key, one.rows
 
 
 def look_up_together(

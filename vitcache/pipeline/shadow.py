@@ -6,24 +6,19 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitcache.arguments import to_int
-from vitcache.pages.lease import Lease
-from vitcache.pipeline.lookup import W
+
+if TYPE_CHECKING:
+    from vitcache.pages.lease import Lease
+
+T = TypeVar("T")
 
 logger = logging.getLogger("vitcache.shadow")
-
-
-class Chosen(NamedTuple, Generic[W]):
-    """What is to be encoded again: whose rows, under which key, and a copy of what was found."""
-
-    wanted: W
-    key: bytes
-    rows: Tensor
 
 
 class Shadow:
@@ -65,16 +60,12 @@ class Shadow:
         """Count a hit; return whether it is to be encoded again."""
         return next(self._hits) % self._every == 0
 
-    def choose(self, wanted: Iterable[W]) -> list[Chosen[W]]:
-        """Count the hits among what was looked up, and copy the rows of those that are to be encoded again.
+    def choose(self, hits: Iterable[tuple[T, bytes, Lease]]) -> list[tuple[T, bytes, Tensor]]:
+        """Count hits, each an item with its key and lease; return those that are to be encoded again.
 
-        Before their leases are released. Rows that were not leased are no hits.
+        Each comes with a copy of its rows, so that its lease may be released.
         """
-        return [
-            Chosen(one, one.key, one.rows.to_tensor())
-            for one in wanted
-            if one.key is not None and isinstance(one.rows, Lease) and self.wants()
-        ]
+        return [(item, key, lease.to_tensor()) for item, key, lease in hits if self.wants()]
 
     def check(self, key: bytes, cached: Tensor, encode: Callable[[], Tensor]) -> None:
         """Encode again, compare on the current stream, wait for the result and report it.

@@ -20,14 +20,14 @@ from vitcache.pages.lease import Lease, release_all
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item
-from vitcache.pipeline.lookup import Agree, look_up, look_up_together
+from vitcache.pipeline.lookup import Agree, hits, look_up, look_up_together
 from vitcache.pipeline.plan import Occurrence, check_chunks, check_windows, plan
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
 from vitcache.pipeline.row_sources import collect
-from vitcache.pipeline.shadow import Chosen, Shadow
+from vitcache.pipeline.shadow import Shadow
 from vitcache.pipeline.step_item import (
     StepItem,
     find_keys,
@@ -215,9 +215,9 @@ class VisionPipeline:
             sources = collect(step_items, self.cache, self._mover, held)
             with torch.no_grad():
                 inputs_embeds = call.run(sources.embeddings, sources.spans, sources.store)
-            chosen: list[Chosen[StepItem]] = []
+            chosen: list[tuple[StepItem, bytes, Tensor]] = []
             if self._shadow is not None:
-                chosen = self._shadow.choose(one for one in step_items if one.item.feature is not None)
+                chosen = self._shadow.choose(hits(one for one in step_items if one.item.feature is not None))
             # Whoever finds the rows may change the features, by what this method promises.
             wait_until_read(step_items)
             sources.commit(self.cache, leases)
