@@ -43,7 +43,7 @@ def test_public_names_load_no_optional_package_and_leave_cuda_alone(tmp_path):
 
 
 def test_import_is_cheap_beyond_torch(tmp_path):
-    # Processor time, and the best of ten, so that a busy machine does not decide: what shares a core slows it.
+    # Processor time, and the best of ten: a busy neighbour on the same core slows it.
     code = (
         "import json, time, torch, numpy; start = time.process_time(); "
         f"import vitcache; {USE_ALL_NAMES}; print(json.dumps(time.process_time() - start))"
