@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -164,7 +165,11 @@ class Lease:
 
     def release(self) -> None:
         """Give up the pages. A second call does nothing."""
-        release_all([self])
+        try:
+            entry = self.pin.pop()
+        except IndexError:
+            return
+        self._handle.releases.add((entry, self._streams))
 
     def __enter__(self) -> Lease:
         self._entry()
@@ -206,11 +211,8 @@ def use_all(leases: Iterable[Lease]) -> None:
 
 
 def release_all(leases: list[Lease]) -> None:
-    """`Lease.release` of many, which are taken out of the list."""
+    """`Lease.release` of many, without a call for each; they are taken out of the list."""
     for lease in leases:
-        try:
-            entry = lease.pin.pop()
-        except IndexError:  # it was released before
-            continue
-        lease._handle.releases.add((entry, lease._streams))
+        with suppress(IndexError):  # it was released before
+            lease._handle.releases.add((lease.pin.pop(), lease._streams))
     leases.clear()
