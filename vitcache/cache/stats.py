@@ -33,7 +33,10 @@ class TierHits(NamedTuple):
 
 @dataclass
 class HitCounts:
-    """Look-ups that found their rows in one tier, the rows, and what it saved. Guarded by its lock."""
+    """Look-ups that found their rows in one tier, these rows, and the encode time that they saved.
+
+    Guarded by the cache's lock.
+    """
 
     hits: int = 0
     rows: int = 0

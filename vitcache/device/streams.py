@@ -187,8 +187,8 @@ def is_capturing(device: torch.device) -> bool:
     """Whether the current stream of `device` records a CUDA graph instead of running its work."""
     if device.type != "cuda":
         return False
-    # torch asks about the current device alone. Mostly that is the one: only else is it changed for the
-    # question, as each placement asks.
+    # torch can only ask about the current device. To change it takes longer than the question, and each
+    # placement asks, so it is changed only where it is another one.
     if device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):
