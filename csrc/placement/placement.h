@@ -76,7 +76,8 @@ class Placement {
   // both items.
   void check_stores_apart(std::int64_t width) const;
 
-  // What is stored has been written: it is read from its pages from now on, and not stored again.
+  // Call it once the rows of stored sources were written to their pages: they are read from there from now
+  // on, and are not stored again.
   void read_stores();
 
   // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of

@@ -36,7 +36,7 @@ void copy_batch(const CudaRuntime& runtime,
 
 std::uintptr_t address_of(const void* handle) { return reinterpret_cast<std::uintptr_t>(handle); }
 
-// Python, too, cannot pass a stream in the place of an event: it makes one of these from a bare handle.
+// Python makes these from bare handles. As they are types, it cannot pass a stream in the place of an event.
 void bind_handles(py::module_& module) {
   py::class_<Stream>(module, "Stream", "A stream by its handle; 0 is the default stream of `device`.")
       .def(py::init([](std::uintptr_t handle, int device) {

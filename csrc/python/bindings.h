@@ -1,5 +1,5 @@
-// What Python may call, by the room that it is of. A binding comes after those whose types its signatures
-// name.
+// The bindings, one function for each room. The order of the calls matters: signatures name types that an
+// earlier function has bound.
 #pragma once
 
 #include <pybind11/pybind11.h>

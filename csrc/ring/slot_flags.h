@@ -22,7 +22,7 @@ struct SlotFlag {
   std::uint32_t* address;
   std::uint32_t value;
 
-  // What was written to the slot before is seen by whoever sees the value.
+  // A release store: who reads the value also sees what was written to the slot before it.
   void store() const { __atomic_store_n(address, value, __ATOMIC_RELEASE); }
   bool is_stored() const { return __atomic_load_n(address, __ATOMIC_ACQUIRE) == value; }
 };

@@ -10,7 +10,7 @@ DeviceGuard::DeviceGuard(const CudaRuntime& runtime, int device)
 }
 
 DeviceGuard::~DeviceGuard() {
-  // A single call may fail by itself. On a lost device every later one does, too.
+  // Tried twice, as one call may fail although the device works. On a lost device both fail.
   for (int attempt = 0; changed_ && attempt < 2; ++attempt) {
     try {
       runtime_.set_device(before_);
