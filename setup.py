@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 
 # What is built, and the file that CMake makes of it. The second is no module: it is opened as a CUDA runtime
 # is, and goes by a module's name so that it is installed beside the first.
-LIBRARIES = {"vitcache._native": "{module}", "vitcache._host_runtime": "libvitcache_host_runtime.so"}
+LIBRARIES = {"vitcache._native": "{module}", "vitcache._stand_in": "libvitcache_stand_in_runtime.so"}
 
 # `triton_kernels` is also the import name of a package that Triton's authors publish: never install either
 # folder under its own name.

@@ -114,9 +114,9 @@ using vitcache::Lock;
 using vitcache::stand_in::Control;
 using vitcache::stand_in::control;
 
-EXPORT void vitcache_host_reset() {
+EXPORT void vitcache_stand_in_reset() {
   auto& shared = control();
-  vitcache_host_pause(0);
+  vitcache_stand_in_pause(0);
   const Lock lock(shared.mutex);
   shared.devices = 1;
   shared.locked_limit = std::numeric_limits<std::size_t>::max();
@@ -128,27 +128,27 @@ EXPORT void vitcache_host_reset() {
   shared.synchronizing = shared.copies = shared.copied_bytes = shared.locking_devices = 0;
 }
 
-EXPORT void vitcache_host_set_devices(int count) {
+EXPORT void vitcache_stand_in_set_devices(int count) {
   Control& shared = control();
   const Lock lock(shared.mutex);
   shared.devices = count;
 }
 
-EXPORT void vitcache_host_fail(const char* entry, int nth, int error) {
+EXPORT void vitcache_stand_in_fail(const char* entry, int nth, int error) {
   Control& shared = control();
   const Lock lock(shared.mutex);
   shared.failures[entry] = {nth, error};
   shared.any_failure = true;
 }
 
-EXPORT void vitcache_host_fail_copy(int nth) {
+EXPORT void vitcache_stand_in_fail_copy(int nth) {
   Control& shared = control();
   const Lock lock(shared.mutex);
   shared.copies_until_failure = nth;
   shared.any_failure = true;
 }
 
-EXPORT void vitcache_host_pause(int paused) {
+EXPORT void vitcache_stand_in_pause(int paused) {
   Control& shared = control();
   const Lock lock(shared.mutex);
   shared.paused = paused != 0;
@@ -156,17 +156,17 @@ EXPORT void vitcache_host_pause(int paused) {
   shared.resumed.notify_all();
 }
 
-EXPORT void vitcache_host_capture(void* stream) { control().captured = stream; }
+EXPORT void vitcache_stand_in_capture(void* stream) { control().captured = stream; }
 
-EXPORT void vitcache_host_delay_copies(int microseconds) { control().delay_us = microseconds; }
+EXPORT void vitcache_stand_in_delay_copies(int microseconds) { control().delay_us = microseconds; }
 
-EXPORT void vitcache_host_limit_locked_bytes(std::size_t bytes) {
+EXPORT void vitcache_stand_in_limit_locked_bytes(std::size_t bytes) {
   Control& shared = control();
   const Lock lock(shared.mutex);
   shared.locked_limit = bytes;
 }
 
-EXPORT vitcache_host_counts vitcache_host_count() {
+EXPORT vitcache_stand_in_counts vitcache_stand_in_count() {
   const vitcache::stand_in::Alive alive = vitcache::stand_in::count_alive();
   return {
       control().synchronizing, control().copies,         control().copied_bytes, alive.streams, alive.events,

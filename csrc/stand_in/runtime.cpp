@@ -145,10 +145,10 @@ int push_copy(Stream* stream, void* destination, const void* source, std::size_t
   return kSuccess;
 }
 
-std::shared_ptr<Mark> push_mark(Stream* stream) {
-  auto mark = std::make_shared<Mark>();
-  stream->push([mark] { mark->pass(); });
-  return mark;
+std::shared_ptr<Completion> push_completion(Stream* stream) {
+  auto completion = std::make_shared<Completion>();
+  stream->push([completion] { completion->complete(); });
+  return completion;
 }
 
 void run_wait_value(const std::uint32_t* address, std::uint32_t value) {
@@ -301,7 +301,7 @@ EXPORT int cudaStreamSynchronize(void* stream) {
   Stream* found = find_stream(stream);
   if (found == nullptr) return result(kInvalidHandle);
   count_synchronizing();
-  push_mark(found)->wait();
+  push_completion(found)->wait();
   return result(is_lost() ? kIllegalAddress : kSuccess);
 }
 
@@ -322,8 +322,8 @@ EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
   Stream* found = find_stream(stream);
   const std::shared_ptr<Event> awaited = find_event(event);
   if (found == nullptr || awaited == nullptr) return result(kInvalidHandle);
-  if (const std::shared_ptr<Mark> mark = awaited->get(); mark != nullptr)
-    found->push([mark] { mark->wait(); });
+  if (const std::shared_ptr<Completion> completion = awaited->get(); completion != nullptr)
+    found->push([completion] { completion->wait(); });
   return kSuccess;
 }
 
@@ -350,7 +350,7 @@ EXPORT int cudaEventRecord(void* event, void* stream) {
   const std::shared_ptr<Event> recorded = find_event(event);
   if (found == nullptr || recorded == nullptr) return result(kInvalidHandle);
   if (found->device() != recorded->device()) return result(kInvalidHandle);
-  recorded->set(push_mark(found));
+  recorded->set(push_completion(found));
   return kSuccess;
 }
 
@@ -358,8 +358,8 @@ EXPORT int cudaEventQuery(void* event) {
   BEGIN_UNSAFE("cudaEventQuery");
   const std::shared_ptr<Event> queried = find_event(event);
   if (queried == nullptr) return result(kInvalidHandle);
-  const std::shared_ptr<Mark> mark = queried->get();
-  if (mark != nullptr && !mark->query()) return result(kNotReady);
+  const std::shared_ptr<Completion> completion = queried->get();
+  if (completion != nullptr && !completion->query()) return result(kNotReady);
   return result(is_lost() ? kIllegalAddress : kSuccess);
 }
 
@@ -368,7 +368,8 @@ EXPORT int cudaEventSynchronize(void* event) {
   const std::shared_ptr<Event> awaited = find_event(event);
   if (awaited == nullptr) return result(kInvalidHandle);
   count_synchronizing();
-  if (const std::shared_ptr<Mark> mark = awaited->get(); mark != nullptr) mark->wait();
+  if (const std::shared_ptr<Completion> completion = awaited->get(); completion != nullptr)
+    completion->wait();
   return result(is_lost() ? kIllegalAddress : kSuccess);
 }
 

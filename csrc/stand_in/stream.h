@@ -13,26 +13,26 @@
 namespace vitcache::stand_in {
 
 // One recording of an event. Whoever waits for it holds it, so a later recording changes nothing for them.
-class Mark {
+class Completion {
  public:
-  void pass() {
+  void complete() {
     const Lock lock(mutex_);
-    passed_ = true;
+    is_complete_ = true;
     changed_.notify_all();
   }
   void wait() {
     const Lock lock(mutex_);
-    while (!passed_) changed_.wait(mutex_);
+    while (!is_complete_) changed_.wait(mutex_);
   }
   bool query() {
     const Lock lock(mutex_);
-    return passed_;
+    return is_complete_;
   }
 
  private:
   Mutex mutex_;
   Condition changed_;
-  bool passed_ VITCACHE_GUARDED_BY(mutex_) = false;
+  bool is_complete_ VITCACHE_GUARDED_BY(mutex_) = false;
 };
 
 class Event {
@@ -40,19 +40,19 @@ class Event {
   explicit Event(int device) : device_(device) {}
 
   int device() const { return device_; }
-  std::shared_ptr<Mark> get() {
+  std::shared_ptr<Completion> get() {
     const Lock lock(mutex_);
-    return mark_;
+    return completion_;
   }
-  void set(std::shared_ptr<Mark> recorded) {
+  void set(std::shared_ptr<Completion> recorded) {
     const Lock lock(mutex_);
-    mark_ = std::move(recorded);
+    completion_ = std::move(recorded);
   }
 
  private:
   const int device_;
   Mutex mutex_;
-  std::shared_ptr<Mark> mark_ VITCACHE_GUARDED_BY(mutex_);  // of the last recording
+  std::shared_ptr<Completion> completion_ VITCACHE_GUARDED_BY(mutex_);  // of the last recording
 };
 
 class Stream {

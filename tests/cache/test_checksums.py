@@ -133,12 +133,12 @@ def test_a_checksum_is_taken_once_the_copy_is_over_and_nobody_but_a_reader_waits
     model = StreamModel()
     may_finish, finished = threading.Event(), []
 
-    def finish(fence: Any) -> None:
+    def wait_on_host(fence: Any) -> None:
         assert may_finish.wait(timeout=60)
-        model.note_call("finish")
+        model.note_call("wait_on_host")
         finished.append(fence)
 
-    monkeypatch.setattr(model, "finish", finish)
+    monkeypatch.setattr(model, "wait_on_host", wait_on_host)
     cache = make_streamed_cache(model, device_bytes=8, host_bytes=8, checksum=True)
     cache.put(KEYS[0], torch.zeros(1, 2))
     cache.put(KEYS[1], torch.ones(1, 2))
@@ -158,7 +158,7 @@ def test_a_copy_that_failed_on_the_device_is_an_error_of_the_look_up(monkeypatch
         raise Failure
 
     cache = make_cache(1, 1, checksum=True)
-    monkeypatch.setattr(cache._coordinator.handle.timeline, "finish", fail)
+    monkeypatch.setattr(cache._coordinator.handle.timeline, "wait_on_host", fail)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(1))
     with pytest.raises(Failure):

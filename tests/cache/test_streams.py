@@ -152,14 +152,14 @@ def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger.finish_ahead
+    finish = Ledger.finish_early_copies
 
     def forget(ledger: Ledger, pending, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
         finish(ledger, pending, fence, failed=failed)
         for demotion in pending.demotions:
             demotion.entry.reads.clear()
 
-    patch.setattr(Ledger, "finish_ahead", forget)
+    patch.setattr(Ledger, "finish_early_copies", forget)
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
     with gpu.stream() as side:
         gpu.slow(300)  # an encode
         cache.expect([rows])
-        timeline.finish(timeline.record(timeline.copy_stream))
+        timeline.wait_on_host(timeline.record(timeline.copy_stream))
         assert gpu.is_behind(side)  # the copy is over, and the encode is not
         cache.put(KEYS[2], make_rows(gpu, rows, width, 2))
     stats = cache.stats()

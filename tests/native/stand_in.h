@@ -13,19 +13,19 @@ namespace stand_in {
 
 template <typename Function>
 Function* find(const char* name) {
-  static void* const library = dlopen(HOST_RUNTIME, RTLD_NOW);
+  static void* const library = dlopen(STAND_IN, RTLD_NOW);
   void* symbol = library == nullptr ? nullptr : dlsym(library, name);
   CHECK(symbol != nullptr);
   return reinterpret_cast<Function*>(symbol);
 }
 
-#define VITCACHE_CONTROL(name) stand_in::find<decltype(vitcache_host_##name)>("vitcache_host_" #name)
+#define VITCACHE_CONTROL(name) stand_in::find<decltype(vitcache_stand_in_##name)>("vitcache_stand_in_" #name)
 
 inline vitcache::SharedRuntime open() {
-  return std::make_shared<const vitcache::CudaRuntime>(vitcache::CudaRuntime::open_file(HOST_RUNTIME));
+  return std::make_shared<const vitcache::CudaRuntime>(vitcache::CudaRuntime::open_file(STAND_IN));
 }
 
-inline vitcache_host_counts count() { return VITCACHE_CONTROL(count)(); }
+inline vitcache_stand_in_counts count() { return VITCACHE_CONTROL(count)(); }
 
 // Streams do nothing while it lives.
 class Pause {

@@ -42,18 +42,18 @@ void a_given_directory_is_searched() {
   const std::filesystem::path directory =
       std::filesystem::temp_directory_path() / ("vitcache-" + std::to_string(getpid()));
   std::filesystem::create_directory(directory);
-  std::filesystem::copy_file(HOST_RUNTIME, directory / "libcudart.so.12");
+  std::filesystem::copy_file(STAND_IN, directory / "libcudart.so.12");
   const CudaRuntime runtime = CudaRuntime::open({"/nonexistent", directory.string()});
   CHECK_EQUAL(runtime.path(), (directory / "libcudart.so.12").string());
   std::filesystem::remove_all(directory);
 }
 
 void devices_are_listed() {
-  set_environment(HOST_RUNTIME, "");
+  set_environment(STAND_IN, "");
   VITCACHE_CONTROL(set_devices)(2);
   const CudaRuntime runtime = CudaRuntime::open({});
   CHECK(runtime.available());
-  CHECK_EQUAL(runtime.path(), std::string(HOST_RUNTIME));
+  CHECK_EQUAL(runtime.path(), std::string(STAND_IN));
   CHECK_EQUAL(runtime.version(), 13000);
   CHECK_EQUAL(runtime.driver_version(), 13000);
   const std::vector<vitcache::CudaDevice> devices = runtime.devices();
@@ -64,7 +64,7 @@ void devices_are_listed() {
 }
 
 void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
-  const CudaRuntime runtime = CudaRuntime::open_file(HOST_RUNTIME);
+  const CudaRuntime runtime = CudaRuntime::open_file(STAND_IN);
   const auto last_error = stand_in::find<int()>("cudaGetLastError");
   VITCACHE_CONTROL(fail)("cudaGetDeviceCount", 1, 35);
   CHECK_THROWS(runtime.devices(), CudaError,
@@ -80,7 +80,7 @@ void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
 }
 
 void copies_run_on_a_stream_behind_a_value_and_an_event() {
-  const CudaRuntime runtime = CudaRuntime::open_file(HOST_RUNTIME);
+  const CudaRuntime runtime = CudaRuntime::open_file(STAND_IN);
   const Stream first = runtime.create_stream(0);
   const Stream second = runtime.create_stream(0);
   const Event event = runtime.create_event(0);
@@ -129,11 +129,11 @@ void a_library_without_the_entry_points_is_refused_by_name() {
 }
 
 void the_search_can_be_turned_off() {
-  set_environment(HOST_RUNTIME, "1");
+  set_environment(STAND_IN, "1");
   const CudaRuntime off = CudaRuntime::open({});
   CHECK(!off.available());
   CHECK(off.searched().back().find("VITCACHE_NO_CUDA") != std::string::npos);
-  set_environment(HOST_RUNTIME, "0");
+  set_environment(STAND_IN, "0");
   CHECK(CudaRuntime::open({}).available());
 }
 

@@ -9,7 +9,7 @@ import torch
 
 from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
 from vitcache.cache.claims import Claim
-from vitcache.pipeline.feature_mover import Moved
+from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.plan import plan
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import list_errors
@@ -20,8 +20,8 @@ KEYS = [bytes([number]) * 32 for number in range(4)]
 WEIGHT, IDS = torch.zeros(2, WIDTH), torch.zeros(8, dtype=torch.int64)
 
 
-def feature(num_bytes: int) -> Moved:
-    return Moved(torch.zeros(num_bytes, dtype=torch.uint8))
+def feature(num_bytes: int) -> MovedFeature:
+    return MovedFeature(torch.zeros(num_bytes, dtype=torch.uint8))
 
 
 def test_features_that_were_taken_make_room_for_others() -> None:

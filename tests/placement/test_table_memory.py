@@ -120,10 +120,10 @@ def test_what_is_held_goes_when_its_launches_have_read_it():
         rows = Rows()
         held.append(weakref.ref(rows))
         stream.launch()
-        memory.hold(rows)
+        memory.keep_alive(rows)
     del rows
     stream.run(2)
-    memory.hold(None)
+    memory.keep_alive(None)
     assert [rows() is None for rows in held] == [True, True, False]
 
 

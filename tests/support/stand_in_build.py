@@ -36,7 +36,7 @@ def build() -> Path:
     options = ["-DVITCACHE_STAND_IN_FAULTS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     try:
         subprocess.run([cmake, "-S", ROOT, "-B", BUILD, *options], check=True)
-        subprocess.run([cmake, "--build", BUILD, "--target", "vitcache_host_runtime"], check=True)
+        subprocess.run([cmake, "--build", BUILD, "--target", "vitcache_stand_in_runtime"], check=True)
     except subprocess.CalledProcessError as error:
         raise pytest.UsageError(f"the stand-in for the CUDA runtime could not be built: {error}") from error
     return BUILD / "libvitcache_host_runtime.so"

@@ -72,7 +72,7 @@ class StreamModel:
         self.num_waits += 1
         self.clocks[self.stream] |= fence.event.clock
 
-    def finish(self, fence: Fence) -> None:
+    def wait_on_host(self, fence: Fence) -> None:
         self.note_call("finish")
         self.clocks["host"] |= fence.event.clock
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from vitcache.adapters.families import ItemCall
 from vitcache.cache.claims import Claim
 from vitcache.pages.lease import Lease
-from vitcache.pipeline.feature_mover import FeatureMover, Moved
+from vitcache.pipeline.feature_mover import FeatureMover, MovedFeature
 from vitcache.ring.ticket import Ticket
 
 
@@ -35,12 +35,12 @@ class CallItem:
         self.rows: Tensor | Lease | None = None
         self.claim: Claim | None = None
         self.error: Exception | None = None
-        self.moved: dict[str, Moved] = {}
+        self.moved: dict[str, MovedFeature] = {}
         self._tickets: list[Ticket] = []
 
     def start(self, mover: FeatureMover) -> None:
         """Begin to move what the tower reads: all of it, or nothing if that raises."""
-        started: dict[str, Moved] = {}
+        started: dict[str, MovedFeature] = {}
         for name, value in self.call.arguments.items():
             if isinstance(value, Tensor):
                 started[name] = moved = mover.start(value)

@@ -33,7 +33,7 @@ class Checksums:
         return self._executor.submit(self._take, pool, pages, num_rows, copied)
 
     def _take(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> int:
-        self._timeline.finish(copied)
+        self._timeline.wait_on_host(copied)
         return checksum(pool, pages, num_rows)
 
 

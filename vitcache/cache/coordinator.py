@@ -90,7 +90,7 @@ class CacheCoordinator:
                 pending = begin(ledger)
             if pending is None:
                 return None
-            self._copy_aside(pending.copies)
+            self._copy_to_host(pending.copies)
             finish = partial(self._finish, ledger)
             return Reservation(pending, self.handle.device, self._timeline, finish, self._forgotten)
         except BaseException:
@@ -105,13 +105,13 @@ class CacheCoordinator:
         try:
             with self.lock:
                 ledger = self.open()
-                copies = ledger.begin_ahead(num_rows)
+                copies = ledger.begin_early_copies(num_rows)
             if copies is not None:
-                self._copy_aside(copies)
-                self._finish_ahead(ledger, copies, copies.copied, failed=False)
+                self._copy_to_host(copies)
+                self._finish_early_copies(ledger, copies, copies.copied, failed=False)
         except BaseException:
             if copies is not None:
-                abandon(copies, self._timeline, partial(self._finish_ahead, ledger), self._copying)
+                abandon(copies, self._timeline, partial(self._finish_early_copies, ledger), self._copying)
             raise
 
     def is_intact(self, entry: Entry) -> bool:
@@ -136,7 +136,7 @@ class CacheCoordinator:
             self.handle.releases.close()
         # The ledger dies here, without the lock, as its pools wait for the device.
 
-    def _copy_aside(self, copies: PendingCopies) -> None:
+    def _copy_to_host(self, copies: PendingCopies) -> None:
         """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
         demotions = copies.demotions
         if not demotions:
@@ -162,8 +162,8 @@ class CacheCoordinator:
             admitted = ledger.finish(pending, fence, failed=failed)
             return Outcome(admitted, ledger.epoch, ledger.device.num_available)
 
-    def _finish_ahead(
+    def _finish_early_copies(
         self, ledger: Ledger, copies: PendingCopies, fence: Fence | None, *, failed: bool
     ) -> None:
         with self.lock:
-            ledger.finish_ahead(copies, fence, failed=failed)
+            ledger.finish_early_copies(copies, fence, failed=failed)

@@ -437,9 +437,9 @@ class EmbeddingCache:
         """Raise RuntimeError if the books do not agree: each page has one owner, and all counts are right."""
         self._coordinator.drain()
         with self._coordinator.lock:
-            problems = self._coordinator.open().problems()
-        if problems:
-            raise RuntimeError(f"the cache is inconsistent: {'; '.join(problems)}")
+            violations = self._coordinator.open().violations()
+        if violations:
+            raise RuntimeError(f"the cache is inconsistent: {'; '.join(violations)}")
 
     def close(self) -> None:
         """Drop every entry, and let the memory go with the last lease. A second call does nothing."""

@@ -91,7 +91,7 @@ class Ledger:
         old = self.index.device.get(key)
         if old is not None and old.leases == 0 and self.device.num_free < count:
             self._drop(key)
-        return self._set_aside(key, num_rows, cost, None)
+        return self._take_pages(key, num_rows, cost, None)
 
     def begin_promotion(self, source: Entry) -> PendingWrite | None:
         """Set device pages aside for an entry that only the host tier has; None if it is no such entry any
@@ -100,9 +100,9 @@ class Ledger:
         is_there = self.index.host.get(source.key) is source
         if not is_there or len(source.pages) > self.device.num_available:
             return None
-        return self._set_aside(source.key, source.num_rows, source.cost, source)
+        return self._take_pages(source.key, source.num_rows, source.cost, source)
 
-    def begin_ahead(self, num_rows: Iterable[int]) -> PendingCopies | None:
+    def begin_early_copies(self, num_rows: Iterable[int]) -> PendingCopies | None:
         """Set host pages aside for copies of what would make room for items of so many rows, if anything."""
         if self.host is None:
             return None
@@ -174,7 +174,9 @@ class Ledger:
         self.counts.insertions += 1
         return True
 
-    def finish_ahead(self, copies: PendingCopies, fence: Fence | None, *, failed: bool = False) -> None:
+    def finish_early_copies(
+        self, copies: PendingCopies, fence: Fence | None, *, failed: bool = False
+    ) -> None:
         """Let the copies made before `fence` back their entries, or free their pages if they failed or the
         entry has gone. Else as `finish`.
         """
@@ -229,7 +231,7 @@ class Ledger:
         row_bytes = self.device.page_bytes // self.device.page_rows
         return self._hits.get(tier, HitCounts()).tier_hits(row_bytes)
 
-    def problems(self) -> list[str]:
+    def violations(self) -> list[str]:
         """Return in words what does not agree, which is nothing."""
         indices = [self.index, *self._stale]
         entries = [*(entry for index in indices for entry in index), *self._dropped]
@@ -262,7 +264,7 @@ class Ledger:
         found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
         return found
 
-    def _set_aside(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> PendingWrite:
+    def _take_pages(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> PendingWrite:
         """Take device pages for so many rows, which can be had."""
         count = self.device.pages_for(num_rows)
         victims = self._victims(self.device, count)

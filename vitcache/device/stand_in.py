@@ -15,9 +15,9 @@ def path() -> str:
     """Return the library's file: `VITCACHE_STAND_IN`, or the one that is installed with the native module."""
     if chosen := os.environ.get("VITCACHE_STAND_IN"):
         return chosen
-    spec = find_spec("vitcache._host_runtime")
+    spec = find_spec("vitcache._stand_in")
     if spec is None or spec.origin is None:
-        raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
+        raise RuntimeError("vitcache._stand_in is missing: this build is not complete")
     return spec.origin
 
 

@@ -103,7 +103,7 @@ class Timeline(Protocol):
     def wait(self, fence: Fence) -> None:
         """Let what the current stream is given from now on run after `fence`."""
 
-    def finish(self, fence: Fence) -> None:
+    def wait_on_host(self, fence: Fence) -> None:
         """Block until `fence` was passed."""
 
     def synchronize(self) -> None:
@@ -130,7 +130,7 @@ class CpuTimeline:
     def wait(self, fence: Fence) -> None:
         """Do nothing."""
 
-    def finish(self, fence: Fence) -> None:
+    def wait_on_host(self, fence: Fence) -> None:
         """Do nothing."""
 
     def synchronize(self) -> None:
@@ -169,7 +169,7 @@ class CudaTimeline:
         """Queue a wait for the event on the current stream of this device."""
         fence.event.wait(torch.cuda.current_stream(self._device))
 
-    def finish(self, fence: Fence) -> None:
+    def wait_on_host(self, fence: Fence) -> None:
         """Block until the event was passed."""
         fence.event.synchronize()
 

@@ -139,7 +139,7 @@ class Lease:
         entry = self._entry()
         return entry.pool.segments(entry.pages, entry.num_rows)
 
-    def check_held(self) -> None:
+    def check_unreleased(self) -> None:
         """Raise RuntimeError if the lease was released."""
         self._entry()
 

@@ -240,7 +240,7 @@ def abandon(
     Parameters
     ----------
     give_up
-        `Ledger.finish` of a pending write, `Ledger.finish_ahead` of copies; called with `failed`.
+        `Ledger.finish` of a pending write, `Ledger.finish_early_copies` of copies; called with `failed`.
     """
     fence: Fence | None = None
     try:

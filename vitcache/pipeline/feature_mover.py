@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vitcache.device.streams import record_event
-from vitcache.ring.arguments import as_source
+from vitcache.ring.arguments import as_strided_view
 from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.ring.ticket import Ticket
 
 RING_BYTES = 128 << 20
 
 
-class Moved(NamedTuple):
+class MovedFeature(NamedTuple):
     """A feature on the encoder's device, or on its way there: through a ring, or behind an event."""
 
     tensor: Tensor
@@ -62,7 +62,7 @@ class FeatureMover:
         self._is_closed = False
         self._lock = threading.Lock()
 
-    def start(self, feature: Any, *, is_cast: bool = True) -> Moved:
+    def start(self, feature: Any, *, is_cast: bool = True) -> MovedFeature:
         """Begin to move a feature, and return before it has arrived.
 
         Parameters
@@ -85,17 +85,17 @@ class FeatureMover:
                 dtype = self._dtype_for(feature.dtype, is_cast)
                 # The host may read what comes to it at once.
                 there = feature.to(self.device, dtype, non_blocking=self.device.type != "cpu")
-                return Moved(there, event=record_event(self.device))
+                return MovedFeature(there, event=record_event(self.device))
             ring = self._ring_for_device()
             if ring is None:
                 tensor = as_tensor(feature)
-                return Moved(tensor.to(self.device, self._dtype_for(tensor.dtype, is_cast)))
-            source = as_source(feature)
+                return MovedFeature(tensor.to(self.device, self._dtype_for(tensor.dtype, is_cast)))
+            source = as_strided_view(feature)
             dtype = self._dtype_for(source.dtype, is_cast)
             # On the ring's stream nothing is in the way of the copy: not even an encode that is under way.
             with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
                 target = torch.empty(source.shape, dtype=dtype, device=self.device)
-            return Moved(target, ring.copy_to(target, feature, after=ring.stream))
+            return MovedFeature(target, ring.copy_to(target, feature, after=ring.stream))
 
     def close(self) -> None:
         """Close the ring if it was made here, and make none any more."""
@@ -127,7 +127,7 @@ def as_tensor(feature: Tensor | np.ndarray) -> Tensor:
     """
     if isinstance(feature, Tensor):
         return feature
-    source = as_source(feature)
+    source = as_strided_view(feature)
     if not feature.flags.writeable or min(source.strides, default=0) < 0:
         feature = np.array(feature, order="C")
     return torch.from_numpy(feature)

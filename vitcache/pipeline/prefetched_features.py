@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 
-from vitcache.pipeline.feature_mover import Moved
+from vitcache.pipeline.feature_mover import MovedFeature
 
 MOST_BYTES = 256 << 20
 
 
 class PrefetchedFeatures:
-    """Moved features by item, in about `most_bytes`. Any thread may call."""
+    """MovedFeature features by item, in about `most_bytes`. Any thread may call."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._features: dict[Hashable, tuple[Moved, object]] = {}
+        self._features: dict[Hashable, tuple[MovedFeature, object]] = {}
         self._bytes_left = most_bytes
         self._lock = threading.Lock()
 
@@ -30,14 +30,14 @@ class PrefetchedFeatures:
         """Whether one more feature may be added: the last one may go beyond the limit."""
         return self._bytes_left > 0
 
-    def add(self, item: Hashable, moved: Moved, owner: object) -> None:
+    def add(self, item: Hashable, moved: MovedFeature, owner: object) -> None:
         """Keep an item's feature for the step that takes it, or until its owner drops it."""
         with self._lock:
             if item not in self._features:
                 self._features[item] = moved, owner
                 self._bytes_left -= moved.tensor.nbytes
 
-    def take(self, item: Hashable) -> Moved | None:
+    def take(self, item: Hashable) -> MovedFeature | None:
         """Take an item's feature out, if it is there."""
         if item not in self._features:
             return None

@@ -19,7 +19,7 @@ from vitcache.placement.spans import Span
 from vitcache.rows import DTYPE_NAMES, can_be_stored
 
 
-class Sources(NamedTuple):
+class RowSources(NamedTuple):
     """What `embed_tokens` takes, item by item; and rows that the cache had no room for, with their claims."""
 
     embeddings: list[Tensor | Lease | Reservation]
@@ -44,13 +44,13 @@ class Sources(NamedTuple):
 
 def collect(
     step_items: Sequence[StepItem], cache: EmbeddingCache, mover: FeatureMover, held: ExitStack
-) -> Sources:
+) -> RowSources:
     """Return the sources of all step items; room in the cache that is not committed is given back when `held`
     ends.
 
     Rows that the cache does not take are rounded as if it had. A step item without rows gets zeros.
     """
-    sources = Sources([], [], [], [])
+    sources = RowSources([], [], [], [])
     for step_item in step_items:
         if step_item.item.rows is not None:
             _take_precomputed(step_item, step_item.item.rows, cache, mover)

@@ -12,7 +12,7 @@ from vitcache.cache.claims import Claim
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
-from vitcache.pipeline.feature_mover import Moved
+from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.plan import Occurrence
 from vitcache.ring.ticket import Ticket
@@ -68,7 +68,7 @@ class StepItem:
         self.others: list[StepItem] = []
         self.key: bytes | None = None
         self.feature: Any = None
-        self.moved: Moved | None = None
+        self.moved: MovedFeature | None = None
         self.ticket: Ticket | None = None
         self.claim: Claim | None = None
         self.rows: Tensor | Lease | Reservation | None = None
@@ -90,7 +90,7 @@ class StepItem:
         """Note why there are no rows."""
         self.rows, self.is_fresh, self.error, self.found = None, False, error, found
 
-    def take_moved(self, moved: Moved | None) -> None:
+    def take_moved(self, moved: MovedFeature | None) -> None:
         """Have the feature on its way, or there."""
         if moved is not None:
             self.moved, self.ticket = moved, moved.ticket

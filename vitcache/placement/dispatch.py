@@ -50,7 +50,7 @@ def scatter_table(destination: Destination, table: PlacementTable, scale: float 
         from vitcache.placement import gpu_kernels
 
         gpu_kernels.scatter_table(destination, table, scale)
-        table.leave_fence()
+        table.record_reader()
     else:
         scatter(destination, placement, scale)
 
@@ -71,7 +71,7 @@ def embed_table(
         gpu_kernels.embed_table(
             destination, input_ids.reshape(-1).contiguous(), weight, table, tokens, scale, text_scale
         )
-        table.leave_fence()
+        table.record_reader()
     else:
         embed(destination, input_ids, weight, placement, scale, text_scale)
 

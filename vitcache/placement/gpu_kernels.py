@@ -50,7 +50,7 @@ def scatter_rows(
                 aligned=_is_aligned(destination, placement, dtype),
                 store=store,
             )
-        _hold_pinned(placement.items, device)
+        _keep_pinned_alive(placement.items, device)
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
@@ -151,14 +151,14 @@ def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) 
     return table
 
 
-def _hold_pinned(items: Iterable[object], device: torch.device) -> None:
+def _keep_pinned_alive(items: Iterable[object], device: torch.device) -> None:
     """Keep pinned tensors among `items` alive until the launches so far on the current stream have read them.
 
     torch's allocator of pinned memory learns only of copies, and would hand the memory out again at once.
     """
     pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
     if pinned:
-        table_memory_of(device).hold(pinned)
+        table_memory_of(device).keep_alive(pinned)
 
 
 def _on_device(device: torch.device) -> AbstractContextManager[object]:

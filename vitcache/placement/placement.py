@@ -99,7 +99,7 @@ class Placement:
         """Raise RuntimeError if a lease was released."""
         for item in self.items:
             if isinstance(item, Lease):
-                item.check_held()
+                item.check_unreleased()
 
     def segments(self) -> list[list[Tensor]]:
         """Per item the tensors that hold its rows in order, for the reference."""

@@ -169,7 +169,7 @@ class PlacementTable:
             self._num_embedded = num_tokens
         return placement, self._tokens[:num_tokens]
 
-    def leave_fence(self) -> None:
+    def record_reader(self) -> None:
         """Mark that the current stream reads the table; under capture, that each replay of the graph does."""
         if self.device.type != "cuda":
             return
@@ -181,7 +181,7 @@ class PlacementTable:
             else:
                 fence = self._fences.setdefault(stream.cuda_stream, Event())
                 # Its memory and rows must not go before the launch has read them.
-                table_memory_of(self.device).hold((self.rows, self._tokens, self._placement))
+                table_memory_of(self.device).keep_alive((self.rows, self._tokens, self._placement))
             fence.record(stream)
 
     def _refuse_in_flight(self) -> None:

@@ -17,7 +17,7 @@ from vitcache.device.streams import Event
 BLOCK_VALUES = 1 << 17  # 1 MiB of int64: the row tables of 65,536 rows
 
 
-class Passed(Protocol):
+class Completion(Protocol):
     """Something that tells whether the work before it is done, such as a recorded `Event`."""
 
     def query(self) -> bool:
@@ -30,7 +30,7 @@ class _Block:
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
         self.used = 0
-        self.fence: Passed | None = None
+        self.fence: Completion | None = None
 
 
 class TableMemory:
@@ -49,12 +49,12 @@ class TableMemory:
         Leaves a fence on the stream.
     """
 
-    def __init__(self, allocate: Callable[[int], Tensor], fence: Callable[[], Passed]) -> None:
+    def __init__(self, allocate: Callable[[int], Tensor], fence: Callable[[], Completion]) -> None:
         self._allocate = allocate
         self._fence = fence
         self._current: _Block | None = None
         self._full: deque[_Block] = deque()
-        self._held: deque[tuple[Passed, object]] = deque()
+        self._kept_alive: deque[tuple[Completion, object]] = deque()
 
     @property
     def num_blocks(self) -> int:
@@ -73,11 +73,11 @@ class TableMemory:
         block.used += values + values % 2
         return table
 
-    def hold(self, value: object) -> None:
+    def keep_alive(self, value: object) -> None:
         """Keep `value` alive until the launches so far have read what it owns, or longer."""
-        while self._held and self._held[0][0].query():
-            self._held.popleft()
-        self._held.append((self._fence(), value))
+        while self._kept_alive and self._kept_alive[0][0].query():
+            self._kept_alive.popleft()
+        self._kept_alive.append((self._fence(), value))
 
     def _next_block(self, values: int) -> _Block:
         if self._current is not None:
@@ -118,7 +118,7 @@ def _make_memory(device: torch.device) -> TableMemory:
     def allocate(values: int) -> Tensor:
         return torch.empty(values, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
 
-    def fence() -> Passed:
+    def fence() -> Completion:
         if not on_cuda:
             return _Done()
         event = Event()

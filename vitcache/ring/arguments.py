@@ -21,7 +21,7 @@ class StridedView(NamedTuple):
     owner: Any
 
 
-def as_source(src: Any) -> StridedView:
+def as_strided_view(src: Any) -> StridedView:
     """Describe the source of a copy.
 
     Raises

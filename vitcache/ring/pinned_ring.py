@@ -18,7 +18,7 @@ from vitcache import _native
 from vitcache.device import stand_in
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
-from vitcache.ring.arguments import as_source, check_destination
+from vitcache.ring.arguments import as_strided_view, check_destination
 from vitcache.ring.idle_streams import give_stream_back, take_stream
 from vitcache.ring.ticket import InFlight, Ticket, as_native_stream
 
@@ -197,7 +197,7 @@ class PinnedRing:
         `dst` may be freed at once: torch's allocator is told that the ring's stream uses it.
         """
         check_destination(dst, self.device)
-        source = as_source(src)
+        source = as_strided_view(src)
         if source.shape != tuple(dst.shape):
             raise ValueError(f"src has shape {source.shape}, dst has {tuple(dst.shape)}")
         cast = _native.Cast.none if source.dtype == dst.dtype else _CASTS.get((source.dtype, dst.dtype))

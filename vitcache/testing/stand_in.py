@@ -36,18 +36,18 @@ class Counts(ctypes.Structure):
 
 def reset() -> None:
     """Start the counts anew, end every failure, limit and pause, and leave one device."""
-    _library().vitcache_host_reset()
+    _library().vitcache_stand_in_reset()
 
 
 def count() -> Counts:
     """Return all counts."""
-    counts: Counts = _library().vitcache_host_count()
+    counts: Counts = _library().vitcache_stand_in_count()
     return counts
 
 
 def pause(paused: bool) -> None:
     """Let no stream do anything, or let them go on."""
-    _library().vitcache_host_pause(paused)
+    _library().vitcache_stand_in_pause(paused)
 
 
 @contextmanager
@@ -62,27 +62,27 @@ def paused() -> Iterator[None]:
 
 def fail(entry: str, nth: int = 1, error: int = 999) -> None:
     """Let the `nth` next call of an entry point fail."""
-    _library().vitcache_host_fail(entry.encode(), nth, error)
+    _library().vitcache_stand_in_fail(entry.encode(), nth, error)
 
 
 def fail_copy(nth: int = 1) -> None:
     """Lose the device in the `nth` next copy."""
-    _library().vitcache_host_fail_copy(nth)
+    _library().vitcache_stand_in_fail_copy(nth)
 
 
 def set_devices(number: int) -> None:
     """Set the number of devices; `reset` leaves one."""
-    _library().vitcache_host_set_devices(number)
+    _library().vitcache_stand_in_set_devices(number)
 
 
 def limit_locked_bytes(limit: int) -> None:
     """Let no more than so many bytes be page-locked."""
-    _library().vitcache_host_limit_locked_bytes(limit)
+    _library().vitcache_stand_in_limit_locked_bytes(limit)
 
 
 def has_controls() -> bool:
     """Whether the library that is used was built for tests."""
-    return hasattr(ctypes.CDLL(_path()), "vitcache_host_reset")
+    return hasattr(ctypes.CDLL(_path()), "vitcache_stand_in_reset")
 
 
 @cache
@@ -92,14 +92,14 @@ def _library() -> ctypes.CDLL:
             f"{_path()} was built without VITCACHE_STAND_IN_FAULTS: it can neither be stopped nor counted"
         )
     library = ctypes.CDLL(_path())
-    library.vitcache_host_count.restype = Counts
-    library.vitcache_host_limit_locked_bytes.argtypes = [ctypes.c_size_t]
+    library.vitcache_stand_in_count.restype = Counts
+    library.vitcache_stand_in_limit_locked_bytes.argtypes = [ctypes.c_size_t]
     return library
 
 
 def _path() -> str:
-    spec = find_spec("vitcache._host_runtime")
+    spec = find_spec("vitcache._stand_in")
     path = os.environ.get("VITCACHE_STAND_IN") or (None if spec is None else spec.origin)
     if path is None:
-        raise RuntimeError("vitcache._host_runtime is missing: this build is not complete")
+        raise RuntimeError("vitcache._stand_in is missing: this build is not complete")
     return path
