@@ -101,6 +101,7 @@ check: setup check-clang $(generated_stub)
 	$(python) -m ruff check .
 	$(python) -m mypy vitcache
 	$(python) -m pytest -q --noconftest tests/test_rooms.py
+	$(python) tests/test_prose.py
 	.venv/bin/clang-format --dry-run -Werror $(cpp_sources)
 	@! grep -rnE '\bcustom_op\b|^\s*assert\b' --include='*.py' vitcache triton_kernels || \
 	  { echo 'make check: custom_op costs 10 us a call, and an assert is no answer to a caller' >&2; exit 1; }
