@@ -7,6 +7,7 @@ choice when a kernel is defined, so it is made here, before any test module is i
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from machine import CUDA, DRY
 
 from vitcache import info
 from vitcache.pages.pool import PagePool
+from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.testing import stand_in
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 
@@ -38,6 +41,46 @@ def device(request: pytest.FixtureRequest) -> str:
 def kernel_device(request: pytest.FixtureRequest) -> str:
     """The one device that runs Triton kernels: CUDA, or the CPU where they are interpreted."""
     return request.param
+
+
+@pytest.fixture
+def ring_options() -> dict[str, Any]:
+    """Arguments of the rings below. A module that needs other sizes defines this fixture again."""
+    return {"capacity_bytes": 1 << 20}
+
+
+@pytest.fixture
+def ring_backend() -> str:
+    """Backend of `ring`. A module that copies to a GPU defines this fixture again."""
+    return "host"
+
+
+@pytest.fixture
+def ring(ring_options: dict[str, Any], ring_backend: str) -> Iterator[PinnedRing]:
+    """A ring. Before and after the test the stand-in is reset."""
+    with open_ring(backend=ring_backend, **ring_options) as ring:
+        yield ring
+
+
+@pytest.fixture
+def host_ring(ring_options: dict[str, Any]) -> Iterator[PinnedRing]:
+    """A ring of the host backend, on a machine with a GPU, too."""
+    with open_ring(backend="host", **ring_options) as ring:
+        yield ring
+
+
+@pytest.fixture(params=["no ring", "ring"])
+def maybe_ring(request: pytest.FixtureRequest) -> PinnedRing | None:
+    """None, and then `ring`."""
+    return request.getfixturevalue("ring") if request.param == "ring" else None
+
+
+@contextmanager
+def open_ring(**options: Any) -> Iterator[PinnedRing]:
+    stand_in.reset()
+    with PinnedRing(**{"num_threads": 2, **options}) as ring:
+        yield ring
+    stand_in.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -75,23 +118,31 @@ def gpu_tests_are_wanted(config: pytest.Config) -> bool:
     return DRY or "gpu" in config.option.markexpr
 
 
+def soak_is_wanted(config: pytest.Config) -> bool:
+    return "soak" in config.option.markexpr
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     versions = ", ".join(f"{name} {info.installed(name)}" for name in ("torch", "triton", "transformers"))
     header = [f"{versions}; CUDA device: {'yes' if CUDA else 'no'}"]
     if not gpu_tests_are_wanted(config):
         header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")
+    if not soak_is_wanted(config):
+        header.append("tests marked soak are left out: `make soak` runs them")
     return header
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of tests/gpu, and leave them out unless they are wanted."""
+    """Mark the tests of tests/gpu as `gpu`, and deselect these and `soak` tests unless they are wanted."""
     gpu_items = [item for item in items if GPU_TESTS in item.path.parents]
     for item in gpu_items:
         item.add_marker(pytest.mark.gpu)
-    if not gpu_tests_are_wanted(config):
-        config.hook.pytest_deselected(items=gpu_items)
-        items[:] = [item for item in items if item not in gpu_items]
+    left_out = [] if gpu_tests_are_wanted(config) else gpu_items
+    if not soak_is_wanted(config):
+        left_out += [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Every test, and those marked `package` again with each other version of it that .overlays has: run.sh package-1.2...
-# `make test` calls it after its set-up.
+# Runs tests part by part, and prints the time of each part and its ten slowest tests. The Makefile calls it.
+#
+#   run.sh test                   all tests but those marked `soak`, with the versions in .venv; native tests; the GPU tests, dry
+#   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
+#   run.sh soak                   the tests marked `soak`
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONSAFEPATH=1
 python=.venv/bin/python
-# One process per core with one thread each; a file stays in one process, whose fixtures are then made once.
+# One process per core with one thread each. A file stays in one process, so that its fixtures are made once.
 export OMP_NUM_THREADS=1
-pytest=("$python" -m pytest -n auto --maxprocesses 8 --dist loadfile)
+pytest=("$python" -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=10 --durations-min=1)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 trap 'exit 130' INT
@@ -15,7 +18,14 @@ trap 'exit 130' INT
 summary=()
 failed=0
 
-# part NAME COMMAND...: run it, and keep its last line that counts tests.
+# slowest: the ten slowest tests of the log, from pytest's durations and ctest's, one a line, slowest first.
+slowest() {
+  sed -nE -e 's/^ *([0-9]+\.[0-9]+)s (call|setup|teardown) +(.*)/\1 \3 \2/p' \
+    -e 's/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: ([^ ]+) .* ([0-9]+\.[0-9]+) sec.*/\2 \1/p' "$log" |
+    sed 's/ call$//' | sort -rn | head -n10 | awk '{ time = $1; $1 = ""; printf "      %7.1f s %s\n", time, $0 }'
+}
+
+# part NAME COMMAND...: runs the command, and keeps its time, the last line that counts tests, and the slowest tests.
 part() {
   local name=$1 start=$SECONDS
   shift
@@ -24,11 +34,11 @@ part() {
   local code=${PIPESTATUS[0]} counts
   counts=$(grep -E '[0-9]+ (passed|failed|error|skipped|deselected)|tests passed|no tests' "$log" | tail -n1)
   ((code == 0)) || { failed=1; name+=" FAILED ($code)"; }
-  summary+=("$(printf '%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(tr -d = <<<"$counts")")")
+  summary+=("$(printf '%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(tr -d = <<<"$counts")")" "$(slowest)")
 }
 
-# native_tests SANITIZERS: they are in the tests' own build, as an executable needs no help to load them. CMake keeps
-# the compiler that a folder began with.
+# native_tests SANITIZERS: a build of its own, in which the test is an executable that the sanitizer starts with.
+# CMake keeps the compiler of an existing build folder, so the folder's name has it.
 native_tests() {
   local compiler=${CXX:-c++}
   local build=build/native-tests-${1%%,*}-${compiler//[^[:alnum:]+.-]/-}
@@ -38,14 +48,30 @@ native_tests() {
     .venv/bin/ctest --test-dir "$build" --output-on-failure --no-tests=error
 }
 
-part "tests" "${pytest[@]}"
-for overlay in "$@"; do
-  part "tests of $overlay" env PYTHONPATH=".overlays/$overlay" "${pytest[@]}" -m "${overlay%%-*}"
-done
-part "native tests, address and undefined" native_tests address,undefined
-part "native tests, thread" native_tests thread
-part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= bash tests/gpu/run.sh
+what=${1:?run.sh: expected test, oldest or soak}
+shift
+case $what in
+  test)
+    part "tests and docstring examples" "${pytest[@]}"
+    part "native tests, address and undefined" native_tests address,undefined
+    part "native tests, thread" native_tests thread
+    part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= bash tests/gpu/run.sh
+    ;;
+  oldest)
+    for overlay in "$@"; do
+      part "tests with $overlay" env PYTHONPATH=".overlays/$overlay" "${pytest[@]}" -m "${overlay%%-*}"
+    done
+    what=test-oldest
+    ;;
+  soak) part "soak" "${pytest[@]}" -m soak ;;
+  *)
+    echo "run.sh: expected test, oldest or soak, got $what" >&2
+    exit 2
+    ;;
+esac
 
-printf '\nmake test\n'
-printf '  %s\n' "${summary[@]}"
+printf '\nmake %s\n' "$what"
+for line in "${summary[@]}"; do
+  [[ -z $line ]] || printf '  %s\n' "$line"
+done
 exit $failed

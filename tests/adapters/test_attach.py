@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
 from torch import Tensor
 
 pytest.importorskip("transformers")
@@ -23,7 +24,6 @@ from attached import (
     form,
     generate,
     logits,
-    new_cache,
     pair,
     plain_kernels,  # noqa: F401
     stock_rows,
@@ -65,15 +65,15 @@ def test_in_a_chat_each_turn_encodes_its_new_image_only(family: TinyFamily, dtyp
 
 
 @each_family
-@pytest.mark.parametrize("mode", MODES)
-def test_generate_gives_the_stock_tokens_and_logits(family: TinyFamily, mode: str) -> None:
-    stock, model, _, tower = pair(family)
-    prompt = family.prompt(stock, 0, 1)
-    expected = generate(stock, prompt, **MODES[mode])
-    for encodes in (2, 0):
-        for ours, theirs in zip(generate(model, prompt, **MODES[mode]), expected, strict=True):
-            assert torch.equal(ours, theirs)
-        assert tower.take() == encodes
+def test_generate_gives_the_stock_tokens_and_logits(family: TinyFamily) -> None:
+    for mode, options in MODES.items():
+        stock, model, _, tower = pair(family)
+        prompt = family.prompt(stock, 0, 1)
+        expected = generate(stock, prompt, **options)
+        for encodes in (2, 0):
+            for ours, theirs in zip(generate(model, prompt, **options), expected, strict=True):
+                assert torch.equal(ours, theirs), mode
+            assert tower.take() == encodes, mode
 
 
 @each_family
@@ -160,15 +160,15 @@ def test_cache_too_small_loses_nothing(family: TinyFamily, room: str) -> None:
     rows = max(
         len(stock_rows(family.model(), picture).flatten(0, -2)) for picture in family.pictures(0, 1, 2)
     )
-    budget = (1 if room == "for none" else rows) * family.row_width * 4
-    on_host = 3 * budget if room == "for all on the host" else 0
-    cache = new_cache(family, device_bytes=budget, host_bytes=on_host, page_rows=1)
+    device_rows = 1 if room == "for none" else rows
+    host_rows = 3 * device_rows if room == "for all on the host" else 0
+    cache = make_cache(device_rows, host_rows, width=family.row_width, page_rows=1)
     stock, model, attachment, tower = pair(family, cache=cache)
     prompt = family.prompt(stock, 0, 1, 2)
     for _ in range(2):
         assert torch.equal(logits(model, prompt), logits(stock, prompt))
     encodes = tower.take()
-    assert encodes == attachment.stats().encoded == (3 if on_host else encodes)
+    assert encodes == attachment.stats().encoded == (3 if host_rows else encodes)
     assert cache.stats().rejections == (6 if room == "for none" else 0)
     cache.check_integrity()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
@@ -18,7 +19,6 @@ from attached import (
     GEMMA,
     QWEN3,
     image_rows,
-    new_cache,
     stock_rows,
 )
 from tiny_models import FAMILIES, Call, one_at_a_time
@@ -40,13 +40,13 @@ def test_default_cache_holds_32768_rows_of_the_model(name: str) -> None:
 def test_budget_of_the_default_cache_can_be_given() -> None:
     assert attach(GEMMA.model(), device_bytes=1 << 20).cache.stats().device_capacity_bytes == 1 << 20
     with pytest.raises(ValueError, match="device_bytes is the budget of the default cache"):
-        attach(GEMMA.model(), new_cache(GEMMA), device_bytes=1 << 20)
+        attach(GEMMA.model(), make_cache(width=GEMMA.row_width), device_bytes=1 << 20)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"row_width": 64}, "holds rows of 64 torch.float32, but .* has rows of 96 torch.float32"),
+        ({"width": 64}, "holds rows of 64 torch.float32, but .* has rows of 96 torch.float32"),
         ({"dtype": torch.bfloat16}, "holds rows of 96 torch.bfloat16, but .* has rows of 96 torch.float32"),
     ],
 )
@@ -54,7 +54,7 @@ def test_cache_for_other_rows_is_refused(options: Call, message: str) -> None:
     model = QWEN3.model()
     before = dict(vars(model.model))
     with pytest.raises(ValueError, match=message):
-        attach(model, new_cache(QWEN3, **options))
+        attach(model, make_cache(**({"width": QWEN3.row_width} | options)))
     assert vars(model.model) == before
 
 
@@ -156,7 +156,7 @@ def test_copy_of_an_attached_model_is_not_attached(how: str) -> None:
 
 
 def test_models_share_a_cache_without_sharing_entries() -> None:
-    cache, call = new_cache(QWEN3), QWEN3.call(0)
+    cache, call = make_cache(width=QWEN3.row_width), QWEN3.call(0)
     models = [QWEN3.model(seed=seed) for seed in range(2)]
     attachments = [attach(model, cache) for model in models]
     for _ in range(2):
@@ -167,7 +167,7 @@ def test_models_share_a_cache_without_sharing_entries() -> None:
 
 
 def test_attachments_of_one_namespace_share_entries() -> None:
-    cache = new_cache(QWEN3)
+    cache = make_cache(width=QWEN3.row_width)
     first = attach(QWEN3.model(), cache, namespace="weights of seed 0")
     model = QWEN3.model()
     second = attach(model, cache, namespace="weights of seed 0")
@@ -180,7 +180,7 @@ def test_attachments_of_one_namespace_share_entries() -> None:
 
 
 def test_other_config_or_namespace_shares_nothing() -> None:
-    cache = new_cache(QWEN3)
+    cache = make_cache(width=QWEN3.row_width)
     for namespace, theta in (("a", 1e4), ("b", 1e4), ("a", 1e5)):
         model = QWEN3.model()
         model.config.text_config.rope_parameters["rope_theta"] = theta

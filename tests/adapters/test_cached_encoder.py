@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
 from torch import Tensor, nn
+
+from vitcache.testing import inspect
 
 pytest.importorskip("transformers")
 
@@ -21,7 +24,6 @@ from attached import (
     each_family,
     features,
     image_rows,
-    new_cache,
     pair,
     plain_kernels,  # noqa: F401
     stock_rows,
@@ -186,7 +188,7 @@ def test_step_after_an_evaluation_in_the_midst_of_training_is_noticed() -> None:
 
 
 def test_change_ends_the_sharing_of_this_attachment_alone() -> None:
-    cache, call = new_cache(QWEN3), QWEN3.call(0)
+    cache, call = make_cache(width=QWEN3.row_width), QWEN3.call(0)
     models = [QWEN3.model() for _ in range(3)]
     first, second = (attach(model, cache, namespace="seed 0") for model in models[:2])
     for model in models[:2]:
@@ -408,8 +410,7 @@ def test_who_waits_for_an_image_does_not_wait_for_the_others_of_the_call() -> No
 
 @pytest.mark.parametrize("room", ["for all", "for one"])
 def test_threads_that_want_the_same_images_crosswise_get_them_encoded_once(room: str) -> None:
-    rows_bytes = QWEN3.row_width * 4 * 24
-    cache = new_cache(QWEN3, page_rows=1, device_bytes=rows_bytes * (8 if room == "for all" else 1))
+    cache = make_cache(24 * (8 if room == "for all" else 1), width=QWEN3.row_width, page_rows=1)
     model = QWEN3.model()
     attachment = attach(model, cache)
     orders = [(1, 2, 3), (3, 1, 2), (2, 3, 1), (3, 2, 1)]
@@ -427,7 +428,7 @@ def test_threads_that_want_the_same_images_crosswise_get_them_encoded_once(room:
     stats = attachment.stats()
     assert stats.encoded + stats.hits == 1 + 3 * len(orders)
     assert room == "for one" or stats.encoded == 4
-    assert (cache.stats().leased_pages, len(cache._claims)) == (0, 0)
+    assert (cache.stats().leased_pages, inspect(cache).num_claims) == (0, 0)
     cache.check_integrity()
 
 

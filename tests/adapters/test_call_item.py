@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,14 +13,6 @@ from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.testing import stand_in
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def ring() -> Iterator[PinnedRing]:
-    stand_in.reset()
-    with PinnedRing(1 << 20, backend="host") as ring:
-        yield ring
-    stand_in.reset()
 
 
 def started(ring: PinnedRing, **arguments: object) -> CallItem:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
+from pairwise import pairwise
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from attached import QWEN3, Tower, new_cache
+from attached import QWEN3, Tower
 from tiny_models import FAMILIES, IMAGE, VIDEO, Call, TinyFamily
 
 from vitcache import Chunk, Item, Span, VisionPipeline
@@ -19,7 +21,8 @@ from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_p
 
 pytestmark = pytest.mark.transformers
 
-each_grid_family = pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+GRID_FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
+each_grid_family = pytest.mark.parametrize("name", GRID_FAMILIES)
 KEYS = [bytes([number]) * 32 for number in range(8)]
 
 
@@ -29,7 +32,9 @@ class Chat:
     def __init__(self, family: TinyFamily = QWEN3, chunk_tokens: int = 5, **options: Any) -> None:
         self.family, self.model = family, family.model()
         self.tower = Tower(family, self.model)
-        self.pipeline = vision_pipeline(self.model, new_cache(family), max_rows_per_encode=8)
+        self.pipeline = vision_pipeline(
+            self.model, make_cache(500, width=family.row_width), max_rows_per_encode=8
+        )
         self.driver = ChunkedPrefill(self.model, self.pipeline, chunk_tokens, **options)
 
     def prompt(self, *seeds: int) -> tuple[Call, list[Item]]:
@@ -61,9 +66,7 @@ def assert_close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("encode_ahead", [False, True])
-@pytest.mark.parametrize("chunk_tokens", [1, 3, 4, 5, 8, 13, 64])
-@each_grid_family
+@pairwise(name=GRID_FAMILIES, chunk_tokens=[1, 3, 4, 5, 8, 13, 64], encode_ahead=[False, True])
 def test_logits_are_those_of_the_unchunked_stock_model(
     name: str, chunk_tokens: int, encode_ahead: bool
 ) -> None:
@@ -212,7 +215,7 @@ def test_a_wrong_number_of_rows_is_told_with_both_numbers() -> None:
     def encode(features: list[Tensor], items: list[Item]) -> list[Tensor]:
         return [torch.zeros(3, QWEN3.row_width) for _ in items]
 
-    driver = ChunkedPrefill(model, VisionPipeline(encode, new_cache(QWEN3)))
+    driver = ChunkedPrefill(model, VisionPipeline(encode, make_cache(500, width=QWEN3.row_width)))
     prompt = QWEN3.prompt(model, 0)
     items = image_items(model, prompt["input_ids"], prompt["pixel_values"], prompt["image_grid_thw"])
     with pytest.raises(RuntimeError, match="item 0: 4 rows were expected, there are 3"):
@@ -489,7 +492,7 @@ def test_a_pipeline_gives_the_rows_of_the_stock_method(name: str) -> None:
 
 
 def test_pipelines_share_entries_only_by_a_namespace() -> None:
-    model, cache = QWEN3.model(), new_cache(QWEN3)
+    model, cache = QWEN3.model(), make_cache(500, width=QWEN3.row_width)
     assert vision_pipeline(model, cache).namespace != vision_pipeline(model, cache).namespace
     one, other = (vision_pipeline(model, cache, namespace="both") for _ in range(2))
     assert one.namespace == other.namespace

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import prometheus_client
-from cache_cases import KEYS, PAGE_BYTES, make_cache, make_rows
+from cache_cases import KEYS, PAGE_BYTES, make_rows
+from caches import make_cache
 
 from vitcache.cache.stats import TierHits
 from vitcache.metrics import CacheCollector

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from caches import make_cache
 from torch import nn
 
-from vitcache import EmbeddingCache, Namespace, PinnedRing
+from vitcache import Namespace, PinnedRing
 from vitcache.adapters.session import Session
 
 
@@ -17,7 +18,7 @@ class Model(nn.Module):
 
 
 def make_session(shadow_every: int = 0, ring: PinnedRing | None = None) -> Session:
-    cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=1 << 10)
+    cache = make_cache(width=2)
     return Session(Model(), "tower", cache, Namespace("model"), ring, shadow_every)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
 
 pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
 
-from vitcache import EmbeddingCache
 from vitcache.bench import plot, run
 from vitcache.bench.chats.digits import HELD_OUT, NAMES, Card, deal, load_cards
 from vitcache.bench.chats.reader import SIZE, build_reader, teach
@@ -85,7 +85,7 @@ def test_missing_packages_are_named_with_the_cure(
 
 
 def test_swap_exchanges_the_rows_of_two_keys() -> None:
-    cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=1 << 10, page_rows=2)
+    cache = make_cache()
     keys, rows = [bytes([i]) * 32 for i in range(3)], torch.randn(3, 3, 4).unbind()
     for key, item in zip(keys, rows, strict=True):
         cache.put(key, item)

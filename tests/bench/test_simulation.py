@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from caches import make_cache
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitcache.bench.traffic.simulation import bound, footprint, simulate, simulate_farthest
 from vitcache.bench.traffic.traces import Access, image, make_trace
-from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.policies import POLICIES
 
 PAGE_ROWS, WIDTH = 2, 1
@@ -34,15 +34,7 @@ SEVERAL_VICTIMS = [image(number, SIZES[number], 1.0 + number) for number in (0, 
 def test_it_does_what_the_cache_does(
     policy: str, trace: list[Access], device_pages: int, host_pages: int
 ) -> None:
-    cache = EmbeddingCache(
-        WIDTH,
-        dtype=torch.float32,
-        device="cpu",
-        device_bytes=device_pages * PAGE_ROWS * 4,
-        host_bytes=host_pages * PAGE_ROWS * 4,
-        page_rows=PAGE_ROWS,
-        policy=policy,
-    )
+    cache = make_cache(device_pages, host_pages, width=WIDTH, page_rows=PAGE_ROWS, policy=policy)
     for key, num_rows, encode_ms in trace:
         lease = cache.get(key, num_rows=num_rows)
         if lease is None:

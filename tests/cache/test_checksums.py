@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_rows, present, read
+from caches import make_cache
+from failure import Failure, fail
 from stream_model import StreamModel
-from stream_model import make_cache as make_streamed_cache
 
 from vitcache.cache import checksums
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.testing import inspect
 
 
 def make_demoted(num_rows: int = 2 * PAGE_ROWS, **options: Any) -> EmbeddingCache:
@@ -27,8 +29,7 @@ def make_demoted(num_rows: int = 2 * PAGE_ROWS, **options: Any) -> EmbeddingCach
 
 def flip(cache: EmbeddingCache, *, tier: str = "host", row: int = 0, bit: int = 0) -> None:
     """Change one bit of a row of entry 0."""
-    ledger = cache._coordinator.open()
-    entry = getattr(ledger.index, tier).get(KEYS[0]) or ledger.index.host_copies[KEYS[0]]
+    entry = inspect(cache).entry(KEYS[0], tier)
     place = entry.pages[row // PAGE_ROWS] * PAGE_ROWS + row % PAGE_ROWS
     entry.pool.rows[place].view(torch.uint8)[bit // 8] ^= 1 << bit % 8
 
@@ -36,7 +37,7 @@ def flip(cache: EmbeddingCache, *, tier: str = "host", row: int = 0, bit: int = 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_rows", [0, 1, 3, 4])
 def test_what_has_not_changed_is_a_hit(dtype: torch.dtype, num_rows: int) -> None:
-    cache = make_demoted(num_rows, dtype=dtype, device_bytes=64 * dtype.itemsize // 4)
+    cache = make_demoted(num_rows, dtype=dtype)
     for _ in range(3):
         assert torch.equal(read(cache, KEYS[0]), make_rows(2)[:num_rows].to(dtype))
     assert (cache.stats().hits, cache.stats().corruptions) == (4, 0)
@@ -139,26 +140,20 @@ def test_a_checksum_is_taken_once_the_copy_is_over_and_nobody_but_a_reader_waits
         finished.append(fence)
 
     monkeypatch.setattr(model, "wait_on_host", wait_on_host)
-    cache = make_streamed_cache(model, device_bytes=8, host_bytes=8, checksum=True)
+    cache = model.make_cache(1, 1, checksum=True)
     cache.put(KEYS[0], torch.zeros(1, 2))
     cache.put(KEYS[1], torch.ones(1, 2))
     cache.get(KEYS[1]).release()
     assert finished == []
     may_finish.set()
     lease = cache.get(KEYS[0])
-    assert finished == [lease._entry().written]
+    assert finished == [lease.pin[0].written]
     assert model.locked_calls == []
 
 
 def test_a_copy_that_failed_on_the_device_is_an_error_of_the_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failure(Exception):
-        pass
-
-    def fail(fence: Any) -> None:
-        raise Failure
-
     cache = make_cache(1, 1, checksum=True)
-    monkeypatch.setattr(cache._coordinator.handle.timeline, "wait_on_host", fail)
+    monkeypatch.setattr(inspect(cache).timeline, "wait_on_host", fail)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(1))
     with pytest.raises(Failure):

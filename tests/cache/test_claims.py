@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from pipeline_scene import HIDDEN, make_cache
+from caches import make_cache
+from pipeline_scene import HIDDEN
 
 from vitcache.cache.claims import Claim, Claims
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, Failure, make_cache, make_full, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, make_full, make_rows, present, read
+from caches import make_cache
+from failure import Failure, fail
 from pipeline_scene import Tower, feature, make_ids, make_weight
-from pipeline_scene import make_cache as make_pipeline_cache
 
 from vitcache import Chunk, Item, Span, VisionPipeline
 from vitcache.pages.pool import PagePool
@@ -112,9 +113,6 @@ def test_where_nothing_would_move_nothing_is_copied(case: str, copies: list[int]
 def test_copies_that_fail_lose_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_full(3, 3)
 
-    def fail(*_: object) -> None:
-        raise Failure
-
     with monkeypatch.context() as patch:
         patch.setattr(PagePool, "copy_pages", fail)
         with pytest.raises(Failure):
@@ -175,7 +173,7 @@ def test_the_pipeline_has_copies_made_before_it_encodes(copies: list[int]) -> No
             made.append(list(copies))
             return super().__call__(features, items)
 
-    pipeline = VisionPipeline(Watched(), make_pipeline_cache(4, host_pages=8), max_rows_per_encode=2)
+    pipeline = VisionPipeline(Watched(), make_cache(4, host_pages=8), max_rows_per_encode=2)
     for step in range(3):
         items = [Item(feature(10 * step + n, 2), Span(2 * n, 2)) for n in range(4)]
         assert pipeline.embed([Chunk(items, 0, 8)], make_ids(8), make_weight()).errors == []

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_rows, present, read
+from caches import make_cache
+from pairwise import pairwise
+from placement_cases import FLOAT_DTYPES
 
 from vitcache.cache import embedding_cache
 from vitcache.pages import reservation
+from vitcache.testing import inspect
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 5, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("row_dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pairwise(num_rows=[0, 1, 2, 3, 5, 8], dtype=FLOAT_DTYPES, row_dtype=FLOAT_DTYPES)
 def test_rows_come_back_as_a_cast_to_the_dtype(
     num_rows: int, dtype: torch.dtype, row_dtype: torch.dtype
 ) -> None:
@@ -128,7 +130,7 @@ def test_a_wrong_number_of_rows_is_an_error_and_drops_nothing(
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     before = cache.stats()
-    with cache._coordinator.lock, pytest.raises(error, match=match):  # it takes no lock
+    with inspect(cache).lock, pytest.raises(error, match=match):  # it takes no lock
         cache.get(KEYS[0], num_rows=num_rows)
     assert cache.stats() == before
     assert torch.equal(read(cache, KEYS[0]), make_rows(2))
@@ -229,4 +231,4 @@ def test_releases_that_no_other_call_follows_are_taken_back_in_batches() -> None
     cache.put(KEYS[0], make_rows(1))
     for _ in range(1000):
         cache.get(KEYS[0]).release()  # type: ignore[union-attr]
-    assert len(cache._coordinator.handle.releases.queue) <= 64
+    assert inspect(cache).num_pending_releases <= 64

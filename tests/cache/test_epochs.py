@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_rows, present, read
+from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
+from vitcache.testing import inspect
 
 
 def test_clear_frees_all_pages_but_leased_ones() -> None:
@@ -74,7 +76,7 @@ def test_a_new_epoch_takes_constant_time_in_the_number_of_entries() -> None:
     cache = make_cache(1000)
     for number in range(1000):
         cache.put(number.to_bytes(32, "big"), torch.empty(0, WIDTH))
-    index = cache._coordinator.open().index
+    index = inspect(cache).index
     calls = []
     sys.setprofile(lambda frame, event, argument: calls.append(event))
     cache.advance_epoch()
@@ -87,7 +89,7 @@ def test_idle_epochs_leave_nothing_behind() -> None:
     cache = make_cache(1)
     for _ in range(100):
         cache.advance_epoch()
-    assert cache._coordinator.open()._stale == []
+    assert inspect(cache).stale_indexes == []
 
 
 def test_the_epoch_counts_its_ends() -> None:

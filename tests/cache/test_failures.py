@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, Failure, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, make_rows, present, read
+from caches import make_cache
+from failure import Failure, fail
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.pool import PagePool
+from vitcache.testing import inspect
 
 
 @pytest.mark.parametrize("method", ["write", "copy_pages"])
@@ -21,9 +24,6 @@ def test_a_failed_copy_leaves_a_consistent_cache_without_the_entry(
     cache = make_cache(3, 3)
     for number in range(3):
         cache.put(KEYS[number], make_rows(1, float(number)))
-
-    def fail(*_: object) -> None:
-        raise Failure
 
     with monkeypatch.context() as patch:
         patch.setattr(PagePool, method, fail)
@@ -69,13 +69,13 @@ def test_an_interrupted_put_loses_no_page(
     cache = make_cache(2, 2)
     cache.put(KEYS[0], make_rows(2, 1.0))
     with monkeypatch.context() as patch:
-        patch.setattr(cache._coordinator, "lock", Interrupting(cache._coordinator.lock, **when))
+        patch.setattr(inspect(cache), "lock", Interrupting(inspect(cache).lock, **when))
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()
     assert cache.stats().insertions == 1 + inserted
-    ledger = cache._coordinator.open()
-    assert (ledger.device.num_available, ledger.host.num_available) == (2, 2)
+    inside = inspect(cache)
+    assert (inside.device_pool.num_available, inside.host_pool.num_available) == (2, 2)
     assert cache.put(KEYS[2], make_rows(2, 3.0))
     assert torch.equal(read(cache, KEYS[2]), make_rows(2, 3.0))
 
@@ -91,14 +91,14 @@ def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        timeline = cache._coordinator.handle.timeline
+        timeline = inspect(cache).timeline
         patch.setattr(timeline, method, interrupt)
         patch.setattr(timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes))
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
     assert waits == [2 * PAGE_BYTES]  # they were still in flight
     cache.check_integrity()
-    assert (cache._coordinator.open().device.num_free, cache._coordinator.open().host.num_free) == (2, 2)
+    assert (inspect(cache).device_pool.num_free, inspect(cache).host_pool.num_free) == (2, 2)
 
 
 def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
@@ -106,23 +106,20 @@ def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
 ) -> None:
     cache = make_cache(2)
 
-    def fail(*_: object) -> None:
-        raise Failure
-
     with monkeypatch.context() as patch:
         for method in ("record", "synchronize"):
-            patch.setattr(cache._coordinator.handle.timeline, method, fail)
+            patch.setattr(inspect(cache).timeline, method, fail)
         with pytest.raises(Failure):
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()
-    assert cache._coordinator.open().device.num_free == 2
+    assert inspect(cache).device_pool.num_free == 2
 
 
 def test_an_interrupted_look_up_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(2))
     with monkeypatch.context() as patch:
-        patch.setattr(cache._coordinator, "lock", Interrupting(cache._coordinator.lock, release=1))
+        patch.setattr(inspect(cache), "lock", Interrupting(inspect(cache).lock, release=1))
         with pytest.raises(KeyboardInterrupt):
             cache.get(KEYS[0])
     assert cache.stats().leased_pages == 0
@@ -134,7 +131,7 @@ def test_leases_that_are_being_taken_back_survive_an_interrupt(monkeypatch: pyte
     cache.put(KEYS[0], make_rows(2))
     cache.get(KEYS[0]).release()
     with monkeypatch.context() as patch:
-        patch.setattr(cache._coordinator, "lock", Interrupting(cache._coordinator.lock, acquire=1))
+        patch.setattr(inspect(cache), "lock", Interrupting(inspect(cache).lock, acquire=1))
         with pytest.raises(KeyboardInterrupt):
             cache.stats()
     assert cache.stats().leased_pages == 0
@@ -163,9 +160,6 @@ def test_a_failed_replacement_that_needs_other_pages_keeps_the_old_entry(
 ) -> None:
     cache = make_cache(2)
     held = prepare(cache)
-
-    def fail(*_: object) -> None:
-        raise Failure
 
     with monkeypatch.context() as patch:
         patch.setattr(PagePool, "write", fail)

@@ -10,58 +10,56 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cache_cases import KEYS, WIDTH, make_cache, make_rows
+from cache_cases import KEYS, WIDTH, make_rows
+from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.pending import Demotion
+from vitcache.testing import inspect
 
 
 def lose_a_page(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().device.free_pages.pop()
+    inspect(cache).device_pool.free_pages.pop()
 
 
 def share_a_page(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().device.free_pages.append(
-        cache._coordinator.open().index.device[KEYS[0]].pages[0]
-    )
+    inspect(cache).device_pool.free_pages.append(inspect(cache).entry(KEYS[0]).pages[0])
 
 
 def miscount_leases(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().index.device[KEYS[0]].leases += 1
+    inspect(cache).entry(KEYS[0]).leases += 1
 
 
 def miscount_leased_pages(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().device.leased += 1
+    inspect(cache).device_pool.leased += 1
 
 
 def miscount_flights(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().device.in_flight += 1
+    inspect(cache).device_pool.in_flight += 1
 
 
 def miscount_evictions(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().counts.evictions += 1
+    inspect(cache).counts.evictions += 1
 
 
 def forget_an_entry(cache: EmbeddingCache) -> None:
-    del cache._coordinator.open().index.device[KEYS[0]]
+    del inspect(cache).index.device[KEYS[0]]
 
 
 def drop_without_lease(cache: EmbeddingCache) -> None:
-    ledger = cache._coordinator.open()
-    [entry] = ledger.index.device.values()
-    ledger.index.remove(entry.key)
-    ledger.counts.evictions += 1
-    ledger._dropped.add(entry)
+    entry = inspect(cache).entry(KEYS[0])
+    inspect(cache).index.remove(entry.key)
+    inspect(cache).counts.evictions += 1
+    inspect(cache).dropped.add(entry)
 
 
 def cut_an_entry_short(cache: EmbeddingCache) -> None:
-    cache._coordinator.open().index.device[KEYS[0]].num_rows = 1
+    inspect(cache).entry(KEYS[0]).num_rows = 1
 
 
 def move_in_no_flight(cache: EmbeddingCache) -> None:
-    ledger = cache._coordinator.open()
-    [entry] = ledger.index.device.values()
-    ledger._moving[entry.key] = Demotion(entry, ledger.host, ())
+    entry = inspect(cache).entry(KEYS[0])
+    inspect(cache).moving[entry.key] = Demotion(entry, inspect(cache).host_pool, ())
 
 
 @pytest.mark.parametrize(

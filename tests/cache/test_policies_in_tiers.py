@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_cache, make_full, make_rows
+from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_full, make_rows
+from caches import make_cache
+from pairwise import pairwise
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
@@ -78,9 +80,7 @@ class History:
             assert torch.equal(lease.to_tensor(), rows)
 
 
-@on_each
-@on_tiers
-@pytest.mark.parametrize("seed", range(4))
+@pairwise(policy=POLICIES, host_pages=[0, 1, 6], seed=range(4))
 def test_rows_are_those_last_put_and_leased_ones_stay_whatever_makes_room(
     policy: str, host_pages: int, seed: int
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_full, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_full, make_rows, present, read
+from caches import make_cache
 
 from vitcache import embed_tokens, scatter_embeddings
 from vitcache.cache.embedding_cache import EmbeddingCache

@@ -7,11 +7,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 from cache_model import CacheModel, Item, PendingWrite, same_rows
+from caches import make_cache
+from failure import Failure, fail
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
@@ -23,23 +24,12 @@ KEYS = [bytes([number]) * 32 for number in range(7)]
 keys = st.sampled_from(KEYS)
 
 
-class Failure(Exception):
-    pass
-
-
 class CacheMachine(RuleBasedStateMachine):
     """Every call on the cache and on its model, compared after each."""
 
     @initialize(device_pages=st.integers(1, 6), host_pages=st.integers(0, 4))
     def open(self, device_pages: int, host_pages: int) -> None:
-        self.cache = EmbeddingCache(
-            WIDTH,
-            dtype=torch.float32,
-            device="cpu",
-            device_bytes=device_pages * PAGE_BYTES,
-            host_bytes=host_pages * PAGE_BYTES,
-            page_rows=PAGE_ROWS,
-        )
+        self.cache = make_cache(device_pages, host_pages, width=WIDTH, page_rows=PAGE_ROWS)
         self.model = CacheModel(device_pages, host_pages, PAGE_ROWS)
         self.leases: list[tuple[Lease, Item]] = []
         self.reserved: list[tuple[Reservation, PendingWrite]] = []
@@ -63,9 +53,6 @@ class CacheMachine(RuleBasedStateMachine):
     def put_while_copies_fail(self, key: bytes, num_rows: int, method: str) -> None:
         rows = self.new_rows(num_rows)
         before = self.cache.stats()
-
-        def fail(*_: object) -> None:
-            raise Failure
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PagePool, method, fail)
@@ -106,9 +93,6 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(num_rows=st.lists(st.integers(0, 8), max_size=3))
     def expect_while_copies_fail(self, num_rows: list[int]) -> None:
-        def fail(*_: object) -> None:
-            raise Failure
-
         before = self.cache.stats().writebacks
         self.model.expect(num_rows)
         copies = self.model.counts["writebacks"] - before

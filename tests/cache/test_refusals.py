@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_rows, present, read
+from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.errors import CudaError

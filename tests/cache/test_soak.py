@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cache_cases import PAGE_ROWS, WIDTH, make_cache
+from cache_cases import PAGE_ROWS, WIDTH
+from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.policies import POLICIES

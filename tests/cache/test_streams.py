@@ -9,34 +9,30 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from stream_model import StreamModel, make_cache
+from failure import Failure, fail
+from stream_model import StreamModel
 
 from vitcache.cache.ledger import Ledger
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
+from vitcache.testing import forget_streams, inspect
 
-PAGE_BYTES = 8
 KEYS = [bytes([number]) * 32 for number in range(8)]
-
-
-class Failure(Exception):
-    pass
 
 
 def read(model: StreamModel, lease: Lease) -> None:
     """Read a lease's pages on the current stream, as a kernel would."""
     lease.use()
-    tier = "device" if lease.pool is model.cache._coordinator.open().device.rows else "host"
     for page in lease.pages:
-        model.access((tier, page), write=False)
+        model.access((lease.tier, page), write=False)
 
 
 def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
     """Drive a small cache from four streams, with failures, and leave the races in `model`."""
     rng = random.Random(seed)
-    cache = make_cache(model, device_bytes=6 * PAGE_BYTES, host_bytes=5 * PAGE_BYTES)
+    cache = model.make_cache(6, 5)
     leases: list[Lease] = []
     reserved: list[Reservation] = []
     for _ in range(steps):
@@ -77,10 +73,6 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
     cache.check_integrity()
 
 
-def fail(*_: object) -> None:
-    raise Failure
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_every_access_is_ordered_after_those_that_it_conflicts_with(seed: int) -> None:
     model = StreamModel()
@@ -114,7 +106,7 @@ def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
     release = Lease.release
 
     def forget(lease: Lease) -> None:
-        lease._streams = frozenset()
+        forget_streams(lease)
         release(lease)
 
     patch.setattr(Lease, "release", forget)
@@ -190,7 +182,7 @@ def test_a_planted_fault_is_reported_as_a_race(
 
 def test_a_failed_put_leaves_fences_for_copies_that_it_has_queued() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    cache = model.make_cache(2, 2)
     with model.on("a"):
         cache.put(KEYS[0], torch.zeros(2, 2))
     with pytest.MonkeyPatch.context() as patch, model.on("b"):
@@ -205,7 +197,7 @@ def test_a_failed_put_leaves_fences_for_copies_that_it_has_queued() -> None:
 
 def test_a_put_that_fails_to_wait_leaves_the_fences_that_it_has_not_waited_for() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache = model.make_cache(1)
     with model.on("a"):
         cache.put(KEYS[0], torch.zeros(1, 2))
         with cache.get(KEYS[0]) as lease, model.on("b"):
@@ -221,7 +213,7 @@ def test_a_put_that_fails_to_wait_leaves_the_fences_that_it_has_not_waited_for()
 
 def test_one_stream_never_waits_for_itself() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=2 * PAGE_BYTES)
+    cache = model.make_cache(2)
     for key in KEYS:
         assert cache.put(key, torch.zeros(2, 2))
         with cache.get(key) as lease:
@@ -233,7 +225,7 @@ def test_one_stream_never_waits_for_itself() -> None:
 
 def test_what_makes_room_is_copied_aside_and_only_who_writes_its_pages_waits() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    cache = model.make_cache(2, 2)
     cache.put(KEYS[0], torch.zeros(2, 2))
     reservation = cache.reserve(KEYS[1], 1)
     assert model.num_waits == 1  # the copies, for the rows
@@ -253,7 +245,7 @@ def test_what_makes_room_is_copied_aside_and_only_who_writes_its_pages_waits() -
 
 def test_what_is_expected_is_copied_before_anything_waits_for_it() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=2 * PAGE_BYTES, host_bytes=2 * PAGE_BYTES)
+    cache = model.make_cache(2, 2)
     cache.put(KEYS[0], torch.zeros(2, 2))
     cache.expect([2])
     assert model.clocks["copy"]["copy"] == 4  # two reads and two writes
@@ -268,7 +260,7 @@ def test_what_is_expected_is_copied_before_anything_waits_for_it() -> None:
 
 def test_a_reservation_that_nobody_wrote_is_still_behind_the_copies() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
+    cache = model.make_cache(1, 1)
     cache.put(KEYS[0], torch.zeros(1, 2))
     assert cache.reserve(KEYS[1], 1).commit()
     assert cache.put(KEYS[1], torch.zeros(1, 2))
@@ -277,9 +269,9 @@ def test_a_reservation_that_nobody_wrote_is_still_behind_the_copies() -> None:
 
 def test_a_copy_that_fails_half_way_leaves_a_fence_behind_what_it_has_queued() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
+    cache = model.make_cache(1, 1)
     cache.put(KEYS[0], torch.zeros(1, 2))
-    pool = type(cache._coordinator.open().host)
+    pool = type(inspect(cache).host_pool)
     copy_pages = pool.copy_pages
 
     def fail_late(*arguments: object) -> None:
@@ -298,7 +290,7 @@ def test_a_copy_that_fails_half_way_leaves_a_fence_behind_what_it_has_queued() -
 
 def test_leases_that_are_released_together_share_one_fence_per_stream() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=8 * PAGE_BYTES)
+    cache = model.make_cache(8)
     for key in KEYS:
         cache.put(key, torch.zeros(1, 2))
     for stream in "ab":
@@ -313,7 +305,7 @@ def test_leases_that_are_released_together_share_one_fence_per_stream() -> None:
 
 def test_use_waits_for_the_writer_once_per_stream() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache = model.make_cache(1)
     cache.put(KEYS[0], torch.zeros(1, 2))
     with cache.get(KEYS[0]) as lease, model.on("other"):
         lease.use()
@@ -323,7 +315,7 @@ def test_use_waits_for_the_writer_once_per_stream() -> None:
 
 def test_to_tensor_is_a_use() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache = model.make_cache(1)
     cache.put(KEYS[0], torch.zeros(1, 2))
     with cache.get(KEYS[0]) as lease, model.on("other"):
         lease.to_tensor()
@@ -356,8 +348,8 @@ def test_nothing_that_could_call_cuda_or_log_runs_under_the_lock(caplog: pytest.
 
 def test_a_call_under_the_lock_is_noted() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES)
-    with cache._coordinator.lock:
+    cache = model.make_cache(1)
+    with inspect(cache).lock:
         fence = model.record("main")
         assert model.locked_calls == ["record"]
         del fence
@@ -366,7 +358,7 @@ def test_a_call_under_the_lock_is_noted() -> None:
 
 def test_a_fence_that_cannot_be_recorded_loses_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES)
+    cache = model.make_cache(1)
     cache.put(KEYS[0], torch.zeros(1, 2))
     with cache.get(KEYS[0]) as lease:
         read(model, lease)
@@ -380,7 +372,7 @@ def test_a_fence_that_cannot_be_recorded_loses_no_lease(monkeypatch: pytest.Monk
 
 def test_memory_is_taken_and_given_up_only_when_the_device_is_done() -> None:
     model = StreamModel()
-    cache = make_cache(model, device_bytes=PAGE_BYTES, host_bytes=PAGE_BYTES)
+    cache = model.make_cache(1, 1)
     assert model.num_synchronizations == 1
     cache.put(KEYS[0], torch.zeros(1, 2))
     lease = cache.get(KEYS[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from cache_cases import KEYS, PAGE_BYTES, make_cache, make_rows, present, read
+from cache_cases import KEYS, PAGE_BYTES, make_rows, present, read
+from caches import make_cache
 
 
 def test_what_makes_room_goes_to_the_host_tier_and_is_read_from_there() -> None:

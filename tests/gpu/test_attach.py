@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caches import make_cache
 
 pytest.importorskip("transformers")
 
@@ -12,7 +13,6 @@ from machine import Machine
 from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time
 
 from vitcache.adapters.transformers import attach
-from vitcache.cache.embedding_cache import EmbeddingCache
 
 pytestmark = pytest.mark.transformers
 
@@ -79,7 +79,7 @@ def test_rows_come_back_from_a_cache_on_another_device(gpu: Machine, family: Tin
     dtype = dtype_of(gpu)
     stock = one_at_a_time(family, family.model(dtype).to(gpu.device))
     model = family.model(dtype).to(gpu.device)
-    cache = EmbeddingCache(family.row_width, dtype=dtype, device="cpu", device_bytes=1 << 20)
+    cache = make_cache(width=family.row_width, dtype=dtype)
     attachment = attach(model, cache)
     call = on(gpu.device, family.call(0, 1))
     with torch.no_grad():
@@ -101,13 +101,7 @@ def test_entries_survive_on_side_streams(gpu: Machine) -> None:
         stock = one_at_a_time(family, family.model(dtype).to(gpu.device)).get_image_features(**call)
     # Room for one of the two images, so that pages change hands all the time.
     rows = max(len(item) for item in stock.pooler_output)
-    cache = EmbeddingCache(
-        family.row_width,
-        dtype=dtype,
-        device=gpu.device,
-        device_bytes=rows * family.row_width * dtype.itemsize,
-        page_rows=1,
-    )
+    cache = make_cache(rows, width=family.row_width, dtype=dtype, page_rows=1, device=gpu.device)
     attach(model, cache)
     gpu.synchronize()
     found = []

@@ -7,22 +7,20 @@ import threading
 
 import pytest
 import torch
+from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.testing import inspect
 
+PAGE_ROWS = 64
 KEYS = [bytes([number]) * 32 for number in range(16)]
 
 
-def make_cache(gpu, rows, width, *, host_entries=0, entries=1, **options):
-    """A cache with room for so many entries of so many rows."""
-    entry_bytes = -(-rows // 64) * 64 * width * 2
-    return EmbeddingCache(
-        width,
-        device=gpu.device,
-        device_bytes=entries * entry_bytes,
-        host_bytes=host_entries * entry_bytes,
-        **options,
-    )
+def make_entry_cache(gpu, rows, width, *, host_entries=0, entries=1, **options):
+    """A cache whose tiers fit these numbers of entries of `rows` rows."""
+    pages = -(-rows // PAGE_ROWS)
+    sizes = {"width": width, "dtype": torch.bfloat16, "page_rows": PAGE_ROWS}
+    return make_cache(entries * pages, host_entries * pages, device=gpu.device, **sizes, **options)
 
 
 def device_memory(gpu, name):
@@ -41,7 +39,7 @@ def make_rows(gpu, rows, width, value):
 @pytest.fixture(autouse=True, scope="module")
 def loaded(gpu):
     """Have loaded what CUDA loads at its first use, which may wait for the device as none of ours does."""
-    cache = make_cache(gpu, 70, 24, host_entries=1)
+    cache = make_entry_cache(gpu, 70, 24, host_entries=1)
     for key in KEYS[:2]:
         cache.put(key, make_rows(gpu, 70, 24, 1))
     for key in KEYS[:2]:
@@ -55,7 +53,7 @@ def loaded(gpu):
 def test_rows_come_back_as_a_cast_on_the_device(gpu, dtype):
     rows, width = gpu.size((880, 16384), (70, 24))
     source = torch.randn(rows, width, device=gpu.device, dtype=dtype)
-    cache = make_cache(gpu, rows, width)
+    cache = make_entry_cache(gpu, rows, width)
     assert cache.put(KEYS[0], source)
     expected = source.to(torch.bfloat16, copy=True)
     source.fill_(float("nan"))
@@ -69,7 +67,9 @@ def test_the_default_device_is_the_gpu(gpu):
     device = EmbeddingCache(8, device_bytes=1024, page_rows=1).device
     assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     if not gpu.dry:
-        assert device == make_cache(gpu, 1, 8).device == torch.device("cuda", torch.cuda.current_device())
+        assert (
+            device == make_entry_cache(gpu, 1, 8).device == torch.device("cuda", torch.cuda.current_device())
+        )
 
 
 def test_importing_the_package_does_not_start_cuda(gpu):
@@ -83,7 +83,7 @@ def test_the_budget_is_what_the_device_gives_and_gets_back(gpu):
     if not gpu.dry:
         torch.cuda.empty_cache()  # what other tests dropped and other streams had used, is free from now on
     before = device_memory(gpu, "requested_bytes.all.current")
-    cache = make_cache(gpu, rows, width, entries=4)
+    cache = make_entry_cache(gpu, rows, width, entries=4)
     used = device_memory(gpu, "requested_bytes.all.current") - before
     assert used == (cache.stats().device_capacity_bytes if tracks_memory(gpu) else 0)
     cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
@@ -93,7 +93,7 @@ def test_the_budget_is_what_the_device_gives_and_gets_back(gpu):
 
 def test_put_and_look_up_allocate_no_device_memory(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
-    cache = make_cache(gpu, rows, width, entries=2, host_entries=2)
+    cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
     source = make_rows(gpu, rows, width, 1)
     before = device_memory(gpu, "allocation.all.allocated")
     for key in KEYS[:6]:
@@ -107,7 +107,7 @@ def test_put_and_look_up_allocate_no_device_memory(gpu):
 
 def test_the_host_waits_for_nothing(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
-    cache = make_cache(gpu, rows, width, entries=2, host_entries=2)
+    cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
     sources = [make_rows(gpu, rows, width, number) for number in range(6)]
     gpu.synchronize()
     with gpu.no_host_sync(), gpu.stream() as side:
@@ -129,7 +129,7 @@ def test_the_host_waits_for_nothing(gpu):
 
 def test_a_reader_on_another_stream_waits_for_the_writer(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache, source = make_cache(gpu, rows, width), make_rows(gpu, rows, width, 5)
+    cache, source = make_entry_cache(gpu, rows, width), make_rows(gpu, rows, width, 5)
     cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
     gpu.synchronize()
     with gpu.stream() as side:
@@ -144,7 +144,7 @@ def test_a_reader_on_another_stream_waits_for_the_writer(gpu):
 
 def test_pages_are_not_written_before_a_slow_reader_has_read_them(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache, source = make_cache(gpu, rows, width), make_rows(gpu, rows, width, 2)
+    cache, source = make_entry_cache(gpu, rows, width), make_rows(gpu, rows, width, 2)
     cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
     gpu.synchronize()
     with gpu.stream() as side:
@@ -164,7 +164,7 @@ def test_pages_are_not_written_before_a_slow_reader_has_read_them(gpu):
 
 def test_pages_are_not_written_before_a_slow_writer_has_written_them(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache = make_cache(gpu, rows, width)
+    cache = make_entry_cache(gpu, rows, width)
     first, second = make_rows(gpu, rows, width, 1), make_rows(gpu, rows, width, 2)
     gpu.synchronize()
     with gpu.stream() as side:
@@ -179,7 +179,7 @@ def test_pages_are_not_written_before_a_slow_writer_has_written_them(gpu):
 
 def test_a_victim_is_demoted_after_its_slow_writer(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache = make_cache(gpu, rows, width, host_entries=1)
+    cache = make_entry_cache(gpu, rows, width, host_entries=1)
     first, second = make_rows(gpu, rows, width, 1), make_rows(gpu, rows, width, 2)
     gpu.synchronize()
     with gpu.stream() as side:
@@ -196,11 +196,11 @@ def test_a_victim_is_demoted_after_its_slow_writer(gpu):
 
 def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
-    cache = make_cache(gpu, rows, width, entries=2, host_entries=2)
+    cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
     for number in range(2):
         cache.put(KEYS[number], make_rows(gpu, rows, width, number))
     gpu.synchronize()
-    timeline = cache._coordinator.handle.timeline
+    timeline = inspect(cache).timeline
     with gpu.stream() as side:
         gpu.slow(300)  # an encode
         cache.expect([rows])
@@ -217,7 +217,7 @@ def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
 
 def test_a_checksum_is_that_of_what_the_device_has_copied(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache = make_cache(gpu, rows, width, host_entries=1, checksum=True)
+    cache = make_entry_cache(gpu, rows, width, host_entries=1, checksum=True)
     with gpu.stream():
         gpu.slow(100)
         cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
@@ -225,14 +225,14 @@ def test_a_checksum_is_that_of_what_the_device_has_copied(gpu):
     with cache.get(KEYS[0]) as lease:
         assert (lease.to_tensor() == 1).all()
     gpu.synchronize()
-    cache._coordinator.open().host.rows[0, 0] = 3
+    inspect(cache).host_pool.rows[0, 0] = 3
     assert cache.get(KEYS[0]) is None
     assert cache.stats().corruptions == 1
 
 
 def test_pinned_rows_may_be_changed_at_once(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache = make_cache(gpu, rows, width)
+    cache = make_entry_cache(gpu, rows, width)
     source = torch.ones(rows, width, dtype=torch.bfloat16, pin_memory=not gpu.dry)
     gpu.slow(50)
     cache.put(KEYS[0], source)
@@ -243,7 +243,7 @@ def test_pinned_rows_may_be_changed_at_once(gpu):
 
 def test_the_host_tier_is_page_locked_and_given_back(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
-    cache = make_cache(gpu, rows, width, host_entries=3)
+    cache = make_entry_cache(gpu, rows, width, host_entries=3)
     for key in KEYS[:2]:
         cache.put(key, make_rows(gpu, rows, width, 3))
     lease = cache.get(KEYS[0])
@@ -279,7 +279,7 @@ def test_memory_that_cannot_be_locked_is_an_error_that_no_later_call_sees(gpu, m
 
 def test_many_streams_and_threads_never_see_anothers_rows(gpu):
     rows, width, steps = gpu.size((200, 2048, 200), (70, 24, 20))
-    cache = make_cache(gpu, rows, width, entries=4, host_entries=4)
+    cache = make_entry_cache(gpu, rows, width, entries=4, host_entries=4)
     sources = [make_rows(gpu, rows, width, number) for number in range(len(KEYS))]
     gpu.synchronize()
     barrier, found, errors = threading.Barrier(3), [], []

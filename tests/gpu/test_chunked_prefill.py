@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caches import make_cache
 
 pytest.importorskip("transformers")
 
-from attached import new_cache
 from machine import Machine
 from tiny_models import FAMILIES
 
@@ -28,7 +28,7 @@ def test_a_chat_in_chunks_with_features_on_the_cpu(gpu: Machine, name: str, enco
     family = FAMILIES[name]
     words = family.model()  # lengths of the items, found on the CPU
     model = family.model().to(gpu.device)
-    cache = new_cache(family, device=gpu.device)
+    cache = make_cache(500, width=family.row_width, device=gpu.device)
     with vision_pipeline(model, cache, max_rows_per_encode=8) as pipeline:
         driver = ChunkedPrefill(model, pipeline, 5, encode_ahead=encode_ahead)
         for turn in range(1, gpu.size(6, 3)):

@@ -4,9 +4,10 @@ import threading
 
 import pytest
 import torch
+from caches import make_cache
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, scatter_embeddings
+from vitcache import PlacementTable, Span, embed_tokens, scatter_embeddings
 from vitcache.placement import dispatch
 
 HIDDEN = 64
@@ -62,7 +63,7 @@ def test_a_captured_embed_follows_its_ids_and_its_table(gpu):
 
 
 def test_a_lease_that_another_stream_wrote_is_captured(gpu):
-    cache = EmbeddingCache(HIDDEN, device=gpu.device, device_bytes=1 << 14, page_rows=4)
+    cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=gpu.device)
     rows = make_rows(3, HIDDEN, torch.bfloat16, gpu.device)
     out = poisoned(8, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
     gpu.synchronize()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
+from vitcache import Span, embed_tokens, scatter_embeddings
 from vitcache.placement import calibration, dispatch, host_blocks
 from vitcache.placement.table_memory import table_memory_of
 
@@ -143,8 +144,7 @@ def test_pinned_rows_whose_elements_are_apart_stay_pinned(gpu):
 
 
 def test_a_lease_goes_only_where_its_cache_is(gpu):
-    page = 4 * 64 * 2
-    cache = EmbeddingCache(64, device=gpu.device, device_bytes=page, host_bytes=page, page_rows=4)
+    cache = make_cache(1, 1, width=64, dtype=torch.bfloat16, page_rows=4, device=gpu.device)
     for key in (b"a" * 32, b"b" * 32):
         gpu.slow(20)
         assert cache.put(key, make_rows(4, 64, torch.bfloat16, gpu.device))
@@ -169,8 +169,7 @@ def test_pageable_host_rows_are_refused(gpu):
 
 
 def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
-    page = 4 * 64 * 2
-    cache = EmbeddingCache(64, device=gpu.device, device_bytes=2 * page, host_bytes=4 * page, page_rows=4)
+    cache = make_cache(2, 4, width=64, dtype=torch.bfloat16, page_rows=4, device=gpu.device)
     rows = [make_rows(7, 64, torch.bfloat16, gpu.device) for _ in range(3)]
     for key, values in zip((b"a" * 32, b"b" * 32), rows, strict=False):
         assert cache.put(key, values)

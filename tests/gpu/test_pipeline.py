@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caches import make_cache
 
-from vitcache import Chunk, EmbeddingCache, Item, PinnedRing, Span, VisionPipeline
+from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline
 
 PATCH = 64
 
@@ -20,8 +21,10 @@ class Scene:
         self.project = torch.randn(PATCH, self.hidden, generator=generator).to(gpu.device)
         self.weight = torch.randn(100, self.hidden, generator=generator).to(gpu.device).bfloat16()
         self.features = [torch.randn(self.rows, PATCH, generator=generator) for _ in range(items)]
-        entry_bytes = -(-self.rows // 64) * 64 * self.hidden * 2
-        self.cache = EmbeddingCache(self.hidden, device=gpu.device, device_bytes=3 * items * entry_bytes)
+        pages = 3 * items * -(-self.rows // 64)
+        self.cache = make_cache(
+            pages, width=self.hidden, dtype=torch.bfloat16, page_rows=64, device=gpu.device
+        )
         self.ring = PinnedRing(gpu.size(64 << 20, 1 << 20), backend="host" if gpu.dry else "cuda")
         self.before_encode = lambda: None
         self.pipeline = VisionPipeline(

@@ -15,10 +15,14 @@ from vitcache.pipeline.feature_mover import FeatureMover
 
 
 @pytest.fixture
-def ring(gpu):
+def ring_options(gpu):
     size = gpu.size(64 << 20, 1 << 20)
-    with PinnedRing(size, backend="host" if gpu.dry else "cuda", piece_bytes=size // 16) as ring:
-        yield ring
+    return {"capacity_bytes": size, "piece_bytes": size // 16}
+
+
+@pytest.fixture
+def ring_backend(gpu):
+    return "host" if gpu.dry else "cuda"
 
 
 def elements(gpu, ring, share: float) -> int:

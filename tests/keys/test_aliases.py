@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 
-from vitcache import Alias, EmbeddingCache, KeyAliases, Namespace, content_key
+from vitcache import Alias, KeyAliases, Namespace, content_key
 
 
 def key(number: int) -> bytes:
@@ -63,7 +64,7 @@ def test_threads_keep_the_bound_and_their_aliases_whole() -> None:
 
 
 def test_a_known_file_is_served_without_decoding_it_for_its_own_tenant_and_processor_only() -> None:
-    cache, aliases = EmbeddingCache(8, device="cpu", device_bytes=1 << 16), KeyAliases()
+    cache, aliases = make_cache(width=8), KeyAliases()
     decoded = []
 
     def decode(file: bytes) -> np.ndarray:

@@ -150,13 +150,12 @@ def layouts(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES + WITHOUT_NUMPY_TWIN, ids=str)
-@pytest.mark.parametrize("layout", layouts(torch.zeros(2, 3, 4)))
-def test_memory_layout_makes_no_difference(dtype: torch.dtype, layout: str) -> None:
+def test_memory_layout_makes_no_difference(dtype: torch.dtype) -> None:
     tensor = (torch.arange(24) % 13).view(2, 3, 4).to(dtype)
-    other = layouts(tensor)[layout]
-    assert content_key(other) == content_key(tensor)
-    if dtype in DTYPES:
-        assert content_key(other.detach().numpy()) == content_key(tensor)
+    for layout, other in layouts(tensor).items():
+        assert content_key(other) == content_key(tensor), layout
+        if dtype in DTYPES:
+            assert content_key(other.detach().numpy()) == content_key(tensor), layout
 
 
 def test_expanded_reversed_and_lazily_changed_inputs_are_hashed_by_their_values() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from vitcache.keys.readback import pieces, read_back
@@ -41,10 +43,10 @@ def forms(array: np.ndarray) -> list[np.ndarray]:
     return [array, array.T, array[::-1] if array.ndim else array, doubled[..., 0], doubled]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("most", [4, 12, 16, 64, 1 << 20])
-def test_pieces_are_the_array_in_order_and_small(shape: tuple[int, ...], most: int) -> None:
-    for array in forms(np.arange(math.prod(shape), dtype=np.float32).reshape(shape)):
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pieces_are_the_array_in_order_and_small(shape: tuple[int, ...]) -> None:
+    arrays = forms(np.arange(math.prod(shape), dtype=np.float32).reshape(shape))
+    for array, most in itertools.product(arrays, (4, 12, 16, 64, 1 << 20)):
         found = list(pieces(array, most))
         assert b"".join(piece.tobytes() for piece in found) == array.tobytes()
         assert all(0 < piece.nbytes <= most for piece in found)
@@ -55,10 +57,10 @@ def test_an_element_larger_than_a_piece_comes_alone() -> None:
     assert [piece.nbytes for piece in pieces(np.zeros((2, 3), np.complex64), 3)] == [8] * 6
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("buffer_bytes", [8, 24, 1 << 20])
-@pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.bool, torch.int16, torch.float32, torch.complex64], ids=str
+@pairwise(
+    shape=SHAPES,
+    buffer_bytes=[8, 24, 1 << 20],
+    dtype=[torch.uint8, torch.bool, torch.int16, torch.float32, torch.complex64],
 )
 def test_what_is_read_back_are_the_bytes_in_order(
     shape: tuple[int, ...], buffer_bytes: int, dtype: torch.dtype

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
+from vitcache.testing import inspect
 
 KEY = bytes(32)
 ROWS = torch.arange(15, dtype=torch.float32).view(5, 3)
@@ -20,7 +22,7 @@ ROWS = torch.arange(15, dtype=torch.float32).view(5, 3)
 
 @pytest.fixture
 def cache() -> EmbeddingCache:
-    cache = EmbeddingCache(3, dtype=torch.float32, device="cpu", device_bytes=4 * 24, page_rows=2)
+    cache = make_cache(4, width=3)
     cache.put(KEY, ROWS)
     return cache
 
@@ -119,7 +121,7 @@ def test_a_lease_in_a_reference_cycle_may_be_collected_while_the_lock_is_held(ca
     collected = threading.Event()
 
     def collect_under_the_locks() -> None:
-        with cache._coordinator._drain_lock, cache._coordinator.lock:
+        with inspect(cache).all_locks():
             gc.collect()
         collected.set()
 
@@ -159,17 +161,17 @@ class Interrupted:
 
 
 def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: EmbeddingCache) -> None:
-    entry = cache._coordinator.open().index.device[KEY]
+    entry = inspect(cache).entry(KEY)
     pool, entry.pool = entry.pool, Interrupted()
     half = Lease.__new__(Lease)
     pin = [entry]
     with pytest.raises(KeyboardInterrupt):
-        half.__init__(pin, cache._coordinator.handle)  # type: ignore[misc]
+        half.__init__(pin, inspect(cache).handle)  # type: ignore[misc]
     entry.pool = pool
     assert half.released
     assert pin == [entry]
     half.__del__()
-    assert len(cache._coordinator.handle.releases.queue) == 0
+    assert inspect(cache).num_pending_releases == 0
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["before", "after"])
@@ -205,7 +207,7 @@ def test_a_lease_outlives_the_closed_cache_and_then_frees_its_memory(cache: Embe
 
 
 def test_a_lease_outlives_the_forgotten_cache() -> None:
-    cache = EmbeddingCache(3, dtype=torch.float32, device="cpu", device_bytes=4 * 24, page_rows=2)
+    cache = make_cache(4, width=3)
     cache.put(KEY, ROWS)
     lease = get(cache)
     del cache

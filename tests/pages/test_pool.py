@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from rings import copy_stream
 
 from vitcache import PinnedRing
 from vitcache.device.stand_in import open_runtime
@@ -144,7 +145,7 @@ def test_copies_queued_on_a_runtime_are_those_of_the_cpu_one_per_joint_run(
     with PinnedRing(1 << 16, backend="host") as ring:
         stand_in.reset()
         with stand_in.paused():
-            stream = ring._native.stream
+            stream = copy_stream(ring)
             pool.queue_copies(list(_joint_runs(pages, source_pages)), source, open_runtime(), stream)
             assert pool.rows.isnan().all()  # nobody has waited
         ring.copy_to(torch.empty(1), torch.zeros(1)).synchronize()  # on the same stream

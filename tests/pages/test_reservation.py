@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
+from pairwise import pairwise
 from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits
 
 from vitcache import EmbeddingCache, PlacementTable, Reservation, Span, embed_tokens, scatter_embeddings
@@ -15,10 +18,7 @@ KEY, OTHER = bytes(32), bytes([1]) * 32
 WIDTH, PAGE_ROWS = 12, 4
 
 
-def make_cache(device: str = "cpu", pages: int = 8, **options: object) -> EmbeddingCache:
-    options = {"dtype": torch.bfloat16, "page_rows": PAGE_ROWS, **options}
-    page_bytes = PAGE_ROWS * WIDTH * options["dtype"].itemsize
-    return EmbeddingCache(WIDTH, device=device, device_bytes=pages * page_bytes, **options)
+CACHE: dict[str, Any] = {"width": WIDTH, "dtype": torch.bfloat16, "page_rows": PAGE_ROWS}
 
 
 def reserve(cache: EmbeddingCache, num_rows: int, key: bytes = KEY) -> Reservation:
@@ -35,7 +35,7 @@ def read(cache: EmbeddingCache, key: bytes = KEY) -> torch.Tensor:
 
 
 def test_rows_are_there_once_they_are_committed() -> None:
-    cache, rows = make_cache(), make_rows(6, WIDTH, torch.float32)
+    cache, rows = make_cache(8, **CACHE), make_rows(6, WIDTH, torch.float32)
     with reserve(cache, 6) as reservation:
         assert (reservation.key, reservation.num_rows, reservation.row_width) == (KEY, 6, WIDTH)
         assert (reservation.dtype, reservation.device) == (torch.bfloat16, torch.device("cpu"))
@@ -50,7 +50,7 @@ def test_rows_are_there_once_they_are_committed() -> None:
     "give_up", [Reservation.cancel, lambda r: r.__exit__(None, None, None), lambda r: None], ids=range(3)
 )
 def test_what_is_not_committed_frees_its_pages(give_up: Callable[[Reservation], None]) -> None:
-    cache = make_cache(pages=2)
+    cache = make_cache(2, **CACHE)
     assert cache.put(OTHER, make_rows(4, WIDTH, torch.float32))
     reservation = reserve(cache, 5)
     assert cache.stats().evictions == 1
@@ -64,7 +64,7 @@ def test_what_is_not_committed_frees_its_pages(give_up: Callable[[Reservation], 
 
 
 def test_reserved_pages_serve_nobody_else() -> None:
-    cache = make_cache(pages=2)
+    cache = make_cache(2, **CACHE)
     with reserve(cache, 8) as reservation:
         assert cache.reserve(OTHER, 1) is None
         assert not cache.put(OTHER, make_rows(1, WIDTH, torch.float32))
@@ -78,7 +78,7 @@ def test_reserved_pages_serve_nobody_else() -> None:
 
 
 def test_rows_of_an_earlier_epoch_are_not_entered(caplog: pytest.LogCaptureFixture) -> None:
-    cache = make_cache()
+    cache = make_cache(8, **CACHE)
     with reserve(cache, 2) as reservation:
         reservation.write(make_rows(2, WIDTH, torch.float32))
         cache.advance_epoch()
@@ -91,7 +91,7 @@ def test_rows_of_an_earlier_epoch_are_not_entered(caplog: pytest.LogCaptureFixtu
 
 
 def test_bad_numbers_are_named() -> None:
-    cache = make_cache()
+    cache = make_cache(8, **CACHE)
     with pytest.raises(ValueError, match="num_rows is -1, it must be at least 0"):
         cache.reserve(KEY, -1)
     with pytest.raises(TypeError, match="num_rows must be an int"):
@@ -106,11 +106,9 @@ def test_bad_numbers_are_named() -> None:
     cache.check_integrity()
 
 
-@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("stored", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [None, 0.3])
+@pairwise(source=FLOAT_DTYPES, stored=FLOAT_DTYPES, scale=[None, 0.3])
 def test_scatter_places_what_a_hit_will_place(device, source, stored, scale) -> None:
-    cache = make_cache(device, dtype=stored)
+    cache = make_cache(8, device=device, **(CACHE | {"dtype": stored}))
     rows = [make_rows(count, WIDTH, source, device) for count in (7, 3)]
     spans = [[Span(2, 3, 4), Span(9, 2, 3)], 6]
     out = poisoned(12, WIDTH, dtype=torch.float16, device=device)
@@ -127,7 +125,7 @@ def test_scatter_places_what_a_hit_will_place(device, source, stored, scale) -> 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> None:
-    cache, hidden = make_cache(device, dtype=stored), WIDTH // 3
+    cache, hidden = make_cache(8, device=device, **(CACHE | {"dtype": stored})), WIDTH // 3
     weight = make_rows(9, hidden, torch.bfloat16, device)
     ids = torch.randint(0, 9, (11,), device=device)
     rows = [
@@ -149,7 +147,7 @@ def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> 
 
 
 def test_written_pages_are_a_source(device) -> None:
-    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     with reserve(cache, 6) as reservation, reserve(cache, 0, OTHER) as empty:
         reservation.write(rows)
         assert same_bits(reservation.to_tensor(), rows)
@@ -163,7 +161,7 @@ def test_written_pages_are_a_source(device) -> None:
 
 
 def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
-    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(3, WIDTH, dtype=torch.bfloat16, device=device)
     with reserve(cache, 6) as reservation:
         scatter_embeddings(out, [rows], [[]], store=[reservation])
@@ -173,7 +171,7 @@ def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
 
 
 def test_the_packed_form_is_one_item(device) -> None:
-    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(4, WIDTH, dtype=torch.bfloat16, device=device)
     with reserve(cache, 6) as reservation:
         scatter_embeddings(out, rows, torch.tensor([[1, 2, 3]]), store=[reservation])
@@ -183,9 +181,9 @@ def test_the_packed_form_is_one_item(device) -> None:
 
 
 def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) -> None:
-    cache, rows = make_cache(device), make_rows(3, WIDTH, torch.bfloat16, device)
+    cache, rows = make_cache(8, device=device, **CACHE), make_rows(3, WIDTH, torch.bfloat16, device)
     out = poisoned(4, WIDTH, dtype=torch.bfloat16, device=device)
-    other = make_cache(device, dtype=torch.float32)
+    other = make_cache(8, device=device, **(CACHE | {"dtype": torch.float32}))
     with reserve(cache, 3) as three, reserve(cache, 2, OTHER) as two, reserve(other, 3) as wide:
 
         def refused(error: type[Exception], words: str, store: object, *items: torch.Tensor) -> None:
@@ -218,7 +216,7 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) ->
 
 
 def test_rows_are_not_stored_over_themselves(device) -> None:
-    cache, rows = make_cache(device), make_rows(6, WIDTH, torch.bfloat16, device)
+    cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(6, WIDTH, dtype=torch.bfloat16, device=device)
     with reserve(cache, 2, OTHER) as other, reserve(cache, 3) as reservation:
         other.write(rows[:2])
@@ -234,7 +232,7 @@ def test_rows_are_not_stored_over_themselves(device) -> None:
 
 
 def test_a_bad_id_leaves_the_pages_as_they_were() -> None:
-    cache, rows = make_cache(), make_rows(2, WIDTH, torch.bfloat16)
+    cache, rows = make_cache(8, **CACHE), make_rows(2, WIDTH, torch.bfloat16)
     weight, ids = make_rows(3, WIDTH, torch.bfloat16), torch.tensor([0, 9, 9, 3])
     with reserve(cache, 2) as reservation:
         reservation.write(torch.zeros(2, WIDTH))
@@ -244,7 +242,7 @@ def test_a_bad_id_leaves_the_pages_as_they_were() -> None:
 
 
 def test_a_compiled_call_stores_nothing() -> None:
-    cache, rows = make_cache(), make_rows(3, WIDTH, torch.bfloat16)
+    cache, rows = make_cache(8, **CACHE), make_rows(3, WIDTH, torch.bfloat16)
     with reserve(cache, 3) as reservation:
         compiled = torch.compile(
             lambda out: scatter_embeddings(out, [rows], [0], store=[reservation]), backend="eager"

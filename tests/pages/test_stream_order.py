@@ -27,6 +27,7 @@ class Notes:
         self.stream: Hashable = "a"
         self.waits: list[tuple[Hashable, Fence]] = []  # (stream that waits, for what)
         self.recorded: list[Fence] = []
+        self.releases = ReleaseQueue()
 
     def current(self) -> Hashable:
         return self.stream
@@ -58,7 +59,7 @@ def pool() -> PagePool:
 def make_lease(notes: Notes, pool: PagePool) -> Lease:
     pages, _ = pool.take(2)
     entry = Entry(b"k" * 32, 3, 1.0, pool, pages, WRITTEN)
-    return Lease([entry], CacheHandle(CPU, notes, ReleaseQueue()))  # type: ignore[arg-type]
+    return Lease([entry], CacheHandle(CPU, notes, notes.releases))  # type: ignore[arg-type]
 
 
 def test_each_stream_waits_once_for_the_writing(notes: Notes, pool: PagePool) -> None:
@@ -74,13 +75,13 @@ def test_the_stream_that_wrote_waits_for_nothing(notes: Notes, pool: PagePool) -
     lease = make_lease(notes, pool)
     lease.use()
     assert notes.waits == []
-    [[_, streams]] = released(lease)
+    [[_, streams]] = released(notes, lease)
     assert streams == {"writer"}
 
 
-def released(lease: Lease) -> list[tuple[Entry, frozenset[Hashable]]]:
+def released(notes: Notes, lease: Lease) -> list[tuple[Entry, frozenset[Hashable]]]:
     lease.release()
-    return lease._handle.releases.take()
+    return notes.releases.take()
 
 
 def test_a_release_names_every_stream_that_read(notes: Notes, pool: PagePool) -> None:
@@ -88,11 +89,11 @@ def test_a_release_names_every_stream_that_read(notes: Notes, pool: PagePool) ->
     for stream in ("a", "b"):
         notes.stream = stream
         lease.use()
-    [[entry, streams]] = released(lease)
+    [[entry, streams]] = released(notes, lease)
     assert (entry.num_rows, streams) == (3, {"a", "b"})
-    assert released(lease) == []  # a second release is none
+    assert released(notes, lease) == []  # a second release is none
     unused = make_lease(notes, pool)
-    assert [streams for _, streams in released(unused)] == [frozenset()]
+    assert [streams for _, streams in released(notes, unused)] == [frozenset()]
 
 
 def test_leases_of_one_call_are_all_ordered_and_a_released_one_is_refused(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_scene import Tower, embed, encode_one, feature, make_cache, make_ids, make_weight
+from caches import make_cache
+from pipeline_scene import Tower, embed, encode_one, feature, make_ids, make_weight
 from torch import Tensor
 
 from vitcache import Chunk, Item, Span, VisionPipeline

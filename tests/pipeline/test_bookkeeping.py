@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from caches import make_cache
 
-from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+from vitcache import Chunk, Item, Span, VisionPipeline
 from vitcache.cache.claims import Claim
 from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.plan import plan
@@ -79,18 +80,6 @@ def test_errors_come_by_chunk_and_item_with_one_for_each_occurrence() -> None:
     ]
 
 
-def make_cache(device_pages: int, host_pages: int = 0) -> EmbeddingCache:
-    page = WIDTH * 4
-    return EmbeddingCache(
-        WIDTH,
-        dtype=torch.float32,
-        device="cpu",
-        device_bytes=device_pages * page,
-        host_bytes=host_pages * page,
-        page_rows=1,
-    )
-
-
 def chunk(*keys: bytes) -> list[Chunk]:
     items = [Item(torch.ones(1), Span(token, 1), key=key) for token, key in enumerate(keys)]
     return [Chunk(items, 0, len(IDS))]
@@ -99,7 +88,7 @@ def chunk(*keys: bytes) -> list[Chunk]:
 def test_what_another_has_entered_since_the_look_up_is_no_longer_claimed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache, held = make_cache(4), []
+    cache, held = make_cache(4, page_rows=1), []
     claim = cache.claim
 
     def enter_and_claim(key: bytes) -> Claim:
@@ -120,7 +109,7 @@ def test_what_another_has_entered_since_the_look_up_is_no_longer_claimed(
 
 
 def test_an_entry_of_the_host_tier_is_promoted_by_its_second_hit_there() -> None:
-    cache = make_cache(device_pages=1, host_pages=2)
+    cache = make_cache(1, 2, page_rows=1)
     for number in (0, 1):  # the second one pushes the first one to the host tier
         cache.put(KEYS[number], torch.full((1, WIDTH), float(number + 1)))
     with VisionPipeline(lambda features, items: None, cache) as pipeline:  # type: ignore[arg-type,return-value]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 from pipeline_scene import (
     HIDDEN,
     VOCABULARY,
@@ -17,10 +18,8 @@ from pipeline_scene import (
     embed,
     encode_one,
     feature,
-    make_cache,
     make_ids,
     make_weight,
-    maybe_ring,  # noqa: F401
 )
 
 from vitcache import Chunk, EmbeddingCache, Item, PinnedRing, Span, VisionPipeline
@@ -48,11 +47,11 @@ def fail_for(*bad: Item) -> Any:
     return fails
 
 
-def test_an_item_whose_encode_raises_fails_alone(ring: PinnedRing | None) -> None:
+def test_an_item_whose_encode_raises_fails_alone(maybe_ring: PinnedRing | None) -> None:
     good = [Item(feature(seed, 2 + seed), Span(10 * seed, 2 + seed)) for seed in range(3)]
     bad = Item(feature(9, 4), [Span(5, 2), Span(15, 2, 2)])
     tower = Tower(fails=fail_for(bad), reuses_memory=True)
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     chunks = [Chunk([good[0], bad], 0, 20), Chunk([good[1], bad, good[2]], 0, 30, 20)]
     errors = embed(pipeline, chunks, 50, failed=[bad])
     assert [error[:4] for error in errors] == [(0, 1, 4, None), (1, 1, 4, None)]
@@ -192,10 +191,10 @@ def raise_key_error() -> None:
     ],
 )
 def test_what_cannot_be_loaded_hashed_moved_or_placed_fails_alone(
-    ring: PinnedRing | None, item: Item, error: type[Exception]
+    maybe_ring: PinnedRing | None, item: Item, error: type[Exception]
 ) -> None:
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     items = [Item(feature(0, 2), Span(0, 2)), item]
     errors = embed(pipeline, [Chunk(items, 0, 9)], 9, failed=[item])
     assert [failed[:4] for failed in errors] == [(0, 1, 4, None)]
@@ -285,8 +284,8 @@ def test_a_closed_cache_is_an_error_of_the_step() -> None:
     assert isinstance(pipeline.cache, EmbeddingCache)
 
 
-def test_a_closed_pipeline_prefetches_nothing_and_closes_again(ring: PinnedRing | None) -> None:
-    with VisionPipeline(Tower(), make_cache(), ring=ring) as pipeline:
+def test_a_closed_pipeline_prefetches_nothing_and_closes_again(maybe_ring: PinnedRing | None) -> None:
+    with VisionPipeline(Tower(), make_cache(), ring=maybe_ring) as pipeline:
         pass
     pipeline.close()
     with pytest.raises(RuntimeError, match="the pipeline was closed"):

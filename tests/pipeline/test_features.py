@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 from pipeline_scene import (
     Tower,
     as_floats,
     embed,
     encode_one,
     feature,
-    make_cache,
     make_ids,
     make_weight,
-    maybe_ring,  # noqa: F401
 )
 
 from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline, content_key
@@ -39,9 +38,11 @@ WEIGHT = make_weight()
         lambda tensor: np.broadcast_to(np.float32(2), (10, 3)),
     ],
 )
-def test_a_feature_is_a_tensor_or_an_array_or_what_loads_one(ring: PinnedRing | None, make: Any) -> None:
+def test_a_feature_is_a_tensor_or_an_array_or_what_loads_one(
+    maybe_ring: PinnedRing | None, make: Any
+) -> None:
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     item = Item(make(feature(0, 5)), Span(2, 5))
     assert embed(pipeline, [Chunk([item], 0, 9)], 9) == []
     (got,) = tower.features
@@ -50,22 +51,22 @@ def test_a_feature_is_a_tensor_or_an_array_or_what_loads_one(ring: PinnedRing | 
     assert torch.equal(got.float(), as_floats(given))
 
 
-def test_features_may_be_rounded_on_the_way(ring: PinnedRing | None) -> None:
+def test_features_may_be_rounded_on_the_way(maybe_ring: PinnedRing | None) -> None:
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring, feature_dtype=torch.bfloat16)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring, feature_dtype=torch.bfloat16)
     item = Item(feature(0, 2), Span(0, 2))
     pipeline.embed([Chunk([item], 0, 2)], make_ids(2), WEIGHT)
     assert torch.equal(tower.features[0], feature(0, 2).bfloat16())
 
 
-def test_a_hit_never_touches_its_feature_and_a_miss_loads_it_once(ring: PinnedRing | None) -> None:
+def test_a_hit_never_touches_its_feature_and_a_miss_loads_it_once(maybe_ring: PinnedRing | None) -> None:
     loads = []
 
     def load() -> torch.Tensor:
         loads.append(1)
         return feature(0, 3)
 
-    pipeline = VisionPipeline(Tower(), make_cache(), ring=ring)
+    pipeline = VisionPipeline(Tower(), make_cache(), ring=maybe_ring)
     key = b"k" * 32
     assert embed(pipeline, [Chunk([Item(load, Span(0, 3), key=key)], 0, 4)], 4) == []
     assert len(loads) == 2  # one of them by what computes the expected rows

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_scene import HIDDEN, make_cache
+from caches import make_cache
+from pipeline_scene import HIDDEN
 
 from vitcache import Claim, EmbeddingCache, Lease
 from vitcache.pipeline.lookup import claim_all, look_up

@@ -12,15 +12,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from caches import make_cache
 from pipeline_scene import (
     HIDDEN,
     Tower,
     expected,
     feature,
-    make_cache,
     make_ids,
     make_weight,
-    maybe_ring,  # noqa: F401
 )
 
 from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
@@ -45,9 +44,9 @@ def embed(pipeline: VisionPipeline, items: list[Item]) -> None:
     pipeline.cache.check_integrity()
 
 
-def test_what_was_encoded_ahead_is_a_hit(ring: PinnedRing | None) -> None:
+def test_what_was_encoded_ahead_is_a_hit(maybe_ring: PinnedRing | None) -> None:
     tower = Tower()
-    with VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=4) as pipeline:
+    with VisionPipeline(tower, make_cache(), ring=maybe_ring, max_rows_per_encode=4) as pipeline:
         items = make_items()
         handle = pipeline.prefetch([Chunk(items, 0, 8)])
         handle.wait(SECONDS)
@@ -72,7 +71,7 @@ def test_only_what_overlaps_the_window_is_touched() -> None:
 
 
 @pytest.mark.parametrize("why", ["asked", "agree"])
-def test_without_encoding_features_wait_on_the_device(ring: PinnedRing | None, why: str) -> None:
+def test_without_encoding_features_wait_on_the_device(maybe_ring: PinnedRing | None, why: str) -> None:
     tower, loaded = Tower(), []
 
     def load(seed: int) -> torch.Tensor:
@@ -80,7 +79,7 @@ def test_without_encoding_features_wait_on_the_device(ring: PinnedRing | None, w
         return feature(seed, 2)
 
     agree = (lambda miss: miss) if why == "agree" else None
-    with VisionPipeline(tower, make_cache(), ring=ring, agree=agree) as pipeline:
+    with VisionPipeline(tower, make_cache(), ring=maybe_ring, agree=agree) as pipeline:
         items = make_items(3, load)
         pipeline.prefetch([Chunk(items, 0, 8)], encode=why == "agree").wait(SECONDS)
         assert tower.calls == []
@@ -92,7 +91,7 @@ def test_without_encoding_features_wait_on_the_device(ring: PinnedRing | None, w
         assert len(pipeline._prefetched) == 0
 
 
-def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(ring: PinnedRing | None) -> None:
+def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(maybe_ring: PinnedRing | None) -> None:
     entered, go_on = threading.Event(), threading.Event()
 
     def block(seed: int) -> torch.Tensor:
@@ -101,7 +100,7 @@ def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(ring: Pinn
         return feature(seed, 2)
 
     tower = Tower()
-    with VisionPipeline(tower, make_cache(), ring=ring) as pipeline:
+    with VisionPipeline(tower, make_cache(), ring=maybe_ring) as pipeline:
         staged = pipeline.prefetch([Chunk(make_items(), 0, 8)], encode=False)
         staged.wait(SECONDS)
         assert len(pipeline._prefetched) == 3

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from caches import make_cache
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from pipeline_scene import HIDDEN, Tower, expected, feature, hide_images, make_cache, make_ids, make_weight
+from pipeline_scene import HIDDEN, Tower, expected, feature, hide_images, make_ids, make_weight
 
 from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
+from vitcache.testing import inspect
 
 WEIGHT = make_weight()
 CONTENTS = 6  # different images
@@ -117,7 +119,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def nothing_is_left(self) -> None:
         self.pipeline.cache.check_integrity()
         assert self.pipeline.cache.stats().leased_pages == 0
-        assert len(self.pipeline.cache._claims) == 0
+        assert inspect(self.pipeline.cache).num_claims == 0
         assert len(self.pipeline._prefetched) == 0
 
     def teardown(self) -> None:

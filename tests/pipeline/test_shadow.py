@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_scene import HIDDEN, Tower, encode_one, feature, make_cache, make_ids, make_weight
+from caches import make_cache
+from pipeline_scene import HIDDEN, Tower, encode_one, feature, make_ids, make_weight
 from torch import Tensor
 
 from vitcache import Chunk, EmbedResult, Item, Shadow, Span, VisionPipeline
@@ -136,7 +137,7 @@ def test_the_pipeline_finds_an_entry_that_is_out_of_date_and_serves_it_all_the_s
 
 
 def test_rows_that_found_no_room_are_entered_before_the_encoder_is_called_again() -> None:
-    scene = Scene(Tower(reuses_memory=True), pages=2, host_pages=4)
+    scene = Scene(Tower(reuses_memory=True), device_pages=2, host_pages=4)
     old, new = Item(feature(0, 3), Span(0, 3)), Item(feature(1, 2), Span(3, 2))
     scene.embed(old)
     scene.embed(old, new)  # the leased rows fill the device until the step is over

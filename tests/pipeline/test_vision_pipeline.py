@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
+from caches import make_cache
+from pairwise import pairwise
 from pipeline_scene import (
     HIDDEN,
     VOCABULARY,
@@ -13,10 +14,8 @@ from pipeline_scene import (
     encode_one,
     expected,
     feature,
-    make_cache,
     make_ids,
     make_weight,
-    maybe_ring,  # noqa: F401
 )
 
 from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
@@ -25,10 +24,10 @@ WEIGHT = make_weight()
 
 
 def test_a_request_chunk_by_chunk_encodes_each_image_once_and_only_when_it_is_needed(
-    ring: PinnedRing | None,
+    maybe_ring: PinnedRing | None,
 ) -> None:
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     items = Items([Item(feature(seed, 5), Span(3 + 10 * seed, 5)) for seed in range(4)])
     encoded = []
     for start in range(0, 40, 6):
@@ -39,10 +38,10 @@ def test_a_request_chunk_by_chunk_encodes_each_image_once_and_only_when_it_is_ne
 
 
 def test_images_of_several_requests_are_encoded_in_one_call_and_equal_ones_once(
-    ring: PinnedRing | None,
+    maybe_ring: PinnedRing | None,
 ) -> None:
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     shared = feature(0, 3)
     one = [Item(shared, Span(1, 3)), Item(feature(1, 2), Span(6, 2))]
     other = [Item(shared.numpy().copy(), Span(4, 3)), Item(feature(2, 4), Span(0, 4))]
@@ -52,14 +51,12 @@ def test_images_of_several_requests_are_encoded_in_one_call_and_equal_ones_once(
     assert len(pipeline.cache) == 3
 
 
-@pytest.mark.parametrize("reuses_memory", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("pages", [1, 3, 64])
+@pairwise(reuses_memory=[False, True], packed=[False, True], pages=[1, 3, 64])
 def test_micro_batches_are_as_full_as_they_may_be_and_an_encoder_may_reuse_its_memory(
-    ring: PinnedRing | None, reuses_memory: bool, packed: bool, pages: int
+    maybe_ring: PinnedRing | None, reuses_memory: bool, packed: bool, pages: int
 ) -> None:
     tower = Tower(reuses_memory=reuses_memory, packed=packed)
-    pipeline = VisionPipeline(tower, make_cache(pages), ring=ring, max_rows_per_encode=6)
+    pipeline = VisionPipeline(tower, make_cache(pages), ring=maybe_ring, max_rows_per_encode=6)
     lengths = [3, 3, 1, 9, 2, 2, 2, 1]
     starts = np.cumsum([0, *lengths[:-1]])
     items = [
@@ -75,17 +72,17 @@ def test_micro_batches_are_as_full_as_they_may_be_and_an_encoder_may_reuse_its_m
         assert len(batches) == 5
 
 
-def test_deepstack_levels_go_where_they_belong_and_are_zero_at_text(ring: PinnedRing | None) -> None:
+def test_deepstack_levels_go_where_they_belong_and_are_zero_at_text(maybe_ring: PinnedRing | None) -> None:
     tower = Tower(HIDDEN * 3)
-    pipeline = VisionPipeline(tower, make_cache(levels=2), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(width=3 * HIDDEN), ring=maybe_ring)
     items = [Item(feature(0, 5), [Span(2, 3), Span(8, 2, 3)]), Item(feature(1, 2), Span(6, 2))]
     for start in (0, 3):
         assert embed(pipeline, [Chunk(items, start, 8)], 8, levels=2) == []
 
 
-def test_precomputed_rows_lie_beside_raw_ones(ring: PinnedRing | None) -> None:
+def test_precomputed_rows_lie_beside_raw_ones(maybe_ring: PinnedRing | None) -> None:
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(), ring=ring)
+    pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     rows = torch.randn(6, HIDDEN)
     items = [
         Item(None, [Span(0, 2, 4), Span(5, 1)], rows=rows),

@@ -5,10 +5,12 @@ The launchers are called as `dispatch` calls them, so masks, addresses, casts an
 
 import pytest
 import torch
+from caches import make_cache
+from pairwise import pairwise
 from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits, untouched
 
 import vitcache
-from vitcache import EmbeddingCache, Span
+from vitcache import Span
 from vitcache.placement import reference
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
@@ -82,9 +84,7 @@ def test_widths_around_the_block(device, hidden):
     assert out.isnan().all(dim=1).tolist() == [True, True, False, False, True, True]
 
 
-@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [None, 0.37])
+@pairwise(source=FLOAT_DTYPES, target=FLOAT_DTYPES, scale=[None, 0.37])
 def test_casts_round_to_nearest_even(device, source, target, scale):
     rows = make_rows(4, 64, source, device)
     rows[0, :4] = torch.tensor([float("inf"), float("-inf"), -0.0, 1e-30]).to(source)
@@ -112,7 +112,7 @@ def test_sources_of_several_dtypes_and_alignments(device):
 
 
 def test_pages_of_a_lease(device):
-    cache = EmbeddingCache(16, dtype=torch.bfloat16, device=device, device_bytes=16 * 2 * 4 * 6, page_rows=4)
+    cache = make_cache(6, width=16, dtype=torch.bfloat16, page_rows=4, device=device)
     rows = [make_rows(n, 16, torch.bfloat16, device) for n in (3, 9, 4)]
     keys = [bytes([i]) * 32 for i in range(3)]
     for key, values in zip(keys, rows, strict=True):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from caches import make_cache
+from pairwise import pairwise
 from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
 
 import vitcache
-from vitcache import EmbeddingCache, Span
+from vitcache import Span
 from vitcache.placement import dispatch
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
@@ -28,10 +30,7 @@ def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=1
     results = []
     width = hidden * (1 + levels)
     for is_kernel in (True, False):
-        page_bytes = PAGE_ROWS * width * stored.itemsize
-        cache = EmbeddingCache(
-            width, dtype=stored, device=device, device_bytes=16 * page_bytes, page_rows=PAGE_ROWS
-        )
+        cache = make_cache(16, width=width, dtype=stored, page_rows=PAGE_ROWS, device=device)
         deepstack = poisoned(levels, tokens, hidden, dtype=target, device=device) if levels else None
         destination = Destination("out", poisoned(tokens, hidden, dtype=target, device=device), deepstack)
         store = [
@@ -55,9 +54,7 @@ def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=1
     return results[0]
 
 
-@pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("stored", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [None, 0.37])
+@pairwise(source=FLOAT_DTYPES, stored=FLOAT_DTYPES, scale=[None, 0.37])
 def test_scatter_rounds_stores_and_places(device, source, stored, scale):
     items = [make_rows(rows, 40, source, device) for rows in (7, 3, 2)]
     items[0][4, :3] = torch.tensor([float("inf"), -0.0, 1e-30]).to(source)
@@ -113,7 +110,7 @@ def test_sources_of_several_dtypes_store_in_their_own_launches(device):
 def test_the_operations_store_in_the_launch_where_kernels_run(device, monkeypatch):
     monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
     monkeypatch.setattr(Placement, "write_stores", None)
-    cache = EmbeddingCache(16, device=device, device_bytes=16 * 2 * PAGE_ROWS * 2, page_rows=PAGE_ROWS)
+    cache = make_cache(2, width=16, dtype=torch.bfloat16, page_rows=PAGE_ROWS, device=device)
     rows = make_rows(5, 16, torch.float32, device)
     out = poisoned(6, 16, dtype=torch.bfloat16, device=device)
     with cache.reserve(bytes(32), 5) as reservation:

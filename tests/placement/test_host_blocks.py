@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from caches import make_cache
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, Span, _native, embed_tokens, scatter_embeddings
+from vitcache import Span, _native, embed_tokens, scatter_embeddings
 from vitcache.placement import calibration, dispatch, host_blocks
 
 HIDDEN = 64
@@ -79,7 +80,7 @@ def test_runs_as_long_as_the_crossover_are_copied_and_shorter_ones_are_read(copi
 
 
 def test_pages_that_are_adjacent_make_one_block(copies):
-    cache = EmbeddingCache(HIDDEN, device="cpu", device_bytes=6 * 2 * ROW_BYTES, page_rows=2)
+    cache = make_cache(6, width=HIDDEN, dtype=torch.bfloat16)
     keys = [bytes([number]) * 32 for number in range(3)]
     first, hole, last = (make_rows(n, HIDDEN, torch.bfloat16) for n in (2, 2, 8))
     for key, rows in zip(keys, (first, hole, make_rows(2, HIDDEN, torch.bfloat16)), strict=True):

@@ -1,16 +1,19 @@
 """What callers of the two operations may rely on, on every device that is there."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits, untouched
 
-from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
+from vitcache import Span, embed_tokens, scatter_embeddings
 from vitcache._native import PagedRows
+from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
 
 HIDDEN = 24
 
@@ -87,9 +90,7 @@ def test_strided_destinations_and_sources(device):
 
 
 def test_leases_mix_with_tensors(device):
-    cache = EmbeddingCache(
-        HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4
-    )
+    cache = make_cache(8, width=HIDDEN, page_rows=4, device=device)
     rows = make_rows(10, HIDDEN, torch.float32, device)
     fresh = make_rows(3, HIDDEN, torch.float32, device)
     assert cache.put(b"k" * 32, rows)
@@ -105,9 +106,7 @@ def test_leases_mix_with_tensors(device):
 
 
 def test_a_released_lease_is_refused_and_nothing_is_written(device):
-    cache = EmbeddingCache(
-        HIDDEN, dtype=torch.float32, device=device, device_bytes=HIDDEN * 4 * 4 * 8, page_rows=4
-    )
+    cache = make_cache(8, width=HIDDEN, page_rows=4, device=device)
     cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32, device))
     lease = cache.get(b"k" * 32)
     lease.release()
@@ -317,16 +316,16 @@ def test_meta_and_fake_tensors_go_through_the_operators():
 
 
 def test_a_lease_of_another_device_is_refused():
-    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device="cpu", device_bytes=1 << 14, page_rows=4)
-    cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32))
+    paged_rows = PagedRows(0, 4, 4, 0, (0,), 4, HIDDEN, on_cuda=True, device_id=1)
+    pool = SimpleNamespace(layout=SimpleNamespace(row_width=HIDDEN, dtype=torch.float32))
+    entry = SimpleNamespace(num_rows=4, hits=1, pool=pool, paged_rows=paged_rows)
+    handle = CacheHandle(torch.device("cuda", 1), None, ReleaseQueue())
     out = poisoned(8, HIDDEN, dtype=torch.float32)
-    with cache.get(b"k" * 32) as lease:
-        lease._handle = lease._handle._replace(device=torch.device("cuda", 1))
-        lease._entry()._paged_rows = PagedRows(0, 4, 4, 0, (0,), 4, HIDDEN, on_cuda=True, device_id=1)
-        with pytest.raises(
-            ValueError, match="item 0 is a lease of a cache on cuda:1, the destination is on cpu"
-        ):
-            scatter_embeddings(out, [lease], [0])
+    with (
+        Lease([entry], handle) as lease,
+        pytest.raises(ValueError, match="item 0 is a lease of a cache on cuda:1, the destination is on cpu"),
+    ):
+        scatter_embeddings(out, [lease], [0])
     assert out.isnan().all()
 
 

@@ -6,9 +6,10 @@ On the CPU a "replay" is the same call again; tests/gpu has the graphs.
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import EmbeddingCache, PlacementTable, Span, embed_tokens, scatter_embeddings
+from vitcache import PlacementTable, Span, embed_tokens, scatter_embeddings
 from vitcache.placement import dispatch, placement_table
 from vitcache.placement.placement import Placement
 
@@ -62,7 +63,7 @@ def test_embed_tokens_follows_each_update(device):
 
 
 def test_packed_rows_and_leases_fill_a_table(device):
-    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     rows = bf16(6, device)
     cache.put(b"k" * 32, rows)
     out = poisoned(12, HIDDEN, dtype=torch.bfloat16, device=device)
@@ -118,7 +119,7 @@ def test_a_larger_destination_after_a_small_one_writes_no_table_too_far(device):
 
 
 def test_a_released_lease_in_a_table_is_refused(device):
-    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     cache.put(b"k" * 32, bf16(3, device))
     lease = cache.get(b"k" * 32)
     table = PlacementTable(4, device=device).update([lease], [0])
@@ -147,7 +148,7 @@ def capture(monkeypatch):
 
 
 def test_a_capture_holds_no_wait_for_rows_of_another_stream(device, capture, monkeypatch):
-    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     rows, out = bf16(3, device), torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=device)
     cache.put(b"k" * 32, rows)
     with cache.get(b"k" * 32) as lease:
@@ -176,7 +177,7 @@ def test_a_table_that_was_read_does_not_change_within_a_capture(device, capture)
 
 
 def test_a_reservation_in_a_table_is_refused(device):
-    cache = EmbeddingCache(HIDDEN, device=device, device_bytes=1 << 14, page_rows=4)
+    cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     with (
         cache.reserve(bytes(32), 2) as reservation,
         pytest.raises(TypeError, match="a PlacementTable takes no Reservation"),

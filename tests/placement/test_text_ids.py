@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from caches import make_cache
 from placement_cases import poisoned
 
-from vitcache import EmbeddingCache, embed_tokens
+from vitcache import embed_tokens
 
 WIDTH = 8
 
@@ -22,7 +23,7 @@ def test_nothing_is_written_where_an_id_is_no_row(bad: int, scale: float | None)
 
 
 def test_no_page_is_written_either() -> None:
-    cache = EmbeddingCache(WIDTH, dtype=torch.float32, device="cpu", device_bytes=2 * WIDTH * 4, page_rows=1)
+    cache = make_cache(2, width=WIDTH, page_rows=1)
     weight, rows = torch.randn(5, WIDTH), torch.randn(2, WIDTH)
     with cache.reserve(bytes(32), 2) as reservation:  # type: ignore[union-attr]
         for segment in reservation.segments():

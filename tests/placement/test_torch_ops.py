@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from caches import make_cache
 from placement_cases import make_rows, same_bits
 
-from vitcache import EmbeddingCache, Span, embed_tokens, scatter_embeddings
+from vitcache import Span, embed_tokens, scatter_embeddings
 
 HIDDEN = 16
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -91,7 +92,7 @@ def test_the_packed_form_does_not_recompile_as_counts_change(device, compiled):
 
 
 def test_a_compiled_call_takes_tensors_alone(device):
-    cache = EmbeddingCache(HIDDEN, dtype=torch.float32, device=device, device_bytes=1 << 12, page_rows=4)
+    cache = make_cache(width=HIDDEN, page_rows=4, device=device)
     cache.put(bytes(32), make_rows(3, HIDDEN, torch.float32, device))
     with cache.get(bytes(32)) as lease:
         run = torch.compile(lambda out: scatter_embeddings(out, [lease], [0]), backend="eager")

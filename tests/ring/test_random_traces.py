@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from ring_model import RingModel
+from rings import copies_in_flight
 
 from vitcache import PinnedRing
 from vitcache.testing.stand_in import pause, reset
@@ -84,9 +85,8 @@ class RingTrace(RuleBasedStateMachine):
             ticket.synchronize()
             assert torch.equal(src, dst)
         self.copies = []
-        probe = self.ring._native
-        while any(not entry[0].is_over for entry in list(self.ring._in_flight)):
-            probe.check_integrity()
+        while copies_in_flight(self.ring):
+            self.ring.check_integrity()
         self.model.settle()
 
     def teardown(self) -> None:

@@ -9,8 +9,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from rings import native_ring
 
-from vitcache import CudaError, PinnedRing, _native
+from vitcache import CudaError, _native
 from vitcache.device.stand_in import open_runtime
 from vitcache.ring.ticket import as_native_stream
 from vitcache.testing import stand_in
@@ -19,11 +20,8 @@ CAPACITY, PIECE = 1 << 16, 1 << 13
 
 
 @pytest.fixture
-def ring():
-    stand_in.reset()
-    with PinnedRing(CAPACITY, num_threads=2, backend="host", piece_bytes=PIECE) as ring:
-        yield ring
-    stand_in.reset()
+def ring_options():
+    return {"capacity_bytes": CAPACITY, "piece_bytes": PIECE}
 
 
 def nothing() -> torch.Tensor:
@@ -173,11 +171,11 @@ def test_a_native_ticket_of_another_device_is_a_value_error(ring):
     stand_in.set_devices(2)
     native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
     with pytest.raises(ValueError, match="the ticket is of device 0, the ring copies to device 1"):
-        native.copy(ring._native.make_ticket(), 0, 0, 1, (0,), (1,), _native.Cast.none, None, None)
+        native.copy(native_ring(ring).make_ticket(), 0, 0, 1, (0,), (1,), _native.Cast.none, None, None)
     native.close()
 
 
 @pytest.mark.parametrize("other", [0, _native.Event(0)])
 def test_a_number_or_an_event_in_the_place_of_a_native_stream_is_a_type_error(ring, other):
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        ring._native.make_ticket().wait(other)
+        native_ring(ring).make_ticket().wait(other)

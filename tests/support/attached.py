@@ -10,7 +10,6 @@ from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time, stock_method
 from torch import Tensor, nn
 
 from vitcache.adapters.transformers import Attachment, attach
-from vitcache.cache.embedding_cache import EmbeddingCache
 
 QWEN3 = FAMILIES["qwen3_vl"]
 GEMMA = FAMILIES["gemma3"]
@@ -45,11 +44,6 @@ def pair(
     """A stock model that encodes one image at a time, and its twin with vitcache attached."""
     stock, model = one_at_a_time(family, family.model(dtype)), family.model(dtype)
     return stock, model, attach(model, **options), Tower(family, model)
-
-
-def new_cache(family: TinyFamily, **options: Any) -> EmbeddingCache:
-    told = {"dtype": torch.float32, "device": "cpu", "device_bytes": 1 << 20, "page_rows": 4}
-    return EmbeddingCache(**{"row_width": family.row_width, **told, **options})
 
 
 @torch.no_grad()

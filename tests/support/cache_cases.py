@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from caches import make_cache
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
@@ -12,21 +13,6 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 PAGE_ROWS, WIDTH = 2, 4
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4
 KEYS = [bytes([number]) * 32 for number in range(10)]
-
-
-class Failure(Exception):
-    pass
-
-
-def make_cache(device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
-    arguments = {
-        "dtype": torch.float32,
-        "device": "cpu",
-        "device_bytes": device_pages * PAGE_BYTES,
-        "host_bytes": host_pages * PAGE_BYTES,
-        "page_rows": PAGE_ROWS,
-    }
-    return EmbeddingCache(WIDTH, **(arguments | options))
 
 
 def make_rows(pages: int, value: float = 0.0) -> Tensor:

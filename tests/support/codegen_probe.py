@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import triton
+from pairwise import all_pairs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -86,26 +87,25 @@ def main() -> None:
             [{**scale, "HAS_TEXT_SCALE": scale is scaled} for scale in (plain, scaled, stored)],
         ),
     }
-    same = [(dtype, dtype) for dtype in POINTER_NAMES]
     casts = [
         (torch.float32, torch.bfloat16),
         (torch.float32, torch.float16),
         (torch.bfloat16, torch.float32),
         (torch.float16, torch.bfloat16),
     ]
+    dtypes = [*((dtype, dtype) for dtype in POINTER_NAMES), *casts]
     for name, (kernel, variants) in kernels.items():
-        for arch in (80, 90, 100):
-            for source, target in same + casts:
-                for constants in variants:
-                    compiled = compile_kernel(kernel, arch, source, target, constants)
-                    case = {
-                        "kernel": name,
-                        "arch": arch,
-                        "source": str(source),
-                        "target": str(target),
-                        **{key: str(value) for key, value in constants.items()},
-                    }
-                    print(json.dumps({**case, **report(compiled.asm["cubin"])}), flush=True)
+        for case in all_pairs(dtypes=dtypes, constants=variants, arch=(80, 90, 100)):
+            source, target = case["dtypes"]
+            compiled = compile_kernel(kernel, case["arch"], source, target, case["constants"])
+            line = {
+                "kernel": name,
+                "arch": case["arch"],
+                "source": str(source),
+                "target": str(target),
+                **{key: str(value) for key, value in case["constants"].items()},
+            }
+            print(json.dumps({**line, **report(compiled.asm["cubin"])}), flush=True)
 
 
 if __name__ == "__main__":

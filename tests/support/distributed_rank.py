@@ -7,7 +7,8 @@ import sys
 from datetime import timedelta
 
 import torch
-from pipeline_scene import HIDDEN, encode_one, expected, feature, make_cache, make_ids, make_weight
+from caches import make_cache
+from pipeline_scene import HIDDEN, encode_one, expected, feature, make_ids, make_weight
 from torch import distributed
 
 from vitcache import Chunk, Item, Span, VisionPipeline

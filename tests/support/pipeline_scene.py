@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-from vitcache import Chunk, EmbeddingCache, Item, ItemError, PinnedRing, VisionPipeline
+from vitcache import Chunk, Item, ItemError, VisionPipeline
+from vitcache.testing import inspect
 
 HIDDEN = 4
 VOCABULARY = 11
-PAGE_ROWS = 2
-
-
-@pytest.fixture(name="ring", params=["no ring", "ring"])
-def maybe_ring(request: pytest.FixtureRequest) -> Iterator[PinnedRing | None]:
-    """The ring of a pipeline, and none."""
-    if request.param == "no ring":
-        yield None
-        return
-    with PinnedRing(1 << 16, backend="host", num_threads=2) as made:
-        yield made
-
-
-def make_cache(pages: int = 64, *, levels: int = 0, **options: Any) -> EmbeddingCache:
-    width, dtype = HIDDEN * (1 + levels), options.pop("dtype", torch.float32)
-    page_bytes = PAGE_ROWS * width * dtype.itemsize
-    host_bytes = options.pop("host_pages", 0) * page_bytes
-    return EmbeddingCache(
-        width,
-        dtype=dtype,
-        device="cpu",
-        device_bytes=pages * page_bytes,
-        host_bytes=host_bytes,
-        page_rows=PAGE_ROWS,
-        **options,
-    )
 
 
 def feature(seed: int, num_rows: int) -> Tensor:
@@ -176,5 +150,5 @@ def embed(
         assert torch.equal(deepstack, wanted_levels)
     pipeline.cache.check_integrity()
     assert pipeline.cache.stats().leased_pages == 0
-    assert len(pipeline.cache._claims) == 0
+    assert inspect(pipeline.cache).num_claims == 0
     return result.errors

@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 from unittest import mock
 
-import torch
+from caches import make_cache
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import Fence
 from vitcache.pages.pool import PagePool
+from vitcache.testing import inspect
 
 
 class Event:
@@ -101,14 +103,23 @@ class StreamModel:
         else:
             self._reads[page][self.stream] = clock[self.stream]
 
+    def make_cache(self, device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
+        """Return a CPU cache with pages of one row of two elements, whose timeline is this model."""
+        with (
+            mock.patch("vitcache.cache.embedding_cache.make_timeline", return_value=self),
+            mock.patch("vitcache.cache.embedding_cache.PagePool", make_pool_type(self)),
+        ):
+            self.cache = make_cache(device_pages, host_pages, width=2, page_rows=1, **options)
+        return self.cache
+
     def note_call(self, name: str) -> None:
         """Note a call of what would be CUDA, if the cache's lock is held meanwhile."""
-        if self.cache is not None and self.cache._coordinator.lock.locked():
+        if self.cache is not None and inspect(self.cache).lock.locked():
             self.locked_calls.append(name)
 
 
-def make_cache(model: StreamModel, **arguments: object) -> EmbeddingCache:
-    """Return a CPU cache whose copies are accesses of `model`'s current stream."""
+def make_pool_type(model: StreamModel) -> type[PagePool]:
+    """Return a pool whose copies are accesses of the model's current stream."""
 
     class ModelPool(PagePool):
         def write(self, pages: Sequence[int], rows: Tensor) -> None:
@@ -124,10 +135,4 @@ def make_cache(model: StreamModel, **arguments: object) -> EmbeddingCache:
                 model.access((self.tier, page), write=True)
             super().copy_pages(pages, source, source_pages)
 
-    with (
-        mock.patch("vitcache.cache.embedding_cache.make_timeline", return_value=model),
-        mock.patch("vitcache.cache.embedding_cache.PagePool", ModelPool),
-    ):
-        cache = EmbeddingCache(2, device="cpu", dtype=torch.float32, page_rows=1, **arguments)  # type: ignore[arg-type]
-    model.cache = cache
-    return cache
+    return ModelPool

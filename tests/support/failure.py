@@ -1,0 +1,14 @@
+"""The exception that tests plant."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class Failure(Exception):
+    """A planted failure. The package raises no such error, so a test that catches it catches its own."""
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    """Raise `Failure`, whatever the arguments: the replacement for a function that must fail."""
+    raise Failure

@@ -1,0 +1,27 @@
+"""What tests see of a `PinnedRing` and a `Ticket` behind their public methods. All private access is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitcache import PinnedRing, Ticket, _native
+
+
+def native_ring(ring: PinnedRing) -> _native.Ring:
+    """Return the ring of the native module."""
+    return ring._native
+
+
+def copy_stream(ring: PinnedRing) -> Any:
+    """Return the native stream that the ring queues its copies on."""
+    return ring._native.stream
+
+
+def wait_on_stream(ticket: Ticket, stream: Any) -> None:
+    """Let a native stream wait for the copy, as `Ticket.wait` does on CUDA. The host does not wait."""
+    ticket._native.wait(stream)
+
+
+def copies_in_flight(ring: PinnedRing) -> int:
+    """Return how many copies of the ring are not complete."""
+    return sum(not ticket.is_over for ticket, *_ in list(ring._in_flight))
