@@ -1,6 +1,8 @@
 # make demo    run the main job                      ARGS="--turns 3" goes to python -m vitcache demo
-# make test    run every test
-# make setup   what both begin with: .venv, pinned dependencies, the native module
+# make test    run the tests, with the newest supported versions
+# make test-oldest  run the tests of Triton and transformers with the oldest supported versions
+# make soak    run the tests that take minutes
+# make setup   what these begin with: .venv, pinned dependencies, the native module
 # make check   linters, types, formatting            make format repairs what can be repaired, and writes the stub
 # make bench   measure                               ARGS="--cases smoke" goes to python -m vitcache bench
 # make gpu     the GPU tests, the benches and the sanitizers with the machine's own python3, no network, no .venv
@@ -13,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test setup check check-clang format bench gpu clean
+.PHONY: help demo test test-oldest soak setup check check-clang format bench gpu clean
 
 # With the repository's root on sys.path, triton_kernels/ would pass for the package of Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -64,8 +66,14 @@ demo: setup
 bench: setup
 	@$(python) -m vitcache bench $(ARGS)
 
-test: setup $(overlays:%=.overlays/%/.installed)
-	@bash tests/run.sh $(overlays)
+test: setup
+	@bash tests/run.sh test
+
+test-oldest: setup $(overlays:%=.overlays/%/.installed)
+	@bash tests/run.sh oldest $(overlays)
+
+soak: setup
+	@bash tests/run.sh soak
 
 # A dry run takes .venv where there is one, and that one is brought up to date first.
 gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
