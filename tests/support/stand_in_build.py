@@ -39,4 +39,4 @@ def build() -> Path:
         subprocess.run([cmake, "--build", BUILD, "--target", "vitcache_stand_in_runtime"], check=True)
     except subprocess.CalledProcessError as error:
         raise pytest.UsageError(f"the stand-in for the CUDA runtime could not be built: {error}") from error
-    return BUILD / "libvitcache_host_runtime.so"
+    return BUILD / "libvitcache_stand_in_runtime.so"
