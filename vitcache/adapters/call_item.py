@@ -19,7 +19,7 @@ class CallItem:
     Attributes
     ----------
     key, num_rows, rows, claim, error
-        As in `vitcache.pipeline.lookup.Wanted`. How many rows the tower gives is not known before.
+        As in `vitcache.pipeline.lookup.LookupItem`. How many rows the tower gives is not known before.
     call
         The arguments that make the stock method encode it.
     moved

@@ -1,4 +1,4 @@
-"""The pipeline: from the windows of a step to its `inputs_embeds`, each image encoded once."""
+"""The pipeline: from the chunks of a step to its `inputs_embeds`, each item encoded once."""
 
 from typing import TYPE_CHECKING
 

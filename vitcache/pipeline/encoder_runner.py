@@ -1,4 +1,4 @@
-"""Encoding what is missing: micro-batches, the next one's features on their way, failures kept apart."""
+"""`EncoderRunner`: encodes missing items in micro-batches, and one by one after a failure."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ class EncoderRunner:
     Parameters
     ----------
     encode
-        See `VisionPipeline`.
+        As in `VisionPipeline`.
     max_rows
-        Rows of a micro-batch; an item with more has one to itself.
+        Most rows of a micro-batch. An item with more rows is encoded alone.
 
     Notes
     -----
-    The encoder is called on the thread's current stream. A thread is in `exclusive` from its call of `run`
-    until it has placed or stored the rows, as the next call of the encoder may write over them.
+    The encoder is called on the calling thread's current stream. A thread stays in `exclusive` from `run`
+    until it has queued the work that places or stores the rows: the next call of the encoder may overwrite
+    them.
     """
 
     def __init__(self, encode: Encode, cache: EmbeddingCache, mover: FeatureMover, max_rows: int) -> None:
@@ -43,44 +44,45 @@ class EncoderRunner:
         self._mover = mover
         self._max_rows = max_rows
         self._lock = threading.Lock()
-        self._last: Any = None  # an event behind the last exclusive use
+        self._last_use: Any = None  # the event recorded at the end of the last exclusive use
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Have the encoder to oneself: on the host, and on the device as the current stream sees it."""
+        """Own the encoder: other threads block, and the current stream waits for the previous owner."""
         device = self._cache.device
         with self._lock:
-            if self._last is not None:
-                torch.cuda.current_stream(device).wait_event(self._last)
+            if self._last_use is not None:
+                torch.cuda.current_stream(device).wait_event(self._last_use)
             try:
                 yield
             finally:
-                self._last = record_event(device)
+                self._last_use = record_event(device)
 
     def batches(self, step_items: Sequence[StepItem]) -> list[list[StepItem]]:
-        """Cut step items into micro-batches, in order, each as full as it may be."""
+        """Split step items into micro-batches of at most `max_rows` rows, in order."""
         batches: list[list[StepItem]] = []
-        room = 0
+        rows_left = 0
         for step_item in step_items:
-            if not batches or step_item.num_rows > room:
+            if not batches or step_item.num_rows > rows_left:
                 batches.append([])
-                room = self._max_rows
+                rows_left = self._max_rows
             batches[-1].append(step_item)
-            room -= step_item.num_rows
+            rows_left -= step_item.num_rows
         return batches
 
     def run(self, step_items: Sequence[StepItem]) -> None:
-        """Encode all step items, in the caller's `exclusive`; each has `rows` or `error` when this returns.
+        """Encode all step items; on return each one has `rows` or an `error`. Call it in `exclusive`.
 
-        The rows of the last micro-batch are as the encoder gave them. It may use its memory again in the next
-        call, so those of earlier ones are written to pages, or copied where the cache has no room.
+        The encoder's next call may overwrite its rows. So the rows of every micro-batch but the last are
+        written to reserved pages, or copied if the cache rejects them. Those of the last one stay in the
+        encoder's memory.
         """
         batches = self.batches(step_items)
         fresh: list[StepItem] = []
         self.start(batches[0] if batches else [])
         self._cache.expect([step_item.num_rows for step_item in step_items if step_item.claim is not None])
         for number, batch in enumerate(batches):
-            # The copies of the next features run while these are encoded.
+            # The next features are copied to the device while this micro-batch is encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
             self.store_fresh(fresh)
             fresh = self._run_batch([step_item for step_item in batch if step_item.error is None])
@@ -88,28 +90,27 @@ class EncoderRunner:
                 step_item.feature = step_item.moved = None
 
     def encode_once_more(self, step_item: StepItem) -> Tensor:
-        """Encode an item whose rows are there, in the caller's `exclusive`; return rows in the encoder's
-        memory.
+        """Encode an item that was a hit, alone; return its rows in the encoder's memory. Call in `exclusive`.
 
         Raises
         ------
         Exception
-            What kept it from being encoded.
+            If the item cannot be loaded, copied or encoded.
         """
-        alone = StepItem(step_item.occurrences[0])
-        alone.others = step_item.others
-        alone.take_moved(step_item.moved)
-        self.start([alone])
-        step_item.ticket = alone.ticket
-        if alone.error is None:
-            [rows] = self._call([alone])
-            self._take(alone, rows)
-        if alone.error is not None:
-            raise alone.error
-        return cast("Tensor", alone.rows)
+        repeated = StepItem(step_item.occurrences[0])
+        repeated.duplicates = step_item.duplicates
+        repeated.take_moved(step_item.moved)
+        self.start([repeated])
+        step_item.ticket = repeated.ticket
+        if repeated.error is None:
+            [rows] = self._call([repeated])
+            self._accept_rows(repeated, rows)
+        if repeated.error is not None:
+            raise repeated.error
+        return cast("Tensor", repeated.rows)
 
     def start(self, step_items: Sequence[StepItem]) -> None:
-        """Begin to move the features of step items to the device, and load those that are to be loaded."""
+        """Load features, and start to move them to the device; an exception becomes the item's error."""
         for step_item in step_items:
             if step_item.moved is None and step_item.error is None:
                 try:
@@ -123,7 +124,7 @@ class EncoderRunner:
         try:
             outputs = self._call(step_items) if step_items else []
         except Exception as error:
-            # Its frames hold what the encoder had allocated, which the next one may need.
+            # The traceback keeps the encoder's tensors alive, and the next encode may need their memory.
             clear_frames(error.__traceback__)
             if len(step_items) == 1:
                 step_items[0].fail(error)
@@ -131,11 +132,11 @@ class EncoderRunner:
         if outputs is None:
             return self._run_alone(step_items)
         for step_item, rows in zip(step_items, outputs, strict=True):
-            self._take(step_item, rows)
+            self._accept_rows(step_item, rows)
         return [step_item for step_item in step_items if step_item.error is None]
 
     def _run_alone(self, step_items: list[StepItem]) -> list[StepItem]:
-        """Encode the items of a micro-batch that failed one by one, so that only the guilty ones do."""
+        """Encode the items of a failed micro-batch one by one, so that only faulty items fail."""
         fresh: list[StepItem] = []
         for step_item in step_items:
             self.store_fresh(fresh)
@@ -152,36 +153,38 @@ class EncoderRunner:
                 return [outputs.detach()]
             if outputs.dim() != 2 or len(outputs) != sum(counts):
                 shape, total = tuple(outputs.shape), sum(counts)
-                raise ValueError(f"encode returned shape {shape} for {len(items)} items of {total} rows")
+                raise ValueError(
+                    f"encode must return {total} rows for {len(items)} items, got a tensor of shape {shape}"
+                )
             return list(outputs.detach().split(counts))
         if not isinstance(outputs, list | tuple):
-            raise TypeError(f"encode must return tensors, it returned {type(outputs).__name__}")
+            raise TypeError(f"encode must return tensors, got {type(outputs).__name__}")
         if len(outputs) != len(items):
-            raise ValueError(f"encode returned {len(outputs)} tensors for {len(items)} items")
+            raise ValueError(f"encode must return {len(items)} tensors, one per item, got {len(outputs)}")
         return list(outputs)
 
-    def _take(self, step_item: StepItem, rows: Any) -> None:
-        """Let a step item have what the encoder gave for it, if that can be rows of it."""
+    def _accept_rows(self, step_item: StepItem, rows: Any) -> None:
+        """Check the rows that the encoder returned for an item, and store them or an error."""
         width, device = self._cache.row_width, self._cache.device
         if not isinstance(rows, Tensor):
-            step_item.fail(TypeError(f"encode must return tensors, one is {type(rows).__name__}"))
+            step_item.fail(TypeError(f"encode must return a tensor per item, got {type(rows).__name__}"))
         elif rows.device != device:
-            step_item.fail(ValueError(f"encode returned rows on {rows.device}, the cache is on {device}"))
+            step_item.fail(ValueError(f"encode must return rows on {device}, got rows on {rows.device}"))
         elif not can_be_stored(rows):
-            what = f"{rows.dtype} in a {rows.layout} tensor"
-            step_item.fail(TypeError(f"encode returned {what}, rows are in a dense one of {DTYPE_NAMES}"))
+            given = f"a {rows.layout} tensor of {rows.dtype}"
+            step_item.fail(TypeError(f"encode must return a dense tensor of {DTYPE_NAMES}, got {given}"))
         elif rows.dim() != 2 or rows.shape[1] != width:
             step_item.fail(
-                ValueError(f"encode returned shape {tuple(rows.shape)}, it must be (rows, {width})")
+                ValueError(f"encode must return shape (num_rows, {width}), got {tuple(rows.shape)}")
             )
         elif len(rows) != step_item.num_rows:
-            message = f"encode returned {len(rows)} rows, the item has {step_item.num_rows}"
+            message = f"encode must return {step_item.num_rows} rows for the item, got {len(rows)}"
             step_item.fail(ValueError(message), len(rows))
         else:
             step_item.rows, step_item.is_fresh = rows.detach(), True
 
     def store_fresh(self, step_items: Sequence[StepItem]) -> None:
-        """Take rows out of the encoder's memory."""
+        """Write rows from the encoder's memory to reserved pages, or copy them if the cache rejects them."""
         for step_item in step_items:
             if step_item.is_fresh and isinstance(step_item.rows, Tensor) and step_item.claim is not None:
                 reservation = step_item.claim.reserve(step_item.num_rows)

@@ -1,4 +1,4 @@
-"""Features on their way to the encoder's device."""
+"""`FeatureMover`: copies features to the encoder's device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ RING_BYTES = 128 << 20
 
 
 class MovedFeature(NamedTuple):
-    """A feature on the encoder's device, or on its way there: through a ring, or behind an event."""
+    """A feature in a tensor on the encoder's device; its copy may still be in flight.
+
+    Attributes
+    ----------
+    tensor
+        The feature.
+    ticket
+        Ticket of a copy through a ring.
+    event
+        Event behind any other copy to a CUDA device.
+    """
 
     tensor: Tensor
     ticket: Ticket | None = None
     event: Any = None
 
     def ready(self) -> Tensor:
-        """Order the current stream behind the copy, and return the tensor."""
+        """Let the current stream wait for the copy, and return the tensor. On the CPU the host waits."""
         if self.ticket is not None:
             self.ticket.wait()
         if self.tensor.device.type == "cuda":
@@ -38,16 +48,17 @@ class MovedFeature(NamedTuple):
 
 
 class FeatureMover:
-    """Moves features to one device: everything that is not there goes through the ring, on its stream.
+    """Moves features to one device: features in host memory through a ring, on the ring's stream.
 
     Parameters
     ----------
     device
-        Where the encoder is.
+        Device of the encoder.
     ring
-        None: on CUDA, one of `RING_BYTES` is made for the first feature; on the CPU nothing is moved.
+        The ring. None: on CUDA the first feature makes a ring of `RING_BYTES`; on the CPU features stay in
+        their memory, or are cast.
     dtype
-        What float32 features are cast to on the way, bfloat16 or float16. None: they stay as they are.
+        bfloat16 or float16: float32 features are cast to it. None: features keep their dtype.
 
     Notes
     -----
@@ -63,42 +74,44 @@ class FeatureMover:
         self._lock = threading.Lock()
 
     def start(self, feature: Any, *, is_cast: bool = True) -> MovedFeature:
-        """Begin to move a feature, and return before it has arrived.
+        """Start to move a feature; returns without waiting for the copy.
 
         Parameters
         ----------
         is_cast
-            False: it keeps its dtype, whatever features are cast to.
+            False: the feature keeps its dtype.
 
         Raises
         ------
         TypeError
-            If it is neither a tensor nor an array, or of a dtype that torch has not.
+            If the feature is not a tensor or a NumPy array, or torch has no dtype like the array's.
+        RuntimeError
+            If the mover is closed and would have to make a ring.
         """
         if not isinstance(feature, Tensor | np.ndarray):
-            raise TypeError(f"a feature must be a tensor or an array, it is {type(feature).__name__}")
+            raise TypeError(f"a feature must be a tensor or a NumPy array, got {type(feature).__name__}")
         if isinstance(feature, Tensor):
             feature = feature.detach()
-        # What waits here for another step must not be bound to the modes of this one.
+        # A later step may use the tensor in other modes, and autograd refuses tensors made in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             if isinstance(feature, Tensor) and feature.device.type != "cpu":
                 dtype = self._dtype_for(feature.dtype, is_cast)
-                # The host may read what comes to it at once.
-                there = feature.to(self.device, dtype, non_blocking=self.device.type != "cpu")
-                return MovedFeature(there, event=record_event(self.device))
+                # A copy to the CPU must be complete on return: the host may read it at once.
+                tensor = feature.to(self.device, dtype, non_blocking=self.device.type != "cpu")
+                return MovedFeature(tensor, event=record_event(self.device))
             ring = self._ring_for_device()
             if ring is None:
                 tensor = as_tensor(feature)
                 return MovedFeature(tensor.to(self.device, self._dtype_for(tensor.dtype, is_cast)))
             source = as_strided_view(feature)
             dtype = self._dtype_for(source.dtype, is_cast)
-            # On the ring's stream nothing is in the way of the copy: not even an encode that is under way.
+            # Allocated and written on the ring's stream, so that the copy waits for no encode in flight.
             with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
                 target = torch.empty(source.shape, dtype=dtype, device=self.device)
             return MovedFeature(target, ring.copy_to(target, feature, after=ring.stream))
 
     def close(self) -> None:
-        """Close the ring if it was made here, and make none any more."""
+        """Close the ring if the mover made it; the mover makes no further ring."""
         with self._lock:
             self._is_closed = True
             if self._owns_ring and self._ring is not None:
@@ -118,12 +131,12 @@ class FeatureMover:
 
 
 def as_tensor(feature: Tensor | np.ndarray) -> Tensor:
-    """Return a CPU tensor over an array's memory, or over a copy where torch cannot take it as it is.
+    """Return a CPU tensor that shares an array's memory, or a copy if torch cannot share it.
 
     Raises
     ------
     TypeError
-        If torch has no such dtype.
+        If torch has no dtype like the array's.
     """
     if isinstance(feature, Tensor):
         return feature

@@ -1,4 +1,4 @@
-"""What a caller tells of its requests: items, the spans of their tokens, and the window of this step."""
+"""The arguments of a step: the items of each request, their spans, and the chunk that the step computes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,56 @@ class Item:
     Parameters
     ----------
     feature
-        What the encoder takes: a CPU tensor, a NumPy array, a CUDA tensor, or a callable without arguments
-        that returns one of these. None where `rows` are given, or where a key will be found in the cache.
+        The input of the vision encoder: a CPU tensor, a NumPy array, a CUDA tensor, or a function without
+        arguments that returns one of these. The pipeline calls the function only if the item's rows are
+        missing in the cache, or if the item has no key yet and its feature must be hashed. None: the item
+        has `rows`, or its rows are expected in the cache.
     spans
-        Where its rows go, in tokens of the request's prompt: a `Span`, or a list of them in any order. None
-        or an empty list: the item is never loaded nor encoded.
+        The tokens that the item's rows are written to: a `Span`, or a sequence of spans in any order.
+        Positions are those of the whole prompt. None or an empty sequence: the item is neither loaded nor
+        encoded.
     num_rows
-        Rows that the encoder gives. None: as many as the spans reach, or as there are `rows`.
+        Number of rows that the encoder returns for the item. None: ``len(rows)``, or else the number of rows
+        that the spans need.
     key
-        32 bytes that stand for the content in the pipeline's cache; they must tell apart whatever changes the
-        rows, `encoder_kwargs` too. None: the pipeline hashes the feature.
+        32 bytes, the key of the rows in the cache. The pipeline uses the key as it is. So it must differ for
+        everything that changes the rows: content, model, `encoder_kwargs`. None: the pipeline hashes the
+        feature, `encoder_kwargs` and its own namespace.
     rows
-        Precomputed embeddings ``(n, row_width)`` in the place of a feature. They are placed as they are, and
-        not cached.
+        Precomputed rows ``(num_rows, row_width)`` in place of a feature. The pipeline places them without
+        rounding to the cache's dtype, and does not cache them.
     **encoder_kwargs
-        For the encoder, which finds them in `Item.encoder_kwargs`. Part of the key that the pipeline makes.
+        Arguments for the encoder, which reads them from `Item.encoder_kwargs`. Types as for ``extra`` of
+        `content_key`.
 
     Raises
     ------
     ValueError
-        If the spans reach beyond `num_rows`, `key` is not of 32 bytes, there are both a feature and `rows`,
-        or these are not ``(num_rows, row_width)``.
+        If the spans need more than `num_rows` rows; if `key` does not have 32 bytes; if both `feature` and
+        `rows` are given; or if the shape of `rows` is not ``(num_rows, row_width)``.
     TypeError
-        If an argument is of another type.
+        If an element of `spans` is not a `Span`, `num_rows` is not an integer, `key` is not bytes, or `rows`
+        is not a tensor.
+
+    Notes
+    -----
+    An item stores its feature and does not copy it. The pipeline remembers the computed key with the item,
+    so that later chunks do not hash the feature again. So make a new item for new content.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import Item, Span
+    >>> image = Item(torch.zeros(16, 3), Span(start=5, length=4))  # 4 rows, for tokens 5 to 8
+    >>> image.num_rows
+    4
+
+    A video in two spans, loaded from a file only if its rows are missing:
+
+    >>> frames = [Span(5, 4), Span(20, 4, source_start=4)]
+    >>> video = Item(lambda: torch.load("frames.pt"), frames, key=bytes(32))
+    >>> video.num_rows
+    8
     """
 
     __slots__ = ("digest", "encoder_kwargs", "feature", "key", "num_rows", "rows", "spans")
@@ -64,20 +91,20 @@ class Item:
         self.spans: tuple[Span, ...] = tuple(spans or ())
         for span in self.spans:
             if not isinstance(span, Span):
-                raise TypeError(f"spans must be Span, one is {type(span).__name__}")
-        reached = max((span.source_start + span.length for span in self.spans), default=0)
+                raise TypeError(f"spans must be Span objects, got {type(span).__name__}")
+        needed = max((span.source_start + span.length for span in self.spans), default=0)
         if num_rows is None:
-            num_rows = reached if rows is None else len(rows)
+            num_rows = needed if rows is None else len(rows)
         self.num_rows = index(num_rows)
-        if self.num_rows < reached:
-            raise ValueError(f"the spans reach row {reached}, the item has num_rows {self.num_rows}")
+        if self.num_rows < needed:
+            raise ValueError(f"the spans need {needed} rows, but num_rows is {self.num_rows}")
         if key is not None:
             check_key(key)
         self.feature = feature
         self.key = key
         self.rows = rows
         self.encoder_kwargs = encoder_kwargs
-        # The key that a pipeline made, and its namespace, so that later chunks need not hash again.
+        # The namespace and the key that a pipeline computed, so that later chunks do not hash again.
         self.digest: tuple[bytes, bytes] | None = None
 
     def __repr__(self) -> str:
@@ -85,16 +112,30 @@ class Item:
 
 
 class Items(Sequence[Item]):
-    """The items of one request, sorted once: a step finds those of its window without a look at the others.
+    """The items of one request, sorted by their spans, so that a step finds those of its chunk by bisection.
 
-    A `Chunk` makes one of any sequence; whoever sends many chunks of one request makes it once.
+    `Chunk` accepts any sequence of items, and sorts it. For a request of several chunks, make one `Items`
+    object and pass it to every chunk: then the items are sorted once. An immutable sequence.
+
+    Raises
+    ------
+    TypeError
+        If an element of `items` is not an `Item`.
+
+    Examples
+    --------
+    >>> from vitcache import Chunk, Item, Items, Span
+    >>> request = Items([Item(None, Span(2, 4), key=bytes(32)), Item(None, Span(9, 4), key=bytes(32))])
+    >>> chunks = [Chunk(request, 0, 8), Chunk(request, 8, 8)]
+    >>> request.within(8, 16)  # the second item overlaps tokens 8 to 15
+    {1: [Span(start=9, length=4, source_start=0)]}
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = tuple(items)
         for position, item in enumerate(self._items):
             if not isinstance(item, Item):
-                raise TypeError(f"item {position} must be an Item, it is {type(item).__name__}")
+                raise TypeError(f"item {position} must be an Item, got {type(item).__name__}")
         self._spans = sorted(
             (span.start, position, span)
             for position, item in enumerate(self._items)
@@ -102,15 +143,16 @@ class Items(Sequence[Item]):
             if span.length
         )
         self._starts = [start for start, _, _ in self._spans]
-        # Where none up to here ends behind a token, none before it does.
+        # The largest `stop` of the spans up to each one. It never decreases, so it can be bisected.
         self._furthest = list(accumulate((span.stop for _, _, span in self._spans), max))
 
     def within(self, start: int, stop: int) -> dict[int, list[Span]]:
-        """Return the items that overlap ``[start, stop)`` by position, in the order of their first tokens
-        there, each with its spans that do.
+        """Return the items that overlap tokens ``[start, stop)``, by position in this sequence.
+
+        Each value lists the item's overlapping spans. Items are in the order of their first tokens there.
         """
         found: dict[int, list[Span]] = {}
-        if start == stop:  # it may lie within a span, and overlaps none
+        if start == stop:  # an empty range overlaps nothing, even inside a span
             return found
         first = bisect_right(self._furthest, start)
         for _, position, span in self._spans[first : bisect_left(self._starts, stop)]:
@@ -130,23 +172,33 @@ class Items(Sequence[Item]):
 
 
 class Chunk:
-    """The window of one request in one step: its tokens ``[start, start + length)``.
+    """The tokens of one request that a step computes: ``[start, start + length)`` of its prompt.
 
     Parameters
     ----------
     items
-        All items of the request, of which the window may touch some; best an `Items`.
+        All items of the request, including those outside of the chunk. If the request has several chunks,
+        pass an `Items` object.
     start, length
-        The window, in tokens of the request's prompt.
+        First token and number of tokens, counted in the whole prompt, as the spans of the items are.
     token_offset
-        Where the window begins in the tokens of the batch.
+        Position of the chunk's first token in the `input_ids` of the batch.
 
     Raises
     ------
     ValueError
-        If a number is negative.
+        If `start`, `length` or `token_offset` is negative.
     TypeError
-        If a number is no int, or an item no `Item`.
+        If one of the three is not an integer, or an element of `items` is not an `Item`.
+
+    Examples
+    --------
+    Two requests in one batch of 12 tokens. The first one computes tokens 8 to 15 of its prompt, the second
+    one tokens 0 to 3:
+
+    >>> from vitcache import Chunk, Item, Span
+    >>> first = [Item(None, Span(6, 4), key=bytes(32))]  # the step writes the last 2 of its 4 rows
+    >>> batch = [Chunk(first, 8, 8), Chunk([], 0, 4, token_offset=8)]
     """
 
     __slots__ = ("items", "length", "start", "token_offset")
@@ -156,7 +208,7 @@ class Chunk:
         for name, value in (("start", start), ("length", length), ("token_offset", token_offset)):
             number = index(value)
             if number < 0:
-                raise ValueError(f"{name} is {number}, it must be at least 0")
+                raise ValueError(f"{name} must be at least 0, got {number}")
             setattr(self, name, number)
 
     start: int
@@ -169,9 +221,9 @@ class Chunk:
 
 def _check_rows(rows: Any, feature: Any, num_rows: int | None) -> None:
     if not isinstance(rows, Tensor):
-        raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
+        raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
     if feature is not None:
-        raise ValueError("an item has a feature or rows, not both")
+        raise ValueError("an item takes either a feature or rows, got both")
     if rows.dim() != 2 or num_rows not in (None, len(rows)):
         expected = "num_rows" if num_rows is None else num_rows
-        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be ({expected}, row_width)")
+        raise ValueError(f"rows must have shape ({expected}, row_width), got {tuple(rows.shape)}")

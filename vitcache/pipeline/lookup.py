@@ -1,4 +1,4 @@
-"""Which wanted rows the cache serves, and which are this caller's to encode."""
+"""Look-up of a step's items: lease the rows in the cache, and claim the keys of missing ones."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from vitcache.pipeline.step_item import StepItem
 Agree = Callable[[Tensor], Tensor]
 
 
-class Wanted(Protocol):
-    """Rows that somebody wants.
+class LookupItem(Protocol):
+    """An item as the functions of this module see it.
 
     Attributes
     ----------
     key
-        Under which they are kept. None: they are no matter of the cache.
+        Key of the rows in the cache. None: the item is neither looked up nor claimed.
     num_rows
-        How many there are to be. None: any number.
+        Expected number of rows. None: any number.
     rows
-        Where they are. None: nowhere yet.
+        The rows, if they exist. The look-up stores the lease of a hit here.
     claim
-        The right to encode them, or a claim of another, once they were looked up in vain.
+        The claim on `key`, set if the look-up missed. Another caller may own it.
     error
-        Why there will be none.
+        Why the item has no rows. An item with an error is not looked up.
     """
 
     rows: Any
@@ -47,96 +47,117 @@ class Wanted(Protocol):
         """See above."""
 
 
-W = TypeVar("W", bound=Wanted)
+ItemT = TypeVar("ItemT", bound=LookupItem)
 
 
-def look_up(cache: EmbeddingCache, wanted: list[W], leases: list[Lease], held: ExitStack) -> list[W]:
-    """Lease what is there, claim what is missing until `held` ends, and return that.
+def look_up(
+    cache: EmbeddingCache, items: list[ItemT], leases: list[Lease], cleanup: ExitStack
+) -> list[ItemT]:
+    """Lease the rows of items in the cache, claim the missing keys, and return the missing items.
 
-    Waits while another thread encodes one of them. Leases are added to `leases`, whose owner releases them.
+    On return this caller owns the claim on every returned item that has a key. If another caller owns one of
+    them, the host waits for that owner and looks up again.
+
+    Parameters
+    ----------
+    leases
+        Receives the leases. The caller releases them.
+    cleanup
+        Releases the claims when it closes.
     """
-    missing = wanted
+    missing = items
     while True:
         missing = _lease(cache, missing, leases)
         if not missing:
             return missing
         with ExitStack() as claims:
             claim_all(cache, missing, claims)
-            busy = [one.claim for one in missing if one.claim is not None and not one.claim.is_mine]
-            # What is there by now was entered since its look-up.
-            if not busy and not any(one.key in cache for one in missing if one.key is not None):
-                held.push(claims.pop_all())
+            busy = [item.claim for item in missing if item.claim is not None and not item.claim.is_mine]
+            # An entry may have been inserted between the look-up and the claim.
+            if not busy and not any(item.key in cache for item in missing if item.key is not None):
+                cleanup.push(claims.pop_all())
                 return missing
-        # Our own claims are given back by now: two that hold some must not wait for each other.
+        # Here our own claims are released: two callers that wait with claims could wait for each other.
         if busy:
             busy[0].wait()
 
 
-def claim_all(cache: EmbeddingCache, wanted: Iterable[Wanted], held: ExitStack) -> None:
-    """Claim every key until `held` ends. Nobody is waited for: a claim may be another's."""
-    claims: dict[bytes, Claim] = {}  # two can have one key, and other numbers of rows
-    for one in wanted:
-        if one.key is not None:
-            if one.key not in claims:
-                claims[one.key] = held.enter_context(cache.claim(one.key))
-            one.claim = claims[one.key]
+def claim_all(cache: EmbeddingCache, items: Iterable[LookupItem], cleanup: ExitStack) -> None:
+    """Claim the key of every item until `cleanup` closes; never waits.
+
+    If another caller owns a key, ``item.claim.is_mine`` is False.
+    """
+    claims: dict[bytes, Claim] = {}  # items with one key and different numbers of rows share a claim
+    for item in items:
+        if item.key is not None:
+            if item.key not in claims:
+                claims[item.key] = cleanup.enter_context(cache.claim(item.key))
+            item.claim = claims[item.key]
 
 
-def hits(wanted: Iterable[W]) -> Iterator[tuple[W, bytes, Lease]]:
-    """Yield what the cache served, with key and lease."""
-    for one in wanted:
-        if one.key is not None and isinstance(one.rows, Lease):
-            yield one, one.key, one.rows
+def hits(items: Iterable[ItemT]) -> Iterator[tuple[ItemT, bytes, Lease]]:
+    """Yield each item that the cache served, with its key and its lease."""
+    for item in items:
+        if item.key is not None and isinstance(item.rows, Lease):
+            yield item, item.key, item.rows
 
 
 def look_up_together(
-    cache: EmbeddingCache, step_items: list[StepItem], leases: list[Lease], held: ExitStack, agree: Agree
+    cache: EmbeddingCache, step_items: list[StepItem], leases: list[Lease], cleanup: ExitStack, agree: Agree
 ) -> list[StepItem]:
-    """Lease what is there; return what all ranks are to encode, there or not.
+    """Lease the rows of items in the cache, and return the items that all ranks encode, hits included.
 
-    What is missing is loaded before: a rank that failed to load an item later would leave it out of an encode
-    that the others are in. Nobody is waited for, as other ranks may not wait: a claim is taken along for its
-    epoch, whoever has it.
+    Missing features are loaded before `agree` is called: a rank that failed to load one later would be absent
+    from an encode that the other ranks take part in. The host never waits for the owner of a claim, because
+    the other ranks may not wait. A claim that another caller owns still fixes the epoch of the rows.
+
+    Parameters
+    ----------
+    leases, cleanup
+        As in `look_up`.
 
     Raises
     ------
     ValueError
-        If `agree` returns no flags, clears one, or wants an item that failed on this rank.
+        If `agree` does not return one flag per item, clears the flag of a missing item, or sets the flag of
+        an item that failed on this rank.
     """
-    featured = [step_item for step_item in step_items if step_item.item.rows is None]
-    if not featured:
+    encodable = [step_item for step_item in step_items if step_item.item.rows is None]
+    if not encodable:
         return []
-    for step_item in _lease(cache, featured, leases):
+    for step_item in _lease(cache, encodable, leases):
         step_item.try_load()
-    miss = torch.tensor([step_item.is_missing for step_item in featured], device="cpu")
+    miss = torch.tensor([step_item.is_missing for step_item in encodable], device="cpu")
     agreed = agree(miss.clone())
     if not isinstance(agreed, Tensor) or agreed.dtype != torch.bool or agreed.shape != miss.shape:
-        raise ValueError(f"agree must return {len(miss)} flags as a bool tensor, it returned {agreed!r}")
+        raise ValueError(f"agree must return a bool tensor of {len(miss)} flags, got {agreed!r}")
     flags = agreed.tolist()
-    for number, (step_item, flag) in enumerate(zip(featured, flags, strict=True)):
+    for number, (step_item, flag) in enumerate(zip(encodable, flags, strict=True)):
         if flag:
             step_item.try_load()
         if step_item.is_missing and not flag:
-            raise ValueError(f"agree cleared flag {number}, of an item that is missing here")
+            raise ValueError(f"agree cleared flag {number}, but its item is missing on this rank")
         if flag and step_item.error is not None:
-            raise ValueError(f"agree set flag {number}, of an item that failed here") from step_item.error
-    missing = [step_item for step_item, flag in zip(featured, flags, strict=True) if flag]
+            raise ValueError(
+                f"agree set flag {number}, but its item failed on this rank"
+            ) from step_item.error
+    missing = [step_item for step_item, flag in zip(encodable, flags, strict=True) if flag]
     for step_item in missing:
         step_item.rows = None
-    claim_all(cache, missing, held)
+    claim_all(cache, missing, cleanup)
     return missing
 
 
-def _lease(cache: EmbeddingCache, wanted: Iterable[W], leases: list[Lease]) -> list[W]:
-    """Lease what is there; return what is missing."""
-    missing: list[W] = []
-    for one in wanted:
-        if one.rows is not None or one.error is not None:
+def _lease(cache: EmbeddingCache, items: Iterable[ItemT], leases: list[Lease]) -> list[ItemT]:
+    """Look up the items that have neither rows nor an error; return the misses."""
+    missing: list[ItemT] = []
+    for item in items:
+        if item.rows is not None or item.error is not None:
             continue
-        lease = None if one.key is None else cache.get(one.key, num_rows=one.num_rows)
+        lease = None if item.key is None else cache.get(item.key, num_rows=item.num_rows)
         if lease is None:
-            missing.append(one)
+            missing.append(item)
         else:
-            one.rows = lease
+            item.rows = lease
             leases.append(lease)
     return missing

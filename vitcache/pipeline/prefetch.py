@@ -1,4 +1,4 @@
-"""Prefetch: a worker thread that hashes, moves and encodes what a later chunk will need."""
+"""Prefetch: the worker thread that hashes, copies and encodes the items of later chunks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ Work = Callable[["Prefetch"], None]
 
 logger = logging.getLogger("vitcache.prefetch")
 
-# Steps ahead that wait for the worker; more would be of requests that a scheduler may drop yet.
-MOST_WAITING = 16
+# Most prefetches that wait or run at once. A scheduler may still drop the requests of later ones.
+MAX_UNFINISHED = 16
 
 
 class Prefetch:
-    """Work that was handed to the worker; made by `VisionPipeline.prefetch`. Any thread may use it.
+    """The handle of one prefetch; made by `VisionPipeline.prefetch`. Any thread may use it.
 
     Attributes
     ----------
     is_refused
-        Whether too much work was waiting, so that nothing will be done.
+        Whether the pipeline had too many unfinished prefetches. A refused prefetch does nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=4096)
+    >>> with VisionPipeline(lambda features, items: features, cache) as pipeline:
+    ...     handle = pipeline.prefetch([Chunk([Item(torch.ones(3, 2), Span(0, 3))], 0, 4)])
+    ...     handle.wait(timeout_s=60)
+    >>> handle.done, len(cache)
+    (True, 1)
     """
 
     def __init__(self) -> None:
@@ -33,38 +44,41 @@ class Prefetch:
         self._future: Future[None] | None = None
 
     def cancel(self) -> None:
-        """Do no more of it; what is being encoded is finished. After its end does nothing."""
+        """Stop the prefetch; a micro-batch that is being encoded is finished. Does nothing if it is done.
+
+        Features that were already copied to the device stay there: `VisionPipeline.cancel` frees them, too.
+        """
         self._cancelled.set()
         if self._future is not None:
             self._future.cancel()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nothing new shall be begun."""
+        """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will be done."""
+        """Whether the prefetch was finished, cancelled before it began, or refused."""
         return self._future is None or self._future.done()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until nothing more will be done.
+        """Block the host until the prefetch is done. Its work on the device may still be in flight.
 
         Raises
         ------
         TimeoutError
-            If that takes longer than `timeout_s` seconds.
+            If the prefetch is not done within `timeout_s` seconds. None: no limit.
         """
         if self._future is not None and wait([self._future], timeout_s).not_done:
             raise TimeoutError(f"the prefetch was not done within {timeout_s} s")
 
 
 class PrefetchWorker:
-    """One worker thread, and what waits for it. Any thread may call; only `close` waits for the worker.
+    """One worker thread and its queue. Any thread may call any method; only `close` waits for the worker.
 
-    The thread is a daemon, as an interpreter that ends would else wait for all that is queued. At exit it is
-    stopped and waited for.
+    The thread is a daemon: otherwise the interpreter would finish all queued work before it exits. At exit
+    the worker is stopped and joined.
     """
 
     def __init__(self) -> None:
@@ -75,35 +89,37 @@ class PrefetchWorker:
         self._closed = False
 
     def submit(self, work: Work) -> Prefetch:
-        """Let the worker do something, unless too much is waiting. What it raises is logged.
+        """Queue work for the worker, or refuse it if `MAX_UNFINISHED` prefetches are unfinished.
+
+        Exceptions of the work are logged.
 
         Raises
         ------
         RuntimeError
-            If this was closed.
+            If the worker is closed.
         """
         handle = Prefetch()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pipeline was closed")
-            self._handles = {other for other in self._handles if not other.done}
-            if len(self._handles) >= MOST_WAITING:
+            self._handles = {known for known in self._handles if not known.done}
+            if len(self._handles) >= MAX_UNFINISHED:
                 handle.is_refused = True
                 return handle
             if self._thread is None:
                 thread = threading.Thread(
-                    target=_work, args=(self._queue,), name="vitcache-prefetch", daemon=True
+                    target=_run_worker, args=(self._queue,), name="vitcache-prefetch", daemon=True
                 )
                 thread.start()
                 self._thread = thread
-                _started.add(self)
+                _started_workers.add(self)
             handle._future = Future()
             self._handles.add(handle)
             self._queue.put((handle, work))
         return handle
 
     def close(self) -> None:
-        """Cancel everything, and wait for what is under way. A second call does nothing."""
+        """Cancel all prefetches, and wait for the one that runs. A second call does nothing."""
         with self._lock:
             self._closed = True
         self.stop()
@@ -112,33 +128,33 @@ class PrefetchWorker:
             thread.join()
 
     def stop(self) -> None:
-        """Cancel everything, and let the thread end; takes no lock and never waits, for finalizers."""
+        """Cancel all prefetches and end the thread. Takes no lock and never waits, for finalizers."""
         self._closed = True
         for handle in tuple(self._handles):
             handle.cancel()
         self._queue.put(None)
 
 
-_started: WeakSet[PrefetchWorker] = WeakSet()
+_started_workers: WeakSet[PrefetchWorker] = WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for worker in tuple(_started):
+    for worker in tuple(_started_workers):
         worker.close()
 
 
-def _work(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
+def _run_worker(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
     while (task := queue.get()) is not None:
         handle, work = task
         future = handle._future
         if future is not None and future.set_running_or_notify_cancel():
             try:
                 work(handle)
-            except BaseException:  # whatever a feature's callable raises: the next prefetch needs this thread
-                # The step that needs the items does the work itself, and reports what is wrong with it.
+            except BaseException:  # a feature's callable may raise SystemExit; the thread must go on
+                # The step that needs the items repeats the work, and reports their errors.
                 logger.warning("a prefetch failed", exc_info=True)
             finally:
                 future.set_result(None)
-        # What it holds must not live until the next one comes.
+        # Free the features of this prefetch now: `queue.get` may block for long.
         del task, handle, work, future

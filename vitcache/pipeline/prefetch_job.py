@@ -1,4 +1,4 @@
-"""What the worker thread does for a prefetch: encode what a later chunk needs, or only move its features."""
+"""`PrefetchJob`: the work of one prefetch, which encodes items, or only moves their features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FindStepItems = Callable[[Sequence[Occurrence]], list[StepItem]]
 
 
 class PrefetchJob:
-    """Works on one prefetch at a time, in the worker thread, on a stream of its own."""
+    """Runs prefetches in the worker thread, one at a time, on a stream of its own."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class PrefetchJob:
     def work(
         self, chunks: Sequence[Chunk], encode: bool, modes: TorchModes, ready: Any, handle: Prefetch
     ) -> None:
-        """Do what is missing, micro-batch by micro-batch, until the prefetch is cancelled.
+        """Encode the missing items, or move their features, until the prefetch is cancelled.
 
-        `ready` is an event of the caller's stream, behind what its features and weights come from.
+        `ready` is an event of the caller's stream. Work queued before it may produce features and weights.
         """
         if self._cache.device.type == "cuda" and self._stream is None:
             self._stream = torch.cuda.Stream(self._cache.device)
@@ -52,7 +52,7 @@ class PrefetchJob:
             stream.wait_event(ready)
         with modes.apply(streams):
             missing = [
-                step_item for step_item in self._find_step_items(plan(chunks)) if self._is_new(step_item)
+                step_item for step_item in self._find_step_items(plan(chunks)) if self._must_encode(step_item)
             ]
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
@@ -63,38 +63,39 @@ class PrefetchJob:
                     self._runner.start([*batch, *following])
                     self._encode(batch)
                 else:
-                    self._stage(batch, handle)
+                    self._move_features(batch, handle)
 
-    def _is_new(self, step_item: StepItem) -> bool:
+    def _must_encode(self, step_item: StepItem) -> bool:
         return step_item.is_missing and step_item.key is not None and step_item.key not in self._cache
 
-    def _stage(self, batch: list[StepItem], handle: Prefetch) -> None:
-        """Move features to the device, to wait there."""
+    def _move_features(self, batch: list[StepItem], handle: Prefetch) -> None:
+        """Move features to the device, and keep them for the step that encodes them."""
         for step_item in batch:
-            if step_item.identity not in self._prefetched and self._prefetched.has_room:
+            if step_item.identity not in self._prefetched and self._prefetched.has_free_bytes:
                 self._runner.start([step_item])
                 if step_item.moved is not None:
                     self._prefetched.add(step_item.identity, step_item.moved, handle)
-                    if not self._is_new(step_item):  # the step was faster
+                    if not self._must_encode(step_item):  # a step has encoded it since
                         self._prefetched.take(step_item.identity)
         wait_until_read(batch)
         if handle.is_cancelled:
             self._prefetched.drop(handle)
 
     def _encode(self, batch: list[StepItem]) -> None:
-        """Encode what nobody else is encoding, and enter it."""
-        with ExitStack() as held:
-            held.callback(wait_until_read, batch)
-            claim_all(self._cache, batch, held)
+        """Encode the items of a micro-batch that no other caller encodes, and insert their rows."""
+        with ExitStack() as cleanup:
+            cleanup.callback(wait_until_read, batch)
+            claim_all(self._cache, batch, cleanup)
             missing = [
                 step_item
                 for step_item in batch
-                if step_item.claim is not None and step_item.claim.is_mine and self._is_new(step_item)
+                if step_item.claim is not None and step_item.claim.is_mine and self._must_encode(step_item)
             ]
             with self._runner.exclusive():
                 self._runner.run(missing)
                 self._runner.store_fresh(missing)
-            wait_until_read(missing)  # whoever finds the rows may change the features
+            # Before the insert: a caller that finds the rows may change the features.
+            wait_until_read(missing)
             for step_item in missing:
                 if isinstance(step_item.rows, Reservation):
-                    held.enter_context(step_item.rows).commit()
+                    cleanup.enter_context(step_item.rows).commit()

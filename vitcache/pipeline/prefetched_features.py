@@ -1,4 +1,4 @@
-"""Features that were moved to the device before the step that encodes them."""
+"""`PrefetchedFeatures`: features on the device, until the step that encodes them."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from collections.abc import Hashable
 
 from vitcache.pipeline.feature_mover import MovedFeature
 
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 
 
 class PrefetchedFeatures:
-    """MovedFeature features by item, in about `most_bytes`. Any thread may call."""
+    """Moved features by item, up to about `max_bytes` bytes. Any thread may call any method."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._features: dict[Hashable, tuple[MovedFeature, object]] = {}
-        self._bytes_left = most_bytes
+        self._free_bytes = max_bytes
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Return the number of features that wait."""
+        """Return the number of features."""
         return len(self._features)
 
     def __contains__(self, item: Hashable) -> bool:
         return item in self._features
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more feature may be added: the last one may go beyond the limit."""
-        return self._bytes_left > 0
+    def has_free_bytes(self) -> bool:
+        """Whether one more feature may be added. The last one may exceed the limit."""
+        return self._free_bytes > 0
 
     def add(self, item: Hashable, moved: MovedFeature, owner: object) -> None:
-        """Keep an item's feature for the step that takes it, or until its owner drops it."""
+        """Keep an item's feature until a step takes it or `owner` drops it; does nothing if one is kept."""
         with self._lock:
             if item not in self._features:
                 self._features[item] = moved, owner
-                self._bytes_left -= moved.tensor.nbytes
+                self._free_bytes -= moved.tensor.nbytes
 
     def take(self, item: Hashable) -> MovedFeature | None:
-        """Take an item's feature out, if it is there."""
+        """Remove and return an item's feature, or return None."""
         if item not in self._features:
             return None
         with self._lock:
             moved, _ = self._features.pop(item, (None, None))
             if moved is not None:
-                self._bytes_left += moved.tensor.nbytes
+                self._free_bytes += moved.tensor.nbytes
             return moved
 
     def drop(self, owner: object) -> None:
-        """Take out all that one owner added."""
-        for item, (_, its_owner) in list(self._features.items()):
-            if its_owner is owner:
+        """Remove all features that `owner` added."""
+        for item, (_, feature_owner) in list(self._features.items()):
+            if feature_owner is owner:
                 self.take(item)
 
     def clear(self) -> None:
-        """Take out everything."""
+        """Remove all features."""
         for item in list(self._features):
             self.take(item)

@@ -1,4 +1,4 @@
-"""What a step came to: its `inputs_embeds`, and the items that are missing in it."""
+"""The result of a step: its `inputs_embeds`, and the errors of single items."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ from vitcache.pipeline.step_item import StepItem
 
 
 class ItemError(NamedTuple):
-    """Why the rows of an item are zero.
+    """Why the rows of one item are zero in `inputs_embeds`.
 
     Attributes
     ----------
     chunk, item
-        Which: ``chunks[chunk].items[item]``.
-    expected, found
-        Rows that it was to have, and those that the encoder gave; `found` is None if it gave none.
+        Indices: the item is ``chunks[chunk].items[item]``.
+    expected
+        Rows that the item should have: `Item.num_rows`.
+    found
+        Rows that the encoder returned, if their number was wrong. Else None.
     cause
-        What was raised, or a ValueError about the number of rows.
+        The exception of the load, the hash, the copy or the encode; a ValueError if the number of rows was
+        wrong.
+
+    Examples
+    --------
+    >>> from vitcache import ItemError
+    >>> error = ItemError(chunk=0, item=2, expected=880, found=None, cause=OSError("damaged file"))
+    >>> f"item {error.item} of chunk {error.chunk} failed: {error.cause}"
+    'item 2 of chunk 0 failed: damaged file'
     """
 
     chunk: int
@@ -31,14 +41,38 @@ class ItemError(NamedTuple):
 
 
 class EmbedResult(NamedTuple):
-    """What `VisionPipeline.embed` built, and the items that are missing in it, by chunk and item."""
+    """The result of `VisionPipeline.embed`, which unpacks as a pair.
+
+    Attributes
+    ----------
+    inputs_embeds
+        ``input_ids.shape + (H,)``: the rows of text and of all items. The rows of failed items are zero.
+    errors
+        One `ItemError` per occurrence of a failed item, sorted by chunk and item. Empty: the step is
+        complete.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+    >>> def encode(features, items):
+    ...     raise OSError("damaged image")
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=4096)
+    >>> chunk = Chunk([Item(torch.ones(1, 2), Span(1, 1))], 0, 2)
+    >>> with VisionPipeline(encode, cache) as pipeline:
+    ...     inputs_embeds, errors = pipeline.embed([chunk], torch.tensor([0, 0]), torch.ones(1, 2))
+    >>> inputs_embeds.tolist()  # token 0 is text, token 1 belongs to the failed item
+    [[1.0, 1.0], [0.0, 0.0]]
+    >>> errors[0].cause
+    OSError('damaged image')
+    """
 
     inputs_embeds: Tensor
     errors: list[ItemError]
 
 
 def list_errors(step_items: Iterable[StepItem]) -> list[ItemError]:
-    """Return an error per occurrence of an item without rows, by chunk and item."""
+    """Return one error per occurrence of a failed item, sorted by chunk and item."""
     errors = [
         ItemError(
             occurrence.chunk, occurrence.position, step_item.item.num_rows, step_item.found, step_item.error

@@ -1,4 +1,4 @@
-"""Shadow mode: now and then a hit is encoded again, to see whether the cached rows are still those."""
+"""Shadow mode: a sample of the hits is encoded again, to compare the cached rows with new ones."""
 
 from __future__ import annotations
 
@@ -22,33 +22,44 @@ logger = logging.getLogger("vitcache.shadow")
 
 
 class Shadow:
-    """Chooses hits to be encoded again, and reports how far their cached rows are from fresh ones.
+    """Samples hits that are encoded again, and reports how much their cached rows differ from new rows.
 
-    It finds what no key and no checksum can: entries that were right once, and are not since the weights, the
-    processor or a kernel changed. It is for `VisionPipeline`, or whoever encodes; `attach` makes its own.
-
-    Items are encoded alone: where the last bits of a tower's rows depend on what it encodes beside, a small
-    difference is no fault.
+    It finds entries that were right once, but are outdated because the weights, the processor or a kernel
+    changed. Keys and checksums cannot find those. Pass it to `VisionPipeline`, or call it from an encoder of
+    your own; `attach` makes its own.
 
     Parameters
     ----------
     every
-        One hit in so many is chosen: the last of them.
+        Every `every`-th hit is chosen.
     report
-        Called with the key and the largest absolute difference of two elements, after each comparison: 0.0
-        where all are equal, infinity where the shapes are not.
+        ``report(key, difference)`` is called after each comparison, with the largest absolute difference of
+        two elements in float32: 0.0 if the rows are equal, infinity if their shapes differ.
 
     Raises
     ------
     TypeError
-        If `every` is no int.
+        If `every` is not an int.
     ValueError
-        If it is less than 1.
+        If `every` is less than 1.
 
     Notes
     -----
-    Any thread may call. `report` runs in the thread that checks, which has the encoder of a pipeline to
-    itself meanwhile: `report` may call the cache, but no pipeline.
+    Any thread may call any method. `report` runs in the thread that checks. In a pipeline that thread owns
+    the encoder: `report` may call the cache, but must not call the pipeline.
+
+    A hit is encoded alone. The last bits of a tower's rows may depend on the other items of the same call; a
+    small difference is then not an error.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import Shadow
+    >>> shadow = Shadow(1000, lambda key, difference: print("differs by", difference))
+    >>> shadow.check(bytes(32), torch.zeros(2, 4), lambda: torch.full((2, 4), 0.25))
+    differs by 0.25
+
+    `VisionPipeline(encode, cache, shadow=shadow)` checks every 1000th hit.
     """
 
     def __init__(self, every: int, report: Callable[[bytes, float], object]) -> None:
@@ -57,45 +68,45 @@ class Shadow:
         self._hits = itertools.count(1)
 
     def wants(self) -> bool:
-        """Count a hit; return whether it is to be encoded again."""
+        """Count one hit, and return whether it is chosen."""
         return next(self._hits) % self._every == 0
 
     def choose(self, hits: Iterable[tuple[T, bytes, Lease]]) -> list[tuple[T, bytes, Tensor]]:
-        """Count hits, each an item with its key and lease; return those that are to be encoded again.
+        """Count hits, each an item with its key and lease, and return the chosen ones.
 
-        Each comes with a copy of its rows, so that its lease may be released.
+        The lease is replaced by a copy of its rows, made on the current stream, so that it can be released.
         """
         return [(item, key, lease.to_tensor()) for item, key, lease in hits if self.wants()]
 
     def check(self, key: bytes, cached: Tensor, encode: Callable[[], Tensor]) -> None:
-        """Encode again, compare on the current stream, wait for the result and report it.
+        """Encode a hit again, compare the rows on the current stream, wait for the result and report it.
 
-        What is raised meanwhile is logged, and nothing is reported: what was cached is served all the same.
+        An exception of `encode` or `report` is logged and not raised: the check must not fail the step.
 
         Parameters
         ----------
         key
-            Of the entry.
+            Key of the entry.
         cached
-            Its rows ``(num_rows, row_width)``, such as from `Lease.to_tensor`.
+            Rows of the entry, ``(num_rows, row_width)``, for instance from `Lease.to_tensor`.
         encode
-            Returns what the encoder gives for its item now. It is rounded to the dtype of `cached`, as a
-            `put` would round it.
+            Function without arguments that encodes the item and returns its rows. They are rounded to the
+            dtype of `cached`, as `put` rounds them.
         """
         try:
             fresh = encode().detach().to(cached.device, cached.dtype)
             self._report(key, largest_difference(cached, fresh))
         except Exception:
-            logger.exception("entry %s could not be compared with its item encoded again", key.hex())
+            logger.exception("the shadow check of entry %s failed", key.hex())
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest absolute difference of two elements in float32; two NaN do not differ."""
+    """Return the largest absolute difference of two elements in float32; two NaN count as equal."""
     if first.shape != second.shape:
         return math.inf
     if first.numel() == 0:
         return 0.0
     first, second = first.float(), second.float()
-    same = (first == second) | (first.isnan() & second.isnan())
-    apart = (first - second).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-    return float(torch.where(same, 0.0, apart).max())
+    is_equal = (first == second) | (first.isnan() & second.isnan())
+    difference = (first - second).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(torch.where(is_equal, 0.0, difference).max())

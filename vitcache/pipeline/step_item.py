@@ -1,4 +1,4 @@
-"""What a step needs: each item once, wherever it appears, and where its rows come from."""
+"""`StepItem`: one item of a step, however often it occurs, with its key, its feature and its rows."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ from vitcache.ring.ticket import Ticket
 
 
 class StepItem:
-    """One item that a step needs, and what becomes of it.
+    """One item that a step needs, and the state of its rows.
 
     Attributes
     ----------
     item, occurrences
-        The first of the equal items, and where all of them are in the batch.
+        The first of the equal items, and the occurrences of all of them in the batch.
     num_rows
         Rows of the item.
-    others
-        Step items of equal items, which may have the feature where this one has none.
+    duplicates
+        Step items with equal items. If the feature of this one cannot be loaded, `load` uses one of theirs.
     key
-        Under which its rows are kept. None: it has precomputed rows, or no key could be made.
+        Key of the rows in the cache. None: the item has precomputed rows, or hashing failed.
     feature
-        What a callable has loaded. None: the item's own, or not loaded yet.
+        The loaded feature. None: not loaded yet.
     moved, ticket
-        The feature on its way to the device, until it was encoded; and what tells when its source was read.
+        The feature on the encoder's device, until it is encoded; and the ticket of its copy, if it was
+        copied through a ring.
     claim
-        The right to encode it, through which its rows are entered; while it is looked up, perhaps another's.
+        The claim on `key`, through which the rows are inserted. Another caller may own it.
     rows
-        Where its rows are: in the cache, in room in the cache that waits to be entered, or in a tensor.
+        A lease (an entry of the cache), a reservation (written to pages, not inserted yet), or a tensor.
+        None: not computed yet, or `error` is set.
     is_fresh
-        Whether `rows` lie where the encoder put them, which may write over them in its next call.
+        Whether `rows` is memory of the encoder, which its next call may overwrite.
     error, found
-        Why there are none, and how many there were if that is why.
+        Why the item has no rows. `found`: the wrong number of rows that the encoder returned, if that is why.
     """
 
     __slots__ = (
         "claim",
+        "duplicates",
         "error",
         "feature",
         "found",
@@ -56,7 +59,6 @@ class StepItem:
         "moved",
         "num_rows",
         "occurrences",
-        "others",
         "rows",
         "ticket",
     )
@@ -65,7 +67,7 @@ class StepItem:
         self.item = occurrence.item
         self.num_rows = occurrence.item.num_rows
         self.occurrences = [occurrence]
-        self.others: list[StepItem] = []
+        self.duplicates: list[StepItem] = []
         self.key: bytes | None = None
         self.feature: Any = None
         self.moved: MovedFeature | None = None
@@ -78,47 +80,47 @@ class StepItem:
 
     @property
     def identity(self) -> tuple[bytes, int] | None:
-        """What items that are the same have in common; None for what has no key."""
+        """Key and number of rows, which equal items share; None without a key."""
         return None if self.key is None else (self.key, self.num_rows)
 
     @property
     def is_missing(self) -> bool:
-        """Whether it is to be encoded: its rows are nowhere, and nothing is wrong with it."""
+        """Whether the item must be encoded: it has neither rows nor an error."""
         return self.rows is None and self.error is None
 
     def fail(self, error: Exception, found: int | None = None) -> None:
-        """Note why there are no rows."""
+        """Record `error` in place of rows."""
         self.rows, self.is_fresh, self.error, self.found = None, False, error, found
 
     def take_moved(self, moved: MovedFeature | None) -> None:
-        """Have the feature on its way, or there."""
+        """Store a moved feature and its ticket; None changes nothing."""
         if moved is not None:
             self.moved, self.ticket = moved, moved.ticket
 
     def load(self) -> Any:
-        """Return the feature, which a callable loads once.
+        """Return the feature; a callable feature is called once.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If the item has no feature.
         Exception
-            What the callable raises.
+            The exception of a callable feature.
         """
         if self.feature is None:
             try:
                 feature = self.item.feature
                 self.feature = feature() if callable(feature) else feature
                 if self.feature is None:
-                    raise ValueError("the item has no feature, and the cache no rows for it")
+                    raise ValueError("the item has no feature, and its rows are not in the cache")
             except Exception:
-                if not self.others:
+                if not self.duplicates:
                     raise
-                self.feature = self.others.pop().load()
+                self.feature = self.duplicates.pop().load()
         return self.feature
 
     def try_load(self) -> None:
-        """Have the feature, or note why not; one that was moved is there."""
+        """Load the feature unless it was moved already; an exception becomes the item's error."""
         if self.moved is None and self.error is None:
             try:
                 self.load()
@@ -127,16 +129,17 @@ class StepItem:
 
 
 def known_key(item: Item, namespace: bytes) -> bytes | None:
-    """Return the key that an item came with, or that was made for it before."""
+    """Return the item's own key, or the key that was computed for it in `namespace`; else None."""
     if item.key is None and item.digest is not None and item.digest[0] == namespace:
         return item.digest[1]
     return item.key
 
 
 def find_keys(step_items: Iterable[StepItem], namespace: bytes, threads: KeyThreads) -> None:
-    """Give each step item its item's key; items remember those that are made. What is wrong is noted.
+    """Set the key of each step item without precomputed rows, and the rows of the others.
 
-    What must be hashed is loaded and hashed on the threads, all at once.
+    Features without a known key are loaded and hashed on `threads`, in parallel; the host waits for them.
+    Their items remember the key. An exception becomes the item's error.
     """
     hashed: list[tuple[StepItem, Future[KeyedFeature]]] = []
     for step_item in step_items:
@@ -156,7 +159,7 @@ def find_keys(step_items: Iterable[StepItem], namespace: bytes, threads: KeyThre
 
 
 def one_per_object(occurrences: Iterable[Occurrence]) -> list[StepItem]:
-    """Return one step item per item object, in the order of the batch."""
+    """Return one step item per `Item` object, in the order of the batch."""
     step_items: dict[int, StepItem] = {}
     for occurrence in occurrences:
         if id(occurrence.item) in step_items:
@@ -167,21 +170,25 @@ def one_per_object(occurrences: Iterable[Occurrence]) -> list[StepItem]:
 
 
 def merge_equal(step_items: Iterable[StepItem]) -> list[StepItem]:
-    """Make one of step items whose items are the same, which is if key and number of rows are."""
+    """Merge step items with equal key and number of rows; those without a key stay apart."""
     merged: list[StepItem] = []
-    first: dict[tuple[bytes, int], StepItem] = {}
+    by_identity: dict[tuple[bytes, int], StepItem] = {}
     for step_item in step_items:
-        same = step_item if step_item.identity is None else first.setdefault(step_item.identity, step_item)
-        if same is step_item:
+        identity = step_item.identity
+        original = step_item if identity is None else by_identity.setdefault(identity, step_item)
+        if original is step_item:
             merged.append(step_item)
         else:
-            same.occurrences += step_item.occurrences
-            same.others.append(step_item)
+            original.occurrences += step_item.occurrences
+            original.duplicates.append(step_item)
     return merged
 
 
 def wait_until_read(step_items: Iterable[StepItem]) -> None:
-    """Wait on the host until features may change: for the ring's threads, not for the device."""
+    """Block the host until features may change: the ring's threads have read them.
+
+    The copies to the device may still be in flight.
+    """
     for step_item in step_items:
         if step_item.ticket is not None:
             step_item.ticket.wait_source_read()

@@ -1,4 +1,4 @@
-"""The pipeline: from the windows of a step to its `inputs_embeds`, each image encoded once."""
+"""`VisionPipeline`: from the chunks of a step to its `inputs_embeds`, each item encoded once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.lookup import Agree, hits, look_up, look_up_together
-from vitcache.pipeline.plan import Occurrence, check_chunks, check_windows, plan
+from vitcache.pipeline.plan import Occurrence, check_batch, check_chunks, plan
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
-from vitcache.pipeline.row_sources import collect
+from vitcache.pipeline.row_sources import collect_sources
 from vitcache.pipeline.shadow import Shadow
 from vitcache.pipeline.step_item import (
     StepItem,
@@ -43,55 +43,107 @@ from vitcache.ring.pinned_ring import PinnedRing
 
 
 class VisionPipeline:
-    """Encodes what the windows of a step need and the cache lacks, and builds `inputs_embeds`.
+    """Builds `inputs_embeds`: encodes the items that a step needs and the cache lacks, and places all rows.
+
+    One call of `embed` is one step. In this order, `embed`
+
+    1. checks its arguments, and finds the items that overlap a chunk. Other items are neither loaded nor
+       looked up;
+    2. finds the items' keys. Features without a known key are loaded and hashed on threads, and the host
+       waits for the keys;
+    3. looks up each unique item. A hit is leased, and its feature is not used;
+    4. claims the missing keys. If another caller is encoding one of these items, the host waits for that
+       caller, and the step looks up again;
+    5. encodes the missing items in micro-batches, in the order of the batch. While one micro-batch is
+       encoded, the features of the next one are copied to the device;
+    6. writes the rows of text and of items to `inputs_embeds`, and new rows to pages of the cache;
+    7. inserts the new rows in the cache, and releases the leases and the claims.
 
     Parameters
     ----------
     encode
-        The vision tower: ``encode(features, items)`` gets features on the cache's device, and returns one
-        tensor ``(num_rows, row_width)`` per item, or all rows in one tensor, end to end. It may return the
-        same memory at every call. It is called with no lock but the pipeline's, one call at a time.
+        The vision tower: ``encode(features, items)`` with a list of tensors on the cache's device and the
+        list of their `Item` objects. It returns one tensor ``(num_rows, row_width)`` per item, in order, or
+        one tensor with all rows. It may return the same memory in every call.
     cache
-        Where rows go, and come from.
+        The cache that the rows are looked up in and inserted in.
     namespace
-        What the rows depend on besides the item, usually `Namespace.digest()`: part of the keys made here.
+        Names everything else that the rows depend on, such as the model; usually `Namespace.digest()`. It is
+        part of the keys that the pipeline computes. Keys given with an item are used as they are.
     ring
-        What features in host memory go through. None: on CUDA one of 128 MiB is made when it is needed; on
-        the CPU they stay where they are.
+        The ring that copies features from host memory to the device. None: on CUDA the pipeline makes one
+        of 128 MiB when it first needs it; on the CPU features stay in their memory.
     max_rows_per_encode
-        Rows of one call of `encode`, which bounds the tower's memory. An item with more is encoded alone.
+        Most rows of one call of `encode`; this bounds the tower's memory. An item with more rows is encoded
+        alone.
     agree
-        For tensor parallel towers: ``agree(miss)`` gets a bool tensor on the CPU with one flag per unique
-        item of the batch that has a feature, in its order, and returns which of them all ranks encode: the
-        union. It is called once in every `embed` in which such an item overlaps its window.
+        For tensor parallel towers, see Notes: ``agree(miss)`` gets a bool tensor on the CPU. It has one flag
+        per unique item without precomputed rows, in the order of the batch; a set flag is a miss. It returns
+        the flags of the items that all ranks encode, usually the union of all misses. `embed` calls it once
+        if the step needs at least one such item, else not at all.
     feature_dtype
-        bfloat16 or float16: what float32 features are rounded to on the way, which halves the bytes on the
-        bus.
+        bfloat16 or float16: float32 features are rounded to it before the copy, which halves the bytes on
+        the bus. None: features keep their dtype.
     stream
-        The CUDA stream that `encode` is called on. None: the caller's current one.
+        The CUDA stream on which `embed` calls `encode`. It waits for the caller's current stream before, and
+        that stream waits for it after. None: the caller's current stream. `prefetch` uses its own stream.
     shadow
-        Chooses hits whose items are encoded once more, alone, after their cached rows were placed. Such a
-        step waits for the device. Items without a feature are not chosen. Not with `agree`: a rank that
-        encodes once more would do so alone.
+        Chooses hits that are encoded again, alone, after their cached rows were placed, to compare the rows.
+        If a hit is chosen, the host waits for the device. Items without a feature are not chosen. `shadow`
+        cannot be combined with `agree`: one rank would encode an item that the other ranks do not encode.
 
     Raises
     ------
     ValueError
-        If a number is too small, the ring or the stream is of another device than the cache, or there are
-        both `agree` and `shadow`.
+        If `max_rows_per_encode` is less than 1; if `ring` or `stream` is on another device than the cache; or
+        if both `agree` and `shadow` are given.
     TypeError
-        If an argument is of another type.
+        If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is not bytes,
+        `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int, `feature_dtype` is another dtype,
+        or `shadow` is not a `Shadow`.
 
     Notes
     -----
-    Any thread may call anything at any time. `embed` works on the caller's current stream and waits for
-    neither the device nor a copy, except on the CPU and where the ring has no room. It may wait for another
-    thread that encodes the very item it needs. Gradients end here.
+    Errors: if an item cannot be loaded, hashed, copied or encoded, or `encode` returns a wrong number of
+    rows for it, its rows are zero and `EmbedResult.errors` tells why. All other items come out right. If a
+    micro-batch raises, its items are encoded one by one.
 
-    With `agree`, every rank must call `embed` with the same chunks in the same order and from one thread.
-    Features of what is missing are loaded before it is called: those that no rank can load are errors of
-    their items, and a rank that alone cannot raises. What fails in the encoder must fail on all ranks: one
-    that leaves a collective encode leaves the others waiting.
+    Threads: any thread may call any method at any time. `encode` runs in the thread that calls `embed`, or in
+    the worker thread of `prefetch`, one call at a time. From a step's first encode until its rows are
+    inserted, other steps that must encode wait for it on the host. Steps of hits alone do not wait.
+
+    Streams: `embed` queues its work on the caller's current stream, and the host does not wait for the
+    device, with three exceptions. On the CPU all work is complete on return. While the ring is full, the host
+    waits for free bytes. To hash a feature on a GPU, the host waits for its copy to host memory. Before
+    `embed` returns, the host waits until the ring has read the features in host memory; their copies to the
+    device may still be in flight.
+
+    Encoded rows are rounded to the cache's dtype before they are placed, so that a miss and a hit give the
+    same bits. Gradients are not recorded.
+
+    `agree`: every rank must call `embed` with the same chunks, in the same order, from one thread. A rank
+    loads the features of its misses before it calls `agree`. An item that no rank can load is an error of the
+    item. If only this rank cannot load an item that is encoded, `embed` raises ValueError. A failure inside
+    `encode` must occur on all ranks: a rank that leaves a collective encode leaves the other ranks waiting.
+
+    Examples
+    --------
+    A step of 4 tokens; the item's 2 rows belong to tokens 1 and 2. The second call is a hit.
+
+    >>> import torch
+    >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+    >>> def encode(features, items):  # stands for a vision tower
+    ...     print("encode", len(items), "item")
+    ...     return [feature * 10 for feature in features]
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=4096)
+    >>> chunk = Chunk([Item(torch.ones(2, 2), Span(1, 2))], start=0, length=4)
+    >>> input_ids, weight = torch.tensor([0, 9, 9, 0]), torch.full((1, 2), 0.5)
+    >>> with VisionPipeline(encode, cache) as pipeline:
+    ...     for _ in range(2):
+    ...         inputs_embeds, errors = pipeline.embed([chunk], input_ids, weight)
+    encode 1 item
+    >>> inputs_embeds.tolist(), errors
+    ([[0.5, 0.5], [10.0, 10.0], [10.0, 10.0], [0.5, 0.5]], [])
     """
 
     def __init__(
@@ -108,27 +160,27 @@ class VisionPipeline:
         shadow: Shadow | None = None,
     ) -> None:
         if not callable(encode):
-            raise TypeError(f"encode must be callable, it is {type(encode).__name__}")
+            raise TypeError(f"encode must be callable, got {type(encode).__name__}")
         if not isinstance(cache, EmbeddingCache):
-            raise TypeError(f"cache must be an EmbeddingCache, it is {type(cache).__name__}")
+            raise TypeError(f"cache must be an EmbeddingCache, got {type(cache).__name__}")
         if not isinstance(namespace, bytes):
-            raise TypeError(f"namespace must be bytes, it is {type(namespace).__name__}")
+            raise TypeError(f"namespace must be bytes, got {type(namespace).__name__}")
         max_rows_per_encode = to_int("max_rows_per_encode", max_rows_per_encode, 1)
         if feature_dtype not in (None, torch.bfloat16, torch.float16):
-            raise TypeError(f"feature_dtype is {feature_dtype}, it must be bfloat16, float16 or None")
+            raise TypeError(f"feature_dtype must be bfloat16, float16 or None, got {feature_dtype}")
         if agree is not None and not callable(agree):
-            raise TypeError(f"agree must be callable, it is {type(agree).__name__}")
+            raise TypeError(f"agree must be callable, got {type(agree).__name__}")
         if shadow is not None and not isinstance(shadow, Shadow):
-            raise TypeError(f"shadow must be a Shadow, it is {type(shadow).__name__}")
+            raise TypeError(f"shadow must be a Shadow, got {type(shadow).__name__}")
         if shadow is not None and agree is not None:
             raise ValueError(
-                "there are both agree and shadow: a rank that encodes once more would do so alone"
+                "agree and shadow exclude each other: one rank would encode a hit again, the others would not"
             )
         if ring is not None and not isinstance(ring, PinnedRing):
-            raise TypeError(f"ring must be a PinnedRing, it is {type(ring).__name__}")
+            raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
         for name, owner in (("ring", ring), ("stream", stream)):
             if owner is not None and owner.device != cache.device:
-                raise ValueError(f"the {name} is of {owner.device}, the cache of {cache.device}")
+                raise ValueError(f"{name} must be on {cache.device}, the cache's device, got {owner.device}")
         self.cache = cache
         self.namespace = namespace
         self.max_rows_per_encode = max_rows_per_encode
@@ -143,8 +195,8 @@ class VisionPipeline:
         self._job = PrefetchJob(cache, self._runner, self._prefetched, self._find_step_items)
         self._worker = PrefetchWorker()
         self._is_closed = False
-        # In whatever thread the collector runs, with whatever locks it holds: it must not wait.
-        weakref.finalize(self, _stop, self._worker, self._keys).atexit = False
+        # The garbage collector may run this in a thread that holds locks, so it must not wait.
+        weakref.finalize(self, _stop_threads, self._worker, self._keys).atexit = False
 
     def embed(
         self,
@@ -157,36 +209,41 @@ class VisionPipeline:
         scale: float | None = None,
         text_scale: float | None = None,
     ) -> EmbedResult:
-        """Build the `inputs_embeds` of a step, and encode what that takes.
+        """Build the `inputs_embeds` of one step, and encode the missing items.
 
         Parameters
         ----------
         chunks
-            One per request, or more. Their windows must not overlap in the batch; what lies outside of them
-            is text.
+            The chunks of the batch, one or more per request. They must not overlap in the batch. Tokens
+            outside of them are text.
         input_ids, weight, out, deepstack, scale, text_scale
-            As in `embed_tokens`.
+            As in `embed_tokens`. `weight` must be on the cache's device, and its width must be the cache's
+            `row_width` (with `deepstack` of L levels: ``row_width == H * (1 + L)``).
 
         Returns
         -------
         EmbedResult
-            `inputs_embeds`, and an error per occurrence of an item that could not be loaded, hashed or
-            encoded, or whose encode gave another number of rows. Its rows are zero; all others are right.
+            `inputs_embeds`, shaped ``input_ids.shape + (H,)``, and one `ItemError` per occurrence of a failed
+            item. The rows of failed items are zero; all other rows are right.
 
         Raises
         ------
         IndexError
-            If a window ends behind the tokens.
+            If a chunk ends after the last token, or as `embed_tokens`.
         ValueError
-            If windows overlap, or spans within one; if the cache's rows are of another width or device than
-            the destination; if `agree` returns other flags than it may.
-        TypeError, RuntimeError
-            As `embed_tokens`; RuntimeError also if the pipeline or the cache was closed.
+            If chunks overlap in the batch; if spans overlap within a chunk; if the width or the device of
+            `weight` is not the cache's; if `agree` returns flags that it must not return; or as
+            `embed_tokens`.
+        TypeError
+            If `chunks` is not a list of `Chunk`, or as `embed_tokens`.
+        RuntimeError
+            If the pipeline or the cache is closed, or as `embed_tokens`.
 
         Notes
         -----
-        Where it raises, nothing wrong is cached, and `out` holds no defined rows. When it returns, features
-        in host memory have been read, and may change; but an `Item` remembers the key of what it had.
+        If `embed` raises, the cache contains no wrong rows, and the content of `out` is undefined. After it
+        has returned, features in host memory may be overwritten. Make a new `Item` for new content, since an
+        `Item` remembers its key. Order, thread and stream rules: see the class.
         """
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
@@ -194,49 +251,51 @@ class VisionPipeline:
         _check_weight(weight, self.cache)
         call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
         _check_width(call.destination, self.cache)
-        check_windows(chunks, input_ids.numel())
+        check_batch(chunks, input_ids.numel())
         occurrences = plan(chunks)
         call.check_spans([occurrence.spans for occurrence in occurrences])
         step_items = self._find_step_items(occurrences)
         leases: list[Lease] = []
-        with ExitStack() as held:
-            held.callback(release_all, leases)
+        with ExitStack() as cleanup:
+            cleanup.callback(release_all, leases)
             for step_item in step_items:
                 step_item.take_moved(self._prefetched.take(step_item.identity))
-            held.callback(wait_until_read, step_items)
+            cleanup.callback(wait_until_read, step_items)
             if self._agree is None:
-                missing = look_up(self.cache, step_items, leases, held)
+                missing = look_up(self.cache, step_items, leases, cleanup)
             else:
-                missing = look_up_together(self.cache, step_items, leases, held, self._agree)
+                missing = look_up_together(self.cache, step_items, leases, cleanup, self._agree)
             if missing:
-                held.enter_context(self._runner.exclusive())
+                cleanup.enter_context(self._runner.exclusive())
                 with self._on_stream():
                     self._runner.run(missing)
-            sources = collect(step_items, self.cache, self._mover, held)
+            sources = collect_sources(step_items, self.cache, self._mover, cleanup)
             with torch.no_grad():
                 inputs_embeds = call.run(sources.embeddings, sources.spans, sources.store)
             chosen: list[tuple[StepItem, bytes, Tensor]] = []
             if self._shadow is not None:
-                chosen = self._shadow.choose(hits(one for one in step_items if one.item.feature is not None))
-            # Whoever finds the rows may change the features, by what this method promises.
+                chosen = self._shadow.choose(
+                    hits(step_item for step_item in step_items if step_item.item.feature is not None)
+                )
+            # Before the insert: a caller that finds the rows may change the features.
             wait_until_read(step_items)
             sources.commit(self.cache, leases)
             if self._shadow is not None and chosen:
-                # Only now, as the encoder may write over rows that were to be entered.
+                # After the insert: `commit` may read rows in memory that the encoder overwrites here.
                 with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
                     for step_item, key, rows in chosen:
                         self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
         return EmbedResult(inputs_embeds, list_errors(step_items))
 
     def key(self, item: Item) -> bytes:
-        """Return the key of an item: its own, or that of its content, which it remembers.
+        """Return the key of an item: the key it was given, or the key of its content, which it remembers.
 
         Raises
         ------
         TypeError
-            If the feature cannot be hashed.
+            If `content_key` cannot hash the feature or the `encoder_kwargs`.
         Exception
-            What a callable feature raises.
+            The exception of a callable feature.
         """
         key = known_key(item, self.namespace)
         if key is None:
@@ -246,34 +305,49 @@ class VisionPipeline:
         return key
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
-        """Begin to hash, move and encode what later chunks need, on a worker thread; never waits.
+        """Start to hash, copy and encode the items of later chunks on a worker thread; never waits.
+
+        Call it after `embed`, so that the work runs beside the language model. A later `embed` then finds the
+        rows in the cache.
 
         Parameters
         ----------
         chunks
-            Their `token_offset` does not matter.
+            The later chunks. Their `token_offset` is not used.
         encode
-            False: features are hashed and moved to the device only, where they wait for `embed`. So it is in
-            a pipeline with `agree`, too.
+            False: the worker hashes the features and copies them to the device, up to about 256 MiB; `embed`
+            encodes them. With `agree` this is always so.
 
         Returns
         -------
         Prefetch
-            To be cancelled by `cancel` when the request is dropped. It is refused, and does nothing, while
-            much other work waits.
+            A handle. Pass it to `cancel` if the request is dropped. While the pipeline has 16 unfinished
+            prefetches, a further one is refused and does nothing.
 
         Raises
         ------
         TypeError
-            If `chunks` is no list of chunks.
+            If `chunks` is not a list of `Chunk`.
         RuntimeError
-            If the pipeline was closed.
+            If the pipeline is closed.
 
         Notes
         -----
-        The worker takes over the caller's device and its grad, inference and autocast modes, and works on a
-        stream of its own, behind the caller's current one. Features must not change until the prefetch is
-        done. What fails there is tried again by `embed`, which reports it.
+        The worker skips items that are in the cache, and items that another caller encodes. It uses the
+        caller's current device and grad, inference and autocast modes. It queues its work on its own stream,
+        which waits for the caller's current stream. Features must not change until the prefetch is done. A
+        failure in the worker is not an error of the step: `embed` repeats the work, and reports its errors.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+        >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=4096)
+        >>> item = Item(torch.ones(2, 2), Span(6, 2))
+        >>> with VisionPipeline(lambda features, items: features, cache) as pipeline:
+        ...     pipeline.prefetch([Chunk([item], 4, 4)]).wait(60)  # a server does not wait
+        ...     pipeline.key(item) in cache
+        True
         """
         check_chunks(chunks)
         ready = record_event(self.cache.device)
@@ -281,14 +355,15 @@ class VisionPipeline:
         return self._worker.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:
-        """Do no more for a prefetch, and free what it moved to the device. What it encoded stays cached."""
+        """Stop a prefetch, and free the features that it moved to the device. Encoded rows stay cached."""
         handle.cancel()
         self._prefetched.drop(handle)
 
     def close(self) -> None:
-        """Cancel every prefetch, wait for the one under way, and close the ring that was made here.
+        """Cancel every prefetch, wait for the one that runs, and close the ring that the pipeline made.
 
-        A second call does nothing; `embed` and `prefetch` raise RuntimeError from then on.
+        Afterwards `embed` and `prefetch` raise RuntimeError. The cache and the caller's ring stay open. A
+        second call does nothing.
         """
         self._is_closed = True
         self._worker.close()
@@ -304,7 +379,7 @@ class VisionPipeline:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Make the encoder's stream current: ordered behind the one that was, and that one behind it."""
+        """Make `stream` current. It waits for the caller's stream before, and that one for it after."""
         if self.stream is None:
             yield
             return
@@ -325,23 +400,23 @@ def _find_step_items(
     return merge_equal(step_items)
 
 
-def _stop(worker: PrefetchWorker, keys: KeyThreads) -> None:
+def _stop_threads(worker: PrefetchWorker, keys: KeyThreads) -> None:
     worker.stop()
     keys.stop()
 
 
 def _check_weight(weight: Tensor, cache: EmbeddingCache) -> None:
     if isinstance(weight, Tensor) and weight.device != cache.device:
-        raise ValueError(f"weight is on {weight.device}, the cache is on {cache.device}")
+        raise ValueError(f"weight must be on {cache.device}, the cache's device, got {weight.device}")
     if is_traced(weight):
         raise TypeError(
-            f"weight is a {type(weight).__name__}, whose rows cannot be read: pass a plain tensor"
+            f"weight must be a plain tensor, got {type(weight).__name__}, whose rows cannot be read"
         )
 
 
 def _check_width(destination: Destination, cache: EmbeddingCache) -> None:
     if destination.width != cache.row_width:
         raise ValueError(
-            f"the destination takes rows of width {destination.width} (hidden {destination.hidden} x (1 + "
-            f"{destination.levels} deepstack levels)), those of the cache have {cache.row_width}"
+            f"the cache has rows of width {cache.row_width}, expected {destination.width} (hidden "
+            f"{destination.hidden} x (1 + {destination.levels} deepstack levels))"
         )
