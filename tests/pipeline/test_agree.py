@@ -53,10 +53,10 @@ def test_flags_are_on_the_cpu_whatever_torchs_default_device_is() -> None:
 @pytest.mark.parametrize(
     ("agree", "message"),
     [
-        (lambda miss: None, "agree must return 3 flags as a bool tensor, it returned None"),
-        (lambda miss: miss.int(), "agree must return 3 flags as a bool tensor"),
-        (lambda miss: miss[:2], "agree must return 3 flags as a bool tensor"),
-        (lambda miss: miss & False, "agree cleared flag 1, of an item that is missing here"),
+        (lambda miss: None, "agree must return a bool tensor of 3 flags, got None"),
+        (lambda miss: miss.int(), "agree must return a bool tensor of 3 flags"),
+        (lambda miss: miss[:2], "agree must return a bool tensor of 3 flags"),
+        (lambda miss: miss & False, "agree cleared flag 1, but its item is missing on this rank"),
     ],
 )
 def test_flags_that_cannot_be_right_are_refused_before_anything_is_encoded(
@@ -76,7 +76,7 @@ def test_an_item_that_has_no_key_here_cannot_be_encoded_with_the_others() -> Non
         raise OSError("no such file")
 
     items[1] = Item(fail, items[1].spans)
-    with pytest.raises(ValueError, match="agree set flag 1, of an item that failed here") as caught:
+    with pytest.raises(ValueError, match="agree set flag 1, but its item failed on this rank") as caught:
         pipeline.embed([Chunk(items, 0, 12)], make_ids(12), make_weight())
     assert isinstance(caught.value.__cause__, OSError)
     assert tower.calls == []
@@ -105,7 +105,7 @@ def test_what_no_rank_can_load_is_an_error_of_its_item_alone() -> None:
 def test_a_rank_that_alone_cannot_load_raises_before_it_encodes_anything(number: int) -> None:
     pipeline, tower, items = scene(torch.ones_like)
     items[number] = Item(fail_to_load, items[number].spans, key=KEYS[number])
-    message = f"agree set flag {number}, of an item that failed here"
+    message = f"agree set flag {number}, but its item failed on this rank"
     with pytest.raises(ValueError, match=message) as caught:
         pipeline.embed([Chunk(items, 0, 12)], make_ids(12), make_weight())
     assert isinstance(caught.value.__cause__, OSError)

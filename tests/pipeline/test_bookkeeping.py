@@ -26,38 +26,38 @@ def feature(num_bytes: int) -> MovedFeature:
 
 
 def test_features_that_were_taken_make_room_for_others() -> None:
-    features = PrefetchedFeatures(most_bytes=10)
+    features = PrefetchedFeatures(max_bytes=10)
     features.add("a", feature(6), owner := object())
-    assert features.has_room  # the last one may go beyond the limit
+    assert features.has_free_bytes  # the last one may go beyond the limit
     features.add("b", feature(6), owner)
-    assert not features.has_room
+    assert not features.has_free_bytes
     assert features.take("a") is not None
     assert features.take("a") is None
-    assert features.has_room
+    assert features.has_free_bytes
     features.add("c", feature(6), owner)
-    assert not features.has_room
+    assert not features.has_free_bytes
 
 
 def test_features_that_their_owner_drops_make_room_and_others_stay() -> None:
-    features = PrefetchedFeatures(most_bytes=10)
+    features = PrefetchedFeatures(max_bytes=10)
     mine, other = object(), object()
     for name, owner in (("a", mine), ("b", other), ("c", mine)):
         features.add(name, feature(5), owner)
     features.drop(mine)
     assert [name in features for name in "abc"] == [False, True, False]
-    assert features.has_room
+    assert features.has_free_bytes
     features.clear()
     assert len(features) == 0
     features.add("d", feature(9), mine)
-    assert features.has_room
+    assert features.has_free_bytes
 
 
 def test_a_feature_that_waits_already_is_not_counted_twice() -> None:
-    features = PrefetchedFeatures(most_bytes=10)
+    features = PrefetchedFeatures(max_bytes=10)
     first = feature(6)
     features.add("a", first, object())
     features.add("a", feature(6), object())
-    assert features.has_room
+    assert features.has_free_bytes
     assert features.take("a") is first
 
 

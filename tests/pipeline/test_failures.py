@@ -103,19 +103,29 @@ class Wrong(Tower):
 @pytest.mark.parametrize(
     ("wrong", "found", "error", "message"),
     [
-        (lambda rows: rows[:3], 3, ValueError, "encode returned 3 rows, the item has 4"),
-        (lambda rows: torch.cat([rows, rows]), 8, ValueError, "encode returned 8 rows, the item has 4"),
+        (lambda rows: rows[:3], 3, ValueError, "encode must return 4 rows for the item, got 3"),
+        (
+            lambda rows: torch.cat([rows, rows]),
+            8,
+            ValueError,
+            "encode must return 4 rows for the item, got 8",
+        ),
         (
             lambda rows: rows[:, :2],
             None,
             ValueError,
-            r"encode returned shape \(4, 2\), it must be \(rows, 4\)",
+            r"encode must return shape \(num_rows, 4\), got \(4, 2\)",
         ),
-        (lambda rows: rows[None], None, ValueError, r"encode returned shape \(1, 4, 4\)"),
-        (lambda rows: rows.double(), None, TypeError, "encode returned torch.float64"),
-        (lambda rows: rows.to_sparse(), None, TypeError, r"torch.float32 in a torch.sparse_coo tensor"),
-        (lambda rows: rows.to("meta"), None, ValueError, "encode returned rows on meta, the cache is on cpu"),
-        (lambda rows: rows.tolist(), None, TypeError, "encode must return tensors, one is list"),
+        (
+            lambda rows: rows[None],
+            None,
+            ValueError,
+            r"encode must return shape \(num_rows, 4\), got \(1, 4, 4\)",
+        ),
+        (lambda rows: rows.double(), None, TypeError, "got a torch.strided tensor of torch.float64"),
+        (lambda rows: rows.to_sparse(), None, TypeError, r"got a torch.sparse_coo tensor of torch.float32"),
+        (lambda rows: rows.to("meta"), None, ValueError, "encode must return rows on cpu, got rows on meta"),
+        (lambda rows: rows.tolist(), None, TypeError, "encode must return a tensor per item, got list"),
     ],
 )
 def test_wrong_rows_are_the_error_of_their_item(
@@ -299,18 +309,30 @@ def test_a_closed_pipeline_prefetches_nothing_and_closes_again(maybe_ring: Pinne
     ("arguments", "error", "message"),
     [
         ({"chunks": 3}, TypeError, "chunks must be a list of Chunk"),
-        ({"chunks": [Chunk([], 0, 9)]}, IndexError, "chunk 0 ends at token 9 of the batch, which has 8"),
-        ({"chunks": [Chunk([], 0, 4), Chunk([], 0, 4, 3)]}, ValueError, "chunk 1 begins at 3"),
+        (
+            {"chunks": [Chunk([], 0, 9)]},
+            IndexError,
+            r"chunk 0 covers tokens \[0, 9\) of the batch, which has 8 tokens",
+        ),
+        (
+            {"chunks": [Chunk([], 0, 4), Chunk([], 0, 4, 3)]},
+            ValueError,
+            r"chunk 0 covers tokens \[0, 4\) of the batch, chunk 1 begins at token 3",
+        ),
         ({"input_ids": [1, 2]}, TypeError, "input_ids must be a tensor, it is list"),
         ({"weight": None}, TypeError, "weight must be a tensor"),
-        ({"weight": torch.zeros(5, 3)}, ValueError, "rows of width 3 .*, those of the cache have 4"),
+        ({"weight": torch.zeros(5, 3)}, ValueError, "the cache has rows of width 4, expected 3"),
         (
             {"deepstack": torch.zeros(1, 8, HIDDEN)},
             ValueError,
-            "rows of width 8 .*, those of the cache have 4",
+            "the cache has rows of width 4, expected 8",
         ),
-        ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta, the cache is on cpu"),
-        ({"weight": Wrapped(WEIGHT)}, TypeError, "weight is a Wrapped, whose rows cannot be read"),
+        ({"weight": WEIGHT.to("meta")}, ValueError, "weight must be on cpu, the cache's device, got meta"),
+        (
+            {"weight": Wrapped(WEIGHT)},
+            TypeError,
+            "weight must be a plain tensor, got Wrapped, whose rows cannot be read",
+        ),
         ({"weight": WEIGHT.double()}, TypeError, "weight is torch.float64"),
         ({"input_ids": torch.zeros(8)}, TypeError, "input_ids are torch.float32"),
         ({"out": torch.zeros(7, HIDDEN)}, ValueError, r"out has shape \(7, 4\), it must be \(8, 4\)"),
@@ -321,7 +343,7 @@ def test_a_closed_pipeline_prefetches_nothing_and_closes_again(maybe_ring: Pinne
         (
             {"chunks": [Chunk([Item(None, Span(0, 2)), Item(None, Span(1, 2))], 0, 8)]},
             ValueError,
-            "chunk 0: a span of item 0 ends at token 2 of the prompt, one of item 1 begins at 1",
+            r"chunk 0: spans overlap: one of item 0 covers tokens \[0, 2\) of the prompt",
         ),
         (
             {"input_ids": make_ids(8).fill_(VOCABULARY)},
@@ -348,14 +370,18 @@ def test_a_call_that_cannot_be_right_encodes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"encode": 3}, TypeError, "encode must be callable, it is int"),
-        ({"cache": {}}, TypeError, "cache must be an EmbeddingCache, it is dict"),
-        ({"namespace": "a"}, TypeError, "namespace must be bytes, it is str"),
+        ({"encode": 3}, TypeError, "encode must be callable, got int"),
+        ({"cache": {}}, TypeError, "cache must be an EmbeddingCache, got dict"),
+        ({"namespace": "a"}, TypeError, "namespace must be bytes, got str"),
         ({"max_rows_per_encode": 0}, ValueError, "max_rows_per_encode is 0, it must be at least 1"),
         ({"max_rows_per_encode": 1.5}, TypeError, "max_rows_per_encode must be an int, it is 1.5"),
-        ({"feature_dtype": torch.float32}, TypeError, "feature_dtype is torch.float32"),
-        ({"agree": 1}, TypeError, "agree must be callable, it is int"),
-        ({"ring": 1}, TypeError, "ring must be a PinnedRing, it is int"),
+        (
+            {"feature_dtype": torch.float32},
+            TypeError,
+            "feature_dtype must be bfloat16, float16 or None, got torch.float32",
+        ),
+        ({"agree": 1}, TypeError, "agree must be callable, got int"),
+        ({"ring": 1}, TypeError, "ring must be a PinnedRing, got int"),
     ],
 )
 def test_a_pipeline_that_cannot_work_is_refused(

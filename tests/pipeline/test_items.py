@@ -35,19 +35,19 @@ def test_num_rows_may_be_more_than_the_spans_reach() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"spans": [3]}, TypeError, "spans must be Span, one is int"),
+        ({"spans": [3]}, TypeError, "spans must be Span objects, got int"),
         (
             {"spans": Span(0, 4, 1), "num_rows": 4},
             ValueError,
-            "the spans reach row 5, the item has num_rows 4",
+            "the spans need 5 rows, but num_rows is 4",
         ),
         ({"key": "a"}, TypeError, "key must be bytes, it is str"),
         ({"key": b"a"}, ValueError, "key is of 1 bytes, it must be of 32"),
-        ({"rows": [1]}, TypeError, "rows must be a tensor, it is list"),
-        ({"rows": ROWS, "feature": 1}, ValueError, "a feature or rows, not both"),
-        ({"rows": ROWS[0]}, ValueError, r"rows has shape \(4,\), it must be \(num_rows, row_width\)"),
-        ({"rows": ROWS, "num_rows": 2}, ValueError, r"rows has shape \(3, 4\), it must be \(2, row_width\)"),
-        ({"rows": ROWS, "spans": Span(0, 4)}, ValueError, "the spans reach row 4, the item has num_rows 3"),
+        ({"rows": [1]}, TypeError, "rows must be a tensor, got list"),
+        ({"rows": ROWS, "feature": 1}, ValueError, "either a feature or rows, got both"),
+        ({"rows": ROWS[0]}, ValueError, r"rows must have shape \(num_rows, row_width\), got \(4,\)"),
+        ({"rows": ROWS, "num_rows": 2}, ValueError, r"rows must have shape \(2, row_width\), got \(3, 4\)"),
+        ({"rows": ROWS, "spans": Span(0, 4)}, ValueError, "the spans need 4 rows, but num_rows is 3"),
     ],
 )
 def test_what_cannot_be_an_item_is_refused(
@@ -60,10 +60,10 @@ def test_what_cannot_be_an_item_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([], -1, 2), ValueError, "start is -1, it must be at least 0"),
-        (([], 0, -2), ValueError, "length is -2"),
-        (([], 0, 2, -3), ValueError, "token_offset is -3"),
-        (([1], 0, 2), TypeError, "item 0 must be an Item, it is int"),
+        (([], -1, 2), ValueError, "start must be at least 0, got -1"),
+        (([], 0, -2), ValueError, "length must be at least 0, got -2"),
+        (([], 0, 2, -3), ValueError, "token_offset must be at least 0, got -3"),
+        (([1], 0, 2), TypeError, "item 0 must be an Item, got int"),
         (([], 0.5, 2), TypeError, "integer"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vitcache import Chunk, Item, Span
-from vitcache.pipeline.plan import check_chunks, check_windows, plan
+from vitcache.pipeline.plan import check_batch, check_chunks, plan
 
 
 def where(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:
@@ -44,17 +44,17 @@ def test_two_requests_may_share_items_in_one_batch() -> None:
     [
         (
             [[Span(12, 4)], [Span(14, 2)]],
-            "of item 0 ends at token 16 of the prompt, one of item 1 begins at 14",
+            r"of item 0 covers tokens \[12, 16\) of the prompt, one of item 1 begins at token 14",
         ),
         (
             [[Span(12, 4), Span(15, 4, 4)]],
-            "of item 0 ends at token 16 of the prompt, one of item 0 begins at 15",
+            r"of item 0 covers tokens \[12, 16\) of the prompt, one of item 0 begins at token 15",
         ),
     ],
 )
 def test_overlapping_spans_are_refused_in_tokens_of_the_prompt(spans: Any, message: str) -> None:
     chunks = [Chunk([], 0, 1), Chunk([Item(None, part) for part in spans], 10, 10, 3)]
-    with pytest.raises(ValueError, match=f"chunk 1: a span {message}"):
+    with pytest.raises(ValueError, match=f"chunk 1: spans overlap: one {message}"):
         plan(chunks)
 
 
@@ -66,7 +66,8 @@ def test_where_the_window_is_in_the_batch_does_not_matter_to_a_prefetch(offset: 
         (0, 1, [Span(offset + 6, 2)]),
     ]
     with pytest.raises(
-        ValueError, match="of item 1 ends at token 18 of the prompt, one of item 0 begins at 17"
+        ValueError,
+        match=r"of item 1 covers tokens \[16, 18\) of the prompt, one of item 0 begins at token 17",
     ):
         plan([Chunk([Item(None, Span(17, 4)), Item(None, Span(16, 2))], 10, 10, offset)])
 
@@ -78,27 +79,31 @@ def test_spans_that_overlap_outside_of_the_window_are_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("chunks", "error", "message"),
     [
-        ([Chunk([], 0, 5, 6)], IndexError, "chunk 0 ends at token 11 of the batch, which has 10"),
+        (
+            [Chunk([], 0, 5, 6)],
+            IndexError,
+            r"chunk 0 covers tokens \[6, 11\) of the batch, which has 10 tokens",
+        ),
         (
             [Chunk([], 0, 4, 4), Chunk([], 0, 5, 0)],
             ValueError,
-            "chunk 1 ends at token 5 of the batch, chunk 0 begins at 4",
+            r"chunk 1 covers tokens \[0, 5\) of the batch, chunk 0 begins at token 4",
         ),
     ],
 )
 def test_windows_must_fit_and_lie_apart(chunks: list[Chunk], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check_windows(chunks, 10)
+        check_batch(chunks, 10)
 
 
 def test_windows_without_tokens_are_nowhere() -> None:
-    check_windows([Chunk([], 0, 5), Chunk([], 0, 0, 3), Chunk([], 0, 5, 5)], 10)
+    check_batch([Chunk([], 0, 5), Chunk([], 0, 0, 3), Chunk([], 0, 5, 5)], 10)
 
 
 def test_chunks_are_a_list_of_chunks() -> None:
     chunk = Chunk([], 0, 1)
     check_chunks((chunk,))
-    with pytest.raises(TypeError, match="chunks must be a list of Chunk, it is Chunk"):
+    with pytest.raises(TypeError, match="chunks must be a list of Chunk, got Chunk"):
         check_chunks(chunk)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="chunk 1 must be a Chunk, it is int"):
+    with pytest.raises(TypeError, match="chunk 1 must be a Chunk, got int"):
         check_chunks([chunk, 1])  # type: ignore[list-item]

@@ -23,7 +23,7 @@ from pipeline_scene import (
 )
 
 from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
-from vitcache.pipeline.prefetch import MOST_WAITING
+from vitcache.pipeline.prefetch import MAX_UNFINISHED
 
 WEIGHT = make_weight()
 SECONDS = 60
@@ -127,9 +127,9 @@ def test_no_more_than_so_much_work_waits() -> None:
         return feature(seed, 2)
 
     with VisionPipeline(Tower(), make_cache()) as pipeline:
-        handles = [pipeline.prefetch([Chunk(make_items(1, block), 0, 2)]) for _ in range(MOST_WAITING + 2)]
+        handles = [pipeline.prefetch([Chunk(make_items(1, block), 0, 2)]) for _ in range(MAX_UNFINISHED + 2)]
         entered.wait()
-        assert [handle.is_refused for handle in handles] == [False] * MOST_WAITING + [True] * 2
+        assert [handle.is_refused for handle in handles] == [False] * MAX_UNFINISHED + [True] * 2
         assert handles[-1].done
         handles[-1].wait()
         with pytest.raises(TimeoutError, match="not done within 0 s"):

@@ -187,12 +187,12 @@ def test_a_second_encode_that_fails_costs_the_step_nothing(caplog: pytest.LogCap
     errors.clear()
     tower.width = HIDDEN + 1
     assert scene.embed(item).errors == []
-    assert "encode returned shape (2, 5)" in caplog.text
+    assert "encode must return shape (num_rows, 4), got (2, 5)" in caplog.text
     assert scene.pipeline.cache.stats().leased_pages == 0
 
 
 def test_ranks_that_agree_have_no_shadow() -> None:
-    with pytest.raises(ValueError, match="both agree and shadow"):
+    with pytest.raises(ValueError, match="agree and shadow exclude each other"):
         VisionPipeline(Tower(), make_cache(), agree=lambda miss: miss, shadow=Shadow(1, print))
-    with pytest.raises(TypeError, match="shadow must be a Shadow, it is int"):
+    with pytest.raises(TypeError, match="shadow must be a Shadow, got int"):
         VisionPipeline(Tower(), make_cache(), shadow=100)  # type: ignore[arg-type]
