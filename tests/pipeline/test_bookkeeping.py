@@ -1,4 +1,4 @@
-"""What a step keeps count of: room for moved features, errors in order, claims, promotions."""
+"""Counts of a step: bytes of prefetched features, errors in order, claims and promotions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def feature(num_bytes: int) -> MovedFeature:
     return MovedFeature(torch.zeros(num_bytes, dtype=torch.uint8))
 
 
-def test_features_that_were_taken_make_room_for_others() -> None:
+def test_prefetched_features_take_frees_bytes_for_another_feature() -> None:
     features = PrefetchedFeatures(max_bytes=10)
     features.add("a", feature(6), owner := object())
-    assert features.has_free_bytes  # the last one may go beyond the limit
+    assert features.has_free_bytes  # the last feature may exceed the limit
     features.add("b", feature(6), owner)
     assert not features.has_free_bytes
     assert features.take("a") is not None
@@ -38,7 +38,7 @@ def test_features_that_were_taken_make_room_for_others() -> None:
     assert not features.has_free_bytes
 
 
-def test_features_that_their_owner_drops_make_room_and_others_stay() -> None:
+def test_prefetched_features_drop_removes_only_the_features_of_one_owner() -> None:
     features = PrefetchedFeatures(max_bytes=10)
     mine, other = object(), object()
     for name, owner in (("a", mine), ("b", other), ("c", mine)):
@@ -52,7 +52,7 @@ def test_features_that_their_owner_drops_make_room_and_others_stay() -> None:
     assert features.has_free_bytes
 
 
-def test_a_feature_that_waits_already_is_not_counted_twice() -> None:
+def test_prefetched_features_add_counts_a_second_feature_of_an_item_once() -> None:
     features = PrefetchedFeatures(max_bytes=10)
     first = feature(6)
     features.add("a", first, object())
@@ -61,7 +61,7 @@ def test_a_feature_that_waits_already_is_not_counted_twice() -> None:
     assert features.take("a") is first
 
 
-def test_errors_come_by_chunk_and_item_with_one_for_each_occurrence() -> None:
+def test_list_errors_returns_one_per_occurrence_sorted_by_chunk_and_item() -> None:
     chunks = [
         Chunk([Item(None, Span(2, 1), key=KEYS[0]), Item(None, Span(0, 1), key=KEYS[1])], 0, 4, 0),
         Chunk([Item(None, Span(0, 1), key=KEYS[1]), Item(None, Span(1, 1), key=KEYS[2])], 0, 4, 4),
@@ -85,32 +85,32 @@ def chunk(*keys: bytes) -> list[Chunk]:
     return [Chunk(items, 0, len(IDS))]
 
 
-def test_what_another_has_entered_since_the_look_up_is_no_longer_claimed(
+def test_embed_releases_the_claim_on_a_key_inserted_since_the_look_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache, held = make_cache(4, page_rows=1), []
+    cache, claimed = make_cache(4, page_rows=1), []
     claim = cache.claim
 
-    def enter_and_claim(key: bytes) -> Claim:
+    def insert_and_claim(key: bytes) -> Claim:
         if key == KEYS[0]:
             cache.put(key, torch.full((1, WIDTH), 5.0))
         return claim(key)
 
     def encode(features: list[Any], items: list[Item]) -> torch.Tensor:
-        held.append([key for key in KEYS if not claim(key).is_mine])
+        claimed.append([key for key in KEYS if not claim(key).is_mine])
         return torch.full((len(items), WIDTH), 7.0)
 
-    monkeypatch.setattr(cache, "claim", enter_and_claim)
+    monkeypatch.setattr(cache, "claim", insert_and_claim)
     with VisionPipeline(encode, cache) as pipeline:
         rows, errors = pipeline.embed(chunk(KEYS[0], KEYS[1]), IDS, WEIGHT)
     assert errors == []
     assert rows[:2, 0].tolist() == [5.0, 7.0]
-    assert held == [[KEYS[1]]]
+    assert claimed == [[KEYS[1]]]
 
 
-def test_an_entry_of_the_host_tier_is_promoted_by_its_second_hit_there() -> None:
+def test_embed_promotes_a_host_entry_on_its_second_hit() -> None:
     cache = make_cache(1, 2, page_rows=1)
-    for number in (0, 1):  # the second one pushes the first one to the host tier
+    for number in (0, 1):  # inserting the second entry demotes the first one
         cache.put(KEYS[number], torch.full((1, WIDTH), float(number + 1)))
     with VisionPipeline(lambda features, items: None, cache) as pipeline:  # type: ignore[arg-type,return-value]
         for promotions in (0, 1):

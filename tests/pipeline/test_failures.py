@@ -1,4 +1,4 @@
-"""What fails in a step fails with its item, and what cannot be right is refused before anything is done."""
+"""Failures: a faulty item fails alone, and invalid arguments are refused before any work."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline_scene import (
     make_weight,
 )
 
-from vitcache import Chunk, EmbeddingCache, Item, PinnedRing, Span, VisionPipeline
+from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline
 
 WEIGHT = make_weight()
 
 
 class Wrapped(torch.Tensor):
-    """A tensor that has another's values, and no memory of its own."""
+    """A tensor subclass without memory of its own."""
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Wrapped:
@@ -47,7 +47,9 @@ def fail_for(*bad: Item) -> Any:
     return fails
 
 
-def test_an_item_whose_encode_raises_fails_alone(maybe_ring: PinnedRing | None) -> None:
+def test_item_whose_encode_raises_fails_alone_and_is_retried_by_the_next_step(
+    maybe_ring: PinnedRing | None,
+) -> None:
     good = [Item(feature(seed, 2 + seed), Span(10 * seed, 2 + seed)) for seed in range(3)]
     bad = Item(feature(9, 4), [Span(5, 2), Span(15, 2, 2)])
     tower = Tower(fails=fail_for(bad), reuses_memory=True)
@@ -58,50 +60,50 @@ def test_an_item_whose_encode_raises_fails_alone(maybe_ring: PinnedRing | None) 
     assert all(isinstance(error.cause, ZeroDivisionError) for error in errors)
     assert len(tower.calls) == 1 + 4
     assert len(pipeline.cache) == 3
-    # The next step tries it again.
+    # The next step encodes the failed item again.
     tower.fails = None
     assert embed(pipeline, chunks, 50) == []
 
 
-def test_what_a_failed_encode_had_allocated_is_free_before_the_next_one_and_after_the_step() -> None:
-    # Else one that ran out of memory would leave none for its items one by one.
+def test_failed_encode_frees_its_tensors_before_the_next_encode() -> None:
+    # After an out-of-memory error the retry, item by item, needs the memory of the failed encode.
     items = [Item(feature(seed, 2), Span(4 * seed, 2)) for seed in range(3)]
     allocated: list[weakref.ref[torch.Tensor]] = []
-    left: list[int] = []
+    alive: list[int] = []
 
-    def encode(features: list[torch.Tensor], its: list[Item]) -> list[torch.Tensor]:
-        left.append(sum(one() is not None for one in allocated))
+    def encode(features: list[torch.Tensor], batch: list[Item]) -> list[torch.Tensor]:
+        alive.append(sum(ref() is not None for ref in allocated))
         activations = torch.cat(features)
         allocated.append(weakref.ref(activations))
-        if len(its) > 1 or its[0] is not items[2]:
+        if len(batch) > 1 or batch[0] is not items[2]:
             raise MemoryError(f"{len(activations)} patches")
         return [encode_one(activations)]
 
     result = VisionPipeline(encode, make_cache()).embed([Chunk(items, 0, 12)], make_ids(12), WEIGHT)
     assert [error.item for error in result.errors] == [0, 1]
-    assert left == [0] * 4
-    assert all(one() is None for one in allocated)
+    assert alive == [0] * 4
+    assert all(ref() is None for ref in allocated)
 
 
-class Wrong(Tower):
-    """Returns something else for items of four rows."""
+class FaultyTower(Tower):
+    """Returns wrong rows for items of four rows: `spoil` changes the right ones."""
 
-    def __init__(self, wrong: Any, *, packed: bool = False) -> None:
+    def __init__(self, spoil: Any, *, packed: bool = False) -> None:
         super().__init__(packed=packed)
-        self.wrong = wrong
+        self.spoil = spoil
 
     def __call__(self, features: list[torch.Tensor], items: list[Item]) -> Any:
         self.packed, packed = False, self.packed
         rows = list(super().__call__(features, items))
         self.packed = packed
         rows = [
-            self.wrong(part) if item.num_rows == 4 else part for part, item in zip(rows, items, strict=True)
+            self.spoil(part) if item.num_rows == 4 else part for part, item in zip(rows, items, strict=True)
         ]
         return torch.cat(rows) if packed else rows
 
 
 @pytest.mark.parametrize(
-    ("wrong", "found", "error", "message"),
+    ("spoil", "found", "error", "message"),
     [
         (lambda rows: rows[:3], 3, ValueError, "encode must return 4 rows for the item, got 3"),
         (
@@ -128,25 +130,25 @@ class Wrong(Tower):
         (lambda rows: rows.tolist(), None, TypeError, "encode must return a tensor per item, got list"),
     ],
 )
-def test_wrong_rows_are_the_error_of_their_item(
-    wrong: Any, found: int | None, error: type[Exception], message: str
+def test_item_with_wrong_encoder_output_fails_alone(
+    spoil: Any, found: int | None, error: type[Exception], message: str
 ) -> None:
-    pipeline = VisionPipeline(Wrong(wrong), make_cache())
+    pipeline = VisionPipeline(FaultyTower(spoil), make_cache())
     items = [
         Item(feature(0, 2), Span(0, 2)),
         Item(feature(1, 4), Span(4, 4)),
         Item(feature(2, 3), Span(9, 3)),
     ]
     errors = embed(pipeline, [Chunk(items, 0, 14)], 14, failed=[items[1]])
-    ((chunk, item, wanted, got, cause),) = errors
-    assert (chunk, item, wanted, got) == (0, 1, 4, found)
+    ((chunk, item, num_expected, num_found, cause),) = errors
+    assert (chunk, item, num_expected, num_found) == (0, 1, 4, found)
     with pytest.raises(error, match=message):
         raise cause
     assert len(pipeline.cache) == 2
 
 
-def test_a_tensor_of_another_length_for_all_is_narrowed_down_to_its_item() -> None:
-    tower = Wrong(lambda rows: rows[:3], packed=True)
+def test_packed_output_of_wrong_length_fails_only_the_item_with_wrong_rows() -> None:
+    tower = FaultyTower(lambda rows: rows[:3], packed=True)
     pipeline = VisionPipeline(tower, make_cache())
     items = [
         Item(feature(0, 2), Span(0, 2)),
@@ -158,9 +160,9 @@ def test_a_tensor_of_another_length_for_all_is_narrowed_down_to_its_item() -> No
     assert [len(call) for call in tower.calls] == [3, 1, 1, 1]
 
 
-@pytest.mark.parametrize("wrong", [None, 3, [], [torch.zeros(2, HIDDEN)] * 2])
-def test_an_encoder_that_returns_no_tensors_fails_every_item(wrong: Any) -> None:
-    pipeline = VisionPipeline(lambda features, items: wrong, make_cache())
+@pytest.mark.parametrize("output", [None, 3, [], [torch.zeros(2, HIDDEN)] * 2])
+def test_encoder_that_returns_wrong_types_or_counts_fails_every_item(output: Any) -> None:
+    pipeline = VisionPipeline(lambda features, items: output, make_cache())
     items = [
         Item(feature(0, 2), Span(0, 2)),
         Item(feature(1, 4), Span(4, 4)),
@@ -172,7 +174,7 @@ def test_an_encoder_that_returns_no_tensors_fails_every_item(wrong: Any) -> None
     assert len(pipeline.cache) == 0
 
 
-def test_rows_that_are_not_numbers_pass_through() -> None:
+def test_embed_places_rows_of_nan() -> None:
     pipeline = VisionPipeline(lambda features, items: [torch.full((2, HIDDEN), float("nan"))], make_cache())
     result = pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
     assert result.errors == []
@@ -180,7 +182,7 @@ def test_rows_that_are_not_numbers_pass_through() -> None:
 
 
 def raise_key_error() -> None:
-    raise KeyError("gone")
+    raise KeyError("missing")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def raise_key_error() -> None:
         (Item(None, Span(4, 4), rows=torch.zeros(4, HIDDEN).to_sparse()), TypeError),
     ],
 )
-def test_what_cannot_be_loaded_hashed_moved_or_placed_fails_alone(
+def test_item_that_cannot_be_loaded_hashed_moved_or_placed_fails_alone(
     maybe_ring: PinnedRing | None, item: Item, error: type[Exception]
 ) -> None:
     tower = Tower()
@@ -212,7 +214,7 @@ def test_what_cannot_be_loaded_hashed_moved_or_placed_fails_alone(
     assert len(tower.encoded) == len(pipeline.cache) == 1
 
 
-def test_an_item_whose_number_of_rows_is_absurd_fails_alone() -> None:
+def test_item_with_an_absurd_num_rows_fails_alone() -> None:
     pipeline = VisionPipeline(Tower(), make_cache())
     items = [Item(feature(0, 2), Span(0, 2)), Item(feature(1, 4), Span(4, 4), num_rows=2**62)]
     (error,) = embed(pipeline, [Chunk(items, 0, 9)], 9, failed=[items[1]])
@@ -220,7 +222,7 @@ def test_an_item_whose_number_of_rows_is_absurd_fails_alone() -> None:
 
 
 @pytest.mark.parametrize("first", [None, raise_key_error])
-def test_of_equal_items_the_one_that_has_a_feature_is_loaded(first: Any) -> None:
+def test_embed_loads_the_equal_item_whose_feature_can_be_loaded(first: Any) -> None:
     pipeline = VisionPipeline(Tower(), make_cache())
     key = b"k" * 32
     items = [Item(first, Span(0, 2), key=key), Item(feature(0, 2), Span(4, 2), key=key)]
@@ -230,7 +232,7 @@ def test_of_equal_items_the_one_that_has_a_feature_is_loaded(first: Any) -> None
     assert torch.equal(result.inputs_embeds[4:], encode_one(feature(0, 2)))
 
 
-def test_a_copy_that_fails_is_the_error_of_its_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_whose_copy_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with PinnedRing(1 << 16, backend="host") as ring:
         pipeline = VisionPipeline(Tower(), make_cache(), ring=ring)
         items = [Item(feature(0, 2), Span(0, 2)), Item(feature(1, 4), Span(4, 4))]
@@ -238,7 +240,7 @@ def test_a_copy_that_fails_is_the_error_of_its_item(monkeypatch: pytest.MonkeyPa
 
         def fail(dst: Any, src: Any, **options: Any) -> Any:
             if src.shape[0] == 8:
-                raise TimeoutError("no room")
+                raise TimeoutError("the ring is full")
             return copy_to(dst, src, **options)
 
         monkeypatch.setattr(ring, "copy_to", fail)
@@ -246,7 +248,7 @@ def test_a_copy_that_fails_is_the_error_of_its_item(monkeypatch: pytest.MonkeyPa
         assert isinstance(error.cause, TimeoutError)
 
 
-def test_an_interrupt_leaves_nothing_behind() -> None:
+def test_interrupted_step_leaves_neither_leases_nor_claims() -> None:
     def interrupt(item: Item) -> None:
         if len(tower.calls) == 3:
             raise KeyboardInterrupt
@@ -261,7 +263,7 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     assert embed(pipeline, [Chunk(items, 0, 8)], 8) == []
 
 
-def test_what_an_interrupted_encode_has_queued_on_its_stream_is_waited_for(
+def test_caller_stream_waits_for_the_encoder_stream_after_an_interrupt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Stream:
@@ -270,39 +272,42 @@ def test_what_an_interrupted_encode_has_queued_on_its_stream_is_waited_for(
         def __init__(self) -> None:
             self.waits: list[Stream] = []
 
-        def wait_stream(self, other: Stream) -> None:
-            self.waits.append(other)
+        def wait_stream(self, awaited: Stream) -> None:
+            self.waits.append(awaited)
 
     def interrupt(item: Item) -> None:
         raise KeyboardInterrupt
 
-    current, side = Stream(), Stream()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    caller_stream, encoder_stream = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: caller_stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    pipeline = VisionPipeline(Tower(fails=interrupt), make_cache(), stream=side)
+    pipeline = VisionPipeline(Tower(fails=interrupt), make_cache(), stream=encoder_stream)
     with pytest.raises(KeyboardInterrupt):
         pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
-    assert side.waits == [current]
-    assert current.waits == [side]
+    assert encoder_stream.waits == [caller_stream]
+    assert caller_stream.waits == [encoder_stream]
 
 
-def test_a_closed_cache_is_an_error_of_the_step() -> None:
-    pipeline = VisionPipeline(Tower(), make_cache())
+def test_embed_with_a_closed_cache_raises_and_encodes_nothing() -> None:
+    tower = Tower()
+    pipeline = VisionPipeline(tower, make_cache())
     pipeline.cache.close()
     with pytest.raises(RuntimeError, match="the cache was closed"):
         pipeline.embed([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)], make_ids(3), WEIGHT)
-    assert isinstance(pipeline.cache, EmbeddingCache)
+    assert tower.calls == []
 
 
-def test_a_closed_pipeline_prefetches_nothing_and_closes_again(maybe_ring: PinnedRing | None) -> None:
+def test_closed_pipeline_refuses_embed_and_prefetch_and_closes_again(maybe_ring: PinnedRing | None) -> None:
     with VisionPipeline(Tower(), make_cache(), ring=maybe_ring) as pipeline:
         pass
     pipeline.close()
     with pytest.raises(RuntimeError, match="the pipeline was closed"):
         pipeline.prefetch([])
+    with pytest.raises(RuntimeError, match="the pipeline was closed"):
+        pipeline.embed([], make_ids(1), WEIGHT)
 
 
-# What is refused before anything is done
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -353,7 +358,7 @@ def test_a_closed_pipeline_prefetches_nothing_and_closes_again(maybe_ring: Pinne
         ({"input_ids": make_ids(8).fill_(-1).int()}, IndexError, r"input_ids\[2\] is -1, the weight has 11"),
     ],
 )
-def test_a_call_that_cannot_be_right_encodes_nothing(
+def test_embed_refuses_invalid_arguments_before_it_loads_or_encodes(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     tower = Tower()
@@ -384,7 +389,7 @@ def test_a_call_that_cannot_be_right_encodes_nothing(
         ({"ring": 1}, TypeError, "ring must be a PinnedRing, got int"),
     ],
 )
-def test_a_pipeline_that_cannot_work_is_refused(
+def test_pipeline_refuses_invalid_arguments(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     good: dict[str, Any] = {"encode": Tower(), "cache": make_cache()}

@@ -1,4 +1,4 @@
-"""Features and keys of a step: what is loaded, hashed and moved, how often, and what is not."""
+"""Features and keys of a step: which features are loaded, hashed and moved, and how often."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ WEIGHT = make_weight()
         lambda tensor: np.broadcast_to(np.float32(2), (10, 3)),
     ],
 )
-def test_a_feature_is_a_tensor_or_an_array_or_what_loads_one(
+def test_encoder_gets_a_tensor_with_the_values_of_any_kind_of_feature(
     maybe_ring: PinnedRing | None, make: Any
 ) -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     item = Item(make(feature(0, 5)), Span(2, 5))
     assert embed(pipeline, [Chunk([item], 0, 9)], 9) == []
-    (got,) = tower.features
-    assert isinstance(got, torch.Tensor)
+    (moved,) = tower.features
+    assert isinstance(moved, torch.Tensor)
     given = item.feature() if callable(item.feature) else item.feature
-    assert torch.equal(got.float(), as_floats(given))
+    assert torch.equal(moved.float(), as_floats(given))
 
 
-def test_features_may_be_rounded_on_the_way(maybe_ring: PinnedRing | None) -> None:
+def test_feature_dtype_rounds_float32_features(maybe_ring: PinnedRing | None) -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring, feature_dtype=torch.bfloat16)
     item = Item(feature(0, 2), Span(0, 2))
@@ -59,7 +59,7 @@ def test_features_may_be_rounded_on_the_way(maybe_ring: PinnedRing | None) -> No
     assert torch.equal(tower.features[0], feature(0, 2).bfloat16())
 
 
-def test_a_hit_never_touches_its_feature_and_a_miss_loads_it_once(maybe_ring: PinnedRing | None) -> None:
+def test_embed_loads_the_feature_of_a_miss_once_and_of_a_hit_never(maybe_ring: PinnedRing | None) -> None:
     loads = []
 
     def load() -> torch.Tensor:
@@ -69,20 +69,20 @@ def test_a_hit_never_touches_its_feature_and_a_miss_loads_it_once(maybe_ring: Pi
     pipeline = VisionPipeline(Tower(), make_cache(), ring=maybe_ring)
     key = b"k" * 32
     assert embed(pipeline, [Chunk([Item(load, Span(0, 3), key=key)], 0, 4)], 4) == []
-    assert len(loads) == 2  # one of them by what computes the expected rows
+    assert len(loads) == 2  # `expected` calls it, too
     ids = make_ids(4)
-    never = Item(lambda: pytest.fail("a hit was loaded"), Span(0, 3), key=key)
-    result = pipeline.embed([Chunk([never], 0, 4)], ids, WEIGHT)
+    unloadable = Item(lambda: pytest.fail("a hit was loaded"), Span(0, 3), key=key)
+    result = pipeline.embed([Chunk([unloadable], 0, 4)], ids, WEIGHT)
     assert result.errors == []
     assert torch.equal(result.inputs_embeds[:3], encode_one(feature(0, 3)))
-    none = Item(None, Span(0, 3), key=key)
-    assert pipeline.embed([Chunk([none], 0, 4)], ids, WEIGHT).errors == []
+    without_feature = Item(None, Span(0, 3), key=key)
+    assert pipeline.embed([Chunk([without_feature], 0, 4)], ids, WEIGHT).errors == []
     assert len(loads) == 2
 
 
-def test_what_no_window_touches_is_neither_loaded_nor_hashed_nor_encoded() -> None:
+def test_embed_neither_loads_nor_encodes_items_outside_of_the_chunk() -> None:
     def load() -> None:
-        pytest.fail("it was loaded")
+        pytest.fail("an item outside of the chunk was loaded")
 
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache())
@@ -97,7 +97,7 @@ def test_what_no_window_touches_is_neither_loaded_nor_hashed_nor_encoded() -> No
     assert tower.calls == []
 
 
-def test_a_callable_without_a_key_is_loaded_once_for_hash_and_encode_and_hashed_once_for_all_chunks() -> None:
+def test_callable_without_a_key_is_called_once_for_all_chunks() -> None:
     loads = []
 
     def load() -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_a_callable_without_a_key_is_loaded_once_for_hash_and_encode_and_hashed_
     assert len(loads) == 1
 
 
-def test_the_key_covers_namespace_and_encoder_arguments() -> None:
+def test_computed_key_covers_namespace_and_encoder_kwargs() -> None:
     tower = Tower()
     cache = make_cache()
     pipeline = VisionPipeline(tower, cache, namespace=b"one")
@@ -122,7 +122,7 @@ def test_the_key_covers_namespace_and_encoder_arguments() -> None:
     assert content_key(feature(0, 2), namespace=b"one", extra={"tiles": 2}) in cache
 
 
-def test_two_items_of_one_key_and_other_lengths_are_two_items() -> None:
+def test_items_with_one_key_and_different_num_rows_are_placed_separately() -> None:
     key = b"k" * 32
     pipeline = VisionPipeline(Tower(), make_cache())
     items = [Item(feature(0, 2), Span(0, 2), key=key), Item(feature(0, 3), Span(2, 3), key=key)]

@@ -1,4 +1,4 @@
-"""Items, the order in which a window finds them, and chunks."""
+"""`Item`, `Items` and `Chunk`: their arguments, and the items that overlap a range of tokens."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vitcache import Chunk, Item, Items, Span
 ROWS = torch.zeros(3, 4)
 
 
-def test_an_item_takes_one_span_several_or_none() -> None:
+def test_item_accepts_one_span_several_spans_or_none() -> None:
     assert Item(None, Span(3, 2)).spans == (Span(3, 2),)
     assert Item(None, [Span(3, 2), Span(9, 1, 2)]).num_rows == 3
-    for none in (None, [], ()):
-        item = Item(None, none)
+    for empty in (None, [], ()):
+        item = Item(None, empty)
         assert (item.spans, item.num_rows) == ((), 0)
 
 
-def test_other_arguments_are_for_the_encoder() -> None:
+def test_item_keeps_other_keyword_arguments_as_encoder_kwargs() -> None:
     assert Item(None, None, grid=(1, 2, 3), tiles=4).encoder_kwargs == {"grid": (1, 2, 3), "tiles": 4}
 
 
-def test_num_rows_may_be_more_than_the_spans_reach() -> None:
+def test_item_accepts_more_rows_than_its_spans_need() -> None:
     assert Item(None, Span(0, 2, 1), num_rows=np.int64(7)).num_rows == 7
     assert Item(None, Span(0, 2), rows=ROWS).num_rows == 3
 
@@ -50,7 +50,7 @@ def test_num_rows_may_be_more_than_the_spans_reach() -> None:
         ({"rows": ROWS, "spans": Span(0, 4)}, ValueError, "the spans need 4 rows, but num_rows is 3"),
     ],
 )
-def test_what_cannot_be_an_item_is_refused(
+def test_item_refuses_invalid_arguments(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -67,7 +67,7 @@ def test_what_cannot_be_an_item_is_refused(
         (([], 0.5, 2), TypeError, "integer"),
     ],
 )
-def test_what_cannot_be_a_chunk_is_refused(arguments: Any, error: type[Exception], message: str) -> None:
+def test_chunk_refuses_invalid_arguments(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Chunk(*arguments)
 
@@ -76,27 +76,43 @@ spans = st.builds(Span, st.integers(0, 60), st.integers(0, 9), st.just(0))
 
 
 @given(st.lists(st.lists(spans, max_size=3), max_size=12), st.integers(0, 70), st.integers(0, 30))
-def test_a_window_finds_every_item_that_overlaps_it(
-    placed: list[list[Span]], start: int, length: int
+def test_items_within_returns_every_overlapping_item_by_first_token(
+    spans_of: list[list[Span]], start: int, length: int
 ) -> None:
-    items = Items([Item(None, where) for where in placed])
+    items = Items([Item(None, spans) for spans in spans_of])
     within = items.within(start, start + length)
     overlapping = {
         number: sorted(found)
-        for number, where in enumerate(placed)
-        if (found := [span for span in where if max(span.start, start) < min(span.stop, start + length)])
+        for number, spans in enumerate(spans_of)
+        if (found := [span for span in spans if max(span.start, start) < min(span.stop, start + length)])
     }
     assert within == overlapping
     firsts = [spans[0].start for spans in within.values()]
     assert firsts == sorted(firsts)
 
 
-def test_a_window_looks_at_no_item_far_from_it() -> None:
+def test_items_within_reads_only_spans_near_the_tokens() -> None:
+    lengths: list[int] = []
+
+    class RecordingList(list[Any]):
+        """Records the length of each slice that is read."""
+
+        def __getitem__(self, key: Any) -> Any:
+            part = super().__getitem__(key)
+            if isinstance(key, slice):
+                lengths.append(len(part))
+            return part
+
+        def __iter__(self) -> Any:
+            raise AssertionError("all spans are read")
+
     items = Items([Item(None, Span(10 * number, 5)) for number in range(100_000)])
+    items._spans = RecordingList(items._spans)
     assert list(items.within(500_000, 500_020)) == [50_000, 50_001]
+    assert lengths == [2]
     assert Chunk(items, 0, 1).items is items
 
 
 @pytest.mark.parametrize("start", range(6))
-def test_a_window_without_tokens_overlaps_nothing(start: int) -> None:
+def test_items_within_an_empty_range_is_empty(start: int) -> None:
     assert Items([Item(None, Span(1, 4))]).within(start, start) == {}

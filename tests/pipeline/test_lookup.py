@@ -1,4 +1,4 @@
-"""The one loop that leases and claims: for steps, prefetches, and the calls of an attached model."""
+"""Look-up and claims of items: for steps, for prefetches, and for calls of an attached model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = [bytes([number]) * 32 for number in range(4)]
 
 
 @dataclass
-class Wanted:
+class LookupItem:
     key: bytes | None
     num_rows: int | None = None
     rows: Any = None
@@ -32,15 +32,25 @@ def fill(cache: EmbeddingCache, *numbers: int, num_rows: int = 1) -> None:
         assert cache.put(KEYS[number], torch.full((num_rows, HIDDEN), float(number)))
 
 
-def test_what_is_there_is_leased_and_the_rest_is_the_callers_to_encode() -> None:
+def test_look_up_leases_hits_and_claims_misses() -> None:
     cache, leases = make_cache(), []
     fill(cache, 1)
-    failed, given = Wanted(KEYS[3], error=ValueError("wrong")), Wanted(None, rows=torch.zeros(1, HIDDEN))
-    wanted = [Wanted(KEYS[0]), Wanted(KEYS[1]), failed, given, Wanted(KEYS[2]), Wanted(None)]
-    with ExitStack() as held:
-        missing = look_up(cache, wanted, leases, held)
-        assert missing == [wanted[0], wanted[4], wanted[5]]
-        assert [one.claim is not None and one.claim.is_mine for one in wanted] == [
+    failed, precomputed = (
+        LookupItem(KEYS[3], error=ValueError("wrong")),
+        LookupItem(None, rows=torch.zeros(1, HIDDEN)),
+    )
+    items = [
+        LookupItem(KEYS[0]),
+        LookupItem(KEYS[1]),
+        failed,
+        precomputed,
+        LookupItem(KEYS[2]),
+        LookupItem(None),
+    ]
+    with ExitStack() as cleanup:
+        missing = look_up(cache, items, leases, cleanup)
+        assert missing == [items[0], items[4], items[5]]
+        assert [item.claim is not None and item.claim.is_mine for item in items] == [
             True,
             False,
             False,
@@ -48,88 +58,88 @@ def test_what_is_there_is_leased_and_the_rest_is_the_callers_to_encode() -> None
             True,
             False,
         ]
-        assert leases == [wanted[1].rows]
+        assert leases == [items[1].rows]
         assert isinstance(leases[0], Lease)
         assert not cache.claim(KEYS[0]).is_mine
     assert cache.claim(KEYS[0]).is_mine
-    assert not leases[0].released  # they are the caller's
+    assert not leases[0].released  # the caller releases its leases
 
 
 @pytest.mark.parametrize("num_rows", [None, 1, 2])
-def test_an_entry_of_another_length_is_missing_where_a_length_is_wanted(num_rows: int | None) -> None:
+def test_look_up_drops_an_entry_whose_num_rows_differs(num_rows: int | None) -> None:
     cache, leases = make_cache(), []
     fill(cache, 0)
-    with ExitStack() as held:
-        missing = look_up(cache, [Wanted(KEYS[0], num_rows)], leases, held)
+    with ExitStack() as cleanup:
+        missing = look_up(cache, [LookupItem(KEYS[0], num_rows)], leases, cleanup)
         assert len(missing) == (num_rows == 2)
         assert (KEYS[0] in cache) == (num_rows != 2)
 
 
-def test_two_of_one_key_and_other_lengths_share_a_claim() -> None:
+def test_look_up_shares_a_claim_between_items_with_one_key() -> None:
     cache = make_cache()
-    wanted = [Wanted(KEYS[0], 1), Wanted(KEYS[0], 2)]
-    with ExitStack() as held:
-        assert look_up(cache, wanted, [], held) == wanted
-        assert wanted[0].claim is wanted[1].claim is not None
+    items = [LookupItem(KEYS[0], 1), LookupItem(KEYS[0], 2)]
+    with ExitStack() as cleanup:
+        assert look_up(cache, items, [], cleanup) == items
+        assert items[0].claim is items[1].claim is not None
 
 
-def test_who_may_not_wait_has_a_claim_of_each_be_it_anothers() -> None:
+def test_claim_all_returns_a_claim_per_key_even_if_another_caller_owns_it() -> None:
     cache = make_cache()
     fill(cache, 1)
-    wanted = [Wanted(None), *(Wanted(key) for key in KEYS)]
-    with cache.claim(KEYS[2]) as other, ExitStack() as held:
-        claim_all(cache, wanted, held)
-        assert wanted[0].claim is None
-        claims = [one.claim for one in wanted[1:] if one.claim is not None]
+    items = [LookupItem(None), *(LookupItem(key) for key in KEYS)]
+    with cache.claim(KEYS[2]) as owned, ExitStack() as cleanup:
+        claim_all(cache, items, cleanup)
+        assert items[0].claim is None
+        claims = [item.claim for item in items[1:] if item.claim is not None]
         assert [claim.key for claim in claims] == KEYS
         assert [claim.is_mine for claim in claims] == [True, True, False, True]
         assert not claims[2].wait(0)
-        other.release()
+        owned.release()
         assert claims[2].wait(0)
     assert [cache.claim(key).is_mine for key in KEYS] == [True] * 4
 
 
-def test_what_was_entered_between_look_up_and_claim_is_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_up_leases_an_entry_inserted_between_look_up_and_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, leases = make_cache(), []
-    wanted, claim = [Wanted(KEYS[0]), Wanted(KEYS[1])], cache.claim
+    items, claim = [LookupItem(KEYS[0]), LookupItem(KEYS[1])], cache.claim
 
-    def enter_and_claim(key: bytes) -> Claim:
+    def insert_and_claim(key: bytes) -> Claim:
         if key not in cache and key == KEYS[0]:
             fill(cache, 0)
         return claim(key)
 
-    monkeypatch.setattr(cache, "claim", enter_and_claim)
-    with ExitStack() as held:
-        assert look_up(cache, wanted, leases, held) == [wanted[1]]
-        assert leases == [wanted[0].rows]
+    monkeypatch.setattr(cache, "claim", insert_and_claim)
+    with ExitStack() as cleanup:
+        assert look_up(cache, items, leases, cleanup) == [items[1]]
+        assert leases == [items[0].rows]
         assert [claim(key).is_mine for key in KEYS[:2]] == [True, False]
 
 
-def test_nobody_waits_with_a_claim_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is another's makes the caller give all back, and look up again once that one is over."""
+def test_look_up_releases_its_claims_before_it_waits_for_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the owner has released its claim, the caller looks up again."""
     cache, leases = make_cache(), []
-    wanted = [Wanted(KEYS[0]), Wanted(KEYS[1])]
-    first, waits, done = cache.claim(KEYS[1]), threading.Event(), threading.Event()
+    items = [LookupItem(KEYS[0]), LookupItem(KEYS[1])]
+    owned, waits, done = cache.claim(KEYS[1]), threading.Event(), threading.Event()
     wait = Claim.wait
 
-    def note(claim: Claim, timeout_s: float | None = None) -> bool:
+    def record_wait(claim: Claim, timeout_s: float | None = None) -> bool:
         waits.set()
         return wait(claim, timeout_s)
 
-    def serve() -> None:
-        with ExitStack() as held:
-            look_up(cache, wanted, leases, held)
+    def run_look_up() -> None:
+        with ExitStack() as cleanup:
+            look_up(cache, items, leases, cleanup)
         done.set()
 
-    monkeypatch.setattr(Claim, "wait", note)
-    thread = threading.Thread(target=serve)
+    monkeypatch.setattr(Claim, "wait", record_wait)
+    thread = threading.Thread(target=run_look_up)
     thread.start()
     assert waits.wait(60)
     assert cache.claim(KEYS[0]).is_mine
     assert not done.is_set()
     fill(cache, 1)
-    first.release()
+    owned.release()
     thread.join(60)
     assert done.is_set()
     assert [lease.to_tensor()[0, 0].item() for lease in leases] == [1.0]
-    assert wanted[0].rows is None
+    assert items[0].rows is None

@@ -1,4 +1,4 @@
-"""Copies run ahead of encodes, the host waits for neither, and threads share what is encoded."""
+"""Copies overlap encodes, the host waits for neither, and concurrent steps share encoded rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_items(count: int, num_rows: int = 2) -> list[Item]:
     ]
 
 
-def test_the_next_features_are_on_their_way_before_an_encode_is_launched(
+def test_embed_queues_the_next_copy_before_it_calls_encode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log: list[str] = []
@@ -34,18 +34,18 @@ def test_the_next_features_are_on_their_way_before_an_encode_is_launched(
     with PinnedRing(1 << 16, backend="host") as ring:
         copy_to, copies = ring.copy_to, iter(range(9))
 
-        def note(*arguments: Any, **options: Any) -> Ticket:
+        def record_copy(*arguments: Any, **options: Any) -> Ticket:
             log.append(f"copy {next(copies)}")
             return copy_to(*arguments, **options)
 
-        monkeypatch.setattr(ring, "copy_to", note)
+        monkeypatch.setattr(ring, "copy_to", record_copy)
         pipeline = VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=2)
         pipeline.embed([Chunk(make_items(3), 0, 6)], make_ids(6), WEIGHT)
     assert log == ["copy 0", "copy 1", "encode 0", "copy 2", "encode 1", "encode 2"]
 
 
 class DeviceTower:
-    """A tower that looks at no value of a feature, as the host does not on a GPU."""
+    """A tower that never reads a feature on the host, as a tower on a GPU."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -55,17 +55,19 @@ class DeviceTower:
         return torch.ones(sum(item.num_rows for item in items), HIDDEN)
 
 
-def test_a_step_makes_no_call_that_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every stream of the stand-in standing still, a step with keys and room in the ring returns."""
+def test_embed_returns_without_a_synchronizing_call_while_streams_are_paused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The items have keys and the ring has free bytes, so no call has a reason to wait."""
     with PinnedRing(1 << 16, backend="host") as ring:
         stream = copy_stream(ring)
-        # What a ticket does on a GPU: its own streams can be waited for, the host cannot be the device's.
+        # As on a GPU: a stream waits for the ticket, the host does not.
         monkeypatch.setattr(Ticket, "wait", lambda ticket, _=None: wait_on_stream(ticket, stream))
         tower = DeviceTower()
         pipeline = VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=2)
         pipeline.embed([Chunk(make_items(1), 0, 2)], make_ids(2), WEIGHT)
         while ring.stats().num_slots:
-            pass  # its copy is on its way
+            pass  # until its copy is complete
         stand_in.reset()
         with stand_in.paused():
             result = pipeline.embed([Chunk(make_items(4)[1:], 2, 6)], make_ids(6), WEIGHT)
@@ -75,8 +77,8 @@ def test_a_step_makes_no_call_that_waits_for_the_device(monkeypatch: pytest.Monk
         assert tower.calls == 4
 
 
-def test_features_are_freed_while_later_ones_are_encoded(maybe_ring: PinnedRing | None) -> None:
-    """At most those of two micro-batches are on the device: one that is encoded, one on its way."""
+def test_embed_keeps_features_of_at_most_two_micro_batches(maybe_ring: PinnedRing | None) -> None:
+    """One micro-batch is being encoded, the next one is being copied."""
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor]:
@@ -93,31 +95,31 @@ def test_features_are_freed_while_later_ones_are_encoded(maybe_ring: PinnedRing 
     assert len(alive) == 6
 
 
-def test_features_may_change_once_a_step_has_returned() -> None:
+def test_features_may_be_overwritten_after_embed_returns() -> None:
     with PinnedRing(1 << 12, backend="host") as ring:
         pipeline = VisionPipeline(Tower(), make_cache(), ring=ring, max_rows_per_encode=2)
         for seed in range(20):
             item = Item(feature(seed, 2), Span(0, 2))
-            wanted = expected([Chunk([item], 0, 2)], make_ids(2), WEIGHT)[0]
+            expected_rows = expected([Chunk([item], 0, 2)], make_ids(2), WEIGHT)[0]
             result = pipeline.embed([Chunk([item], 0, 2)], make_ids(2), WEIGHT)
             item.feature.fill_(float("nan"))
-            assert torch.equal(result.inputs_embeds, wanted)
+            assert torch.equal(result.inputs_embeds, expected_rows)
 
 
-@pytest.mark.parametrize("pipelines", [1, 3])
-def test_threads_encode_each_item_once(pipelines: int) -> None:
-    """Each with the items in another order, so that claims meet crosswise."""
-    cache, towers = make_cache(200), [Tower() for _ in range(pipelines)]
-    owners = [VisionPipeline(tower, cache, max_rows_per_encode=4) for tower in towers]
+@pytest.mark.parametrize("num_pipelines", [1, 3])
+def test_concurrent_steps_encode_each_item_once(num_pipelines: int) -> None:
+    """Each step has the items in another order, so that steps wait for the claims of each other."""
+    cache, towers = make_cache(200), [Tower() for _ in range(num_pipelines)]
+    vision_pipelines = [VisionPipeline(tower, cache, max_rows_per_encode=4) for tower in towers]
     items = make_items(12)
     barrier = threading.Barrier(6)
 
     def step(number: int) -> bool:
-        mine = items[number:] + items[:number]
-        placed = [Item(item.feature, Span(2 * place, 2), key=item.key) for place, item in enumerate(mine)]
+        rotated = items[number:] + items[:number]
+        placed = [Item(item.feature, Span(2 * place, 2), key=item.key) for place, item in enumerate(rotated)]
         chunks, ids = [Chunk(placed, 0, 24)], make_ids(24)
         barrier.wait()
-        result = owners[number % pipelines].embed(chunks, ids, WEIGHT)
+        result = vision_pipelines[number % num_pipelines].embed(chunks, ids, WEIGHT)
         return torch.equal(result.inputs_embeds, expected(chunks, ids, WEIGHT)[0])
 
     with ThreadPoolExecutor(6) as pool:
@@ -127,12 +129,12 @@ def test_threads_encode_each_item_once(pipelines: int) -> None:
     cache.check_integrity()
 
 
-def test_when_an_encode_fails_the_thread_that_waits_for_it_takes_over() -> None:
-    entered, go_on = threading.Event(), threading.Event()
+def test_waiting_step_encodes_the_item_after_its_owner_failed() -> None:
+    encoding, may_fail = threading.Event(), threading.Event()
 
     def fail(item: Item) -> None:
-        entered.set()
-        go_on.wait()
+        encoding.set()
+        may_fail.wait()
         raise MemoryError
 
     cache, tower = make_cache(), Tower()
@@ -141,9 +143,9 @@ def test_when_an_encode_fails_the_thread_that_waits_for_it_takes_over() -> None:
     second = VisionPipeline(tower, cache)
     with ThreadPoolExecutor(2) as pool:
         failing = pool.submit(first.embed, [Chunk(items, 0, 2)], make_ids(2), WEIGHT)
-        entered.wait()
+        encoding.wait()
         taking_over = pool.submit(second.embed, [Chunk(items, 0, 2)], make_ids(2), WEIGHT)
-        go_on.set()
+        may_fail.set()
         (error,) = failing.result(60).errors
         assert isinstance(error.cause, MemoryError)
         assert taking_over.result(60).errors == []

@@ -1,4 +1,4 @@
-"""What the windows of a step need."""
+"""The plan of a step, and the checks of its chunks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vitcache import Chunk, Item, Span
 from vitcache.pipeline.plan import check_batch, check_chunks, plan
 
 
-def where(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:
+def occurrences(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:
     return [(occurrence.chunk, occurrence.position, occurrence.spans) for occurrence in plan(chunks)]
 
 
-def test_spans_are_cut_to_the_window_and_moved_to_its_place_in_the_batch() -> None:
+def test_plan_clips_spans_to_the_chunk_and_shifts_them_to_the_batch() -> None:
     items = [Item(None, Span(2, 6)), Item(None, Span(20, 4)), Item(None, None)]
-    assert where([Chunk(items, 4, 10, 100)]) == [(0, 0, [Span(100, 4, 2)])]
-    assert where([Chunk(items, 8, 12)]) == []
-    assert where([Chunk(items, 0, 30, 5), Chunk(items, 5, 16, 40)]) == [
+    assert occurrences([Chunk(items, 4, 10, 100)]) == [(0, 0, [Span(100, 4, 2)])]
+    assert occurrences([Chunk(items, 8, 12)]) == []
+    assert occurrences([Chunk(items, 0, 30, 5), Chunk(items, 5, 16, 40)]) == [
         (0, 0, [Span(7, 6)]),
         (0, 1, [Span(25, 4)]),
         (1, 0, [Span(40, 3, 3)]),
@@ -26,15 +26,15 @@ def test_spans_are_cut_to_the_window_and_moved_to_its_place_in_the_batch() -> No
     ]
 
 
-def test_an_item_of_several_spans_needs_only_those_in_the_window() -> None:
+def test_plan_lists_only_spans_in_the_chunk_by_first_token() -> None:
     video = Item(None, [Span(30, 4, 4), Span(0, 4), Span(60, 4, 8)])
     image = Item(None, Span(10, 3))
-    # Needed first, so first in the plan.
-    assert where([Chunk([video, image], 8, 24)]) == [(0, 1, [Span(2, 3)]), (0, 0, [Span(22, 2, 4)])]
-    assert where([Chunk([video, image], 5, 4)]) == []  # between two parts of the video
+    # The image is needed first, so it is first in the plan.
+    assert occurrences([Chunk([video, image], 8, 24)]) == [(0, 1, [Span(2, 3)]), (0, 0, [Span(22, 2, 4)])]
+    assert occurrences([Chunk([video, image], 5, 4)]) == []  # between two parts of the video
 
 
-def test_two_requests_may_share_items_in_one_batch() -> None:
+def test_plan_lists_an_item_once_per_chunk() -> None:
     items = [Item(None, Span(0, 2))]
     assert len(plan([Chunk(items, 0, 2), Chunk(items, 0, 2, 2)])) == 2
 
@@ -52,16 +52,16 @@ def test_two_requests_may_share_items_in_one_batch() -> None:
         ),
     ],
 )
-def test_overlapping_spans_are_refused_in_tokens_of_the_prompt(spans: Any, message: str) -> None:
+def test_plan_refuses_overlapping_spans_and_names_tokens_of_the_prompt(spans: Any, message: str) -> None:
     chunks = [Chunk([], 0, 1), Chunk([Item(None, part) for part in spans], 10, 10, 3)]
     with pytest.raises(ValueError, match=f"chunk 1: spans overlap: one {message}"):
         plan(chunks)
 
 
 @pytest.mark.parametrize("offset", [0, 2**62, 2**63, 2**80])
-def test_where_the_window_is_in_the_batch_does_not_matter_to_a_prefetch(offset: int) -> None:
+def test_plan_accepts_any_token_offset(offset: int) -> None:
     items = [Item(None, Span(12, 4)), Item(None, Span(16, 2))]
-    assert where([Chunk(items, 10, 10, offset)]) == [
+    assert occurrences([Chunk(items, 10, 10, offset)]) == [
         (0, 0, [Span(offset + 2, 4)]),
         (0, 1, [Span(offset + 6, 2)]),
     ]
@@ -72,7 +72,7 @@ def test_where_the_window_is_in_the_batch_does_not_matter_to_a_prefetch(offset: 
         plan([Chunk([Item(None, Span(17, 4)), Item(None, Span(16, 2))], 10, 10, offset)])
 
 
-def test_spans_that_overlap_outside_of_the_window_are_not_looked_at() -> None:
+def test_plan_ignores_spans_that_overlap_outside_of_the_chunk() -> None:
     assert plan([Chunk([Item(None, Span(50, 4)), Item(None, Span(51, 4))], 0, 10)]) == []
 
 
@@ -91,16 +91,18 @@ def test_spans_that_overlap_outside_of_the_window_are_not_looked_at() -> None:
         ),
     ],
 )
-def test_windows_must_fit_and_lie_apart(chunks: list[Chunk], error: type[Exception], message: str) -> None:
+def test_check_batch_refuses_chunks_that_overlap_or_do_not_fit(
+    chunks: list[Chunk], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         check_batch(chunks, 10)
 
 
-def test_windows_without_tokens_are_nowhere() -> None:
+def test_check_batch_accepts_an_empty_chunk_inside_another() -> None:
     check_batch([Chunk([], 0, 5), Chunk([], 0, 0, 3), Chunk([], 0, 5, 5)], 10)
 
 
-def test_chunks_are_a_list_of_chunks() -> None:
+def test_check_chunks_refuses_other_types() -> None:
     chunk = Chunk([], 0, 1)
     check_chunks((chunk,))
     with pytest.raises(TypeError, match="chunks must be a list of Chunk, got Chunk"):

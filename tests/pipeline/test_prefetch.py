@@ -1,4 +1,4 @@
-"""Work ahead of a step: done once, bounded, cancelled, and never an error of the step."""
+"""Prefetches: work is done once, bounded, cancelled, and never an error of the step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -44,7 +45,7 @@ def embed(pipeline: VisionPipeline, items: list[Item]) -> None:
     pipeline.cache.check_integrity()
 
 
-def test_what_was_encoded_ahead_is_a_hit(maybe_ring: PinnedRing | None) -> None:
+def test_prefetch_encodes_items_that_embed_then_hits(maybe_ring: PinnedRing | None) -> None:
     tower = Tower()
     with VisionPipeline(tower, make_cache(), ring=maybe_ring, max_rows_per_encode=4) as pipeline:
         items = make_items()
@@ -58,7 +59,7 @@ def test_what_was_encoded_ahead_is_a_hit(maybe_ring: PinnedRing | None) -> None:
         assert pipeline.cache.stats().hits == 3
 
 
-def test_only_what_overlaps_the_window_is_touched() -> None:
+def test_prefetch_loads_only_items_in_the_chunk() -> None:
     tower, loaded = Tower(), []
 
     def load(seed: int) -> torch.Tensor:
@@ -70,18 +71,18 @@ def test_only_what_overlaps_the_window_is_touched() -> None:
     assert loaded == [1]
 
 
-@pytest.mark.parametrize("why", ["asked", "agree"])
-def test_without_encoding_features_wait_on_the_device(maybe_ring: PinnedRing | None, why: str) -> None:
+@pytest.mark.parametrize("reason", ["encode=False", "agree"])
+def test_prefetch_without_encode_moves_features_for_embed(maybe_ring: PinnedRing | None, reason: str) -> None:
     tower, loaded = Tower(), []
 
     def load(seed: int) -> torch.Tensor:
         loaded.append(seed)
         return feature(seed, 2)
 
-    agree = (lambda miss: miss) if why == "agree" else None
+    agree = (lambda miss: miss) if reason == "agree" else None
     with VisionPipeline(tower, make_cache(), ring=maybe_ring, agree=agree) as pipeline:
         items = make_items(3, load)
-        pipeline.prefetch([Chunk(items, 0, 8)], encode=why == "agree").wait(SECONDS)
+        pipeline.prefetch([Chunk(items, 0, 8)], encode=reason == "agree").wait(SECONDS)
         assert tower.calls == []
         assert loaded == [0, 1, 2]
         chunks, ids = [Chunk(items, 0, 8)], make_ids(8)
@@ -91,56 +92,56 @@ def test_without_encoding_features_wait_on_the_device(maybe_ring: PinnedRing | N
         assert len(pipeline._prefetched) == 0
 
 
-def test_cancelling_frees_what_was_moved_and_stops_what_was_not_begun(maybe_ring: PinnedRing | None) -> None:
-    entered, go_on = threading.Event(), threading.Event()
+def test_cancel_frees_moved_features_and_stops_prefetches(maybe_ring: PinnedRing | None) -> None:
+    started, may_go_on = threading.Event(), threading.Event()
 
     def block(seed: int) -> torch.Tensor:
-        entered.set()
-        go_on.wait()
+        started.set()
+        may_go_on.wait()
         return feature(seed, 2)
 
     tower = Tower()
     with VisionPipeline(tower, make_cache(), ring=maybe_ring) as pipeline:
-        staged = pipeline.prefetch([Chunk(make_items(), 0, 8)], encode=False)
-        staged.wait(SECONDS)
+        moved = pipeline.prefetch([Chunk(make_items(), 0, 8)], encode=False)
+        moved.wait(SECONDS)
         assert len(pipeline._prefetched) == 3
-        pipeline.cancel(staged)
+        pipeline.cancel(moved)
         assert len(pipeline._prefetched) == 0
         running = pipeline.prefetch([Chunk(make_items(2, block), 0, 8)])
         waiting = pipeline.prefetch([Chunk(make_items(), 0, 8)])
-        entered.wait()
+        started.wait()
         pipeline.cancel(waiting)
         pipeline.cancel(running)
-        go_on.set()
+        may_go_on.set()
         for handle in (running, waiting):
             handle.wait(SECONDS)
             assert handle.done
         assert tower.calls == []
 
 
-def test_no_more_than_so_much_work_waits() -> None:
-    entered, go_on = threading.Event(), threading.Event()
+def test_prefetch_is_refused_while_the_maximum_is_unfinished() -> None:
+    started, may_go_on = threading.Event(), threading.Event()
 
     def block(seed: int) -> torch.Tensor:
-        entered.set()
-        go_on.wait()
+        started.set()
+        may_go_on.wait()
         return feature(seed, 2)
 
     with VisionPipeline(Tower(), make_cache()) as pipeline:
         handles = [pipeline.prefetch([Chunk(make_items(1, block), 0, 2)]) for _ in range(MAX_UNFINISHED + 2)]
-        entered.wait()
+        started.wait()
         assert [handle.is_refused for handle in handles] == [False] * MAX_UNFINISHED + [True] * 2
         assert handles[-1].done
         handles[-1].wait()
         with pytest.raises(TimeoutError, match="not done within 0 s"):
             handles[0].wait(0)
-        go_on.set()
+        may_go_on.set()
         for handle in handles:
             handle.wait(SECONDS)
         assert not pipeline.prefetch([]).is_refused
 
 
-def test_what_fails_ahead_is_tried_again_by_the_step(caplog: pytest.LogCaptureFixture) -> None:
+def test_embed_repeats_the_work_of_a_failed_prefetch(caplog: pytest.LogCaptureFixture) -> None:
     def fail(item: Item) -> None:
         raise MemoryError
 
@@ -156,10 +157,10 @@ def test_what_fails_ahead_is_tried_again_by_the_step(caplog: pytest.LogCaptureFi
         assert "a prefetch failed" in caplog.text
 
 
-def test_the_worker_takes_over_the_callers_modes() -> None:
+def test_prefetch_worker_uses_the_torch_modes_of_the_caller() -> None:
     seen = []
 
-    def note(item: Item) -> None:
+    def record_modes(item: Item) -> None:
         seen.append(
             (
                 torch.is_grad_enabled(),
@@ -169,7 +170,7 @@ def test_the_worker_takes_over_the_callers_modes() -> None:
             )
         )
 
-    with VisionPipeline(Tower(fails=note), make_cache()) as pipeline:
+    with VisionPipeline(Tower(fails=record_modes), make_cache()) as pipeline:
         for seed, modes in enumerate(
             [
                 torch.enable_grad(),
@@ -190,27 +191,29 @@ def test_the_worker_takes_over_the_callers_modes() -> None:
     assert seen[-1][3] == torch.float16
 
 
-def test_closing_cancels_what_waits() -> None:
-    entered, go_on = threading.Event(), threading.Event()
+def test_close_cancels_queued_prefetches() -> None:
+    started, may_go_on = threading.Event(), threading.Event()
 
     def block(seed: int) -> torch.Tensor:
-        entered.set()
-        go_on.wait()
+        started.set()
+        may_go_on.wait()
         return feature(seed, 2)
 
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache())
     handles: list[Prefetch] = [pipeline.prefetch([Chunk(make_items(1, block), 0, 2)]) for _ in range(3)]
-    entered.wait()
+    started.wait()
     closing = threading.Thread(target=pipeline.close)
     closing.start()
-    go_on.set()
+    while not all(handle.is_cancelled for handle in handles):
+        time.sleep(0.001)
+    may_go_on.set()
     closing.join(SECONDS)
     assert all(handle.done for handle in handles)
     assert tower.calls == []
 
 
-def test_an_interpreter_ends_with_work_waiting() -> None:
+def test_interpreter_exits_while_prefetches_are_queued() -> None:
     program = """
 import torch
 from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
@@ -218,7 +221,7 @@ cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=1 << 2
 encoded = []
 def encode(features, items):
     encoded.append(1)
-    while not handles[0].is_cancelled:  # until the interpreter is about to end
+    while not handles[0].is_cancelled:  # until the interpreter exits
         pass
     return [torch.zeros(2, 4)]
 pipeline = VisionPipeline(encode, cache)
@@ -236,7 +239,7 @@ while not encoded:
     assert done.stderr == ""
 
 
-def test_a_pipeline_that_is_forgotten_ends_its_thread() -> None:
+def test_collected_pipeline_ends_its_worker_thread() -> None:
     pipeline = VisionPipeline(Tower(), make_cache())
     pipeline.prefetch([Chunk(make_items(), 0, 8)]).wait(SECONDS)
     thread = pipeline._worker._thread
@@ -247,41 +250,41 @@ def test_a_pipeline_that_is_forgotten_ends_its_thread() -> None:
     assert not thread.is_alive()
 
 
-def test_whatever_a_callable_raises_the_worker_goes_on() -> None:
-    def leave() -> torch.Tensor:
+def test_prefetch_worker_survives_a_callable_that_raises_system_exit() -> None:
+    def exit_thread() -> torch.Tensor:
         raise SystemExit
 
     tower = Tower()
     with VisionPipeline(tower, make_cache()) as pipeline:
-        handle = pipeline.prefetch([Chunk([Item(leave, Span(0, 2), key=b"k" * 32)], 0, 2)])
+        handle = pipeline.prefetch([Chunk([Item(exit_thread, Span(0, 2), key=b"k" * 32)], 0, 2)])
         handle.wait(SECONDS)
         assert handle.done
         pipeline.prefetch([Chunk(make_items(), 0, 8)]).wait(SECONDS)
     assert len(tower.encoded) == 3
 
 
-def test_a_pipeline_is_collected_without_a_wait_for_its_worker() -> None:
-    """As the collector may run in a thread that holds what the worker waits for."""
-    entered, go_on = threading.Event(), threading.Event()
+def test_finalizer_of_a_pipeline_does_not_wait_for_its_worker() -> None:
+    """The garbage collector may run in a thread that holds a lock which the worker waits for."""
+    started, may_go_on = threading.Event(), threading.Event()
 
     def block(item: Item) -> None:
-        entered.set()
-        go_on.wait()
+        started.set()
+        may_go_on.wait()
 
     pipeline = VisionPipeline(Tower(fails=block), make_cache())
     pipeline.prefetch([Chunk(make_items(), 0, 8)])
     thread = pipeline._worker._thread
     assert thread is not None
-    entered.wait()
+    started.wait()
     for owner in (pipeline._worker, pipeline._keys):
-        owner.stop()  # what the finalizer does; it returns while the worker is still busy
+        owner.stop()  # the finalizer calls it; it returns while the worker is busy
     assert thread.is_alive()
-    go_on.set()
+    may_go_on.set()
     thread.join(SECONDS)
     assert not thread.is_alive()
 
 
-def test_what_was_staged_in_inference_mode_may_be_encoded_outside_of_it() -> None:
+def test_feature_moved_in_inference_mode_can_be_encoded_outside_of_it() -> None:
     layer = torch.nn.Linear(3, HIDDEN)
     with PinnedRing(1 << 16, backend="host") as ring:
         pipeline = VisionPipeline(

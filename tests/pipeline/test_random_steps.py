@@ -1,4 +1,4 @@
-"""Random histories of steps: every token right, nothing encoded that no window needs, nothing left behind."""
+"""Random steps: every token is right, only needed items are encoded, and no lease or claim is left."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SECONDS = 60
 
 @st.composite
 def requests(draw: st.DrawFn) -> Items:
-    """A prompt with a few images, some in several spans, some in part, some precomputed, some bad."""
+    """A prompt with a few images: in several spans, in part, precomputed, or faulty."""
     items, token = [], draw(st.integers(0, 3))
     for _ in range(draw(st.integers(0, 4))):
-        content, num_rows = draw(st.integers(0, CONTENTS - 1)), 0
+        content = draw(st.integers(0, CONTENTS - 1))
         num_rows = 1 + content
         first, spans = draw(st.integers(0, num_rows - 1)), []
         while first < num_rows and len(spans) < 3:
@@ -31,15 +31,18 @@ def requests(draw: st.DrawFn) -> Items:
             first += length
             token += length + draw(st.integers(0, 2))
         kind = draw(st.sampled_from(["tensor", "array", "callable", "key", "rows", "bad"]))
-        made: torch.Tensor = feature(content, num_rows)
+        patches: torch.Tensor = feature(content, num_rows)
         if kind == "rows":
             items.append(Item(None, spans, rows=torch.full((num_rows, HIDDEN), float(content))))
         elif kind == "key":
-            items.append(Item(made, spans, num_rows=num_rows, key=bytes([content]) * 32))
+            items.append(Item(patches, spans, num_rows=num_rows, key=bytes([content]) * 32))
         else:
-            value = {"tensor": made, "array": made.numpy(), "callable": lambda made=made: made, "bad": made}[
-                kind
-            ]
+            value = {
+                "tensor": patches,
+                "array": patches.numpy(),
+                "callable": lambda patches=patches: patches,
+                "bad": patches,
+            }[kind]
             arguments = {"bad": True} if kind == "bad" else {}
             items.append(Item(value, spans, num_rows=num_rows, **arguments))
         token += draw(st.integers(0, 2))
@@ -52,7 +55,7 @@ def refuse_bad(item: Item) -> None:
 
 
 class PipelineMachine(RuleBasedStateMachine):
-    """Steps of several requests on one pipeline, with prefetches and epochs in between."""
+    """Steps of several requests on one pipeline, with prefetches and new epochs between them."""
 
     @initialize(
         device_pages=st.integers(1, 12),
@@ -116,7 +119,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.pipeline.cache.advance_epoch()
 
     @invariant()
-    def nothing_is_left(self) -> None:
+    def no_lease_and_no_claim_is_left(self) -> None:
         self.pipeline.cache.check_integrity()
         assert self.pipeline.cache.stats().leased_pages == 0
         assert inspect(self.pipeline.cache).num_claims == 0
@@ -138,4 +141,4 @@ class PipelineMachine(RuleBasedStateMachine):
 PipelineMachine.TestCase.settings = settings(
     max_examples=40, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
-test_every_token_of_every_step_is_right = PipelineMachine.TestCase
+test_random_steps_build_every_token_correctly = PipelineMachine.TestCase

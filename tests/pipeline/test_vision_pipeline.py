@@ -1,4 +1,4 @@
-"""A step through the pipeline: what is encoded, what is placed, and that nothing else happens."""
+"""Steps of a pipeline: which items are encoded, and which rows are placed and cached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
 WEIGHT = make_weight()
 
 
-def test_a_request_chunk_by_chunk_encodes_each_image_once_and_only_when_it_is_needed(
+def test_chunked_request_encodes_each_image_once_when_its_chunk_needs_it(
     maybe_ring: PinnedRing | None,
 ) -> None:
     tower = Tower()
@@ -37,22 +37,22 @@ def test_a_request_chunk_by_chunk_encodes_each_image_once_and_only_when_it_is_ne
     assert [items[:].index(item) for item in tower.encoded] == [0, 1, 2, 3]
 
 
-def test_images_of_several_requests_are_encoded_in_one_call_and_equal_ones_once(
+def test_step_of_two_requests_encodes_equal_images_once_in_one_call(
     maybe_ring: PinnedRing | None,
 ) -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     shared = feature(0, 3)
-    one = [Item(shared, Span(1, 3)), Item(feature(1, 2), Span(6, 2))]
-    other = [Item(shared.numpy().copy(), Span(4, 3)), Item(feature(2, 4), Span(0, 4))]
-    assert embed(pipeline, [Chunk(one, 0, 9), Chunk(other, 0, 8, 9)], 20) == []
-    # In the order of the batch: what the first tokens need comes first.
+    first = [Item(shared, Span(1, 3)), Item(feature(1, 2), Span(6, 2))]
+    second = [Item(shared.numpy().copy(), Span(4, 3)), Item(feature(2, 4), Span(0, 4))]
+    assert embed(pipeline, [Chunk(first, 0, 9), Chunk(second, 0, 8, 9)], 20) == []
+    # In the order of the batch: the items of the first tokens are encoded first.
     assert [[item.num_rows for item in call] for call in tower.calls] == [[3, 2, 4]]
     assert len(pipeline.cache) == 3
 
 
 @pairwise(reuses_memory=[False, True], packed=[False, True], pages=[1, 3, 64])
-def test_micro_batches_are_as_full_as_they_may_be_and_an_encoder_may_reuse_its_memory(
+def test_micro_batches_are_full_and_the_encoder_may_reuse_its_memory(
     maybe_ring: PinnedRing | None, reuses_memory: bool, packed: bool, pages: int
 ) -> None:
     tower = Tower(reuses_memory=reuses_memory, packed=packed)
@@ -72,7 +72,7 @@ def test_micro_batches_are_as_full_as_they_may_be_and_an_encoder_may_reuse_its_m
         assert len(batches) == 5
 
 
-def test_deepstack_levels_go_where_they_belong_and_are_zero_at_text(maybe_ring: PinnedRing | None) -> None:
+def test_embed_writes_deepstack_levels_and_zeroes_them_at_text(maybe_ring: PinnedRing | None) -> None:
     tower = Tower(HIDDEN * 3)
     pipeline = VisionPipeline(tower, make_cache(width=3 * HIDDEN), ring=maybe_ring)
     items = [Item(feature(0, 5), [Span(2, 3), Span(8, 2, 3)]), Item(feature(1, 2), Span(6, 2))]
@@ -80,7 +80,7 @@ def test_deepstack_levels_go_where_they_belong_and_are_zero_at_text(maybe_ring: 
         assert embed(pipeline, [Chunk(items, start, 8)], 8, levels=2) == []
 
 
-def test_precomputed_rows_lie_beside_raw_ones(maybe_ring: PinnedRing | None) -> None:
+def test_embed_places_precomputed_rows_and_does_not_cache_them(maybe_ring: PinnedRing | None) -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache(), ring=maybe_ring)
     rows = torch.randn(6, HIDDEN)
@@ -97,21 +97,21 @@ def test_precomputed_rows_lie_beside_raw_ones(maybe_ring: PinnedRing | None) -> 
     assert len(pipeline.cache) == 1
 
 
-def test_a_miss_and_a_hit_give_the_same_bits_in_the_caches_dtype() -> None:
+def test_miss_hit_and_rejected_rows_give_the_same_bits() -> None:
     pipeline = VisionPipeline(Tower(), make_cache(dtype=torch.bfloat16))
     full = VisionPipeline(Tower(), make_cache(1, dtype=torch.bfloat16))
     item = Item(feature(0, 5), Span(1, 5))
     ids = make_ids(7)
-    miss, hit, refused = (
+    miss, hit, rejected = (
         owner.embed([Chunk([item], 0, 7)], ids, WEIGHT).inputs_embeds for owner in (pipeline, pipeline, full)
     )
     assert torch.equal(miss, hit)
-    assert torch.equal(miss, refused)
+    assert torch.equal(miss, rejected)
     assert len(full.cache) == 0
     assert torch.equal(miss[1:6], encode_one(feature(0, 5)).bfloat16().float())
 
 
-def test_an_encode_begun_before_an_epoch_is_not_inserted_after_it() -> None:
+def test_rows_encoded_before_advance_epoch_are_not_inserted_after_it() -> None:
     cache = make_cache()
     tower = Tower(fails=lambda item: cache.advance_epoch())
     pipeline = VisionPipeline(tower, cache)
@@ -119,7 +119,7 @@ def test_an_encode_begun_before_an_epoch_is_not_inserted_after_it() -> None:
     assert len(cache) == 0
 
 
-def test_the_weight_may_be_a_parameter_and_the_encoder_may_record_gradients() -> None:
+def test_embed_records_no_gradients_of_weight_and_encoder() -> None:
     scale = torch.nn.Parameter(torch.ones(()))
     pipeline = VisionPipeline(
         lambda features, items: [encode_one(part) * scale for part in features], make_cache()
@@ -134,7 +134,7 @@ def test_the_weight_may_be_a_parameter_and_the_encoder_may_record_gradients() ->
         )
 
 
-def test_ids_may_be_of_two_dimensions_and_there_may_be_no_image() -> None:
+def test_embed_accepts_ids_of_two_dimensions_and_steps_without_items() -> None:
     pipeline = VisionPipeline(Tower(), make_cache())
     items = [Item(feature(0, 2), Span(3, 2))]
     ids = make_ids(2, 4)
@@ -144,7 +144,7 @@ def test_ids_may_be_of_two_dimensions_and_there_may_be_no_image() -> None:
     assert int(ids.max()) < VOCABULARY
 
 
-def test_what_is_hit_again_in_host_memory_moves_to_the_device_as_it_is_placed() -> None:
+def test_entry_hit_again_in_the_host_tier_is_promoted_as_it_is_placed() -> None:
     cache = make_cache(2, host_pages=8)
     pipeline = VisionPipeline(Tower(), cache)
     old, new = (Item(feature(seed, 3), Span(1, 3)) for seed in range(2))
@@ -159,7 +159,7 @@ def test_what_is_hit_again_in_host_memory_moves_to_the_device_as_it_is_placed() 
     assert len(cache) == 2
 
 
-def test_a_step_that_needs_the_whole_device_tier_keeps_its_last_rows_too() -> None:
+def test_step_that_pins_the_whole_device_tier_still_caches_its_last_rows() -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, make_cache(4, host_pages=20))
     items = [Item(feature(seed, 3), Span(3 * seed, 3)) for seed in range(6)]
