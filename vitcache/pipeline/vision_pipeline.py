@@ -307,8 +307,9 @@ class VisionPipeline:
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
         """Start to hash, copy and encode the items of later chunks on a worker thread; never waits.
 
-        Call it after `embed`, so that the work runs beside the language model. A later `embed` then finds the
-        rows in the cache.
+        Call it after `embed`: the worker then hashes and copies features while the language model runs, and a
+        later `embed` finds the rows in the cache. Encodes share the GPU with the language model; on one H100
+        that saved no time (docs/decisions.md).
 
         Parameters
         ----------
