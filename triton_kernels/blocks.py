@@ -1,7 +1,7 @@
-"""The shape of a row kernel's block, by device and row width, from a table that a bench writes.
+"""The block shape of the row kernels, by device and row width, from a table that a bench writes.
 
-``python -m vitcache bench --bench blocks`` measures, ``python -m vitcache.bench.harness.tune FILE...`` turns
-its results into `blocks.json`.
+``python -m vitcache bench --bench blocks`` measures the shapes. ``python -m vitcache.bench.harness.tune
+FILE...`` writes the results to `blocks.json`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import triton
 
 TABLE = Path(__file__).with_name("blocks.json")
 
-# For what is not in the table. On an H100 one program per row with 4096 elements and 8 warps came within 1 %
-# of a copy, and narrower blocks and several rows per program did not (the design's sketches, 2026-11).
+# For devices and widths that the table lacks. On an H100, one program per row with 4096 elements and 8 warps
+# was within 1 % of a copy. Narrower blocks and several rows per program were slower (the design's sketches,
+# 2026-11).
 LARGEST_BLOCK = 4096
 ELEMENTS_PER_WARP = 512
 
 
 class BlockShape(NamedTuple):
-    """Elements of a block and warps of a program."""
+    """`block`: row elements per program. `num_warps`: warps per program."""
 
     block: int
     num_warps: int
@@ -31,7 +32,7 @@ class BlockShape(NamedTuple):
 
 @cache
 def block_shape(hidden: int, device: torch.device) -> BlockShape:
-    """The shape for rows of `hidden` elements on `device`."""
+    """The block shape for rows of `hidden` elements on `device`: the measured shape, or else a default."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     measured = read_table().get(name, {}).get(str(hidden))
     if measured is not None:
@@ -42,6 +43,6 @@ def block_shape(hidden: int, device: torch.device) -> BlockShape:
 
 @cache
 def read_table() -> dict[str, dict[str, list[int]]]:
-    """Device name to row width to [block, warps]."""
+    """The measured shapes: device name to row width to [block, num_warps]."""
     table: dict[str, dict[str, list[int]]] = json.loads(TABLE.read_text())
     return table

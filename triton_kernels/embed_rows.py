@@ -1,8 +1,8 @@
-"""Build ``inputs_embeds``: the row of the weight at text tokens, the row of an image elsewhere, in one pass.
+"""Build ``inputs_embeds`` in one pass: rows of the weight at text tokens, image rows at all other tokens.
 
-Bytes: one read and one write per row of the output, and what is stored in pages once more; plus the id and 8
-bytes of table per token, 16 where any is stored. Launches: one, and one scatter for each further source
-dtype. The truth is `vitcache.placement.reference.embed_tokens`.
+Bytes: one read and one write per row of the output, and one more write per stored row; the id and 8 bytes of
+table per token, or 16 if the launch stores rows. Launches: one, and one scatter for each further source
+dtype. The reference is `vitcache.placement.reference.embed_tokens`.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
 ):
     """One program per token, level and column block.
 
-    The table holds one int64 per token: the address of its image row, 0 for text, -1 for a row of another
-    launch. Where rows are stored, the page's address is the second, and rows that are only stored follow the
-    tokens.
+    The table has one int64 per token: the address of its image row, 0 for text, -1 if another launch writes
+    the token. If the launch stores rows, a second int64 per token is the address in the page. Rows that are
+    stored but not placed follow the tokens in the table.
     """
     token = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
@@ -109,17 +109,22 @@ def launch_embed_rows(
     aligned: bool,
     store: torch.dtype | None = None,
 ) -> None:
-    """Launch on the current stream for every token, and for what `table` only stores; tokens whose row there
-    is not of `dtype` are left out.
+    """Queue one launch on the current stream for all tokens, and for rows that are stored but not placed.
+
+    Tokens with -1 in the table are left to another launch: their rows are not of `dtype`.
 
     Parameters
     ----------
     table
-        int64, in memory that the device reads: see the kernel.
+        int64, in memory that the device can read. Its layout is described at `embed_rows_kernel`.
     rows, deepstack
-        What is built: ``(T, H)`` and ``(L, T, H)`` or None.
+        The destination: ``(T, H)``, and ``(L, T, H)`` or None.
     input_ids, weight
-        ``(T,)`` and ``(V, H)``.
+        ``(T,)``, int64 or int32, and ``(V, H)``.
+    dtype
+        Dtype of the image rows.
+    scale, text_scale
+        Factors of the image rows and of the text rows, or None.
     aligned, store
         As in `launch_scatter_rows`.
     """
@@ -142,7 +147,7 @@ def launch_embed_rows(
         rows.stride(0),
         *deepstack_arguments(rows, deepstack),
         1.0 if scale is None else float(scale),
-        # Rounded as the model's own buffer is, then multiplied in float32 and rounded once more.
+        # Rounded to the weight's dtype, as a model stores it. The kernel rounds the product again.
         1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype, device="cpu")),
         SOURCE=TRITON_DTYPES[dtype],
         STORE=None if store is None else TRITON_DTYPES[store],

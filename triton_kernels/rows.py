@@ -1,4 +1,4 @@
-"""What the row kernels share: a cast that rounds alike everywhere, and a row's load and address."""
+"""Functions that both row kernels use: the cast, and the load and the address of a row."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfl
 
 @triton.jit
 def cast(values, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """float32 to `DTYPE`, to nearest even.
+    """Cast float32 to `DTYPE`, rounding to nearest even.
 
-    bfloat16 is rounded in integers: Triton's interpreter truncates where the hardware rounds, and one
-    arithmetic on both lets a test on the CPU speak for the GPU.
+    bfloat16 is rounded in integer arithmetic. Triton's interpreter truncates where the hardware rounds. With
+    integers both give the same bits, so that a test on the CPU is valid for the GPU.
     """
     if tl.bfloat16 == DTYPE:
         bits = values.to(tl.uint32, bitcast=True)
@@ -40,14 +40,15 @@ def load_image_row(  # type: ignore[no-untyped-def]
     HAS_SCALE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """``source[H * level : H * (level + 1)]`` of the row at `address`, scaled in float32, as `TARGET`.
+    """Columns ``[H * level, H * (level + 1))`` of the row at `address`, scaled in float32, as `TARGET`.
 
-    Where `STORE` is a dtype the row is rounded to it first, and written to `page` on the way: 0 is a row that
-    is not stored, -1 one that another program stores.
+    If `STORE` is a dtype, a row with a page is rounded to it first and also written to the address `page`.
+    `page` is 0 if the row is not stored, and -1 if another program stores it.
     """
     source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
     if ALIGNED:
-        # After the cast to a pointer: on the integer the hint is lost, and with it 16-byte loads.
+        # The hint must follow the cast to a pointer: on the integer it is lost, and the loads are narrower
+        # than 16 bytes.
         source = tl.multiple_of(source, 16)
     values = tl.load(source + columns, mask, other=0)
     if STORE is not None:
@@ -74,7 +75,7 @@ def load_image_row(  # type: ignore[no-untyped-def]
 def row_pointer(  # type: ignore[no-untyped-def]
     token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
 ):
-    """Where a token's row of inputs_embeds (level 0) or of a deepstack level begins."""
+    """Pointer to a token's row in ``inputs_embeds`` (level 0) or in deepstack level ``level - 1``."""
     target = out_ptr + token * out_stride_row
     if level > 0:
         plane = deepstack_ptr + (level - 1).to(tl.int64) * deepstack_stride_level
@@ -83,10 +84,10 @@ def row_pointer(  # type: ignore[no-untyped-def]
 
 
 def deepstack_arguments(rows: Tensor, deepstack: Tensor | None) -> tuple[Tensor, int, int]:
-    """The deepstack levels as a kernel takes them. Without any, what stands for them is never touched."""
+    """Pointer, level stride and row stride of `deepstack`; for None, values that the kernel does not use."""
     return (rows, 0, 0) if deepstack is None else (deepstack, deepstack.stride(0), deepstack.stride(1))
 
 
 def num_planes(deepstack: Tensor | None) -> int:
-    """Planes that a launch writes: the rows, and each deepstack level."""
+    """Number of planes that a launch writes: ``inputs_embeds`` and each deepstack level."""
     return 1 if deepstack is None else 1 + deepstack.shape[0]

@@ -1,8 +1,8 @@
-"""Scatter rows of images over tokens: one program per row, deepstack level and column block.
+"""Scatter image rows to tokens: one program per row, deepstack level and column block.
 
-Bytes: each source row is read once and each destination row written once, and what is stored in pages once
-more; plus 16 bytes of table per row, 24 where any is stored.
-Launches: one per source dtype. The truth is `vitcache.placement.reference.scatter_embeddings`.
+Bytes: one read and one write per row, and one more write per stored row; 16 bytes of table per row, or 24 if
+the launch stores rows. Launches: one per source dtype. The reference is
+`vitcache.placement.reference.scatter_embeddings`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
 ):
     """``out[token(r)] = source(r)[:H]``, ``deepstack[l, token(r)] = source(r)[H * (l + 1) : H * (l + 2)]``.
 
-    The table holds an address and a token per row, both int64; an address of 0 is a hole, where a table may
-    have any. Where rows are stored, the page's address is the third, and a token of -1 means that a row is
-    only stored. Program ids are row, level and column block.
+    The table has two int64 per row: the row's address and its token. If `HAS_HOLES`, an address of 0 marks an
+    unused entry. If the launch stores rows, a third int64 is the address in the page, and a token of -1 marks
+    a row that is stored but not placed. The program ids are row, level and column block.
     """
     row = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
@@ -53,7 +53,7 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     address = tl.load(table_ptr + row * COLUMNS)
     token = tl.load(table_ptr + row * COLUMNS + 1)
     page = address if STORE is None else tl.load(table_ptr + row * COLUMNS + 2)
-    if HAS_HOLES:  # noqa: SIM102 - known when it is compiled, unlike the address
+    if HAS_HOLES:  # noqa: SIM102 - a compile-time condition, unlike the next one
         if address == 0:
             return
     values = load_image_row(
@@ -70,7 +70,7 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
         HAS_SCALE,
         ALIGNED,
     )
-    if STORE is not None:  # noqa: SIM102 - known when it is compiled, unlike the token
+    if STORE is not None:  # noqa: SIM102 - a compile-time condition, unlike the next one
         if token == -1:
             return
     target = row_pointer(
@@ -91,23 +91,26 @@ def launch_scatter_rows(
     has_holes: bool = False,
     shape: BlockShape | None = None,
 ) -> None:
-    """Launch on the current stream for rows of `dtype` that `table` lists, two int64 values each, three where
-    rows are stored.
+    """Queue one launch on the current stream for the rows of `dtype` in `table`.
 
     Parameters
     ----------
     table
-        int64, in memory that the device reads: see the kernel.
+        int64, in memory that the device can read. Its layout is described at `scatter_rows_kernel`.
     rows, deepstack
-        Where the rows go: ``(T, H)`` and ``(L, T, H)`` or None.
+        The destination: ``(T, H)``, and ``(L, T, H)`` or None.
+    dtype
+        Dtype of the image rows.
+    scale
+        Factor of the image rows, or None.
     aligned
         Whether every level of every row, and of its pages, begins at a multiple of 16 bytes.
     store
-        What rows are rounded to that the table has pages for. None: it has none.
+        Dtype of the pages to which rows are stored. None: the launch stores no rows.
     has_holes
-        Whether an address may be 0.
+        Whether an address in the table may be 0.
     shape
-        None: that of the measured table.
+        Block shape. None: that of `block_shape`.
     """
     hidden = rows.shape[1]
     block, num_warps = shape or block_shape(hidden, rows.device)

@@ -191,7 +191,7 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) ->
                 scatter_embeddings(out, [rows, *items], [0, *([] for _ in items)], store=store)
 
         refused(ValueError, "item 0 has 3 rows, it would be stored in room for 2", [two])
-        refused(ValueError, "there are 1 embeddings and 2 entries of store", [three, None])
+        refused(ValueError, "got 1 embeddings and 2 entries of store", [three, None])
         refused(ValueError, "items 0 and 1 have the same reservation", [three, three], rows)
         refused(
             ValueError,
@@ -201,13 +201,15 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) ->
         )
         refused(TypeError, "item 0: store must be a Reservation or None, it is bytes", [KEY])
         refused(TypeError, "store must be a list", three)
-        with pytest.raises(ValueError, match="item 0 is stored in rows of width 12, the destination takes 6"):
+        with pytest.raises(
+            ValueError, match="the reservation of item 0 has rows of width 12, the destination takes 6"
+        ):
             scatter_embeddings(out[:, :6], [rows[:, :6]], [0], store=[three])
-        with pytest.raises(ValueError, match="store= does not go with a gradient"):
+        with pytest.raises(ValueError, match="store= cannot be combined with a gradient"):
             scatter_embeddings(out, [rows.clone().requires_grad_()], [0], store=[three])
         table = PlacementTable(4, device=device)
         table.update([rows], [0])
-        with pytest.raises(ValueError, match="store= does not go with a PlacementTable"):
+        with pytest.raises(ValueError, match="store= cannot be combined with a PlacementTable"):
             scatter_embeddings(out, table, None, store=[three])
         three.cancel()
         refused(RuntimeError, "item 0: its reservation was committed or cancelled", [three])
@@ -247,5 +249,5 @@ def test_a_compiled_call_stores_nothing() -> None:
         compiled = torch.compile(
             lambda out: scatter_embeddings(out, [rows], [0], store=[reservation]), backend="eager"
         )
-        with pytest.raises(Exception, match=r"store= does not go with torch\.compile"):
+        with pytest.raises(Exception, match=r"store= cannot be combined with torch\.compile"):
             compiled(poisoned(4, WIDTH, dtype=torch.bfloat16))

@@ -217,7 +217,7 @@ def test_bad_items_are_the_same_errors_with_gradients():
     for error, message, items, spans in [
         (
             TypeError,
-            "item 0 must be a tensor or a Lease, it is ndarray",
+            "item 0 must be a tensor, a Lease or a Reservation, it is ndarray",
             [np.zeros((2, HIDDEN), np.float32)],
             [0],
         ),
@@ -232,9 +232,9 @@ def test_bad_items_are_the_same_errors_with_gradients():
 
 def test_out_with_gradients_is_refused_and_nothing_is_written():
     out = torch.zeros(2, HIDDEN)
-    with pytest.raises(ValueError, match="out= has no gradients"):
+    with pytest.raises(ValueError, match="out= records no gradients"):
         embed_tokens(torch.tensor([0, 1]), torch.ones(3, HIDDEN, requires_grad=True), [], [], out=out)
-    with pytest.raises(ValueError, match="out= has no gradients"):
+    with pytest.raises(ValueError, match="out= records no gradients"):
         embed_tokens(torch.tensor([0, 1]), torch.ones(3, HIDDEN), [], [], out=out.requires_grad_())
     assert (out == 0).all()
 

@@ -133,7 +133,7 @@ BAD_SCATTERS = [
     (ValueError, r"item 0 .* and item 0 .* overlap", [[Span(0, 2), Span(1, 1)], 4], {}),
     (ValueError, r"needs rows \[2, 5\) but the item has 3 rows", [Span(0, 3, 2), 4], {}),
     (ValueError, r"item 1: span start is -1, it must be at least 0", [0, -1], {}),
-    (ValueError, r"there are 2 embeddings and 1 entries of spans", [0], {}),
+    (ValueError, r"got 2 embeddings and 1 entries of spans", [0], {}),
     (TypeError, r"item 1: spans must be an int, a Span or a list of Span, not float", [0, 4.0], {}),
     (TypeError, r"item 0: spans must be Span, one is tuple", [[(0, 2)], 4], {}),
     (TypeError, r"spans must be a list with one entry per item, it is Span", Span(0, 3), {}),
@@ -172,7 +172,11 @@ BAD_ITEMS = [
         "item 1 is torch.float64, it must be float32, float16 or bfloat16",
         torch.zeros(2, 24).double(),
     ),
-    (TypeError, "item 1 must be a tensor or a Lease, it is ndarray", np.zeros((2, 24), np.float32)),
+    (
+        TypeError,
+        "item 1 must be a tensor, a Lease or a Reservation, it is ndarray",
+        np.zeros((2, 24), np.float32),
+    ),
     (ValueError, "item 1 is on meta, the destination is on", torch.zeros(2, 24, device="meta")),
 ]
 
@@ -258,7 +262,7 @@ def test_overlap_is_seen_between_strided_rows_too(device):
     before, left, right = wide.clone(), wide[:, :HIDDEN], wide[:, HIDDEN:]
     with pytest.raises(ValueError, match="item 0 shares memory"):
         scatter_embeddings(left, [wide[2:4, 1 : HIDDEN + 1]], [0])
-    with pytest.raises(ValueError, match=r"has stride 0 between rows of 24 elements"):
+    with pytest.raises(ValueError, match=r"has stride 0 between rows, it must be at least 24"):
         scatter_embeddings(
             wide[:1, :HIDDEN].expand(4, HIDDEN), [make_rows(2, HIDDEN, torch.float32, device)], [0]
         )
@@ -363,7 +367,7 @@ def test_bad_destinations_are_refused(device):
             "inputs_embeds has stride 4 between elements",
             torch.zeros(HIDDEN, 4, device=device).t(),
         ),
-        (ValueError, "is not one block of rows", torch.zeros(2, 8, HIDDEN, device=device)[:, :3]),
+        (ValueError, "cannot be viewed as rows", torch.zeros(2, 8, HIDDEN, device=device)[:, :3]),
     ]:
         with pytest.raises(error, match=message):
             scatter_embeddings(out, rows, [0])

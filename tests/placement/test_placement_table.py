@@ -83,10 +83,10 @@ def test_what_does_not_fit_is_refused_and_the_table_keeps_what_it_had(device):
     scatter_embeddings(out, table, None)
     unaligned = bf16(2, device, HIDDEN + 1).flatten()[1:][: 2 * HIDDEN].view(2, HIDDEN)
     for error, message, items, spans in [
-        (ValueError, "the placement has 5 rows, this table holds 4", [rows], [0]),
+        (ValueError, "the placement has 5 rows, the table's max_rows is 4", [rows], [0]),
         (IndexError, r"item 0 \(tokens \[6, 9\)\) does not fit in 8 tokens", [good], [6]),
         (ValueError, "overlap", [good, good], [0, 1]),
-        (TypeError, "the rows are torch.float32, this table holds torch.bfloat16", [good.float()], [0]),
+        (TypeError, "the rows are torch.float32, the table's dtype is torch.bfloat16", [good.float()], [0]),
         (ValueError, "width 31, the destination takes 32", [bf16(1, device, 31)], [0]),
         (ValueError, "rows in a table must begin at multiples of 16 bytes", [unaligned], [0]),
     ]:
@@ -104,7 +104,7 @@ def test_a_table_is_held_to_its_smallest_destination(device):
     table.update([bf16(3, device)], [17])
     with pytest.raises(IndexError, match=r"tokens \[17, 20\)\) does not fit in 10 tokens"):
         scatter_embeddings(torch.zeros(10, HIDDEN, dtype=torch.bfloat16, device=device), table, None)
-    with pytest.raises(ValueError, match=r"this table holds rows of width 32, the destination takes 16"):
+    with pytest.raises(ValueError, match=r"the table has rows of width 32, the destination takes 16"):
         scatter_embeddings(torch.zeros(20, 16, dtype=torch.bfloat16, device=device), table, None)
 
 
@@ -132,11 +132,11 @@ def test_a_released_lease_in_a_table_is_refused(device):
 
 def test_a_failed_call_leaves_the_table_free_for_others(device):
     table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
-    with pytest.raises(ValueError, match="there are 9 tokens, this table holds 4"):
+    with pytest.raises(ValueError, match="there are 9 tokens, the table's max_rows is 4"):
         embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device), table, None)
     table.update([bf16(2, device)], [20])
     table = PlacementTable(30, device=device).update([bf16(2, device)], [0])
-    with pytest.raises(ValueError, match="this table holds rows of width 32, the destination takes 16"):
+    with pytest.raises(ValueError, match="the table has rows of width 32, the destination takes 16"):
         embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device, 16), table, None)
     table.update([bf16(2, device)], [20])
 
@@ -180,7 +180,7 @@ def test_a_reservation_in_a_table_is_refused(device):
     cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     with (
         cache.reserve(bytes(32), 2) as reservation,
-        pytest.raises(TypeError, match="a PlacementTable takes no Reservation"),
+        pytest.raises(TypeError, match="a PlacementTable cannot contain a Reservation"),
     ):
         PlacementTable(4, device=device).update([reservation], [0])
 
@@ -197,9 +197,9 @@ def test_misuse_is_named(device):
     table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
     with pytest.raises(ValueError, match="pass None for spans"):
         scatter_embeddings(out, table, [0])
-    with pytest.raises(ValueError, match="there are 9 tokens, this table holds 4"):
+    with pytest.raises(ValueError, match="there are 9 tokens, the table's max_rows is 4"):
         embed_tokens(ids, weight, table, None)
-    with pytest.raises(ValueError, match="has no gradients"):
+    with pytest.raises(ValueError, match="records no gradients"):
         embed_tokens(ids, weight.clone().requires_grad_(), table, None)
 
 

@@ -53,7 +53,7 @@ def test_a_packed_call_takes_int64_in_host_memory() -> None:
 
 def test_lists_are_of_one_length() -> None:
     check_lists([1, 2], (3, 4))
-    with pytest.raises(ValueError, match="there are 2 embeddings and 1 entries of spans"):
+    with pytest.raises(ValueError, match="got 2 embeddings and 1 entries of spans"):
         check_lists([1, 2], [3])
     with pytest.raises(TypeError, match="spans must be a list with one entry per item, it is Span"):
         check_lists([1], Span(0, 1))

@@ -1,4 +1,4 @@
-"""Placement: rows of images into `inputs_embeds`, checked, lowered, and written by the device at hand."""
+"""Placement: check the rows and spans of a call, lower them, and write the rows into `inputs_embeds`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""Gradients of the two operations: the gradient of a placed row is what arrives at its token.
+"""Gradients of `scatter_embeddings` and `embed_tokens`.
 
-Each Function writes one plane, so that the plane may be a view: torch refuses a view among several outputs
-that were written in place. Deepstack levels are planes of their own, placed from columns of the rows.
+The gradient of a row is the sum of the gradients of its tokens. A plane is `inputs_embeds` or one deepstack
+level. Each Function writes one plane, so that the plane may be a view: torch refuses a view among several
+outputs that were written in place. Each plane is placed from its own columns of the rows.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def embed(
 ) -> Tensor:
     """`embed_tokens` on tensors, differentiable in `weight` and the items. Returns `out`."""
     hidden = out.shape[-1]
-    # What is returned, not `out`, is what Dynamo of torch 2.9 gives a gradient.
+    # Return the result of `apply`, not `out`: Dynamo of torch 2.9 records a gradient only for the result.
     columns = [rows[:, :hidden] for rows in items]
     built: Tensor = Embed.apply(out, input_ids, weight, runs, scale, text_scale, *columns)
     if deepstack is not None:
@@ -62,11 +63,11 @@ def _scatter_levels(
 
 
 class Scatter(torch.autograd.Function):
-    """Rows of width H over tokens of ``(..., H)``, which is written in place and returned."""
+    """Write rows of width H to tokens of a plane ``(..., H)`` in place. Returns the plane."""
 
     @staticmethod
     def forward(ctx: Any, plane: Tensor, runs: Tensor, scale: float | None, *items: Tensor) -> Tensor:
-        """Write, and keep what the way back needs: sizes, not rows."""
+        """Write the rows. Save the runs, and each item's number of rows and dtype, for `backward`."""
         _ops.scatter_embeddings_(plane, None, items, runs, scale)
         ctx.mark_dirty(plane)
         ctx.save_for_backward(runs)
@@ -75,14 +76,14 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """The plane gets the gradient of the rows left alone, items that of the rows they placed."""
+        """Gradients of the plane, zero at placed tokens, and of each item, gathered from its tokens."""
         (runs,) = ctx.saved_tensors
-        kept = _clear(grad, runs) if ctx.needs_input_grad[0] else None
-        return kept, None, None, *_item_gradients(ctx, ctx.needs_input_grad[3:], grad, runs)
+        plane_grad = _zero_placed(grad, runs) if ctx.needs_input_grad[0] else None
+        return plane_grad, None, None, *_item_gradients(ctx, ctx.needs_input_grad[3:], grad, runs)
 
 
 class Embed(torch.autograd.Function):
-    """Rows of a weight and of items over all of `out`, which is written in place and returned."""
+    """Write rows of a weight and of items to all tokens of `out` in place. Returns `out`."""
 
     @staticmethod
     def forward(
@@ -95,7 +96,7 @@ class Embed(torch.autograd.Function):
         text_scale: float | None,
         *items: Tensor,
     ) -> Tensor:
-        """Write, and keep what the way back needs."""
+        """Write the rows. Save the runs and ids, the sizes and dtypes, for `backward`."""
         _ops.embed_tokens_(out, None, input_ids, weight, items, runs, scale, text_scale)
         ctx.mark_dirty(out)
         ctx.save_for_backward(runs, input_ids)
@@ -105,18 +106,23 @@ class Embed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """The weight gets the gradient of text tokens; ids under the runs meet zeros and need only exist."""
+        """Gradients of the weight, from text tokens, and of each item, gathered from its tokens.
+
+        The id of a placed token may be any number. It is clamped to a row of the weight, to which it adds 0.
+        """
         runs, input_ids = ctx.saved_tensors
-        weight = None
+        weight_grad = None
         if ctx.needs_input_grad[2]:
-            text = _clear(grad, runs)
+            text_grad = _zero_placed(grad, runs)
             if ctx.text_scale is not None:
-                text = text * torch.tensor(ctx.text_scale, dtype=ctx.weight_dtype, device="cpu")
+                text_grad = text_grad * torch.tensor(ctx.text_scale, dtype=ctx.weight_dtype, device="cpu")
             ids = input_ids.clamp(0, ctx.num_embeddings - 1)
-            weight = torch.ops.aten.embedding_dense_backward(text, ids, ctx.num_embeddings, -1, False)
-            weight = weight.to(ctx.weight_dtype)
-        items = _item_gradients(ctx, ctx.needs_input_grad[6:], grad, runs)
-        return None, None, weight, None, None, None, *items
+            weight_grad = torch.ops.aten.embedding_dense_backward(
+                text_grad, ids, ctx.num_embeddings, -1, False
+            )
+            weight_grad = weight_grad.to(ctx.weight_dtype)
+        item_grads = _item_gradients(ctx, ctx.needs_input_grad[6:], grad, runs)
+        return None, None, weight_grad, None, None, None, *item_grads
 
 
 def _remember_items(ctx: Any, scale: float | None, items: tuple[Tensor, ...]) -> None:
@@ -125,15 +131,17 @@ def _remember_items(ctx: Any, scale: float | None, items: tuple[Tensor, ...]) ->
     ctx.dtypes = [item.dtype for item in items]
 
 
-def _clear(grad: Tensor, runs: Tensor) -> Tensor:
-    """A copy of ``(..., H)`` gradients with zeros at the tokens under the runs."""
-    kept = grad.clone(memory_format=torch.contiguous_format)
-    _ops.clear_rows_(kept.view(-1, grad.shape[-1]), runs)
-    return kept
+def _zero_placed(grad: Tensor, runs: Tensor) -> Tensor:
+    """A copy of gradients ``(..., H)`` with zeros at the tokens of the runs."""
+    unplaced = grad.clone(memory_format=torch.contiguous_format)
+    _ops.clear_rows_(unplaced.view(-1, grad.shape[-1]), runs)
+    return unplaced
 
 
 def _item_gradients(ctx: Any, needed: Sequence[bool], grad: Tensor, runs: Tensor) -> list[Tensor | None]:
     if not any(needed):
         return [None] * len(needed)
     rows = _ops.gather_rows(grad, runs, ctx.num_rows, ctx.scale)
-    return [part.to(dtype) for part, dtype in zip(rows.split(ctx.num_rows), ctx.dtypes, strict=True)]
+    return [
+        item_rows.to(dtype) for item_rows, dtype in zip(rows.split(ctx.num_rows), ctx.dtypes, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""From which size on the copy engine beats a kernel on pinned host memory: measured once per device."""
+"""Measure once per device from which block size on the copy engine beats a kernel on pinned host memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from vitcache.placement import host_blocks
 from vitcache.placement.ops import scatter_embeddings
 
 SIZES = [1 << power for power in range(16, 25)]  # 64 KiB to 16 MiB
-_HIDE_CYCLES = 1_000_000
+_SLEEP_CYCLES = 1_000_000
 
 
 def calibrate(
     device: torch.device, kernel_us: Callable[[int], float], copy_us: Callable[[int], float]
 ) -> int | None:
-    """Measure, once per device, from which size on copies are the faster ones, and remember it.
+    """Measure and store, once per device, the block size in bytes from which on copies are faster.
 
     Parameters
     ----------
     kernel_us, copy_us
-        Microseconds that one block of so many bytes takes either way.
+        Given a size in bytes, return the microseconds in which the kernel reads one block of that size, or
+        the copy engine copies it.
+
+    Returns
+    -------
+    int or None
+        The smallest of `SIZES` from which on no copy is slower than the kernel. None: the copy of the largest
+        size is slower.
     """
     if device not in host_blocks.measured_crossovers:
         crossover: int | None = None
@@ -35,8 +42,9 @@ def calibrate(
 
 
 def calibrate_cuda(device: torch.device) -> int | None:
-    """`calibrate` with events on a CUDA device. Waits for the device: for start-up, never in a forward
-    pass.
+    """`calibrate` a CUDA device with timed events.
+
+    The host waits for the device: call it at start-up, never in a forward pass.
     """
     width = 4096
     with torch.cuda.device(device), torch.no_grad():
@@ -44,15 +52,16 @@ def calibrate_cuda(device: torch.device) -> int | None:
         pinned = torch.zeros(shape, dtype=torch.bfloat16, device="cpu", pin_memory=True)
         target = torch.empty_like(pinned, device=device)
 
-        def measure(run: Callable[[int], object]) -> Callable[[int], float]:
+        def measure(place: Callable[[int], object]) -> Callable[[int], float]:
             def microseconds(size: int) -> float:
                 rows = size // (2 * width)
                 times = []
                 for _ in range(7):
                     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                    torch.cuda._sleep(_HIDE_CYCLES)  # so that the host's part is not what is measured
+                    # The device sleeps while the host queues the work, so the events time the device alone.
+                    torch.cuda._sleep(_SLEEP_CYCLES)
                     begin.record()
-                    run(rows)
+                    place(rows)
                     end.record()
                     end.synchronize()
                     times.append(begin.elapsed_time(end) * 1e3)

@@ -1,4 +1,4 @@
-"""What a placing call may ask for: its text, its factors, its gradients. Said before anything is written."""
+"""Checks of a call's arguments other than rows and spans. They run before anything is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from vitcache.rows import KINDS, check_layout
 
 
 def is_traced(tensor: Any) -> bool:
-    """Whether a call is being traced, or a tensor has no memory of its own: the operators know what to do."""
+    """Whether torch traces the call, or the tensor is on the meta device or of a subclass with a dispatch.
+
+    These calls use the operators of `torch_ops`, because the tensor's memory cannot be read.
+    """
     if torch.compiler.is_compiling():
         return True
     if not isinstance(tensor, Tensor) or type(tensor) in (Tensor, torch.nn.Parameter):
@@ -21,7 +24,7 @@ def is_traced(tensor: Any) -> bool:
 
 
 def check_scale(name: str, value: Any) -> float | None:
-    """Return a factor as a float, or None where there is none."""
+    """Return a scale as a float, or None for None. Raises TypeError if it is not a real number."""
     if value is None or isinstance(value, float):
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -30,7 +33,10 @@ def check_scale(name: str, value: Any) -> float | None:
 
 
 def check_writable(*written: Tensor | None) -> None:
-    """What autograd lets nobody write in place, said before anything is written: torch says it afterwards."""
+    """Raise RuntimeError if autograd forbids an in-place write to one of the tensors.
+
+    torch raises its own error only after the write.
+    """
     kinds = torch._C._autograd.CreationMeta
     for tensor in written:
         if tensor is None:
@@ -46,27 +52,27 @@ def check_writable(*written: Tensor | None) -> None:
 
 
 def refuse_out(has_out: bool) -> None:
-    """Raise ValueError where gradients would have to go into the caller's own memory."""
+    """Raise ValueError if the caller of a differentiable `embed_tokens` passed ``out=``."""
     if has_out:
-        raise ValueError("embed_tokens with out= has no gradients; leave out= away or use torch.no_grad()")
+        raise ValueError("embed_tokens with out= records no gradients: omit out=, or use torch.no_grad()")
 
 
-def refuse_store(store: Any, what: str) -> None:
-    """Raise ValueError where rows cannot be stored as they are placed."""
+def refuse_store(store: Any, call_kind: str) -> None:
+    """Raise ValueError if ``store=`` is given to a kind of call that cannot store rows."""
     if store is not None:
-        raise ValueError(f"store= does not go with {what}")
+        raise ValueError(f"store= cannot be combined with {call_kind}")
 
 
 def check_table_call(spans: Any, *written: Tensor | None) -> None:
-    """Raise ValueError at spans or gradients beside a `PlacementTable`."""
+    """Raise ValueError if a call with a `PlacementTable` passes spans or needs gradients."""
     if spans is not None:
-        raise ValueError("a PlacementTable holds its spans: pass None for spans")
+        raise ValueError("a PlacementTable contains its spans: pass None for spans")
     if needs_grad(*written):
-        raise ValueError("a PlacementTable has no gradients: use torch.no_grad()")
+        raise ValueError("a PlacementTable records no gradients: use torch.no_grad()")
 
 
 def check_embedding(input_ids: Tensor, weight: Tensor) -> None:
-    """Raise TypeError or ValueError if rows of `weight` cannot be looked up by `input_ids`."""
+    """Raise TypeError or ValueError unless `input_ids` and `weight` have valid types, shapes and devices."""
     for name, value in (("input_ids", input_ids), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
@@ -86,7 +92,7 @@ def check_embedding(input_ids: Tensor, weight: Tensor) -> None:
 
 
 def make_out(input_ids: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
-    """Return what the rows go to: `out`, if it fits, or new memory for every row."""
+    """Return `out` after a check of its shape and device; for None, allocate it in the weight's dtype."""
     shape = (*input_ids.shape, weight.shape[1])
     if out is None:
         return weight.new_empty(shape)
@@ -100,14 +106,17 @@ def make_out(input_ids: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
 
 
 def needs_grad(*values: Any) -> bool:
-    """Whether a gradient is recorded for one of the tensors among the values."""
+    """Whether autograd records a gradient for any tensor among the values."""
     return torch.is_grad_enabled() and any(
         isinstance(value, Tensor) and value.requires_grad for value in values
     )
 
 
 def bump_versions(*written: Tensor | None) -> None:
-    """Tell autograd that tensors were written behind its back, so that a stale saved tensor is an error."""
+    """Increment the version counters of tensors that a kernel wrote without autograd's knowledge.
+
+    Then `backward` raises if it needs the overwritten values.
+    """
     for tensor in written:
         if tensor is not None and not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)

@@ -1,5 +1,6 @@
-"""The CPU's kernels: rows moved as bytes, by the table that a GPU would read. Casts and scales are the
-reference's.
+"""The CPU's kernels copy rows as bytes. They read the same table as a GPU kernel.
+
+The module `reference` serves calls with casts or scales.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from vitcache.rows import KINDS
 
 
 def moves_bits(destination: Destination, placement: Placement, *scales: float | None) -> bool:
-    """Whether every row goes to its destination as it is."""
+    """Whether every row is written unchanged: all dtypes are the destination's, and no scale is given."""
     return scales.count(None) == len(scales) and set(placement.dtypes()) <= {destination.rows.dtype}
 
 
 def scatter_rows(destination: Destination, placement: Placement) -> None:
-    """Scatter what `moves_bits` admits. Returns when it is written; uses as many threads as torch does."""
+    """Scatter a placement for which `moves_bits` is true, with ``torch.get_num_threads()`` threads.
+
+    Returns when all rows are written.
+    """
     kind = KINDS[destination.rows.dtype]
     num_rows = placement.native.num_rows(kind)
     table = table_memory_of(destination.rows.device).reserve(2 * num_rows).data_ptr()
@@ -29,7 +33,10 @@ def scatter_rows(destination: Destination, placement: Placement) -> None:
 
 
 def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, placement: Placement) -> None:
-    """Build what `moves_bits` admits, from a weight of the destination's dtype. Text ids were checked."""
+    """Build ``inputs_embeds`` from a placement for which `moves_bits` is true.
+
+    The weight must be of the destination's dtype. The caller has checked the ids of text tokens.
+    """
     num_tokens = destination.num_tokens
     table = table_memory_of(destination.rows.device).reserve(num_tokens).data_ptr()
     placement.native.write_token_table(KINDS[weight.dtype], table, num_tokens)
@@ -46,6 +53,6 @@ def embed_rows(destination: Destination, input_ids: Tensor, weight: Tensor, plac
 
 
 def _planes(destination: Destination) -> tuple[list[tuple[int, int]], int]:
-    """Address and row stride of inputs_embeds and of each deepstack level, and the bytes of a row."""
+    """Address and row stride in bytes of each plane, and the bytes of a row."""
     planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in destination.planes]
     return planes, destination.hidden * destination.rows.element_size()

@@ -1,4 +1,4 @@
-"""Where the rows of a call go: checked once, and seen as rows from then on."""
+"""The destination of a call, checked once and then seen as rows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ ANY_NUM_TOKENS = 1 << 62
 
 
 class Destination:
-    """Checked destination of one call: `inputs_embeds` as rows ``(T, H)`` and `deepstack` as ``(L, T, H)``
-    or None.
+    """The checked destination of one call: `rows` is ``(T, H)``, `deepstack` is ``(L, T, H)`` or None.
 
-    `planes` is what is written, as ``(T, H)`` each: inputs_embeds, then the `levels` of deepstack. `width` is
-    that of a row of embeddings that fills them all.
+    `planes` lists the tensors ``(T, H)`` that the call writes: `rows`, then each of the `levels` deepstack
+    levels. `width` is the number of elements of an embedding row, ``H * (1 + levels)``.
     """
 
     __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "planes", "rows", "width")
 
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
-        """A stand-in for a destination of which only rows' width and device are known, and perhaps its
-        tokens.
+        """A destination without memory, to check a placement against a width, a device and `num_tokens`.
+
+        None stands for an unknown number of tokens: every span fits.
         """
         self = cls("rows", torch.empty(0, width, device=device), None)
         self.num_tokens = ANY_NUM_TOKENS if num_tokens is None else num_tokens
@@ -62,7 +62,7 @@ class Destination:
             self._refuse_shared_planes(name)
 
     def check_apart_from(self, name: str, other: Tensor) -> None:
-        """Raise ValueError if another tensor lies where this one writes."""
+        """Raise ValueError if the memory of `other` overlaps that of the destination."""
         first, last = extent(other)
         for plane in self.planes:
             begin, end = extent(plane)
@@ -70,16 +70,18 @@ class Destination:
                 raise ValueError(f"{name} shares memory with the destination")
 
     def _refuse_shared_planes(self, name: str) -> None:
-        """Raise ValueError if a row would be written twice."""
-        for (one, first), (other, second) in combinations(enumerate(self.planes), 2):
-            if _share_rows(first, second):
-                what = f"deepstack levels {one - 1} and {other - 1} share memory"
-                raise ValueError(what if one else f"deepstack shares memory with {name}")
+        """Raise ValueError if two planes share memory, so that a row would be written twice."""
+        for (index, plane), (other_index, other) in combinations(enumerate(self.planes), 2):
+            if _share_rows(plane, other):
+                if index == 0:
+                    raise ValueError(f"deepstack shares memory with {name}")
+                raise ValueError(f"deepstack levels {index - 1} and {other_index - 1} share memory")
 
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
-    """A view of `tensor` with `dimensions` dimensions, all tokens in the one before the last."""
-    if tensor.is_neg():  # as `x.conj().imag` may be: what is written there would be read with the other sign
+    """A view of `tensor` with `dimensions` dimensions. The dimension before the last counts all tokens."""
+    # For example `x.conj().imag`: torch would read the written values with the sign flipped.
+    if tensor.is_neg():
         raise ValueError(f"{name} has torch's negative bit set: write to its resolve_neg()")
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(f"{name} has stride {tensor.stride(-1)} between elements of a row, it must be 1")
@@ -91,17 +93,20 @@ def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
             tensor = tensor.view(*levels, num_tokens, hidden)
         if tensor.shape[-2] > 1 and tensor.stride(-2) < tensor.shape[-1]:
             raise ValueError(
-                f"{name} has stride {tensor.stride(-2)} between rows of {tensor.shape[-1]} elements"
+                f"{name} has stride {tensor.stride(-2)} between rows, it must be at least {tensor.shape[-1]}"
             )
         return tensor
     except RuntimeError:
         raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not one block of rows"
+            f"{name} of shape {tuple(tensor.shape)} and strides {tensor.stride()} cannot be viewed as rows"
         ) from None
 
 
 def _lie_in_order(rows: Tensor, levels: Tensor) -> bool:
-    """Whether planes lie as they mostly do: the levels apart from the rows, and one behind the other."""
+    """Whether the planes have the usual layout: levels apart from the rows, one level after the other.
+
+    Such planes share no memory.
+    """
     begin, end = extent(rows)
     first, last = extent(levels)
     if first < end and begin < last:
@@ -110,18 +115,18 @@ def _lie_in_order(rows: Tensor, levels: Tensor) -> bool:
     return len(levels) < 2 or stride_level >= stride_row * (levels.shape[1] - 1) + levels.shape[2]
 
 
-def _share_rows(one: Tensor, other: Tensor) -> bool:
-    """Whether two planes ``(T, H)`` have bytes in common; columns of one buffer have not."""
-    begin, end = extent(one)
+def _share_rows(plane: Tensor, other: Tensor) -> bool:
+    """Whether two planes ``(T, H)`` share bytes. Disjoint columns of one buffer do not."""
+    begin, end = extent(plane)
     first, last = extent(other)
     if first >= end or begin >= last:
         return False
-    pitch, row_bytes = (count * one.element_size() for count in (one.stride(0), one.shape[1]))
-    return one.stride(0) != other.stride(0) or not row_bytes <= (first - begin) % pitch <= pitch - row_bytes
+    pitch, row_bytes = (count * plane.element_size() for count in (plane.stride(0), plane.shape[1]))
+    return plane.stride(0) != other.stride(0) or not row_bytes <= (first - begin) % pitch <= pitch - row_bytes
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
-    """Address of the first element, and the one behind the last."""
+    """Address of the first element, and the address after the last element."""
     if tensor.numel() == 0:
         return 0, 0
     reach = 0

@@ -1,4 +1,4 @@
-"""The choice of what runs on which device: the reference, the CPU's kernels or the GPU's."""
+"""Choose how a placement runs on its device: the GPU's kernels, the CPU's kernels or the reference."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vitcache.placement.placement_table import PlacementTable
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether tensors on `device` are placed by the kernels; elsewhere native copies or the reference do."""
+    """Whether Triton kernels place the rows on `device`."""
     return device.type == "cuda"
 
 
 def refuse_capture(device: torch.device) -> None:
-    """Raise RuntimeError if a CUDA graph is being captured, before anything is queued that would be in it."""
+    """Raise RuntimeError if a CUDA graph is being captured. Call it before anything is queued."""
     if is_capturing(device):
         raise RuntimeError(
-            "this placement cannot be captured in a CUDA graph, its table lives for one call only: "
+            "this placement cannot be captured in a CUDA graph, its table is valid for one call only: "
             "use a PlacementTable"
         )
 
 
 def scatter(destination: Destination, placement: Placement, scale: float | None) -> None:
-    """Run one checked scatter where its destination lives."""
+    """Run one checked scatter on the destination's device."""
     if uses_kernels(destination.rows.device):
         from vitcache.placement import gpu_kernels
 
@@ -44,7 +44,7 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
-    """`scatter` from a table at a fixed address."""
+    """`scatter` from a `PlacementTable`."""
     placement = table.bind(destination)
     if uses_kernels(destination.rows.device):
         from vitcache.placement import gpu_kernels
@@ -63,7 +63,7 @@ def embed_table(
     scale: float | None,
     text_scale: float | None,
 ) -> None:
-    """`embed` from a table at a fixed address."""
+    """`embed` from a `PlacementTable`."""
     placement, tokens = table.bind_tokens(destination)
     if uses_kernels(destination.rows.device):
         from vitcache.placement import gpu_kernels
@@ -86,14 +86,14 @@ def embed(
     *,
     is_text_checked: bool = False,
 ) -> None:
-    """Run one checked build of ``inputs_embeds`` where its destination lives.
+    """Run one checked build of ``inputs_embeds`` on the destination's device.
 
     Raises
     ------
     IndexError
-        If the id of a text token on the CPU is no row of the weight, unless that was asked before.
+        If, on the CPU, the weight has no row for the id of a text token. `is_text_checked` skips this check.
     """
-    ids = input_ids.reshape(-1).contiguous()  # its view may be strided
+    ids = input_ids.reshape(-1).contiguous()  # the flattened view may be strided
     if uses_kernels(destination.rows.device):
         from vitcache.placement import gpu_kernels
 

@@ -1,4 +1,4 @@
-"""A call of `embed_tokens` in two halves: what needs no rows of images, and the rest."""
+"""A call of `embed_tokens` in two halves: the checks that need no image rows, then the rest."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from vitcache.placement.spans import Span
 
 
 class EmbedCall:
-    """One call of `embed_tokens`, of which all is checked that can be without rows of images.
+    """One call of `embed_tokens`. The constructor checks all that can be checked without image rows.
 
-    So whoever encodes for it hears of a wrong argument before anything is encoded. `destination` is where the
-    rows will go. Arguments, and what is raised, are as in `embed_tokens`; a weight that `is_traced` is the
-    caller's to refuse. A call is run once, on the current stream of its thread.
+    A pipeline thus raises for a wrong argument before it encodes anything. `destination` is the checked
+    output. Arguments and exceptions are those of `embed_tokens`, but the caller must refuse a weight that
+    `is_traced`. Call `run` once; it uses the calling thread's current stream.
     """
 
     __slots__ = (
+        "_are_spans_checked",
         "_deepstack",
         "_has_out",
         "_input_ids",
-        "_is_checked",
         "_out",
         "_scale",
         "_text_scale",
@@ -57,32 +57,34 @@ class EmbedCall:
     ) -> None:
         check_embedding(input_ids, weight)
         self._scale, self._text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
-        self._has_out, self._is_checked = out is not None, False
+        self._has_out, self._are_spans_checked = out is not None, False
         self._out = make_out(input_ids, weight, out)
         self._deepstack = deepstack
         self._input_ids, self._weight = input_ids.resolve_neg(), weight.resolve_neg()
         self.destination = Destination("out", self._out, deepstack)
-        if self._has_out or deepstack is not None:  # what was allocated here lies apart from everything
+        if self._has_out or deepstack is not None:  # newly allocated memory overlaps nothing
             self.destination.check_apart_from("weight", self._weight)
             self.destination.check_apart_from("input_ids", self._input_ids)
 
     def check_spans(self, spans: Sequence[Sequence[Span]]) -> None:
-        """Check what needs spans and no rows; spans fit in the tokens, and `find_overlap` found nothing.
+        """Check all that depends on the spans but not on the rows.
+
+        The caller has checked that the spans fit in the tokens and that `find_overlap` finds nothing.
 
         Raises
         ------
         IndexError
-            If the id of a text token on the CPU is no row of the weight.
+            If, on the CPU, the weight has no row for the id of a text token.
         RuntimeError
             If a CUDA graph is being captured.
         """
         dispatch.refuse_capture(self._out.device)
         if self._out.device.type == "cpu":
             check_text_ids(spans, self._input_ids.reshape(-1).contiguous(), self._weight.shape[0])
-        self._is_checked = True
+        self._are_spans_checked = True
 
     def run(self, embeddings: Any, spans: Any, store: Sequence[Reservation | None] | None) -> Tensor:
-        """Write all rows, and return where they are. Spans are those of `check_spans`, if it was called.
+        """Write all rows and return the output. After `check_spans`, `spans` must be the spans passed to it.
 
         Parameters
         ----------
@@ -96,9 +98,11 @@ class EmbedCall:
             refuse_store(store, "a PlacementTable")
             dispatch.embed_table(self.destination, self._input_ids, weight, embeddings, *scales)
         else:
-            if not self._is_checked:
+            if not self._are_spans_checked:
                 dispatch.refuse_capture(out.device)
-            placed = Placement(self.destination, embeddings, spans, store, are_apart=self._is_checked)
+            placed = Placement(
+                self.destination, embeddings, spans, store, is_overlap_checked=self._are_spans_checked
+            )
             if needs_grad(weight, out, deepstack, *placed.items):
                 refuse_out(self._has_out)
                 check_writable(deepstack)
@@ -106,7 +110,12 @@ class EmbedCall:
                 items, runs = placed.tensors_and_runs()
                 return autograd.embed(out, deepstack, self._input_ids, weight, items, runs, *scales)
             dispatch.embed(
-                self.destination, self._input_ids, weight, placed, *scales, is_text_checked=self._is_checked
+                self.destination,
+                self._input_ids,
+                weight,
+                placed,
+                *scales,
+                is_text_checked=self._are_spans_checked,
             )
         bump_versions(out, deepstack)
         return out

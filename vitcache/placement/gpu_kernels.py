@@ -1,7 +1,7 @@
-"""The GPU's kernels: a placement lowered to the table that a launch reads, and launched.
+"""Launch the GPU's kernels: lower a placement to the table that a launch reads, then launch.
 
-Imported where a placement runs on a GPU, as Triton need not be there elsewhere. `vitcache.triton_kernels` has
-the kernels.
+The kernels are in `vitcache.triton_kernels`. This module is imported when the first placement runs on a GPU,
+because machines without a GPU need not have Triton.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vitcache.triton_kernels.scatter_rows import launch_scatter_rows
 def scatter_rows(
     destination: Destination, placement: Placement, scale: float | None, *, skip: torch.dtype | None = None
 ) -> None:
-    """Launch on the current stream, for every source dtype but `skip`; arguments are checked already."""
+    """Queue one launch per source dtype, except `skip`, on the current stream. Arguments must be checked."""
     device = destination.rows.device
     with _on_device(device):
         if skip is None:
@@ -54,7 +54,7 @@ def scatter_rows(
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
-    """Launch for every row that `table` may ever hold, so that a captured launch serves each update."""
+    """Queue one launch for all `max_rows` rows of `table`, so that a captured launch serves every update."""
     aligned = destination.hidden * table.dtype.itemsize % 16 == 0
     with _on_device(destination.rows.device):
         launch_scatter_rows(
@@ -76,8 +76,9 @@ def embed_rows(
     scale: float | None,
     text_scale: float | None,
 ) -> None:
-    """Launch on the current stream; arguments are checked already, ids of text tokens are the caller's
-    promise.
+    """Queue one launch for all tokens, and one scatter per further source dtype, on the current stream.
+
+    Arguments must be checked. The caller promises that the weight has a row for the id of each text token.
     """
     device, num_tokens = destination.rows.device, destination.num_tokens
     with _on_device(device):
@@ -114,8 +115,9 @@ def embed_table(
     scale: float | None,
     text_scale: float | None,
 ) -> None:
-    """Launch with the addresses that `table` keeps for its tokens, so that a captured launch serves each
-    update.
+    """Queue one launch that reads the row addresses `tokens` of `table`.
+
+    A captured launch serves every update, because `PlacementTable.update` writes these addresses.
     """
     aligned = destination.hidden * table.dtype.itemsize % 16 == 0
     with _on_device(destination.rows.device):
@@ -133,7 +135,7 @@ def embed_table(
 
 
 def _store_dtype(placement: Placement, dtype: torch.dtype) -> torch.dtype | None:
-    """What a launch for rows of `dtype` rounds to and stores, if it stores any."""
+    """The dtype in which a launch for rows of `dtype` stores rows, or None if it stores none."""
     store = placement.store_dtype
     return store if store is not None and placement.native.stores(KINDS[dtype]) else None
 
@@ -145,16 +147,16 @@ def _is_aligned(destination: Destination, placement: Placement, dtype: torch.dty
 
 
 def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """An int64 table that `fill` has written by its address, for a launch on `device` to read where it is."""
+    """Reserve an int64 table that a launch on `device` reads in place. `fill` writes it by address."""
     table = table_memory_of(device).reserve(values)
     fill(table.data_ptr())
     return table
 
 
 def _keep_pinned_alive(items: Iterable[object], device: torch.device) -> None:
-    """Keep pinned tensors among `items` alive until the launches so far on the current stream have read them.
+    """Keep pinned tensors among `items` alive until the launches queued on the current stream have read them.
 
-    torch's allocator of pinned memory learns only of copies, and would hand the memory out again at once.
+    torch's pinned memory allocator tracks copies, not kernels: it would reuse memory that a kernel reads.
     """
     pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
     if pinned:
@@ -162,7 +164,7 @@ def _keep_pinned_alive(items: Iterable[object], device: torch.device) -> None:
 
 
 def _on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current for a launch, at no cost where it is."""
+    """Make `device` current for a launch. Does nothing if it is current already."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

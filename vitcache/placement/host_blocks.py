@@ -1,8 +1,8 @@
-"""Rows in pinned host memory: long blocks go through the copy engine, fragments are read by the kernel.
+"""Rows in pinned host memory: the copy engine copies long blocks, the kernel reads fragments.
 
-A kernel reads host memory at one speed whatever the length; a copy engine is faster on long blocks and slower
-on short ones. Where they meet is measured once per device and process, when a cache gets a host tier; without
-that the kernel reads all.
+A kernel reads host memory at the same speed for every block size. A copy engine is faster on long blocks and
+slower on short ones. The crossover is measured once per device and process, when a cache with a host tier is
+made. Without a measurement the kernel reads all rows.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
 from vitcache.rows import KINDS
 
-# By device; what `vitcache.placement.calibration` has measured.
+# Bytes by device, written by `vitcache.placement.calibration`; see `crossover_bytes`.
 measured_crossovers: dict[torch.device, int | None] = {}
 
 
 def crossover_bytes(device: torch.device) -> int | None:
-    """Bytes from which on a block goes through the copy engine of `device`; None: no block does."""
+    """The smallest block in bytes that the copy engine of `device` copies. None: it copies no block."""
     return measured_crossovers.get(device)
 
 
 def copy_host_blocks(destination: Destination, placement: Placement, scale: float | None) -> None:
-    """Queue the copies of long host blocks on the current stream, and leave the rest in the placement.
+    """Queue copies of long host blocks on the current stream, and remove their runs from the placement.
 
-    Only what a copy engine can do: whole rows, unchanged, into adjacent rows.
+    A copy engine can only copy whole rows, unchanged, to adjacent rows. With a scale, deepstack levels or a
+    strided destination, all rows are left to the kernel.
     """
     rows = destination.rows
     threshold = crossover_bytes(rows.device) if placement.native.reads_host else None

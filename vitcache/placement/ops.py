@@ -1,7 +1,7 @@
-"""`scatter_embeddings` and `embed_tokens`: rows of images into ``inputs_embeds``, in place and in one pass.
+"""`scatter_embeddings` and `embed_tokens` write image rows into ``inputs_embeds``.
 
-Eager calls without gradients go straight to what `dispatch` chooses for the device. Gradients and
-torch.compile go through the operators of `torch_ops`; those take tensors only.
+An eager call without gradients calls `dispatch` directly. A call with gradients or under torch.compile uses
+the operators of `torch_ops`, which take only tensors.
 """
 
 from __future__ import annotations
@@ -43,56 +43,80 @@ def scatter_embeddings(
     scale: float | None = None,
     store: Sequence[Reservation | None] | None = None,
 ) -> Tensor:
-    """Write rows of images over tokens of `inputs_embeds`, in place.
+    """Write image rows to their tokens in `inputs_embeds`, in place.
 
     Parameters
     ----------
     inputs_embeds
-        ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16; spans index the flattened ``B * T`` tokens.
-        Rows may have any stride; elements of a row must be adjacent.
+        ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16. Spans index the flattened ``B * T`` tokens.
+        Rows may have any stride. The elements of a row must be adjacent.
     embeddings
-        Per item a tensor ``(n, W)`` on the same device, a pinned CPU tensor, a `Lease`, or a `Reservation`
-        whose rows were written; any of the three dtypes.
-        ``W == H``, or ``H * (1 + L)`` with `deepstack`. Or one packed tensor ``(N, W)`` for spans as an
-        array. Or a `PlacementTable`, which holds its spans: the one form that a CUDA graph can capture.
+        One entry per item: a tensor ``(n, W)`` on the device of `inputs_embeds`, a pinned CPU tensor
+        ``(n, W)``, a `Lease`, or a `Reservation` whose rows were written. Entries may be of any of the three
+        dtypes. ``W`` is ``H``, or ``H * (1 + L)`` with `deepstack`.
+        Instead of the list: one packed tensor ``(N, W)``, with `spans` as an array; or a `PlacementTable`,
+        which contains its spans. Only a `PlacementTable` can be captured in a CUDA graph.
     spans
-        Per item an int (first token of the whole item), a `Span`, or a list of them. For a packed tensor one
-        int64 array or CPU tensor ``(n, 3)`` of start, length and source_start. None for a table.
+        One entry per item: an int (the first token of the whole item), a `Span`, or a list of `Span`.
+        For a packed tensor: an int64 array or CPU tensor ``(n, 3)`` of start, length and source_start.
+        For a `PlacementTable`: None.
     deepstack
-        ``(L, T, H)``, same dtype and device: columns ``[H * (l + 1), H * (l + 2))`` of a row go to
-        ``deepstack[l]``.
+        ``(L, T, H)`` or ``(L, B, T, H)``, of the dtype and device of `inputs_embeds`. Columns
+        ``[H * (l + 1), H * (l + 2))`` of a row are written to ``deepstack[l]``.
     scale
-        Multiplies every image column, in float32.
+        Multiplies every column of the image rows, in float32. None: no multiplication.
     store
-        Per item a reservation whose pages take all of its rows in the same launch, also those that no span
-        names, or None. The rows are rounded to the cache's dtype before they are placed, as they will be when
-        they come from there; they are stored without `scale`. It remains to `Reservation.commit` them.
+        One entry per item: a `Reservation` of the cache, or None. The same launch writes all rows of the item
+        to the reservation's pages, rows outside the spans included. Stored rows are rounded to the cache's
+        dtype and not scaled. They are placed as rounded, so that a later hit places the same bits. After the
+        call, call `Reservation.commit`.
 
     Returns
     -------
     Tensor
-        `inputs_embeds` itself. Rows outside the spans are left alone, in `deepstack` too.
+        `inputs_embeds` itself. Rows outside the spans keep their values, in `deepstack`, too.
 
     Raises
     ------
     IndexError
-        If a span does not fit in the tokens.
+        If a span does not fit in the ``B * T`` tokens.
     ValueError
-        If spans overlap, or what is written overlaps or shares memory with what is read, or an item has too
-        few rows, another width or another device than the destination or its reservation; with `store`, if a
-        gradient is asked for, or the call is compiled.
+        If two spans overlap. If an item has fewer rows than its spans name. If the width or the device of an
+        item differs from that of the destination. If a reservation in `store` differs from its item in the
+        number of rows, from the destination in width or device, or from another reservation in dtype. If one
+        reservation stores two items. If a written tensor shares memory with a read tensor or with another
+        written tensor. If `store` is combined with a gradient, torch.compile or a `PlacementTable`. If a
+        `PlacementTable` is combined with spans or a gradient.
     TypeError
-        If a type or dtype is not one of the above.
+        If an entry of `embeddings` is not a tensor, a `Lease` or a `Reservation`, or its dtype is not one of
+        the three. If an entry of `spans` is not an int, a `Span` or a list of `Span`. If `scale` is not a
+        real number. If `deepstack` and `inputs_embeds` differ in dtype.
     RuntimeError
-        If a lease was released, a reservation committed or cancelled, a CUDA graph is being captured and the
-        rows come from no table, or gradients are recorded and torch lets nobody write the destination in
-        place (a leaf, a view of one, one of several views).
+        If a lease was released. If a reservation was committed or cancelled. If a CUDA graph is being
+        captured and `embeddings` is not a `PlacementTable`. If a `PlacementTable` was never updated. If
+        autograd records the call and forbids an in-place write to the destination (an inference tensor, a
+        leaf that requires grad, a view of a leaf, or one of several views).
 
     Notes
     -----
-    Nothing is written if anything is raised. Runs on the current stream and does not wait for it. Any thread
-    may call. Differentiable in `embeddings`, `inputs_embeds` and `deepstack`; the rows of a lease are
-    constants.
+    If the call raises, nothing is written. On CUDA the call queues its work on the current stream, and the
+    host does not wait for it. On the CPU the rows are written when the call returns. Any thread may call it.
+    It is differentiable in `embeddings`, `inputs_embeds` and `deepstack`. Rows of a lease are constants.
+
+    Examples
+    --------
+    Rows 1 and 2 of an image replace tokens 3 and 4:
+
+    >>> import torch
+    >>> from vitcache import Span, scatter_embeddings
+    >>> inputs_embeds = torch.zeros(5, 2)
+    >>> image = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    >>> scatter_embeddings(inputs_embeds, [image], [Span(3, 2, source_start=1)])
+    tensor([[0., 0.],
+            [0., 0.],
+            [0., 0.],
+            [2., 2.],
+            [3., 3.]])
     """
     scale = check_scale("scale", scale)
     if is_traced(inputs_embeds):
@@ -133,41 +157,61 @@ def embed_tokens(
     text_scale: float | None = None,
     store: Sequence[Reservation | None] | None = None,
 ) -> Tensor:
-    """Build ``inputs_embeds``: rows of `weight` at text, rows of images at the spans, each written once.
+    """Build ``inputs_embeds`` in one pass: rows of `weight` at text tokens, image rows at the spans.
 
     Parameters
     ----------
     input_ids
-        ``(T,)`` or ``(B, T)``, int64 or int32, on the weight's device. Ids under a span may be anything and
-        are not looked up. Ids of text tokens must be rows of `weight`: checked on the CPU, the caller's
-        promise on CUDA.
+        ``(T,)`` or ``(B, T)``, int64 or int32, on the weight's device. The id of a token in a span may be any
+        number; it is not looked up. The ids of all other tokens, the text, must be in ``[0, V)``. The CPU
+        checks this. On CUDA the caller must ensure it: a check would make the host wait.
     weight
         The token embedding ``(V, H)``, float32, float16 or bfloat16.
-    out
-        ``(T, H)`` or ``(B, T, H)`` of one of the three dtypes; None allocates it in the weight's dtype.
-    deepstack
-        ``(L, T, H)``, written in full: zero at text tokens.
-    text_scale
-        Multiplies the rows of text tokens, rounded to the weight's dtype and in that dtype, as a model with a
-        scaled embedding does (Gemma 3: ``sqrt(H)``).
     embeddings, spans, scale, store
         As in `scatter_embeddings`.
+    out
+        ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16. None: allocated in the weight's dtype.
+    deepstack
+        As in `scatter_embeddings`, but every element is written. Text tokens get zeros.
+    text_scale
+        Multiplies the rows of text tokens. The factor and the product are rounded to the weight's dtype, as
+        in a model with a scaled embedding (Gemma 3: ``sqrt(H)``). None: no multiplication.
 
     Returns
     -------
     Tensor
-        `out`, shaped ``input_ids.shape + (H,)``.
+        `out`, or the allocated tensor, of shape ``input_ids.shape + (H,)``.
 
     Raises
     ------
-    IndexError, ValueError, TypeError, RuntimeError
-        As `scatter_embeddings`; IndexError also for the id of a text token on the CPU that is no row of
-        `weight`.
+    IndexError
+        If a span does not fit in the tokens. On the CPU, if the id of a text token is not in ``[0, V)``.
+    ValueError
+        As in `scatter_embeddings`. If the shape or device of an argument is not as above. If `out` is
+        combined with a gradient.
+    TypeError
+        As in `scatter_embeddings`. If `input_ids` is not an int64 or int32 tensor. If `weight` or `out` is
+        not a tensor of one of the three dtypes.
+    RuntimeError
+        As in `scatter_embeddings`.
 
     Notes
     -----
-    Stream, thread and gradient rules as in `scatter_embeddings`; also differentiable in `weight`, then
-    without `out`.
+    Stream and thread rules are those of `scatter_embeddings`. The call is differentiable in `weight` and
+    `embeddings`, also through `deepstack`.
+
+    Examples
+    --------
+    Token 1 is a placeholder for an image of one row:
+
+    >>> import torch
+    >>> from vitcache import embed_tokens
+    >>> weight = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    >>> input_ids = torch.tensor([2, 99, 1])
+    >>> embed_tokens(input_ids, weight, [torch.tensor([[7.0, 8.0]])], [1])
+    tensor([[2., 2.],
+            [7., 8.],
+            [1., 1.]])
     """
     if is_traced(weight):
         return _embed_traced(input_ids, weight, embeddings, spans, out, deepstack, scale, text_scale, store)
@@ -186,7 +230,7 @@ def _embed_traced(
     text_scale: float | None,
     store: Any,
 ) -> Tensor:
-    """`embed_tokens` where the operators know what to do."""
+    """`embed_tokens` through the operators, for calls that torch traces."""
     check_embedding(input_ids, weight)
     scale, text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
     has_out, out = out is not None, make_out(input_ids, weight, out)
@@ -200,7 +244,7 @@ def _embed_traced(
 
 
 def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
-    """The operators' form in what a tracer understands: runs ``(n, 4)``, and one tensor per item."""
+    """The operators' arguments, runs ``(n, 4)`` and one tensor per item, in code that Dynamo can trace."""
     if isinstance(embeddings, Tensor):
         spans = spans if isinstance(spans, Tensor) else torch.as_tensor(spans, device="cpu")
         return torch.nn.functional.pad(spans, (1, 0)), [embeddings]

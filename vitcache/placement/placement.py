@@ -1,6 +1,4 @@
-"""From what a caller passes to one checked native placement, and from there to the reference or to a
-kernel.
-"""
+"""Convert the arguments of a call to one checked native placement, for the kernels or the reference."""
 
 from __future__ import annotations
 
@@ -23,11 +21,12 @@ _reader = _native.ItemReader(Tensor, Lease)
 
 
 class Placement:
-    """The rows of one call: what to read, where to write it, checked against a destination.
+    """The rows of one call and their tokens, checked against a destination.
 
-    `items` are tensors ``(n, W)``, leases, or reservations that were written. The native table of runs and
-    addresses is valid as long as they live. `stored` are the reservations to write, by item. Where spans
-    `are_apart`, `find_overlap` was asked before.
+    `items` are tensors ``(n, W)``, leases, or written reservations. `native` contains their addresses and is
+    valid while they live. `stored` maps an item to the reservation that stores its rows.
+
+    If the caller has called `find_overlap` for these spans, `is_overlap_checked` skips the same check.
     """
 
     __slots__ = ("items", "native", "stored")
@@ -39,7 +38,7 @@ class Placement:
         spans: Any,
         store: Sequence[Any] | None = None,
         *,
-        are_apart: bool = False,
+        is_overlap_checked: bool = False,
     ) -> None:
         self.native = _native.Placement()
         self.stored: dict[int, Reservation] = {}
@@ -54,7 +53,7 @@ class Placement:
             self.stored = self._add_stores(destination, store)
             self.native.check_stores_apart(destination.width)
         self.check(destination)
-        if not are_apart:
+        if not is_overlap_checked:
             self.native.check_overlap()
         self.use_leases()
         for reservation in self.stored.values():
@@ -62,7 +61,7 @@ class Placement:
 
     @classmethod
     def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
-        """The same from tensors and an int64 table ``(n, 4)`` of item, start, length and source_start."""
+        """Make a placement of tensors from int64 runs ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
         self.native, self.stored = _native.Placement(), {}
         self.items = self._add_items(destination, embeddings)
@@ -73,12 +72,13 @@ class Placement:
 
     @property
     def store_dtype(self) -> torch.dtype | None:
-        """What rows are rounded to that are stored; None: none are."""
+        """The dtype to which stored rows are rounded. None: the call stores no rows."""
         return next((reservation.dtype for reservation in self.stored.values()), None)
 
     def write_stores(self) -> None:
-        """Write the rows that are stored, and read them from their pages from now on: what a launch does at
-        once.
+        """Copy rows to the reservations in `stored`. From then on the placement reads the rows there.
+
+        The CPU does this before it places rows. A GPU launch stores and places a row at once.
         """
         for item, reservation in self.stored.items():
             source = self.items[item]
@@ -88,11 +88,11 @@ class Placement:
         self.stored = {}
 
     def check_text_ids(self, input_ids: Tensor, num_embeddings: int) -> None:
-        """Raise IndexError if the id ``(T,)`` of a text token on the CPU is no row of the weight."""
+        """Raise IndexError if a text token's id is not in ``[0, num_embeddings)``. Ids are on the CPU."""
         _check_text_ids(self.native, input_ids, num_embeddings)
 
     def use_leases(self) -> None:
-        """Order the current stream behind the writing of leased rows, and their reuse behind it."""
+        """Order the current stream after the writes of leased rows, and before the reuse of their pages."""
         use_all([item for item in self.items if isinstance(item, Lease)])
 
     def check_leases(self) -> None:
@@ -102,7 +102,7 @@ class Placement:
                 item.check_unreleased()
 
     def segments(self) -> list[list[Tensor]]:
-        """Per item the tensors that hold its rows in order, for the reference."""
+        """Per item, the tensors that contain its rows in order, for the reference."""
         return [[item] if isinstance(item, Tensor) else item.segments() for item in self.items]
 
     def runs(self) -> list[Run]:
@@ -110,7 +110,7 @@ class Placement:
         return self.native.runs()
 
     def tensors_and_runs(self) -> tuple[list[Tensor], Tensor]:
-        """What the operators take: a tensor per item (of pages, a copy) and the runs ``(n, 4)``."""
+        """The operators' arguments: one tensor per item (a copy of paged rows) and the runs ``(n, 4)``."""
         tensors = [item if isinstance(item, Tensor) else item.to_tensor() for item in self.items]
         return tensors, torch.tensor(self.native.runs(), dtype=torch.int64, device="cpu").reshape(-1, 4)
 
@@ -119,7 +119,7 @@ class Placement:
         return [DTYPES[kind] for kind in self.native.kinds()]
 
     def check(self, destination: Destination) -> None:
-        """Raise if a run does not fit, or an item lies in the destination."""
+        """Raise if a run does not fit in the tokens or its item, or if an item overlaps the destination."""
         self.native.check_runs(destination.num_tokens)
         for plane in destination.planes:
             begin, end = extent(plane)
@@ -128,23 +128,24 @@ class Placement:
             self.native.check_apart(begin, end, stride, row_bytes, destination.width)
 
     def _add_stores(self, destination: Destination, store: Sequence[Any]) -> dict[int, Reservation]:
-        """Per item the reservation that takes its rows, each checked."""
+        """Check and add the reservations. Returns them by item."""
         if not isinstance(store, (list, tuple)):
             raise TypeError(
                 f"store must be a list with a Reservation or None per item, it is {type(store).__name__}"
             )
         if len(store) != len(self.items):
-            raise ValueError(f"there are {len(self.items)} embeddings and {len(store)} entries of store")
+            raise ValueError(f"got {len(self.items)} embeddings and {len(store)} entries of store")
         stored: dict[int, Reservation] = {}
-        owners: dict[int, int] = {}
+        item_by_reservation: dict[int, int] = {}
         for item, reservation in enumerate(store):
             if reservation is None:
                 continue
             if not isinstance(reservation, Reservation):
                 kind = type(reservation).__name__
                 raise TypeError(f"item {item}: store must be a Reservation or None, it is {kind}")
-            if owners.setdefault(id(reservation), item) != item:
-                raise ValueError(f"items {owners[id(reservation)]} and {item} have the same reservation")
+            first_item = item_by_reservation.setdefault(id(reservation), item)
+            if first_item != item:
+                raise ValueError(f"items {first_item} and {item} have the same reservation")
             self._add_store(destination, item, reservation, stored)
             stored[item] = reservation
         return stored
@@ -155,7 +156,8 @@ class Placement:
         if reservation.paged_rows is None:
             raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
         if reservation.row_width != destination.width:
-            raise ValueError(_width_message(item, reservation.row_width, destination, "is stored in"))
+            subject = f"the reservation of item {item}"
+            raise ValueError(_width_message(subject, reservation.row_width, destination))
         device = destination.rows.device
         if reservation.device != device:
             raise ValueError(
@@ -173,16 +175,16 @@ class Placement:
         if rows.paged_rows is None:
             raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
         if rows.row_width != destination.width:
-            raise ValueError(_width_message(item, rows.row_width, destination))
-        if rows.device != destination.rows.device:
-            where = destination.rows.device
-            raise ValueError(f"item {item} is in a cache on {rows.device}, the destination is on {where}")
+            raise ValueError(_width_message(f"item {item}", rows.row_width, destination))
+        device = destination.rows.device
+        if rows.device != device:
+            raise ValueError(f"item {item} is in a cache on {rows.device}, the destination is on {device}")
         rows.use()
         self.native.add_paged_rows(rows.paged_rows, on_host=False)
         return rows
 
     def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Any]:
-        """Plain tensors on the destination's device go in natively, all else one by one."""
+        """Add all items. The native reader adds plain tensors and leases, `_add_item` all other items."""
         items = list(embeddings)
         device = destination.rows.device
         added = 0
@@ -200,23 +202,24 @@ class Placement:
             return self._add_reservation(destination, item, rows)
         if isinstance(rows, Lease):
             if rows.row_width != destination.width:
-                raise ValueError(_width_message(item, rows.row_width, destination))
-            if rows.device != destination.rows.device:
-                where = destination.rows.device
+                raise ValueError(_width_message(f"item {item}", rows.row_width, destination))
+            device = destination.rows.device
+            if rows.device != device:
                 raise ValueError(
-                    f"item {item} is a lease of a cache on {rows.device}, the destination is on {where}"
+                    f"item {item} is a lease of a cache on {rows.device}, the destination is on {device}"
                 )
-            self.native.add_paged_rows(_rows_of(item, rows), rows.pool.device != destination.rows.device)
+            self.native.add_paged_rows(_paged_rows_of(item, rows), rows.pool.device != device)
             return rows
         if not isinstance(rows, Tensor):
-            raise TypeError(f"item {item} must be a tensor or a Lease, it is {type(rows).__name__}")
+            kind = type(rows).__name__
+            raise TypeError(f"item {item} must be a tensor, a Lease or a Reservation, it is {kind}")
         check_dtype(f"item {item}", rows)
         if rows.dim() != 2:
             raise ValueError(
                 f"item {item} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})"
             )
         if rows.shape[1] != destination.width:
-            raise ValueError(_width_message(item, rows.shape[1], destination))
+            raise ValueError(_width_message(f"item {item}", rows.shape[1], destination))
         _check_device(item, rows, destination)
         packed = rows.resolve_neg()
         if packed.stride(1) != 1:
@@ -233,8 +236,8 @@ class Placement:
         return packed
 
 
-def _rows_of(item: int, lease: Lease) -> _native.PagedRows:
-    """Return the native description of leased rows, which goes with a lease that any thread releases."""
+def _paged_rows_of(item: int, lease: Lease) -> _native.PagedRows:
+    """The native description of leased rows. Raises RuntimeError if any thread has released the lease."""
     rows = lease.paged_rows
     if rows is None:
         raise RuntimeError(f"item {item}: its lease of {lease.num_rows} rows was released")
@@ -249,26 +252,26 @@ def _check_device(item: int, rows: Tensor, destination: Destination) -> None:
     raise ValueError(f"item {item} is on {rows.device}{pinned}, the destination is on {device}")
 
 
-def _width_message(item: int, width: int, destination: Destination, what: str = "has") -> str:
+def _width_message(subject: str, width: int, destination: Destination) -> str:
     levels = f" (hidden {destination.hidden} x (1 + {destination.levels} deepstack levels))"
-    return f"item {item} {what} rows of width {width}, the destination takes {destination.width}" + (
+    return f"{subject} has rows of width {width}, the destination takes {destination.width}" + (
         levels if destination.levels else ""
     )
 
 
 def find_overlap(items: Sequence[Sequence[Span]]) -> tuple[Run, Run] | None:
-    """Return two spans that share a token, as runs in the order of their tokens, if there are two."""
-    runs = _native.Placement()
-    runs.add_spans(items, Span)
-    return runs.find_overlap()
+    """Return the first two spans that share a token, as runs in token order, or None."""
+    native = _native.Placement()
+    native.add_spans(items, Span)
+    return native.find_overlap()
 
 
 def check_text_ids(items: Sequence[Sequence[Span]], input_ids: Tensor, num_embeddings: int) -> None:
-    """`Placement.check_text_ids` for spans whose rows are not there yet."""
-    runs = _native.Placement()
-    runs.add_spans(items, Span)
-    _check_text_ids(runs, input_ids, num_embeddings)
+    """`Placement.check_text_ids` for spans whose rows do not exist yet."""
+    native = _native.Placement()
+    native.add_spans(items, Span)
+    _check_text_ids(native, input_ids, num_embeddings)
 
 
-def _check_text_ids(runs: _native.Placement, input_ids: Tensor, num_embeddings: int) -> None:
-    runs.check_text_ids(input_ids.data_ptr(), input_ids.element_size(), input_ids.shape[0], num_embeddings)
+def _check_text_ids(native: _native.Placement, input_ids: Tensor, num_embeddings: int) -> None:
+    native.check_text_ids(input_ids.data_ptr(), input_ids.element_size(), input_ids.shape[0], num_embeddings)

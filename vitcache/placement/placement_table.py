@@ -1,4 +1,4 @@
-"""A placement at a fixed address: what a captured CUDA graph reads anew at each replay."""
+"""A placement at a fixed address, which a captured CUDA graph reads at each replay."""
 
 from __future__ import annotations
 
@@ -16,33 +16,45 @@ from vitcache.rows import KINDS
 
 
 class PlacementTable:
-    """The rows of a placement that changes between replays of a CUDA graph.
+    """A placement that a captured CUDA graph reads at each replay, and that changes between replays.
 
-    `update` it, capture `scatter_embeddings` or `embed_tokens` with the table in the place of `embeddings`
-    and None for `spans`, then `update` it before each replay. Eager calls take a table too, on the CPU as
-    well.
+    Call `update`. Capture `scatter_embeddings` or `embed_tokens` with the table as `embeddings` and None as
+    `spans`. Then call `update` before each replay. A call outside of a graph, or on the CPU, accepts a table,
+    too.
 
     Parameters
     ----------
     max_rows
-        Most rows of one placement, and most tokens that `embed_tokens` can build from it.
+        Largest number of rows of a placement, and of tokens in a call of `embed_tokens` with this table.
     dtype
         Dtype of the rows: float32, float16 or bfloat16.
     device
-        Where the rows go. None: the current CUDA device if there is one, else the CPU.
+        Device of the destination. None: the current CUDA device, or the CPU if CUDA is not available.
 
     Raises
     ------
     ValueError
         If `max_rows` is less than 1.
     TypeError
-        If `dtype` is another one.
+        If `dtype` is not float32, float16 or bfloat16.
 
     Notes
     -----
-    One thread at a time. Rows are read when the graph runs: their writing must be ordered before the replay,
-    and a lease in the table must be held until the last replay that reads it is done. The table keeps its
-    tensors alive until the next `update`, and must itself outlive the graphs that captured it.
+    Use a table from one thread at a time. The graph reads the rows when it runs. The work that writes the
+    rows must therefore be ordered before the replay, and a lease in the table must not be released until the
+    last replay that reads it is complete. The table keeps its tensors alive until the next `update`. The
+    table must outlive the graphs that captured it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import PlacementTable, scatter_embeddings
+    >>> table = PlacementTable(max_rows=4, dtype=torch.float32, device="cpu")
+    >>> for start in (0, 2):
+    ...     table = table.update([torch.ones(1, 2)], [start])
+    ...     print(scatter_embeddings(torch.zeros(3, 2), table, None).tolist())
+    [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+    [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
     """
 
     def __init__(
@@ -56,57 +68,67 @@ class PlacementTable:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.max_rows = max_rows
         self.dtype = dtype
-        self.device = torch.empty(0, device=device).device  # with its number
+        self.device = torch.empty(0, device=device).device  # with an index
         pinned = self.device.type == "cuda"
-        # A tensor made in inference mode could not be written outside of it.
+        # A tensor that is made in inference mode cannot be written outside of it.
         with torch.inference_mode(False):
             self.rows, self._tokens = (
                 torch.zeros(size, dtype=torch.int64, device="cpu", pin_memory=pinned)
                 for size in (2 * max_rows, max_rows)
             )
-        self._fences: dict[object, Any] = {}  # events by what leaves them: a stream, or one captured call
+        # Events behind the reads of the table, by stream handle, or by a new object for each captured call.
+        self._fences: dict[object, Any] = {}
         self._placement: Placement | None = None
-        self._width = 0  # of the rows, once there were some
-        self._num_tokens: int | None = None  # of the smallest destination so far
-        self._num_embedded = 0  # tokens that embed_tokens reads from the table
+        self._width = 0  # row width; 0 until it is known
+        self._num_tokens: int | None = None  # tokens of the smallest destination so far
+        self._num_embedded = 0  # most tokens of an embed_tokens call so far
 
     def update(self, embeddings: Any, spans: Any) -> PlacementTable:
-        """Replace the placement; arguments are those of `scatter_embeddings`. Returns the table itself.
+        """Replace the placement. Returns the table itself.
+
+        Parameters
+        ----------
+        embeddings, spans
+            As in `scatter_embeddings`, but without a `Reservation` and without a table.
 
         Raises
         ------
         RuntimeError
-            If a replay or call that reads the table is still in flight, or a CUDA graph is being captured
-            and the table was read before.
+            If a replay or a call that reads the table is in flight. If a CUDA graph is being captured, and
+            the table was read before.
         ValueError
-            If the rows are more than `max_rows`, of another width than before, or not 16-byte aligned where
-            their width is.
+            If there are more than `max_rows` rows. If their width differs from that of the earlier rows. If
+            the bytes of a row are a multiple of 16, but its address is not. If a tensor requires grad and
+            gradients are enabled.
         TypeError
-            If the rows are not of the table's dtype, or come from a `Reservation`.
-        IndexError, ValueError, TypeError
-            As `scatter_embeddings` into the smallest destination that the table was used with.
+            If the rows are not of the table's dtype, or an entry of `embeddings` is a `Reservation`.
+        IndexError, ValueError, TypeError, RuntimeError
+            As in `scatter_embeddings`, for the smallest destination that the table was used with so far.
 
         Notes
         -----
-        If anything is raised the table keeps what it had. The host writes the table and waits for nothing.
+        If `update` raises, the table keeps its earlier placement. The host writes the table and does not wait
+        for the device.
         """
-        self._refuse_in_flight()
+        self._check_no_reader_in_flight()
         items = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         width = self._width or (_width_of(items[0]) if items else 0)
         placement = Placement(Destination.unbound(width, self.device, self._num_tokens), embeddings, spans)
         if any(isinstance(item, Reservation) for item in placement.items):
-            raise TypeError("a PlacementTable takes no Reservation: commit it, and lease its rows")
+            raise TypeError(
+                "a PlacementTable cannot contain a Reservation: commit it, and pass a lease of its rows"
+            )
         kind = KINDS[self.dtype]
         if torch.is_grad_enabled() and any(
-            isinstance(i, Tensor) and i.requires_grad for i in placement.items
+            isinstance(item, Tensor) and item.requires_grad for item in placement.items
         ):
-            raise ValueError("a PlacementTable has no gradients: use torch.no_grad()")
-        others = [dtype for dtype in placement.dtypes() if dtype != self.dtype]
-        if others:
-            raise TypeError(f"the rows are {others[0]}, this table holds {self.dtype}")
+            raise ValueError("a PlacementTable records no gradients: use torch.no_grad()")
+        wrong_dtypes = [dtype for dtype in placement.dtypes() if dtype != self.dtype]
+        if wrong_dtypes:
+            raise TypeError(f"the rows are {wrong_dtypes[0]}, the table's dtype is {self.dtype}")
         num_rows = placement.native.num_rows(kind)
         if num_rows > self.max_rows:
-            raise ValueError(f"the placement has {num_rows} rows, this table holds {self.max_rows}")
+            raise ValueError(f"the placement has {num_rows} rows, the table's max_rows is {self.max_rows}")
         if width * self.dtype.itemsize % 16 == 0 and not placement.native.aligned(kind):
             raise ValueError("rows in a table must begin at multiples of 16 bytes")
         if self._num_embedded:
@@ -117,28 +139,28 @@ class PlacementTable:
         return self
 
     def bind(self, destination: Destination) -> Placement:
-        """Check the placement against a destination, and hold later updates to it.
+        """Check the placement against a destination. Later updates must fit in this destination, too.
 
         Raises
         ------
         RuntimeError
-            If the table was never filled.
+            If `update` was never called, or a lease in the table was released.
         ValueError, IndexError
-            If the placement does not fit there.
+            If the destination has another device or width than the table, or a span does not fit in it.
         """
         if self._placement is None:
-            raise RuntimeError("this table is empty: update it before it is used")
+            raise RuntimeError("this table is empty: call its update method first")
         if destination.rows.device != self.device:
             raise ValueError(
-                f"this table is on {self.device}, the destination is on {destination.rows.device}"
+                f"the table is on {self.device}, the destination is on {destination.rows.device}"
             )
         if self._width not in (0, destination.width):
             raise ValueError(
-                f"this table holds rows of width {self._width}, the destination takes {destination.width}"
+                f"the table has rows of width {self._width}, the destination takes {destination.width}"
             )
         self._placement.check(destination)
         if is_capturing(self.device):
-            # A wait for another stream's event would end the capture. `update` has queued it.
+            # A wait for another stream's event would invalidate the capture. `update` has queued that wait.
             self._placement.check_leases()
         else:
             self._placement.use_leases()
@@ -148,21 +170,21 @@ class PlacementTable:
         return self._placement
 
     def bind_tokens(self, destination: Destination) -> tuple[Placement, Tensor]:
-        """`bind`, and the address of each token's row, 0 for text, kept up to date from now on.
+        """`bind`, and return the address of each token's row, 0 for text. Later updates write them, too.
 
         Raises
         ------
         ValueError
-            If the tokens are more than `max_rows`.
+            If there are more than `max_rows` tokens.
         RuntimeError
-            If they are more than in calls before, and work that reads the table is in flight, or it was
-            read before a capture that is going on.
+            If there are more tokens than in earlier calls, and either work that reads the table is in flight,
+            or a CUDA graph is being captured and the table was read before.
         """
         num_tokens = destination.num_tokens
         if num_tokens > self.max_rows:
-            raise ValueError(f"there are {num_tokens} tokens, this table holds {self.max_rows}")
+            raise ValueError(f"there are {num_tokens} tokens, the table's max_rows is {self.max_rows}")
         if num_tokens > self._num_embedded:
-            self._refuse_in_flight()
+            self._check_no_reader_in_flight()
         placement = self.bind(destination)
         if num_tokens > self._num_embedded:
             placement.native.write_token_table(KINDS[self.dtype], self._tokens.data_ptr(), num_tokens)
@@ -170,26 +192,26 @@ class PlacementTable:
         return placement, self._tokens[:num_tokens]
 
     def record_reader(self) -> None:
-        """Mark that the current stream reads the table; under capture, that each replay of the graph does."""
+        """Record an event behind the launch that reads the table. Under capture, each replay records it."""
         if self.device.type != "cuda":
             return
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
             if torch.cuda.is_current_stream_capturing():
-                # A node of the graph: every replay records it anew, whoever starts it.
+                # The record becomes a node of the graph, so every replay records this event.
                 self._fences[object()] = fence = Event(external=True)
             else:
                 fence = self._fences.setdefault(stream.cuda_stream, Event())
-                # Its memory and rows must not go before the launch has read them.
+                # Keep the table's memory and rows alive until the launch has read them.
                 table_memory_of(self.device).keep_alive((self.rows, self._tokens, self._placement))
             fence.record(stream)
 
-    def _refuse_in_flight(self) -> None:
+    def _check_no_reader_in_flight(self) -> None:
         if self._fences and is_capturing(self.device):
-            # To ask an event would end the capture.
+            # A query of an event would invalidate the capture.
             raise RuntimeError(
                 "a table that was read cannot be written while a CUDA graph is being captured: "
-                "update it, and use it once with as many tokens, before"
+                "before the capture, update it, and use it once with the same number of tokens"
             )
         if not all(fence.query() for fence in self._fences.values()):
             raise RuntimeError("work that reads this table is in flight: wait for the replay, then update")

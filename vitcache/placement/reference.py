@@ -1,4 +1,4 @@
-"""The plain torch truth of every operation: what kernels are compared with, and what runs on the CPU."""
+"""Every operation in plain torch. Kernels are compared with it; the CPU uses it for casts and scales."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def scatter_embeddings(
     runs: Iterable[Run],
     scale: float | None,
 ) -> None:
-    """Write rows of `items` over tokens of `out`, in place, and their further columns over `deepstack`.
+    """Write rows of `items` to tokens of `out` and `deepstack`, in place.
 
     Parameters
     ----------
     out
         ``(T, H)``, any floating dtype.
     deepstack
-        ``(L, T, H)`` or None; columns ``[H * (l + 1), H * (l + 2))`` of a row go to ``deepstack[l]``.
+        ``(L, T, H)`` or None. ``deepstack[l]`` gets columns ``[H * (l + 1), H * (l + 2))`` of a row.
     items
-        Per item the tensors ``(n, W)`` that hold its rows in order, with ``W == H`` or ``H * (1 + L)``.
+        Per item, the tensors ``(n, W)`` that contain its rows in order, with ``W == H`` or ``H * (1 + L)``.
     runs
-        ``(item, first token, length, first row)``; checked before.
+        ``(item, first token, length, first row)``. The caller has checked them.
     scale
-        Multiplies every image column in float32 before the cast to the destination's dtype; None leaves bits
-        alone.
+        Multiplies every image column in float32, before the cast to the destination's dtype. None: rows are
+        only cast.
     """
     hidden = out.shape[1]
     for item, start, length, source_start in runs:
@@ -54,11 +54,11 @@ def embed_tokens(
     scale: float | None,
     text_scale: float | None,
 ) -> None:
-    """Write the rows of text tokens from `weight` and those of images from `items` over all of `out`.
+    """Write every token of `out`: rows of `weight` at text tokens, rows of `items` at the runs.
 
-    ``input_ids`` is ``(T,)``; ids under a run are never looked up. ``text_scale`` is rounded to the weight's
-    dtype and multiplies there, as a model's scaled embedding does. `deepstack` becomes zero at text tokens.
-    The ids of text tokens are rows of the weight. The rest is as in `scatter_embeddings`.
+    `input_ids` is ``(T,)``. Ids in a run are never looked up; all other ids must be in ``[0, len(weight))``.
+    `text_scale` is rounded to the weight's dtype and multiplies in that dtype, as in a model with a scaled
+    embedding. `deepstack` gets zeros at text tokens. The other arguments are as in `scatter_embeddings`.
     """
     for start, stop in _gaps(runs, len(out)):
         ids = input_ids[start:stop].to(torch.int64)
@@ -81,7 +81,7 @@ def _write(destination: Tensor, rows: Tensor, scale: float | None) -> None:
 
 
 def _rows(segments: Sequence[Tensor], first: int, length: int) -> Iterator[Tensor]:
-    """Views of the rows ``[first, first + length)`` of tensors that follow each other."""
+    """Views of rows ``[first, first + length)``, where row numbers continue from segment to segment."""
     for segment in segments:
         if length == 0:
             return

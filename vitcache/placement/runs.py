@@ -1,4 +1,4 @@
-"""Runs: from the spans that a caller passes to rows of numbers, checked."""
+"""Runs: convert the spans of a call to checked numbers."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ from vitcache.placement.spans import Span
 
 
 def check_lists(embeddings: Any, spans: Any) -> None:
-    """Both are lists (or tuples) of one length, one entry per item."""
+    """Raise TypeError or ValueError unless both are lists or tuples of equal length."""
     for name, value in (("embeddings", embeddings), ("spans", spans)):
-        if not isinstance(value, (list, tuple)) or isinstance(value, Span):  # traced: torch 2.9 knows no `|`
+        # Dynamo of torch 2.9 cannot trace `list | tuple`.
+        if not isinstance(value, (list, tuple)) or isinstance(value, Span):
             raise TypeError(
                 f"{name} must be a list with one entry per item, it is {type(value).__name__}; "
-                "one packed tensor goes with spans as an int64 array (n, 3)"
+                "a packed tensor needs spans as an int64 array (n, 3)"
             )
     if len(embeddings) != len(spans):
-        raise ValueError(f"there are {len(embeddings)} embeddings and {len(spans)} entries of spans")
+        raise ValueError(f"got {len(embeddings)} embeddings and {len(spans)} entries of spans")
 
 
 def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[Run]:
-    """The runs of a list of spans, as `Placement` makes them natively: what a compiled call traces
-    instead.
-    """
+    """The runs of a list of spans. A compiled call traces this in place of the native `add_spans`."""
     runs: list[Run] = []
-    for item, where in enumerate(spans):
-        if isinstance(where, Span):
-            runs.append((item, *where))
-        elif isinstance(where, (list, tuple)):
-            for span in where:
+    for item, entry in enumerate(spans):
+        if isinstance(entry, Span):
+            runs.append((item, *entry))
+        elif isinstance(entry, (list, tuple)):
+            for span in entry:
                 if not isinstance(span, Span):
                     raise TypeError(f"item {item}: spans must be Span, one is {type(span).__name__}")
                 runs.append((item, *span))
         else:
             try:
-                start = index(where)
+                start = index(entry)
             except TypeError:
-                kind = type(where).__name__
+                kind = type(entry).__name__
                 raise TypeError(
                     f"item {item}: spans must be an int, a Span or a list of Span, not {kind}"
                 ) from None
@@ -51,7 +50,7 @@ def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[Run]:
 
 
 def span_array(spans: Any, columns: int) -> np.ndarray:
-    """`spans` as a C-contiguous int64 array ``(n, columns)`` in host memory."""
+    """Return `spans` as a C-contiguous int64 array ``(n, columns)`` in host memory, or raise."""
     if isinstance(spans, Tensor):
         if spans.device.type != "cpu":
             raise ValueError(f"spans are on {spans.device}, they must be in host memory")

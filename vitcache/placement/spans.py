@@ -1,4 +1,4 @@
-"""Where the rows of an item go: runs of rows and the tokens that they replace."""
+"""Spans: which rows of an item are written to which tokens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,41 @@ class _SpanFields(NamedTuple):
 
 
 class Span(_SpanFields):
-    """Rows ``[source_start, source_start + length)`` of an item go to tokens ``[start, start + length)``.
+    """A run of rows of one item, and the run of tokens to which they are written.
 
-    An immutable tuple of three integers, in tokens and rows. A length of 0 is legal and places nothing.
+    Rows ``[source_start, source_start + length)`` are written to tokens ``[start, start + length)``. A `Span`
+    is an immutable tuple of three integers.
+
+    Parameters
+    ----------
+    start
+        First token.
+    length
+        Number of tokens, and of rows. A span of length 0 writes nothing.
+    source_start
+        First row of the item.
 
     Raises
     ------
     ValueError
-        If any of the three is negative.
+        If an argument is negative.
     TypeError
-        If any of the three is not an integer.
+        If an argument is not an integer.
+
+    Examples
+    --------
+    >>> from vitcache import Span
+    >>> span = Span(start=5, length=3)
+    >>> span
+    Span(start=5, length=3, source_start=0)
+    >>> span.stop
+    8
     """
 
     __slots__ = ()
 
     def __new__(cls, start: int, length: int, source_start: int = 0) -> Span:
-        """Check the three integers; NumPy and 0-d tensor integers become plain ones."""
+        """Check the three integers. Integers of NumPy and 0-d tensors are converted to `int`."""
         span = tuple.__new__(cls, (index(start), index(length), index(source_start)))
         if min(span) < 0:
             name = cls._fields[[value < 0 for value in span].index(True)]
@@ -42,24 +61,35 @@ class Span(_SpanFields):
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Span:  # type: ignore[override]
-        # The tuple's own would skip the checks, and _replace goes through it.
+        # `_replace` calls `_make`. That of NamedTuple would skip the checks.
         return cls(*iterable)
 
     @property
     def stop(self) -> int:
-        """The token after the last one of this span."""
+        """The token after the last token of the span."""
         return self.start + self.length
 
 
 def spans_from_inclusive(offsets: Iterable[Sequence[int]]) -> list[Span]:
-    """Spans of one item from ``(first, last)`` token pairs, both ends inclusive, as SGLang keeps them.
+    """Spans of one item from pairs of tokens, both ends inclusive, as SGLang stores offsets.
 
-    The item's rows are handed out to the pairs in order.
+    Parameters
+    ----------
+    offsets
+        Pairs ``(first, last)`` of tokens. Each pair gets the next ``last - first + 1`` rows of the item.
 
     Raises
     ------
     ValueError
-        If a pair ends before it begins, or begins before token 0.
+        If `last` is less than `first`, or `first` is negative.
+    TypeError
+        If a token is not an integer.
+
+    Examples
+    --------
+    >>> from vitcache import spans_from_inclusive
+    >>> spans_from_inclusive([(2, 4), (7, 7)])
+    [Span(start=2, length=3, source_start=0), Span(start=7, length=1, source_start=3)]
     """
     spans: list[Span] = []
     rows = 0
@@ -73,21 +103,32 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]]) -> list[Span]:
 
 
 def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> list[Span]:
-    """Spans of one item from a placeholder range, as vLLM keeps them.
+    """Spans of one item from a placeholder range, as vLLM stores it.
 
     Parameters
     ----------
     offset, length
         The placeholder's first token and its number of tokens.
     is_embed
-        One bool per token of the placeholder (list, array or tensor): whether it takes a row. None: all do.
+        List, array or tensor of `length` bools: whether the token is replaced by a row. None: every token.
+
+    Returns
+    -------
+    list of Span
+        One span per run of replaced tokens. They get the item's rows in order.
 
     Raises
     ------
     ValueError
-        If ``is_embed`` has not ``length`` entries.
+        If `is_embed` does not have `length` entries, or `offset` or `length` is negative.
     TypeError
-        If ``is_embed`` is not boolean.
+        If `is_embed` is not boolean, or `offset` or `length` is not an integer.
+
+    Examples
+    --------
+    >>> from vitcache import spans_from_placeholder
+    >>> spans_from_placeholder(10, 4, is_embed=[True, True, False, True])
+    [Span(start=10, length=2, source_start=0), Span(start=13, length=1, source_start=2)]
     """
     whole = Span(offset, length)
     if is_embed is None:
@@ -103,28 +144,37 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
 
 
 def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int]) -> list[list[Span]]:
-    """Spans of every item from the placeholder tokens of a prompt, as Hugging Face processors leave them.
+    """Spans of every item from the placeholder tokens that a Hugging Face processor puts in a prompt.
 
     Parameters
     ----------
     input_ids
-        Token ids of the prompt: list, array or tensor. Two dimensions are read as flattened ``B * T`` tokens.
-        A CUDA tensor is copied to the host, which waits for it.
+        Token ids of the prompt: list, array or tensor. A ``(B, T)`` input is flattened to ``B * T`` tokens.
+        A CUDA tensor is copied to the host, and the host waits for the copy.
     token_id
-        The id that marks a token to be replaced.
+        The id of a placeholder token.
     num_rows
         Rows of each item, in prompt order.
 
     Returns
     -------
     list of list of Span
-        One list per item, in prompt order: item ``i`` takes the next ``num_rows[i]`` marked tokens, wherever
-        they are.
+        One list per item, in prompt order. Item ``i`` gets the next ``num_rows[i]`` placeholder tokens, which
+        need not be adjacent.
 
     Raises
     ------
     ValueError
-        If the prompt's marked tokens are more or fewer than the rows, or a number of rows is negative.
+        If the number of placeholder tokens is not ``sum(num_rows)``, or an entry of `num_rows` is negative.
+
+    Examples
+    --------
+    Two images of three rows and one row; 9 is the placeholder's id:
+
+    >>> from vitcache import spans_from_token_ids
+    >>> first, second = spans_from_token_ids([1, 9, 9, 9, 2, 9, 3], token_id=9, num_rows=[3, 1])
+    >>> first, second
+    ([Span(start=1, length=3, source_start=0)], [Span(start=5, length=1, source_start=0)])
     """
     for item, count in enumerate(num_rows):
         if count < 0:
@@ -140,14 +190,32 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
 
 
 def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
-    """The parts of `spans` in tokens ``[start, start + length)``, re-based so that token `start` is 0.
+    """The parts of `spans` in the window ``[start, start + length)``, counted from token `start`.
 
-    Spans outside the window are left out; ``source_start`` moves along with what is cut off at the front.
+    A span outside of the window is omitted. A span that begins before the window loses its first rows:
+    `source_start` is increased.
+
+    Parameters
+    ----------
+    spans
+        Spans of one item, in tokens of the prompt.
+    start, length
+        First token and number of tokens of the window, usually a prefill chunk.
 
     Raises
     ------
     ValueError
-        If the window's start or length is negative.
+        If `start` or `length` is negative.
+    TypeError
+        If an entry of `spans` is not a `Span`.
+
+    Examples
+    --------
+    An image of six rows at tokens 4 to 9, and the chunk of tokens 8 to 15:
+
+    >>> from vitcache import Span, clip_spans
+    >>> clip_spans([Span(4, 6)], start=8, length=8)
+    [Span(start=0, length=2, source_start=4)]
     """
     window = Span(start, length)
     clipped: list[Span] = []
@@ -165,7 +233,7 @@ def _to_array(values: Any) -> np.ndarray:
 
 
 def _runs(tokens: np.ndarray) -> list[Span]:
-    """One span per run of consecutive tokens; `tokens` is ascending and takes rows 0, 1, 2 and so on."""
+    """One span per run of adjacent tokens. `tokens` is ascending; its tokens get rows 0, 1, 2 and so on."""
     if len(tokens) == 0:
         return []
     breaks = np.flatnonzero(np.diff(tokens) != 1) + 1

@@ -1,5 +1,6 @@
-"""Memory for the tables that kernels read where the host wrote them: pinned on CUDA, never waited for,
-reused by lap.
+"""Memory for the tables that the host writes and kernels read in place. It is pinned on CUDA.
+
+The memory is reused block by block, and the host never waits for it.
 """
 
 from __future__ import annotations
@@ -17,92 +18,95 @@ from vitcache.device.streams import Event
 BLOCK_VALUES = 1 << 17  # 1 MiB of int64: the row tables of 65,536 rows
 
 
-class Completion(Protocol):
-    """Something that tells whether the work before it is done, such as a recorded `Event`."""
+class RecordedFence(Protocol):
+    """A fence recorded on a stream, such as a recorded `Event`."""
 
     def query(self) -> bool:
-        """Whether it is."""
+        """Whether all work before the fence is complete."""
 
 
 class _Block:
-    __slots__ = ("fence", "memory", "used")
+    """`num_used` values of `memory` are reserved. `readers_fence` is recorded behind their launches."""
+
+    __slots__ = ("memory", "num_used", "readers_fence")
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
-        self.used = 0
-        self.fence: Completion | None = None
+        self.num_used = 0
+        self.readers_fence: RecordedFence | None = None  # None: this is the current block
 
 
 class TableMemory:
-    """Blocks of int64 memory for the tables of calls on one stream, made by one thread.
+    """Blocks of int64 memory for the tables of one thread's calls on one stream.
 
-    A table lies in the current block until the device has read it. When a block is full a fence is left
-    behind the launches that read it, one per lap; the oldest block whose fence has passed comes next, and a
-    new one is allocated where none has, so that the host never waits. There are as many blocks as the stream
-    is ever behind.
+    A table is reserved in the current block. When the block is full, a fence is recorded behind the launches
+    that read it: one fence per block, not per table. The next block is the oldest full block, if its fence is
+    complete. Otherwise a new block is allocated, so that the host never waits. The number of blocks grows
+    while the device is behind the host.
 
     Parameters
     ----------
     allocate
-        Makes a block of so many int64 values.
-    fence
-        Leaves a fence on the stream.
+        Returns a block, given its number of int64 values.
+    record_fence
+        Records a fence on the stream and returns it.
     """
 
-    def __init__(self, allocate: Callable[[int], Tensor], fence: Callable[[], Completion]) -> None:
+    def __init__(self, allocate: Callable[[int], Tensor], record_fence: Callable[[], RecordedFence]) -> None:
         self._allocate = allocate
-        self._fence = fence
+        self._record_fence = record_fence
         self._current: _Block | None = None
         self._full: deque[_Block] = deque()
-        self._kept_alive: deque[tuple[Completion, object]] = deque()
+        self._kept_alive: deque[tuple[RecordedFence, object]] = deque()
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that were ever needed at once."""
+        """Blocks that this memory owns."""
         return len(self._full) + (self._current is not None)
 
-    def reserve(self, values: int) -> Tensor:
-        """Return so many int64 values, 16-byte aligned, to be written now and read by a launch on the stream.
+    def reserve(self, num_values: int) -> Tensor:
+        """Return `num_values` int64 values, 16-byte aligned.
 
-        They are reused some time after the next call, but not before all launches made until then are done.
+        The caller writes them and queues the launch that reads them before it calls `reserve` again. The
+        memory is reused after its block became full and all launches queued until then are complete.
         """
         block = self._current
-        if block is None or block.used + values > len(block.memory):
-            block = self._current = self._next_block(values)
-        table = block.memory[block.used : block.used + values]
-        block.used += values + values % 2
+        if block is None or block.num_used + num_values > len(block.memory):
+            block = self._current = self._next_block(num_values)
+        table = block.memory[block.num_used : block.num_used + num_values]
+        block.num_used += num_values + num_values % 2
         return table
 
     def keep_alive(self, value: object) -> None:
-        """Keep `value` alive until the launches so far have read what it owns, or longer."""
+        """Keep `value` alive until the launches queued so far are complete, or longer."""
         while self._kept_alive and self._kept_alive[0][0].query():
             self._kept_alive.popleft()
-        self._kept_alive.append((self._fence(), value))
+        self._kept_alive.append((self._record_fence(), value))
 
-    def _next_block(self, values: int) -> _Block:
+    def _next_block(self, num_values: int) -> _Block:
         if self._current is not None:
-            self._current.fence = self._fence()
+            self._current.readers_fence = self._record_fence()
             self._full.append(self._current)
         oldest = self._full[0] if self._full else None
-        if oldest is None or oldest.fence is None or not oldest.fence.query():
-            return _Block(self._allocate(max(values, BLOCK_VALUES)))
+        if oldest is None or oldest.readers_fence is None or not oldest.readers_fence.query():
+            return _Block(self._allocate(max(num_values, BLOCK_VALUES)))
         self._full.popleft()
-        if len(oldest.memory) < values:
-            return _Block(self._allocate(values))
-        oldest.used, oldest.fence = 0, None
+        if len(oldest.memory) < num_values:
+            return _Block(self._allocate(num_values))
+        oldest.num_used, oldest.readers_fence = 0, None
         return oldest
 
 
-# By thread, device and stream. It outlives its thread: the device may still read what it holds. A later
-# thread that gets the same identity goes on with it, in the same order.
+# By thread, device and stream. A memory outlives its thread, because the device may still read its tables. A
+# later thread with the same identity and stream uses it, too: its launches run after the earlier ones.
 _memories: dict[tuple[int, torch.device, int], TableMemory] = {}
 
 
 def table_memory_of(device: torch.device) -> TableMemory:
-    """The calling thread's memory for the current stream of a device.
+    """The calling thread's table memory for the current stream of `device`.
 
-    Threads that share a stream have one each: one thread's fence says nothing of what another is about to
-    launch.
+    Two threads that use one stream do not share a memory: a fence that one thread records does not cover a
+    launch that the other thread has yet to queue.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     key = (threading.get_ident(), device, stream)
@@ -115,19 +119,21 @@ def table_memory_of(device: torch.device) -> TableMemory:
 def _make_memory(device: torch.device) -> TableMemory:
     on_cuda = device.type == "cuda"
 
-    def allocate(values: int) -> Tensor:
-        return torch.empty(values, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
+    def allocate(num_values: int) -> Tensor:
+        return torch.empty(num_values, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
 
-    def fence() -> Completion:
+    def record_fence() -> RecordedFence:
         if not on_cuda:
-            return _Done()
+            return _CpuFence()
         event = Event()
         event.record(torch.cuda.current_stream(device))
         return event
 
-    return TableMemory(allocate, fence)
+    return TableMemory(allocate, record_fence)
 
 
-class _Done:
+class _CpuFence:
+    """A fence on the CPU, where it is complete at once."""
+
     def query(self) -> bool:
         return True

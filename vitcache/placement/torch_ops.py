@@ -1,7 +1,7 @@
-"""The operators of torch.library, which gradients and torch.compile go through.
+"""The operators of torch.library that gradients and torch.compile use.
 
-Every operator writes into its first argument and returns nothing: one that returned it would break
-functionalization. Schemas are defined in Python through one library that lives as long as the process.
+An operator that writes its first argument returns nothing: if it returned this argument, it would break
+functionalization. The schemas are defined in Python, by one library that lives as long as the process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vitcache.placement.dispatch import embed, refuse_capture, scatter
 from vitcache.placement.placement import Placement
 
 _library = torch.library.Library("vitcache", "DEF")
-# Their tables live for one call: a graph that captured one would replay what came after it.
+# A table is valid for one call. The replay of a captured graph would read memory that later calls rewrote.
 _tags = [tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None]
 for _schema in (
     "scatter_embeddings_(Tensor(a!) inputs_embeds, Tensor(b!)? deepstack, Tensor[] embeddings, Tensor runs, "
@@ -60,7 +60,10 @@ def _embed_operator(
 
 
 def _gather_operator(grad: Tensor, runs: Tensor, num_rows: Sequence[int], scale: float | None) -> Tensor:
-    """The transpose of a scatter: per item row the float32 sum of the rows that it was written to, packed."""
+    """The transpose of a scatter: for each row, the float32 sum of its tokens' gradients.
+
+    Returns ``(sum(num_rows), H)``: the rows of all items, packed.
+    """
     tokens = grad.reshape(-1, grad.shape[-1])
     rows = grad.new_zeros((sum(num_rows), grad.shape[-1]), dtype=torch.float32)
     firsts = list(accumulate(num_rows, initial=0))
@@ -71,28 +74,31 @@ def _gather_operator(grad: Tensor, runs: Tensor, num_rows: Sequence[int], scale:
 
 
 def _clear_operator(rows: Tensor, runs: Tensor) -> None:
-    """Zero the tokens under the runs in ``(T, H)`` rows."""
+    """Set the rows ``(T, H)`` at the tokens of the runs to zero."""
     for _, start, length, _ in runs.tolist():
         rows[start : start + length] = 0
 
 
-def _below_autograd(operator: torch._ops.OpOverload, name: str) -> None:
-    """Refuse gradients: without this they would pass an in-place operator unseen."""
+def _refuse_gradients(operator: torch._ops.OpOverload, name: str) -> None:
+    """Make the operator raise if autograd records it.
 
-    def refuse(*arguments: object) -> object:
-        flat = [
+    By default autograd would ignore an in-place operator without a gradient formula.
+    """
+
+    def check_and_call(*arguments: object) -> object:
+        values = [
             value
             for argument in arguments
             for value in (argument if isinstance(argument, list) else [argument])
         ]
         if torch.is_grad_enabled() and any(
-            isinstance(value, Tensor) and value.requires_grad for value in flat
+            isinstance(value, Tensor) and value.requires_grad for value in values
         ):
-            raise RuntimeError(f"torch.ops.vitcache.{name} has no gradient; the functions of vitcache have")
+            raise RuntimeError(f"torch.ops.vitcache.{name} has no gradient: call the function of vitcache")
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 
-    _library.impl(name, refuse, "Autograd")
+    _library.impl(name, check_and_call, "Autograd")
 
 
 def _register() -> None:
@@ -105,7 +111,7 @@ def _register() -> None:
     for name, implementation in operators.items():
         for device in ("CPU", "CUDA"):
             _library.impl(name, implementation, device)
-        _below_autograd(getattr(torch.ops.vitcache, name).default, name)
+        _refuse_gradients(getattr(torch.ops.vitcache, name).default, name)
     for name in ("scatter_embeddings_", "embed_tokens_", "clear_rows_"):
         torch.library.register_fake(f"vitcache::{name}", lambda *_: None, lib=_library)
 
