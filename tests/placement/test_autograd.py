@@ -1,4 +1,4 @@
-"""Gradients, against what torch makes of the same placement written as a loop of slices."""
+"""Gradients, compared with the gradients of the same placement written as a loop of slices."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ SPANS = [[Span(1, 2, 1), Span(8, 1, 0)], 4]
 
 
 def sliced_scatter(inputs_embeds, items, deepstack=None, scale=None):
-    """The same placement in differentiable torch: returns new tensors."""
+    """Place `items` at `SPANS` in differentiable torch. Returns new tensors."""
     out = inputs_embeds.clone().view(-1, HIDDEN)
     levels = None if deepstack is None else deepstack.clone()
-    for item, where in zip(items, SPANS, strict=True):
-        for span in as_spans(where, len(item)):
+    for item, entry in zip(items, SPANS, strict=True):
+        for span in as_spans(entry, len(item)):
             rows = item[span.source_start : span.source_start + span.length]
             rows = rows if scale is None else rows * scale
             out[span.start : span.stop] = rows[:, :HIDDEN]
@@ -31,7 +31,7 @@ def leaves(*tensors):
 
 @pytest.mark.parametrize("scale", [None, 0.5])
 @pytest.mark.parametrize("shape", [(10, HIDDEN), (2, 5, HIDDEN)], ids=["tokens", "batch"])
-def test_scatter_has_the_gradients_of_slices(device, scale, shape):
+def test_scatter_gradients_equal_those_of_slices(device, scale, shape):
     values = [torch.randn(shape), make_rows(3, HIDDEN, torch.float32), make_rows(2, HIDDEN, torch.float32)]
     values = [value.to(device) for value in values]
     upstream = torch.randn(shape, device=device)
@@ -46,7 +46,7 @@ def test_scatter_has_the_gradients_of_slices(device, scale, shape):
         torch.testing.assert_close(got.grad, wanted.grad)
 
 
-def test_deepstack_has_the_gradients_of_slices(device):
+def test_scatter_with_deepstack_gradients_equal_those_of_slices(device):
     values = [
         torch.randn(10, HIDDEN),
         torch.randn(2, 10, HIDDEN),
@@ -66,7 +66,7 @@ def test_deepstack_has_the_gradients_of_slices(device):
 
 
 @pytest.mark.parametrize("text_scale", [None, 3.0])
-def test_embed_tokens_has_the_gradients_of_embedding_and_slices(device, text_scale):
+def test_embed_tokens_gradients_equal_those_of_embedding_and_slices(device, text_scale):
     ids = torch.randint(0, 9, (10,), device=device)
     masked = ids.clone()
     ids[1:3] = 10**9
@@ -84,8 +84,8 @@ def test_embed_tokens_has_the_gradients_of_embedding_and_slices(device, text_sca
 
 
 @pytest.mark.filterwarnings("ignore:Input #. requires gradient")
-def test_gradcheck_in_every_argument():
-    # float32 is the widest dtype there is here, hence the loose tolerance and the large step.
+def test_both_operations_pass_gradcheck_for_every_argument():
+    # float32 is the widest supported dtype. It needs a large step and a loose tolerance.
     ids = torch.randint(0, 9, (10,))
     weight, deepstack, *items = leaves(
         torch.randn(9, HIDDEN),
@@ -109,7 +109,7 @@ def test_gradcheck_in_every_argument():
 
 
 def unwritable():
-    """Destinations that torch lets nobody write in place where gradients are recorded, by what it says."""
+    """Destinations that autograd forbids writing in place, by the words of the error."""
     leaf = torch.zeros(11, HIDDEN, requires_grad=True)
     several = (torch.zeros(2, 10, HIDDEN, requires_grad=True) * 1).unbind(0)
     with torch.no_grad():
@@ -125,28 +125,28 @@ def unwritable():
     }
 
 
-@pytest.mark.parametrize("what", unwritable())
-def test_what_cannot_be_written_in_place_is_refused_before_it_is(what):
+@pytest.mark.parametrize("reason", unwritable())
+def test_destination_that_autograd_protects_is_refused_and_not_written(reason):
     items = [torch.ones(3, HIDDEN, requires_grad=True), torch.ones(2, HIDDEN)]
-    out = unwritable()[what]
-    with pytest.raises(RuntimeError, match=f"{what}.* cannot be written"):
+    out = unwritable()[reason]
+    with pytest.raises(RuntimeError, match=f"{reason}.* cannot be written"):
         scatter_embeddings(out, items, SPANS)
     assert (out == 0).all()
     wide, base = [item.repeat(1, 2) for item in items], torch.zeros(10, HIDDEN)
-    with pytest.raises(RuntimeError, match=f"{what}.* cannot be written"):
+    with pytest.raises(RuntimeError, match=f"{reason}.* cannot be written"):
         scatter_embeddings(base, wide, SPANS, deepstack=out.unsqueeze(0))
     assert (base == 0).all()
     assert (out == 0).all()
 
 
-def test_a_view_of_a_leaf_without_grad_takes_that_of_the_rows():
+def test_scatter_into_view_of_leaf_without_grad_gives_rows_gradients():
     base, rows = torch.zeros(10, HIDDEN), torch.ones(3, HIDDEN, requires_grad=True)
     scatter_embeddings(base[1:], [rows], [2])
     (base * 2).sum().backward()
     assert torch.equal(rows.grad, torch.full((3, HIDDEN), 2.0))
 
 
-def test_the_destination_may_be_a_view(device):
+def test_scatter_into_view_gradients_equal_those_of_slices(device):
     values = [torch.randn(2, 10, HIDDEN), torch.randn(3, 2 * HIDDEN), torch.randn(2, 2 * HIDDEN)]
     values = [value.to(device) for value in values]
     base, *items = leaves(*values)
@@ -166,7 +166,7 @@ def test_the_destination_may_be_a_view(device):
 
 
 @pytest.mark.parametrize("levels_shape", [(2, 10, HIDDEN), (2, 2, 5, HIDDEN)], ids=["flat", "batch"])
-def test_a_batch_with_deepstack_has_the_gradients_of_slices(device, levels_shape):
+def test_scatter_batch_with_deepstack_gradients_equal_those_of_slices(device, levels_shape):
     values = [
         torch.randn(2, 5, HIDDEN),
         torch.randn(2, 10, HIDDEN),
@@ -185,7 +185,7 @@ def test_a_batch_with_deepstack_has_the_gradients_of_slices(device, levels_shape
         torch.testing.assert_close(got.grad, wanted.grad)
 
 
-def test_embed_tokens_with_deepstack_has_the_gradients_of_its_levels(device):
+def test_embed_tokens_with_deepstack_gradients_equal_those_of_slices(device):
     ids = torch.randint(0, 9, (10,), device=device)
     values = [torch.randn(9, HIDDEN), torch.randn(3, 2 * HIDDEN), torch.randn(2, 2 * HIDDEN)]
     values = [value.to(device) for value in values]
@@ -202,7 +202,7 @@ def test_embed_tokens_with_deepstack_has_the_gradients_of_its_levels(device):
         torch.testing.assert_close(got.grad, wanted.grad)
 
 
-def test_a_frozen_weight_gets_no_gradient_and_costs_none(monkeypatch):
+def test_embed_tokens_frozen_weight_computes_no_dense_gradient(monkeypatch):
     def refuse(*_):
         raise AssertionError("the dense gradient of a frozen weight was computed")
 
@@ -212,7 +212,7 @@ def test_a_frozen_weight_gets_no_gradient_and_costs_none(monkeypatch):
     assert torch.equal(rows.grad, torch.ones(3, HIDDEN))
 
 
-def test_bad_items_are_the_same_errors_with_gradients():
+def test_scatter_bad_item_with_gradients_raises_the_eager_error():
     base = torch.zeros(6, HIDDEN, requires_grad=True) * 1
     for error, message, items, spans in [
         (
@@ -230,7 +230,7 @@ def test_bad_items_are_the_same_errors_with_gradients():
     assert (base == 0).all()
 
 
-def test_out_with_gradients_is_refused_and_nothing_is_written():
+def test_embed_tokens_out_with_gradients_is_refused_and_not_written():
     out = torch.zeros(2, HIDDEN)
     with pytest.raises(ValueError, match="out= records no gradients"):
         embed_tokens(torch.tensor([0, 1]), torch.ones(3, HIDDEN, requires_grad=True), [], [], out=out)
@@ -239,7 +239,7 @@ def test_out_with_gradients_is_refused_and_nothing_is_written():
     assert (out == 0).all()
 
 
-def test_errors_are_the_same_with_gradients():
+def test_scatter_bad_span_with_gradients_raises_and_writes_nothing():
     rows = torch.zeros(3, HIDDEN, requires_grad=True)
     out = torch.full((4, HIDDEN), float("nan"))
     with pytest.raises(IndexError, match=r"item 0 \(tokens \[2, 5\)\) does not fit in 4 tokens"):

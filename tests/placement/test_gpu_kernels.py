@@ -1,6 +1,6 @@
-"""The row kernels against the reference: in Triton's interpreter on the CPU, compiled where there is a GPU.
+"""The row kernels against the reference: compiled on a GPU, in Triton's interpreter on the CPU.
 
-The launchers are called as `dispatch` calls them, so masks, addresses, casts and tables are those of a GPU.
+The tests call the launchers as `dispatch` does, so masks, addresses, casts and tables are those of a GPU.
 """
 
 import pytest
@@ -26,8 +26,8 @@ def device(kernel_device):
     return kernel_device
 
 
-def run_both(kernel, truth, out, deepstack, embeddings, spans):
-    """Both on clones of one poisoned destination; returns what each left there."""
+def run_both(kernel, run_reference, out, deepstack, embeddings, spans):
+    """Run kernel and reference on clones of `out` and `deepstack`, compare, return the kernel's clones."""
     results = []
     for is_kernel in (True, False):
         rows, levels = out.clone(), None if deepstack is None else deepstack.clone()
@@ -36,11 +36,11 @@ def run_both(kernel, truth, out, deepstack, embeddings, spans):
         if is_kernel:
             kernel(destination, placement)
         else:
-            truth(destination, placement.segments(), placement.runs())
+            run_reference(destination, placement.segments(), placement.runs())
         results.append((rows, levels))
-    (rows, levels), (true_rows, true_levels) = results
-    assert same_bits(rows, true_rows)
-    assert levels is None or same_bits(levels, true_levels)
+    (rows, levels), (expected_rows, expected_levels) = results
+    assert same_bits(rows, expected_rows)
+    assert levels is None or same_bits(levels, expected_levels)
     return rows, levels
 
 
@@ -68,7 +68,7 @@ def check_embed(out, deepstack, ids, weight, embeddings, spans, scale=None, text
     )
 
 
-def test_strided_ids_reach_the_kernel_in_order(device, monkeypatch):
+def test_embed_tokens_strided_ids_look_up_the_right_rows(device, monkeypatch):
     monkeypatch.setattr("vitcache.placement.dispatch.uses_kernels", lambda device: True)
     weight, table = make_rows(50, 32, torch.bfloat16, device), torch.randint(0, 50, (5, 3), device=device)
     for ids in (table[:, 1], table[::2, :2], table[:1, :1].expand(2, 4)):
@@ -76,7 +76,7 @@ def test_strided_ids_reach_the_kernel_in_order(device, monkeypatch):
 
 
 @pytest.mark.parametrize("hidden", [1, 7, 8, 31, 32, 33, 4095, 4096, 4097])
-def test_widths_around_the_block(device, hidden):
+def test_scatter_width_below_at_or_above_the_block_places_whole_rows(device, hidden):
     rows = make_rows(3, hidden, torch.bfloat16, device)
     out, _ = check_scatter(
         poisoned(6, hidden, dtype=torch.bfloat16, device=device), None, [rows], [Span(2, 2, 1)]
@@ -85,13 +85,13 @@ def test_widths_around_the_block(device, hidden):
 
 
 @pairwise(source=FLOAT_DTYPES, target=FLOAT_DTYPES, scale=[None, 0.37])
-def test_casts_round_to_nearest_even(device, source, target, scale):
+def test_scatter_casts_between_dtypes_round_to_nearest_even(device, source, target, scale):
     rows = make_rows(4, 64, source, device)
     rows[0, :4] = torch.tensor([float("inf"), float("-inf"), -0.0, 1e-30]).to(source)
     check_scatter(poisoned(5, 64, dtype=target, device=device), None, [rows], [1], scale)
 
 
-def test_nan_stays_nan_through_a_cast(device):
+def test_scatter_cast_of_nan_is_nan(device):
     rows = torch.full((1, 32), float("nan"), device=device)
     out = torch.zeros(1, 32, dtype=torch.bfloat16, device=device)
     destination = Destination("out", out, None)
@@ -99,19 +99,19 @@ def test_nan_stays_nan_through_a_cast(device):
     assert out.isnan().all()
 
 
-def test_deepstack_is_written_in_the_same_launch(device):
+def test_scatter_with_deepstack_writes_every_level(device):
     rows = make_rows(5, 4 * 48, torch.bfloat16, device)
     out, deepstack = poisoned(9, 48, dtype=torch.bfloat16), poisoned(3, 9, 48, dtype=torch.bfloat16)
     check_scatter(out.to(device), deepstack.to(device), [rows], [[Span(1, 2, 3), Span(6, 3, 0)]])
 
 
-def test_sources_of_several_dtypes_and_alignments(device):
+def test_scatter_sources_of_several_dtypes_and_alignments_equals_the_reference(device):
     items = [make_rows(2, 33, torch.float32, device), make_rows(3, 40, torch.bfloat16, device)[:, 3:36]]
     items.append(make_rows(1, 33, torch.float16, device))
     check_scatter(poisoned(8, 33, dtype=torch.bfloat16, device=device), None, items, [0, 3, 7])
 
 
-def test_pages_of_a_lease(device):
+def test_scatter_lease_reads_its_pages_in_order(device):
     cache = make_cache(6, width=16, dtype=torch.bfloat16, page_rows=4, device=device)
     rows = [make_rows(n, 16, torch.bfloat16, device) for n in (3, 9, 4)]
     keys = [bytes([i]) * 32 for i in range(3)]
@@ -127,9 +127,9 @@ def test_pages_of_a_lease(device):
     assert same_bits(out[5:11], rows[1][2:8])
 
 
-def test_offsets_beyond_32_bits(device):
+def test_kernels_offsets_beyond_32_bits_do_not_wrap(device):
     if device == "cuda":
-        pytest.skip("memory that is not there is the host's: tests/gpu has the same with memory that is")
+        pytest.skip("uses unbacked host memory; tests/gpu tests this with GPU memory")
     far, hidden, levels = (1 << 31) + 16, 32, 2
     rows = make_rows(2, 3 * hidden, torch.bfloat16)
     out = untouched(far + hidden, torch.bfloat16).as_strided((2, hidden), (far, 1))
@@ -142,7 +142,7 @@ def test_offsets_beyond_32_bits(device):
     check_embed(near, None, torch.tensor([1, 0]), out, [], [])
 
 
-def test_strided_destination(device):
+def test_scatter_strided_destination_writes_its_columns_alone(device):
     wide = poisoned(6, 64, dtype=torch.float32, device=device)
     rows = make_rows(3, 20, torch.float32, device)
     destination = Destination("out", wide[:, 5:25], None)
@@ -153,7 +153,7 @@ def test_strided_destination(device):
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("hidden", [31, 32, 4097])
-def test_embed_writes_every_token_once(device, ids_dtype, hidden):
+def test_embed_writes_every_token(device, ids_dtype, hidden):
     weight = make_rows(11, hidden, torch.bfloat16, device)
     ids = torch.randint(0, 11, (10,), dtype=ids_dtype, device=device)
     ids[2:5] = 2**30
@@ -164,7 +164,7 @@ def test_embed_writes_every_token_once(device, ids_dtype, hidden):
     assert not out.isnan().any()
 
 
-def test_embed_zeroes_deepstack_at_text(device):
+def test_embed_with_deepstack_writes_zeros_at_text_tokens(device):
     weight, rows = make_rows(11, 32, torch.float16, device), make_rows(3, 96, torch.float16, device)
     ids = torch.randint(0, 11, (7,), device=device)
     out, deepstack = poisoned(7, 32, dtype=torch.float16), poisoned(2, 7, 32, dtype=torch.float16)
@@ -174,14 +174,14 @@ def test_embed_zeroes_deepstack_at_text(device):
 
 @pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
-def test_embed_scales_and_casts(device, source, target):
+def test_embed_with_scales_and_casts_equals_the_reference(device, source, target):
     weight, rows = make_rows(11, 40, torch.bfloat16, device), make_rows(3, 40, source, device)
     ids = torch.randint(0, 11, (6,), device=device)
     out = poisoned(6, 40, dtype=target, device=device)
     check_embed(out, None, ids, weight, [rows], [2], scale=1.3, text_scale=40**0.5)
 
 
-def test_embed_with_sources_of_other_dtypes_than_the_weight(device):
+def test_embed_sources_of_other_dtypes_than_the_weight_equals_the_reference(device):
     weight = make_rows(11, 24, torch.bfloat16, device)
     ids = torch.randint(0, 11, (9,), device=device)
     items = [make_rows(2, 24, dtype, device) for dtype in FLOAT_DTYPES]
@@ -189,7 +189,7 @@ def test_embed_with_sources_of_other_dtypes_than_the_weight(device):
     check_embed(poisoned(9, 24, dtype=torch.float32, device=device), None, ids, weight, items[:1], [5])
 
 
-def test_nothing_to_place(device):
+def test_kernels_without_items_or_tokens_equal_the_reference(device):
     weight = make_rows(11, 24, torch.bfloat16, device)
     ids = torch.randint(0, 11, (4,), device=device)
     check_embed(poisoned(4, 24, dtype=torch.bfloat16, device=device), None, ids, weight, [], [])

@@ -1,4 +1,4 @@
-"""The row kernels that store what they place, against the two steps that they do at once."""
+"""Launches that store and place rows at once, compared with the two steps one after the other."""
 
 import pytest
 import torch
@@ -26,10 +26,13 @@ def device(kernel_device):
 
 
 def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=13, target=torch.bfloat16):
-    """A launch, and the same through the pages by the reference; every second item is stored."""
+    """Launch with ``store=``, then write the pages first and launch without it. Compare and return the first.
+
+    Every second item is stored. Returns the planes, then the pages.
+    """
     results = []
     width = hidden * (1 + levels)
-    for is_kernel in (True, False):
+    for is_one_step in (True, False):
         cache = make_cache(16, width=width, dtype=stored, page_rows=PAGE_ROWS, device=device)
         deepstack = poisoned(levels, tokens, hidden, dtype=target, device=device) if levels else None
         destination = Destination("out", poisoned(tokens, hidden, dtype=target, device=device), deepstack)
@@ -41,7 +44,7 @@ def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=1
             for page in reservation.segments():
                 page.fill_(float("nan"))
         placement = Placement(destination, items, spans, store)
-        if not is_kernel:
+        if not is_one_step:
             placement.write_stores()
         launch(destination, placement)
         pages = [torch.cat(reservation.segments()) for reservation in store[::2]]
@@ -49,13 +52,13 @@ def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=1
         for reservation in store[::2]:
             assert reservation.commit()
         cache.check_integrity()
-    for kernel, reference in zip(*results, strict=True):
-        assert same_bits(kernel, reference)
+    for one_step, two_steps in zip(*results, strict=True):
+        assert same_bits(one_step, two_steps)
     return results[0]
 
 
 @pairwise(source=FLOAT_DTYPES, stored=FLOAT_DTYPES, scale=[None, 0.37])
-def test_scatter_rounds_stores_and_places(device, source, stored, scale):
+def test_scatter_with_store_places_the_rounded_rows(device, source, stored, scale):
     items = [make_rows(rows, 40, source, device) for rows in (7, 3, 2)]
     items[0][4, :3] = torch.tensor([float("inf"), -0.0, 1e-30]).to(source)
     spans = [[Span(1, 2, 3), Span(8, 2, 4)], 4, []]
@@ -63,7 +66,7 @@ def test_scatter_rounds_stores_and_places(device, source, stored, scale):
 
 
 @pytest.mark.parametrize("hidden", [1, 31, 32, 4097])
-def test_widths_around_the_block(device, hidden):
+def test_scatter_with_store_width_below_at_or_above_the_block_stores_whole_rows(device, hidden):
     items = [make_rows(5, hidden, torch.bfloat16, device)]
     out, pages = run_both(
         lambda d, p: scatter_rows(d, p, None), device, torch.bfloat16, items, [Span(2, 2, 1)], hidden
@@ -73,7 +76,7 @@ def test_widths_around_the_block(device, hidden):
 
 
 @pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
-def test_embed_stores_what_is_outside_the_tokens_too(device, source):
+def test_embed_with_store_stores_rows_outside_the_spans(device, source):
     weight = make_rows(9, 32, torch.bfloat16, device)
     ids = torch.randint(0, 9, (13,), device=device)
     items = [make_rows(rows, 96, source, device) for rows in (6, 2, 3)]
@@ -92,7 +95,7 @@ def test_embed_stores_what_is_outside_the_tokens_too(device, source):
     assert same_bits(pages[1], items[2].bfloat16())
 
 
-def test_sources_of_several_dtypes_store_in_their_own_launches(device):
+def test_embed_with_store_sources_of_several_dtypes_equals_two_steps(device):
     weight = make_rows(9, 24, torch.bfloat16, device)
     ids = torch.randint(0, 9, (13,), device=device)
     items = [make_rows(3, 24, dtype, device) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)]
@@ -107,7 +110,7 @@ def test_sources_of_several_dtypes_store_in_their_own_launches(device):
     )
 
 
-def test_the_operations_store_in_the_launch_where_kernels_run(device, monkeypatch):
+def test_scatter_embeddings_with_store_on_kernels_stores_in_the_launch(device, monkeypatch):
     monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
     monkeypatch.setattr(Placement, "write_stores", None)
     cache = make_cache(2, width=16, dtype=torch.bfloat16, page_rows=PAGE_ROWS, device=device)

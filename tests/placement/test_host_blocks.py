@@ -1,6 +1,6 @@
-"""Long blocks of host rows go through copies, fragments through the kernel: together, the same rows.
+"""Long blocks of host rows are copied, fragments are read by the kernel. Together they place every row.
 
-On the CPU every row is called a host row, so that the path is the one that a GPU takes.
+On the CPU the tests declare every row a host row, so that the code takes the path of a GPU.
 """
 
 from types import SimpleNamespace
@@ -19,12 +19,13 @@ ROW_BYTES = 2 * HIDDEN
 
 @pytest.fixture(autouse=True)
 def host_rows(monkeypatch):
-    """The CPU plays a device whose every source, not read natively, is in host memory, with a known
-    crossover.
+    """Declare every source to be in host memory, and set the CPU's crossover to four rows.
+
+    The native reader adds no item, so that each item passes through the patched methods.
     """
     pytest.importorskip("triton")
     if torch.cuda.is_available():
-        pytest.skip("kernels take CPU tensors only where they are interpreted: where there is no CUDA device")
+        pytest.skip("with a CUDA device, kernels are compiled and cannot take CPU tensors")
     monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
     monkeypatch.setattr(host_blocks, "measured_crossovers", {torch.device("cpu"): 4 * ROW_BYTES})
 
@@ -43,8 +44,8 @@ def host_rows(monkeypatch):
 
 @pytest.fixture
 def copies(monkeypatch):
-    """Blocks that went through copies, as (token, rows)."""
-    seen = []
+    """The copied blocks, as (token, number of rows)."""
+    copied = []
     original = host_blocks.copy_host_blocks
 
     class Spy:
@@ -56,47 +57,57 @@ def copies(monkeypatch):
 
         def take_host_blocks(self, *arguments):
             blocks = self.native.take_host_blocks(*arguments)
-            seen.extend((token, rows) for _, _, token, rows in blocks)
+            copied.extend((token, rows) for _, _, token, rows in blocks)
             return blocks
 
-    def spied(destination, placement, scale):
+    def copy_and_record(destination, placement, scale):
         placement.native = Spy(placement.native)
         original(destination, placement, scale)
 
-    monkeypatch.setattr("vitcache.placement.gpu_kernels.copy_host_blocks", spied)
-    return seen
+    monkeypatch.setattr("vitcache.placement.gpu_kernels.copy_host_blocks", copy_and_record)
+    return copied
 
 
-def scatter_and_compare(items, truth, spans, **options):
+def scatter_and_compare(items, rows, spans, **options):
     out = poisoned(30, HIDDEN, dtype=torch.bfloat16)
-    expected, _ = expected_scatter(out, truth, spans, scale=options.get("scale"))
+    expected, _ = expected_scatter(out, rows, spans, scale=options.get("scale"))
     assert same_bits(scatter_embeddings(out, items, spans, **options), expected)
 
 
-def test_runs_as_long_as_the_crossover_are_copied_and_shorter_ones_are_read(copies):
+def test_scatter_copies_runs_from_the_crossover_on_and_reads_shorter_runs(copies):
     items = [make_rows(9, HIDDEN, torch.bfloat16) for _ in range(2)]
     scatter_and_compare(items, items, [[Span(0, 4, 2), Span(10, 3, 0)], [Span(20, 6, 3)]])
     assert copies == [(0, 4), (20, 6)]
 
 
-def test_pages_that_are_adjacent_make_one_block(copies):
+def join_adjacent(pages):
+    """(Position of the first page, number of pages) of each block of adjacent pages."""
+    blocks = []
+    for position, page in enumerate(pages):
+        if position and page == pages[position - 1] + 1:
+            blocks[-1][1] += 1
+        else:
+            blocks.append([position, 1])
+    return [tuple(block) for block in blocks]
+
+
+def test_scatter_lease_joins_adjacent_pages_into_one_block(copies):
     cache = make_cache(6, width=HIDDEN, dtype=torch.bfloat16)
     keys = [bytes([number]) * 32 for number in range(3)]
-    first, hole, last = (make_rows(n, HIDDEN, torch.bfloat16) for n in (2, 2, 8))
-    for key, rows in zip(keys, (first, hole, make_rows(2, HIDDEN, torch.bfloat16)), strict=True):
-        assert cache.put(key, rows)
-    assert (
-        cache.get(keys[1], num_rows=1) is None
-    )  # gives its page back: the next entry has a gap between its pages
-    assert cache.put(b"x" * 32, last)
+    for key in keys:
+        assert cache.put(key, make_rows(2, HIDDEN, torch.bfloat16))
+    # A look-up with another length drops the entry. The next entry gets its page and three adjacent ones.
+    assert cache.get(keys[1], num_rows=1) is None
+    rows = make_rows(8, HIDDEN, torch.bfloat16)
+    assert cache.put(b"x" * 32, rows)
     with cache.get(b"x" * 32) as lease:
-        pages = sorted(lease.pages)
-        assert pages != list(range(pages[0], pages[0] + 4)), "the pages must not be adjacent for this test"
-        scatter_and_compare([lease], [last], [5])
-    assert sum(rows for _, rows in copies) in (4, 6)
+        blocks = join_adjacent(lease.pages)
+        assert 1 < len(blocks) < 4, "the test needs some adjacent pages and a gap"
+        scatter_and_compare([lease], [rows], [5])
+    assert copies == [(5 + 2 * first, 2 * count) for first, count in blocks if count >= 2]
 
 
-def test_what_a_copy_engine_cannot_do_is_left_to_the_kernel(copies):
+def test_scatter_with_scale_cast_strides_or_deepstack_copies_no_block(copies):
     rows, wide = make_rows(8, HIDDEN, torch.bfloat16), make_rows(8, 2 * HIDDEN, torch.bfloat16)
     scatter_and_compare([rows], [rows], [0], scale=0.5)
     scatter_and_compare([rows.float()], [rows.float()], [0])
@@ -109,7 +120,7 @@ def test_what_a_copy_engine_cannot_do_is_left_to_the_kernel(copies):
     assert copies == []
 
 
-def test_embed_tokens_leaves_copied_tokens_alone(copies):
+def test_embed_tokens_keeps_the_rows_of_copied_blocks(copies):
     weight, rows = make_rows(9, HIDDEN, torch.bfloat16), make_rows(8, HIDDEN, torch.bfloat16)
     ids = torch.randint(0, 9, (20,))
     spans = [[Span(2, 5, 1), Span(10, 2, 6)]]
@@ -118,7 +129,7 @@ def test_embed_tokens_leaves_copied_tokens_alone(copies):
     assert copies == [(2, 5)]
 
 
-def test_without_a_calibration_the_kernel_reads_all(copies, monkeypatch):
+def test_scatter_without_calibration_copies_no_block(copies, monkeypatch):
     monkeypatch.setattr(host_blocks, "measured_crossovers", {})
     rows = make_rows(20, HIDDEN, torch.bfloat16)
     scatter_and_compare([rows], [rows], [3])
@@ -130,11 +141,11 @@ def test_without_a_calibration_the_kernel_reads_all(copies, monkeypatch):
     [(0.0, calibration.SIZES[0]), (1000.0, None), (4.0, 1 << 20)],
     ids=["always", "never", "meets"],
 )
-def test_the_crossover_is_where_copies_become_the_faster_ones(setup_us, expected, monkeypatch):
+def test_calibrate_finds_the_smallest_size_that_copies_faster_once(setup_us, expected, monkeypatch):
     monkeypatch.setattr(host_blocks, "measured_crossovers", {})
     device = torch.device("cpu")
-    # A copy engine at 55 GB/s after some microseconds of setup, a kernel at 44 GB/s.
+    # A copy engine with a setup time and 55 GB/s, a kernel with 44 GB/s.
     found = calibration.calibrate(device, lambda size: size / 44e3, lambda size: setup_us + size / 55e3)
     assert found == expected
     assert host_blocks.crossover_bytes(device) == expected
-    assert calibration.calibrate(device, lambda size: 0.0, lambda size: 1.0) == expected, "measured once"
+    assert calibration.calibrate(device, lambda size: 0.0, lambda size: 1.0) == expected, "measured twice"

@@ -1,4 +1,4 @@
-"""What callers of the two operations may rely on, on every device that is there."""
+"""`scatter_embeddings` and `embed_tokens`: results and errors, on every available device."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned,
 from vitcache import Span, embed_tokens, scatter_embeddings
 from vitcache._native import PagedRows
 from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
+from vitcache.placement import dispatch
 
 HIDDEN = 24
 
@@ -24,19 +25,19 @@ def packed_spans(*spans):
 
 @pytest.mark.parametrize("source", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
-def test_scatter_writes_the_rows_and_nothing_else(device, source, target):
+def test_scatter_writes_the_tokens_of_the_spans_and_no_other(device, source, target):
     items = [make_rows(n, HIDDEN, source, device) for n in (5, 1, 7)]
     spans = [Span(2, 3, 1), 9, [Span(0, 1, 6), Span(11, 4, 2), Span(10, 1, 0)]]
     out = poisoned(16, HIDDEN, dtype=target, device=device)
     expected, _ = expected_scatter(out, items, spans)
     assert scatter_embeddings(out, items, spans) is out
     assert same_bits(out, expected)
-    untouched = [1, 5, 6, 7, 8, 15]
-    assert out[untouched].isnan().all()
-    assert out.isnan().all(dim=1).sum() == len(untouched)
+    outside_spans = [1, 5, 6, 7, 8, 15]
+    assert out[outside_spans].isnan().all()
+    assert out.isnan().all(dim=1).sum() == len(outside_spans)
 
 
-def test_scatter_into_a_batch_indexes_flattened_tokens(device):
+def test_scatter_into_batch_indexes_flattened_tokens(device):
     out = poisoned(2, 6, HIDDEN, dtype=torch.bfloat16, device=device)
     rows = make_rows(4, HIDDEN, torch.bfloat16, device)
     scatter_embeddings(out, [rows], [4])
@@ -45,7 +46,7 @@ def test_scatter_into_a_batch_indexes_flattened_tokens(device):
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-def test_deepstack_columns_go_to_their_level(device, levels):
+def test_scatter_with_deepstack_writes_columns_to_their_levels(device, levels):
     rows = make_rows(5, HIDDEN * (1 + levels), torch.float16, device)
     out = poisoned(8, HIDDEN, dtype=torch.float16, device=device)
     deepstack = poisoned(levels, 8, HIDDEN, dtype=torch.float16, device=device)
@@ -56,14 +57,14 @@ def test_deepstack_columns_go_to_their_level(device, levels):
 
 
 @pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
-def test_scale_multiplies_in_float32(device, target):
+def test_scatter_scale_multiplies_in_float32(device, target):
     rows = make_rows(6, HIDDEN, torch.bfloat16, device)
     out = poisoned(6, HIDDEN, dtype=target, device=device)
     scatter_embeddings(out, [rows], [0], scale=1.7)
     assert same_bits(out, (rows.float() * 1.7).to(target))
 
 
-def test_packed_form_equals_the_list_form(device):
+def test_scatter_packed_tensor_equals_list_of_tensors(device):
     rows = make_rows(9, HIDDEN, torch.float32, device)
     spans = [Span(7, 3, 0), Span(0, 2, 5), Span(3, 0, 9)]
     listed = poisoned(12, HIDDEN, dtype=torch.float32, device=device)
@@ -75,7 +76,7 @@ def test_packed_form_equals_the_list_form(device):
     assert same_bits(from_tensor, listed)
 
 
-def test_strided_destinations_and_sources(device):
+def test_scatter_strided_destination_and_sources_places_the_rows(device):
     wide = poisoned(10, 3 * HIDDEN, dtype=torch.bfloat16, device=device)
     out = wide[:, HIDDEN : 2 * HIDDEN]
     every_other = make_rows(8, HIDDEN, torch.bfloat16, device)[::2]
@@ -89,7 +90,7 @@ def test_strided_destinations_and_sources(device):
     assert wide[:, 2 * HIDDEN :].isnan().all()
 
 
-def test_leases_mix_with_tensors(device):
+def test_scatter_leases_and_tensors_mixed_places_all_rows(device):
     cache = make_cache(8, width=HIDDEN, page_rows=4, device=device)
     rows = make_rows(10, HIDDEN, torch.float32, device)
     fresh = make_rows(3, HIDDEN, torch.float32, device)
@@ -105,7 +106,7 @@ def test_leases_mix_with_tensors(device):
     assert same_bits(out, expected)
 
 
-def test_a_released_lease_is_refused_and_nothing_is_written(device):
+def test_scatter_released_lease_is_refused_and_writes_nothing(device):
     cache = make_cache(8, width=HIDDEN, page_rows=4, device=device)
     cache.put(b"k" * 32, make_rows(4, HIDDEN, torch.float32, device))
     lease = cache.get(b"k" * 32)
@@ -116,7 +117,7 @@ def test_a_released_lease_is_refused_and_nothing_is_written(device):
     assert out.isnan().all()
 
 
-def test_nothing_to_place_is_legal(device):
+def test_scatter_without_rows_or_tokens_writes_nothing(device):
     out = poisoned(4, HIDDEN, dtype=torch.float32, device=device)
     scatter_embeddings(out, [], [])
     scatter_embeddings(out, [make_rows(0, HIDDEN, torch.float32, device)], [4])
@@ -155,7 +156,7 @@ BAD_SCATTERS = [
 @pytest.mark.parametrize(
     ("error", "message", "spans", "shapes"), BAD_SCATTERS, ids=[case[1][:40] for case in BAD_SCATTERS]
 )
-def test_bad_scatters_say_what_is_wrong_and_write_nothing(device, error, message, spans, shapes):
+def test_scatter_bad_spans_or_deepstack_raises_and_writes_nothing(device, error, message, spans, shapes):
     items = [make_rows(3, HIDDEN, torch.float32, device) for _ in range(2)]
     out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
     options = {name: poisoned(*shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
@@ -182,7 +183,7 @@ BAD_ITEMS = [
 
 
 @pytest.mark.parametrize(("error", "message", "rows"), BAD_ITEMS, ids=[case[1][:40] for case in BAD_ITEMS])
-def test_bad_items_are_named_and_nothing_is_written(device, error, message, rows):
+def test_scatter_bad_item_raises_with_its_number_and_writes_nothing(device, error, message, rows):
     rows = rows.to(device) if isinstance(rows, torch.Tensor) and rows.device.type == "cpu" else rows
     out = poisoned(8, HIDDEN, dtype=torch.float32, device=device)
     with pytest.raises(error, match=message):
@@ -190,7 +191,7 @@ def test_bad_items_are_named_and_nothing_is_written(device, error, message, rows
     assert out.isnan().all()
 
 
-def test_an_item_inside_the_destination_is_refused(device):
+def test_scatter_item_inside_the_destination_is_refused(device):
     out = make_rows(8, HIDDEN, torch.float32, device)
     before = out.clone()
     for rows in (out[2:4], out[7:], out.view(4, 2 * HIDDEN)[:, :HIDDEN]):
@@ -204,7 +205,7 @@ def test_an_item_inside_the_destination_is_refused(device):
     assert same_bits(scatter_embeddings(neighbours[:8], [neighbours[8:]], [0]), neighbours[8:])
 
 
-def test_a_row_is_written_by_one_plane_alone(device):
+def test_scatter_deepstack_levels_that_share_memory_are_refused(device):
     rows = make_rows(3, 3 * HIDDEN, torch.float32, device)
     out = poisoned(5, HIDDEN, dtype=torch.float32, device=device)
     memory = poisoned(40 * HIDDEN, dtype=torch.float32, device=device)
@@ -218,7 +219,7 @@ def test_a_row_is_written_by_one_plane_alone(device):
     assert memory.isnan().all()
 
 
-def test_planes_may_be_columns_of_one_buffer(device):
+def test_scatter_planes_in_disjoint_columns_of_one_buffer_are_written(device):
     rows = make_rows(3, 3 * HIDDEN, torch.float32, device)
     buffer = poisoned(5, 3 * HIDDEN, dtype=torch.float32, device=device)
     levels = buffer[:, HIDDEN:].view(5, 2, HIDDEN).permute(1, 0, 2)
@@ -229,7 +230,7 @@ def test_planes_may_be_columns_of_one_buffer(device):
         scatter_embeddings(buffer[:, 1 : HIDDEN + 1], [rows], [1], deepstack=levels)
 
 
-def test_a_sign_that_torch_put_off_is_not_lost(device):
+def test_operations_tensors_with_the_negative_bit_keep_their_sign(device):
     rows, ids = make_rows(9, HIDDEN, torch.float32, device), torch.arange(9, device=device)
     negated = torch._neg_view(rows)
     single = torch.randn(9, 1, dtype=torch.complex64, device=device).conj().imag
@@ -243,10 +244,10 @@ def test_a_sign_that_torch_put_off_is_not_lost(device):
         scatter_embeddings(negated, [rows[:1].clone()], [0])
 
 
-def test_sparse_tensors_are_refused(device):
+def test_operations_sparse_tensor_is_refused(device):
     dense, ids = make_rows(3, HIDDEN, torch.float32, device), torch.zeros(3, dtype=torch.int64, device=device)
     sparse = dense.to_sparse()
-    for name, run in [
+    for name, call in [
         ("item 0", lambda: scatter_embeddings(dense, [sparse], [0])),
         ("inputs_embeds", lambda: scatter_embeddings(sparse, [dense], [0])),
         ("deepstack", lambda: scatter_embeddings(dense, [dense], [0], deepstack=sparse[None])),
@@ -254,10 +255,10 @@ def test_sparse_tensors_are_refused(device):
         ("input_ids", lambda: embed_tokens(ids.to_sparse(), dense, [], [])),
     ]:
         with pytest.raises(TypeError, match=rf"{name} is a torch\.sparse_coo tensor, it must be a dense one"):
-            run()
+            call()
 
 
-def test_overlap_is_seen_between_strided_rows_too(device):
+def test_scatter_strided_item_that_overlaps_the_destination_is_refused(device):
     wide = make_rows(8, 2 * HIDDEN, torch.float32, device)
     before, left, right = wide.clone(), wide[:, :HIDDEN], wide[:, HIDDEN:]
     with pytest.raises(ValueError, match="item 0 shares memory"):
@@ -271,7 +272,7 @@ def test_overlap_is_seen_between_strided_rows_too(device):
     assert same_bits(wide[:2, :HIDDEN].contiguous(), before[2:4, HIDDEN:].contiguous())
 
 
-def test_what_is_written_may_not_alias_what_is_read(device):
+def test_operations_output_that_shares_memory_is_refused_and_not_written(device):
     weight = make_rows(6, HIDDEN, torch.float32, device)
     ids, before = torch.zeros(6, dtype=torch.int64, device=device), weight.clone()
     with pytest.raises(ValueError, match="weight shares memory with the destination"):
@@ -282,14 +283,14 @@ def test_what_is_written_may_not_alias_what_is_read(device):
     assert same_bits(weight, before)
 
 
-def test_ids_may_be_strided(device):
+def test_embed_tokens_strided_ids_look_up_the_right_rows(device):
     weight, table = make_rows(50, HIDDEN, torch.float32, device), torch.randint(0, 50, (7, 3), device=device)
     for ids in (table[:, 1], table[::2, :2], table[:1, :1].expand(2, 4)):
         assert same_bits(embed_tokens(ids, weight, [], []), weight[ids])
 
 
 @pytest.mark.parametrize("scale", ["x", 1j, [2.0], True, torch.ones(3)], ids=str)
-def test_a_scale_is_a_number(device, scale):
+def test_operations_scale_that_is_not_a_number_is_refused(device, scale):
     weight = make_rows(5, HIDDEN, torch.float32, device)
     out = poisoned(2, HIDDEN, dtype=torch.float32, device=device)
     rows, ids = make_rows(1, HIDDEN, torch.float32, device), torch.zeros(2, dtype=torch.int64, device=device)
@@ -301,14 +302,16 @@ def test_a_scale_is_a_number(device, scale):
     assert out.isnan().all()
 
 
-def test_no_levels_at_all_are_no_levels(device):
+def test_scatter_deepstack_with_zero_levels_writes_the_rows(device):
     out = poisoned(2, 3, HIDDEN, dtype=torch.float32, device=device)
     deepstack = torch.empty(0, 2, 3, HIDDEN, device=device)
     rows = make_rows(2, HIDDEN, torch.float32, device)
     assert same_bits(scatter_embeddings(out, [rows], [1], deepstack=deepstack).view(-1, HIDDEN)[1:3], rows)
 
 
-def test_meta_and_fake_tensors_go_through_the_operators():
+def test_operations_meta_and_fake_tensors_bypass_the_launchers(monkeypatch):
+    monkeypatch.setattr(dispatch, "scatter", None)
+    monkeypatch.setattr(dispatch, "embed", None)
     weight, ids = torch.empty(5, HIDDEN, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
     rows = torch.empty(2, HIDDEN, device="meta")
     assert embed_tokens(ids, weight, [rows], [1]).shape == (3, HIDDEN)
@@ -319,7 +322,7 @@ def test_meta_and_fake_tensors_go_through_the_operators():
         assert scatter_embeddings(fake, [torch.empty(2, HIDDEN)], [1]) is fake
 
 
-def test_a_lease_of_another_device_is_refused():
+def test_scatter_lease_of_another_device_is_refused():
     paged_rows = PagedRows(0, 4, 4, 0, (0,), 4, HIDDEN, on_cuda=True, device_id=1)
     pool = SimpleNamespace(layout=SimpleNamespace(row_width=HIDDEN, dtype=torch.float32))
     entry = SimpleNamespace(num_rows=4, hits=1, pool=pool, paged_rows=paged_rows)
@@ -333,7 +336,8 @@ def test_a_lease_of_another_device_is_refused():
     assert out.isnan().all()
 
 
-def test_rows_of_several_megabytes_are_copied_by_several_threads():
+def test_operations_several_megabytes_by_four_threads_places_every_row(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     rows = make_rows(1500, 2048, torch.bfloat16)
     short = [Span(20 * i, 15, 15 * i) for i in range(100)]
     expected, _ = expected_scatter(poisoned(2000, 2048, dtype=torch.bfloat16), [rows], [short])
@@ -348,7 +352,7 @@ def test_rows_of_several_megabytes_are_copied_by_several_threads():
     assert same_bits(scatter_embeddings(weight[ids], [rows], [300]), expected)
 
 
-def test_more_than_2_to_the_31_elements():
+def test_operations_more_than_2_to_the_31_elements_places_the_last_rows():
     num_tokens, rows = (1 << 31) // HIDDEN + 9, make_rows(4, HIDDEN, torch.bfloat16)
     out = untouched(num_tokens * HIDDEN, torch.bfloat16).view(num_tokens, HIDDEN)
     scatter_embeddings(out, [rows], [num_tokens - 4])
@@ -356,7 +360,7 @@ def test_more_than_2_to_the_31_elements():
     assert same_bits(embed_tokens(torch.tensor([num_tokens - 1, 0]), out, [], [])[0], rows[3])
 
 
-def test_bad_destinations_are_refused(device):
+def test_scatter_bad_destination_is_refused(device):
     rows = [make_rows(2, HIDDEN, torch.float32, device)]
     for error, message, out in [
         (TypeError, "inputs_embeds is torch.int64", torch.zeros(4, HIDDEN, dtype=torch.int64, device=device)),
@@ -373,7 +377,7 @@ def test_bad_destinations_are_refused(device):
             scatter_embeddings(out, rows, [0])
 
 
-def test_bad_packed_spans_are_refused(device):
+def test_scatter_bad_packed_spans_are_refused_and_nothing_is_written(device):
     out, rows = (
         poisoned(8, HIDDEN, dtype=torch.float32, device=device),
         make_rows(4, HIDDEN, torch.float32, device),
@@ -390,7 +394,7 @@ def test_bad_packed_spans_are_refused(device):
     assert out.isnan().all()
 
 
-def test_writes_bump_the_version_so_that_a_stale_saved_tensor_is_an_error(device):
+def test_scatter_over_a_saved_tensor_makes_backward_raise(device):
     leaf = torch.ones(4, HIDDEN, device=device, requires_grad=True)
     out = torch.ones(4, HIDDEN, device=device)
     product = leaf * out
@@ -399,8 +403,8 @@ def test_writes_bump_the_version_so_that_a_stale_saved_tensor_is_an_error(device
         product.sum().backward()
 
 
-def test_torchs_default_device_changes_nothing(device):
-    """It is the GPU in many programs, where the host's own tables must not be."""
+def test_operations_under_another_default_device_give_the_same_rows(device):
+    """Many programs set the default device to the GPU. The host's own tables must stay in host memory."""
     rows, weight = (make_rows(n, HIDDEN, torch.float32, device).requires_grad_() for n in (2, 5))
     out, ids = torch.zeros(4, HIDDEN, device=device), torch.ones(4, dtype=torch.int64, device=device)
     with torch.device("meta"):
@@ -415,7 +419,7 @@ def test_torchs_default_device_changes_nothing(device):
     assert same_bits(rows.grad, torch.ones_like(rows))
 
 
-def test_inference_mode_is_fine(device):
+def test_scatter_in_inference_mode_writes_the_rows(device):
     with torch.inference_mode():
         out = poisoned(4, HIDDEN, dtype=torch.float32, device=device)
         rows = make_rows(4, HIDDEN, torch.float32, device)
@@ -424,7 +428,7 @@ def test_inference_mode_is_fine(device):
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("ids_dtype", [torch.int64, torch.int32], ids=str)
-def test_embed_tokens_writes_text_and_images(device, dtype, ids_dtype):
+def test_embed_tokens_writes_text_rows_and_image_rows(device, dtype, ids_dtype):
     weight = make_rows(50, HIDDEN, dtype, device)
     ids = torch.randint(0, 50, (14,), dtype=ids_dtype, device=device)
     ids[3:7] = 10**9
@@ -440,7 +444,7 @@ def test_embed_tokens_writes_text_and_images(device, dtype, ids_dtype):
     assert same_bits(out, expected)
 
 
-def test_embed_tokens_keeps_the_shape_of_a_batch_and_zeroes_deepstack_at_text(device):
+def test_embed_tokens_of_batch_keeps_its_shape_and_zeroes_deepstack_at_text(device):
     weight = make_rows(50, HIDDEN, torch.bfloat16, device)
     ids = torch.randint(0, 50, (2, 5), device=device)
     rows = make_rows(3, 3 * HIDDEN, torch.bfloat16, device)
@@ -452,7 +456,7 @@ def test_embed_tokens_keeps_the_shape_of_a_batch_and_zeroes_deepstack_at_text(de
 
 
 @pytest.mark.parametrize("target", FLOAT_DTYPES, ids=str)
-def test_text_scale_is_rounded_to_the_weight_dtype_and_multiplies_there(device, target):
+def test_embed_tokens_text_scale_is_rounded_to_the_weight_dtype(device, target):
     weight = make_rows(20, HIDDEN, torch.bfloat16, device)
     ids = torch.randint(0, 20, (9,), device=device)
     rows = make_rows(2, HIDDEN, torch.bfloat16, device)
@@ -463,7 +467,7 @@ def test_text_scale_is_rounded_to_the_weight_dtype_and_multiplies_there(device, 
     assert same_bits(out, text)
 
 
-def test_text_ids_are_checked_on_the_cpu():
+def test_embed_tokens_bad_text_id_on_the_cpu_is_refused():
     weight = make_rows(10, HIDDEN, torch.float32)
     out = poisoned(4, HIDDEN, dtype=torch.float32)
     for bad in (10, -1):
@@ -473,7 +477,7 @@ def test_text_ids_are_checked_on_the_cpu():
         assert out.isnan().all()
 
 
-def test_bad_embeddings_tables_are_refused(device):
+def test_embed_tokens_bad_ids_weight_or_out_is_refused(device):
     weight = make_rows(10, HIDDEN, torch.float32, device)
     ids = torch.zeros(4, dtype=torch.int64, device=device)
     for error, message, arguments in [
@@ -492,7 +496,7 @@ def test_bad_embeddings_tables_are_refused(device):
 
 
 @given(st.data())
-def test_any_placement_equals_the_loop_over_rows(data):
+def test_operations_any_placement_equals_a_loop_over_rows(data):
     num_tokens = data.draw(st.integers(0, 30))
     cuts = sorted(data.draw(st.sets(st.integers(0, num_tokens), max_size=8)) | {0, num_tokens})
     pieces = [piece for piece in pairwise(cuts) if data.draw(st.booleans())]

@@ -1,6 +1,6 @@
-"""The table for CUDA graphs: one address, placements that change, nothing that a graph would write wrongly.
+"""`PlacementTable`: its address is fixed, and `update` is refused while a launch may read it.
 
-On the CPU a "replay" is the same call again; tests/gpu has the graphs.
+On the CPU a second call stands for a replay. The tests with CUDA graphs are in tests/gpu.
 """
 
 import numpy as np
@@ -16,14 +16,13 @@ from vitcache.placement.placement import Placement
 HIDDEN = 32
 
 
-@pytest.fixture(params=["as on the device", "through kernels"], autouse=True)
-def path(request, device, monkeypatch):
-    if request.param == "through kernels":
+@pytest.fixture(params=["backend of the device", "kernels"], autouse=True)
+def backend(request, device, monkeypatch):
+    """Run each test with the device's backend, and with the Triton kernels."""
+    if request.param == "kernels":
         pytest.importorskip("triton")
         if device == "cpu" and torch.cuda.is_available():
-            pytest.skip(
-                "kernels take CPU tensors only where they are interpreted: where there is no CUDA device"
-            )
+            pytest.skip("with a CUDA device, kernels are compiled and cannot take CPU tensors")
         monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
 
@@ -31,9 +30,9 @@ def bf16(num_rows, device, width=HIDDEN):
     return make_rows(num_rows, width, torch.bfloat16, device)
 
 
-def test_a_call_follows_each_update(device):
+def test_scatter_after_each_update_places_the_new_rows(device):
     table = PlacementTable(12, device=device)
-    addresses = table.rows.data_ptr()
+    address = table.rows.data_ptr()
     for items, spans in [
         ([bf16(3, device), bf16(2, device)], [1, 6]),
         ([bf16(9, device)], [[Span(0, 4, 5), Span(8, 2, 0)]]),
@@ -44,10 +43,10 @@ def test_a_call_follows_each_update(device):
         expected, _ = expected_scatter(out, items, spans)
         assert scatter_embeddings(out, table, None) is out
         assert same_bits(out, expected)
-    assert table.rows.data_ptr() == addresses
+    assert table.rows.data_ptr() == address
 
 
-def test_embed_tokens_follows_each_update(device):
+def test_embed_tokens_after_each_update_places_the_new_rows(device):
     weight, ids = bf16(20, device), torch.randint(0, 20, (9,), device=device)
     table = PlacementTable(9, device=device).update([bf16(2, device, 3 * HIDDEN)], [0])
     for items, spans in [
@@ -62,7 +61,7 @@ def test_embed_tokens_follows_each_update(device):
         assert same_bits(deepstack, levels)
 
 
-def test_packed_rows_and_leases_fill_a_table(device):
+def test_update_takes_leases_and_packed_rows(device):
     cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     rows = bf16(6, device)
     cache.put(b"k" * 32, rows)
@@ -76,7 +75,7 @@ def test_packed_rows_and_leases_fill_a_table(device):
     assert int(out.isnan().all(dim=1).sum()) == 4
 
 
-def test_what_does_not_fit_is_refused_and_the_table_keeps_what_it_had(device):
+def test_update_that_does_not_fit_is_refused_and_keeps_the_placement(device):
     good, rows = bf16(3, device), bf16(5, device)
     table = PlacementTable(4, device=device).update([good], [2])
     out = torch.zeros(8, HIDDEN, dtype=torch.bfloat16, device=device)
@@ -92,13 +91,13 @@ def test_what_does_not_fit_is_refused_and_the_table_keeps_what_it_had(device):
     ]:
         with pytest.raises(error, match=message):
             table.update(items, spans)
-    again = torch.zeros_like(out)
-    scatter_embeddings(again, table, None)
-    assert same_bits(again, out)
-    assert same_bits(again[2:5], good)
+    out_after = torch.zeros_like(out)
+    scatter_embeddings(out_after, table, None)
+    assert same_bits(out_after, out)
+    assert same_bits(out_after[2:5], good)
 
 
-def test_a_table_is_held_to_its_smallest_destination(device):
+def test_table_that_does_not_fit_the_destination_is_refused(device):
     table = PlacementTable(8, device=device).update([bf16(3, device)], [2])
     scatter_embeddings(torch.zeros(20, HIDDEN, dtype=torch.bfloat16, device=device), table, None)
     table.update([bf16(3, device)], [17])
@@ -108,7 +107,7 @@ def test_a_table_is_held_to_its_smallest_destination(device):
         scatter_embeddings(torch.zeros(20, 16, dtype=torch.bfloat16, device=device), table, None)
 
 
-def test_a_larger_destination_after_a_small_one_writes_no_table_too_far(device):
+def test_update_is_checked_against_the_smallest_destination_so_far(device):
     weight = bf16(3, device)
     table = PlacementTable(6, device=device).update([], [])
     for num_tokens in (5, 0):
@@ -118,7 +117,7 @@ def test_a_larger_destination_after_a_small_one_writes_no_table_too_far(device):
         table.update([bf16(2, device)], [90])
 
 
-def test_a_released_lease_in_a_table_is_refused(device):
+def test_scatter_table_with_released_lease_is_refused_and_writes_nothing(device):
     cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     cache.put(b"k" * 32, bf16(3, device))
     lease = cache.get(b"k" * 32)
@@ -130,7 +129,7 @@ def test_a_released_lease_in_a_table_is_refused(device):
     assert not out.any()
 
 
-def test_a_failed_call_leaves_the_table_free_for_others(device):
+def test_failed_call_does_not_limit_later_updates(device):
     table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
     with pytest.raises(ValueError, match="there are 9 tokens, the table's max_rows is 4"):
         embed_tokens(torch.zeros(9, dtype=torch.int64, device=device), bf16(3, device), table, None)
@@ -143,11 +142,11 @@ def test_a_failed_call_leaves_the_table_free_for_others(device):
 
 @pytest.fixture
 def capture(monkeypatch):
-    """Pretend from the call on that the current stream records a graph."""
+    """A function that makes `PlacementTable` believe from then on that a CUDA graph is being captured."""
     return lambda: monkeypatch.setattr(placement_table, "is_capturing", lambda device: True)
 
 
-def test_a_capture_holds_no_wait_for_rows_of_another_stream(device, capture, monkeypatch):
+def test_scatter_table_in_capture_checks_leases_and_queues_no_wait(device, capture, monkeypatch):
     cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     rows, out = bf16(3, device), torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=device)
     cache.put(b"k" * 32, rows)
@@ -161,7 +160,7 @@ def test_a_capture_holds_no_wait_for_rows_of_another_stream(device, capture, mon
         scatter_embeddings(out, table, None)
 
 
-def test_a_table_that_was_read_does_not_change_within_a_capture(device, capture):
+def test_table_that_was_read_is_not_written_during_a_capture(device, capture):
     weight, rows = bf16(3, device), bf16(2, device)
     unread, table = (PlacementTable(9, device=device).update([rows], [0]) for _ in range(2))
     embed_tokens(torch.zeros(4, dtype=torch.int64, device=device), weight, table, None)
@@ -176,7 +175,7 @@ def test_a_table_that_was_read_does_not_change_within_a_capture(device, capture)
         embed_tokens(torch.zeros(5, dtype=torch.int64, device=device), weight, table, None)
 
 
-def test_a_reservation_in_a_table_is_refused(device):
+def test_update_with_reservation_is_refused(device):
     cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=device)
     with (
         cache.reserve(bytes(32), 2) as reservation,
@@ -185,7 +184,7 @@ def test_a_reservation_in_a_table_is_refused(device):
         PlacementTable(4, device=device).update([reservation], [0])
 
 
-def test_misuse_is_named(device):
+def test_table_bad_arguments_raise_with_the_expected_value(device):
     weight, ids = bf16(20, device), torch.zeros(9, dtype=torch.int64, device=device)
     out = torch.zeros(9, HIDDEN, dtype=torch.bfloat16, device=device)
     with pytest.raises(ValueError, match="max_rows is 0, it must be at least 1"):
@@ -203,7 +202,7 @@ def test_misuse_is_named(device):
         embed_tokens(ids, weight.clone().requires_grad_(), table, None)
 
 
-def test_a_table_may_be_made_in_inference_mode_and_under_any_default_device(device):
+def test_table_made_in_inference_mode_under_another_default_device_works(device):
     with torch.inference_mode(), torch.device("meta"):
         table = PlacementTable(4, device=device)
     rows = bf16(2, device)
@@ -213,16 +212,16 @@ def test_a_table_may_be_made_in_inference_mode_and_under_any_default_device(devi
     assert same_bits(out[1:3], rows)
 
 
-def test_an_update_is_refused_while_a_reader_is_in_flight(device):
+def test_update_while_a_reader_is_in_flight_is_refused(device):
     class Fence:
-        passed = False
+        is_complete = False
 
         def query(self):
-            return self.passed
+            return self.is_complete
 
     table = PlacementTable(4, device=device).update([bf16(2, device)], [0])
     table._fences["a replay"] = Fence()
     with pytest.raises(RuntimeError, match="work that reads this table is in flight"):
         table.update([bf16(2, device)], [1])
-    table._fences["a replay"].passed = True
+    table._fences["a replay"].is_complete = True
     table.update([bf16(2, device)], [1])

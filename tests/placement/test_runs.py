@@ -1,4 +1,4 @@
-"""Runs made in Python, for calls that are traced, are those that the native side makes of the same spans."""
+"""Runs made in Python, for traced calls, equal the runs that native code makes from the same spans."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ HIDDEN = 4
     ],
     ids=["ints", "spans", "lists", "mixed"],
 )
-def test_a_traced_call_has_the_runs_of_an_eager_one(spans: list[Any]) -> None:
+def test_list_runs_equals_the_native_runs(spans: list[Any]) -> None:
     items = [torch.zeros(rows, HIDDEN) for rows in (2, 3, 4)]
     placement = Placement(Destination("out", torch.zeros(32, HIDDEN), None), items, spans)
     assert list_runs(spans, [len(rows) for rows in items]) == placement.runs()
 
 
 @pytest.mark.parametrize("spans", [[1.5], ["3"], [None], [[3]], [[(3, 1, 0)]]])
-def test_what_is_no_span_is_a_type_error_that_names_the_item(spans: list[Any]) -> None:
+def test_list_runs_bad_span_is_a_type_error_that_names_the_item(spans: list[Any]) -> None:
     with pytest.raises(TypeError, match=r"^item 0: spans must be "):
         list_runs(spans, [1])
 
 
-def test_a_packed_call_takes_int64_in_host_memory() -> None:
+def test_span_array_takes_int64_arrays_and_refuses_the_rest() -> None:
     table = np.arange(12).reshape(4, 3)
     assert np.array_equal(span_array(table[:, ::-1], 3), table[:, ::-1])
     assert span_array(table[:, ::-1], 3).flags.c_contiguous
@@ -51,7 +51,7 @@ def test_a_packed_call_takes_int64_in_host_memory() -> None:
         span_array([[1, 2, 3]], 3)
 
 
-def test_lists_are_of_one_length() -> None:
+def test_check_lists_refuses_unequal_lengths_and_other_types() -> None:
     check_lists([1, 2], (3, 4))
     with pytest.raises(ValueError, match="got 2 embeddings and 1 entries of spans"):
         check_lists([1, 2], [3])

@@ -1,4 +1,4 @@
-"""Spans: what each engine's notation becomes, and what a chunk window leaves of it."""
+"""Spans: conversion from each engine's notation, and clipping to a chunk window."""
 
 import pickle
 
@@ -28,7 +28,7 @@ def test_span_refuses_negatives_by_name(name):
         Span(**fields)
 
 
-def test_span_is_checked_however_it_is_made():
+def test_span_made_by_replace_or_make_is_checked():
     with pytest.raises(ValueError, match=r"Span.length is -1"):
         Span(1, 2)._replace(length=-1)
     with pytest.raises(TypeError):
@@ -37,52 +37,52 @@ def test_span_is_checked_however_it_is_made():
 
 
 @pytest.mark.parametrize("value", [1.0, "1", None])
-def test_span_refuses_what_is_no_integer(value):
+def test_span_refuses_values_that_are_not_integers(value):
     with pytest.raises(TypeError):
         Span(value, 1)
 
 
-def test_inclusive_offsets_hand_out_rows_in_order():
+def test_spans_from_inclusive_assigns_rows_in_order():
     assert spans_from_inclusive([(2, 5), (9, 9), (14, 20)]) == [Span(2, 4, 0), Span(9, 1, 4), Span(14, 7, 5)]
     assert spans_from_inclusive([]) == []
 
 
-def test_small_integers_do_not_wrap():
+def test_spans_from_inclusive_of_uint8_does_not_wrap():
     assert spans_from_inclusive(np.array([[0, 255]], np.uint8)) == [Span(0, 256)]
 
 
-def test_clip_takes_spans_only():
+def test_clip_spans_refuses_other_types():
     with pytest.raises(TypeError, match="spans must be Span, one is int"):
         clip_spans(Span(1, 2), 0, 4)
     with pytest.raises(TypeError, match="spans must be Span, one is tuple"):
         clip_spans([(1, 2, 0)], 0, 4)
 
 
-def test_inclusive_offsets_refuse_an_end_before_the_beginning():
+def test_spans_from_inclusive_refuses_an_end_before_the_start():
     with pytest.raises(ValueError, match=r"offset 1 ends at token 3, before its first token 4"):
         spans_from_inclusive([(0, 1), (4, 3)])
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
-def test_placeholder_mask_becomes_one_span_per_run(kind):
+def test_spans_from_placeholder_with_mask_is_one_span_per_run(kind):
     mask = kind([False, True, True, False, True])
     assert spans_from_placeholder(10, 5, mask) == [Span(11, 2, 0), Span(14, 1, 2)]
 
 
-def test_placeholder_without_a_mask_is_one_span():
+def test_spans_from_placeholder_without_mask_is_one_span():
     assert spans_from_placeholder(10, 5) == [Span(10, 5)]
     assert spans_from_placeholder(10, 3, [False] * 3) == []
     assert spans_from_placeholder(10, 0, []) == []
 
 
-def test_placeholder_mask_of_another_length_or_type_is_refused():
+def test_spans_from_placeholder_refuses_a_mask_of_wrong_length_or_dtype():
     with pytest.raises(ValueError, match=r"is_embed has shape \(2,\), the placeholder has 3 tokens"):
         spans_from_placeholder(0, 3, [True, False])
     with pytest.raises(TypeError, match=r"is_embed must be boolean, it is int64"):
         spans_from_placeholder(0, 2, [1, 0])
 
 
-def test_token_ids_hand_out_runs_to_items_in_prompt_order():
+def test_spans_from_token_ids_assigns_tokens_in_prompt_order():
     ids = [7, 9, 9, 9, 1, 9, 9, 2, 9]
     assert spans_from_token_ids(ids, 9, [3, 1, 2]) == [
         [Span(1, 3)],
@@ -94,14 +94,14 @@ def test_token_ids_hand_out_runs_to_items_in_prompt_order():
     ]
 
 
-def test_token_ids_that_do_not_match_the_rows_are_refused_with_both_numbers():
+def test_spans_from_token_ids_wrong_number_of_rows_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"the prompt has 2 tokens with id 9, the 2 items have 3 rows"):
         spans_from_token_ids([9, 1, 9], 9, [1, 2])
     with pytest.raises(ValueError, match=r"num_rows\[1\] is -1"):
         spans_from_token_ids([9, 1, 9], 9, [3, -1])
 
 
-def test_clip_rebases_tokens_and_moves_source_start_along():
+def test_clip_spans_rebases_tokens_and_increases_source_start():
     spans = [Span(0, 4), Span(6, 6, 10), Span(20, 2)]
     assert clip_spans(spans, 2, 8) == [Span(0, 2, 2), Span(4, 4, 10)]
     assert clip_spans(spans, 8, 3) == [Span(0, 3, 12)]
@@ -115,7 +115,7 @@ def test_clip_rebases_tokens_and_moves_source_start_along():
     st.integers(0, 50),
     st.lists(st.integers(1, 9), min_size=1, max_size=8),
 )
-def test_chunks_that_follow_each_other_place_what_the_whole_would(triples, start, lengths):
+def test_clip_spans_of_adjacent_chunks_equals_the_whole(triples, start, lengths):
     spans = [Span(*triple) for triple in triples]
     whole = [
         (token, row)

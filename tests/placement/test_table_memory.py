@@ -1,6 +1,4 @@
-"""The memory of tables: no table is handed out again before the launches that read it are done, and nothing
-waits.
-"""
+"""Table memory: it is not reused before the launches that read it are complete, and the host never waits."""
 
 import gc
 import threading
@@ -14,67 +12,69 @@ from vitcache.placement.table_memory import BLOCK_VALUES, TableMemory, _make_mem
 
 
 class Stream:
-    """A stream that is as far as the test says: fences pass in order, when `run` lets them."""
+    """A stream whose launches are complete up to the number that the test passes to `run`."""
 
     def __init__(self):
-        self.launched = self.done = self.fences = self.blocks = 0
+        self.num_launches = self.num_complete = self.num_fences = self.num_blocks = 0
 
     def launch(self):
-        self.launched += 1
-        return self.launched
+        self.num_launches += 1
+        return self.num_launches
 
     def run(self, launches):
-        self.done = max(self.done, min(launches, self.launched))
+        self.num_complete = max(self.num_complete, min(launches, self.num_launches))
 
-    def fence(self):
-        self.fences += 1
-        return Fence(self, self.launched)
+    def record_fence(self):
+        self.num_fences += 1
+        return Fence(self, self.num_launches)
 
-    def allocate(self, values):
-        self.blocks += 1
-        return torch.zeros(values, dtype=torch.int64)
+    def allocate(self, num_values):
+        self.num_blocks += 1
+        return torch.zeros(num_values, dtype=torch.int64)
 
 
 class Fence:
-    def __init__(self, stream, at):
-        self.stream, self.at = stream, at
+    """Complete when the first `num_launches` launches of the stream are."""
+
+    def __init__(self, stream, num_launches):
+        self.stream, self.num_launches = stream, num_launches
 
     def query(self):
-        return self.stream.done >= self.at
+        return self.stream.num_complete >= self.num_launches
 
 
 @given(st.lists(st.tuples(st.integers(1, BLOCK_VALUES + 10), st.integers(0, 6)), max_size=40))
-def test_no_table_is_written_before_its_launch_has_read_it(steps):
+def test_reserve_returns_no_memory_of_a_table_in_flight(steps):
     stream = Stream()
-    memory = TableMemory(stream.allocate, stream.fence)
+    memory = TableMemory(stream.allocate, stream.record_fence)
     unread = {}
-    for values, lag in steps:
-        table = memory.reserve(values)
-        assert len(table) == values
+    for num_values, lag in steps:
+        table = memory.reserve(num_values)
+        assert len(table) == num_values
         assert table.data_ptr() % 16 == 0
-        first, last = table.data_ptr(), table.data_ptr() + 8 * values
-        for launch, (other_first, other_last, _) in unread.items():
-            assert last <= other_first or other_last <= first, f"launch {launch} has not read its table"
+        begin, end = table.data_ptr(), table.data_ptr() + 8 * num_values
+        for launch, (other_begin, other_end, _) in unread.items():
+            assert end <= other_begin or other_end <= begin, f"launch {launch} has not read its table"
         launch = stream.launch()
-        unread[launch] = (first, last, table)
+        unread[launch] = (begin, end, table)
         stream.run(launch - lag)
-        unread = {number: table for number, table in unread.items() if number > stream.done}
+        unread = {number: table for number, table in unread.items() if number > stream.num_complete}
 
 
-def test_one_fence_per_lap_and_two_blocks_where_the_device_keeps_up():
+def test_reserve_records_one_fence_per_block_and_needs_two_blocks():
     stream = Stream()
-    memory = TableMemory(stream.allocate, stream.fence)
-    tables_per_block, laps = 64, 10
-    for _ in range(laps * tables_per_block):
+    memory = TableMemory(stream.allocate, stream.record_fence)
+    tables_per_block, num_full_blocks = 64, 10
+    for _ in range(num_full_blocks * tables_per_block):
         memory.reserve(BLOCK_VALUES // tables_per_block)
         stream.run(stream.launch() - 3)
-    assert stream.fences == laps - 1
-    assert memory.num_blocks == stream.blocks == 2
+    assert stream.num_fences == num_full_blocks - 1
+    assert memory.num_blocks == stream.num_blocks == 2
 
 
-def test_a_device_that_is_behind_costs_blocks_and_not_time():
+def test_reserve_while_the_device_is_behind_allocates_blocks():
     stream = Stream()
-    memory = TableMemory(stream.allocate, stream.fence)
+    memory = TableMemory(stream.allocate, stream.record_fence)
     for _ in range(5):
         memory.reserve(BLOCK_VALUES)
         stream.launch()
@@ -83,51 +83,51 @@ def test_a_device_that_is_behind_costs_blocks_and_not_time():
     for _ in range(20):
         memory.reserve(BLOCK_VALUES)
         stream.run(stream.launch())
-    assert stream.blocks == 5
+    assert stream.num_blocks == 5
 
 
-def test_a_table_larger_than_a_block_gets_its_own():
+def test_reserve_table_larger_than_a_block_gets_its_own_block():
     stream = Stream()
-    memory = TableMemory(stream.allocate, stream.fence)
+    memory = TableMemory(stream.allocate, stream.record_fence)
     assert len(memory.reserve(3 * BLOCK_VALUES)) == 3 * BLOCK_VALUES
 
 
-def test_tables_are_in_host_memory_whatever_torchs_default_device_is(device):
+def test_reserve_under_another_default_device_is_in_host_memory(device):
     with torch.device("meta"):
         table = _make_memory(torch.empty(0, device=device).device).reserve(4)
     assert table.device.type == "cpu"
     assert table.is_pinned() == (device == "cuda")
 
 
-def test_every_thread_has_a_memory_of_its_own(device):
+def test_table_memory_of_is_separate_for_each_thread(device):
     device = torch.empty(0, device=device).device
-    mine, others = table_memory_of(device), []
-    thread = threading.Thread(target=lambda: others.append(table_memory_of(device)))
+    memory, thread_memories = table_memory_of(device), []
+    thread = threading.Thread(target=lambda: thread_memories.append(table_memory_of(device)))
     thread.start()
     thread.join()
-    assert table_memory_of(device) is mine
-    assert others[0] is not mine
+    assert table_memory_of(device) is memory
+    assert thread_memories[0] is not memory
 
 
-def test_what_is_held_goes_when_its_launches_have_read_it():
+def test_keep_alive_drops_values_whose_launches_are_complete():
     class Rows:
         pass
 
     stream = Stream()
-    memory = TableMemory(stream.allocate, stream.fence)
-    held = []
+    memory = TableMemory(stream.allocate, stream.record_fence)
+    references = []
     for _ in range(3):
         rows = Rows()
-        held.append(weakref.ref(rows))
+        references.append(weakref.ref(rows))
         stream.launch()
         memory.keep_alive(rows)
     del rows
     stream.run(2)
     memory.keep_alive(None)
-    assert [rows() is None for rows in held] == [True, True, False]
+    assert [reference() is None for reference in references] == [True, True, False]
 
 
-def test_a_memory_outlives_the_thread_that_made_it(device):
+def test_table_memory_of_outlives_its_thread(device):
     device, memories = torch.empty(0, device=device).device, []
     thread = threading.Thread(target=lambda: memories.append(weakref.ref(table_memory_of(device))))
     thread.start()

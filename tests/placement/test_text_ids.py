@@ -1,4 +1,4 @@
-"""Ids of text tokens on the CPU: one that is no row of the weight is an error, and nothing was written."""
+"""Ids of text tokens on the CPU: an id outside of the weight raises, and nothing is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 8
 
 @pytest.mark.parametrize("bad", [-1, 5, 1 << 40])
 @pytest.mark.parametrize("scale", [None, 0.5], ids=["moved as bits", "by the reference"])
-def test_nothing_is_written_where_an_id_is_no_row(bad: int, scale: float | None) -> None:
+def test_embed_tokens_id_without_a_row_is_refused_and_writes_nothing(bad: int, scale: float | None) -> None:
     weight, rows = torch.randn(5, WIDTH), torch.randn(2, WIDTH)
     out = poisoned(4, WIDTH, dtype=weight.dtype)
     with pytest.raises(IndexError, match=rf"input_ids\[3\] is {bad}, the weight has 5 rows"):
@@ -22,7 +22,7 @@ def test_nothing_is_written_where_an_id_is_no_row(bad: int, scale: float | None)
     assert out.isnan().all()
 
 
-def test_no_page_is_written_either() -> None:
+def test_embed_tokens_id_without_a_row_writes_no_stored_page() -> None:
     cache = make_cache(2, width=WIDTH, page_rows=1)
     weight, rows = torch.randn(5, WIDTH), torch.randn(2, WIDTH)
     with cache.reserve(bytes(32), 2) as reservation:  # type: ignore[union-attr]

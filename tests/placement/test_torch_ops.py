@@ -1,4 +1,4 @@
-"""The operators of torch.library: schemas, fakes, compilation."""
+"""The operators of torch.library: schemas, fake implementations, compilation, gradients."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def arguments(device, deepstack_levels):
 
 
 @pytest.mark.parametrize("levels", [0, 2])
-def test_opcheck(device, levels):
+def test_operators_pass_opcheck(device, levels):
     out, deepstack, items, runs = arguments(device, levels)
     ids, weight = (
         torch.zeros(9, dtype=torch.int64, device=device),
@@ -37,14 +37,14 @@ def test_opcheck(device, levels):
         torch.library.opcheck(operator.default, values, test_utils=CHECKS)
 
 
-def test_an_operator_called_directly_refuses_gradients(device):
+def test_operator_called_with_a_gradient_is_refused(device):
     out, _, items, runs = arguments(device, 0)
     items[0].requires_grad_()
     with pytest.raises(RuntimeError, match="has no gradient: call the function of vitcache"):
         torch.ops.vitcache.scatter_embeddings_(out, None, items, runs, None)
 
 
-def test_operators_check_their_runs_at_run_time(device):
+def test_operator_bad_runs_are_refused_at_run_time(device):
     out, _, items, runs = arguments(device, 0)
     runs[1, 1] = 8
     with pytest.raises(IndexError, match=r"item 1 \(tokens \[8, 10\)\) does not fit in 9 tokens"):
@@ -55,12 +55,12 @@ def test_operators_check_their_runs_at_run_time(device):
 
 @pytest.fixture
 def compiled():
-    """Compile a function whole, without a code generator: what is tested is the graph, not Inductor."""
+    """Compile a function to one graph with backend aot_eager: the tests check the graph, not Inductor."""
     torch._dynamo.reset()
     return lambda function: torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
 
 
-def test_a_forward_compiles_whole(device, compiled):
+def test_compiled_forward_without_graph_breaks_equals_eager(device, compiled):
     def forward(ids, weight, first, second):
         out = embed_tokens(ids, weight, [first, second], [Span(1, 2), [Span(4, 1, 1)]])
         scatter_embeddings(out, [first], [6], scale=0.5)
@@ -75,14 +75,19 @@ def test_a_forward_compiles_whole(device, compiled):
             assert same_bits(run(ids, weight, *items), forward(ids, weight, *items))
 
 
-def test_the_packed_form_does_not_recompile_as_counts_change(device, compiled):
+def test_compiled_packed_scatter_does_not_recompile_as_counts_change(device, compiled):
     def forward(out, rows, spans):
         scatter_embeddings(out, rows, spans)
         return out + 1
 
     run = compiled(forward)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        for count in (4, 2, 5, 8):  # not 3 first: equal sizes would be taken for one symbol
+        for count in (
+            4,
+            2,
+            5,
+            8,
+        ):  # the first count differs from 3, or Dynamo would unify it with the 3 columns
             rows = make_rows(2 * count, HIDDEN, torch.float32, device)
             spans = np.array([[3 * i, 2, 2 * i] for i in range(count)])
             out = torch.full((30 + count, HIDDEN), float("nan"), device=device)
@@ -91,7 +96,7 @@ def test_the_packed_form_does_not_recompile_as_counts_change(device, compiled):
             assert int(out.isnan().all(dim=1).sum()) == 30 + count - 2 * count
 
 
-def test_a_compiled_call_takes_tensors_alone(device):
+def test_compiled_scatter_with_lease_is_refused(device):
     cache = make_cache(width=HIDDEN, page_rows=4, device=device)
     cache.put(bytes(32), make_rows(3, HIDDEN, torch.float32, device))
     with cache.get(bytes(32)) as lease:
@@ -100,7 +105,7 @@ def test_a_compiled_call_takes_tensors_alone(device):
             run(torch.zeros(4, HIDDEN, device=device))
 
 
-def test_a_compiled_forward_has_gradients(device, compiled):
+def test_compiled_scatter_gradients_equal_eager(device, compiled):
     def forward(base, rows, deepstack):
         out = base * 2
         levels = deepstack * 1
@@ -117,7 +122,7 @@ def test_a_compiled_forward_has_gradients(device, compiled):
         torch.testing.assert_close(got.grad, wanted.grad)
 
 
-def test_a_compiled_embed_has_gradients(device, compiled):
+def test_compiled_embed_tokens_gradients_equal_eager(device, compiled):
     def forward(ids, weight, rows):
         return embed_tokens(ids, weight, [rows], [Span(2, 3, 1)]).sin().sum()
 

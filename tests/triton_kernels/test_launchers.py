@@ -1,4 +1,4 @@
-"""The launchers on plain tensors: tables of addresses made by hand, destinations filled with NaN."""
+"""The launchers on plain tensors, with tables of addresses made by hand and destinations filled with NaN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def device(kernel_device: str) -> str:
 
 
 def addresses(rows: Tensor) -> list[int]:
-    """Where each row begins."""
+    """The address of each row."""
     return [rows.data_ptr() + index * rows.stride(0) * rows.element_size() for index in range(len(rows))]
 
 
@@ -40,7 +40,7 @@ def pairs(rows: Tensor, tokens: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("hidden", [8, 33])
 @pytest.mark.parametrize("shape", [None, BlockShape(8, 1), BlockShape(32, 2)])
-def test_each_row_goes_to_its_token_and_nothing_else_is_written(
+def test_scatter_writes_each_row_to_its_token_and_no_other_token(
     device: str, hidden: int, shape: BlockShape | None
 ) -> None:
     rows, out = make_rows(3, hidden, DTYPE, device), poisoned(6, hidden, dtype=DTYPE, device=device)
@@ -50,7 +50,7 @@ def test_each_row_goes_to_its_token_and_nothing_else_is_written(
     assert out[[1, 3, 5]].isnan().all()
 
 
-def test_an_address_of_zero_is_a_hole_where_there_may_be_any(device: str) -> None:
+def test_scatter_with_holes_skips_entries_with_address_zero(device: str) -> None:
     rows, out = make_rows(1, 16, DTYPE, device), poisoned(3, 16, dtype=DTYPE, device=device)
     table = table_of([0, 0, *pairs(rows, [2]), 0, 0], device)
     launch_scatter_rows(table, out, None, DTYPE, None, aligned=True, has_holes=True)
@@ -58,7 +58,7 @@ def test_an_address_of_zero_is_a_hole_where_there_may_be_any(device: str) -> Non
     assert out[:2].isnan().all()
 
 
-def test_columns_go_to_the_levels_in_order(device: str) -> None:
+def test_scatter_with_deepstack_writes_columns_to_levels_in_order(device: str) -> None:
     rows, out = make_rows(2, 3 * 16, DTYPE, device), poisoned(4, 16, dtype=DTYPE, device=device)
     levels = poisoned(2, 4, 16, dtype=DTYPE, device=device)
     launch_scatter_rows(table_of(pairs(rows, [3, 1]), device), out, levels, DTYPE, None, aligned=True)
@@ -67,7 +67,7 @@ def test_columns_go_to_the_levels_in_order(device: str) -> None:
         assert plane[[0, 2]].isnan().all()
 
 
-def test_strides_of_the_destination_are_kept(device: str) -> None:
+def test_scatter_strided_destination_writes_its_columns_alone(device: str) -> None:
     rows, wide = make_rows(2, 16, DTYPE, device), poisoned(4, 40, dtype=DTYPE, device=device)
     launch_scatter_rows(
         table_of(pairs(rows, [3, 0]), device), wide[:, 16:32], None, DTYPE, None, aligned=True
@@ -77,20 +77,20 @@ def test_strides_of_the_destination_are_kept(device: str) -> None:
     assert wide[:, 32:].isnan().all()
 
 
-def test_a_scale_multiplies_in_float32_before_the_cast(device: str) -> None:
+def test_scatter_scale_multiplies_in_float32_before_the_cast(device: str) -> None:
     rows, out = make_rows(2, 16, DTYPE, device), poisoned(2, 16, dtype=torch.float16, device=device)
     launch_scatter_rows(table_of(pairs(rows, [0, 1]), device), out, None, DTYPE, 0.37, aligned=True)
     assert same_bits(out, (rows.float() * 0.37).half())
 
 
-def test_rows_that_are_stored_are_rounded_to_the_pages_dtype_first(device: str) -> None:
+def test_scatter_with_store_rounds_to_the_dtype_of_the_pages_first(device: str) -> None:
     rows = make_rows(3, 16, torch.float32, device)
     pages, out = (
         poisoned(3, 16, dtype=DTYPE, device=device),
         poisoned(4, 16, dtype=torch.float32, device=device),
     )
     row, page = addresses(rows), addresses(pages)
-    # Placed and stored, placed alone, stored alone.
+    # Row 0 is placed and stored, row 1 only placed, row 2 only stored.
     table = table_of([row[0], 2, page[0], row[1], 0, 0, row[2], -1, page[2]], device)
     launch_scatter_rows(table, out, None, torch.float32, None, aligned=True, store=DTYPE)
     assert same_bits(out[2], rows[0].to(DTYPE).float())
@@ -100,7 +100,7 @@ def test_rows_that_are_stored_are_rounded_to_the_pages_dtype_first(device: str) 
     assert pages[1].isnan().all()
 
 
-def test_an_empty_table_launches_nothing(device: str) -> None:
+def test_launchers_with_an_empty_table_write_nothing(device: str) -> None:
     out = poisoned(2, 16, dtype=DTYPE, device=device)
     launch_scatter_rows(table_of([], device), out, None, DTYPE, None, aligned=True)
     assert out.isnan().all()
@@ -110,21 +110,21 @@ def test_an_empty_table_launches_nothing(device: str) -> None:
 
 @pytest.mark.parametrize("hidden", [16, 33])
 @pytest.mark.parametrize("id_dtype", [torch.int64, torch.int32], ids=str)
-def test_text_comes_from_the_weight_and_images_from_their_rows(
+def test_embed_writes_text_rows_from_the_weight_and_image_rows_from_the_table(
     device: str, hidden: int, id_dtype: torch.dtype
 ) -> None:
     weight, rows = make_rows(7, hidden, DTYPE, device), make_rows(2, hidden, DTYPE, device)
     out = poisoned(5, hidden, dtype=DTYPE, device=device)
     ids = torch.tensor([6, 1 << 30, 0, -5, 3], dtype=id_dtype, device=device)
     first, second = addresses(rows)
-    table = table_of([0, first, 0, second, -1], device)  # the last one is another launch's
+    table = table_of([0, first, 0, second, -1], device)  # -1: another launch writes token 4
     launch_embed_rows(table, out, None, ids, weight, DTYPE, None, None, aligned=hidden % 8 == 0)
     assert same_bits(out[[0, 2]], weight[[6, 0]])
     assert same_bits(out[[1, 3]], rows)
     assert out[4].isnan().all()
 
 
-def test_levels_of_text_are_zero_and_text_has_a_scale_of_its_own(device: str) -> None:
+def test_embed_with_deepstack_and_scales_zeroes_text_levels_and_scales_both(device: str) -> None:
     weight, rows = make_rows(3, 16, DTYPE, device), make_rows(1, 32, DTYPE, device)
     out, levels = poisoned(2, 16, dtype=DTYPE, device=device), poisoned(1, 2, 16, dtype=DTYPE, device=device)
     ids, table = torch.tensor([2, 0], device=device), table_of([0, addresses(rows)[0]], device)
@@ -135,7 +135,7 @@ def test_levels_of_text_are_zero_and_text_has_a_scale_of_its_own(device: str) ->
     assert not levels[0, 0].any()
 
 
-def test_rows_without_a_token_are_stored_behind_the_tokens(device: str) -> None:
+def test_embed_with_store_stores_rows_without_a_token(device: str) -> None:
     weight, rows = make_rows(3, 16, DTYPE, device), make_rows(2, 16, DTYPE, device)
     pages, out = poisoned(2, 16, dtype=DTYPE, device=device), poisoned(2, 16, dtype=DTYPE, device=device)
     row, page = addresses(rows), addresses(pages)
@@ -146,7 +146,7 @@ def test_rows_without_a_token_are_stored_behind_the_tokens(device: str) -> None:
     assert same_bits(pages, rows)
 
 
-def test_blocks_are_as_measured_or_else_as_wide_as_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_shape_is_the_measured_shape_or_else_as_wide_as_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "read_table", lambda: {"cpu": {"640": [128, 2]}})
     block_shape.cache_clear()
     cpu = torch.device("cpu")
