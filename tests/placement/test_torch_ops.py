@@ -82,12 +82,8 @@ def test_compiled_packed_scatter_does_not_recompile_as_counts_change(device, com
 
     run = compiled(forward)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        for count in (
-            4,
-            2,
-            5,
-            8,
-        ):  # the first count differs from 3, or Dynamo would unify it with the 3 columns
+        # The first count differs from 3. Otherwise Dynamo would unify it with the 3 columns.
+        for count in (4, 2, 5, 8):
             rows = make_rows(2 * count, HIDDEN, torch.float32, device)
             spans = np.array([[3 * i, 2, 2 * i] for i in range(count)])
             out = torch.full((30 + count, HIDDEN), float("nan"), device=device)

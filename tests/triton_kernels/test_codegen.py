@@ -16,9 +16,8 @@ pytestmark = pytest.mark.triton
 
 VARIANT = ("HAS_SCALE", "HAS_HOLES", "HAS_TEXT_SCALE", "STORE")
 SUPPORT = Path(__file__).parents[1] / "support"
-REGISTER_BOUND = (
-    64  # with 8 warps per program and 64 registers per thread, 4 programs fit on a multiprocessor
-)
+# With 8 warps per program and 64 registers per thread, 4 programs fit on a multiprocessor.
+REGISTER_BOUND = 64
 
 
 @pytest.fixture(scope="module")

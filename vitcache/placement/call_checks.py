@@ -12,9 +12,10 @@ from vitcache.rows import KINDS, check_layout
 
 
 def is_traced(tensor: Any) -> bool:
-    """Whether torch traces the call, or the tensor is on the meta device or of a subclass with a dispatch.
+    """Whether torch traces the call, or the tensor has no memory that a kernel can read.
 
-    These calls use the operators of `torch_ops`, because the tensor's memory cannot be read.
+    This is true of meta tensors and of subclasses that define ``__torch_dispatch__``. The operators of
+    `torch_ops` serve these calls.
     """
     if torch.compiler.is_compiling():
         return True
