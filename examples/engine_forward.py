@@ -1,6 +1,6 @@
-"""An engine's forward pass with vitcache: look up, encode what is missing, build inputs_embeds in one pass.
+"""An engine's forward pass: look images up, encode the missing ones, and build inputs_embeds in one pass.
 
-Runs anywhere; `vision_tower` stands for the engine's encoder.
+Runs on a GPU or the CPU. `vision_tower` stands for the engine's encoder.
 """
 
 import torch
@@ -15,12 +15,12 @@ namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16").di
 
 
 def vision_tower(pixels: torch.Tensor) -> torch.Tensor:
-    """(patches, 32) -> one row per four patches."""
+    """Encode patches of shape (n, 32): one row per four patches."""
     return pixels.to(device).bfloat16().reshape(-1, 128)[:, :hidden].contiguous()
 
 
-def rows_of(image: torch.Tensor) -> torch.Tensor | vitcache.Lease:
-    """From the cache, or encoded by this thread, or by another that has begun."""
+def find_rows(image: torch.Tensor) -> torch.Tensor | vitcache.Lease:
+    """Look the image up, or encode it. If another thread is encoding it, wait for that thread."""
     key = vitcache.content_key(image, namespace=namespace)
     while True:
         lease = cache.get(key, num_rows=len(image) // 4)
@@ -30,18 +30,18 @@ def rows_of(image: torch.Tensor) -> torch.Tensor | vitcache.Lease:
             if not claim.is_mine:
                 claim.wait()
             elif key not in cache:
-                fresh = vision_tower(image)
-                claim.put(fresh)
-                return fresh
+                rows = vision_tower(image)
+                claim.put(rows)
+                return rows
 
 
 def forward(input_ids: torch.Tensor, images: list[torch.Tensor]) -> torch.Tensor:
     spans = vitcache.spans_from_token_ids(input_ids, image_token, [len(image) // 4 for image in images])
-    rows = [rows_of(image) for image in images]
+    rows = [find_rows(image) for image in images]
     inputs_embeds = vitcache.embed_tokens(input_ids.to(device), weight, rows, spans)
-    for lease in rows:
-        if isinstance(lease, vitcache.Lease):
-            lease.release()
+    for image_rows in rows:
+        if isinstance(image_rows, vitcache.Lease):
+            image_rows.release()
     return inputs_embeds
 
 

@@ -1,6 +1,6 @@
-"""An engine's prefill steps with a pipeline: two requests in one batch, chunk by chunk.
+"""An engine's prefill with a pipeline: two requests in one batch, one chunk of each request per step.
 
-Runs anywhere; `vision_tower` stands for the engine's encoder, the loop for its scheduler.
+Runs on a GPU or the CPU. `vision_tower` stands for the engine's encoder, and the loop for its scheduler.
 """
 
 import torch
@@ -10,19 +10,19 @@ import vitcache
 hidden, vocabulary, chunk_tokens = 64, 1000, 16
 device = "cuda" if torch.cuda.is_available() else "cpu"
 weight = torch.randn(vocabulary, hidden, device=device).bfloat16()
-encoded = []
+encoded_items = []
 
 
 def vision_tower(features: list[torch.Tensor], items: list[vitcache.Item]) -> list[torch.Tensor]:
-    """Per item (patches, 32) -> one row per four patches; the features are on the device already."""
-    encoded.extend(items)
+    """Encode one feature per item, of shape (n, 32) and on the device: one row per four patches."""
+    encoded_items.extend(items)
     return [patches.bfloat16().reshape(-1, 128)[:, :hidden] for patches in features]
 
 
 cache = vitcache.EmbeddingCache(hidden, device=device, device_bytes=1 << 20, host_bytes=4 << 20)
 namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16").digest()
 
-# Two prompts of 40 tokens: both show the first image, one of them a second one.
+# Two prompts of 40 tokens. Both contain the first image; one also contains the second image.
 first, second = torch.randn(40, 32), torch.randn(48, 32)
 requests = [
     vitcache.Items(
@@ -41,10 +41,10 @@ with vitcache.VisionPipeline(vision_tower, cache, namespace=namespace) as pipeli
         input_ids = torch.zeros(len(requests) * length, dtype=torch.int64, device=device)
         inputs_embeds, errors = pipeline.embed(chunks, input_ids, weight)
         if errors:
-            raise errors[0].cause  # an engine fails that request alone
-        following = [vitcache.Chunk(items, start + length, chunk_tokens) for items in requests]
-        ahead = pipeline.prefetch(following)  # while the language model runs on inputs_embeds
+            raise errors[0].cause  # an engine would fail only the request of that item
+        next_chunks = [vitcache.Chunk(items, start + length, chunk_tokens) for items in requests]
+        prefetch = pipeline.prefetch(next_chunks)  # runs while the language model reads inputs_embeds
         print(f"tokens {start} to {start + length}: {tuple(inputs_embeds.shape)}")
-        ahead.wait()
+        prefetch.wait()
 
-print(f"encoded {len(encoded)} images for 3 places; {cache.stats()}")
+print(f"encoded {len(encoded_items)} images for 3 items; {cache.stats()}")

@@ -123,7 +123,9 @@ def soak_is_wanted(config: pytest.Config) -> bool:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    versions = ", ".join(f"{name} {info.installed(name)}" for name in ("torch", "triton", "transformers"))
+    versions = ", ".join(
+        f"{name} {info.installed_version(name)}" for name in ("torch", "triton", "transformers")
+    )
     header = [f"{versions}; CUDA device: {'yes' if CUDA else 'no'}"]
     if not gpu_tests_are_wanted(config):
         header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")

@@ -21,7 +21,7 @@ def run_example(name):
 def test_engine_step_encodes_what_two_requests_share_once() -> None:
     done = run_example("engine_step.py")
     assert done.returncode == 0, done.stderr
-    assert "encoded 2 images for 3 places" in done.stdout
+    assert "encoded 2 images for 3 items" in done.stdout
 
 
 def test_engine_forward_builds_the_same_embeddings_from_the_cache():

@@ -55,7 +55,7 @@ def test_the_checks_of_a_destination_name_it() -> None:
     check_dtype("out", torch.ones(1, dtype=torch.float16))
     with pytest.raises(TypeError, match=r"^out is torch.int64, it must be float32, float16 or bfloat16$"):
         check_dtype("out", torch.ones(1, dtype=torch.int64))
-    with pytest.raises(TypeError, match=r"^out is a torch.sparse_coo tensor, it must be a dense one$"):
+    with pytest.raises(TypeError, match=r"^out is a torch.sparse_coo tensor, it must be dense$"):
         check_dtype("out", torch.ones(1).to_sparse())
     check_layout("out", torch.ones(1, dtype=torch.int64))
     assert rows.DTYPE_NAMES == "torch.float32, torch.float16, torch.bfloat16"

@@ -1,7 +1,7 @@
-"""Encode every image once, keep it by image, and write each row of it once.
+"""A cache of vision embeddings: each image is encoded once, and each of its rows is written once.
 
-Names are imported when they are first used, so that the command line can answer, and be interrupted, before
-torch has loaded, and `info` works where torch does not.
+A public name is imported when it is first used. So the command line starts, and can be interrupted, before
+torch is loaded, and `info` runs where importing torch fails.
 """
 
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vitcache._version import __version__ as __version__
 from vitcache.lazy import lazy_names
 
-if TYPE_CHECKING:  # the table below, for type checkers
+if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
     from vitcache.adapters.transformers import Attachment as Attachment
     from vitcache.adapters.transformers import attach as attach
@@ -54,7 +54,7 @@ if TYPE_CHECKING:  # the table below, for type checkers
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
     from vitcache.ring.ticket import Ticket as Ticket
 
-# The public names, by the module that defines them.
+# Defining module: its public names.
 _NAMES = {
     "vitcache.adapters.fingerprint": ("processor_fingerprint",),
     "vitcache.adapters.transformers": ("Attachment", "attach"),

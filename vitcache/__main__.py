@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# Each module has add_arguments(parser) and run(args) -> exit code; it is imported only for its own command.
+# Command: (module, summary). A module defines `add_arguments(parser)` and `run(args)`, which returns the exit
+# code. It is imported only if its command is chosen.
 COMMANDS = {
-    "demo": ("vitcache.demo", "a chat about photographs, through a stock model and through vitcache"),
-    "bench": ("vitcache.bench.run", "measure what vitcache claims"),
-    "memory": ("vitcache.bench.traffic.memory", "say how much memory a trace of image requests needs"),
-    "info": ("vitcache.info", "say what this build and this machine have and lack"),
+    "demo": ("vitcache.demo", "run a chat about photographs through a stock model and through vitcache"),
+    "bench": ("vitcache.bench.run", "measure the claims of vitcache"),
+    "memory": ("vitcache.bench.traffic.memory", "compute how much memory a trace of image requests needs"),
+    "info": ("vitcache.info", "list the parts that this build and this machine have or lack"),
 }
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
+    """Parse `arguments` and run their command; return its exit code."""
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
     parser = argparse.ArgumentParser(prog="python -m vitcache")
     commands = parser.add_subparsers(metavar="demo|bench|memory|info", required=True)

@@ -1,4 +1,4 @@
-"""What callers may pass: numbers and devices, with an error that names the argument."""
+"""Checks of numbers and devices. Each error names the argument, and states the value and the limit."""
 
 from __future__ import annotations
 
@@ -12,21 +12,37 @@ import torch
 from vitcache.errors import CudaError
 
 
-def to_int(name: str, value: SupportsIndex, least: int) -> int:
-    """Return `value` as an int, also NumPy's; TypeError or ValueError if it is none or too small."""
+def to_int(name: str, value: SupportsIndex, minimum: int) -> int:
+    """Return `value` as an int.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not an integer of Python or NumPy, or if it is a bool.
+    ValueError
+        If `value` is less than `minimum`.
+    """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None:
         raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
-    if number < least:
-        raise ValueError(f"{name} is {number}, it must be at least {least}")
+    if number < minimum:
+        raise ValueError(f"{name} is {number}, it must be at least {minimum}")
     return number
 
 
 def to_ms(name: str, value: Any) -> float:
-    """Return `value` as a float; TypeError or ValueError unless it is a finite number of at least 0."""
+    """Return a time in milliseconds as a float.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a real number, or if it is a bool.
+    ValueError
+        If `value` is negative, infinite or NaN.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, it is {value!r} of type {type(value).__name__}")
     if not 0 <= float(value) < math.inf:
@@ -35,19 +51,19 @@ def to_ms(name: str, value: Any) -> float:
 
 
 def to_device(device: torch.device | str | None) -> torch.device:
-    """Return the CPU, or a CUDA device by its number.
+    """Return the CPU, or a CUDA device with its index.
 
     Parameters
     ----------
     device
-        None: the current CUDA device if there is one, else the CPU.
+        None: the current CUDA device if torch finds one, else the CPU. ``"cuda"``: the current CUDA device.
 
     Raises
     ------
     ValueError
-        If it is another device, or unknown.
+        If `device` is neither the CPU nor a CUDA device, or torch does not know its name.
     CudaError
-        If it is a CUDA device and torch finds none.
+        If `device` is a CUDA device and torch finds no CUDA device.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

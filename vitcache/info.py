@@ -1,6 +1,6 @@
-"""What this build and this machine have and lack, in words: `python -m vitcache info`.
+"""`python -m vitcache info`: lists the parts that this build and this machine have or lack.
 
-Each part is looked at by itself, and one that is missing or broken is an answer, never an error.
+Each part is inspected on its own. A missing or broken part is reported; it never raises.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from vitcache._version import __version__
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 
-# The first and the last version, both included, and those of them that the tests are run with.
+# Supported: the first and the last version, both included. Tested: the versions that the tests are run with.
 SUPPORTED = {"torch": ("2.9", "2.14"), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
 TESTED = {"torch": ("2.13",), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
 
@@ -30,69 +30,71 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that is there or not, the words for it, and its facts for a program to read."""
+    """One part of the report: whether vitcache can use it, a line of text, and its facts for `--json`."""
 
-    have: bool
-    words: str
+    usable: bool
+    text: str
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="the same for a program to read")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     parts = collect()
     if args.json:
-        facts = {name: {"have": part.have, "words": part.words, **part.facts} for name, part in parts.items()}
+        facts = {
+            name: {"have": part.usable, "words": part.text, **part.facts} for name, part in parts.items()
+        }
         print(json.dumps({"vitcache": __version__, **facts}, indent=2))
     else:
         print(f"vitcache {__version__}")
         for name, part in parts.items():
-            print(f"  {'has  ' if part.have else 'lacks'}  {name.replace('_', ' ')}: {part.words}")
+            print(f"  {'has  ' if part.usable else 'lacks'}  {name.replace('_', ' ')}: {part.text}")
     return 0
 
 
 def collect() -> dict[str, Part]:
-    """Look at every part; torch comes first because the CUDA runtime that it loads is the one to use."""
-    looks: dict[str, Callable[[], Part]] = {
-        "python": look_at_python,
-        "torch": look_at_torch,
-        "triton": lambda: look_at_package("triton", "the kernels for CUDA need it: pip install triton"),
-        "native_module": look_at_native_module,
-        "cuda_runtime": look_at_cuda_runtime,
-        "gpu": look_at_gpus,
-        "content_keys": look_at_keys,
-        "transformers": lambda: look_at_package(
+    """Inspect every part. torch is imported first: the CUDA runtime that it loads is the one to use."""
+    inspections: dict[str, Callable[[], Part]] = {
+        "python": inspect_python,
+        "torch": inspect_torch,
+        "triton": lambda: inspect_package("triton", "the CUDA kernels need it: pip install triton"),
+        "native_module": inspect_native_module,
+        "cuda_runtime": inspect_cuda_runtime,
+        "gpu": inspect_gpus,
+        "content_keys": inspect_content_keys,
+        "transformers": lambda: inspect_package(
             "transformers", "vitcache.attach and the demo need it: pip install 'vitcache[transformers]'"
         ),
-        "extras": look_at_extras,
+        "extras": inspect_extras,
     }
-    return {name: look_safely(look) for name, look in looks.items()}
+    return {name: inspect_safely(inspect) for name, inspect in inspections.items()}
 
 
-def look_safely(look: Callable[[], Part]) -> Part:
+def inspect_safely(inspect: Callable[[], Part]) -> Part:
     try:
-        return look()
+        return inspect()
     except ModuleNotFoundError as error:
         return Part(False, f"needs {error.name}, which is not installed")
     except Exception as error:
-        # A package can fail in any way while it is imported; the report goes on with that package's words.
+        # The import of a package can raise anything. The report then shows that error, and continues.
         return Part(False, f"{type(error).__name__}: {error}")
 
 
-def look_at_python() -> Part:
-    found = platform.python_version()
+def inspect_python() -> Part:
+    release = platform.python_version()
     return Part(
         True,
-        f"{found} on {platform.system()} {platform.machine()}",
-        {"version": found, "path": sys.executable},
+        f"{release} on {platform.system()} {platform.machine()}",
+        {"version": release, "path": sys.executable},
     )
 
 
-def look_at_torch() -> Part:
-    if installed("torch") is None:
-        return Part(False, "not installed; vitcache stands on it: pip install 'torch>=2.9'")
+def inspect_torch() -> Part:
+    if installed_version("torch") is None:
+        return Part(False, "not installed; vitcache needs it: pip install 'torch>=2.9'")
     import torch
 
     facts = {
@@ -102,91 +104,96 @@ def look_at_torch() -> Part:
     }
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     usable = "can use the GPU" if facts["cuda_usable"] else "runs on the CPU"
-    return Part(True, f"{torch.__version__}, {build}, {usable}{doubt('torch', torch.__version__)}", facts)
+    return Part(
+        True, f"{torch.__version__}, {build}, {usable}{support_note('torch', torch.__version__)}", facts
+    )
 
 
-def look_at_package(name: str, purpose: str) -> Part:
-    found = installed(name)
-    if found is None:
+def inspect_package(name: str, purpose: str) -> Part:
+    installed = installed_version(name)
+    if installed is None:
         return Part(False, f"not installed; {purpose}")
-    return Part(True, f"{found}{doubt(name, found)}", {"version": found, "supported": not doubt(name, found)})
+    note = support_note(name, installed)
+    return Part(True, f"{installed}{note}", {"version": installed, "supported": not note})
 
 
-def look_at_extras() -> Part:
-    found = {name: installed(name) for names in EXTRAS.values() for name in names}
-    words = [f"{name} {found[name]}" for name in found if found[name]]
+def inspect_extras() -> Part:
+    versions = {name: installed_version(name) for names in EXTRAS.values() for name in names}
+    texts = [f"{name} {versions[name]}" for name in versions if versions[name]]
     for extra, names in EXTRAS.items():
-        missing = [name for name in names if not found[name]]
+        missing = [name for name in names if not versions[name]]
         if missing:
-            words.append(f"not {', '.join(missing)} (pip install 'vitcache[{extra}]')")
-    return Part(all(found.values()), ", ".join(words), {"versions": found})
+            texts.append(f"not {', '.join(missing)} (pip install 'vitcache[{extra}]')")
+    return Part(all(versions.values()), ", ".join(texts), {"versions": versions})
 
 
-def look_at_native_module() -> Part:
+def inspect_native_module() -> Part:
     if find_spec("vitcache._native") is None:
         return Part(False, "not built; `make setup` in a checkout, or `pip install .`")
     from vitcache import _native
 
     facts = {"version": _native.version, "compiler": _native.compiler, "flags": _native.flags}
-    words = f"built by {_native.compiler} with {_native.flags}"
+    text = f"built by {_native.compiler} with {_native.flags}"
     if _native.version != __version__:
-        return Part(False, f"{words}, for vitcache {_native.version}: build it again", facts)
-    return Part(True, words, facts)
+        return Part(False, f"{text}, for vitcache {_native.version}: rebuild it", facts)
+    return Part(True, text, facts)
 
 
-def look_at_cuda_runtime() -> Part:
+def inspect_cuda_runtime() -> Part:
     runtime = open_cuda_runtime()
     facts: dict[str, Any] = {"searched": runtime.searched}
     if not runtime.available:
-        return Part(False, "not found; looked at " + "; ".join(runtime.searched), facts)
-    facts |= {"path": runtime.path, "version": dotted(runtime.version())}
+        return Part(False, "not found; searched: " + "; ".join(runtime.searched), facts)
+    facts |= {"path": runtime.path, "version": format_cuda_version(runtime.version())}
     driver = runtime.driver_version()
-    words = f"{facts['version']} at {facts['path']}, "
-    words += f"driver for CUDA up to {dotted(driver)}" if driver else "no driver"
-    return Part(True, words, facts | {"driver": dotted(driver) if driver else None})
+    text = f"{facts['version']} at {facts['path']}, "
+    text += f"driver for CUDA up to {format_cuda_version(driver)}" if driver else "no driver"
+    return Part(True, text, facts | {"driver": format_cuda_version(driver) if driver else None})
 
 
-def look_at_gpus() -> Part:
+def inspect_gpus() -> Part:
     runtime = open_cuda_runtime()
     if not runtime.available:
-        return Part(False, "cannot be asked for without the CUDA runtime")
+        return Part(False, "cannot be listed without the CUDA runtime")
     try:
         devices = [
-            {"name": found.name, "capability": f"{found.major}.{found.minor}"} for found in runtime.devices()
+            {"name": device.name, "capability": f"{device.major}.{device.minor}"}
+            for device in runtime.devices()
         ]
     except CudaError as error:
         return Part(False, str(error))
     names = ", ".join(f"{device['name']} (compute capability {device['capability']})" for device in devices)
-    return Part(bool(devices), names or "the driver knows of none", {"devices": devices})
+    return Part(bool(devices), names or "the driver finds no GPU", {"devices": devices})
 
 
-def look_at_keys() -> Part:
+def inspect_content_keys() -> Part:
     from vitcache.keys.content import ALGORITHM
 
     slower = "" if ALGORITHM == "blake3" else ", slower than blake3: pip install blake3"
     return Part(True, f"hashed with {ALGORITHM}{slower}", {"algorithm": ALGORITHM})
 
 
-def installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def doubt(name: str, found: str) -> str:
-    """What to add to a version that is not supported; nothing for one that is."""
+def support_note(name: str, installed: str) -> str:
+    """Return a note for a version that is not supported, and an empty string for a supported one."""
     first, last = SUPPORTED[name]
-    if series(first) <= series(found) <= series(last):
+    if major_minor(first) <= major_minor(installed) <= major_minor(last):
         return ""
     return f" (vitcache supports {first} to {last}, tested with {' and '.join(TESTED[name])})"
 
 
-def series(text: str) -> tuple[int, ...]:
-    """Major and minor number of a version such as 2.13.0+cpu or 2.10rc1; none for what is no version."""
-    found = re.match(r"(\d+)(?:\.(\d+))?", text)
-    return tuple(int(number or 0) for number in found.groups()) if found else ()
+def major_minor(text: str) -> tuple[int, ...]:
+    """Return (major, minor) of a version such as 2.13.0+cpu or 2.10rc1; () if `text` is not a version."""
+    match = re.match(r"(\d+)(?:\.(\d+))?", text)
+    return tuple(int(number or 0) for number in match.groups()) if match else ()
 
 
-def dotted(cuda_version: int) -> str:
+def format_cuda_version(cuda_version: int) -> str:
+    """Return a version number of CUDA, such as 13010, as text: 13.1."""
     return f"{cuda_version // 1000}.{cuda_version % 1000 // 10}"

@@ -1,6 +1,7 @@
-"""Names of a package that are imported when they are first asked for, each from the module that defines it.
+"""Lazy names: a package imports a name from its defining module when the name is first used.
 
-A name costs what its own module costs: `Span` needs no native module, a simulation of the policies no torch.
+So a name loads only the imports of its own module. `Span` does not load the native module, for example, and
+the eviction policies do not load torch.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 
 
 def lazy_names(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package.
+    """Return a module-level `__getattr__` for a package.
 
     Parameters
     ----------
     package
-        Its name.
+        Name of the package.
     names
-        The names that it gives, by the module that defines them.
+        Defining module: the names that the package imports from it.
     """
     modules = {name: module for module, defined in names.items() for name in defined}
 

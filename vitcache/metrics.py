@@ -1,4 +1,4 @@
-"""`CacheCollector`: a cache's counts as Prometheus metrics."""
+"""`CacheCollector`: exports the counts of a cache as Prometheus metrics."""
 
 from vitcache.adapters.prometheus import CacheCollector
 

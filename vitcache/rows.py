@@ -1,4 +1,4 @@
-"""What a tensor of rows is: its dtypes, their numbers in native code, and the checks that ask for them."""
+"""Tensors of rows: the supported dtypes, their numbers in native code, and the checks of a tensor."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native kinds
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native `Kind`
 KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
 DTYPE_NAMES = ", ".join(map(str, DTYPES))
 
 
 def can_be_stored(rows: Tensor) -> bool:
-    """Whether a tensor is dense, of one of `DTYPES`, and on the CPU or a CUDA device."""
+    """Whether `rows` is a dense tensor of one of `DTYPES` on the CPU or a CUDA device."""
     return rows.dtype in DTYPES and rows.layout == torch.strided and rows.device.type in ("cpu", "cuda")
 
 
 def check_rows(rows: Any, row_width: int) -> Tensor:
-    """Return `rows` without their gradient.
+    """Return `rows`, detached from autograd.
 
     Raises
     ------
     TypeError
-        If they are no dense tensor of a dtype that can be stored.
+        If `rows` is not a dense tensor of one of `DTYPES` on the CPU or a CUDA device.
     ValueError
-        If their shape is not ``(num_rows, row_width)``.
+        If the shape of `rows` is not ``(num_rows, row_width)``.
     """
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
     if not can_be_stored(rows):
         raise TypeError(
-            f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense one of "
+            f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense tensor of "
             f"{DTYPE_NAMES} on the CPU or CUDA"
         )
     if rows.dim() != 2 or rows.shape[1] != row_width:
@@ -40,11 +40,13 @@ def check_rows(rows: Any, row_width: int) -> Tensor:
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless `tensor` is a dense tensor of one of `DTYPES`."""
     if tensor.dtype not in KINDS:
         raise TypeError(f"{name} is {tensor.dtype}, it must be float32, float16 or bfloat16")
     check_layout(name, tensor)
 
 
 def check_layout(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless `tensor` is dense."""
     if tensor.layout != torch.strided:
-        raise TypeError(f"{name} is a {tensor.layout} tensor, it must be a dense one")
+        raise TypeError(f"{name} is a {tensor.layout} tensor, it must be dense")

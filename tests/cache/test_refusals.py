@@ -72,7 +72,7 @@ def test_room_is_what_a_put_would_find() -> None:
     [
         ("a" * 32, make_rows(1), TypeError, "key must be bytes, it is str"),
         (bytearray(32), make_rows(1), TypeError, "key must be bytes, it is bytearray"),
-        (bytes(31), make_rows(1), ValueError, "key is of 31 bytes, it must be of 32"),
+        (bytes(31), make_rows(1), ValueError, "key has 31 bytes, it must have 32"),
         (KEYS[1], [[0.0] * WIDTH], TypeError, "rows must be a tensor, it is list"),
         (KEYS[1], torch.zeros(2, WIDTH + 1), ValueError, r"shape \(2, 5\), it must be \(num_rows, 4\)"),
         (KEYS[1], torch.zeros(WIDTH), ValueError, r"shape \(4,\), it must be \(num_rows, 4\)"),
@@ -100,7 +100,7 @@ def test_a_wrong_key_is_an_error_in_every_look_up(look_up: Callable[[EmbeddingCa
     cache = make_cache(1)
     with pytest.raises(TypeError, match="key must be bytes, it is int"):
         look_up(cache, 1)
-    with pytest.raises(ValueError, match="key is of 33 bytes, it must be of 32"):
+    with pytest.raises(ValueError, match="key has 33 bytes, it must have 32"):
         look_up(cache, bytes(33))
     assert cache.stats().misses == 0
 

@@ -108,9 +108,9 @@ def test_a_known_file_is_served_without_decoding_it_for_its_own_tenant_and_proce
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ((b"a", key(1), 1), ValueError, "file_key is of 1 bytes, it must be of 32"),
+        ((b"a", key(1), 1), ValueError, "file_key has 1 bytes, it must have 32"),
         ((key(1), "a", 1), TypeError, "key must be bytes, it is str"),
-        ((key(1), key(1) + b"a", 1), ValueError, "key is of 33 bytes, it must be of 32"),
+        ((key(1), key(1) + b"a", 1), ValueError, "key has 33 bytes, it must have 32"),
         ((key(1), key(1), 0), ValueError, "num_rows is 0, it must be at least 1"),
         ((key(1), key(1), 2.0), TypeError, "num_rows must be an int, it is 2.0 of type float"),
     ],

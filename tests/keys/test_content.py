@@ -326,7 +326,7 @@ class Image:
         (Image(), "feature must be .*, it is Image"),
         ({"pixel_values": BASE}, "feature must be .*, it is dict"),
         ([BASE, [BASE, None]], r"feature\[1\]\[1\] must be .*, it is NoneType"),
-        (lambda: BASE, "feature is a callable: load it and pass the result, or give the item a key"),
+        (lambda: BASE, "feature is a callable: call it and pass the result, or give the item a key"),
         (np.array([Image()]), "feature is a ndarray of dtype object"),
         (np.array(["a"]), "feature is a ndarray of dtype <U1"),
         (np.zeros(2, [("a", int)]), r"feature is a ndarray of dtype \[\('a'"),
@@ -390,7 +390,7 @@ def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exc
     [
         (bytearray(32), TypeError, "name must be bytes, it is bytearray"),
         ("a" * 32, TypeError, "name must be bytes, it is str"),
-        (bytes(31), ValueError, "name is of 31 bytes, it must be of 32"),
+        (bytes(31), ValueError, "name has 31 bytes, it must have 32"),
     ],
 )
 def test_a_key_is_32_bytes(key: Any, error: type[Exception], match: str) -> None:

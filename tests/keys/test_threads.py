@@ -185,7 +185,7 @@ def test_a_forked_child_is_refused_and_ends(threads: KeyThreads) -> None:
     assert os.waitpid(child, 0)[1] == 0
     said = os.read(read, 1000).decode()
     os.close(read)
-    assert said == f"these threads are of process {os.getpid()}, this is process {child}"
+    assert said == f"the threads belong to process {os.getpid()}, this is process {child}"
 
 
 @pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "import os; os.fork() or sys.exit(); os.wait()"])

@@ -96,7 +96,7 @@ def test_bad_numbers_are_named() -> None:
         cache.reserve(KEY, -1)
     with pytest.raises(TypeError, match="num_rows must be an int"):
         cache.reserve(KEY, 1.5)
-    with pytest.raises(ValueError, match="key is of 3 bytes"):
+    with pytest.raises(ValueError, match="key has 3 bytes"):
         cache.reserve(b"key", 1)
     with (
         reserve(cache, 3) as reservation,

@@ -42,7 +42,7 @@ def test_item_accepts_more_rows_than_its_spans_need() -> None:
             "the spans need 5 rows, but num_rows is 4",
         ),
         ({"key": "a"}, TypeError, "key must be bytes, it is str"),
-        ({"key": b"a"}, ValueError, "key is of 1 bytes, it must be of 32"),
+        ({"key": b"a"}, ValueError, "key has 1 bytes, it must have 32"),
         ({"rows": [1]}, TypeError, "rows must be a tensor, got list"),
         ({"rows": ROWS, "feature": 1}, ValueError, "either a feature or rows, got both"),
         ({"rows": ROWS[0]}, ValueError, r"rows must have shape \(num_rows, row_width\), got \(4,\)"),

@@ -254,7 +254,7 @@ def test_operations_sparse_tensor_is_refused(device):
         ("weight", lambda: embed_tokens(ids, sparse, [], [])),
         ("input_ids", lambda: embed_tokens(ids.to_sparse(), dense, [], [])),
     ]:
-        with pytest.raises(TypeError, match=rf"{name} is a torch\.sparse_coo tensor, it must be a dense one"):
+        with pytest.raises(TypeError, match=rf"{name} is a torch\.sparse_coo tensor, it must be dense"):
             call()
 
 

@@ -1,1 +1,1 @@
-"""The device: its CUDA runtime or the stand-in for one, its streams, and the modes of a thread."""
+"""The device: the CUDA runtime or its stand-in, streams and events, and the torch modes of a thread."""

@@ -1,4 +1,4 @@
-"""The CUDA runtime of this process, found and opened without a CUDA toolkit."""
+"""Finds and opens the CUDA runtime of this process. A CUDA toolkit is not needed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 def open_cuda_runtime() -> CudaRuntime:
-    """Open the copy that this process has loaded, or else one that is installed.
+    """Open the CUDA runtime that this process has loaded, or else an installed one.
 
-    Its `available` says whether there is one.
+    If none is found, `available` of the returned object is False and `searched` lists the places.
 
     Raises
     ------
     ImportError
         If the native module was not built.
     """
-    # Imported here, so that what only may need a runtime, such as a content key, works without the module.
+    # Imported here: content keys import this module, and must work without the native module.
     from vitcache._native import CudaRuntime
 
     return CudaRuntime(cuda_runtime_directories())
 
 
 def cuda_runtime_directories() -> list[str]:
-    """Where NVIDIA's wheels put the CUDA runtime, found without importing torch."""
+    """Return the folders in which NVIDIA's wheels install the CUDA runtime. Does not import torch."""
     nvidia = find_spec("nvidia")
     if nvidia is None:
         return []

@@ -1,6 +1,6 @@
 """The stand-in for the CUDA runtime, for machines without a GPU.
 
-A library with the entry points of the real one; csrc/stand_in says what it does.
+A library with the entry points of the CUDA runtime; csrc/stand_in describes them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from vitcache._native import CudaRuntime
 
 
 def path() -> str:
-    """Return the library's file: `VITCACHE_STAND_IN`, or the one that is installed with the native module."""
-    if chosen := os.environ.get("VITCACHE_STAND_IN"):
-        return chosen
+    """Return the path of the library: `VITCACHE_STAND_IN` if it is set, else the installed library."""
+    if configured := os.environ.get("VITCACHE_STAND_IN"):
+        return configured
     spec = find_spec("vitcache._stand_in")
     if spec is None or spec.origin is None:
         raise RuntimeError("vitcache._stand_in is missing: this build is not complete")
@@ -22,5 +22,5 @@ def path() -> str:
 
 
 def open_runtime() -> CudaRuntime:
-    """Open it in the place of the real runtime."""
+    """Open the stand-in as the CUDA runtime."""
     return CudaRuntime.open_file(path())

@@ -1,4 +1,7 @@
-"""Order between streams: one leaves a fence, another waits for it, and the host waits for neither."""
+"""Order between streams: a fence is recorded on one stream and another stream waits for it.
+
+The host does not wait, except in `Event.synchronize`, `Timeline.wait_on_host` and `Timeline.synchronize`.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,15 @@ if TYPE_CHECKING:
 
 
 class Event:
-    """A `torch.cuda.Event` that may be asked and waited for while another thread captures a CUDA graph.
+    """A `torch.cuda.Event` for a process in which another thread may be capturing a CUDA graph.
 
-    torch's own `query` and `synchronize` would break that capture (pytorch pull request 104555).
+    `query` and `synchronize` of a torch event would break that capture (pytorch pull request 104555). This
+    class calls the CUDA runtime through our native module instead.
 
     Parameters
     ----------
     blocking, external
-        As torch has them.
+        As in `torch.cuda.Event`.
     """
 
     __slots__ = ("_event",)
@@ -33,21 +37,21 @@ class Event:
         self._event = torch.cuda.Event(blocking=blocking, external=external)
 
     def record(self, stream: torch.cuda.Stream) -> None:
-        """Mark what `stream` has been given so far."""
+        """Record the event behind all work that is queued on `stream`."""
         self._event.record(stream)
 
     def wait(self, stream: torch.cuda.Stream) -> None:
-        """Let what `stream` is given from now on run after what was marked last."""
+        """Make later work of `stream` wait for the event. The host does not wait."""
         self._event.wait(stream)
 
     def query(self) -> bool:
-        """Whether that is done."""
+        """Whether the event is complete. An event that was never recorded is complete."""
         event = self._native_event()
-        done: bool = self._event.query() if event is None else _runtime().is_done(event)
-        return done
+        is_complete: bool = self._event.query() if event is None else _runtime().is_done(event)
+        return is_complete
 
     def synchronize(self) -> None:
-        """Block until it is."""
+        """Block the calling thread until the event is complete."""
         event = self._native_event()
         if event is None:
             self._event.synchronize()
@@ -55,8 +59,9 @@ class Event:
             _runtime().synchronize(event)
 
     def _native_event(self) -> NativeEvent | None:
-        """The event as our runtime takes it. None where there is no runtime, or no mark yet: then torch is
-        asked.
+        """Return the event for our native module, or None if torch must be called instead.
+
+        That is so if our module found no runtime, and before the first `record`, which creates the handle.
         """
         handle: int = self._event.cuda_event if _runtime().available else 0
         return _native_event_class()(handle) if handle else None
@@ -64,7 +69,7 @@ class Event:
 
 @cache
 def _native_event_class() -> type[NativeEvent]:
-    # Imported when it is asked for: the CPU's timeline and the content keys work without the native module.
+    # Imported on use: `CpuTimeline` and content keys must work without the native module.
     from vitcache._native import Event as NativeEvent
 
     return NativeEvent
@@ -76,42 +81,42 @@ def _runtime() -> CudaRuntime:
 
 
 class Fence(NamedTuple):
-    """A point in the work of one stream. `event` is None where there is nothing to wait for: on the CPU."""
+    """A recorded point of one stream. On the CPU it has no event (None), and is complete at once."""
 
     stream: Hashable
     event: Any
 
 
 class Timeline(Protocol):
-    """The streams of one device as the cache sees them. Any thread may call; only `finish` and `synchronize`
-    block.
+    """The streams of one device, as the cache uses them.
 
-    `copy_stream` is one of the cache's own, for copies that nobody who puts or places is to wait for.
+    Any thread may call. Only `wait_on_host` and `synchronize` block. `copy_stream` belongs to the cache:
+    copies to the host tier run on it, beside the work of the callers' streams.
     """
 
     copy_stream: Hashable
 
     def on_copy_stream(self) -> AbstractContextManager[object]:
-        """Make `copy_stream` the calling thread's current stream meanwhile."""
+        """Return a context in which `copy_stream` is the calling thread's current stream."""
 
     def current(self) -> Hashable:
         """Return the calling thread's current stream. Equal streams run their work in order."""
 
     def record(self, stream: Hashable) -> Fence:
-        """Return a fence behind all work that `stream` has been given so far."""
+        """Return a fence behind all work that is queued on `stream`."""
 
     def wait(self, fence: Fence) -> None:
-        """Let what the current stream is given from now on run after `fence`."""
+        """Make later work of the current stream wait for `fence`."""
 
     def wait_on_host(self, fence: Fence) -> None:
-        """Block until `fence` was passed."""
+        """Block until `fence` is complete."""
 
     def synchronize(self) -> None:
-        """Block until all work of the device is done."""
+        """Block until all work of the device is complete."""
 
 
 class CpuTimeline:
-    """The CPU as one stream that is always done."""
+    """The CPU as one stream, whose work is complete when the call that queued it returns."""
 
     copy_stream: Hashable = "cpu"
 
@@ -124,7 +129,7 @@ class CpuTimeline:
         return "cpu"
 
     def record(self, stream: Hashable) -> Fence:
-        """Return a fence that has been passed."""
+        """Return a complete fence."""
         return Fence(stream, None)
 
     def wait(self, fence: Fence) -> None:
@@ -138,30 +143,31 @@ class CpuTimeline:
 
 
 class CudaTimeline:
-    """The streams of one CUDA device, which need not be the current one."""
+    """The streams of one CUDA device. It need not be the current device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # torch hands out the same few streams again and again; few ask for one of high priority.
+        # torch returns streams from small pools, one for each priority. The pool of high priority is used by
+        # few libraries, so this stream is rarely shared.
         self._side_stream = torch.cuda.Stream(device, priority=-1)
         self.copy_stream: Hashable = self._side_stream.cuda_stream
         self._streams: dict[Hashable, torch.cuda.Stream] = {self.copy_stream: self._side_stream}
 
     def on_copy_stream(self) -> AbstractContextManager[object]:
-        """Make the copy stream current, and its device."""
+        """Return a context in which the copy stream and its device are current."""
         return torch.cuda.stream(self._side_stream)
 
     def current(self) -> Hashable:
         """Return the handle of the calling thread's current stream of this device."""
         stream = torch.cuda.current_stream(self._device)
-        # The handle, because comparing two streams of torch takes longer than placing a row.
+        # Returns the handle: to compare two torch streams takes longer than to place a row.
         handle: int = stream.cuda_stream
         self._streams[handle] = stream
         return handle
 
     def record(self, stream: Hashable) -> Fence:
-        """Return an event recorded on `stream`, which was current once."""
-        event = Event(blocking=True)  # a host thread that waits for it, as for checksums, sleeps
+        """Return an event that is recorded on `stream`. `current` must have returned `stream` before."""
+        event = Event(blocking=True)  # a thread that waits for the copy of a checksum's rows then sleeps
         event.record(self._streams[stream])
         return Fence(stream, event)
 
@@ -170,25 +176,25 @@ class CudaTimeline:
         fence.event.wait(torch.cuda.current_stream(self._device))
 
     def wait_on_host(self, fence: Fence) -> None:
-        """Block until the event was passed."""
+        """Block until the event is complete."""
         fence.event.synchronize()
 
     def synchronize(self) -> None:
-        """Block until all streams of this device are done."""
+        """Block until all work of this device is complete."""
         torch.cuda.synchronize(self._device)
 
 
 def record_event(device: torch.device) -> Any:
-    """Return an event behind all work of the current stream of a CUDA device; None on the CPU."""
+    """Return an event behind all work of the current stream of a CUDA device, or None on the CPU."""
     return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether the current stream of `device` records a CUDA graph instead of running its work."""
+    """Whether a CUDA graph is being captured on the calling thread's current stream of `device`."""
     if device.type != "cuda":
         return False
-    # torch can only ask about the current device. To change it takes longer than the question, and each
-    # placement asks, so it is changed only where it is another one.
+    # torch answers for the current device only. Every placement calls this function, and to change the device
+    # takes longer than the query, so the device is changed only if it has to be.
     if device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):

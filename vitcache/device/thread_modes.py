@@ -1,4 +1,4 @@
-"""What a thread that works for another takes over from it: its modes of torch, its device and streams."""
+"""Torch modes, current device and current streams of a caller, applied in a worker thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 class TorchModes:
-    """The modes of the thread that called `capture`."""
+    """Grad, inference and autocast modes, and the CUDA device, of the thread that called `capture`."""
 
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
@@ -21,7 +21,7 @@ class TorchModes:
             for device in _AUTOCAST_DEVICES
         ]
         self._cache = torch.is_autocast_cache_enabled()
-        # Asking a process that has not used CUDA would initialise it.
+        # `current_device` would initialise CUDA in a process that has not used it.
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     @classmethod
@@ -31,7 +31,10 @@ class TorchModes:
 
     @contextmanager
     def apply(self, streams: Sequence[torch.cuda.Stream] = ()) -> Iterator[None]:
-        """Let the current thread have them meanwhile, and `streams` as the current ones of their devices."""
+        """Apply the modes to the calling thread, and make each of `streams` current on its device.
+
+        At the end of the context the thread's own modes, device and streams are restored.
+        """
         with ExitStack() as modes:
             if self._device is not None:
                 modes.enter_context(torch.cuda.device(self._device))
@@ -47,12 +50,16 @@ class TorchModes:
 
 
 def current_streams() -> list[torch.cuda.Stream]:
-    """The calling thread's streams where they are not the default, and last that of the current device."""
+    """Return the calling thread's current streams that are not the default stream of their device.
+
+    The stream of the current device is always included, and is the last: to enter a stream also makes its
+    device current.
+    """
     if not torch.cuda.is_initialized():
         return []
     current = torch.cuda.current_device()
-    others = [device for device in range(torch.cuda.device_count()) if device != current]
-    streams = [torch.cuda.current_stream(device) for device in others]
-    # To enter the default stream of a device would create a context on it, and change nothing.
-    side = [stream for stream in streams if stream != torch.cuda.default_stream(stream.device)]
-    return [*side, torch.cuda.current_stream(current)]
+    other_devices = [device for device in range(torch.cuda.device_count()) if device != current]
+    streams = [torch.cuda.current_stream(device) for device in other_devices]
+    # In a new thread the default stream is current already. To enter it would create a context on its device.
+    side_streams = [stream for stream in streams if stream != torch.cuda.default_stream(stream.device)]
+    return [*side_streams, torch.cuda.current_stream(current)]

@@ -1,4 +1,4 @@
-"""Content keys: what is hashed, on which threads, and what a file's key stands for."""
+"""Content keys: hashing of features, hashing on threads, and aliases from files to content keys."""
 
 from typing import TYPE_CHECKING
 

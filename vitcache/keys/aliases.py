@@ -1,4 +1,4 @@
-"""`KeyAliases`: what a key of an encoded file stands for, so that a known picture is not even decoded."""
+"""`KeyAliases`: maps the key of an encoded file to a content key, so that a known file is not decoded."""
 
 from __future__ import annotations
 
@@ -11,39 +11,60 @@ from vitcache.keys.content import check_key
 
 
 class Alias(NamedTuple):
-    """The content key that a file's key stands for, and the item's number of rows."""
+    """The content key of a decoded file, and the number of rows of its item.
+
+    Examples
+    --------
+    >>> from vitcache import Alias, content_key
+    >>> Alias(content_key(b"pixels"), num_rows=880).num_rows
+    880
+    """
 
     key: bytes
     num_rows: int
 
 
 class KeyAliases:
-    """Remembers for files that were decoded once which content key and how many rows they came to.
+    """Maps the key of an encoded file to the content key and the number of rows of its item.
 
-    The key of a file is `content_key` of its bytes. It stands for what a processor makes of them, so its
-    namespace must name the processor, by `processor_fingerprint`, and all else that the content key's does:
-    the tenant above all. An alias promises nothing about the cache: ask it for the entry, and decode the file
-    where that is gone.
+    The key of a file is `content_key` of the file's bytes. The processor decides which pixels a file gives,
+    so the namespace of the file's key must contain the processor's fingerprint (`processor_fingerprint`). It
+    must also contain everything that the namespace of the content key contains, above all the tenant.
 
-    Why not cache by the file's key itself: files that decode to the same pixels share one entry, as do
-    pixels that came without a file; and the number of rows, which the prompt needs, comes without decoding.
+    An alias does not imply that the cache contains an entry. Look the content key up in the cache; if that is
+    a miss, decode the file.
+
+    Rows could also be cached under the file's key, but aliases have two advantages. Files that decode to the
+    same pixels share one entry, also with pixels that no file was given for. And the number of rows,
+    which the prompt needs, is known without decoding.
 
     Parameters
     ----------
     max_entries
-        Beyond that the alias goes that was longest not asked for. One takes 0.3 kB.
+        Maximum number of aliases, an int of at least 1. If it is exceeded, the least recently used alias is
+        removed. One alias takes 0.3 kB.
 
     Raises
     ------
     TypeError
-        If `max_entries` is no int.
+        If `max_entries` is not an int, or is a bool.
     ValueError
-        If it is less than 1.
+        If `max_entries` is less than 1.
+
+    Examples
+    --------
+    >>> from vitcache import KeyAliases, content_key
+    >>> aliases = KeyAliases()
+    >>> file_key = content_key(b"bytes of a PNG file")
+    >>> aliases.get(file_key)  # None: decode the file
+    >>> aliases.add(file_key, content_key(b"its pixels"), num_rows=880)
+    >>> aliases.get(file_key).num_rows
+    880
 
     Notes
     -----
-    Any thread may call. Nothing here waits for a device. `EmbeddingCache.advance_epoch` leaves aliases as
-    they are: content keys stay what they were, and their entries are gone.
+    Any thread may call any method. No method waits for a device. `EmbeddingCache.advance_epoch` does not
+    change aliases: a content key stays valid, and its look-up is a miss until the item is encoded again.
     """
 
     def __init__(self, max_entries: int = 65_536) -> None:
@@ -55,14 +76,14 @@ class KeyAliases:
         return len(self._aliases)
 
     def get(self, file_key: bytes) -> Alias | None:
-        """Return what `file_key` stands for, None if it is not known.
+        """Return the alias of `file_key`, or None. The alias becomes the most recently used one.
 
         Raises
         ------
         TypeError
             If `file_key` is not bytes.
         ValueError
-            If it is not of 32 bytes.
+            If `file_key` does not have 32 bytes.
         """
         check_key(file_key, "file_key")
         with self._lock:
@@ -72,14 +93,14 @@ class KeyAliases:
             return alias
 
     def add(self, file_key: bytes, key: bytes, num_rows: int) -> None:
-        """Remember that the file of `file_key` is the item of `key`, in the place of what was known of it.
+        """Map `file_key` to content key `key` and `num_rows` rows. Replaces an earlier alias of `file_key`.
 
         Raises
         ------
         TypeError
-            If a key is not bytes or `num_rows` no int.
+            If `file_key` or `key` is not bytes, or `num_rows` is not an int or is a bool.
         ValueError
-            If a key is not of 32 bytes or `num_rows` is less than 1.
+            If `file_key` or `key` does not have 32 bytes, or `num_rows` is less than 1.
         """
         check_key(file_key, "file_key")
         check_key(key)
@@ -91,6 +112,6 @@ class KeyAliases:
                 self._aliases.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all aliases."""
         with self._lock:
             self._aliases.clear()

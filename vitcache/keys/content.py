@@ -1,8 +1,9 @@
 """Content keys: 32 bytes that name an item's content in a namespace.
 
-What is hashed is a sequence of nodes. A node is a tag of one byte, the length of its payload (8 bytes,
-little-endian) and the payload; a container is a tag, its number of children and the children. So no two
-different inputs give the same bytes, and nothing depends on `pickle` or `repr`.
+The hash is computed over a sequence of nodes. A node is a tag of one byte, the length of its payload (8
+bytes, little-endian) and the payload. A container is a tag, its number of children and the children. An array
+is its dtype, its shape and its bytes. So inputs of different content are different bytes to the hash, and no
+key depends on `pickle` or `repr`.
 """
 
 from __future__ import annotations
@@ -31,62 +32,94 @@ except ImportError:
 
 KEY_BYTES = 32
 
-# A strided array is hashed in blocks of at most this size, so that it is never copied whole.
+# An array that is not contiguous is hashed in blocks of at most this size, and never copied as a whole.
 _BLOCK_BYTES = 1 << 20
-# BLAKE3 starts its threads anew for each key: below this, that takes as long as the hashing.
+# BLAKE3 starts new threads for each key. Below this size, to start them takes as long as to hash.
 _THREADED_BYTES = 1 << 20
 
 _ARRAY_DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
 }
-# Dtypes that NumPy lacks are hashed by their bits, under their own name.
+# NumPy does not have these dtypes. They are hashed as integers of the same size, under the name of the dtype.
 _BITS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
 
 
 def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_threads: int = 1) -> bytes:
     """Return the key of an item: 32 bytes over the content of `feature`, `namespace` and `extra`.
 
-    The same logical content gives the same key: a NumPy array (of either byte order), a CPU tensor and a
-    CUDA tensor, contiguous or not, of equal shape, dtype and values. Values are compared by their bits: 0.0
-    and -0.0 differ, and a NaN equals itself. A list and a tuple are one.
+    Equal content gives equal keys. The content of an array or tensor is its shape, dtype and values: a NumPy
+    array of either byte order, a CPU tensor and a CUDA tensor give the same key, contiguous or not. Values
+    are compared by their bits: 0.0 and -0.0 differ, and two NaNs of the same bits are equal. A list and a
+    tuple of the same parts give the same key.
 
     Parameters
     ----------
     feature
-        An array or tensor of any bool, integer, float or complex dtype; or the bytes of an encoded file
-        (`bytes`, `bytearray`, flat `memoryview`); or a list or tuple of these, nested or not.
+        One of: a NumPy array or scalar; a dense tensor; the bytes of an encoded file (`bytes`, `bytearray`,
+        or a `memoryview` of one dimension and items of one byte); a list or tuple of these, at any depth.
+        Arrays and tensors may have any shape. Their dtype is bool, int8 to int64, uint8 to uint64, float16,
+        float32, float64, bfloat16, float8_e4m3fn, float8_e5m2, complex64 or complex128. A masked array, a
+        Python bool, int, float or str, and a callable are refused.
     namespace
-        What the encoder's output depends on besides the item, usually `Namespace.digest()`.
+        Bytes that name all that the encoder's output depends on, except the item. Usually
+        `Namespace.digest()`.
     extra
-        What else selects the output, such as the encoder's keyword arguments: None, bool, int, float, str,
-        bytes, arrays and tensors, and lists, tuples and dicts (with `str` keys, in any order) of these.
-        1, 1.0 and True differ; all NaNs that are a plain float are one.
+        Further input of the encoder, such as its keyword arguments: None, bool, int, float, str, bytes,
+        arrays, tensors and NumPy scalars, and lists, tuples and dicts of these. The keys of a dict must be
+        `str`; their order does not change the content key. 1, 1.0 and True give different keys. A NumPy
+        scalar is hashed as an array of shape ``()``: np.int64(1) and 1 give different keys. All NaNs of type
+        `float` give the same key.
     num_threads
-        Threads for this key. They serve BLAKE3 on a feature of 1 MiB or more; the key does not depend on
-        them. `KeyThreads` computes many keys at once, off the calling thread.
+        Number of threads that hash this feature, an int of at least 1. Only BLAKE3 uses more than one, and
+        only for a feature of 1 MiB or more. The key does not depend on `num_threads`. To compute many keys at
+        once, on other threads, use `KeyThreads`.
+
+    Returns
+    -------
+    bytes
+        32 bytes.
 
     Raises
     ------
     TypeError
-        If `feature` or a part of `extra` is of another type or dtype; the message says where it is.
+        If `feature` or a part of `extra` is not one of the types, dtypes and layouts above (the message gives
+        the position of that part); if `namespace` is not bytes; if `num_threads` is not an int, or is a bool.
     ValueError
         If `num_threads` is less than 1.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from vitcache import Namespace, content_key
+    >>> namespace = Namespace("my-model", tenant="a").digest()
+    >>> pixels = np.zeros((2, 3), np.float32)
+    >>> key = content_key(pixels, namespace=namespace)
+    >>> len(key)
+    32
+    >>> content_key(torch.zeros(2, 3), namespace=namespace) == key
+    True
+    >>> content_key(pixels, namespace=namespace, extra={"grid": [1, 2, 3]}) == key
+    False
+
     Notes
     -----
-    BLAKE3, or SHA-256 where the package `blake3` is missing; the algorithm's name is part of the key. Any
-    thread may call, and calls run in parallel: the GIL is dropped while hashing.
+    The algorithm is BLAKE3, or SHA-256 if the package `blake3` is not installed. The algorithm's name is part
+    of the hashed bytes. Any thread may call. Calls run in parallel, because hashing releases the GIL.
 
-    What is not contiguous is hashed block by block, never copied whole. So is a CUDA tensor: its blocks come
-    through page-locked memory, each while the one before it is hashed, after the work that the current
-    stream of its device has so far, for which the host waits. A key of the caller's own costs none of that.
+    An array that is not contiguous is hashed block by block, and never copied as a whole. A CUDA tensor is
+    copied to pinned memory block by block; each block is copied while the block before it is hashed. The
+    copies run after the work that is queued on the current stream of the tensor's device, and the calling
+    thread waits for them. To avoid the copies and the wait, give the item a key of your own.
     """
     if not isinstance(namespace, bytes):
-        raise TypeError(f"namespace must be bytes, such as Namespace(...).digest(), it is {_name(namespace)}")
+        raise TypeError(
+            f"namespace must be bytes, such as Namespace(...).digest(), it is {_type_name(namespace)}"
+        )
     if callable(feature):
         raise TypeError(
-            "feature is a callable: load it and pass the result, or give the item a key of its own"
+            "feature is a callable: call it and pass the result, or give the item a key of its own"
         )
     num_threads = to_int("num_threads", num_threads, 1)
     hasher = _start("content", num_threads if _num_bytes(feature) >= _THREADED_BYTES else 1)
@@ -98,27 +131,39 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
 
 @dataclass(frozen=True)
 class Namespace:
-    """What an encoder's output depends on besides the item; entries of different namespaces never meet.
+    """Names all that an encoder's output depends on, except the item. Different namespaces share no keys.
 
     Parameters
     ----------
     model, revision
-        The vision tower and its weights.
+        Names of the vision tower and of its weights.
     processor
-        Fingerprint of the processor, needed where encoded files or pixels are hashed in place of features.
+        Fingerprint of the processor (`processor_fingerprint`). Needed if keys are computed from encoded files
+        or decoded pixels, and not from features.
     adapter, dtype
-        Adapter of the vision tower and dtype of the rows.
+        Names of the vision tower's adapter and of the dtype of the rows.
     tenant
-        Whose items these are: tenants share entries only if they share this name.
+        Name of the tenant. Entries are shared only between items of the same tenant.
     epoch
-        A number to raise when weights change in place.
+        A number of at least 0. Raise it when the weights are changed in place.
 
     Raises
     ------
     TypeError
-        If a field is not of its type.
+        If `epoch` is not an int, or is a bool; if another field is not a str.
     ValueError
         If `epoch` is negative.
+
+    Examples
+    --------
+    >>> from vitcache import Namespace, content_key
+    >>> one, two = (Namespace("my-model", tenant=name).digest() for name in ("one", "two"))
+    >>> content_key(b"a photo", namespace=one) == content_key(b"a photo", namespace=two)
+    False
+
+    Notes
+    -----
+    Immutable: any thread may use it.
     """
 
     model: str
@@ -134,23 +179,23 @@ class Namespace:
             value = getattr(self, field.name)
             kind = int if field.name == "epoch" else str
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"Namespace.{field.name} must be {kind.__name__}, it is {_name(value)}")
+                raise TypeError(f"Namespace.{field.name} must be {kind.__name__}, it is {_type_name(value)}")
         if self.epoch < 0:
             raise ValueError(f"Namespace.epoch is {self.epoch}, it must be at least 0")
 
     def digest(self) -> bytes:
-        """Return 32 bytes over every field and its name, for `content_key`."""
+        """Return the hash of all fields and their names, 32 bytes, for `content_key(namespace=...)`."""
         hasher = _start("namespace")
         _add_extra(hasher, {field.name: getattr(self, field.name) for field in fields(self)}, "namespace")
         return bytes(hasher.digest())
 
 
 def check_key(key: Any, name: str = "key") -> None:
-    """Raise TypeError or ValueError unless `key` is a key: 32 bytes."""
+    """Raise TypeError if `key` is not bytes, and ValueError if it does not have 32 bytes."""
     if not isinstance(key, bytes):
-        raise TypeError(f"{name} must be bytes, it is {_name(key)}")
+        raise TypeError(f"{name} must be bytes, it is {_type_name(key)}")
     if len(key) != KEY_BYTES:
-        raise ValueError(f"{name} is of {len(key)} bytes, it must be of {KEY_BYTES}")
+        raise ValueError(f"{name} has {len(key)} bytes, it must have {KEY_BYTES}")
 
 
 def _new_hash(num_threads: int) -> Any:
@@ -168,7 +213,7 @@ def _add_feature(hasher: Any, value: Any, path: str) -> None:
         _add_tensor(hasher, value, path)
     elif isinstance(value, np.ndarray | np.generic):
         if value.dtype.name not in _ARRAY_DTYPES or isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{path} is a {_name(value)} of dtype {value.dtype}, which cannot be hashed")
+            raise TypeError(f"{path} is a {_type_name(value)} of dtype {value.dtype}, which cannot be hashed")
         array = np.asarray(value)
         _add_array(hasher, value.dtype.name, array.shape, _blocks(array))
     elif isinstance(value, bytes | bytearray | memoryview):
@@ -178,7 +223,9 @@ def _add_feature(hasher: Any, value: Any, path: str) -> None:
         for position, part in enumerate(value):
             _add_feature(hasher, part, f"{path}[{position}]")
     else:
-        raise TypeError(f"{path} must be an array, a tensor, bytes or a list of these, it is {_name(value)}")
+        raise TypeError(
+            f"{path} must be an array, a tensor, bytes or a list of these, it is {_type_name(value)}"
+        )
 
 
 def _add_extra(hasher: Any, value: Any, path: str) -> None:
@@ -191,7 +238,7 @@ def _add_extra(hasher: Any, value: Any, path: str) -> None:
     elif isinstance(value, str):
         _add_node(hasher, b"s", _encode(value))
     elif isinstance(value, float) and not isinstance(value, np.generic):
-        # A NaN's sign and payload depend on what computed it, not on what the caller means.
+        # The sign and the payload of a NaN depend on the operation that gave it; callers do not choose them.
         _add_node(hasher, b"f", struct.pack("<d", math.nan if math.isnan(value) else value))
     elif isinstance(value, list | tuple):
         _add_count(hasher, b"l", len(value))
@@ -200,7 +247,7 @@ def _add_extra(hasher: Any, value: Any, path: str) -> None:
     elif isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
-                raise TypeError(f"{path} has a key {name!r} of type {_name(name)}, keys must be str")
+                raise TypeError(f"{path} has a key {name!r} of type {_type_name(name)}, keys must be str")
         _add_count(hasher, b"d", len(value))
         for name in sorted(value):
             _add_node(hasher, b"s", _encode(name))
@@ -208,7 +255,7 @@ def _add_extra(hasher: Any, value: Any, path: str) -> None:
     elif isinstance(value, Tensor | np.ndarray | np.generic | bytes | bytearray | memoryview):
         _add_feature(hasher, value, path)
     else:
-        raise TypeError(f"{path} is of type {_name(value)}, which cannot be hashed")
+        raise TypeError(f"{path} is of type {_type_name(value)}, which cannot be hashed")
 
 
 def _add_tensor(hasher: Any, tensor: Tensor, path: str) -> None:
@@ -237,7 +284,7 @@ def _add_array(hasher: Any, dtype: str, shape: tuple[int, ...], blocks: Iterable
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the bytes of `array` in C order and little-endian, whatever its strides and byte order."""
+    """Yield the bytes of `array` in C order, little-endian. Any strides and byte order are accepted."""
     dtype = array.dtype.newbyteorder("<")
     is_plain = array.flags.c_contiguous and array.dtype == dtype
     for piece in [array] if is_plain else pieces(array, _BLOCK_BYTES):
@@ -274,5 +321,5 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _name(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return type(value).__qualname__

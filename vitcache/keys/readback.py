@@ -1,4 +1,4 @@
-"""An array in pieces: views of bounded size in C order, and those of a CUDA tensor's bytes on the host."""
+"""Reads arrays in pieces of bounded size, in C order; copies the bytes of a CUDA tensor to the host."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vitcache.device.streams import Event
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 StartCopy = Callable[[Tensor, Tensor], Callable[[], None]]
-"""(target, source) -> a function that waits until the target holds the source."""
+"""Starts a copy, given (destination, source); returns a function that blocks until the copy is complete."""
 
-# Two of these are page-locked at a time. A copy over PCIe takes a tenth of the time to hash it.
+# Each read pins two buffers of this size. To copy a buffer over PCIe takes a tenth of the time to hash it.
 _BUFFER_BYTES = 8 << 20
 
 
-def pieces(array: Array, most_bytes: int) -> Iterator[Array]:
-    """Yield views of `array` that are it in C order, none larger than `most_bytes` or else one element."""
+def pieces(array: Array, max_bytes: int) -> Iterator[Array]:
+    """Yield views that cover `array` in C order, each of at most `max_bytes` or of one element."""
     if array.nbytes == 0:
         return
-    if array.nbytes <= most_bytes or array.ndim == 0:
+    if array.nbytes <= max_bytes or array.ndim == 0:
         yield array
         return
-    step = most_bytes * len(array) // array.nbytes
+    step = max_bytes * len(array) // array.nbytes
     if step == 0 and array.ndim > 1:
         for index in range(len(array)):
-            yield from pieces(array[index], most_bytes)
+            yield from pieces(array[index], max_bytes)
     else:
         step = max(step, 1)
         for first in range(0, len(array), step):
@@ -41,18 +41,18 @@ def pieces(array: Array, most_bytes: int) -> Iterator[Array]:
 def read_back(
     tensor: Tensor, start_copy: StartCopy | None = None, buffer_bytes: int = _BUFFER_BYTES
 ) -> Iterator[np.ndarray]:
-    """Yield the bytes of `tensor` in C order, on the host, one piece while the next is on its way.
+    """Yield the bytes of `tensor` in C order, in blocks on the host.
 
-    A block is valid until the next one is asked for.
+    While the caller reads one block, the next is copied. A block is valid until the next one is requested.
 
     Parameters
     ----------
     tensor
-        On a CUDA device, or on the CPU if `start_copy` is given; of any strides and a dtype that NumPy has.
+        On a CUDA device, or on the CPU if `start_copy` is given. Any strides; a dtype that NumPy has.
     start_copy
-        None: `CudaCopies` of the tensor's device.
+        Function that starts a copy. None: `CudaCopies` of the tensor's device.
     buffer_bytes
-        Size of each of the two buffers, and so of the largest piece.
+        Size of each of the two buffers, and the maximum size of a block.
     """
     on_cuda = tensor.is_cuda
     if start_copy is None:
@@ -63,14 +63,14 @@ def read_back(
     try:
         for number, piece in enumerate(pieces(tensor, size)):
             block = buffers[number % 2][: piece.nbytes]
-            target = block.view(piece.dtype).view(piece.shape)
-            started.append((block, start_copy(target, piece)))
+            destination = block.view(piece.dtype).view(piece.shape)
+            started.append((block, start_copy(destination, piece)))
             if len(started) == 2:
                 yield _finish(started)
         while started:
             yield _finish(started)
     finally:
-        # Given up half-way: no copy may be left that still reads the tensor.
+        # If the caller stops early, wait: a copy that is in flight still reads the tensor.
         while started:
             _finish(started)
 
@@ -82,16 +82,16 @@ def _finish(started: deque[tuple[Tensor, Callable[[], None]]]) -> np.ndarray:
 
 
 class CudaCopies:
-    """Copies from a CUDA device to page-locked memory, on a side stream behind the current stream."""
+    """Copies from a CUDA device to pinned memory, on a stream that waits for the current stream first."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
 
-    def __call__(self, target: Tensor, source: Tensor) -> Callable[[], None]:
-        """Queue one copy; what it needs to gather a strided source is allocated on the side stream."""
+    def __call__(self, destination: Tensor, source: Tensor) -> Callable[[], None]:
+        """Queue one copy. If `source` is strided, torch gathers it into memory allocated on this stream."""
         with torch.cuda.stream(self._stream):
-            target.copy_(source.resolve_conj().resolve_neg(), non_blocking=True)
-            done = Event()
-            done.record(self._stream)
-        return done.synchronize
+            destination.copy_(source.resolve_conj().resolve_neg(), non_blocking=True)
+            event = Event()
+            event.record(self._stream)
+        return event.synchronize

@@ -1,7 +1,7 @@
-"""The stand-in for the CUDA runtime under control: stopped, made to fail, and counted.
+"""Controls of the stand-in for the CUDA runtime: pause its streams, make calls fail, count calls.
 
-The controls act on the whole process; csrc/stand_in/faults.h says what each does. They are in builds for
-tests only, not in a wheel: `make setup` makes one, and `VITCACHE_STAND_IN` names the file of another.
+The controls act on the whole process. csrc/stand_in/faults.h describes each. Only builds for tests contain
+them; a wheel does not. `make setup` builds a library with controls. `VITCACHE_STAND_IN` selects another file.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from importlib.util import find_spec
 
 
 class Counts(ctypes.Structure):
-    """Calls that wait for the device and copies done, since the reset; what is alive, by number or bytes.
+    """Counts since the reset, and numbers of live objects.
 
-    `locking_devices` has a bit for each device that was current while memory was page-locked.
+    Since the reset: `synchronizing_calls` (calls that wait for the device, or may), completed `copies` and
+    `copied_bytes`, and `locking_devices` (a bit for each device that was current while memory was pinned).
+    Live: `streams`, `events` and `locked_bytes` (pinned memory).
     """
 
     _fields_ = [
@@ -35,24 +37,24 @@ class Counts(ctypes.Structure):
 
 
 def reset() -> None:
-    """Start the counts anew, end every failure, limit and pause, and leave one device."""
+    """Set the counts to zero, end all failures, limits and pauses, and set the number of devices to one."""
     _library().vitcache_stand_in_reset()
 
 
 def count() -> Counts:
-    """Return all counts."""
+    """Return the current counts."""
     counts: Counts = _library().vitcache_stand_in_count()
     return counts
 
 
 def pause(paused: bool) -> None:
-    """Let no stream do anything, or let them go on."""
+    """Pause all streams, or resume them."""
     _library().vitcache_stand_in_pause(paused)
 
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Let no stream do anything meanwhile."""
+    """Pause all streams inside the context."""
     pause(True)
     try:
         yield
@@ -61,36 +63,34 @@ def paused() -> Iterator[None]:
 
 
 def fail(entry: str, nth: int = 1, error: int = 999) -> None:
-    """Let the `nth` next call of an entry point fail."""
+    """Make the `nth` call from now of entry point `entry` fail with `error`."""
     _library().vitcache_stand_in_fail(entry.encode(), nth, error)
 
 
 def fail_copy(nth: int = 1) -> None:
-    """Lose the device in the `nth` next copy."""
+    """Make the `nth` copy from now fail when its stream executes it. The device is then lost."""
     _library().vitcache_stand_in_fail_copy(nth)
 
 
 def set_devices(number: int) -> None:
-    """Set the number of devices; `reset` leaves one."""
+    """Set the number of devices. `reset` sets it to one."""
     _library().vitcache_stand_in_set_devices(number)
 
 
 def limit_locked_bytes(limit: int) -> None:
-    """Let no more than so many bytes be page-locked."""
+    """Make allocations of pinned memory fail beyond a total of `limit` bytes."""
     _library().vitcache_stand_in_limit_locked_bytes(limit)
 
 
 def has_controls() -> bool:
-    """Whether the library that is used was built for tests."""
+    """Whether the library in use was built for tests."""
     return hasattr(ctypes.CDLL(_path()), "vitcache_stand_in_reset")
 
 
 @cache
 def _library() -> ctypes.CDLL:
     if not has_controls():
-        raise RuntimeError(
-            f"{_path()} was built without VITCACHE_STAND_IN_FAULTS: it can neither be stopped nor counted"
-        )
+        raise RuntimeError(f"{_path()} was built without VITCACHE_STAND_IN_FAULTS: it has no controls")
     library = ctypes.CDLL(_path())
     library.vitcache_stand_in_count.restype = Counts
     library.vitcache_stand_in_limit_locked_bytes.argtypes = [ctypes.c_size_t]
