@@ -1,7 +1,7 @@
-"""What every test stands on: the devices at hand, a seed, and which tests run where.
+"""Fixtures of all tests: devices, rings and seeds. Also selects the tests that run.
 
-Without a CUDA device, or with VITCACHE_GPU_DRY=1, Triton interprets its kernels on the CPU. It reads that
-choice when a kernel is defined, so it is made here, before any test module is imported.
+Without a CUDA device, or with VITCACHE_GPU_DRY=1, Triton interprets its kernels on the CPU. Triton reads
+TRITON_INTERPRET when a kernel is defined, so it is set here, before any test module is imported.
 """
 
 import os
@@ -33,13 +33,13 @@ ON_CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 @pytest.fixture(params=["cpu", ON_CUDA] if CUDA else ["cpu"])
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device that is there: the CPU always, CUDA where it is usable."""
+    """Each usable device: the CPU, and CUDA if torch can use it."""
     return request.param
 
 
 @pytest.fixture(params=[ON_CUDA] if CUDA else ["cpu"])
 def kernel_device(request: pytest.FixtureRequest) -> str:
-    """The one device that runs Triton kernels: CUDA, or the CPU where they are interpreted."""
+    """The device that runs Triton kernels: CUDA, or the CPU if they are interpreted."""
     return request.param
 
 
@@ -92,25 +92,25 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def finished() -> Iterator[None]:
-    """See a fault of the device in the test that made it, and leave the next one an idle device."""
+    """Wait for the device after each test: a fault is then reported by the test that caused it."""
     yield
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """End the process after a fault that CUDA does not recover from, or it would be every later test's."""
+    """If the device is lost, end the process: each later test would fail in it."""
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
     except RuntimeError as error:
         if "PYTEST_XDIST_WORKER" in os.environ:
-            os._exit(1)  # a new worker goes on with the next test
+            os._exit(1)  # xdist starts a new worker for the next tests
         pytest.exit(f"after {nodeid} the device is lost: {error}", returncode=1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # once, before there are workers, which inherit it
+    if not hasattr(config, "workerinput"):  # once, before workers are started: they inherit the environment
         stand_in_build.provide()
 
 
@@ -149,13 +149,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pages of each copy from tier to tier, as they are made."""
-    made: list[int] = []
+    """Number of pages of each copy between tiers, in order."""
+    num_pages: list[int] = []
     copy_pages = PagePool.copy_pages
 
     def count(self: PagePool, pages: Any, source: PagePool, source_pages: Any) -> None:
-        made.append(len(pages))
+        num_pages.append(len(pages))
         copy_pages(self, pages, source, source_pages)
 
     monkeypatch.setattr(PagePool, "copy_pages", count)
-    return made
+    return num_pages

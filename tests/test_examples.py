@@ -1,4 +1,4 @@
-"""The examples run as a reader would run them."""
+"""The examples, run as scripts."""
 
 import ast
 import os
@@ -18,13 +18,13 @@ def run_example(name):
     return subprocess.run([sys.executable, EXAMPLES / name], env=environment, capture_output=True, text=True)
 
 
-def test_engine_step_encodes_what_two_requests_share_once() -> None:
+def test_engine_step_encodes_the_image_of_two_requests_once() -> None:
     done = run_example("engine_step.py")
     assert done.returncode == 0, done.stderr
     assert "encoded 2 images for 3 items" in done.stdout
 
 
-def test_engine_forward_builds_the_same_embeddings_from_the_cache():
+def test_engine_forward_gives_the_same_embeddings_from_the_cache():
     done = run_example("engine_forward.py")
     assert done.returncode == 0, done.stderr
     assert "equal: True" in done.stdout
@@ -32,7 +32,7 @@ def test_engine_forward_builds_the_same_embeddings_from_the_cache():
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_every_example_names_only_what_vitcache_exports(path):
+def test_example_uses_public_names_only(path):
     import vitcache
 
     tree = ast.parse(path.read_text())
@@ -47,7 +47,7 @@ def test_every_example_names_only_what_vitcache_exports(path):
     assert set(names) <= set(vitcache.__all__)
 
 
-def test_what_needs_a_gpu_runs_where_there_is_one():
+def test_gpu_example_runs_if_cuda_is_available():
     for name in NEEDS_GPU:
         if torch.cuda.is_available():
             assert run_example(name).returncode == 0

@@ -1,4 +1,4 @@
-"""The report of what is there and what is missing, which never fails, whatever is missing."""
+"""`python -m vitcache info`: each part is reported, and a missing or broken part raises no error."""
 
 import json
 import sys
@@ -9,22 +9,22 @@ import pytest
 from vitcache import CudaError, info
 from vitcache.__main__ import main
 
-DOUBT = " (vitcache supports 2.9 to 2.14, tested with 2.13)"
+NOTE = " (vitcache supports 2.9 to 2.14, tested with 2.13)"
 
 
-def lines(capsys):
+def printed_lines(capsys):
     return capsys.readouterr().out.splitlines()
 
 
-def test_words_have_one_line_for_each_part(capsys):
+def test_info_prints_one_line_for_each_part(capsys):
     assert main(["info"]) == 0
-    head, *parts = lines(capsys)
+    head, *parts = printed_lines(capsys)
     assert head.startswith("vitcache ")
     assert len(parts) == len(info.collect())
     assert all(line.startswith(("  has    ", "  lacks  ")) for line in parts)
 
 
-def test_json_has_the_same_words(capsys):
+def test_info_json_contains_the_text_of_each_part(capsys):
     assert main(["info", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report.pop("vitcache")
@@ -38,28 +38,28 @@ def test_json_has_the_same_words(capsys):
     ("module", "part"),
     [("torch", "torch"), ("vitcache._native", "cuda_runtime"), ("vitcache._native", "gpu")],
 )
-def test_a_missing_module_is_an_answer(monkeypatch, module, part):
+def test_info_missing_module_is_reported(monkeypatch, module, part):
     monkeypatch.setitem(sys.modules, module, None)
     found = info.collect()[part]
     assert not found.usable
     assert found.text == f"needs {module}, which is not installed"
 
 
-def test_a_native_module_that_was_not_built_is_an_answer(monkeypatch):
+def test_info_native_module_that_was_not_built_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "vitcache._native", None)
     found = info.collect()["native_module"]
     assert not found.usable
     assert found.text.startswith("not built")
 
 
-def test_a_native_module_of_another_version_is_named(monkeypatch):
+def test_info_native_module_of_an_old_version_is_to_be_rebuilt(monkeypatch):
     monkeypatch.setattr(info, "__version__", "9.9.9")
     found = info.inspect_native_module()
     assert not found.usable
     assert "rebuild it" in found.text
 
 
-def test_a_part_that_breaks_does_not_break_the_report(monkeypatch):
+def test_info_broken_part_is_reported_and_other_parts_are_inspected(monkeypatch):
     def broken(name):
         raise OSError(f"cannot read {name}")
 
@@ -69,14 +69,14 @@ def test_a_part_that_breaks_does_not_break_the_report(monkeypatch):
     assert parts["python"].usable
 
 
-def test_a_package_that_is_not_installed_names_its_extra(monkeypatch):
+def test_info_package_that_is_not_installed_names_its_extra(monkeypatch):
     monkeypatch.setattr(info, "installed_version", lambda name: None)
     parts = info.collect()
     assert "pip install 'vitcache[transformers]'" in parts["transformers"].text
     assert "not prometheus-client (pip install 'vitcache[metrics]')" in parts["extras"].text
 
 
-def test_no_cuda_runtime_is_an_answer(monkeypatch):
+def test_info_without_a_cuda_runtime_reports_the_reason(monkeypatch):
     monkeypatch.setenv("VITCACHE_NO_CUDA", "1")
     parts = info.collect()
     assert not parts["cuda_runtime"].usable
@@ -84,7 +84,7 @@ def test_no_cuda_runtime_is_an_answer(monkeypatch):
     assert not parts["gpu"].usable
 
 
-def runtime(devices, driver=13010):
+def make_runtime(devices, driver=13010):
     return SimpleNamespace(
         available=True,
         searched=[],
@@ -95,52 +95,52 @@ def runtime(devices, driver=13010):
     )
 
 
-def test_gpus_are_named_with_their_capability(monkeypatch):
+def test_info_gpu_text_contains_name_and_compute_capability(monkeypatch):
     device = SimpleNamespace(name="Fake GPU", major=9, minor=0)
-    monkeypatch.setattr(info, "open_cuda_runtime", lambda: runtime(lambda: [device, device]))
+    monkeypatch.setattr(info, "open_cuda_runtime", lambda: make_runtime(lambda: [device, device]))
     found = info.inspect_gpus()
     assert found.text == "Fake GPU (compute capability 9.0), Fake GPU (compute capability 9.0)"
     assert found.facts["devices"] == [{"name": "Fake GPU", "capability": "9.0"}] * 2
 
 
-def test_a_runtime_that_finds_no_device_says_why(monkeypatch):
+def test_info_without_a_gpu_reports_the_error_of_the_runtime(monkeypatch):
     def fail():
         raise CudaError("cudaGetDeviceCount: cudaErrorNoDevice (100)")
 
-    monkeypatch.setattr(info, "open_cuda_runtime", lambda: runtime(fail))
+    monkeypatch.setattr(info, "open_cuda_runtime", lambda: make_runtime(fail))
     assert info.inspect_gpus() == info.Part(False, "cudaGetDeviceCount: cudaErrorNoDevice (100)")
-    monkeypatch.setattr(info, "open_cuda_runtime", lambda: runtime(list))
+    monkeypatch.setattr(info, "open_cuda_runtime", lambda: make_runtime(list))
     assert not info.inspect_gpus().usable
 
 
-@pytest.mark.parametrize(("driver", "words"), [(13010, "driver for CUDA up to 13.1"), (0, "no driver")])
-def test_the_driver_is_in_the_words_of_the_runtime(monkeypatch, driver, words):
-    monkeypatch.setattr(info, "open_cuda_runtime", lambda: runtime(list, driver))
-    assert info.inspect_cuda_runtime().text == f"13.0 at /lib/libcudart.so.13, {words}"
+@pytest.mark.parametrize(("driver", "text"), [(13010, "driver for CUDA up to 13.1"), (0, "no driver")])
+def test_info_cuda_runtime_text_contains_the_driver(monkeypatch, driver, text):
+    monkeypatch.setattr(info, "open_cuda_runtime", lambda: make_runtime(list, driver))
+    assert info.inspect_cuda_runtime().text == f"13.0 at /lib/libcudart.so.13, {text}"
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("installed", "note"),
     [
-        ("2.8.1", DOUBT),
+        ("2.8.1", NOTE),
         ("2.9.0", ""),
         ("2.13.0+cpu", ""),
         ("2.14.1", ""),
         ("2.10rc1", ""),
         ("2.14a0", ""),
-        ("2.8rc1", DOUBT),
-        ("2.15.0a0+git", DOUBT),
-        ("3.0", DOUBT),
-        ("3", DOUBT),
-        ("main", DOUBT),
-        ("", DOUBT),
+        ("2.8rc1", NOTE),
+        ("2.15.0a0+git", NOTE),
+        ("3.0", NOTE),
+        ("3", NOTE),
+        ("main", NOTE),
+        ("", NOTE),
     ],
 )
-def test_versions_that_are_not_supported_are_doubted(found, words):
-    assert info.support_note("torch", found) == words
+def test_support_note_is_empty_for_supported_versions_only(installed, note):
+    assert info.support_note("torch", installed) == note
 
 
-def test_versions_tested_lie_in_the_range_supported():
+def test_tested_versions_are_supported_versions():
     for name, versions in info.TESTED.items():
         assert not any(info.support_note(name, version) for version in versions)
     assert info.TESTED.keys() == info.SUPPORTED.keys()

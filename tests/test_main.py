@@ -1,4 +1,4 @@
-"""The command line: which module runs, and how it ends."""
+"""`python -m vitcache`: the module that a command runs, exit codes, interrupts."""
 
 import os
 import subprocess
@@ -12,14 +12,14 @@ from vitcache import __main__ as command_line
 
 @pytest.fixture
 def command(monkeypatch):
-    """Install a command whose `run` is given; `python -m vitcache try` runs it."""
+    """Return a function that installs its argument as the `run` of the command `try`."""
 
     def install(run):
-        module = ModuleType("tried")
+        module = ModuleType("fake_command")
         module.add_arguments = lambda parser: parser.add_argument("--code", type=int, default=0)
         module.run = run
-        monkeypatch.setitem(sys.modules, "tried", module)
-        monkeypatch.setitem(command_line.COMMANDS, "try", ("tried", "a command"))
+        monkeypatch.setitem(sys.modules, "fake_command", module)
+        monkeypatch.setitem(command_line.COMMANDS, "try", ("fake_command", "a command"))
 
     return install
 
@@ -35,12 +35,12 @@ def run_with_fake_torch(directory, source, *arguments):
     )
 
 
-def test_exit_code_is_that_of_the_command(command):
+def test_main_returns_the_exit_code_of_the_command(command):
     command(lambda args: args.code)
     assert command_line.main(["try", "--code", "7"]) == 7
 
 
-def test_an_interrupt_ends_with_130_and_one_line(command, capsys):
+def test_main_interrupted_returns_130_and_prints_one_line(command, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
@@ -50,20 +50,20 @@ def test_an_interrupt_ends_with_130_and_one_line(command, capsys):
 
 
 @pytest.mark.parametrize("name", ["demo", "bench"])
-def test_an_interrupt_while_torch_loads_leaves_no_traceback(tmp_path, name):
+def test_main_interrupted_during_the_import_of_torch_prints_no_traceback(tmp_path, name):
     done = run_with_fake_torch(tmp_path, "raise KeyboardInterrupt", name)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "vitcache: interrupted"
     assert "Traceback" not in done.stderr
 
 
-def test_info_works_where_torch_does_not(tmp_path):
+def test_main_info_with_a_broken_torch_reports_it_and_exits_with_0(tmp_path):
     done = run_with_fake_torch(tmp_path, "raise OSError('libtorch.so is broken')", "info")
     assert done.returncode == 0
     assert "lacks  torch: OSError: libtorch.so is broken" in done.stdout
 
 
-def test_a_missing_package_is_one_line_that_names_the_extra(command, capsys):
+def test_main_missing_package_prints_one_line_that_names_the_extra(command, capsys):
     def needs_rich(args):
         raise ModuleNotFoundError("No module named 'rich'", name="rich.progress")
 
@@ -72,7 +72,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(command, capsys):
     assert capsys.readouterr().err == "vitcache try needs rich.progress: pip install 'vitcache[demo]'\n"
 
 
-def test_a_missing_module_of_our_own_is_not_hidden(command):
+def test_main_missing_module_of_vitcache_raises(command):
     def broken(args):
         raise ModuleNotFoundError("No module named 'vitcache.spam'", name="vitcache.spam")
 
@@ -82,14 +82,14 @@ def test_a_missing_module_of_our_own_is_not_hidden(command):
 
 
 @pytest.mark.parametrize("arguments", [[], ["spam"], ["info", "--spam"]])
-def test_wrong_usage_exits_with_2(arguments, capsys):
+def test_main_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         command_line.main(arguments)
     assert exit_.value.code == 2
     assert "usage: python -m vitcache" in capsys.readouterr().err
 
 
-def test_help_imports_no_command(monkeypatch, capsys):
+def test_main_help_imports_no_command(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "import_module", None)
     with pytest.raises(SystemExit) as exit_:
         command_line.main(["--help"])

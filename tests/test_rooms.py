@@ -1,6 +1,6 @@
-"""The order of the rooms: imports go down only, and no two modules import each other, however far around.
+"""The order of the rooms: a module imports from its own room and lower rooms, without import cycles.
 
-docs/architecture.md has the same order in words and as a picture.
+docs/architecture.md shows the same order as a picture and as a table.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_ROOT_MODULES = 14
+MAX_ROOT_MODULES = 14
 
-# The folders of csrc/ that a file of each may include from: its own, and these.
+# Folder of csrc/: the other folders that its files may include from.
 NATIVE = {
     "runtime": (),
     "ring": ("runtime",),
@@ -26,22 +26,23 @@ NATIVE = {
     "python": ("runtime", "ring", "placement"),
 }
 
-# The lowest first. A module may import its own room and those below. `testing` is for tests alone.
+# The lowest room is the first. A module may import from its own room and from lower ones. Only tests import
+# `testing`.
 ORDER = (
     *("testing", "errors", "_version", "lazy", "_native", "rows", "arguments"),
     *("device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline", "adapters"),
     *("metrics", "info", "demo"),
     *("bench.harness", "bench.traffic", "bench.chats", "bench.claims", "bench", "__main__"),
 )
-LOWEST_OF_USERS = "demo"  # from here on a module may use the package as callers do, by its public names
+LOWEST_USER = "demo"  # this room and higher ones may import the public names, as callers do
 
-# What is imported by a name that is put together: by its user's choice of a command or a bench.
+# Modules that may compute the name of a module to import, for example from the chosen command.
 DYNAMIC = {"vitcache.lazy", "vitcache.__main__", "vitcache.bench.run", "vitcache.bench.plot"}
 LOADERS = {"import_module", "__import__"}
 
 
 def sources() -> dict[str, Path]:
-    """Every module by the name under which it is imported."""
+    """Return {import name: path} of every module."""
     found = {}
     for package, folder in (
         ("vitcache", ROOT / "vitcache"),
@@ -56,17 +57,19 @@ def sources() -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """The longest entry of `ORDER` that a module is in."""
+    """Return the longest entry of `ORDER` that contains a module."""
     _, _, inside = module.partition(".")
     rooms = [room for room in ORDER if f"{inside}.".startswith(f"{room}.")]
-    assert rooms, f"{module} is in no room of ORDER"
+    assert rooms, f"ORDER lacks the room of {module}"
     return max(rooms, key=len)
 
 
-@cache  # a test that plants one line parses one module
+@cache  # a test that plants a line then parses only the changed module
 def imports(module: str, text: str, modules: frozenset[str]) -> list[tuple[int, str]]:
-    """Line and target of every import of the package in a module: lazy ones, and names given as a string to
-    a loader, included. A name that is a module stands for that module.
+    """Return line and target of every import of vitcache in a module.
+
+    Imports inside functions are included, and names that a loader gets as a string. If an imported name is a
+    module, the target is that module.
     """
     tree, found = ast.parse(text), []
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -79,22 +82,22 @@ def imports(module: str, text: str, modules: frozenset[str]) -> list[tuple[int, 
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             targets = [name if name in modules else str(node.module) for name in names]
         elif isinstance(node, ast.Call) and _name(node.func) in LOADERS:
-            given = [*node.args, *(keyword.value for keyword in node.keywords)]
-            targets = [arg.value for arg in given if isinstance(arg, ast.Constant)]
-            assert targets or module in DYNAMIC, f"{module}:{node.lineno} imports what cannot be seen here"
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            targets = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+            assert targets or module in DYNAMIC, f"{module}:{node.lineno} computes the name of a module"
         elif _name(node) in LOADERS and id(node) not in called:
-            raise AssertionError(f"{module}:{node.lineno} hands a loader on")
+            raise AssertionError(f"{module}:{node.lineno} passes a loader on")
         found += [(node.lineno, name) for name in targets if str(name).partition(".")[0] == "vitcache"]
     return found
 
 
 def _name(node: ast.AST) -> str:
-    """The last part of a name or attribute."""
+    """Return the last part of a name or attribute, and an empty string for other nodes."""
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def edges(texts: dict[str, str]) -> Iterator[tuple[str, int, str]]:
-    """Every import between modules; the public table of `vitcache` itself may point anywhere."""
+    """Yield every import between modules, except those of `vitcache/__init__.py`, the public table."""
     modules = frozenset({*texts, "vitcache._native"})
     for module, text in texts.items():
         if module != "vitcache":
@@ -103,29 +106,29 @@ def edges(texts: dict[str, str]) -> Iterator[tuple[str, int, str]]:
 
 
 def upward_imports(texts: dict[str, str]) -> list[str]:
-    """What breaks the order, in words."""
+    """Return a description of each import that breaks the order."""
     wrong = []
     for module, line, target in edges(texts):
-        here = room_of(module)
-        is_user = ORDER.index(here) >= ORDER.index(LOWEST_OF_USERS)
+        room = room_of(module)
+        is_user = ORDER.index(room) >= ORDER.index(LOWEST_USER)
         if target == "vitcache":
             if not is_user:
-                wrong.append(f"{module}:{line} imports vitcache, and with it any room")
+                wrong.append(f"{module}:{line} imports vitcache, and so any room")
             continue
-        there = room_of(target)
-        if target == f"vitcache.{there}" and "= lazy_names(" in texts.get(target, "") and not is_user:
+        target_room = room_of(target)
+        if target == f"vitcache.{target_room}" and "= lazy_names(" in texts.get(target, "") and not is_user:
             wrong.append(f"{module}:{line} imports from {target}, not from the module that defines the name")
-        elif here == there:
+        elif room == target_room:
             continue
-        elif there == "testing":
-            wrong.append(f"{module}:{line} imports {target}, which is for tests alone")
-        elif ORDER.index(there) > ORDER.index(here):
-            wrong.append(f"{module}:{line} imports {target}: {there} is above {here}")
+        elif target_room == "testing":
+            wrong.append(f"{module}:{line} imports {target}, which is for tests only")
+        elif ORDER.index(target_room) > ORDER.index(room):
+            wrong.append(f"{module}:{line} imports {target}: {target_room} is above {room}")
     return wrong
 
 
-def find_circle(texts: dict[str, str]) -> list[str]:
-    """Modules that import each other around a circle; none where there is none."""
+def find_cycle(texts: dict[str, str]) -> list[str]:
+    """Return the modules of one import cycle, or an empty list."""
     graph: dict[str, set[str]] = {}
     for module, _, target in edges(texts):
         if target != "vitcache":
@@ -142,27 +145,27 @@ def texts() -> dict[str, str]:
     return {module: path.read_text() for module, path in sources().items()}
 
 
-def test_imports_go_down_only(texts: dict[str, str]) -> None:
+def test_imports_are_from_the_own_room_or_a_lower_room(texts: dict[str, str]) -> None:
     assert upward_imports(texts) == []
 
 
-def test_no_modules_import_each_other(texts: dict[str, str]) -> None:
-    assert find_circle(texts) == []
+def test_modules_have_no_import_cycle(texts: dict[str, str]) -> None:
+    assert find_cycle(texts) == []
 
 
-def test_few_modules_lie_in_no_room() -> None:
-    flat = sorted(path.name for path in (ROOT / "vitcache").glob("*.py"))
-    assert len(flat) <= MOST_ROOT_MODULES, flat
+def test_number_of_root_modules_is_within_the_limit() -> None:
+    root_modules = sorted(path.name for path in (ROOT / "vitcache").glob("*.py"))
+    assert len(root_modules) <= MAX_ROOT_MODULES, root_modules
 
 
-def test_every_room_says_what_it_is_for(texts: dict[str, str]) -> None:
+def test_every_room_has_a_docstring(texts: dict[str, str]) -> None:
     for module, path in sources().items():
         if path.name == "__init__.py":
             assert ast.get_docstring(ast.parse(texts[module])), module
 
 
 def rooms_from_the_top() -> list[str]:
-    """The folders that are rooms, without the tests' own."""
+    """Return the rooms that are folders, from the highest to the lowest, except `testing`."""
     return [room for room in reversed(ORDER) if (ROOT / "vitcache" / room).is_dir() and room != "testing"]
 
 
@@ -175,7 +178,7 @@ def rooms_from_the_top() -> list[str]:
     ],
     ids=["the picture", "the table", "CONTRIBUTING"],
 )
-def test_pages_have_the_rooms_in_this_order(page: str, pattern: str, is_downward: bool) -> None:
+def test_document_lists_the_rooms_in_order(page: str, pattern: str, is_downward: bool) -> None:
     text = (ROOT / page).read_text()
     rooms = [room for room in rooms_from_the_top() if room != "demo" or "──▸" not in pattern]
     found = [re.search(pattern.format(room), text, re.M) for room in (rooms if is_downward else rooms[::-1])]
@@ -184,25 +187,25 @@ def test_pages_have_the_rooms_in_this_order(page: str, pattern: str, is_downward
     assert places == sorted(places)
 
 
-def test_the_picture_has_the_imports_that_there_are(texts: dict[str, str]) -> None:
+def test_picture_shows_the_imports_between_rooms(texts: dict[str, str]) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     drawn = {
         room: set(re.findall(r"\w+", to)) for room, to in re.findall(r"^ +(\w+)/ +──▸ (.+)$", page, re.M)
     }
     rooms = {*rooms_from_the_top(), "triton_kernels"} - {"demo"}
     for room in rooms:
-        there = {room_of(target) for module, _, target in edges(texts) if room_of(module) == room}
-        assert drawn[room] & rooms == (there & rooms) - {room}, room
+        imported = {room_of(target) for module, _, target in edges(texts) if room_of(module) == room}
+        assert drawn[room] & rooms == (imported & rooms) - {room}, room
 
 
-def test_of_placement_the_cache_knows_the_calibration_alone(texts: dict[str, str]) -> None:
+def test_cache_imports_only_the_calibration_of_placement(texts: dict[str, str]) -> None:
     found = {
         target for module, _, target in edges(texts) if room_of(module) == "cache" and "placement" in target
     }
     assert found == {"vitcache.placement.calibration"}
 
 
-def test_triton_kernels_import_nothing_else_of_the_package(texts: dict[str, str]) -> None:
+def test_triton_kernels_import_nothing_of_vitcache_but_themselves(texts: dict[str, str]) -> None:
     for module, line, target in edges(texts):
         if room_of(module) == "triton_kernels":
             assert room_of(target) == "triton_kernels", f"{module}:{line}"
@@ -223,10 +226,10 @@ def test_triton_kernels_import_nothing_else_of_the_package(texts: dict[str, str]
         ("vitcache.adapters.session", "from vitcache.cache import EmbeddingCache", "that defines the name"),
         ("vitcache.cache.coordinator", "from vitcache.cache import CacheStats", "that defines the name"),
         ("vitcache.cache.index", "from vitcache import Span", "any room"),
-        ("vitcache.cache.index", "from vitcache.testing import stand_in", "for tests alone"),
+        ("vitcache.cache.index", "from vitcache.testing import stand_in", "for tests only"),
     ],
 )
-def test_a_planted_upward_import_is_found(
+def test_upward_imports_finds_a_planted_import(
     texts: dict[str, str], module: str, planted: str, found: str
 ) -> None:
     [wrong] = upward_imports({**texts, module: f"{texts[module]}\n{planted}\n"})
@@ -243,23 +246,25 @@ def test_a_planted_upward_import_is_found(
         "f(importlib.import_module)",
     ],
 )
-def test_an_import_that_cannot_be_seen_is_refused(texts: dict[str, str], planted: str) -> None:
+def test_imports_refuses_a_module_name_that_is_computed(texts: dict[str, str], planted: str) -> None:
     module = "vitcache.device.streams"
-    with pytest.raises(AssertionError, match=r"vitcache\.device\.streams:\d+ (imports what|hands a loader)"):
+    with pytest.raises(
+        AssertionError, match=r"vitcache\.device\.streams:\d+ (computes the name|passes a loader)"
+    ):
         upward_imports({**texts, module: f"{texts[module]}\n{planted}\n"})
 
 
-def test_a_planted_circle_is_found(texts: dict[str, str]) -> None:
+def test_find_cycle_finds_a_planted_cycle(texts: dict[str, str]) -> None:
     module = "vitcache.cache.index"
     planted = {**texts, module: f"{texts[module]}\ndef f():\n    from vitcache.cache import ledger\n"}
-    assert set(find_circle(planted)) == {"vitcache.cache.index", "vitcache.cache.ledger"}
+    assert set(find_cycle(planted)) == {"vitcache.cache.index", "vitcache.cache.ledger"}
 
 
 FOREIGN = ("torch", "ATen", "c10", "cuda", "triton")
 PYTHON = ("pybind11", "Python")
 
 
-def test_native_includes_go_down_only_and_python_is_seen_in_one_room() -> None:
+def test_native_includes_are_from_lower_folders_and_python_in_one_folder() -> None:
     files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     assert {path.parent.name for path in files} == set(NATIVE)
     for path in files:

@@ -1,4 +1,4 @@
-"""What a tensor of rows is."""
+"""Checks of tensors of rows, and the numbers of the dtypes."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ def test_kinds_are_numbered_as_in_native_code() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_each_dtype_are_taken_without_their_gradient(dtype: torch.dtype) -> None:
-    given = torch.ones(3, 4, dtype=dtype, requires_grad=True)
-    taken = check_rows(given, 4)
-    assert not taken.requires_grad
-    assert taken.data_ptr() == given.data_ptr()
+def test_check_rows_returns_the_rows_of_each_dtype_without_gradient(dtype: torch.dtype) -> None:
+    tensor = torch.ones(3, 4, dtype=dtype, requires_grad=True)
+    checked = check_rows(tensor, 4)
+    assert not checked.requires_grad
+    assert checked.data_ptr() == tensor.data_ptr()
     assert check_rows(torch.empty(0, 4, dtype=dtype), 4).shape == (0, 4)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "tensor",
     [torch.ones(2, 4, dtype=torch.float64), torch.ones(2, 4).to_sparse(), torch.ones(2, 4, device="meta")],
     ids=["dtype", "layout", "device"],
 )
-def test_what_cannot_be_stored_is_a_type_error_that_says_what_it_is(given: torch.Tensor) -> None:
-    assert not can_be_stored(given)
+def test_check_rows_of_an_unsupported_tensor_is_a_type_error_that_names_it(tensor: torch.Tensor) -> None:
+    assert not can_be_stored(tensor)
     with pytest.raises(
-        TypeError, match=f"rows is a {given.layout} tensor of {given.dtype} on {given.device}"
+        TypeError, match=f"rows is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
     ):
-        check_rows(given, 4)
+        check_rows(tensor, 4)
 
 
-def test_what_is_no_tensor_is_a_type_error() -> None:
+def test_check_rows_of_a_list_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"^rows must be a tensor, it is list$"):
         check_rows([[1.0]], 1)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 5), (1, 2, 4)])
-def test_another_shape_is_a_value_error_with_both(shape: tuple[int, ...]) -> None:
+def test_check_rows_of_a_wrong_shape_is_a_value_error_with_both_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(
         ValueError, match=rf"rows has shape \({', '.join(map(str, shape))},?\), .*num_rows, 4"
     ):
         check_rows(torch.ones(shape), 4)
 
 
-def test_the_checks_of_a_destination_name_it() -> None:
+def test_check_dtype_and_check_layout_name_the_tensor() -> None:
     check_dtype("out", torch.ones(1, dtype=torch.float16))
     with pytest.raises(TypeError, match=r"^out is torch.int64, it must be float32, float16 or bfloat16$"):
         check_dtype("out", torch.ones(1, dtype=torch.int64))

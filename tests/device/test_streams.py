@@ -14,17 +14,18 @@ from vitcache.device import stand_in, streams
 from vitcache.device.streams import CpuTimeline, Event, is_capturing, make_timeline
 
 
-def test_the_cpu_has_one_stream_that_is_always_done() -> None:
+def test_cpu_timeline_has_one_stream_and_complete_fences() -> None:
     timeline = make_timeline(torch.device("cpu"))
     assert isinstance(timeline, CpuTimeline)
     fence = timeline.record(timeline.current())
-    assert fence.stream == timeline.current()
+    assert fence == (timeline.current(), None)
     timeline.wait(fence)
+    timeline.wait_on_host(fence)
     timeline.synchronize()
 
 
-class Recorded:
-    """A `torch.cuda.Event`, and the runtime that is asked for it: both note what they are asked."""
+class FakeEventAndRuntime:
+    """A `torch.cuda.Event` and a native runtime in one. Records the calls of both."""
 
     def __init__(self, available: bool, handle: int) -> None:
         self.available, self.cuda_event = available, handle
@@ -39,58 +40,58 @@ class Recorded:
         return True
 
     def synchronize(self, *event: _native.Event) -> None:
-        self.calls.append(("synchronize", *(each.handle for each in event)))
+        self.calls.append(("synchronize", *(argument.handle for argument in event)))
 
 
 @pytest.mark.parametrize(("available", "handle"), [(True, 7), (True, 0), (False, 7)])
-def test_events_are_asked_through_the_runtime_that_leaves_captures_alone(
+def test_event_with_a_handle_is_queried_through_the_native_runtime(
     available: bool, handle: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = Recorded(available, handle)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **options: recorded)
-    monkeypatch.setattr(streams, "_runtime", lambda: recorded)
+    fake = FakeEventAndRuntime(available, handle)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **options: fake)
+    monkeypatch.setattr(streams, "_runtime", lambda: fake)
     event = Event(blocking=True)
     assert event.query()
     event.synchronize()
-    if available and handle:  # torch makes an event when it is first recorded
-        assert recorded.calls == [("is_done", 7), ("synchronize", 7)]
+    if available and handle:  # an event has no handle before its first record
+        assert fake.calls == [("is_done", 7), ("synchronize", 7)]
     else:
-        assert recorded.calls == [("query",), ("synchronize",)]
+        assert fake.calls == [("query",), ("synchronize",)]
 
 
-class Stream:
-    """A stream of CUDA that notes what it is given."""
+class FakeStream:
+    """A CUDA stream that records the work it is given."""
 
     def __init__(self, name: str, handle: int) -> None:
         self.name, self.cuda_stream = name, handle
-        self.given: list[tuple[str, object]] = []
+        self.work: list[tuple[str, object]] = []
 
 
-class CudaEvent:
-    """A `torch.cuda.Event` in the streams' own notes."""
+class FakeEvent:
+    """A `torch.cuda.Event` that appends itself to the work of a `FakeStream`."""
 
     def __init__(self, **options: object) -> None:
         self.options = options
         self.cuda_event = 0
 
-    def record(self, stream: Stream) -> None:
-        stream.given.append(("record", self))
+    def record(self, stream: FakeStream) -> None:
+        stream.work.append(("record", self))
 
-    def wait(self, stream: Stream) -> None:
-        stream.given.append(("wait", self))
+    def wait(self, stream: FakeStream) -> None:
+        stream.work.append(("wait", self))
 
 
 DEVICE = torch.device("cuda", 1)
 
 
-class Capturing:
-    """Two devices of which `current` is; a graph is captured on the current stream of device `captured`."""
+class FakeDevices:
+    """Two devices. Device `current` is current; a graph is captured on the stream of device `captured`."""
 
     def __init__(self, captured: int, current: int) -> None:
         self.captured, self.current = captured, current
 
     @contextmanager
-    def on(self, device: torch.device) -> Iterator[None]:
+    def device(self, device: torch.device) -> Iterator[None]:
         before, self.current = self.current, device.index
         yield
         self.current = before
@@ -100,22 +101,22 @@ class Capturing:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
-    """Streams of a CUDA device: the copy stream comes first, the last one is current."""
-    made = [Stream("copies", 7), Stream("default", 0), Stream("side", 9)]
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[FakeStream]:
+    """Streams of a CUDA device: the first is the copy stream, the last is the current stream."""
+    streams_of_device = [FakeStream("copies", 7), FakeStream("default", 0), FakeStream("side", 9)]
     fake = SimpleNamespace(
-        Stream=lambda device, priority: made[0],
-        Event=CudaEvent,
-        current_stream=lambda device: made[-1],
+        Stream=lambda device, priority: streams_of_device[0],
+        Event=FakeEvent,
+        current_stream=lambda device: streams_of_device[-1],
         stream=lambda stream: f"{stream.name} is current",
-        synchronize=lambda device: made[0].given.append(("synchronize", device)),
+        synchronize=lambda device: streams_of_device[0].work.append(("synchronize", device)),
     )
     monkeypatch.setattr(streams.torch, "cuda", fake)
-    return made
+    return streams_of_device
 
 
-def test_a_fence_is_recorded_on_the_stream_that_was_asked_for_and_waited_for_on_the_current_one(
-    cuda: list[Stream],
+def test_timeline_records_on_the_given_stream_and_waits_on_the_current_one(
+    cuda: list[FakeStream],
 ) -> None:
     timeline = make_timeline(DEVICE)
     side = timeline.current()
@@ -123,50 +124,50 @@ def test_a_fence_is_recorded_on_the_stream_that_was_asked_for_and_waited_for_on_
     assert (side, timeline.current()) == (9, 0)
     fence = timeline.record(side)
     timeline.wait(fence)
-    copies, default, other = cuda[:3]
+    copy_stream, default_stream, side_stream = cuda[:3]
     assert fence.stream == side
-    assert other.given == [("record", fence.event._event)]
-    assert default.given == [("wait", fence.event._event)]
-    assert copies.given == []
-    assert fence.event._event.options == {"blocking": True, "external": False}  # who waits for it sleeps
+    assert side_stream.work == [("record", fence.event._event)]
+    assert default_stream.work == [("wait", fence.event._event)]
+    assert copy_stream.work == []
+    assert fence.event._event.options == {"blocking": True, "external": False}  # a waiting thread sleeps
 
 
-def test_the_copy_stream_is_known_before_it_was_current(cuda: list[Stream]) -> None:
+def test_timeline_records_on_the_copy_stream_before_it_was_ever_current(cuda: list[FakeStream]) -> None:
     timeline = make_timeline(DEVICE)
     assert timeline.copy_stream == 7
     assert timeline.on_copy_stream() == "copies is current"
     fence = timeline.record(timeline.copy_stream)
-    assert cuda[0].given == [("record", fence.event._event)]
+    assert cuda[0].work == [("record", fence.event._event)]
 
 
-def test_the_whole_device_is_waited_for(cuda: list[Stream]) -> None:
+def test_timeline_synchronize_waits_for_the_device(cuda: list[FakeStream]) -> None:
     make_timeline(DEVICE).synchronize()
-    assert cuda[0].given == [("synchronize", DEVICE)]
+    assert cuda[0].work == [("synchronize", DEVICE)]
 
 
 @pytest.mark.parametrize("captured", [0, 1])
 @pytest.mark.parametrize("current", [0, 1])
-def test_the_current_stream_of_the_device_is_asked_whether_it_captures(
+def test_is_capturing_asks_the_device_and_restores_the_current_device(
     captured: int, current: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capturing = Capturing(captured, current)
+    devices = FakeDevices(captured, current)
     fake = SimpleNamespace(
-        device=capturing.on,
-        current_device=lambda: capturing.current,
-        is_current_stream_capturing=capturing.is_current_stream_capturing,
+        device=devices.device,
+        current_device=lambda: devices.current,
+        is_current_stream_capturing=devices.is_current_stream_capturing,
     )
     monkeypatch.setattr(streams.torch, "cuda", fake)
     assert is_capturing(DEVICE) == (captured == 1)
-    assert capturing.current == current
+    assert devices.current == current
 
 
-def test_only_a_cuda_device_can_be_capturing() -> None:
+def test_is_capturing_on_the_cpu_is_false() -> None:
     assert not is_capturing(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("call", ["is_done", "synchronize"])
-def test_a_stream_or_a_number_in_the_place_of_an_event_is_a_type_error(call: str) -> None:
-    ask = getattr(stand_in.open_runtime(), call)
-    for other in (_native.Stream(0, 0), 0):
+def test_runtime_given_a_stream_or_an_int_for_an_event_is_a_type_error(call: str) -> None:
+    function = getattr(stand_in.open_runtime(), call)
+    for argument in (_native.Stream(0, 0), 0):
         with pytest.raises(TypeError, match="incompatible function arguments"):
-            ask(other)
+            function(argument)

@@ -1,4 +1,4 @@
-"""A thread that works for another has its modes, and gives its own ones back."""
+"""`TorchModes` and `current_streams`: a worker thread applies a caller's modes, and restores its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitcache.device import thread_modes
 from vitcache.device.thread_modes import TorchModes, current_streams
 
 
-def modes_here() -> tuple[object, ...]:
+def current_modes() -> tuple[object, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -26,7 +26,7 @@ def modes_here() -> tuple[object, ...]:
     )
 
 
-def in_a_thread(call: Callable[[], Any]) -> Any:
+def run_in_thread(call: Callable[[], Any]) -> Any:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(call()))
     thread.start()
@@ -45,29 +45,30 @@ def in_a_thread(call: Callable[[], Any]) -> Any:
     ],
     ids=["none", "no_grad", "inference", "autocast", "autocast without a cache"],
 )
-def test_the_modes_are_those_of_the_thread_that_captured_them(
+def test_torch_modes_apply_in_another_thread_and_are_restored(
     mode: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> None:
     with mode():
-        captured, expected = TorchModes.capture(), modes_here()
+        captured, expected = TorchModes.capture(), current_modes()
 
     def apply() -> tuple[object, ...]:
-        before = modes_here()
+        before = current_modes()
         with captured.apply():
-            inside = modes_here()
-        assert modes_here() == before
+            inside = current_modes()
+        assert current_modes() == before
         return inside
 
-    assert in_a_thread(apply) == expected
+    assert run_in_thread(apply) == expected
     with torch.no_grad(), captured.apply():
-        assert modes_here() == expected
+        assert current_modes() == expected
 
 
-class Cuda:
-    """`torch.cuda` of three devices; notes which devices and streams are made current, in what order."""
+class FakeCuda:
+    """`torch.cuda` with three devices. Records each device and stream that is entered or left."""
 
     def __init__(self, current: int) -> None:
-        self.current, self.entered = current, []
+        self.current = current
+        self.calls: list[str] = []
 
     def is_initialized(self) -> bool:
         return True
@@ -85,10 +86,10 @@ class Cuda:
         return SimpleNamespace(device=device, name="default")
 
     @contextlib.contextmanager
-    def _enter(self, what: object) -> Iterator[None]:
-        self.entered.append(what)
+    def _enter(self, name: str) -> Iterator[None]:
+        self.calls.append(f"enter {name}")
         yield
-        self.entered.append("left")
+        self.calls.append(f"leave {name}")
 
     def device(self, index: int) -> contextlib.AbstractContextManager[None]:
         return self._enter(f"device {index}")
@@ -98,26 +99,28 @@ class Cuda:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    cuda = Cuda(current=1)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    cuda = FakeCuda(current=1)
     monkeypatch.setattr(thread_modes.torch, "cuda", cuda)
     return cuda
 
 
-def test_the_device_is_entered_first_and_left_last(cuda: Cuda) -> None:
+def test_torch_modes_apply_enters_the_device_first_and_leaves_it_last(cuda: FakeCuda) -> None:
     captured = TorchModes.capture()
     with captured.apply(["one", "two"]):  # type: ignore[list-item]
-        assert cuda.entered == ["device 1", "one", "two"]
-    assert cuda.entered[3:] == ["left"] * 3
+        assert cuda.calls == ["enter device 1", "enter one", "enter two"]
+    assert cuda.calls[3:] == ["leave two", "leave one", "leave device 1"]
 
 
-def test_streams_are_those_off_the_default_and_last_that_of_the_current_device(cuda: Cuda) -> None:
+def test_current_streams_are_side_streams_then_that_of_the_current_device(cuda: FakeCuda) -> None:
     assert [(stream.device, stream.name) for stream in current_streams()] == [(0, "side"), (1, "default")]
 
 
-def test_a_process_without_cuda_has_no_streams_and_stays_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_streams_without_cuda_are_empty_and_do_not_initialise_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_device", None)  # to call it would initialise CUDA
+    monkeypatch.setattr(torch.cuda, "current_device", None)  # a call would initialise CUDA
     monkeypatch.setattr(torch.cuda, "device_count", None)
     assert current_streams() == []
     with TorchModes.capture().apply():

@@ -1,4 +1,4 @@
-"""What files stand for: the last word counts, the oldest goes, and namespaces never meet."""
+"""`KeyAliases`: the last `add` counts, the least recently used alias is removed, namespaces are separate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def key(number: int) -> bytes:
     return number.to_bytes(32, "little")
 
 
-def test_a_file_stands_for_what_was_added_last() -> None:
+def test_aliases_get_returns_the_alias_that_was_added_last() -> None:
     aliases = KeyAliases()
     assert aliases.get(key(1)) is None
     aliases.add(key(1), key(2), 5)
@@ -31,7 +31,7 @@ def test_a_file_stands_for_what_was_added_last() -> None:
     assert aliases.get(key(1)) is None
 
 
-def test_what_was_longest_not_asked_for_goes_first() -> None:
+def test_aliases_full_remove_the_least_recently_used_alias() -> None:
     aliases = KeyAliases(max_entries=3)
     for number in range(3):
         aliases.add(key(number), key(9), 1)
@@ -44,7 +44,7 @@ def test_what_was_longest_not_asked_for_goes_first() -> None:
     assert len(aliases) == 3
 
 
-def test_threads_keep_the_bound_and_their_aliases_whole() -> None:
+def test_aliases_from_four_threads_keep_the_limit_and_are_not_mixed() -> None:
     aliases, failures = KeyAliases(max_entries=50), []
 
     def work(seed: int) -> None:
@@ -63,7 +63,7 @@ def test_threads_keep_the_bound_and_their_aliases_whole() -> None:
     assert len(aliases) == 50
 
 
-def test_a_known_file_is_served_without_decoding_it_for_its_own_tenant_and_processor_only() -> None:
+def test_aliases_known_file_is_not_decoded_again_in_its_namespace_only() -> None:
     cache, aliases = make_cache(width=8), KeyAliases()
     decoded = []
 
@@ -71,19 +71,19 @@ def test_a_known_file_is_served_without_decoding_it_for_its_own_tenant_and_proce
         decoded.append(file)
         return np.frombuffer(file.lower(), np.uint8)
 
-    def rows(file: bytes, namespace: bytes) -> torch.Tensor:
+    def find_rows(file: bytes, namespace: bytes) -> torch.Tensor:
         file_key = content_key(file, namespace=namespace)
         alias = aliases.get(file_key)
         lease = cache.get(alias.key, num_rows=alias.num_rows) if alias else None
         if lease is None:
             pixels = decode(file)
-            item = content_key(pixels, namespace=namespace)
-            aliases.add(file_key, item, len(pixels))
-            lease = cache.get(item)
+            pixel_key = content_key(pixels, namespace=namespace)
+            aliases.add(file_key, pixel_key, len(pixels))
+            lease = cache.get(pixel_key)
             if lease is None:
-                fresh = torch.from_numpy(pixels.copy()).float()[:, None].expand(-1, 8)
-                cache.put(item, fresh)
-                lease = cache.get(item)
+                encoded = torch.from_numpy(pixels.copy()).float()[:, None].expand(-1, 8)
+                cache.put(pixel_key, encoded)
+                lease = cache.get(pixel_key)
         with lease:
             return lease.to_tensor()
 
@@ -91,17 +91,17 @@ def test_a_known_file_is_served_without_decoding_it_for_its_own_tenant_and_proce
         Namespace("m", processor=processor, tenant=tenant).digest()
         for processor, tenant in (("p", "me"), ("q", "me"), ("p", "you"))
     )
-    first = rows(b"FILE", mine)
-    assert torch.equal(rows(b"FILE", mine), first)
+    first = find_rows(b"FILE", mine)
+    assert torch.equal(find_rows(b"FILE", mine), first)
     assert decoded == [b"FILE"]
-    # Another file of the same pixels: decoded, and served from the same entry.
-    assert torch.equal(rows(b"file", mine), first)
+    # Another file with the same pixels is decoded, and its rows are read from the same entry.
+    assert torch.equal(find_rows(b"file", mine), first)
     assert (len(decoded), len(cache)) == (2, 1)
-    rows(b"FILE", other_processor)
-    rows(b"FILE", other_tenant)
+    find_rows(b"FILE", other_processor)
+    find_rows(b"FILE", other_tenant)
     assert (len(decoded), len(cache)) == (4, 3)
     cache.advance_epoch()
-    assert torch.equal(rows(b"FILE", mine), first)
+    assert torch.equal(find_rows(b"FILE", mine), first)
     assert len(decoded) == 5
 
 
@@ -115,7 +115,7 @@ def test_a_known_file_is_served_without_decoding_it_for_its_own_tenant_and_proce
         ((key(1), key(1), 2.0), TypeError, "num_rows must be an int, it is 2.0 of type float"),
     ],
 )
-def test_a_wrong_alias_is_an_error_and_changes_nothing(
+def test_aliases_add_with_an_invalid_argument_raises_and_adds_nothing(
     arguments: tuple[Any, ...], error: type[Exception], match: str
 ) -> None:
     aliases = KeyAliases()
@@ -124,7 +124,7 @@ def test_a_wrong_alias_is_an_error_and_changes_nothing(
     assert len(aliases) == 0
 
 
-def test_a_wrong_question_or_bound_is_an_error() -> None:
+def test_aliases_with_an_invalid_file_key_or_max_entries_raise() -> None:
     with pytest.raises(TypeError, match="file_key must be bytes, it is NoneType"):
         KeyAliases().get(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_entries is 0, it must be at least 1"):

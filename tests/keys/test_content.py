@@ -1,4 +1,4 @@
-"""Content keys: equal for equal logical content, different for everything else, the same in every release."""
+"""Content keys are equal for equal content, differ for different content, and never change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WITHOUT_NUMPY_TWIN = [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
 
 
-# Different content, different keys
+# Different content gives different keys
 
 # fmt: off
 EXTRAS: list[Any] = [
@@ -76,8 +76,8 @@ FEATURES: list[Any] = [
 # fmt: on
 
 
-def near_equal_calls() -> list[tuple[str, Any, dict[str, Any]]]:
-    """Calls of which no two have the same content."""
+def nearly_equal_calls() -> list[tuple[str, Any, dict[str, Any]]]:
+    """Name, feature and options of calls. Any two calls differ in content, often by very little."""
     calls: list[tuple[str, Any, dict[str, Any]]] = [
         ("a in b", b"a", {"namespace": b"b"}),
         ("b in a", b"b", {"namespace": b"a"}),
@@ -95,24 +95,24 @@ def near_equal_calls() -> list[tuple[str, Any, dict[str, Any]]]:
     return calls
 
 
-def test_no_two_near_equal_inputs_share_a_key(algorithm: str) -> None:
+def test_content_key_of_inputs_with_a_small_difference_differs(algorithm: str) -> None:
     seen: dict[bytes, str] = {}
-    for name, feature, options in near_equal_calls():
+    for name, feature, options in nearly_equal_calls():
         key = content_key(feature, **options)
         assert len(key) == 32
-        assert key not in seen, f"{name} has the key of {seen[key]}"
+        assert key not in seen, f"the key of {name} equals that of {seen[key]}"
         seen[key] = name
 
 
-def test_the_algorithms_share_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_key_differs_between_the_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name in ALGORITHMS:
         monkeypatch.setattr(content, "ALGORITHM", name)
-        found[name] = {content_key(feature, **options) for _, feature, options in near_equal_calls()}
+        found[name] = {content_key(feature, **options) for _, feature, options in nearly_equal_calls()}
     assert not found["blake3"] & found["sha256"]
 
 
-def test_the_name_of_the_algorithm_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_key_depends_on_the_name_of_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     key, digest = content_key(BASE), Namespace("m").digest()
     monkeypatch.setattr(content, "ALGORITHM", "sha256")
     monkeypatch.setattr(content, "_new_hash", lambda num_threads: blake3.blake3())
@@ -120,11 +120,11 @@ def test_the_name_of_the_algorithm_is_part_of_the_key(monkeypatch: pytest.Monkey
     assert Namespace("m").digest() != digest
 
 
-# Equal content, equal keys
+# Equal content gives equal keys
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_an_array_of_either_byte_order_and_a_tensor_have_one_key(dtype: torch.dtype) -> None:
+def test_content_key_of_a_tensor_equals_that_of_an_array_of_any_byte_order(dtype: torch.dtype) -> None:
     tensor = (torch.arange(24) % (2 if dtype == torch.bool else 24)).view(2, 3, 4).to(dtype)
     array = tensor.numpy()
     swapped = array.astype(array.dtype.newbyteorder())
@@ -135,7 +135,7 @@ def test_an_array_of_either_byte_order_and_a_tensor_have_one_key(dtype: torch.dt
 
 
 def layouts(tensor: torch.Tensor) -> dict[str, Any]:
-    """The same logical tensor in other memory."""
+    """Tensors equal to `tensor`, in other memory layouts."""
     wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), 7).to(tensor.dtype)
     wide[..., ::2] = tensor
     inside = torch.zeros(tensor.numel() + 3).to(tensor.dtype)
@@ -150,7 +150,7 @@ def layouts(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES + WITHOUT_NUMPY_TWIN, ids=str)
-def test_memory_layout_makes_no_difference(dtype: torch.dtype) -> None:
+def test_content_key_does_not_depend_on_the_memory_layout(dtype: torch.dtype) -> None:
     tensor = (torch.arange(24) % 13).view(2, 3, 4).to(dtype)
     for layout, other in layouts(tensor).items():
         assert content_key(other) == content_key(tensor), layout
@@ -158,7 +158,7 @@ def test_memory_layout_makes_no_difference(dtype: torch.dtype) -> None:
             assert content_key(other.detach().numpy()) == content_key(tensor), layout
 
 
-def test_expanded_reversed_and_lazily_changed_inputs_are_hashed_by_their_values() -> None:
+def test_content_key_of_expanded_reversed_and_conjugated_views_is_by_value() -> None:
     row = torch.arange(5.0)
     assert content_key(row.expand(3, 5)) == content_key(row.repeat(3, 1))
     array = np.arange(12.0).reshape(3, 4)
@@ -173,14 +173,14 @@ def test_expanded_reversed_and_lazily_changed_inputs_are_hashed_by_their_values(
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (1, 1, 1)])
-def test_scalars_and_empty_arrays_have_one_key_in_both_libraries(shape: tuple[int, ...]) -> None:
+def test_content_key_of_scalars_and_empty_arrays_agrees_in_numpy_and_torch(shape: tuple[int, ...]) -> None:
     assert content_key(np.ones(shape, np.float32)) == content_key(torch.ones(shape))
 
 
 @pytest.mark.parametrize(
     "shape", [(3, 700_000), (700_000, 3), (5, 7, 60_000), (1, 2_100_000), (2_100_000,), (1, 1, 2_100_000)]
 )
-def test_large_strided_inputs_are_hashed_as_one_stream(shape: tuple[int, ...]) -> None:
+def test_content_key_of_a_large_strided_input_equals_the_contiguous_one(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 255, (*shape[:-1], 2 * shape[-1]), np.uint8)
     expected = content_key(np.ascontiguousarray(array[..., ::2]))
     assert content_key(array[..., ::2]) == expected
@@ -196,14 +196,14 @@ def test_large_strided_inputs_are_hashed_as_one_stream(shape: tuple[int, ...]) -
     [np.zeros((4000, 2000), np.uint8)[:, ::2], np.zeros((1000, 1000), ">f4")],
     ids=["strided", "swapped"],
 )
-def test_a_large_input_that_needs_a_copy_is_not_copied_whole(array: np.ndarray) -> None:
+def test_blocks_of_a_large_array_that_needs_a_copy_have_at_most_block_bytes(array: np.ndarray) -> None:
     blocks = list(content._blocks(array))
     assert sum(len(block) for block in blocks) == 4_000_000
     assert max(len(block) for block in blocks) <= content._BLOCK_BYTES
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_threads_make_no_difference(algorithm: str, num_threads: int) -> None:
+def test_content_key_does_not_depend_on_num_threads(algorithm: str, num_threads: int) -> None:
     small, large = np.arange(10.0), np.arange(300_000.0).reshape(500, 600)
     for feature in (small, large, large[::-1, ::2], large.tobytes(), [large[:100], (large.tobytes(), small)]):
         assert content_key(feature, num_threads=num_threads) == content_key(feature)
@@ -214,11 +214,13 @@ def test_threads_make_no_difference(algorithm: str, num_threads: int) -> None:
     [(content._THREADED_BYTES - 1, 1), (content._THREADED_BYTES, 3)],
     ids=["small", "large"],
 )
-def test_only_what_is_large_starts_threads(monkeypatch: pytest.MonkeyPatch, size: int, threads: int) -> None:
-    asked = []
+def test_content_key_uses_threads_only_for_features_of_1_mib_or_more(
+    monkeypatch: pytest.MonkeyPatch, size: int, threads: int
+) -> None:
+    requested = []
 
     def new_hash(num_threads: int) -> Any:
-        asked.append(num_threads)
+        requested.append(num_threads)
         return blake3.blake3()
 
     monkeypatch.setattr(content, "_new_hash", new_hash)
@@ -230,19 +232,24 @@ def test_only_what_is_large_starts_threads(monkeypatch: pytest.MonkeyPatch, size
     ):
         content_key(feature, num_threads=3)
         content_key([feature[:9], (feature[9:],)], num_threads=3)
-    assert asked == [threads] * 8
+    assert requested == [threads] * 8
 
 
-def test_a_contiguous_input_is_not_copied_at_all() -> None:
+def test_blocks_of_a_contiguous_array_are_one_view() -> None:
     array = np.zeros((1500, 1000), np.float32)
     [block] = content._blocks(array)
     assert np.shares_memory(block, array)
 
 
-def test_bytes_of_a_file_are_one_in_whatever_holds_them() -> None:
+def test_content_key_of_bytes_does_not_depend_on_the_buffer_type() -> None:
     data = bytes(range(256)) * 20
-    for held in (bytearray(data), memoryview(data), memoryview(bytearray(data)), memoryview(data).cast("b")):
-        assert content_key(held) == content_key(data)
+    for buffer in (
+        bytearray(data),
+        memoryview(data),
+        memoryview(bytearray(data)),
+        memoryview(data).cast("b"),
+    ):
+        assert content_key(buffer) == content_key(data)
     doubled = bytes(byte for byte in data for _ in range(2))
     assert content_key(memoryview(doubled)[::2]) == content_key(data)
     assert content_key(memoryview((ctypes.c_ubyte * 4)(1, 2, 3, 4))) == content_key(bytes([1, 2, 3, 4]))
@@ -263,11 +270,11 @@ EQUAL_EXTRAS: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("one", "other"), EQUAL_EXTRAS)
-def test_extra_is_compared_by_what_it_means(one: Any, other: Any) -> None:
+def test_content_key_of_equivalent_extras_is_equal(one: Any, other: Any) -> None:
     assert content_key(b"", extra=one) == content_key(b"", extra=other)
 
 
-def test_lists_and_tuples_of_features_are_one() -> None:
+def test_content_key_of_a_list_equals_that_of_a_tuple() -> None:
     assert content_key([BASE, (b"a", BASE)]) == content_key((torch.from_numpy(BASE), [b"a", BASE]))
 
 
@@ -279,7 +286,7 @@ extra_values = st.recursive(
 
 
 def canonical(value: Any) -> Any:
-    """A value that is equal exactly where two extras mean the same."""
+    """Return a value that compares equal exactly if two extras are equivalent."""
     if isinstance(value, float):
         return ("float", "nan" if math.isnan(value) else struct.pack("<d", value))
     if isinstance(value, list):
@@ -291,26 +298,30 @@ def canonical(value: Any) -> Any:
 
 @settings(deadline=None)
 @given(extra_values, extra_values)
-def test_extras_share_a_key_exactly_if_they_mean_the_same(one: Any, other: Any) -> None:
+def test_content_key_is_equal_exactly_for_equivalent_extras(one: Any, other: Any) -> None:
     same = canonical(one) == canonical(other)
     assert (content_key(b"", extra=one) == content_key(b"", extra=other)) == same
 
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=3), max_size=4), st.lists(st.binary(max_size=3), max_size=4))
-def test_no_cut_of_the_same_bytes_shares_a_key(one: list[bytes], other: list[bytes]) -> None:
+def test_content_key_of_a_list_depends_on_the_boundaries_of_its_parts(
+    one: list[bytes], other: list[bytes]
+) -> None:
     assert (content_key(one) == content_key(other)) == (one == other)
     assert (content_key(b"", extra=one) == content_key(b"", extra=other)) == (one == other)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4))
-def test_namespace_and_feature_are_cut_apart(space: bytes, data: bytes, other: bytes, rest: bytes) -> None:
+def test_content_key_depends_on_the_boundary_of_namespace_and_feature(
+    space: bytes, data: bytes, other: bytes, rest: bytes
+) -> None:
     same = (space, data) == (other, rest)
     assert (content_key(data, namespace=space) == content_key(rest, namespace=other)) == same
 
 
-# Refusals
+# Unsupported arguments
 
 
 class Image:
@@ -343,7 +354,7 @@ class Image:
         ),
     ],
 )
-def test_a_feature_of_another_type_is_an_error(feature: Any, match: str) -> None:
+def test_content_key_of_an_unsupported_feature_is_a_type_error(feature: Any, match: str) -> None:
     with pytest.raises(TypeError, match=match):
         content_key(feature)
 
@@ -361,13 +372,13 @@ def test_a_feature_of_another_type_is_an_error(feature: Any, match: str) -> None
         ([np.array(["x"])], r"extra\[0\] is a ndarray of dtype <U1"),
     ],
 )
-def test_an_extra_of_another_type_is_an_error_that_says_where(extra: Any, match: str) -> None:
+def test_content_key_of_an_unsupported_extra_names_its_position(extra: Any, match: str) -> None:
     with pytest.raises(TypeError, match=match):
         content_key(b"", extra=extra)
 
 
 @pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace("m")])
-def test_a_namespace_that_is_not_bytes_is_an_error(namespace: Any) -> None:
+def test_content_key_with_a_namespace_that_is_not_bytes_is_a_type_error(namespace: Any) -> None:
     with pytest.raises(TypeError, match=r"namespace must be bytes, such as .*, it is"):
         content_key(b"", namespace=namespace)
 
@@ -380,7 +391,9 @@ def test_a_namespace_that_is_not_bytes_is_an_error(namespace: Any) -> None:
         (2.0, TypeError, "num_threads must be an int, it is 2.0 of type float"),
     ],
 )
-def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exception], match: str) -> None:
+def test_content_key_with_invalid_num_threads_raises(
+    num_threads: Any, error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         content_key(b"", num_threads=num_threads)
 
@@ -393,7 +406,7 @@ def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exc
         (bytes(31), ValueError, "name has 31 bytes, it must have 32"),
     ],
 )
-def test_a_key_is_32_bytes(key: Any, error: type[Exception], match: str) -> None:
+def test_check_key_accepts_32_bytes_only(key: Any, error: type[Exception], match: str) -> None:
     content.check_key(content_key(b""))
     with pytest.raises(error, match=match):
         content.check_key(key, "name")
@@ -412,7 +425,7 @@ FIELDS: dict[str, list[Any]] = {
 }
 
 
-def test_every_field_of_a_namespace_counts_and_none_can_stand_for_another(algorithm: str) -> None:
+def test_namespace_digest_depends_on_every_field_and_its_name(algorithm: str) -> None:
     seen = {}
     for first, second in itertools.combinations(FIELDS, 2):
         for one, two in itertools.product(FIELDS[first], FIELDS[second]):
@@ -423,7 +436,7 @@ def test_every_field_of_a_namespace_counts_and_none_can_stand_for_another(algori
     assert len(seen) > 50
 
 
-def test_tenants_share_keys_only_if_they_share_a_name() -> None:
+def test_content_key_is_shared_by_equal_tenants_only() -> None:
     one, same, other = (Namespace("m", tenant=tenant).digest() for tenant in ("a", "a", "b"))
     assert content_key(BASE, namespace=one) == content_key(BASE, namespace=same)
     assert content_key(BASE, namespace=one) != content_key(BASE, namespace=other)
@@ -440,7 +453,9 @@ def test_tenants_share_keys_only_if_they_share_a_name() -> None:
         ({"model": "m", "epoch": -1}, ValueError, "Namespace.epoch is -1, it must be at least 0"),
     ],
 )
-def test_a_wrong_field_is_an_error(fields: dict[str, Any], error: type[Exception], match: str) -> None:
+def test_namespace_with_an_invalid_field_raises(
+    fields: dict[str, Any], error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         Namespace(**fields)
 
@@ -479,11 +494,11 @@ def golden_calls() -> dict[str, bytes]:
     }
 
 
-def test_keys_are_the_same_in_every_release(algorithm: str) -> None:
+def test_content_key_equals_the_golden_keys(algorithm: str) -> None:
     assert {name: key.hex() for name, key in golden_calls().items()} == GOLDEN[algorithm]
 
 
-def test_keys_are_the_same_in_every_process() -> None:
+def test_content_key_is_equal_in_every_process() -> None:
     script = "from vitcache.keys.content import *; print(content_key(b'x', extra={'b': 1, 'a': [2.0]}).hex())"
     expected = content_key(b"x", extra={"a": [2.0], "b": 1}).hex()
     for seed in ("0", "1"):
@@ -498,7 +513,7 @@ def test_keys_are_the_same_in_every_process() -> None:
         assert result.stdout.strip() == expected
 
 
-def test_without_blake3_keys_are_sha256(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_key_without_blake3_uses_sha256(monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "import sys; sys.modules['blake3'] = None\n"
         "from vitcache.keys import content; print(content.ALGORITHM, content.content_key(b'vitcache').hex())"

@@ -1,4 +1,4 @@
-"""Keys from threads: the same keys, in any number at once, and no way to lose a failure or hang."""
+"""`KeyThreads`: keys, modes and streams of a submitted item, failures, cancellation, fork and exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import vitcache.keys.threads
 from vitcache import KeyThreads, content_key
 from vitcache.keys.threads import KeyedFeature
 
-SECONDS = 60  # after which a test that hangs has failed
+SECONDS = 60  # limit of each wait: a test that hangs then fails
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def threads() -> Iterator[KeyThreads]:
 
 
 class Gate:
-    """A callable feature that is loading until it is opened."""
+    """A callable feature. A call blocks until `opened` is set."""
 
     def __init__(self, feature: Any = b"gate") -> None:
         self.feature = feature
@@ -44,7 +44,7 @@ class Gate:
         return self.feature
 
 
-def test_keys_are_those_of_content_key_in_the_order_of_submission(threads: KeyThreads) -> None:
+def test_key_threads_keys_equal_those_of_content_key(threads: KeyThreads) -> None:
     features = [b"a", np.arange(12.0), torch.ones(3).bfloat16(), [b"a", np.ones(2)], torch.rand(600, 700)]
     options = {"namespace": b"n", "extra": {"grid": [1, 2]}}
     futures = [threads.submit(feature, **options) for feature in features]
@@ -54,7 +54,7 @@ def test_keys_are_those_of_content_key_in_the_order_of_submission(threads: KeyTh
         assert loaded is feature
 
 
-def test_a_callable_is_called_once_on_a_thread_and_its_feature_comes_back(threads: KeyThreads) -> None:
+def test_key_threads_call_a_callable_once_and_return_its_feature(threads: KeyThreads) -> None:
     feature, callers = np.arange(5.0), []
 
     def load() -> np.ndarray:
@@ -68,7 +68,7 @@ def test_a_callable_is_called_once_on_a_thread_and_its_feature_comes_back(thread
     assert callers[0] is not threading.current_thread()
 
 
-def test_a_callable_runs_in_the_modes_of_who_submits_it(threads: KeyThreads) -> None:
+def test_key_threads_run_a_callable_in_the_modes_of_the_submitter(threads: KeyThreads) -> None:
     def load() -> torch.Tensor:
         modes.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
         return torch.ones(2)
@@ -80,7 +80,7 @@ def test_a_callable_runs_in_the_modes_of_who_submits_it(threads: KeyThreads) -> 
     assert modes == [(True, True), (False, False)]
 
 
-def test_as_many_features_load_at_once_as_there_are_threads(threads: KeyThreads) -> None:
+def test_key_threads_load_num_threads_features_at_once(threads: KeyThreads) -> None:
     gates = [Gate() for _ in range(3)]
     futures = [threads.submit(gate) for gate in gates]
     assert gates[0].entered.wait(SECONDS)
@@ -94,23 +94,23 @@ def test_as_many_features_load_at_once_as_there_are_threads(threads: KeyThreads)
     assert {future.result(SECONDS).key for future in futures} == {content_key(b"gate")}
 
 
-def test_a_failure_reaches_who_waits_for_it_and_nobody_else(threads: KeyThreads) -> None:
-    error = OSError("no such picture")
+def test_key_threads_failed_item_raises_in_its_own_future_only(threads: KeyThreads) -> None:
+    error = OSError("cannot read the file")
 
     def load() -> Any:
         raise error
 
-    failing = [threads.submit(load), threads.submit("photo.jpg"), threads.submit(b"", namespace="n")]  # type: ignore[arg-type]
-    fine = threads.submit(b"a")
-    assert failing[0].exception(SECONDS) is error
-    for future, match in zip(failing[1:], ("feature must be", "namespace must be bytes"), strict=True):
+    failed = [threads.submit(load), threads.submit("photo.jpg"), threads.submit(b"", namespace="n")]  # type: ignore[arg-type]
+    healthy = threads.submit(b"a")
+    assert failed[0].exception(SECONDS) is error
+    for future, match in zip(failed[1:], ("feature must be", "namespace must be bytes"), strict=True):
         with pytest.raises(TypeError, match=match):
             future.result(SECONDS)
-    assert fine.result(SECONDS).key == content_key(b"a")
+    assert healthy.result(SECONDS).key == content_key(b"a")
 
 
-def test_few_items_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, shares, finished = Gate(), [], threading.Semaphore(0)
+def test_key_threads_divide_the_hash_threads_among_few_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, shares, completed = Gate(), [], threading.Semaphore(0)
 
     def record(feature: Any, *, num_threads: int, **options: Any) -> bytes:
         shares.append(num_threads)
@@ -122,23 +122,23 @@ def test_few_items_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         for step in ([4, 2, 1, 1, 1, 1], [4], [4, 2]):
             futures = [threads.submit(number) for number in range(len(step))]
             for future in futures:
-                future.add_done_callback(lambda _: finished.release())
+                future.add_done_callback(lambda _: completed.release())
             gate.opened.set()
             for _ in futures:
-                assert finished.acquire(timeout=SECONDS)
+                assert completed.acquire(timeout=SECONDS)
             assert sorted(shares) == sorted(step)
             gate.opened.clear()
             shares.clear()
 
 
-def test_closing_cancels_what_waits_and_finishes_what_runs() -> None:
+def test_key_threads_close_cancels_queued_items_and_finishes_running_ones() -> None:
     threads, gate = KeyThreads(1), Gate()
-    running, waiting = threads.submit(gate), threads.submit(b"a")
+    running, queued = threads.submit(gate), threads.submit(b"a")
     assert gate.entered.wait(SECONDS)
     closer = threading.Thread(target=threads.close)
     closer.start()
     with pytest.raises(CancelledError):
-        waiting.result(SECONDS)
+        queued.result(SECONDS)
     assert not running.done()
     gate.opened.set()
     assert running.result(SECONDS).key == content_key(b"gate")
@@ -148,18 +148,18 @@ def test_closing_cancels_what_waits_and_finishes_what_runs() -> None:
         threads.submit(b"a")
 
 
-def test_an_item_can_be_cancelled_until_a_thread_takes_it() -> None:
+def test_key_threads_item_can_be_cancelled_until_a_thread_starts_it() -> None:
     with KeyThreads(1) as threads:
-        gate, never = Gate(), Gate()
-        running, waiting = threads.submit(gate), threads.submit(never)
+        gate, cancelled = Gate(), Gate()
+        running, queued = threads.submit(gate), threads.submit(cancelled)
         assert gate.entered.wait(SECONDS)
-        assert waiting.cancel()
+        assert queued.cancel()
         assert not running.cancel()
         gate.opened.set()
-    assert not never.calls
+    assert not cancelled.calls
 
 
-def test_nothing_is_left_of_threads_that_were_dropped() -> None:
+def test_key_threads_end_their_workers_when_garbage_collected() -> None:
     threads = KeyThreads(2)
     threads.submit(b"a").result(SECONDS)
     workers = threads._executor._threads
@@ -170,7 +170,7 @@ def test_nothing_is_left_of_threads_that_were_dropped() -> None:
         assert not worker.is_alive()
 
 
-def test_a_forked_child_is_refused_and_ends(threads: KeyThreads) -> None:
+def test_key_threads_submit_in_a_forked_child_raises_and_close_returns(threads: KeyThreads) -> None:
     threads.submit(b"a").result(SECONDS)
     read, write = os.pipe()
     child = os.fork()
@@ -183,13 +183,13 @@ def test_a_forked_child_is_refused_and_ends(threads: KeyThreads) -> None:
         os._exit(0)
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0
-    said = os.read(read, 1000).decode()
+    message = os.read(read, 1000).decode()
     os.close(read)
-    assert said == f"the threads belong to process {os.getpid()}, this is process {child}"
+    assert message == f"the threads belong to process {os.getpid()}, this is process {child}"
 
 
 @pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "import os; os.fork() or sys.exit(); os.wait()"])
-def test_the_interpreter_ends_with_keys_under_way(last: str) -> None:
+def test_key_threads_with_queued_items_let_the_interpreter_exit(last: str) -> None:
     code = (
         "import sys, vitcache\n"
         "threads = vitcache.KeyThreads(1)\n"
@@ -202,7 +202,7 @@ def test_the_interpreter_ends_with_keys_under_way(last: str) -> None:
 
 
 class FakeCuda:
-    """Two devices with a current stream each, of which threads keep their own."""
+    """Devices with a current stream each. `entered` lists the streams that a thread has made current."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, current: int, streams: list[str]) -> None:
         self.entered: list[str] = []
@@ -241,7 +241,7 @@ class FakeStream:
         (1, ["default", "side"], ["side 1"]),
     ],
 )
-def test_an_item_sees_the_streams_of_who_submits_it(
+def test_key_threads_run_an_item_on_the_streams_of_the_submitter(
     monkeypatch: pytest.MonkeyPatch,
     threads: KeyThreads,
     current: int,
@@ -249,26 +249,26 @@ def test_an_item_sees_the_streams_of_who_submits_it(
     expected: list[str],
 ) -> None:
     cuda = FakeCuda(monkeypatch, current=current, streams=streams)
-    seen: list[str] = []
+    entered: list[str] = []
 
     def load() -> bytes:
-        seen.extend(cuda.entered)
+        entered.extend(cuda.entered)
         return b"a"
 
     threads.submit(load).result(SECONDS)
-    assert seen == expected
+    assert entered == expected
     assert not cuda.entered
 
 
 @pytest.mark.parametrize(
     ("num_threads", "error"), [(0, ValueError), (True, TypeError), (1.5, TypeError), ("2", TypeError)]
 )
-def test_a_wrong_number_of_threads_is_an_error(num_threads: Any, error: type[Exception]) -> None:
+def test_key_threads_with_invalid_num_threads_raise(num_threads: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="num_threads"):
         KeyThreads(num_threads)
 
 
-def test_the_default_is_bounded_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_threads_default_number_is_at_most_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, expected in ((1, 1), (3, 3), (64, 4)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         with KeyThreads() as threads:
