@@ -175,6 +175,6 @@ def _replace(policy: Policy, keys: Iterator[bytes]) -> None:
     """Do what the cache does for a miss, where one entry makes room for another."""
     for key in islice(keys, OPERATIONS):
         victim = next(iter(policy.victims()))
-        policy.is_kept(victim)
+        policy.is_worth_copy(victim)
         policy.evict(victim)
         policy.insert(key, 8, 30.0)

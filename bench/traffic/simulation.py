@@ -64,7 +64,7 @@ class Tier:
         The last to go comes first. `in_order`: a policy, which learns from it, sees the first one go first.
         """
         victims = self._victims(pages - self.num_free)
-        kept = [(victim, self._pages[victim]) for victim in victims if self._policy.is_kept(victim)]
+        kept = [(victim, self._pages[victim]) for victim in victims if self._policy.is_worth_copy(victim)]
         for victim in reversed(victims) if in_order else victims:
             self._policy.evict(victim)
             self.num_free += self._pages.pop(victim)

@@ -59,7 +59,7 @@ def test_one_bit_that_changed_makes_a_miss_of_the_entry(
     assert (stats.host, stats.host_bytes) == (before.host, 0)
     [record] = caplog.records
     assert (record.name, record.levelno) == ("vitcache.cache", logging.ERROR)
-    assert "4 rows in the host tier are not those that came there" in record.message
+    assert "4 rows in the host tier have changed" in record.message
     cache.check_integrity()
     assert cache.put(KEYS[0], make_rows(2, 5.0))
     assert torch.equal(read(cache, KEYS[0]), make_rows(2, 5.0))

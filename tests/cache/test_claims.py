@@ -51,7 +51,7 @@ def test_a_forgotten_claim_is_given_back() -> None:
 
 
 def test_nobody_waits_for_a_claim_of_his_own() -> None:
-    with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="the caller's own"):
+    with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="this claim is the owner's"):
         claim.wait()
 
 

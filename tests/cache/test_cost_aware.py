@@ -50,17 +50,17 @@ def test_a_new_key_is_worth_as_much_as_others_only_where_new_keys_are_hit() -> N
     policy.touch(KEYS[0])
     policy.insert(KEYS[1], 1, 1.9)
     assert next(policy.victims()) == KEYS[1]
-    assert not policy.is_kept(KEYS[1])
+    assert not policy.is_worth_copy(KEYS[1])
     for number in range(4 * LEARNED_FROM):
         policy.insert(counter(number), 1, 100.0)
         policy.touch(counter(number))
-    assert policy.is_kept(KEYS[1])
+    assert policy.is_worth_copy(KEYS[1])
     policy.insert(KEYS[2], 1, 1.9)
     victims = list(policy.victims())
     assert victims.index(KEYS[2]) > victims.index(KEYS[0])
     for number in range(4 * LEARNED_FROM):
         policy.insert(counter(10_000 + number), 1, 100.0)
-    assert not policy.is_kept(KEYS[2])
+    assert not policy.is_worth_copy(KEYS[2])
 
 
 @pytest.mark.parametrize("cost", [0.0, 5e-324, 1.7e308])
@@ -80,4 +80,4 @@ def test_a_policy_of_millions_of_hits_keeps_few_classes() -> None:
     for number in range(100_000):
         policy.touch(counter(number % 50))
     assert len(policy._classes) < 50
-    assert policy._numbers == sorted(policy._classes)
+    assert policy._class_numbers == sorted(policy._classes)

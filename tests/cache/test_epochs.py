@@ -126,7 +126,7 @@ def test_rows_that_a_thread_encoded_before_an_end_are_not_admitted_after_it(
     assert admitted == [False]
     assert present(cache) == [2]
     assert cache.stats() == dataclasses.replace(before, rejections=1)
-    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
+    assert "the rows are of epoch 0, the cache is in epoch 1" in caplog.text
     cache.check_integrity()
 
 

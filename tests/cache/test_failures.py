@@ -190,10 +190,11 @@ def test_a_put_that_is_overtaken_by_an_end_is_not_admitted(
     cache = make_cache(1, 1)
     cache.put(KEYS[0], make_rows(1, 0.0))
     assert put_and_meanwhile(cache, KEYS[1], make_rows(1, 1.0), lambda: end(cache)) is False
-    assert "put of 2 rows refused: they take 32 bytes, the device tier has 32, 32 of them to be had; " in (
-        caplog.text
-    )
-    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
+    assert (
+        "put of 2 rows rejected: they need 32 bytes; the device tier has 32 bytes, 32 of them free or "
+        "evictable; "
+    ) in caplog.text
+    assert "the rows are of epoch 0, the cache is in epoch 1" in caplog.text
     if end is EmbeddingCache.close:
         return
     cache.check_integrity()

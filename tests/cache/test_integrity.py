@@ -31,11 +31,11 @@ def miscount_leases(cache: EmbeddingCache) -> None:
 
 
 def miscount_leased_pages(cache: EmbeddingCache) -> None:
-    inspect(cache).device_pool.leased += 1
+    inspect(cache).device_pool.leased_pages += 1
 
 
 def miscount_flights(cache: EmbeddingCache) -> None:
-    inspect(cache).device_pool.in_flight += 1
+    inspect(cache).device_pool.pending_pages += 1
 
 
 def miscount_evictions(cache: EmbeddingCache) -> None:
@@ -59,22 +59,22 @@ def cut_an_entry_short(cache: EmbeddingCache) -> None:
 
 def move_in_no_flight(cache: EmbeddingCache) -> None:
     entry = inspect(cache).entry(KEYS[0])
-    inspect(cache).moving[entry.key] = Demotion(entry, inspect(cache).host_pool, ())
+    inspect(cache).pending_demotions[entry.key] = Demotion(entry, inspect(cache).host_pool, ())
 
 
 @pytest.mark.parametrize(
     ("tamper", "match"),
     [
-        (lose_a_page, r"device pages \[2\] do not have one owner each"),
-        (share_a_page, r"device pages \[0\] do not have one owner each"),
-        (miscount_leases, "leases: counted 1, booked 0"),
-        (miscount_leased_pages, "leased device pages: counted 0, booked 1"),
-        (miscount_flights, "device pages in flight: counted 0, booked 1"),
-        (miscount_evictions, "entries: counted 1, booked 0"),
-        (forget_an_entry, "keys of the device tier's policy"),
-        (drop_without_lease, "dropped entries: counted 0, booked 1"),
-        (move_in_no_flight, "moves in no flight: counted 0, booked 1"),
-        (cut_an_entry_short, "pages of an entry: counted 1, booked 2"),
+        (lose_a_page, r"device pages \[2\] do not have exactly one owner"),
+        (share_a_page, r"device pages \[0\] do not have exactly one owner"),
+        (miscount_leases, "leases: expected 1, recorded 0"),
+        (miscount_leased_pages, "leased device pages: expected 0, recorded 1"),
+        (miscount_flights, "pending device pages: expected 0, recorded 1"),
+        (miscount_evictions, "entries: expected 1, recorded 0"),
+        (forget_an_entry, "keys in the policy of the device tier"),
+        (drop_without_lease, "dropped entries that wait for a release: expected 0, recorded 1"),
+        (move_in_no_flight, "demotions without a pending write: expected 0, recorded 1"),
+        (cut_an_entry_short, "pages of an entry: expected 1, recorded 2"),
     ],
 )
 def test_check_integrity_finds_what_does_not_agree(

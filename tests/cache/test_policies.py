@@ -41,7 +41,7 @@ class Cache:
     def put(self, key: bytes, pages: int = 1) -> None:
         while self.free < pages:
             victim = next(iter(self.policy.victims()))
-            if self.policy.is_kept(victim):
+            if self.policy.is_worth_copy(victim):
                 self.written.append(victim)
             self.policy.evict(victim)
             self.free += self.pages.pop(victim)
@@ -77,7 +77,7 @@ def test_victims_are_exactly_the_keys_that_are_there_each_once(
             policy.remove(key)
             present.remove(key)
         elif action == "evict" and key in present:
-            assert policy.is_kept(key) in (True, False)
+            assert policy.is_worth_copy(key) in (True, False)
             policy.evict(key)  # not always the first: that may be leased
             present.remove(key)
         assert sorted(policy.victims()) == sorted(present)
@@ -106,7 +106,7 @@ def test_a_key_that_was_removed_has_left_no_trace(
             other.touch(key)
     for one in (policy, other):
         one.insert(KEYS[0], pages, 1.0)
-    assert policy.is_kept(KEYS[0]) == other.is_kept(KEYS[0])
+    assert policy.is_worth_copy(KEYS[0]) == other.is_worth_copy(KEYS[0])
     assert list(policy.victims()) == list(other.victims())
 
 
@@ -178,7 +178,7 @@ def test_what_comes_back_after_it_was_evicted_is_kept(name: str) -> None:
     for number in range(CAPACITY + 20):
         cache.put(counter(number))
     cache.put(counter(0))
-    assert cache.policy.is_kept(counter(0))
+    assert cache.policy.is_worth_copy(counter(0))
     for number in range(1000, 1000 + 2 * CAPACITY):
         cache.put(counter(number))
     assert counter(0) in cache.pages

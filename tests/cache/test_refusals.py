@@ -27,8 +27,8 @@ def test_an_oversize_put_is_refused_and_evicts_nothing(caplog: pytest.LogCapture
     [record] = caplog.records
     assert (record.name, record.levelno) == ("vitcache.cache", logging.WARNING)
     assert record.message == (
-        "put of 6 rows refused: they take 96 bytes, the device tier has 64, 64 of them to be had; "
-        "raise device_bytes"
+        "put of 6 rows rejected: they need 96 bytes; the device tier has 64 bytes, 64 of them free or "
+        "evictable; raise device_bytes"
     )
 
 
@@ -41,7 +41,7 @@ def test_a_put_that_only_leases_keep_out_is_refused_and_evicts_nothing(
     leases = [cache.get(KEYS[number]) for number in (1, 3)]
     assert cache.put(KEYS[5], make_rows(3)) is False
     assert present(cache) == [0, 1, 2, 3]
-    assert "they take 96 bytes, the device tier has 128, 64 of them to be had; " in caplog.text
+    assert "they need 96 bytes; the device tier has 128 bytes, 64 of them free or evictable; " in caplog.text
     assert "raise device_bytes or release leases" in caplog.text
     leases[0].release()
     assert cache.put(KEYS[5], make_rows(3)) is True

@@ -56,8 +56,8 @@ def test_what_left_the_small_queue_is_forgotten_after_as_many_as_are_here() -> N
     for number in range(3, 8):
         policy.evict(KEYS[number - 3])
         policy.insert(KEYS[number], 1, 1.0)
-    assert not policy.is_kept(KEYS[7])
+    assert not policy.is_worth_copy(KEYS[7])
     policy.insert(KEYS[0], 1, 1.0)
-    assert not policy.is_kept(KEYS[0])
+    assert not policy.is_worth_copy(KEYS[0])
     policy.insert(KEYS[4], 1, 1.0)
-    assert policy.is_kept(KEYS[4])
+    assert policy.is_worth_copy(KEYS[4])

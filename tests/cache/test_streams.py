@@ -94,8 +94,8 @@ def forget_the_writer(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_fences_of_free_pages(patch: pytest.MonkeyPatch) -> None:
-    take = PagePool.take
-    patch.setattr(PagePool, "take", lambda self, count: (take(self, count)[0], set()))
+    take = PagePool.allocate
+    patch.setattr(PagePool, "allocate", lambda self, count: (take(self, count)[0], set()))
 
 
 def read_without_use(patch: pytest.MonkeyPatch) -> None:
@@ -113,14 +113,14 @@ def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
 
 
 def fence_before_the_copy(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger.finish
+    finish = Ledger.finish_write
 
     def too_early(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
         if fence.event is not None:
             fence.event.clock.clear()
         return finish(ledger, pending, fence, failed=failed)
 
-    patch.setattr(Ledger, "finish", too_early)
+    patch.setattr(Ledger, "finish_write", too_early)
 
 
 def copy_without_a_wait(patch: pytest.MonkeyPatch) -> None:
@@ -134,13 +134,13 @@ def write_or_read_before_the_copy(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger.finish
+    finish = Ledger.finish_write
 
     def forget(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
         pending.copies.fences = set()
         return finish(ledger, pending, fence, failed=failed)
 
-    patch.setattr(Ledger, "finish", forget)
+    patch.setattr(Ledger, "finish_write", forget)
 
 
 def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:

@@ -34,35 +34,35 @@ def test_memory_is_exactly_the_pages(tier: str) -> None:
 
 def test_every_page_is_taken_once_and_the_first_ones_first() -> None:
     pool = make_pool(5)
-    assert pool.take(2)[0] == (0, 1)
-    assert pool.take(0)[0] == ()
-    assert pool.take(3)[0] == (2, 3, 4)
+    assert pool.allocate(2)[0] == (0, 1)
+    assert pool.allocate(0)[0] == ()
+    assert pool.allocate(3)[0] == (2, 3, 4)
     assert pool.num_free == 0
 
 
 def test_pages_that_were_given_back_are_taken_in_the_same_order() -> None:
     pool = make_pool(4)
-    pages, _ = pool.take(3)
-    pool.give_back(pages, ())
-    assert pool.take(3)[0] == pages
+    pages, _ = pool.allocate(3)
+    pool.free(pages, ())
+    assert pool.allocate(3)[0] == pages
 
 
 def test_pages_carry_their_fences_until_they_are_taken_once() -> None:
     pool = make_pool(4)
     first, second = Fence("a", "first"), Fence("b", "second")
-    pages, fences = pool.take(4)
+    pages, fences = pool.allocate(4)
     assert fences == set()
-    pool.give_back(pages[:2], (first, second))
-    pool.give_back(pages[2:], (second,))
-    assert pool.take(2) == (pages[2:], {second})
-    assert pool.take(2) == (pages[:2], {first, second})
-    pool.give_back(pages, ())
-    assert pool.take(4)[1] == set()
+    pool.free(pages[:2], (first, second))
+    pool.free(pages[2:], (second,))
+    assert pool.allocate(2) == (pages[2:], {second})
+    assert pool.allocate(2) == (pages[:2], {first, second})
+    pool.free(pages, ())
+    assert pool.allocate(4)[1] == set()
 
 
 def test_available_pages_are_neither_leased_nor_in_flight() -> None:
     pool = make_pool(8)
-    pool.leased, pool.in_flight = 3, 2
+    pool.leased_pages, pool.pending_pages = 3, 2
     assert pool.num_available == 3
 
 
@@ -158,9 +158,9 @@ def test_random_taking_and_giving_back_never_hands_out_a_page_twice() -> None:
     pool, held = make_pool(16), []
     for _ in range(500):
         if rng.random() < 0.5:
-            held.append(pool.take(rng.randint(0, pool.num_free))[0])
+            held.append(pool.allocate(rng.randint(0, pool.num_free))[0])
         elif held:
-            pool.give_back(held.pop(rng.randrange(len(held))), ())
+            pool.free(held.pop(rng.randrange(len(held))), ())
         pages = [page for pages in held for page in pages] + pool.free_pages
         assert sorted(pages) == list(range(16))
 

@@ -83,7 +83,7 @@ def test_rows_of_an_earlier_epoch_are_not_entered(caplog: pytest.LogCaptureFixtu
         reservation.write(make_rows(2, WIDTH, torch.float32))
         cache.advance_epoch()
         assert not reservation.commit()
-    assert "they are of epoch 0, the cache is in epoch 1" in caplog.text
+    assert "the rows are of epoch 0, the cache is in epoch 1" in caplog.text
     assert cache.reserve(KEY, 2, epoch=0) is None
     closed = reserve(cache, 2)
     cache.close()
@@ -100,7 +100,7 @@ def test_bad_numbers_are_named() -> None:
         cache.reserve(b"key", 1)
     with (
         reserve(cache, 3) as reservation,
-        pytest.raises(ValueError, match="there are 2 rows, room is reserved for 3"),
+        pytest.raises(ValueError, match="rows has 2 rows, it must have 3, as reserved"),
     ):
         reservation.write(make_rows(2, WIDTH, torch.float32))
     cache.check_integrity()

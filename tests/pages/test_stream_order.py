@@ -13,7 +13,7 @@ from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue, use_all
 from vitcache.pages.pending import PendingCopies, PendingWrite
 from vitcache.pages.pool import PagePool
-from vitcache.pages.reservation import Abandoned, Outcome, Reservation, join
+from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, join
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def pool() -> PagePool:
 
 
 def make_lease(notes: Notes, pool: PagePool) -> Lease:
-    pages, _ = pool.take(2)
+    pages, _ = pool.allocate(2)
     entry = Entry(b"k" * 32, 3, 1.0, pool, pages, WRITTEN)
     return Lease([entry], CacheHandle(CPU, notes, notes.releases))  # type: ignore[arg-type]
 
@@ -113,9 +113,9 @@ class Finished:
     def __init__(self) -> None:
         self.calls: list[tuple[Fence | None, bool]] = []
 
-    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
+    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> WriteResult:
         self.calls.append((fence, failed))
-        return Outcome(not failed, 0, 0)
+        return WriteResult(not failed, 0, 0)
 
 
 ROOM = Fence("copies", "room")
@@ -128,9 +128,9 @@ def finished() -> Finished:
 
 @pytest.fixture
 def reservation(notes: Notes, pool: PagePool, finished: Finished) -> Reservation:
-    pages, _ = pool.take(2)
+    pages, _ = pool.allocate(2)
     pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {ROOM}))
-    forgotten: deque[Abandoned] = deque()
+    forgotten: deque[AbandonedWrite] = deque()
     return Reservation(pending, CPU, notes, finished, forgotten)  # type: ignore[arg-type]
 
 
@@ -178,9 +178,9 @@ def test_a_cancel_frees_the_pages_behind_what_was_written(
 def test_a_forgotten_reservation_is_left_with_the_streams_that_wrote(
     notes: Notes, pool: PagePool, finished: Finished
 ) -> None:
-    pages, _ = pool.take(2)
+    pages, _ = pool.allocate(2)
     pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {ROOM}))
-    forgotten: deque[Abandoned] = deque()
+    forgotten: deque[AbandonedWrite] = deque()
     reservation = Reservation(pending, CPU, notes, finished, forgotten)  # type: ignore[arg-type]
     reservation.use()
     del reservation
@@ -197,7 +197,7 @@ def test_a_join_waits_for_other_streams_alone(notes: Notes) -> None:
 
 
 def test_pages_can_be_written_again_behind_their_writing_and_every_reading(pool: PagePool) -> None:
-    pages, _ = pool.take(1)
+    pages, _ = pool.allocate(1)
     entry = Entry(b"k" * 32, 2, 1.0, pool, pages, WRITTEN)
     assert entry.fences() == (WRITTEN,)
     entry.reads = {stream: Fence(stream, None) for stream in ("a", "b")}

@@ -13,7 +13,7 @@ from caches import make_cache
 from vitcache.testing import forget_streams, inspect
 
 TESTS = Path(__file__).parents[1]
-PRIVATE = re.compile(r"\._(coordinator|claims|handle|entry|drain_lock|streams|stale|dropped|moving)\b")
+PRIVATE = re.compile(r"\._(coordinator|claims|handle|entry|drain_lock|streams|stale|dropped|pending_demotions)\b")
 PRIVATE_OF_RINGS = re.compile(r"\.(_native|_in_flight)\b(?!\.Placement)")
 
 
@@ -25,7 +25,7 @@ def test_inspect_shows_pools_counts_and_entries_of_both_tiers() -> None:
     assert (inside.device_pool.num_free, inside.host_pool.num_free) == (0, 1)
     assert (inside.counts.insertions, inside.counts.demotions) == (2, 1)
     assert inside.entry(KEYS[1]).num_pages == len(inside.entry(KEYS[0], "host").pages) == 2
-    assert (inside.dropped, inside.moving, inside.stale_indexes) == (set(), {}, [])
+    assert (inside.dropped, inside.pending_demotions, inside.stale_indexes) == (set(), {}, [])
     assert inspect(make_cache(2)).host_pool is None
 
 
@@ -57,14 +57,14 @@ def test_inspect_reads_the_cache_at_each_access() -> None:
         _ = inside.ledger
 
 
-def test_inspect_moving_and_dropped_show_entries_between_tiers_and_under_no_key() -> None:
+def test_inspect_pending_demotions_and_dropped_show_entries_between_tiers_and_under_no_key() -> None:
     cache = make_cache(2, 2)
     cache.put(KEYS[0], make_rows(1))
     with cache.get(KEYS[0]) as lease:  # type: ignore[union-attr]
         cache.put(KEYS[0], make_rows(1, 1.0))
         assert inspect(cache).dropped == {lease.pin[0]}
     with cache.reserve(KEYS[1], 4):  # type: ignore[union-attr]
-        assert list(inspect(cache).moving) == [KEYS[0]]
+        assert list(inspect(cache).pending_demotions) == [KEYS[0]]
 
 
 def test_inspect_locks_are_those_of_the_cache() -> None:

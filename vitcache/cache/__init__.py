@@ -1,4 +1,4 @@
-"""The embedding cache: rows by content key, which entries make room, who encodes what is missing."""
+"""The embedding cache: rows by content key, eviction in two tiers, and claims on keys that are missing."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Checksums of what lies in host memory: taken once a copy is over, compared at each look-up."""
+"""Checksums of rows in host memory: computed once the copy is complete, compared at each look-up."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from vitcache.pages.pool import PagePool
 
 
 class Checksums:
-    """Takes checksums of host pages on a thread of its own, which waits for the copies there.
+    """Computes checksums of host pages on its own thread, which waits for the copies into the pages.
 
-    The CRC-32 of the rows: it finds every change of up to 32 adjacent bits, and one in 2^32 of others slips
-    through. Against who writes what he likes it is no help. Any thread may call. The thread ends with this
-    object.
+    A checksum is the CRC-32 of the rows. It detects every change within 32 adjacent bits, and misses one in
+    2^32 of all other changes. It does not protect against an attacker who can write host memory. Any thread
+    may call `compute`. The thread ends with this object.
     """
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._executor = ThreadPoolExecutor(1, "vitcache-checksums")
 
-    def take(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> Future[int]:
-        """Return at once; the future has the checksum of rows that are there once `copied` was passed.
+    def compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> Future[int]:
+        """Return at once. The future gives the checksum of the rows, computed once `copied` is complete.
 
-        If the pages have gone to others by then, it is of nothing, and nobody asks for it.
+        If the entry is dropped before, its pages may contain other rows by then. The checksum is not read
+        then.
         """
-        return self._executor.submit(self._take, pool, pages, num_rows, copied)
+        return self._executor.submit(self._compute, pool, pages, num_rows, copied)
 
-    def _take(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> int:
+    def _compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> int:
         self._timeline.wait_on_host(copied)
         return checksum(pool, pages, num_rows)
 
 
 def is_intact(entry: Entry) -> bool:
-    """Whether an entry is as its checksum has it, or has none; waits for the copy to it and its checksum."""
-    taken = entry.checksum
-    return taken is None or taken.result() == checksum(entry.pool, entry.pages, entry.num_rows)
+    """Whether the rows match the entry's checksum, if it has one. The host waits for the copy of the rows."""
+    expected = entry.checksum
+    return expected is None or expected.result() == checksum(entry.pool, entry.pages, entry.num_rows)
 
 
 def checksum(pool: PagePool, pages: Sequence[int], num_rows: int) -> int:

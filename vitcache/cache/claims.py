@@ -1,4 +1,4 @@
-"""Claims, or single-flight: of those who miss one key at the same time, one encodes and the others wait."""
+"""Claims, or single-flight: if several callers miss one key, one of them encodes and the others wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitcache.pages.reservation import Reservation
 
 
 class Store(Protocol):
-    """Where the holder of a claim enters what it encoded: a cache."""
+    """A cache that the owner of a claim inserts its rows into."""
 
     def put(
         self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
@@ -25,43 +25,63 @@ class Store(Protocol):
 
 
 class Claims:
-    """Which keys are claimed. Any thread may call anything; nothing here takes a lock or waits."""
+    """The claimed keys of a cache. Any thread may call any method; none takes a lock or waits."""
 
     def __init__(self) -> None:
         self._owners: dict[tuple[int, bytes], threading.Event] = {}
 
     def claim(self, key: bytes, epoch: int, store: Store) -> Claim:
-        """Claim a key in an epoch of the store, or find out that another has."""
+        """Claim a key in an epoch of the store, or return a claim that waits for the owner."""
         claim = Claim(self._owners, key, epoch, store)
-        # One step for the interpreter, so that of two threads only one finds its own.
-        claim._over = self._owners.setdefault((epoch, key), claim._own)
+        # `setdefault` is atomic: of several threads, exactly one registers its own event.
+        claim._owner_event = self._owners.setdefault((epoch, key), claim._own_event)
         return claim
 
     def __len__(self) -> int:
-        """Return the number of keys that are claimed."""
+        """Return the number of claimed keys."""
         return len(self._owners)
 
 
 class Claim:
-    """The right to encode one item, or the hope that another will; made by `EmbeddingCache.claim`.
+    """The right to encode one key, or a handle to wait for the caller that has it.
 
-    A context manager. Whoever has the right gives it back by `release`, be the rows in the cache or not; one
-    that is forgotten is given back when it is collected. Then those who wait look the key up again, and claim
-    it if it is not there: so one of them takes over from a producer that failed.
+    `EmbeddingCache.claim` makes it, and never waits. Of all callers that claim a key, the first one is the
+    owner: its claim has `is_mine`. The owner encodes the item, inserts the rows with `put` or `reserve`, and
+    calls `release`, even if the encode failed. The other callers call `wait`, and then look the key up again.
+    If it is still missing, they claim it again, and one of them becomes the owner.
+
+    It is a context manager, which releases the claim on exit. A claim that is garbage-collected is released,
+    too.
 
     Attributes
     ----------
-    key, epoch
-        What was claimed, and the cache's epoch as it was then: rows that are entered through the claim are of
-        that epoch, so claim before anything is read that they depend on.
+    key
+        The key that was claimed.
+    epoch
+        The cache's epoch at the time of the claim. `put` and `reserve` insert rows of this epoch, so claim a
+        key before you read the weights or inputs that its rows depend on.
 
     Notes
     -----
-    Any thread may use it. A thread must not wait while it holds claims of its own: two that wait for each
-    other would wait for ever.
+    Any thread may use a claim. A thread must not wait while it owns claims: two threads that wait for each
+    other's claims would never return.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import EmbeddingCache
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=2)
+    >>> key = bytes(32)
+    >>> with cache.claim(key) as claim:
+    ...     if claim.is_mine and key not in cache:
+    ...         inserted = claim.put(torch.ones(1, 2))  # the rows that the encoder returned
+    ...     elif not claim.is_mine:
+    ...         claim.wait()  # then look the key up again
+    >>> key in cache
+    True
     """
 
-    __slots__ = ("_over", "_own", "_owners", "_store", "epoch", "key")
+    __slots__ = ("_own_event", "_owner_event", "_owners", "_store", "epoch", "key")
 
     def __init__(
         self, owners: dict[tuple[int, bytes], threading.Event], key: bytes, epoch: int, store: Store
@@ -70,38 +90,49 @@ class Claim:
         self._store = store
         self.key = key
         self.epoch = epoch
-        # What is claimed is known by this alone: an interrupt leaves nothing claimed by nobody.
-        self._own = self._over = threading.Event()
+        # The owner is the claim whose own event is registered. The event exists before it is registered, so
+        # an interrupt cannot leave a key claimed without an owner that releases it.
+        self._own_event = self._owner_event = threading.Event()
 
     @property
     def is_mine(self) -> bool:
-        """Whether this caller is to encode."""
-        return self._owners.get((self.epoch, self.key)) is self._own
+        """Whether this claim is the owner's: its caller must encode the item and release the claim."""
+        return self._owners.get((self.epoch, self.key)) is self._own_event
 
     def put(self, rows: Tensor, *, encode_ms: float | None = None) -> bool:
-        """`EmbeddingCache.put` under the claimed key, of the claim's epoch; also once it is released."""
+        """Call `EmbeddingCache.put` with the key and epoch of the claim. Also allowed after `release`."""
         return self._store.put(self.key, rows, epoch=self.epoch, encode_ms=encode_ms)
 
     def reserve(self, num_rows: int, *, encode_ms: float | None = None) -> Reservation | None:
-        """`EmbeddingCache.reserve` under the claimed key, of the claim's epoch; also once it is released."""
+        """Call `EmbeddingCache.reserve` with the key and epoch of the claim. Also allowed after `release`."""
         return self._store.reserve(self.key, num_rows, epoch=self.epoch, encode_ms=encode_ms)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the claim of the other is over; False if that took longer than `timeout_s` seconds.
+        """Block until the owner releases its claim.
+
+        Parameters
+        ----------
+        timeout_s
+            Seconds to wait at most. None: no limit.
+
+        Returns
+        -------
+        bool
+            False if the owner did not release its claim within `timeout_s`.
 
         Raises
         ------
         RuntimeError
-            If the claim is this caller's.
+            If this claim is the owner's.
         """
         if self.is_mine:
-            raise RuntimeError("this claim is the caller's own: encode and release it")
-        return self._over.wait(timeout_s)
+            raise RuntimeError("this claim is the owner's: encode the item and release the claim")
+        return self._owner_event.wait(timeout_s)
 
     def release(self) -> None:
-        """Give the right back. A second call, or one on another's claim, does nothing."""
+        """End the claim, so that waiting callers continue. Does nothing if this claim is not the owner's."""
         if self.is_mine:
-            self._own.set()  # first, so that nobody waits for ever if this is interrupted
+            self._own_event.set()  # first, so that no caller waits forever if this is interrupted
             self._owners.pop((self.epoch, self.key), None)
 
     def __enter__(self) -> Claim:
@@ -111,5 +142,5 @@ class Claim:
         self.release()
 
     def __del__(self) -> None:
-        if hasattr(self, "_own"):  # else it was interrupted before it could claim anything
+        if hasattr(self, "_own_event"):  # False if `__init__` was interrupted before the claim was registered
             self.release()

@@ -1,4 +1,4 @@
-"""The ledger as threads share it: behind a lock, outside of which all copies and fences are made."""
+"""Shares a ledger between threads: the ledger is used under a lock, copies are queued outside of it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vitcache.device.streams import Fence
 from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle
 from vitcache.pages.pending import PendingCopies, PendingWrite
-from vitcache.pages.reservation import Abandoned, Outcome, Reservation, abandon, logger
+from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
 
 
 class CacheCoordinator:
-    """A ledger, what leases and reservations give back to it, and the copies of what makes room.
+    """A ledger with its lock, its copies between the tiers, and the leases and reservations to be released.
 
     Attributes
     ----------
     lock
-        Guards what `open` releases.
+        Guards the ledger that `open` returns.
     handle
-        What its leases have of it.
+        The parts of the cache that its leases use.
 
     Notes
     -----
-    Any thread may call anything, without the lock; `open` with it.
+    Any thread may call any method. Call `open` with the lock held, and all other methods without it.
     """
 
     def __init__(self, ledger: Ledger, handle: CacheHandle, checksums: Checksums | None) -> None:
@@ -37,12 +37,13 @@ class CacheCoordinator:
         self._ledger: Ledger | None = ledger
         self._timeline = handle.timeline
         self._checksums = checksums
-        self._drain_lock = threading.Lock()  # taken before `lock` where both are
-        self._forgotten: deque[Abandoned] = deque()
-        self._copying = frozenset({self._timeline.copy_stream})  # where copies of what failed may be queued
+        self._drain_lock = threading.Lock()  # always taken before `lock`
+        self._abandoned: deque[AbandonedWrite] = deque()
+        # After a failure, copies may still be queued on this stream.
+        self._copy_streams = frozenset({self._timeline.copy_stream})
 
     def open(self) -> Ledger:
-        """Return the ledger.
+        """Return the ledger. The caller must have the lock.
 
         Raises
         ------
@@ -54,34 +55,36 @@ class CacheCoordinator:
         return self._ledger
 
     def drain(self) -> None:
-        """Take back released leases and forgotten reservations. What a caller gave up before is taken back
-        when this returns.
+        """Unpin the pages of released leases, and free those of abandoned reservations.
+
+        When it returns, all that were released or abandoned before the call are processed, even if another
+        thread's `drain` took them from the queue.
         """
         with self._drain_lock:
-            while self._forgotten:
-                abandon(*self._forgotten.popleft())
+            while self._abandoned:
+                abort(*self._abandoned.popleft())
             releases = self.handle.releases.take()
             if not releases:
                 return
-            streams = {stream for _, read_on in releases for stream in read_on}
-            outdated = []  # kept, so that their events are destroyed without the lock
+            streams = {stream for _, read_streams in releases for stream in read_streams}
+            replaced = []  # kept alive here, because a CUDA event must not be destroyed under the lock
             try:
-                # One fence per stream for all of them, behind everything that they gave it.
+                # All releases share one fence per stream, which is behind their reads.
                 fences = {stream: self._timeline.record(stream) for stream in streams}
                 with self.lock:
                     ledger = self.open()
                     while releases:
-                        entry, read_on = releases.pop()
-                        for stream in read_on:
-                            outdated.append(entry.reads.get(stream))
+                        entry, read_streams = releases.pop()
+                        for stream in read_streams:
+                            replaced.append(entry.reads.get(stream))
                             entry.reads[stream] = fences[stream]
                         ledger.unpin(entry)
             finally:
-                for done in releases:
-                    self.handle.releases.add(done)
+                for release in releases:  # not empty only after an error
+                    self.handle.releases.add(release)
 
     def reserve(self, begin: Callable[[Ledger], PendingWrite | None]) -> Reservation | None:
-        """Copy away what makes room for a pending write, if one begins."""
+        """Call `begin` under the lock. If it begins a pending write, queue the demotions of its victims."""
         self.drain()
         pending: PendingWrite | None = None
         try:
@@ -91,15 +94,15 @@ class CacheCoordinator:
             if pending is None:
                 return None
             self._copy_to_host(pending.copies)
-            finish = partial(self._finish, ledger)
-            return Reservation(pending, self.handle.device, self._timeline, finish, self._forgotten)
+            finish = partial(self._finish_write, ledger)
+            return Reservation(pending, self.handle.device, self._timeline, finish, self._abandoned)
         except BaseException:
             if pending is not None:
-                abandon(pending, self._timeline, partial(self._finish, ledger), self._copying)
+                abort(pending, self._timeline, partial(self._finish_write, ledger), self._copy_streams)
             raise
 
     def expect(self, num_rows: Sequence[int]) -> None:
-        """Begin to copy away what would make room for items of so many rows, and leave it where it is."""
+        """Queue early copies of the device entries that items of `num_rows` rows would evict."""
         self.drain()
         copies: PendingCopies | None = None
         try:
@@ -111,18 +114,17 @@ class CacheCoordinator:
                 self._finish_early_copies(ledger, copies, copies.copied, failed=False)
         except BaseException:
             if copies is not None:
-                abandon(copies, self._timeline, partial(self._finish_early_copies, ledger), self._copying)
+                abort(copies, self._timeline, partial(self._finish_early_copies, ledger), self._copy_streams)
             raise
 
     def is_intact(self, entry: Entry) -> bool:
-        """Compare the checksum of a leased entry; one that has changed is dropped, counted and logged."""
+        """Compare a leased entry with its checksum. If they differ, drop the entry, count and log it."""
         if is_intact(entry):
             return True
         with self.lock:
             self.open().report_corrupt(entry)
         logger.error(
-            "%d rows in the host tier are not those that came there: their checksum is another one; the "
-            "entry was dropped",
+            "%d rows in the host tier have changed: they do not match their checksum; the entry was dropped",
             entry.num_rows,
         )
         return False
@@ -132,12 +134,12 @@ class CacheCoordinator:
         with self._drain_lock, self.lock:
             ledger, self._ledger = self._ledger, None
             if ledger is not None:
-                ledger.advance()  # so that no put under way is admitted
+                ledger.advance()  # pending writes are of an earlier epoch now, so they are rejected
             self.handle.releases.close()
-        # The ledger dies here, without the lock, as its pools wait for the device.
+        # The ledger is freed here, without the lock, because the finalizers of its pools wait for the device.
 
     def _copy_to_host(self, copies: PendingCopies) -> None:
-        """Copy the victims to the host tier, on the copy stream: who writes their pages waits for that."""
+        """Queue the copies on the copy stream. `copies.fences` becomes the fence behind them."""
         demotions = copies.demotions
         if not demotions:
             return
@@ -153,14 +155,16 @@ class CacheCoordinator:
         copies.fences = {copies.copied}
         if self._checksums is not None:
             for demotion in demotions:
-                demotion.checksum = self._checksums.take(
+                demotion.checksum = self._checksums.compute(
                     demotion.pool, demotion.pages, demotion.entry.num_rows, copies.copied
                 )
 
-    def _finish(self, ledger: Ledger, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
+    def _finish_write(
+        self, ledger: Ledger, pending: PendingWrite, fence: Fence | None, *, failed: bool
+    ) -> WriteResult:
         with self.lock:
-            admitted = ledger.finish(pending, fence, failed=failed)
-            return Outcome(admitted, ledger.epoch, ledger.device.num_available)
+            inserted = ledger.finish_write(pending, fence, failed=failed)
+            return WriteResult(inserted, ledger.epoch, ledger.device.num_available)
 
     def _finish_early_copies(
         self, ledger: Ledger, copies: PendingCopies, fence: Fence | None, *, failed: bool

@@ -1,4 +1,4 @@
-"""The embedding cache: rows by content key, in pages of a device tier and a host tier."""
+"""The embedding cache: rows by content key, in the pages of a device tier and a host tier."""
 
 from __future__ import annotations
 
@@ -22,73 +22,104 @@ from vitcache.pages.entry import Entry
 from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
 from vitcache.pages.pending import PendingWrite
 from vitcache.pages.pool import PagePool
-from vitcache.pages.reservation import Reservation, outdated, warn_refused
+from vitcache.pages.reservation import Reservation, describe_epochs, warn_rejected
 from vitcache.placement.calibration import calibrate_cuda
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 
-# 27 ms for the 880 rows of a 1280x720 image: a Qwen3-VL-8B on an H100, by the design's measurements.
+# Measured: a Qwen3-VL-8B on an H100 encodes a 1280x720 image, 880 rows, in 27 ms.
 MS_PER_ROW = 27 / 880
 
-# `get` takes released leases back in batches: what it returns does not depend on them.
+# `get` processes released leases in batches of this size: they never change its result.
 _RELEASES_PER_BATCH = 64
 
 
 @lru_cache(maxsize=4096)
 def _estimated_ms(num_rows: int) -> float:
-    # One object for all entries of a length: a look-up that adds it up finds it in the CPU's cache.
+    # Memoised, so that entries of equal length share one float.
     return num_rows * MS_PER_ROW
 
 
 class EmbeddingCache:
-    """Rows of encoded items by content key, in an exact number of bytes.
+    """A cache of encoded rows by content key, in a fixed number of bytes of a device tier and a host tier.
 
-    Rows live in pages that are allocated here, once. `put` copies into the device tier. What must make room
-    for it goes to the host tier, if there is one, is read from there, and comes back by `promote`. What came
-    back keeps its host pages as long as nothing needs them, and goes to the host tier again without a copy. A
-    leased entry stays where it is.
+    `put` copies rows into the device tier, and `get` returns a lease on them. When the device tier is full,
+    the policy chooses entries to evict. If there is a host tier, they are demoted: their rows are copied to
+    it. `get` finds them there, too, and `promote` copies an entry back to the device tier. A promoted entry
+    keeps its host copy until the host tier needs the pages, so it can be demoted again without a copy. When
+    the host tier is full, its entries are evicted from the cache. A leased entry is neither evicted nor
+    moved.
+
+    The cache allocates its memory once, here, in pages. No page contains rows of two entries.
 
     Parameters
     ----------
     row_width
         Elements of a row.
     dtype
-        Storage dtype: float32, float16 or bfloat16. `put` rounds to it.
+        Storage dtype: float32, float16 or bfloat16. `put` rounds rows to it.
     device
         Device of the device tier, CPU or CUDA. None: the current CUDA device if there is one, else the CPU.
     device_bytes, host_bytes
-        Budget of each tier in bytes: as many pages are allocated as fit. The host tier of a CUDA device is
-        page-locked.
+        Size of each tier in bytes, rounded down to whole pages. ``host_bytes=0``: no host tier. The host tier
+        of a CUDA device is page-locked.
     page_rows
-        Rows of a page, the unit of storage.
+        Rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one.
     policy
-        What goes when room is needed: ``"lru"``, the least recently used; ``"s3fifo"``, what was not hit
-        while it was new; ``"cost"``, what saves the least encode time per page.
+        Which entry a tier evicts first. ``"lru"``: the least recently used. ``"s3fifo"``: an entry that was
+        not hit while it was new. ``"cost"``: the entry that saves the least encode time per page.
     checksum
-        Whether `get` compares what it finds in the host tier with a checksum that was taken when it came
-        there. What has changed is dropped, a miss, logged, and counted in `corruptions`. Such a look-up waits
-        for the copy to the host tier and reads all rows on the host, once more the first time.
+        Whether `get` compares rows in the host tier with a checksum that is computed after their copy to it.
+        If they differ, the entry is dropped, the look-up is a miss, and an error is logged and counted in
+        `CacheStats.corruptions`. A look-up in the host tier then waits for the copy and for the checksum, and
+        reads all rows on the host.
+
+    Attributes
+    ----------
+    row_width, page_rows, dtype, device
+        As given, with `device` resolved.
+    has_host_tier
+        Whether the cache has a host tier.
 
     Raises
     ------
     ValueError
-        If a number is too small, a budget holds no page, or the device or the policy is unknown.
+        If a number is too small, `device_bytes` or `host_bytes` is less than one page, `device` is not the
+        CPU or a CUDA device, or `policy` is unknown.
     TypeError
-        If an argument is of another type, or `dtype` is another one.
+        If a number is not an int, or `dtype` is not float32, float16 or bfloat16.
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
-        If the device is a CUDA device, and there is none; or no CUDA runtime, which a host tier needs.
+        If `device` is a CUDA device and torch finds none, or a host tier is asked for and no CUDA runtime is
+        found.
 
     Notes
     -----
-    Any thread may call anything at any time; a forked child must not. Work goes to the current stream of the
-    cache's device: pages are written there, behind whatever stream last read or wrote them, and `Lease.use`
-    orders readers behind the writer. What moves to the host tier is copied on a stream of the cache's own. A
-    stream must live until the first `put` after its last lease was released. The host waits for the device
-    only where `put` copies rows between CPU and CUDA, where memory is allocated and given up, and where `get`
-    compares a checksum.
+    Threads: any thread may call any method at any time. A forked child must not use the cache.
+
+    Streams: `put` and `Reservation.write` write pages on the current stream of the cache's device, after the
+    last reads and writes of these pages on any stream. `Lease.use` lets the current stream wait for the
+    write. Copies to the host tier run on the cache's own stream. Keep each stream on which a lease was used
+    alive until the first `put` after the lease's release.
+
+    The host waits for the device only when `put` copies rows between CPU and CUDA, when the cache allocates
+    or frees its memory, and when `get` compares a checksum.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import EmbeddingCache
+    >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=1 << 10, page_rows=2)
+    >>> key = bytes(32)  # of the image's content, see `content_key`
+    >>> cache.put(key, torch.ones(3, 4))
+    True
+    >>> with cache.get(key, num_rows=3) as lease:
+    ...     lease.to_tensor().sum()
+    tensor(12.)
+    >>> print(cache.get(bytes([1]) * 32))  # a miss
+    None
     """
 
     def __init__(
@@ -125,7 +156,8 @@ class EmbeddingCache:
             for tier, budget in (("device", device_bytes), ("host", host_bytes))
             if budget
         ]
-        # No other stream may still use the memory when it comes, nor when it goes.
+        # Other streams may use the memory before it is allocated here, and the cache's readers use it on many
+        # streams: the device must be idle when the memory is allocated and when it is freed.
         timeline.synchronize()
         for pool in pools:
             weakref.finalize(pool, timeline.synchronize).atexit = False
@@ -139,42 +171,56 @@ class EmbeddingCache:
     def put(
         self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
     ) -> bool:
-        """Copy `rows` into the cache under `key`, in place of what is there.
+        """Copy `rows` into the device tier and insert them under `key`. An entry under `key` is replaced.
 
         Parameters
         ----------
         key
             32 bytes, such as from `content_key`.
         rows
-            Shape ``(num_rows, row_width)``, float32, float16 or bfloat16, of any strides, on the CPU or CUDA;
-            ready on the current stream, and free to be changed on it at once. No rows are an entry, too,
-            which takes a page.
+            Shape ``(num_rows, row_width)``; float32, float16 or bfloat16; any strides; on the CPU or CUDA.
+            The copy runs on the current stream, so `rows` may be changed on that stream after the call. An
+            empty tensor is a valid entry; it occupies one page.
         epoch
-            `EmbeddingCache.epoch` as it was before the rows were encoded: if it has changed since, they are
-            outdated and not admitted. None: they are of the current one. `Claim.put` passes the claim's.
+            The value of `EmbeddingCache.epoch` before the rows were encoded. If the epoch has changed, the
+            rows are outdated and are rejected. None: the current epoch. `Claim.put` passes the epoch of the
+            claim.
         encode_ms
-            What a hit will save, for policies that look at costs. None: taken to grow with the rows.
+            Encode time in milliseconds that a hit saves, for the policy ``"cost"`` and for `CacheStats`.
+            None: an estimate, proportional to the number of rows.
 
         Returns
         -------
         bool
-            False if it was not admitted: it is too large, too much is leased, `epoch` is over, or the cache
-            was cleared meanwhile. Then what is under `key` stays, nothing was evicted for it, and a warning
-            was logged.
+            False if the rows were rejected: they need more pages than are free or evictable (leased pages are
+            not), `epoch` is not the current epoch, or another thread called `clear`, `advance_epoch` or
+            `close` during the call. A rejected `put` evicts no entry, keeps the entry under `key`, and logs a
+            warning.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes, `rows` is of another shape, or a number is negative.
+            If `key` is not of 32 bytes, `rows` is not of shape ``(num_rows, row_width)``, `epoch` is
+            negative, or `encode_ms` is negative or not finite.
         TypeError
-            If `key` is not bytes, `rows` is no such tensor, or a number is none.
+            If `key` is not bytes, `rows` is not a dense tensor of float32, float16 or bfloat16 on the CPU or
+            CUDA, `epoch` is not an int, or `encode_ms` is not a number.
         RuntimeError
             If the cache was closed.
 
         Notes
         -----
-        While it copies, what makes room for it cannot be looked up. If copying fails or is interrupted, that
-        is lost and nothing is inserted.
+        During the copy, entries that are being demoted for it cannot be looked up; nor can the entry that is
+        replaced, if its pages are needed. If the copy fails or is interrupted, these entries are evicted, and
+        nothing is inserted.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(4, 4), encode_ms=27.0)
+        True
         """
         check_key(key)
         rows = check_rows(rows, self.row_width)
@@ -188,37 +234,50 @@ class EmbeddingCache:
     def reserve(
         self, key: bytes, num_rows: int, *, epoch: int | None = None, encode_ms: float | None = None
     ) -> Reservation | None:
-        """Make room for the rows of `key`, to be written there and entered later.
+        """Reserve device pages for the rows of `key`: a `put` whose rows are written and inserted later.
 
-        What makes room is copied to the host tier on the cache's own stream, and the pages are written behind
-        that. Reserved before the rows are encoded, the copies run beside the encode, and nothing waits.
+        Entries are evicted now, for these pages. Their copies to the host tier run on the cache's own stream,
+        and the first write to the pages waits for them. If you reserve before the rows are encoded, the
+        copies run during the encode.
 
         Parameters
         ----------
         key
             32 bytes.
         num_rows
-            Rows that will be written.
+            Number of rows that will be written.
         epoch, encode_ms
             As in `put`.
 
         Returns
         -------
         Reservation or None
-            None where `put` would return False; a warning was logged.
+            None if the rows are rejected, as in `put`. Then a warning is logged.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes, or a number is negative.
+            If `key` is not of 32 bytes, `num_rows` or `epoch` is negative, or `encode_ms` is negative or not
+            finite.
         TypeError
-            If `key` is not bytes, or a number is none.
+            If `key` is not bytes, `num_rows` or `epoch` is not an int, or `encode_ms` is not a number.
         RuntimeError
             If the cache was closed.
 
         Notes
         -----
-        As in `put`. Until the reservation is committed or cancelled its pages serve nobody.
+        Until the reservation is committed or cancelled, no other entry can use its pages, and entries that
+        are being demoted for it cannot be looked up. If it is cancelled, these entries are evicted.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> with cache.reserve(bytes(32), 2) as reservation:
+        ...     reservation.write(torch.ones(2, 4))  # or store=[reservation] of `scatter_embeddings`
+        ...     reservation.commit()
+        True
         """
         check_key(key)
         return self._reserve(key, to_int("num_rows", num_rows, 0), epoch, encode_ms)
@@ -226,35 +285,39 @@ class EmbeddingCache:
     def _reserve(
         self, key: bytes, num_rows: int, epoch: int | None, encode_ms: float | None
     ) -> Reservation | None:
-        """`reserve` under a key and for a number that were checked."""
+        """`reserve` with a key and number of rows that were checked."""
         if epoch is not None:
             epoch = to_int("epoch", epoch, 0)
         cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
-        found: list[tuple[PagePool, int, int]] = []
+        state: list[tuple[PagePool, int, int]] = []  # under the lock, for the warning
 
         def begin(ledger: Ledger) -> PendingWrite | None:
-            pool, now = ledger.device, ledger.epoch
-            found.append((pool, now, pool.num_available))
-            return ledger.begin(key, num_rows, cost, now if epoch is None else epoch)
+            pool, current_epoch = ledger.device, ledger.epoch
+            state.append((pool, current_epoch, pool.num_available))
+            return ledger.begin_write(key, num_rows, cost, current_epoch if epoch is None else epoch)
 
         reservation = self._coordinator.reserve(begin)
         if reservation is None:
-            [(pool, now, available)] = found
-            if epoch is None or epoch == now:
+            [(pool, current_epoch, available)] = state
+            if epoch is None or epoch == current_epoch:
                 fits = pool.pages_for(num_rows) <= pool.num_pages
-                advice = "raise device_bytes or release leases" if fits else "raise device_bytes"
+                reason = "raise device_bytes or release leases" if fits else "raise device_bytes"
             else:
-                advice = outdated(epoch, now)
-            warn_refused(num_rows, pool, available, advice)
+                reason = describe_epochs(epoch, current_epoch)
+            warn_rejected(num_rows, pool, available, reason)
         return reservation
 
     def has_room(self, num_rows: int) -> bool:
-        """Whether `put` would admit so many rows now: whether they fit beside what is leased or written.
+        """Whether `put` would admit `num_rows` rows now: enough pages are neither leased nor pending.
 
         Raises
         ------
-        ValueError, TypeError, RuntimeError
-            As `reserve`.
+        ValueError
+            If `num_rows` is negative.
+        TypeError
+            If `num_rows` is not an int.
+        RuntimeError
+            If the cache was closed.
         """
         num_rows = to_int("num_rows", num_rows, 0)
         self._coordinator.drain()
@@ -263,88 +326,141 @@ class EmbeddingCache:
             return device.pages_for(num_rows) <= device.num_available
 
     def expect(self, num_rows: Sequence[int]) -> None:
-        """Begin to copy to the host tier what items of so many rows would push there.
+        """Copy entries to the host tier early: those that items of `num_rows` rows would evict.
 
-        Call it before they are encoded: the copies run beside that, and the rows are written with no wait for
-        them. What was copied stays on the device until it is in the way; then it goes without another copy,
-        unless something else needed the room of its copy before. Without a host tier, or where there is room,
-        nothing is done. Never waits.
+        Call it before the items are encoded. The copies then run during the encode, and a later `put` of the
+        items need not wait for them. Nothing is evicted from the device tier: an entry with an early copy
+        stays there. When it is evicted, it is demoted without another copy, unless the host tier has evicted
+        the early copy before. Without a host tier, or if enough device pages are free, does nothing.
 
         Parameters
         ----------
         num_rows
-            One number per item.
+            Number of rows of each item.
 
         Raises
         ------
         ValueError
             If a number is negative.
         TypeError
-            If a number is no int.
+            If a number is not an int.
         RuntimeError
             If the cache was closed.
 
         Notes
         -----
-        The copies need room in the host tier: what goes there next goes now.
+        On CUDA the copies run on the cache's own stream, and neither the host nor the current stream waits
+        for them. On the CPU this call makes the copies. If the host tier is full, it evicts entries for the
+        copies now.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(
+        ...     4, dtype=torch.float32, device="cpu", device_bytes=64, host_bytes=64, page_rows=4
+        ... )
+        >>> cache.put(bytes(32), torch.ones(4, 4))
+        True
+        >>> cache.expect([4])  # copies the entry, then encode the next item
+        >>> cache.stats().writebacks, cache.stats().demotions
+        (1, 0)
         """
         self._coordinator.expect([to_int("num_rows", number, 0) for number in num_rows])
 
     def promote(self, lease: Lease) -> Reservation | None:
-        """Make room on the device for an entry of the host tier, as a second place for it.
+        """Reserve device pages for a copy of a host entry, so that later hits read it in the device tier.
 
-        Write the leased rows there, best in the launch that places them: with the lease as the source and
-        ``store=[reservation]``, `scatter_embeddings` and `embed_tokens` read them once from host memory. Then
-        `Reservation.commit`, and release the lease. What makes room is moved as in `reserve`.
+        Write the leased rows to the reservation, call `Reservation.commit`, and release the lease. The best
+        way to write them is the launch that places them: `scatter_embeddings` and `embed_tokens`, with the
+        lease as the source and ``store=[reservation]``, read the rows from host memory once. After the
+        commit, the entry is in the device tier, and its pages in the host tier are its host copy. Entries are
+        evicted for the device pages as in `reserve`.
 
-        When is the caller's choice. Promoting what is hit once more than it was demoted for is a good rule:
-        ``lease.tier == "host" and lease.hits > 1``.
+        The caller decides when to promote. A good rule is to promote an entry at its second hit in the host
+        tier: ``lease.tier == "host" and lease.hits > 1``.
 
         Parameters
         ----------
         lease
-            From `get` of this cache.
+            A lease that `get` of this cache returned.
 
         Returns
         -------
         Reservation or None
-            None if the entry is in the device tier or no longer in the cache, or if there is no room. Nothing
-            is lost by that, so it is neither logged nor counted.
+            None if the entry is in the device tier, has left the cache, or needs more device pages than
+            are free or evictable. The entry stays as it is, so this is neither logged nor counted.
 
         Raises
         ------
         ValueError
-            If it is a lease of another cache.
+            If `lease` is a lease of another cache.
         TypeError
-            If it is no lease.
+            If `lease` is not a `Lease`.
         RuntimeError
             If the lease was released, or the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(
+        ...     4, dtype=torch.float32, device="cpu", device_bytes=64, host_bytes=64, page_rows=4
+        ... )
+        >>> first, second = bytes(32), bytes([1]) * 32
+        >>> cache.put(first, torch.ones(4, 4)), cache.put(second, torch.ones(4, 4))  # demotes the first
+        (True, True)
+        >>> with cache.get(first) as lease, cache.promote(lease) as reservation:
+        ...     reservation.write(lease.to_tensor())
+        ...     print(lease.tier, reservation.commit())
+        host True
+        >>> cache.get(first).tier
+        'device'
         """
         if not isinstance(lease, Lease):
             raise TypeError(f"lease must be a Lease, it is {type(lease).__name__}")
         if lease._handle is not self._coordinator.handle:
-            raise ValueError(f"the lease of {lease.num_rows} rows is of another cache")
+            raise ValueError(f"lease of {lease.num_rows} rows is of another cache, it must be of this one")
         source = lease._entry()
         return self._coordinator.reserve(lambda ledger: ledger.begin_promotion(source))
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
-        """Return a lease on the rows under `key`, or None.
+        """Look up `key` in both tiers. Return a lease on its rows, or None if it is a miss.
 
         Parameters
         ----------
         key
             32 bytes.
         num_rows
-            Rows that the caller expects. An entry of another length is dropped, and is a miss.
+            Number of rows that the caller expects. If the entry has another number of rows, it is dropped,
+            and the look-up is a miss. None: any number.
 
         Raises
         ------
         ValueError
             If `key` is not of 32 bytes, or `num_rows` is negative.
         TypeError
-            If `key` is not bytes, or `num_rows` is no int.
+            If `key` is not bytes, or `num_rows` is not an int.
         RuntimeError
             If the cache was closed.
+
+        Notes
+        -----
+        Moves no rows: an entry of the host tier stays there, see `promote`. Queues no work on a stream; the
+        lease does, see `Lease.use`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(3, 4))
+        True
+        >>> with cache.get(bytes(32)) as lease:
+        ...     lease.num_rows
+        3
+        >>> print(cache.get(bytes(32), num_rows=4))  # the entry has three rows: it is dropped
+        None
         """
         if type(key) is not bytes or len(key) != KEY_BYTES:
             check_key(key)
@@ -371,7 +487,7 @@ class EmbeddingCache:
             raise
 
     def claim(self, key: bytes) -> Claim:
-        """Claim the right to encode what is missing under `key`, so that others wait for it.
+        """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.
 
         Parameters
         ----------
@@ -381,29 +497,44 @@ class EmbeddingCache:
         Returns
         -------
         Claim
-            With `is_mine`: encode the item, `Claim.put` its rows, release the claim. Else wait for it, and
-            look up again. Claims of an earlier epoch are none of this one's.
+            If `Claim.is_mine`: look the key up again, as another caller may have inserted it since the miss;
+            if it is still missing, encode the item and pass its rows to `Claim.put`; release the claim.
+            Otherwise another caller encodes it: call `Claim.wait`, and then look the key up again. Claims of
+            an earlier epoch do not count.
 
         Raises
         ------
-        ValueError, TypeError, RuntimeError
-            As `get`.
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> with cache.claim(bytes(32)) as first, cache.claim(bytes(32)) as second:
+        ...     first.is_mine, second.is_mine
+        (True, False)
         """
         check_key(key)
         return self._claims.claim(key, self.epoch, self)
 
     @property
     def epoch(self) -> int:
-        """Calls of `advance_epoch` and `clear` so far.
+        """The number of calls of `advance_epoch` and `clear` so far.
 
-        Read it before encoding, and hand it to `put`: rows that were computed before one of these calls are
-        not admitted after it.
+        Read it before you encode, and pass it to `put`: if one of these calls is made during the encode,
+        `put` rejects the rows. Raises RuntimeError if the cache was closed.
         """
         with self._coordinator.lock:
             return self._coordinator.open().epoch
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether there is an entry under `key`; neither a hit nor a miss."""
+        """Whether an entry is stored under `key`. Counts neither as a hit nor as a miss."""
         check_key(key)
         with self._coordinator.lock:
             return key in self._coordinator.open().index
@@ -414,33 +545,54 @@ class EmbeddingCache:
             return len(self._coordinator.open().index)
 
     def stats(self) -> CacheStats:
-        """Return counts and sizes at this moment."""
+        """Return a snapshot of all counts and sizes."""
         self._coordinator.drain()
         with self._coordinator.lock:
             return self._coordinator.open().stats()
 
     def clear(self) -> None:
-        """Begin an epoch, drop every entry and free its pages; those of a leased one once it is released."""
+        """Begin an epoch, drop every entry and free its pages. Leased pages are freed at their release."""
         self._coordinator.drain()
         with self._coordinator.lock:
             self._coordinator.open().clear()
 
     def advance_epoch(self) -> None:
-        """Make every entry unreachable, in constant time, because what it was computed with has changed.
+        """Begin an epoch, in constant time: entries of earlier epochs cannot be looked up any more.
 
-        Their pages count as in use until they are needed; they go before any later entry does.
+        Call it when the model's weights have changed. The pages of the old entries count as in use until they
+        are needed. They are freed before any entry of the new epoch is evicted.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(3, 4))
+        True
+        >>> cache.advance_epoch()  # the weights have changed
+        >>> print(cache.get(bytes(32)))
+        None
         """
         with self._coordinator.lock:
             self._coordinator.open().advance()
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError if the books do not agree: each page has one owner, and all counts are right."""
+        """Check that each page has exactly one owner and that all counts are right.
+
+        Raises
+        ------
+        RuntimeError
+            If the cache is inconsistent, with every violation in the message; or if the cache was closed.
+        """
         self._coordinator.drain()
         with self._coordinator.lock:
-            violations = self._coordinator.open().violations()
+            violations = self._coordinator.open().find_violations()
         if violations:
             raise RuntimeError(f"the cache is inconsistent: {'; '.join(violations)}")
 
     def close(self) -> None:
-        """Drop every entry, and let the memory go with the last lease. A second call does nothing."""
+        """Drop every entry, and free the memory once the last lease is released. A second call does nothing.
+
+        Every other method raises RuntimeError after it. Leases that exist stay readable.
+        """
         self._coordinator.close()

@@ -1,4 +1,4 @@
-"""The index: from keys to entries of both tiers, and in which order the entries of each go."""
+"""The index: the entries of both tiers by key, and their order of eviction."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vitcache.pages.pool import PagePool
 class Index:
     """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock.
 
-    `device` and `host` have the entries of each tier, `policies` their order; no key is in both.
-    `host_copies` has the host tier's copies of entries that are in the device tier, too: in no policy, as
-    they are the first to give room.
+    `device` and `host` map keys to the entries of each tier; no key is in both. `policies` has each tier's
+    order of eviction. `host_copies` maps keys of device entries to their host copies, which are in no policy:
+    the host tier evicts host copies before entries.
     """
 
     def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:
@@ -30,7 +30,7 @@ class Index:
         return len(self.device) + len(self.host)
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether there is an entry under a key."""
+        """Whether an entry is stored under `key`."""
         return key in self.device or key in self.host
 
     def __iter__(self) -> Iterator[Entry]:
@@ -38,40 +38,40 @@ class Index:
         return chain(self.device.values(), self.host.values(), self.host_copies.values())
 
     def add(self, entry: Entry) -> None:
-        """Add an entry under a key that is not there."""
+        """Insert an entry. Its key must not be in its tier."""
         self._entries[entry.pool.tier][entry.key] = entry
         self.policies[entry.pool.tier].insert(entry.key, len(entry.pages), entry.cost)
 
     def promote(self, entry: Entry) -> None:
-        """Add a device entry whose key is in the host tier: what is there becomes its host copy."""
+        """Insert a device entry whose key is in the host tier. The host entry becomes its host copy."""
         self.policies["host"].remove(entry.key)
         self.host_copies[entry.key] = self.host.pop(entry.key)
         self.add(entry)
 
     def remove(self, key: bytes) -> list[Entry]:
-        """Take out a key that is there; return its entry and its host copy, if it has one."""
+        """Remove a key, which must be in the index. Return its entry, and its host copy if it has one."""
         tier = "device" if key in self.device else "host"
         self.policies[tier].remove(key)
         host_copy = self.host_copies.pop(key, None)
         return [self._entries[tier].pop(key), *([] if host_copy is None else [host_copy])]
 
     def evict(self, entry: Entry) -> bool:
-        """Take out an entry to make room; whether it is worth a place in the next tier."""
+        """Evict an entry or a host copy. Return whether it is worth a copy to the next tier."""
         tier = entry.pool.tier
         if self.host_copies.get(entry.key) is entry:
             del self.host_copies[entry.key]
             return False
-        is_kept = self.is_kept(entry)
+        is_worth_copy = self.is_worth_copy(entry)
         del self._entries[tier][entry.key]
         self.policies[tier].evict(entry.key)
-        return is_kept
+        return is_worth_copy
 
-    def is_kept(self, entry: Entry) -> bool:
-        """Whether an entry, if it is evicted, is worth a place in the next tier."""
-        return self.policies[entry.pool.tier].is_kept(entry.key)
+    def is_worth_copy(self, entry: Entry) -> bool:
+        """Whether an entry, when it is evicted, is worth a copy to the next tier."""
+        return self.policies[entry.pool.tier].is_worth_copy(entry.key)
 
     def restore_host_copy(self, key: bytes) -> bool:
-        """Let the host copy of an entry that was evicted take its place; whether there is one."""
+        """Insert the host copy of an evicted device entry as its host entry. Return whether it exists."""
         entry = self.host_copies.pop(key, None)
         if entry is None:
             return False
@@ -80,15 +80,15 @@ class Index:
         return True
 
     def pop(self) -> list[Entry]:
-        """Take out one of the keys, of which there must be one."""
+        """Remove any key, with its entry and host copy. The index must not be empty."""
         return self.remove(next(iter(self.device or self.host)))
 
-    def order(self, tier: str) -> Iterator[bytes]:
-        """Yield the keys of a tier's policy, the first to go first."""
+    def eviction_order(self, tier: str) -> Iterator[bytes]:
+        """Yield the keys of a tier's policy, the next victim first."""
         return self.policies[tier].victims()
 
     def victims(self, tier: str) -> Iterator[Entry]:
-        """Yield the entries of a tier, the first to go first."""
+        """Yield the entries of a tier, and its host copies, the next victim first."""
         entries = self._entries[tier]
-        in_order = (entries[key] for key in self.order(tier))
+        in_order = (entries[key] for key in self.eviction_order(tier))
         return chain(self.host_copies.values(), in_order) if tier == "host" else in_order

@@ -1,6 +1,7 @@
-"""The books of the cache: which entry has which pages, what makes room for what, and what has been counted.
+"""The state of a cache: its entries, the pages that they own, pending writes, and counts.
 
-Nothing here takes a lock, copies a row, makes a CUDA call or logs: the cache calls it with its lock held.
+The ledger chooses victims and records each change. It takes no lock, copies no rows, makes no CUDA call and
+logs nothing: `CacheCoordinator` calls it under the cache's lock.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ class Ledger:
         self.index = self._new_index()
         self.counts = Counts()
         self._stale: list[Index] = []  # of earlier epochs
-        self._dropped: set[Entry] = set()  # in no index, but leased
+        self._dropped: set[Entry] = set()  # leased, and in no index
         self._hits = {pool.tier: HitCounts() for pool in self._pools}
         self._pending: set[PendingWrite | PendingCopies] = set()
-        # What is between the tiers, until something else is put under its key.
-        self._moving: dict[bytes, Demotion] = {}
+        # By key. A demotion is removed when new rows are inserted under its key: they supersede it.
+        self._pending_demotions: dict[bytes, Demotion] = {}
         self._num_leases = 0
 
     def pin(self, key: bytes, num_rows: int | None) -> Entry | None:
-        """Look up and lease an entry; one of another length than expected is dropped."""
+        """Look up and lease an entry. If it does not have `num_rows` rows, drop it."""
         index = self.index
         entry = index.device.get(key) or index.host.get(key)
         if entry is not None and num_rows is not None and entry.num_rows != num_rows:
@@ -54,75 +55,85 @@ class Ledger:
         hits.rows += entry.num_rows
         hits.saved_ms += entry.cost
         if entry.leases == 0:
-            pool.leased += entry.num_pages
+            pool.leased_pages += entry.num_pages
         entry.leases += 1
         self._num_leases += 1
         return entry
 
     def report_corrupt(self, entry: Entry) -> None:
-        """Make a miss of a look-up that found rows which are no longer those that were put, and drop them."""
+        """Count the hit on `entry` as a miss, and drop its key: its rows do not match their checksum."""
         hits = self._hits[entry.pool.tier]
         hits.hits -= 1
         hits.rows -= entry.num_rows
         hits.saved_ms -= entry.cost
         self.counts.misses += 1
         self.counts.corruptions += 1
-        # Of a copy that backs a device entry: that may have been made from it.
+        # If `entry` is a host copy now, its device entry is dropped, too: it may be a copy of the wrong rows.
         if entry in (self.index.host.get(entry.key), self.index.host_copies.get(entry.key)):
             self._drop(entry.key)
 
     def unpin(self, entry: Entry) -> None:
-        """Take back a lease."""
+        """Release a lease. If the entry was dropped and this was its last lease, free its pages."""
         self._num_leases -= 1
         entry.leases -= 1
         if entry.leases == 0:
-            entry.pool.leased -= entry.num_pages
+            entry.pool.leased_pages -= entry.num_pages
             if entry in self._dropped:
                 self._dropped.remove(entry)
                 self._free(entry)
 
-    def begin(self, key: bytes, num_rows: int, cost: float, epoch: int) -> PendingWrite | None:
-        """Set pages aside for an entry and what makes room; None if too few can be had or `epoch` is over."""
+    def begin_write(self, key: bytes, num_rows: int, cost: float, epoch: int) -> PendingWrite | None:
+        """Allocate device pages for a new entry, and evict victims.
+
+        If too few pages are available, or `epoch` is not the current epoch, counts a rejection and returns
+        None.
+        """
         count = self.device.pages_for(num_rows)
         if epoch != self.epoch or count > self.device.num_available:
             self.counts.rejections += 1
             return None
         self._reclaim(self.device, count)
         old = self.index.device.get(key)
+        # The new rows take the pages of the entry that they replace, before they take those of other entries.
         if old is not None and old.leases == 0 and self.device.num_free < count:
             self._drop(key)
-        return self._take_pages(key, num_rows, cost, None)
+        return self._allocate_pages(key, num_rows, cost, None)
 
     def begin_promotion(self, source: Entry) -> PendingWrite | None:
-        """Set device pages aside for an entry that only the host tier has; None if it is no such entry any
-        more, or too few can be had.
+        """Allocate device pages for a copy of a host entry, and evict victims.
+
+        If `source` has left the host tier, or too few device pages are available, returns None.
         """
-        is_there = self.index.host.get(source.key) is source
-        if not is_there or len(source.pages) > self.device.num_available:
+        is_host_entry = self.index.host.get(source.key) is source
+        if not is_host_entry or len(source.pages) > self.device.num_available:
             return None
-        return self._take_pages(source.key, source.num_rows, source.cost, source)
+        return self._allocate_pages(source.key, source.num_rows, source.cost, source)
 
     def begin_early_copies(self, num_rows: Iterable[int]) -> PendingCopies | None:
-        """Set host pages aside for copies of what would make room for items of so many rows, if anything."""
+        """Allocate host pages for early copies of the device entries that `num_rows` would evict.
+
+        `num_rows` has the number of rows of each item. If no entry needs an early copy, returns None.
+        """
         if self.host is None:
             return None
         count = min(sum(map(self.device.pages_for, num_rows)), self.device.num_available)
         victims = self._victims(self.device, count)
-        # What is copied already must not make room for the others.
+        # Host copies that these victims have already must not be evicted for the new copies: until the end,
+        # they are not in the index, and their pages count as pending.
         host_copies = self.index.host_copies
         copied = {victim.key: host_copies.pop(victim.key) for victim in victims if victim.key in host_copies}
-        held = sum(copy.num_pages for copy in copied.values() if copy.leases == 0)
-        self.host.in_flight += held
+        protected_pages = sum(copy.num_pages for copy in copied.values() if copy.leases == 0)
+        self.host.pending_pages += protected_pages
         fences: set[Fence] = set()
         demotions = []
-        # The first to go first: what the others need later, these have given up by then.
+        # In order of eviction: if host pages run out, the victims without an early copy are the last ones.
         for victim in reversed(victims):
-            if victim.key not in copied and self.index.is_kept(victim):
+            if victim.key not in copied and self.index.is_worth_copy(victim):
                 demotion = self._demote(victim, fences)
                 if demotion is not None:
                     fences.add(victim.written)
                     demotions.append(demotion)
-        self.host.in_flight -= held
+        self.host.pending_pages -= protected_pages
         host_copies |= copied
         if not demotions:
             return None
@@ -130,44 +141,45 @@ class Ledger:
         self._pending.add(copies)
         return copies
 
-    def finish(self, pending: PendingWrite, fence: Fence | None, *, failed: bool = False) -> bool:
-        """Enter what was written before `fence`, or free its pages if that failed or the epoch is over.
+    def finish_write(self, pending: PendingWrite, fence: Fence | None, *, failed: bool = False) -> bool:
+        """Insert the rows that were written before `fence`. Return whether they were inserted.
 
-        A failed one may have no fence. If it was finished before the failure, nothing happens.
+        If the write failed, or its epoch is not the current epoch, frees the pages instead. A failed write
+        may have no fence. If the write was finished before, does nothing.
         """
-        if not self._end(pending):
+        if not self._remove_pending(pending):
             return False
         source, copies = pending.source, pending.copies
         if fence is None or failed or pending.epoch != self.epoch:
-            # Nobody may have waited for them.
+            # Perhaps no stream has waited for these fences yet, so the freed pages keep all of them.
             fences = tuple(copies.fences) if fence is None else (*copies.fences, fence)
             for demotion in reversed(copies.demotions):
-                self._end_move(demotion)
-                demotion.pool.give_back(demotion.pages, fences)
+                self._end_demotion(demotion)
+                demotion.pool.free(demotion.pages, fences)
                 self.counts.evictions += 1
-            pending.pool.give_back(pending.leftover_pages, fences)
-            pending.pool.give_back(pending.pages, fences)
+            pending.pool.free(pending.leftover_pages, fences)
+            pending.pool.free(pending.pages, fences)
             self.counts.rejections += not failed and source is None
             return False
         before = tuple(copies.fences)
         for demotion in reversed(copies.demotions):
-            if self._end_move(demotion):
+            if self._end_demotion(demotion):
                 self.index.add(demotion.host_entry(copies.copied or fence))
                 self.counts.demotions += 1
                 self.counts.writebacks += 1
             else:
-                demotion.pool.give_back(demotion.pages, before)
+                demotion.pool.free(demotion.pages, before)
                 self.counts.evictions += 1
-        pending.pool.give_back(pending.leftover_pages, before)
+        pending.pool.free(pending.leftover_pages, before)
         if source is not None and self.index.host.get(source.key) is not source:
-            pending.pool.give_back(pending.pages, (fence,))
+            pending.pool.free(pending.pages, (fence,))
             return False
         entry = Entry(pending.key, pending.num_rows, pending.cost, pending.pool, pending.pages, fence)
         if source is not None:
             self.index.promote(entry)
             self.counts.promotions += 1
             return True
-        self._moving.pop(pending.key, None)
+        self._pending_demotions.pop(pending.key, None)
         if pending.key in self.index:
             self._drop(pending.key)
         self.index.add(entry)
@@ -177,48 +189,53 @@ class Ledger:
     def finish_early_copies(
         self, copies: PendingCopies, fence: Fence | None, *, failed: bool = False
     ) -> None:
-        """Let the copies made before `fence` back their entries, or free their pages if they failed or the
-        entry has gone. Else as `finish`.
+        """Insert the copies that were made before `fence` as host copies.
+
+        If the copies failed, or their entry has left the device tier, frees the pages instead. `fence` and
+        `failed` as in `finish_write`.
         """
-        if not self._end(copies):
+        if not self._remove_pending(copies):
             return
         for demotion in copies.demotions:
             entry = demotion.entry
-            is_there = self.index.device.get(entry.key) is entry
-            if is_there and fence is not None:  # else the pages may be another's, and what was read is void
+            # If the entry was evicted during the copy, its pages may contain other rows: the copy is
+            # discarded.
+            is_in_device_tier = self.index.device.get(entry.key) is entry
+            if is_in_device_tier and fence is not None:
                 copies.replaced.append(entry.reads.get(fence.stream))
                 entry.reads[fence.stream] = fence
-            if is_there and fence is not None and not failed and entry.key not in self.index.host_copies:
+            has_host_copy = entry.key in self.index.host_copies
+            if is_in_device_tier and fence is not None and not failed and not has_host_copy:
                 self.index.host_copies[entry.key] = demotion.host_entry(fence)
                 self.counts.writebacks += 1
             else:
                 fences = copies.fences if fence is None else {*copies.fences, fence}
-                demotion.pool.give_back(demotion.pages, tuple(fences))
+                demotion.pool.free(demotion.pages, tuple(fences))
 
     def advance(self) -> None:
-        """Begin an epoch in constant time: the pages of earlier ones are freed only when they are needed."""
+        """Begin an epoch in constant time. The pages of earlier entries are freed when they are needed."""
         if len(self.index):
             self.counts.evictions += len(self.index)
             self._stale.append(self.index)
             self.index = self._new_index()
-        self._moving.clear()
+        self._pending_demotions.clear()
         self.epoch += 1
 
     def clear(self) -> None:
-        """Begin an epoch, and free the pages of earlier ones."""
+        """Begin an epoch, and free the pages of all entries."""
         self.advance()
         while self._stale:
             self._reclaim_one()
 
     def stats(self) -> CacheStats:
-        """Return all counts and sizes."""
+        """Return a snapshot of all counts and sizes."""
         used = [(pool.num_pages - pool.num_free) * pool.page_bytes for pool in self._pools]
         capacity = [pool.num_pages * pool.page_bytes for pool in self._pools]
         return CacheStats(
             hits=sum(hits.hits for hits in self._hits.values()),
             **asdict(self.counts),
             entries=len(self.index),
-            leased_pages=sum(pool.leased for pool in self._pools),
+            leased_pages=sum(pool.leased_pages for pool in self._pools),
             device_bytes=used[0],
             host_bytes=sum(used[1:]),
             device_capacity_bytes=capacity[0],
@@ -231,65 +248,71 @@ class Ledger:
         row_bytes = self.device.page_bytes // self.device.page_rows
         return self._hits.get(tier, HitCounts()).tier_hits(row_bytes)
 
-    def violations(self) -> list[str]:
-        """Return in words what does not agree, which is nothing."""
+    def find_violations(self) -> list[str]:
+        """Describe every violated invariant; empty if the cache is consistent."""
         indices = [self.index, *self._stale]
         entries = [*(entry for index in indices for entry in index), *self._dropped]
-        found = []
+        violations = []
         for pool in self._pools:
-            here = [entry for entry in entries if entry.pool is pool]
-            in_flight = [page for pending in self._pending for page in pending.pages_of(pool)]
-            owned = Counter([*pool.free_pages, *in_flight, *(page for entry in here for page in entry.pages)])
-            wrong = [page for page in range(pool.num_pages) if owned.pop(page, 0) != 1] + sorted(owned)
-            found += [f"{pool.tier} pages {wrong} do not have one owner each"] if wrong else []
-            leased = sum(len(entry.pages) for entry in here if entry.leases)
-            found += _differ(f"leased {pool.tier} pages", leased, pool.leased)
-            found += _differ(f"{pool.tier} pages in flight", len(in_flight), pool.in_flight)
+            pool_entries = [entry for entry in entries if entry.pool is pool]
+            pending_pages = [page for pending in self._pending for page in pending.pages_of(pool)]
+            used = [page for entry in pool_entries for page in entry.pages]
+            owners = Counter([*pool.free_pages, *pending_pages, *used])
+            wrong = [page for page in range(pool.num_pages) if owners.pop(page, 0) != 1] + sorted(owners)
+            violations += [f"{pool.tier} pages {wrong} do not have exactly one owner"] if wrong else []
+            leased = sum(len(entry.pages) for entry in pool_entries if entry.leases)
+            violations += _differ(f"leased {pool.tier} pages", leased, pool.leased_pages)
+            violations += _differ(f"pending {pool.tier} pages", len(pending_pages), pool.pending_pages)
             for index in indices:
-                filed = index.device if pool is self.device else index.host
-                order = sorted(index.order(pool.tier))
-                found += _differ(f"keys of the {pool.tier} tier's policy", sorted(filed), order)
-            for entry in here:
-                found += _differ("pages of an entry", pool.pages_for(entry.num_rows), len(entry.pages))
-        found += _differ("leases", sum(entry.leases for entry in entries), self._num_leases)
+                keys = sorted(index.device if pool is self.device else index.host)
+                violations += _differ(
+                    f"keys in the policy of the {pool.tier} tier",
+                    keys,
+                    sorted(index.eviction_order(pool.tier)),
+                )
+            for entry in pool_entries:
+                violations += _differ("pages of an entry", pool.pages_for(entry.num_rows), len(entry.pages))
+        violations += _differ("leases", sum(entry.leases for entry in entries), self._num_leases)
         leased = sum(entry.leases > 0 for entry in self._dropped)
-        found += _differ("dropped entries", leased, len(self._dropped))
+        violations += _differ("dropped entries that wait for a release", leased, len(self._dropped))
         for index in indices:
-            found += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
-            found += _differ("backing of nothing", [], sorted(index.host_copies.keys() - index.device.keys()))
+            violations += _differ("keys in both tiers", [], sorted(index.device.keys() & index.host.keys()))
+            without_entry = sorted(index.host_copies.keys() - index.device.keys())
+            violations += _differ("host copies without a device entry", [], without_entry)
         writes = [pending for pending in self._pending if isinstance(pending, PendingWrite)]
-        moving = [demotion for write in writes for demotion in write.copies.demotions]
-        found += _differ("moves in no flight", 0, len(set(self._moving.values()) - set(moving)))
-        present = len(self.index) + len(moving)
-        found += _differ("entries", present, self.counts.insertions - self.counts.evictions)
-        return found
+        demotions = {demotion for write in writes for demotion in write.copies.demotions}
+        orphans = set(self._pending_demotions.values()) - demotions
+        violations += _differ("demotions without a pending write", 0, len(orphans))
+        present = len(self.index) + len(demotions)
+        violations += _differ("entries", present, self.counts.insertions - self.counts.evictions)
+        return violations
 
-    def _take_pages(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> PendingWrite:
-        """Take device pages for so many rows, which can be had."""
+    def _allocate_pages(self, key: bytes, num_rows: int, cost: float, source: Entry | None) -> PendingWrite:
+        """Allocate device pages for `num_rows` rows, which must be available, and demote or evict victims."""
         count = self.device.pages_for(num_rows)
         victims = self._victims(self.device, count)
-        free, fences = self.device.take(min(count, self.device.num_free))
-        bare = []  # what is worth a copy and has none
+        free, fences = self.device.allocate(min(count, self.device.num_free))
+        uncopied = []  # victims that are worth a copy to the host tier and have none
         for victim in reversed(victims):
-            is_kept = self.index.evict(victim)
+            is_worth_copy = self.index.evict(victim)
             fences.update(victim.fences())
             if self.index.restore_host_copy(victim.key):
                 self.counts.demotions += 1
-            elif is_kept:
-                bare.append(victim)
+            elif is_worth_copy:
+                uncopied.append(victim)
             else:
                 self.counts.evictions += 1
         demotions = []
-        for victim in reversed(bare):
+        for victim in reversed(uncopied):
             demotion = self._demote(victim, fences)
             if demotion is None:
                 self.counts.evictions += 1
             else:
                 demotions.append(demotion)
-                self._moving[victim.key] = demotion
-        # In ascending order, so that adjacent pages are read and written in one piece.
+                self._pending_demotions[victim.key] = demotion
+        # In ascending order, so that one copy moves a run of adjacent pages.
         pages = tuple(sorted([*free, *(page for victim in victims for page in victim.pages)]))
-        self.device.in_flight += len(pages)
+        self.device.pending_pages += len(pages)
         pending = PendingWrite(
             self.epoch,
             key,
@@ -304,24 +327,31 @@ class Ledger:
         self._pending.add(pending)
         return pending
 
-    def _end(self, pending: PendingWrite | PendingCopies) -> bool:
-        """Take what is pending out of the books; whether it was there."""
+    def _remove_pending(self, pending: PendingWrite | PendingCopies) -> bool:
+        """Remove a pending write or pending copies. Return whether they were pending."""
         if pending not in self._pending:
             return False
         self._pending.remove(pending)
         for pool in self._pools:
-            pool.in_flight -= len(pending.pages_of(pool))
+            pool.pending_pages -= len(pending.pages_of(pool))
         return True
 
-    def _end_move(self, demotion: Demotion) -> bool:
-        """End a move; whether nobody has put rows under the key meanwhile, even if those have gone."""
-        if self._moving.get(demotion.entry.key) is not demotion:
+    def _end_demotion(self, demotion: Demotion) -> bool:
+        """Remove a pending demotion. Return False if it is superseded.
+
+        A demotion is superseded if rows were inserted under its key after it began, even if they have left
+        the cache since, or if the epoch has changed.
+        """
+        if self._pending_demotions.get(demotion.entry.key) is not demotion:
             return False
-        del self._moving[demotion.entry.key]
+        del self._pending_demotions[demotion.entry.key]
         return True
 
     def _victims(self, pool: PagePool, count: int) -> list[Entry]:
-        """Choose who must go for `count` pages to be free, which can be had. The last to go comes first."""
+        """Choose entries whose eviction leaves `count` pages free, in reverse order of eviction.
+
+        `count` pages must be available. Frees entries of earlier epochs, and evicts no others.
+        """
         self._reclaim(pool, count)
         short = count - pool.num_free
         chosen: list[Entry] = []
@@ -331,7 +361,7 @@ class Ledger:
             if entry.leases == 0:
                 chosen.append(entry)
                 short -= len(entry.pages)
-        # A large one may have made smaller ones before it unnecessary.
+        # A large victim may suffice without smaller victims that were chosen before it.
         needed = []
         for entry in reversed(chosen):
             if short + len(entry.pages) <= 0:
@@ -341,7 +371,10 @@ class Ledger:
         return needed
 
     def _demote(self, entry: Entry, fences: set[Fence]) -> Demotion | None:
-        """Set host pages aside for an entry, and add their fences; None if there cannot be enough."""
+        """Allocate host pages for a device entry, and add their fences to `fences`. Evicts host entries.
+
+        Returns None if too few host pages are available.
+        """
         if self.host is None or len(entry.pages) > self.host.num_available:
             return None
         for victim in self._victims(self.host, len(entry.pages)):
@@ -349,13 +382,13 @@ class Ledger:
             self.index.evict(victim)
             self.counts.evictions += not is_host_copy
             self._free(victim)
-        pages, host_fences = self.host.take(len(entry.pages))
-        self.host.in_flight += len(pages)
+        pages, host_fences = self.host.allocate(len(entry.pages))
+        self.host.pending_pages += len(pages)
         fences |= host_fences
         return Demotion(entry, self.host, pages)
 
     def _reclaim(self, pool: PagePool, count: int) -> None:
-        """Free entries of earlier epochs until `count` pages are free, or there is none left."""
+        """Free entries of earlier epochs until `count` pages are free, or none of them is left."""
         while self._stale and pool.num_free < count:
             self._reclaim_one()
 
@@ -367,21 +400,21 @@ class Ledger:
             self._stale.pop()
 
     def _drop(self, key: bytes) -> None:
-        """Take what is under a key out of the cache."""
+        """Remove the entry of a key, and its host copy, from the cache."""
         self.counts.evictions += 1
         for entry in self.index.remove(key):
             self._free(entry)
 
     def _free(self, entry: Entry) -> None:
-        """Free the pages of an entry that is in no index any more, or let its last lease do so."""
+        """Free the pages of an entry that is in no index. If it is leased, its last release frees them."""
         if entry.leases:
             self._dropped.add(entry)
         else:
-            entry.pool.give_back(entry.pages, entry.fences())
+            entry.pool.free(entry.pages, entry.fences())
 
     def _new_index(self) -> Index:
         return Index(self._policy, self._pools)
 
 
-def _differ(name: str, counted: object, booked: object) -> list[str]:
-    return [] if counted == booked else [f"{name}: counted {counted}, booked {booked}"]
+def _differ(name: str, expected: object, recorded: object) -> list[str]:
+    return [] if expected == recorded else [f"{name}: expected {expected}, recorded {recorded}"]

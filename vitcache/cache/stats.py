@@ -1,4 +1,4 @@
-"""Counts of an `EmbeddingCache`."""
+"""Counts and sizes of an `EmbeddingCache`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 @dataclass
 class Counts:
-    """What has happened so far. Guarded by the cache's lock."""
+    """Counts since the cache was made. Guarded by the cache's lock."""
 
     misses: int = 0
     insertions: int = 0
@@ -21,9 +21,9 @@ class Counts:
 
 
 class TierHits(NamedTuple):
-    """What was found in one tier: look-ups, bytes of their rows, milliseconds of encoding that they saved.
+    """The hits of one tier, the bytes of their rows, and the encode time in milliseconds that they saved.
 
-    The milliseconds are those that `put` was told as `encode_ms`, or else its estimate.
+    `saved_ms` adds up the `encode_ms` that `put` was given, or its estimate.
     """
 
     hits: int
@@ -33,7 +33,7 @@ class TierHits(NamedTuple):
 
 @dataclass
 class HitCounts:
-    """Look-ups that found their rows in one tier, these rows, and the encode time that they saved.
+    """The hits of one tier, their rows, and the encode time in milliseconds that they saved.
 
     Guarded by the cache's lock.
     """
@@ -43,42 +43,58 @@ class HitCounts:
     saved_ms: float = 0.0
 
     def tier_hits(self, row_bytes: int) -> TierHits:
-        """Return them as a caller sees them, for rows of so many bytes."""
+        """Return the public form of these counts, for rows of `row_bytes` bytes."""
         return TierHits(self.hits, self.rows * row_bytes, self.saved_ms)
 
 
 @dataclass(frozen=True)
 class CacheStats:
-    """A snapshot of a cache.
+    """A snapshot of an `EmbeddingCache`, from `EmbeddingCache.stats`. Counts begin when the cache is made.
 
     Attributes
     ----------
     hits, misses
-        Calls of `get` that returned a lease, and that returned None.
-    insertions, evictions
-        Entries that came in by `put`, and that left: for room, replaced, of another length than expected,
-        cleared, or of an earlier epoch. While no `put` is under way, ``entries == insertions - evictions``.
+        Number of calls of `get` that returned a lease, and that returned None.
+    insertions
+        Number of entries that `put` or `Reservation.commit` inserted. Promotions are not counted.
+    evictions
+        Number of entries that left the cache: evicted and not demoted, replaced, dropped because of another
+        length than expected or of a wrong checksum, cleared, or of an earlier epoch. While no write is
+        pending, ``entries == insertions - evictions``.
     demotions
-        Entries that moved from the device tier to the host tier.
+        Number of entries that were evicted from the device tier and kept in the host tier.
     writebacks
-        Copies of entries to the host tier: as they moved there, or ahead of that for `expect`. Other
-        demotions had a copy there, made ahead or from before they were promoted.
+        Number of copies of entries to the host tier: for a demotion, or early copies for `expect`. A demotion
+        of an entry that has a host copy needs no writeback.
     promotions
-        Entries of the host tier that came to the device tier, too.
+        Number of host entries that were copied to the device tier.
     rejections
-        Calls of `put` that returned False.
+        Number of calls of `put`, `reserve` and `Reservation.commit` that rejected rows.
     corruptions
-        Look-ups that were misses because the checksum in the host tier was another one.
+        Number of misses because the rows in the host tier did not match their checksum.
     entries
-        Entries that can be looked up.
+        Number of entries that can be looked up.
     leased_pages
-        Pages, of both tiers, that at least one lease holds.
+        Number of pages of both tiers that have at least one lease.
     device_bytes, host_bytes
-        Bytes of the pages in use: of entries, of leases on dropped entries, and of copies under way.
+        Bytes of the pages in use: of entries, of dropped entries that are leased, and of pending writes and
+        copies.
     device_capacity_bytes, host_capacity_bytes
         Bytes of all pages.
     device, host
-        Hits by tier, and what they saved.
+        `TierHits` of each tier: ``hits``, ``hit_bytes`` and ``saved_ms``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import EmbeddingCache
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=2)
+    >>> cache.put(bytes(32), torch.ones(2, 2), encode_ms=27.0)
+    True
+    >>> with cache.get(bytes(32)):
+    ...     stats = cache.stats()
+    >>> stats.hits, stats.misses, stats.leased_pages, stats.device
+    (1, 0, 1, TierHits(hits=1, hit_bytes=16, saved_ms=27.0))
     """
 
     hits: int

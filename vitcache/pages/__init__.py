@@ -1,4 +1,4 @@
-"""Memory in pages, and the handles on it: entries, leases, reservations."""
+"""The memory of a tier in pages, and the objects that own or pin pages: entries, leases, reservations."""
 
 from typing import TYPE_CHECKING
 

@@ -13,9 +13,10 @@ from vitcache.pages.pool import PagePool
 class Entry:
     """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
 
-    `cost` is what a hit saves, `hits` how many there were since the entry came to its tier. `written` is the
-    fence behind the copy into the pages, and `reads` has the last fence of every stream that read them. A
-    `checksum` is of the rows in host memory. All but `hits`, `leases` and `reads` never change.
+    `cost` is the encode time in milliseconds that a hit saves. `hits` counts the hits since the entry was
+    inserted into its tier. `written` is the fence behind the copy into the pages. `reads` maps each stream
+    that read the pages to the fence behind its last read. `checksum` is the CRC-32 of the rows in host
+    memory. Only `hits`, `leases` and `reads` change.
     """
 
     __slots__ = (
@@ -48,7 +49,7 @@ class Entry:
         self.cost = cost
         self.pool = pool
         self.pages = pages
-        self.num_pages = len(pages)  # a look-up has one thing less to fetch from memory
+        self.num_pages = len(pages)  # stored, so that a look-up need not read the tuple
         self._paged_rows: PagedRows | None = None
         self.written = written
         self.checksum = checksum
@@ -58,11 +59,11 @@ class Entry:
 
     @property
     def paged_rows(self) -> PagedRows:
-        """What a placement reads. Made when the first one asks: many entries are never hit."""
+        """The native description of the rows, for placements. Made when it is first read."""
         if self._paged_rows is None:
             self._paged_rows = self.pool.describe(self.pages, self.num_rows)
         return self._paged_rows
 
     def fences(self) -> tuple[Fence, ...]:
-        """Return what must have passed before the pages are written again."""
+        """Return the fences that must be complete before the pages are written again."""
         return (self.written, *self.reads.values())

@@ -1,4 +1,4 @@
-"""A lease: the right to read an entry's rows where they lie."""
+"""A lease: a reader's pin on the pages of one entry."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from vitcache._native import PagedRows
 from vitcache.device.streams import Timeline
 from vitcache.pages.entry import Entry
 
-# What a released lease leaves behind: the entry to unpin, and the streams that read its pages. A plain tuple,
-# as every look-up makes one.
+# A released lease: the entry to unpin, and the streams that read its pages. A plain tuple, as every look-up
+# makes one.
 Release = tuple[Entry, frozenset[Hashable]]
 
 _NO_STREAMS: frozenset[Hashable] = frozenset()
-_NOTHING: list[Entry] = []
+_EMPTY_PIN: list[Entry] = []
 
 
 class ReleaseQueue:
-    """Where released leases wait for the cache. Any thread may `add`, at any time: it takes no lock."""
+    """Released leases that the cache has not processed yet. `add` takes no lock: any thread may call it."""
 
     def __init__(self) -> None:
         self.queue: deque[Release] = deque()
-        self.add = self.queue.append  # every release calls it
+        self.add = self.queue.append  # bound once, as every release calls it
 
     def take(self) -> list[Release]:
-        """Take out all there are. One thread at a time."""
+        """Remove and return all queued releases. Only one thread at a time may call it."""
         queue = self.queue
         return [queue.popleft() for _ in range(len(queue))]
 
     def close(self) -> None:
-        """Keep nothing from now on, so that the pages are freed with the last lease."""
+        """Discard later releases, so that the last lease to be released frees the memory."""
         self.queue = deque(maxlen=0)
         self.add = self.queue.append
 
 
 class CacheHandle(NamedTuple):
-    """What a lease has of its cache, whose memory it does not keep."""
+    """The parts of a cache that its leases use. It does not keep the cache's memory alive."""
 
     device: torch.device
     timeline: Timeline
@@ -49,43 +49,61 @@ class CacheHandle(NamedTuple):
 
 
 class Lease:
-    """A pin on the pages of one entry: until it is released they are neither evicted nor written.
+    """A pin on the pages of one entry: until it is released, they are neither evicted nor written.
 
-    Made by `EmbeddingCache.get`. A context manager; a lease that is forgotten releases itself when collected.
+    `EmbeddingCache.get` makes it. It is a context manager, which releases the lease on exit. A lease that is
+    garbage-collected is released, too. The rows stay readable after the entry was replaced or dropped, and
+    after the cache was closed.
 
     Attributes
     ----------
     num_rows
-        Rows, each of `row_width` elements.
+        Number of rows, of `row_width` elements each.
     hits
-        Look-ups that found the entry in this tier since it came there, this one included.
+        Number of look-ups that hit the entry since it was inserted into its tier, this one included.
     pin
-        The one attribute that native code reads (csrc/python/item_reader.h), as the properties below would
-        take longer than a row: a list with the entry, whose `paged_rows` are placed; empty once it is
-        released. Not to be changed.
+        A list with the entry; empty once the lease is released. Native code (csrc/python/item_reader.h) reads
+        this attribute and no other, as a call of a property takes longer than copying a row. Not to be
+        changed.
 
     Notes
     -----
-    Any thread may use it and release it, from a finalizer too: `release` takes no lock and never waits. To
-    read while another thread releases is the callers' mistake.
+    Any thread may use and release a lease, also in a finalizer: `release` takes no lock and never waits. A
+    thread must not release a lease that another thread is reading.
 
-    Work that reads `pool` goes to a stream that was current in a call of `use`, after that call and before
-    `release`. On a GPU the host itself may read pinned pages only once such work is done.
+    `scatter_embeddings`, `embed_tokens` and `to_tensor` call `use` themselves. For any other work that reads
+    `pool`: make its stream current, call `use`, queue the work on that stream, then `release`. Host code that
+    reads pinned pages of a GPU's host tier must call `use`, synchronize the current stream, read, and then
+    `release`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import EmbeddingCache
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=2)
+    >>> cache.put(bytes(32), torch.tensor([[1.0, 2.0]]))
+    True
+    >>> with cache.get(bytes(32)) as lease:
+    ...     print(lease.num_rows, lease.tier, lease.to_tensor())
+    1 device tensor([[1., 2.]])
+    >>> lease.released
+    True
     """
 
-    # As every look-up makes one, what all of a tier have in common is looked up when it is asked for.
+    # Every look-up makes a lease: `_layout` stands for all fields that the entries of a tier share.
     __slots__ = ("_handle", "_layout", "_streams", "hits", "num_rows", "pin")
 
     def __init__(self, pin: list[Entry], handle: CacheHandle) -> None:
-        # Not yet `pin`: what is interrupted half-way must release nothing when it is collected.
-        self.pin = _NOTHING
+        # If `__init__` is interrupted, `__del__` finds an empty pin and releases nothing.
+        self.pin = _EMPTY_PIN
         [entry] = pin
         self.num_rows = entry.num_rows
         self.hits = entry.hits
         self._layout = entry.pool.layout
         self._handle = handle
         self._streams = _NO_STREAMS
-        # Popping it releases the lease: of two threads only one can, and of a lease and who made it, too.
+        # `list.pop` is atomic: exactly one of several threads, or of this lease and an interrupted `get`,
+        # releases the entry.
         self.pin = pin
 
     @property
@@ -105,12 +123,12 @@ class Lease:
 
     @property
     def tier(self) -> str:
-        """Where the rows are: ``"device"`` or ``"host"``."""
+        """The tier that the rows are in: ``"device"`` or ``"host"``."""
         return self._layout.tier
 
     @property
     def device(self) -> torch.device:
-        """Device of the cache, where the rows may be placed."""
+        """Device of the cache, on which the rows may be placed."""
         return self._handle.device
 
     @property
@@ -120,22 +138,34 @@ class Lease:
 
     @property
     def pool(self) -> Tensor:
-        """The pages of the entry's tier as rows ``(pool_rows, row_width)``; a GPU's host tier is pinned."""
+        """All pages of the entry's tier, as rows ``(pool_rows, row_width)``. A GPU's host tier is pinned.
+
+        Raises RuntimeError if the lease was released.
+        """
         return self._entry().pool.rows
 
     @property
     def pages(self) -> tuple[int, ...]:
-        """Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``."""
+        """Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``.
+
+        Raises RuntimeError if the lease was released.
+        """
         return self._entry().pages
 
     @property
     def paged_rows(self) -> PagedRows | None:
-        """The native description of the rows, for placements; None once it is released."""
-        # The entry's, whose memory a look-up need not touch.
+        """The native description of the rows, for placements; None if the lease was released."""
+        # Read from the entry on demand, so that a look-up need not read it.
         return None if self.released else self._entry().paged_rows
 
     def segments(self) -> list[Tensor]:
-        """Return views of `pool` with the rows in order, adjacent pages joined. Valid until `release`."""
+        """Return views of `pool` with the rows in order, one for each run of pages; valid until `release`.
+
+        Raises
+        ------
+        RuntimeError
+            If the lease was released.
+        """
         entry = self._entry()
         return entry.pool.segments(entry.pages, entry.num_rows)
 
@@ -144,7 +174,10 @@ class Lease:
         self._entry()
 
     def use(self) -> None:
-        """Let the current stream read the pages: order it behind their writing, and their reuse behind it.
+        """Allow work on the current stream to read the pages.
+
+        The current stream waits until the pages are written. After `release`, a write to the pages waits for
+        the work that was queued on this stream before. The host does not wait.
 
         Raises
         ------
@@ -154,7 +187,13 @@ class Lease:
         use_all((self,))
 
     def to_tensor(self) -> Tensor:
-        """Return a copy ``(num_rows, row_width)`` on the cache's device, made on the current stream."""
+        """Return a copy ``(num_rows, row_width)`` on the cache's device, made on the current stream.
+
+        Raises
+        ------
+        RuntimeError
+            If the lease was released.
+        """
         self.use()
         rows = torch.empty((self.num_rows, self.row_width), dtype=self.dtype, device=self.device)
         first = 0
@@ -164,7 +203,7 @@ class Lease:
         return rows
 
     def release(self) -> None:
-        """Give up the pages. A second call does nothing."""
+        """Unpin the pages. A second call does nothing."""
         try:
             entry = self.pin.pop()
         except IndexError:
@@ -190,12 +229,12 @@ class Lease:
 
 
 def use_all(leases: Iterable[Lease]) -> None:
-    """`Lease.use` of many, with one look at the current stream for those of one cache.
+    """Call `Lease.use` of several leases. Leases of one cache share one query of the current stream.
 
     Raises
     ------
     RuntimeError
-        If one of them was released.
+        If one of the leases was released.
     """
     timeline: Timeline | None = None
     stream: Hashable = None
@@ -211,8 +250,8 @@ def use_all(leases: Iterable[Lease]) -> None:
 
 
 def release_all(leases: list[Lease]) -> None:
-    """`Lease.release` of many, without a call for each; they are taken out of the list."""
+    """Release several leases, and empty the list. Faster than one call of `Lease.release` for each."""
     for lease in leases:
-        with suppress(IndexError):  # it was released before
+        with suppress(IndexError):  # the lease was released before
             lease._handle.releases.add((lease.pin.pop(), lease._streams))
     leases.clear()

@@ -1,4 +1,4 @@
-"""Pages on their way: set aside for rows, and for what makes room for them, until they are entered."""
+"""Pending writes and copies: the pages that each owns until it is inserted or cancelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitcache.pages.pool import PagePool
 
 @dataclass(eq=False)
 class Demotion:
-    """An entry on its way from its own pages to `pages` of the host tier."""
+    """A pending copy of a device entry to `pages` of the host tier, whose pool is `pool`."""
 
     entry: Entry
     pool: PagePool
@@ -20,18 +20,18 @@ class Demotion:
     checksum: Future[int] | None = None
 
     def host_entry(self, copied: Fence) -> Entry:
-        """Return the entry of the host tier, whose rows are there behind `copied`."""
+        """Return the entry of the host tier. `copied` is the fence behind the copy."""
         entry = self.entry
         return Entry(entry.key, entry.num_rows, entry.cost, self.pool, self.pages, copied, self.checksum)
 
 
 @dataclass(eq=False)
 class PendingCopies:
-    """Entries while they are copied to the host tier: it alone writes the pages that they go to.
+    """Pending copies of device entries to the host tier. They own the host pages that they write.
 
-    `fences` come before any write to these pages, and to those that the entries make room in; once the copies
-    are queued, it is `copied` alone, which comes behind all others. `replaced` keeps fences that were taken
-    out of the books, as an event is not to be destroyed under a lock.
+    `fences`: to wait for before the host pages, or the victims' device pages, are written. Once the copies
+    are queued, this is only `copied`, the fence behind the copies. `replaced`: fences that were replaced in
+    `Entry.reads`; kept here, because a CUDA event must not be destroyed under the cache's lock.
     """
 
     demotions: list[Demotion]
@@ -40,17 +40,17 @@ class PendingCopies:
     replaced: list[Fence | None] = field(default_factory=list)
 
     def pages_of(self, pool: PagePool) -> list[int]:
-        """Return the pages of one pool that are written."""
+        """Return the pages of `pool` that the copies write."""
         return [page for demotion in self.demotions if demotion.pool is pool for page in demotion.pages]
 
 
 @dataclass(eq=False)
 class PendingWrite:
-    """A `put` or a promotion while its rows are copied: it alone reads and writes the pages named here.
+    """A pending `put`, reservation or promotion. Until it commits or is cancelled, it owns its pages.
 
-    `pages` become the new entry's, `leftover_pages` are what its victims leave over. `copies` has what of the
-    victims goes to the host tier, and what comes before a write to the pages. A promotion has the host entry
-    `source` that the rows come from.
+    `pages`: the pages of the new entry. `leftover_pages`: pages of victims that the new entry does not need.
+    `copies`: the demotions of victims, and the fences to wait for before `pages` are written. `source`: the
+    host entry that is promoted; None for a `put`.
     """
 
     epoch: int
@@ -64,6 +64,6 @@ class PendingWrite:
     source: Entry | None = None
 
     def pages_of(self, pool: PagePool) -> list[int]:
-        """Return the pages of one pool."""
+        """Return the pages of `pool` that the write and its copies own."""
         own = [*self.pages, *self.leftover_pages] if pool is self.pool else []
         return own + self.copies.pages_of(pool)

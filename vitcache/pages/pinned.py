@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# cudaHostRegisterPortable | cudaHostRegisterMapped: page-locked for every device, and read by its kernels.
+# cudaHostRegisterPortable | cudaHostRegisterMapped: page-locked for every device, and readable by its
+# kernels.
 _REGISTER_FLAGS = 1 | 2
 
 
 def allocate_pinned(num_bytes: int, device: torch.device) -> Tensor:
-    """Return page-locked bytes; torch's own pinned allocator rounds up to a power of two, past the budget.
+    """Return a uint8 tensor of `num_bytes` page-locked bytes, which kernels of every device can read.
+
+    torch's own pinned allocator is not used: it rounds up to a power of two, above the budget.
 
     Raises
     ------
     MemoryError
-        If they cannot be allocated, or not be page-locked.
+        If the memory cannot be allocated or cannot be page-locked.
     """
     message = f"cannot page-lock {num_bytes} bytes; lower host_bytes or free host memory"
     try:
@@ -33,11 +36,13 @@ def allocate_pinned(num_bytes: int, device: torch.device) -> Tensor:
     with torch.cuda.device(device):
         status = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, _REGISTER_FLAGS)
         if status != 0:
-            # Else the next kernel launch would find this error and report it as its own.
+            # CUDA keeps the error until the next launch, which would report it as its own. This launch clears
+            # it.
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=device)
             raise MemoryError(f"{message}: {cudart.cudaGetErrorString(status)}")
-    # Every view of the tensor keeps the array alive, so this runs just before the memory goes: an mmap object
-    # tells only after it. At exit the process takes its memory along.
+    # Every view of the tensor keeps the array alive, so the memory is unregistered just before it is
+    # unmapped. A finalizer of the mmap object would run after that. At exit the system frees the memory
+    # anyway.
     weakref.finalize(array, cudart.cudaHostUnregister, tensor.data_ptr()).atexit = False
     return tensor

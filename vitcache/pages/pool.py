@@ -1,4 +1,4 @@
-"""Pages: the memory of one tier, allocated once, and who has which page."""
+"""The memory of one tier in pages, allocated once, and the list of its free pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitcache.rows import KINDS
 
 
 class Layout(NamedTuple):
-    """How the pages of a tier lie; a released lease still has it."""
+    """The shape and dtype of a tier's pages. A lease keeps it after it is released."""
 
     tier: str
     page_rows: int
@@ -26,28 +26,29 @@ class Layout(NamedTuple):
 
 
 class PagePool:
-    """The pages of one tier: a tensor of `num_pages * page_rows` rows and a list of the free ones.
+    """The pages of one tier: a tensor of `num_pages * page_rows` rows, and a list of the free pages.
 
-    A free page carries the fences of the last work on it; whoever takes it waits for them before writing.
+    A free page keeps the fences of the last work on it. `allocate` returns them with the page; the caller
+    waits for them before it writes the page.
 
     Parameters
     ----------
     tier
-        ``"device"``: on `device`. ``"host"``: on the CPU, page-locked if `device` is a CUDA device.
+        ``"device"``: memory of `device`. ``"host"``: host memory, page-locked if `device` is a CUDA device.
     num_pages, page_rows, row_width
-        Pages, rows of a page, elements of a row.
+        Number of pages, rows of a page, elements of a row.
 
     Raises
     ------
     MemoryError
         If the memory cannot be page-locked.
     CudaError
-        If there is no CUDA runtime to copy to a host tier of a CUDA device.
+        If `tier` is ``"host"``, `device` is a CUDA device, and no CUDA runtime is found.
 
     Notes
     -----
-    The counts and the free list are guarded by the cache's lock. `write`, `copy_pages` and `segments` take no
-    lock: they touch only pages that their caller holds, and copy on the current stream.
+    The cache's lock guards the counts and the free list. `write`, `copy_pages` and `segments` need no lock,
+    as they access only pages that the caller owns or leases. They copy on the current stream.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class PagePool:
         if self._runtime is not None and not self._runtime.available:
             searched = "; ".join(self._runtime.searched)
             raise CudaError(f"a host tier of {device} needs the CUDA runtime: {searched}")
-        # A tensor made in inference mode could not be written outside of it.
+        # A tensor that is made in inference mode cannot be written outside of it.
         with torch.inference_mode(False):
             if tier == "host" and device.type == "cuda":
                 self.rows = (
@@ -85,25 +86,25 @@ class PagePool:
         self._row_bytes = row_width * dtype.itemsize
         place = self.rows.device
         self._on_cuda = place.type == "cuda"
-        # A host tier is no plain source anywhere: through -1 every placement of it is looked at in Python.
+        # -1 matches no device, so native code leaves each placement from a GPU's host tier to Python.
         self._device_id = (place.index or 0) if place.type == device.type else -1
-        self.leased = 0  # pages that a lease holds
-        self.in_flight = 0  # pages that a `put` copies from or to
+        self.leased_pages = 0  # with at least one lease
+        self.pending_pages = 0  # of pending writes and copies
         self.free_pages = list(range(num_pages - 1, -1, -1))
         self._fences: dict[int, tuple[Fence, ...]] = {}
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody has."""
+        """Number of free pages."""
         return len(self.free_pages)
 
     @property
     def num_available(self) -> int:
-        """Pages that are free or can be made so: neither leased nor being copied."""
-        return self.num_pages - self.leased - self.in_flight
+        """Number of pages that are free or can be freed by evictions: neither leased nor pending."""
+        return self.num_pages - self.leased_pages - self.pending_pages
 
     def describe(self, pages: Sequence[int], num_rows: int) -> PagedRows:
-        """Return what a placement reads of `num_rows` rows in `pages`."""
+        """Return the native description of `num_rows` rows in `pages`, for placements."""
         return PagedRows(
             self._address,
             self._row_bytes,
@@ -117,32 +118,33 @@ class PagePool:
         )
 
     def pages_for(self, num_rows: int) -> int:
-        """Return the pages that so many rows take: at least one, so that the pages bound the entries."""
+        """Return the pages that `num_rows` rows need: at least one, which bounds the number of entries."""
         return max(1, -(-num_rows // self.page_rows))
 
-    def take(self, count: int) -> tuple[tuple[int, ...], set[Fence]]:
-        """Take `count` free pages; return them and the fences to wait for before they are written."""
+    def allocate(self, count: int) -> tuple[tuple[int, ...], set[Fence]]:
+        """Allocate `count` free pages. Return them, and the fences to wait for before they are written."""
         first = len(self.free_pages) - count
         pages = tuple(reversed(self.free_pages[first:]))
         del self.free_pages[first:]
         return pages, {fence for page in pages for fence in self._fences.pop(page, ())}
 
-    def give_back(self, pages: Sequence[int], fences: tuple[Fence, ...]) -> None:
-        """Free pages whose last readers and writers have passed once `fences` are."""
+    def free(self, pages: Sequence[int], fences: tuple[Fence, ...]) -> None:
+        """Free `pages`. All work on them is complete once `fences` are complete."""
         self.free_pages.extend(reversed(pages))
         self._fences.update(dict.fromkeys(pages, fences))
 
     def write(self, pages: Sequence[int], rows: Tensor) -> None:
-        """Copy `rows` into `pages`, converted to the pool's dtype."""
+        """Copy `rows` into `pages` on the current stream, rounded to the pool's dtype."""
         first = 0
         for page, length in _runs(pages, rows.shape[0], self.page_rows):
             self._run(page, length).copy_(rows[first : first + length])
             first += length
 
     def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
-        """Copy whole pages from another pool, each run of pages that are adjacent in both in one piece.
+        """Copy whole pages from another pool. One copy moves a run of pages that are adjacent in both pools.
 
-        From a GPU all copies are queued in one call, on its current stream, which is not the default one.
+        From a GPU, one call queues all copies on the GPU's current stream, which must not be the default
+        stream.
         """
         runs = list(_joint_runs(pages, source_pages))
         if self._runtime is not None:
@@ -157,7 +159,7 @@ class PagePool:
     def queue_copies(
         self, runs: Sequence[tuple[int, int, int]], source: PagePool, runtime: CudaRuntime, stream: Stream
     ) -> None:
-        """Queue copies of ``(page, page of source, count)`` on a stream of a CUDA runtime."""
+        """Queue copies on a stream of a CUDA runtime. A run is ``(page, source page, number of pages)``."""
         copy_batch(
             runtime,
             [
@@ -172,7 +174,7 @@ class PagePool:
         )
 
     def segments(self, pages: Sequence[int], num_rows: int) -> list[Tensor]:
-        """Return views of the first `num_rows` rows of `pages` in order, adjacent pages joined."""
+        """Return views of the first `num_rows` rows of `pages` in order, one per run of adjacent pages."""
         return [self._run(page, length) for page, length in _runs(pages, num_rows, self.page_rows) if length]
 
     def _run(self, page: int, length: int) -> Tensor:
@@ -180,7 +182,7 @@ class PagePool:
 
 
 def _runs(pages: Sequence[int], num_rows: int, page_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield ``(first page, rows)`` of each run of adjacent pages."""
+    """Yield ``(first page, number of rows)`` of each run of adjacent pages."""
     start = 0
     for end in range(1, len(pages) + 1):
         if end == len(pages) or pages[end] != pages[end - 1] + 1:
@@ -189,7 +191,7 @@ def _runs(pages: Sequence[int], num_rows: int, page_rows: int) -> Iterator[tuple
 
 
 def _joint_runs(pages: Sequence[int], source_pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield ``(page, source page, count)`` of each run that is adjacent on both sides."""
+    """Yield ``(page, source page, number of pages)`` of each run of pages that are adjacent in both pools."""
     start = 0
     steps = list(zip(pages, source_pages, strict=True))
     for end in range(1, len(steps) + 1):

@@ -1,4 +1,4 @@
-"""A reservation: pages of a cache that wait for the rows of one key."""
+"""A reservation: pages of a cache for the rows of one key, which are not written yet."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ from vitcache.rows import check_rows
 logger = logging.getLogger("vitcache.cache")
 
 
-class Outcome(NamedTuple):
-    """What became of a reservation: whether it was entered, and the cache's epoch and pages to be had."""
+class WriteResult(NamedTuple):
+    """The end of a pending write: whether it was inserted, the cache's epoch, its available device pages."""
 
-    admitted: bool
+    inserted: bool
     epoch: int
     available: int
 
 
-class Finish(Protocol):
-    """Enters what was written before a fence, or frees its pages."""
+class FinishWrite(Protocol):
+    """Inserts the rows that were written before a fence, or frees their pages."""
 
-    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> Outcome:
-        """See `Ledger.finish`."""
+    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> WriteResult:
+        """See `Ledger.finish_write`."""
 
 
-class Abandoned(NamedTuple):
-    """A reservation that was given up, and the streams that may still write its pages."""
+class AbandonedWrite(NamedTuple):
+    """The pending write of a reservation that was garbage-collected: the arguments of `abort`."""
 
     pending: PendingWrite
     timeline: Timeline
-    finish: Finish
+    finish: FinishWrite
     streams: frozenset[Hashable] = frozenset()
 
 
 class Reservation:
-    """Room for the rows of one key, until they were written there and are entered, or given up.
+    """Pages for the rows of one key: `commit` inserts them under the key, `cancel` frees them.
 
-    Made by `EmbeddingCache.reserve` and `EmbeddingCache.promote`. Write all rows by `write`, or by ``store=``
-    of `scatter_embeddings` and `embed_tokens`, which place them in the same launch; then `commit`. A context
-    manager: what was not committed when it ends is cancelled, and so is a reservation that is forgotten.
+    `EmbeddingCache.reserve` and `EmbeddingCache.promote` make it. Write all rows with `write`, or pass the
+    reservation in ``store=`` of `scatter_embeddings` or `embed_tokens`, which write the rows in the launch
+    that places them. Then call `commit`. It is a context manager: on exit, a reservation that was not
+    committed is cancelled. A reservation that is garbage-collected is cancelled, too.
 
     Attributes
     ----------
     key
-        Under which the rows will be entered.
+        The key that `commit` inserts the rows under.
     num_rows, row_width, dtype
         Shape of the rows, and the dtype that they are rounded to.
     device
@@ -61,13 +62,25 @@ class Reservation:
 
     Notes
     -----
-    One thread at a time. The pages may be written on the streams that were current in a call of `use` (which
-    `write` and the two operations call), until `commit` or `cancel`, which come behind all of that.
+    Only one thread at a time may use it. `write`, `scatter_embeddings` and `embed_tokens` call `use`
+    themselves. For any other work that writes the pages: make its stream current, call `use`, and queue the
+    work on that stream before `commit` or `cancel`. Readers of the entry, and later writers of the pages,
+    wait for that work.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import EmbeddingCache
+    >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=2)
+    >>> with cache.reserve(bytes(32), 1) as reservation:  # before the encode
+    ...     reservation.write(torch.ones(1, 2))
+    ...     print(bytes(32) in cache, reservation.commit(), bytes(32) in cache)
+    False True True
     """
 
     __slots__ = (
+        "_abandoned",
         "_finish",
-        "_forgotten",
         "_paged_rows",
         "_pending",
         "_streams",
@@ -84,10 +97,10 @@ class Reservation:
         pending: PendingWrite,
         device: torch.device,
         timeline: Timeline,
-        finish: Finish,
-        forgotten: deque[Abandoned],
+        finish: FinishWrite,
+        abandoned: deque[AbandonedWrite],
     ) -> None:
-        # Not yet `pending`: what is interrupted half-way is given up by its maker.
+        # If `__init__` is interrupted, its caller aborts `pending`, and `__del__` finds nothing to do.
         self._pending: list[PendingWrite] = []
         self.key = pending.key
         self.num_rows = pending.num_rows
@@ -97,25 +110,31 @@ class Reservation:
         self._paged_rows: PagedRows | None = None
         self._timeline = timeline
         self._finish = finish
-        self._forgotten = forgotten
+        self._abandoned = abandoned
         self._streams: set[Hashable] = set()
         self._pending = [pending]
 
     @property
     def paged_rows(self) -> PagedRows | None:
-        """The native description of the pages, for placements; None once they are committed or cancelled."""
+        """The native description of the pages, for placements; None after `commit` or `cancel`."""
         if self._paged_rows is None and self._pending:
             [pending] = self._pending
             self._paged_rows = pending.pool.describe(pending.pages, pending.num_rows)
         return self._paged_rows
 
     def segments(self) -> list[Tensor]:
-        """Return views of the pages that the rows go to, in order, adjacent pages joined."""
-        pending = self._open()
+        """Return views of the pages, to write the rows to in order; one view per run of adjacent pages.
+
+        Raises
+        ------
+        RuntimeError
+            If the reservation was committed or cancelled.
+        """
+        pending = self._check_pending()
         return pending.pool.segments(pending.pages, pending.num_rows)
 
     def to_tensor(self) -> Tensor:
-        """Return a copy ``(num_rows, row_width)`` of what was written, made on the current stream.
+        """Return a copy ``(num_rows, row_width)`` of the rows that were written, made on the current stream.
 
         Raises
         ------
@@ -123,18 +142,21 @@ class Reservation:
             If the reservation was committed or cancelled.
         """
         self.use()
-        none = torch.empty((0, self.row_width), dtype=self.dtype, device=self.device)
-        return torch.cat([none, *self.segments()])
+        no_rows = torch.empty((0, self.row_width), dtype=self.dtype, device=self.device)
+        return torch.cat([no_rows, *self.segments()])
 
     def use(self) -> None:
-        """Let the current stream write the pages: order it behind what made room, and `commit` behind it.
+        """Allow work on the current stream to write the pages.
+
+        The current stream waits until the pages can be overwritten: for earlier readers, for the copies of
+        evicted entries to the host tier, and for other streams that called `use`. The host does not wait.
 
         Raises
         ------
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        self._open()
+        self._check_pending()
         stream = self._timeline.current()
         if stream not in self._streams:
             earlier = [self._timeline.record(other) for other in self._streams]
@@ -149,111 +171,115 @@ class Reservation:
         Parameters
         ----------
         rows
-            ``(num_rows, row_width)``; else as in `EmbeddingCache.put`.
+            Shape ``(num_rows, row_width)``. Dtype, device and stream as in `EmbeddingCache.put`.
 
         Raises
         ------
-        ValueError, TypeError
-            If `rows` is of another shape or dtype.
+        ValueError
+            If the shape of `rows` is not ``(num_rows, row_width)``.
+        TypeError
+            If `rows` is not a dense tensor of float32, float16 or bfloat16 on the CPU or CUDA.
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        self._open()
+        self._check_pending()
         rows = check_rows(rows, self.row_width)
         if rows.shape[0] != self.num_rows:  # `len` of a tensor takes longer
-            raise ValueError(f"there are {len(rows)} rows, room is reserved for {self.num_rows}")
+            raise ValueError(f"rows has {len(rows)} rows, it must have {self.num_rows}, as reserved")
         self.write_checked(rows)
 
     def write_checked(self, rows: Tensor) -> None:
-        """`write` of rows that are known to be of the right shape and dtype, without a gradient."""
+        """Write rows whose shape and dtype were checked and that need no gradient."""
         self.use()
         pending = self._pending[0]
         pending.pool.write(pending.pages, rows)
 
     def commit(self) -> bool:
-        """Enter the rows, in place of what is under the key.
+        """Insert the rows. An entry under the same key is replaced.
 
         Returns
         -------
         bool
-            False if the cache began another epoch, or was closed, since the rows were begun; a warning was
-            logged. Of a promotion: also if what was promoted is no longer there, or is on the device already;
-            no warning, as nothing is lost.
+            False if the cache changed its epoch, or was closed, after the reservation was made; then a
+            warning is logged. A promotion also returns False if its entry has left the host tier, or was
+            promoted already. A promotion logs no warning.
 
         Raises
         ------
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        pending = self._open()
+        pending = self._check_pending()
         if not self._streams:
-            self.use()  # nothing was written, but what made room may still be read
+            self.use()  # no rows were written, but the copies that read the pages may still run
         try:
-            outcome = self._finish(pending, join(self._timeline, self._streams), failed=False)
+            result = self._finish(pending, join(self._timeline, self._streams), failed=False)
         except BaseException:
             self.cancel()
             raise
-        self._close()
-        if not outcome.admitted and pending.source is None:
-            advice = outdated(pending.epoch, outcome.epoch)
-            warn_refused(self.num_rows, pending.pool, outcome.available, advice)
-        return outcome.admitted
+        self._clear_pending()
+        if not result.inserted and pending.source is None:
+            reason = describe_epochs(pending.epoch, result.epoch)
+            warn_rejected(self.num_rows, pending.pool, result.available, reason)
+        return result.inserted
 
     def cancel(self) -> None:
-        """Give the pages back. After `commit` or a first call, does nothing."""
+        """Free the pages, and insert nothing. After `commit` or `cancel`, does nothing."""
         if self._pending:
             [pending] = self._pending
-            self._close()
-            abandon(pending, self._timeline, self._finish, frozenset(self._streams))
+            self._clear_pending()
+            abort(pending, self._timeline, self._finish, frozenset(self._streams))
 
     def __enter__(self) -> Reservation:
-        self._open()
+        self._check_pending()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
     def __del__(self) -> None:
-        # Without a lock: whoever is interrupted by the collector may hold the cache's.
+        # Takes no lock: the garbage collector may run in a thread that holds the cache's lock.
         if self._pending:
             streams = frozenset(self._streams)
-            self._forgotten.append(Abandoned(self._pending.pop(), self._timeline, self._finish, streams))
+            self._abandoned.append(AbandonedWrite(self._pending.pop(), self._timeline, self._finish, streams))
 
-    def _open(self) -> PendingWrite:
+    def _check_pending(self) -> PendingWrite:
         if not self._pending:
             raise RuntimeError(f"this reservation of {self.num_rows} rows was committed or cancelled")
         return self._pending[0]
 
-    def _close(self) -> None:
+    def _clear_pending(self) -> None:
         self._pending.clear()
         self._paged_rows = None
 
 
-def abandon(
+def abort(
     pending: PendingWrite | PendingCopies,
     timeline: Timeline,
-    give_up: Callable[..., object],
+    finish: Callable[..., object],
     streams: frozenset[Hashable] = frozenset(),
 ) -> None:
-    """Free the pages of what is not entered, whatever else fails.
+    """Free the pages of a pending write or pending copies, even if no fence can be recorded.
 
     Parameters
     ----------
-    give_up
-        `Ledger.finish` of a pending write, `Ledger.finish_early_copies` of copies; called with `failed`.
+    finish
+        `Ledger.finish_write` or `Ledger.finish_early_copies`; called with ``failed=True``.
+    streams
+        Streams that may still write the pages.
     """
     fence: Fence | None = None
     try:
         fence = join(timeline, streams)
     except BaseException:
-        timeline.synchronize()  # with no fence behind the copies, they must be done
+        timeline.synchronize()  # without a fence to wait for later, all work must be complete now
         raise
     finally:
-        give_up(pending, fence, failed=True)
+        finish(pending, fence, failed=True)
 
 
 def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fence:
-    """Return a fence behind all work of `streams` so far, on the current stream."""
+    """Let the current stream wait for `streams`, and return a fence on it behind all their work so far."""
     current = timeline.current()
     for stream in streams:
         if stream != current:
@@ -261,18 +287,19 @@ def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fe
     return timeline.record(current)
 
 
-def outdated(begun: int, now: int) -> str:
-    """Why rows of an earlier epoch are refused."""
-    return f"they are of epoch {begun}, the cache is in epoch {now}"
+def describe_epochs(rows_epoch: int, cache_epoch: int) -> str:
+    """Return why rows of an earlier epoch are rejected."""
+    return f"the rows are of epoch {rows_epoch}, the cache is in epoch {cache_epoch}"
 
 
-def warn_refused(num_rows: int, pool: PagePool, available: int, advice: str) -> None:
-    """Log that rows were not admitted, with both sizes."""
+def warn_rejected(num_rows: int, pool: PagePool, available: int, reason: str) -> None:
+    """Log that `put` rejected rows: the bytes that they need, the bytes that the tier has, and `reason`."""
     logger.warning(
-        "put of %d rows refused: they take %d bytes, the device tier has %d, %d of them to be had; %s",
+        "put of %d rows rejected: they need %d bytes; the device tier has %d bytes, %d of them free or "
+        "evictable; %s",
         num_rows,
         pool.pages_for(num_rows) * pool.page_bytes,
         pool.num_pages * pool.page_bytes,
         available * pool.page_bytes,
-        advice,
+        reason,
     )

@@ -70,9 +70,9 @@ class CacheInspection:
         return found
 
     @property
-    def moving(self) -> dict[bytes, Any]:
+    def pending_demotions(self) -> dict[bytes, Any]:
         """The `pages.pending.Demotion` of each entry that is being copied to the host tier, by key."""
-        found: dict[bytes, Any] = self.ledger._moving
+        found: dict[bytes, Any] = self.ledger._pending_demotions
         return found
 
     @property

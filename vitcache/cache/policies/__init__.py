@@ -1,4 +1,4 @@
-"""Which entry goes first when a tier needs room."""
+"""Policies: the order in which a tier evicts its entries."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from vitcache.cache.policies.s3fifo import S3Fifo
 
 
 class Policy(Protocol):
-    """Order of eviction over the keys of one tier. Not thread-safe: the cache calls it under its lock."""
+    """The order of eviction of one tier's keys. Not thread-safe: the cache calls it under its lock."""
 
     def insert(self, key: bytes, pages: int, cost: float) -> None:
-        """Add a key that is not there.
+        """Add a key, which must not be in the policy.
 
         Parameters
         ----------
         pages
-            What it takes.
+            Number of pages of the entry.
         cost
-            What a hit on it saves, in the caller's unit: milliseconds of encoding, say.
+            Cost that a hit saves, in any unit that all keys share; the cache passes milliseconds.
         """
 
     def touch(self, key: bytes) -> None:
-        """Note a hit on a key that is there."""
+        """Record a hit on a key, which must be in the policy."""
 
     def remove(self, key: bytes) -> None:
-        """Take out a key that is there, for another reason than room: it was replaced, or is wrong."""
+        """Remove a key whose entry was dropped or replaced. The key must be in the policy."""
 
     def evict(self, key: bytes) -> None:
-        """Take out a victim, and learn from it."""
+        """Remove a key whose entry is evicted. The policy may learn from it."""
 
-    def is_kept(self, key: bytes) -> bool:
-        """Whether a key that is to be evicted is worth a place in the next tier."""
+    def is_worth_copy(self, key: bytes) -> bool:
+        """Whether the entry of `key`, when it is evicted, is worth a copy to the next tier."""
 
     def victims(self) -> Iterator[bytes]:
-        """Yield every key once, the first to go first. Nothing may be changed meanwhile."""
+        """Yield every key once, the next victim first. The policy must not be changed while this runs."""
 
 
-# Each makes an empty policy for a tier of so many pages.
+# Name to class. The argument of a class is the number of pages of its tier.
 POLICIES: dict[str, Callable[[int], Policy]] = {"lru": Lru, "s3fifo": S3Fifo, "cost": CostAware}
 
 
 def make_policy(name: str, capacity_pages: int) -> Policy:
-    """Return a new, empty policy for a tier of so many pages.
+    """Return a new, empty policy for a tier of `capacity_pages` pages.
 
     Raises
     ------
     ValueError
-        If no policy has this name; the message lists those there are.
+        If no policy is called `name`. The message lists all names.
     """
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy is {name!r}, it must be one of {', '.join(map(repr, POLICIES))}")

@@ -1,4 +1,4 @@
-"""A cost-aware policy: what saves the least encode time per page, and was not hit lately, goes first."""
+"""The policy "cost": evicts the key that saves the least encode time per page and was not hit recently."""
 
 from __future__ import annotations
 
@@ -11,107 +11,109 @@ from itertools import chain
 from vitcache.cache.policies.seen_sketch import SeenSketch
 
 CLASSES_PER_DOUBLING = 2
-# While there are as many hits as keys, what is not hit loses three doublings of its worth.
+# In a round, which is one hit per key on average, the value of a key that is not hit fades to an eighth.
 FADING_PER_ROUND = 3 * CLASSES_PER_DOUBLING
-# Whether new keys are hit is learned from about so many of the last ones.
+# The hit chance of a new key is a moving average over about this number of new keys.
 LEARNED_FROM = 128
-# With less of a chance, a new key is not worth a write. It is filed by this one: what was hit within the last
-# round is worth more, even if its pages are half full.
+# If the hit chance is lower, a new key is not worth a copy to the next tier, and its value is computed with
+# this chance: then a key that was hit within the last round has a higher value, even if its pages are half
+# full.
 LEAST_CHANCE = 1 / 16
-# Below and above, in the caller's unit per page, all worths are alike.
-LEAST_WORTH, MOST_WORTH = 2.0**-40, 2.0**40
+# Values, in the caller's unit per page, are clamped to this range.
+LEAST_VALUE, MOST_VALUE = 2.0**-40, 2.0**40
 
 
-class Filing:
-    """What is known of a key: its worth, in classes, whether it was never hit, and its class."""
+class KeyRecord:
+    """A key's value before fading, as a number of classes; whether it was never hit; and its class."""
 
-    __slots__ = ("is_new", "number", "worth")
+    __slots__ = ("class_number", "is_new", "value")
 
-    def __init__(self, worth: float) -> None:
-        self.worth = worth
+    def __init__(self, value: float) -> None:
+        self.value = value
         self.is_new = True
-        self.number = 0
+        self.class_number = 0
 
 
 class CostAware:
-    """Keys of about the same worth are a class, and the class of the least worth goes first.
+    """Evicts the class of keys that has the lowest value. A class contains keys of about the same value.
 
-    The worth of a key is the cost of an encode by the pages that it takes. It fades exponentially, but time
-    is counted in hits, so that one pass over many keys makes nothing old. Fading needs no filing anew: what
-    is filed later is filed higher (forward decay: Cormode and others, 2009). In a class, the least recently
-    inserted or hit key goes first.
+    The value of a key is its encode cost divided by its number of pages. It fades exponentially. Time is
+    counted in hits, so a single pass over many keys does not age the other keys. Fading moves no key to
+    another class: keys that are inserted or hit later enter higher classes (forward decay: Cormode and
+    others, 2009). Within a class, the key whose insertion or last hit is the longest ago is evicted first.
 
-    The worth of a new key is multiplied by the chance that it is ever hit, as it was with the last new keys.
-    So where images come back, new ones are held as dear as others, and one pass over many soon evicts
-    nothing that was hit lately, and has nothing written to the next tier. A key that comes back after it was
-    evicted counts as hit.
+    The value of a new key is multiplied by the chance that a new key is ever hit, which is learned from the
+    last new keys. If images are repeated, a new key is valued like any other. In a single pass over many
+    images the chance falls: soon new keys evict no key that was hit recently, and are not copied to the next
+    tier. A key that is inserted again after its eviction counts as hit.
 
-    Cost by size is from GreedyDual-Size (Cao and Irani, 1997), a sketch that lets keys in from TinyLFU
+    Cost divided by size is from GreedyDual-Size (Cao and Irani, 1997), the sketch of seen keys from TinyLFU
     (Einziger and others, 2017).
     """
 
     def __init__(self, capacity_pages: int) -> None:
-        self._filings: dict[bytes, Filing] = {}
+        self._records: dict[bytes, KeyRecord] = {}
         self._classes: dict[int, OrderedDict[bytes, None]] = {}
-        self._numbers: list[int] = []  # of the classes, in ascending order
+        self._class_numbers: list[int] = []  # in ascending order
         self._evicted = SeenSketch(capacity_pages)
-        self._now = 0.0  # in classes
-        self._chance = 0.0  # that a new key is hit
+        self._fading = 0.0  # of all values since the start, as a number of classes
+        self._hit_chance = 0.0  # of a new key
 
     def insert(self, key: bytes, pages: int, cost: float) -> None:
         """Add a key."""
-        worth = min(max(cost / pages, LEAST_WORTH), MOST_WORTH)
-        filing = self._filings[key] = Filing(CLASSES_PER_DOUBLING * math.log2(worth))
+        value = min(max(cost / pages, LEAST_VALUE), MOST_VALUE)
+        record = self._records[key] = KeyRecord(CLASSES_PER_DOUBLING * math.log2(value))
         if key in self._evicted:
-            self._note_hit(filing)
+            self._record_hit(record)
         else:
-            self._chance -= self._chance / LEARNED_FROM
-        self._file(key, filing)
+            self._hit_chance -= self._hit_chance / LEARNED_FROM
+        self._enter_class(key, record)
 
     def touch(self, key: bytes) -> None:
-        """File a key as high as it gets now."""
-        filing = self._filings[key]
-        self._unfile(key, filing)
-        self._note_hit(filing)
-        self._file(key, filing)
+        """Record a hit: move a key to the class of its value before fading."""
+        record = self._records[key]
+        self._leave_class(key, record)
+        self._record_hit(record)
+        self._enter_class(key, record)
 
     def remove(self, key: bytes) -> None:
-        """Take out a key."""
-        self._unfile(key, self._filings.pop(key))
+        """Remove a key."""
+        self._leave_class(key, self._records.pop(key))
 
     def evict(self, key: bytes) -> None:
-        """Take out a key and remember it for a while."""
+        """Remove a key, and remember it in the sketch."""
         self.remove(key)
         self._evicted.add(key)
 
-    def is_kept(self, key: bytes) -> bool:
-        """Whether it was hit, or has a chance to be."""
-        return not self._filings[key].is_new or self._chance > LEAST_CHANCE
+    def is_worth_copy(self, key: bytes) -> bool:
+        """Whether the key was hit, or new keys have a sufficient chance to be hit."""
+        return not self._records[key].is_new or self._hit_chance > LEAST_CHANCE
 
     def victims(self) -> Iterator[bytes]:
-        """Yield class by class, from the one of the least worth on."""
-        return chain.from_iterable(self._classes[number] for number in self._numbers)
+        """Yield class by class, the lowest value first."""
+        return chain.from_iterable(self._classes[number] for number in self._class_numbers)
 
-    def _note_hit(self, filing: Filing) -> None:
-        self._now += FADING_PER_ROUND / len(self._filings)
-        if filing.is_new:
-            filing.is_new = False
-            self._chance = min(self._chance + 1 / LEARNED_FROM, 1.0)
+    def _record_hit(self, record: KeyRecord) -> None:
+        self._fading += FADING_PER_ROUND / len(self._records)
+        if record.is_new:
+            record.is_new = False
+            self._hit_chance = min(self._hit_chance + 1 / LEARNED_FROM, 1.0)
 
-    def _file(self, key: bytes, filing: Filing) -> None:
-        worth = filing.worth
-        if filing.is_new:
-            worth += CLASSES_PER_DOUBLING * math.log2(max(self._chance, LEAST_CHANCE))
-        filing.number = math.floor(worth + self._now)
-        keys = self._classes.get(filing.number)
+    def _enter_class(self, key: bytes, record: KeyRecord) -> None:
+        value = record.value
+        if record.is_new:
+            value += CLASSES_PER_DOUBLING * math.log2(max(self._hit_chance, LEAST_CHANCE))
+        number = record.class_number = math.floor(value + self._fading)
+        keys = self._classes.get(number)
         if keys is None:
-            keys = self._classes[filing.number] = OrderedDict()
-            insort(self._numbers, filing.number)
+            keys = self._classes[number] = OrderedDict()
+            insort(self._class_numbers, number)
         keys[key] = None
 
-    def _unfile(self, key: bytes, filing: Filing) -> None:
-        keys = self._classes[filing.number]
+    def _leave_class(self, key: bytes, record: KeyRecord) -> None:
+        number = record.class_number
+        keys = self._classes[number]
         del keys[key]
         if not keys:
-            del self._classes[filing.number]
-            del self._numbers[bisect_left(self._numbers, filing.number)]
+            del self._classes[number]
+            del self._class_numbers[bisect_left(self._class_numbers, number)]

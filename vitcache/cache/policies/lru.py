@@ -1,4 +1,4 @@
-"""The least recently used goes first."""
+"""The policy "lru": least recently used."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Iterator
 
 
 class Lru:
-    """The least recently inserted or hit key goes first."""
+    """Evicts the key whose insertion or last hit is the longest ago."""
 
     def __init__(self, capacity_pages: int) -> None:
         self._keys: OrderedDict[bytes, None] = OrderedDict()
-        # Make a key the last to go. With no function of ours around it, as every look-up calls it.
+        # `touch` makes a key the last victim. Not a method, as every look-up calls it.
         self.touch = self._keys.move_to_end
 
     def insert(self, key: bytes, pages: int, cost: float) -> None:
-        """Add a key as the last to go."""
+        """Add a key as the last victim."""
         self._keys[key] = None
 
     def remove(self, key: bytes) -> None:
-        """Take out a key."""
+        """Remove a key."""
         del self._keys[key]
 
     evict = remove
 
-    def is_kept(self, key: bytes) -> bool:
-        """Say yes: nothing is known of a key but its order."""
+    def is_worth_copy(self, key: bytes) -> bool:
+        """Return True: the policy knows only the order of the keys."""
         return True
 
     def victims(self) -> Iterator[bytes]:
-        """Yield the keys in the order of their last insertion or hit."""
+        """Yield the keys in the order of their insertion or last hit, the oldest first."""
         return iter(self._keys)

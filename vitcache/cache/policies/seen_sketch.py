@@ -1,4 +1,4 @@
-"""A sketch of the keys that were seen lately, in a fixed number of bits."""
+"""A sketch of the keys that were seen recently, in a fixed number of bits."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ BITS_PER_KEY = 32
 
 
 class SeenSketch:
-    """Tells keys that were added lately from others; less than one of 1,000 others passes for one.
+    """A set of recently added keys that forgets old ones. False positives: less than 1 in 1,000 other keys.
 
-    Two Bloom filters: one is filled with as many keys as it is made for, then it is the older one, and the
-    one that was is dropped. So a key is forgotten after one to two fillings. Keys may be any bytes, also a
-    caller's counters: they are hashed.
+    Keys are added to the younger of two Bloom filters. Once it contains `num_keys` keys, it becomes the older
+    filter, the previous older filter is dropped, and an empty filter becomes the younger one. A key is
+    forgotten after `num_keys` to 2 x `num_keys` later keys. Keys are hashed, so they may be any bytes.
 
     Parameters
     ----------
     num_keys
-        Keys of one filling. Takes 8 to 16 bytes for each.
+        Number of keys of one filter. Each takes 8 to 16 bytes in the two filters.
     """
 
     def __init__(self, num_keys: int) -> None:
-        self._num_keys = self._room = num_keys
+        self._num_keys = self._free = num_keys
         num_bits = 1 << (BITS_PER_KEY * num_keys - 1).bit_length()
         self._mask = num_bits - 1
         self._young, self._old = bytearray(num_bits // 8), bytearray(num_bits // 8)
 
     def add(self, key: bytes) -> None:
-        """Remember a key."""
-        if self._room == 0:
+        """Add a key."""
+        if self._free == 0:
             self._young, self._old = bytearray(len(self._young)), self._young
-            self._room = self._num_keys
-        self._room -= 1
-        for place in self._places(key):
-            self._young[place >> 3] |= 1 << (place & 7)
+            self._free = self._num_keys
+        self._free -= 1
+        for bit in self._bits(key):
+            self._young[bit >> 3] |= 1 << (bit & 7)
 
     def __contains__(self, key: bytes) -> bool:
-        places = self._places(key)
+        bits = self._bits(key)
         return any(
-            all(bits[place >> 3] >> (place & 7) & 1 for place in places) for bits in (self._young, self._old)
+            all(filter_[bit >> 3] >> (bit & 7) & 1 for bit in bits) for filter_ in (self._young, self._old)
         )
 
-    def _places(self, key: bytes) -> list[int]:
+    def _bits(self, key: bytes) -> list[int]:
         number = int.from_bytes(blake2b(key, digest_size=4 * PROBES).digest())
         return [number >> 32 * probe & self._mask for probe in range(PROBES)]
