@@ -13,7 +13,9 @@ from caches import make_cache
 from vitcache.testing import forget_streams, inspect
 
 TESTS = Path(__file__).parents[1]
-PRIVATE = re.compile(r"\._(coordinator|claims|handle|entry|drain_lock|streams|stale|dropped|pending_demotions)\b")
+PRIVATE = re.compile(
+    r"\._(coordinator|claims|handle|entry|drain_lock|streams|stale|dropped|pending_demotions)\b"
+)
 PRIVATE_OF_RINGS = re.compile(r"\.(_native|_in_flight)\b(?!\.Placement)")
 
 
@@ -57,7 +59,7 @@ def test_inspect_reads_the_cache_at_each_access() -> None:
         _ = inside.ledger
 
 
-def test_inspect_pending_demotions_and_dropped_show_entries_between_tiers_and_under_no_key() -> None:
+def test_inspect_shows_pending_demotions_and_dropped_entries() -> None:
     cache = make_cache(2, 2)
     cache.put(KEYS[0], make_rows(1))
     with cache.get(KEYS[0]) as lease:  # type: ignore[union-attr]
