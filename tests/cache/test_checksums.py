@@ -1,4 +1,4 @@
-"""Checksums: what changes in host memory is found before it is placed, and nothing else is called changed."""
+"""Checksums: a host entry whose rows have changed is dropped, and an unchanged one is a hit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vitcache.testing import inspect
 
 
 def make_demoted(num_rows: int = 2 * PAGE_ROWS, **options: Any) -> EmbeddingCache:
-    """A cache that has entry 0 in the host tier, and its checksum."""
+    """A cache with entry 0 and its checksum in the host tier."""
     cache = make_cache(2, 4, checksum=True, **options)
     cache.put(KEYS[0], make_rows(2)[:num_rows])
     cache.put(KEYS[1], make_rows(2, 1.0))
-    assert cache.get(KEYS[0]).tier == "host"  # it waits for the checksum
+    assert cache.get(KEYS[0]).tier == "host"  # the look-up waits for the checksum
     return cache
 
 
@@ -36,7 +36,7 @@ def flip(cache: EmbeddingCache, *, tier: str = "host", row: int = 0, bit: int = 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_rows", [0, 1, 3, 4])
-def test_what_has_not_changed_is_a_hit(dtype: torch.dtype, num_rows: int) -> None:
+def test_get_unchanged_host_entry_is_a_hit(dtype: torch.dtype, num_rows: int) -> None:
     cache = make_demoted(num_rows, dtype=dtype)
     for _ in range(3):
         assert torch.equal(read(cache, KEYS[0]), make_rows(2)[:num_rows].to(dtype))
@@ -45,7 +45,7 @@ def test_what_has_not_changed_is_a_hit(dtype: torch.dtype, num_rows: int) -> Non
 
 @pytest.mark.parametrize("bit", [0, 31, 8 * 4 * WIDTH - 1])
 @pytest.mark.parametrize("row", [0, PAGE_ROWS, 2 * PAGE_ROWS - 1])
-def test_one_bit_that_changed_makes_a_miss_of_the_entry(
+def test_get_host_entry_with_one_changed_bit_is_a_miss_and_drops_it(
     row: int, bit: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make_demoted()
@@ -65,7 +65,7 @@ def test_one_bit_that_changed_makes_a_miss_of_the_entry(
     assert torch.equal(read(cache, KEYS[0]), make_rows(2, 5.0))
 
 
-def test_rows_beyond_the_entry_and_those_on_the_device_are_not_looked_at() -> None:
+def test_checksum_ignores_rows_beyond_the_entry_and_device_rows() -> None:
     cache = make_demoted(3)
     flip(cache, row=3)
     assert torch.equal(read(cache, KEYS[0]), make_rows(2)[:3])
@@ -74,7 +74,7 @@ def test_rows_beyond_the_entry_and_those_on_the_device_are_not_looked_at() -> No
     assert not torch.equal(read(cache, KEYS[0]), make_rows(2))
 
 
-def test_without_checksums_nothing_is_compared() -> None:
+def test_cache_without_checksums_returns_changed_host_rows() -> None:
     cache = make_cache(2, 4)
     cache.put(KEYS[0], make_rows(2))
     cache.put(KEYS[1], make_rows(2, 1.0))
@@ -82,13 +82,13 @@ def test_without_checksums_nothing_is_compared() -> None:
     assert not torch.equal(read(cache, KEYS[0]), make_rows(2))
 
 
-def test_a_changed_entry_that_is_leased_leaves_with_its_lease() -> None:
+def test_changed_leased_entry_keeps_its_pages_until_the_release() -> None:
     cache = make_demoted()
-    with cache.get(KEYS[0]) as held:
+    with cache.get(KEYS[0]) as lease:
         flip(cache)
         assert cache.get(KEYS[0]) is None
         assert cache.stats().host_bytes == 2 * PAGE_BYTES
-        assert held.to_tensor().shape == (4, WIDTH)
+        assert lease.to_tensor().shape == (4, WIDTH)
     assert cache.stats().host_bytes == 0
     cache.check_integrity()
 
@@ -99,59 +99,59 @@ def promote(cache: EmbeddingCache) -> None:
         assert reservation.commit()
 
 
-def test_a_copy_keeps_its_checksum_while_it_backs_a_device_entry() -> None:
+def test_host_copy_keeps_its_checksum_after_a_promotion() -> None:
     cache = make_demoted()
     promote(cache)
     flip(cache)
-    assert torch.equal(read(cache, KEYS[0]), make_rows(2))  # on the device it is as it was
-    cache.put(KEYS[2], make_rows(2, 2.0))  # it goes back to its copy, with no new checksum
+    assert torch.equal(read(cache, KEYS[0]), make_rows(2))  # the device rows have not changed
+    cache.put(KEYS[2], make_rows(2, 2.0))  # demotes 0 to its host copy, without a new checksum
     assert cache.get(KEYS[0]) is None
     assert cache.stats().corruptions == 1
     cache.check_integrity()
 
 
-def test_an_entry_that_was_promoted_while_its_copy_was_compared_goes_too(
+def test_entry_promoted_during_a_failed_comparison_is_dropped_in_both_tiers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_demoted()
-    take = checksums.checksum
+    checksum = checksums.checksum
 
-    def promote_meanwhile(*arguments: Any) -> int:
+    def promote_and_flip(*arguments: Any) -> int:
         monkeypatch.undo()
         promote(cache)
         flip(cache)
-        return take(*arguments)
+        return checksum(*arguments)
 
-    monkeypatch.setattr(checksums, "checksum", promote_meanwhile)
+    monkeypatch.setattr(checksums, "checksum", promote_and_flip)
     assert cache.get(KEYS[0]) is None
     assert KEYS[0] not in cache
     cache.check_integrity()
 
 
-def test_a_checksum_is_taken_once_the_copy_is_over_and_nobody_but_a_reader_waits(
+def test_checksum_waits_for_its_copy_and_only_a_look_up_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = StreamModel()
-    may_finish, finished = threading.Event(), []
+    copy_may_complete, waited_for = threading.Event(), []
 
     def wait_on_host(fence: Any) -> None:
-        assert may_finish.wait(timeout=60)
+        assert copy_may_complete.wait(timeout=60)
         model.note_call("wait_on_host")
-        finished.append(fence)
+        waited_for.append(fence)
 
     monkeypatch.setattr(model, "wait_on_host", wait_on_host)
     cache = model.make_cache(1, 1, checksum=True)
     cache.put(KEYS[0], torch.zeros(1, 2))
     cache.put(KEYS[1], torch.ones(1, 2))
     cache.get(KEYS[1]).release()
-    assert finished == []
-    may_finish.set()
+    assert waited_for == []
+    copy_may_complete.set()
     lease = cache.get(KEYS[0])
-    assert finished == [lease.pin[0].written]
+    assert waited_for == [lease.pin[0].written]
     assert model.locked_calls == []
 
 
-def test_a_copy_that_failed_on_the_device_is_an_error_of_the_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_raises_if_the_copy_to_the_host_tier_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(1, 1, checksum=True)
     monkeypatch.setattr(inspect(cache).timeline, "wait_on_host", fail)
     cache.put(KEYS[0], make_rows(1))

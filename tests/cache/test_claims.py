@@ -1,4 +1,4 @@
-"""Of those who miss one key, one encodes; when it fails, the next one does."""
+"""Claims: one of the callers that miss a key encodes it. If it fails, another caller does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def claim_of(claims: Claims) -> Claim:
     return claims.claim(KEY, 0, make_cache())
 
 
-def test_the_first_claim_is_the_callers_and_the_next_is_not() -> None:
+def test_first_claim_is_the_owners_and_a_second_claim_waits() -> None:
     claims = Claims()
     first, second = claim_of(claims), claim_of(claims)
     assert (first.is_mine, second.is_mine, len(claims)) == (True, False, 1)
@@ -30,7 +30,7 @@ def test_the_first_claim_is_the_callers_and_the_next_is_not() -> None:
     assert len(claims) == 0
 
 
-def test_a_second_release_gives_back_nothing_of_another() -> None:
+def test_second_release_does_not_release_the_next_owners_claim() -> None:
     claims = Claims()
     first = claim_of(claims)
     first.release()
@@ -41,7 +41,7 @@ def test_a_second_release_gives_back_nothing_of_another() -> None:
     assert not claim_of(claims).is_mine
 
 
-def test_a_forgotten_claim_is_given_back() -> None:
+def test_garbage_collected_claim_is_released() -> None:
     claims = Claims()
     first = claim_of(claims)
     second = claim_of(claims)
@@ -50,12 +50,12 @@ def test_a_forgotten_claim_is_given_back() -> None:
     assert claim_of(claims).is_mine
 
 
-def test_nobody_waits_for_a_claim_of_his_own() -> None:
+def test_wait_on_an_owned_claim_raises() -> None:
     with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="this claim is the owner's"):
         claim.wait()
 
 
-def test_a_claim_of_an_earlier_epoch_stops_nobody() -> None:
+def test_claims_of_different_epochs_have_different_owners() -> None:
     cache = make_cache()
     old = cache.claim(KEY)
     cache.advance_epoch()
@@ -64,7 +64,7 @@ def test_a_claim_of_an_earlier_epoch_stops_nobody() -> None:
 
 
 @pytest.mark.parametrize("is_released", [False, True])
-def test_rows_are_entered_through_a_claim_in_the_epoch_of_the_claim(is_released: bool) -> None:
+def test_claim_put_and_reserve_insert_rows_of_the_claims_epoch(is_released: bool) -> None:
     cache, rows = make_cache(), torch.ones(3, HIDDEN)
     claim = cache.claim(KEY)
     assert (claim.key, claim.epoch) == (KEY, 0)
@@ -83,17 +83,17 @@ def test_rows_are_entered_through_a_claim_in_the_epoch_of_the_claim(is_released:
         assert cache.stats().device.saved_ms == 2.0
 
 
-def test_a_claim_keeps_no_cache_that_nobody_has() -> None:
+def test_cache_with_a_released_claim_is_freed_without_a_cycle() -> None:
     cache = make_cache()
-    gone = weakref.ref(cache)
+    cache_ref = weakref.ref(cache)
     with cache.claim(KEY):
         pass
     del cache
-    assert gone() is None
+    assert cache_ref() is None
 
 
 @pytest.mark.parametrize("failures", [0, 1, 5])
-def test_threads_encode_once_and_hand_over_when_a_producer_fails(failures: int) -> None:
+def test_threads_that_miss_a_key_encode_once_plus_once_per_failed_owner(failures: int) -> None:
     cache, encodes, lock = make_cache(), [], threading.Lock()
     barrier = threading.Barrier(8)
 

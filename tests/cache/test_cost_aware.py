@@ -1,4 +1,4 @@
-"""What the cost-aware policy adds to the contract of a policy."""
+"""The policy "cost", beyond the contract of all policies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def counter(number: int) -> bytes:
     return number.to_bytes(32, "little")
 
 
-def test_what_saves_the_least_per_page_goes_first() -> None:
+def test_cost_policy_evicts_the_least_cost_per_page_first() -> None:
     policy = CostAware(100)
     policy.insert(KEYS[0], 1, 27.0)
     policy.insert(KEYS[1], 20, 32.0)
@@ -21,7 +21,7 @@ def test_what_saves_the_least_per_page_goes_first() -> None:
     assert list(policy.victims()) == [KEYS[1], KEYS[2], KEYS[0]]
 
 
-def test_of_the_same_worth_the_least_recently_used_goes_first() -> None:
+def test_cost_policy_evicts_keys_of_equal_value_in_lru_order() -> None:
     policy = CostAware(100)
     for number, pages in enumerate((1, 2, 3, 4)):
         policy.insert(KEYS[number], pages, 3.0 * pages)
@@ -31,20 +31,20 @@ def test_of_the_same_worth_the_least_recently_used_goes_first() -> None:
     assert list(policy.victims()) == [KEYS[1], KEYS[0], KEYS[3], KEYS[2]]
 
 
-def test_what_is_not_hit_fades_while_others_are_hit() -> None:
+def test_value_of_a_key_fades_while_other_keys_are_hit() -> None:
     policy = CostAware(100)
     policy.insert(KEYS[0], 1, 64.0)
     policy.touch(KEYS[0])
     for key in KEYS[1:5]:
         policy.insert(key, 1, 1.0)
     assert list(policy.victims())[-1] == KEYS[0]
-    for _ in range(4):  # rounds of three doublings each, where 64 is six
+    for _ in range(4):  # each round fades by three doublings; a cost of 64 is six doublings above 1
         for key in KEYS[1:5]:
             policy.touch(key)
     assert next(policy.victims()) == KEYS[0]
 
 
-def test_a_new_key_is_worth_as_much_as_others_only_where_new_keys_are_hit() -> None:
+def test_new_key_is_valued_in_full_only_if_new_keys_are_hit() -> None:
     policy = CostAware(10_000)
     policy.insert(KEYS[0], 1, 1.0)
     policy.touch(KEYS[0])
@@ -64,7 +64,7 @@ def test_a_new_key_is_worth_as_much_as_others_only_where_new_keys_are_hit() -> N
 
 
 @pytest.mark.parametrize("cost", [0.0, 5e-324, 1.7e308])
-def test_costs_may_be_anything_finite(cost: float) -> None:
+def test_cost_policy_accepts_every_finite_cost(cost: float) -> None:
     policy = CostAware(10)
     policy.insert(KEYS[0], 3, cost)
     policy.insert(KEYS[1], 3, 1.0)
@@ -73,7 +73,7 @@ def test_costs_may_be_anything_finite(cost: float) -> None:
     assert list(policy.victims()) == ([KEYS[0], KEYS[1]] if cost < 1 else [KEYS[1], KEYS[0]])
 
 
-def test_a_policy_of_millions_of_hits_keeps_few_classes() -> None:
+def test_cost_policy_keeps_few_classes_after_100_000_hits() -> None:
     policy = CostAware(100)
     for number in range(50):
         policy.insert(counter(number), 1 + number % 20, 30.0)

@@ -1,4 +1,4 @@
-"""What is expected: victims are copied to the host tier before they must go, and go for free."""
+"""Early copies: `expect` copies victims to the host tier, so that their demotion needs no copy later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitcache import Chunk, Item, Span, VisionPipeline
 from vitcache.pages.pool import PagePool
 
 
-def test_what_was_expected_goes_without_a_copy(copies: list[int]) -> None:
+def test_demotion_of_an_entry_with_an_early_copy_needs_no_copy(copies: list[int]) -> None:
     cache = make_full(3, 3)
     cache.expect([2, 1])
     assert copies == [2]
@@ -33,17 +33,17 @@ def test_what_was_expected_goes_without_a_copy(copies: list[int]) -> None:
     cache.check_integrity()
 
 
-def test_what_was_copied_is_not_copied_again(copies: list[int]) -> None:
+def test_expect_makes_one_early_copy_per_entry(copies: list[int]) -> None:
     cache = make_full(3, 3)
     cache.expect([1])
     cache.expect([1])
     assert copies == [1]
-    cache.expect([3])  # one page more
+    cache.expect([3])  # two pages: one more victim
     assert copies == [1, 1]
     assert cache.stats().writebacks == 2
 
 
-def test_copies_that_are_there_make_no_room_for_others(copies: list[int]) -> None:
+def test_expect_keeps_the_early_copies_of_its_own_victims(copies: list[int]) -> None:
     cache = make_cache(3, 3)
     for number in range(6):  # both tiers are full
         cache.put(KEYS[number], make_rows(1, float(number)))
@@ -58,7 +58,7 @@ def test_copies_that_are_there_make_no_room_for_others(copies: list[int]) -> Non
     cache.check_integrity()
 
 
-def test_a_put_that_needs_more_than_was_expected_copies_the_rest(copies: list[int]) -> None:
+def test_put_larger_than_expected_copies_only_the_remaining_victims(copies: list[int]) -> None:
     cache = make_cache(3, 3)
     for number in range(6):
         cache.put(KEYS[number], make_rows(1, float(number)))
@@ -69,25 +69,25 @@ def test_a_put_that_needs_more_than_was_expected_copies_the_rest(copies: list[in
     assert present(cache) == [2, 3, 4, 5, 7]
 
 
-def test_a_host_tier_that_is_too_small_for_all_has_copies_of_the_first_to_go(copies: list[int]) -> None:
+def test_expect_with_a_small_host_tier_copies_the_next_victims(copies: list[int]) -> None:
     cache = make_full(4, 2)
     cache.expect([1] * 4)
     assert copies == [2]
     for number in range(4, 8):
         assert cache.put(KEYS[number], make_rows(1, float(number)))
-    assert copies == [2, 1, 1]  # nothing twice
+    assert copies == [2, 1, 1]  # no entry is copied twice
     assert present(cache) == [2, 3, 4, 5, 6, 7]
 
 
-def test_what_goes_for_free_keeps_its_order() -> None:
+def test_demotions_without_a_copy_keep_the_order_of_eviction() -> None:
     cache = make_full(3, 2)
     cache.expect([2 * PAGE_ROWS])
     assert cache.put(KEYS[3], make_rows(2))
-    assert cache.put(KEYS[4], make_rows(1))  # 2 goes to the host tier, where 0 is the first to go
+    assert cache.put(KEYS[4], make_rows(1))  # demotes 2; the host tier evicts 0 first
     assert present(cache) == [1, 2, 3, 4]
 
 
-def test_no_more_is_copied_than_the_device_has_and_the_host_tier_has_room_for(copies: list[int]) -> None:
+def test_expect_copies_at_most_the_pages_of_either_tier(copies: list[int]) -> None:
     cache = make_full(3, 2)
     cache.expect([100])
     assert sum(copies) == cache.stats().writebacks == 2
@@ -96,9 +96,10 @@ def test_no_more_is_copied_than_the_device_has_and_the_host_tier_has_room_for(co
     cache.check_integrity()
 
 
-@pytest.mark.parametrize("case", ["no host tier", "free pages", "no items", "leased", "not kept"])
-def test_where_nothing_would_move_nothing_is_copied(case: str, copies: list[int]) -> None:
-    cache = make_full(3, 0 if case == "no host tier" else 3, policy="s3fifo" if case == "not kept" else "lru")
+@pytest.mark.parametrize("case", ["no host tier", "free pages", "no items", "leased", "not worth a copy"])
+def test_expect_without_future_demotions_copies_nothing(case: str, copies: list[int]) -> None:
+    policy = "s3fifo" if case == "not worth a copy" else "lru"
+    cache = make_full(3, 0 if case == "no host tier" else 3, policy=policy)
     leases = [cache.get(KEYS[number]) for number in range(3)] if case == "leased" else []
     if case == "free pages":
         cache.clear()
@@ -110,7 +111,7 @@ def test_where_nothing_would_move_nothing_is_copied(case: str, copies: list[int]
     assert len(leases) in (0, 3)
 
 
-def test_copies_that_fail_lose_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_early_copies_lose_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_full(3, 3)
 
     with monkeypatch.context() as patch:
@@ -124,13 +125,13 @@ def test_copies_that_fail_lose_no_entry(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("change", ["replaced", "evicted", "epoch", "closed"])
-def test_an_entry_that_goes_while_it_is_copied_leaves_no_copy(
+def test_early_copy_of_an_entry_that_leaves_the_device_tier_is_discarded(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_full(2, 2)
     copy_pages = PagePool.copy_pages
 
-    def change_it(*arguments: object) -> None:
+    def change_during_copy(*arguments: object) -> None:
         monkeypatch.undo()
         if change == "replaced":
             cache.put(KEYS[0], make_rows(1, 9.0))
@@ -142,7 +143,7 @@ def test_an_entry_that_goes_while_it_is_copied_leaves_no_copy(
             cache.close()
         copy_pages(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PagePool, "copy_pages", change_it)
+    monkeypatch.setattr(PagePool, "copy_pages", change_during_copy)
     cache.expect([1])
     if change == "closed":
         return
@@ -156,7 +157,7 @@ def test_an_entry_that_goes_while_it_is_copied_leaves_no_copy(
     ("num_rows", "error", "message"),
     [([1, -1], ValueError, "num_rows is -1"), ([1.5], TypeError, "num_rows must be an int, it is 1.5")],
 )
-def test_what_cannot_be_expected_is_an_error(
+def test_expect_invalid_num_rows_raises_and_copies_nothing(
     num_rows: list[int], error: type[Exception], message: str, copies: list[int]
 ) -> None:
     cache = make_full(3, 3)
@@ -165,7 +166,7 @@ def test_what_cannot_be_expected_is_an_error(
     assert copies == []
 
 
-def test_the_pipeline_has_copies_made_before_it_encodes(copies: list[int]) -> None:
+def test_embed_makes_early_copies_before_its_first_encode(copies: list[int]) -> None:
     made: list[list[int]] = []
 
     class Watched(Tower):
@@ -177,7 +178,7 @@ def test_the_pipeline_has_copies_made_before_it_encodes(copies: list[int]) -> No
     for step in range(3):
         items = [Item(feature(10 * step + n, 2), Span(2 * n, 2)) for n in range(4)]
         assert pipeline.embed([Chunk(items, 0, 8)], make_ids(8), make_weight()).errors == []
-    # Four pages a step, at once, before the first of its four encodes; none later.
+    # Each step copies four pages in one call, before the first of its four encodes, and none later.
     assert made == [[]] * 4 + [[4]] * 4 + [[4, 4]] * 4
     assert copies == [4, 4]
     pipeline.cache.check_integrity()

@@ -1,4 +1,4 @@
-"""The embedding cache: what it admits, finds, keeps and gives up."""
+"""The embedding cache: `put`, `get`, replacement, eviction and budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitcache.testing import inspect
 
 
 @pairwise(num_rows=[0, 1, 2, 3, 5, 8], dtype=FLOAT_DTYPES, row_dtype=FLOAT_DTYPES)
-def test_rows_come_back_as_a_cast_to_the_dtype(
+def test_get_returns_rows_cast_to_the_cache_dtype(
     num_rows: int, dtype: torch.dtype, row_dtype: torch.dtype
 ) -> None:
     cache = make_cache(4, dtype=dtype)
@@ -29,21 +29,21 @@ def test_rows_come_back_as_a_cast_to_the_dtype(
     assert torch.equal(found, rows.to(dtype))
 
 
-def test_one_put_looks_at_its_key_and_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
+def test_put_checks_its_key_and_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
 
-    def watch(module: ModuleType, name: str) -> None:
+    def record_calls(module: ModuleType, name: str) -> None:
         check = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *arguments: looked.append(name) or check(*arguments))
+        monkeypatch.setattr(module, name, lambda *arguments: checked.append(name) or check(*arguments))
 
     for module in (embedding_cache, reservation):
-        watch(module, "check_rows")
-    watch(embedding_cache, "check_key")
+        record_calls(module, "check_rows")
+    record_calls(embedding_cache, "check_key")
     assert make_cache(4).put(KEYS[0], make_rows(2))
-    assert sorted(looked) == ["check_key", "check_rows"]
+    assert sorted(checked) == ["check_key", "check_rows"]
 
 
-def test_an_entry_owns_its_bytes() -> None:
+def test_entry_shares_no_memory_with_its_source_or_its_copies() -> None:
     cache = make_cache(4)
     batch = make_rows(6)
     expected = batch[3:9].clone()
@@ -55,7 +55,7 @@ def test_an_entry_owns_its_bytes() -> None:
     assert torch.equal(read(cache, KEYS[0]), expected)
 
 
-def test_rows_of_any_strides_and_with_gradients_are_copied_by_value() -> None:
+def test_put_copies_strided_rows_and_rows_with_gradients_by_value() -> None:
     cache = make_cache(4)
     for rows in (
         torch.randn(WIDTH, 6).t(),
@@ -71,7 +71,7 @@ def test_rows_of_any_strides_and_with_gradients_are_copied_by_value() -> None:
     assert torch.equal(found, rows)
 
 
-def test_inference_mode_makes_no_difference() -> None:
+def test_cache_works_inside_and_outside_of_inference_mode() -> None:
     with torch.inference_mode():
         cache = make_cache(4)
         cache.put(KEYS[0], make_rows(1, 1.0))
@@ -84,7 +84,7 @@ def test_inference_mode_makes_no_difference() -> None:
     assert torch.equal(read(cache, KEYS[2]), make_rows(1, 3.0))
 
 
-def test_a_missing_key_is_none_and_looking_for_it_with_in_counts_nothing() -> None:
+def test_get_missing_key_counts_a_miss_and_contains_counts_nothing() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(1))
     assert cache.get(KEYS[1]) is None
@@ -94,7 +94,7 @@ def test_a_missing_key_is_none_and_looking_for_it_with_in_counts_nothing() -> No
     assert (stats.hits, stats.misses) == (0, 1)
 
 
-def test_in_does_not_count_as_a_use() -> None:
+def test_contains_does_not_change_the_order_of_eviction() -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(1))
@@ -103,7 +103,7 @@ def test_in_does_not_count_as_a_use() -> None:
     assert present(cache) == [1, 2]
 
 
-def test_an_entry_of_another_length_than_expected_is_dropped_and_is_a_miss() -> None:
+def test_get_unexpected_number_of_rows_is_a_miss_and_drops_the_entry() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     with cache.get(KEYS[0], num_rows=4) as lease:
@@ -124,19 +124,19 @@ def test_an_entry_of_another_length_than_expected_is_dropped_and_is_a_miss() -> 
         (-1, ValueError, "num_rows is -1, it must be at least 0"),
     ],
 )
-def test_a_wrong_number_of_rows_is_an_error_and_drops_nothing(
+def test_get_invalid_num_rows_raises_and_drops_nothing(
     num_rows: Any, error: type[Exception], match: str
 ) -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     before = cache.stats()
-    with inspect(cache).lock, pytest.raises(error, match=match):  # it takes no lock
+    with inspect(cache).lock, pytest.raises(error, match=match):  # a call that took the lock would block here
         cache.get(KEYS[0], num_rows=num_rows)
     assert cache.stats() == before
     assert torch.equal(read(cache, KEYS[0]), make_rows(2))
 
 
-def test_a_number_of_rows_may_be_anything_that_is_an_index() -> None:
+def test_get_accepts_any_index_type_as_num_rows() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     with cache.get(KEYS[0], num_rows=torch.tensor(4)) as lease:
@@ -146,7 +146,7 @@ def test_a_number_of_rows_may_be_anything_that_is_an_index() -> None:
 @pytest.mark.parametrize(
     ("device_bytes", "pages"), [(PAGE_BYTES, 1), (2 * PAGE_BYTES - 1, 1), (5 * PAGE_BYTES, 5)]
 )
-def test_the_budget_is_exact(device_bytes: int, pages: int) -> None:
+def test_capacity_is_the_whole_pages_of_the_budget_and_is_not_exceeded(device_bytes: int, pages: int) -> None:
     cache = make_cache(1, device_bytes=device_bytes, host_bytes=device_bytes)
     assert cache.stats().device_capacity_bytes == pages * PAGE_BYTES
     assert cache.stats().host_capacity_bytes == pages * PAGE_BYTES
@@ -160,7 +160,7 @@ def test_the_budget_is_exact(device_bytes: int, pages: int) -> None:
     assert (cache.stats().demotions, cache.stats().host_bytes) == (1, PAGE_BYTES)
 
 
-def test_the_least_recently_used_go_first_and_no_more_than_needed() -> None:
+def test_put_evicts_the_least_recently_used_and_no_more_than_needed() -> None:
     cache = make_cache(4)
     for number in range(4):
         cache.put(KEYS[number], make_rows(1))
@@ -169,7 +169,7 @@ def test_the_least_recently_used_go_first_and_no_more_than_needed() -> None:
     assert present(cache) == [0, 3, 4]
 
 
-def test_a_small_entry_is_spared_where_a_large_one_must_go_anyway() -> None:
+def test_put_keeps_a_small_entry_if_a_large_victim_suffices() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(3))
@@ -177,7 +177,7 @@ def test_a_small_entry_is_spared_where_a_large_one_must_go_anyway() -> None:
     assert present(cache) == [0, 2]
 
 
-def test_entries_of_no_rows_take_a_page_each_and_make_room_like_any_other() -> None:
+def test_empty_entry_occupies_one_page_and_is_evicted_in_order() -> None:
     cache = make_cache(2, 1)
     for key in KEYS[:4]:
         assert cache.put(key, torch.empty(0, WIDTH))
@@ -190,7 +190,7 @@ def test_entries_of_no_rows_take_a_page_each_and_make_room_like_any_other() -> N
     cache.check_integrity()
 
 
-def test_a_put_replaces_what_is_there_and_reuses_its_pages_first() -> None:
+def test_put_replaces_the_entry_and_reuses_its_pages_first() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(1))
     cache.put(KEYS[1], make_rows(3))
@@ -202,7 +202,7 @@ def test_a_put_replaces_what_is_there_and_reuses_its_pages_first() -> None:
     assert torch.equal(read(cache, KEYS[0]), make_rows(4, 9.0))
 
 
-def test_replacing_a_leased_entry_leaves_the_leased_rows_alone() -> None:
+def test_put_over_a_leased_entry_leaves_the_leased_rows_unchanged() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     old = cache.get(KEYS[0])
@@ -216,7 +216,7 @@ def test_replacing_a_leased_entry_leaves_the_leased_rows_alone() -> None:
     cache.check_integrity()
 
 
-def test_an_entry_in_use_is_never_evicted() -> None:
+def test_leased_entry_is_never_evicted() -> None:
     cache = make_cache(3)
     cache.put(KEYS[0], make_rows(1, 5.0))
     lease = cache.get(KEYS[0])
@@ -226,7 +226,7 @@ def test_an_entry_in_use_is_never_evicted() -> None:
     assert present(cache) == [0, 9]
 
 
-def test_releases_that_no_other_call_follows_are_taken_back_in_batches() -> None:
+def test_get_processes_released_leases_in_batches() -> None:
     cache = make_cache(1)
     cache.put(KEYS[0], make_rows(1))
     for _ in range(1000):

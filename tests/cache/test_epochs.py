@@ -1,4 +1,4 @@
-"""The ends of the cache: epochs, clearing and closing."""
+"""Epochs, `clear` and `close`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitcache.pages.lease import Lease
 from vitcache.testing import inspect
 
 
-def test_clear_frees_all_pages_but_leased_ones() -> None:
+def test_clear_frees_all_pages_except_leased_ones() -> None:
     cache = make_cache(2, 2)
     for number in range(3):
         cache.put(KEYS[number], make_rows(1, float(number)))
@@ -34,7 +34,7 @@ def test_clear_frees_all_pages_but_leased_ones() -> None:
     cache.check_integrity()
 
 
-def test_a_new_epoch_makes_earlier_entries_unreachable_in_both_tiers() -> None:
+def test_advance_epoch_makes_entries_of_both_tiers_unreachable() -> None:
     cache = make_cache(2, 2)
     for number in range(4):
         cache.put(KEYS[number], make_rows(1))
@@ -46,7 +46,7 @@ def test_a_new_epoch_makes_earlier_entries_unreachable_in_both_tiers() -> None:
     assert cache.stats().evictions == 4
 
 
-def test_pages_of_an_earlier_epoch_go_before_any_later_entry() -> None:
+def test_pages_of_earlier_epochs_are_freed_before_an_entry_is_evicted() -> None:
     cache = make_cache(4, 4)
     for number in range(3):
         cache.put(KEYS[number], make_rows(1))
@@ -58,7 +58,7 @@ def test_pages_of_an_earlier_epoch_go_before_any_later_entry() -> None:
     cache.check_integrity()
 
 
-def test_a_new_epoch_leaves_leases_readable_and_their_pages_unavailable() -> None:
+def test_advance_epoch_keeps_leases_readable_and_their_pages_pinned() -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(1, 1.0))
     lease = cache.get(KEYS[0])
@@ -72,7 +72,7 @@ def test_a_new_epoch_leaves_leases_readable_and_their_pages_unavailable() -> Non
     cache.check_integrity()
 
 
-def test_a_new_epoch_takes_constant_time_in_the_number_of_entries() -> None:
+def test_advance_epoch_takes_constant_time() -> None:
     cache = make_cache(1000)
     for number in range(1000):
         cache.put(number.to_bytes(32, "big"), torch.empty(0, WIDTH))
@@ -82,17 +82,17 @@ def test_a_new_epoch_takes_constant_time_in_the_number_of_entries() -> None:
     cache.advance_epoch()
     sys.setprofile(None)
     assert len(calls) < 100
-    assert len(index) == 1000  # it was set aside, not emptied
+    assert len(index) == 1000  # kept as it was, not emptied
 
 
-def test_idle_epochs_leave_nothing_behind() -> None:
+def test_advance_epoch_of_an_empty_cache_keeps_no_index() -> None:
     cache = make_cache(1)
     for _ in range(100):
         cache.advance_epoch()
     assert inspect(cache).stale_indexes == []
 
 
-def test_the_epoch_counts_its_ends() -> None:
+def test_epoch_counts_the_calls_of_advance_epoch_and_clear() -> None:
     cache = make_cache(1)
     assert cache.epoch == 0
     cache.advance_epoch()
@@ -102,7 +102,7 @@ def test_the_epoch_counts_its_ends() -> None:
 
 
 @pytest.mark.parametrize("end", [EmbeddingCache.clear, EmbeddingCache.advance_epoch])
-def test_rows_that_a_thread_encoded_before_an_end_are_not_admitted_after_it(
+def test_put_rejects_rows_encoded_before_the_epoch_changed(
     end: Callable[[EmbeddingCache], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make_cache(2)
@@ -137,7 +137,7 @@ def test_rows_that_a_thread_encoded_before_an_end_are_not_admitted_after_it(
         (-1, ValueError, "epoch is -1, it must be at least 0"),
     ],
 )
-def test_a_wrong_epoch_is_an_error(epoch: Any, error: type[Exception], match: str) -> None:
+def test_put_invalid_epoch_raises(epoch: Any, error: type[Exception], match: str) -> None:
     cache = make_cache(1)
     with pytest.raises(error, match=match):
         cache.put(KEYS[0], make_rows(1), epoch=epoch)
@@ -163,7 +163,7 @@ CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_closed_cache_refuses_every_call_but_close(name: str) -> None:
+def test_closed_cache_raises_on_every_call_except_close(name: str) -> None:
     cache = make_cache(1)
     cache.put(KEYS[0], make_rows(1))
     lease = cache.get(KEYS[0])
@@ -173,6 +173,6 @@ def test_a_closed_cache_refuses_every_call_but_close(name: str) -> None:
         CALLS[name](cache, lease)
 
 
-def test_every_public_call_is_tried_on_a_closed_cache() -> None:
+def test_closed_cache_calls_include_every_public_method() -> None:
     public = {name for name in vars(EmbeddingCache) if not name.startswith("_")}
     assert public - {"close"} == set(CALLS) - {"in", "len"}

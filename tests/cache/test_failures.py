@@ -1,4 +1,4 @@
-"""Puts that fail, are interrupted or overtaken: no page is lost, and no wrong row is found."""
+"""A `put` that fails, is interrupted or superseded: no page is lost, and no wrong rows are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitcache.testing import inspect
 
 
 @pytest.mark.parametrize("method", ["write", "copy_pages"])
-def test_a_failed_copy_leaves_a_consistent_cache_without_the_entry(
+def test_put_with_a_failed_copy_inserts_nothing_and_stays_consistent(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache(3, 3)
@@ -39,7 +39,7 @@ def test_a_failed_copy_leaves_a_consistent_cache_without_the_entry(
 
 
 class Interrupting:
-    """A lock that interrupts the given ones of its acquisitions, or of its releases once it has let go."""
+    """A lock that raises KeyboardInterrupt before the n-th acquire or after the n-th release."""
 
     def __init__(self, lock: Any, *, acquire: int = 0, release: int = 0) -> None:
         self.lock = lock
@@ -61,9 +61,9 @@ class Interrupting:
 @pytest.mark.parametrize(
     ("when", "inserted"),
     [({"acquire": 1}, 0), ({"release": 1}, 0), ({"acquire": 2}, 0), ({"release": 2}, 1)],
-    ids=["before it begins", "once it was begun", "before it is finished", "once it was finished"],
+    ids=["before it begins", "after it began", "before it finishes", "after it finished"],
 )
-def test_an_interrupted_put_loses_no_page(
+def test_interrupted_put_loses_no_page(
     when: dict[str, int], inserted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache(2, 2)
@@ -81,7 +81,7 @@ def test_an_interrupted_put_loses_no_page(
 
 
 @pytest.mark.parametrize("method", ["current", "record"])
-def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_page(
+def test_put_without_a_fence_waits_for_its_copies_and_loses_no_page(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, waits = make_cache(2, 2), []
@@ -96,12 +96,12 @@ def test_a_put_whose_fence_cannot_be_recorded_waits_for_its_copies_and_loses_no_
         patch.setattr(timeline, "synchronize", lambda: waits.append(cache.stats().device_bytes))
         with pytest.raises(KeyboardInterrupt):
             cache.put(KEYS[1], make_rows(2, 2.0))
-    assert waits == [2 * PAGE_BYTES]  # they were still in flight
+    assert waits == [2 * PAGE_BYTES]  # the pages were still pending
     cache.check_integrity()
     assert (inspect(cache).device_pool.num_free, inspect(cache).host_pool.num_free) == (2, 2)
 
 
-def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
+def test_put_that_can_neither_record_a_fence_nor_wait_loses_no_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_cache(2)
@@ -115,7 +115,7 @@ def test_a_put_that_can_neither_be_fenced_nor_waited_for_still_loses_no_page(
     assert inspect(cache).device_pool.num_free == 2
 
 
-def test_an_interrupted_look_up_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_get_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(2))
     with monkeypatch.context() as patch:
@@ -126,7 +126,7 @@ def test_an_interrupted_look_up_leaves_no_lease(monkeypatch: pytest.MonkeyPatch)
     cache.check_integrity()
 
 
-def test_leases_that_are_being_taken_back_survive_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_drain_loses_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(2))
     cache.get(KEYS[0]).release()
@@ -138,7 +138,7 @@ def test_leases_that_are_being_taken_back_survive_an_interrupt(monkeypatch: pyte
     cache.check_integrity()
 
 
-def hold_a_lease(cache: EmbeddingCache) -> object:
+def lease_the_old_entry(cache: EmbeddingCache) -> object:
     cache.put(KEYS[1], make_rows(1))
     cache.put(KEYS[0], make_rows(1, 1.0))
     return cache.get(KEYS[0])
@@ -154,23 +154,25 @@ def leave_a_page_of_an_earlier_epoch(cache: EmbeddingCache) -> None:
     cache.put(KEYS[0], make_rows(1, 1.0))
 
 
-@pytest.mark.parametrize("prepare", [hold_a_lease, leave_a_free_page, leave_a_page_of_an_earlier_epoch])
-def test_a_failed_replacement_that_needs_other_pages_keeps_the_old_entry(
+@pytest.mark.parametrize(
+    "prepare", [lease_the_old_entry, leave_a_free_page, leave_a_page_of_an_earlier_epoch]
+)
+def test_failed_put_that_needs_no_page_of_the_old_entry_keeps_it(
     prepare: Callable[[EmbeddingCache], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache(2)
-    held = prepare(cache)
+    lease = prepare(cache)
 
     with monkeypatch.context() as patch:
         patch.setattr(PagePool, "write", fail)
         with pytest.raises(Failure):
             cache.put(KEYS[0], make_rows(1, 2.0))
     assert torch.equal(read(cache, KEYS[0]), make_rows(1, 1.0))
-    del held
+    del lease
 
 
-def put_and_meanwhile(cache: EmbeddingCache, key: bytes, rows: Tensor, act: Callable[[], object]) -> bool:
-    """Put, and call `act` between its copies and its admission."""
+def put_and_call(cache: EmbeddingCache, key: bytes, rows: Tensor, act: Callable[[], object]) -> bool:
+    """Call `put`, and call `act` between its copies and its commit."""
     with pytest.MonkeyPatch.context() as patch:
         write = PagePool.write
 
@@ -184,12 +186,12 @@ def put_and_meanwhile(cache: EmbeddingCache, key: bytes, rows: Tensor, act: Call
 
 
 @pytest.mark.parametrize("end", [EmbeddingCache.clear, EmbeddingCache.advance_epoch, EmbeddingCache.close])
-def test_a_put_that_is_overtaken_by_an_end_is_not_admitted(
+def test_put_is_rejected_if_the_epoch_ends_during_its_copy(
     end: Callable[[EmbeddingCache], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make_cache(1, 1)
     cache.put(KEYS[0], make_rows(1, 0.0))
-    assert put_and_meanwhile(cache, KEYS[1], make_rows(1, 1.0), lambda: end(cache)) is False
+    assert put_and_call(cache, KEYS[1], make_rows(1, 1.0), lambda: end(cache)) is False
     assert (
         "put of 2 rows rejected: they need 32 bytes; the device tier has 32 bytes, 32 of them free or "
         "evictable; "
@@ -204,15 +206,15 @@ def test_a_put_that_is_overtaken_by_an_end_is_not_admitted(
     assert (stats.device_bytes, stats.host_bytes) == (0, 0)
 
 
-def test_of_two_puts_of_one_key_the_last_to_be_admitted_wins() -> None:
+def test_two_concurrent_puts_of_one_key_keep_the_last_commit() -> None:
     cache = make_cache(4)
-    put_and_meanwhile(cache, KEYS[0], make_rows(2, 1.0), lambda: cache.put(KEYS[0], make_rows(2, 2.0)))
+    put_and_call(cache, KEYS[0], make_rows(2, 1.0), lambda: cache.put(KEYS[0], make_rows(2, 2.0)))
     assert torch.equal(read(cache, KEYS[0]), make_rows(2, 1.0))
     assert cache.stats().device_bytes == 2 * PAGE_BYTES
     cache.check_integrity()
 
 
-def test_what_is_being_demoted_is_a_miss_and_a_newer_put_of_it_wins() -> None:
+def test_entry_being_demoted_is_a_miss_and_a_newer_put_supersedes_it() -> None:
     cache = make_cache(2, 2)
     cache.put(KEYS[0], make_rows(1, 0.0))
     cache.put(KEYS[1], make_rows(1, 1.0))
@@ -222,21 +224,21 @@ def test_what_is_being_demoted_is_a_miss_and_a_newer_put_of_it_wins() -> None:
         cache.check_integrity()
         assert cache.put(KEYS[0], make_rows(1, 9.0))
 
-    put_and_meanwhile(cache, KEYS[2], make_rows(1, 2.0), act)
+    put_and_call(cache, KEYS[2], make_rows(1, 2.0), act)
     assert torch.equal(read(cache, KEYS[0]), make_rows(1, 9.0))
     cache.check_integrity()
     assert cache.stats().entries == cache.stats().insertions - cache.stats().evictions
 
 
 @pytest.mark.parametrize("end", ["commit", "cancel"])
-def test_what_was_put_again_while_it_moved_does_not_come_back(end: str) -> None:
+def test_demotion_superseded_by_a_put_does_not_restore_the_old_rows(end: str) -> None:
     cache = make_cache(2, 2)
     cache.put(KEYS[0], make_rows(1, 0.0))
     cache.put(KEYS[1], make_rows(1, 1.0))
     with cache.reserve(KEYS[2], 2) as reservation:
         cache.check_integrity()
         assert cache.put(KEYS[0], make_rows(1, 9.0))
-        assert cache.get(KEYS[0], num_rows=1) is None  # of another length: it goes
+        assert cache.get(KEYS[0], num_rows=1) is None  # another length: drops the entry
         if end == "commit":
             reservation.commit()
     assert KEYS[0] not in cache
@@ -244,14 +246,15 @@ def test_what_was_put_again_while_it_moved_does_not_come_back(end: str) -> None:
     assert cache.stats().entries == cache.stats().insertions - cache.stats().evictions
 
 
-def test_pages_in_flight_belong_to_nobody_else() -> None:
+def test_pending_pages_are_not_available_to_another_put() -> None:
     cache = make_cache(2)
     cache.put(KEYS[0], make_rows(2))
 
     def act() -> None:
         assert cache.stats().device_bytes == 2 * PAGE_BYTES
-        assert cache.put(KEYS[2], make_rows(1)) is False  # both pages are, though one will be left over
+        # Both pages are pending, though one of them is left over later.
+        assert cache.put(KEYS[2], make_rows(1)) is False
 
-    assert put_and_meanwhile(cache, KEYS[1], make_rows(1, 1.0), act)
+    assert put_and_call(cache, KEYS[1], make_rows(1, 1.0), act)
     assert present(cache) == [1]
     assert cache.stats().device_bytes == PAGE_BYTES

@@ -1,4 +1,4 @@
-"""The books of the cache agree, under many threads and after long runs, and a fault in them is found."""
+"""The cache is consistent under threads and in long runs; `check_integrity` reports planted faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def miscount_leased_pages(cache: EmbeddingCache) -> None:
     inspect(cache).device_pool.leased_pages += 1
 
 
-def miscount_flights(cache: EmbeddingCache) -> None:
+def miscount_pending_pages(cache: EmbeddingCache) -> None:
     inspect(cache).device_pool.pending_pages += 1
 
 
@@ -42,7 +42,7 @@ def miscount_evictions(cache: EmbeddingCache) -> None:
     inspect(cache).counts.evictions += 1
 
 
-def forget_an_entry(cache: EmbeddingCache) -> None:
+def lose_an_entry(cache: EmbeddingCache) -> None:
     del inspect(cache).index.device[KEYS[0]]
 
 
@@ -53,11 +53,11 @@ def drop_without_lease(cache: EmbeddingCache) -> None:
     inspect(cache).dropped.add(entry)
 
 
-def cut_an_entry_short(cache: EmbeddingCache) -> None:
+def shorten_an_entry(cache: EmbeddingCache) -> None:
     inspect(cache).entry(KEYS[0]).num_rows = 1
 
 
-def move_in_no_flight(cache: EmbeddingCache) -> None:
+def add_demotion_without_write(cache: EmbeddingCache) -> None:
     entry = inspect(cache).entry(KEYS[0])
     inspect(cache).pending_demotions[entry.key] = Demotion(entry, inspect(cache).host_pool, ())
 
@@ -69,15 +69,15 @@ def move_in_no_flight(cache: EmbeddingCache) -> None:
         (share_a_page, r"device pages \[0\] do not have exactly one owner"),
         (miscount_leases, "leases: expected 1, recorded 0"),
         (miscount_leased_pages, "leased device pages: expected 0, recorded 1"),
-        (miscount_flights, "pending device pages: expected 0, recorded 1"),
+        (miscount_pending_pages, "pending device pages: expected 0, recorded 1"),
         (miscount_evictions, "entries: expected 1, recorded 0"),
-        (forget_an_entry, "keys in the policy of the device tier"),
+        (lose_an_entry, "keys in the policy of the device tier"),
         (drop_without_lease, "dropped entries that wait for a release: expected 0, recorded 1"),
-        (move_in_no_flight, "demotions without a pending write: expected 0, recorded 1"),
-        (cut_an_entry_short, "pages of an entry: expected 1, recorded 2"),
+        (add_demotion_without_write, "demotions without a pending write: expected 0, recorded 1"),
+        (shorten_an_entry, "pages of an entry: expected 1, recorded 2"),
     ],
 )
-def test_check_integrity_finds_what_does_not_agree(
+def test_check_integrity_reports_each_planted_fault(
     tamper: Callable[[EmbeddingCache], None], match: str
 ) -> None:
     cache = make_cache(4, 4)
@@ -88,7 +88,7 @@ def test_check_integrity_finds_what_does_not_agree(
         cache.check_integrity()
 
 
-def test_many_threads_never_read_anothers_rows() -> None:
+def test_threads_never_read_rows_of_another_key() -> None:
     cache = make_cache(8, 8)
     barrier = threading.Barrier(4)
     errors: list[BaseException] = []
@@ -128,7 +128,7 @@ def test_many_threads_never_read_anothers_rows() -> None:
     assert stats.entries == stats.insertions - stats.evictions
 
 
-def test_a_long_run_leaves_no_objects_behind() -> None:
+def test_long_run_keeps_no_extra_objects() -> None:
     cache = make_cache(4, 4)
     rows = [make_rows(pages) for pages in range(4)]
 
@@ -148,7 +148,7 @@ def test_a_long_run_leaves_no_objects_behind() -> None:
     assert run(20_000) - before < 200
 
 
-def test_stats_are_a_frozen_snapshot() -> None:
+def test_stats_returns_a_frozen_snapshot() -> None:
     cache = make_cache(1)
     before = cache.stats()
     cache.put(KEYS[0], make_rows(1))

@@ -1,4 +1,4 @@
-"""One contract for every policy of eviction."""
+"""The contract of all policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = sorted(POLICIES)
 KEYS = [bytes([number]) * 32 for number in range(6)]
 CAPACITY = 4000
 
-# Pages of one entry go beyond any part of the room that a policy sets aside, costs to both ends.
+# Some entries are larger than the pages that a policy keeps for new keys. Costs include both extremes.
 pages = st.integers(1, 12)
 costs = st.sampled_from([0.0, 1e-300, 1.0, 27.0, 1e300])
 steps = st.lists(
@@ -30,19 +30,19 @@ def counter(number: int) -> bytes:
 
 
 class Cache:
-    """Room for `CAPACITY` pages, made by a policy."""
+    """A tier of `CAPACITY` pages that evicts in the order of a policy."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.pages: dict[bytes, int] = {}
         self.free = CAPACITY
-        self.written: list[bytes] = []
+        self.copied: list[bytes] = []
 
     def put(self, key: bytes, pages: int = 1) -> None:
         while self.free < pages:
             victim = next(iter(self.policy.victims()))
             if self.policy.is_worth_copy(victim):
-                self.written.append(victim)
+                self.copied.append(victim)
             self.policy.evict(victim)
             self.free += self.pages.pop(victim)
         self.policy.insert(key, pages, float(pages))
@@ -55,7 +55,7 @@ def policy(request: pytest.FixtureRequest) -> Policy:
     return make_policy(request.param, CAPACITY)
 
 
-def test_a_new_policy_has_no_victims(policy: Policy) -> None:
+def test_new_policy_has_no_victims(policy: Policy) -> None:
     assert list(policy.victims()) == []
 
 
@@ -63,7 +63,7 @@ def test_a_new_policy_has_no_victims(policy: Policy) -> None:
 @pytest.mark.parametrize("capacity", [1, 8])
 @settings(deadline=None)
 @given(steps=steps)
-def test_victims_are_exactly_the_keys_that_are_there_each_once(
+def test_victims_are_exactly_the_present_keys_each_once(
     name: str, capacity: int, steps: list[tuple[str, bytes, int, float]]
 ) -> None:
     policy, present = make_policy(name, capacity), set()
@@ -78,7 +78,7 @@ def test_victims_are_exactly_the_keys_that_are_there_each_once(
             present.remove(key)
         elif action == "evict" and key in present:
             assert policy.is_worth_copy(key) in (True, False)
-            policy.evict(key)  # not always the first: that may be leased
+            policy.evict(key)  # any key: the first victim may be leased
             present.remove(key)
         assert sorted(policy.victims()) == sorted(present)
         assert list(policy.victims()) == list(policy.victims())
@@ -90,9 +90,7 @@ def test_victims_are_exactly_the_keys_that_are_there_each_once(
     before=st.lists(st.tuples(st.sampled_from(["insert", "touch"]), st.sampled_from(KEYS[1:]), pages)),
     pages=pages,
 )
-def test_a_key_that_was_removed_has_left_no_trace(
-    name: str, before: list[tuple[str, bytes, int]], pages: int
-) -> None:
+def test_removed_key_leaves_no_state(name: str, before: list[tuple[str, bytes, int]], pages: int) -> None:
     policy, other, present = make_policy(name, 8), make_policy(name, 8), set()
     for action, key, size in before:
         if action == "insert" and key not in present:
@@ -104,13 +102,13 @@ def test_a_key_that_was_removed_has_left_no_trace(
         elif action == "touch" and key in present:
             policy.touch(key)
             other.touch(key)
-    for one in (policy, other):
-        one.insert(KEYS[0], pages, 1.0)
+    for each in (policy, other):
+        each.insert(KEYS[0], pages, 1.0)
     assert policy.is_worth_copy(KEYS[0]) == other.is_worth_copy(KEYS[0])
     assert list(policy.victims()) == list(other.victims())
 
 
-def test_victims_can_be_looked_at_in_part(policy: Policy) -> None:
+def test_victims_iterator_may_be_left_unfinished(policy: Policy) -> None:
     for key in KEYS:
         policy.insert(key, 1, 1.0)
     first = next(iter(policy.victims()))
@@ -118,18 +116,18 @@ def test_victims_can_be_looked_at_in_part(policy: Policy) -> None:
     assert first not in policy.victims()
 
 
-def test_what_cannot_go_stays_first_and_others_go_instead(policy: Policy) -> None:
+def test_skipped_leased_victim_stays_first_while_other_keys_are_evicted(policy: Policy) -> None:
     for key in KEYS:
         policy.insert(key, 1, 1.0)
-    leased, *others = policy.victims()
-    for expected in others:
+    leased, *unleased = policy.victims()
+    for expected in unleased:
         victims = [key for key in policy.victims() if key != leased]
         assert victims[0] == expected
         policy.evict(expected)
     assert list(policy.victims()) == [leased]
 
 
-def test_victims_may_be_evicted_the_last_first(policy: Policy) -> None:
+def test_victims_may_be_evicted_in_reverse_order(policy: Policy) -> None:
     cache = Cache(policy)
     for number in range(CAPACITY):
         cache.put(counter(number))
@@ -141,7 +139,7 @@ def test_victims_may_be_evicted_the_last_first(policy: Policy) -> None:
     assert list(policy.victims()) == expected[40:]
 
 
-def test_a_hit_saves_a_key_from_being_next(policy: Policy) -> None:
+def test_hit_on_the_next_victim_makes_the_second_victim_next(policy: Policy) -> None:
     cache = Cache(policy)
     for number in range(CAPACITY):
         cache.put(counter(number))
@@ -151,15 +149,15 @@ def test_a_hit_saves_a_key_from_being_next(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"lru"}))
-def test_one_pass_writes_nothing_back(name: str) -> None:
+def test_single_pass_copies_no_victim_to_the_next_tier(name: str) -> None:
     cache = Cache(make_policy(name, CAPACITY))
     for number in range(5 * CAPACITY):
         cache.put(counter(number), 1 + number % 3)
-    assert cache.written == []
+    assert cache.copied == []
 
 
 @pytest.mark.parametrize("name", ["s3fifo", "cost"])
-def test_one_pass_evicts_nothing_that_was_hit(name: str) -> None:
+def test_single_pass_evicts_no_key_that_was_hit(name: str) -> None:
     cache = Cache(make_policy(name, CAPACITY))
     hot = [counter(number) for number in range(CAPACITY * 7 // 10)]
     for key in hot:
@@ -169,11 +167,11 @@ def test_one_pass_evicts_nothing_that_was_hit(name: str) -> None:
     for number in range(CAPACITY, 6 * CAPACITY):
         cache.put(counter(number), 1 + number % 3)
     assert set(hot) <= set(cache.pages)
-    assert cache.written == []
+    assert cache.copied == []
 
 
 @pytest.mark.parametrize("name", ["s3fifo", "cost"])
-def test_what_comes_back_after_it_was_evicted_is_kept(name: str) -> None:
+def test_key_inserted_again_after_its_eviction_is_kept(name: str) -> None:
     cache = Cache(make_policy(name, CAPACITY))
     for number in range(CAPACITY + 20):
         cache.put(counter(number))
@@ -185,6 +183,6 @@ def test_what_comes_back_after_it_was_evicted_is_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["random", ["lru"], None])
-def test_an_unknown_policy_is_refused_and_the_known_are_listed(name: Any) -> None:
+def test_make_policy_unknown_name_raises_and_lists_the_known_names(name: Any) -> None:
     with pytest.raises(ValueError, match=rf"policy is {re.escape(repr(name))}, it must be one of 'lru'"):
         make_policy(name, 8)

@@ -1,4 +1,4 @@
-"""What every policy owes the cache, with a host tier or without: right rows, exact room, kept leases."""
+"""Each policy in a cache with and without a host tier: rows are right, leases stay, the budget is exact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class History:
     def __init__(self, cache: EmbeddingCache, seed: int) -> None:
         self.cache = cache
         self.rng = random.Random(seed)
-        self.put_last: dict[bytes, Tensor] = {}
+        self.last_rows: dict[bytes, Tensor] = {}
         self.leases: list[tuple[Lease, Tensor]] = []
         self.hits = 0
 
@@ -44,7 +44,7 @@ class History:
                 self.leases.pop(self.rng.randrange(len(self.leases)))[0].release()
         else:
             self.cache.advance_epoch()
-            self.put_last.clear()
+            self.last_rows.clear()
         self.check()
 
     def put(self, key: bytes) -> None:
@@ -52,7 +52,7 @@ class History:
         rows = torch.full((self.rng.randint(0, 7), WIDTH), self.rng.random())
         if self.cache.put(key, rows):
             assert key in self.cache
-            self.put_last[key] = rows.clone()
+            self.last_rows[key] = rows.clone()
         else:
             assert (key in self.cache) == before
         rows.fill_(float("nan"))
@@ -62,7 +62,7 @@ class History:
         if lease is None:
             return
         self.hits += 1
-        self.leases.append((lease, self.put_last[key]))
+        self.leases.append((lease, self.last_rows[key]))
         reservation = self.cache.promote(lease)
         if reservation is not None:
             with reservation:
@@ -81,7 +81,7 @@ class History:
 
 
 @pairwise(policy=POLICIES, host_pages=[0, 1, 6], seed=range(4))
-def test_rows_are_those_last_put_and_leased_ones_stay_whatever_makes_room(
+def test_random_calls_return_the_last_rows_and_keep_leased_rows(
     policy: str, host_pages: int, seed: int
 ) -> None:
     history = History(make_cache(DEVICE_PAGES, host_pages, policy=policy), seed)
@@ -93,7 +93,7 @@ def test_rows_are_those_last_put_and_leased_ones_stay_whatever_makes_room(
 
 @on_each
 @on_tiers
-def test_what_is_too_large_evicts_nothing(policy: str, host_pages: int) -> None:
+def test_each_policy_rejects_an_oversize_entry_and_evicts_nothing(policy: str, host_pages: int) -> None:
     cache = make_full(DEVICE_PAGES, host_pages, policy=policy)
     before = cache.stats()
     assert not cache.put(KEYS[9], torch.ones(DEVICE_PAGES * PAGE_ROWS + 1, WIDTH))
@@ -102,12 +102,12 @@ def test_what_is_too_large_evicts_nothing(policy: str, host_pages: int) -> None:
 
 @on_each
 @on_tiers
-def test_what_is_leased_is_passed_over(policy: str, host_pages: int) -> None:
+def test_each_policy_evicts_no_leased_entry(policy: str, host_pages: int) -> None:
     cache = make_full(DEVICE_PAGES, host_pages, policy=policy)
-    held = [cache.get(key) for key in KEYS[: DEVICE_PAGES - 1]]
-    for key in KEYS[DEVICE_PAGES:]:  # all in the one page that is left
+    leases = [cache.get(key) for key in KEYS[: DEVICE_PAGES - 1]]
+    for key in KEYS[DEVICE_PAGES:]:  # each in the one page that is not leased
         assert cache.put(key, torch.zeros(PAGE_ROWS, WIDTH))
     assert not cache.put(KEYS[0], torch.zeros(2 * PAGE_ROWS, WIDTH))
-    for number, lease in enumerate(held):
+    for number, lease in enumerate(leases):
         assert torch.equal(lease.to_tensor(), make_rows(1, float(number)))
     assert cache.stats().device_bytes == DEVICE_PAGES * PAGE_BYTES

@@ -1,4 +1,4 @@
-"""Promotion: host entries come back to the device in the launch that places them, and go again for free."""
+"""Promotion: host entries are copied to the device tier, and are demoted again without a copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 
 
 def make_demoted(device_pages: int = 1, host_pages: int = 2, **options: Any) -> EmbeddingCache:
-    """A cache with entry 0 in the host tier, and others that fill the device."""
+    """A cache with entry 0 in the host tier. Other entries fill the device tier."""
     cache = make_full(device_pages, host_pages, **options)
     assert cache.put(KEYS[device_pages], make_rows(1, float(device_pages)))
     return cache
@@ -36,7 +36,7 @@ def tier(cache: EmbeddingCache, key: bytes) -> str:
         return lease.tier
 
 
-def test_an_entry_that_comes_back_is_in_both_tiers_and_found_on_the_device() -> None:
+def test_promoted_entry_is_in_both_tiers_and_hit_in_the_device_tier() -> None:
     cache = make_demoted(2)
     with cache.get(KEYS[0]) as lease:
         assert (lease.tier, lease.hits) == ("host", 1)
@@ -51,7 +51,7 @@ def test_an_entry_that_comes_back_is_in_both_tiers_and_found_on_the_device() -> 
 
 
 @pytest.mark.parametrize("operation", ["scatter", "embed"])
-def test_the_launch_that_places_a_host_hit_also_promotes_it(operation: str) -> None:
+def test_launch_that_places_a_host_entry_also_promotes_it(operation: str) -> None:
     cache = make_demoted()
     with cache.get(KEYS[0]) as lease, cache.promote(lease) as reservation:
         if operation == "scatter":
@@ -66,7 +66,7 @@ def test_the_launch_that_places_a_host_hit_also_promotes_it(operation: str) -> N
     assert torch.equal(read(cache, KEYS[0]), make_rows(1, 0.0))
 
 
-def test_an_entry_is_written_back_once_however_often_it_comes_and_goes(copies: list[int]) -> None:
+def test_entry_promoted_and_demoted_repeatedly_is_copied_to_the_host_once(copies: list[int]) -> None:
     cache = make_demoted()
     for _ in range(5):
         assert promote(cache, KEYS[0])
@@ -78,29 +78,29 @@ def test_an_entry_is_written_back_once_however_often_it_comes_and_goes(copies: l
     assert (stats.demotions, stats.writebacks, stats.promotions, stats.evictions) == (11, 2, 10, 0)
 
 
-def test_copies_of_what_is_on_the_device_are_the_first_to_give_room_and_no_evictions(
+def test_host_tier_evicts_host_copies_first_and_counts_no_eviction(
     copies: list[int],
 ) -> None:
     cache = make_demoted(2, 2)
-    assert promote(cache, KEYS[0])  # the host tier is full: of 1, and of the copy of 0
+    assert promote(cache, KEYS[0])  # the host tier is full: entry 1, and the host copy of 0
     cache.get(KEYS[0]).release()
-    assert cache.put(KEYS[3], make_rows(1, 3.0))  # 2 goes there in place of the copy
+    assert cache.put(KEYS[3], make_rows(1, 3.0))  # demotes 2, for which the host copy is evicted
     assert [tier(cache, key) for key in KEYS[:4]] == ["device", "host", "host", "device"]
     assert cache.stats().evictions == 0
-    assert cache.put(KEYS[4], make_rows(2, 4.0))  # 0 has no copy any more: it is written again
+    assert cache.put(KEYS[4], make_rows(2, 4.0))  # 0 has no host copy now, so it is copied again
     assert present(cache) == [0, 3, 4]
     assert torch.equal(read(cache, KEYS[0]), make_rows(1, 0.0))
     assert sum(copies) == cache.stats().writebacks == 5
     cache.check_integrity()
 
 
-def test_a_leased_copy_stays_where_it_is() -> None:
+def test_leased_host_copy_is_not_evicted() -> None:
     cache = make_demoted(2, 1)
-    with cache.get(KEYS[0]) as held:
-        assert promote(cache, KEYS[0])  # 1 cannot go to the host tier, which is full
+    with cache.get(KEYS[0]) as lease:
+        assert promote(cache, KEYS[0])  # 1 cannot be demoted: the host tier is full
         assert cache.put(KEYS[3], make_rows(1, 3.0))
         assert present(cache) == [0, 3]
-        assert torch.equal(held.to_tensor(), make_rows(1, 0.0))
+        assert torch.equal(lease.to_tensor(), make_rows(1, 0.0))
     cache.check_integrity()
 
 
@@ -112,40 +112,42 @@ def test_a_leased_copy_stays_where_it_is() -> None:
         lambda cache: cache.advance_epoch(),
         lambda cache: cache.clear(),
     ],
-    ids=["replaced", "of another length", "epoch", "clear"],
+    ids=["put", "get of another length", "advance_epoch", "clear"],
 )
 @pytest.mark.parametrize("leased", [False, True])
-def test_what_ends_an_entry_ends_both_of_its_copies(
+def test_dropped_entry_is_dropped_in_both_tiers(
     end: Callable[[EmbeddingCache], object], leased: bool
 ) -> None:
     cache = make_demoted(2, 2)
-    held = cache.get(KEYS[0])
+    lease = cache.get(KEYS[0])
     assert promote(cache, KEYS[0])
     if not leased:
-        held.release()
+        lease.release()
     end(cache)
     cache.check_integrity()
     found = cache.get(KEYS[0])
     assert found is None or torch.equal(found.to_tensor(), make_rows(1, 9.0))
     if leased:
-        assert torch.equal(held.to_tensor(), make_rows(1, 0.0))
-        held.release()
+        assert torch.equal(lease.to_tensor(), make_rows(1, 0.0))
+        lease.release()
     for number in range(3, 8):
         assert cache.put(KEYS[number], make_rows(1, float(number)))
         cache.check_integrity()
 
 
-def test_what_needs_no_promotion_or_has_no_room_for_it_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_promote_without_a_host_entry_or_available_pages_returns_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cache = make_demoted(1, 2)
-    with cache.get(KEYS[1]) as on_the_device, cache.get(KEYS[0]) as on_the_host:
-        assert cache.promote(on_the_device) is None
-        assert cache.promote(on_the_host) is None  # what is on the device is leased
-    with cache.get(KEYS[0]) as gone:
+    with cache.get(KEYS[1]) as device_lease, cache.get(KEYS[0]) as host_lease:
+        assert cache.promote(device_lease) is None
+        assert cache.promote(host_lease) is None  # the only device page is leased
+    with cache.get(KEYS[0]) as dropped:
         cache.put(KEYS[0], make_rows(1, 9.0))
-        assert cache.promote(gone) is None
+        assert cache.promote(dropped) is None
     assert (cache.stats().rejections, cache.stats().promotions, caplog.records) == (0, 0, [])
     with pytest.raises(RuntimeError, match="this lease of 2 rows was released"):
-        cache.promote(gone)
+        cache.promote(dropped)
     with pytest.raises(TypeError, match="lease must be a Lease, it is bytes"):
         cache.promote(KEYS[0])  # type: ignore[arg-type]
     with cache.get(KEYS[0]) as foreign, pytest.raises(ValueError, match="is of another cache"):
@@ -153,7 +155,7 @@ def test_what_needs_no_promotion_or_has_no_room_for_it_gets_none(caplog: pytest.
 
 
 @pytest.mark.parametrize(
-    "overtake",
+    "supersede",
     [
         lambda cache: cache.put(KEYS[0], make_rows(1, 9.0)),
         lambda cache: promote(cache, KEYS[0]),
@@ -161,13 +163,13 @@ def test_what_needs_no_promotion_or_has_no_room_for_it_gets_none(caplog: pytest.
     ],
     ids=["replaced", "promoted", "epoch"],
 )
-def test_a_promotion_that_is_overtaken_enters_nothing_and_is_no_rejection(
-    overtake: Callable[[EmbeddingCache], object], caplog: pytest.LogCaptureFixture
+def test_superseded_promotion_inserts_nothing_and_counts_no_rejection(
+    supersede: Callable[[EmbeddingCache], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make_demoted(2, 2)
     with cache.get(KEYS[0]) as lease, cache.promote(lease) as reservation:
         reservation.write(lease.to_tensor())
-        overtake(cache)
+        supersede(cache)
         expected = read(cache, KEYS[0]) if KEYS[0] in cache else None
         assert not reservation.commit()
     assert (expected is None) == (KEYS[0] not in cache)
@@ -176,7 +178,7 @@ def test_a_promotion_that_is_overtaken_enters_nothing_and_is_no_rejection(
     cache.check_integrity()
 
 
-def test_a_promotion_that_is_given_up_leaves_the_entry_in_the_host_tier() -> None:
+def test_cancelled_promotion_leaves_the_entry_in_the_host_tier() -> None:
     cache = make_demoted(2, 2)
     with cache.get(KEYS[0]) as lease, cache.promote(lease):
         pass
@@ -185,14 +187,14 @@ def test_a_promotion_that_is_given_up_leaves_the_entry_in_the_host_tier() -> Non
     cache.check_integrity()
 
 
-def test_an_entry_counts_its_hits_anew_in_each_tier() -> None:
+def test_lease_hits_start_at_one_in_each_tier() -> None:
     cache = make_demoted(1, 2)
     hits = []
     for _ in range(3):
         with cache.get(KEYS[0]) as lease:
             hits.append(lease.hits)
     assert promote(cache, KEYS[0])
-    cache.put(KEYS[2], make_rows(1, 2.0))  # it goes back
+    cache.put(KEYS[2], make_rows(1, 2.0))  # demotes 0 again
     with cache.get(KEYS[0]) as lease:
         hits.append(lease.hits)
     assert hits == [1, 2, 3, 1]

@@ -1,4 +1,4 @@
-"""The cache against its model, over random histories."""
+"""The cache compared with its model over random sequences of calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ keys = st.sampled_from(KEYS)
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Every call on the cache and on its model, compared after each."""
+    """Makes each call on the cache and on its model, and compares the two after it."""
 
     @initialize(device_pages=st.integers(1, 6), host_pages=st.integers(0, 4))
     def open(self, device_pages: int, host_pages: int) -> None:
@@ -149,8 +149,8 @@ class CacheMachine(RuleBasedStateMachine):
         assert [key in self.cache for key in KEYS] == [key in items for key in KEYS]
         assert len(self.cache) == stats.entries == len(items)
         assert {name: getattr(stats, name) for name in self.model.counts} == self.model.counts
-        between = sum(len(pending.demoted) for pending in self.model.pending)
-        assert stats.entries + between == stats.insertions - stats.evictions
+        being_demoted = sum(len(pending.demoted) for pending in self.model.pending)
+        assert stats.entries + being_demoted == stats.insertions - stats.evictions
         assert stats.leased_pages == sum(map(self.model.leased_pages, self.model.tiers))
         for tier, used, capacity in (
             ("device", stats.device_bytes, stats.device_capacity_bytes),
@@ -182,4 +182,4 @@ class CacheMachine(RuleBasedStateMachine):
 CacheMachine.TestCase.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-test_the_cache_does_what_its_model_does = CacheMachine.TestCase
+test_random_calls_agree_with_the_model = CacheMachine.TestCase

@@ -1,4 +1,4 @@
-"""The embedding cache: what it refuses, and what it says then."""
+"""Calls that the cache rejects, and their log lines and error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.errors import CudaError
 
 
-def test_an_oversize_put_is_refused_and_evicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_put_oversize_entry_is_rejected_and_evicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
     cache = make_cache(2, 8)
     cache.put(KEYS[0], make_rows(1, 1.0))
     cache.put(KEYS[1], make_rows(1, 2.0))
@@ -32,7 +32,7 @@ def test_an_oversize_put_is_refused_and_evicts_nothing(caplog: pytest.LogCapture
     )
 
 
-def test_a_put_that_only_leases_keep_out_is_refused_and_evicts_nothing(
+def test_put_beyond_the_unleased_pages_is_rejected_and_evicts_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cache = make_cache(4)
@@ -49,14 +49,14 @@ def test_a_put_that_only_leases_keep_out_is_refused_and_evicts_nothing(
     assert cache.stats().rejections == 1
 
 
-def test_room_is_what_a_put_would_find() -> None:
+def test_has_room_counts_pages_that_are_neither_leased_nor_pending() -> None:
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(3))
     assert [cache.has_room(rows) for rows in (0, 8, 9)] == [True, True, False]
     with cache.get(KEYS[0]):
         assert [cache.has_room(rows) for rows in (0, 2, 3)] == [True, True, False]
         with cache.reserve(KEYS[1], 1):
-            assert not cache.has_room(0)  # an entry without rows takes a page
+            assert not cache.has_room(0)  # an empty entry needs a page
     assert cache.has_room(8)
     assert cache.stats().rejections == 0
     for wrong, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
@@ -83,7 +83,7 @@ def test_room_is_what_a_put_would_find() -> None:
         (KEYS[1], torch.zeros(2, WIDTH).to_sparse(), TypeError, "torch.sparse_coo tensor of"),
     ],
 )
-def test_a_wrong_put_is_an_error_and_changes_nothing(
+def test_put_invalid_key_or_rows_raises_and_changes_nothing(
     key: Any, rows: Any, error: type[Exception], match: str
 ) -> None:
     cache = make_cache(1)
@@ -96,7 +96,9 @@ def test_a_wrong_put_is_an_error_and_changes_nothing(
 
 
 @pytest.mark.parametrize("look_up", [EmbeddingCache.get, EmbeddingCache.__contains__])
-def test_a_wrong_key_is_an_error_in_every_look_up(look_up: Callable[[EmbeddingCache, Any], object]) -> None:
+def test_look_up_invalid_key_raises_and_counts_no_miss(
+    look_up: Callable[[EmbeddingCache, Any], object],
+) -> None:
     cache = make_cache(1)
     with pytest.raises(TypeError, match="key must be bytes, it is int"):
         look_up(cache, 1)
@@ -127,18 +129,20 @@ def test_a_wrong_key_is_an_error_in_every_look_up(look_up: Callable[[EmbeddingCa
         ({"device": "cuda:x"}, ValueError, "device is 'cuda:x', it must be the CPU or a CUDA device"),
     ],
 )
-def test_a_wrong_argument_is_an_error(options: dict[str, Any], error: type[Exception], match: str) -> None:
+def test_constructor_invalid_argument_raises_and_names_it(
+    options: dict[str, Any], error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         make_cache(1, **options)
 
 
-def test_a_wrong_row_width_is_an_error() -> None:
+def test_constructor_row_width_zero_raises() -> None:
     with pytest.raises(ValueError, match="row_width is 0, it must be at least 1"):
         EmbeddingCache(0, device_bytes=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_cuda_the_device_is_the_cpu_and_asking_for_cuda_an_error() -> None:
+def test_device_without_cuda_defaults_to_the_cpu_and_cuda_raises() -> None:
     assert make_cache(1, device=None).device == torch.device("cpu")
     with pytest.raises(CudaError, match="device is cuda, but torch finds no CUDA device"):
         make_cache(1, device="cuda")

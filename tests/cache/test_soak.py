@@ -1,4 +1,4 @@
-"""A million operations on caches under pressure: the books agree, rows are right, and memory is flat."""
+"""A million operations on full caches: they stay consistent, rows are right, memory does not grow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STEPS = 1_000_000 // len(POLICIES)
 NUM_KEYS, DEVICE_PAGES, HOST_PAGES = 2000, 600, 600
 KEYS = [random.Random(number).randbytes(32) for number in range(NUM_KEYS)]
 ROWS = [torch.full((1 + number % (3 * PAGE_ROWS), WIDTH), float(number)) for number in range(NUM_KEYS)]
-MOST_OBJECTS = 5_000  # entries come and go
-MOST_BYTES = 16 << 20  # 50 a step: what is lost in each would be more
+MOST_OBJECTS = 5_000  # the number of entries varies
+MOST_BYTES = 16 << 20  # 50 bytes per step: a leak of one object per step would exceed it
 
 
 def resident_bytes() -> int:
@@ -29,8 +29,8 @@ def resident_bytes() -> int:
 
 
 def run(cache: EmbeddingCache, rng: random.Random, steps: int) -> None:
-    """Serve as an engine would: most items are known, some leases stay a while, epochs end."""
-    held: list[Lease] = []
+    """Use the cache as an engine does: most items are known, some leases last, epochs end."""
+    leases: list[Lease] = []
     for step in range(steps):
         number = min(int(rng.expovariate(1 / 150)), NUM_KEYS - 1)
         lease = cache.get(KEYS[number], num_rows=len(ROWS[number]))
@@ -43,9 +43,9 @@ def run(cache: EmbeddingCache, rng: random.Random, steps: int) -> None:
                 reservation.write(lease.to_tensor())
                 reservation.commit()
         elif step % 8 == 0:
-            held.append(lease)
-            if len(held) > 100:
-                held.pop(rng.randrange(len(held))).release()
+            leases.append(lease)
+            if len(leases) > 100:
+                leases.pop(rng.randrange(len(leases))).release()
         else:
             lease.release()
         if step % 1000 == 0:
@@ -58,7 +58,7 @@ def run(cache: EmbeddingCache, rng: random.Random, steps: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_million_operations_leave_nothing_behind(policy: str) -> None:
+def test_million_operations_leak_no_objects_and_no_memory(policy: str) -> None:
     cache = make_cache(DEVICE_PAGES, HOST_PAGES, policy=policy)
     rng = random.Random(0)
     run(cache, rng, STEPS // 10)

@@ -1,4 +1,4 @@
-"""Order between streams: no page is read or written before the work that must come first."""
+"""Order between streams: each access to a page waits for the accesses that it conflicts with."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def read(model: StreamModel, lease: Lease) -> None:
 
 
 def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
-    """Drive a small cache from four streams, with failures, and leave the races in `model`."""
+    """Drive a small cache from four streams, with failures. `model` records the races."""
     rng = random.Random(seed)
     cache = model.make_cache(6, 5)
     leases: list[Lease] = []
-    reserved: list[Reservation] = []
+    reservations: list[Reservation] = []
     for _ in range(steps):
         with model.on(rng.choice("abcd")):
             action = rng.random()
@@ -58,14 +58,16 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                 read(model, rng.choice(leases))
             elif action < 0.85:
                 lease = rng.choice(leases) if leases else None
-                room = cache.reserve(rng.choice(KEYS), 1) if lease is None else cache.promote(lease)
-                if room is not None:
-                    room.write(torch.zeros(room.num_rows, 2) if lease is None else lease.to_tensor())
-                    reserved.append(room)
+                reservation = cache.reserve(rng.choice(KEYS), 1) if lease is None else cache.promote(lease)
+                if reservation is not None:
+                    reservation.write(
+                        torch.zeros(reservation.num_rows, 2) if lease is None else lease.to_tensor()
+                    )
+                    reservations.append(reservation)
                 if lease is not None:
                     read(model, lease)
-            elif reserved and action < 0.88:
-                rng.choice([Reservation.commit, Reservation.cancel])(reserved.pop())
+            elif reservations and action < 0.88:
+                rng.choice([Reservation.commit, Reservation.cancel])(reservations.pop())
             elif leases:
                 leases.pop(rng.randrange(len(leases))).release()
             if rng.random() < 0.02:
@@ -74,7 +76,7 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_every_access_is_ordered_after_those_that_it_conflicts_with(seed: int) -> None:
+def test_random_calls_on_four_streams_cause_no_races(seed: int) -> None:
     model = StreamModel()
     exercise(model, seed)
     assert model.num_waits > 0
@@ -133,7 +135,7 @@ def write_or_read_before_the_copy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StreamModel, "wait", lambda self, fence: fence.stream == "copy" or wait(self, fence))
 
 
-def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
+def forget_the_copies_of_leftover_pages(patch: pytest.MonkeyPatch) -> None:
     finish = Ledger.finish_write
 
     def forget(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
@@ -143,7 +145,7 @@ def forget_the_copy_of_spare_pages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "finish_write", forget)
 
 
-def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
+def forget_reads_of_early_copies(patch: pytest.MonkeyPatch) -> None:
     finish = Ledger.finish_early_copies
 
     def forget(ledger: Ledger, pending, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
@@ -157,10 +159,10 @@ def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "plant",
     [
-        forget_who_copied_ahead,
+        forget_reads_of_early_copies,
         copy_without_a_wait,
         write_or_read_before_the_copy,
-        forget_the_copy_of_spare_pages,
+        forget_the_copies_of_leftover_pages,
         drop_all_waits,
         forget_readers,
         forget_the_writer,
@@ -170,7 +172,7 @@ def forget_who_copied_ahead(patch: pytest.MonkeyPatch) -> None:
         fence_before_the_copy,
     ],
 )
-def test_a_planted_fault_is_reported_as_a_race(
+def test_planted_fault_is_reported_as_a_race(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
@@ -180,7 +182,7 @@ def test_a_planted_fault_is_reported_as_a_race(
     assert model.races
 
 
-def test_a_failed_put_leaves_fences_for_copies_that_it_has_queued() -> None:
+def test_failed_put_keeps_the_fences_of_its_queued_copies() -> None:
     model = StreamModel()
     cache = model.make_cache(2, 2)
     with model.on("a"):
@@ -188,14 +190,14 @@ def test_a_failed_put_leaves_fences_for_copies_that_it_has_queued() -> None:
     with pytest.MonkeyPatch.context() as patch, model.on("b"):
         patch.setattr(PagePool, "write", fail)
         with pytest.raises(Failure):
-            cache.put(KEYS[1], torch.zeros(2, 2))  # its demotion was queued on b
+            cache.put(KEYS[1], torch.zeros(2, 2))  # the demotion of 0 was queued
     with model.on("c"):
         assert cache.put(KEYS[2], torch.zeros(2, 2))
-        assert cache.put(KEYS[3], torch.zeros(2, 2))  # writes the host pages that b has written
+        assert cache.put(KEYS[3], torch.zeros(2, 2))  # writes the host pages that the failed put has written
     assert model.races == []
 
 
-def test_a_put_that_fails_to_wait_leaves_the_fences_that_it_has_not_waited_for() -> None:
+def test_put_that_fails_to_wait_keeps_the_fences_of_its_pages() -> None:
     model = StreamModel()
     cache = model.make_cache(1)
     with model.on("a"):
@@ -211,7 +213,7 @@ def test_a_put_that_fails_to_wait_leaves_the_fences_that_it_has_not_waited_for()
     assert model.races == []
 
 
-def test_one_stream_never_waits_for_itself() -> None:
+def test_single_stream_never_waits() -> None:
     model = StreamModel()
     cache = model.make_cache(2)
     for key in KEYS:
@@ -223,33 +225,33 @@ def test_one_stream_never_waits_for_itself() -> None:
     assert model.races == []
 
 
-def test_what_makes_room_is_copied_aside_and_only_who_writes_its_pages_waits() -> None:
+def test_victims_are_copied_on_the_copy_stream_and_only_their_writer_waits() -> None:
     model = StreamModel()
     cache = model.make_cache(2, 2)
     cache.put(KEYS[0], torch.zeros(2, 2))
     reservation = cache.reserve(KEYS[1], 1)
-    assert model.num_waits == 1  # the copies, for the rows
+    assert model.num_waits == 1  # the copy stream waits for the first put
     assert model.clocks["copy"]["copy"] == 4  # two reads and two writes
-    assert model.clocks["main"]["copy"] == 0  # an encode here runs beside them
+    assert model.clocks["main"]["copy"] == 0  # an encode on this stream would not wait for the copies
     with reservation:
         reservation.write(torch.zeros(1, 2))
         assert model.clocks["main"]["copy"] == 4
         assert reservation.commit()
     with model.on("other"):
-        assert cache.put(KEYS[2], torch.zeros(1, 2))  # in the page that was left over
+        assert cache.put(KEYS[2], torch.zeros(1, 2))  # uses the leftover page
         with cache.get(KEYS[0]) as lease:
             read(model, lease)
-    assert model.clocks["other"]["main"] == model.clocks["copy"]["main"]  # it waited for the copies alone
+    assert model.clocks["other"]["main"] == model.clocks["copy"]["main"]  # it waited only for the copies
     assert model.races == []
 
 
-def test_what_is_expected_is_copied_before_anything_waits_for_it() -> None:
+def test_expect_copies_at_once_and_only_the_later_put_waits() -> None:
     model = StreamModel()
     cache = model.make_cache(2, 2)
     cache.put(KEYS[0], torch.zeros(2, 2))
     cache.expect([2])
     assert model.clocks["copy"]["copy"] == 4  # two reads and two writes
-    assert model.num_waits == 1  # of the copies, for the put before
+    assert model.num_waits == 1  # the copy stream waits for the first put
     cache.put(KEYS[1], torch.zeros(2, 2))
     assert model.clocks["copy"]["copy"] == 4
     assert model.clocks["main"]["copy"] == 4
@@ -258,7 +260,7 @@ def test_what_is_expected_is_copied_before_anything_waits_for_it() -> None:
     assert model.races == []
 
 
-def test_a_reservation_that_nobody_wrote_is_still_behind_the_copies() -> None:
+def test_commit_without_a_write_still_waits_for_the_copies() -> None:
     model = StreamModel()
     cache = model.make_cache(1, 1)
     cache.put(KEYS[0], torch.zeros(1, 2))
@@ -267,7 +269,7 @@ def test_a_reservation_that_nobody_wrote_is_still_behind_the_copies() -> None:
     assert model.races == []
 
 
-def test_a_copy_that_fails_half_way_leaves_a_fence_behind_what_it_has_queued() -> None:
+def test_copy_that_fails_after_queueing_leaves_a_fence_behind_its_work() -> None:
     model = StreamModel()
     cache = model.make_cache(1, 1)
     cache.put(KEYS[0], torch.zeros(1, 2))
@@ -288,7 +290,7 @@ def test_a_copy_that_fails_half_way_leaves_a_fence_behind_what_it_has_queued() -
     assert model.races == []
 
 
-def test_leases_that_are_released_together_share_one_fence_per_stream() -> None:
+def test_released_leases_share_one_fence_per_stream() -> None:
     model = StreamModel()
     cache = model.make_cache(8)
     for key in KEYS:
@@ -313,7 +315,7 @@ def test_use_waits_for_the_writer_once_per_stream() -> None:
     assert model.num_waits == 1
 
 
-def test_to_tensor_is_a_use() -> None:
+def test_to_tensor_orders_its_stream_as_use_does() -> None:
     model = StreamModel()
     cache = model.make_cache(1)
     cache.put(KEYS[0], torch.zeros(1, 2))
@@ -324,7 +326,7 @@ def test_to_tensor_is_a_use() -> None:
     assert model.num_waits == 2
 
 
-def test_nothing_that_could_call_cuda_or_log_runs_under_the_lock(caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_makes_no_cuda_call_and_logs_nothing_under_its_lock(caplog: pytest.LogCaptureFixture) -> None:
     model = StreamModel()
 
     class Handler(logging.Handler):
@@ -346,7 +348,7 @@ def test_nothing_that_could_call_cuda_or_log_runs_under_the_lock(caplog: pytest.
     assert model.locked_calls == []
 
 
-def test_a_call_under_the_lock_is_noted() -> None:
+def test_stream_model_reports_a_call_under_the_lock() -> None:
     model = StreamModel()
     cache = model.make_cache(1)
     with inspect(cache).lock:
@@ -356,7 +358,7 @@ def test_a_call_under_the_lock_is_noted() -> None:
     assert model.locked_calls == ["record", "destroy an event"]
 
 
-def test_a_fence_that_cannot_be_recorded_loses_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_that_fails_to_record_a_fence_loses_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StreamModel()
     cache = model.make_cache(1)
     cache.put(KEYS[0], torch.zeros(1, 2))
@@ -370,13 +372,13 @@ def test_a_fence_that_cannot_be_recorded_loses_no_lease(monkeypatch: pytest.Monk
     cache.check_integrity()
 
 
-def test_memory_is_taken_and_given_up_only_when_the_device_is_done() -> None:
+def test_memory_is_allocated_and_freed_only_on_an_idle_device() -> None:
     model = StreamModel()
     cache = model.make_cache(1, 1)
     assert model.num_synchronizations == 1
     cache.put(KEYS[0], torch.zeros(1, 2))
     lease = cache.get(KEYS[0])
     cache.close()
-    assert model.num_synchronizations == 2  # the host tier is gone, the lease holds the device tier
+    assert model.num_synchronizations == 2  # the host tier is freed; the lease keeps the device tier alive
     lease.release()
     assert model.num_synchronizations == 3

@@ -1,4 +1,4 @@
-"""The tiers of the cache: what goes to the host tier, what comes back, and what is copied for it."""
+"""The two tiers: demotions to the host tier, hits in it, and its evictions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from cache_cases import KEYS, PAGE_BYTES, make_rows, present, read
 from caches import make_cache
 
 
-def test_what_makes_room_goes_to_the_host_tier_and_is_read_from_there() -> None:
+def test_evicted_device_entry_is_demoted_and_read_in_the_host_tier() -> None:
     cache = make_cache(3, 3)
     for number in range(4):
         cache.put(KEYS[number], make_rows(1, float(number)))
     assert present(cache) == [0, 1, 2, 3]
     with cache.get(KEYS[0]) as lease:
+        assert lease.tier == "host"
         assert lease.pool is not cache.get(KEYS[1]).pool
         assert torch.equal(lease.to_tensor(), make_rows(1, 0.0))
     stats = cache.stats()
     assert (stats.demotions, stats.evictions, stats.host_bytes) == (1, 0, PAGE_BYTES)
 
 
-def test_the_host_tier_gives_up_its_least_recently_used() -> None:
+def test_full_host_tier_evicts_its_least_recently_used_entry() -> None:
     cache = make_cache(1, 2)
     for number in range(3):
         cache.put(KEYS[number], make_rows(1, float(number)))
@@ -29,15 +30,15 @@ def test_the_host_tier_gives_up_its_least_recently_used() -> None:
     assert torch.equal(read(cache, KEYS[0]), make_rows(1, 0.0))
 
 
-def test_a_victim_that_the_host_tier_cannot_hold_leaves_and_evicts_nothing_there() -> None:
+def test_victim_larger_than_the_host_tier_is_evicted_and_evicts_nothing() -> None:
     cache = make_cache(3, 2)
     cache.put(KEYS[0], make_rows(1, 0.0))
-    cache.put(KEYS[1], make_rows(3, 1.0))  # 0 goes to the host tier
-    cache.put(KEYS[2], make_rows(1, 2.0))  # 1 is larger than it
+    cache.put(KEYS[1], make_rows(3, 1.0))  # demotes 0
+    cache.put(KEYS[2], make_rows(1, 2.0))  # 1 is larger than the host tier
     assert present(cache) == [0, 2]
 
 
-def test_leased_host_entries_stay_and_the_victim_leaves() -> None:
+def test_victim_is_evicted_if_all_host_entries_are_leased() -> None:
     cache = make_cache(1, 1)
     cache.put(KEYS[0], make_rows(1, 0.0))
     cache.put(KEYS[1], make_rows(1, 1.0))
@@ -47,7 +48,7 @@ def test_leased_host_entries_stay_and_the_victim_leaves() -> None:
     assert present(cache) == [0, 2]
 
 
-def test_of_two_victims_the_host_tier_keeps_the_more_recent() -> None:
+def test_small_host_tier_keeps_the_more_recent_of_two_victims() -> None:
     cache = make_cache(2, 1)
     cache.put(KEYS[0], make_rows(1, 0.0))
     cache.put(KEYS[1], make_rows(1, 1.0))
@@ -56,7 +57,7 @@ def test_of_two_victims_the_host_tier_keeps_the_more_recent() -> None:
     assert torch.equal(read(cache, KEYS[1]), make_rows(1, 1.0))
 
 
-def test_a_put_replaces_an_entry_of_the_host_tier() -> None:
+def test_put_replaces_an_entry_of_the_host_tier() -> None:
     cache = make_cache(1, 2)
     cache.put(KEYS[0], make_rows(1, 0.0))
     cache.put(KEYS[1], make_rows(1, 1.0))
@@ -67,7 +68,7 @@ def test_a_put_replaces_an_entry_of_the_host_tier() -> None:
     cache.check_integrity()
 
 
-def test_what_fits_only_the_host_tier_is_refused() -> None:
+def test_put_that_fits_only_the_host_tier_is_rejected() -> None:
     cache = make_cache(1, 4)
     assert cache.put(KEYS[0], make_rows(2)) is False
     assert cache.stats().host_bytes == 0

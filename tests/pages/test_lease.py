@@ -1,4 +1,4 @@
-"""Leases: reading in place, releasing from anywhere, and what a released lease refuses."""
+"""Leases: reading rows in place, releasing in any thread, and errors after the release."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def get(cache: EmbeddingCache) -> Lease:
     return lease
 
 
-def test_a_lease_describes_its_rows(cache: EmbeddingCache) -> None:
+def test_lease_describes_its_rows_before_and_after_release(cache: EmbeddingCache) -> None:
     with get(cache) as lease:
         assert (lease.num_rows, lease.row_width, lease.dtype, lease.page_rows) == (5, 3, torch.float32, 2)
         assert lease.pool.shape == (8, 3)
@@ -43,14 +43,14 @@ def test_a_lease_describes_its_rows(cache: EmbeddingCache) -> None:
     assert (lease.num_rows, lease.row_width, lease.dtype, lease.page_rows) == (5, 3, torch.float32, 2)
 
 
-def test_rows_are_found_by_page_number_and_by_segment(cache: EmbeddingCache) -> None:
+def test_lease_pages_and_segments_give_the_rows_in_order(cache: EmbeddingCache) -> None:
     with get(cache) as lease:
         for row in range(5):
             assert torch.equal(lease.pool[lease.pages[row // 2] * 2 + row % 2], ROWS[row])
         assert torch.equal(torch.cat(lease.segments()), ROWS)
 
 
-def test_segments_are_views_and_to_tensor_is_a_copy(cache: EmbeddingCache) -> None:
+def test_lease_segments_are_views_and_to_tensor_is_a_copy(cache: EmbeddingCache) -> None:
     with get(cache) as lease:
         copy = lease.to_tensor()
         assert torch.equal(copy, ROWS)
@@ -61,7 +61,7 @@ def test_segments_are_views_and_to_tensor_is_a_copy(cache: EmbeddingCache) -> No
         assert torch.equal(lease.to_tensor(), ROWS)
 
 
-def test_a_lease_of_no_rows_has_a_page_but_no_segments(cache: EmbeddingCache) -> None:
+def test_lease_of_an_empty_entry_has_one_page_and_no_segments(cache: EmbeddingCache) -> None:
     assert cache.put(KEY, torch.empty(0, 3))
     with get(cache) as lease:
         lease.use()
@@ -82,14 +82,14 @@ def test_a_lease_of_no_rows_has_a_page_but_no_segments(cache: EmbeddingCache) ->
     ],
     ids=["use", "to_tensor", "segments", "with", "pool", "pages"],
 )
-def test_a_released_lease_refuses_to_be_used(cache: EmbeddingCache, use: Callable[[Lease], object]) -> None:
+def test_released_lease_raises_when_used(cache: EmbeddingCache, use: Callable[[Lease], object]) -> None:
     lease = get(cache)
     lease.release()
     with pytest.raises(RuntimeError, match="this lease of 5 rows was released"):
         use(lease)
 
 
-def test_a_second_release_does_nothing(cache: EmbeddingCache) -> None:
+def test_second_release_does_nothing(cache: EmbeddingCache) -> None:
     first, second = get(cache), get(cache)
     first.release()
     first.release()
@@ -100,13 +100,13 @@ def test_a_second_release_does_nothing(cache: EmbeddingCache) -> None:
     cache.check_integrity()
 
 
-def test_a_lease_is_released_when_its_block_raises(cache: EmbeddingCache) -> None:
+def test_lease_is_released_when_its_with_block_raises(cache: EmbeddingCache) -> None:
     with pytest.raises(KeyError), get(cache):
         raise KeyError
     assert cache.stats().leased_pages == 0
 
 
-def test_a_forgotten_lease_releases_itself(cache: EmbeddingCache) -> None:
+def test_garbage_collected_lease_is_released(cache: EmbeddingCache) -> None:
     lease = get(cache)
     assert cache.stats().leased_pages == 3
     del lease
@@ -115,7 +115,7 @@ def test_a_forgotten_lease_releases_itself(cache: EmbeddingCache) -> None:
     cache.check_integrity()
 
 
-def test_a_lease_in_a_reference_cycle_may_be_collected_while_the_lock_is_held(cache: EmbeddingCache) -> None:
+def test_lease_in_a_cycle_may_be_collected_under_the_cache_locks(cache: EmbeddingCache) -> None:
     cycle: list[object] = [get(cache)]
     cycle.append(cycle)
     collected = threading.Event()
@@ -133,8 +133,8 @@ def test_a_lease_in_a_reference_cycle_may_be_collected_while_the_lock_is_held(ca
     cache.check_integrity()
 
 
-def test_of_many_threads_that_release_one_lease_only_one_does(cache: EmbeddingCache) -> None:
-    held = get(cache)
+def test_lease_released_by_many_threads_is_unpinned_once(cache: EmbeddingCache) -> None:
+    first = get(cache)
     for _ in range(50):
         lease, barrier = get(cache), threading.Barrier(4)
 
@@ -149,18 +149,18 @@ def test_of_many_threads_that_release_one_lease_only_one_does(cache: EmbeddingCa
             thread.join()
         cache.check_integrity()
         assert cache.stats().leased_pages == 3
-    held.release()
+    first.release()
     assert cache.stats().leased_pages == 0
 
 
 class Interrupted:
-    """A stand-in for a pool that interrupts whoever looks at it."""
+    """A stand-in for a pool: reading an attribute raises KeyboardInterrupt."""
 
     def __getattribute__(self, name: str) -> Any:
         raise KeyboardInterrupt
 
 
-def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: EmbeddingCache) -> None:
+def test_lease_interrupted_in_its_constructor_releases_nothing(cache: EmbeddingCache) -> None:
     entry = inspect(cache).entry(KEY)
     pool, entry.pool = entry.pool, Interrupted()
     half = Lease.__new__(Lease)
@@ -175,7 +175,7 @@ def test_a_lease_that_was_interrupted_while_it_was_made_holds_nothing(cache: Emb
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["before", "after"])
-def test_a_look_up_that_is_interrupted_unpins_once_whether_or_not_the_lease_was_made(
+def test_interrupted_get_unpins_once_before_and_after_the_lease_is_made(
     cache: EmbeddingCache, made: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: Any) -> Lease:
@@ -193,7 +193,7 @@ def test_a_look_up_that_is_interrupted_unpins_once_whether_or_not_the_lease_was_
     assert torch.equal(get(cache).to_tensor(), ROWS)
 
 
-def test_a_lease_outlives_the_closed_cache_and_then_frees_its_memory(cache: EmbeddingCache) -> None:
+def test_lease_of_a_closed_cache_is_readable_and_its_release_frees_memory(cache: EmbeddingCache) -> None:
     first, second = get(cache), get(cache)
     pool = weakref.ref(first.pin[0].pool)
     cache.close()
@@ -206,7 +206,7 @@ def test_a_lease_outlives_the_closed_cache_and_then_frees_its_memory(cache: Embe
     assert first.num_rows == 5
 
 
-def test_a_lease_outlives_the_forgotten_cache() -> None:
+def test_lease_of_a_garbage_collected_cache_is_readable() -> None:
     cache = make_cache(4, width=3)
     cache.put(KEY, ROWS)
     lease = get(cache)

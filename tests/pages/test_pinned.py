@@ -1,4 +1,4 @@
-"""Page-locked memory, on a runtime that only takes notes."""
+"""Page-locked memory, with a fake CUDA runtime that records its calls."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CPU = torch.device("cpu")
 
 
 def is_mapped(address: int) -> bool:
-    """Whether this process has memory there."""
+    """Whether `address` is mapped in this process."""
     ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
     return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
 
 
 class Cudart:
-    """The calls of the CUDA runtime that page-lock memory, with a planned result."""
+    """The calls of the CUDA runtime that page-lock memory. `cudaHostRegister` returns `status`."""
 
     def __init__(self, status: int = 0) -> None:
         self.status = status
         self.registered: dict[int, int] = {}
         self.flags: set[int] = set()
-        self.was_mapped: bool | None = None  # when it was unregistered
+        self.was_mapped: bool | None = None  # at the time of `cudaHostUnregister`
 
     def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
         if self.status == 0:
@@ -52,7 +52,7 @@ def use_cudart(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> None:
     monkeypatch.setattr("vitcache.pages.pinned.torch.cuda", fake)
 
 
-def test_pinned_memory_is_exact_and_stays_locked_as_long_as_a_view_lives(
+def test_pinned_memory_is_exact_and_locked_while_a_view_is_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cudart = Cudart()
@@ -71,7 +71,7 @@ def test_pinned_memory_is_exact_and_stays_locked_as_long_as_a_view_lives(
     assert cudart.was_mapped
 
 
-def test_memory_that_cannot_be_locked_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocate_pinned_failed_registration_raises_with_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     cudart = Cudart(status=2)
     use_cudart(monkeypatch, cudart)
     with pytest.raises(MemoryError, match=r"cannot page-lock 8192 bytes; lower host_bytes .*: error 2"):
@@ -79,13 +79,15 @@ def test_memory_that_cannot_be_locked_is_an_error_with_its_size(monkeypatch: pyt
     assert cudart.registered == {}
 
 
-def test_memory_that_does_not_exist_is_an_error_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocate_pinned_beyond_the_address_space_raises_with_the_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     use_cudart(monkeypatch, Cudart())
     with pytest.raises(MemoryError, match=rf"cannot page-lock {1 << 62} bytes"):
         allocate_pinned(1 << 62, CPU)
 
 
-def test_a_host_tier_that_nothing_could_be_copied_to_is_refused_before_memory_is_locked(
+def test_host_tier_without_a_cuda_runtime_raises_before_memory_is_locked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cudart = Cudart()

@@ -1,4 +1,4 @@
-"""Pages: their number and memory, who has them, and what is copied into them."""
+"""The pages of a pool: memory, allocation, fences and copies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_pool(num_pages: int = 8, *, dtype: torch.dtype = torch.float32, tier: s
 
 
 @pytest.mark.parametrize("tier", ["device", "host"])
-def test_memory_is_exactly_the_pages(tier: str) -> None:
+def test_pool_memory_is_exactly_its_pages(tier: str) -> None:
     pool = make_pool(5, tier=tier, dtype=torch.bfloat16)
     assert pool.page_bytes == 4 * 3 * 2
     assert pool.rows.shape == (20, 3)
@@ -32,7 +32,7 @@ def test_memory_is_exactly_the_pages(tier: str) -> None:
     assert pool.rows.untyped_storage().nbytes() == 5 * pool.page_bytes
 
 
-def test_every_page_is_taken_once_and_the_first_ones_first() -> None:
+def test_allocate_returns_each_page_once_in_ascending_order() -> None:
     pool = make_pool(5)
     assert pool.allocate(2)[0] == (0, 1)
     assert pool.allocate(0)[0] == ()
@@ -40,14 +40,14 @@ def test_every_page_is_taken_once_and_the_first_ones_first() -> None:
     assert pool.num_free == 0
 
 
-def test_pages_that_were_given_back_are_taken_in_the_same_order() -> None:
+def test_freed_pages_are_allocated_in_the_same_order() -> None:
     pool = make_pool(4)
     pages, _ = pool.allocate(3)
     pool.free(pages, ())
     assert pool.allocate(3)[0] == pages
 
 
-def test_pages_carry_their_fences_until_they_are_taken_once() -> None:
+def test_freed_pages_keep_their_fences_until_they_are_allocated() -> None:
     pool = make_pool(4)
     first, second = Fence("a", "first"), Fence("b", "second")
     pages, fences = pool.allocate(4)
@@ -60,7 +60,7 @@ def test_pages_carry_their_fences_until_they_are_taken_once() -> None:
     assert pool.allocate(4)[1] == set()
 
 
-def test_available_pages_are_neither_leased_nor_in_flight() -> None:
+def test_num_available_excludes_leased_and_pending_pages() -> None:
     pool = make_pool(8)
     pool.leased_pages, pool.pending_pages = 3, 2
     assert pool.num_available == 3
@@ -84,7 +84,7 @@ def test_pages_for_rounds_up_and_is_at_least_one(num_rows: int, pages: int) -> N
         ((0, 1, 7, 5, 6), 17, [8, 4, 5]),
     ],
 )
-def test_rows_that_are_written_come_back_in_order_from_joined_segments(
+def test_segments_return_written_rows_in_order_and_join_adjacent_pages(
     pages: tuple[int, ...], num_rows: int, lengths: list[int]
 ) -> None:
     pool = make_pool()
@@ -100,14 +100,14 @@ def test_rows_that_are_written_come_back_in_order_from_joined_segments(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_rows_are_rounded_like_a_cast(dtype: torch.dtype) -> None:
+def test_write_rounds_rows_like_a_cast(dtype: torch.dtype) -> None:
     pool = make_pool(dtype=dtype)
     rows = torch.randn(6, 3)
     pool.write((1, 2), rows)
     assert torch.equal(pool.segments((1, 2), 6)[0], rows.to(dtype))
 
 
-def test_strided_rows_are_written_by_their_values() -> None:
+def test_write_strided_rows_copies_their_values() -> None:
     pool = make_pool()
     rows = torch.randn(3, 12).t()[::2]
     assert not rows.is_contiguous()
@@ -115,7 +115,7 @@ def test_strided_rows_are_written_by_their_values() -> None:
     assert torch.equal(torch.cat(pool.segments((1, 4), 6)), rows)
 
 
-def test_pages_are_copied_from_another_pool_one_to_one() -> None:
+def test_copy_pages_copies_each_page_to_its_counterpart() -> None:
     source, pool = make_pool(), make_pool(tier="host")
     source.rows.copy_(torch.randn(32, 3))
     pool.copy_pages((6, 0, 3), source, (1, 2, 5))
@@ -136,7 +136,7 @@ def test_pages_are_copied_from_another_pool_one_to_one() -> None:
         ((0, 2, 3, 1), (1, 2, 3, 4), 3),
     ],
 )
-def test_copies_queued_on_a_runtime_are_those_of_the_cpu_one_per_joint_run(
+def test_queue_copies_gives_the_cpu_result_with_one_copy_per_joint_run(
     pages: tuple[int, ...], source_pages: tuple[int, ...], copies: int
 ) -> None:
     source, expected, pool = make_pool(), make_pool(tier="host"), make_pool(tier="host")
@@ -147,25 +147,25 @@ def test_copies_queued_on_a_runtime_are_those_of_the_cpu_one_per_joint_run(
         with stand_in.paused():
             stream = copy_stream(ring)
             pool.queue_copies(list(_joint_runs(pages, source_pages)), source, open_runtime(), stream)
-            assert pool.rows.isnan().all()  # nobody has waited
+            assert pool.rows.isnan().all()  # the streams are paused: no copy has run
         ring.copy_to(torch.empty(1), torch.zeros(1)).synchronize()  # on the same stream
         assert stand_in.count().copies == copies + 1
     assert torch.equal(pool.rows.nan_to_num(), expected.rows.nan_to_num())
 
 
-def test_random_taking_and_giving_back_never_hands_out_a_page_twice() -> None:
+def test_random_allocate_and_free_never_returns_a_page_twice() -> None:
     rng = random.Random(0)
-    pool, held = make_pool(16), []
+    pool, allocated = make_pool(16), []
     for _ in range(500):
         if rng.random() < 0.5:
-            held.append(pool.allocate(rng.randint(0, pool.num_free))[0])
-        elif held:
-            pool.free(held.pop(rng.randrange(len(held))), ())
-        pages = [page for pages in held for page in pages] + pool.free_pages
+            allocated.append(pool.allocate(rng.randint(0, pool.num_free))[0])
+        elif allocated:
+            pool.free(allocated.pop(rng.randrange(len(allocated))), ())
+        pages = [page for pages in allocated for page in pages] + pool.free_pages
         assert sorted(pages) == list(range(16))
 
 
-def test_a_pool_made_in_inference_mode_can_be_written_outside_of_it() -> None:
+def test_pool_made_in_inference_mode_is_writable_outside_of_it() -> None:
     with torch.inference_mode():
         pool = make_pool()
     pool.write((0,), torch.zeros(1, 3))

@@ -1,4 +1,4 @@
-"""Reservations: room in the cache that is written, by one launch or by hand, and entered or given up."""
+"""Reservations: pages that a launch or `write` writes, and that are committed or cancelled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(cache: EmbeddingCache, key: bytes = KEY) -> torch.Tensor:
         return lease.to_tensor()
 
 
-def test_rows_are_there_once_they_are_committed() -> None:
+def test_reserved_rows_are_in_the_cache_only_after_commit() -> None:
     cache, rows = make_cache(8, **CACHE), make_rows(6, WIDTH, torch.float32)
     with reserve(cache, 6) as reservation:
         assert (reservation.key, reservation.num_rows, reservation.row_width) == (KEY, 6, WIDTH)
@@ -47,14 +47,14 @@ def test_rows_are_there_once_they_are_committed() -> None:
 
 
 @pytest.mark.parametrize(
-    "give_up", [Reservation.cancel, lambda r: r.__exit__(None, None, None), lambda r: None], ids=range(3)
+    "end", [Reservation.cancel, lambda r: r.__exit__(None, None, None), lambda r: None], ids=range(3)
 )
-def test_what_is_not_committed_frees_its_pages(give_up: Callable[[Reservation], None]) -> None:
+def test_reservation_that_is_not_committed_frees_its_pages(end: Callable[[Reservation], None]) -> None:
     cache = make_cache(2, **CACHE)
     assert cache.put(OTHER, make_rows(4, WIDTH, torch.float32))
     reservation = reserve(cache, 5)
     assert cache.stats().evictions == 1
-    give_up(reservation)
+    end(reservation)
     del reservation
     gc.collect()
     assert KEY not in cache
@@ -63,7 +63,7 @@ def test_what_is_not_committed_frees_its_pages(give_up: Callable[[Reservation], 
     assert cache.put(KEY, make_rows(8, WIDTH, torch.float32))
 
 
-def test_reserved_pages_serve_nobody_else() -> None:
+def test_reserved_pages_are_not_available_to_another_write() -> None:
     cache = make_cache(2, **CACHE)
     with reserve(cache, 8) as reservation:
         assert cache.reserve(OTHER, 1) is None
@@ -77,7 +77,7 @@ def test_reserved_pages_serve_nobody_else() -> None:
             reservation.write(make_rows(8, WIDTH, torch.float32))
 
 
-def test_rows_of_an_earlier_epoch_are_not_entered(caplog: pytest.LogCaptureFixture) -> None:
+def test_commit_after_an_epoch_change_or_close_inserts_nothing(caplog: pytest.LogCaptureFixture) -> None:
     cache = make_cache(8, **CACHE)
     with reserve(cache, 2) as reservation:
         reservation.write(make_rows(2, WIDTH, torch.float32))
@@ -90,7 +90,7 @@ def test_rows_of_an_earlier_epoch_are_not_entered(caplog: pytest.LogCaptureFixtu
     assert not closed.commit()
 
 
-def test_bad_numbers_are_named() -> None:
+def test_reserve_and_write_invalid_arguments_raise_and_name_them() -> None:
     cache = make_cache(8, **CACHE)
     with pytest.raises(ValueError, match="num_rows is -1, it must be at least 0"):
         cache.reserve(KEY, -1)
@@ -107,7 +107,7 @@ def test_bad_numbers_are_named() -> None:
 
 
 @pairwise(source=FLOAT_DTYPES, stored=FLOAT_DTYPES, scale=[None, 0.3])
-def test_scatter_places_what_a_hit_will_place(device, source, stored, scale) -> None:
+def test_scatter_with_store_places_the_same_bits_as_a_later_hit(device, source, stored, scale) -> None:
     cache = make_cache(8, device=device, **(CACHE | {"dtype": stored}))
     rows = [make_rows(count, WIDTH, source, device) for count in (7, 3)]
     spans = [[Span(2, 3, 4), Span(9, 2, 3)], 6]
@@ -118,13 +118,13 @@ def test_scatter_places_what_a_hit_will_place(device, source, stored, scale) -> 
         assert reservation.commit()
     assert same_bits(out, expected)
     assert same_bits(read(cache), rows[0].to(stored))
-    again = poisoned(12, WIDTH, dtype=torch.float16, device=device)
+    out_of_hit = poisoned(12, WIDTH, dtype=torch.float16, device=device)
     lease = cache.get(KEY, num_rows=7)
-    assert same_bits(scatter_embeddings(again, [lease, rows[1]], spans, scale=scale), expected)
+    assert same_bits(scatter_embeddings(out_of_hit, [lease, rows[1]], spans, scale=scale), expected)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
-def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> None:
+def test_embed_with_store_writes_mixed_dtypes_and_deepstack(device, stored) -> None:
     cache, hidden = make_cache(8, device=device, **(CACHE | {"dtype": stored})), WIDTH // 3
     weight = make_rows(9, hidden, torch.bfloat16, device)
     ids = torch.randint(0, 9, (11,), device=device)
@@ -146,7 +146,7 @@ def test_embed_stores_with_deepstack_and_beside_other_dtypes(device, stored) -> 
     cache.check_integrity()
 
 
-def test_written_pages_are_a_source(device) -> None:
+def test_written_reservation_can_be_placed(device) -> None:
     cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     with reserve(cache, 6) as reservation, reserve(cache, 0, OTHER) as empty:
         reservation.write(rows)
@@ -160,7 +160,7 @@ def test_written_pages_are_a_source(device) -> None:
         assert base.grad.sum(1).tolist() == [WIDTH, 0, 0, 0, 0, WIDTH, WIDTH, WIDTH]
 
 
-def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
+def test_item_without_spans_is_stored_and_not_placed(device) -> None:
     cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(3, WIDTH, dtype=torch.bfloat16, device=device)
     with reserve(cache, 6) as reservation:
@@ -170,7 +170,7 @@ def test_an_item_outside_the_chunk_is_stored_alone(device) -> None:
     assert same_bits(read(cache), rows)
 
 
-def test_the_packed_form_is_one_item(device) -> None:
+def test_packed_tensor_is_stored_as_one_item(device) -> None:
     cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(4, WIDTH, dtype=torch.bfloat16, device=device)
     with reserve(cache, 6) as reservation:
@@ -180,27 +180,27 @@ def test_the_packed_form_is_one_item(device) -> None:
     assert same_bits(read(cache), rows)
 
 
-def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) -> None:
+def test_invalid_store_raises_and_writes_nothing(device) -> None:
     cache, rows = make_cache(8, device=device, **CACHE), make_rows(3, WIDTH, torch.bfloat16, device)
     out = poisoned(4, WIDTH, dtype=torch.bfloat16, device=device)
     other = make_cache(8, device=device, **(CACHE | {"dtype": torch.float32}))
     with reserve(cache, 3) as three, reserve(cache, 2, OTHER) as two, reserve(other, 3) as wide:
 
-        def refused(error: type[Exception], words: str, store: object, *items: torch.Tensor) -> None:
+        def check_raises(error: type[Exception], words: str, store: object, *items: torch.Tensor) -> None:
             with pytest.raises(error, match=words):
                 scatter_embeddings(out, [rows, *items], [0, *([] for _ in items)], store=store)
 
-        refused(ValueError, "item 0 has 3 rows, it would be stored in room for 2", [two])
-        refused(ValueError, "got 1 embeddings and 2 entries of store", [three, None])
-        refused(ValueError, "items 0 and 1 have the same reservation", [three, three], rows)
-        refused(
+        check_raises(ValueError, "item 0 has 3 rows, it would be stored in room for 2", [two])
+        check_raises(ValueError, "got 1 embeddings and 2 entries of store", [three, None])
+        check_raises(ValueError, "items 0 and 1 have the same reservation", [three, three], rows)
+        check_raises(
             ValueError,
             "items 0 and 1 would be stored as torch.bfloat16 and torch.float32",
             [three, wide],
             rows,
         )
-        refused(TypeError, "item 0: store must be a Reservation or None, it is bytes", [KEY])
-        refused(TypeError, "store must be a list", three)
+        check_raises(TypeError, "item 0: store must be a Reservation or None, it is bytes", [KEY])
+        check_raises(TypeError, "store must be a list", three)
         with pytest.raises(
             ValueError, match="the reservation of item 0 has rows of width 12, the destination takes 6"
         ):
@@ -212,12 +212,12 @@ def test_what_does_not_fit_together_is_refused_and_nothing_is_written(device) ->
         with pytest.raises(ValueError, match="store= cannot be combined with a PlacementTable"):
             scatter_embeddings(out, table, None, store=[three])
         three.cancel()
-        refused(RuntimeError, "item 0: its reservation was committed or cancelled", [three])
+        check_raises(RuntimeError, "item 0: its reservation was committed or cancelled", [three])
     assert out.isnan().all()
     cache.check_integrity()
 
 
-def test_rows_are_not_stored_over_themselves(device) -> None:
+def test_store_over_its_own_source_raises_and_writes_nothing(device) -> None:
     cache, rows = make_cache(8, device=device, **CACHE), make_rows(6, WIDTH, torch.bfloat16, device)
     out = poisoned(6, WIDTH, dtype=torch.bfloat16, device=device)
     with reserve(cache, 2, OTHER) as other, reserve(cache, 3) as reservation:
@@ -233,7 +233,7 @@ def test_rows_are_not_stored_over_themselves(device) -> None:
     assert same_bits(out[:2], rows[:2])
 
 
-def test_a_bad_id_leaves_the_pages_as_they_were() -> None:
+def test_embed_bad_id_raises_and_leaves_the_pages_unchanged() -> None:
     cache, rows = make_cache(8, **CACHE), make_rows(2, WIDTH, torch.bfloat16)
     weight, ids = make_rows(3, WIDTH, torch.bfloat16), torch.tensor([0, 9, 9, 3])
     with reserve(cache, 2) as reservation:
@@ -243,7 +243,7 @@ def test_a_bad_id_leaves_the_pages_as_they_were() -> None:
         assert not reservation.to_tensor().any()
 
 
-def test_a_compiled_call_stores_nothing() -> None:
+def test_compiled_call_with_store_raises() -> None:
     cache, rows = make_cache(8, **CACHE), make_rows(3, WIDTH, torch.bfloat16)
     with reserve(cache, 3) as reservation:
         compiled = torch.compile(

@@ -1,4 +1,4 @@
-"""What a lease and a reservation ask of the streams, with a timeline that takes notes."""
+"""The fences that leases and reservations record and wait for, with a timeline that records its calls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult,
 CPU = torch.device("cpu")
 
 
-class Notes:
+class RecordingTimeline:
     """A timeline whose current stream is set by the test."""
 
     copy_stream: Hashable = "copies"
 
     def __init__(self) -> None:
         self.stream: Hashable = "a"
-        self.waits: list[tuple[Hashable, Fence]] = []  # (stream that waits, for what)
+        self.waits: list[tuple[Hashable, Fence]] = []  # (waiting stream, fence)
         self.recorded: list[Fence] = []
         self.releases = ReleaseQueue()
 
@@ -47,8 +47,8 @@ WRITTEN = Fence("writer", "written")
 
 
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
+def timeline() -> RecordingTimeline:
+    return RecordingTimeline()
 
 
 @pytest.fixture
@@ -56,59 +56,59 @@ def pool() -> PagePool:
     return PagePool("device", 4, 2, 3, torch.float32, CPU)
 
 
-def make_lease(notes: Notes, pool: PagePool) -> Lease:
+def make_lease(timeline: RecordingTimeline, pool: PagePool) -> Lease:
     pages, _ = pool.allocate(2)
     entry = Entry(b"k" * 32, 3, 1.0, pool, pages, WRITTEN)
-    return Lease([entry], CacheHandle(CPU, notes, notes.releases))  # type: ignore[arg-type]
+    return Lease([entry], CacheHandle(CPU, timeline, timeline.releases))  # type: ignore[arg-type]
 
 
-def test_each_stream_waits_once_for_the_writing(notes: Notes, pool: PagePool) -> None:
-    lease = make_lease(notes, pool)
+def test_use_waits_once_per_stream_for_the_write(timeline: RecordingTimeline, pool: PagePool) -> None:
+    lease = make_lease(timeline, pool)
     for stream in ("a", "a", "b"):
-        notes.stream = stream
+        timeline.stream = stream
         lease.use()
-    assert notes.waits == [("a", WRITTEN), ("b", WRITTEN)]
+    assert timeline.waits == [("a", WRITTEN), ("b", WRITTEN)]
 
 
-def test_the_stream_that_wrote_waits_for_nothing(notes: Notes, pool: PagePool) -> None:
-    notes.stream = "writer"
-    lease = make_lease(notes, pool)
+def test_use_on_the_writing_stream_does_not_wait(timeline: RecordingTimeline, pool: PagePool) -> None:
+    timeline.stream = "writer"
+    lease = make_lease(timeline, pool)
     lease.use()
-    assert notes.waits == []
-    [[_, streams]] = released(notes, lease)
+    assert timeline.waits == []
+    [[_, streams]] = released(timeline, lease)
     assert streams == {"writer"}
 
 
-def released(notes: Notes, lease: Lease) -> list[tuple[Entry, frozenset[Hashable]]]:
+def released(timeline: RecordingTimeline, lease: Lease) -> list[tuple[Entry, frozenset[Hashable]]]:
     lease.release()
-    return notes.releases.take()
+    return timeline.releases.take()
 
 
-def test_a_release_names_every_stream_that_read(notes: Notes, pool: PagePool) -> None:
-    lease = make_lease(notes, pool)
+def test_release_names_every_stream_that_read(timeline: RecordingTimeline, pool: PagePool) -> None:
+    lease = make_lease(timeline, pool)
     for stream in ("a", "b"):
-        notes.stream = stream
+        timeline.stream = stream
         lease.use()
-    [[entry, streams]] = released(notes, lease)
+    [[entry, streams]] = released(timeline, lease)
     assert (entry.num_rows, streams) == (3, {"a", "b"})
-    assert released(notes, lease) == []  # a second release is none
-    unused = make_lease(notes, pool)
-    assert [streams for _, streams in released(notes, unused)] == [frozenset()]
+    assert released(timeline, lease) == []  # a second release does nothing
+    unused = make_lease(timeline, pool)
+    assert [streams for _, streams in released(timeline, unused)] == [frozenset()]
 
 
-def test_leases_of_one_call_are_all_ordered_and_a_released_one_is_refused(
-    notes: Notes, pool: PagePool
+def test_use_all_waits_for_each_lease_and_raises_for_a_released_one(
+    timeline: RecordingTimeline, pool: PagePool
 ) -> None:
-    first, second = make_lease(notes, pool), make_lease(notes, pool)
+    first, second = make_lease(timeline, pool), make_lease(timeline, pool)
     use_all([first, second])
-    assert notes.waits == [("a", WRITTEN)] * 2
+    assert timeline.waits == [("a", WRITTEN)] * 2
     second.release()
     with pytest.raises(RuntimeError, match="released"):
         use_all([first, second])
 
 
-class Finished:
-    """Takes what a reservation hands in."""
+class FinishRecorder:
+    """A `FinishWrite` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Fence | None, bool]] = []
@@ -118,85 +118,87 @@ class Finished:
         return WriteResult(not failed, 0, 0)
 
 
-ROOM = Fence("copies", "room")
+COPIED = Fence("copies", "copied")
 
 
 @pytest.fixture
-def finished() -> Finished:
-    return Finished()
+def finish() -> FinishRecorder:
+    return FinishRecorder()
 
 
 @pytest.fixture
-def reservation(notes: Notes, pool: PagePool, finished: Finished) -> Reservation:
+def reservation(timeline: RecordingTimeline, pool: PagePool, finish: FinishRecorder) -> Reservation:
     pages, _ = pool.allocate(2)
-    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {ROOM}))
-    forgotten: deque[AbandonedWrite] = deque()
-    return Reservation(pending, CPU, notes, finished, forgotten)  # type: ignore[arg-type]
+    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {COPIED}))
+    abandoned: deque[AbandonedWrite] = deque()
+    return Reservation(pending, CPU, timeline, finish, abandoned)  # type: ignore[arg-type]
 
 
-def test_the_first_write_waits_for_the_room_and_the_next_stream_for_the_first(
-    reservation: Reservation, notes: Notes
+def test_first_write_waits_for_the_copies_and_the_next_stream_for_it(
+    reservation: Reservation, timeline: RecordingTimeline
 ) -> None:
     reservation.write(torch.ones(3, 3))
-    assert notes.waits == [("a", ROOM)]
-    notes.stream = "b"
+    assert timeline.waits == [("a", COPIED)]
+    timeline.stream = "b"
     reservation.use()
     reservation.use()
-    assert notes.waits[1:] == [("b", notes.recorded[0])]
-    assert notes.recorded[0].stream == "a"
+    assert timeline.waits[1:] == [("b", timeline.recorded[0])]
+    assert timeline.recorded[0].stream == "a"
 
 
-def test_a_commit_comes_behind_every_stream_that_wrote(
-    reservation: Reservation, notes: Notes, finished: Finished
+def test_commit_fence_is_behind_every_stream_that_wrote(
+    reservation: Reservation, timeline: RecordingTimeline, finish: FinishRecorder
 ) -> None:
     for stream in ("a", "b"):
-        notes.stream = stream
+        timeline.stream = stream
         reservation.use()
-    notes.stream, before = "c", len(notes.recorded)
+    timeline.stream, before = "c", len(timeline.recorded)
     assert reservation.commit()
-    *joined, last = notes.recorded[before:]
+    *joined, last = timeline.recorded[before:]
     assert {fence.stream for fence in joined} == {"a", "b"}
-    assert {fence for stream, fence in notes.waits if stream == "c"} == set(joined)
-    assert finished.calls == [(last, False)]
+    assert {fence for stream, fence in timeline.waits if stream == "c"} == set(joined)
+    assert finish.calls == [(last, False)]
     assert last.stream == "c"
 
 
-def test_a_commit_without_a_write_still_waits_for_the_room(reservation: Reservation, notes: Notes) -> None:
+def test_commit_without_a_write_waits_for_the_copies(
+    reservation: Reservation, timeline: RecordingTimeline
+) -> None:
     assert reservation.commit()
-    assert notes.waits == [("a", ROOM)]
+    assert timeline.waits == [("a", COPIED)]
 
 
-def test_a_cancel_frees_the_pages_behind_what_was_written(
-    reservation: Reservation, notes: Notes, finished: Finished
+def test_cancel_frees_the_pages_behind_the_writes(
+    reservation: Reservation, timeline: RecordingTimeline, finish: FinishRecorder
 ) -> None:
     reservation.use()
     reservation.cancel()
     reservation.cancel()
-    assert finished.calls == [(notes.recorded[-1], True)]
+    assert finish.calls == [(timeline.recorded[-1], True)]
 
 
-def test_a_forgotten_reservation_is_left_with_the_streams_that_wrote(
-    notes: Notes, pool: PagePool, finished: Finished
+def test_garbage_collected_reservation_keeps_the_streams_that_wrote(
+    timeline: RecordingTimeline, pool: PagePool, finish: FinishRecorder
 ) -> None:
     pages, _ = pool.allocate(2)
-    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {ROOM}))
-    forgotten: deque[AbandonedWrite] = deque()
-    reservation = Reservation(pending, CPU, notes, finished, forgotten)  # type: ignore[arg-type]
+    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {COPIED}))
+    abandoned: deque[AbandonedWrite] = deque()
+    reservation = Reservation(pending, CPU, timeline, finish, abandoned)  # type: ignore[arg-type]
     reservation.use()
     del reservation
-    [abandoned] = forgotten
-    assert (abandoned.pending, abandoned.streams) == (pending, {"a"})
-    assert finished.calls == []
+    [write] = abandoned
+    assert (write.pending, write.streams) == (pending, {"a"})
+    assert finish.calls == []
 
 
-def test_a_join_waits_for_other_streams_alone(notes: Notes) -> None:
-    fence = join(notes, {"a", "b"})  # type: ignore[arg-type]
-    assert [other.stream for _, other in notes.waits] == ["b"]
-    assert fence == notes.recorded[-1]
+def test_join_waits_only_for_other_streams(timeline: RecordingTimeline) -> None:
+    fence = join(timeline, {"a", "b"})  # type: ignore[arg-type]
+    assert [other.stream for _, other in timeline.waits] == ["b"]
+    assert fence == timeline.recorded[-1]
     assert fence.stream == "a"
 
 
-def test_pages_can_be_written_again_behind_their_writing_and_every_reading(pool: PagePool) -> None:
+def test_entry_fences_are_its_write_and_each_last_read(pool: PagePool) -> None:
     pages, _ = pool.allocate(1)
     entry = Entry(b"k" * 32, 2, 1.0, pool, pages, WRITTEN)
     assert entry.fences() == (WRITTEN,)
