@@ -113,10 +113,14 @@ def test_look_up_invalid_key_raises_and_counts_no_miss(
         (
             {"device_bytes": PAGE_BYTES - 1},
             ValueError,
-            "device_bytes is 31, one page of 2 rows takes 32 bytes",
+            "device_bytes is 31, it must be at least 32: one page of 2 rows",
         ),
-        ({"device_bytes": 0}, ValueError, "device_bytes is 0, one page of 2 rows takes 32 bytes"),
-        ({"host_bytes": PAGE_BYTES - 1}, ValueError, "host_bytes is 31, one page of 2 rows takes 32 bytes"),
+        ({"device_bytes": 0}, ValueError, "device_bytes is 0, it must be at least 32: one page of 2 rows"),
+        (
+            {"host_bytes": PAGE_BYTES - 1},
+            ValueError,
+            "host_bytes is 31, it must be at least 32: one page of 2 rows",
+        ),
         ({"host_bytes": -1}, ValueError, "host_bytes is -1, it must be at least 0"),
         ({"device_bytes": 1e9}, TypeError, r"device_bytes must be an int, it is 1000000000.0 of type float"),
         ({"page_rows": 0}, ValueError, "page_rows is 0, it must be at least 1"),

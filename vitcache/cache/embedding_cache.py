@@ -143,7 +143,9 @@ class EmbeddingCache:
         page_bytes = page_rows * row_width * dtype.itemsize
         for name, budget in (("device_bytes", device_bytes), ("host_bytes", host_bytes or page_bytes)):
             if budget < page_bytes:
-                raise ValueError(f"{name} is {budget}, one page of {page_rows} rows takes {page_bytes} bytes")
+                raise ValueError(
+                    f"{name} is {budget}, it must be at least {page_bytes}: one page of {page_rows} rows"
+                )
         make_policy(policy, 1)
         self.row_width = row_width
         self.page_rows = page_rows
