@@ -1,1 +1,1 @@
-"""Measurements, one claim per file; installed as `vitcache.bench`."""
+"""Benches: each file in `claims/` measures one claim. Installed as `vitcache.bench`."""

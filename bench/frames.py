@@ -1,9 +1,9 @@
 """``python -m vitcache.bench.frames``: Python frames of one step, and of one forward of an attached model.
 
-A file that a call comes through is one that its reader must open. Counted by `sys.setprofile` in the calling
-thread: a function, comprehension or generator that is entered or resumed is a frame, if its file lies under
-vitcache/, benches excepted. Python 3.12 and later have no frames for comprehensions: compare numbers of one
-version.
+The number of files is the number that a reader must open to follow a call. `sys.setprofile` counts frames in
+the calling thread: each time a function, comprehension or generator of a file under vitcache/ is entered or
+resumed. Files of benches are not counted. Python 3.12 and later have no frames for comprehensions, so compare
+only numbers of one Python version.
 """
 
 from __future__ import annotations
@@ -26,38 +26,41 @@ import vitcache
 from vitcache import Chunk, EmbeddingCache, Item, Items, Span, VisionPipeline
 
 PACKAGE = str(Path(vitcache.__file__).parent) + "/"
-BENCHES = PACKAGE + "bench/"  # where they are installed with the package
+BENCHES = PACKAGE + "bench/"  # the folder of the benches in an installed package
 ITEMS = (1, 32, 512)
 ROWS, WIDTH, PAGE_ROWS = 4, 8, 4
 
 
 class Count(NamedTuple):
-    """What one call came to: frames by file, relative to vitcache/."""
+    """The frames of one call, by file relative to vitcache/."""
 
     call: str
     by_file: Counter[str]
 
 
 def count_frames(call: Callable[[], object]) -> Counter[str]:
-    """Frames of a call, by file of the package."""
-    found: Counter[str] = Counter()
+    """Return the frames of a call, by file of the package."""
+    by_file: Counter[str] = Counter()
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
+    def count_frame(frame: FrameType, event: str, _: Any) -> None:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(PACKAGE) and not file.startswith(BENCHES):
-            found[file.removeprefix(PACKAGE)] += 1
+            by_file[file.removeprefix(PACKAGE)] += 1
 
-    before = sys.getprofile()
-    sys.setprofile(note)
+    previous_profiler = sys.getprofile()
+    sys.setprofile(count_frame)
     try:
         call()
     finally:
-        sys.setprofile(before)
-    return found
+        sys.setprofile(previous_profiler)
+    return by_file
 
 
 def count_embed() -> Iterator[Count]:
-    """One `embed` with keys given: all misses, by an encoder that only hands rows out, and all hits."""
+    """Count an `embed` whose items all miss, then one whose items all hit.
+
+    The items have keys; the encoder returns slices of a tensor.
+    """
     for number in ITEMS:
         rows, weight = torch.randn(number * ROWS, WIDTH), torch.randn(16, WIDTH)
         cache = EmbeddingCache(
@@ -73,7 +76,7 @@ def count_embed() -> Iterator[Count]:
         encode = partial(_first_rows, rows)
         with VisionPipeline(encode, cache) as pipeline:
             step = partial(_step, pipeline, Chunk(items, 0, len(ids)), ids, weight)
-            step()  # what the first step of a process sets up is no part of a step
+            step()  # not counted: the first step of a process imports modules and fills caches
             cache.clear()
             yield Count(f"embed, {number} missing", count_frames(step))
             yield Count(f"embed, {number} hits", count_frames(step))
@@ -90,10 +93,10 @@ def _step(pipeline: VisionPipeline, chunk: Chunk, ids: Tensor, weight: Tensor) -
 
 
 def count_attach() -> Iterator[Count]:
-    """One forward of an attached model for a prompt with one image.
+    """Count a forward of an attached model for a prompt with one image: a miss, then a hit.
 
-    A Qwen3-VL of three vision layers, two of them deepstack levels: the check of the weights enters a frame
-    per tensor of the tower.
+    The model is a Qwen3-VL with three vision layers, two of them deepstack levels. The number of layers
+    matters, as the check of the weights enters one frame per tensor of the tower.
     """
     from vitcache.bench.chats.chat import Chat
     from vitcache.demo.model import SIZES, build_model
@@ -113,16 +116,16 @@ def count_attach() -> Iterator[Count]:
             )
 
     attachment = vitcache.attach(model)
-    forward(0)  # the first image of a modality is always encoded
+    forward(0)  # not counted: attach always encodes the first image of a modality
     yield Count("attach, 1 missing", count_frames(partial(forward, 1)))
     yield Count("attach, 1 hit", count_frames(partial(forward, 1)))
     attachment.detach()
 
 
 def main() -> None:
-    """Print every count, and with ``--by-file`` where its frames are."""
+    """Print the number of frames of each call; with ``--by-file`` also the frames of each file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--by-file", action="store_true", help="the frames of each file, too")
+    parser.add_argument("--by-file", action="store_true", help="print the frames of each file, too")
     by_file = parser.parse_args().by_file
     print(f"Python {platform.python_version()}, torch {torch.__version__}, frames of files under vitcache/")
     print(f"{'call':<24} {'frames':>7} {'files':>6}")

@@ -1,9 +1,9 @@
-"""``python -m vitcache.bench.host_time``: host time to issue a placement on a GPU, measured without one.
+"""``python -m vitcache.bench.host_time``: host time to issue a placement on a GPU, measured without a GPU.
 
-Lowering and checks are real, and so are Triton's binder and its compilation for sm_90; only the launch does
-nothing. Tensors are on the CPU, so these are lower bounds. What is missing: the driver's part of a launch,
-and what is asked of torch.cuda (the current device and stream, whether it captures, events behind leases).
-The bench `scatter` measures the whole on a GPU.
+Checks, lowering, Triton's binder and its compilation for sm_90 run as on a GPU. Only the launch itself does
+nothing. The tensors are on the CPU. The times are lower bounds: they leave out the driver's part of a launch
+and the calls to torch.cuda (current device and stream, whether the stream is captured, events of leases). The
+bench `scatter` measures the complete host time on a GPU.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vitcache import EmbeddingCache, Lease, Span
 
 HIDDEN = 64
 PAGE_ROWS = 64
-CASES = ((1, 880), (512, 64))  # items, and rows of each
+CASES = ((1, 880), (512, 64))  # items, rows of each item
 REPEATS, WARM_UP = 300, 20
 ARCHITECTURE = 90
 
 
 class Scene(NamedTuple):
-    """One prompt with images, in the forms that a call takes them."""
+    """One prompt with images, in each form that a placement accepts."""
 
     out: Tensor
     ids: Tensor
@@ -42,50 +42,50 @@ class Scene(NamedTuple):
     keys: list[bytes]
 
     def leases(self) -> list[Lease | None]:
-        """A lease on every item, as a step takes them: no stream has used them."""
+        """Return a new lease on every item; no stream has used these leases."""
         return [self.cache.get(key) for key in self.keys]
 
 
 class Driver:
-    """What Triton asks its driver for, answered as by a GPU that is there."""
+    """A driver for Triton that reports a GPU."""
 
     launcher_cls = None
 
     @staticmethod
     def is_active() -> bool:
-        """Whether this is the driver to use."""
+        """Tell Triton to use this driver."""
         return True
 
     def get_current_device(self) -> int:
-        """The device's number."""
+        """Return the number of the device."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """The handle of a stream that nothing is launched on."""
+        """Return the handle of a stream; no kernel is launched on it."""
         return 0
 
     def get_current_target(self) -> Any:
-        """What is compiled for."""
+        """Return the target of compilation."""
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", ARCHITECTURE, 32)
 
     def get_active_torch_device(self) -> torch.device:
-        """Where the tensors are."""
+        """Return the device of the tensors."""
         return torch.device("cpu")
 
     def get_device_interface(self) -> Any:
-        """What stands in for `torch.cuda`."""
+        """Return the module that takes the place of `torch.cuda`."""
         return torch.cpu
 
     def map_python_to_cpp_type(self, name: str) -> str:
-        """A type's name, as it came."""
+        """Return the type's name unchanged."""
         return name
 
 
 def without_launches() -> list[object]:
-    """Let Triton compile for a GPU and launch nothing; return a list that gets an entry per launch."""
-    os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined
+    """Let Triton compile for a GPU and skip every launch; return a list that grows by one per launch."""
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when a kernel is defined
     from triton.compiler import CompiledKernel
     from triton.runtime import driver
 
@@ -100,7 +100,7 @@ def without_launches() -> list[object]:
 
 
 def make_scene(items: int, rows: int) -> Scene:
-    """`items` images of `rows` rows, two text tokens apart."""
+    """Make a prompt with `items` images of `rows` rows, and two text tokens between two images."""
     packed = torch.zeros(items * rows, HIDDEN, dtype=torch.bfloat16)
     starts = [2 + item * (rows + 2) for item in range(items)]
     num_tokens = items * (rows + 2) + 4
@@ -124,7 +124,10 @@ def make_scene(items: int, rows: int) -> Scene:
 
 
 def measure(call: Callable[[], object], prepare: Callable[[], Any] | None = None) -> list[float]:
-    """Microseconds of many calls, ascending; `prepare` comes before each and is not counted."""
+    """Return the microseconds of `REPEATS` calls, sorted.
+
+    `prepare` runs before each call, which gets its result; the time of `prepare` is not counted.
+    """
     times = []
     for repeat in range(WARM_UP + REPEATS):
         argument = () if prepare is None else (prepare(),)
@@ -137,40 +140,41 @@ def measure(call: Callable[[], object], prepare: Callable[[], Any] | None = None
 
 
 def measure_scene(scene: Scene) -> Iterator[tuple[str, list[float]]]:
-    """Whole calls, then what they are made of."""
+    """Measure whole calls, then their parts, which have indented labels."""
     from vitcache.placement import gpu_kernels
     from vitcache.placement.destination import Destination
     from vitcache.placement.placement import Placement
 
-    s, leases = scene, scene.leases()
+    out, spans, used_leases = scene.out, scene.spans, scene.leases()
+    ids, weight = scene.ids, scene.weight
     scatter, embed = vitcache.scatter_embeddings, vitcache.embed_tokens
-    yield "scatter, packed", measure(lambda: scatter(s.out, s.packed, s.table))
-    yield "scatter, tensors", measure(lambda: scatter(s.out, s.rows, s.spans))
-    yield "scatter, leases in use", measure(lambda: scatter(s.out, leases, s.spans))
-    yield "scatter, fresh leases", measure(lambda fresh: scatter(s.out, fresh, s.spans), s.leases)
-    yield "embed, packed", measure(lambda: embed(s.ids, s.weight, s.packed, s.table))
-    yield "embed, tensors", measure(lambda: embed(s.ids, s.weight, s.rows, s.spans))
-    target = Destination("out", s.out, None)
-    packed, tensors = Placement(target, s.packed, s.table), Placement(target, s.rows, s.spans)
-    leased = Placement(target, leases, s.spans)
-    yield "  Destination", measure(lambda: Destination("out", s.out, None))
-    yield "  Placement, packed", measure(lambda: Placement(target, s.packed, s.table))
-    yield "  Placement, tensors", measure(lambda: Placement(target, s.rows, s.spans))
+    yield "scatter, packed", measure(lambda: scatter(out, scene.packed, scene.table))
+    yield "scatter, tensors", measure(lambda: scatter(out, scene.rows, spans))
+    yield "scatter, leases in use", measure(lambda: scatter(out, used_leases, spans))
+    yield "scatter, fresh leases", measure(lambda new_leases: scatter(out, new_leases, spans), scene.leases)
+    yield "embed, packed", measure(lambda: embed(ids, weight, scene.packed, scene.table))
+    yield "embed, tensors", measure(lambda: embed(ids, weight, scene.rows, spans))
+    target = Destination("out", out, None)
+    packed, tensors = Placement(target, scene.packed, scene.table), Placement(target, scene.rows, spans)
+    leased = Placement(target, used_leases, spans)
+    yield "  Destination", measure(lambda: Destination("out", out, None))
+    yield "  Placement, packed", measure(lambda: Placement(target, scene.packed, scene.table))
+    yield "  Placement, tensors", measure(lambda: Placement(target, scene.rows, spans))
     yield "  Placement.use_leases", measure(leased.use_leases)
     yield "  gpu_kernels, packed", measure(lambda: gpu_kernels.scatter_rows(target, packed, None))
     yield "  gpu_kernels, tensors", measure(lambda: gpu_kernels.scatter_rows(target, tensors, None))
-    table = torch.zeros(2 * len(s.packed), dtype=torch.int64)
+    table = torch.zeros(2 * len(scene.packed), dtype=torch.int64)
     launch = gpu_kernels.launch_scatter_rows
     yield (
         "    launch_scatter_rows",
-        measure(lambda: launch(table, s.out, None, torch.bfloat16, None, aligned=True)),
+        measure(lambda: launch(table, out, None, torch.bfloat16, None, aligned=True)),
     )
     yield "    write_row_table", measure(lambda: packed.native.write_row_table(2, table.data_ptr()))
 
 
 @torch.no_grad()
 def main() -> None:
-    """Print the median and the lower decile of every measurement."""
+    """Print the median and the 10th percentile of every measurement."""
     launches = without_launches()
     import triton
 
@@ -180,7 +184,9 @@ def main() -> None:
         for label, times in measure_scene(make_scene(items, rows)):
             print(f"{label:<28} {times[len(times) // 2]:>8.1f} {times[len(times) // 10]:>8.1f}")
     if not launches:
-        raise RuntimeError("no kernel was launched: these are numbers of something else")
+        raise RuntimeError(
+            "expected at least one kernel launch, got none: these are not times of a placement"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""``python -m vitcache.bench.plot FILE...``: draw benches' JSON files.
+"""``python -m vitcache.bench.plot FILE...``: write a PNG beside each result file of a bench.
 
-Bars per case and contender as multiples of the limit, which is the line at 1, unless the bench has a `draw`
-of its own. ``python -m vitcache.bench.plot bench/results/placement-*.json`` writes a PNG beside each file.
+A bench may define its own `draw`. For all other benches, bars show each contender's value as a multiple of
+the limit, which is the line at 1. Example: ``python -m vitcache.bench.plot bench/results/placement-*.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vitcache.bench.harness.ratios import draw_ratios
 
 
 def plot(path: Path) -> Path:
-    """Write ``<file>.png`` from the rows of a bench, or the trace of a timeline; nothing else is read."""
+    """Draw one result file, or one trace of a timeline, into a PNG file beside it; return the PNG's path."""
     if path.name.endswith(timeline.SUFFIX):
         return timeline.draw(path)
     rows = json.loads(path.read_text())
@@ -30,7 +30,7 @@ def plot(path: Path) -> Path:
 
 
 def main() -> None:
-    """Plot every file that is named."""
+    """Plot the files on the command line and print the path of each PNG."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     for path in parser.parse_args().files:

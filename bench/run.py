@@ -1,4 +1,4 @@
-"""``python -m vitcache bench``: run benches case by case, write each result at once, say what misses."""
+"""``python -m vitcache bench``: run benches case by case, write each result at once, print missed targets."""
 
 from __future__ import annotations
 
@@ -25,35 +25,34 @@ REPEATS = {"full": 50, "smoke": 3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("--bench", choices=sorted(BENCHES), help="run this one only (default: all)")
+    """Add the command's options to a parser."""
+    parser.add_argument("--bench", choices=sorted(BENCHES), help="run only this bench (default: all)")
     parser.add_argument(
         "--cases",
         choices=sorted(REPEATS),
-        help="default: full on a GPU; without one smoke, and full for benches with a claim about the CPU",
+        help="default: full on a GPU; without a GPU smoke, but full for benches with a claim about the CPU",
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON files go"
+        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the JSON files"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what was asked for. Returns 1 if a case failed; a missed target is reported, not a failure."""
+    """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     else:
-        # Read when a kernel is defined: without a GPU the kernels' own benches run in the interpreter, to be
-        # seen to work.
+        # Triton reads it when a kernel is defined. Without a GPU the benches of the kernels run in Triton's
+        # interpreter, only to show that they work.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     failures = 0
     for name in [args.bench] if args.bench else sorted(BENCHES):
         bench = BENCHES[name]
-        where = getattr(bench, "DEVICE", device)
-        size = args.cases or (
-            "full" if where.type == "cuda" or getattr(bench, "CLAIMS_CPU", False) else "smoke"
-        )
-        recorder, timer = Recorder(name, args.out, where), Timer(where, REPEATS[size])
+        bench_device = getattr(bench, "DEVICE", device)
+        is_claimed = bench_device.type == "cuda" or getattr(bench, "CLAIMS_CPU", False)
+        size = args.cases or ("full" if is_claimed else "smoke")
+        recorder, timer = Recorder(name, args.out, bench_device), Timer(bench_device, REPEATS[size])
         for number, case in enumerate(bench.CASES[size], 1):
             label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"
             try:
@@ -87,4 +86,4 @@ def _print_table(recorder: Recorder) -> None:
         print(f"{label} {row['value']:>12.6g} {row['p20']:>10.5g} {row['p80']:>10.5g}  {ratio}{missed}")
     missed = [row for row in recorder.rows if row["meets_target"] is False]
     judged = [row for row in recorder.rows if row["meets_target"] is not None]
-    print(f"{len(recorder.rows)} results, {len(missed)} of {len(judged)} with a target miss it")
+    print(f"{len(recorder.rows)} results; {len(judged)} have a target, {len(missed)} of these miss it")

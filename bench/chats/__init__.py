@@ -1,1 +1,1 @@
-"""Chats and their models, and the ways of peers that they are measured against."""
+"""Chats, their models, and the methods of other projects that vitcache is compared with."""

@@ -1,8 +1,7 @@
-"""How engines build ``inputs_embeds``, re-expressed in torch from what they compute, each with its source.
+"""How engines build ``inputs_embeds``: each engine's computation, re-expressed in torch, with its source.
 
-Every contender takes a `Scene` and returns ``(inputs_embeds, deepstack or None)``. What an engine knows
-before the forward pass (masks and indices that it builds on the host) is prepared in the scene, as the engine
-would have it.
+Every contender takes a `Scene` and returns ``(inputs_embeds, deepstack or None)``. The scene prepares the
+masks and indices that an engine builds on the host before its forward pass, so they are not timed.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import vitcache
 from vitcache.bench.harness.registry import PlacementCase
 
 Built = tuple[Tensor, Tensor | None]
-IMAGE_TOKEN_OFFSET = 1  # the placeholder id is the last of the vocabulary
+IMAGE_TOKEN_OFFSET = 1  # the placeholder id is the last id of the vocabulary
 
 
 class Scene:
-    """The inputs of one case on one device: random rows and text, placeholders in between."""
+    """The inputs of one case on one device: random rows, and a prompt of random text and placeholders."""
 
     def __init__(
         self, case: PlacementCase, device: torch.device, dtype: torch.dtype = torch.bfloat16
@@ -46,27 +45,27 @@ class Scene:
         self.image_index = self.host_mask.nonzero().squeeze(1).to(device)
 
     def deepstack(self, fill: Callable[..., Tensor] = torch.empty) -> Tensor | None:
-        """A destination for the deepstack levels, made by `fill`, or None."""
+        """Allocate a destination for the deepstack levels with `fill`; None if the case has no levels."""
         shape = (self.case.levels, self.case.num_tokens, self.case.hidden)
         return fill(shape, device=self.device, dtype=self.dtype) if self.case.levels else None
 
 
 def vitcache_list(scene: Scene) -> Built:
-    """vitcache, one tensor per image."""
+    """Run vitcache on one tensor per image."""
     deepstack = scene.deepstack()
     args = (scene.input_ids, scene.weight, scene.embeddings, scene.spans)
     return vitcache.embed_tokens(*args, deepstack=deepstack), deepstack
 
 
 def vitcache_packed(scene: Scene) -> Built:
-    """vitcache, one packed tensor and spans as an array."""
+    """Run vitcache on one packed tensor, with the spans as an int64 array."""
     deepstack = scene.deepstack()
     args = (scene.input_ids, scene.weight, scene.packed, scene.packed_spans)
     return vitcache.embed_tokens(*args, deepstack=deepstack), deepstack
 
 
 def slice_loop(scene: Scene) -> Built:
-    """Text look-up, then one copy per image: the least that plain torch can do."""
+    """Look up the text rows, then copy the rows of each image: plain torch without a cat or a mask."""
     out, deepstack, hidden = (
         embedding(scene.input_ids, scene.weight),
         scene.deepstack(torch.zeros),
@@ -82,7 +81,7 @@ def slice_loop(scene: Scene) -> Built:
 
 
 def index_copy(scene: Scene) -> Built:
-    """Text look-up, then one ``index_copy_`` of all rows at indices known before."""
+    """Look up the text rows, then write all rows by one ``index_copy_``; the scene prepares the indices."""
     out, deepstack, hidden = (
         embedding(scene.input_ids, scene.weight),
         scene.deepstack(torch.zeros),
@@ -98,10 +97,11 @@ def index_copy(scene: Scene) -> Built:
 
 
 def transformers_merge(scene: Scene) -> Built:
-    """transformers 5.23.0, modeling_qwen3_vl.py:1178 and five more: cat, mask, out-of-place masked_scatter.
+    """transformers 5.23.0, modeling_qwen3_vl.py:1178 and five more files: cat, mask, masked_scatter.
 
-    The placeholder count is checked against the rows on the host, as ``get_placeholder_mask`` does. Its
-    deepstack happens inside the layers and is left out.
+    The masked_scatter is out of place. The number of placeholders is compared with the number of rows on the
+    host, as in ``get_placeholder_mask``. transformers adds the deepstack levels inside the decoder layers;
+    this contender leaves them out.
     """
     out = embedding(scene.input_ids, scene.weight)
     rows = torch.cat(scene.embeddings)
@@ -114,9 +114,9 @@ def transformers_merge(scene: Scene) -> Built:
 def vllm_merge(scene: Scene) -> Built:
     """vLLM 0.33.0, model_executor/models/utils.py:717: cat, then index assignment with a CPU mask.
 
-    With deepstack (qwen3_vl.py:3083) the rows are split, the levels merged into zeros of ``(T, L * H)``,
-    permuted to ``(L, T, H)``, and copied to where the layers read them (qwen3_vl.py:2104). Ids out of the
-    vocabulary are zeroed before.
+    With deepstack (qwen3_vl.py:3083), vLLM splits the rows, merges the levels into zeros of ``(T, L * H)``,
+    permutes them to ``(L, T, H)``, and copies them to the buffer that the layers read (qwen3_vl.py:2104).
+    Before the text look-up, vLLM sets the ids of placeholders to 0, as they may be outside of the vocabulary.
     """
     hidden, levels = scene.case.hidden, scene.case.levels
     out = embedding(
@@ -136,8 +136,9 @@ def vllm_merge(scene: Scene) -> Built:
 def sglang_merge(scene: Scene) -> Built:
     """SGLang 0.5.23, srt/managers/mm_utils.py:429 and :447, mask of srt/managers/mm_schedule.py:655.
 
-    Two concatenations, a mask by a sorted look-up of the placeholders, clamped ids, row indices by a running
-    sum over the mask, ``index_copy_`` into a destination with one poison row for what does not belong.
+    Two concatenations; a mask by ``searchsorted`` among the placeholder ids; clamped ids; row indices by a
+    cumulative sum of the mask; ``index_copy_``. The index array has one extra element: all text tokens write
+    their position to it, and it is cut off.
     """
     hidden, levels = scene.case.hidden, scene.case.levels
     rows = torch.cat([torch.cat(scene.embeddings)])
@@ -159,7 +160,7 @@ def sglang_merge(scene: Scene) -> Built:
 
 def tensorrt_llm_merge(scene: Scene) -> Built:
     """TensorRT-LLM 1.4.0rc1, _torch/models/modeling_multimodal_utils.py:286 as of its commit
-    8bc4e0967b9d (`fuse_input_embeds` with indices known before): cat, two index_puts.
+    8bc4e0967b9d (`fuse_input_embeds` with indices prepared on the host): cat, two index_puts.
     """
     rows = torch.cat(scene.embeddings)
     out = scene.weight.new_empty(scene.case.num_tokens, scene.case.hidden)

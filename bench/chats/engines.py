@@ -1,8 +1,8 @@
-"""What engines do about images, behind the interface of `VisionPipeline` that the prefill driver uses.
+"""Engines' strategies for images, with the methods of `VisionPipeline` that the prefill driver calls.
 
-All of them copy features by ``.to`` from pageable memory on the compute stream, and merge rows by a
-concatenation, a mask and ``masked_scatter``, as SGLang and transformers do (see `contenders` for the merge
-alone, with sources). They differ in what is encoded when, and in what is kept.
+Each engine copies features by ``.to`` from pageable memory on the compute stream. It merges rows by a
+concatenation, a mask and ``masked_scatter``, as SGLang and transformers do; `contenders` has the merge alone,
+with sources. The engines differ in the images that they encode for a chunk and in the rows that they keep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Encode = Callable[[list[Tensor], list[Item]], Tensor]
 
 
 class Engine(ABC):
-    """The part that all have in common. `rows_of` is where they differ."""
+    """The common part of all engines. Subclasses implement `rows_of`."""
 
     def __init__(self, encode: Encode, image_token: int) -> None:
         self._encode = encode
@@ -29,18 +29,18 @@ class Engine(ABC):
 
     @abstractmethod
     def rows_of(self, items: Sequence[Item], needed: list[int], device: torch.device) -> dict[int, Tensor]:
-        """Rows of at least the items of a request that its chunk needs, by their position."""
+        """Return rows by item position, for at least the positions in `needed`."""
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the rows that are kept between calls."""
+        """Bytes of the rows that the engine keeps between calls."""
         return 0
 
     @torch.no_grad()
     def embed(
         self, chunks: Sequence[Chunk], input_ids: Tensor, weight: Tensor, *, deepstack: Tensor
     ) -> EmbedResult:
-        """As `VisionPipeline.embed`, for one chunk, its images in prompt order and none that fails."""
+        """As `VisionPipeline.embed`, for one chunk whose images are in prompt order; raises if one fails."""
         [chunk] = chunks
         clipped = [clip_spans(item.spans, chunk.start, chunk.length) for item in chunk.items]
         needed = [position for position, spans in enumerate(clipped) if spans]
@@ -63,25 +63,25 @@ class Engine(ABC):
         return EmbedResult(inputs_embeds, [])
 
     def key(self, item: Item) -> bytes | None:
-        """The key that the item came with: all items of the benches have one."""
+        """Return the item's own key; all items of the benches have one."""
         return item.key
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool) -> Prefetch:
-        """Does nothing: none of them does."""
+        """Do nothing: these engines do not prefetch."""
         return Prefetch()
 
     def cancel(self, handle: Prefetch) -> None:
-        """For which nothing was begun."""
+        """Cancel the handle; `prefetch` started no work."""
         handle.cancel()
 
     def encode(self, items: Sequence[Item], device: torch.device) -> list[Tensor]:
-        """Move the features of items, encode all of them in one call, and return the rows of each."""
+        """Copy the features of all items to `device`, encode them in one call; return each item's rows."""
         features = [item.feature.to(device) for item in items]
         return list(self._encode(features, list(items)).split([item.num_rows for item in items]))
 
 
 class NoCache(Engine):
-    """All images of a request are encoded together for each of its chunks with images."""
+    """Encodes all images of a request together, for each of its chunks that contains an image."""
 
     def rows_of(self, items: Sequence[Item], needed: list[int], device: torch.device) -> dict[int, Tensor]:
         """See `Engine`."""
@@ -89,7 +89,7 @@ class NoCache(Engine):
 
 
 class RequestKey(Engine):
-    """One entry for the images of a request together: any new one misses all, and all are encoded."""
+    """Keeps one entry for all images of a request: if one image is new, all are encoded."""
 
     def __init__(self, encode: Encode, image_token: int) -> None:
         super().__init__(encode, image_token)
@@ -111,7 +111,7 @@ class RequestKey(Engine):
 
 
 class ImageDict(Engine):
-    """A dict from image to rows, without a bound: what a chunk needs and it lacks is encoded together."""
+    """Keeps the rows of each image in a dict of unlimited size; encodes a chunk's missing images together."""
 
     def __init__(self, encode: Encode, image_token: int) -> None:
         super().__init__(encode, image_token)

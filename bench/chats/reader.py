@@ -1,4 +1,4 @@
-"""A tiny Qwen3-VL that learns on the CPU, in under a minute, to read the digits on cards."""
+"""A tiny Qwen3-VL that learns to read the digits on cards, on the CPU, in less than a minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = Size(
         "head_dim": 32,
         "vocab_size": 264,
         "max_position_embeddings": 256,
-        # Chats are short: a small base lets a head of random weights tell neighbours from the rest.
+        # Chats are short. With a small base, heads with random weights can tell neighbours from other tokens.
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [6, 5, 5]},
     },
     vision={
@@ -40,44 +40,45 @@ SIZE = Size(
     dtype=torch.float32,
     min_pixels=(2 * SIDE) ** 2,
     max_pixels=(2 * SIDE) ** 2,
-    patch_size=SIDE // 2,  # so that a row is a digit
+    patch_size=SIDE // 2,  # 2x2 patches are merged to a row, so a row is a digit
 )
 SEED = 1
 LEARNING_RATE = 2e-3
-LEARNT = 0.03  # nats per answer
+TARGET_LOSS = 0.03  # nats per answer
 
 
 def build_reader() -> Any:
-    """The model before it has learnt anything, on the CPU, always the same."""
+    """Return the untrained model, on the CPU, with the same weights in each call."""
     model = build_model(SIZE, torch.device("cpu"))
-    chance = torch.Generator().manual_seed(SEED)
-    # The weights that transformers begins with are so small that images and places hardly show at first.
+    generator = torch.Generator().manual_seed(SEED)
+    # transformers' initial weights are too small: at first, images and positions hardly change the logits.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 is_table = "embed_tokens" in name or "pos_embed" in name
                 deviation = 0.5 if is_table else parameter[0].numel() ** -0.5
-                parameter.normal_(0, deviation, generator=chance)
+                parameter.normal_(0, deviation, generator=generator)
     return model
 
 
 def teach(
     model: Any, cards: Sequence[Card], lessons: Sequence[tuple[int, int]], cards_per_step: int
 ) -> Iterator[tuple[int, float]]:
-    """Train `model` on chats about `cards`; yields the steps done and the loss after each.
+    """Train `model` on chats about `cards`; yields the number of training steps and the loss after each step.
 
-    Lessons are (steps, turns): at most so many steps on chats of so many turns, fewer if the loss falls below
-    `LEARNT`. The same cards and lessons give the same weights on one machine.
+    A lesson is (steps, turns): at most `steps` training steps on chats of `turns` turns. The lesson ends when
+    the mean loss of the last ten steps is below `TARGET_LOSS`. On one machine the same cards and lessons give
+    the same weights.
     """
-    chance = random.Random(SEED)
+    rng = random.Random(SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=50)
     step = 0
     model.train()
-    for most_steps, turns in lessons:
+    for max_steps, turns in lessons:
         recent: deque[float] = deque(maxlen=10)
-        for _ in range(most_steps):
-            chats = [deal(cards, turns, chance, ask_all=True) for _ in range(cards_per_step // turns)]
+        for _ in range(max_steps):
+            chats = [deal(cards, turns, rng, ask_all=True) for _ in range(cards_per_step // turns)]
             loss = _loss(model, chats)
             optimizer.zero_grad()
             loss.backward()
@@ -87,13 +88,13 @@ def teach(
             step += 1
             recent.append(loss.item())
             yield step, recent[-1]
-            if len(recent) == recent.maxlen and sum(recent) < LEARNT * len(recent):
+            if len(recent) == recent.maxlen and sum(recent) < TARGET_LOSS * len(recent):
                 break
     model.eval()
 
 
 def _loss(model: Any, chats: list[Chat]) -> Tensor:
-    """How far the model is from the right answers, over all questions of chats of one length."""
+    """Return the mean cross-entropy of the right answers; all chats must have the same length."""
     config = model.config
     ids, answered_at = zip(*(chat.ids(config) for chat in chats), strict=True)
     input_ids = torch.tensor(ids)
@@ -104,5 +105,5 @@ def _loss(model: Any, chats: list[Chat]) -> Tensor:
         pixel_values=torch.cat([picture.pixel_values for picture in pictures]),
         image_grid_thw=torch.cat([picture.grid_thw for picture in pictures]),
     ).logits
-    at = torch.tensor(answered_at[0])  # the same in all of them
-    return nn.functional.cross_entropy(logits[:, at - 1].flatten(0, 1), input_ids[:, at].flatten())
+    answers = torch.tensor(answered_at[0])  # the same positions in all chats
+    return nn.functional.cross_entropy(logits[:, answers - 1].flatten(0, 1), input_ids[:, answers].flatten())

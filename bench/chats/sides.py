@@ -1,4 +1,4 @@
-"""The contenders of the chat benches: what engines do, and vitcache with its rows in either tier."""
+"""The contenders of the chat benches: engines' strategies, and vitcache with rows in either tier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ ENGINES = {"no cache": NoCache, "request key": RequestKey, "dict": ImageDict}
 VITCACHE, COMPUTED, ON_HOST = "vitcache", "vitcache, keys computed", "vitcache, host tier"
 SIDES = (*ENGINES, VITCACHE, COMPUTED, ON_HOST)
 RING_BYTES = 128 << 20
-# Rows of an image encoded alone and beside others differ in their last bits; another image's differ by 1.4.
+# Relative difference. An image's rows depend in their last bits on the size of the encoded batch; the rows of
+# two different images differ by 1.4.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
@@ -26,14 +27,14 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 class Side:
     """A contender.
 
-    `pipeline` is a `VisionPipeline` or an `Engine`, `items` are what it is given, `rest` is what happens
-    between two turns, `kept_bytes` tells the device memory that its rows take between calls.
+    `pipeline` is a `VisionPipeline` or an `Engine`; `items` are its inputs. The bench calls `between_turns`
+    after each turn. `kept_bytes` returns the bytes of device memory that rows occupy between calls.
     """
 
     pipeline: Any
     items: list[Item]
     kept_bytes: Callable[[], int]
-    rest: Callable[[], object] = lambda: None
+    between_turns: Callable[[], object] = lambda: None
 
 
 def open_side(
@@ -44,12 +45,12 @@ def open_side(
     stack: ExitStack,
     *,
     images: int,
-    before_host: int = 1,
+    device_images: int = 1,
 ) -> Side:
-    """Make a contender that lasts as long as `stack`.
+    """Make a contender that is closed together with `stack`.
 
-    vitcache gets room for `images` images: in the device tier or, with a host tier, there, behind a device
-    tier for `before_host` images.
+    vitcache's device tier has space for `images` images. If there is a host tier, the host tier has space for
+    ``images + device_images`` images, and the device tier for `device_images` images.
     """
     if name in ENGINES:
         engine = ENGINES[name](encode, chat.model.config.image_token_id)
@@ -59,34 +60,39 @@ def open_side(
         chat.row_width,
         dtype=chat.weight.dtype,
         device=chat.weight.device,
-        device_bytes=chat.page_bytes(before_host if on_host else images),
-        host_bytes=chat.page_bytes(images + before_host) if on_host else 0,
+        device_bytes=chat.page_bytes(device_images if on_host else images),
+        host_bytes=chat.page_bytes(images + device_images) if on_host else 0,
     )
     stack.callback(cache.close)
     pipeline = stack.enter_context(VisionPipeline(encode, cache, ring=ring))
     items = chat.without_keys() if name == COMPUTED else chat.items
     side = Side(pipeline, items, lambda: cache.stats().device_capacity_bytes)
     if on_host:
-        # One row stands for all: the contender is to have no device memory beside its cache.
-        other = torch.zeros(1, chat.row_width, dtype=cache.dtype, device=cache.device)
-        others = other.expand(chat.rows * before_host, -1)
-        # What other requests put into the small device tier pushes the chat's images to the host tier.
-        side.rest = lambda: cache.put(image_key(chat.images), others)
+        # An expanded row, so that the contender allocates no device memory beside its cache.
+        row = torch.zeros(1, chat.row_width, dtype=cache.dtype, device=cache.device)
+        other_rows = row.expand(chat.rows * device_images, -1)
+        # This put stands for another request. It evicts the chat's images from the small device tier, so that
+        # they are demoted to the host tier.
+        side.between_turns = lambda: cache.put(image_key(chat.images), other_rows)
     return side
 
 
 def check_built(name: str, built: Tensor, expected: Tensor, rounded_to: torch.dtype | None = None) -> None:
-    """Raise RuntimeError if a contender built other rows than are expected, but for their last bits.
+    """Raise RuntimeError if the relative difference of the built and the expected rows exceeds `TOLERANCE`.
 
-    `rounded_to` is what its features were rounded to, if that is less than the dtype of the rows.
+    `rounded_to` is the dtype that the contender's features were rounded to, if it is coarser than the rows'.
     """
     difference = float((built.float() - expected.float()).norm() / expected.float().norm())
-    if not difference <= TOLERANCE[rounded_to or built.dtype]:
-        raise RuntimeError(f"{name} built other rows ({difference:.2g} off): it gets no number")
+    tolerance = TOLERANCE[rounded_to or built.dtype]
+    if not difference <= tolerance:  # also if the difference is NaN
+        raise RuntimeError(
+            f"{name} built wrong rows: expected a relative difference of at most {tolerance:g}, "
+            f"got {difference:.2g}: it gets no number"
+        )
 
 
 def open_ring(device: torch.device, stack: ExitStack) -> PinnedRing | None:
-    """The ring that all vitcache contenders share, so that none pays for page-locking; None on the CPU."""
+    """Open the ring that all vitcache contenders share, so that none times page-locking; None on the CPU."""
     if device.type == "cpu":
         return None
     return stack.enter_context(PinnedRing(RING_BYTES, backend="cuda", device=device))

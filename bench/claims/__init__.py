@@ -1,1 +1,1 @@
-"""Claims: one bench a file, each with the target that it can miss."""
+"""One file per claim: a bench, and a target that its results can miss."""

@@ -1,7 +1,8 @@
-"""Claim: a model reads the same answers out of images with the cache as without, each of them.
+"""Claim: a model answers every question about images alike, with the cache and without it.
 
-A tiny Qwen3-VL learns on the CPU to read handwritten digits, and is then asked about held-out ones in chats
-that show one more image per turn. Two swapped entries in the cache must show in the same table.
+A tiny Qwen3-VL learns on the CPU to read handwritten digits. Then it answers questions about held-out digits,
+in chats that show one more image per turn. As a check of the bench itself, two cache entries are swapped at
+the end: that must change answers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 from vitcache.cache.embedding_cache import EmbeddingCache
 
-if TYPE_CHECKING:  # digits needs what `run_case` looks for first
+if TYPE_CHECKING:  # `run_case` checks that the packages are installed before it imports digits
     from matplotlib.figure import Figure
 
     from vitcache.bench.chats.digits import Card, Chat
@@ -28,15 +29,15 @@ if TYPE_CHECKING:  # digits needs what `run_case` looks for first
 NAME = "accuracy"
 CLAIMS_CPU = True
 REQUIRED = ("transformers", "sklearn", "PIL")
-ON_DEVICE = 4  # cards that the device tier has room for where there is a host tier
+ON_DEVICE = 4  # capacity of the device tier in cards, if there is a host tier
 
 
 @dataclass(frozen=True)
 class AccuracyCase:
-    """`chats` of `turns` turns about `cards` held-out cards, after some teaching.
+    """The training, and then `chats` chats of `turns` turns about `cards` held-out cards.
 
-    Lessons are as in `teach`, on cards from `decks` of all digits. `target` is the share of right answers to
-    reach, None where the lessons are too few to ask for one.
+    `lessons` are those of `teach`; `decks` is the number of times that the training cards use each digit.
+    `target` is the expected share of right answers; None if the training is too short for a target.
     """
 
     chats: int
@@ -49,7 +50,7 @@ class AccuracyCase:
 
     @property
     def name(self) -> str:
-        """Chats and turns."""
+        """The number of chats and of turns."""
         return f"{self.chats} chats of {self.turns}"
 
 
@@ -60,14 +61,14 @@ CASES = {
 
 
 class Result(NamedTuple):
-    """What one side answered, question by question, and the share of images that it found in its cache."""
+    """The answers of one side, question by question, and the share of its images that hit the cache."""
 
     answers: list[int]
     hit_share: float
 
 
 def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Teach a reader, then compare its answers through every side; yields what it does next."""
+    """Train the model, then compare the answers of all sides; yields a label before each part."""
     missing = [package for package in REQUIRED if find_spec(package) is None]
     if missing:
         raise RuntimeError(f"not installed: {', '.join(missing)}; run: pip install 'vitcache[demo]'")
@@ -84,14 +85,14 @@ def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[s
     for step, loss in teach(model, cards, case.lessons, case.cards_per_step):
         yield f"lesson {step}, loss {loss:.3f}"
     model.to(timer.device)
-    chance = random.Random(1)
+    rng = random.Random(1)
     cards = held_out[: case.cards]
-    chats = [deal(cards, case.turns, chance) for _ in range(case.chats)]
+    chats = [deal(cards, case.turns, rng) for _ in range(case.chats)]
     pictures = [card.picture for card in cards]
 
     def cached(**tiers: int) -> Any:
-        double = share_weights(model)
-        return CachedSide(double, processor, make_cache(double, pictures, **tiers))
+        shared = share_weights(model)
+        return CachedSide(shared, processor, make_cache(shared, pictures, **tiers))
 
     sides = {
         "stock": StockSide(model),
@@ -106,7 +107,7 @@ def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[s
             results[name] = ask(side, chats)
         if not sides["host tier"].cache.stats().demotions:
             raise RuntimeError(
-                f"{len(cards)} cards left the device tier, which has room for {ON_DEVICE}, alone"
+                f"expected demotions, as {len(cards)} cards exceed a device tier of {ON_DEVICE} cards, got 0"
             )
         yield "swapped"
         side = sides["pipeline"]
@@ -117,7 +118,7 @@ def run_case(case: AccuracyCase, recorder: Recorder, timer: Timer) -> Iterator[s
 
 
 def ask(side: Any, chats: Sequence[Chat]) -> Result:
-    """Every question of every chat, each with all that was said and shown before it."""
+    """Ask every question of every chat; each prompt contains all earlier cards, questions and answers."""
     from vitcache.demo.stock_side import pick_token
 
     answers, hits, encoded = [], 0, 0
@@ -131,35 +132,37 @@ def ask(side: Any, chats: Sequence[Chat]) -> Result:
 
 
 def most_asked(chats: Sequence[Chat]) -> list[Card]:
-    """The two cards that most questions are about."""
+    """Return the two cards with the most questions."""
     asked = Counter(id(chat.cards[question.card]) for chat in chats for question in chat.questions)
     cards = {id(card): card for chat in chats for card in chat.cards}
     return [cards[identity] for identity, _ in asked.most_common(2)]
 
 
-def swap(cache: EmbeddingCache, one: bytes, other: bytes) -> None:
-    """Put the rows of each key under the other one."""
+def swap(cache: EmbeddingCache, first: bytes, second: bytes) -> None:
+    """Exchange the rows of two keys; both must be in the cache."""
     rows = []
-    for key in (other, one):
+    for key in (second, first):
         lease = cache.get(key)
         if lease is None:
-            raise RuntimeError("a card that was asked about has no entry to swap")
+            raise RuntimeError(
+                "expected an entry for each of the two cards to swap, got none for one of them"
+            )
         with lease:
             rows.append(lease.to_tensor())
-    for key, swapped in zip((one, other), rows, strict=True):
+    for key, swapped in zip((first, second), rows, strict=True):
         cache.put(key, swapped)
 
 
 def add_results(
     case: AccuracyCase, recorder: Recorder, results: dict[str, Result], expected: list[int]
 ) -> None:
-    """Add three rows for each side: right answers, those unlike the stock model's, images found."""
+    """Add three results for each side: right answers, answers unlike the stock model's, the hit share."""
     right = {
         name: sum(map(operator.eq, result.answers, expected)) / len(expected)
         for name, result in results.items()
     }
     for name, result in results.items():
-        # Where the model has learnt too little, a swap may mend as many answers as it spoils.
+        # No limit without a target: if the model answers badly, a swap may correct some answers by chance.
         limit = case.target
         if limit is not None and name != "stock":
             limit = right["stock"] - (name == "swapped") / len(expected)
@@ -192,7 +195,7 @@ def add_results(
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """A bar per side: the share of right answers, and how many are not those of the stock model."""
+    """Draw a bar per side: the share of right answers; its label counts answers unlike the stock model's."""
     from matplotlib.figure import Figure
 
     accuracy = [row for row in rows if row["metric"] == "accuracy"]

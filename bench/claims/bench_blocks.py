@@ -1,7 +1,7 @@
-"""Claim: no other block shape places rows faster than the one in `triton_kernels/blocks.json`.
+"""Claim: no other block shape places rows faster than the shape in `triton_kernels/blocks.json`.
 
-Every shape is measured by the scatter kernel alone, its table ready, against a copy of the same bytes;
-`python -m vitcache.bench.harness.tune` writes the fastest into the table.
+Each shape is measured with the scatter kernel alone; the row table is written before. The limit is a copy of
+the same bytes. `python -m vitcache.bench.harness.tune` writes the fastest shapes to the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
 
 NAME = "blocks"
-# Targets of the design: a factor on the copy of the same bytes, plus microseconds for the row table.
+# Target of the design: COPY_FACTOR times the copy of the same bytes, plus TABLE_US for the row table.
 COPY_FACTOR, TABLE_US = 1.015, 2.0
 
 
@@ -41,7 +41,7 @@ CASES = {
 
 
 def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure every shape; yields its name before it runs."""
+    """Measure every shape; yields the name of each shape before it runs."""
     from vitcache.placement.destination import Destination
     from vitcache.placement.placement import Placement
     from vitcache.rows import KINDS
@@ -70,7 +70,7 @@ def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]
         target.fill_(float("nan"))
         run()
         if not torch.equal(target, source):
-            raise RuntimeError(f"{label} did not place the rows: it gets no number")
+            raise RuntimeError(f"block shape {label} placed wrong rows: it gets no number")
         measured = timer.device_us(run)
         is_chosen = shape == chosen and timer.device.type == "cuda"
         recorder.add(

@@ -1,9 +1,10 @@
-"""Claim: the cache's own work is small beside an encode, whatever is in it.
+"""Claim: the cache's own work is short compared with an encode, for any number of entries.
 
-A look-up with its release, and a miss with its put and an eviction, by number of entries and by threads that
-do it at once. Entries are of one row of one element: what is measured is the books and not the copies. Beside
-them, with the model and the image size of ``vitcache demo``, what missing and keeping an image costs, its
-rows copied, against encoding it. Always on the CPU, as the books are.
+Two operations are measured: a look-up and its release; and a miss with its put and an eviction. They are
+measured by the number of entries and by the number of threads. Each entry has one row of one element, so the
+time is that of the ledger and not of copies. One more case uses the model and the image size of
+``vitcache demo``: it compares a miss and its put, with the copy of the rows, with the encode of the image.
+This bench always runs on the CPU, as the ledger does.
 """
 
 from __future__ import annotations
@@ -31,33 +32,34 @@ if TYPE_CHECKING:
 NAME = "cache"
 CLAIMS_CPU = True
 DEVICE = torch.device("cpu")
-# Targets of the design: a look-up with 100,000 entries, and the cache beside the encode where nothing is hit.
+# Targets of the design: microseconds of a look-up with 100,000 entries; without hits, the cache's time as a
+# share of the encode time.
 LOOK_UP_US, JUDGED_ENTRIES = 3.0, 100_000
 MISS_SHARE = 0.01
-ENCODE_US = 27_000  # of one 1280x720 image by the design's measurements on an H100
-CALLS = 4_000  # per measurement, on all threads together
+ENCODE_US = 27_000  # encode of one 1280x720 image, measured for the design on an H100
+CALLS = 4_000  # per measurement, all threads together
 
 
 @dataclass(frozen=True)
 class CacheCase:
-    """A cache that is full with so many entries, and who uses it at once."""
+    """A cache that is full with `entries` entries, and the numbers of threads that use it at once."""
 
     entries: int
     threads: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """The entries."""
+        """The number of entries."""
         return f"{self.entries} entries"
 
 
 @dataclass(frozen=True)
 class MainJobCase:
-    """Images of ``grid`` patches that are never hit, one after the other."""
+    """Images of ``grid`` patches, one after the other; each of them misses."""
 
     name: str
     grid: tuple[int, int, int]
-    room: int  # images
+    capacity: int  # images
     is_judged: bool = True
 
 
@@ -67,42 +69,45 @@ CASES: dict[str, list[Any]] = {
         CacheCase(10_000, (1,)),
         CacheCase(100_000, (1, 16)),
         CacheCase(1_000_000, (1,)),
-        MainJobCase("main job, 121 rows", (1, 22, 22), room=50),
+        MainJobCase("main job, 121 rows", (1, 22, 22), capacity=50),
     ],
-    "smoke": [CacheCase(50, (1, 2)), MainJobCase("main job, 4 rows", (1, 4, 4), room=5, is_judged=False)],
+    "smoke": [
+        CacheCase(50, (1, 2)),
+        MainJobCase("main job, 4 rows", (1, 4, 4), capacity=5, is_judged=False),
+    ],
 }
 
 
 def run_case(case: Any, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields what it does next."""
-    run = {CacheCase: run_books, MainJobCase: run_main_job}[type(case)]
+    """Measure one case; yields a label before each part."""
+    run = {CacheCase: run_ledger, MainJobCase: run_main_job}[type(case)]
     yield from run(case, recorder, timer)
 
 
 def run_main_job(case: MainJobCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """The main job's encode, and what the cache does beside it where nothing is hit."""
+    """Measure the encode of one image, and the cache's work for an image that misses."""
     yield "building the model"
     model = load_model("tiny", DEVICE)
     chat, tower = Chat(model, case.grid, 1), Tower(model)
     rows = tower(chat.features, chat.items)
     cache = EmbeddingCache(
-        rows.shape[1], dtype=rows.dtype, device=DEVICE, device_bytes=chat.page_bytes(case.room)
+        rows.shape[1], dtype=rows.dtype, device=DEVICE, device_bytes=chat.page_bytes(case.capacity)
     )
-    fresh = (image_key(number) for number in itertools.count())
+    new_keys = (image_key(number) for number in itertools.count())
 
     def miss() -> None:
-        key = next(fresh)
+        key = next(new_keys)
         if cache.get(key, num_rows=len(rows)) is not None:
-            raise RuntimeError("an entry is there that was never put: no number")
+            raise RuntimeError("expected a miss, got a hit on a key that was never put: it gets no number")
         with cache.claim(key):
             cache.put(key, rows)
 
-    for _ in range(case.room):
+    for _ in range(case.capacity):
         miss()
     yield "encode and miss, in turns"
     times = timer.rounds_us({"encode": lambda: tower(chat.features, chat.items), "miss, put, eviction": miss})
     if cache.stats().evictions == 0:
-        raise RuntimeError("nothing was evicted: no number")
+        raise RuntimeError("expected evictions, got 0: it gets no number")
     encode_us = times["encode"].value
     recorder.add(case.name, "encode", "host_us", "us", times["encode"])
     recorder.add(
@@ -117,8 +122,8 @@ def run_main_job(case: MainJobCase, recorder: Recorder, timer: Timer) -> Iterato
     )
 
 
-def run_books(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Look-ups and misses of tiny entries, by threads."""
+def run_ledger(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure look-ups and misses of tiny entries, by the number of threads."""
     yield "filling"
     row = torch.zeros(1, 1)
     cache = EmbeddingCache(1, dtype=torch.float32, device=DEVICE, device_bytes=4 * case.entries, page_rows=1)
@@ -129,12 +134,12 @@ def run_books(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str
     def look_up(key: bytes) -> None:
         lease = cache.get(key, num_rows=1)
         if lease is None:
-            raise RuntimeError("an entry is gone: no number")
+            raise RuntimeError("expected a hit on a key that was put, got a miss: it gets no number")
         lease.release()
 
     def miss(key: bytes) -> None:
         if cache.get(key, num_rows=1) is not None:
-            raise RuntimeError("an entry is there that was never put: no number")
+            raise RuntimeError("expected a miss, got a hit on a key that was never put: it gets no number")
         with cache.claim(key):
             cache.put(key, row)
 
@@ -170,7 +175,7 @@ def run_books(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[str
 def per_call_us(
     call: Callable[[bytes], None], make_keys: Callable[[], list[bytes]], threads: int, timer: Timer
 ) -> Sample:
-    """Microseconds of wall clock per call, all threads together."""
+    """Return the wall-clock microseconds per call: the time of all threads divided by all their calls."""
     values = []
     for _ in range(max(3, timer.repeats // 5)):
         keys = make_keys()
@@ -193,7 +198,7 @@ def per_call_us(
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Microseconds of a look-up and of a miss, left over the entries, right over the threads."""
+    """Draw microseconds: left, a look-up and a miss over the entries; right, a look-up over the threads."""
     from matplotlib.figure import Figure
 
     by_entries: dict[str, dict[int, float]] = {}

@@ -1,6 +1,6 @@
-"""Claim: on the CPU too, placing rows is no slower than slice copies and far ahead of ``masked_scatter``.
+"""Claim: on the CPU, placement takes about the time of slice copies, far less than ``masked_scatter``.
 
-Always on the CPU, on a machine with a GPU as well: this is the backend that runs where there is none.
+This bench always runs on the CPU, even if the machine has a GPU: it measures the CPU backend.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from vitcache.bench.harness.timing import Timer
 NAME = "cpu"
 CLAIMS_CPU = True
 DEVICE = torch.device("cpu")
-# Targets of the design: at most so many times the slice copies, at most this part of masked_scatter's time.
+# Targets of the design for the time: at most SLICE_FACTOR times the slice copies, and at most MASKED_PART of
+# masked_scatter.
 SLICE_FACTOR, MASKED_PART = 1.1, 1 / 20
-FUSED = ("lookup-and-slices", "embed")  # those that build text rows, too
-JUDGED_TOKENS = 8192  # below, a call's fixed cost is all there is
+FUSED = ("lookup-and-slices", "embed")  # contenders that also build the text rows
+JUDGED_TOKENS = 8192  # with fewer tokens, the time is mainly the fixed cost of a call
 
 
 @dataclass(frozen=True)
 class CpuCase:
-    """`items` images in `num_tokens` tokens, half of which they fill."""
+    """`items` images in `num_tokens` tokens; the images fill half of the tokens."""
 
     items: int
     num_tokens: int
@@ -33,7 +34,7 @@ class CpuCase:
 
     @property
     def name(self) -> str:
-        """Images, rows and width."""
+        """The number of images, the rows of each, and the width of a row."""
         return f"{self.items}x{self.num_tokens // 2 // self.items}x{self.hidden}"
 
 
@@ -44,7 +45,7 @@ CASES = {
 
 
 def run_case(case: CpuCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields what it does next."""
+    """Measure one case; yields a label before the measurement."""
     pitch, rows = case.num_tokens // case.items, case.num_tokens // 2 // case.items
     items = [torch.randn(rows, case.hidden, dtype=torch.bfloat16) for _ in range(case.items)]
     spans = [vitcache.Span(item * pitch + pitch // 4, rows) for item in range(case.items)]
@@ -72,7 +73,7 @@ def run_case(case: CpuCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     }
     for name, run in contenders.items():
         if not torch.equal(run(), slices((weight[ids] if name in FUSED else base).clone())):
-            raise RuntimeError(f"{name} built other rows than the slice copies: it gets no number")
+            raise RuntimeError(f"{name} built rows unlike those of the slice copies: it gets no number")
     yield "all in turns"
     samples = timer.rounds_us(contenders)
     medians = {name: sample.value for name, sample in samples.items()}

@@ -1,9 +1,9 @@
-"""Claim: beside an encode a given key is next to nothing, and a computed one a small part of it.
+"""Claim: compared with an encode, a given key costs almost nothing, and a computed key is a small part.
 
-Measured is what a cold step does before it knows what to encode: the keys of its images, and the cache's
-answer to them, which is no. Keys are given, or computed by `KeyThreads` from the encoded file, from its
-decoded pixels (uint8) or from the processor's features (float32). Beside that what a known file spares:
-decoding, the image processor and the encode.
+The bench measures the work of a cold step before its encode: the step gets the keys of its images, and looks
+them up, which misses. The keys are given, or `KeyThreads` computes them from the image file, from its decoded
+pixels (uint8) or from the processor's features (float32). The contender "known file" hits: the key of the
+file's bytes leads to the rows, without decoding, image processor and encode.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
 
 NAME = "keys"
-GIVEN_PART = 0.01  # the design's target, of the encode
+GIVEN_PART = 0.01  # target of the design: share of the encode time
 THREADS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class KeysCase:
-    """`images` photographs of ``width x height`` in one step, and the size of the demo's model that
-    encodes them.
-    """
+    """`images` photographs of ``width x height`` pixels in one step; `model` is a size of the demo model."""
 
     images: int
     width: int
@@ -39,12 +37,12 @@ class KeysCase:
 
     @property
     def name(self) -> str:
-        """Images, and their width and height."""
+        """The number of images, and their width and height."""
         return f"{self.images}x{self.width}x{self.height}"
 
     @property
     def is_judged(self) -> bool:
-        """Whether the tower is one that people run."""
+        """Whether the tower has the size of a real model."""
         return self.model == "8b"
 
 
@@ -83,24 +81,24 @@ class Scene:
         self.dtype = size.dtype
 
     def decode(self, file: bytes) -> np.ndarray:
-        """Pixels of a file."""
+        """Decode the pixels of a file."""
         from PIL import Image
 
         with Image.open(BytesIO(file)) as image:
             return np.asarray(image.convert("RGB"))
 
     def process(self, pixels: np.ndarray) -> Any:
-        """What the image processor makes of pixels."""
+        """Run the image processor on pixels."""
         return self.processor(pixels, input_data_format="channels_last", return_tensors="pt")
 
     def encode(self) -> object:
-        """Run the tower on all images, whose features are on the device."""
+        """Run the tower on all images; their features are on the device already."""
         with torch.inference_mode():
             return self.tower(*self._batch)
 
 
 def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields what it does next."""
+    """Measure one case; yields a label before each part."""
     yield "photographs and tower"
     scene = Scene(case, timer.device)
     namespace = Namespace("bench", processor=processor_fingerprint(scene.processor)).digest()
@@ -129,13 +127,16 @@ def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
                 num_bytes[name] = sum(item.nbytes if hasattr(item, "nbytes") else len(item) for item in items)
                 keys = compute(threads, items, namespace)
                 if keys != [content_key(item, namespace=namespace) for item in items]:
-                    raise RuntimeError(f"{name} gave other keys than content_key: it gets no number")
+                    raise RuntimeError(f"{name} returned keys unlike content_key's: it gets no number")
                 contenders[name] = lambda threads=threads, items=items: look_up(
                     cold, compute(threads, items, namespace), scene.num_rows
                 )
         known = KnownFiles(warm, scene, given, namespace)
         if known.find() != len(given) or look_up(cold, given, scene.num_rows):
-            raise RuntimeError("a known file was not found, or an unknown key was: they get no number")
+            raise RuntimeError(
+                "expected hits for all known files and misses for all unknown keys, got something else: "
+                "they get no number"
+            )
         contenders["known file"] = known.find
         yield "all in turns"
         samples = timer.rounds_us(contenders)
@@ -156,30 +157,30 @@ def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
 
 
 def make_cache(scene: Scene, device: torch.device) -> EmbeddingCache:
-    """A cache with room for the images of a case, in pages of one row."""
-    room = sum(scene.num_rows) * scene.row_width * scene.dtype.itemsize
-    return EmbeddingCache(scene.row_width, dtype=scene.dtype, device=device, device_bytes=room, page_rows=1)
+    """Make a cache that has space for all images of a case, in pages of one row."""
+    size = sum(scene.num_rows) * scene.row_width * scene.dtype.itemsize
+    return EmbeddingCache(scene.row_width, dtype=scene.dtype, device=device, device_bytes=size, page_rows=1)
 
 
 def compute(threads: KeyThreads, items: Sequence[Any], namespace: bytes) -> list[bytes]:
-    """Keys of all images of a step."""
+    """Compute the keys of all images of a step."""
     futures = [threads.submit(item, namespace=namespace) for item in items]
     return [future.result().key for future in futures]
 
 
 def look_up(cache: EmbeddingCache, keys: list[bytes], num_rows: list[int]) -> int:
-    """How many the cache has."""
-    found = 0
+    """Look up all keys and release the leases; return the number of hits."""
+    hits = 0
     for key, count in zip(keys, num_rows, strict=True):
         lease = cache.get(key, num_rows=count)
         if lease is not None:
-            found += 1
+            hits += 1
             lease.release()
-    return found
+    return hits
 
 
 class KnownFiles:
-    """Files that were seen before, whose rows a cache has."""
+    """Files with an alias in a `KeyAliases`, and with their rows in a cache."""
 
     def __init__(self, cache: EmbeddingCache, scene: Scene, keys: list[bytes], namespace: bytes) -> None:
         self._cache, self._files, self._namespace = cache, scene.files, namespace
@@ -188,7 +189,7 @@ class KnownFiles:
             self._aliases.add(content_key(file, namespace=namespace), key, num_rows)
 
     def find(self) -> int:
-        """From the bytes of each file to the rows of its picture; how many there are."""
+        """Hash each file, find the key of its image, and look it up; return the number of hits."""
         aliases = [self._aliases.get(content_key(file, namespace=self._namespace)) for file in self._files]
         known = [alias for alias in aliases if alias is not None]
         return look_up(self._cache, [alias.key for alias in known], [alias.num_rows for alias in known])

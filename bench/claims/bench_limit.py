@@ -1,10 +1,10 @@
-"""Claim: how many images a request may have is no question of device memory.
+"""Claim: device memory does not limit the number of images of a request.
 
-The vision part alone, chunk after chunk: the language model and its KV cache take the same of everybody. On a
-GPU the process gets the model's memory and a fixed number of bytes more, and the question is how large a
-request can be embedded before torch is out of memory. At smoke size bytes are counted in the place of that:
-the features that an encode is given, the rows that it returns, and the rows that are kept. That is a
-stand-in: it leaves out the tower's own memory, and what an allocator loses.
+The bench embeds a request chunk by chunk, without the language model: its memory and its KV cache are the
+same for all contenders. On a GPU the process gets the model's memory and a fixed number of bytes in addition.
+The result is the largest request that can be embedded before torch runs out of memory. At smoke size the
+bench counts bytes instead: the features of each encode, the rows that it returns, and the rows that the
+contender keeps. That count leaves out the tower's own memory and the allocator's losses.
 """
 
 from __future__ import annotations
@@ -34,33 +34,41 @@ CONTENDERS = (*ENGINES, VITCACHE, ON_HOST)
 
 @dataclass(frozen=True)
 class LimitCase:
-    """Requests of up to `most` images of ``grid`` patches, in `cap_bytes` beside the model's weights.
+    """Requests of up to `max_images` images of ``grid`` patches, in `cap_bytes` beside the model's weights.
 
-    vitcache gets room for `cached` images, out of the same bytes. With `counted` bytes are counted.
+    vitcache's tiers have space for `cached_images` images; the bytes of the device tier are part of
+    `cap_bytes`. With `counts_bytes` the bench counts bytes instead of limiting torch's memory.
     """
 
     name: str
     grid: tuple[int, int, int]
     cap_bytes: int
-    most: int
-    cached: int
+    max_images: int
+    cached_images: int
     size: str = "8b"
     chunk_tokens: int = 8192
-    counted: bool = False
+    counts_bytes: bool = False
 
 
 CASES = {
-    "full": [LimitCase("1920x1080 in 4 GiB", (1, 68, 120), 4 << 30, most=256, cached=16)],
+    "full": [LimitCase("1920x1080 in 4 GiB", (1, 68, 120), 4 << 30, max_images=256, cached_images=16)],
     "smoke": [
         LimitCase(
-            "tiny, counted", (1, 8, 8), 3 << 18, most=16, cached=2, size="tiny", chunk_tokens=48, counted=True
+            "tiny, counted",
+            (1, 8, 8),
+            3 << 18,
+            max_images=16,
+            cached_images=2,
+            size="tiny",
+            chunk_tokens=48,
+            counts_bytes=True,
         )
     ],
 }
 
 
 class CountingTower:
-    """The tower where bytes are counted: raises torch.OutOfMemoryError where it would go beyond the cap."""
+    """A tower that counts bytes; raises torch.OutOfMemoryError if they exceed the cap."""
 
     def __init__(self, tower: Tower, row_bytes: int, cap_bytes: int) -> None:
         self._tower = tower
@@ -70,50 +78,51 @@ class CountingTower:
 
     def __call__(self, features: list[Tensor], items: list[Item]) -> Tensor:
         rows = sum(item.num_rows for item in items) * self._row_bytes
-        wanted = sum(feature.nbytes for feature in features) + rows + self.kept_bytes()
-        if wanted > self._cap_bytes:
-            raise torch.OutOfMemoryError(f"{wanted} bytes are wanted, the cap is {self._cap_bytes}")
+        needed = sum(feature.nbytes for feature in features) + rows + self.kept_bytes()
+        if needed > self._cap_bytes:
+            raise torch.OutOfMemoryError(f"the encode needs {needed} bytes, the cap is {self._cap_bytes}")
         return self._tower(features, items)
 
 
 def run_case(case: LimitCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Search the limit of every contender; yields what it does next."""
+    """Find the limit of every contender by bisection; yields a label before each try."""
     yield "building the model"
-    chat = Chat(load_model(case.size, timer.device), case.grid, case.most, share_feature=True)
+    chat = Chat(load_model(case.size, timer.device), case.grid, case.max_images, share_feature=True)
     limits: dict[str, int] = {}
     with ExitStack() as stack:
         ring = open_ring(timer.device, stack)
         for name in CONTENDERS:
-            fitting, beyond, tried = 0, case.most + 1, case.most
-            while beyond - fitting > 1:
-                yield f"{name}: {tried} images"
-                with capped(case, timer.device), ExitStack() as each:
-                    if fits(open_counted(case, chat, name, ring, each), case, chat, tried):
-                        fitting = tried
+            largest_fit, smallest_failure, images = 0, case.max_images + 1, case.max_images
+            while smallest_failure - largest_fit > 1:
+                yield f"{name}: {images} images"
+                with capped(case, timer.device), ExitStack() as one_try:
+                    if fits(open_counted(case, chat, name, ring, one_try), case, chat, images):
+                        largest_fit = images
                     else:
-                        beyond = tried
-                tried = (fitting + beyond) // 2
-            limits[name] = fitting
+                        smallest_failure = images
+                images = (largest_fit + smallest_failure) // 2
+            limits[name] = largest_fit
     for name, limit in limits.items():
-        unit = "images" if limit < case.most else "images, at least"
+        unit = "images" if limit < case.max_images else "images, at least"
         against = ("no cache", limits["no cache"]) if limits["no cache"] else None
         recorder.add(case.name, name, "limit", unit, Sample.of([float(limit)]), against=against)
 
 
 def open_counted(case: LimitCase, chat: Chat, name: str, ring: PinnedRing | None, stack: ExitStack) -> Side:
-    """A contender, behind a tower that counts where nothing else sets a limit."""
-    tower, room = Tower(chat.model), {"images": case.cached, "before_host": case.cached}
-    if not case.counted:
-        return open_side(name, chat, tower, ring, stack, **room)
+    """Make a contender; if the case counts bytes, its encoder is a `CountingTower`."""
+    tower = Tower(chat.model)
+    capacity = {"images": case.cached_images, "device_images": case.cached_images}
+    if not case.counts_bytes:
+        return open_side(name, chat, tower, ring, stack, **capacity)
     counting = CountingTower(tower, chat.row_width * chat.weight.itemsize, case.cap_bytes)
-    side = open_side(name, chat, counting, ring, stack, **room)
+    side = open_side(name, chat, counting, ring, stack, **capacity)
     counting.kept_bytes = side.kept_bytes
     return side
 
 
 @torch.no_grad()
 def fits(side: Side, case: LimitCase, chat: Chat, images: int) -> bool:
-    """Whether all chunks of a request with so many images can be embedded."""
+    """Whether the contender can embed all chunks of a request with `images` images."""
     tokens, items = images * chat.tokens_per_turn, Items(side.items[:images])
     try:
         for start in range(0, tokens, case.chunk_tokens):
@@ -124,7 +133,7 @@ def fits(side: Side, case: LimitCase, chat: Chat, images: int) -> bool:
             if errors:
                 raise errors[0].cause
             if isinstance(side.pipeline, NoCache):
-                break  # the other chunks would do the same again
+                break  # each later chunk would encode the same images again
     except torch.OutOfMemoryError:
         return False
     return True
@@ -132,10 +141,11 @@ def fits(side: Side, case: LimitCase, chat: Chat, images: int) -> bool:
 
 @contextmanager
 def capped(case: LimitCase, device: torch.device) -> Iterator[None]:
-    """Let torch have so many bytes of the GPU beside what it has; nothing to do where they are counted."""
-    # An error is in a cycle with what it ran out of memory for, which would be room beyond the cap later.
+    """Limit torch to `cap_bytes` more than it has reserved now; if the case counts bytes, set no limit."""
+    # The OutOfMemoryError of the last try is in a reference cycle with that try's tensors. If they were still
+    # reserved here and freed later, this try would get more than the cap.
     gc.collect()
-    if case.counted:
+    if case.counts_bytes:
         yield
         return
     torch.cuda.empty_cache()
@@ -149,7 +159,7 @@ def capped(case: LimitCase, device: torch.device) -> Iterator[None]:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """A bar per contender; one that goes up to the most that was tried may go further."""
+    """Draw a bar per contender; a "+" marks a limit that is at least the largest number of images tried."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 3.5), layout="constrained")

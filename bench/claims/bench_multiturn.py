@@ -1,10 +1,11 @@
-"""Claim: in a chat with one new image per turn, the vision tower runs for one image, whatever came before.
+"""Claim: in a chat with one new image per turn, the vision tower encodes one image per turn.
 
-Qwen3-VL with random weights, one driver (`ChunkedPrefill`) for all contenders, which differ in what is behind
-its `pipeline`. In the cases that end with ``-kv`` the KV cache keeps what earlier turns left there; in the
-others it was lost between the turns, as happens on a busy server, and the whole history is prefilled again.
-Two more claims about one step are in `step`: eight cold images cost what their encoding costs, and a cache
-that hits nothing costs nothing; and one about a step that hits everything.
+The model is Qwen3-VL with random weights. One driver (`ChunkedPrefill`) runs all contenders; they differ in
+its `pipeline`. In the cases that end with ``-kv`` the KV cache keeps the tokens of earlier turns. In the
+other cases it loses them between turns, as on a busy server, and each turn prefills the whole history.
+
+`step` has three more claims about one step: eight cold images take about the time of their encode; a cache
+without hits costs almost nothing; a step that hits all its images is short.
 """
 
 from __future__ import annotations
@@ -40,13 +41,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "multiturn"
-# Target of the design: one image per turn, in any turn.
-IMAGES_PER_TURN = 1
+IMAGES_PER_TURN = 1  # target of the design, for every turn
 
 
 @dataclass(frozen=True)
 class ChatCase:
-    """A chat with an image of ``grid`` patches in each of `turns` turns, held so often by each contender."""
+    """A chat with one image of ``grid`` patches in each turn; each contender runs it `passes` times."""
 
     name: str
     grid: tuple[int, int, int]
@@ -59,7 +59,7 @@ class ChatCase:
 
 @dataclass(frozen=True)
 class Turn:
-    """Time to the first token, milliseconds in the vision tower per chunk, and images encoded."""
+    """Time to the first token, time in the vision tower per chunk, and number of encoded images."""
 
     ttft_ms: float
     chunk_vit_ms: list[float]
@@ -95,111 +95,123 @@ CASES: dict[str, list[Any]] = {
 
 
 def run_case(case: Any, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields what it does next."""
+    """Measure one case; yields a label before each part."""
     run = {ChatCase: run_chat, StepCase: run_step, HitsCase: run_hits}[type(case)]
     yield from run(case, recorder, timer)
 
 
 def run_chat(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Hold the chat with every contender, in turns."""
+    """Run the chat with every contender; yields a label before each part.
+
+    The contenders take turns pass by pass.
+    """
     yield "building the model"
     model = load_model(case.size, timer.device)
     chat, tower = Chat(model, case.grid, case.turns), Tower(model)
     with ExitStack() as stack:
         ring = open_ring(timer.device, stack)
 
-        def fresh(name: str, each: ExitStack) -> Side:
-            return open_side(name, chat, tower, ring, each, images=case.turns)
+        def open_new(name: str, side_stack: ExitStack) -> Side:
+            return open_side(name, chat, tower, ring, side_stack, images=case.turns)
 
         yield "checking"
         expected = None
         for name in SIDES:
-            with ExitStack() as each:
-                side = fresh(name, each)
+            with ExitStack() as side_stack:
+                side = open_new(name, side_stack)
                 if name not in ENGINES:
-                    # What is compared is hits, one from each turn.
+                    # Fill the cache turn by turn, so that the comparison below checks the rows of hits.
                     for turn in range(case.turns):
                         build(side, chat, turn * chat.tokens_per_turn, chat.tokens_per_turn)
-                        side.rest()
+                        side.between_turns()
                 chunks = range(0, len(chat.host_ids), case.chunk_tokens)
                 built = torch.cat([build(side, chat, start, case.chunk_tokens) for start in chunks], dim=1)
             expected = built if expected is None else expected
             check_built(name, built, expected)
         del built, expected
-        # Every turn, as the stock tower gets as many images: a batch of a new size costs more the first time.
+        # The first batch of a new size takes longer. "no cache" has a batch of another size in each turn, so
+        # the warm-up runs every turn.
+        turns = range(1, case.turns + 1)
         for name in ("no cache", VITCACHE):
             yield f"warming up, {name}"
-            with ExitStack() as each:
-                hold(case, chat, tower, fresh(name, each), range(1, case.turns + 1))
-        held: dict[str, list[list[Turn]]] = {name: [] for name in SIDES}
+            with ExitStack() as side_stack:
+                run_turns(case, chat, tower, open_new(name, side_stack), turns)
+        passes: dict[str, list[list[Turn]]] = {name: [] for name in SIDES}
         for number in range(1, case.passes + 1):
             for name in SIDES:
                 yield f"{name}, pass {number} of {case.passes}"
-                with ExitStack() as each:
-                    held[name].append(hold(case, chat, tower, fresh(name, each), range(1, case.turns + 1)))
-    add_turns(case, recorder, held)
+                with ExitStack() as side_stack:
+                    passes[name].append(run_turns(case, chat, tower, open_new(name, side_stack), turns))
+    add_turns(case, recorder, passes)
 
 
 def build(side: Side, chat: Chat, start: int, tokens: int) -> Tensor:
-    """`inputs_embeds` and deepstack levels of up to so many tokens of the whole chat, one upon the other."""
+    """Embed up to `tokens` tokens of the chat, from token `start` on.
+
+    Returns `inputs_embeds` and the deepstack levels in one tensor ``(1 + levels, tokens, hidden)``.
+    """
     ids = chat.host_ids[start : start + tokens].to(chat.weight.device)
     deepstack, chunk = chat.deepstack(len(ids)), Chunk(side.items, start, len(ids))
     result = side.pipeline.embed([chunk], ids, chat.weight, deepstack=deepstack)
     if result.errors:
-        raise RuntimeError(f"an image was not encoded: {result.errors[0]}")
+        raise RuntimeError(f"the step has an error: {result.errors[0]}")
     return torch.cat([result.inputs_embeds[None], deepstack])
 
 
 @torch.no_grad()
-def hold(case: ChatCase, chat: Chat, tower: Tower, side: Side, turns: Sequence[int]) -> list[Turn]:
-    """Hold some turns of a chat with one contender."""
+def run_turns(case: ChatCase, chat: Chat, tower: Tower, side: Side, turns: Sequence[int]) -> list[Turn]:
+    """Run the given turns of a chat with one contender, and measure each turn."""
     from vitcache.adapters.transformers import ChunkedPrefill
     from vitcache.demo.stopwatch import Stopwatch
 
     driver = ChunkedPrefill(chat.model, side.pipeline, case.chunk_tokens)
-    held = []
+    measured = []
     for turn in turns:
         if not case.keeps_kv:
             driver.reset()
         ids, items = chat.prompt(turn), Items(side.items[:turn])
-        tower.take()
-        ends = [0]
+        tower.take_counts()
+        num_calls = [0]  # calls of the tower before the first chunk, and after each chunk
         with Stopwatch(chat.weight.device) as first_token:
             for hidden in driver.chunks(ids, items):
-                ends.append(len(tower.calls))
+                num_calls.append(len(tower.calls))
                 last = hidden[:, -1]
             int(chat.model.lm_head(last).argmax())
-        calls, images = tower.take()
-        chunks = [sum(call.ms() for call in calls[begin:end]) for begin, end in pairwise(ends)]
-        held.append(Turn(first_token.ms, chunks, images))
-        side.rest()
-    return held
+        calls, images = tower.take_counts()
+        chunks = [sum(call.ms() for call in calls[begin:end]) for begin, end in pairwise(num_calls)]
+        measured.append(Turn(first_token.ms, chunks, images))
+        side.between_turns()
+    return measured
 
 
-def add_turns(case: ChatCase, recorder: Recorder, held: dict[str, list[list[Turn]]]) -> None:
-    """A row per turn and contender, for the tower and for the first token; the last turn chunk by chunk."""
+def add_turns(case: ChatCase, recorder: Recorder, passes_of: dict[str, list[list[Turn]]]) -> None:
+    """Add results per turn and contender: the tower and the first token; the last turn also by chunk.
+
+    `passes_of` has the passes of each contender; a pass is the list of its turns.
+    """
     for turn in range(case.turns):
-        stock = Sample.of([one[turn].ttft_ms for one in held["no cache"]]).value
-        for name, passes in held.items():
+        stock = Sample.of([turns[turn].ttft_ms for turns in passes_of["no cache"]]).value
+        for name, passes in passes_of.items():
             label = f"{case.name} turn {turn + 1}"
             vit, ttft = (
-                Sample.of([getattr(one[turn], metric) for one in passes]) for metric in ("vit_ms", "ttft_ms")
+                Sample.of([getattr(turns[turn], metric) for turns in passes])
+                for metric in ("vit_ms", "ttft_ms")
             )
-            first = Sample.of([one[0].vit_ms for one in passes]).value
+            first = Sample.of([turns[0].vit_ms for turns in passes]).value
             recorder.add(label, name, "vit_ms", "ms", vit, against=("turn 1", first))
             recorder.add(label, name, "ttft_ms", "ms", ttft, against=("no cache", stock))
-    for name, passes in held.items():
+    for name, passes in passes_of.items():
         label = f"{case.name} turn {case.turns}"
         target = IMAGES_PER_TURN if name in (VITCACHE, COMPUTED, ON_HOST) else None
-        images = Sample.of([one[-1].images for one in passes])
+        images = Sample.of([turns[-1].images for turns in passes])
         recorder.add(label, name, "encoded", "images", images, target=target, limit=target)
         for chunk in range(len(passes[0][-1].chunk_vit_ms)):
-            vit = Sample.of([one[-1].chunk_vit_ms[chunk] for one in passes])
+            vit = Sample.of([turns[-1].chunk_vit_ms[chunk] for turns in passes])
             recorder.add(f"{label} chunk {chunk + 1}", name, "vit_ms", "ms", vit)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """A column per chat: above the tower's time, below the time to the first token, turn by turn."""
+    """Draw a column per chat, over the turns: above, the tower's time; below, the time to the first token."""
     from matplotlib.figure import Figure
 
     found = [(re.fullmatch(r"(.+) turn (\d+)", row["case"]), row) for row in rows]

@@ -1,9 +1,9 @@
-"""Claim: ``inputs_embeds`` is built in the time of a copy of its bytes, and far ahead of what engines do.
+"""Claim: vitcache builds ``inputs_embeds`` in the time of a copy of its bytes, far faster than engines do.
 
-Per case and contender: time on the device with a cold L2, time on the host to issue, peak memory. The limit
-is a plain copy of the output's bytes in the same run. A contender whose result is not the reference's, bit
-for bit, gets no number. On the device of the design's own measurements, rows say how far a contender is from
-them.
+Per case and contender the bench measures the time on the device with a cold L2, the host's time to issue the
+call, and the peak memory. The limit is a plain copy of the output's bytes in the same run. A contender gets
+no number unless its result equals the reference's bit for bit. On the device that the design measured, more
+results compare each contender with the design's number.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from vitcache.bench.harness.timing import Sample, Timer
 
 NAME = "placement"
 CASES = PLACEMENT_CASES
-# Targets of the design: a factor on the copy of the same bytes, plus microseconds for the row table.
+# Target of the design: COPY_FACTOR times the copy of the same bytes, plus TABLE_US for the row table.
 COPY_FACTOR, TABLE_US = 1.02, 2.0
-# On the large cases: so many times ahead of every engine, and of transformers.
+# Targets of the design for large cases: vitcache is this number of times faster than the fastest engine, and
+# than transformers.
 AHEAD_OF_ENGINES, AHEAD_OF_TRANSFORMERS = 4.0, 20.0
 ENGINES = ("vllm", "sglang", "tensorrt-llm")
 
@@ -81,7 +82,7 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
 
 
 def compare_with_design(case: PlacementCase, name: str, measured: Sample, recorder: Recorder) -> None:
-    """Record how far a contender is from what the design measured of it, where it did on such a device."""
+    """Record a contender's deviation from the design's number, if there is one for this device and case."""
     published = published_us(recorder.machine["device"], case.name, name)
     if published is None:
         return
@@ -90,7 +91,7 @@ def compare_with_design(case: PlacementCase, name: str, measured: Sample, record
 
 
 def time_copy(num_bytes: int, timer: Timer) -> Sample:
-    """The limit: a plain copy of so many bytes."""
+    """Measure the limit: a plain copy of `num_bytes` bytes."""
     source, target = (torch.empty(num_bytes, dtype=torch.uint8, device=timer.device) for _ in range(2))
     return timer.device_us(lambda: target.copy_(source))
 
@@ -98,7 +99,7 @@ def time_copy(num_bytes: int, timer: Timer) -> Sample:
 def check(
     name: str, built: tuple[torch.Tensor, torch.Tensor | None], expected: tuple[torch.Tensor, ...]
 ) -> None:
-    """Refuse a contender whose rows are not the reference's."""
+    """Raise RuntimeError if a contender's result differs from the reference's in one bit."""
     for part, got, wanted in zip(("inputs_embeds", "deepstack"), built, expected, strict=True):
         if (got is None) != (wanted is None) or (wanted is not None and not torch.equal(got, wanted)):
-            raise RuntimeError(f"{name} built another {part} than the slice loop: it gets no number")
+            raise RuntimeError(f"{name} built {part} unlike the slice loop's: it gets no number")

@@ -1,9 +1,9 @@
-"""Claim: in any traffic and memory, "cost" saves at least 0.95 of the encode time that LRU does.
+"""Claim: for each trace and size, "cost" saves at least 0.95 of the encode time that "lru" saves.
 
-Nothing is encoded: the policies themselves are run over made-up traces with the cache's page accounting.
-Beside them stand "farthest", which knows the future (Belady's rule), and "bound", which nobody can pass; the
-functions in `simulation` say what they are when sizes vary. ``python -m vitcache memory`` does the same for a
-user's own trace.
+The bench encodes nothing: it runs the cache's policies on generated traces, with the cache's page accounting.
+Two more contenders are "farthest", which knows the future (Belady's rule), and "bound", which no cache can
+exceed; `simulation` explains both for items of different sizes. ``python -m vitcache memory`` does the same
+for a user's trace.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ CLAIMS_CPU = True
 DEVICE = torch.device("cpu")
 JUDGED, REFERENCE, LEAST_PART = "cost", "lru", 0.95
 GIB = 1 << 30
-PAGE_BYTES = PAGE_ROWS * 4096 * 2  # a Qwen3-VL-8B without deepstack, bfloat16
+PAGE_BYTES = PAGE_ROWS * 4096 * 2  # rows of Qwen3-VL-8B without deepstack, bfloat16
 
 
 @dataclass(frozen=True)
 class TraceCase:
-    """So many accesses of one kind of traffic, with each of these sizes of a device tier."""
+    """A trace of `length` accesses, replayed with each size of the device tier."""
 
     name: str
     length: int
-    device_gib: tuple[float, ...]
-    tiers_gib: tuple[float, float]  # of a device and a host tier together
+    device_gib: tuple[float, ...]  # sizes of the device tier without a host tier
+    tiers_gib: tuple[float, float]  # sizes of the device tier and the host tier in one more replay
 
 
 @dataclass(frozen=True)
 class OperationCase:
-    """The time of a policy's operations with so many entries."""
+    """The time of a policy's operations with `entries` entries."""
 
     entries: int
 
@@ -68,7 +68,7 @@ OPERATIONS = 1000  # per measurement
 
 
 def run_case(case: TraceCase | OperationCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields what it does next."""
+    """Measure one case; yields a label before each part."""
     if isinstance(case, TraceCase):
         yield from _replay(case, recorder)
     else:
@@ -76,7 +76,7 @@ def run_case(case: TraceCase | OperationCase, recorder: Recorder, timer: Timer) 
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """A column per trace: above the hits, below the encode time saved, over the memory of one tier."""
+    """Draw a column per trace, over the memory of one tier: above, the hits; below, the saved encode time."""
     from matplotlib.figure import Figure
 
     points = [
@@ -127,7 +127,7 @@ def _replay(case: TraceCase, recorder: Recorder) -> Iterator[str]:
 def _add_shares(
     recorder: Recorder, label: str, outcomes: dict[str, Outcome], metrics: tuple[str, ...], pages: int
 ) -> None:
-    """A row per metric and outcome, as a part of the bound where there is one."""
+    """Add a result per metric and outcome; its ratio is to the bound, if there is one."""
     for metric in metrics:
         shares = {name: getattr(outcome, metric) for name, outcome in outcomes.items()}
         bound_share = shares.get("bound")
@@ -154,12 +154,12 @@ def _time_operations(case: OperationCase, recorder: Recorder, timer: Timer) -> I
     for name in POLICIES:
         yield name
         keys = [rng.randbytes(32) for _ in range(case.entries)]
-        hits, fresh = cycle(rng.sample(keys, len(keys))), (number.to_bytes(32) for number in count())
+        hits, new_keys = cycle(rng.sample(keys, len(keys))), (number.to_bytes(32) for number in count())
         policy = make_policy(name, 8 * case.entries)
         for key in keys:
             policy.insert(key, rng.randint(1, 15), 30.0)
 
-        calls = {"touch_us": partial(_touch, policy, hits), "replace_us": partial(_replace, policy, fresh)}
+        calls = {"touch_us": partial(_touch, policy, hits), "replace_us": partial(_replace, policy, new_keys)}
         for metric, run in calls.items():
             total = timer.host_us(run)
             each = Sample(*(value / OPERATIONS for value in (total.value, total.p20, total.p80)))
@@ -172,7 +172,7 @@ def _touch(policy: Policy, keys: Iterator[bytes]) -> None:
 
 
 def _replace(policy: Policy, keys: Iterator[bytes]) -> None:
-    """Do what the cache does for a miss, where one entry makes room for another."""
+    """Do the policy's part of a miss that evicts one entry."""
     for key in islice(keys, OPERATIONS):
         victim = next(iter(policy.victims()))
         policy.is_worth_copy(victim)

@@ -1,9 +1,11 @@
-"""Claim: the ring moves pageable features to the device near the speed of its bus, and hides the copy.
+"""Claim: the ring copies pageable features to the device near the speed of the bus, and hides the copy.
 
-On a GPU: against ``.to()`` from pageable memory, ``.pin_memory().to()``, and ``.to()`` from pinned memory,
-the ceiling; by threads, piece size, cast and number of producers; then beside a stack of matrix products that
-stands for a vision tower. Without one the stand-in for the runtime copies every byte a second time, and the
-filling alone is measured, too, against this machine's own copy with as many threads.
+On a GPU the ring is compared with ``.to()`` from pageable memory, with ``.pin_memory().to()``, and with
+``.to()`` from pinned memory, which is the ceiling. The ring is measured by threads, piece size, cast and
+number of producers, and then beside a stack of matrix products in place of a vision tower.
+
+Without a GPU, the stand-in for the CUDA runtime copies every byte a second time. So the bench also measures
+the fill alone, against torch's copy on this machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from torch import Tensor
 
 from vitcache import PinnedRing
 from vitcache.bench.claims.producers import producers
+from vitcache.bench.harness.blocked_stream import blocked_stream
 from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
-from vitcache.bench.harness.standing_stream import standing_stream
 from vitcache.bench.harness.timing import Sample, Timer
 from vitcache.ring.pinned_ring import default_num_threads
 
@@ -31,18 +33,21 @@ if TYPE_CHECKING:
 
 NAME = "ring"
 CLAIMS_CPU = True
-# Targets of the design: shares of the pinned ceiling with 12 threads, and of two threads over one.
+# Targets of the design on a GPU: the share of the ceiling's speed with 12 threads; the speed of two threads
+# divided by that of one.
 CEILING_SHARE, JUDGED_THREADS, TWO_OVER_ONE = 0.75, 12, 1.8
-# Without a GPU: of this machine's copy, for filling, and for both copies together.
+# Targets without a GPU: shares of the speed of torch's copy, for the fill alone, and for fill and copy.
 FILL_SHARE, BOTH_SHARE = 0.9, 0.45
-JUDGED_BYTES = 64 << 20  # below, the host's last cache holds all of it
-FEW_LAYERS = 2  # what a CPU can run again and again; there the overlap is only seen to work
+JUDGED_BYTES = 64 << 20  # smaller features fit in the CPU's last-level cache
+FEW_LAYERS = 2  # a CPU can run this tower repeatedly; on a CPU the overlap is only shown to work
 
 
 @dataclass(frozen=True)
 class RingCase:
-    """A float32 feature of ``(rows, width)``, and layers of a tower of that width to run beside the copy;
-    a ring to construct, in bytes; and how many threads copy at once.
+    """A float32 feature ``(rows, width)``.
+
+    `layers` is the depth of the tower that runs beside the copy, `constructed_bytes` the capacity of the ring
+    whose construction is timed, and `producers` the numbers of threads that copy at once.
     """
 
     name: str
@@ -54,11 +59,11 @@ class RingCase:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the feature."""
+        """The bytes of the feature."""
         return self.rows * self.width * 4
 
 
-# Qwen-VL patches: 16 x 16 x 3 x 2 float32 values, 80 x 45 of them at 1280x720.
+# A patch of Qwen-VL has 16 x 16 x 3 x 2 float32 values; 1280x720 pixels give 80 x 45 patches.
 CASES = {
     "full": [
         RingCase("1280x720", 3_600, 1536, 32),
@@ -69,7 +74,7 @@ CASES = {
 
 
 def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields what it does next."""
+    """Measure one case; yields a label before each part."""
     device, on_gpu = timer.device, timer.device.type == "cuda"
     src = torch.randn(case.rows, case.width)
     dst = torch.empty_like(src, device=device)
@@ -97,15 +102,15 @@ def run_case(case: RingCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
 
 
 def check(name: str, copy: Callable[[], object], dst: Tensor, expected: Tensor) -> None:
-    """Refuse to measure what copies other values."""
+    """Raise RuntimeError if a copy of the feature writes wrong values to `dst`."""
     dst.fill_(float("nan"))
     copy()
     if not torch.equal(dst.cpu(), expected):
-        raise RuntimeError(f"{name} copied other values: it gets no number")
+        raise RuntimeError(f"{name} copied wrong values: it gets no number")
 
 
 def add_construction(case: RingCase, recorder: Recorder, timer: Timer) -> None:
-    """What it takes to have page-locked memory, on a GPU against torch's own."""
+    """Add the time to construct a ring; on a GPU, compared with page-locking by torch's CUDA runtime."""
     on_gpu = timer.device.type == "cuda"
     functions: dict[str, Callable[[], object]] = {}
     if on_gpu:
@@ -135,7 +140,7 @@ def add_construction(case: RingCase, recorder: Recorder, timer: Timer) -> None:
 
 
 def page_lock(num_bytes: int) -> None:
-    """Allocate memory, lock it as it comes, and give it back: by what torch itself calls."""
+    """Map memory, page-lock it untouched, and unlock it, by the CUDA functions that torch exposes."""
     memory = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
     cudart = torch.cuda.cudart()
     status = cudart.cudaHostRegister(memory.data_ptr(), num_bytes, 0)
@@ -145,13 +150,13 @@ def page_lock(num_bytes: int) -> None:
 
 
 def thread_counts() -> list[int]:
-    """1, 2, 4, 8, 12 as far as there are cores, and the default."""
-    most = max(2, default_num_threads())
-    return sorted({*(count for count in (1, 2, 4, 8, 12) if count <= most), default_num_threads()})
+    """Return 1, 2, and those of 4, 8, 12 that are below the default number of threads, and the default."""
+    limit = max(2, default_num_threads())
+    return sorted({*(count for count in (1, 2, 4, 8, 12) if count <= limit), default_num_threads()})
 
 
 def stock_copies(src: Tensor, dst: Tensor) -> dict[str, Callable[[], object]]:
-    """What torch offers. The last one is the ceiling; on the CPU it is torch's own copy."""
+    """Return torch's own copies; the last one is the ceiling. On the CPU there is only ``copy_``."""
     if dst.device.type == "cpu":
         return {"copy": lambda: dst.copy_(src)}
     pinned = src.pin_memory()
@@ -163,7 +168,7 @@ def stock_copies(src: Tensor, dst: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def make_ring(case: RingCase, device: torch.device, rings: ExitStack, **options: int) -> PinnedRing:
-    """A ring that lasts as long as the case, with room for the feature."""
+    """Open a ring that can hold the whole feature; `rings` closes it."""
     backend = "cuda" if device.type == "cuda" else "host"
     chosen = device if device.type == "cuda" else None
     capacity = max(case.num_bytes, 1 << 20)
@@ -173,7 +178,7 @@ def make_ring(case: RingCase, device: torch.device, rings: ExitStack, **options:
 def ring_copies(
     case: RingCase, src: Tensor, dst: Tensor, rings: ExitStack
 ) -> dict[str, Callable[[], object]]:
-    """The ring by threads and by piece size."""
+    """Return copies through rings with different numbers of threads and different piece sizes."""
     copies: dict[str, Callable[[], object]] = {}
 
     def add(name: str, **options: int) -> None:
@@ -190,7 +195,7 @@ def ring_copies(
 def add_copies(
     case: RingCase, recorder: Recorder, timer: Timer, contenders: dict[str, Callable[[], object]]
 ) -> None:
-    """Time until the bytes have arrived, and the processor time that it took on all threads."""
+    """Add the time until each copy is complete, and its processor time on all threads."""
     on_gpu = timer.device.type == "cuda"
     ceiling = "pinned .to" if on_gpu else "copy"
     samples = timer.rounds_us(contenders)
@@ -224,7 +229,7 @@ def add_copies(
 
 
 def cpu_us(function: Callable[[], object], timer: Timer) -> Sample:
-    """Processor time of a call on all threads of the process, until it is done."""
+    """Return the processor time of all threads of the process until a call is complete on the device."""
     values = []
     for _ in range(max(3, timer.repeats // 5)):
         timer.synchronize()
@@ -236,7 +241,7 @@ def cpu_us(function: Callable[[], object], timer: Timer) -> Sample:
 
 
 def add_producers(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst: Tensor) -> None:
-    """What threads that share a ring get together, beside what one gets alone."""
+    """Add the joint rate of several threads that share a ring; its ratio is to the rate of one thread."""
     with ExitStack() as stack:
         ring = make_ring(case, timer.device, stack)
         functions: dict[str, Callable[[], object]] = {}
@@ -262,13 +267,13 @@ def add_producers(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor,
 
 
 def gb_per_s(times_us: Sample, num_bytes: int) -> Sample:
-    """GB/s; the longest times are the lowest rates."""
-    in_order = times_us.value, times_us.p80, times_us.p20
-    return Sample(*(num_bytes / time_us / 1e3 for time_us in in_order))
+    """Convert times to GB/s. The 80th percentile of the time gives the 20th percentile of the rate."""
+    times = times_us.value, times_us.p80, times_us.p20
+    return Sample(*(num_bytes / time_us / 1e3 for time_us in times))
 
 
 def add_casts(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:
-    """float32 to 16 bits on the way, beside a cast on the host and a copy of the result."""
+    """Add copies that cast float32 to 16 bits: in the ring, and by a cast on the host before a copy."""
     ring = make_ring(case, timer.device, rings)
     for dtype in (torch.bfloat16, torch.float16):
         dst = torch.empty_like(src, dtype=dtype, device=timer.device)
@@ -286,8 +291,11 @@ def add_casts(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rin
 
 
 def add_fills(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst: Tensor) -> None:
-    """The worker threads alone, while the stand-in's streams stand still; torch copies with as many."""
-    before = torch.get_num_threads()
+    """Add the time of the fill alone, while the ring's stream is blocked, and of torch's copy.
+
+    Both use the same number of threads.
+    """
+    previous_num_threads = torch.get_num_threads()
     for count in sorted({1, 2, default_num_threads()}):
         torch.set_num_threads(count)
         with ExitStack() as rings:
@@ -297,7 +305,7 @@ def add_fills(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst
                 begin = time.perf_counter()
                 dst.copy_(src)
                 copies.append((time.perf_counter() - begin) * 1e6)
-                with standing_stream(ring):
+                with blocked_stream(ring):
                     begin = time.perf_counter()
                     ticket = ring.copy_to(dst, src)
                     while ring.stats().num_unread:
@@ -318,11 +326,11 @@ def add_fills(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst
             target=FILL_SHARE if judged else None,
             limit=copy.value / FILL_SHARE if judged else None,
         )
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous_num_threads)
 
 
 def add_overlap(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:
-    """The next feature's copy beside a tower: the time of both over that of the tower alone."""
+    """Add the time of a tower with the next feature's copy beside it; its ratio is to the tower alone."""
     device = timer.device
     ring = make_ring(case, device, rings)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -355,7 +363,7 @@ def add_overlap(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, r
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Bars of the copies as multiples of the limit; beside them a line per case of what producers get."""
+    """Draw bars of the copies as multiples of the limit, and per case a line of the rate over producers."""
     figure = draw_ratios(rows, panels=2)
     axes = figure.axes[1]
     rates = [row for row in rows if row["metric"] == "gb_per_s"]

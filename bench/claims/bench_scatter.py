@@ -1,8 +1,9 @@
-"""Claim: placing rows takes the time of a copy of their bytes, wherever they are, and little of the host's.
+"""Claim: placement takes the time of a copy of its bytes, from every kind of source, and little host time.
 
-Rows come as separate tensors, as one packed tensor, as pages of a cache's device tier, and as pages of its
-pinned host tier; and as tensors that the same launch also writes to pages. Limits in the same run: a copy on
-the device, and a pinned copy to it. Results are compared before they are timed.
+The sources are separate tensors, one packed tensor, pages of a cache's device tier, and pages of its pinned
+host tier. One more contender reads tensors and also writes their cache pages in the same launch. The limits,
+measured in the same run, are a copy on the device and a copy from pinned memory to the device. Each result is
+checked before it is timed.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from vitcache.bench.harness.timing import Sample, Timer
 
 NAME = "scatter"
 CASES = PLACEMENT_CASES
-# Targets of the design. On the device: a factor on the copy, plus microseconds for the row table where there
-# are no deepstack levels.
+# Targets of the design.
+# From device memory: COPY_FACTOR times the copy; plus TABLE_US for the row table, without deepstack levels.
 COPY_FACTOR, TABLE_US = 1.015, 2.0
-# With the pages written, too: a factor on one and a half copies, as what is read once is written twice.
+# If the launch writes pages, too: STORE_FACTOR times 1.5 copies, as each row is read once and written twice.
 STORE_FACTOR, COPIES = 1.02, 1.5
-# Of the host tier: the share of the pinned copy's speed, of long entries and of fragments.
+# From the host tier: the share of the pinned copy's speed, for long entries and for short entries.
 HOST_SHARE = {"32x880": 0.95, "512x64": 0.88}
-# Of the host: microseconds to issue one span, and 512 of them.
+# Host microseconds to issue a call with one span, and with 512 spans.
 ISSUE_ONE_US = 30.0
 ISSUE_512_US = {"packed": 45.0, "device-pages": 150.0, "tensors": 300.0}
 
 
 def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields the name of each contender before it runs."""
+    """Measure one case; yields the name of each contender before it is measured."""
     scene, on_gpu = Scene(case, timer.device), timer.device.type == "cuda"
     rows_bytes = scene.packed.nbytes
     yield "copy"
@@ -42,15 +43,15 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
     expected = build(scene, scene.embeddings, scene.spans)
     for name, prepare in SOURCES.items():
         yield name
-        embeddings, spans, keep = prepare(scene)
+        embeddings, spans, cache = prepare(scene)
         for part, got, wanted in zip(
             ("rows", "deepstack"), build(scene, embeddings, spans), expected, strict=True
         ):
             if wanted is not None and not torch.equal(got, wanted):
-                raise RuntimeError(f"{name} placed other {part}: it gets no number")
-        place = placing(scene, embeddings, spans)
+                raise RuntimeError(f"{name} placed wrong {part}: it gets no number")
+        place = placement_call(scene, embeddings, spans)
         if name == "host-pages":
-            share = HOST_SHARE.get(case.name)  # of speed, so its inverse of time
+            share = HOST_SHARE.get(case.name)  # of the speed; the inverse is a factor of the time
             limit, target, against = pinned_copy, None if share is None else 1 / share, "pinned-copy"
             slack = 0.0
         else:
@@ -81,7 +82,7 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
             target=issue_target if on_gpu else None,
             limit=issue_target if on_gpu else None,
         )
-        del keep
+        del cache  # not earlier: the leases read its pages
     yield "tensors-and-pages"
     run_store(scene, copy, expected, recorder, timer)
 
@@ -93,7 +94,7 @@ def run_store(
     recorder: Recorder,
     timer: Timer,
 ) -> None:
-    """Place fresh rows and write them to their pages in one launch, again and again into the same pages."""
+    """Measure a launch that places rows and writes their pages; every repeat writes the same pages."""
     case, on_gpu = scene.case, timer.device.type == "cuda"
     cache = make_cache(scene, on_host=False)
     store = [cache.reserve(key, case.rows) for key in keys_of(scene)]
@@ -101,8 +102,8 @@ def run_store(
     pages = [torch.cat(reservation.segments()) for reservation in store]
     for wanted, placed in [*zip(expected, got, strict=True), *zip(scene.embeddings, pages, strict=True)]:
         if wanted is not None and not torch.equal(placed, wanted):
-            raise RuntimeError("tensors-and-pages wrote other rows: it gets no number")
-    place = placing(scene, scene.embeddings, scene.spans, store=store)
+            raise RuntimeError("tensors-and-pages wrote wrong rows: it gets no number")
+    place = placement_call(scene, scene.embeddings, scene.spans, store=store)
     recorder.add(
         case.name,
         "tensors-and-pages",
@@ -120,7 +121,7 @@ def run_store(
 
 
 def time_limits(scene: Scene, timer: Timer) -> tuple[Sample, Sample]:
-    """A copy of the rows on the device, and one from pinned memory to it."""
+    """Measure a copy of the rows on the device, and a copy from pinned memory to the device."""
     copied = torch.empty_like(scene.packed)
     pinned = scene.packed.cpu().pin_memory() if timer.device.type == "cuda" else scene.packed.clone()
     return (
@@ -129,8 +130,10 @@ def time_limits(scene: Scene, timer: Timer) -> tuple[Sample, Sample]:
     )
 
 
-def placing(scene: Scene, embeddings: object, spans: object, store: object = None) -> Callable[[], object]:
-    """A call that places into a destination of its own, again and again."""
+def placement_call(
+    scene: Scene, embeddings: object, spans: object, store: object = None
+) -> Callable[[], object]:
+    """Allocate a destination; return a function that places the rows in it on each call."""
     out = torch.zeros(scene.case.num_tokens, scene.case.hidden, dtype=scene.dtype, device=scene.device)
     deepstack = scene.deepstack(torch.zeros)
     return lambda: vitcache.scatter_embeddings(out, embeddings, spans, deepstack=deepstack, store=store)
@@ -139,7 +142,7 @@ def placing(scene: Scene, embeddings: object, spans: object, store: object = Non
 def build(
     scene: Scene, embeddings: object, spans: object, store: object = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Place into a destination of NaN."""
+    """Place the rows in a destination of NaN; return it with 0 in place of NaN, and the deepstack levels."""
     shape = (scene.case.num_tokens, scene.case.hidden)
     out = torch.full(shape, float("nan"), dtype=scene.dtype, device=scene.device)
     deepstack = scene.deepstack(torch.zeros)
@@ -148,7 +151,7 @@ def build(
 
 
 def make_cache(scene: Scene, *, on_host: bool) -> vitcache.EmbeddingCache:
-    """A cache that holds the rows of the scene in each tier that it has."""
+    """Make an empty cache; each of its tiers has space for all rows of the scene."""
     page_bytes = 64 * scene.width * scene.dtype.itemsize
     pages = scene.case.items * -(-scene.case.rows // 64)
     return vitcache.EmbeddingCache(
@@ -161,17 +164,17 @@ def make_cache(scene: Scene, *, on_host: bool) -> vitcache.EmbeddingCache:
 
 
 def keys_of(scene: Scene) -> list[bytes]:
-    """A key per item."""
+    """Return a key per item."""
     return [item.to_bytes(32, "little") for item in range(scene.case.items)]
 
 
 def fill_cache(scene: Scene, *, on_host: bool) -> tuple[object, object, object]:
-    """The rows as leases of one tier, and the cache to be kept until they were placed."""
+    """Put the rows in one tier; return leases, spans and the cache, which must outlive the placements."""
     cache, keys = make_cache(scene, on_host=on_host), keys_of(scene)
     for key, rows in zip(keys, scene.embeddings, strict=True):
         cache.put(key, rows)
     if on_host:
-        # What is put later pushes all of it to the host tier.
+        # These puts evict all entries of the device tier, so that they are demoted to the host tier.
         for number, rows in enumerate(scene.embeddings):
             cache.put((number + scene.case.items).to_bytes(32, "little"), rows)
     return [cache.get(key) for key in keys], scene.spans, cache

@@ -1,4 +1,4 @@
-"""Threads that copy through one ring at once."""
+"""Several threads that copy through one ring at the same time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from vitcache import PinnedRing
 
-# Of a tensor, by however many threads it is copied: their number is all that differs.
-NUM_PARTS = 8
+NUM_PARTS = 8  # the same for every number of threads, so that only that number differs
 
 
 @contextmanager
 def producers(count: int, ring: PinnedRing, dst: Tensor, src: Tensor) -> Iterator[Callable[[], object]]:
-    """Threads that wait for calls of the function given here, which copies `src` to `dst`: all begin at once,
-    and each orders its share of the parts, then awaits them.
+    """Start `count` threads; yield a function that copies `src` to `dst` with them.
+
+    In each call all threads begin at the same time. Each thread queues its share of the parts, and then waits
+    for their tickets.
     """
     parts = list(zip(dst.tensor_split(NUM_PARTS), src.tensor_split(NUM_PARTS), strict=True))
     begin = threading.Barrier(count)
@@ -30,4 +31,4 @@ def producers(count: int, ring: PinnedRing, dst: Tensor, src: Tensor) -> Iterato
             ticket.wait()
 
     with ThreadPoolExecutor(count) as threads:
-        yield lambda: list(threads.map(produce, range(count)))  # the list raises what a thread raised
+        yield lambda: list(threads.map(produce, range(count)))  # list() raises the exception of a thread

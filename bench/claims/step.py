@@ -1,6 +1,6 @@
-"""Claims about one step: cold images cost their encoding, a cache without hits nothing, and hits next to it.
+"""Claims about one step: cold images take the time of their encode, the cache adds little, hits are short.
 
-A part of the bench `multiturn`. The step is one call of `VisionPipeline.embed`.
+This module is a part of the bench `multiturn`. A step is one call of `VisionPipeline.embed`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timeline import TracedRing, draw, record_step
 from vitcache.bench.harness.timing import Timer
 
-# Targets of the design: factors on the tower alone, and on the same work without a cache.
+# Targets of the design: factors of the time of the tower alone, and of the same work without a cache.
 COLD_FACTOR, OVERHEAD_FACTOR = 1.02, 1.01
-# Milliseconds until the rows of all hits are placed: from the device tier, and by levels from the host tier.
+# Targets of the design: milliseconds until the rows of all hits are placed. From the host tier it depends on
+# the number of deepstack levels.
 DEVICE_HITS_MS, HOST_HITS_MS = 1.0, {0: 6.0, 3: 18.0}
 JUDGED_IMAGES = 32
-REPEATS = 5  # of half a second each
+REPEATS = 5  # each takes about half a second
 
 
 @dataclass(frozen=True)
 class StepCase:
-    """A prompt with `images` cold images of ``grid`` patches, encoded `max_rows` rows at a time."""
+    """A prompt with `images` cold images of ``grid`` patches; a micro-batch has at most `max_rows` rows."""
 
     name: str
     grid: tuple[int, int, int]
@@ -43,7 +44,7 @@ class StepCase:
 
 @dataclass(frozen=True)
 class HitsCase:
-    """`images` images of `rows` rows that are all in the cache; no model is needed."""
+    """A prompt with `images` images of `rows` rows that are all in the cache; it needs no model."""
 
     name: str
     images: int
@@ -54,57 +55,65 @@ class HitsCase:
 
 
 def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Cold images by every contender in turns, and the timeline of one such step."""
+    """Measure a step with cold images for every contender, and record the timeline of one such step."""
     yield "building the model"
     model = load_model(case.size, timer.device)
     chat, tower = Chat(model, case.grid, case.images), Tower(model)
     ids, deepstack = chat.host_ids.to(timer.device), chat.deepstack(len(chat.host_ids))
     per_call = max(1, case.max_rows // chat.rows)
-    there = [
+    on_device = [
         chat.item(i, key=item.key, feature=item.feature.to(timer.device)) for i, item in enumerate(chat.items)
     ]
     spans = [item.spans[0] for item in chat.items]
-    fresh = count(case.images)  # images that were never seen
+    new_images = count(case.images)  # numbers of images that were never put
 
-    def encode(items: Sequence[Item], at_once: int) -> list[Tensor]:
-        parts = [items[first : first + at_once] for first in range(0, len(items), at_once)]
-        return [rows for part in parts for rows in tower([i.feature for i in part], part).split(chat.rows)]
+    def encode(items: Sequence[Item], batch_size: int) -> list[Tensor]:
+        batches = [items[first : first + batch_size] for first in range(0, len(items), batch_size)]
+        return [
+            rows
+            for batch in batches
+            for rows in tower([item.feature for item in batch], batch).split(chat.rows)
+        ]
 
     def stock() -> object:
         return tower([item.feature.to(timer.device) for item in chat.items], chat.items)
 
     @torch.no_grad()
     def without_cache() -> Tensor:
-        return embed_tokens(ids, chat.weight, encode(there, per_call), spans, deepstack=deepstack)
+        return embed_tokens(ids, chat.weight, encode(on_device, per_call), spans, deepstack=deepstack)
 
     with ExitStack() as stack:
         ring = open_ring(timer.device, stack)
 
         def cold(
-            items: Callable[[], list[Item]], *, moves_on: bool = False, **options: Any
+            items: Callable[[], list[Item]], *, is_full: bool = False, **options: Any
         ) -> Callable[[], Tensor]:
-            """A step on an empty cache, or on one that is full: then all that is there moves to the host."""
-            room = chat.page_bytes(case.images)
+            """Return a step on an empty cache; with `is_full`, on a full cache that demotes its entries."""
+            tier_bytes = chat.page_bytes(case.images)
             cache = EmbeddingCache(
                 chat.row_width,
                 dtype=chat.weight.dtype,
                 device=timer.device,
-                device_bytes=room,
-                host_bytes=room if moves_on else 0,
+                device_bytes=tier_bytes,
+                host_bytes=tier_bytes if is_full else 0,
             )
             stack.callback(cache.close)
-            chosen = {"ring": ring, "max_rows_per_encode": case.max_rows, **options}
-            pipeline = stack.enter_context(VisionPipeline(tower, cache, **chosen))
+            options = {"ring": ring, "max_rows_per_encode": case.max_rows, **options}
+            pipeline = stack.enter_context(VisionPipeline(tower, cache, **options))
 
             def step() -> Tensor:
-                if not moves_on:
+                if not is_full:
                     cache.clear()
                 before = cache.stats()
                 result = pipeline.embed([Chunk(items(), 0, len(ids))], ids, chat.weight, deepstack=deepstack)
                 after = cache.stats()
-                cached, moved = after.insertions - before.insertions, after.demotions - before.demotions
-                if result.errors or cached != case.images or moved != (len(cache) - cached):
-                    raise RuntimeError(f"{cached} of {case.images} images were cached: {result.errors}")
+                inserted = after.insertions - before.insertions
+                demoted = after.demotions - before.demotions
+                if result.errors or inserted != case.images or demoted != len(cache) - inserted:
+                    raise RuntimeError(
+                        f"expected {case.images} insertions and {len(cache) - inserted} demotions, "
+                        f"got {inserted} and {demoted}; errors: {result.errors}"
+                    )
                 return result.inputs_embeds
 
             return step
@@ -113,30 +122,30 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             "vitcache": cold(lambda: chat.items),
             "vitcache, keys computed": cold(chat.without_keys),
             "vitcache, bfloat16 features": cold(lambda: chat.items, feature_dtype=torch.bfloat16),
-            "vitcache, features there": cold(lambda: there),
-            "vitcache, features there, keys computed": cold(
-                lambda: [chat.item(i, key=None, feature=item.feature) for i, item in enumerate(there)]
+            "vitcache, features on device": cold(lambda: on_device),
+            "vitcache, features on device, keys computed": cold(
+                lambda: [chat.item(i, key=None, feature=item.feature) for i, item in enumerate(on_device)]
             ),
-            "vitcache, features there, cache full": cold(
+            "vitcache, features on device, cache full": cold(
                 lambda: [
-                    chat.item(i, key=image_key(next(fresh)), feature=item.feature)
-                    for i, item in enumerate(there)
+                    chat.item(i, key=image_key(next(new_images)), feature=item.feature)
+                    for i, item in enumerate(on_device)
                 ],
-                moves_on=True,
+                is_full=True,
             ),
         }
         yield "checking"
-        expected = _planes(without_cache(), deepstack)
+        expected = _stack_levels(without_cache(), deepstack)
         for name, step in vitcache.items():
             deepstack.fill_(float("nan"))
             rounded_to = torch.bfloat16 if "bfloat16" in name else None
-            check_built(name, _planes(step(), deepstack), expected, rounded_to)
+            check_built(name, _stack_levels(step(), deepstack), expected, rounded_to)
         del expected
         contenders: dict[str, Callable[[], object]] = {
-            "tower": lambda: encode(there, per_call),
-            "tower, one call": lambda: encode(there, case.images),
+            "tower": lambda: encode(on_device, per_call),
+            "tower, one call": lambda: encode(on_device, case.images),
             ".to, one call": stock,
-            "no cache, features there": without_cache,
+            "no cache, features on device": without_cache,
             **vitcache,
         }
         yield "cold, in turns"
@@ -153,18 +162,18 @@ def run_step(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
 def add_cold(
     case: StepCase, recorder: Recorder, timer: Timer, contenders: dict[str, Callable[[], object]]
 ) -> None:
-    """Whole steps, until the device is done."""
+    """Measure whole steps, until the device is idle, and add the results."""
     few = Timer(timer.device, min(timer.repeats, REPEATS))
     samples = few.rounds_us(contenders)
     alone = min(("tower", "tower, one call"), key=lambda name: samples[name].value)
     judged = {
         "vitcache": (alone, COLD_FACTOR),
-        "vitcache, features there": ("no cache, features there", OVERHEAD_FACTOR),
-        "vitcache, features there, cache full": ("no cache, features there", OVERHEAD_FACTOR),
+        "vitcache, features on device": ("no cache, features on device", OVERHEAD_FACTOR),
+        "vitcache, features on device, cache full": ("no cache, features on device", OVERHEAD_FACTOR),
     }
     for name, sample in samples.items():
-        there = "no cache, features there" if "features there" in name else alone
-        against, factor = judged.get(name, (there, None))
+        default = "no cache, features on device" if "features on device" in name else alone
+        against, factor = judged.get(name, (default, None))
         bound = samples[against].value
         factor = factor if timer.device.type == "cuda" else None
         recorder.add(
@@ -180,7 +189,7 @@ def add_cold(
 
 
 def run_hits(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """A step in which the cache has all images, in the device tier or all in the host tier."""
+    """Measure a step that hits all its images: all in the device tier, or all in the host tier."""
     device, on_gpu = timer.device, timer.device.type == "cuda"
     width, pitch = case.hidden * (1 + case.levels), case.rows + 16
     rows = [torch.randn(case.rows, width, device=device).bfloat16() for _ in range(case.images)]
@@ -191,7 +200,7 @@ def run_hits(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     given = [Item(None, span, key=image_key(image)) for image, span in enumerate(spans)]
     features = [torch.full((4 * case.rows, 1536), float(image)) for image in range(case.images)]
     page_bytes = -(-case.rows // 64) * 64 * width * 2
-    wanted = _planes(embed_tokens(ids, weight, rows, spans, deepstack=deepstack), deepstack)
+    wanted = _stack_levels(embed_tokens(ids, weight, rows, spans, deepstack=deepstack), deepstack)
     functions: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
 
@@ -204,22 +213,22 @@ def run_hits(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             )
             stack.callback(cache.close)
             pipeline = stack.enter_context(VisionPipeline(_encode_nothing, cache))
-            for key, its_rows in zip(keys, rows, strict=True):
-                cache.put(key, its_rows)
+            for key, image_rows in zip(keys, rows, strict=True):
+                cache.put(key, image_rows)
             if on_host:
-                cache.put(image_key(case.images), rows[0])  # pushes the last one to the host tier
+                cache.put(image_key(case.images), rows[0])  # evicts the last image: it is demoted, too
 
             def step() -> Tensor:
                 chunks = [Chunk(items(), 0, len(ids))]
                 result = pipeline.embed(chunks, ids, weight, deepstack=deepstack)
                 if result.errors:
-                    raise RuntimeError(f"not every image was hit: {result.errors[0]}")
+                    raise RuntimeError(f"expected a hit for every image, got an error: {result.errors[0]}")
                 return result.inputs_embeds
 
             if deepstack is not None:
                 deepstack.fill_(float("nan"))
-            if not torch.equal(_planes(step(), deepstack), wanted):
-                raise RuntimeError(f"{name} placed other rows: it gets no number")
+            if not torch.equal(_stack_levels(step(), deepstack), wanted):
+                raise RuntimeError(f"{name} placed wrong rows: it gets no number")
             functions[name] = step
 
         given_keys = [image_key(image) for image in range(case.images)]
@@ -241,11 +250,11 @@ def run_hits(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         recorder.add(case.name, name, "hits_us", "us", sample, target=target, limit=limit)
 
 
-def _planes(inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
-    """All that was built, in a tensor of its own."""
+def _stack_levels(inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
+    """Copy `inputs_embeds` and the deepstack levels into one tensor ``(1 + levels, tokens, hidden)``."""
     levels = [] if deepstack is None else [deepstack]
     return torch.cat([inputs_embeds[None], *levels])
 
 
 def _encode_nothing(features: list[Tensor], items: list[Item]) -> list[Tensor]:
-    raise RuntimeError(f"{len(items)} images that are in the cache were to be encoded")
+    raise RuntimeError(f"expected no encode, as all images are in the cache, got one of {len(items)} images")

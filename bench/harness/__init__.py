@@ -1,1 +1,1 @@
-"""What every bench runs on: cases, timing, records, plots."""
+"""The parts that all benches use: cases, timing, records, plots."""

@@ -1,8 +1,8 @@
-"""What the design measured on one H100: whether a contender here does what it claims to re-express.
+"""Times that the design measured on one H100, to check the contenders that re-express engines.
 
-Microseconds on the device with a cold L2, one run of 2026-11-22 (torch 2.11, Triton 3.6). vLLM and SGLang
-were their released merge functions there, transformers and TensorRT-LLM re-expressed. Other devices have no
-such numbers.
+Microseconds on the device with a cold L2, one run of 2026-11-22 (torch 2.11, Triton 3.6). The numbers of vLLM
+and SGLang are of their released merge functions; transformers and TensorRT-LLM were re-expressed there, too.
+The design measured no other device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PUBLISHED_US = {
 
 
 def published_us(device_name: str, case: str, contender: str) -> int | None:
-    """The design's number for a contender on that device, if it has one."""
+    """Return the design's microseconds for a contender, or None if the design has no number for it."""
     if DEVICE not in device_name or case not in CASES or contender not in PUBLISHED_US:
         return None
     return PUBLISHED_US[contender][CASES.index(case)]

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The first of these that a file has a ratio of is drawn.
+# The plot shows the first of these metrics that has a ratio in the file.
 METRICS = ("device_us", "done_us", "host_us")
 
 
 def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
-    """Bars of the first metric that has ratios; rows without are left out. Panels beside them stay empty."""
+    """Draw the first of `METRICS` that has ratios; rows without a ratio are left out.
+
+    `panels` is the number of panels in the figure. The bars are in the first panel; the others are empty.
+    """
     from matplotlib.figure import Figure
 
     with_ratio = [row for row in rows if row["ratio"] is not None]
-    there = {row["metric"] for row in with_ratio}
-    metric = next((name for name in METRICS if name in there), None)
+    found = {row["metric"] for row in with_ratio}
+    metric = next((name for name in METRICS if name in found), None)
     if metric is None:
         raise ValueError(f"the bench {rows[0]['bench']} has no ratio to draw")
     rows = [row for row in with_ratio if row["metric"] == metric]
-    # The limit of most: what a contender of its own is compared with has no place beside the line.
+    # The limit of most rows is the line at 1. Contenders with another limit are left out.
     limit = max((row["ratio_to"] for row in rows), key=[row["ratio_to"] for row in rows].count)
     rows = [row for row in rows if row["ratio_to"] == limit]
     cases = list(dict.fromkeys(row["case"] for row in rows))

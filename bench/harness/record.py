@@ -1,4 +1,4 @@
-"""One schema for every result, in files that are complete after every case."""
+"""One schema for all results. Every file is valid JSON after each result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ FIELDS = (
 
 
 class Recorder:
-    """Collects the rows of one bench and rewrites its file after each, so that an interrupted run keeps
-    what it has.
+    """Collects the results of one bench.
+
+    Rewrites the file after each result, so that the file of an interrupted run contains all results so far.
     """
 
     def __init__(self, bench: str, directory: Path, device: torch.device) -> None:
@@ -49,10 +50,11 @@ class Recorder:
         limit: float | None = None,
         at_least: bool = False,
     ) -> None:
-        """Add one row. `against` is what `value` is divided by for `ratio`, with its name.
+        """Add one result.
 
-        `target` is the design's number where it has one; `limit` is what it means for `value` in this run,
-        the most that it may be or, with `at_least`, the least.
+        `against` is the name and the value of the reference: ``ratio`` is ``value`` divided by that value.
+        `target` is the design's number, if it has one. `limit` is the largest allowed ``value`` in this run,
+        with `at_least` the smallest; it follows from `target` and from other measurements of the run.
         """
         ratio = None if against is None else sample.value / against[1]
         row = {
@@ -83,7 +85,7 @@ class Recorder:
 
 @cache
 def describe_machine(device: torch.device) -> dict[str, str | None]:
-    """What a number depends on: device, driver, torch, triton, commit."""
+    """Return the facts that a result depends on: device, driver, torch, triton, commit."""
     try:
         import triton
 

@@ -1,4 +1,4 @@
-"""The cases that benches measure, as data: the design's shapes, and small ones that run anywhere."""
+"""The cases of the placement benches: the design's shapes, and small shapes that run on every machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlacementCase:
-    """`items` images of `rows` rows of `hidden` elements in one prompt, `gap` text tokens apart.
+    """One prompt with `items` images of `rows` rows each, and `gap` text tokens between two images.
 
-    With `levels` deepstack levels a row has ``hidden * (1 + levels)`` elements.
+    A row has ``hidden * (1 + levels)`` elements, where `levels` is the number of deepstack levels.
     """
 
     name: str
@@ -22,17 +22,17 @@ class PlacementCase:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt, with 32 text tokens at both ends."""
+        """Tokens of the prompt, which has 32 text tokens before its first image."""
         return self.items * (self.rows + self.gap) + 64
 
     @property
     def is_large(self) -> bool:
-        """Whether launches and look-ups are small beside the bytes."""
+        """Whether the time to move the bytes is much longer than the time to launch kernels."""
         return self.items * self.rows >= 7_000
 
     @property
     def starts(self) -> list[int]:
-        """First token of each image."""
+        """The first token of each image."""
         return [32 + item * (self.rows + self.gap) for item in range(self.items)]
 
 

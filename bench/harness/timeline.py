@@ -1,8 +1,8 @@
-"""The timeline of one step: the profiler's own trace, and a picture of three lanes of it.
+"""The timeline of one step: the profiler's trace, and a picture with three lanes.
 
-On a GPU the lanes are what the device did. On the CPU they are ranges of the calling thread: copies being
-queued, the tower, and what is left to do when the tower has returned.
-``python -m vitcache.bench.plot FILE-timeline.json.gz`` draws the picture anew.
+On a GPU the lanes show copies and kernels on the device. On the CPU they show ranges of the calling thread:
+the calls that queue copies, the tower, and the rest of the step after the tower.
+``python -m vitcache.bench.plot FILE-timeline.json.gz`` draws the picture from a trace.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from vitcache import PinnedRing, Ticket
 
 SUFFIX = "-timeline.json.gz"
 STEP, TOWER, COPY = "step", "ViT", "copy"
-# What the kernels that place rows have in their names.
-PLACING = ("embed_rows_kernel", "scatter_rows_kernel")
+# Names of the kernels that place rows begin with these.
+PLACEMENT_KERNELS = ("embed_rows_kernel", "scatter_rows_kernel")
 
 Lane = list[tuple[float, float]]
-"""Begin and length, in microseconds, of what happened there."""
+"""Bars of one lane: the start and the length of each, in microseconds."""
 
 
 class TracedRing(PinnedRing):
-    """A ring whose calls are ranges of the profile."""
+    """A ring whose `copy_to` calls are ranges of the profile."""
 
     def copy_to(self, *args: Any, **kwargs: Any) -> Ticket:
         """See `PinnedRing`."""
@@ -37,7 +37,10 @@ class TracedRing(PinnedRing):
 
 
 def record_step(step: Callable[[], object], results: Path, device: torch.device) -> Path:
-    """Profile a step that has run before; return the trace, which is written beside its bench's `results`."""
+    """Profile one step and return the path of the trace, a file beside the bench's `results`.
+
+    Run the step once before, so that the profile contains no compilation.
+    """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler, record_function(STEP):
@@ -50,7 +53,7 @@ def record_step(step: Callable[[], object], results: Path, device: torch.device)
 
 
 def read_lanes(trace: Path) -> dict[str, Lane]:
-    """Return the lanes of a trace, all in microseconds from the beginning of its step."""
+    """Return the lanes of a trace by name, in microseconds from the beginning of the step."""
     with gzip.open(trace, "rt") as file:
         events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
 
@@ -66,19 +69,19 @@ def read_lanes(trace: Path) -> dict[str, Lane]:
         return {
             "copies": lane("gpu_memcpy", "Memcpy HtoD"),
             "ViT": lane("gpu_user_annotation", TOWER),
-            "placement": lane("kernel", *PLACING),
+            "placement": lane("kernel", *PLACEMENT_KERNELS),
         }
     tower = lane("user_annotation", TOWER)
-    rest = max((first + took for first, took in tower), default=0.0)
+    tower_end = max((first + took for first, took in tower), default=0.0)
     return {
         "copies (queued)": lane("user_annotation", COPY),
         "ViT": tower,
-        "placement": [(rest, length - rest)],
+        "placement": [(tower_end, length - tower_end)],
     }
 
 
 def draw(trace: Path) -> Path:
-    """Write the picture of a trace beside it."""
+    """Draw the lanes of a trace; return the path of the PNG file, which is beside the trace."""
     from matplotlib.figure import Figure
 
     lanes = read_lanes(trace)

@@ -1,4 +1,4 @@
-"""Time of a call, on the device by events with a cold L2 and on the host, and the memory it needs."""
+"""Measures a call: its time on the device (by events, with a cold L2), its time on the host, its memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 # Larger than the L2 cache of any GPU so far (an H200 has 60 MB, a B200 126 MB).
 FLUSH_BYTES = 256 << 20
-# Device clock cycles, about 1 ms at 2 GHz: longer than the host takes to issue any call measured here.
+# Device clock cycles, about 1 ms at 2 GHz: longer than the host needs to issue any measured call.
 HIDE_CYCLES = 2_000_000
 
 
@@ -25,39 +25,40 @@ class Sample:
 
     @classmethod
     def of(cls, values: list[float]) -> Sample:
-        """Summarise at least one measurement."""
+        """Summarise one or more measurements."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         fifths = statistics.quantiles(values, n=5, method="inclusive")
         return cls(statistics.median(values), fifths[0], fifths[3])
 
 
-class Stretch:
-    """The time between the two ends of a ``with`` block on the current stream, read later by `ms`.
+class TimedBlock:
+    """Times a ``with`` block; `ms` returns the time later.
 
-    On the CPU it is the host's.
+    On CUDA the block's time is measured on the current stream, by an event at each end. On the CPU it is the
+    host's time.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._ends: list[float | torch.cuda.Event] = []
 
-    def __enter__(self) -> Stretch:
-        self._mark()
+    def __enter__(self) -> TimedBlock:
+        self._record_end()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._mark()
+        self._record_end()
 
     def ms(self) -> float:
-        """Milliseconds; on CUDA waits for the second end."""
+        """Return the milliseconds of the block. On CUDA the host waits for the event at its end."""
         begin, end = self._ends
         if self._device.type == "cpu":
             return (end - begin) * 1e3
         end.synchronize()
         return begin.elapsed_time(end)
 
-    def _mark(self) -> None:
+    def _record_end(self) -> None:
         if self._device.type == "cpu":
             self._ends.append(time.perf_counter())
         else:
@@ -66,7 +67,7 @@ class Stretch:
 
 
 class Timer:
-    """Measures calls on one device. On the CPU the device's time is the host's."""
+    """Measures calls on one device. On the CPU the device's time is the host's time."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device = device
@@ -76,10 +77,10 @@ class Timer:
         )
 
     def device_us(self, function: Callable[[], object]) -> Sample:
-        """Microseconds from the first to the last kernel of a call, its host work hidden where it can be.
+        """Return the microseconds from the call's first to its last kernel.
 
-        The device is kept busy while the call is issued, so that a call that does not synchronise shows no
-        gaps.
+        The device sleeps while the host issues the call. So the time contains no host time, unless the call
+        synchronises.
         """
         if self._flush is None:
             return self.host_us(function)
@@ -98,7 +99,7 @@ class Timer:
         return Sample.of(values)
 
     def host_us(self, function: Callable[[], object]) -> Sample:
-        """Microseconds until a call returns. On CUDA the device is idle before each, so nothing queues up."""
+        """Return the microseconds until a call returns. On CUDA the device is idle before each call."""
         values = []
         for _ in range(self.repeats + 3):
             self.synchronize()
@@ -109,8 +110,9 @@ class Timer:
         return Sample.of(values[3:])
 
     def rounds_us(self, functions: dict[str, Callable[[], object]]) -> dict[str, Sample]:
-        """Microseconds of each call, device included, measured in turns: what slows the machine down for a
-        while slows all of them.
+        """Return the microseconds of each call until the device is idle.
+
+        Each round calls every function once. So a slow phase of the machine slows all functions equally.
         """
         values: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(self.repeats + 2):
@@ -123,8 +125,9 @@ class Timer:
         return {name: Sample.of(times[2:]) for name, times in values.items()}
 
     def peak_bytes(self, function: Callable[[], object]) -> int | None:
-        """Largest device memory that a call adds to what is allocated before it, its result included; None
-        on CPU.
+        """Return the largest number of bytes that a call adds to torch's allocated device memory.
+
+        The call's result is included. None on the CPU.
         """
         if self.device.type != "cuda":
             return None
@@ -137,6 +140,6 @@ class Timer:
         return torch.cuda.max_memory_allocated() - before
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Let the host wait for all work of the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Write the fastest block shapes of ``blocks-<device>.json`` files into the table that the kernels read.
+"""Write the fastest block shapes of ``blocks-<device>.json`` files to the table that the kernels read.
 
 ``python -m vitcache.bench.harness.tune bench/results/blocks-*.json``
 """
@@ -13,7 +13,7 @@ from vitcache.triton_kernels.blocks import TABLE
 
 
 def tune(files: list[Path], table: Path = TABLE) -> dict[str, dict[str, list[int]]]:
-    """Update `table` from result files; devices and widths that they do not have keep their entries."""
+    """Update `table` from result files and return it. Entries of other devices and widths do not change."""
     shapes: dict[str, dict[str, list[int]]] = json.loads(table.read_text())
     for path in files:
         best: dict[tuple[str, str], tuple[float, list[int]]] = {}
@@ -29,7 +29,7 @@ def tune(files: list[Path], table: Path = TABLE) -> dict[str, dict[str, list[int
 
 
 def main() -> None:
-    """Read every file that is named."""
+    """Tune from the files on the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     for device, shapes in tune(parser.parse_args().files).items():

@@ -1,1 +1,1 @@
-"""Traffic: made-up and recorded traces of image requests, and what a cache would have done with them."""
+"""Generated and recorded traces of image requests, and the simulation of a cache on a trace."""

@@ -1,4 +1,4 @@
-"""``python -m vitcache memory``: how much memory a trace needs, by what each size would have saved."""
+"""``python -m vitcache memory``: print the encode time that each size of memory saves on a trace."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vitcache.bench.traffic.trace_file import load_trace
 from vitcache.bench.traffic.traces import TRACES, Access, make_trace
 from vitcache.cache.policies import POLICIES
 
-LENGTH = 20_000  # accesses of a trace that is made up
+LENGTH = 20_000  # accesses of a generated trace
 HALVINGS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options to a parser."""
     parser.add_argument(
         "--trace",
         required=True,
         metavar="FILE",
-        help='a file of lines {"key": "cat.jpg", "tokens": 405, "encode_ms": 27.1}, the last of which may be '
-        f"left out, or a made-up one: {', '.join(TRACES)}",
+        help='a file of lines {"key": "cat.jpg", "tokens": 405, "encode_ms": 27.1}; encode_ms is optional; '
+        f"or a generated trace: {', '.join(TRACES)}",
     )
     parser.add_argument(
         "--row-bytes",
@@ -40,25 +40,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_share,
         default=0.9,
         metavar="SHARE",
-        help="of what unlimited memory would save (default: %(default)s)",
+        help="share of the encode time that unlimited memory saves (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what each size would have done, and which one reaches the target. Returns 1 without a trace."""
+    """Print the savings of each size and the smallest size that reaches the target.
+
+    Returns 0, or 1 if the trace cannot be read.
+    """
     try:
-        made_up = args.trace in TRACES
-        trace = make_trace(args.trace, LENGTH) if made_up else load_trace(Path(args.trace))
+        is_generated = args.trace in TRACES
+        trace = make_trace(args.trace, LENGTH) if is_generated else load_trace(Path(args.trace))
     except (OSError, ValueError) as error:
         print(f"vitcache memory: {error}", file=sys.stderr)
         return 1
     page_bytes = args.row_bytes * args.page_rows
-    most = footprint(trace, args.page_rows)
-    best = simulate(trace, args.policy, most, page_rows=args.page_rows)
+    max_pages = footprint(trace, args.page_rows)
+    best = simulate(trace, args.policy, max_pages, page_rows=args.page_rows)
     different = len({access.key for access in trace})
     print(f"{len(trace)} images, {different} of them different, {best.encode_ms / 1e3:.1f} s of encoding")
     print(f"{'memory':>10} {'hits':>7} {'time saved':>11} {'at most':>8}   policy {args.policy}")
-    sizes = sorted({max(1, most >> halvings) for halvings in range(HALVINGS + 1)})
+    sizes = sorted({max(1, max_pages >> halvings) for halvings in range(HALVINGS + 1)})
     for pages in sizes:
         outcome = simulate(trace, args.policy, pages, page_rows=args.page_rows)
         limit = bound(trace, pages, page_rows=args.page_rows)
@@ -67,42 +70,42 @@ def run(args: argparse.Namespace) -> int:
             f"{limit.saved_share:>8.1%}"
         )
     if best.saved_ms == 0:
-        print("no image comes twice, or none takes time to encode: there is nothing to save")
+        print("a cache saves nothing here: no image occurs twice, or every encode_ms is 0")
         return 0
-    pages = smallest(trace, args.policy, args.target * best.saved_ms, most, args.page_rows)
+    pages = smallest(trace, args.policy, args.target * best.saved_ms, max_pages, args.page_rows)
     print(
         f"device_bytes={pages * page_bytes} ({_size(pages * page_bytes)}) saves at least {args.target:g} of "
-        "what unlimited memory would"
+        "the encode time that unlimited memory saves"
     )
     return 0
 
 
-def smallest(trace: list[Access], policy: str, saved_ms: float, most: int, page_rows: int) -> int:
-    """Return the fewest pages that save so much, by bisection; `most` do.
+def smallest(trace: list[Access], policy: str, saved_ms: float, max_pages: int, page_rows: int) -> int:
+    """Return the smallest number of pages that saves `saved_ms` milliseconds; `max_pages` must save that.
 
-    That more memory saves more is taken for granted; where items differ in size it is not always quite so.
+    Bisection: it assumes that more pages never save less. If items differ in size, that is not always true.
     """
-    least = 1
-    while least < most:
-        middle = (least + most) // 2
+    low, high = 1, max_pages
+    while low < high:
+        middle = (low + high) // 2
         if simulate(trace, policy, middle, page_rows=page_rows).saved_ms >= saved_ms:
-            most = middle
+            high = middle
         else:
-            least = middle + 1
-    return most
+            low = middle + 1
+    return high
 
 
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"it is {number}, it must be at least 1")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {number}")
     return number
 
 
 def _share(text: str) -> float:
     share = float(text)
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"it is {share:g}, it must be above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {share:g}")
     return share
 
 

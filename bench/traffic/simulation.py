@@ -1,6 +1,6 @@
-"""What a cache would have done with a trace: the real policies and the cache's page accounting, without rows.
+"""Simulates a cache on a trace: the cache's own policies and its page accounting, without rows.
 
-Nothing is leased while room is made, and each access is over before the next begins.
+Each access is complete before the next begins, so no entry is leased while another is inserted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ PAGE_ROWS = 64
 
 @dataclass
 class Outcome:
-    """Accesses and hits, milliseconds of encoding in all and saved, pages inserted and written back."""
+    """Counts of one simulation.
+
+    `encode_ms` is the time that all encodes take without a cache, `saved_ms` the part that hits save.
+    `written_pages` are the pages that were copied to the host tier.
+    """
 
     accesses: int = 0
     hits: float = 0
@@ -29,22 +33,22 @@ class Outcome:
 
     @property
     def hit_share(self) -> float:
-        """Of the accesses."""
+        """Hits divided by accesses."""
         return self.hits / self.accesses if self.accesses else 0.0
 
     @property
     def saved_share(self) -> float:
-        """Of the time that encoding takes without a cache."""
+        """Saved encode time divided by the encode time without a cache."""
         return self.saved_ms / self.encode_ms if self.encode_ms else 0.0
 
     @property
     def written_share(self) -> float:
-        """Of the inserted pages."""
+        """Pages copied to the host tier divided by inserted pages."""
         return self.written_pages / self.inserted_pages if self.inserted_pages else 0.0
 
 
 class Tier:
-    """The entries of one tier, by the order of a policy."""
+    """The entries of one tier: their pages, and the order of their eviction."""
 
     def __init__(self, policy: str, num_pages: int) -> None:
         self.num_pages = self.num_free = num_pages
@@ -55,40 +59,41 @@ class Tier:
         return key in self._pages
 
     def touch(self, key: bytes) -> None:
-        """Note a hit."""
+        """Record a hit."""
         self._policy.touch(key)
 
-    def take(self, pages: int, *, in_order: bool) -> list[tuple[bytes, int]]:
-        """Take pages, which can be had; return what went for them and is worth keeping, with its pages.
+    def allocate(self, pages: int, *, in_policy_order: bool) -> list[tuple[bytes, int]]:
+        """Allocate `pages` pages, at most all of the tier; return the victims to demote and their pages.
 
-        The last to go comes first. `in_order`: a policy, which learns from it, sees the first one go first.
+        The result begins with the policy's last victim. With `in_policy_order`, the policy is told of its
+        first victim first, else of its last victim first; policies learn from that order.
         """
         victims = self._victims(pages - self.num_free)
-        kept = [(victim, self._pages[victim]) for victim in victims if self._policy.is_worth_copy(victim)]
-        for victim in reversed(victims) if in_order else victims:
+        to_demote = [(victim, self._pages[victim]) for victim in victims if self._policy.is_worth_copy(victim)]
+        for victim in reversed(victims) if in_policy_order else victims:
             self._policy.evict(victim)
             self.num_free += self._pages.pop(victim)
         self.num_free -= pages
-        return kept
+        return to_demote
 
-    def enter(self, key: bytes, pages: int, cost: float) -> None:
-        """Add a key that is not there, with pages that were taken."""
+    def insert(self, key: bytes, pages: int, cost: float) -> None:
+        """Insert a key that is not in the tier; its pages were allocated before."""
         self._policy.insert(key, pages, cost)
         self._pages[key] = pages
 
-    def _victims(self, short: int) -> list[bytes]:
-        """Choose as the cache's ledger does, the last to go first."""
-        chosen: list[bytes] = []
-        if short > 0:
+    def _victims(self, missing_pages: int) -> list[bytes]:
+        """Choose victims as the cache's ledger does; the policy's last victim is first in the list."""
+        candidates: list[bytes] = []
+        if missing_pages > 0:
             for key in self._policy.victims():
-                chosen.append(key)
-                short -= self._pages[key]
-                if short <= 0:
+                candidates.append(key)
+                missing_pages -= self._pages[key]
+                if missing_pages <= 0:
                     break
         needed = []
-        for key in reversed(chosen):
-            if short + self._pages[key] <= 0:
-                short += self._pages[key]
+        for key in reversed(candidates):
+            if missing_pages + self._pages[key] <= 0:
+                missing_pages += self._pages[key]
             else:
                 needed.append(key)
         return needed
@@ -102,7 +107,7 @@ def simulate(
     *,
     page_rows: int = PAGE_ROWS,
 ) -> Outcome:
-    """Replay a trace. What the device tier gives up and is worth it goes to the host tier, if any."""
+    """Replay a trace. If there is a host tier, victims of the device tier are demoted as the policy says."""
     device, host = Tier(policy, device_pages), Tier(policy, host_pages)
     costs: dict[bytes, float] = {}
     outcome = Outcome()
@@ -121,65 +126,72 @@ def simulate(
         costs[key] = encode_ms
         outcome.inserted_pages += pages
         demoted: list[tuple[bytes, int]] = []
-        room = host_pages
-        for victim, size in device.take(pages, in_order=True):  # in each tier as the cache's ledger does
-            if size <= room:  # what is on its way there already cannot go
-                host.take(size, in_order=False)
-                room -= size
+        available = host_pages
+        # The orders of eviction, here and in the host tier, are those of the cache's ledger.
+        for victim, size in device.allocate(pages, in_policy_order=True):
+            if size <= available:  # the pages of earlier demotions of this access are pending
+                host.allocate(size, in_policy_order=False)
+                available -= size
                 demoted.append((victim, size))
                 outcome.written_pages += size
         for victim, size in reversed(demoted):
-            host.enter(victim, size, costs[victim])
-        device.enter(key, pages, encode_ms)
+            host.insert(victim, size, costs[victim])
+        device.insert(key, pages, encode_ms)
     return outcome
 
 
 def simulate_farthest(trace: Sequence[Access], num_pages: int, *, page_rows: int = PAGE_ROWS) -> Outcome:
-    """Replay a trace with knowledge of the future: what is used again last goes first, or is not let in.
+    """Replay a trace on one tier with knowledge of the future.
 
-    Belady's rule (1966): the most hits there can be if all items are of one size, and a good answer, not the
-    best, if they are not. One tier.
+    Belady's rule (1966): evict the entry whose next use is farthest away. An item whose own next use is
+    farther away is not inserted. If all items have one size, no cache has more hits. If sizes differ, the
+    result is good but not always the best.
     """
     next_use = _next_uses(trace)
-    outcome, here, free = Outcome(), {}, num_pages
+    outcome, cached, free = Outcome(), {}, num_pages  # next use by cached key
     farthest: list[tuple[float, bytes, int]] = []  # negative next use, key, pages
     for now, (key, num_rows, encode_ms) in enumerate(trace):
         outcome.accesses += 1
         outcome.encode_ms += encode_ms
         pages = pages_for(num_rows, page_rows)
-        if key in here:
+        if key in cached:
             outcome.hits += 1
             outcome.saved_ms += encode_ms
-            here[key] = next_use[now]
+            cached[key] = next_use[now]
             heapq.heappush(farthest, (-next_use[now], key, pages))
             continue
         victims = []
         while free < pages and farthest and -farthest[0][0] > next_use[now]:
             victim = heapq.heappop(farthest)
-            if here.get(victim[1]) == -victim[0]:  # otherwise it was used since
+            if (
+                cached.get(victim[1]) == -victim[0]
+            ):  # else the heap's item is outdated: the key was used since
                 victims.append(victim)
                 free += victim[2]
-                del here[victim[1]]
+                del cached[victim[1]]
         if next_use[now] < math.inf and free >= pages:
-            here[key] = next_use[now]
+            cached[key] = next_use[now]
             free -= pages
             outcome.inserted_pages += pages
             heapq.heappush(farthest, (-next_use[now], key, pages))
             continue
-        for victim in victims:  # they would not have made room
-            here[victim[1]] = -victim[0]
+        for victim in victims:  # their pages were too few: undo their eviction
+            cached[victim[1]] = -victim[0]
             free -= victim[2]
             heapq.heappush(farthest, victim)
     return outcome
 
 
 def bound(trace: Sequence[Access], num_pages: int, *, page_rows: int = PAGE_ROWS) -> Outcome:
-    """Return hits and saved milliseconds that no cache of one tier can exceed, each by itself.
+    """Return a number of hits and of saved milliseconds that no cache of one tier can exceed.
 
-    A hit takes the pages of an item from one access to the next. The cheapest hits are taken, by pages
-    times accesses, or that per millisecond, until they fill the cache on average over the trace, though not
-    at each moment: the upper bound PFOO-L of Berger, Beckmann and Harchol-Balter, "Practical bounds on
-    optimal caching with variable object sizes", 2018.
+    A hit occupies the item's pages from one access to the next: pages times accesses. The bound on hits takes
+    the hits that occupy least, until their sum is the cache's pages times the trace's accesses. So the cache
+    is full on average, but may be overfull at some moments. The bound on milliseconds does the same with
+    pages times accesses per millisecond. The two bounds are independent.
+
+    Source: PFOO-L of Berger, Beckmann and Harchol-Balter, "Practical bounds on optimal caching with variable
+    object sizes", 2018.
     """
     outcome = Outcome(len(trace), 0, sum(access.encode_ms for access in trace))
     next_use = _next_uses(trace)
@@ -188,24 +200,24 @@ def bound(trace: Sequence[Access], num_pages: int, *, page_rows: int = PAGE_ROWS
         for now, access in enumerate(trace)
         if (pages := pages_for(access.num_rows, page_rows)) <= num_pages and next_use[now] < math.inf
     ]
-    room = num_pages * len(trace)
-    outcome.hits = _fill(room, sorted((size, 1.0) for size, _ in hits))
-    outcome.saved_ms = _fill(room, sorted(hits, key=lambda hit: hit[0] / hit[1] if hit[1] else math.inf))
+    capacity = num_pages * len(trace)
+    outcome.hits = _fill(capacity, sorted((size, 1.0) for size, _ in hits))
+    outcome.saved_ms = _fill(capacity, sorted(hits, key=lambda hit: hit[0] / hit[1] if hit[1] else math.inf))
     return outcome
 
 
 def pages_for(num_rows: int, page_rows: int) -> int:
-    """Return the pages that an entry takes."""
+    """Return the number of pages of an entry with `num_rows` rows; at least 1."""
     return max(1, -(-num_rows // page_rows))
 
 
 def footprint(trace: Sequence[Access], page_rows: int = PAGE_ROWS) -> int:
-    """Return the pages that hold all that is in a trace."""
+    """Return the number of pages that all different items of a trace occupy together."""
     return sum(pages_for(num_rows, page_rows) for num_rows in {key: rows for key, rows, _ in trace}.values())
 
 
 def _next_uses(trace: Sequence[Access]) -> list[float]:
-    """Return for each access the number of the next one to the same key."""
+    """Return for each access the index of the next access to the same key, or infinity."""
     later: dict[bytes, int] = {}
     next_use = [math.inf] * len(trace)
     for now in range(len(trace) - 1, -1, -1):
@@ -214,12 +226,12 @@ def _next_uses(trace: Sequence[Access]) -> list[float]:
     return next_use
 
 
-def _fill(room: float, hits: list[tuple[float, float]]) -> float:
-    """Add up what hits are worth, in the order given, the last one in part."""
-    worth = 0.0
+def _fill(capacity: float, hits: list[tuple[float, float]]) -> float:
+    """Sum the values of (size, value) hits in the given order until `capacity` is full; the last in part."""
+    total = 0.0
     for size, value in hits:
-        if size > room:
-            return worth + value * room / size
-        room -= size
-        worth += value
-    return worth
+        if size > capacity:
+            return total + value * capacity / size
+        capacity -= size
+        total += value
+    return total

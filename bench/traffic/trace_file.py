@@ -1,8 +1,8 @@
-"""A user's own trace: a file with one JSON object a line, in the order in which images were asked for.
+"""Reads a user's trace: a file with one JSON object per line, in the order of the image requests.
 
-``{"key": "cat.jpg", "tokens": 405, "encode_ms": 27.1}``: `key` is text that is the same for the same image,
-`tokens` the rows of its embedding, and `encode_ms`, which may be left out, what encoding it takes. Other
-fields and empty lines are passed over.
+``{"key": "cat.jpg", "tokens": 405, "encode_ms": 27.1}``: `key` is a string that names the image, `tokens` the
+number of rows of its embedding, and `encode_ms` the milliseconds of its encode, which is optional. Other
+fields and empty lines are ignored.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def load_trace(path: Path) -> list[Access]:
     Raises
     ------
     ValueError
-        If a line is not as above, or has another number of tokens than an earlier one with its key; the
-        message names the file, the line and the reason. Also if there is no line.
+        If a line does not have the format above, if two lines with one key differ in `tokens`, or if the file
+        is empty. The message names the file, the line and the reason.
     OSError
         If the file cannot be read.
     """
     trace: list[Access] = []
-    first_of: dict[str, tuple[int, int]] = {}  # tokens, and the number of the line
+    first_of: dict[str, tuple[int, int]] = {}  # tokens and line number of each key's first line
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -37,12 +37,12 @@ def load_trace(path: Path) -> list[Access]:
                 key, tokens, encode_ms = _read(line)
                 expected, earlier = first_of.setdefault(key, (tokens, number))
                 if tokens != expected:
-                    raise ValueError(f"{key!r} has {tokens} tokens, it had {expected} in line {earlier}")
+                    raise ValueError(f"{key!r} has {tokens} tokens, expected {expected} as in line {earlier}")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             trace.append(image(key, tokens, encode_ms))
     if not trace:
-        raise ValueError(f"{path} has no line")
+        raise ValueError(f"{path}: expected at least one line, got none")
     return trace
 
 
@@ -50,26 +50,26 @@ def _read(line: bytes) -> tuple[str, int, float | None]:
     try:
         fields = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from None
+        raise ValueError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"an object is expected, not {_short(fields)}")
+        raise ValueError(f"expected an object, got {_shorten(fields)}")
     missing = [name for name in ("key", "tokens") if name not in fields]
     if missing:
-        raise ValueError(f"there is no {_list(missing)}, only {_list(fields)}")
+        raise ValueError(f"fields {_join(missing)} are missing, got {_join(fields)}")
     key, tokens, encode_ms = fields["key"], fields["tokens"], fields.get("encode_ms")
     if not isinstance(key, str):
-        raise ValueError(f"key is {_short(key)}, it must be text")
+        raise ValueError(f"key must be a string, got {_shorten(key)}")
     if type(tokens) is not int or tokens < 0:
-        raise ValueError(f"tokens is {_short(tokens)}, it must be a whole number of at least 0")
+        raise ValueError(f"tokens must be an integer of at least 0, got {_shorten(tokens)}")
     if encode_ms is not None and (type(encode_ms) not in (int, float) or not 0 <= encode_ms < math.inf):
-        raise ValueError(f"encode_ms is {_short(encode_ms)}, it must be a finite number of at least 0")
+        raise ValueError(f"encode_ms must be a finite number of at least 0, got {_shorten(encode_ms)}")
     return key, tokens, encode_ms
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "nothing"
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "no fields"

@@ -1,6 +1,6 @@
-"""Traces of image traffic: made up, from a seed and published sizes, or read from a user's own log.
+"""Generated traces of image traffic: clients and image sizes are random, from a seed and published sizes.
 
-A trace is a list of accesses in the order in which the cache would see them.
+A trace is a list of accesses, in the order in which a cache looks them up.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from itertools import accumulate, count
 from typing import NamedTuple
 
 # Tokens per image of a production service: median and 95th percentile of ServeGen's multimodal data (Xiang
-# and others, 2025, arXiv 2505.09999), weighted by rate. A log-normal distribution has both; the data also
-# have a heap of thumbnails and a hard upper edge, which it has not.
+# and others, 2025, arXiv 2505.09999), weighted by rate. The log-normal distribution below has this median and
+# percentile. It lacks two features of the data: many thumbnails, and a hard upper limit of the size.
 MEDIAN_TOKENS, P95_TOKENS = 405, 1242
 SIGMA = math.log(P95_TOKENS / MEDIAN_TOKENS) / 1.6449
-MOST_TOKENS = 16384
-# Screenshots of 1280x720, 1920x1080 and 2560x1440, at about a token per 32x32 pixels.
+MAX_TOKENS = 16384
+# Screenshots of 1280x720, 1920x1080 and 2560x1440: about one token per 32x32 pixels.
 SCREEN_TOKENS = (880, 2040, 3600)
-PAGE_TOKENS = (1000, 1242)  # of a scanned page: the upper edge of the published sizes
-ICON_TOKENS = (6, 112)  # their 5th and 25th percentile
+PAGE_TOKENS = (1000, 1242)  # smallest and largest scanned page: the upper end of the published sizes
+ICON_TOKENS = (6, 112)  # smallest and largest icon: the 5th and 25th percentile of the published sizes
 DOCUMENTS, ICONS = 400, 2000
 HARMONIC = list(accumulate(1 / rank for rank in range(1, ICONS + 1)))
 
 
 class Access(NamedTuple):
-    """One image of one request: its 32-byte key, its rows, and what encoding it takes."""
+    """One image of one request: its 32-byte key, its number of rows, the milliseconds of its encode."""
 
     key: bytes
     num_rows: int
@@ -41,66 +41,68 @@ Client = Iterator[Step]
 
 
 def encode_ms(num_rows: int) -> float:
-    """Return about how long one image takes to encode.
+    """Return an estimate of the milliseconds that the encode of one image takes.
 
-    A parabola through what was measured for 2040 and 3600 rows, and not less than a launch-bound encode
-    takes: 27, 61 and 137 ms for the three sizes of screenshots (Qwen3-VL-8B's tower, bfloat16, one H100).
+    A parabola through the times measured for 2040 and 3600 rows, but at least 27 ms, the time of an encode
+    that is limited by its launches. The three sizes of screenshots take 27, 61 and 137 ms (Qwen3-VL-8B's
+    tower, bfloat16, one H100).
     """
     return max(27.0, 0.0193 * num_rows + 5.2e-6 * num_rows**2)
 
 
 def image(name: object, num_rows: int, cost: float | None = None) -> Access:
-    """Return an access to the image of that name."""
+    """Return an access to the image called `name`; its encode takes `cost` ms, or the estimate if None."""
     key = blake2b(str(name).encode(), digest_size=32).digest()
     return Access(key, num_rows, encode_ms(num_rows) if cost is None else cost)
 
 
 class Traffic:
-    """Clients that come at random and send requests at random, until there are enough accesses."""
+    """Random clients that begin at random times and send requests at random times."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self._names = count()
         self._documents = [self._document() for _ in range(DOCUMENTS)]
-        self._icons = [self.fresh(self.random.randint(*ICON_TOKENS)) for _ in range(ICONS)]
+        self._icons = [self.new_image(self.random.randint(*ICON_TOKENS)) for _ in range(ICONS)]
 
-    def fresh(self, num_rows: int | None = None) -> Access:
-        """Return an image that nobody has sent yet."""
+    def new_image(self, num_rows: int | None = None) -> Access:
+        """Return an image that no client has sent before, of `num_rows` rows or of a random size."""
         if num_rows is None:
             drawn = MEDIAN_TOKENS * math.exp(SIGMA * self.random.gauss(0, 1))
-            num_rows = min(max(1, round(drawn)), MOST_TOKENS)
+            num_rows = min(max(1, round(drawn)), MAX_TOKENS)
         return image(next(self._names), num_rows)
 
     def chat(self) -> Client:
-        """Six turns on average, a minute apart; each sends all images so far, and most bring a new one."""
+        """Six turns on average, a minute apart. Each sends all images so far; most turns add images."""
         images: list[Access] = []
         for turn in range(self._geometric(6)):
             if turn == 0 or self.random.random() < 0.6:
-                images += [self.fresh() for _ in range(self._geometric(1.6))]
+                images += [self.new_image() for _ in range(self._geometric(1.6))]
             yield self.random.expovariate(1 / 60), images
 
     def document(self) -> Client:
-        """Three questions on average about a document of a library, half a minute apart; few are popular."""
+        """Three questions on average about one document, half a minute apart; some documents are popular."""
         pages = self._documents[self._popular(DOCUMENTS)]
         for _ in range(self._geometric(3)):
             yield self.random.expovariate(1 / 30), pages
 
     def agent(self) -> Client:
-        """Twenty steps on average, five seconds apart; each sends the last five screenshots."""
+        """Twenty steps on average, five seconds apart. Each step sends the last five screenshots."""
         num_rows = self.random.choice(SCREEN_TOKENS)
         screens: list[Access] = []
         for _ in range(self._geometric(20)):
-            screens = [*screens[-4:], self.fresh(num_rows)]
+            screens = [*screens[-4:], self.new_image(num_rows)]
             yield self.random.expovariate(1 / 5), screens
 
     def crawl(self) -> Client:
-        """Twenty web pages on average: pictures that nobody sends again, and icons that many pages share."""
+        """Twenty web pages on average, with pictures that are sent once and icons that many pages share."""
         for _ in range(self._geometric(20)):
             icons = [self._icons[self._popular(ICONS)] for _ in range(self.random.randint(0, 2))]
-            yield self.random.expovariate(1), [*icons, *(self.fresh() for _ in range(self._geometric(3)))]
+            wait = self.random.expovariate(1)
+            yield wait, [*icons, *(self.new_image() for _ in range(self._geometric(3)))]
 
     def accesses(self, rates: dict[str, float], length: int) -> list[Access]:
-        """Return so many accesses of clients that come so often: kind to clients per second."""
+        """Return `length` accesses; `rates` is the number of new clients per second of each kind."""
         trace: list[Access] = []
         kinds, weights = list(rates), list(rates.values())
         waiting: list[tuple[float, int, Client, list[Access]]] = []
@@ -119,18 +121,18 @@ class Traffic:
         return trace[:length]
 
     def _document(self) -> list[Access]:
-        return [self.fresh(self.random.randint(*PAGE_TOKENS)) for _ in range(self._geometric(12))]
+        return [self.new_image(self.random.randint(*PAGE_TOKENS)) for _ in range(self._geometric(12))]
 
     def _geometric(self, mean: float) -> int:
         return 1 + int(math.log(1 - self.random.random()) / math.log(1 - 1 / mean))
 
     def _popular(self, size: int) -> int:
-        """Draw from Zipf's distribution: the k-th of `size` as often as 1 / k."""
+        """Draw an index below `size` from Zipf's distribution: the k-th one has a weight of 1 / k."""
         ranks = HARMONIC[:size]
         return bisect_left(ranks, self.random.random() * ranks[-1])
 
 
-# Clients per second of each trace.
+# New clients per second of each kind, by trace.
 TRACES: dict[str, dict[str, float]] = {
     "chats": {"chat": 1},
     "documents": {"document": 1},
@@ -141,5 +143,5 @@ TRACES: dict[str, dict[str, float]] = {
 
 
 def make_trace(name: str, length: int, seed: int = 0) -> list[Access]:
-    """Return so many accesses of one of `TRACES`; the same ones for the same arguments."""
+    """Return `length` accesses of one of `TRACES`; the same arguments give the same trace."""
     return Traffic(seed).accesses(TRACES[name], length)

@@ -95,7 +95,7 @@ def test_swap_exchanges_the_rows_of_two_keys() -> None:
         assert lease is not None
         with lease:
             assert torch.equal(lease.to_tensor(), expected)
-    with pytest.raises(RuntimeError, match="has no entry to swap"):
+    with pytest.raises(RuntimeError, match="expected an entry for each of the two cards"):
         bench_accuracy.swap(cache, keys[0], bytes([3]) * 32)
 
 

@@ -91,7 +91,7 @@ def test_a_step_is_measured_cold_without_hits_and_with_hits_only(
     _, rows = multiturn
     against = {row["contender"]: row["ratio_to"] for row in rows if row["metric"] == "step_us"}
     assert against["vitcache"] in ("tower", "tower, one call")
-    assert against["vitcache, features there"] == "no cache, features there"
+    assert against["vitcache, features on device"] == "no cache, features on device"
     assert {".to, one call", "vitcache, keys computed", "vitcache, bfloat16 features"} <= set(against)
     hits = values(rows, "3x7-deepstack2", "hits_us")
     assert set(hits) == {"device tier", "host tier", "device tier, keys computed"}
@@ -144,7 +144,7 @@ def test_a_contender_with_other_rows_gets_no_number(
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
-    assert "request key built other rows" in capsys.readouterr().err
+    assert "request key built wrong rows" in capsys.readouterr().err
 
 
 def test_a_contender_with_other_rows_in_a_later_chunk_gets_no_number(
@@ -160,7 +160,7 @@ def test_a_contender_with_other_rows_in_a_later_chunk_gets_no_number(
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
-    assert "dict built other rows" in capsys.readouterr().err
+    assert "dict built wrong rows" in capsys.readouterr().err
 
 
 def test_a_step_with_other_rows_gets_no_number(
@@ -176,18 +176,18 @@ def test_a_step_with_other_rows_gets_no_number(
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][2:3])
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
-    assert "vitcache built other rows" in capsys.readouterr().err
+    assert "vitcache built wrong rows" in capsys.readouterr().err
 
 
 def test_every_turn_was_held_before_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stock = bench_multiturn.hold
+    stock = bench_multiturn.run_turns
     held: list[tuple[type, range]] = []
 
     def noted(case: Any, chat: Chat, tower: Tower, side: sides.Side, turns: range) -> Any:
         held.append((type(side.pipeline), turns))
         return stock(case, chat, tower, side, turns)
 
-    monkeypatch.setattr(bench_multiturn, "hold", noted)
+    monkeypatch.setattr(bench_multiturn, "run_turns", noted)
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][1:2])
     run_bench("multiturn", tmp_path)
     # One pass, and before it one by the engine whose batches are of another size in every turn.
@@ -210,7 +210,7 @@ def test_what_one_try_at_the_limit_had_is_gone_before_the_next(
     monkeypatch.setattr(bench_limit, "open_counted", noted)
     # So little that nobody gets far: errors of a pipeline refer to what they come from.
     [case] = bench_limit.CASES["smoke"]
-    monkeypatch.setitem(bench_limit.CASES, "smoke", [replace(case, cap_bytes=1 << 10, most=2)])
+    monkeypatch.setitem(bench_limit.CASES, "smoke", [replace(case, cap_bytes=1 << 10, max_images=2)])
     gc.disable()
     try:
         _, rows = run_bench("limit", tmp_path)
@@ -225,8 +225,8 @@ def test_what_is_bounded_fits_more_images_than_what_is_not(tmp_path: Path) -> No
     [case] = bench_limit.CASES["smoke"]
     limits = values(rows, case.name, "limit")
     assert limits["no cache"] == limits["request key"] < limits["dict"] < limits["vitcache"]
-    assert limits["vitcache"] == limits["vitcache, host tier"] == case.most
-    assert {row["unit"] for row in rows if row["value"] == case.most} == {"images, at least"}
+    assert limits["vitcache"] == limits["vitcache, host tier"] == case.max_images
+    assert {row["unit"] for row in rows if row["value"] == case.max_images} == {"images, at least"}
     pytest.importorskip("matplotlib")
     assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
 

@@ -35,18 +35,24 @@ def test_lines_become_accesses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "no JSON"),
-        ("\udcff", "no JSON"),
-        ("[1, 2]", r"an object is expected, not \[1, 2\]"),
-        ('{"tokens": 3, "id": 1}', "there is no 'key', only 'tokens', 'id'"),
-        ("{}", "there is no 'key', 'tokens', only nothing"),
-        ('{"key": 7, "tokens": 3}', "key is 7, it must be text"),
-        ('{"key": "b", "tokens": 3.5}', "tokens is 3.5, it must be a whole number of at least 0"),
-        ('{"key": "b", "tokens": -1}', "tokens is -1, it must be"),
-        ('{"key": "b", "tokens": true}', "tokens is true, it must be"),
-        ('{"key": "b", "tokens": 3, "encode_ms": "fast"}', 'encode_ms is "fast", it must be a finite number'),
-        ('{"key": "b", "tokens": 3, "encode_ms": NaN}', "encode_ms is NaN, it must be"),
-        ('{"key": "a", "tokens": 6}', "'a' has 6 tokens, it had 5 in line 1"),
+        ("{", "not JSON"),
+        ("\udcff", "not JSON"),
+        ("[1, 2]", r"expected an object, got \[1, 2\]"),
+        ('{"tokens": 3, "id": 1}', "fields 'key' are missing, got 'tokens', 'id'"),
+        ("{}", "fields 'key', 'tokens' are missing, got no fields"),
+        ('{"key": 7, "tokens": 3}', "key must be a string, got 7"),
+        ('{"key": "b", "tokens": 3.5}', "tokens must be an integer of at least 0, got 3.5"),
+        ('{"key": "b", "tokens": -1}', "tokens must be an integer of at least 0, got -1"),
+        ('{"key": "b", "tokens": true}', "tokens must be an integer of at least 0, got true"),
+        (
+            '{"key": "b", "tokens": 3, "encode_ms": "fast"}',
+            'encode_ms must be a finite number of at least 0, got "fast"',
+        ),
+        (
+            '{"key": "b", "tokens": 3, "encode_ms": NaN}',
+            "encode_ms must be a finite number of at least 0, got NaN",
+        ),
+        ('{"key": "a", "tokens": 6}', "'a' has 6 tokens, expected 5 as in line 1"),
     ],
 )
 def test_a_bad_line_is_named_with_the_reason(tmp_path: Path, line: str, reason: str) -> None:
@@ -57,5 +63,5 @@ def test_a_bad_line_is_named_with_the_reason(tmp_path: Path, line: str, reason: 
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no line"):
+    with pytest.raises(ValueError, match="expected at least one line, got none"):
         load_trace(write(tmp_path, "", ""))

@@ -29,7 +29,7 @@ def test_a_trace_is_made_of_its_arguments_alone(name: str) -> None:
 
 def test_sizes_have_the_published_median_and_95th_percentile() -> None:
     traffic = Traffic(0)
-    sizes = [traffic.fresh().num_rows for _ in range(20_000)]
+    sizes = [traffic.new_image().num_rows for _ in range(20_000)]
     twentieths = statistics.quantiles(sizes, n=20)
     assert twentieths[9] == pytest.approx(MEDIAN_TOKENS, rel=0.03)
     assert twentieths[18] == pytest.approx(P95_TOKENS, rel=0.03)
