@@ -1,4 +1,4 @@
-"""Builds `vitcache._native` with CMake and names the packages; everything else is in pyproject.toml."""
+"""Builds the native libraries with CMake and lists the packages; all other settings are in pyproject.toml."""
 
 import os
 import re
@@ -14,17 +14,17 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
-# What is built, and the file that CMake makes of it. The second is no module: it is opened as a CUDA runtime
-# is, and goes by a module's name so that it is installed beside the first.
+# Extension name: the file that CMake builds for it. The stand-in for the CUDA runtime is not a Python module;
+# the package opens it with dlopen. It is listed as an extension so that it is installed beside the module.
 LIBRARIES = {"vitcache._native": "{module}", "vitcache._stand_in": "libvitcache_stand_in_runtime.so"}
 
-# `triton_kernels` is also the import name of a package that Triton's authors publish: never install either
-# folder under its own name.
+# Installed name: folder. The folders are never installed under their own names, as Triton's authors publish a
+# package that is imported as `triton_kernels`.
 MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
 
 
 def name_packages() -> list[str]:
-    """Every package by the name under which it is installed."""
+    """Return the installed names of all packages."""
     names = find_packages(include=["vitcache", "vitcache.*"])
     for package, folder in MAPPED_PACKAGES.items():
         names += [package, *(f"{package}.{inner}" for inner in find_packages(folder))]
@@ -32,7 +32,7 @@ def name_packages() -> list[str]:
 
 
 def find_tool(name: str) -> str:
-    """Path of a build tool: on PATH (pip's build environment comes first there) or beside this Python."""
+    """Return the path of a build tool: on PATH (in pip's build environment first), or beside this Python."""
     tool = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if tool is None:
         sys.exit(f"vitcache needs {name} to build: pip install {name}")
@@ -40,7 +40,7 @@ def find_tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake in a build folder that is kept, so that the second build compiles only what changed."""
+    """Runs CMake in a build folder that is not deleted: the next build compiles only the changed files."""
 
     _built: Path | None = None
 
@@ -51,22 +51,22 @@ class CMakeBuild(build_ext):
         shutil.copy2(self._built / LIBRARIES[ext.name].format(module=library.name), library)
 
     def run_cmake(self) -> Path:
-        """Build all libraries; returns the folder that they are in."""
+        """Build all libraries; return the build folder that contains them."""
         try:
             import pybind11
         except ImportError:
             sys.exit("vitcache needs pybind11 to build: pip install pybind11")
-        # CMake keeps the compiler that a folder began with.
+        # One folder per compiler: CMake cannot change the compiler of an existing folder.
         compiler = re.sub(r"[^\w.+-]+", "-", os.environ.get("CXX", "c++"))
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{compiler}"
         cmake = find_tool("cmake")
-        # Passed anew each time: pip's build environments, and the paths in them, come and go.
+        # All paths are passed in every build, as the paths in pip's build environments change.
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DVITCACHE_BUILD_MODULE=ON",
-            # Said each time, as the folder remembers: a wheel built after `make setup` must not have it.
+            # CMake remembers the last value; a wheel built after `make setup` must not contain faults.
             "-DVITCACHE_STAND_IN_FAULTS=OFF",
             f"-DVITCACHE_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",

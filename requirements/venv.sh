@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv where there is none that works, or says in one line what is missing. `make setup` calls it.
+# Makes .venv, unless a working one exists; prints the missing program or package in one line. `make setup` runs it.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,12 +13,12 @@ suitable() {
 }
 
 version() {
-  "$1" -V 2>/dev/null || echo "not there"
+  "$1" -V 2>/dev/null || echo "not installed"
 }
 
 choose_python() {
   if [[ -n ${PYTHON:-} ]]; then
-    suitable "$PYTHON" || fail "vitcache needs Python 3.11 or newer, PYTHON=$PYTHON is $(version "$PYTHON")"
+    suitable "$PYTHON" || fail "expected Python 3.11 or newer, PYTHON=$PYTHON is $(version "$PYTHON")"
     echo "$PYTHON"
     return
   fi
@@ -28,21 +28,21 @@ choose_python() {
       return
     fi
   done
-  fail "vitcache needs Python 3.11 or newer, python3 is $(version python3); PYTHON=... names another"
+  fail "expected Python 3.11 or newer, python3 is $(version python3); choose another with PYTHON=..."
 }
 
 ${CXX:-g++} --version >/dev/null 2>&1 ||
-  fail "vitcache needs g++ to build its native module, '${CXX:-g++}' does not run: apt-get install g++, or CXX=..."
+  fail "the native module needs g++, but '${CXX:-g++}' does not run: apt-get install g++, or set CXX=..."
 
 if ! compgen -G '.venv/lib/python*/site-packages/torch' >/dev/null; then
   free_kb=$(df -Pk . | awk 'NR == 2 {print $4}')
   ((free_kb >= MIN_DISK_GB * 1024 * 1024)) ||
-    fail "vitcache needs $MIN_DISK_GB GB of disk for .venv, $PWD has $((free_kb / 1024)) MB free"
+    fail ".venv needs $MIN_DISK_GB GB of disk space, $PWD has $((free_kb / 1024)) MB free"
 fi
 
 if ! { suitable .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
   python=$(choose_python)
   echo "making .venv with $("$python" -V) ($(command -v "$python"))"
   "$python" -m venv --clear .venv >/dev/null 2>&1 ||
-    fail "$python cannot make a virtual environment: apt-get install python3-venv, or PYTHON=..."
+    fail "$python cannot make a virtual environment: apt-get install python3-venv, or set PYTHON=..."
 fi
