@@ -1,9 +1,9 @@
 """``python -m vitcache.bench.frames``: Python frames of one step, and of one forward of an attached model.
 
-The number of files is the number that a reader must open to follow a call. `sys.setprofile` counts frames in
-the calling thread: each time a function, comprehension or generator of a file under vitcache/ is entered or
-resumed. Files of benches are not counted. Python 3.12 and later have no frames for comprehensions, so compare
-only numbers of one Python version.
+The number of files tells how many files a reader must open to follow a call. `sys.setprofile` counts frames
+in the calling thread: each time a function, comprehension or generator of a file under vitcache/ is entered
+or resumed. Files of benches are not counted. Python 3.12 and later have no frames for comprehensions, so
+compare only numbers of one Python version.
 """
 
 from __future__ import annotations

@@ -106,8 +106,9 @@ def transformers_merge(scene: Scene) -> Built:
     out = embedding(scene.input_ids, scene.weight)
     rows = torch.cat(scene.embeddings)
     mask = scene.input_ids == scene.image_token
-    if int(mask.sum()) != len(rows):
-        raise ValueError("placeholder tokens and rows differ")
+    num_placeholders = int(mask.sum())
+    if num_placeholders != len(rows):
+        raise ValueError(f"expected {len(rows)} placeholder tokens, one per row, got {num_placeholders}")
     return out.masked_scatter(mask.unsqueeze(-1).expand_as(out), rows), None
 
 

@@ -52,8 +52,8 @@ class Chat:
     def ids(self, config: Any) -> tuple[list[int], list[int]]:
         """Return the tokens up to the last answer, and the index of each question's answer.
 
-        A card's rows follow its name at once, and in a question the name follows the place at once. So one
-        step back leads from a card's first row to its name, and from a name to the place asked for.
+        The first row of a card directly follows the card's name, and in a question the card's name directly
+        follows the place. So the model finds both by looking at the previous token.
         """
         ids, answered_at = [], []
         for turn, question in enumerate(self.questions):

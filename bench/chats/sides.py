@@ -92,7 +92,7 @@ def check_built(name: str, built: Tensor, expected: Tensor, rounded_to: torch.dt
 
 
 def open_ring(device: torch.device, stack: ExitStack) -> PinnedRing | None:
-    """Open the ring that all vitcache contenders share, so that none times page-locking; None on the CPU."""
+    """Open one ring for all vitcache contenders, so that no time contains page-locking; None on the CPU."""
     if device.type == "cpu":
         return None
     return stack.enter_context(PinnedRing(RING_BYTES, backend="cuda", device=device))

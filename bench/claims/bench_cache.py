@@ -1,10 +1,12 @@
 """Claim: the cache's own work is short compared with an encode, for any number of entries.
 
-Two operations are measured: a look-up and its release; and a miss with its put and an eviction. They are
-measured by the number of entries and by the number of threads. Each entry has one row of one element, so the
-time is that of the ledger and not of copies. One more case uses the model and the image size of
-``vitcache demo``: it compares a miss and its put, with the copy of the rows, with the encode of the image.
-This bench always runs on the CPU, as the ledger does.
+Two operations are measured: a look-up and its release; and a miss with its put and an eviction. Both are
+measured for several numbers of entries, the look-up also for several numbers of threads. Each entry has one
+row of one element, so the time is that of the ledger and not of copies.
+
+One more case uses the model and the image size of ``vitcache demo``. It compares the time of a miss and its
+put, the copy of the rows included, with the time of the image's encode. This bench always runs on the CPU,
+as the ledger does.
 """
 
 from __future__ import annotations

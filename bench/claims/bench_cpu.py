@@ -1,4 +1,4 @@
-"""Claim: on the CPU, placement takes about the time of slice copies, far less than ``masked_scatter``.
+"""Claim: on the CPU, placement takes about the time of slice copies, and far less than ``masked_scatter``.
 
 This bench always runs on the CPU, even if the machine has a GPU: it measures the CPU backend.
 """

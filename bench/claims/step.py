@@ -1,4 +1,4 @@
-"""Claims about one step: cold images take the time of their encode, the cache adds little, hits are short.
+"""Claims about one step: cold images take the time of their encode; the cache adds little; hits take little.
 
 This module is a part of the bench `multiturn`. A step is one call of `VisionPipeline.embed`.
 """

@@ -79,8 +79,8 @@ class Timer:
     def device_us(self, function: Callable[[], object]) -> Sample:
         """Return the microseconds from the call's first to its last kernel.
 
-        The device sleeps while the host issues the call. So the time contains no host time, unless the call
-        synchronises.
+        A kernel keeps the device busy while the host issues the call. So the result contains no host time,
+        unless the call synchronises.
         """
         if self._flush is None:
             return self.host_us(function)

@@ -53,9 +53,8 @@ def _read(line: bytes) -> tuple[str, int, float | None]:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object, got {_shorten(fields)}")
-    missing = [name for name in ("key", "tokens") if name not in fields]
-    if missing:
-        raise ValueError(f"fields {_join(missing)} are missing, got {_join(fields)}")
+    if not {"key", "tokens"} <= fields.keys():
+        raise ValueError(f"expected the fields 'key' and 'tokens', got {_join(fields)}")
     key, tokens, encode_ms = fields["key"], fields["tokens"], fields.get("encode_ms")
     if not isinstance(key, str):
         raise ValueError(f"key must be a string, got {_shorten(key)}")

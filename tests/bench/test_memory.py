@@ -62,7 +62,7 @@ def test_a_bad_trace_is_one_line_that_names_the_line(
     path = tmp_path / "trace.jsonl"
     path.write_text(ROUNDS[0] + '\n{"key": "b"}')
     assert command_line.main(["memory", "--trace", str(path)]) == 1
-    reason = "fields 'tokens' are missing, got 'key'"
+    reason = "expected the fields 'key' and 'tokens', got 'key'"
     assert capsys.readouterr().err == f"vitcache memory: {path}, line 2: {reason}\n"
     assert command_line.main(["memory", "--trace", str(tmp_path / "none")]) == 1
     assert "No such file" in capsys.readouterr().err
