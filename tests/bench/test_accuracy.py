@@ -1,4 +1,4 @@
-"""The accuracy bench at smoke size: every side answers alike, a swap shows, and the reader learns fairly."""
+"""The accuracy bench at smoke size: all sides answer alike, and two swapped entries change answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def decks() -> tuple[list[Card], list[Card]]:
     return load_cards(build_processor(SIZE), 1)
 
 
-def test_cached_sides_answer_as_the_stock_model_and_a_swap_shows(tmp_path: Path) -> None:
+def test_accuracy_bench_cached_sides_answer_as_stock_and_swap_changes_answers(tmp_path: Path) -> None:
     code, rows = run_bench(tmp_path)
     assert code == 0
     values = {(row["contender"], row["metric"]): row["value"] for row in rows}
@@ -59,7 +59,7 @@ def test_cached_sides_answer_as_the_stock_model_and_a_swap_shows(tmp_path: Path)
     assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
 
 
-def test_sides_that_answer_otherwise_miss_their_targets(tmp_path: Path) -> None:
+def test_add_results_answers_unlike_the_stock_models_miss_the_targets(tmp_path: Path) -> None:
     (case,) = bench_accuracy.CASES["full"]
     recorder = Recorder("accuracy", tmp_path, torch.device("cpu"))
     results = {
@@ -75,7 +75,7 @@ def test_sides_that_answer_otherwise_miss_their_targets(tmp_path: Path) -> None:
     assert judged["swapped", "different_answers"] is False
 
 
-def test_missing_packages_are_named_with_the_cure(
+def test_accuracy_bench_missing_package_is_named_with_the_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -99,23 +99,23 @@ def test_swap_exchanges_the_rows_of_two_keys() -> None:
         bench_accuracy.swap(cache, keys[0], bytes([3]) * 32)
 
 
-def test_no_held_out_digit_is_on_a_card_to_learn_from(decks: tuple[list[Card], list[Card]]) -> None:
-    learn, held_out = decks
+def test_load_cards_held_out_digits_are_on_no_training_card(decks: tuple[list[Card], list[Card]]) -> None:
+    training, held_out = decks
     assert len(held_out) == HELD_OUT // 4
 
     def digits(cards: list[Card]) -> set[bytes]:
         quarters = [card.picture.photo.pixels.reshape(2, 8, 2, 8, 3).swapaxes(1, 2) for card in cards]
         return {quarter[row, column].tobytes() for quarter in quarters for row in (0, 1) for column in (0, 1)}
 
-    assert digits(learn).isdisjoint(digits(held_out))
+    assert digits(training).isdisjoint(digits(held_out))
     assert len(digits(held_out)) == HELD_OUT
 
 
-def test_chats_show_a_card_a_turn_and_ask_about_one_seen_so_far(
+def test_deal_each_turn_shows_one_card_and_asks_about_a_shown_card(
     decks: tuple[list[Card], list[Card]],
 ) -> None:
-    model, chance = build_reader(), random.Random(0)
-    chat = deal(decks[1], len(NAMES), chance)
+    model, rng = build_reader(), random.Random(0)
+    chat = deal(decks[1], len(NAMES), rng)
     assert [question.card <= turn for turn, question in enumerate(chat.questions)] == [True] * len(NAMES)
     assert len(set(chat.questions)) == len(NAMES)
     ids, answered_at = chat.ids(model.config)
@@ -126,11 +126,13 @@ def test_chats_show_a_card_a_turn_and_ask_about_one_seen_so_far(
             card.picture.photo for card in chat.cards[: turn + 1]
         ]
         assert ids[answered_at[turn]] == chat.answer(chat.questions[turn])
-    everything = deal(decks[1], 2, chance, ask_all=True)
-    assert len(set(everything.questions)) == len(everything.questions) == 8
+    all_questions = deal(decks[1], 2, rng, ask_all=True).questions
+    assert len(set(all_questions)) == len(all_questions) == 8
 
 
-def test_lessons_are_the_same_each_time_and_help(decks: tuple[list[Card], list[Card]]) -> None:
+def test_teach_same_lessons_give_the_same_weights_and_reduce_the_loss(
+    decks: tuple[list[Card], list[Card]],
+) -> None:
     losses, weights = [], []
     for _ in range(2):
         model = build_reader()

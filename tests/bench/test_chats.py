@@ -1,4 +1,4 @@
-"""The benches of chats at smoke size: what is encoded in each turn, what fits, and what is drawn."""
+"""The chat benches `multiturn` and `limit` at smoke size: encoded images, largest requests, plots."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ VITCACHE = (sides.VITCACHE, sides.COMPUTED, sides.ON_HOST)
 def run_bench(name: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
-    told = ["--bench", name, "--cases", "smoke", "--out", str(directory)]
-    assert run.run(parser.parse_args(told)) == 0
+    arguments = ["--bench", name, "--cases", "smoke", "--out", str(directory)]
+    assert run.run(parser.parse_args(arguments)) == 0
     [path] = directory.glob(f"{name}-*.json")
     return path, json.loads(path.read_text())
 
@@ -48,7 +48,9 @@ def values(rows: list[dict[str, Any]], case: str, metric: str) -> dict[str, floa
     return {row["contender"]: row["value"] for row in rows if (row["case"], row["metric"]) == (case, metric)}
 
 
-def test_every_turn_of_every_contender_has_its_times(multiturn: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_multiturn_bench_records_the_times_of_every_turn_and_contender(
+    multiturn: tuple[Path, list[dict[str, Any]]],
+) -> None:
     _, rows = multiturn
     assert all(tuple(row) == tuple(FIELDS) for row in rows)
     for case in ("tiny", "tiny-kv"):
@@ -65,12 +67,12 @@ def test_every_turn_of_every_contender_has_its_times(multiturn: tuple[Path, list
         assert len(per_chunk) == {"tiny": 7, "tiny-kv": 3}[case]
         for contender in sides.SIDES:
             whole = values(rows, f"{case} turn 3", "vit_ms")[contender]
-            # A median of sums is no sum of medians where there were two passes.
+            # With the two passes of "tiny", the median of the sums may differ from the sum of the medians.
             if case == "tiny-kv":
                 assert sum(chunk[contender] for chunk in per_chunk) == pytest.approx(whole, rel=1e-3)
 
 
-def test_vitcache_encodes_the_new_image_and_engines_all_of_the_request(
+def test_multiturn_bench_counts_the_encoded_images_of_each_contender(
     multiturn: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     _, rows = multiturn
@@ -78,14 +80,14 @@ def test_vitcache_encodes_the_new_image_and_engines_all_of_the_request(
         encoded = values(rows, f"{case} turn 3", "encoded")
         assert {encoded[name] for name in (*VITCACHE, "dict")} == {1}
         assert encoded["request key"] == 3
-        # For each chunk with images again: six of seven chunks, or two of the last three.
+        # All three images for each chunk with images: six of seven chunks, or two of the last three.
         assert encoded["no cache"] == {"tiny": 18, "tiny-kv": 6}[case]
     judged = [row for row in rows if row["metric"] == "encoded" and row["target"] is not None]
     assert {row["contender"] for row in judged} == set(VITCACHE)
     assert all(row["meets_target"] for row in judged)
 
 
-def test_a_step_is_measured_cold_without_hits_and_with_hits_only(
+def test_multiturn_bench_measures_cold_steps_and_steps_that_only_hit(
     multiturn: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     _, rows = multiturn
@@ -97,14 +99,14 @@ def test_a_step_is_measured_cold_without_hits_and_with_hits_only(
     assert set(hits) == {"device tier", "host tier", "device tier, keys computed"}
 
 
-def test_turns_and_the_timeline_are_drawn_from_the_files_alone(
+def test_plot_result_file_and_trace_of_multiturn_give_png_files(
     multiturn: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     pytest.importorskip("matplotlib")
     path, _ = multiturn
     [trace] = path.parent.glob(f"*{timeline.SUFFIX}")
     lanes = timeline.read_lanes(trace)
-    # Three images, two of them in the first call of the tower, and each a copy.
+    # Three images: three copies, and two calls of the tower, the first for two images.
     if not torch.cuda.is_available():
         assert [len(lane) for lane in lanes.values()] == [3, 2, 1]
     assert all(took > 0 for lane in lanes.values() for _, took in lane)
@@ -115,7 +117,7 @@ def test_turns_and_the_timeline_are_drawn_from_the_files_alone(
     assert (path.parent / f"{path.stem}-timeline.png").exists()
 
 
-def test_a_trace_of_a_gpu_is_read_by_what_the_device_did(tmp_path: Path) -> None:
+def test_read_lanes_trace_of_a_gpu_returns_copies_and_kernels_of_the_device(tmp_path: Path) -> None:
     events = [
         ("user_annotation", "step", 100, 50),
         ("user_annotation", "ViT", 101, 5),
@@ -132,38 +134,40 @@ def test_a_trace_of_a_gpu_is_read_by_what_the_device_did(tmp_path: Path) -> None
     assert timeline.read_lanes(trace) == {"copies": [(5, 4)], "ViT": [(10, 20)], "placement": [(35, 3)]}
 
 
-def test_a_contender_with_other_rows_gets_no_number(
+def test_multiturn_bench_contender_with_wrong_rows_gets_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stock = engines.Engine.encode
+    encode = engines.Engine.encode
 
     def swapped(self: Any, items: Any, device: torch.device) -> Any:
-        return stock(self, items, device)[::-1]
+        return encode(self, items, device)[::-1]
 
     monkeypatch.setattr(engines.RequestKey, "encode", swapped)
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
     assert "request key built wrong rows" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_contender_with_other_rows_in_a_later_chunk_gets_no_number(
+def test_multiturn_bench_wrong_rows_in_a_later_chunk_give_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stock = engines.ImageDict.rows_of
+    rows_of = engines.ImageDict.rows_of
 
-    def swapped(self: Any, items: Any, needed: list[int], device: torch.device) -> Any:
-        rows = stock(self, items, needed, device)
+    def flipped(self: Any, items: Any, needed: list[int], device: torch.device) -> Any:
+        rows = rows_of(self, items, needed, device)
         return rows if 0 in needed else {position: part.flip(0) for position, part in rows.items()}
 
-    monkeypatch.setattr(engines.ImageDict, "rows_of", swapped)
+    monkeypatch.setattr(engines.ImageDict, "rows_of", flipped)
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][:1])
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
     assert "dict built wrong rows" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_step_with_other_rows_gets_no_number(
+def test_multiturn_bench_step_with_wrong_rows_gets_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Wrong(VisionPipeline):
@@ -177,38 +181,41 @@ def test_a_step_with_other_rows_gets_no_number(
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)
     assert "vitcache built wrong rows" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
-def test_every_turn_was_held_before_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stock = bench_multiturn.run_turns
-    held: list[tuple[type, range]] = []
-
-    def noted(case: Any, chat: Chat, tower: Tower, side: sides.Side, turns: range) -> Any:
-        held.append((type(side.pipeline), turns))
-        return stock(case, chat, tower, side, turns)
-
-    monkeypatch.setattr(bench_multiturn, "run_turns", noted)
-    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][1:2])
-    run_bench("multiturn", tmp_path)
-    # One pass, and before it one by the engine whose batches are of another size in every turn.
-    assert len(held) == 2 + len(sides.SIDES)
-    assert held[:2] == [(engines.NoCache, range(1, 4)), (VisionPipeline, range(1, 4))]
-
-
-def test_what_one_try_at_the_limit_had_is_gone_before_the_next(
+def test_multiturn_bench_runs_every_turn_before_it_times_a_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = bench_limit.open_counted
+    run_turns = bench_multiturn.run_turns
+    calls: list[tuple[type, range]] = []
+
+    def recorded(case: Any, chat: Chat, tower: Tower, side: sides.Side, turns: range) -> Any:
+        calls.append((type(side.pipeline), turns))
+        return run_turns(case, chat, tower, side, turns)
+
+    monkeypatch.setattr(bench_multiturn, "run_turns", recorded)
+    monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][1:2])
+    run_bench("multiturn", tmp_path)
+    # Two warm-ups, then one pass of each contender. The batch of `NoCache` has another size in each turn.
+    assert len(calls) == 2 + len(sides.SIDES)
+    assert calls[:2] == [(engines.NoCache, range(1, 4)), (VisionPipeline, range(1, 4))]
+
+
+def test_limit_bench_failed_try_is_freed_before_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_counted = bench_limit.open_counted
     opened: list[weakref.ref[Any]] = []
 
-    def noted(*args: Any) -> sides.Side:
+    def recorded(*args: Any) -> sides.Side:
         assert all(pipeline() is None for pipeline in opened)
-        side = stock(*args)
+        side = open_counted(*args)
         opened.append(weakref.ref(side.pipeline))
         return side
 
-    monkeypatch.setattr(bench_limit, "open_counted", noted)
-    # So little that nobody gets far: errors of a pipeline refer to what they come from.
+    monkeypatch.setattr(bench_limit, "open_counted", recorded)
+    # With this cap every try fails. The error of a try is in a reference cycle with the try's pipeline.
     [case] = bench_limit.CASES["smoke"]
     monkeypatch.setitem(bench_limit.CASES, "smoke", [replace(case, cap_bytes=1 << 10, max_images=2)])
     gc.disable()
@@ -220,7 +227,7 @@ def test_what_one_try_at_the_limit_had_is_gone_before_the_next(
     assert {row["value"] for row in rows} == {0}
 
 
-def test_what_is_bounded_fits_more_images_than_what_is_not(tmp_path: Path) -> None:
+def test_limit_bench_vitcache_embeds_more_images_than_engines(tmp_path: Path) -> None:
     path, rows = run_bench("limit", tmp_path)
     [case] = bench_limit.CASES["smoke"]
     limits = values(rows, case.name, "limit")
@@ -232,7 +239,7 @@ def test_what_is_bounded_fits_more_images_than_what_is_not(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", sides.ENGINES)
-def test_engines_build_the_rows_of_a_window_that_begins_inside_an_image(name: str) -> None:
+def test_engine_embed_chunk_that_begins_inside_an_image_has_its_rows(name: str) -> None:
     chat = Chat(load_model("tiny", torch.device("cpu")), (1, 4, 4), 3)
     tower = Tower(chat.model)
     with torch.no_grad():
@@ -246,7 +253,7 @@ def test_engines_build_the_rows_of_a_window_that_begins_inside_an_image(name: st
     wanted = chat.weight.detach()[ids]
     hidden = wanted.shape[1]
     levels = torch.zeros_like(deepstack)
-    # The rows of image 0 but the first, then text, then the first row of image 1.
+    # Rows 1 to 3 of image 0, then text, then row 0 of image 1.
     for first, count, source in ((0, 3, rows[0][1:]), (length - 1, 1, rows[1][:1])):
         wanted[first : first + count] = source[:, :hidden]
         for level in range(chat.levels):

@@ -1,6 +1,4 @@
-"""The benches at smoke size: every contender right, every row of the schema, a wrong contender without a
-number.
-"""
+"""All other benches at smoke size: results have the schema, and a wrong contender gets no number."""
 
 import argparse
 import json
@@ -27,7 +25,7 @@ def run_bench(directory, *arguments):
     return code, {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
 
 
-def test_every_contender_of_every_case_has_a_row_of_the_schema(tmp_path, capsys):
+def test_placement_bench_each_case_and_contender_has_a_result_of_the_schema(tmp_path, capsys):
     code, files = run_bench(tmp_path, "--bench", "placement")
     assert code == 0
     (rows,) = files.values()
@@ -44,7 +42,7 @@ def test_every_contender_of_every_case_has_a_row_of_the_schema(tmp_path, capsys)
     assert "placement on" in capsys.readouterr().out
 
 
-def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatch, capsys):
+def test_placement_bench_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatch, capsys):
     def wrong(scene):
         out, deepstack = contenders.slice_loop(scene)
         out[scene.spans[0].start] += 1
@@ -58,7 +56,7 @@ def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("name", "contenders_of_all"),
+    ("name", "expected"),
     [
         (
             "scatter",
@@ -67,15 +65,15 @@ def test_a_wrong_contender_gets_no_number_and_fails_the_run(tmp_path, monkeypatc
         ("cpu", {"slice-loop", "masked-scatter", "scatter", "lookup-and-slices", "embed"}),
     ],
 )
-def test_every_source_and_backend_has_a_number(tmp_path, name, contenders_of_all):
+def test_scatter_and_cpu_bench_every_contender_has_a_number(tmp_path, name, expected):
     code, files = run_bench(tmp_path, "--bench", name)
     assert code == 0
     (rows,) = files.values()
-    assert {row["contender"] for row in rows} == contenders_of_all
+    assert {row["contender"] for row in rows} == expected
     assert {row["unit"] for row in rows} == {"us"}
 
 
-def test_the_ring_is_measured_by_every_option(tmp_path):
+def test_ring_bench_measures_every_option_of_the_ring(tmp_path):
     code, files = run_bench(tmp_path, "--bench", "ring")
     assert code == 0
     (rows,) = files.values()
@@ -84,17 +82,17 @@ def test_the_ring_is_measured_by_every_option(tmp_path):
         assert {("done_us", name), ("cpu_us", name)} <= metrics
     rates = {row["contender"]: row for row in rows if row["metric"] == "gb_per_s"}
     assert list(rates) == ["1 producers", "2 producers"]
-    alone = rates["1 producers"]["value"]
+    rate_of_one = rates["1 producers"]["value"]
     for row in rates.values():
         assert ("cpu_us", row["contender"]) in metrics
         assert row["p20"] <= row["value"] <= row["p80"]
         assert (row["unit"], row["ratio_to"]) == ("GB/s", "1 producers")
-        assert row["ratio"] == pytest.approx(row["value"] / alone, rel=1e-3)
+        assert row["ratio"] == pytest.approx(row["value"] / rate_of_one, rel=1e-3)
     assert {("done_us", "ring bfloat16"), ("fill_us", "fill, 2 threads")} <= metrics
     assert {("speedup", "2 threads over 1"), ("hidden_share", "ring beside")} <= metrics
 
 
-def test_producers_that_copy_something_else_get_no_number(tmp_path, monkeypatch, capsys):
+def test_ring_bench_producers_that_copy_wrong_values_get_no_number(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_ring, "producers", lambda *arguments: nullcontext(lambda: None))
     code, files = run_bench(tmp_path, "--bench", "ring")
     assert code == 1
@@ -102,7 +100,7 @@ def test_producers_that_copy_something_else_get_no_number(tmp_path, monkeypatch,
     assert "1 producers copied wrong values" in capsys.readouterr().err
 
 
-def test_the_ring_is_drawn_with_a_line_over_its_producers(tmp_path):
+def test_ring_bench_draw_has_a_line_of_the_rate_over_producers(tmp_path):
     pytest.importorskip("matplotlib")
     _, files = run_bench(tmp_path, "--bench", "ring")
     (rows,) = files.values()
@@ -112,26 +110,26 @@ def test_the_ring_is_drawn_with_a_line_over_its_producers(tmp_path):
     assert list(line.get_ydata()) == [row["value"] for row in rows if row["metric"] == "gb_per_s"]
 
 
-def test_the_cache_is_measured_and_drawn_by_entries_and_threads_and_beside_an_encode(tmp_path):
+def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("matplotlib")
     code, files = run_bench(tmp_path, "--bench", "cache")
     assert code == 0
     (rows,) = files.values()
     values = {(row["case"], row["contender"]): row["value"] for row in rows}
-    coordinator, job = "50 entries", "main job, 4 rows"
+    entries, main_job = "50 entries", "main job, 4 rows"
     left, right = bench_cache.draw(rows).axes
     assert [list(line.get_ydata()) for line in left.lines[:2]] == [
-        [values[coordinator, "look-up, 1 threads"]],
-        [values[coordinator, "miss, put, eviction"]],
+        [values[entries, "look-up, 1 threads"]],
+        [values[entries, "miss, put, eviction"]],
     ]
     (line,) = right.lines
     assert list(line.get_xdata()) == [1, 2]
     (row,) = [row for row in rows if row["ratio_to"] == "encode"]
-    assert row["ratio"] == pytest.approx(row["value"] / values[job, "encode"], rel=1e-3)
+    assert row["ratio"] == pytest.approx(row["value"] / values[main_job, "encode"], rel=1e-3)
 
 
-def test_keys_of_every_source_are_measured_against_the_encode(tmp_path):
+def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("PIL")
     pytest.importorskip("skimage")
@@ -147,7 +145,7 @@ def test_keys_of_every_source_are_measured_against_the_encode(tmp_path):
         assert (row["bytes"] is not None) is (row["contender"] in sources)
 
 
-def test_threads_that_give_other_keys_get_no_number(tmp_path, monkeypatch, capsys):
+def test_keys_bench_threads_that_return_wrong_keys_get_no_number(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers")
     pytest.importorskip("PIL")
     pytest.importorskip("skimage")
@@ -158,12 +156,12 @@ def test_threads_that_give_other_keys_get_no_number(tmp_path, monkeypatch, capsy
     assert "file, 1 threads returned keys unlike content_key's" in capsys.readouterr().err
 
 
-def test_given_keys_are_judged_beside_the_tower_that_people_run():
+def test_keys_bench_only_cases_with_the_8b_tower_have_a_target():
     judged = {case.name: case.is_judged for cases in bench_keys.CASES.values() for case in cases}
     assert judged == {"1x1280x720": True, "8x1280x720": True, "2x320x240": False}
 
 
-def test_policies_are_replayed_beside_what_cannot_be_passed(tmp_path):
+def test_policy_bench_compares_every_policy_with_farthest_and_the_bound(tmp_path):
     code, files = run_bench(tmp_path, "--bench", "policy")
     assert code == 0
     (rows,) = files.values()
@@ -179,14 +177,14 @@ def test_policies_are_replayed_beside_what_cannot_be_passed(tmp_path):
     assert {(row["contender"], row["metric"]) for row in judged} == {("cost", "saved_share")}
 
 
-def test_shares_are_drawn_over_memory(tmp_path):
+def test_plot_result_file_of_the_policy_bench_gives_a_png_file(tmp_path):
     pytest.importorskip("matplotlib")
     run_bench(tmp_path, "--bench", "policy")
     (path,) = tmp_path.glob("*.json")
     assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path):
+def test_tune_writes_the_fastest_shape_of_the_blocks_bench_to_the_table(tmp_path):
     pytest.importorskip("triton")
     code, files = run_bench(tmp_path, "--bench", "blocks")
     assert code == 0
@@ -204,7 +202,7 @@ def test_every_block_shape_is_right_and_the_fastest_gets_into_the_table(tmp_path
     assert json.loads(table.read_text()) == shapes
 
 
-def test_a_plot_is_drawn_from_the_file_alone(tmp_path):
+def test_plot_file_with_results_gives_a_png_file_and_an_empty_file_raises(tmp_path):
     pytest.importorskip("matplotlib")
     run_bench(tmp_path, "--bench", "placement")
     (path,) = tmp_path.glob("*.json")
@@ -214,7 +212,7 @@ def test_a_plot_is_drawn_from_the_file_alone(tmp_path):
         plot.plot(path)
 
 
-def test_a_contender_on_the_design_s_device_is_held_to_the_design_s_number(tmp_path):
+def test_compare_with_design_on_an_h100_records_the_deviation_of_a_contender(tmp_path):
     recorder = Recorder("placement", tmp_path, torch.device("cpu"))
     recorder.machine = {**recorder.machine, "device": "NVIDIA H100 80GB HBM3"}
     cases = {case.name: case for case in PLACEMENT_CASES["full"]}
@@ -234,12 +232,12 @@ def test_a_contender_on_the_design_s_device_is_held_to_the_design_s_number(tmp_p
     assert set(published.PUBLISHED_US) <= {"copy", *contenders.CONTENDERS}
 
 
-def test_a_sample_is_the_median_between_its_percentiles():
+def test_sample_of_returns_median_and_20th_and_80th_percentile():
     assert Sample.of([5.0]) == Sample(5.0, 5.0, 5.0)
     assert Sample.of([float(value) for value in range(11)]) == Sample(5.0, 2.0, 8.0)
 
 
-def test_the_design_s_cases_are_registered_with_their_sizes():
+def test_placement_cases_have_the_sizes_of_the_design():
     sizes = {
         case.name: (case.items * case.rows, case.hidden, case.levels) for case in PLACEMENT_CASES["full"]
     }

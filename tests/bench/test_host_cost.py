@@ -1,4 +1,4 @@
-"""What a call costs the host: its Python frames, and the time to issue a placement."""
+"""`frames` counts the Python frames of a call; `host_time` measures the host's time to issue a placement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitcache import Span, content_key
 from vitcache.bench import frames
 
 
-def test_frames_are_those_of_files_of_the_package_alone() -> None:
+def test_count_frames_counts_only_frames_of_the_package() -> None:
     def call() -> None:
         torch.zeros(2).sum()
         content_key(b"feature")
@@ -25,20 +25,20 @@ def test_frames_are_those_of_files_of_the_package_alone() -> None:
     assert not frames.count_frames(lambda: torch.zeros(2).sum())
 
 
-def test_counting_leaves_another_profiler_as_it_was() -> None:
-    def note(*_: object) -> None: ...
+def test_count_frames_call_that_raises_restores_the_previous_profiler() -> None:
+    def previous(*_: object) -> None: ...
 
-    before = sys.getprofile()
-    sys.setprofile(note)
+    profiler_of_test = sys.getprofile()
+    sys.setprofile(previous)
     try:
         with pytest.raises(ValueError, match="start"):
             frames.count_frames(lambda: Span(-1, 1))
-        assert sys.getprofile() is note
+        assert sys.getprofile() is previous
     finally:
-        sys.setprofile(before)
+        sys.setprofile(profiler_of_test)
 
 
-def test_a_step_enters_the_same_files_whatever_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_embed_enters_the_same_files_for_every_number_of_hits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "ITEMS", (1, 2, 8))
     counts = {count.call: count.by_file for count in frames.count_embed()}
     hits = [counts[f"embed, {items} hits"] for items in (1, 2, 8)]
@@ -48,16 +48,16 @@ def test_a_step_enters_the_same_files_whatever_its_items(monkeypatch: pytest.Mon
     assert "pipeline/encoder_runner.py" in misses[0].keys() - hits[0].keys()
 
 
-def test_an_attached_hit_enters_fewer_frames_than_a_miss() -> None:
+def test_count_attach_hit_enters_fewer_frames_than_a_miss() -> None:
     pytest.importorskip("transformers")
     miss, hit = frames.count_attach()
     assert (miss.call, hit.call) == ("attach, 1 missing", "attach, 1 hit")
     assert 0 < hit.by_file.total() < miss.by_file.total()
-    assert hit.by_file.total() <= 140  # with comprehensions, which are frames up to Python 3.11
+    assert hit.by_file.total() <= 140  # in Python 3.11, where comprehensions are frames
     assert hit.by_file["adapters/cached_encoder.py"] > 0
 
 
-def test_host_time_is_measured_with_the_real_binder_and_no_gpu() -> None:
+def test_host_time_without_a_gpu_prints_a_time_of_every_part() -> None:
     pytest.importorskip("triton")
     code = "from vitcache.bench import host_time; host_time.WARM_UP = host_time.REPEATS = 1; host_time.main()"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -1,7 +1,9 @@
-"""`python -m vitcache memory`: a table, and the smallest memory that is enough."""
+"""`python -m vitcache memory` prints a table of sizes and the smallest size that reaches the target."""
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from vitcache import __main__ as command_line
 
-# Eight images of a page each, asked for in turn: with room for seven LRU hits nothing.
+# Eight images of one page each, requested in turn three times: with seven pages or fewer, LRU has no hit.
 ROUNDS = [f'{{"key": "{number}", "tokens": 64, "encode_ms": 10}}' for number in range(8)] * 3
 
 
@@ -21,7 +23,9 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_smallest_memory_that_is_enough_is_named(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_prints_the_smallest_size_that_reaches_the_target(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "100"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "24 images, 8 of them different, 0.2 s of encoding"
@@ -32,14 +36,14 @@ def test_the_smallest_memory_that_is_enough_is_named(trace: Path, capsys: pytest
     assert lines[-1] == f"device_bytes=51200 (50 KiB) {expected}"
 
 
-def test_a_small_share_takes_less(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_smaller_target_needs_fewer_bytes(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--policy", "s3fifo", "--page-rows", "32", "--target", "0.1"]
     assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "100", *options]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert int(last.split()[0].removeprefix("device_bytes=")) < 51_200
 
 
-def test_a_made_up_trace_may_be_named(
+def test_memory_accepts_the_name_of_a_generated_trace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vitcache.bench.traffic.memory.LENGTH", 200)
@@ -47,7 +51,7 @@ def test_a_made_up_trace_may_be_named(
     assert capsys.readouterr().out.startswith("200 images")
 
 
-def test_a_trace_without_a_repeat_has_nothing_to_save(
+def test_memory_trace_without_a_repeat_prints_that_a_cache_saves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "trace.jsonl"
@@ -56,7 +60,7 @@ def test_a_trace_without_a_repeat_has_nothing_to_save(
     assert capsys.readouterr().out.splitlines()[-1].startswith("a cache saves nothing here")
 
 
-def test_a_bad_trace_is_one_line_that_names_the_line(
+def test_memory_wrong_or_missing_trace_prints_one_line_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "trace.jsonl"
@@ -65,7 +69,7 @@ def test_a_bad_trace_is_one_line_that_names_the_line(
     reason = "expected the fields 'key' and 'tokens', got 'key'"
     assert capsys.readouterr().err == f"vitcache memory: {path}, line 2: {reason}\n"
     assert command_line.main(["memory", "--trace", str(tmp_path / "none")]) == 1
-    assert "No such file" in capsys.readouterr().err
+    assert os.strerror(errno.ENOENT) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_a_bad_trace_is_one_line_that_names_the_line(
         (["--page-rows", "many"], "argument --page-rows"),
     ],
 )
-def test_wrong_options_exit_with_2(
+def test_memory_wrong_option_prints_its_name_and_exits_with_2(
     trace: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -85,7 +89,7 @@ def test_wrong_options_exit_with_2(
     assert message in capsys.readouterr().err
 
 
-def test_it_needs_no_torch(trace: Path, tmp_path: Path) -> None:
+def test_memory_does_not_import_torch(trace: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from vitcache.__main__ import main; "
         f"code = main(['memory', '--trace', {str(trace)!r}]); print('torch' in sys.modules, code)"

@@ -1,4 +1,4 @@
-"""What a cache would have done: as the cache itself does, between knowing the future and a bound."""
+"""The simulation has the cache's hits, and `bound` is above every policy and above `simulate_farthest`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ traces = st.lists(
 )
 
 
-# Several entries make room at once: what "s3fifo" does later depends on which it sees go first.
+# Several entries are evicted at once. Later evictions of "s3fifo" depend on their order.
 SEVERAL_VICTIMS = [image(number, SIZES[number], 1.0 + number) for number in (0, 1, 3, 3, 0, 1, 2, 4, 0)]
 
 
@@ -31,7 +31,7 @@ SEVERAL_VICTIMS = [image(number, SIZES[number], 1.0 + number) for number in (0, 
 @settings(deadline=None)
 @example(trace=SEVERAL_VICTIMS, device_pages=5, host_pages=0)
 @given(trace=traces, device_pages=st.integers(1, 8), host_pages=st.integers(0, 4))
-def test_it_does_what_the_cache_does(
+def test_simulate_random_trace_has_the_hits_of_the_cache(
     policy: str, trace: list[Access], device_pages: int, host_pages: int
 ) -> None:
     cache = make_cache(device_pages, host_pages, width=WIDTH, page_rows=PAGE_ROWS, policy=policy)
@@ -41,7 +41,7 @@ def test_it_does_what_the_cache_does(
             cache.put(key, torch.zeros(num_rows, WIDTH), encode_ms=encode_ms)
         else:
             lease.release()
-            cache.check_integrity()  # which takes the release back
+            cache.check_integrity()  # settles the released lease
     outcome = simulate(trace, policy, device_pages, host_pages, page_rows=PAGE_ROWS)
     assert (outcome.accesses, outcome.hits) == (len(trace), cache.stats().hits)
     assert (outcome.written_pages > 0) == (cache.stats().demotions > 0)
@@ -50,34 +50,37 @@ def test_it_does_what_the_cache_does(
 
 @settings(deadline=None)
 @given(trace=traces, pages=st.integers(1, 12))
-def test_nothing_passes_the_bound(trace: list[Access], pages: int) -> None:
-    most = bound(trace, pages, page_rows=PAGE_ROWS)
-    others = [simulate(trace, policy, pages, page_rows=PAGE_ROWS) for policy in POLICIES]
-    for outcome in [*others, simulate_farthest(trace, pages, page_rows=PAGE_ROWS)]:
-        assert outcome.hits <= most.hits + 1e-9
-        assert outcome.saved_ms <= most.saved_ms + 1e-9
-        assert outcome.encode_ms == most.encode_ms
+def test_bound_is_not_exceeded_by_a_policy_or_by_farthest(trace: list[Access], pages: int) -> None:
+    limit = bound(trace, pages, page_rows=PAGE_ROWS)
+    outcomes = [simulate(trace, policy, pages, page_rows=PAGE_ROWS) for policy in POLICIES]
+    for outcome in [*outcomes, simulate_farthest(trace, pages, page_rows=PAGE_ROWS)]:
+        assert outcome.hits <= limit.hits + 1e-9
+        assert outcome.saved_ms <= limit.saved_ms + 1e-9
+        assert outcome.encode_ms == limit.encode_ms
 
 
 @settings(deadline=None)
 @given(numbers=st.lists(st.integers(0, 4), max_size=14), pages=st.integers(1, 3))
-def test_who_knows_the_future_hits_most_if_all_are_of_one_size(numbers: list[int], pages: int) -> None:
+def test_simulate_farthest_items_of_one_size_has_the_most_possible_hits(
+    numbers: list[int], pages: int
+) -> None:
     @cache
-    def best(now: int, here: frozenset[int]) -> int:
+    def most_hits(now: int, cached: frozenset[int]) -> int:
         if now == len(numbers):
             return 0
-        if numbers[now] in here:
-            return 1 + best(now + 1, here)
-        let_in = here | {numbers[now]}
-        choices = [here, *(let_in - {victim} for victim in here)] if len(here) == pages else [here, let_in]
-        return max(best(now + 1, choice) for choice in choices)
+        if numbers[now] in cached:
+            return 1 + most_hits(now + 1, cached)
+        inserted = cached | {numbers[now]}
+        is_full = len(cached) == pages
+        choices = [cached, *(inserted - {victim} for victim in cached)] if is_full else [cached, inserted]
+        return max(most_hits(now + 1, choice) for choice in choices)
 
     trace = [image(number, 1) for number in numbers]
-    assert simulate_farthest(trace, pages).hits == best(0, frozenset())
+    assert simulate_farthest(trace, pages).hits == most_hits(0, frozenset())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_with_room_for_all_every_repeat_is_a_hit(policy: str) -> None:
+def test_simulate_as_many_pages_as_the_footprint_every_repeat_hits(policy: str) -> None:
     trace = make_trace("mixed", 500)
     pages = footprint(trace)
     repeats = len(trace) - len({access.key for access in trace})
@@ -86,17 +89,17 @@ def test_with_room_for_all_every_repeat_is_a_hit(policy: str) -> None:
         assert outcome.hit_share == repeats / len(trace)
 
 
-def test_what_does_not_fit_is_not_let_in() -> None:
+def test_simulate_item_larger_than_the_tier_is_not_inserted() -> None:
     trace = [image("small", 1), image("large", 1000), image("small", 1), image("large", 1000)]
     assert simulate(trace, "lru", 3).hits == simulate_farthest(trace, 3).hits == bound(trace, 3).hits == 1
 
 
-def test_nothing_asked_for_is_nothing_saved() -> None:
+def test_simulate_empty_trace_has_shares_of_zero() -> None:
     for outcome in (simulate([], "lru", 1), simulate_farthest([], 1), bound([], 1)):
         assert (outcome.hit_share, outcome.saved_share, outcome.written_share) == (0, 0, 0)
 
 
-def test_lru_saves_more_with_more_memory() -> None:
-    trace = make_trace("agents", 2000)  # of three sizes
+def test_simulate_lru_larger_tier_saves_no_less() -> None:
+    trace = make_trace("agents", 2000)  # images of three sizes
     shares = [simulate(trace, "lru", 1 << power).saved_share for power in range(6, 15)]
     assert all(less <= more for less, more in pairwise(shares))

@@ -1,4 +1,4 @@
-"""A user's own trace, and what is said about one that is wrong."""
+"""`load_trace` reads a user's trace, and names the line and the reason if a line is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write(directory: Path, *lines: str) -> Path:
     return path
 
 
-def test_lines_become_accesses(tmp_path: Path) -> None:
+def test_load_trace_returns_one_access_per_line(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         '{"key": "a", "tokens": 405, "encode_ms": 12}',
@@ -55,13 +55,15 @@ def test_lines_become_accesses(tmp_path: Path) -> None:
         ('{"key": "a", "tokens": 6}', "'a' has 6 tokens, expected 5 as in line 1"),
     ],
 )
-def test_a_bad_line_is_named_with_the_reason(tmp_path: Path, line: str, reason: str) -> None:
+def test_load_trace_wrong_line_raises_with_its_number_and_the_reason(
+    tmp_path: Path, line: str, reason: str
+) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_bytes(b'{"key": "a", "tokens": 5}\n\n' + line.encode(errors="surrogateescape") + b"\n")
     with pytest.raises(ValueError, match=rf"trace\.jsonl, line 3: {reason}"):
         load_trace(path)
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+def test_load_trace_file_without_lines_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one line, got none"):
         load_trace(write(tmp_path, "", ""))

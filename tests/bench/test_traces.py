@@ -1,4 +1,4 @@
-"""Made-up traces: the same for the same seed, and with the sizes and repeats that they say."""
+"""Generated traces: the same seed gives the same trace; sizes and repeats are as documented."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitcache.bench.traffic.traces import (
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_a_trace_is_made_of_its_arguments_alone(name: str) -> None:
+def test_make_trace_same_arguments_give_the_same_trace(name: str) -> None:
     trace = make_trace(name, 400)
     assert len(trace) == 400
     assert trace == make_trace(name, 400)
@@ -27,7 +27,7 @@ def test_a_trace_is_made_of_its_arguments_alone(name: str) -> None:
     assert len({access.key for access in trace}) == len(set(trace))  # one size per key
 
 
-def test_sizes_have_the_published_median_and_95th_percentile() -> None:
+def test_new_image_sizes_have_the_published_median_and_95th_percentile() -> None:
     traffic = Traffic(0)
     sizes = [traffic.new_image().num_rows for _ in range(20_000)]
     twentieths = statistics.quantiles(sizes, n=20)
@@ -35,12 +35,12 @@ def test_sizes_have_the_published_median_and_95th_percentile() -> None:
     assert twentieths[18] == pytest.approx(P95_TOKENS, rel=0.03)
 
 
-def test_encoding_takes_what_was_measured() -> None:
+def test_encode_ms_of_screenshots_is_the_measured_time() -> None:
     assert [round(encode_ms(num_rows)) for num_rows in SCREEN_TOKENS] == [27, 61, 137]
     assert encode_ms(1) == 27
 
 
-def test_images_repeat_where_the_traffic_says_so() -> None:
+def test_make_trace_share_of_new_images_fits_the_traffic() -> None:
     different = {name: len(set(make_trace(name, 5000))) / 5000 for name in TRACES}
     assert different["crawl"] > 0.7
     assert different["agents"] == pytest.approx(0.25, abs=0.06)  # the last five of twenty
