@@ -69,7 +69,9 @@ class Tier:
         first victim first, else of its last victim first; policies learn from that order.
         """
         victims = self._victims(pages - self.num_free)
-        to_demote = [(victim, self._pages[victim]) for victim in victims if self._policy.is_worth_copy(victim)]
+        to_demote = [
+            (victim, self._pages[victim]) for victim in victims if self._policy.is_worth_copy(victim)
+        ]
         for victim in reversed(victims) if in_policy_order else victims:
             self._policy.evict(victim)
             self.num_free += self._pages.pop(victim)
