@@ -46,8 +46,8 @@ def test_budget_of_the_default_cache_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 64}, "holds rows of 64 torch.float32, but .* has rows of 96 torch.float32"),
-        ({"dtype": torch.bfloat16}, "holds rows of 96 torch.bfloat16, but .* has rows of 96 torch.float32"),
+        ({"width": 64}, "must have rows of 96 torch.float32 .*, got rows of 64 torch.float32"),
+        ({"dtype": torch.bfloat16}, "must have rows of 96 torch.float32 .*, got rows of 96 torch.bfloat16"),
     ],
 )
 def test_cache_for_other_rows_is_refused(options: Call, message: str) -> None:
@@ -73,13 +73,13 @@ def test_family_that_is_not_known_is_refused() -> None:
             return pixel_values
 
     with pytest.raises(
-        TypeError, match=r"SomeModel \(model type 'some_vl'\) .* these can: qwen2_5_vl, .*gemma3"
+        TypeError, match=r"SomeModel \(model type 'some_vl'\) .* model types that can: qwen2_5_vl, .*gemma3"
     ):
         attach(SomeModel())
 
 
 def test_namespace_must_be_str() -> None:
-    with pytest.raises(TypeError, match="namespace must be str, it is bytes"):
+    with pytest.raises(TypeError, match="namespace must be str, got bytes"):
         attach(GEMMA.model(), namespace=b"weights")  # type: ignore[arg-type]
 
 
@@ -87,7 +87,7 @@ def test_second_attach_is_refused_until_detach() -> None:
     model = GEMMA.model()
     attachment = attach(model)
     for again in (model, model.model):
-        with pytest.raises(RuntimeError, match="already attached, detach it first"):
+        with pytest.raises(RuntimeError, match=r"is attached already: call Attachment\.detach\(\) first"):
             attach(again)
     attachment.detach()
     attach(model)

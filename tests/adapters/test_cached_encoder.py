@@ -310,11 +310,11 @@ def test_encode_that_raises_leaves_the_others_cached() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda features: (*features, *features), "returned features of 2 items for a call with 1 item"),
-        (lambda features: (), "returned features of 0 items for a call with 1 item"),
+        (lambda features: (*features, *features), "returned features of 2 items, expected 1"),
+        (lambda features: (), "returned features of 0 items, expected 1"),
         (
             lambda features: tuple(item[:, :-1] for item in features),
-            r"rows of 95 torch.float32, but the cache holds rows of 96 torch.float32: detach",
+            r"rows of 95 torch.float32, but the cache expects rows of 96 torch.float32: detach",
         ),
     ],
     ids=["two", "none", "narrow"],

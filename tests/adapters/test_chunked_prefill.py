@@ -195,11 +195,11 @@ def test_a_failed_item_is_named_and_the_chunks_before_it_are_kept() -> None:
     prompt, items = chat.prompt(0, 1)
 
     def fail() -> Any:
-        raise OSError("no such file")
+        raise OSError("the file is missing")
 
     broken = Item(fail, items[1].spans, key=KEYS[7], **items[1].encoder_kwargs)
     with pytest.raises(
-        RuntimeError, match="item 1: 6 rows were expected, there are none: no such file"
+        RuntimeError, match="item 1: expected 6 rows, got none: the file is missing"
     ) as caught:
         chat.prefill(prompt["input_ids"], [items[0], broken])
     assert isinstance(caught.value.__cause__, OSError)
@@ -218,7 +218,7 @@ def test_a_wrong_number_of_rows_is_told_with_both_numbers() -> None:
     driver = ChunkedPrefill(model, VisionPipeline(encode, make_cache(500, width=QWEN3.row_width)))
     prompt = QWEN3.prompt(model, 0)
     items = image_items(model, prompt["input_ids"], prompt["pixel_values"], prompt["image_grid_thw"])
-    with pytest.raises(RuntimeError, match="item 0: 4 rows were expected, there are 3"):
+    with pytest.raises(RuntimeError, match="item 0: expected 4 rows, got 3"):
         driver.prefill(prompt["input_ids"], items)
 
 
@@ -321,7 +321,7 @@ def test_a_prompt_that_another_one_interrupted_does_not_go_on() -> None:
     interrupted = chat.driver.chunks(prompt["input_ids"], items)
     next(interrupted)
     chat.prefill(torch.arange(50, 60), [])
-    with pytest.raises(RuntimeError, match=r"chunk at token 8 was to follow, .* the KV cache has 10 tokens"):
+    with pytest.raises(RuntimeError, match=r"next chunk begins at token 8, .* the KV cache has 10 tokens"):
         next(interrupted)
     chat.assert_prefills(prompt, items)
 
@@ -332,7 +332,7 @@ def test_not_even_where_the_other_one_is_as_long_as_it_was_then() -> None:
     next(interrupted)
     chat.prefill(torch.arange(50, 58), [])
     assert chat.driver.num_cached == 8
-    with pytest.raises(RuntimeError, match="another prompt was run meanwhile, or the conversation reset"):
+    with pytest.raises(RuntimeError, match=r"another prompt was run or reset\(\) was called"):
         next(interrupted)
 
 
@@ -390,25 +390,25 @@ def test_two_conversations_share_a_model_and_a_pipeline() -> None:
 GRID = {"grid_thw": [1, 4, 4]}
 MISTAKES = [
     ("the prompt has no tokens", [], []),
-    (r"token 1 is a placeholder \(id 90\) that no item covers, one of 1", [1, IMAGE], []),
+    (r"token 1 is a placeholder \(id 90\), but no item covers it; .*: 1$", [1, IMAGE], []),
     (rf"token 0 is a placeholder \(id {VIDEO}\)", [VIDEO, 5], []),
     ("item 0 has no grid_thw", [1, 2, 3], [Item(None, Span(0, 2))]),
-    ("spans of item 0 have 3 tokens, its grid .* asks for 4", [1] * 9, [Item(None, Span(0, 3), **GRID)]),
+    ("spans of item 0 must cover 4 tokens, .* got 3", [1] * 9, [Item(None, Span(0, 3), **GRID)]),
     ("item 0 ends at token 12, the prompt has 9", [1] * 9, [Item(None, Span(8, 4), **GRID)]),
-    (r"input_ids has shape \(2, 1\), one prompt has \(tokens,\) or \(1, tokens\)", [[1], [2]], []),
-    ("its grid .* asks for 2", [1] * 9, [Item(None, Span(0, 3), grid_thw=[1, 3, 4])]),
+    (r"input_ids must have shape \(tokens,\) or \(1, tokens\), got \(2, 1\)", [[1], [2]], []),
+    ("must cover 2 tokens, as its grid is .*, got 3", [1] * 9, [Item(None, Span(0, 3), grid_thw=[1, 3, 4])]),
     (
-        r"item 0 has grid_thw tensor\(.*\), it must be a list of three ints",
+        r"grid_thw of item 0 must be a list of three ints, got tensor\(.*\)",
         [1] * 9,
         [Item(None, Span(0, 4), grid_thw=torch.tensor([1, 4, 4]))],
     ),
     (
-        "item 0 is no run of tokens: it begins at token 1, and its row 2 is at token 4",
+        "item 0 must be one run that begins at token 1: expected row 2 at token 3, got token 4",
         [1] * 9,
         [Item(None, [Span(1, 2), Span(4, 2, 2)], **GRID)],
     ),
     (
-        "item 1 ends at token 4 and item 0 begins at 4: there must be a token between two images",
+        "item 1 ends at token 4 and item 0 begins at token 4: expected a token between two images",
         [1] * 9,
         [Item(None, Span(4, 4), **GRID), Item(None, Span(0, 4), **GRID)],
     ),
@@ -433,9 +433,9 @@ def test_chunk_tokens_must_be_positive() -> None:
 
 def test_a_model_without_a_head_and_a_prompt_that_is_no_tensor_are_refused() -> None:
     chat = Chat()
-    with pytest.raises(TypeError, match="Qwen3VLModel has no head that gives logits"):
+    with pytest.raises(TypeError, match="Qwen3VLModel has no head, which computes the logits"):
         ChunkedPrefill(chat.model.model, chat.pipeline)
-    with pytest.raises(TypeError, match="input_ids must be a tensor, it is list"):
+    with pytest.raises(TypeError, match="input_ids must be a tensor, got list"):
         chat.prefill([[1, 2]], [])
 
 
@@ -458,11 +458,11 @@ def test_families_without_grids_are_refused(name: str) -> None:
 def test_items_and_keys_must_agree_with_the_prompt() -> None:
     chat = Chat()
     prompt, _ = chat.prompt(0, 1)
-    with pytest.raises(ValueError, match="there are 1 keys for 2 images"):
+    with pytest.raises(ValueError, match="keys must have one key per image: expected 2, got 1"):
         chat.items(prompt, keys=KEYS[:1])
     with pytest.raises(ValueError, match="the prompt has 4 tokens with id 90, the 2 items have 10 rows"):
         chat.items({**prompt, "input_ids": prompt["input_ids"][:, :8]})
-    with pytest.raises(TypeError, match="image_grid_thw must be a tensor, it is list"):
+    with pytest.raises(TypeError, match="image_grid_thw must be a tensor, got list"):
         chat.items({**prompt, "image_grid_thw": [[1, 4, 4]]})
 
 

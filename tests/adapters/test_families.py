@@ -173,22 +173,22 @@ def test_pixels_of_another_dtype_are_other_pixels(family: TinyFamily) -> None:
         (
             "qwen3_vl",
             {"image_grid_thw": torch.tensor([[1, 4, 2]])},
-            "holds 16 patches, but image_grid_thw asks for 8",
+            "must have 8 patches for this image_grid_thw, got 16",
         ),
         (
             "llava_onevision",
             {"image_sizes": torch.tensor([[8, 8]] * 2)},
-            "holds 1 images, but image_sizes asks for 2",
+            "must have 2 images for this image_sizes, got 1",
         ),
         (
             "llava_onevision",
             {"batch_num_images": [3]},
-            "image_sizes holds 1 sizes, but batch_num_images asks for 3",
+            "image_sizes must have 3 sizes for this batch_num_images, got 1",
         ),
         (
             "llava_onevision",
             {"pixel_values": torch.zeros(3, 3, 8, 8)},
-            "holds 3 tiles, but image_sizes asks for 2",
+            "must have 2 tiles for this image_sizes, got 3",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_package_that_is_missing_is_told_apart_and_no_error(monkeypatch: pytes
 
 
 def test_what_is_no_processor_is_an_error() -> None:
-    with pytest.raises(TypeError, match="a processor has to_json_string, object has not"):
+    with pytest.raises(TypeError, match="processor must have a method to_json_string, object has none"):
         processor_fingerprint(object())
 
 

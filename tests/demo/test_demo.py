@@ -244,7 +244,9 @@ def test_books_that_disagree_with_the_tower_end_the_run(
     tower = getattr(sides, side).model.model.visual
     with torch.no_grad():
         tower(pictures[0].pixel_values, grid_thw=pictures[0].grid_thw)
-    with pytest.raises(RuntimeError, match="1 images were counted as encoded, the vision tower ran on 2"):
+    with pytest.raises(
+        RuntimeError, match="expected 1 images in the vision tower, as counted by the caller, got 2"
+    ):
         measure(sides, pictures[:1])
 
 
@@ -255,7 +257,7 @@ def test_pixels_that_attach_moves_are_held_against_those_of_the_tower(
     monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
     size = pictures[0].pixel_values.nbytes
     with pytest.raises(
-        RuntimeError, match=f"attach moved {size} bytes of pixels, its tower was given {size}"
+        RuntimeError, match=f"attach counted {size} bytes of moved pixels, its vision tower got {size}"
     ):
         measure(sides, pictures[:1])
 
@@ -286,7 +288,7 @@ def test_photographs_are_distinct_to_the_last_one() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, MAX_PHOTOS + 1])
 def test_more_photographs_than_there_are_is_an_error(count: int) -> None:
-    with pytest.raises(ValueError, match=f"from 1 to {MAX_PHOTOS} photographs to be had, not {count}"):
+    with pytest.raises(ValueError, match=f"from 1 to {MAX_PHOTOS}, the number of photographs, got {count}"):
         load_photos(count)
 
 
@@ -324,7 +326,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_turns_outside_the_range_are_refused(capsys: pytest.CaptureFixture[str], turns: int) -> None:
     line = refused(capsys, f"--turns={turns}")
     assert f"--turns must be from 1 to {MAX_PHOTOS}" in line
-    assert line.endswith(f"it is {turns}")
+    assert line.endswith(f"got {turns}")
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
@@ -333,10 +335,10 @@ def test_a_path_that_cannot_be_written_is_refused(
 ) -> None:
     pytest.importorskip("matplotlib")
     missing = tmp_path / "missing" / "file"
-    assert f"{option} {missing}: there is no directory {missing.parent}" in refused(
+    assert f"{option} {missing}: the directory {missing.parent} does not exist" in refused(
         capsys, option, str(missing)
     )
-    assert f"{option} {tmp_path}: is a directory" in refused(capsys, option, str(tmp_path))
+    assert f"{option} must be a file, {tmp_path} is a directory" in refused(capsys, option, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -352,7 +354,7 @@ def test_one_file_for_both_outputs_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = refused(capsys, "--json", str(tmp_path / "x"), "--plot", "x")
-    assert f"--json and --plot are the same file, {tmp_path / 'x'}" in line
+    assert f"--json and --plot must be different files, both are {tmp_path / 'x'}" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -380,7 +382,7 @@ def test_8b_without_a_gpu_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "--size 8b needs a CUDA GPU and there is none" in refused(capsys, "--size", "8b")
+    assert "--size 8b needs a CUDA GPU, found no GPU" in refused(capsys, "--size", "8b")
 
 
 def test_missing_packages_are_named_together_with_the_cure(

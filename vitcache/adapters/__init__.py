@@ -1,1 +1,1 @@
-"""Adapters that put the cache under other libraries' models."""
+"""Adapters that connect the cache to other libraries: transformers, torch.distributed and Prometheus."""

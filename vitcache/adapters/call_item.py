@@ -1,4 +1,4 @@
-"""One item of a call: its key, where its rows are, and its pixels on their way to the tower."""
+"""`CallItem`: one item of a call, with its key, its rows, and the copies of its pixels to the tower."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from vitcache.ring.ticket import Ticket
 
 
 class CallItem:
-    """What a call wants of one item; `look_up` finds its rows or claims them.
+    """One item of a call; `look_up` leases its rows or claims its key.
 
     Attributes
     ----------
     key, num_rows, rows, claim, error
-        As in `vitcache.pipeline.lookup.LookupItem`. How many rows the tower gives is not known before.
+        As in `vitcache.pipeline.lookup.LookupItem`, with ``num_rows=None``: the tower's output shows the number.
     call
-        The arguments that make the stock method encode it.
+        The arguments for which the stock method encodes this item alone.
     moved
-        Those that are tensors, on the tower's device or on their way there, until they were taken.
+        The tensors among them that are copied, or being copied, to the tower's device. Emptied by
+        `take_arguments`.
     """
 
     __slots__ = ("_tickets", "call", "claim", "error", "key", "moved", "num_rows", "rows")
@@ -39,7 +40,7 @@ class CallItem:
         self._tickets: list[Ticket] = []
 
     def start(self, mover: FeatureMover) -> None:
-        """Begin to move what the tower reads: all of it, or nothing if that raises."""
+        """Queue a copy of every tensor argument to the tower's device. If one raises, `moved` stays empty."""
         started: dict[str, MovedFeature] = {}
         for name, value in self.call.arguments.items():
             if isinstance(value, Tensor):
@@ -49,11 +50,14 @@ class CallItem:
         self.moved = started
 
     def take_arguments(self) -> dict[str, Any]:
-        """Return the arguments, ordered behind what was moved for them, which is not kept here any more."""
+        """Return the arguments with the copied tensors in them, and keep no reference to the copies.
+
+        The current stream waits for the copies.
+        """
         moved, self.moved = self.moved, {}
-        return {**self.call.arguments, **{name: one.ready() for name, one in moved.items()}}
+        return {**self.call.arguments, **{name: copied.ready() for name, copied in moved.items()}}
 
     def wait_until_read(self) -> None:
-        """Wait on the host until the pixels may change: for the ring's threads, not for the device."""
+        """Wait on the host until the ring's threads have read the pixels. The device is not waited for."""
         while self._tickets:
             self._tickets.pop().wait_source_read()

@@ -1,4 +1,4 @@
-"""Chunked prefill of a transformers model: `inputs_embeds` from a pipeline, the KV cache kept."""
+"""Chunked prefill of a transformers model: a pipeline builds `inputs_embeds`, the KV cache is reused."""
 
 from __future__ import annotations
 
@@ -20,42 +20,60 @@ from vitcache.pipeline.vision_pipeline import VisionPipeline
 
 
 class ChunkedPrefill:
-    """Runs the prompts of one conversation through a model in chunks, and keeps its KV cache between them.
+    """Runs the prompts of one conversation through a model in chunks, and reuses its KV cache between them.
 
-    A prompt that begins with what is in the KV cache, the same tokens and the same images, is prefilled from
-    there on only. So a chat costs its new turn, and a decoded token is a prompt with one token more. While
-    the language model runs on one chunk, the features of the next are hashed and moved to the device.
+    The KV cache keeps the tokens and images that a prompt has in common with the prompt before it; only the
+    rest is prefilled. So each turn of a chat prefills its new tokens only. To decode, append the new token
+    and prefill again: that runs one token. While the language model runs on one chunk, the features of the
+    next chunk are hashed and copied to the device.
 
     Parameters
     ----------
     model
         A Qwen2.5-VL or Qwen3-VL with its head, in eval mode, all of it on one device.
     pipeline
-        What builds `inputs_embeds` and the deepstack levels, such as from `vision_pipeline`.
+        Builds `inputs_embeds` and the deepstack levels. `vision_pipeline` makes one.
     chunk_tokens
-        Tokens of a chunk, the last one of a prompt excepted: bounds the memory of a step.
+        Tokens per chunk; the last chunk of a prompt may be shorter. Bounds the memory of a step.
     encode_ahead
-        Encode the images of the next chunk behind this one's language model, too. A GPU that a prefill keeps
-        busy gains nothing by it (the design's measurements on an H100); one that has room may.
+        Also encode the images of the next chunk while the language model runs on this one. This gains nothing
+        on a GPU that the prefill keeps busy (the design's measurements on an H100). It may gain time on a GPU
+        with idle capacity.
 
     Attributes
     ----------
     kv
         The `DynamicCache` of the language model.
     num_cached
-        Tokens that are in it, of the beginning of the last prompt.
+        Number of tokens of the last prompt that are in `kv`, counted from its beginning.
 
     Raises
     ------
     TypeError
-        If the model is of another family or has no head, or `chunk_tokens` is no int.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL, if it has no head, or if `chunk_tokens` is not an int.
     ValueError
-        If `chunk_tokens` is not at least 1.
+        If `chunk_tokens` is less than 1.
 
     Notes
     -----
-    One conversation, one thread at a time; any number of them may share a model and a pipeline. Work goes to
-    the current stream. Gradients end here. After the weights changed call `reset`.
+    An object is for one conversation and for one thread at a time. Any number of objects may share a model
+    and a pipeline. Work is queued on the current stream. No gradients are computed. After the weights
+    changed, call `reset`.
+
+    Examples
+    --------
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
+    are one image.
+
+    >>> from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_pipeline
+    >>> driver = ChunkedPrefill(model, vision_pipeline(model), chunk_tokens=8)
+    >>> input_ids = inputs["input_ids"]
+    >>> items = image_items(model, input_ids, inputs["pixel_values"], inputs["image_grid_thw"])
+    >>> [hidden.shape[1] for hidden in driver.chunks(input_ids, items)]
+    [8, 3]
+    >>> logits = driver.prefill(input_ids, items)  # the KV cache has all tokens: only the last one is run
+    >>> driver.num_cached
+    11
     """
 
     def __init__(
@@ -69,14 +87,14 @@ class ChunkedPrefill:
         self._base, _ = find_grid_family(model)
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
         if self._head is None:
-            raise TypeError(f"{type(model).__name__} has no head that gives logits")
+            raise TypeError(f"{type(model).__name__} has no head, which computes the logits")
         self._pipeline = pipeline
         self._chunk_tokens = to_int("chunk_tokens", chunk_tokens, 1)
         self._encode_ahead = encode_ahead
         self.reset()
 
     def reset(self) -> None:
-        """Begin another conversation: forget the KV cache."""
+        """Empty the KV cache, to begin another conversation or after the weights changed."""
         from transformers import DynamicCache
 
         self.kv = DynamicCache(config=self._base.config.get_text_config())
@@ -84,7 +102,7 @@ class ChunkedPrefill:
         self._prompt: Prompt | None = None
 
     def prefill(self, input_ids: Tensor, items: Sequence[Item]) -> Tensor:
-        """Run a prompt; return the logits ``(1, vocabulary)`` of its last token. Else as `chunks`."""
+        """Run a prompt as `chunks` does; return the logits ``(1, vocabulary)`` of its last token."""
         for hidden in self.chunks(input_ids, items):
             last = hidden[:, -1]
         with torch.no_grad():
@@ -92,69 +110,72 @@ class ChunkedPrefill:
         return logits
 
     def chunks(self, input_ids: Tensor, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Run a prompt; yield per chunk what the last layer of the language model gives.
+        """Run a prompt chunk by chunk; yield the hidden states of the language model's last layer.
 
         Parameters
         ----------
         input_ids
-            The whole prompt, ``(T,)`` or ``(1, T)``, best on the CPU: a CUDA tensor is waited for. What
-            stands at the tokens of images does not matter.
+            Token ids of the whole prompt, ints, ``(T,)`` or ``(1, T)``. Pass a CPU tensor: for a CUDA tensor
+            the host waits. Ids at the tokens of images may be any ints. Keep them the same in every turn: the
+            KV cache is reused up to the first id that differs.
         items
-            Its images, each with its `grid_thw`, such as from `image_items`. Best the same objects in every
-            turn, or ones with keys: else what may be in the KV cache is hashed, to know whether it is.
+            The images of the prompt, each with its `grid_thw`, such as from `image_items`. Pass the same
+            objects in every turn, or items with keys: the features of other items are hashed to find out
+            whether the KV cache has them.
 
         Yields
         ------
         Tensor
-            Hidden states ``(1, tokens of the chunk, hidden)``, of all tokens of the prompt but those that
-            the KV cache had. If it had them all, the last one is run again.
+            Hidden states ``(1, tokens of the chunk, hidden)``. Tokens that are in the KV cache are skipped;
+            if all are, the last token is run again.
 
         Raises
         ------
         ValueError
-            If there are no tokens, more than one prompt, or a placeholder has no item; if an item has no
-            grid, is no run of as many tokens as its grid asks for, reaches beyond the prompt, or follows
-            another without a token between them.
+            If `input_ids` has no tokens, more than one prompt, or a placeholder that no item covers. If an
+            item has no `grid_thw` of three ints, or its tokens are not one run of the length that its grid
+            asks for, or end behind the prompt, or touch the tokens of another item.
         TypeError
-            If `input_ids` is no tensor of ints, or an item no `Item`.
+            If `input_ids` is not a tensor of ints, or an item is not an `Item`.
         RuntimeError
-            If rows of an item are missing, from what was raised by its load or encode: the chunks before it
-            stay in the KV cache. If another prompt was run between two chunks of this one, or `reset` called.
+            If the load or the encode of an item failed, or gave another number of rows than expected; its
+            `__cause__` is the original exception. The chunks before it stay in the KV cache. If another
+            prompt was run, or `reset` was called, between two chunks of this prompt.
         """
         prompt = Prompt(self._base, input_ids, items, self._pipeline.key)
         self._keep_common_prefix(prompt)
         starts = range(self.num_cached, len(prompt), self._chunk_tokens)
-        ahead: Prefetch | None = None
+        prefetch: Prefetch | None = None
         try:
             for start in starts:
                 embedded = self._embed(prompt, start)
-                if ahead is not None:
-                    self._pipeline.cancel(ahead)  # what it has not done yet would come too late
-                    ahead = None
+                if prefetch is not None:
+                    self._pipeline.cancel(prefetch)  # its chunk is embedded: the rest of its work is useless
+                    prefetch = None
                 if start != starts[-1]:
                     chunk = self._window(prompt, start + self._chunk_tokens)
-                    ahead = self._pipeline.prefetch([chunk], encode=self._encode_ahead)
+                    prefetch = self._pipeline.prefetch([chunk], encode=self._encode_ahead)
                 yield self._run(prompt, start, *embedded)
         finally:
-            if ahead is not None:
-                self._pipeline.cancel(ahead)
+            if prefetch is not None:
+                self._pipeline.cancel(prefetch)
 
     def _keep_common_prefix(self, prompt: Prompt) -> None:
-        """Cut off the KV cache what another prompt does not begin with, or its last token."""
+        """Cut the KV cache to the tokens that `prompt` begins with, at most all but its last token."""
         common = 0
         if self._prompt is not None:
             common = self._prompt.common_prefix(prompt, min(self.num_cached, len(prompt) - 1))
         if common == 0:
             self.reset()
         else:
-            # Whoever decoded with it may have left more there than this driver did.
+            # The caller may have decoded with `kv`, so that it has more than `num_cached` tokens.
             self.kv.crop(common - self.kv.get_seq_length())
             self.num_cached = common
         self._prompt = prompt
 
     @torch.no_grad()
     def _embed(self, prompt: Prompt, start: int) -> tuple[Tensor, Tensor | None]:
-        """Return `inputs_embeds` of a chunk and, where the model has them, its deepstack levels."""
+        """Return `inputs_embeds` of a chunk, and its deepstack levels if the model has any."""
         chunk = self._window(prompt, start)
         weight = self._base.get_input_embeddings().weight
         levels = num_levels(self._base.config)
@@ -167,11 +188,11 @@ class ChunkedPrefill:
 
     @torch.no_grad()
     def _run(self, prompt: Prompt, start: int, inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
-        """Run the language model on a chunk, which is in the KV cache then."""
+        """Run the language model on a chunk, which adds its tokens to the KV cache."""
         if self._prompt is not prompt or self.num_cached != start:
             raise RuntimeError(
-                f"the chunk at token {start} was to follow, but another prompt was run meanwhile, or the "
-                f"conversation reset: the KV cache has {self.num_cached} tokens"
+                f"the next chunk begins at token {start}, but another prompt was run or reset() was called "
+                f"since the last chunk: the KV cache has {self.num_cached} tokens"
             )
         stop = start + len(inputs_embeds)
         first, last = np.searchsorted(prompt.image_tokens, (start, stop))
@@ -189,7 +210,7 @@ class ChunkedPrefill:
                 **visual,
             )
         except BaseException:
-            self.reset()  # some layers may have the chunk, and others not
+            self.reset()  # some layers may have added the chunk to it, and other layers not
             raise
         self.num_cached = stop
         hidden: Tensor = output.last_hidden_state
@@ -202,5 +223,5 @@ class ChunkedPrefill:
 def _describe(errors: Sequence[ItemError]) -> str:
     first = errors[0]
     found = "none" if first.found is None else first.found
-    others = f", and {len(errors) - 1} more failed" if len(errors) > 1 else ""
-    return f"item {first.item}: {first.expected} rows were expected, there are {found}: {first.cause}{others}"
+    rest = f"; {len(errors) - 1} more failed" if len(errors) > 1 else ""
+    return f"item {first.item}: expected {first.expected} rows, got {found}: {first.cause}{rest}"

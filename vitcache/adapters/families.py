@@ -1,4 +1,4 @@
-"""How a model family's calls break into items: the pixels and arguments that encode one image or video."""
+"""How the call of a model family is split into items: the arguments that encode one image or video."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 class ItemCall:
     """One item of a call.
 
-    `arguments` make the stock method encode this item alone; the first of them is its pixels, a view of the
-    call's. `identity` is what else of them the key must hold, as plain numbers.
+    With `arguments` the stock method encodes this item alone. The first argument is the item's pixels, a view
+    of the call's pixels. `identity` has the other arguments that the key depends on, as plain numbers.
     """
 
     arguments: dict[str, Any]
@@ -29,11 +29,11 @@ class ItemCall:
 
 
 Split = Callable[[Any, dict[str, Any]], list[ItemCall] | None]
-"""(config, arguments in the order of the stock signature) -> items; None: the stock method is to judge."""
+"""(config, arguments in the order of the stock signature) -> items; None: call the stock method instead."""
 
 
 def split_by_grid(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
-    """Patches `(sum of t*h*w, width)` of all items in one tensor, and a grid `(items, 3)` of t, h, w."""
+    """Split patches `(sum of t*h*w, width)` of all items by the grid `(items, 3)` of t, h, w."""
     (pixel_name, pixels), (grid_name, grids) = list(arguments.items())[:2]
     if not isinstance(grids, Tensor):
         return None
@@ -47,16 +47,16 @@ def split_by_grid(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | No
 
 
 def split_by_leading_dim(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
-    """One image, tile or video for each index of the first dimension."""
+    """Split by the first dimension: each index is one image, tile or video."""
     pixel_name, pixels = next(iter(arguments.items()))
     return [ItemCall({pixel_name: item}) for item in pixels.split(1)]
 
 
 def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
-    """As many tiles as the size of an image asks for; one tile where a prompt holds several images.
+    """Split by the number of tiles per image: it follows from `image_sizes`, and is 1 in a prompt of several.
 
-    `pixel_values` is `(images, tiles, C, H, W)`, filled up to the largest number of tiles, or the tiles of
-    all images in a row. The filling depends on an image's neighbours, so it is no part of the item.
+    `pixel_values` is `(images, tiles, C, H, W)`, padded to the largest number of tiles, or the tiles of all
+    images in a row. The padding depends on the other images, so it is not part of the item.
     """
     from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
@@ -77,21 +77,21 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall
     else:
         _check_total(pixel_name, len(pixels), "tiles", size_name, sum(tiles))
         parts = list(pixels.split(tiles))
-    # Lists, because the stock method reads these numbers on the host: a CUDA tensor would make it wait.
+    # Lists, because the stock method reads these numbers on the host: it would wait for a CUDA tensor.
     return [
         ItemCall({pixel_name: part, size_name: [shape], "batch_num_images": [images]}, shape)
         for part, shape, images in zip(parts, shapes, images_in_prompt, strict=True)
     ]
 
 
-def _check_total(name: str, found: int, unit: str, by: str, expected: int) -> None:
+def _check_total(name: str, found: int, unit: str, reference: str, expected: int) -> None:
     if found != expected:
-        raise ValueError(f"{name} holds {found} {unit}, but {by} asks for {expected}")
+        raise ValueError(f"{name} must have {expected} {unit} for this {reference}, got {found}")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its vision tower, and how its calls break into items, by modality."""
+    """The attribute that has the vision tower of a family's base model, and a `Split` per modality."""
 
     tower: str
     splits: dict[str, Split]

@@ -1,4 +1,4 @@
-"""`processor_fingerprint`: what the pixels depend on that an image processor makes of a file."""
+"""`processor_fingerprint`: a text that names an image processor, its settings and its packages."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# What decodes, resizes and rounds. Releases of these may give other pixels.
+# The packages that decode, resize and round. Another release of one of them may give other pixels.
 _PACKAGES = ("transformers", "torchvision", "pillow", "torch", "numpy")
 _PARTS = ("image_processor", "video_processor", "feature_extractor")
 
 
 def processor_fingerprint(processor: Any) -> str:
-    """Return a text that is equal for processors which make the same features of the same file.
+    """Return a text that is equal for processors that make equal features from equal files.
 
-    It has the class, which tells the backend: torchvision and PIL resize to different pixels. It has the
-    settings, and the versions of the packages that compute. Use it as `Namespace.processor` where files or
-    decoded pixels are hashed in the place of features.
+    The text has the processor's class, its settings, and the versions of the packages that decode and resize.
+    The class tells the backends apart: torchvision and PIL resize to different pixels. Use the text as
+    `Namespace.processor` if keys are made from files or decoded pixels instead of features.
 
     Parameters
     ----------
     processor
-        An image, video or audio processor of transformers, or one that holds these, or any object with
-        `to_json_string`.
+        An image, video or audio processor of transformers, a processor that contains these, or any object
+        with a method `to_json_string`.
 
     Raises
     ------
@@ -31,12 +31,29 @@ def processor_fingerprint(processor: Any) -> str:
 
     Notes
     -----
-    Settings are read now: make it anew when they change. Not seen are arguments of a call, a `device` to run
-    on among them, which belong in `extra` of the key, and code of your own, whose version is to be added to
-    the text. Nothing is imported.
+    The settings are read during this call. If they change, call it again. The text does not cover:
+
+    - arguments of the processor's calls, such as `device`: pass these as `extra` of `content_key`;
+    - code of your own: append its version to the text.
+
+    This function imports no package.
+
+    Examples
+    --------
+    >>> from vitcache import Namespace, content_key, processor_fingerprint
+    >>> class Processor:  # stands for one of transformers
+    ...     def __init__(self, size):
+    ...         self.size = size
+    ...     def to_json_string(self):
+    ...         return f'{{"size": {self.size}}}'
+    >>> def key(processor):
+    ...     namespace = Namespace("model", processor=processor_fingerprint(processor))
+    ...     return content_key(b"bytes of a file", namespace=namespace.digest())
+    >>> key(Processor(224)) == key(Processor(224)), key(Processor(224)) == key(Processor(448))
+    (True, False)
     """
     if not callable(getattr(processor, "to_json_string", None)):
-        raise TypeError(f"a processor has to_json_string, {type(processor).__name__} has not")
+        raise TypeError(f"processor must have a method to_json_string, {type(processor).__name__} has none")
     parts = {"processor": processor} | {name: getattr(processor, name, None) for name in _PARTS}
     described = {name: _describe(part) for name, part in parts.items() if hasattr(part, "to_json_string")}
     return json.dumps(described | {"versions": {name: _version(name) for name in _PACKAGES}})

@@ -1,4 +1,4 @@
-"""From the features that a model returns for one item to rows, and back to such an object."""
+"""Converts the output of a model's `get_image_features` to rows, and rows to an output of the same form."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from vitcache.pages.lease import Lease
 from vitcache.placement.ops import scatter_embeddings
 
 Features = Tensor | tuple[Tensor, ...] | list[Tensor]
-"""Models hand out one tensor per item, or all items in one tensor, stacked or end to end."""
+"""Features of all items: one tensor per item, or one tensor in which items are stacked or end to end."""
 
 
 def item_rows(output: Any) -> Tensor:
-    """Return rows `(n, hidden * (1 + deepstack levels))` of the one item that `output` is for."""
+    """Return rows `(n, hidden * (1 + deepstack levels))` of the one item in `output`."""
     return torch.cat([_only(features) for features in (output.pooler_output, *_levels(output))], dim=-1)
 
 
 def image_rows(output: Any) -> Tensor:
-    """Return rows `(n, hidden * (1 + deepstack levels))` of all items that `output` is for, end to end."""
+    """Return rows `(n, hidden * (1 + deepstack levels))` of all items in `output`, end to end."""
     return torch.cat([_flat(features) for features in (output.pooler_output, *_levels(output))], dim=-1)
 
 
 @dataclass(frozen=True)
 class OutputForm:
-    """How a model hands out the features of one modality.
+    """The containers in which a model returns the features of one modality.
 
-    Models and versions differ: a tuple, a list or one tensor, deepstack levels by item or end to end. So the
-    form is read off an output of the model itself.
+    They differ between models and versions: a tuple, a list or one tensor; deepstack levels by item or end to
+    end. So they are read from an output of the model itself.
     """
 
     cls: type
@@ -44,6 +44,7 @@ class OutputForm:
 
     @classmethod
     def of(cls, output: Any) -> OutputForm:
+        """Return the form of `output`, which has one item."""
         levels = _levels(output)
         return cls(
             cls=type(output),
@@ -54,17 +55,17 @@ class OutputForm:
         )
 
     def assemble(self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache) -> Any:
-        """Return a new output, in memory of its own, for items with these rows, each written once.
+        """Return a new output for items with these rows. Its memory is new; each row is written once.
 
-        They are on the cache's device and of its width and dtype, or a tensor of these elsewhere.
+        Rows have the cache's width and dtype. A tensor may be on any device.
         """
-        here = [item if isinstance(item, Lease) else item.to(cache.device) for item in rows]
-        lengths = [item.num_rows if isinstance(item, Lease) else item.shape[0] for item in here]
+        sources = [item if isinstance(item, Lease) else item.to(cache.device) for item in rows]
+        lengths = [item.num_rows if isinstance(item, Lease) else item.shape[0] for item in sources]
         num_levels, num_rows = len(self.levels), sum(lengths)
         hidden = cache.row_width // (1 + num_levels)
         flat = torch.empty((num_rows, hidden), dtype=cache.dtype, device=cache.device)
         levels = flat.new_empty((num_levels, num_rows, hidden)) if num_levels else None
-        scatter_embeddings(flat, here, [0, *accumulate(lengths[:-1])], deepstack=levels)
+        scatter_embeddings(flat, sources, [0, *accumulate(lengths[:-1])], deepstack=levels)
         pooler = _contain(self.pooler, flat.to(self.device), lengths)
         if levels is None:
             return self.cls(pooler_output=pooler)
@@ -80,7 +81,7 @@ def _only(features: Features) -> Tensor:
     if isinstance(features, Tensor) and features.dim() == 2:
         return features
     if len(features) != 1:
-        raise RuntimeError(f"the model returned features of {len(features)} items for a call with 1 item")
+        raise RuntimeError(f"the model returned features of {len(features)} items, expected 1")
     return features[0]
 
 

@@ -1,4 +1,4 @@
-"""A `VisionPipeline` over the vision tower of a transformers model, and its items."""
+"""`vision_pipeline`: a `VisionPipeline` for a transformers model; `image_items`: a prompt's images for it."""
 
 from __future__ import annotations
 
@@ -27,29 +27,45 @@ def vision_pipeline(
     device_bytes: int | None = None,
     **options: Any,
 ) -> VisionPipeline:
-    """Return a pipeline that encodes images by `model.get_image_features`, several in one call.
+    """Return a pipeline that encodes images with `model.get_image_features`, several images per call.
 
     Parameters
     ----------
     model
         A Qwen2.5-VL or Qwen3-VL, in eval mode.
     cache, namespace, device_bytes
-        As in `attach`. After the weights changed call `cache.advance_epoch()`.
+        As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not notice.
     **options
-        Of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`, `shadow`.
+        Options of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`,
+        `shadow`.
 
     Raises
     ------
     TypeError
-        If the model is of another family.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL.
     ValueError
-        If `cache` holds rows of another width or dtype, or comes with `device_bytes`.
+        If the rows of `cache` have another width or dtype than the model's, or if both `cache` and
+        `device_bytes` are given.
 
     Notes
     -----
-    Its items come from `image_items`. An image encoded beside others may differ in the last bits from the
-    same image alone; with ``max_rows_per_encode=1`` each is encoded alone. The stock towers read their
-    grids on the host, so each call of theirs waits for the device.
+    `image_items` makes the items. The last bits of an image's rows may depend on the images that are encoded
+    in the same call. With ``max_rows_per_encode=1`` each image is encoded alone. The stock towers read their
+    grids on the host, so each of their calls waits for the device.
+
+    Examples
+    --------
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
+    are one image.
+
+    >>> from vitcache import Chunk
+    >>> from vitcache.adapters.transformers import image_items, vision_pipeline
+    >>> pipeline = vision_pipeline(model)
+    >>> input_ids, weight = inputs["input_ids"][0], model.get_input_embeddings().weight
+    >>> items = image_items(model, input_ids, inputs["pixel_values"], inputs["image_grid_thw"])
+    >>> result = pipeline.embed([Chunk(items, 0, 11)], input_ids, weight)
+    >>> tuple(result.inputs_embeds.shape), result.errors, len(pipeline.cache)
+    ((11, 32), [], 1)
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
@@ -59,12 +75,27 @@ def vision_pipeline(
 
 
 def image_encoder(model: nn.Module) -> Encode:
-    """Return an `encode` for pipelines: the images of `image_items`, by `model.get_image_features`.
+    """Return the `encode` of `vision_pipeline`: it runs `model.get_image_features` on items of `image_items`.
+
+    ``encode(features, items)`` returns the rows of all items end to end, ``(n, row_width)`` in the vision
+    tower's dtype, on the device of the features.
 
     Raises
     ------
     TypeError
-        If the model is of another family.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL.
+
+    Examples
+    --------
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
+    are one image.
+
+    >>> from vitcache.adapters.transformers import image_encoder, image_items
+    >>> names = "input_ids", "pixel_values", "image_grid_thw"
+    >>> items = image_items(model, *(inputs[name] for name in names))
+    >>> encode = image_encoder(model)
+    >>> encode([item.feature for item in items], items).shape
+    torch.Size([4, 32])
     """
     base, _ = find_grid_family(model)
 
@@ -85,35 +116,46 @@ def image_items(
     *,
     keys: Sequence[bytes] | None = None,
 ) -> list[Item]:
-    """Return the images of one prompt, as the model's processor hands them over, as items.
+    """Return one `Item` per image of a prompt, from the outputs of the model's processor.
 
     Parameters
     ----------
     model
         A Qwen2.5-VL or Qwen3-VL.
     input_ids
-        Token ids of the prompt, ``(T,)`` or ``(1, T)``, with the placeholder of the model's config.
+        Token ids of the prompt, ``(T,)`` or ``(1, T)``; `config.image_token_id` at the tokens of images.
     pixel_values
-        Patches ``(sum of t * h * w, width)`` of all images; the items hold views of them.
+        Patches of all images, ``(sum of t * h * w, width)``. The items have views of them.
     image_grid_thw
-        ``(images, 3)``.
+        t, h and w of each image, in patches: ``(images, 3)``, ints.
     keys
         32 bytes per image. None: the pipeline hashes the patches.
 
     Raises
     ------
     TypeError
-        If the model is of another family.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL, or `image_grid_thw` is not a tensor.
     ValueError
-        If the patches, the grids, the keys or the placeholders differ in number.
+        If the number of patches, keys or placeholders does not agree with `image_grid_thw`.
+
+    Examples
+    --------
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
+    are one image.
+
+    >>> from vitcache.adapters.transformers import image_items
+    >>> names = "input_ids", "pixel_values", "image_grid_thw"
+    >>> [item] = image_items(model, *(inputs[name] for name in names))
+    >>> item.spans, item.num_rows
+    ((Span(start=3, length=4, source_start=0),), 4)
     """
     base, family = find_grid_family(model)
     arguments = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
     calls = family.splits["image"](base.config, arguments)
     if calls is None:
-        raise TypeError(f"image_grid_thw must be a tensor, it is {type(image_grid_thw).__name__}")
+        raise TypeError(f"image_grid_thw must be a tensor, got {type(image_grid_thw).__name__}")
     if keys is not None and len(keys) != len(calls):
-        raise ValueError(f"there are {len(keys)} keys for {len(calls)} images")
+        raise ValueError(f"keys must have one key per image: expected {len(calls)}, got {len(keys)}")
     merged = base.config.vision_config.spatial_merge_size**2
     num_rows = [prod(call.identity) // merged for call in calls]
     spans = spans_from_token_ids(input_ids, base.config.image_token_id, num_rows)
@@ -130,7 +172,13 @@ def image_items(
 
 
 def find_grid_family(model: nn.Module) -> tuple[Any, Family]:
-    """Return a base model whose images are patches with a grid, and its family; TypeError for any other."""
+    """Return the base model and its family.
+
+    Raises
+    ------
+    TypeError
+        If the family's images are not patches with a grid.
+    """
     base, family = find_family(model, "put on a pipeline")
     if family.splits["image"] is not split_by_grid:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What the stand-ins of one attachment share: model, cache, namespace of the weights, counts."""
+"""`Session`: the state of one attachment: model, cache, namespace of the weights, counts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,24 @@ from vitcache.ring.pinned_ring import PinnedRing
 
 @dataclass(frozen=True)
 class AttachStats:
-    """What the calls through one attachment came to.
+    """Counts of all calls through one attachment.
 
-    `encoded` items ran through the vision tower, `hits` came from the cache, `duplicates` were equal to
-    another item of their call. `bypassed` calls went to the stock method as they were. `pixel_bytes_moved`
-    counts pixels that were copied to the tower's device. `shadowed` hits were encoded again, and
-    `shadow_difference` is the largest absolute difference that was found.
+    Attributes
+    ----------
+    encoded
+        Items that the vision tower encoded for calls.
+    hits
+        Items whose rows were read from the cache.
+    duplicates
+        Items that were equal to an earlier item of the same call.
+    bypassed
+        Calls that the stock method served, with their arguments unchanged.
+    pixel_bytes_moved
+        Bytes of pixels that were copied to the tower's device.
+    shadowed
+        Hits that were encoded again, to be compared with their cached rows.
+    shadow_difference
+        The largest absolute difference of two elements in these comparisons.
     """
 
     encoded: int = 0
@@ -38,7 +50,7 @@ class AttachStats:
 
 
 class Session:
-    """What the stand-ins of one attachment share."""
+    """The state that the `CachedEncoder` objects of one attachment share."""
 
     def __init__(
         self,
@@ -55,7 +67,7 @@ class Session:
         self.stats = AttachStats()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = threading.local()
-        self._named = namespace
+        self._given_namespace = namespace
         self._tower_name = tower_name
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
@@ -70,33 +82,35 @@ class Session:
     def config(self) -> Any:
         return self.model.config
 
-    def count(self, **more: int) -> None:
+    def count(self, **counts: int) -> None:
+        """Add to the counts of `stats`."""
         with self._lock:
-            totals = {name: getattr(self.stats, name) + number for name, number in more.items()}
+            totals = {name: getattr(self.stats, name) + number for name, number in counts.items()}
             self.stats = replace(self.stats, **totals)
 
     def note_difference(self, key: bytes, difference: float) -> None:
-        """Count a comparison of cached rows with fresh ones, and log a difference."""
+        """Count a comparison of cached rows with rows that were encoded again; log a difference."""
         with self._lock:
             largest = max(difference, self.stats.shadow_difference)
             self.stats = replace(self.stats, shadowed=self.stats.shadowed + 1, shadow_difference=largest)
         if difference:
             logger.warning(
-                "entry %s differs from what the vision tower gives now by up to %g: call "
-                "cache.advance_epoch() if the model was changed",
+                "the cached rows of entry %s differ from the rows that the vision tower gives now by up to "
+                "%g: call cache.advance_epoch() if the model was changed",
                 key.hex(),
                 difference,
             )
 
     def forget(self) -> None:
-        """Look up none of the entries so far: the weights that made them are others now, or are to be.
+        """Begin a new, random namespace, because the weights changed or are about to change.
 
-        From then on no other attachment shares entries with this one, whatever its namespace; theirs stay.
+        This attachment then finds none of its earlier entries, and shares entries with no other attachment.
+        The other attachments keep their entries.
         """
-        self.namespace = replace(self._named, adapter=os.urandom(16).hex()).digest()
+        self.namespace = replace(self._given_namespace, adapter=os.urandom(16).hex()).digest()
 
     def current_namespace(self) -> bytes:
-        """Return the namespace of the weights as they are now."""
+        """Return the namespace of the present weights: a new one if they changed since the last call."""
         with self._lock:
             weights = WeightsFingerprint(self.model, self.tower)
             if not weights.unchanged_since(self._weights):
@@ -105,14 +119,14 @@ class Session:
             return self.namespace
 
     def tower_device(self) -> torch.device | None:
-        """Where the tower takes its pixels; None where hooks bring weights and pixels together."""
+        """The device of the tower's weights; None if they are offloaded: hooks move them then."""
         device = next(self.tower.parameters()).device
         return None if device.type == "meta" else device
 
     def mover_to(self, device: torch.device) -> FeatureMover:
-        """Return what moves pixels there, by the ring that was given if it goes there, or its own.
+        """Return the `FeatureMover` of `device`. There is one per device, as the tower may be moved.
 
-        A tower may go from one device to another while it is attached.
+        It uses the ring that was given to `attach` if that ring is for `device`, or else its own ring.
         """
         with self._lock:
             if device not in self._movers:

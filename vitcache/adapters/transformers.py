@@ -1,6 +1,7 @@
-"""`attach(model)`: the vision features of a Hugging Face transformers model come from an `EmbeddingCache`.
+"""`attach(model)`: a Hugging Face transformers model reads its vision features from an `EmbeddingCache`.
 
-For who drives the prefill there are `vision_pipeline`, `image_items` and `ChunkedPrefill`, from other files.
+For callers that run the language model themselves, this module also exports `vision_pipeline`, `image_items`,
+`image_encoder` and `ChunkedPrefill`.
 """
 
 from __future__ import annotations
@@ -28,81 +29,117 @@ def attach(
     ring: PinnedRing | None = None,
     shadow_every: int = 0,
 ) -> Attachment:
-    """Serve the image and video features of `model` from a cache, one entry per image, tile or video.
+    """Cache the image and video features of a model: an item that is in the cache is not encoded again.
 
-    `get_image_features` and `get_video_features` of the base model are replaced on this object, so `forward`
-    and `generate` need no change, and the model's own merge stays. Items that the cache lacks are encoded by
-    the stock method, one at a time; logits are bit for bit those of the stock model with its items encoded
-    one at a time. Each call returns a new output object of the stock class, with `pooler_output` and, where
-    the model has them, `deepstack_features`, in the model's own containers; the rest is None.
+    `attach` replaces `get_image_features` and `get_video_features` of the base model, on this object only.
+    `forward` and `generate` stay as they are, and so does the model's merge of image and text embeddings. The
+    cache has one entry per image, tile or video. Items that are not in the cache are encoded by the stock
+    method, one at a time.
+
+    Logits are bit for bit those of the stock model with its items encoded one at a time. Each call returns a
+    new output object of the stock class. It has `pooler_output` and, if the model has deepstack levels,
+    `deepstack_features`, in the same containers as the stock output. Its other fields have the value None.
 
     Parameters
     ----------
     model
         An `XForConditionalGeneration` or its base model: Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, InternVL or
-        Gemma 3. `pixel_values` may stay on the CPU: only items to encode are copied to the vision tower.
+        Gemma 3. `pixel_values` may stay on the CPU: only pixels that must be encoded are copied to the vision
+        tower.
     cache
-        Where rows go: `row_width` is hidden * (1 + deepstack levels), `dtype` the vision tower's. By default
-        a new one on the vision tower's device.
+        An `EmbeddingCache` whose `row_width` is hidden * (1 + deepstack levels) and whose `dtype` is the
+        vision tower's. By default a new cache on the vision tower's device.
     namespace
-        Attachments of equal `namespace`, model class, config, name and revision share entries in one cache.
-        Give it only where the weights are equal. By default an attachment shares with no other. Once a
-        change of its weights was noticed, an attachment shares no more; entries of the others stay.
+        A name for the weights. Attachments share the entries of one cache if their `namespace`, model class,
+        config, name, revision, attention implementation and dtype are equal. Give equal names only to equal
+        weights. By default an attachment shares no entries. If an attachment notices a change of its weights,
+        it stops sharing; the entries of the other attachments stay.
     device_bytes
-        Budget of the default cache. By default room for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with
-        its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
+        Size of the default cache in bytes. By default it holds 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16
+        with its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
     ring
-        What pixels in pageable memory go through to a vision tower on a GPU. By default a new one of 128 MiB,
-        made when the first pixels are to be moved.
+        A `PinnedRing` that copies pixels from pageable memory to a vision tower on a GPU. By default a new
+        ring of 128 MiB, made when the first pixels are copied.
     shadow_every
-        One hit in so many is encoded again, to be compared with its cached rows, which are what the call
-        returns: `stats().shadow_difference`, and a warning in the log where they differ. That hit costs an
-        encode and waits for the device. 0: none is.
+        Encode every `shadow_every`-th hit again and compare it with its cached rows. `stats()` gives the
+        largest difference, and any difference is logged as a warning. The call returns the cached rows. A hit
+        that is encoded again costs an encode and waits for the device. 0 turns this off.
+
+    Returns
+    -------
+    Attachment
+        Has the cache and the counts. `Attachment.detach` restores the model's own methods.
 
     Raises
     ------
     TypeError
-        If the model has no `get_image_features`, or how its calls break into items is not known here; or if
-        `namespace` is no string, or `shadow_every` no int.
+        If `model` has no `get_image_features` or is not of a family above; if `namespace` is not a str; if
+        `shadow_every` is not an int.
     ValueError
-        If `cache` holds rows of another width or dtype, or comes with `device_bytes`; or if `shadow_every` is
-        negative.
+        If the rows of `cache` have another width or dtype than the model's; if both `cache` and
+        `device_bytes` are given; if `shadow_every` is negative.
     RuntimeError
-        If the model is attached already; and later, from a call of the model, if its features are no longer
-        of the cache's width and dtype.
+        If the model is attached already. A later call of the model raises RuntimeError if its features no
+        longer have the cache's width and dtype.
 
     Notes
     -----
-    Calls in grad mode, in training or under autocast, and calls for a tuple or for hidden states or
-    attentions of the tower, go to the stock method as they are: `stats().bypassed`. So do calls with an
-    argument, unknown here, that is neither plain nor None. Plain ones are part of the key, as the tower may
-    use them, but for `return_dict`, `use_cache`, `num_items_in_batch` and `output_router_logits`.
+    *Calls that bypass the cache.* The stock method serves calls in grad mode, in training and under autocast,
+    and calls that ask for a tuple or for hidden states or attentions of the tower. `stats().bypassed` counts
+    these calls. Arguments that `attach` does not know are part of the key, because the tower may use them;
+    `return_dict`, `use_cache`, `num_items_in_batch` and `output_router_logits` are not. A call also bypasses
+    the cache if such an argument is anything but None, a number, a string, or a list or tuple of these.
 
-    No earlier entry is served after a call in training, nor once a call finds that a parameter or buffer
-    outside the language model was replaced, converted or written in place, as optimizers and
-    `load_state_dict` do, or that the attention implementation is another. Not seen are writes through `.data`
-    or to inference tensors or to offloaded weights, changes undone before the next call such as a conversion
-    to another dtype and back, hooks, and a switch between adapters that are there already: after one of these
-    call `cache.advance_epoch()`. An encode that was under way then is not cached.
+    *Changes of the model.* Each call checks the parameters and buffers outside of the language model, and the
+    attention implementation. If one was replaced, converted or written in place, as optimizers and
+    `load_state_dict` do, no earlier entry is used again. The same holds after a call in training. Some
+    changes cannot be noticed:
 
-    The first item of a modality is always encoded, because its output shows the containers.
-    LLaVA-OneVision encodes an image alone in its prompt as several tiles and one among others as a single
-    tile, so the first image of a chat is encoded again in the second turn.
+    - writes through `.data`, to inference tensors, or to offloaded weights;
+    - a change that was undone before the next call, such as a conversion to another dtype and back;
+    - hooks;
+    - a switch between adapters that are loaded already.
 
-    A model spread over devices (`device_map`) keeps its hooks: the stock method runs through them, and rows
-    come back to the device where the stock features are. Pixels for an offloaded tower are left to its hook.
+    After one of these changes, call ``attachment.cache.advance_epoch()``. The rows of an encode that began
+    before that call are returned, but not cached.
 
-    Concurrent calls are as safe as with the stock model. Pixels on a GPU are copied to the host for their
-    keys, which waits for the current stream. `copy.deepcopy` and `pickle` of the model give one that is not
-    attached. A shallow `copy.copy` of the base model, and so a replica by `nn.DataParallel`, stays bound to
-    the original: its features are those of the original's weights.
+    *The first item.* The first item of a modality is always encoded, because its output shows the containers.
+    LLaVA-OneVision encodes an image that is alone in its prompt as several tiles, and an image among others
+    as one tile. So the first image of a chat is encoded again in the second turn.
+
+    *Devices.* A model that is spread over devices (`device_map`) keeps its hooks: the stock method runs
+    through them. Features are returned on the device of the stock features. The hook of an offloaded tower
+    moves its pixels itself.
+
+    *Threads and streams.* Concurrent calls are as safe as with the stock model. To hash pixels that are on a
+    GPU, the host waits for the current stream and copies them to host memory.
+
+    *Copies.* `copy.deepcopy` and `pickle` of the model give a model that is not attached. A shallow
+    `copy.copy` of the base model stays bound to the original, and so does a replica by `nn.DataParallel`:
+    they return features of the original's weights.
+
+    Examples
+    --------
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt with one image.
+
+    >>> import torch, vitcache
+    >>> attachment = vitcache.attach(model)
+    >>> with torch.no_grad():
+    ...     first = model(**inputs).logits  # encodes the image
+    ...     second = model(**inputs).logits  # reads its rows from the cache
+    >>> torch.equal(first, second)
+    True
+    >>> stats = attachment.stats()
+    >>> stats.encoded, stats.hits
+    (1, 1)
+    >>> attachment.detach()
     """
     if not isinstance(namespace, str | None):
-        raise TypeError(f"namespace must be str, it is {type(namespace).__name__}")
+        raise TypeError(f"namespace must be str, got {type(namespace).__name__}")
     shadow_every = to_int("shadow_every", shadow_every, 0)
     base, family = find_family(model, "attached")
     if isinstance(vars(base).get("get_image_features"), CachedEncoder):
-        raise RuntimeError(f"this {type(model).__name__} is already attached, detach it first")
+        raise RuntimeError(f"this {type(model).__name__} is attached already: call Attachment.detach() first")
     tower = getattr(base, family.tower)
     cache = cache_for(base, tower, cache, device_bytes)
     session = Session(base, family.tower, cache, namespace_for(base, tower, namespace), ring, shadow_every)
@@ -115,7 +152,22 @@ def attach(
 
 
 class Attachment:
-    """A model whose features come from a cache, until `detach`; made by `attach`."""
+    """The connection of a model to a cache, made by `attach` and ended by `detach`.
+
+    Examples
+    --------
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt with one image.
+
+    >>> import torch, vitcache
+    >>> attachment = vitcache.attach(model)
+    >>> with torch.no_grad():
+    ...     output = model(**inputs)
+    >>> attachment.stats().encoded, len(attachment.cache)
+    (1, 1)
+    >>> attachment.detach()
+    >>> len(attachment.cache)  # the cache stays usable
+    1
+    """
 
     def __init__(self, session: Session, encoders: dict[str, CachedEncoder]) -> None:
         self._session = session
@@ -126,25 +178,28 @@ class Attachment:
 
     @property
     def cache(self) -> EmbeddingCache:
-        """The cache, which outlives the attachment."""
+        """The cache. It stays open after `detach`."""
         return self._session.cache
 
     def stats(self) -> AttachStats:
-        """Return what the calls so far came to; `cache.stats()` tells about the cache."""
+        """Return the counts of the calls so far, a snapshot. `cache.stats()` has the counts of the cache."""
         return self._session.stats
 
     def detach(self) -> None:
-        """Give the model its own methods back, once no call is under way; a second call does nothing.
+        """Restore the model's own methods. Call it while no call of the model runs.
+
+        The cache stays open, with its entries. A second call does nothing.
 
         Raises
         ------
         RuntimeError
-            If another wrapper was put over a method since `attach`; remove it first.
+            If `get_image_features` or `get_video_features` was replaced on the model since `attach`. Undo
+            that first; until then the model stays attached.
         """
         model = self._session.model
         for name, encoder in self._encoders.items():
             if vars(model).get(name) is not encoder:
-                raise RuntimeError(f"{name} was replaced after attach: undo that before detach")
+                raise RuntimeError(f"{name} was replaced after attach: remove the replacement before detach")
         for name in self._encoders:
             delattr(model, name)
         for name, method in self._replaced.items():

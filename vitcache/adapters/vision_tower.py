@@ -1,4 +1,4 @@
-"""A model's vision tower: how wide its rows are, what they depend on, and a cache for them."""
+"""A model's vision tower: the width of its rows, their namespace, and a cache for them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace
 
 DEFAULT_ROWS = 32 * 1024
-"""Room in the default cache: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
+"""Capacity of the default cache in rows: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
 
 
-def find_family(model: nn.Module, wanted: str) -> tuple[Any, Family]:
-    """Return the base model of a `transformers` model, and what is known of its family.
+def find_family(model: nn.Module, purpose: str) -> tuple[Any, Family]:
+    """Return the base model of a `transformers` model, and its entry in `FAMILIES`.
 
     Raises
     ------
     TypeError
-        If the model has no `get_image_features`, or its family is not known here. `wanted` says what it
-        cannot be, such as ``"attached"``.
+        If the model has no `get_image_features`, or its family is not in `FAMILIES`. The message says that
+        the model cannot be `purpose`, such as ``"attached"``.
     """
     base: Any = getattr(model, "base_model", model)
     if not callable(getattr(base, "get_image_features", None)):
-        raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be {wanted}")
+        raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be {purpose}")
     model_type: Any = getattr(getattr(base, "config", None), "model_type", None)
     family = FAMILIES.get(model_type)
     if family is None or not isinstance(getattr(base, family.tower, None), nn.Module):
         raise TypeError(
-            f"{type(model).__name__} (model type {model_type!r}) cannot be {wanted}, these can: "
+            f"{type(model).__name__} (model type {model_type!r}) cannot be {purpose}; model types that can: "
             f"{', '.join(FAMILIES)}"
         )
     return base, family
@@ -41,12 +41,13 @@ def find_family(model: nn.Module, wanted: str) -> tuple[Any, Family]:
 def cache_for(
     base: Any, tower: Any, cache: EmbeddingCache | None, device_bytes: int | None
 ) -> EmbeddingCache:
-    """Return the cache that was given, if it can hold the tower's rows, or else a new one.
+    """Return `cache` if it fits the tower's rows, or a new cache for None.
 
     Raises
     ------
     ValueError
-        If `cache` holds rows of another width or dtype, or comes with `device_bytes`.
+        If the rows of `cache` have another width or dtype than the tower's, or if both `cache` and
+        `device_bytes` are given.
     """
     width, dtype = row_width(base.config), tower.dtype
     if cache is None:
@@ -54,30 +55,32 @@ def cache_for(
             device_bytes = DEFAULT_ROWS * width * dtype.itemsize
         return EmbeddingCache(width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes)
     if device_bytes is not None:
-        raise ValueError("device_bytes is the budget of the default cache, a cache that is given has its own")
+        raise ValueError(
+            "device_bytes is the budget of the default cache: give cache or device_bytes, not both"
+        )
     if cache.row_width != width or cache.dtype != dtype:
         raise ValueError(
-            f"the cache holds rows of {cache.row_width} {cache.dtype}, "
-            f"but {type(base).__name__} has rows of {width} {dtype}"
+            f"cache must have rows of {width} {dtype} for {type(base).__name__}, "
+            f"got rows of {cache.row_width} {cache.dtype}"
         )
     return cache
 
 
 def num_levels(config: Any) -> int:
-    """Deepstack levels of a model with this config."""
+    """Number of deepstack levels of a model with this config."""
     return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
 
 
 def row_width(config: Any) -> int:
-    """Elements of a row: hidden * (1 + deepstack levels)."""
+    """Number of elements of a row: hidden * (1 + deepstack levels)."""
     hidden: int = config.get_text_config().hidden_size
     return hidden * (1 + num_levels(config))
 
 
 def namespace_for(model: Any, tower: Any, shared: str | None) -> Namespace:
-    """Return what the rows depend on besides the items.
+    """Return the namespace of the tower's rows: model, config, revision, attention, dtype and `shared`.
 
-    Weights have no name to go by: without a name from the caller, entries are shared with nobody.
+    Weights have no name. If the caller gives none, the namespace is random, and no entries are shared.
     """
     config, attention = model.config, tower.config._attn_implementation
     name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
@@ -90,7 +93,7 @@ def namespace_for(model: Any, tower: Any, shared: str | None) -> Namespace:
 
 
 def _device(model: nn.Module, tower: nn.Module) -> torch.device:
-    """Where the tower's weights are or, if they are offloaded, the first that are not."""
+    """Return the device of the tower's weights or, if they are offloaded, of the first weight that is not."""
     for parameter in (*tower.parameters(), *model.parameters()):
         if parameter.device.type != "meta":
             return parameter.device

@@ -1,4 +1,4 @@
-"""Which weights a vision tower has, so that a change of them is noticed."""
+"""`WeightsFingerprint`: shows whether the weights behind a model's vision features changed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 
 class WeightsFingerprint:
-    """Which weights outside the language model there are at one moment, and what tells of their change.
+    """Identity, dtype and version of every parameter and buffer outside the language model, at one moment.
 
-    Writing in place raises a tensor's version; the exceptions are writes through `.data` and those to
-    inference tensors, which have none. Offloaded weights come and go, so only their dtype counts.
+    A write in place raises a tensor's version. Not noticed are writes through `.data` and writes to inference
+    tensors, which have no version. Hooks replace offloaded weights at each run, so only their dtype is
+    compared.
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module) -> None:
         self._attention = [
             getattr(getattr(part, "config", None), "_attn_implementation", None) for part in (model, tower)
         ]
-        # Every call comes here: `Module.parameters()` would take several times as long.
+        # This runs in every call of the model. `Module.parameters()` would take several times as long.
         found: list[Tensor | None] = []
         modules: list[nn.Module | None] = [model]
         language_model = getattr(model, "language_model", None)
@@ -31,14 +32,16 @@ class WeightsFingerprint:
                 found += module._buffers.values()
                 modules += module._modules.values()
         tensors = [tensor for tensor in found if tensor is not None]
-        there = [tensor for tensor in tensors if not tensor.is_meta]
+        present = [tensor for tensor in tensors if not tensor.is_meta]
         self._dtypes = [tensor.dtype for tensor in tensors]
-        self._addresses = [tensor.data_ptr() for tensor in there]
-        self._versions = _versions(there)
-        # While a reference lives, no other tensor gets it, not even one at the same address.
-        self._refs = [weakref.ref(tensor) for tensor in there]
+        self._addresses = [tensor.data_ptr() for tensor in present]
+        self._versions = _versions(present)
+        # A tensor has one weak reference object while that is alive, so `is` compares tensors, even if a new
+        # tensor gets the address of a freed one.
+        self._refs = [weakref.ref(tensor) for tensor in present]
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
+        """Whether no change of weights or attention implementation since `earlier` can be seen."""
         return (
             self._attention == earlier._attention
             and self._dtypes == earlier._dtypes
@@ -50,9 +53,9 @@ class WeightsFingerprint:
 
 def _versions(tensors: Iterable[Tensor]) -> list[int | None]:
     versions: list[int | None] = []
-    for tensor in tensors:  # a function called for each would take longer than all the rest
+    for tensor in tensors:  # inline: a function call per tensor would take longer than all the rest
         try:
             versions.append(tensor._version)
-        except RuntimeError:  # an inference tensor; to ask for that first takes four times as long
+        except RuntimeError:  # an inference tensor; calling is_inference() first takes four times as long
             versions.append(None)
     return versions

@@ -1,6 +1,7 @@
-"""The main job, run for real: a chat about photographs, through a stock model and through vitcache.
+"""The demo: a chat about photographs, through a stock model and through vitcache, compared and measured.
 
-What takes long to import is imported by `run`, so that bad arguments are answered at once.
+`run` imports torch and transformers after it has checked the arguments, so that errors in them are reported
+at once.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; return the exit code.
 
-    0: the logits of every turn were equal. 1: in some turn they were not. 2: it could not be run, and one
-    line on stderr says why.
+    0: the logits were equal in every turn. 1: the logits differed in some turn. 2: the demo could not run,
+    and a line on stderr says why.
     """
     try:
         _check(args)
@@ -45,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Refusal(Exception):
-    """The demo cannot be run as asked; the message is for the user."""
+    """The demo cannot run with these arguments or on this machine; the message is for the user."""
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before any work is done."""
+    """Raise `_Refusal` if an argument is wrong or a package is missing, before any work is done."""
     required = (*_REQUIRED, "matplotlib") if args.plot else _REQUIRED
     missing = [package for package in required if find_spec(package) is None]
     if missing:
@@ -58,32 +59,32 @@ def _check(args: argparse.Namespace) -> None:
         if path is not None:
             _check_writable(option, path)
     if args.json and args.plot and args.json.resolve() == args.plot.resolve():
-        raise _Refusal(f"--json and --plot are the same file, {args.json}")
+        raise _Refusal(f"--json and --plot must be different files, both are {args.json}")
     from vitcache.demo.photos import MAX_PHOTOS
 
     if not 1 <= args.turns <= MAX_PHOTOS:
-        raise _Refusal(f"--turns must be from 1 to {MAX_PHOTOS}, the photographs at hand, it is {args.turns}")
+        raise _Refusal(f"--turns must be from 1 to {MAX_PHOTOS}, one photograph each, got {args.turns}")
     if args.size == "8b":
         import torch
 
         if not torch.cuda.is_available():
-            raise _Refusal("--size 8b needs a CUDA GPU and there is none; use --size tiny")
+            raise _Refusal("--size 8b needs a CUDA GPU, found no GPU; use --size tiny")
 
 
 def _check_writable(option: str, path: Path) -> None:
     if path.is_dir():
-        raise _Refusal(f"{option} {path}: is a directory")
+        raise _Refusal(f"{option} must be a file, {path} is a directory")
     if not path.parent.is_dir():
-        raise _Refusal(f"{option} {path}: there is no directory {path.parent}")
-    target = path.resolve()  # of a link that leads nowhere yet, the file and not the link is made and removed
-    new = not target.exists()
-    if not new and not target.is_file():  # a device or pipe: to open it may do something
+        raise _Refusal(f"{option} {path}: the directory {path.parent} does not exist")
+    target = path.resolve()  # if `path` is a link to a missing file, test that file and leave the link alone
+    is_new = not target.exists()
+    if not is_new and not target.is_file():  # a device or a pipe: opening it may have an effect
         if not os.access(target, os.W_OK):
             raise _Refusal(f"{option} {path}: no permission to write it")
         return
     try:
         target.open("ab").close()
-        if new:
+        if is_new:
             target.unlink()
     except OSError as error:
         raise _Refusal(f"{option} {path}: cannot be written: {error.strerror}") from None

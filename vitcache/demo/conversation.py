@@ -1,4 +1,4 @@
-"""A chat about photographs: every turn adds an image and a question, and sends all that went before again."""
+"""A chat about photographs: every turn adds an image and a question, and repeats all earlier turns."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from vitcache.demo.photos import Photo
 
 _QUESTIONS = (
-    "What is in this picture?",
+    "Can you describe this picture?",
     "And in this one?",
     "How does this one differ from the first?",
     "Which colours stand out here?",
     "Where might this have been taken?",
     "Which of the pictures so far would you hang on a wall?",
 )
-# Random weights have nothing to say, so the answers that later turns repeat are written here.
+# A model with random weights gives no useful answer, so later turns repeat this one.
 _ANSWER = "A fine picture.\n"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph and what the image processor made of it, in host memory.
+    """A photograph and the outputs of the image processor for it, in host memory.
 
     `pixel_values` is float32 ``(patches, patch elements)``, `grid_thw` int64 ``(1, 3)``.
     """
@@ -38,10 +38,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prompt:
-    """All that one turn sends to a model, in host memory.
+    """The inputs of a model in one turn, in host memory.
 
     `input_ids` is int64 and `token_types` int32 (1 at image tokens), both ``(1, T)``. `pixel_values` and
-    `grid_thw` hold all `pictures`, one after the other, as an image processor returns a batch.
+    `grid_thw` have all `pictures` one after the other, as an image processor returns a batch.
     """
 
     input_ids: Tensor
@@ -59,7 +59,7 @@ def process(photo: Photo, processor: Any) -> Picture:
 
 
 def build_prompt(pictures: Sequence[Picture], config: Any) -> Prompt:
-    """The prompt of the turn that adds the last of `pictures`; `config` has the special tokens' ids."""
+    """Return the prompt of the turn that adds the last of `pictures`; `config` has the special token ids."""
     ids: list[int] = []
     for turn, picture in enumerate(pictures):
         if turn > 0:
@@ -75,7 +75,7 @@ def build_prompt(pictures: Sequence[Picture], config: Any) -> Prompt:
 
 
 def make_prompt(ids: list[int], pictures: Sequence[Picture], config: Any) -> Prompt:
-    """The prompt of these tokens, in which `pictures` are shown in this order."""
+    """Return the prompt with token ids `ids`; its images are `pictures`, in this order."""
     input_ids = torch.tensor([ids])
     return Prompt(
         input_ids,
@@ -87,5 +87,5 @@ def make_prompt(ids: list[int], pictures: Sequence[Picture], config: Any) -> Pro
 
 
 def _encode(text: str) -> list[int]:
-    """One token per byte: random weights give no tokenizer a meaning, and bytes are below all special ids."""
+    """Return one token per byte: with random weights any tokenizer will do, and special ids are above 255."""
     return list(text.encode())

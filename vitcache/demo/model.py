@@ -1,4 +1,4 @@
-"""Qwen3-VL with random weights, in two sizes, and the image processor that goes with it."""
+"""Qwen3-VL with random weights, in two sizes, and its image processor."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from transformers import (
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a model: its two configurations, its dtype, and how many pixels of an image it gets.
+    """The shape of a model: its two configurations, its dtype, and the size of its images in pixels.
 
-    An image comes in patches of `patch_size` pixels, four of which become a row.
+    An image is split into patches of `patch_size` x `patch_size` pixels. Four patches become one row.
     """
 
     text: dict[str, Any]
@@ -32,7 +32,7 @@ class Size:
     patch_size: int = 16
 
 
-# Special tokens of models whose text is bytes.
+# Special tokens of a model whose text tokens are bytes.
 AFTER_BYTES = {
     "vision_start_token_id": 256,
     "vision_end_token_id": 257,
@@ -41,7 +41,7 @@ AFTER_BYTES = {
 }
 
 SIZES = {
-    # Small enough that a conversation takes seconds on two cores, large enough that encoding an image shows.
+    # A conversation takes seconds on two cores, and the time to encode an image is still visible.
     "tiny": Size(
         text={
             "hidden_size": 128,
@@ -68,7 +68,7 @@ SIZES = {
         min_pixels=256 * 256,
         max_pixels=352 * 352,
     ),
-    # The shape of Qwen3-VL-8B-Instruct; images are brought to the area of a 1280x720 screen.
+    # The shape of Qwen3-VL-8B-Instruct; images are resized to the area of a 1280x720 screen.
     "8b": Size(
         text={
             "hidden_size": 4096,
@@ -104,15 +104,15 @@ SIZES = {
 
 
 def build_model(size: Size, device: torch.device) -> Any:
-    """A stock ``Qwen3VLForConditionalGeneration`` on `device`, in evaluation mode, always the same weights.
+    """Return a stock ``Qwen3VLForConditionalGeneration`` on `device`, in evaluation mode.
 
-    The caller's random state is left as it was.
+    The weights are the same in every call. The caller's random state does not change.
     """
     return _build(AutoModelForImageTextToText.from_config, _config(size), size, device)
 
 
 def build_tower(size: Size, device: torch.device) -> Any:
-    """The vision tower of such a model alone, with weights of its own."""
+    """Return the vision tower alone, with random weights that are the same in every call."""
     return _build(Qwen3VLVisionModel._from_config, _config(size).vision_config, size, device)
 
 
@@ -130,13 +130,13 @@ def _build(from_config: Callable[..., Any], config: Any, size: Size, device: tor
 
 
 def share_weights(model: Any) -> Any:
-    """A copy of `model` with modules of its own that read the very same weights."""
+    """Return a copy of `model`: its modules are new, its weights are the same tensors."""
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, weights)
 
 
 def build_processor(size: Size) -> Qwen2VLImageProcessorPil:
-    """Qwen3-VL's image processor, with the settings that the checkpoints ship, but for the image's area."""
+    """Return Qwen3-VL's image processor: the settings of the checkpoints, except for the size of images."""
     return Qwen2VLImageProcessorPil(
         patch_size=size.patch_size,
         temporal_patch_size=2,

@@ -1,4 +1,4 @@
-"""Photographs that lie inside the scikit-image and scikit-learn wheels; nothing is downloaded."""
+"""Photographs from the scikit-image and scikit-learn wheels; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILES = (
     ("skimage", "data/retina.jpg"),
     ("skimage", "data/ihc.png"),
 )
-# A long conversation needs more images than files: each comes back mirrored, upside down, then both.
+# A long conversation needs more images than there are files: each file is also shown in these three views.
 _VIEWS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
     ("", lambda pixels: pixels),
     (" mirrored", lambda pixels: pixels[:, ::-1]),
@@ -41,7 +41,7 @@ class Photo(NamedTuple):
 
 
 def load_photos(count: int) -> list[Photo]:
-    """The first `count` of `MAX_PHOTOS` distinct photographs, always in the same order.
+    """Return the first `count` of `MAX_PHOTOS` distinct photographs, always in the same order.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def load_photos(count: int) -> list[Photo]:
         If an installed package lacks one of its photographs.
     """
     if not 1 <= count <= MAX_PHOTOS:
-        raise ValueError(f"there are from 1 to {MAX_PHOTOS} photographs to be had, not {count}")
+        raise ValueError(f"count must be from 1 to {MAX_PHOTOS}, the number of photographs, got {count}")
     from PIL import Image
 
     photos = []
@@ -65,10 +65,10 @@ def load_photos(count: int) -> list[Photo]:
 
 
 def _locate(package: str, name: str) -> Path:
-    """Path of a data file of `package`, which is not imported: that alone would take seconds."""
+    """Return the path of a data file of `package` without importing the package, which would take seconds."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"the package {package} is not installed, it holds the photograph {name}")
+        raise FileNotFoundError(f"the photograph {name} is in the package {package}, which is not installed")
     path = Path(spec.origin).parent / name
     if not path.is_file():
         raise FileNotFoundError(f"the package {package} in {path.parent} lacks the photograph {path.name}")

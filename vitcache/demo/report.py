@@ -1,8 +1,8 @@
-"""What the demo shows: progress, the table, the closing words, the JSON file and the plot.
+"""The outputs of the demo: progress, the table, the closing words, the JSON file and the plot.
 
-The JSON file is one object. Promised are its keys `device` and `rows`, and in each of the rows `turn`,
-`images`, `encoded_stock`, `encoded`, `hits`, `vision_ms_stock`, `vision_ms`, `ttft_ms_stock`, `ttft_ms` and
-`equal`. There are others, and more may come: a reader should pass over those that it does not know.
+The JSON file is one object. These keys are stable: `device` and `rows`, and in each row `turn`, `images`,
+`encoded_stock`, `encoded`, `hits`, `vision_ms_stock`, `vision_ms`, `ttft_ms_stock`, `ttft_ms` and `equal`.
+The file has more keys, and later versions may add some: a program that reads it must ignore unknown keys.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from rich.table import Table
 
 _COLUMNS = ("images", "encoded", "hits", "vision ms", "TTFT ms", "pixels MB", "equal", "spread")
 _LEGEND = """\
-Figures are stock / vitcache through the pipeline / vitcache through attach.
-images     so far: every turn adds one
-encoded    counted at the vision tower; for stock, the images it was handed
-hits       found in the cache, through the pipeline
-vision ms  from pixels in host memory to rows in `inputs_embeds`; with hashes
-TTFT ms    from ids and pixels in host memory to the first token there
-pixels MB  of host pixels counted at the vision tower, moved to the GPU if there
-           is one; for stock, those it was handed
-equal      logits of all positions, through the pipeline and through attach, are
-           bit for bit those of stock with its images encoded one at a time
-spread     largest difference of a logit between that and stock's batched encode"""
+Numbers are stock / vitcache with the pipeline / vitcache with attach.
+images     images in the prompt: every turn adds one
+encoded    images, counted at the vision tower; for stock, images in its input
+hits       images found in the cache, with the pipeline
+vision ms  from pixels in host memory to rows in `inputs_embeds`, with hashing
+TTFT ms    from ids and pixels in host memory to the first token in host memory
+pixels MB  pixels that entered the vision tower, copied to the GPU if there is
+           one; for stock, pixels in its input
+equal      logits of all positions, with the pipeline and with attach, are bit
+           for bit those of stock with its images encoded one at a time
+spread     largest difference of a logit between stock with its images encoded
+           one at a time and stock with its images encoded in one batch"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one turn took: the stock model (`_stock`), `attach` (`_attach`), and `embed_tokens` (the others).
+    """The results of one turn: the stock model (`_stock`), `attach` (`_attach`) and the pipeline (no suffix).
 
-    `equal` holds the logits of both against the stock model's with the same images encoded one at a time.
-    `spread_stock` is how far the stock model's own batched encode is from that: the largest difference of a
-    logit. Images encoded and bytes of host pixels are counted at the vision tower, but for the stock model,
-    on which nothing is installed: they are what it was handed.
+    The reference is the stock model's logits with its images encoded one at a time. `equal` says
+    whether the logits of both `attach` and the pipeline equal the reference bit for bit; `equal_attach` is
+    for `attach` alone. `spread_stock` is the largest difference of a logit between the reference and the
+    stock model with its images encoded in one batch. Encoded images and bytes of host pixels are counted at
+    the vision tower. Nothing is installed on the stock model, so its numbers are those of its input.
     """
 
     turn: int
@@ -62,7 +64,7 @@ class Row:
 
 
 class Progress:
-    """Says what is being done: one changing line on a terminal, one line per step elsewhere. On stderr."""
+    """Shows the current step on stderr: one changing line on a terminal, one line per step elsewhere."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -114,29 +116,29 @@ def print_report(rows: Sequence[Row], title: str) -> None:
 
 
 def closing_words(rows: Sequence[Row]) -> str:
-    """The last turn in a sentence, and whether every turn was equal."""
+    """Return the numbers of the last turn, and whether the logits were equal in every turn, as sentences."""
     last = rows[-1]
     unequal = [str(row.turn) for row in rows if not row.equal]
     verdict = (
         f"Logits differed in turn {', '.join(unequal)}."
         if unequal
-        else "Logits were equal in every turn, through the pipeline and through attach."
+        else "Logits were equal in every turn, with the pipeline and with attach."
     )
     return (
         f"In turn {last.turn} the stock model encoded {_images(last.encoded_stock)} in "
         f"{last.vision_ms_stock:.1f} ms; vitcache encoded {last.encoded}, found {last.hits} in its cache and "
         f"took {last.vision_ms:.1f} ms. "
-        f"The first token came after {last.ttft_ms:.0f} ms instead of {last.ttft_ms_stock:.0f} ms. {verdict}"
+        f"The first token took {last.ttft_ms:.0f} ms instead of {last.ttft_ms_stock:.0f} ms. {verdict}"
     )
 
 
 def write_json(path: Path, rows: Sequence[Row], machine: dict[str, str]) -> None:
-    """Write what the table shows, and where it was measured."""
+    """Write the rows and the description of the machine to a JSON file."""
     path.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
 def write_plot(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draw vision time against turn, for both, as a PNG."""
+    """Draw vision time against turn, for the stock model and for vitcache, to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""The stock model's side of the demo: nothing here calls vitcache or sets or hooks anything on the model."""
+"""The stock model's side of the demo: no vitcache code, and no attribute or hook set on the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from vitcache.demo.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Answer:
-    """What one side made of a prompt, and the time to the first token.
+    """The results of one side for one prompt.
 
-    Hidden states ``(1, T, H)``, images encoded and hit, bytes of host pixels that the tower was given.
+    Attributes
+    ----------
+    hidden
+        Hidden states ``(1, T, H)``.
+    encoded, hits
+        Numbers of images that were encoded, and that were found in the cache.
+    pixel_bytes
+        Bytes that the pixels of the encoded images take in host memory.
+    ttft_ms
+        Time to the first token, in milliseconds.
     """
 
     hidden: Tensor
@@ -31,22 +40,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class TimedAnswer(Answer):
-    """The same with its vision part: how long it took."""
+    """An `Answer` with the time of its vision part, in milliseconds."""
 
     vision_ms: float
 
 
 class StockSide:
-    """A model as its users have it today: every turn encodes all the images of its prompt, in one batch."""
+    """The model without vitcache: every turn encodes all images of its prompt, in one batch."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device: torch.device = model.device
 
     def answer(self, prompt: Prompt) -> TimedAnswer:
-        """Run one turn. The tower runs inside the forward, so it is timed before, in a call of its own.
+        """Run one turn. The vision part is timed first, in a separate call, as the forward includes it.
 
-        Images and bytes are those that the model is handed: nothing on it counts what it does with them.
+        `encoded` and `pixel_bytes` are those of the prompt: nothing on the model counts them.
         """
         with Stopwatch(self.device) as vision:
             pixel_values, grid_thw = prompt.pixel_values.to(self.device), prompt.grid_thw.to(self.device)
@@ -54,49 +63,49 @@ class StockSide:
         with Stopwatch(self.device) as total:
             inputs = text_inputs(prompt, self.device)
             hidden = prefill(self.model, **inputs, pixel_values=prompt.pixel_values.to(self.device))
-        handed = len(prompt.grid_thw), prompt.pixel_values.nbytes
-        return TimedAnswer(hidden, handed[0], 0, handed[1], total.ms, vision.ms)
+        num_images, pixel_bytes = len(prompt.grid_thw), prompt.pixel_values.nbytes
+        return TimedAnswer(hidden, num_images, 0, pixel_bytes, total.ms, vision.ms)
 
     def answer_one_at_a_time(self, prompt: Prompt) -> Tensor:
-        """Hidden states of the same turn with each image encoded alone, which a cache must reproduce.
+        """Return the hidden states with each image encoded alone: the reference that a cache must reproduce.
 
-        A forward that takes no encoder outputs has to meet them in place of its own encode. That is arranged
-        on another model object, thrown away afterwards, that reads the same weights.
+        If the forward takes no encoder outputs, `get_image_features` is replaced on a temporary copy of the
+        model that shares its weights.
         """
         features = self._encode_one_at_a_time(prompt)
         inputs = text_inputs(prompt, self.device)
         if takes_encoder_outputs(self.model):
             return prefill(self.model, **inputs, mm_encoder_outputs={"image": features})
-        double = share_weights(self.model)
-        double.model.get_image_features = lambda *args, **kwargs: features
-        return prefill(double, **inputs, pixel_values=prompt.pixel_values.to(self.device))
+        twin = share_weights(self.model)
+        twin.model.get_image_features = lambda *args, **kwargs: features
+        return prefill(twin, **inputs, pixel_values=prompt.pixel_values.to(self.device))
 
     def _encode_one_at_a_time(self, prompt: Prompt) -> Any:
-        """The features of all images as ``get_image_features`` has them, each image from its own call."""
-        alone = [encode_alone(self.model, picture) for picture in prompt.pictures]
-        features = alone[0]
-        features.pooler_output = tuple(chain.from_iterable(one.pooler_output for one in alone))
+        """Return the features of all images as ``get_image_features`` would, from one call per image."""
+        outputs = [encode_alone(self.model, picture) for picture in prompt.pictures]
+        features = outputs[0]
+        features.pooler_output = tuple(chain.from_iterable(output.pooler_output for output in outputs))
         features.deepstack_features = [
             torch.cat(level) if isinstance(level[0], Tensor) else tuple(chain.from_iterable(level))
-            for level in zip(*(one.deepstack_features for one in alone), strict=True)
+            for level in zip(*(output.deepstack_features for output in outputs), strict=True)
         ]
         return features
 
 
 def takes_encoder_outputs(model: Any) -> bool:
-    """Whether the forward accepts finished image features, as it does since transformers 5.18."""
+    """Whether the forward accepts computed image features (transformers 5.18 and later)."""
     return "mm_encoder_outputs" in inspect.signature(model.model.forward).parameters
 
 
 def encode_alone(model: Any, picture: Picture) -> Any:
-    """The stock model's features of one image, its pixels moved to the model for it."""
+    """Return the stock model's features of one image, after copying its pixels to the model's device."""
     return model.get_image_features(picture.pixel_values.to(model.device), picture.grid_thw.to(model.device))
 
 
 def prefill(model: Any, **inputs: Any) -> Tensor:
-    """Run the whole prompt and pick the first token; returns the hidden states of all positions.
+    """Run the whole prompt and pick the first token; return the hidden states of all positions.
 
-    The head runs on the last position only, as ``generate`` does, and the token reaches the host.
+    The head runs on the last position only, as in ``generate``. The host waits for the token.
     """
     hidden: Tensor = model.model(**inputs).last_hidden_state
     pick_token(model, hidden)
@@ -104,12 +113,12 @@ def prefill(model: Any, **inputs: Any) -> Tensor:
 
 
 def pick_token(model: Any, hidden: Tensor) -> int:
-    """The id of the most likely next token, on the host."""
+    """Return the id of the most likely next token, on the host."""
     return int(model.lm_head(hidden[:, -1:]).argmax())
 
 
 def text_inputs(prompt: Prompt, device: torch.device) -> dict[str, Tensor]:
-    """All arguments of a stock forward but the pixels, on `device`."""
+    """Return all arguments of a stock forward except the pixels, on `device`."""
     return {
         "input_ids": prompt.input_ids.to(device),
         "mm_token_type_ids": prompt.token_types.to(device),

@@ -8,9 +8,9 @@ import torch
 
 
 class Stopwatch:
-    """Measures a ``with`` block, the work that it queued on the device included; `ms` holds the milliseconds.
+    """Measures a ``with`` block, including the work that it queues on the device; `ms` are the milliseconds.
 
-    The host waits for the device on entry, so that earlier work is not counted, and on exit.
+    The host waits for the device on entry, so that earlier work is not measured, and on exit.
     """
 
     def __init__(self, device: torch.device) -> None:

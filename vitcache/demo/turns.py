@@ -22,7 +22,7 @@ _POSITIONS_PER_COMPARISON = 1024  # bounds the logits in memory: 0.3 GB in bfloa
 
 
 class Sides(NamedTuple):
-    """The same model three times: as it is, with rows placed by vitcache, and with vitcache attached."""
+    """The same model three times: stock, with rows placed by vitcache, and with vitcache attached."""
 
     stock: StockSide
     cached: CachedSide
@@ -30,21 +30,21 @@ class Sides(NamedTuple):
 
 
 def build_sides(size: Size, device: torch.device, processor: Any, pictures: list[Picture]) -> Sides:
-    """Build the model and copy it: the stock one has its weights to itself, the other two share a copy."""
+    """Build the model and a copy of it. The stock side uses the model, the other two sides share the copy."""
     stock = build_model(size, device)
-    own = copy.deepcopy(stock)
+    copied = copy.deepcopy(stock)
     return Sides(
         StockSide(stock),
-        CachedSide(own, processor, make_cache(own, pictures)),
-        AttachedSide(share_weights(own), pictures),
+        CachedSide(copied, processor, make_cache(copied, pictures)),
+        AttachedSide(share_weights(copied), pictures),
     )
 
 
 def warm_up(sides: Sides, pictures: list[Picture]) -> None:
-    """Let every side pay its first-call costs, then empty the caches.
+    """Run every shape once on every side, so that no first-call cost is measured, then empty the caches.
 
-    The stock model has them in every turn, as each is a batch of another size; the others encode one image at
-    a time, also in the longest prompt.
+    The stock model runs the prompt of every turn, as each is a batch of another size. The other sides encode
+    one image at a time, so they run only the longest prompt.
     """
     config = sides.stock.model.config
     for turn in range(1, len(pictures)):
@@ -57,7 +57,7 @@ def warm_up(sides: Sides, pictures: list[Picture]) -> None:
 
 
 def measure_turn(sides: Sides, prompt: Prompt) -> Row:
-    """Run one turn through every side."""
+    """Run one turn on every side; return the times, the counts and the comparison of the logits."""
     stock = sides.stock.answer(prompt)
     cached = sides.cached.answer(prompt)
     attached = sides.attached.answer(prompt)
@@ -88,13 +88,13 @@ def measure_turn(sides: Sides, prompt: Prompt) -> Row:
     )
 
 
-def compare_logits(one: tuple[Any, Tensor], other: tuple[Any, Tensor]) -> tuple[bool, float]:
-    """Whether the logits of all positions are bit-equal, and the largest difference of a logit.
+def compare_logits(first: tuple[Any, Tensor], second: tuple[Any, Tensor]) -> tuple[bool, float]:
+    """Return whether the logits of all positions are bit-equal, and the largest difference of a logit.
 
-    Each of the two is a model and its hidden states ``(1, T, H)``; each runs its own head.
+    `first` and `second` are each a model and its hidden states ``(1, T, H)``. Each model runs its own head.
     """
     equal, largest = True, 0.0
-    (model, hidden), (other_model, other_hidden) = one, other
+    (model, hidden), (other_model, other_hidden) = first, second
     for part, other_part in zip(
         hidden.split(_POSITIONS_PER_COMPARISON, 1),
         other_hidden.split(_POSITIONS_PER_COMPARISON, 1),
@@ -107,10 +107,10 @@ def compare_logits(one: tuple[Any, Tensor], other: tuple[Any, Tensor]) -> tuple[
 
 
 def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
-    """Hold the whole conversation, on the GPU if there is one; `step` is told what is being done.
+    """Run the whole conversation, on the GPU if there is one, and return one row per turn.
 
-    Without a GPU PyTorch runs on one thread meanwhile: what is small enough for a CPU gains little from more,
-    and on a busy machine the threads wait for each other.
+    `step` is called with a description of each step. Without a GPU, PyTorch runs on one thread: a model that
+    is small enough for a CPU gains little from more threads, and on a busy machine they wait for each other.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step("preparing photographs")
@@ -130,7 +130,7 @@ def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
 
 
 def describe(size: str) -> dict[str, str]:
-    """Where and with what `converse` measures."""
+    """Return the device, the model and the versions that `converse` measures with."""
     on_gpu = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu, one thread",
@@ -143,7 +143,7 @@ def describe(size: str) -> dict[str, str]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run PyTorch's CPU work on one thread for a while."""
+    """Run PyTorch's CPU work on one thread within a ``with`` block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The two sides that use vitcache: one has a pipeline build ``inputs_embeds``, the other uses `attach`."""
+"""The two sides that use vitcache: `CachedSide` with a `VisionPipeline`, `AttachedSide` with `attach`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _PAGE_ROWS = 64  # as in the cache that `attach` makes
 
 
 class CachedSide:
-    """What an engine does: a `VisionPipeline` builds `inputs_embeds`, and the language model runs on it.
+    """The way of an engine: a `VisionPipeline` builds `inputs_embeds`, and the language model runs on it.
 
-    `cache` is for this model alone, as from `make_cache`.
+    `cache` must be used by this model only. `make_cache` makes one.
     """
 
     def __init__(self, model: Any, processor: Any, cache: EmbeddingCache) -> None:
@@ -46,16 +46,16 @@ class CachedSide:
             processor=processor_fingerprint(processor),
             dtype=str(model.dtype),
         ).digest()
-        # One image a call, as the bits of an image depend on what is encoded beside it.
+        # One image per call, as the bits of its rows depend on the other images of the call.
         self._pipeline = VisionPipeline(self._encode, self.cache, max_rows_per_encode=1)
         self._encoded = 0
 
     def key(self, picture: Picture) -> bytes:
-        """Key of a picture, from its decoded pixels: far fewer bytes than the processor makes of them."""
+        """Return the key of a picture, from its decoded pixels: fewer bytes than the processor's output."""
         return content_key(picture.photo.pixels, namespace=self._namespace)
 
     def answer(self, prompt: Prompt) -> TimedAnswer:
-        """Run one turn: the pipeline instead of the stock merge, then the language model itself."""
+        """Run one turn: the pipeline in place of the stock encode and merge, then the language model."""
         self._encoded = 0
         with Stopwatch(self.device) as total:
             with Stopwatch(self.device) as vision:
@@ -67,7 +67,7 @@ class CachedSide:
         return TimedAnswer(hidden, self._encoded, hits, pixel_bytes, total.ms, vision.ms)
 
     def _embed(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """`inputs_embeds` ``(1, T, H)`` and deepstack ``(levels, T, H)`` of a prompt, as one chunk."""
+        """Return `inputs_embeds` ``(1, T, H)`` and deepstack ``(levels, T, H)`` of a prompt, as one chunk."""
         pictures, num_tokens = prompt.pictures, prompt.input_ids.numel()
         items = [
             Item(picture.pixel_values, spans, key=self.key(picture), grid=picture.grid_thw)
@@ -96,7 +96,7 @@ class CachedSide:
 
     def _language_model(self, prompt: Prompt, inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
         base = self.model.model
-        # Everything about positions is known on the host: worked out there, the device is never waited for.
+        # Computed on the host, where all inputs are, so that nothing waits for the device.
         positions, _ = base.get_rope_index(
             prompt.input_ids, prompt.token_types, image_grid_thw=prompt.grid_thw
         )
@@ -111,7 +111,7 @@ class CachedSide:
 
 
 class AttachedSide:
-    """The stock forward, its images served by `attach`; pixels stay on the host unless one is missing."""
+    """The stock forward of an attached model. Pixels stay on the host until their image must be encoded."""
 
     def __init__(self, model: Any, pictures: list[Picture]) -> None:
         self.model = model
@@ -120,7 +120,7 @@ class AttachedSide:
         self._meter = TowerMeter(model)
 
     def answer(self, prompt: Prompt) -> Answer:
-        """Run one turn; the vision part lies inside the forward and is not timed apart."""
+        """Run one turn. The vision part is inside the forward and is not timed separately."""
         before = self.attachment.stats()
         with Stopwatch(self.device) as total:
             hidden = prefill(self.model, **text_inputs(prompt, self.device), pixel_values=prompt.pixel_values)
@@ -129,14 +129,16 @@ class AttachedSide:
         moved = after.pixel_bytes_moved - before.pixel_bytes_moved
         pixel_bytes = self._meter.take(prompt, encoded)
         if moved != (0 if self.device.type == "cpu" else pixel_bytes):
-            raise RuntimeError(f"attach moved {moved} bytes of pixels, its tower was given {pixel_bytes}")
+            raise RuntimeError(
+                f"attach counted {moved} bytes of moved pixels, its vision tower got {pixel_bytes}"
+            )
         return Answer(hidden, encoded, hits, pixel_bytes, total.ms)
 
 
 def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = None) -> EmbeddingCache:
-    """A cache with room for the rows of all `pictures`, on the model's device.
+    """Return a cache on the model's device that can hold the rows of all `pictures`.
 
-    With `on_device` the device tier holds as much as the first so many take, and host memory all.
+    With `on_device`, the device tier can hold only the first `on_device` pictures, and the host tier all.
     """
     return EmbeddingCache(
         model.config.text_config.hidden_size * (1 + _levels(model)),
@@ -149,7 +151,7 @@ def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = N
 
 
 class TowerMeter:
-    """Counts the images that go into the vision tower of `model`, each by itself, and their pixels."""
+    """Counts the images that enter the vision tower of `model`, and the elements of their pixels."""
 
     def __init__(self, model: Any) -> None:
         self._images = 0
@@ -157,17 +159,19 @@ class TowerMeter:
         model.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def take(self, prompt: Prompt, encoded: int) -> int:
-        """Bytes that what went in since the last call took in host memory, in the prompt's dtype.
+        """Return the bytes of the pixels that entered since the last call, in the prompt's dtype.
 
         Raises
         ------
         RuntimeError
-            If these were not `encoded` images.
+            If the number of images that entered is not `encoded`.
         """
         images, elements = self._images, self._elements
         self._images = self._elements = 0
         if images != encoded:
-            raise RuntimeError(f"{encoded} images were counted as encoded, the vision tower ran on {images}")
+            raise RuntimeError(
+                f"expected {encoded} images in the vision tower, as counted by the caller, got {images}"
+            )
         return elements * prompt.pixel_values.itemsize
 
     def _count(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,12 +184,12 @@ def _levels(model: Any) -> int:
 
 
 def _bytes_for(pictures: list[Picture], model: Any) -> int:
-    """What the rows of all pictures take in a cache, in whole pages."""
+    """Return the bytes of the pages that the rows of all pictures need in a cache."""
     pages = sum(-(-picture.num_rows // _PAGE_ROWS) for picture in pictures)
     row_width = model.config.text_config.hidden_size * (1 + _levels(model))
     return int(pages * _PAGE_ROWS * row_width * model.dtype.itemsize)
 
 
 def _tokens(spans: list[list[Span]]) -> Tensor:
-    """The positions of all image tokens, ascending."""
+    """Return the indices of all image tokens, ascending."""
     return torch.cat([torch.arange(span.start, span.stop) for item in spans for span in item])
