@@ -1,6 +1,6 @@
-"""Names that the examples in docstrings use without making them: a small model, and inputs for it.
+"""Names for `pytest --doctest-modules`. tests/test_docstrings.py runs the same examples without this file.
 
-Only a doctest asks for `doctest_namespace`, so no other test imports transformers because of this file.
+Only a doctest asks for `doctest_namespace`, so this file costs other tests nothing.
 """
 
 from __future__ import annotations
@@ -9,25 +9,15 @@ from typing import Any
 
 import pytest
 
-NEEDS_PROMETHEUS = "vitcache.adapters.prometheus."
-NEED_A_MODEL = (
-    "vitcache.adapters.transformers.",
-    "vitcache.adapters.model_pipeline.",
-    "vitcache.adapters.chunked_prefill.",
-)
-
 
 @pytest.fixture
 def doctest_namespace(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """`model` and `inputs` for the examples about transformers; skip examples whose package is missing."""
-    name = request.node.name
-    if name.startswith(NEEDS_PROMETHEUS):
+    """Names that the examples of a module use without making them; skips if a package is missing."""
+    from tiny_models import MODULES_WITH_MODEL_EXAMPLES, names_of_model_examples
+
+    if request.node.name.startswith("vitcache.adapters.prometheus."):
         pytest.importorskip("prometheus_client")
-    if not name.startswith(NEED_A_MODEL):
+    if not request.node.name.startswith(MODULES_WITH_MODEL_EXAMPLES):
         return {}
     pytest.importorskip("transformers")
-    from tiny_models import FAMILIES
-
-    family = FAMILIES["qwen2_5_vl"]
-    model = family.model()
-    return {"model": model, "inputs": family.prompt(model, 0)}
+    return names_of_model_examples()

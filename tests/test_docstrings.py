@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tiny_models import MODULES_WITH_MODEL_EXAMPLES, names_of_model_examples
 
 PACKAGE = Path(__file__).parents[1] / "vitcache"
 OPTIONAL = ("transformers", "triton", "prometheus_client")
@@ -48,6 +49,9 @@ def test_docstring_examples_print_what_they_say(name: str) -> None:
         if missing := missing_packages("".join(example.source for example in test.examples)):
             skipped.update(missing)
             continue
+        if name in MODULES_WITH_MODEL_EXAMPLES:
+            pytest.importorskip("transformers")
+            test.globs.update(names_of_model_examples())
         said: list[str] = []
         doctest.DocTestRunner(verbose=False).run(test, out=said.append)
         assert not said, "".join(said)

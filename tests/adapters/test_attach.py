@@ -1,6 +1,6 @@
-"""An attached model gives the bits of the stock model with one encode per item, and encodes only what is new.
+"""An attached model returns the bits of the stock model with one encode per item, and encodes each item once.
 
-The stock model is another object, which vitcache never touches.
+The stock model is another object without vitcache.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MODES = {
 
 @each_family
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_in_a_chat_each_turn_encodes_its_new_image_only(family: TinyFamily, dtype: torch.dtype) -> None:
+def test_attach_chat_turn_encodes_only_its_new_image(family: TinyFamily, dtype: torch.dtype) -> None:
     stock, model, attachment, tower = pair(family, dtype)
     for turn in range(1, 5):
         prompt = family.prompt(stock, *range(turn))
@@ -65,7 +65,7 @@ def test_in_a_chat_each_turn_encodes_its_new_image_only(family: TinyFamily, dtyp
 
 
 @each_family
-def test_generate_gives_the_stock_tokens_and_logits(family: TinyFamily) -> None:
+def test_attach_generate_returns_the_stock_tokens_and_logits(family: TinyFamily) -> None:
     for mode, options in MODES.items():
         stock, model, _, tower = pair(family)
         prompt = family.prompt(stock, 0, 1)
@@ -77,7 +77,7 @@ def test_generate_gives_the_stock_tokens_and_logits(family: TinyFamily) -> None:
 
 
 @each_family
-def test_batch_of_two_prompts_with_beams(family: TinyFamily) -> None:
+def test_attach_generate_of_two_prompts_with_beams_returns_the_stock_tokens(family: TinyFamily) -> None:
     stock, model, _, tower = pair(family)
     prompt = family.prompt(stock, 0)
     batch = {name: torch.cat([value, value]) for name, value in prompt.items()}
@@ -90,12 +90,14 @@ def test_batch_of_two_prompts_with_beams(family: TinyFamily) -> None:
 
 @each_family
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)], ids=["one image", "three images"])
-def test_output_has_the_stock_form(family: TinyFamily, seeds: tuple[int, ...]) -> None:
+def test_attach_output_has_the_containers_of_the_stock_output(
+    family: TinyFamily, seeds: tuple[int, ...]
+) -> None:
     _, model, _, _ = pair(family)
     call, stock = family.call(*seeds), stock_method(model, "image")
     with torch.no_grad():
         expected = form(stock(**call, return_dict=True))
-    for _ in ("encoded", "from the cache"):
+    for _ in range(2):  # encoded, then read from the cache
         output = features(model, call)
         assert form(output) == expected
         assert output.last_hidden_state is None
@@ -103,7 +105,7 @@ def test_output_has_the_stock_form(family: TinyFamily, seeds: tuple[int, ...]) -
 
 
 @each_family
-def test_base_model_can_be_attached_and_called(family: TinyFamily) -> None:
+def test_attach_base_model_serves_it_and_the_whole_model(family: TinyFamily) -> None:
     stock, whole = one_at_a_time(family, family.model()), family.model()
     attachment = attach(whole.base_model)
     for model in (whole, whole.base_model):
@@ -112,7 +114,7 @@ def test_base_model_can_be_attached_and_called(family: TinyFamily) -> None:
 
 
 @each_family
-def test_output_is_new_in_every_call(family: TinyFamily) -> None:
+def test_attach_output_written_in_place_leaves_later_outputs_unchanged(family: TinyFamily) -> None:
     stock, model, _, _ = pair(family)
     call = family.call(0, 1, 0)
     expected = features(stock, call)
@@ -126,7 +128,7 @@ def test_output_is_new_in_every_call(family: TinyFamily) -> None:
 
 
 @each_family
-def test_equal_images_in_one_call_are_encoded_once(family: TinyFamily) -> None:
+def test_attach_equal_images_in_one_call_are_encoded_once(family: TinyFamily) -> None:
     stock, model, attachment, tower = pair(family)
     prompt = family.prompt(stock, 0, 1, 0, 0)
     assert torch.equal(logits(model, prompt), logits(stock, prompt))
@@ -135,7 +137,7 @@ def test_equal_images_in_one_call_are_encoded_once(family: TinyFamily) -> None:
 
 
 @each_family
-def test_wrong_cached_row_changes_the_logits(family: TinyFamily) -> None:
+def test_attach_wrong_cached_row_changes_the_logits(family: TinyFamily) -> None:
     stock, model, attachment, _ = pair(family)
     prompt = family.prompt(stock, 0, 1)
     put, rows_by_key = attachment.cache.put, {}
@@ -145,7 +147,7 @@ def test_wrong_cached_row_changes_the_logits(family: TinyFamily) -> None:
     right = logits(model, prompt)
     key, rows = list(rows_by_key.items())[1]
     assert rows.shape[1] == family.row_width
-    for column in range(0, family.row_width, 32):  # the rows themselves, then each deepstack level
+    for column in range(0, family.row_width, 32):  # first column of the embedding and of each deepstack level
         wrong = rows.clone()
         wrong[1, column] += 1
         put(key, wrong)
@@ -155,13 +157,13 @@ def test_wrong_cached_row_changes_the_logits(family: TinyFamily) -> None:
 
 
 @each_family
-@pytest.mark.parametrize("room", ["for one image", "for none", "for all on the host"])
-def test_cache_too_small_loses_nothing(family: TinyFamily, room: str) -> None:
+@pytest.mark.parametrize("capacity", ["one image", "no image", "all images on the host"])
+def test_attach_cache_that_is_too_small_returns_the_stock_logits(family: TinyFamily, capacity: str) -> None:
     rows = max(
         len(stock_rows(family.model(), picture).flatten(0, -2)) for picture in family.pictures(0, 1, 2)
     )
-    device_rows = 1 if room == "for none" else rows
-    host_rows = 3 * device_rows if room == "for all on the host" else 0
+    device_rows = 1 if capacity == "no image" else rows
+    host_rows = 3 * device_rows if capacity == "all images on the host" else 0
     cache = make_cache(device_rows, host_rows, width=family.row_width, page_rows=1)
     stock, model, attachment, tower = pair(family, cache=cache)
     prompt = family.prompt(stock, 0, 1, 2)
@@ -169,12 +171,12 @@ def test_cache_too_small_loses_nothing(family: TinyFamily, room: str) -> None:
         assert torch.equal(logits(model, prompt), logits(stock, prompt))
     encodes = tower.take()
     assert encodes == attachment.stats().encoded == (3 if host_rows else encodes)
-    assert cache.stats().rejections == (6 if room == "for none" else 0)
+    assert cache.stats().rejections == (6 if capacity == "no image" else 0)
     cache.check_integrity()
 
 
 @each_family
-def test_inference_mode_and_no_grad_share_entries(family: TinyFamily) -> None:
+def test_attach_inference_mode_and_no_grad_share_entries(family: TinyFamily) -> None:
     stock, model, _, tower = pair(family)
     prompt = family.prompt(stock, 0)
     expected = logits(stock, prompt)
@@ -185,7 +187,7 @@ def test_inference_mode_and_no_grad_share_entries(family: TinyFamily) -> None:
 
 
 @each_family
-def test_options_of_the_language_model_are_not_part_of_the_key(family: TinyFamily) -> None:
+def test_attach_key_ignores_options_of_the_language_model(family: TinyFamily) -> None:
     stock, model, _, tower = pair(family)
     prompt = family.prompt(stock, 0)
     for options in ({}, {"use_cache": True}, {"use_cache": False}, {"logits_to_keep": 1}):
@@ -193,7 +195,7 @@ def test_options_of_the_language_model_are_not_part_of_the_key(family: TinyFamil
     assert tower.take() == 1
 
 
-def test_threads_on_one_model_get_the_stock_logits() -> None:
+def test_attach_threads_on_one_model_get_the_stock_logits() -> None:
     family = FAMILIES["gemma3"]
     stock, model, attachment, _ = pair(family)
     prompts = [family.prompt(stock, *seeds) for seeds in ((0, 1), (1, 2), (2, 0), (0, 1, 2))]
@@ -210,12 +212,12 @@ def test_threads_on_one_model_get_the_stock_logits() -> None:
         thread.join()
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours) == 5
-        assert all(torch.equal(one, theirs) for one in ours)
+        assert all(torch.equal(each, theirs) for each in ours)
     assert attachment.stats().bypassed == 0
     assert len(attachment.cache) == 3
 
 
-def test_compiled_code_asks_the_cache_and_does_not_trace_the_encode() -> None:
+def test_attach_compiled_code_reads_the_cache_and_does_not_trace_the_encode() -> None:
     family = FAMILIES["gemma3"]
     stock, model, _, tower = pair(family)
     traced: list[Any] = []
@@ -237,10 +239,10 @@ def test_compiled_code_asks_the_cache_and_does_not_trace_the_encode() -> None:
 
 
 @each_family
-def test_stock_batching_is_near_one_encode_per_image(
+def test_stock_batched_encode_is_close_to_one_encode_per_image(
     family: TinyFamily, record_property: pytest.RecordProperty
 ) -> None:
-    """How far is the stock model's batched encode from one by one? The shapes of GEMMs change bits."""
+    """The bits differ, as they depend on the shapes of GEMMs. The difference is recorded as a property."""
     stock = family.model()
     call = family.call(0, 1, 2)
     with torch.no_grad():

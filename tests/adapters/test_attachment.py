@@ -1,4 +1,4 @@
-"""What `attach` makes and refuses, how an attachment ends, and who shares entries."""
+"""`attach` and its errors, `Attachment.detach`, copies of an attached model, and attachments of one cache."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.transformers
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_default_cache_holds_32768_rows_of_the_model(name: str) -> None:
+def test_attach_default_cache_holds_32768_rows_of_the_model(name: str) -> None:
     family = FAMILIES[name]
     cache = attach(family.model(torch.bfloat16)).cache
     assert (cache.row_width, cache.dtype, cache.device.type) == (family.row_width, torch.bfloat16, "cpu")
     assert cache.stats().device_capacity_bytes == 32768 * family.row_width * 2
 
 
-def test_budget_of_the_default_cache_can_be_given() -> None:
+def test_attach_device_bytes_sets_the_default_cache_and_excludes_cache() -> None:
     assert attach(GEMMA.model(), device_bytes=1 << 20).cache.stats().device_capacity_bytes == 1 << 20
     with pytest.raises(ValueError, match="device_bytes is the budget of the default cache"):
         attach(GEMMA.model(), make_cache(width=GEMMA.row_width), device_bytes=1 << 20)
@@ -50,7 +50,7 @@ def test_budget_of_the_default_cache_can_be_given() -> None:
         ({"dtype": torch.bfloat16}, "must have rows of 96 torch.float32 .*, got rows of 96 torch.bfloat16"),
     ],
 )
-def test_cache_for_other_rows_is_refused(options: Call, message: str) -> None:
+def test_attach_cache_of_another_width_or_dtype_is_refused(options: Call, message: str) -> None:
     model = QWEN3.model()
     before = dict(vars(model.model))
     with pytest.raises(ValueError, match=message):
@@ -58,14 +58,14 @@ def test_cache_for_other_rows_is_refused(options: Call, message: str) -> None:
     assert vars(model.model) == before
 
 
-def test_model_without_image_features_is_refused() -> None:
+def test_attach_model_without_image_features_is_refused() -> None:
     with pytest.raises(TypeError, match="Linear has no get_image_features"):
         attach(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="Qwen3VLTextModel has no get_image_features"):
         attach(QWEN3.model().model.language_model)
 
 
-def test_family_that_is_not_known_is_refused() -> None:
+def test_attach_unknown_family_is_refused() -> None:
     class SomeModel(nn.Module):
         config = SimpleNamespace(model_type="some_vl")
 
@@ -78,23 +78,23 @@ def test_family_that_is_not_known_is_refused() -> None:
         attach(SomeModel())
 
 
-def test_namespace_must_be_str() -> None:
+def test_attach_namespace_of_bytes_is_refused() -> None:
     with pytest.raises(TypeError, match="namespace must be str, got bytes"):
         attach(GEMMA.model(), namespace=b"weights")  # type: ignore[arg-type]
 
 
-def test_second_attach_is_refused_until_detach() -> None:
+def test_attach_twice_is_refused_until_detach() -> None:
     model = GEMMA.model()
     attachment = attach(model)
-    for again in (model, model.model):
+    for part in (model, model.model):
         with pytest.raises(RuntimeError, match=r"is attached already: call Attachment\.detach\(\) first"):
-            attach(again)
+            attach(part)
     attachment.detach()
     attach(model)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_detach_leaves_the_model_as_it_was(name: str) -> None:
+def test_detach_restores_the_model(name: str) -> None:
     family = FAMILIES[name]
     model, call = family.model(), family.call(0)
     before, keys = dict(vars(model.base_model)), list(model.state_dict())
@@ -109,13 +109,13 @@ def test_detach_leaves_the_model_as_it_was(name: str) -> None:
     assert len(attachment.cache) == 1
 
 
-def test_detach_brings_back_what_was_on_the_object() -> None:
+def test_detach_restores_a_method_that_was_set_on_the_object() -> None:
     model = one_at_a_time(QWEN3, QWEN3.model())
-    mine = vars(model.model)["get_image_features"]
+    own_method = vars(model.model)["get_image_features"]
     attachment = attach(model)
     assert torch.equal(image_rows(model, QWEN3.call(0)), stock_rows(model, QWEN3.call(0)))
     attachment.detach()
-    assert vars(model.model)["get_image_features"] is mine
+    assert vars(model.model)["get_image_features"] is own_method
 
 
 def test_detach_under_another_wrapper_is_refused() -> None:
@@ -155,7 +155,7 @@ def test_copy_of_an_attached_model_is_not_attached(how: str) -> None:
     assert (attachment.stats().encoded, second.stats().encoded) == (1, 1)
 
 
-def test_models_share_a_cache_without_sharing_entries() -> None:
+def test_attach_two_models_share_a_cache_and_no_entries() -> None:
     cache, call = make_cache(width=QWEN3.row_width), QWEN3.call(0)
     models = [QWEN3.model(seed=seed) for seed in range(2)]
     attachments = [attach(model, cache) for model in models]
@@ -166,20 +166,22 @@ def test_models_share_a_cache_without_sharing_entries() -> None:
     assert len(cache) == 2
 
 
-def test_attachments_of_one_namespace_share_entries() -> None:
+def test_attach_with_an_equal_namespace_shares_entries() -> None:
     cache = make_cache(width=QWEN3.row_width)
-    first = attach(QWEN3.model(), cache, namespace="weights of seed 0")
-    model = QWEN3.model()
+    first_model, model = QWEN3.model(), QWEN3.model()
+    first = attach(first_model, cache, namespace="weights of seed 0")
     second = attach(model, cache, namespace="weights of seed 0")
     expected = stock_rows(model, QWEN3.call(0)), stock_rows(model, QWEN3.call(1))
-    for session in (first, second):
-        assert torch.equal(image_rows(session._session.model, QWEN3.call(0, 1)), torch.cat(expected))
+    for attached in (first_model, model):
+        assert torch.equal(image_rows(attached, QWEN3.call(0, 1)), torch.cat(expected))
     assert first.stats() == AttachStats(encoded=2)
-    assert second.stats() == AttachStats(encoded=1, hits=1)  # its first item shows the form of the output
+    assert second.stats() == AttachStats(
+        encoded=1, hits=1
+    )  # its first item is always encoded: it shows the form of the output
     assert len(cache) == 2
 
 
-def test_other_config_or_namespace_shares_nothing() -> None:
+def test_attach_with_another_config_or_namespace_shares_no_entries() -> None:
     cache = make_cache(width=QWEN3.row_width)
     for namespace, theta in (("a", 1e4), ("b", 1e4), ("a", 1e5)):
         model = QWEN3.model()
@@ -191,7 +193,7 @@ def test_other_config_or_namespace_shares_nothing() -> None:
     assert len(cache) == 6
 
 
-def test_shadow_mode_finds_an_entry_that_is_out_of_date(caplog: pytest.LogCaptureFixture) -> None:
+def test_shadow_every_finds_an_outdated_entry(caplog: pytest.LogCaptureFixture) -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model, shadow_every=2)
     first = image_rows(model, call)
@@ -200,7 +202,7 @@ def test_shadow_mode_finds_an_entry_that_is_out_of_date(caplog: pytest.LogCaptur
     assert attachment.stats() == AttachStats(encoded=1, hits=4, shadowed=2)
     assert caplog.records == []
     for parameter in model.model.visual.parameters():
-        parameter.data.mul_(0.5)  # which attach cannot see
+        parameter.data.mul_(0.5)  # attach cannot notice this
     for _ in range(2):
         assert torch.equal(image_rows(model, call), first)
     stats = attachment.stats()
@@ -212,7 +214,7 @@ def test_shadow_mode_finds_an_entry_that_is_out_of_date(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(("every", "error"), [(-1, ValueError), (1.5, TypeError), (None, TypeError)])
-def test_a_wrong_number_of_hits_is_an_error_that_names_it(every: Any, error: type[Exception]) -> None:
+def test_attach_wrong_shadow_every_raises_with_its_name_and_value(every: Any, error: type[Exception]) -> None:
     model = QWEN3.model()
     with pytest.raises(error, match=f"shadow_every .* {every}"):
         attach(model, shadow_every=every)

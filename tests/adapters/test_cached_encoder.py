@@ -1,4 +1,4 @@
-"""What goes past the cache, encodes that fail, and towers whose weights are elsewhere."""
+"""Calls that bypass the cache, changes of the model, encodes that fail, and towers with offloaded weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_call_for_more_than_rows_goes_to_the_stock_method(options: Call) -> None:
+def test_call_for_a_tuple_or_tower_states_bypasses_the_cache(options: Call) -> None:
     model = QWEN3.model()
     attachment = attach(model)
     call = QWEN3.call(0, 1)
@@ -65,7 +65,7 @@ def test_call_for_more_than_rows_goes_to_the_stock_method(options: Call) -> None
     assert len(attachment.cache) == 0
 
 
-def test_config_that_asks_for_tuples_goes_to_the_stock_method() -> None:
+def test_config_without_return_dict_bypasses_the_cache() -> None:
     model = GEMMA.model()
     attachment = attach(model)
     model.model.config.return_dict = False
@@ -75,7 +75,7 @@ def test_config_that_asks_for_tuples_goes_to_the_stock_method() -> None:
 
 
 @pytest.mark.parametrize("change", [{"image_grid_thw": None}, {"pixel_values": [torch.zeros(16, 96)]}])
-def test_arguments_of_unknown_types_are_left_to_the_stock_method(change: Call) -> None:
+def test_argument_of_an_unknown_type_bypasses_the_cache(change: Call) -> None:
     model = QWEN3.model()
     attachment = attach(model)
     call = QWEN3.call(0) | change
@@ -87,14 +87,14 @@ def test_arguments_of_unknown_types_are_left_to_the_stock_method(change: Call) -
     assert attachment.stats() == AttachStats(bypassed=1)
 
 
-def test_gradients_flow_as_if_nothing_were_attached() -> None:
+def test_call_in_grad_mode_gives_the_stock_gradients() -> None:
     model, stock = QWEN3.model(), QWEN3.model()
     attachment = attach(model)
     prompt = QWEN3.prompt(stock, 0, 1)
     with torch.no_grad():
         model(**prompt)
-    for one in (model, stock):
-        one(**prompt).logits.square().mean().backward()
+    for each in (model, stock):
+        each(**prompt).logits.square().mean().backward()
     for (name, ours), theirs in zip(model.named_parameters(), stock.parameters(), strict=True):
         assert theirs.grad is not None, name
         assert torch.equal(ours.grad, theirs.grad)
@@ -102,7 +102,7 @@ def test_gradients_flow_as_if_nothing_were_attached() -> None:
 
 
 @pytest.mark.parametrize("part", ["model", "visual"])
-def test_nothing_from_before_training_is_served_after_it(part: str) -> None:
+def test_call_after_training_does_not_hit_earlier_entries(part: str) -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model, namespace="shared")
     image_rows(model, call)
@@ -117,7 +117,7 @@ def test_nothing_from_before_training_is_served_after_it(part: str) -> None:
 
 
 def step_of_the_projector(model: nn.Module) -> None:
-    """An optimizer's step while the model stays in evaluation mode, features computed past the cache."""
+    """Step an optimizer in evaluation mode. The call in grad mode bypasses the cache."""
     model.get_image_features(**GEMMA.call(0)).pooler_output.sum().backward()
     torch.optim.SGD(model.model.multi_modal_projector.parameters(), lr=1.0).step()
 
@@ -147,7 +147,7 @@ CHANGES: list[Callable[[nn.Module], Any]] = [
 
 @pytest.mark.parametrize("namespace", [None, "shared"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_from_before_a_change_of_the_encoder_is_served(
+def test_call_after_a_change_of_the_encoder_does_not_hit_earlier_entries(
     change: Callable[[nn.Module], Any], namespace: str | None
 ) -> None:
     model, call = GEMMA.model(), GEMMA.call(0)
@@ -160,7 +160,7 @@ def test_nothing_from_before_a_change_of_the_encoder_is_served(
     assert (attachment.stats().encoded, attachment.stats().hits) == (2, 2)
 
 
-def test_change_of_the_language_model_keeps_the_entries() -> None:
+def test_call_after_a_change_of_the_language_model_hits() -> None:
     model, call = GEMMA.model(), GEMMA.call(0)
     attachment = attach(model)
     image_rows(model, call)
@@ -171,7 +171,7 @@ def test_change_of_the_language_model_keeps_the_entries() -> None:
     assert attachment.stats() == AttachStats(encoded=1, hits=1)
 
 
-def test_step_after_an_evaluation_in_the_midst_of_training_is_noticed() -> None:
+def test_optimizer_step_after_an_evaluation_during_training_is_noticed() -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model)
     optimizer = torch.optim.SGD(model.model.visual.parameters(), lr=1.0)
@@ -187,7 +187,7 @@ def test_step_after_an_evaluation_in_the_midst_of_training_is_noticed() -> None:
     assert attachment.stats() == AttachStats(encoded=2, bypassed=1)
 
 
-def test_change_ends_the_sharing_of_this_attachment_alone() -> None:
+def test_change_of_one_model_ends_the_sharing_of_its_attachment_only() -> None:
     cache, call = make_cache(width=QWEN3.row_width), QWEN3.call(0)
     models = [QWEN3.model() for _ in range(3)]
     first, second = (attach(model, cache, namespace="seed 0") for model in models[:2])
@@ -203,7 +203,7 @@ def test_change_ends_the_sharing_of_this_attachment_alone() -> None:
     assert third.stats() == AttachStats(encoded=1, hits=1)
 
 
-def test_inference_tensors_as_weights_are_cached_and_their_exchange_is_noticed() -> None:
+def test_tower_of_inference_tensors_is_cached_and_its_replacement_noticed() -> None:
     with torch.inference_mode():
         model, other = GEMMA.model(), GEMMA.model(seed=1)
     call = GEMMA.call(0)
@@ -215,7 +215,7 @@ def test_inference_tensors_as_weights_are_cached_and_their_exchange_is_noticed()
     assert attachment.stats() == AttachStats(encoded=2, hits=2)
 
 
-def test_advance_epoch_after_a_change_that_cannot_be_seen() -> None:
+def test_advance_epoch_after_a_write_through_data_drops_the_outdated_entry() -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model)
     before = image_rows(model, call)
@@ -227,18 +227,18 @@ def test_advance_epoch_after_a_change_that_cannot_be_seen() -> None:
     assert attachment.stats().encoded == 2
 
 
-def test_encode_begun_before_advance_epoch_is_used_and_not_cached() -> None:
+def test_encode_begun_before_advance_epoch_is_returned_and_not_cached() -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model)
 
-    def change(*_: Any) -> None:
+    def change_weights(*_: Any) -> None:
         hook.remove()
         for parameter in model.model.visual.parameters():
             parameter.data.mul_(0.5)
         attachment.cache.advance_epoch()
 
     before = stock_rows(model, call)
-    hook = model.model.visual.register_forward_hook(change)
+    hook = model.model.visual.register_forward_hook(change_weights)
     assert torch.equal(image_rows(model, call), before)
     assert len(attachment.cache) == 0
     after = stock_rows(model, call)
@@ -249,7 +249,7 @@ def test_encode_begun_before_advance_epoch_is_used_and_not_cached() -> None:
 
 
 @pytest.mark.parametrize("items", [3, torch.tensor(3)], ids=["int", "tensor"])
-def test_arguments_of_the_loss_are_not_part_of_the_key(items: Any) -> None:
+def test_key_ignores_arguments_of_the_loss(items: Any) -> None:
     model, call = GEMMA.model(), GEMMA.call(0)
     attachment = attach(model)
     image_rows(model, call)
@@ -258,7 +258,7 @@ def test_arguments_of_the_loss_are_not_part_of_the_key(items: Any) -> None:
     assert attachment.stats() == AttachStats(encoded=1, hits=6)
 
 
-def test_argument_that_the_tower_may_use_is_part_of_the_key() -> None:
+def test_key_includes_an_argument_that_the_tower_may_use() -> None:
     model = GEMMA.model()
     attachment = attach(model)
     for options in ({}, {"interpolate_pos_encoding": True}):
@@ -267,7 +267,7 @@ def test_argument_that_the_tower_may_use_is_part_of_the_key() -> None:
     assert attachment.stats() == AttachStats(encoded=2, hits=2)
 
 
-def test_shallow_copy_stays_bound_to_the_original() -> None:
+def test_shallow_copy_of_the_base_model_returns_the_features_of_the_original() -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attach(model)
     shallow = copy.copy(model.model)
@@ -277,7 +277,7 @@ def test_shallow_copy_stays_bound_to_the_original() -> None:
     assert torch.equal(rows, stock_rows(model, call))
 
 
-def test_autocast_goes_to_the_stock_method() -> None:
+def test_call_under_autocast_bypasses_the_cache() -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model)
     with torch.autocast("cpu", torch.bfloat16):
@@ -287,18 +287,18 @@ def test_autocast_goes_to_the_stock_method() -> None:
     assert attachment.stats() == AttachStats(encoded=1, bypassed=1)
 
 
-def test_encode_that_raises_leaves_the_others_cached() -> None:
+def test_encode_that_raises_keeps_earlier_items_of_the_call_cached() -> None:
     model = QWEN3.model()
     attachment = attach(model)
     failing = [1]
 
     def fail(module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         if kwargs["grid_thw"].tolist() == [[1, 4, 6]] and failing:
-            raise FloatingPointError(f"image {failing.pop()} is cursed")
+            raise FloatingPointError(f"image {failing.pop()} cannot be encoded")
 
     model.model.visual.register_forward_pre_hook(fail, with_kwargs=True)
     call = QWEN3.call(0, 1, 2)
-    with pytest.raises(FloatingPointError, match="image 1 is cursed"):
+    with pytest.raises(FloatingPointError, match="image 1 cannot be encoded"):
         image_rows(model, call)
     assert attachment.stats().encoded == len(attachment.cache) == 1
     expected = torch.cat([stock_rows(model, picture) for picture in QWEN3.pictures(0, 1, 2)])
@@ -319,7 +319,7 @@ def test_encode_that_raises_leaves_the_others_cached() -> None:
     ],
     ids=["two", "none", "narrow"],
 )
-def test_wrong_features_are_refused_and_not_cached(change: Any, message: str) -> None:
+def test_wrong_stock_features_raise_and_are_not_cached(change: Any, message: str) -> None:
     model = QWEN3.model()
     stock = model.model.get_image_features
 
@@ -335,7 +335,7 @@ def test_wrong_features_are_refused_and_not_cached(change: Any, message: str) ->
     assert attachment.stats().encoded == len(attachment.cache) == 0
 
 
-def test_model_of_another_dtype_since_attach_is_noticed() -> None:
+def test_model_converted_to_another_dtype_after_attach_raises() -> None:
     model, call = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model, namespace="shared")
     image_rows(model, call)
@@ -345,13 +345,17 @@ def test_model_of_another_dtype_since_attach_is_noticed() -> None:
             image_rows(model, call)
     assert attachment.stats() == AttachStats(encoded=1)
     model.to(torch.float32)
-    assert torch.equal(image_rows(model, call), stock_rows(model, call))  # the weights were rounded
+    assert torch.equal(
+        image_rows(model, call), stock_rows(model, call)
+    )  # the weights differ from those at attach: they were rounded
     assert attachment.stats() == AttachStats(encoded=2)
 
 
 @each_family
-def test_only_pixels_of_new_images_are_moved(family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tower's device is the CPU under another name, so that pixels that are on the CPU have to move."""
+def test_pixels_of_new_images_only_are_copied_to_the_tower(
+    family: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tower's device is "cpu:0", which differs from the pixels' "cpu", so that the pixels are copied."""
     monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
     stock, model, attachment, _ = pair(family)
     for seeds, new in (((0,), (0,)), ((0, 1, 1), (1,)), ((1, 0), ()), ((2, 0, 1), (2,))):
@@ -361,8 +365,8 @@ def test_only_pixels_of_new_images_are_moved(family: TinyFamily, monkeypatch: py
         assert moved == sum(picture["pixel_values"].nbytes for picture in family.pictures(*new))
 
 
-def test_the_next_pixels_are_on_their_way_while_an_image_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two copies an image, of pixels and grid: those of one image more, and of no other, at each encode."""
+def test_pixels_of_the_next_image_are_copied_during_an_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image has two copies, pixels and grid. Those of the next image are queued before an encode."""
     with PinnedRing(1 << 20, backend="host") as ring:
         mover = FeatureMover(torch.device("cpu"), ring, None)
         monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
@@ -370,7 +374,7 @@ def test_the_next_pixels_are_on_their_way_while_an_image_is_encoded(monkeypatch:
         model, call, copies = QWEN3.model(), QWEN3.call(0, 1, 2, 3), []
         expected = torch.cat([stock_rows(model, picture) for picture in QWEN3.pictures(0, 1, 2, 3)])
         attach(model)
-        image_rows(model, QWEN3.call(3))  # the first of all, which shows the form
+        image_rows(model, QWEN3.call(3))  # the first image shows the form of the output
         before = ring.stats().copies
         hook = model.model.visual.register_forward_hook(
             lambda *_: copies.append(ring.stats().copies - before)
@@ -378,39 +382,41 @@ def test_the_next_pixels_are_on_their_way_while_an_image_is_encoded(monkeypatch:
         rows = image_rows(model, call)
         hook.remove()
         assert copies == [4, 6, 6]
-        call["pixel_values"].fill_(torch.nan)  # they were read
+        call["pixel_values"].fill_(torch.nan)  # allowed: the call has returned
         assert torch.equal(rows, expected)
         assert torch.equal(image_rows(model, QWEN3.call(0, 1, 2, 3)), expected)
 
 
-def test_who_waits_for_an_image_does_not_wait_for_the_others_of_the_call() -> None:
+def test_waiter_for_one_image_does_not_wait_for_the_rest_of_the_owners_call() -> None:
     model, first = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model)
     expected = [stock_rows(model, picture) for picture in QWEN3.pictures(1, 2)]
-    image_rows(model, first)  # shows the form
-    begun, go_on, calls = threading.Event(), threading.Event(), []
+    image_rows(model, first)  # the first image shows the form of the output
+    begun, may_continue, calls = threading.Event(), threading.Event(), []
 
     def stop_at_the_second(*_: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
             begun.set()
-            assert go_on.wait(60)
+            assert may_continue.wait(60)
 
     model.model.visual.register_forward_pre_hook(stop_at_the_second)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(image_rows, model, QWEN3.call(0, 1, 2))
         assert begun.wait(60)
-        assert torch.equal(image_rows(model, QWEN3.call(1)), expected[0])  # while the other encodes its last
+        assert torch.equal(
+            image_rows(model, QWEN3.call(1)), expected[0]
+        )  # while the slow call encodes image 2
         assert not slow.done()
-        go_on.set()
+        may_continue.set()
         assert torch.equal(slow.result(60)[-len(expected[1]) :], expected[1])
     assert attachment.stats() == AttachStats(encoded=3, hits=2)
     assert attachment.cache.stats().leased_pages == 0
 
 
-@pytest.mark.parametrize("room", ["for all", "for one"])
-def test_threads_that_want_the_same_images_crosswise_get_them_encoded_once(room: str) -> None:
-    cache = make_cache(24 * (8 if room == "for all" else 1), width=QWEN3.row_width, page_rows=1)
+@pytest.mark.parametrize("capacity", ["all images", "one image"])
+def test_threads_with_the_same_images_in_other_orders_encode_each_once(capacity: str) -> None:
+    cache = make_cache(24 * (8 if capacity == "all images" else 1), width=QWEN3.row_width, page_rows=1)
     model = QWEN3.model()
     attachment = attach(model, cache)
     orders = [(1, 2, 3), (3, 1, 2), (2, 3, 1), (3, 2, 1)]
@@ -427,13 +433,13 @@ def test_threads_that_want_the_same_images_crosswise_get_them_encoded_once(room:
             assert torch.equal(rows, torch.cat([expected[seed] for seed in order]))
     stats = attachment.stats()
     assert stats.encoded + stats.hits == 1 + 3 * len(orders)
-    assert room == "for one" or stats.encoded == 4
+    assert capacity == "one image" or stats.encoded == 4
     assert (cache.stats().leased_pages, inspect(cache).num_claims) == (0, 0)
     cache.check_integrity()
 
 
 class Offload:
-    """What accelerate's hooks do to an offloaded module: its weights are there only while it runs."""
+    """Offloads a module as accelerate's hooks do: its weights are loaded only while it runs."""
 
     def __init__(self, module: nn.Module) -> None:
         self.runs = 0
@@ -456,7 +462,7 @@ class Offload:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_offloaded_tower_runs_through_its_hooks(name: str) -> None:
+def test_offloaded_tower_runs_through_its_hooks_on_misses_only(name: str) -> None:
     family = FAMILIES[name]
     stock, model = one_at_a_time(family, family.model()), family.model()
     prompt = family.prompt(stock, 0, 1)

@@ -1,4 +1,4 @@
-"""An item of a call: its pixels go to the tower once, and may change once the call is over."""
+"""`CallItem`: its pixels are copied to the tower once, and the caller may change them after the call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def started(ring: PinnedRing, **arguments: object) -> CallItem:
     return item
 
 
-def test_every_tensor_is_moved_and_all_else_is_as_it_was(ring: PinnedRing) -> None:
+def test_call_item_start_copies_tensors_and_keeps_other_arguments(ring: PinnedRing) -> None:
     pixels, grid = torch.randn(300, 100), torch.tensor([[1, 2, 3]])
     item = started(ring, pixels=pixels, grid=grid, sizes=[[1, 2]], option="yes", nothing=None)
     arguments = item.take_arguments()
@@ -32,14 +32,14 @@ def test_every_tensor_is_moved_and_all_else_is_as_it_was(ring: PinnedRing) -> No
     assert ring.stats().copies == 2
 
 
-def test_what_was_taken_is_not_kept(ring: PinnedRing) -> None:
+def test_call_item_take_arguments_drops_its_references_to_the_copies(ring: PinnedRing) -> None:
     item = started(ring, pixels=torch.ones(4))
     item.take_arguments()
     assert item.moved == {}
     assert item.take_arguments()["pixels"] is item.call.pixels
 
 
-def test_once_it_was_read_the_pixels_may_change(ring: PinnedRing) -> None:
+def test_call_item_pixels_may_change_after_wait_until_read(ring: PinnedRing) -> None:
     pixels = torch.ones(3 << 20, dtype=torch.uint8)  # more than the ring holds
     item = started(ring, pixels=pixels)
     arguments = item.take_arguments()
@@ -48,7 +48,7 @@ def test_once_it_was_read_the_pixels_may_change(ring: PinnedRing) -> None:
     assert bool((arguments["pixels"] == 1).all())
 
 
-def test_a_failed_copy_is_said_before_the_tower_has_the_pixels(ring: PinnedRing) -> None:
+def test_call_item_take_arguments_raises_if_a_copy_failed(ring: PinnedRing) -> None:
     stand_in.fail("cudaMemcpyAsync")
     item = started(ring, pixels=torch.ones(1 << 16))
     with pytest.raises(CudaError, match="cudaMemcpyAsync"):
@@ -56,7 +56,7 @@ def test_a_failed_copy_is_said_before_the_tower_has_the_pixels(ring: PinnedRing)
     item.wait_until_read()
 
 
-def test_pixels_that_are_there_are_not_copied() -> None:
+def test_call_item_that_was_not_started_returns_its_own_pixels() -> None:
     pixels = torch.from_numpy(np.ones((2, 3), dtype=np.float32))
     item = CallItem(bytes(32), ItemCall({"pixels": pixels}))
     assert item.take_arguments()["pixels"] is pixels

@@ -1,4 +1,4 @@
-"""The driver: chunked logits equal those of the stock forward, whatever a chunk cuts and the KV cache has."""
+"""`ChunkedPrefill`: logits equal those of the stock forward, for any chunks and any common prefix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = [bytes([number]) * 32 for number in range(8)]
 
 
 class Chat:
-    """A model, its prompts, a driver, and what the stock model makes of the same."""
+    """A model, a pipeline and a driver for it, and comparisons with the stock forward."""
 
     def __init__(self, family: TinyFamily = QWEN3, chunk_tokens: int = 5, **options: Any) -> None:
         self.family, self.model = family, family.model()
@@ -38,7 +38,7 @@ class Chat:
         self.driver = ChunkedPrefill(self.model, self.pipeline, chunk_tokens, **options)
 
     def prompt(self, *seeds: int) -> tuple[Call, list[Item]]:
-        """A prompt about the pictures of these seeds, and its items."""
+        """Return a prompt with the pictures of these seeds, and its items."""
         prompt = self.family.prompt(self.model, *seeds)
         self.tower.take()
         return prompt, self.items(prompt)
@@ -48,7 +48,7 @@ class Chat:
         return image_items(self.model, *(prompt[name] for name in names), **options)
 
     def prefill(self, input_ids: Tensor, items: list[Item]) -> Tensor:
-        """Logits of all tokens that the KV cache had not."""
+        """Return the logits of all tokens that were not in the KV cache."""
         hidden = torch.cat(list(self.driver.chunks(input_ids, items)), dim=1)
         with torch.no_grad():
             return self.model.lm_head(hidden)
@@ -67,17 +67,17 @@ def assert_close(got: Tensor, wanted: Tensor) -> None:
 
 
 @pairwise(name=GRID_FAMILIES, chunk_tokens=[1, 3, 4, 5, 8, 13, 64], encode_ahead=[False, True])
-def test_logits_are_those_of_the_unchunked_stock_model(
+def test_chunked_logits_equal_those_of_the_unchunked_stock_model(
     name: str, chunk_tokens: int, encode_ahead: bool
 ) -> None:
-    # Images of 4, 6, 2 and 4 tokens: chunks begin in them and at their edges, and some have none.
+    # Images have 4, 6, 2 and 4 tokens. Chunks begin inside and at the edges of images; some have no image.
     chat = Chat(FAMILIES[name], chunk_tokens, encode_ahead=encode_ahead)
     prompt, items = chat.prompt(0, 1, 2, 3)
     chat.assert_prefills(prompt, items)
     assert len(chat.pipeline.cache) == 4
 
 
-def test_chunks_are_as_long_as_asked_for_and_prefill_gives_the_last_token_s_logits() -> None:
+def test_chunks_have_chunk_tokens_and_prefill_returns_the_last_logits() -> None:
     chat = Chat(chunk_tokens=7)
     prompt, items = chat.prompt(0, 1)
     tokens = prompt["input_ids"].shape[1]
@@ -89,7 +89,7 @@ def test_chunks_are_as_long_as_asked_for_and_prefill_gives_the_last_token_s_logi
     assert_close(chat.driver.prefill(prompt["input_ids"], items), wanted)
 
 
-def test_a_prompt_without_images_is_prefilled_and_so_is_one_without_a_batch_dimension() -> None:
+def test_prefill_without_images_or_a_batch_dimension() -> None:
     chat = Chat()
     input_ids = torch.arange(1, 13)[None]
     chat.assert_prefills({"input_ids": input_ids}, [])
@@ -98,19 +98,19 @@ def test_a_prompt_without_images_is_prefilled_and_so_is_one_without_a_batch_dime
 
 
 @each_grid_family
-def test_every_turn_prefills_what_is_new_and_encodes_the_new_image_alone(name: str) -> None:
+def test_chat_turn_prefills_new_tokens_and_encodes_the_new_image_only(name: str) -> None:
     chat = Chat(FAMILIES[name], chunk_tokens=6)
     cached = 0
     for turn in range(1, 5):
         prompt, items = chat.prompt(*range(turn))
-        # The turns before end with a token of their own.
+        # The last token of the turn before is not in this prompt.
         cached = max(cached - 1, 0)
         chat.assert_prefills(prompt, items, reused=cached)
         cached = prompt["input_ids"].shape[1]
         assert len(chat.pipeline.cache) == turn
 
 
-def test_what_the_kv_cache_has_is_neither_encoded_nor_looked_up_again() -> None:
+def test_image_in_the_kv_cache_is_neither_encoded_nor_looked_up() -> None:
     chat = Chat()
     first, items = chat.prompt(0)
     chat.assert_prefills(first, items)
@@ -122,12 +122,12 @@ def test_what_the_kv_cache_has_is_neither_encoded_nor_looked_up_again() -> None:
     assert len(chat.pipeline.cache) == 1
 
 
-def test_a_decoded_token_is_a_prompt_with_one_more() -> None:
+def test_prefill_of_one_more_token_per_step_decodes_as_generate() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
     with torch.no_grad():
-        told = {"max_new_tokens": 4, "do_sample": False}
-        wanted = chat.model.generate(**prompt, **told)[0, prompt["input_ids"].shape[1] :].tolist()
+        output = chat.model.generate(**prompt, max_new_tokens=4, do_sample=False)
+        wanted = output[0, prompt["input_ids"].shape[1] :].tolist()
     input_ids, got = prompt["input_ids"], []
     for _ in range(4):
         got.append(int(chat.driver.prefill(input_ids, items).argmax()))
@@ -136,7 +136,7 @@ def test_a_decoded_token_is_a_prompt_with_one_more() -> None:
 
 
 @pytest.mark.parametrize("with_keys", [False, True])
-def test_another_image_at_the_same_tokens_ends_the_common_prefix(with_keys: bool) -> None:
+def test_another_image_at_the_same_token_ids_ends_the_common_prefix(with_keys: bool) -> None:
     chat = Chat()
     keys = KEYS[:3] if with_keys else None
     prompt, _ = chat.prompt(0, 1, 2)
@@ -148,7 +148,7 @@ def test_another_image_at_the_same_tokens_ends_the_common_prefix(with_keys: bool
     chat.assert_prefills(other, items, reused=items[1].spans[0].start)
 
 
-def test_an_edited_prompt_is_prefilled_from_the_edit_on_and_the_same_one_from_its_last_token() -> None:
+def test_prefill_begins_at_the_first_token_that_differs_or_at_the_last_one() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
     tokens = prompt["input_ids"].shape[1]
@@ -160,7 +160,7 @@ def test_an_edited_prompt_is_prefilled_from_the_edit_on_and_the_same_one_from_it
     chat.assert_prefills({"input_ids": torch.arange(50, 60)[None]}, [])
 
 
-def test_the_caller_may_change_its_prompt_after_a_turn() -> None:
+def test_prompt_written_in_place_after_a_turn_is_compared_with_a_copy() -> None:
     chat = Chat()
     input_ids = torch.arange(1, 9)
     chat.prefill(input_ids, [])
@@ -168,7 +168,7 @@ def test_the_caller_may_change_its_prompt_after_a_turn() -> None:
     assert chat.prefill(input_ids, []).shape[1] == 5
 
 
-def test_ids_at_image_tokens_may_be_anything() -> None:
+def test_ids_at_image_tokens_may_be_any_ints() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
     input_ids = prompt["input_ids"].clone()
@@ -177,7 +177,7 @@ def test_ids_at_image_tokens_may_be_anything() -> None:
         assert_close(chat.prefill(input_ids, items), chat.model(**prompt).logits)
 
 
-def test_precomputed_rows_stand_beside_encoded_ones() -> None:
+def test_prefill_places_precomputed_rows_beside_encoded_rows() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
     chat.prefill(prompt["input_ids"], items)
@@ -190,7 +190,7 @@ def test_precomputed_rows_stand_beside_encoded_ones() -> None:
     assert len(chat.pipeline.cache) == 1
 
 
-def test_a_failed_item_is_named_and_the_chunks_before_it_are_kept() -> None:
+def test_failed_item_raises_with_its_index_and_keeps_the_chunks_before_it() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
 
@@ -209,7 +209,7 @@ def test_a_failed_item_is_named_and_the_chunks_before_it_are_kept() -> None:
     chat.assert_prefills(prompt, items, reused=kept)
 
 
-def test_a_wrong_number_of_rows_is_told_with_both_numbers() -> None:
+def test_wrong_number_of_rows_raises_with_both_numbers() -> None:
     model = QWEN3.model()
 
     def encode(features: list[Tensor], items: list[Item]) -> list[Tensor]:
@@ -222,7 +222,7 @@ def test_a_wrong_number_of_rows_is_told_with_both_numbers() -> None:
         driver.prefill(prompt["input_ids"], items)
 
 
-def test_a_language_model_that_raises_leaves_no_half_written_kv_cache(
+def test_language_model_that_raises_empties_the_kv_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat = Chat()
@@ -242,30 +242,30 @@ def test_a_language_model_that_raises_leaves_no_half_written_kv_cache(
 
 
 class Spy:
-    """A pipeline that notes what it is asked for."""
+    """A pipeline that records its calls."""
 
     def __init__(self, pipeline: VisionPipeline) -> None:
         self.pipeline, self.key = pipeline, pipeline.key
         self.calls: list[tuple[str, int]] = []
-        self.ahead = 0
+        self.prefetched = 0  # first token of the chunk
 
     def embed(self, chunks: Any, *args: Any, **kwargs: Any) -> Any:
         self.calls.append(("embed", chunks[0].start))
         return self.pipeline.embed(chunks, *args, **kwargs)
 
     def prefetch(self, chunks: Any, *, encode: bool) -> Any:
-        self.ahead = chunks[0].start
-        self.calls.append(("prefetch", self.ahead))
+        self.prefetched = chunks[0].start
+        self.calls.append(("prefetch", self.prefetched))
         handle = self.pipeline.prefetch(chunks, encode=encode)
         handle.wait(60)
         return handle
 
     def cancel(self, handle: Any) -> None:
-        self.calls.append(("cancel", self.ahead))
+        self.calls.append(("cancel", self.prefetched))
         self.pipeline.cancel(handle)
 
 
-def test_the_next_chunk_is_prefetched_before_the_language_model_runs_on_this_one() -> None:
+def test_next_chunk_is_prefetched_before_the_language_model_runs() -> None:
     chat = Chat(chunk_tokens=8, encode_ahead=True)
     prompt, items = chat.prompt(0, 1)
     tokens = prompt["input_ids"].shape[1]
@@ -278,34 +278,34 @@ def test_the_next_chunk_is_prefetched_before_the_language_model_runs_on_this_one
     second = [("embed", 8), ("cancel", 8), ("prefetch", 16), ("yield", 16)]
     third = [("embed", 16), ("cancel", 16), ("yield", tokens)]
     assert spy.calls == first + second + third
-    # Each image was encoded once, the second one ahead of its chunk.
+    # Each image was encoded once: the second one by the prefetch.
     assert chat.tower.take() == 2
 
 
-def test_only_an_image_that_may_be_in_the_kv_cache_is_hashed_before_the_first_chunk(
+def test_prefix_comparison_hashes_only_images_within_the_common_token_ids(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat = Chat()
-    asked: list[Item] = []
-    stock = chat.pipeline.key
+    hashed: list[Item] = []
+    key = chat.pipeline.key
 
-    def noted(item: Item) -> bytes:
-        asked.append(item)
-        return stock(item)
+    def recorded_key(item: Item) -> bytes:
+        hashed.append(item)
+        return key(item)
 
-    monkeypatch.setattr(chat.pipeline, "key", noted)
+    monkeypatch.setattr(chat.pipeline, "key", recorded_key)
     driver = ChunkedPrefill(chat.model, chat.pipeline, 5)
     first, items = chat.prompt(0)
     driver.prefill(first["input_ids"], items)
-    assert asked == []
-    second, anew = chat.prompt(0, 1)
-    chunks = driver.chunks(second["input_ids"], anew)
+    assert hashed == []
+    second, new_items = chat.prompt(0, 1)
+    chunks = driver.chunks(second["input_ids"], new_items)
     next(chunks)
-    assert asked == [items[0], anew[0]]
+    assert hashed == [items[0], new_items[0]]
     chunks.close()
 
 
-def test_a_prompt_that_is_dropped_cancels_what_was_prefetched() -> None:
+def test_chunks_closed_early_cancels_the_prefetch() -> None:
     chat = Chat(chunk_tokens=8)
     prompt, items = chat.prompt(0, 1)
     spy: Any = Spy(chat.pipeline)
@@ -315,7 +315,7 @@ def test_a_prompt_that_is_dropped_cancels_what_was_prefetched() -> None:
     assert spy.calls == [("embed", 0), ("prefetch", 8), ("cancel", 8)]
 
 
-def test_a_prompt_that_another_one_interrupted_does_not_go_on() -> None:
+def test_chunks_after_another_prompt_was_run_raises() -> None:
     chat = Chat(chunk_tokens=8)
     prompt, items = chat.prompt(0, 1)
     interrupted = chat.driver.chunks(prompt["input_ids"], items)
@@ -326,7 +326,7 @@ def test_a_prompt_that_another_one_interrupted_does_not_go_on() -> None:
     chat.assert_prefills(prompt, items)
 
 
-def test_not_even_where_the_other_one_is_as_long_as_it_was_then() -> None:
+def test_chunks_after_another_prompt_of_equal_length_raises() -> None:
     chat = Chat(chunk_tokens=8)
     interrupted = chat.driver.chunks(torch.arange(1, 13), [])
     next(interrupted)
@@ -336,7 +336,7 @@ def test_not_even_where_the_other_one_is_as_long_as_it_was_then() -> None:
         next(interrupted)
 
 
-def test_what_others_decoded_with_the_kv_cache_is_cut_off() -> None:
+def test_tokens_that_the_caller_added_to_the_kv_cache_are_cut_off() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
     chat.assert_prefills(prompt, items)
@@ -355,8 +355,8 @@ def test_what_others_decoded_with_the_kv_cache_is_cut_off() -> None:
     assert_close(got, chat.prefill(longer, items)[:, -1:])
 
 
-def test_the_same_rows_in_another_grid_are_another_image() -> None:
-    # Positions follow the grid, so the KV cache differs although the rows do not.
+def test_common_prefix_ends_at_equal_rows_with_another_grid() -> None:
+    # Positions depend on the grid, so the keys and values differ although the rows are equal.
     chat = Chat()
     rows, input_ids = torch.randn(4, QWEN3.row_width), torch.arange(1, 10)
     square, wide = ([Item(None, Span(2, 4), rows=rows, grid_thw=grid)] for grid in ([1, 4, 4], [1, 2, 8]))
@@ -365,7 +365,7 @@ def test_the_same_rows_in_another_grid_are_another_image() -> None:
     assert chat.prefill(input_ids, wide).shape[1] == 1
 
 
-def test_images_may_stand_at_both_ends() -> None:
+def test_prompt_with_images_at_both_ends_gives_the_stock_logits() -> None:
     chat = Chat(chunk_tokens=3)
     call = chat.family.call(0, 1)
     input_ids = torch.tensor([[*[IMAGE] * 4, 5, *[IMAGE] * 6]])
@@ -373,16 +373,16 @@ def test_images_may_stand_at_both_ends() -> None:
     chat.assert_prefills(prompt, chat.items(prompt))
 
 
-def test_two_conversations_share_a_model_and_a_pipeline() -> None:
+def test_two_conversations_share_a_model_and_the_entries_of_a_pipeline() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0, 1)
     chat.assert_prefills(prompt, items)
     calls = chat.tower.take()
-    other = ChunkedPrefill(chat.model, chat.pipeline, 9)
+    second_driver = ChunkedPrefill(chat.model, chat.pipeline, 9)
     with torch.no_grad():
         wanted = chat.model(**prompt).logits[:, -1]
     chat.tower.take()
-    assert_close(other.prefill(prompt["input_ids"], items), wanted)
+    assert_close(second_driver.prefill(prompt["input_ids"], items), wanted)
     assert calls > 0
     assert chat.tower.take() == 0
 
@@ -416,9 +416,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("message", "ids", "items"), MISTAKES)
-def test_a_wrong_prompt_is_refused_before_anything_is_done(
-    message: str, ids: list[int], items: list[Item]
-) -> None:
+def test_wrong_prompt_raises_and_keeps_the_kv_cache(message: str, ids: list[int], items: list[Item]) -> None:
     chat = Chat()
     chat.prefill(torch.arange(1, 9), [])
     with pytest.raises(ValueError, match=message):
@@ -426,12 +424,12 @@ def test_a_wrong_prompt_is_refused_before_anything_is_done(
     assert chat.driver.num_cached == 8
 
 
-def test_chunk_tokens_must_be_positive() -> None:
+def test_chunk_tokens_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="chunk_tokens is 0, it must be at least 1"):
         Chat(chunk_tokens=0)
 
 
-def test_a_model_without_a_head_and_a_prompt_that_is_no_tensor_are_refused() -> None:
+def test_model_without_a_head_and_prompt_that_is_a_list_are_refused() -> None:
     chat = Chat()
     with pytest.raises(TypeError, match="Qwen3VLModel has no head, which computes the logits"):
         ChunkedPrefill(chat.model.model, chat.pipeline)
@@ -439,14 +437,14 @@ def test_a_model_without_a_head_and_a_prompt_that_is_no_tensor_are_refused() -> 
         chat.prefill([[1, 2]], [])
 
 
-def test_items_without_spans_are_ignored() -> None:
+def test_item_without_spans_is_ignored() -> None:
     chat = Chat()
     prompt, items = chat.prompt(0)
     chat.assert_prefills(prompt, [*items, Item(np.zeros(3), None)])
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", "gemma3"])
-def test_families_without_grids_are_refused(name: str) -> None:
+def test_vision_pipeline_refuses_families_without_grids(name: str) -> None:
     with pytest.raises(TypeError, match=r"cannot be put on a pipeline: .* not patches with a grid"):
         vision_pipeline(FAMILIES[name].model())
     with pytest.raises(
@@ -455,7 +453,7 @@ def test_families_without_grids_are_refused(name: str) -> None:
         vision_pipeline(nn.Linear(1, 1))
 
 
-def test_items_and_keys_must_agree_with_the_prompt() -> None:
+def test_image_items_with_wrong_counts_or_types_raises() -> None:
     chat = Chat()
     prompt, _ = chat.prompt(0, 1)
     with pytest.raises(ValueError, match="keys must have one key per image: expected 2, got 1"):
@@ -467,7 +465,7 @@ def test_items_and_keys_must_agree_with_the_prompt() -> None:
 
 
 @each_grid_family
-def test_a_pipeline_gives_the_rows_of_the_stock_method(name: str) -> None:
+def test_vision_pipeline_places_the_rows_of_the_stock_method(name: str) -> None:
     chat = Chat(FAMILIES[name])
     prompt, items = chat.prompt(0, 1, 2)
     assert [item.num_rows for item in items] == [4, 6, 2]
@@ -491,8 +489,8 @@ def test_a_pipeline_gives_the_rows_of_the_stock_method(name: str) -> None:
         torch.testing.assert_close(deepstack[level][input_ids == IMAGE], wanted)
 
 
-def test_pipelines_share_entries_only_by_a_namespace() -> None:
+def test_vision_pipelines_share_entries_only_with_an_equal_namespace() -> None:
     model, cache = QWEN3.model(), make_cache(500, width=QWEN3.row_width)
     assert vision_pipeline(model, cache).namespace != vision_pipeline(model, cache).namespace
-    one, other = (vision_pipeline(model, cache, namespace="both") for _ in range(2))
-    assert one.namespace == other.namespace
+    first, second = (vision_pipeline(model, cache, namespace="both") for _ in range(2))
+    assert first.namespace == second.namespace

@@ -1,4 +1,4 @@
-"""Ranks whose caches disagree encode the union in one order and finish; without `agree` they get stuck."""
+"""`agree_over`: ranks with different caches encode the union of their misses; without `agree` they fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK = Path(__file__).parents[1] / "support" / "distributed_rank.py"
 def run_ranks(
     tmp_path: Path, *arguments: str, timeout: float = 120
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run both ranks to their end, or kill them and raise TimeoutExpired."""
+    """Run both ranks and wait for them. After `timeout` seconds, kill them and raise TimeoutExpired."""
     path = os.pathsep.join(filter(None, [str(RANK.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, str(RANK), *arguments]
@@ -43,27 +43,27 @@ def run_ranks(
     ]
 
 
-def test_ranks_whose_caches_disagree_encode_the_union(tmp_path: Path) -> None:
+def test_ranks_with_different_caches_encode_the_union_of_their_misses(tmp_path: Path) -> None:
     done = run_ranks(tmp_path, "agree")
     for rank in done:
         assert rank.returncode == 0, rank.stderr
-    # Rank 0 held the first image and rank 1 the second: both encode these, and the third, but not the fourth.
+    # The cache of rank 0 has images 0 and 3, that of rank 1 has 1 and 3: both ranks encode 0, 1 and 2.
     assert [rank.stdout.split() for rank in done] == [["encoded", "[[0,", "1,", "2]]"]] * 2
 
 
-def test_ranks_that_do_not_agree_are_stuck_in_the_collective(tmp_path: Path) -> None:
-    # Rank 0 enters two collectives and rank 1 one: the first fails once the other has gone.
+def test_ranks_without_agree_fail_in_the_encoders_collective(tmp_path: Path) -> None:
+    # Rank 0 calls one collective more than rank 1: its call fails after rank 1 has ended.
     done = run_ranks(tmp_path, "alone")
     assert any(rank.returncode != 0 for rank in done)
 
 
-def test_ranks_with_other_numbers_of_items_are_told(tmp_path: Path) -> None:
+def test_ranks_with_different_numbers_of_items_raise_on_every_rank(tmp_path: Path) -> None:
     for rank in run_ranks(tmp_path, "sizes"):
         assert rank.returncode == 1
         assert "ranks must have equal numbers of items in one step, got 1 to 2" in rank.stderr
 
 
-def test_a_group_must_be_there() -> None:
+def test_agree_over_without_a_process_group_raises() -> None:
     assert not torch.distributed.is_initialized()
     with pytest.raises(RuntimeError, match=r"torch\.distributed is not initialised"):
         agree_over()

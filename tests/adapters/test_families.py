@@ -1,4 +1,4 @@
-"""What is an item of each family, and what tells it from another."""
+"""The items of a call, family by family: which are equal, and which have entries of their own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VIDEOS = {"qwen2_5_vl": qwen_video, "qwen3_vl": qwen_video, "llava_onevision": l
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_each_video_is_encoded_once(name: str) -> None:
+def test_equal_videos_in_two_calls_are_encoded_once(name: str) -> None:
     family = FAMILIES[name]
     _, model, attachment, tower = pair(family)
     videos = [VIDEOS[name](seed) for seed in (0, 1, 2)]
@@ -58,7 +58,7 @@ def test_each_video_is_encoded_once(name: str) -> None:
     assert attachment.stats() == AttachStats(encoded=3, hits=3)
 
 
-def test_same_pixels_as_image_and_as_video_are_two_items() -> None:
+def test_same_pixels_as_image_and_as_video_are_two_entries() -> None:
     family = FAMILIES["qwen3_vl"]
     _, model, attachment, tower = pair(family)
     arguments = family.call(0).values()
@@ -69,11 +69,11 @@ def test_same_pixels_as_image_and_as_video_are_two_items() -> None:
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_prompt_with_image_and_video(name: str) -> None:
+def test_prompt_with_image_and_video_gives_the_stock_logits(name: str) -> None:
     family = FAMILIES[name]
     stock, model, _, tower = pair(family)
     video = VIDEOS[name](0)
-    # Of LLaVA-OneVision's three placeholders two are frames, and forward or get_video_features adds a break.
+    # LLaVA-OneVision has three placeholders: two frames, and a break that the stock method or forward adds.
     tokens = {"qwen2_5_vl": 4, "qwen3_vl": 4, "llava_onevision": 3}[name]
     prompt = family.prompt(stock, 0)
     for key, value in family.chat([tokens], VIDEO).items():
@@ -83,7 +83,7 @@ def test_prompt_with_image_and_video(name: str) -> None:
         assert tower.take() == encodes
 
 
-def test_same_patches_in_another_grid_are_another_item() -> None:
+def test_same_patches_in_another_grid_are_another_entry() -> None:
     family = FAMILIES["qwen3_vl"]
     _, model, _, tower = pair(family)
     pixels = family.picture(0)["pixel_values"]
@@ -95,27 +95,27 @@ def test_same_patches_in_another_grid_are_another_item() -> None:
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", "internvl"])
-def test_layer_and_strategy_are_part_of_the_key(name: str) -> None:
+def test_key_includes_the_feature_layer_and_the_strategy(name: str) -> None:
     family = FAMILIES[name]
     stock, model, attachment, tower = pair(family)
     call = family.call(0)
-    # The other strategy does not leave a square of patches, so it fails as in the stock model.
-    good = {"llava_onevision": "full", "internvl": "default"}[name]
-    seen = []
+    # The other strategy does not leave a square of patches: it fails in the stock model, too.
+    strategy = {"llava_onevision": "full", "internvl": "default"}[name]
+    first_features = []
     for layer in (-1, -2, 1, None):
-        options = {"vision_feature_layer": layer, "vision_feature_select_strategy": good}
+        options = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
         output = features(model, call, **options)
         assert_same_bits(output, features(stock, call, **options))
-        seen.append(tensors(output)[0])
-    assert not torch.equal(seen[0], seen[1])
-    assert tower.take() == 3  # None is the config's -1
+        first_features.append(tensors(output)[0])
+    assert not torch.equal(first_features[0], first_features[1])
+    assert tower.take() == 3  # None stands for the config's -1
     model.base_model.config.vision_feature_layer = -2
-    assert torch.equal(tensors(features(model, call))[0], seen[1])
+    assert torch.equal(tensors(features(model, call))[0], first_features[1])
     assert tower.take() == 0
     assert attachment.stats().hits == 2
 
 
-def test_layer_strategy_that_leaves_fewer_rows() -> None:
+def test_select_strategy_with_fewer_rows_has_its_own_entry() -> None:
     family = FAMILIES["llava_onevision"]
     stock, model, _, tower = pair(family)
     call = family.call(0, 0) | {"batch_num_images": torch.tensor([2])}
@@ -128,7 +128,7 @@ def test_layer_strategy_that_leaves_fewer_rows() -> None:
     assert tower.take() == 2
 
 
-def test_an_image_among_others_has_one_tile_and_its_own_entry() -> None:
+def test_image_among_several_has_one_tile_and_its_own_entry() -> None:
     family = FAMILIES["llava_onevision"]
     stock, model, _, tower = pair(family)
     groups = torch.tensor([2, 1])
@@ -149,7 +149,7 @@ def test_an_image_among_others_has_one_tile_and_its_own_entry() -> None:
     assert_same_bits(features(model, call | {"pixel_values": in_a_row}), expected)
 
 
-def test_filling_up_to_the_neighbours_is_no_part_of_an_image() -> None:
+def test_padding_to_the_tiles_of_other_images_is_not_part_of_the_key() -> None:
     family = FAMILIES["llava_onevision"]
     _, model, _, tower = pair(family)
     features(model, family.call(0))
@@ -158,7 +158,7 @@ def test_filling_up_to_the_neighbours_is_no_part_of_an_image() -> None:
 
 
 @each_family
-def test_pixels_of_another_dtype_are_other_pixels(family: TinyFamily) -> None:
+def test_same_pixels_in_another_dtype_are_another_entry(family: TinyFamily) -> None:
     stock, model, _, tower = pair(family, torch.bfloat16)
     call = family.call(0)
     half = call | {"pixel_values": call["pixel_values"].to(torch.bfloat16)}
@@ -192,7 +192,9 @@ def test_pixels_of_another_dtype_are_other_pixels(family: TinyFamily) -> None:
         ),
     ],
 )
-def test_pixels_that_do_not_add_up_are_refused(name: str, change: Call, message: str) -> None:
+def test_wrong_number_of_patches_images_or_tiles_raises_with_both_numbers(
+    name: str, change: Call, message: str
+) -> None:
     model = FAMILIES[name].model()
     attachment = attach(model)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Counts as Prometheus sees them."""
+"""`CacheCollector`: the counts of a cache as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import prometheus_client
 from cache_cases import KEYS, PAGE_BYTES, make_rows
 from caches import make_cache
 
-from vitcache.cache.stats import TierHits
+from vitcache.cache.stats import CacheStats, TierHits
 from vitcache.metrics import CacheCollector
 
 
-def test_hits_are_counted_by_tier_with_what_they_saved() -> None:
+def test_stats_count_hits_bytes_and_saved_ms_by_tier() -> None:
     cache = make_cache(1, 2)
     cache.put(KEYS[0], make_rows(1), encode_ms=5.0)
-    cache.put(KEYS[1], make_rows(1), encode_ms=3.0)  # the first one moves to the host tier
+    cache.put(KEYS[1], make_rows(1), encode_ms=3.0)  # demotes the first entry
     for number in (0, 1, 1):
         cache.get(KEYS[number]).release()
     stats = cache.stats()
@@ -23,7 +23,7 @@ def test_hits_are_counted_by_tier_with_what_they_saved() -> None:
     assert make_cache(1).stats().host == TierHits(0, 0, 0.0)
 
 
-def test_a_registry_shows_every_count_of_every_cache() -> None:
+def test_collector_exports_every_count_with_cache_and_tier_labels() -> None:
     registry = prometheus_client.CollectorRegistry()
     first, second = make_cache(1, 2), make_cache(3)
     registry.register(CacheCollector(first, "first"))
@@ -44,10 +44,15 @@ def test_a_registry_shows_every_count_of_every_cache() -> None:
     assert sample("bytes", cache="first", tier="host") == PAGE_BYTES
     assert sample("capacity_bytes", cache="second", tier="device") == 3 * PAGE_BYTES
     assert sample("entries", cache="first") == 2
+    exported = {family.name for family in registry.collect()}
+    counts = {name for name in CacheStats.__dataclass_fields__ if not name.startswith(("device", "host"))}
+    assert exported == {
+        f"vitcache_{name}" for name in (*counts, *TierHits._fields, "bytes", "capacity_bytes")
+    }
     assert b"# HELP vitcache_hits_total" in prometheus_client.generate_latest(registry)
 
 
-def test_a_closed_cache_has_no_samples() -> None:
+def test_collector_of_a_closed_cache_yields_no_samples() -> None:
     registry = prometheus_client.CollectorRegistry()
     cache = make_cache(1)
     registry.register(CacheCollector(cache))

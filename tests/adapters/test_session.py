@@ -1,4 +1,4 @@
-"""What an attachment counts and remembers of its model."""
+"""`Session`: counts, the namespace of the weights, and the movers of pixels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def make_session(shadow_every: int = 0, ring: PinnedRing | None = None) -> Sessi
     return Session(Model(), "tower", cache, Namespace("model"), ring, shadow_every)
 
 
-def test_the_largest_difference_of_all_comparisons_is_kept() -> None:
+def test_note_difference_counts_and_keeps_the_largest_difference() -> None:
     session = make_session(shadow_every=2)
     for difference in (0.5, 2.0, 1.0, 0.0):
         session.note_difference(bytes(32), difference)
     assert (session.stats.shadowed, session.stats.shadow_difference) == (4, 2.0)
 
 
-def test_counts_add_up_beside_each_other() -> None:
+def test_count_adds_to_each_named_count() -> None:
     session = make_session()
     session.count(hits=1)
     session.count(hits=2, encoded=5)
@@ -37,7 +37,7 @@ def test_counts_add_up_beside_each_other() -> None:
     assert session.shadow is None
 
 
-def test_a_write_to_the_tower_begins_a_namespace_and_one_to_the_language_model_does_not() -> None:
+def test_namespace_changes_with_a_write_to_the_tower_only() -> None:
     session = make_session()
     first = session.current_namespace()
     assert session.current_namespace() == first == Namespace("model").digest()
@@ -50,13 +50,13 @@ def test_a_write_to_the_tower_begins_a_namespace_and_one_to_the_language_model_d
     assert session.current_namespace() == second
 
 
-def test_pixels_go_through_the_given_ring_where_it_goes_there() -> None:
+def test_mover_uses_the_given_ring_for_the_device_of_that_ring_only() -> None:
     with PinnedRing(1 << 16, backend="host") as ring:
         session = make_session(ring=ring)
-        here, elsewhere = (session.mover_to(device) for device in (torch.device("cpu"), torch.device("meta")))
-        assert session.mover_to(torch.device("cpu")) is here
-        assert here.start(torch.ones(4)).ticket is not None
+        to_cpu, to_meta = (session.mover_to(device) for device in (torch.device("cpu"), torch.device("meta")))
+        assert session.mover_to(torch.device("cpu")) is to_cpu
+        assert to_cpu.start(torch.ones(4)).ticket is not None
         assert ring.stats().copies == 1
-        moved = elsewhere.start(torch.ones(4))
+        moved = to_meta.start(torch.ones(4))
         assert (moved.tensor.device.type, moved.ticket) == ("meta", None)
         assert ring.stats().copies == 1

@@ -1,4 +1,4 @@
-"""The main job: a conversation through the stock model and through vitcache, its files and its errors."""
+"""The demo: a conversation through the stock model and through vitcache, its files and its errors."""
 
 import argparse
 import contextlib
@@ -82,7 +82,7 @@ def measure(sides: Sides, pictures: list[Picture]) -> Row:
     return measure_turn(sides, build_prompt(pictures, sides.stock.model.config))
 
 
-def test_every_turn_encodes_one_image_and_hits_the_others_while_stock_encodes_all(result: Result) -> None:
+def test_each_turn_encodes_one_image_and_hits_the_rest_stock_encodes_all(result: Result) -> None:
     rows = result.report["rows"]
     assert [row["turn"] for row in rows] == [1, 2, 3]
     assert [row["images"] for row in rows] == [1, 2, 3]
@@ -93,23 +93,23 @@ def test_every_turn_encodes_one_image_and_hits_the_others_while_stock_encodes_al
     assert result.code == 0
 
 
-def test_stock_has_met_every_batch_size_before_it_is_timed_and_the_caches_are_empty_then(
+def test_warm_up_runs_every_stock_batch_size_and_empties_the_caches(
     sides: Sides, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = []
     stock = sides.stock.model.get_image_features
 
-    def noted(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
+    def recorded(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
         batches.append(len(grids))
         return stock(pixels, grids)
 
-    monkeypatch.setattr(sides.stock.model, "get_image_features", noted)
+    monkeypatch.setattr(sides.stock.model, "get_image_features", recorded)
     warm_up(sides, pictures)
     assert batches == [1, 2, 3]
     assert len(sides.cached.cache) == len(sides.attached.attachment.cache) == 0
 
 
-def test_report_has_the_promised_keys_and_finite_figures(result: Result) -> None:
+def test_json_report_has_the_stable_keys_and_finite_numbers(result: Result) -> None:
     assert isinstance(result.report["device"], str)
     for row in result.report["rows"]:
         for key in ("turn", "images", "encoded_stock", "encoded", "hits"):
@@ -121,7 +121,7 @@ def test_report_has_the_promised_keys_and_finite_figures(result: Result) -> None
         assert row["spread_stock"] >= 0
 
 
-def test_stock_is_handed_all_pixels_again_and_vitcache_those_of_the_new_image(
+def test_pixel_bytes_are_all_images_for_stock_and_the_new_one_for_vitcache(
     result: Result, pictures: list[Picture]
 ) -> None:
     sizes = [picture.pixel_values.nbytes for picture in pictures]
@@ -130,7 +130,7 @@ def test_stock_is_handed_all_pixels_again_and_vitcache_those_of_the_new_image(
     assert [row["pixel_bytes_stock"] for row in result.report["rows"]] == [sum(sizes[:n]) for n in (1, 2, 3)]
 
 
-def test_table_has_a_line_per_turn_and_closes_in_words(result: Result) -> None:
+def test_table_has_a_line_per_turn_and_a_closing_sentence(result: Result) -> None:
     lines = result.stdout.splitlines()
     words = " ".join(result.stdout.split())
     turns = [line.split() for line in lines if " / " in line and line.split()[0].isdigit()]
@@ -155,7 +155,7 @@ def test_plot_is_a_png_image(result: Result) -> None:
         assert len(set(image.convert("L").get_flattened_data())) > 10
 
 
-def test_a_wrong_cached_row_makes_the_turn_unequal(sides: Sides, pictures: list[Picture]) -> None:
+def test_measure_turn_with_a_wrong_cached_row_is_unequal(sides: Sides, pictures: list[Picture]) -> None:
     assert measure(sides, pictures[:1]).equal
     rows = image_rows(stock_side.encode_alone(sides.stock.model, pictures[0]))
     rows[5, 7] += 1
@@ -166,14 +166,14 @@ def test_a_wrong_cached_row_makes_the_turn_unequal(sides: Sides, pictures: list[
     assert not row.equal
 
 
-def test_a_wrong_deepstack_column_makes_the_turn_unequal(sides: Sides, pictures: list[Picture]) -> None:
+def test_measure_turn_with_a_wrong_deepstack_column_is_unequal(sides: Sides, pictures: list[Picture]) -> None:
     rows = image_rows(stock_side.encode_alone(sides.stock.model, pictures[0]))
     rows[5, -1] += 1
     assert sides.cached.cache.put(sides.cached.key(pictures[0]), rows)
     assert not measure(sides, pictures[:1]).equal
 
 
-def test_unequal_logits_are_named_and_fail_the_run(
+def test_run_with_unequal_logits_names_the_turns_and_returns_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(vitcache_side, "image_rows", lambda features: image_rows(features) * 1.01)
@@ -181,7 +181,7 @@ def test_unequal_logits_are_named_and_fail_the_run(
     assert "Logits differed in turn 1, 2." in capsys.readouterr().out
 
 
-def test_stock_model_is_untouched(sides: Sides, pictures: list[Picture]) -> None:
+def test_measure_turn_leaves_the_stock_model_unchanged(sides: Sides, pictures: list[Picture]) -> None:
     model = sides.stock.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
@@ -201,10 +201,10 @@ def test_stock_model_is_untouched(sides: Sides, pictures: list[Picture]) -> None
 
 
 @pytest.mark.parametrize("takes_encoder_outputs", [True, False])
-def test_nothing_is_ever_assigned_or_hooked_on_the_stock_model(
+def test_run_sets_no_attribute_or_hook_on_the_stock_model(
     monkeypatch: pytest.MonkeyPatch, takes_encoder_outputs: bool
 ) -> None:
-    """But for what its own forward assigns. The whole run is watched, from the moment the model is built."""
+    """Only its own forward sets an attribute. The whole run is watched, from the build of the model on."""
     if takes_encoder_outputs:
         if "mm_encoder_outputs" not in inspect.signature(Qwen3VLModel.forward).parameters:
             pytest.skip("this forward takes no encoder outputs")
@@ -212,7 +212,7 @@ def test_nothing_is_ever_assigned_or_hooked_on_the_stock_model(
         monkeypatch.setattr(stock_side, "takes_encoder_outputs", lambda model: False)
     built: list[torch.nn.Module] = []
     watched: set[int] = set()
-    done: list[str] = []
+    observed: list[str] = []
 
     def build_and_watch(*args: Any) -> Any:
         built.append(build_model(*args))
@@ -220,12 +220,12 @@ def test_nothing_is_ever_assigned_or_hooked_on_the_stock_model(
         return built[0]
 
     def watch(name: str) -> None:
-        plain = getattr(torch.nn.Module, name)
+        original = getattr(torch.nn.Module, name)
 
         def watching(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             if id(module) in watched:
-                done.append(f"{name} {args[0]}")
-            return plain(module, *args, **kwargs)
+                observed.append(f"{name} {args[0]}")
+            return original(module, *args, **kwargs)
 
         monkeypatch.setattr(torch.nn.Module, name, watching)
 
@@ -233,12 +233,12 @@ def test_nothing_is_ever_assigned_or_hooked_on_the_stock_model(
         watch(name)
     monkeypatch.setattr(turns, "build_model", build_and_watch)
     assert run(parse("--size", "tiny", "--turns", "2")) == 0
-    assert set(done) == {"__setattr__ rope_deltas"}
+    assert set(observed) == {"__setattr__ rope_deltas"}
     assert not {"get_image_features", "get_video_features"} & set(vars(built[0].model))
 
 
 @pytest.mark.parametrize("side", ["cached", "attached"])
-def test_books_that_disagree_with_the_tower_end_the_run(
+def test_measure_turn_raises_if_the_tower_ran_on_more_images_than_counted(
     sides: Sides, pictures: list[Picture], side: str
 ) -> None:
     tower = getattr(sides, side).model.model.visual
@@ -250,10 +250,10 @@ def test_books_that_disagree_with_the_tower_end_the_run(
         measure(sides, pictures[:1])
 
 
-def test_pixels_that_attach_moves_are_held_against_those_of_the_tower(
+def test_measure_turn_raises_if_attach_moves_pixels_on_a_cpu(
     sides: Sides, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tower's device is the CPU under another name, so that pixels that are on the CPU have to move."""
+    """The tower's device is "cpu:0", which differs from the pixels' "cpu", so that the pixels are copied."""
     monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
     size = pictures[0].pixel_values.nbytes
     with pytest.raises(
@@ -262,14 +262,14 @@ def test_pixels_that_attach_moves_are_held_against_those_of_the_tower(
         measure(sides, pictures[:1])
 
 
-def test_stock_model_shares_no_weight_with_the_others(sides: Sides) -> None:
-    own = {tensor.data_ptr() for tensor in sides.stock.model.parameters()}
-    assert own.isdisjoint(tensor.data_ptr() for tensor in sides.cached.model.parameters())
-    assert own.isdisjoint(tensor.data_ptr() for tensor in sides.attached.model.parameters())
+def test_stock_model_shares_no_weight_with_the_other_sides(sides: Sides) -> None:
+    addresses = {tensor.data_ptr() for tensor in sides.stock.model.parameters()}
+    assert addresses.isdisjoint(tensor.data_ptr() for tensor in sides.cached.model.parameters())
+    assert addresses.isdisjoint(tensor.data_ptr() for tensor in sides.attached.model.parameters())
     assert sides.cached.model.model is not sides.attached.model.model
 
 
-def test_both_ways_to_hand_features_to_the_stock_forward_agree(
+def test_both_ways_to_pass_features_to_the_stock_forward_agree(
     sides: Sides, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = build_prompt(pictures, sides.stock.model.config)
@@ -279,7 +279,7 @@ def test_both_ways_to_hand_features_to_the_stock_forward_agree(
     assert "get_image_features" not in vars(sides.stock.model.model)
 
 
-def test_photographs_are_distinct_to_the_last_one() -> None:
+def test_load_photos_returns_distinct_photographs() -> None:
     photos = load_photos(MAX_PHOTOS)
     assert len({photo.name for photo in photos}) == MAX_PHOTOS
     assert len({content_key(photo.pixels) for photo in photos}) == MAX_PHOTOS
@@ -287,12 +287,14 @@ def test_photographs_are_distinct_to_the_last_one() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, MAX_PHOTOS + 1])
-def test_more_photographs_than_there_are_is_an_error(count: int) -> None:
+def test_load_photos_with_a_count_out_of_range_raises(count: int) -> None:
     with pytest.raises(ValueError, match=f"from 1 to {MAX_PHOTOS}, the number of photographs, got {count}"):
         load_photos(count)
 
 
-def test_each_prompt_repeats_the_one_before_and_adds_one_image(pictures: list[Picture], sides: Sides) -> None:
+def test_build_prompt_repeats_the_prompt_before_and_adds_one_image(
+    pictures: list[Picture], sides: Sides
+) -> None:
     config = sides.stock.model.config
     prompts = [build_prompt(pictures[:turn], config) for turn in (1, 2, 3)]
     for turn, prompt in enumerate(prompts, start=1):
@@ -307,13 +309,13 @@ def test_each_prompt_repeats_the_one_before_and_adds_one_image(pictures: list[Pi
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_closing_words_name_the_images_in_the_right_number(count: int) -> None:
+def test_closing_words_use_the_singular_for_one_image(count: int) -> None:
     row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, 8, True, True, 0.0)
     assert f"encoded {count} image{'s' * (count > 1)} in 5.0 ms" in closing_words([row])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line on stderr of a run that is refused before any work."""
+    """Return the line that a run prints to stderr if it is refused before any work."""
     assert run(parse(*arguments)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -323,14 +325,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("turns", [0, -3, MAX_PHOTOS + 1])
-def test_turns_outside_the_range_are_refused(capsys: pytest.CaptureFixture[str], turns: int) -> None:
+def test_run_with_turns_out_of_range_is_refused(capsys: pytest.CaptureFixture[str], turns: int) -> None:
     line = refused(capsys, f"--turns={turns}")
     assert f"--turns must be from 1 to {MAX_PHOTOS}" in line
     assert line.endswith(f"got {turns}")
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_a_path_that_cannot_be_written_is_refused(
+def test_run_with_a_directory_or_a_missing_parent_as_file_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -343,13 +345,15 @@ def test_a_path_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-@pytest.mark.skipif(not Path("/proc").exists(), reason="there is no /proc")
-def test_a_folder_that_takes_no_new_file_is_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
-    """Permissions do not tell: root may write into any folder, and nobody may make files in this one."""
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_run_with_a_file_in_an_unwritable_folder_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """Tests may run as root, who may write into any folder. In /proc no user can make a file."""
     assert f"{option} /proc/x.png: cannot be written: " in refused(capsys, option, "/proc/x.png")
 
 
-def test_one_file_for_both_outputs_is_refused(
+def test_run_with_one_file_for_both_outputs_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -358,7 +362,7 @@ def test_one_file_for_both_outputs_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refusal_leaves_files_and_links_as_they_are(
+def test_run_that_is_refused_leaves_files_and_links_unchanged(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     kept, link = tmp_path / "kept.json", tmp_path / "link.png"
@@ -370,22 +374,22 @@ def test_refusal_leaves_files_and_links_as_they_are(
     assert set(tmp_path.iterdir()) == {kept, link}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_is_one_line_after_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_run_on_a_full_disk_prints_the_table_and_one_error_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(parse("--size", "tiny", "--turns", "1", "--json", "/dev/full")) == 2
     captured = capsys.readouterr()
     assert "In turn 1" in captured.out
     assert "the results could not be written" in captured.err.splitlines()[-1]
 
 
-def test_8b_without_a_gpu_is_refused(
+def test_run_with_size_8b_without_a_gpu_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--size 8b needs a CUDA GPU, found no GPU" in refused(capsys, "--size", "8b")
 
 
-def test_missing_packages_are_named_together_with_the_cure(
+def test_run_with_missing_packages_names_them_and_the_install_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -395,9 +399,9 @@ def test_missing_packages_are_named_together_with_the_cure(
     assert "not installed: transformers, matplotlib; run: pip install 'vitcache[demo]'" in line
 
 
-def test_interrupt_leaves_no_traceback() -> None:
+def test_demo_interrupted_prints_no_traceback() -> None:
     command = [sys.executable, "-m", "vitcache", "demo", "--size", "tiny", "--turns", "20"]
-    # A shell starts its background jobs, and what they start, with interrupts ignored.
+    # If a shell runs the tests in the background, they and their children ignore interrupts.
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -406,14 +410,14 @@ def test_interrupt_leaves_no_traceback() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
-    seen = []
+    progress = []
     for line in process.stderr:
-        seen.append(line)
+        progress.append(line)
         if line.startswith("warming up"):
             break
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    # Python ends by the signal itself where the interrupt met code that it was building from a string.
-    assert process.returncode in (130, -signal.SIGINT), "".join(seen) + stderr
-    assert "Traceback" not in "".join(seen) + stderr + stdout
+    # If the interrupt arrives while Python compiles code from a string, Python ends by the signal itself.
+    assert process.returncode in (130, -signal.SIGINT), "".join(progress) + stderr
+    assert "Traceback" not in "".join(progress) + stderr + stdout
     assert "interrupted" in stderr

@@ -1,4 +1,4 @@
-"""Prompts of the demo's conversation, and how two runs of one are compared."""
+"""`build_prompt` and `compare_logits` of the demo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitcache.demo.conversation import Picture, build_prompt
 CONFIG = SimpleNamespace(vision_start_token_id=256, vision_end_token_id=257, image_token_id=258)
 
 
-def test_a_prompt_begins_with_the_one_before_and_each_turn_but_the_first_with_an_answer() -> None:
+def test_build_prompt_adds_an_answer_before_each_turn_but_the_first() -> None:
     pictures = [Picture(None, torch.zeros(4, 2), torch.tensor([[1, 2, 2]]), rows) for rows in (1, 2, 3)]  # type: ignore[arg-type]
     prompts = [build_prompt(pictures[:count], CONFIG).input_ids[0].tolist() for count in (1, 2, 3)]
     opening = list(b"user: ")
@@ -31,7 +31,9 @@ def test_a_prompt_begins_with_the_one_before_and_each_turn_but_the_first_with_an
     assert [prompt.count(258) for prompt in prompts] == [1, 3, 6]
 
 
-def test_the_largest_difference_is_that_of_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_logits_returns_the_largest_difference_of_all_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(turns, "_POSITIONS_PER_COMPARISON", 1)
     model = SimpleNamespace(lm_head=nn.Identity())
     hidden = torch.zeros(1, 3, 2)

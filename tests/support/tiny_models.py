@@ -77,6 +77,21 @@ class TinyFamily:
         }
 
 
+# Modules whose docstring examples use `model` and `inputs` without making them.
+MODULES_WITH_MODEL_EXAMPLES = (
+    "vitcache.adapters.chunked_prefill",
+    "vitcache.adapters.model_pipeline",
+    "vitcache.adapters.transformers",
+)
+
+
+def names_of_model_examples() -> dict[str, Any]:
+    """Return the names that these examples use: a Qwen2.5-VL, and its inputs for a prompt with one image."""
+    family = FAMILIES["qwen2_5_vl"]
+    model = family.model()
+    return {"model": model, "inputs": family.prompt(model, 0)}
+
+
 def stock_method(model: nn.Module, modality: str) -> Callable[..., Any]:
     """The method as its class defines it, whatever was put over it on this object."""
     return getattr(type(model.base_model), f"get_{modality}_features").__get__(model.base_model)
