@@ -62,8 +62,8 @@ class ChunkedPrefill:
 
     Examples
     --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
-    are one image.
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor for a prompt of 11 tokens.
+    Four of the tokens are one image.
 
     >>> from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_pipeline
     >>> driver = ChunkedPrefill(model, vision_pipeline(model), chunk_tokens=8)

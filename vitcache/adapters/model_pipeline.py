@@ -55,8 +55,8 @@ def vision_pipeline(
 
     Examples
     --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
-    are one image.
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor for a prompt of 11 tokens.
+    Four of the tokens are one image.
 
     >>> from vitcache import Chunk
     >>> from vitcache.adapters.transformers import image_items, vision_pipeline
@@ -87,8 +87,8 @@ def image_encoder(model: nn.Module) -> Encode:
 
     Examples
     --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
-    are one image.
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor for a prompt of 11 tokens.
+    Four of the tokens are one image.
 
     >>> from vitcache.adapters.transformers import image_encoder, image_items
     >>> names = "input_ids", "pixel_values", "image_grid_thw"
@@ -140,8 +140,8 @@ def image_items(
 
     Examples
     --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt of 11 tokens, 4 of which
-    are one image.
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor for a prompt of 11 tokens.
+    Four of the tokens are one image.
 
     >>> from vitcache.adapters.transformers import image_items
     >>> names = "input_ids", "pixel_values", "image_grid_thw"

@@ -120,7 +120,8 @@ def attach(
 
     Examples
     --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt with one image.
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor.
+    The prompt has one image.
 
     >>> import torch, vitcache
     >>> attachment = vitcache.attach(model)
@@ -156,7 +157,8 @@ class Attachment:
 
     Examples
     --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are its processor's, for a prompt with one image.
+    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor.
+    The prompt has one image.
 
     >>> import torch, vitcache
     >>> attachment = vitcache.attach(model)
