@@ -19,7 +19,7 @@ class CallItem:
     Attributes
     ----------
     key, num_rows, rows, claim, error
-        As in `vitcache.pipeline.lookup.LookupItem`, with ``num_rows=None``: the tower's output shows the number.
+        As in `vitcache.pipeline.lookup.LookupItem`. `num_rows` stays None: only the tower knows it.
     call
         The arguments for which the stock method encodes this item alone.
     moved
