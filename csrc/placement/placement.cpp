@@ -15,7 +15,7 @@ std::string describe(const Run& run) {
          std::to_string(run.start + run.length) + "))";
 }
 
-// Sums of caller's numbers must not wrap: every field is bounded before anything is added to it.
+// Sums of the caller's numbers must not overflow, so each field is bounded before anything is added to it.
 void check_fields(const Run& run) {
   constexpr std::int64_t kLargest = std::int64_t{1} << 60;
   for (const auto& [name, value] : {std::pair<const char*, std::int64_t>{"start", run.start},
@@ -26,7 +26,7 @@ void check_fields(const Run& run) {
                                   std::to_string(value) + ", it must be at least 0");
     if (value > kLargest)
       throw std::out_of_range("item " + std::to_string(run.item) + ": span " + name + " is " +
-                              std::to_string(value) + ", the largest is " + std::to_string(kLargest));
+                              std::to_string(value) + ", it must be at most " + std::to_string(kLargest));
   }
 }
 
@@ -36,15 +36,15 @@ void Placement::add_store(std::int64_t item, Source pages) {
   const std::int64_t num_rows = source_rows(item);
   if (pages.num_rows != num_rows)
     throw std::invalid_argument("item " + std::to_string(item) + " has " + std::to_string(num_rows) +
-                                " rows, it would be stored in room for " + std::to_string(pages.num_rows));
+                                " rows, the pages to store it in have " + std::to_string(pages.num_rows));
   stores_.emplace(item, std::move(pages));
 }
 
 void Placement::check_runs(std::int64_t num_tokens) const {
   for (const Run& run : runs_) {
     if (run.item < 0 || run.item >= static_cast<std::int64_t>(sources_.size()))
-      throw std::invalid_argument("a span names item " + std::to_string(run.item) + " of " +
-                                  std::to_string(sources_.size()) + " items");
+      throw std::invalid_argument("a span names item " + std::to_string(run.item) +
+                                  ", the number of items is " + std::to_string(sources_.size()));
     check_fields(run);
     if (run.start + run.length > num_tokens)
       throw std::out_of_range(describe(run) + " does not fit in " + std::to_string(num_tokens) + " tokens");
@@ -71,7 +71,7 @@ std::vector<const Run*> Placement::runs_in_order() const {
 std::optional<std::pair<Run, Run>> Placement::find_overlap() const {
   const std::vector<const Run*> order = runs_in_order();
   for (std::size_t i = 1; i < order.size(); ++i)
-    // Of numbers that were perhaps not checked yet the difference does not wrap, where the sum might.
+    // The runs may be unchecked: the difference of two starts cannot overflow, the sum start + length can.
     if (order[i - 1]->length > order[i]->start - order[i - 1]->start)
       return std::pair(*order[i - 1], *order[i]);
   return std::nullopt;
@@ -109,7 +109,7 @@ void Placement::read_stores() {
 
 void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride,
                             std::int64_t row_bytes, std::int64_t width) const {
-  const auto check = [&](std::int64_t item, const Source& source, const char* whose) {
+  const auto check = [&](std::int64_t item, const Source& source, const char* label) {
     if (source.num_rows == 0) return;
     const auto row = [&source](std::int64_t number) {
       return source.address + static_cast<std::uint64_t>(number * source.row_stride);
@@ -118,21 +118,21 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
     const std::uint64_t first = row(source.first_pool_row);
     if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes)) return;
     if (source.row_stride == row_stride && row_stride > row_bytes) {
-      // Both repeat alike: what counts is where in a row's pitch each of them lies.
+      // Source and destination have the same pitch: they are apart if their rows do not overlap within it.
       const std::int64_t pitch = row_stride;
       const std::int64_t offset =
           ((static_cast<std::int64_t>(first) - static_cast<std::int64_t>(begin)) % pitch + pitch) % pitch;
       if (offset >= row_bytes && offset + source_bytes <= pitch) return;
     }
-    throw std::invalid_argument(whose + std::to_string(item) + " shares memory with the destination");
+    throw std::invalid_argument(label + std::to_string(item) + " shares memory with the destination");
   };
   for (std::size_t item = 0; item < sources_.size(); ++item)
     check(static_cast<std::int64_t>(item), sources_[item], "item ");
-  for (const auto& [item, pages] : stores_) check(item, pages, "the room to store item ");
+  for (const auto& [item, pages] : stores_) check(item, pages, "the storage of item ");
 }
 
 void Placement::check_stores_apart(std::int64_t width) const {
-  // All that is written lies between these, and few sources do.
+  // All pages that are written lie in [low, high). Few sources do, so most are skipped early.
   std::uint64_t low = UINT64_MAX, high = 0;
   for (const auto& [item, pages] : stores_) {
     low = std::min(low, pages.address + static_cast<std::uint64_t>(pages.first_pool_row * pages.row_stride));
@@ -141,19 +141,20 @@ void Placement::check_stores_apart(std::int64_t width) const {
   }
   for (std::size_t item = 0; item < sources_.size(); ++item) {
     const Source& source = sources_[item];
-    if (source.num_rows == 0 || source.pages != nullptr) continue;  // pages have one owner each
+    if (source.num_rows == 0 || source.pages != nullptr) continue;  // entries never share a page
     const std::uint64_t first = source.address;
     const auto last = static_cast<std::uint64_t>(source.row_address(source.num_rows - 1));
     const std::uint64_t end = last + static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
     if (first >= high || end <= low) continue;
     for (const auto& store : stores_) {
-      const std::int64_t stored = store.first;  // named, as C++17 lets no lambda see a structured binding
+      const std::int64_t stored_item = store.first;  // a lambda of C++17 cannot capture a structured binding
       const Source& pages = store.second;
       pages.visit_parts(0, pages.num_rows, [&](std::int64_t address, std::int64_t count) {
         const auto page = static_cast<std::uint64_t>(address);
         if (page < end && first < page + static_cast<std::uint64_t>(count * pages.row_stride))
           throw std::invalid_argument("item " + std::to_string(item) +
-                                      " shares memory with the room to store item " + std::to_string(stored));
+                                      " shares memory with the storage of item " +
+                                      std::to_string(stored_item));
       });
     }
   }
@@ -161,12 +162,12 @@ void Placement::check_stores_apart(std::int64_t width) const {
 
 const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes,
                                                           std::int64_t min_bytes) {
-  std::vector<Run> kept;
-  kept.reserve(runs_.size());
+  std::vector<Run> remaining;
+  remaining.reserve(runs_.size());
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
     if (!source.on_host || source.kind != kind || source.row_stride != row_bytes || is_stored(run.item)) {
-      kept.push_back(run);
+      remaining.push_back(run);
       continue;
     }
     for (std::int64_t row = 0; row < run.length;) {
@@ -177,11 +178,11 @@ const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t
       if (length * row_bytes >= min_bytes)
         blocks_.push_back({run.item, first, run.start + row, length});
       else
-        kept.push_back({run.item, run.start + row, length, run.source_start + row});
+        remaining.push_back({run.item, run.start + row, length, run.source_start + row});
       row += length;
     }
   }
-  runs_ = std::move(kept);
+  runs_ = std::move(remaining);
   return blocks_;
 }
 
@@ -246,15 +247,15 @@ void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t nu
   std::fill(table, table + num_tokens, std::int64_t{0});
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
-    std::int64_t* place = table + run.start;
+    std::int64_t* value = table + run.start;
     if (source.kind != kind) {
-      std::fill(place, place + run.length, kOtherKind);
+      std::fill(value, value + run.length, kOtherKind);
       continue;
     }
     source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
       const std::int64_t stride = source.row_stride;
-      for (std::int64_t* const end = place + count; place != end; ++place, address += stride)
-        *place = address;
+      for (std::int64_t* const end = value + count; value != end; ++value, address += stride)
+        *value = address;
     });
   }
   for (const BlockCopy& block : blocks_)
@@ -271,18 +272,18 @@ void Placement::write_stored_row_table(int kind, std::int64_t* table) const {
 
 void Placement::write_stored_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
   check_tokens(num_tokens);
-  const auto write = [&table](std::int64_t place, std::int64_t address, std::int64_t page) {
-    table[2 * place] = address;
-    table[2 * place + 1] = page;
+  const auto write = [&table](std::int64_t index, std::int64_t address, std::int64_t page) {
+    table[2 * index] = address;
+    table[2 * index + 1] = page;
   };
   std::fill(table, table + 2 * num_tokens, std::int64_t{0});
   for (const Run& run : runs_)
     for (std::int64_t row = 0; row < run.length; ++row) write(run.start + row, kOtherKind, kNoPage);
   for (const BlockCopy& block : blocks_)
     for (std::int64_t row = 0; row < block.num_rows; ++row) write(block.token + row, kOtherKind, kNoPage);
-  std::int64_t alone = num_tokens;
+  std::int64_t next_unplaced = num_tokens;
   visit_stored(kind, [&](const StoredRow& row) {
-    write(row.token == kNoToken ? alone++ : row.token, row.address, row.page);
+    write(row.token == kNoToken ? next_unplaced++ : row.token, row.address, row.page);
   });
 }
 
@@ -299,32 +300,32 @@ void Placement::check_tokens(std::int64_t num_tokens) const {
 
 template <typename Visit>
 void Placement::visit_stored(int kind, Visit visit) const {
-  // Which rows of each stored source have their place: several spans may name one row.
-  std::map<std::int64_t, std::vector<bool>> written;
+  // By item, the rows whose page was already passed: several spans may name one row.
+  std::map<std::int64_t, std::vector<bool>> visited;
   for (const auto& [item, pages] : stores_)
     if (sources_[static_cast<std::size_t>(item)].kind == kind)
-      written.emplace(item, std::vector<bool>(static_cast<std::size_t>(pages.num_rows)));
+      visited.emplace(item, std::vector<bool>(static_cast<std::size_t>(pages.num_rows)));
   for (const Run& run : runs_) {
     const Source& source = source_of(run);
     if (source.kind != kind) continue;
-    const auto seen = written.find(run.item);
-    const Source* pages = seen == written.end() ? nullptr : &stores_.at(run.item);
+    const auto found = visited.find(run.item);
+    const Source* pages = found == visited.end() ? nullptr : &stores_.at(run.item);
     for (std::int64_t row = 0; row < run.length; ++row) {
       const std::int64_t number = run.source_start + row;
       std::int64_t page = kNoPage;
       if (pages != nullptr) {
-        std::vector<bool>::reference taken = seen->second[static_cast<std::size_t>(number)];
-        page = taken ? kStoredElsewhere : pages->row_address(number);
-        taken = true;
+        std::vector<bool>::reference is_visited = found->second[static_cast<std::size_t>(number)];
+        page = is_visited ? kStoredElsewhere : pages->row_address(number);
+        is_visited = true;
       }
       visit(StoredRow{source.row_address(number), run.start + row, page});
     }
   }
-  for (const auto& [item, seen] : written) {
+  for (const auto& [item, is_visited] : visited) {
     const Source& source = sources_[static_cast<std::size_t>(item)];
     const Source& pages = stores_.at(item);
     for (std::int64_t row = 0; row < pages.num_rows; ++row)
-      if (!seen[static_cast<std::size_t>(row)])
+      if (!is_visited[static_cast<std::size_t>(row)])
         visit(StoredRow{source.row_address(row), kNoToken, pages.row_address(row)});
   }
 }

@@ -1,8 +1,8 @@
-// One placement: which rows of which sources go to which tokens.
+// One placement: which source rows are written to which tokens.
 //
-// Built on the host for a single call, from numbers that the host knows, and used up at once: fill it with
-// sources and runs, `check` it, write the table that a kernel reads. No thread rule beyond that of a
-// std::vector; no CUDA call.
+// It is built on the host for a single call, from numbers that the host knows. Add sources and runs, call the
+// `check_` methods, then write the table that a kernel reads. It makes no CUDA call. Thread rule: that of a
+// std::vector.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@
 
 namespace vitcache {
 
-// Rows `[source_start, source_start + length)` of source `item` go to tokens `[start, start + length)`.
+// Rows `[source_start, source_start + length)` of source `item` are written to tokens `[start, start +
+// length)`.
 struct Run {
   std::int64_t item;
   std::int64_t start;
@@ -23,8 +24,8 @@ struct Run {
   std::int64_t source_start;
 };
 
-// `num_rows` rows from `source_row` of source `item`, which are one block in memory, go to tokens from
-// `token` on. In a paged source rows are counted in its pool.
+// `num_rows` rows of source `item`, contiguous in memory and beginning with row `source_row`, are written to
+// adjacent tokens, beginning with `token`. In a paged source, `source_row` is a row of the pool.
 struct BlockCopy {
   std::int64_t item;
   std::int64_t source_row;
@@ -34,7 +35,7 @@ struct BlockCopy {
 
 class Placement {
  public:
-  // Marks, in a token table, a token that another launch or copy writes.
+  // The value in a token table of a token that another launch or copy writes.
   static constexpr std::int64_t kOtherKind = -1;
 
   // Sources are numbered in the order in which they are added.
@@ -42,7 +43,8 @@ class Placement {
 
   void add_run(Run run) { runs_.push_back(run); }
 
-  // All rows of a source, placed or not, are also written to `pages`, which hold as many. Once per source.
+  // Stores source `item`: all of its rows, placed or not, are also written to `pages`. Call it at most once
+  // per source. Throws std::invalid_argument if `pages` has another number of rows.
   void add_store(std::int64_t item, Source pages);
 
   std::int64_t num_sources() const { return static_cast<std::int64_t>(sources_.size()); }
@@ -50,79 +52,80 @@ class Placement {
     return sources_[static_cast<std::size_t>(item)].num_rows;
   }
 
-  // Every run lies inside its source and inside `[0, num_tokens)`. Throws std::out_of_range (tokens) or
-  // std::invalid_argument (the rest), naming the item and both numbers.
+  // Checks that every run lies inside of its source and inside of `[0, num_tokens)`. Throws std::out_of_range
+  // (tokens) or std::invalid_argument (items and rows). The message names the item and both numbers.
   void check_runs(std::int64_t num_tokens) const;
 
-  // Two runs that would write a token twice, in the order of their tokens.
+  // Two runs that write the same token, in the order of their tokens; none if no runs overlap.
   std::optional<std::pair<Run, Run>> find_overlap() const;
 
-  // There are none. Throws std::invalid_argument naming both.
+  // Throws std::invalid_argument, naming both runs, if two runs overlap.
   void check_overlap() const;
 
-  // The ids of tokens outside the runs are rows of a weight that has `num_rows`. Throws std::out_of_range
-  // naming the first that is none.
+  // Checks that the id of every token outside of the runs is in `[0, num_rows)`, the rows of the weight.
+  // Throws std::out_of_range naming the first token with another id.
   template <typename Id>
   void check_text_ids(const Id* ids, std::int64_t num_tokens, std::int64_t num_rows) const;
 
-  // No source, and no page that is written, lies in the rows of a destination, `row_bytes` every `row_stride`
-  // bytes of [begin, end): a copy from there would read what it has just written. A source may lie between
-  // them if its rows are as far apart. Its rows have `width` elements. Throws std::invalid_argument naming
-  // the item.
+  // Checks that no source, and no page that a source is stored in, shares memory with the rows of a
+  // destination: `row_bytes` bytes at every `row_stride` bytes of [begin, end). Otherwise the placement could
+  // read bytes that it has just written. A source with the same row stride may lie between the destination's
+  // rows. `width` is the number of elements of a source row. Throws std::invalid_argument naming the item.
   void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride, std::int64_t row_bytes,
                    std::int64_t width) const;
 
-  // No source of `width` elements a row lies in a page that is written. Throws std::invalid_argument naming
-  // both items.
+  // Checks that no source, of `width` elements a row, shares memory with a page that a source is stored in.
+  // Throws std::invalid_argument naming both items.
   void check_stores_apart(std::int64_t width) const;
 
-  // Call it once the rows of stored sources were written to their pages: they are read from there from now
-  // on, and are not stored again.
+  // Call it after the rows of stored sources were written to their pages. From then on these sources are read
+  // from the pages and are not stored again.
   void read_stores();
 
-  // Takes out of the runs what a copy engine moves better than a kernel: blocks of at least `min_bytes` of
-  // host sources of `kind` that are not stored, with rows of `row_bytes` bytes. The tables leave their tokens
-  // to somebody else from then on. Once.
+  // Removes from the runs, and returns, the blocks that a copy engine moves faster than a kernel: at least
+  // `min_bytes` contiguous bytes of a host source of `kind` that is not stored and has rows of `row_bytes`
+  // bytes. In token tables their tokens become kOtherKind. Call it at most once.
   const std::vector<BlockCopy>& take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes);
 
   const std::vector<Run>& runs() const { return runs_; }
 
-  // Rows that the sources of `kind` place.
+  // Number of placed rows of sources of `kind`.
   std::int64_t num_rows(int kind) const;
 
-  // Whether a source of `kind` is stored, and how many rows of it no run places.
+  // Whether a source of `kind` is stored, and the number of rows of such sources that no run places.
   bool stores(int kind) const;
   std::int64_t num_unplaced_rows(int kind) const;
 
-  // Whether any source is read through the bus.
+  // Whether the device reads any source through the bus.
   bool reads_host() const;
 
-  // Whether every row of `kind`, and every page that it is stored in, begins at a multiple of 16 bytes.
+  // Whether every row of `kind`, and every row of the pages that it is stored in, begins at a multiple of 16
+  // bytes.
   bool aligned(int kind) const;
 
-  // Writes (address, token) for each placed row of `kind`: 2 * num_rows(kind) values, each row once.
+  // Writes (address, token) for each placed row of `kind`: 2 * num_rows(kind) values.
   void write_row_table(int kind, std::int64_t* table) const;
 
-  // Writes one value per token: the address of its row, 0 where no run goes (text), kOtherKind where a source
-  // of another kind goes.
+  // Writes one value per token: the address of its row; 0 if no run writes the token (text); kOtherKind if a
+  // source of another kind or a copy of a block writes it.
   void write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
 
-  // Of the pages of a row: it has none, or another place in the table names them.
+  // Values for a row's page in a table: the row is not stored; another row of the table stores it.
   static constexpr std::int64_t kNoPage = 0;
   static constexpr std::int64_t kStoredElsewhere = -1;
-  // Of the token of a row that is stored alone.
+  // The value for the token of a row that is stored and not placed.
   static constexpr std::int64_t kNoToken = -1;
 
-  // The same for rows that are stored, too. (address, token, page) for each placed row of `kind`, then for
-  // each one that is stored alone: 3 * (num_rows(kind) + num_unplaced_rows(kind)) values.
+  // The row table with pages: writes (address, token, page) for each placed row of `kind`, then for each row
+  // that is stored and not placed: 3 * (num_rows(kind) + num_unplaced_rows(kind)) values.
   void write_stored_row_table(int kind, std::int64_t* table) const;
 
-  // (address, page) for each token, then for each row of `kind` that is stored alone:
-  // 2 * (num_tokens + num_unplaced_rows(kind)) values.
+  // The token table with pages: writes (address, page) for each token, then for each row of `kind` that is
+  // stored and not placed: 2 * (num_tokens + num_unplaced_rows(kind)) values.
   void write_stored_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
 
  private:
-  // A row of a source that is stored, with the run's token.
+  // A row that `visit_stored` visits, with its token and the address of its page row.
   struct StoredRow {
     std::int64_t address;
     std::int64_t token;
@@ -133,11 +136,11 @@ class Placement {
   bool is_stored(std::int64_t item) const { return stores_.count(item) != 0; }
   void check_tokens(std::int64_t num_tokens) const;
 
-  // Those that are not empty, by their first token.
+  // The runs that are not empty, in the order of their first tokens.
   std::vector<const Run*> runs_in_order() const;
 
-  // Calls `visit` with each placed row of `kind`, then with those that are stored alone; each row of a stored
-  // source comes with its page once.
+  // Calls `visit` with each placed row of `kind`, then with each row that is stored and not placed. The page
+  // of a stored row is passed exactly once.
   template <typename Visit>
   void visit_stored(int kind, Visit visit) const;
 

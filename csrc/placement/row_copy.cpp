@@ -10,11 +10,12 @@
 namespace vitcache {
 namespace {
 
-// Starting a thread costs about what copying this much does.
+// Starting a thread takes about as long as copying this number of bytes.
 constexpr std::int64_t kBytesPerThread = std::int64_t{1} << 20;
 
-// From so much on, rows that are written into memory that is there already go past this CPU's caches. Fresh
-// memory, as what `embed_rows` fills mostly is, comes through them when its pages are first touched.
+// From this size on, `scatter_rows` writes rows with streaming stores, which bypass the CPU's caches.
+// `embed_rows` does not: it mostly writes fresh memory, whose pages pass through the caches when they are
+// first touched.
 constexpr std::int64_t kStreamedBytes = std::int64_t{8} << 20;
 
 using CopyBytes = void (*)(std::byte* destination, const std::byte* source, std::size_t bytes);
@@ -27,26 +28,25 @@ CopyBytes copy_for(std::int64_t total_bytes) {
   return total_bytes < kStreamedBytes ? copy_cached : stream_copy;
 }
 
-// Calls `work(first, last)` for parts of [0, count), at once.
+// Calls `work(first, last)` for parts of [0, count), each part in a thread of its own.
 template <typename Work>
 void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const Work& work) {
   const std::int64_t parts =
       std::max<std::int64_t>(1, std::min<std::int64_t>({num_threads, bytes / kBytesPerThread, count}));
   std::vector<std::thread> threads;
   threads.reserve(static_cast<std::size_t>(parts - 1));
-  std::int64_t begun = 1;
+  std::int64_t part = 1;
   try {
-    for (; begun < parts; ++begun)
-      threads.emplace_back(work, count * begun / parts, count * (begun + 1) / parts);
+    for (; part < parts; ++part) threads.emplace_back(work, count * part / parts, count * (part + 1) / parts);
   } catch (const std::system_error&) {
-    work(count * begun / parts, count);  // no thread to be had: this one does the rest
+    work(count * part / parts, count);  // no further thread can be started: this one does the rest
   }
   work(0, count / parts);
   for (std::thread& thread : threads) thread.join();
 }
 
-// Writes `num_rows` rows that follow each other in memory to tokens that follow each other. Where both are
-// one block that is one copy: large ones move faster than their rows one by one.
+// Writes `num_rows` rows, contiguous in memory, to adjacent tokens. If the destination is contiguous, too,
+// this is one copy, which is faster than one copy per row.
 void copy_rows(const std::byte* source, std::int64_t token, std::int64_t num_rows,
                const std::vector<Plane>& planes, std::size_t row_bytes, CopyBytes copy) {
   if (planes.size() == 1 && planes[0].row_stride == static_cast<std::int64_t>(row_bytes)) {

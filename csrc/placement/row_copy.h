@@ -1,7 +1,7 @@
-// The row kernels' work on the CPU: the same tables, rows moved as bytes.
+// The work of the row kernels, done by the CPU: it reads the same tables and copies rows as bytes.
 //
-// Each call returns when all is written. The calling thread works too; `num_threads` is the most that work at
-// once, and a call that moves little stays on its own thread. Sources and destinations must not overlap.
+// Each call returns when all rows are written. At most `num_threads` threads work, the calling thread
+// included. A call with few bytes uses only the calling thread. Sources and destinations must not overlap.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,9 @@
 
 namespace vitcache {
 
-// Where one level of a row goes: row `t` begins at `base + t * row_stride`. The first plane is inputs_embeds,
-// the others are the deepstack levels; a source row holds `row_bytes` bytes for each, one after the other.
+// The destination of one level of a row: row `t` begins at `base + t * row_stride`. The first plane is
+// inputs_embeds, the other planes are the deepstack levels. A source row contains `row_bytes` bytes for each
+// plane, in this order.
 struct Plane {
   std::byte* base;
   std::int64_t row_stride;
@@ -23,12 +24,12 @@ struct Weight {
   std::int64_t row_stride;
 };
 
-// `table` holds (address, token) for each of `num_rows` rows.
+// `table` contains (address, token) for each of `num_rows` rows.
 void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::vector<Plane>& planes,
                   std::int64_t row_bytes, int num_threads);
 
-// `table` holds an address per token, 0 for text: those tokens get row `ids[t]` of `weight`, and zeros in
-// further planes. Their ids are rows of `weight`: `Placement::check_text_ids` has looked.
+// `table` contains an address per token, 0 for text. A text token `t` gets row `ids[t]` of `weight`, and
+// zeros in the other planes. The caller has checked its id (`Placement::check_text_ids`).
 template <typename Id>
 void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* ids, const Weight& weight,
                 const std::vector<Plane>& planes, std::int64_t row_bytes, int num_threads);

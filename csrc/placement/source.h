@@ -1,4 +1,4 @@
-// Rows in memory that a placement reads: one strided block, or pages of a pool.
+// The rows that a placement reads: one strided block of memory, or pages of a pool.
 #pragma once
 
 #include <algorithm>
@@ -8,34 +8,34 @@
 
 namespace vitcache {
 
-// The dtypes of rows. One launch reads sources of one kind.
+// The dtype of rows. One launch reads sources of one kind.
 enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 inline constexpr int kNumKinds = 3;
 inline constexpr std::int64_t kElementBytes[kNumKinds] = {4, 2, 2};
 
-// `num_rows` rows, `row_stride` bytes apart. Copies share their list of pages.
+// `num_rows` rows, `row_stride` bytes apart. Copies of a Source share its list of pages.
 struct Source {
   std::uint64_t address;
   std::int64_t row_stride;
   std::int64_t num_rows;
   int kind;
-  bool on_host;  // in memory of the host that the device reads through the bus
-  std::shared_ptr<const std::vector<std::int64_t>> pages;  // none: one strided block
+  bool on_host;  // in host memory, which the device reads through the bus
+  std::shared_ptr<const std::vector<std::int64_t>> pages;  // null: one strided block
   std::int64_t page_rows;
-  std::int64_t first_pool_row;  // of all that the rows' pages hold, for `check_apart`
-  std::int64_t last_pool_row;
+  std::int64_t first_pool_row;  // the first row of all pages, for `Placement::check_apart`
+  std::int64_t last_pool_row;   // the last row of all pages
 
   static Source block(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
                       bool on_host) {
     return {address, row_stride, num_rows, kind, on_host, nullptr, 0, 0, num_rows - 1};
   }
 
-  // Rows in pages of `page_rows` rows of one pool that begins at `address`.
-  // Throws std::invalid_argument if the pages are too few.
+  // Rows in pages of a pool that begins at `address`; a page has `page_rows` rows.
+  // Throws std::invalid_argument if the pages have fewer than `num_rows` rows.
   static Source paged(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
                       bool on_host, std::vector<std::int64_t> pages, std::int64_t page_rows);
 
-  // The row of the pool, or of the block, that holds row `row`.
+  // The number of row `row` in the pool, or in the block.
   std::int64_t pool_row(std::int64_t row) const {
     return pages == nullptr
                ? row
@@ -46,8 +46,8 @@ struct Source {
     return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
   }
 
-  // Calls `visit(address, count)` for each part of rows [first, first + length) that lies evenly in memory:
-  // all of a block, the rows of each page. So a table costs no division per row.
+  // Calls `visit(address, count)` for each part of rows [first, first + length) whose rows are evenly spaced:
+  // all rows of a block, or the rows of one page. So writing a table needs no division per row.
   template <typename Visit>
   void visit_parts(std::int64_t first, std::int64_t length, Visit visit) const {
     for (const std::int64_t end = first + length; first < end;) {

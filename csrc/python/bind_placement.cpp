@@ -19,15 +19,15 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// Tables are written through an address: torch owns their memory, and this module does not know torch.
+// Python passes a table by its address: torch owns its memory, and this module does not depend on torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
 std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& planes) {
-  std::vector<Plane> made;
-  made.reserve(planes.size());
+  std::vector<Plane> native;
+  native.reserve(planes.size());
   for (const auto& [address, row_stride] : planes)
-    made.push_back({reinterpret_cast<std::byte*>(address), row_stride});
-  return made;
+    native.push_back({reinterpret_cast<std::byte*>(address), row_stride});
+  return native;
 }
 
 void bind_row_copy(py::module_& module) {
@@ -37,24 +37,24 @@ void bind_row_copy(py::module_& module) {
       "scatter_rows",
       [](std::uintptr_t table, std::int64_t num_rows, const Planes& planes, std::int64_t row_bytes,
          int num_threads) {
-        const std::vector<Plane> made = make_planes(planes);
+        const std::vector<Plane> native_planes = make_planes(planes);
         const py::gil_scoped_release without_gil;
-        scatter_rows(table_at(table), num_rows, made, row_bytes, num_threads);
+        scatter_rows(table_at(table), num_rows, native_planes, row_bytes, num_threads);
       },
       py::arg("table"), py::arg("num_rows"), py::arg("planes"), py::arg("row_bytes"), py::arg("num_threads"));
   module.def(
       "embed_rows",
       [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
          const WeightRows& weight, const Planes& planes, std::int64_t row_bytes, int num_threads) {
-        const std::vector<Plane> made = make_planes(planes);
+        const std::vector<Plane> native_planes = make_planes(planes);
         const Weight rows{reinterpret_cast<const std::byte*>(weight.first), weight.second};
         const py::gil_scoped_release without_gil;
         if (id_bytes == 4)
-          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows, made,
-                     row_bytes, num_threads);
+          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows,
+                     native_planes, row_bytes, num_threads);
         else
-          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows, made,
-                     row_bytes, num_threads);
+          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows,
+                     native_planes, row_bytes, num_threads);
       },
       py::arg("table"), py::arg("num_tokens"), py::arg("ids"), py::arg("id_bytes"), py::arg("weight"),
       py::arg("planes"), py::arg("row_bytes"), py::arg("num_threads"));

@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// A ring of the process that this one was forked off has no threads here: it is left where it is.
+// In a forked child the threads of the parent's ring do not exist, so the ring is leaked.
 struct DeleteRing {
   void operator()(Ring* ring) const {
     if (!ring->is_forked()) delete ring;
@@ -43,7 +43,7 @@ void bind_ring(py::module_& module) {
       .def("wait_source_read", [](const Ticket& ticket) { without_gil([&] { ticket.wait_source_read(); }); })
       .def_property_readonly("done", &Ticket::done)
       .def_property_readonly("source_read", &Ticket::source_read)
-      .def_property_readonly("is_over", &Ticket::is_over);
+      .def_property_readonly("is_in_flight", &Ticket::is_in_flight);
   py::class_<RingStats>(module, "RingStats")
       .def_readonly("capacity_bytes", &RingStats::capacity_bytes)
       .def_readonly("used_bytes", &RingStats::used_bytes)

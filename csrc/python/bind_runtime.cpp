@@ -16,7 +16,7 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// Copies of bytes, each (destination, source, bytes), queued on one stream in one call.
+// Queues copies on `stream` in one call. Each copy is (destination, source, bytes).
 void copy_batch(const CudaRuntime& runtime,
                 const std::vector<std::tuple<std::uintptr_t, std::uintptr_t, std::size_t>>& copies,
                 Stream stream) {
@@ -36,7 +36,7 @@ void copy_batch(const CudaRuntime& runtime,
 
 std::uintptr_t address_of(const void* handle) { return reinterpret_cast<std::uintptr_t>(handle); }
 
-// Python makes these from bare handles. As they are types, it cannot pass a stream in the place of an event.
+// Python wraps integer handles in these two types, so it cannot pass a stream in place of an event.
 void bind_handles(py::module_& module) {
   py::class_<Stream>(module, "Stream", "A stream by its handle; 0 is the default stream of `device`.")
       .def(py::init([](std::uintptr_t handle, int device) {

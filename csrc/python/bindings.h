@@ -1,5 +1,5 @@
-// The bindings, one function for each room. The order of the calls matters: signatures name types that an
-// earlier function has bound.
+// The bindings, one function per room of csrc/. They must be called in this order: a signature can name only
+// types that an earlier call has bound.
 #pragma once
 
 #include <pybind11/pybind11.h>

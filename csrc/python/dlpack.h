@@ -1,9 +1,9 @@
 // The part of DLPack's C ABI, version 1, that reads a tensor without owning it (github.com/dmlc/dlpack, issue
 // 175).
 //
-// torch offers it from 2.11 on as `torch.Tensor.__dlpack_c_exchange_api__`: address, shape, strides, dtype
-// and device of a tensor in some tens of nanoseconds, where its Python attributes take half a microsecond
-// each.
+// torch has it from 2.11 on, as `torch.Tensor.__dlpack_c_exchange_api__`. It gives the address, shape,
+// strides, dtype and device of a tensor in some tens of nanoseconds. Each Python attribute of a tensor takes
+// half a microsecond.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,8 @@ struct ExchangeApi {
   std::uint32_t major;
   std::uint32_t minor;
   ExchangeApi* previous;
-  void* unused[3];  // functions on owned tensors
-  // 0, or -1 with a Python error set. What it points to is valid as long as the object.
+  void* unused[3];  // functions for owned tensors
+  // Returns 0; or -1 with a Python error set. The pointers in `out` are valid as long as the object.
   int (*tensor_from_object)(void* object, Tensor* out);
   int (*current_work_stream)(std::int32_t device_type, std::int32_t device_id, void** stream);
 };

@@ -1,4 +1,4 @@
-// Waiting without the GIL.
+// Runs code without the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,9 +7,9 @@
 
 namespace vitcache {
 
-// Does `work` without the GIL. Where the interpreter ends meanwhile, a daemon thread ends in taking it back:
-// that unwinds its stack, which must not begin in a destructor, so py::gil_scoped_release would end the
-// process.
+// Runs `work` without the GIL. If the interpreter ends in the meantime, a daemon thread that takes the GIL
+// back is ended by stack unwinding. Unwinding that begins in a destructor terminates the process, so
+// py::gil_scoped_release, which takes the GIL back in its destructor, cannot be used here.
 template <typename Work>
 void without_gil(Work work) {
   std::exception_ptr error;

@@ -9,7 +9,7 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-bool is(PyObject* item, const py::type& type) {
+bool has_exact_type(PyObject* item, const py::type& type) {
   return Py_TYPE(item) == reinterpret_cast<PyTypeObject*>(type.ptr());
 }
 
@@ -21,12 +21,12 @@ int kind_of(const dlpack::Tensor& tensor) {
 }
 
 bool add_lease(Placement& placement, PyObject* item, const Target& target) {
-  // Never given back: when statics end, the interpreter already has.
+  // These references are never released: the interpreter ends before static objects are destroyed.
   static PyObject* const pin_name = PyUnicode_InternFromString("pin");
   static PyObject* const rows_name = PyUnicode_InternFromString("paged_rows");
   const auto pin = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, pin_name));
   if (!pin) throw py::error_already_set();
-  if (PyList_GET_SIZE(pin.ptr()) == 0) return false;  // it was released
+  if (PyList_GET_SIZE(pin.ptr()) == 0) return false;  // the lease was released
   const auto attribute =
       py::reinterpret_steal<py::object>(PyObject_GetAttr(PyList_GET_ITEM(pin.ptr(), 0), rows_name));
   if (!attribute) throw py::error_already_set();
@@ -68,7 +68,7 @@ ItemReader::ItemReader(py::type tensor_type, py::type lease_type)
   const auto* api = static_cast<const dlpack::ExchangeApi*>(
       PyCapsule_GetPointer(attribute.ptr(), PyCapsule_GetName(attribute.ptr())));
   if (api == nullptr) throw py::error_already_set();
-  if (api->major == 1) read_ = api->tensor_from_object;
+  if (api->major == 1) tensor_from_object_ = api->tensor_from_object;
 }
 
 std::int64_t ItemReader::add(Placement& placement, const py::list& items, std::int64_t first,
@@ -77,18 +77,19 @@ std::int64_t ItemReader::add(Placement& placement, const py::list& items, std::i
   const auto count = static_cast<std::int64_t>(items.size());
   for (; first < count; ++first) {
     PyObject* item = PyList_GET_ITEM(items.ptr(), first);
-    const bool added = is(item, lease_type_) ? add_lease(placement, item, target)
-                                             : is(item, tensor_type_) && add_tensor(placement, item, target);
+    const bool added = has_exact_type(item, lease_type_)
+                           ? add_lease(placement, item, target)
+                           : has_exact_type(item, tensor_type_) && add_tensor(placement, item, target);
     if (!added) break;
   }
   return first;
 }
 
 bool ItemReader::add_tensor(Placement& placement, PyObject* item, const Target& target) const {
-  if (read_ == nullptr) return false;
+  if (tensor_from_object_ == nullptr) return false;
   dlpack::Tensor tensor{};
-  if (read_(item, &tensor) != 0) {
-    PyErr_Clear();  // a tensor without memory, say
+  if (tensor_from_object_(item, &tensor) != 0) {
+    PyErr_Clear();  // for example, a tensor without storage
     return false;
   }
   const int kind = kind_of(tensor);
@@ -110,7 +111,7 @@ bool ItemReader::is_negated(PyObject* item) const {
 
 void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c_style>& table) {
   if (table.ndim() != 2 || (table.shape(1) != 3 && table.shape(1) != 4))
-    throw std::invalid_argument("runs must be an array (n, 3) or (n, 4)");
+    throw std::invalid_argument("runs must be an array of shape (n, 3) or (n, 4)");
   const py::ssize_t columns = table.shape(1);
   const std::int64_t* row = table.data();
   for (py::ssize_t i = 0; i < table.shape(0); ++i, row += columns) {
@@ -126,29 +127,30 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
   };
   const auto add = [&placement](std::int64_t item, py::handle span) {
     PyObject* fields = span.ptr();
-    if (PyTuple_GET_SIZE(fields) != 3) throw py::type_error("a Span has three fields");
+    if (PyTuple_GET_SIZE(fields) != 3)
+      throw py::type_error("a Span must have 3 fields, it has " + std::to_string(PyTuple_GET_SIZE(fields)));
     placement.add_run({item, to_int64(item, PyTuple_GET_ITEM(fields, 0)),
                        to_int64(item, PyTuple_GET_ITEM(fields, 1)),
                        to_int64(item, PyTuple_GET_ITEM(fields, 2))});
   };
   const auto type_name = [](py::handle value) { return std::string(Py_TYPE(value.ptr())->tp_name); };
   std::int64_t item = 0;
-  for (const py::handle where : spans) {
+  for (const py::handle item_spans : spans) {
     const std::string name = "item " + std::to_string(item);
-    if (is_span(where)) {
-      add(item, where);
-    } else if (PyList_Check(where.ptr()) || PyTuple_Check(where.ptr())) {
-      for (const py::handle span : where) {
+    if (is_span(item_spans)) {
+      add(item, item_spans);
+    } else if (PyList_Check(item_spans.ptr()) || PyTuple_Check(item_spans.ptr())) {
+      for (const py::handle span : item_spans) {
         if (!is_span(span)) throw py::type_error(name + ": spans must be Span, one is " + type_name(span));
         add(item, span);
       }
-    } else if (PyIndex_Check(where.ptr())) {
-      const auto start = py::reinterpret_steal<py::object>(PyNumber_Index(where.ptr()));
+    } else if (PyIndex_Check(item_spans.ptr())) {
+      const auto start = py::reinterpret_steal<py::object>(PyNumber_Index(item_spans.ptr()));
       if (!start) throw py::error_already_set();
       placement.add_run({item, to_int64(item, start), placement.source_rows(item), 0});
     } else {
       throw py::type_error(name + ": spans must be an int, a Span or a list of Span, not " +
-                           type_name(where));
+                           type_name(item_spans));
     }
     ++item;
   }

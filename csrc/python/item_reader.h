@@ -1,4 +1,4 @@
-// What Python passes to a placement, read: tensors, leases and spans.
+// Reads the tensors, leases and spans that Python passes to a placement.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -13,7 +13,8 @@
 
 namespace vitcache {
 
-// The rows of a cache entry, made once, and what a destination must be to take them.
+// The rows of a cache entry, with the width and the device that their destination must have. Made once per
+// entry.
 struct PagedRows {
   Source source;
   std::int64_t width;
@@ -25,43 +26,45 @@ struct PagedRows {
                         bool on_cuda, std::int32_t device_id);
 };
 
-// Where rows go: what makes a source fit, or not.
+// The destination of rows. A source is accepted only if it has the same width and device.
 struct Target {
   std::int64_t width;
   bool on_cuda;
   std::int32_t device_id;
 };
 
-// Takes in the items that need no words: plain tensors, through torch's DLPack functions where it has them,
-// and leases.
+// The fast path for items: adds plain tensors, if torch has DLPack's exchange functions, and leases.
 //
-// Of a lease it reads one attribute, `pin`, which `vitcache.Lease` documents: a list with the entry, whose
-// `paged_rows` it takes, or an empty one once the lease is released.
+// Of a lease it reads one attribute, `pin`, which `vitcache.Lease` documents: a list that contains the entry,
+// or is empty after the lease was released. Of the entry it reads `paged_rows`.
 class ItemReader {
  public:
   ItemReader(pybind11::type tensor_type, pybind11::type lease_type);
 
-  // Adds to `placement` the items of `items` from `first` on, up to one that does not fit as it is; returns
-  // its number. Python finds the words for that one, or another way.
+  // Adds items to `placement`, from index `first` on. Stops at the first item that it cannot add and returns
+  // its index; Python then converts that item or raises the error. If all items were added, returns their
+  // number.
   std::int64_t add(Placement& placement, const pybind11::list& items, std::int64_t first, std::int64_t width,
                    bool on_cuda, std::int32_t device_id) const;
 
  private:
   bool add_tensor(Placement& placement, PyObject* item, const Target& target) const;
 
-  // Whether torch, which may put a sign off until memory is read, has put this one off.
+  // Whether the tensor has torch's negative bit: then its values are the negated values in memory.
   bool is_negated(PyObject* item) const;
 
   pybind11::type tensor_type_;
   pybind11::type lease_type_;
   pybind11::object is_negated_;
-  int (*read_)(void*, dlpack::Tensor*) = nullptr;
+  int (*tensor_from_object_)(void*, dlpack::Tensor*) = nullptr;
 };
 
-// Rows of (start, length, source_start) of one source, or of (item, start, length, source_start).
+// Adds a run per row of `table`: (start, length, source_start) of item 0, or (item, start, length,
+// source_start).
 void add_runs(Placement& placement, const pybind11::array_t<std::int64_t, pybind11::array::c_style>& table);
 
-// Per item an int (first token of the whole item), a Span, or a list or tuple of them.
+// Adds the runs of each item. An element of `spans` is an int (the first token of the whole item), a Span, or
+// a list or tuple of Span.
 void add_spans(Placement& placement, const pybind11::sequence& spans, const pybind11::type& span_type);
 
 }  // namespace vitcache

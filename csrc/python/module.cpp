@@ -1,4 +1,4 @@
-// The module vitcache._native: what of the core Python sees. Only this folder sees Python.
+// The module vitcache._native: the parts of the core that Python calls. Only this folder depends on Python.
 #include <pybind11/pybind11.h>
 
 #include <exception>
@@ -12,7 +12,7 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// vitcache.CudaError is a Python class, so that it exists where this module was not built.
+// vitcache.CudaError is a Python class, so that it exists without this module.
 // NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 names the type
 void translate_errors(std::exception_ptr error) {
   try {

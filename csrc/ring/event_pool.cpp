@@ -20,12 +20,12 @@ SharedEvent EventPool::take() {
   }
   if (event.handle == nullptr) event = runtime_->create_event(device_);
   return SharedEvent(
-      {event.handle, [pool = shared_from_this()](void* handle) { pool->give_back(Event(handle)); }});
+      {event.handle, [pool = shared_from_this()](void* handle) { pool->put_back(Event(handle)); }});
 }
 
-void EventPool::give_back(Event event) {
-  if (getpid() != process_)
-    return;  // another thread may have held the mutex when this process was forked off
+void EventPool::put_back(Event event) {
+  // In a forked child the mutex may stay locked for ever: another thread of the parent may have held it.
+  if (getpid() != process_) return;
   try {
     const Lock lock(mutex_);
     free_.push_back(event);

@@ -1,10 +1,11 @@
-// Events of one device, made once and used again.
+// Events of one device, which are reused.
 //
-// An event returns to its pool with its last holder. The next holder may record it anew: who waits for an
-// event must hold it.
+// When the last SharedEvent of an event is destroyed, the event returns to its pool, and its next user may
+// record it again. So a thread that waits for an event must keep a SharedEvent until the wait ends.
 //
-// Thread rule: any thread may take, hold and drop events, whichever device is current. No lock is held over a
-// call of the runtime. The pool lives as long as its last event. A forked child gives no event back.
+// Thread rule: any thread may take, copy and destroy SharedEvents, whichever device is current. No lock is
+// held during a call of the runtime. The pool lives as long as its last SharedEvent. In a forked child no
+// event returns to the pool.
 #pragma once
 
 #include <sys/types.h>
@@ -19,7 +20,7 @@
 
 namespace vitcache {
 
-// An event of a pool, held by each who needs the point in a stream that the event marks; or none.
+// A shared reference to an event of a pool, or empty. Every user of the recorded point keeps a copy.
 class SharedEvent {
  public:
   SharedEvent() = default;
@@ -42,11 +43,11 @@ class EventPool : public std::enable_shared_from_this<EventPool> {
   EventPool& operator=(const EventPool&) = delete;
   ~EventPool();
 
-  // An event that nobody else holds. Throws CudaError.
+  // Returns an event without other users. Throws CudaError.
   SharedEvent take() VITCACHE_EXCLUDES(mutex_);
 
  private:
-  void give_back(Event event) VITCACHE_EXCLUDES(mutex_);
+  void put_back(Event event) VITCACHE_EXCLUDES(mutex_);
 
   SharedRuntime runtime_;
   int device_;

@@ -1,10 +1,10 @@
-// Filling page-locked memory: elements of a strided view, in order, cast on the way.
+// Fills page-locked memory with the elements of a strided view, in row-major order, optionally cast.
 //
-// What is written is read by a device, not by this CPU, so long runs are written past its caches with
-// streaming stores. Those are weakly ordered: `fill` ends with the fence that lets a release store after it
-// cover them.
+// The device reads the written bytes, this CPU does not. So contiguous elements are written with streaming
+// stores, which bypass the CPU's caches. Streaming stores are weakly ordered: `fill` ends with a store fence,
+// so that a release store after `fill` publishes the bytes.
 //
-// Thread rule: none of its own; calls that write different bytes may run at once.
+// Thread rule: calls that write different bytes may run at the same time.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +14,13 @@
 
 namespace vitcache {
 
-// Both round to nearest even. A NaN becomes 0x7FC0 as bfloat16 (torch gives this or 0xFFFF, by the length of
-// the tensor and the CPU), and keeps its sign and the top of its payload as float16, as torch does.
+// Both casts round to nearest even. In bfloat16 every NaN becomes 0x7FC0 (torch returns 0x7FC0 or 0xFFFF,
+// depending on the tensor's length and on the CPU). In float16 a NaN keeps its sign and the upper bits of its
+// payload, as in torch.
 enum class Cast { kNone, kFloat32ToBfloat16, kFloat32ToFloat16 };
 
-// Bytes of an element after `cast`. Throws std::invalid_argument if elements of so many bytes have none.
+// Bytes of an element after `cast`. Throws std::invalid_argument if `cast` casts float32 and `element_bytes`
+// is not 4.
 std::int64_t cast_bytes(Cast cast, std::int64_t element_bytes);
 
 // Writes elements `[first, first + count)` of `source`, in row-major order, to `destination`.

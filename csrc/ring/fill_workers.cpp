@@ -33,13 +33,13 @@ void FillWorkers::stop() {
 
 void FillWorkers::submit(FillJob job) {
   const std::int64_t chunk_elements = std::max<std::int64_t>(1, kChunkBytes / job.source->element_bytes());
-  const bool one_chunk = job.count <= chunk_elements;
+  const bool is_one_chunk = job.count <= chunk_elements;
   auto shared = std::make_shared<SharedJob>(std::move(job));
   {
     const Lock lock(mutex_);
     queue_.push_back({std::move(shared), chunk_elements, 0});
   }
-  if (one_chunk)
+  if (is_one_chunk)
     changed_.notify_one();
   else
     changed_.notify_all();
@@ -50,10 +50,10 @@ std::optional<FillWorkers::Chunk> FillWorkers::take() {
   while (!stopping_ && queue_.empty()) changed_.wait(mutex_);
   if (queue_.empty()) return std::nullopt;
   Queued& oldest = queue_.front();
-  const std::int64_t left = oldest.shared->job.count - oldest.next;
-  Chunk chunk{oldest.shared, oldest.next, std::min(oldest.chunk_elements, left)};
+  const std::int64_t remaining = oldest.shared->job.count - oldest.next;
+  Chunk chunk{oldest.shared, oldest.next, std::min(oldest.chunk_elements, remaining)};
   oldest.next += chunk.count;
-  if (chunk.count == left) queue_.pop_front();
+  if (chunk.count == remaining) queue_.pop_front();
   return chunk;
 }
 

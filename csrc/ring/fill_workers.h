@@ -1,11 +1,11 @@
-// Threads that fill slots: they copy sources into page-locked memory, and say when one is full.
+// Worker threads that fill slots: they copy sources into page-locked memory and store the slots' flags.
 //
-// A job is cut into chunks, and every thread takes the next chunk of the oldest job, so that the first slot
-// of a queue is full as early as it can be. When the last chunk of a job is written, its `full` flag is
-// stored for a stream to see. The threads make no CUDA call and take no lock of Python's: nothing that waits
-// for the device, or for a slot, can keep them from storing a flag.
+// A job is cut into chunks. Every thread takes the next chunk of the oldest job, so that the oldest slot is
+// full as early as possible. The thread that writes the last chunk of a job stores the job's `full` flag, for
+// which a stream waits. The threads make no CUDA call and never take the GIL. So a thread that waits for the
+// device, or for a slot, cannot delay a flag.
 //
-// Thread rule: any thread may submit. The destructor finishes what was submitted.
+// Thread rule: any thread may submit a job. The destructor finishes all submitted jobs.
 #pragma once
 
 #include <atomic>
@@ -31,13 +31,13 @@ struct FillJob {
   std::int64_t count;
   Cast cast;
   std::byte* destination;
-  SlotFlag full;                                      // stored when all is written
-  std::shared_ptr<std::atomic<std::int64_t>> unread;  // jobs of one copy whose source is still to be read
+  SlotFlag full;                                      // stored when all elements are written
+  std::shared_ptr<std::atomic<std::int64_t>> unread;  // the number of unfinished jobs of the copy
 };
 
 class FillWorkers {
  public:
-  // Bytes of a chunk: about 50 us of one core, and far more than taking it costs.
+  // Bytes of a chunk. One core copies a chunk in about 50 us, which is far longer than it takes to take one.
   static constexpr std::int64_t kChunkBytes = std::int64_t{512} << 10;
 
   explicit FillWorkers(int num_threads);
@@ -59,7 +59,7 @@ class FillWorkers {
   struct Queued {
     std::shared_ptr<SharedJob> shared;
     std::int64_t chunk_elements;
-    std::int64_t next;  // the first element that no thread has taken
+    std::int64_t next;  // the first element that is in no taken chunk
   };
 
   // Elements `[begin, begin + count)` of a job.
@@ -70,7 +70,7 @@ class FillWorkers {
   };
 
   void run();
-  // Waits for a chunk; none when the workers stop and all is taken.
+  // Waits for a chunk. Returns none if the workers stop and all chunks are taken.
   std::optional<Chunk> take() VITCACHE_EXCLUDES(mutex_);
   void stop() VITCACHE_EXCLUDES(mutex_);
 

@@ -17,7 +17,7 @@
 namespace vitcache {
 namespace {
 
-// One byte of each page, by several threads.
+// Writes one byte of each page, with several threads.
 void touch(std::byte* data, std::size_t bytes, std::size_t page_bytes, int num_threads) {
   const auto threads = static_cast<std::size_t>(num_threads);
   const std::size_t share = (bytes / page_bytes + threads - 1) / threads * page_bytes;
@@ -31,7 +31,7 @@ void touch(std::byte* data, std::size_t bytes, std::size_t page_bytes, int num_t
     for (; begin < bytes; begin += share)
       helpers.emplace_back(touch_range, begin, std::min(begin + share, bytes));
   } catch (const std::system_error&) {
-    touch_range(begin, bytes);  // so many threads are not to be had
+    touch_range(begin, bytes);  // no further thread can be started: this one touches the rest
   }
   touch_range(0, std::min(share, bytes));
   for (std::thread& helper : helpers) helper.join();
@@ -50,8 +50,8 @@ PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_thr
       "cannot allocate " + std::to_string(bytes_) + " bytes: " + std::generic_category().message(errno));
   data_ = static_cast<std::byte*>(memory);
   try {
-    // Shared with a child, pages would be copied when they are written to, and the device would go on reading
-    // those that it knows.
+    // If a forked child shared the pages, a write of the parent would move the data to a copy of the page
+    // (copy-on-write), and the device would go on reading the original page.
     VITCACHE_CHECK(madvise(memory, bytes_, MADV_DONTFORK) == 0, std::system_error,
                    std::error_code(errno, std::generic_category()));
     touch(data_, bytes_, page_bytes, num_threads);

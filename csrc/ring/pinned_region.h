@@ -1,8 +1,10 @@
-// Page-locked memory of one process: allocated, touched and locked at construction, given back at the end.
+// Page-locked memory of one process. The constructor allocates, touches and page-locks it; the destructor
+// frees it.
 //
-// Its pages are touched by several threads before they are locked, as locking touches them with one.
+// Several threads touch the pages before they are page-locked, because page-locking would touch them with one
+// thread.
 //
-// Thread rule: immutable. A process that was forked off does not have it.
+// Thread rule: immutable. In a forked child the memory is not mapped.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +15,8 @@ namespace vitcache {
 
 class PinnedRegion {
  public:
-  // Whole pages of memory, `bytes` at least. Throws OutOfMemory where there is not so much memory, or where
-  // it cannot be locked, and CudaError.
+  // Allocates `bytes`, rounded up to whole pages. Throws OutOfMemory if the memory cannot be allocated or
+  // page-locked, and CudaError.
   PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_threads);
   PinnedRegion(const PinnedRegion&) = delete;
   PinnedRegion& operator=(const PinnedRegion&) = delete;
@@ -23,7 +25,7 @@ class PinnedRegion {
   std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
 
-  // What construction took.
+  // Duration of the construction.
   double seconds() const { return seconds_; }
 
  private:

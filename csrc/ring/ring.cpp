@@ -12,10 +12,10 @@
 namespace vitcache {
 namespace {
 
-// Nothing tells the host that a stream has gone on: the first thread in line looks this often.
+// An event does not notify the host when it is complete, so the first waiting thread polls at this interval.
 constexpr std::chrono::microseconds kPoll{50};
 
-// Longer is for ever: the clock counts no more than some 292 years.
+// A longer timeout means no timeout, because the clock overflows after some 292 years.
 constexpr std::chrono::duration<double> kLongestTimeout{1e9};
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -26,7 +26,7 @@ void check_at_least(const char* name, std::uint64_t value, std::uint64_t least) 
       std::string(name) + " is " + std::to_string(value) + ", it must be at least " + std::to_string(least));
 }
 
-// The device of a stream that the caller names must be the ring's.
+// Throws std::invalid_argument if `stream` belongs to another device than the ring.
 void check_device(const char* name, const std::optional<Stream>& stream, int device) {
   VITCACHE_CHECK(!stream || stream->device == device, std::invalid_argument,
                  std::string(name) + " is a stream of device " + std::to_string(stream->device) +
@@ -69,20 +69,20 @@ void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<co
   VITCACHE_CHECK(ticket.device() == device_, std::invalid_argument,
                  "the ticket is of device " + std::to_string(ticket.device()) +
                      ", the ring copies to device " + std::to_string(device_));
-  enter();
-  struct Leave {
+  begin_copy();
+  struct EndCopy {
     Ring& ring;
-    ~Leave() { ring.leave(); }
-  } const leave{*this};
+    ~EndCopy() { ring.end_copy(); }
+  } const end_copy{*this};
   try {
     const DeviceGuard guard(*runtime_, device_);
     if (after) {
-      // Behind its event the ring's stream would be captured, too.
+      // A wait for an event of a captured stream would add the ring's stream to the capture.
       VITCACHE_CHECK(!runtime_->is_capturing(*after), std::runtime_error,
                      "a copy through the ring cannot be captured in a CUDA graph: copy before the capture");
-      const SharedEvent before = events_->take();
-      runtime_->record(before.get(), *after);
-      runtime_->wait_event(stream_, before.get());
+      const SharedEvent event = events_->take();
+      runtime_->record(event.get(), *after);
+      runtime_->wait_event(stream_, event.get());
     }
     Deadline deadline;
     if (timeout && *timeout < kLongestTimeout)
@@ -105,18 +105,19 @@ void Ring::copy_pieces(Ticket& ticket, std::byte* destination,
     const Slot slot = reserve(bytes, deadline);
     ticket.begin_piece();
     try {
-      workers_->submit({source, first, count, cast, place(slot), flags_->of(slot.sequence), ticket.unread()});
+      workers_->submit(
+          {source, first, count, cast, slot_data(slot), flags_->of(slot.sequence), ticket.unread()});
     } catch (...) {
       ticket.drop_piece();
       flags_->of(slot.sequence).store();
-      submitted(slot.sequence, {});
+      set_submitted(slot.sequence, {});
       throw;
     }
-    if (!send_piece(ticket, slot, destination + first * element_bytes, bytes)) return;
+    if (!queue_piece(ticket, slot, destination + first * element_bytes, bytes)) return;
   }
 }
 
-bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes) {
+bool Ring::queue_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes) {
   SharedEvent event;
   bool reads_slot = false;
   std::exception_ptr cause;
@@ -125,7 +126,7 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
     const SlotFlag flag = flags_->of(slot.sequence);
     runtime_->wait_value(stream_, flag.address, flag.value);
     reads_slot = true;
-    runtime_->copy_async(destination, place(slot), bytes, stream_);
+    runtime_->copy_async(destination, slot_data(slot), bytes, stream_);
   } catch (...) {
     cause = std::current_exception();
   }
@@ -135,7 +136,8 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
     } catch (...) {
       if (cause == nullptr) cause = std::current_exception();
       event = {};
-      // Without an event nobody would know when the slot has been read. A stream that is lost reads nothing.
+      // Without an event the ring cannot know when the stream has read the slot, so the host waits for the
+      // stream. If that fails, too, the device is lost and reads nothing any more.
       try {
         runtime_->synchronize_stream(stream_);
       } catch (const CudaError&) {
@@ -146,28 +148,28 @@ bool Ring::send_piece(Ticket& ticket, const Slot& slot, std::byte* destination, 
   }
   ticket.end_piece(event);
   if (cause != nullptr) ticket.fail(cause);
-  submitted(slot.sequence, std::move(event));
+  set_submitted(slot.sequence, std::move(event));
   return cause == nullptr;
 }
 
 Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline) {
   const Lock lock(mutex_);
-  const auto me = line_.insert(line_.end(), bytes);
+  const auto waiter = waiters_.insert(waiters_.end(), bytes);
   try {
-    Slot slot = wait_for_room(me, deadline);
-    leave_line(me);
+    Slot slot = wait_for_slot(waiter, deadline);
+    remove_waiter(waiter);
     return slot;
   } catch (...) {
-    leave_line(me);
+    remove_waiter(waiter);
     throw;
   }
 }
 
-Ring::Slot Ring::wait_for_room(const Line::iterator& me, const Deadline& deadline) {
-  const std::size_t bytes = *me;
+Ring::Slot Ring::wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline) {
+  const std::size_t bytes = *waiter;
   while (true) {
     VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
-    const bool is_first = me == line_.begin();
+    const bool is_first = waiter == waiters_.begin();
     if (is_first) {
       Slot slot = next_slot(bytes);
       if (fits(slot)) {
@@ -177,11 +179,12 @@ Ring::Slot Ring::wait_for_room(const Line::iterator& me, const Deadline& deadlin
         copied_bytes_ += bytes;
         return slot;
       }
-      if (retire_one(false)) continue;
+      if (retire_oldest(false)) continue;
     }
     const auto now = Clock::now();
-    VITCACHE_CHECK(!deadline || now < *deadline, RingTimeout,
-                   "no room for " + std::to_string(bytes) + " bytes in time: " + describe_slots());
+    VITCACHE_CHECK(
+        !deadline || now < *deadline, RingTimeout,
+        "timed out while waiting for a slot of " + std::to_string(bytes) + " bytes: " + describe_slots());
     if (is_first)
       changed_.wait_for(mutex_, kPoll);
     else if (deadline)
@@ -191,8 +194,8 @@ Ring::Slot Ring::wait_for_room(const Line::iterator& me, const Deadline& deadlin
   }
 }
 
-void Ring::leave_line(const Line::iterator& me) {
-  line_.erase(me);
+void Ring::remove_waiter(const Waiters::iterator& waiter) {
+  waiters_.erase(waiter);
   changed_.notify_all();
 }
 
@@ -200,17 +203,17 @@ Ring::Slot Ring::next_slot(std::size_t bytes) const {
   const std::uint64_t length = round_up(bytes, kAlignment);
   const bool wraps = next_byte_ % capacity_ + length > capacity_;
   const std::uint64_t begin = wraps ? round_up(next_byte_, capacity_) : next_byte_;
-  // Where no slot is left, nothing keeps the bytes that are skipped.
-  const std::uint64_t claim = slots_.empty() ? begin : next_byte_;
-  return {next_sequence_, claim, begin, begin + length, false, {}};
+  // If the ring is empty, the skipped bytes need not be reserved.
+  const std::uint64_t reserved_begin = slots_.empty() ? begin : next_byte_;
+  return {next_sequence_, reserved_begin, begin, begin + length, false, {}};
 }
 
 bool Ring::fits(const Slot& slot) const {
   return slots_.empty() ||
-         (slots_.size() < SlotFlags::kCount && slot.end - slots_.front().claim <= capacity_);
+         (slots_.size() < SlotFlags::kCount && slot.end - slots_.front().reserved_begin <= capacity_);
 }
 
-void Ring::submitted(std::uint64_t sequence, SharedEvent event) {
+void Ring::set_submitted(std::uint64_t sequence, SharedEvent event) {
   const Lock lock(mutex_);
   Slot& slot = slots_[static_cast<std::size_t>(sequence - slots_.front().sequence)];
   slot.event = std::move(event);
@@ -218,27 +221,27 @@ void Ring::submitted(std::uint64_t sequence, SharedEvent event) {
   changed_.notify_all();
 }
 
-bool Ring::retire_one(bool despite_hold) {
-  if (slots_.empty() || (holds_ > 0 && !despite_hold)) return false;
-  const Slot front = slots_.front();
-  if (!front.submitted || !flags_->of(front.sequence).is_stored()) return false;
+bool Ring::retire_oldest(bool ignore_hold) {
+  if (slots_.empty() || (holds_ > 0 && !ignore_hold)) return false;
+  const Slot oldest = slots_.front();
+  if (!oldest.submitted || !flags_->of(oldest.sequence).is_stored()) return false;
   {
     const Unlock unlock(mutex_);
-    if (!has_passed(front.event)) return false;
+    if (!is_complete(oldest.event)) return false;
   }
-  // Another thread may have been faster, or a hold.
-  if (slots_.empty() || slots_.front().sequence != front.sequence) return true;
-  if (holds_ > 0 && !despite_hold) return false;
+  // While the mutex was unlocked, another thread may have retired the slot or put the ring on hold.
+  if (slots_.empty() || slots_.front().sequence != oldest.sequence) return true;
+  if (holds_ > 0 && !ignore_hold) return false;
   slots_.pop_front();
   return true;
 }
 
-bool Ring::has_passed(const SharedEvent& event) const {
+bool Ring::is_complete(const SharedEvent& event) const {
   return !event || runtime_->is_done_or_lost(event.get());
 }
 
 std::size_t Ring::used_bytes() const {
-  return slots_.empty() ? 0 : static_cast<std::size_t>(next_byte_ - slots_.front().claim);
+  return slots_.empty() ? 0 : static_cast<std::size_t>(next_byte_ - slots_.front().reserved_begin);
 }
 
 std::size_t Ring::num_unread() const {
@@ -263,10 +266,10 @@ void Ring::release() {
 void Ring::check_process() const {
   VITCACHE_CHECK(!is_forked(), std::runtime_error,
                  "the ring belongs to process " + std::to_string(process_) + ", this is process " +
-                     std::to_string(getpid()) + ": spawn processes and make a ring in each");
+                     std::to_string(getpid()) + ": spawn processes and create a ring in each");
 }
 
-void Ring::enter() {
+void Ring::begin_copy() {
   check_process();
   const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
@@ -274,7 +277,7 @@ void Ring::enter() {
   ++copies_;
 }
 
-void Ring::leave() {
+void Ring::end_copy() {
   const Lock lock(mutex_);
   --copying_;
   changed_.notify_all();
@@ -288,7 +291,7 @@ void Ring::close() {
     closed_ = true;
     changed_.notify_all();
     while (copying_ > 0 || !slots_.empty())
-      if (!retire_one(true)) changed_.wait_for(mutex_, kPoll);
+      if (!retire_oldest(true)) changed_.wait_for(mutex_, kPoll);
   }
   workers_.reset();
   own_stream_.reset();
@@ -300,8 +303,8 @@ RingStats Ring::stats() {
   check_process();
   const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
-  ++copying_;  // keeps `close` from taking the flags away
-  while (retire_one(false)) continue;
+  ++copying_;  // `retire_oldest` unlocks the mutex: `close` must not destroy the flags until it is done
+  while (retire_oldest(false)) continue;
   --copying_;
   return {static_cast<std::size_t>(capacity_),
           used_bytes(),
@@ -314,29 +317,31 @@ RingStats Ring::stats() {
 
 std::string Ring::describe_slots() const {
   return std::to_string(slots_.size()) + " slots" +
-         (slots_.size() == SlotFlags::kCount ? ", as many as there can be," : "") + " hold " +
-         std::to_string(used_bytes()) + " of " + std::to_string(capacity_) + " bytes, " +
-         std::to_string(num_unread()) + " of them still being filled, the others until their copy is over" +
-         (holds_ > 0 ? "; the ring is held" : "") +
-         (line_.size() > 1 ? "; " + std::to_string(line_.size()) + " threads wait for room" : "");
+         (slots_.size() == SlotFlags::kCount ? ", the maximum," : "") + " use " +
+         std::to_string(used_bytes()) + " of " + std::to_string(capacity_) + " bytes; " +
+         std::to_string(num_unread()) + " of the slots are still being filled" +
+         (holds_ > 0 ? "; the ring is on hold" : "") +
+         (waiters_.size() > 1 ? "; " + std::to_string(waiters_.size()) + " threads wait for a slot" : "");
 }
 
 void Ring::check_integrity() {
   check_process();
   const Lock lock(mutex_);
-  const auto check = [](bool right, const Slot& slot, const char* what) {
-    VITCACHE_CHECK(right, std::runtime_error,
-                   "the ring is inconsistent: slot " + std::to_string(slot.sequence) + ": " + what);
+  const auto check = [](bool condition, const Slot& slot, const char* fault) {
+    VITCACHE_CHECK(condition, std::runtime_error,
+                   "the ring is inconsistent: slot " + std::to_string(slot.sequence) + " " + fault);
   };
   std::uint64_t sequence = next_sequence_ - slots_.size();
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
-    check(slot.sequence == sequence++, slot, "out of sequence");
-    check(i == 0 || slot.claim == slots_[i - 1].end, slot, "does not begin where the one before it ends");
-    check(slot.claim <= slot.begin && slot.begin < slot.end, slot, "has no bytes");
-    check(slot.begin % capacity_ + (slot.end - slot.begin) <= capacity_, slot, "wraps");
-    check(slot.end - slots_.front().claim <= capacity_, slot, "lies over the oldest one");
-    check(slot.end <= next_byte_, slot, "ends behind the ring's end");
+    check(slot.sequence == sequence++, slot, "is out of sequence");
+    check(i == 0 || slot.reserved_begin == slots_[i - 1].end, slot,
+          "does not begin at the end of the previous slot");
+    check(slot.reserved_begin <= slot.begin && slot.begin < slot.end, slot, "is empty");
+    check(slot.begin % capacity_ + (slot.end - slot.begin) <= capacity_, slot,
+          "wraps around the end of the memory");
+    check(slot.end - slots_.front().reserved_begin <= capacity_, slot, "overlaps the oldest slot");
+    check(slot.end <= next_byte_, slot, "ends after the last reserved byte");
   }
 }
 

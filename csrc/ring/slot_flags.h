@@ -1,10 +1,10 @@
-// The flags of a ring's slots, in page-locked memory: the host stores a slot's flag once the slot is full,
+// The flags of a ring's slots, in page-locked memory. The host stores a slot's flag when the slot is full,
 // and a stream waits for that value before it reads the slot.
 //
-// Slots are counted from the making of the ring; a flag serves every kCount-th of them, each time with the
-// next value.
+// Slots are numbered from the construction of the ring. Slot `n` uses flag `n % kCount`. The value of a flag
+// grows by one with each slot that uses it.
 //
-// Thread rule: any thread may store and ask. A forked child gives nothing back.
+// Thread rule: any thread may store and read flags. In a forked child the destructor frees nothing.
 #pragma once
 
 #include <sys/types.h>
@@ -17,12 +17,12 @@
 
 namespace vitcache {
 
-// The flag of one slot, with the value that says that the slot is full.
+// The flag of one slot, and the value that it has when the slot is full.
 struct SlotFlag {
   std::uint32_t* address;
   std::uint32_t value;
 
-  // A release store: who reads the value also sees what was written to the slot before it.
+  // A release store: a thread or stream that reads the value also sees the bytes that were written before.
   void store() const { __atomic_store_n(address, value, __ATOMIC_RELEASE); }
   bool is_stored() const { return __atomic_load_n(address, __ATOMIC_ACQUIRE) == value; }
 };

@@ -1,6 +1,7 @@
-// A copy past the caches of this CPU: of what a device, or nobody soon, will read.
+// A copy that bypasses the caches of this CPU, for bytes that this CPU will not read soon.
 //
-// The stores are weakly ordered: `order_stores` must come between them and the release that tells of them.
+// Its stores are weakly ordered. Call `order_stores` after them and before the release store that publishes
+// them.
 #pragma once
 
 #include <cstddef>

@@ -9,8 +9,8 @@ StridedView::StridedView(const std::byte* data, std::int64_t element_bytes,
                          const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides)
     : data_(data), element_bytes_(element_bytes) {
   if (shape.size() != strides.size())
-    throw std::invalid_argument("there are " + std::to_string(shape.size()) + " sizes and " +
-                                std::to_string(strides.size()) + " strides");
+    throw std::invalid_argument("expected one stride per size, got " + std::to_string(shape.size()) +
+                                " sizes and " + std::to_string(strides.size()) + " strides");
   for (std::size_t i = 0; i < shape.size(); ++i) {
     const std::int64_t size = shape[i];
     if (size < 0)

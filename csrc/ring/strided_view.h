@@ -1,6 +1,7 @@
-// A view of elements in ordinary memory: shape and strides as in numpy, dimensions that lie together merged.
+// A view of elements in pageable memory: shape and strides as in NumPy. Adjacent dimensions are merged where
+// their elements are evenly spaced.
 //
-// Thread rule: immutable. It does not own the memory.
+// Thread rule: immutable. The view does not own the memory.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +17,7 @@ struct Dimension {
 
 class StridedView {
  public:
-  // Throws std::invalid_argument if shape and strides differ in length, or a size is negative.
+  // Throws std::invalid_argument if `shape` and `strides` differ in length, or if a size is negative.
   StridedView(const std::byte* data, std::int64_t element_bytes, const std::vector<std::int64_t>& shape,
               const std::vector<std::int64_t>& strides);
 
@@ -24,7 +25,7 @@ class StridedView {
   std::int64_t element_bytes() const { return element_bytes_; }
   std::int64_t num_elements() const { return num_elements_; }
 
-  // At least one, the last of them the fastest; no size is 1 but that of a lone one.
+  // At least one dimension, the fastest-varying one last. A size is 1 only if it is the only dimension.
   const std::vector<Dimension>& dimensions() const { return dimensions_; }
 
  private:

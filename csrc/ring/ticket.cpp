@@ -9,7 +9,9 @@ void Ticket::wait_source_read() const {
   while (!source_read()) std::this_thread::sleep_for(std::chrono::microseconds(20));
 }
 
-bool Ticket::is_over() const { return source_read() && (!last_ || runtime_->is_done_or_lost(last_.get())); }
+bool Ticket::is_in_flight() const {
+  return !source_read() || (last_ && !runtime_->is_done_or_lost(last_.get()));
+}
 
 void Ticket::wait(Stream stream) const {
   raise();

@@ -1,10 +1,10 @@
-// What is known of one copy: that its source was read, that it is over, or why it failed.
+// The state of one copy through a ring: whether its source was read, whether it is complete, why it failed.
 //
-// A ticket knows the device of its copy, which need not be the calling thread's current one.
+// A ticket works with any current device: it knows the device of its copy.
 //
-// Thread rule: any thread may call anything but `begin_piece`, `end_piece` and `fail`, which the copying
-// thread calls before it hands the ticket out. A ticket may outlive its ring. A process that was forked off
-// reads no source; what needs the device throws there.
+// Thread rule: `begin_piece`, `drop_piece`, `end_piece` and `fail` are for the copying thread, before other
+// threads get the ticket. Any thread may call the other methods. A ticket may outlive its ring. In a forked
+// child `source_read` is true, and methods that need the device throw.
 #pragma once
 
 #include <sys/types.h>
@@ -27,24 +27,25 @@ class Ticket {
 
   int device() const { return device_; }
 
-  // Whether nobody will read the source again.
+  // Whether no thread will read the source any more.
   bool source_read() const { return unread_->load(std::memory_order_acquire) == 0 || getpid() != process_; }
 
-  // The host waits until nobody will; for the worker threads, not for the device.
+  // The host waits until `source_read`. It waits for the worker threads, not for the device.
   void wait_source_read() const;
 
-  // Whether nobody will write the destination again either, the copy having failed or not.
-  bool is_over() const;
+  // Whether the source or the destination may still be accessed. It is false once all queued pieces are
+  // complete or the device is lost, also if the copy failed. Unlike `done`, it never throws.
+  bool is_in_flight() const;
 
-  // The rest throws the cause if the copy failed.
+  // The methods below throw the cause if the copy failed.
 
-  // The work that `stream`, of any device, is given from now on comes after the copy; the host does not wait.
+  // Work that is queued on `stream`, of any device, from now on runs after the copy. The host does not wait.
   void wait(Stream stream) const;
 
-  // The host waits until the copy is over.
+  // The host waits until the copy is complete.
   void synchronize() const;
 
-  // Whether it is.
+  // Whether the copy is complete.
   bool done() const;
 
   void begin_piece() { unread_->fetch_add(1, std::memory_order_relaxed); }
@@ -62,7 +63,7 @@ class Ticket {
   int device_;
   pid_t process_ = getpid();
   std::shared_ptr<std::atomic<std::int64_t>> unread_ = std::make_shared<std::atomic<std::int64_t>>(0);
-  SharedEvent last_;  // behind the last piece that was queued; none where none was
+  SharedEvent last_;  // recorded after the last piece that was queued; empty if no piece was queued
   std::exception_ptr cause_;
 };
 

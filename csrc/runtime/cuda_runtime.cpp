@@ -15,7 +15,7 @@
 namespace vitcache {
 namespace {
 
-// The major versions whose signatures the table was checked against.
+// The major versions that the signatures of the table were checked against.
 constexpr const char* kLibraries[] = {"libcudart.so.13", "libcudart.so.12"};
 constexpr const char* kToolkitDirectory = "/usr/local/cuda/lib64";
 
@@ -31,40 +31,41 @@ constexpr unsigned kDisableTiming = 2;       // cudaEventDisableTiming
 constexpr unsigned kGreaterOrEqual = 0;      // CU_STREAM_WAIT_VALUE_GEQ
 constexpr int kCaptureModeRelaxed = 2;       // cudaStreamCaptureModeRelaxed
 constexpr int kNoCapture = 0;                // cudaStreamCaptureStatusNone
-constexpr int kDefaultKind = 4;              // cudaMemcpyDefault: the addresses tell
+constexpr int kDefaultKind = 4;              // cudaMemcpyDefault: the addresses tell the direction
 constexpr int kBatchVersion = 12080;         // the first runtime with cudaMemcpyBatchAsync
-constexpr int kBatchVersion13 = 13000;       // the first without its `failIdx`
+constexpr int kBatchVersion13 = 13000;       // the first whose cudaMemcpyBatchAsync has no `failIdx`
 constexpr int kComputeCapabilityMajor = 75;  // cudaDevAttrComputeCapabilityMajor
 constexpr int kComputeCapabilityMinor = 76;
 constexpr std::size_t kNameBytes = 256;
-constexpr std::size_t kPropertiesBytes = 16384;  // the struct takes about 1 KB and grows with every version
+constexpr std::size_t kPropertiesBytes = 16384;  // cudaDeviceProp: about 1 KB, and more with every version
 
 std::string environment(const char* name) {
   const char* value =
-      std::getenv(name);  // NOLINT(concurrency-mt-unsafe): nothing here writes the environment
+      std::getenv(name);  // NOLINT(concurrency-mt-unsafe): vitcache never writes the environment
   return value == nullptr ? "" : value;
 }
 
 std::string loader_error() {
-  const char* error = dlerror();  // NOLINT(concurrency-mt-unsafe): of the calling thread, in glibc and musl
+  const char* error = dlerror();  // NOLINT(concurrency-mt-unsafe): kept per thread by glibc and musl
   return error == nullptr ? "unknown error of the loader" : error;
 }
 
-// The address of `name`, or nullptr, in which case `missing` keeps the name.
+// Returns the address of `name`. If `library` lacks it, returns nullptr and stores the name in `missing`.
 void* find_symbol(void* library, const char* name, std::string& missing) {
   void* symbol = dlsym(library, name);
   if (symbol == nullptr) missing = name;
   return symbol;
 }
 
-// While any thread captures a graph, calls that may wait for the device are refused to all threads, and break
-// that capture, unless a thread says that it touches none of the captured work.
-class BesideCaptures {
+// Puts the calling thread in the relaxed capture mode for a scope. While any thread captures a graph, a call
+// that may wait for the device fails and invalidates the capture, unless its thread is in this mode. A thread
+// may use this mode if its calls do not touch the captured work; calls of vitcache never do.
+class RelaxedCaptureMode {
  public:
-  explicit BesideCaptures(const CudaFunctions& functions) : functions_(functions) { exchange(); }
-  BesideCaptures(const BesideCaptures&) = delete;
-  BesideCaptures& operator=(const BesideCaptures&) = delete;
-  ~BesideCaptures() { exchange(); }
+  explicit RelaxedCaptureMode(const CudaFunctions& functions) : functions_(functions) { exchange(); }
+  RelaxedCaptureMode(const RelaxedCaptureMode&) = delete;
+  RelaxedCaptureMode& operator=(const RelaxedCaptureMode&) = delete;
+  ~RelaxedCaptureMode() { exchange(); }
 
  private:
   void exchange() { functions_.cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -73,7 +74,8 @@ class BesideCaptures {
   int mode_ = kCaptureModeRelaxed;
 };
 
-// A function of the driver: of the runtime's library if it has it (a stand-in does), else of libcuda.
+// Finds a function of the driver: in the runtime's library if that exports it (the stand-in does), else in
+// libcuda.
 void* find_driver_symbol(void* runtime, const char* name) {
   if (void* symbol = dlsym(runtime, name); symbol != nullptr) return symbol;
   void* driver = dlopen(kDriver, RTLD_NOW);
@@ -91,14 +93,14 @@ CudaRuntime CudaRuntime::open_file(const std::string& path) {
 
 CudaRuntime CudaRuntime::open(const std::vector<std::string>& directories) {
   CudaRuntime runtime;
-  const std::string off = environment("VITCACHE_NO_CUDA");
-  if (!off.empty() && off != "0") {
-    runtime.searched_.push_back("VITCACHE_NO_CUDA is " + off + ": not looked for");
+  const std::string no_cuda = environment("VITCACHE_NO_CUDA");
+  if (!no_cuda.empty() && no_cuda != "0") {
+    runtime.searched_.push_back("VITCACHE_NO_CUDA is " + no_cuda + ": the search is disabled");
     return runtime;
   }
-  const std::string chosen = environment("VITCACHE_CUDART");
-  if (!chosen.empty()) {
-    runtime.try_open(chosen, RTLD_NOW, "VITCACHE_CUDART");
+  const std::string named_file = environment("VITCACHE_CUDART");
+  if (!named_file.empty()) {
+    runtime.try_open(named_file, RTLD_NOW, "VITCACHE_CUDART");
     return runtime;
   }
   for (const char* library : kLibraries)
@@ -115,18 +117,18 @@ CudaRuntime CudaRuntime::open(const std::vector<std::string>& directories) {
 }
 
 bool CudaRuntime::try_open(const std::string& name, int flags, const std::string& label) {
-  static_cast<void>(loader_error());  // an error of an earlier call
+  static_cast<void>(loader_error());  // clears the error of an earlier call
   void* library = dlopen(name.c_str(), flags);
   if (library == nullptr) {
-    const bool only_asked = (flags & RTLD_NOLOAD) != 0;
-    searched_.push_back(name + " (" + label + "): " + (only_asked ? "no" : loader_error()));
+    const bool only_if_loaded = (flags & RTLD_NOLOAD) != 0;
+    searched_.push_back(name + " (" + label + "): " + (only_if_loaded ? "it is not loaded" : loader_error()));
     return false;
   }
   std::string missing;
-  CudaFunctions found;
+  CudaFunctions loaded;
   // NOLINTBEGIN(bugprone-macro-parentheses): a declarator
 #define VITCACHE_FIND(result, name, parameters) \
-  found.name = reinterpret_cast<result(*) parameters>(find_symbol(library, #name, missing));
+  loaded.name = reinterpret_cast<result(*) parameters>(find_symbol(library, #name, missing));
   VITCACHE_CUDA_FUNCTIONS(VITCACHE_FIND)
 #undef VITCACHE_FIND
   // NOLINTEND(bugprone-macro-parentheses)
@@ -135,18 +137,18 @@ bool CudaRuntime::try_open(const std::string& name, int flags, const std::string
     dlclose(library);
     return false;
   }
-  functions_ = found;
+  functions_ = loaded;
   optional_.cuStreamWaitValue32_v2 = reinterpret_cast<decltype(optional_.cuStreamWaitValue32_v2)>(
       find_driver_symbol(library, "cuStreamWaitValue32_v2"));
   optional_.cudaMemcpyBatchAsync = dlsym(library, "cudaMemcpyBatchAsync");
-  Dl_info where;
-  path_ = dladdr(reinterpret_cast<void*>(found.cudaRuntimeGetVersion), &where) != 0 ? where.dli_fname : name;
+  Dl_info info;
+  path_ = dladdr(reinterpret_cast<void*>(loaded.cudaRuntimeGetVersion), &info) != 0 ? info.dli_fname : name;
   return true;
 }
 
 const CudaFunctions& CudaRuntime::functions() const {
   VITCACHE_CHECK(available(), CudaError,
-                 "no CUDA runtime: tried " + std::to_string(searched_.size()) + " places, the last was " +
+                 "no CUDA runtime: tried " + std::to_string(searched_.size()) + " files, the last was " +
                      searched_.back());
   return functions_;
 }
@@ -167,7 +169,7 @@ void CudaRuntime::check_memory(int status, std::size_t bytes, const char* call, 
   if (status == kMemoryAllocation) {
     functions_.cudaGetLastError();
     throw OutOfMemory(std::string(call) + ": cannot page-lock " + std::to_string(bytes) +
-                      " bytes; there is not so much memory, or the process may not lock so much");
+                      " bytes: too little memory is free, or the process may not page-lock more");
   }
   check(status, call, file, line);
 }
@@ -190,12 +192,12 @@ std::vector<CudaDevice> CudaRuntime::devices() const {
   std::vector<CudaDevice> devices;
   alignas(std::max_align_t) char properties[kPropertiesBytes];
   for (int device = 0; device < count; ++device) {
-    CudaDevice found{};
+    CudaDevice described{};
     VITCACHE_CUDA_CALL(cudaGetDeviceProperties, properties, device);
-    VITCACHE_CUDA_CALL(cudaDeviceGetAttribute, &found.major, kComputeCapabilityMajor, device);
-    VITCACHE_CUDA_CALL(cudaDeviceGetAttribute, &found.minor, kComputeCapabilityMinor, device);
-    found.name.assign(properties, strnlen(properties, kNameBytes));
-    devices.push_back(found);
+    VITCACHE_CUDA_CALL(cudaDeviceGetAttribute, &described.major, kComputeCapabilityMajor, device);
+    VITCACHE_CUDA_CALL(cudaDeviceGetAttribute, &described.minor, kComputeCapabilityMinor, device);
+    described.name.assign(properties, strnlen(properties, kNameBytes));
+    devices.push_back(described);
   }
   return devices;
 }
@@ -210,25 +212,25 @@ void CudaRuntime::set_device(int device) const { VITCACHE_CUDA_CALL(cudaSetDevic
 
 void* CudaRuntime::alloc_host(std::size_t bytes) const {
   void* memory = nullptr;
-  const BesideCaptures mode(functions());
+  const RelaxedCaptureMode relaxed(functions());
   const int status = functions_.cudaHostAlloc(&memory, bytes, kPortable | kMapped);
   check_memory(status, bytes, "cudaHostAlloc", __FILE__, __LINE__);
   return memory;
 }
 
 void CudaRuntime::free_host(void* memory) const noexcept {
-  const BesideCaptures mode(functions_);
+  const RelaxedCaptureMode relaxed(functions_);
   ignore(functions_.cudaFreeHost(memory));
 }
 
 void CudaRuntime::register_host(void* memory, std::size_t bytes) const {
-  const BesideCaptures mode(functions());
+  const RelaxedCaptureMode relaxed(functions());
   const int status = functions_.cudaHostRegister(memory, bytes, kPortable | kMapped);
   check_memory(status, bytes, "cudaHostRegister", __FILE__, __LINE__);
 }
 
 void CudaRuntime::unregister_host(void* memory) const noexcept {
-  const BesideCaptures mode(functions_);
+  const RelaxedCaptureMode relaxed(functions_);
   ignore(functions_.cudaHostUnregister(memory));
 }
 
@@ -245,7 +247,7 @@ void CudaRuntime::destroy_stream(Stream stream) const noexcept {
 
 void CudaRuntime::synchronize_stream(Stream stream) const {
   const StreamGuard guard(*this, stream);
-  const BesideCaptures mode(functions());
+  const RelaxedCaptureMode relaxed(functions());
   VITCACHE_CUDA_CALL(cudaStreamSynchronize, stream.handle);
 }
 
@@ -273,7 +275,7 @@ void CudaRuntime::record(Event event, Stream stream) const {
 }
 
 bool CudaRuntime::is_done(Event event) const {
-  const BesideCaptures mode(functions());
+  const RelaxedCaptureMode relaxed(functions());
   const int status = functions_.cudaEventQuery(event.handle);
   if (status == kNotReady) {
     functions_.cudaGetLastError();
@@ -284,12 +286,13 @@ bool CudaRuntime::is_done(Event event) const {
 }
 
 void CudaRuntime::synchronize(Event event) const {
-  const BesideCaptures mode(functions());
+  const RelaxedCaptureMode relaxed(functions());
   VITCACHE_CUDA_CALL(cudaEventSynchronize, event.handle);
 }
 
 bool CudaRuntime::is_done_or_lost(Event event) const {
-  // A single call may fail by itself. It is asked twice, as the memory is another's once this is true.
+  // One query may fail although the device works. A wrong true would let the caller reuse memory that the
+  // device still accesses, so only a second failure counts as a lost device.
   for (int attempt = 0; attempt < 2; ++attempt) {
     try {
       return is_done(event);
@@ -308,7 +311,7 @@ void CudaRuntime::wait_value(Stream stream, std::uint32_t* address, std::uint32_
   VITCACHE_CHECK(optional_.cuStreamWaitValue32_v2 != nullptr, CudaError,
                  std::string(kDriver) + " has no cuStreamWaitValue32_v2");
   const StreamGuard guard(*this, stream);
-  // The driver's codes are the runtime's.
+  // The driver and the runtime use the same error codes.
   const int status = optional_.cuStreamWaitValue32_v2(
       stream.handle, reinterpret_cast<std::uintptr_t>(address), value, kGreaterOrEqual);
   check(status, "cuStreamWaitValue32", __FILE__, __LINE__);
@@ -323,9 +326,9 @@ void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
                                    const std::vector<const void*>& sources,
                                    const std::vector<std::size_t>& bytes, Stream stream) const {
   VITCACHE_CHECK(!stream.is_of_current_device(), std::invalid_argument,
-                 "a batch of copies needs a stream of its own");
+                 "a batch of copies cannot be queued on a default stream");
   VITCACHE_CHECK(destinations.size() == bytes.size() && sources.size() == bytes.size(), std::invalid_argument,
-                 "there are " + std::to_string(destinations.size()) + " destinations, " +
+                 "expected equal numbers, got " + std::to_string(destinations.size()) + " destinations, " +
                      std::to_string(sources.size()) + " sources and " + std::to_string(bytes.size()) +
                      " sizes");
   if (bytes.empty()) return;
@@ -334,7 +337,7 @@ void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
     for (std::size_t i = 0; i < bytes.size(); ++i) copy_async(destinations[i], sources[i], bytes[i], stream);
     return;
   }
-  CudaCopyAttributes attributes;  // of all copies from the first on
+  CudaCopyAttributes attributes;  // they apply to all copies from index `first` on
   std::size_t first = 0;
   int status;
   if (version >= kBatchVersion13) {

@@ -1,16 +1,16 @@
 // The CUDA runtime, opened at run time.
 //
-// The entry points are declared by hand and found with dlsym, so the build needs no CUDA header and one
-// binary serves machines with and without CUDA. `open` looks at, in this order:
-//   1. the file that VITCACHE_CUDART names, and then at nothing else
-//   2. a copy that the process has loaded already: torch's, since errors are kept per copy
-//   3. the directories that the caller gives (the wheels of NVIDIA's runtime)
-//   4. the loader's own search path, then /usr/local/cuda/lib64
-// VITCACHE_NO_CUDA, set to anything but 0, turns the search off.
+// The entry points are declared by hand and found with dlsym. So the build needs no CUDA header, and one
+// binary serves machines with and without CUDA. `open` searches in this order:
+//   1. the file that VITCACHE_CUDART names; if it is set, nothing else is searched
+//   2. a copy that the process has already loaded. It is torch's: each copy keeps its own errors, so vitcache
+//      must use the same copy as torch
+//   3. the directories that the caller passes (the wheels of NVIDIA's runtime)
+//   4. the search path of the loader, then /usr/local/cuda/lib64
+// If VITCACHE_NO_CUDA is set to anything but 0, `open` does not search.
 //
-// Thread rule: immutable after `open`; every method may be called from any thread, also while another one
-// captures a graph. The library is never closed, since the driver's threads may run in it until the process
-// ends.
+// Thread rule: immutable after `open`. Any thread may call any method, also while another thread captures a
+// graph. The library is never closed, because the driver's threads may run in it until the process ends.
 #pragma once
 
 #include <cstddef>
@@ -23,10 +23,10 @@
 
 namespace vitcache {
 
-// One line per entry point: result, name, parameters. Only what kept its signature from CUDA 12 to 13 belongs
-// here; tests/native/check_signatures.cpp compares it with the real headers where there are any. Streams and
-// events are `void*`. The properties begin with `char name[256]` in every version, and no more of them is
-// read.
+// One line per entry point: result, name, parameters. The table lists only entry points whose signature is
+// the same in CUDA 12 and 13; tests/native/check_signatures.cpp compares them with NVIDIA's headers if they
+// are installed. Streams and events are `void*`. cudaDeviceProp begins with `char name[256]` in every
+// version; no other field of it is read.
 #define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                                         \
   FUNCTION(const char*, cudaGetErrorName, (int))                                  \
   FUNCTION(const char*, cudaGetErrorString, (int))                                \
@@ -63,8 +63,8 @@ struct CudaCopyAttributes {
   unsigned flags = 0;
 };
 
-// What one needs only for some calls: of the driver, whose 64-bit address is a device's, and of runtimes from
-// 12.8 on, whose parameters changed with 13.0.
+// Entry points that only some calls need: cuStreamWaitValue32_v2 of the driver, which takes a 64-bit device
+// address; and cudaMemcpyBatchAsync, which exists from CUDA 12.8 on and has other parameters from 13.0 on.
 struct CudaOptionalFunctions {
   using BatchCopy12 = int (*)(void** destinations, void** sources, std::size_t* bytes, std::size_t count,
                               CudaCopyAttributes*, std::size_t* first, std::size_t num_attributes,
@@ -93,74 +93,77 @@ struct CudaDevice {
 
 class CudaRuntime {
  public:
-  // Does not throw where there is no CUDA: `available` and `searched` say what was found.
+  // Does not throw if no CUDA runtime is found: then `available` is false, and `searched` says why.
   static CudaRuntime open(const std::vector<std::string>& directories);
 
-  // This file and no other. Throws CudaError with the reason if it does not serve.
+  // Opens this file only. Throws CudaError with the reason if it is not a usable CUDA runtime.
   static CudaRuntime open_file(const std::string& path);
 
   bool available() const { return !path_.empty(); }
   const std::string& path() const { return path_; }
 
-  // What was tried before `path`, or in vain, each with its reason.
+  // The files that were tried and not used, each with the reason.
   const std::vector<std::string>& searched() const { return searched_; }
 
-  // The rest throws CudaError where there is no runtime or a call fails. A failed call leaves no error behind
-  // for the next caller of cudaGetLastError to find.
+  // Unless noexcept, the methods below throw CudaError if no runtime is available or if a call fails. A
+  // failed call clears the runtime's last error, so cudaGetLastError does not report it to another caller.
 
-  // 1000 * major + 10 * minor, as CUDA counts. The driver's is the newest runtime that it can serve; 0: no
-  // driver.
+  // 1000 * major + 10 * minor, as CUDA counts. `driver_version` is the newest runtime version that the driver
+  // supports; 0: no driver.
   int version() const;
   int driver_version() const;
 
-  // Starts the driver, creates no context.
+  // Initialises the driver, but creates no context.
   std::vector<CudaDevice> devices() const;
 
   // The calling thread's current device.
   int device() const;
   void set_device(int device) const;
 
-  // Page-locked memory, usable by every device under its own address. Throws OutOfMemory where there is not
-  // so much of it.
+  // Page-locked memory, which every device can use under the same address. Throws OutOfMemory if `bytes`
+  // cannot be allocated or page-locked.
   void* alloc_host(std::size_t bytes) const;
   void free_host(void* memory) const noexcept;
   void register_host(void* memory, std::size_t bytes) const;
   void unregister_host(void* memory) const noexcept;
 
-  // A method that takes a stream works with any current device, and so do those that take events alone.
+  // Every method that takes a stream works with any current device. So does every method that takes only
+  // events.
 
-  // A stream of `device` that does not wait for the legacy stream.
+  // A stream of `device` that does not synchronise with the legacy default stream.
   Stream create_stream(int device) const;
   void destroy_stream(Stream stream) const noexcept;
   void synchronize_stream(Stream stream) const;
 
-  // Whether the work that the stream is given goes into a graph.
+  // Whether `stream` captures the work that is queued on it in a graph.
   bool is_capturing(Stream stream) const;
 
-  // An event of `device`, without a time. It can be recorded on streams of that device alone; streams of any
+  // An event of `device`, without timing. It can be recorded only on streams of that device. Streams of any
   // device can wait for it.
   Event create_event(int device) const;
   void destroy_event(Event event) const noexcept;
   void record(Event event, Stream stream) const;
+  // Whether `event` is complete. An event that was never recorded is complete.
   bool is_done(Event event) const;
   void synchronize(Event event) const;
 
-  // Whether `event` has passed or never will, the device being lost: then every call fails, and nothing is
-  // read or written any more.
+  // Whether `event` is complete or the device is lost. On a lost device every call fails, and no queued work
+  // reads or writes memory any more.
   bool is_done_or_lost(Event event) const;
 
-  // The work that `stream` is given from now on waits for what `event` was last recorded behind. An event
-  // that was never recorded is not waited for.
+  // Work that is queued on `stream` from now on waits for the work before the last recording of `event`. If
+  // `event` was never recorded, it does not wait.
   void wait_event(Stream stream, Event event) const;
 
-  // The same for the host's store of `value`, or of one up to 2^31 - 1 further, to page-locked memory. Until
-  // then every call that synchronises with the device stalls: whoever stores it must not depend on one.
+  // Work that is queued on `stream` from now on waits until the host stores `value`, or a value up to
+  // 2^31 - 1 greater, at `address` in page-locked memory. Until then every call that synchronises with the
+  // device blocks, so the thread that stores the value must not depend on one.
   void wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const;
 
   void copy_async(void* destination, const void* source, std::size_t bytes, Stream stream) const;
 
-  // Copies in any order among themselves, in one call where the runtime has it. The stream must not be the
-  // legacy one (std::invalid_argument).
+  // Queues several copies, in one call if the runtime has cudaMemcpyBatchAsync. The copies may run in any
+  // order. Throws std::invalid_argument if `stream` is a default stream.
   void copy_batch_async(const std::vector<void*>& destinations, const std::vector<const void*>& sources,
                         const std::vector<std::size_t>& bytes, Stream stream) const;
 

@@ -5,15 +5,15 @@
 namespace vitcache {
 
 DeviceGuard::DeviceGuard(const CudaRuntime& runtime, int device)
-    : runtime_(runtime), before_(runtime.device()), changed_(before_ != device) {
+    : runtime_(runtime), previous_(runtime.device()), changed_(previous_ != device) {
   runtime_.set_device(device);
 }
 
 DeviceGuard::~DeviceGuard() {
-  // Tried twice, as one call may fail although the device works. On a lost device both fail.
+  // Tries twice, because one call may fail although the device works. On a lost device both calls fail.
   for (int attempt = 0; changed_ && attempt < 2; ++attempt) {
     try {
-      runtime_.set_device(before_);
+      runtime_.set_device(previous_);
       changed_ = false;
     } catch (...) {
     }

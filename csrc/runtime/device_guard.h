@@ -11,8 +11,9 @@ class CudaRuntime;
 
 class DeviceGuard {
  public:
-  // Calls set_device even if `device` is current already: in a new thread that makes its context current,
-  // which calls of the driver need. Throws CudaError; the current device has not changed then.
+  // Calls set_device even if `device` is already current: in a new thread that call makes the device's CUDA
+  // context current, which functions of the driver need. Throws CudaError; then the current device is
+  // unchanged.
   DeviceGuard(const CudaRuntime& runtime, int device);
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -20,12 +21,12 @@ class DeviceGuard {
 
  private:
   const CudaRuntime& runtime_;
-  int before_;
+  int previous_;
   bool changed_;
 };
 
-// The device of a stream, where its handle means a stream of the current device. Any other handle means one
-// stream, whichever device is current.
+// If `stream` is a default stream, makes its device current for a scope. Any other handle identifies its
+// stream whichever device is current.
 class StreamGuard {
  public:
   StreamGuard(const CudaRuntime& runtime, Stream stream) {

@@ -1,18 +1,18 @@
-// Streams and events of the CUDA runtime as types: to pass one in the place of the other does not compile.
+// Streams and events of the CUDA runtime as two types, so that code which confuses them does not compile.
 //
-// They own nothing and are passed by value. `handle` is the runtime's cudaStream_t or cudaEvent_t.
+// Both own nothing and are passed by value. `handle` is the runtime's cudaStream_t or cudaEvent_t.
 #pragma once
 
 #include <cstdint>
 
 namespace vitcache {
 
-// A handle means a stream only together with its device: null is the default stream of whichever device is
-// current.
+// A handle identifies a stream only together with a device: null is the default stream of the current device.
 struct Stream {
   explicit Stream(void* stream_handle, int stream_device) : handle(stream_handle), device(stream_device) {}
 
-  // Whether the handle names a stream of the current device: null, cudaStreamLegacy or cudaStreamPerThread.
+  // Whether the handle is a default stream, which depends on the current device: null, cudaStreamLegacy or
+  // cudaStreamPerThread.
   bool is_of_current_device() const { return reinterpret_cast<std::uintptr_t>(handle) <= 2; }
 
   void* handle;

@@ -1,11 +1,11 @@
-// A mutex whose use the compiler checks.
+// A mutex whose use Clang checks at compile time (-Wthread-safety; `make check` runs it).
 //
-// Clang compares each access of a member that is VITCACHE_GUARDED_BY(mutex), and each call of a function that
-// VITCACHE_REQUIRES(mutex) or VITCACHE_EXCLUDES(mutex), with the locks that are held there (-Wthread-safety;
-// `make check` runs it). What takes the lock itself, or calls the CUDA runtime, excludes it. Other compilers
-// see plain mutexes.
+// A member that is VITCACHE_GUARDED_BY(mutex) may be accessed only while the calling thread holds the mutex.
+// A function that VITCACHE_REQUIRES(mutex) may be called only while the thread holds it, and a function that
+// VITCACHE_EXCLUDES(mutex) only while the thread does not. A function that locks the mutex itself, or calls
+// the CUDA runtime, excludes it. For other compilers these are plain mutexes.
 //
-// Clang does not see that a lambda runs where its lock is held: wait in a loop, not with a predicate.
+// Clang does not know which locks are held inside of a lambda: wait in a loop, not with a predicate.
 #pragma once
 
 #include <condition_variable>
@@ -33,7 +33,7 @@ class VITCACHE_THREAD_SAFETY(capability("mutex")) Mutex {
   std::mutex mutex_;
 };
 
-// Holds a mutex for a scope.
+// Locks a mutex for a scope.
 class VITCACHE_THREAD_SAFETY(scoped_lockable) Lock {
  public:
   explicit Lock(Mutex& mutex) VITCACHE_THREAD_SAFETY(acquire_capability(mutex)) : mutex_(mutex) {
@@ -47,7 +47,7 @@ class VITCACHE_THREAD_SAFETY(scoped_lockable) Lock {
   Mutex& mutex_;
 };
 
-// Lets a mutex that is held go for a scope.
+// Unlocks a locked mutex for a scope.
 class VITCACHE_THREAD_SAFETY(scoped_lockable) Unlock {
  public:
   explicit Unlock(Mutex& mutex) VITCACHE_THREAD_SAFETY(release_capability(mutex)) : mutex_(mutex) {
@@ -61,36 +61,37 @@ class VITCACHE_THREAD_SAFETY(scoped_lockable) Unlock {
   Mutex& mutex_;
 };
 
-// A condition variable. A wait lets the mutex go and holds it again when it returns, which it may do early.
+// A condition variable. A wait unlocks the mutex and locks it again before it returns. It may return without
+// a notification.
 class Condition {
  public:
   void wait(Mutex& mutex) VITCACHE_REQUIRES(mutex) {
-    Held held(mutex);
-    condition_.wait(held.lock);
+    AdoptedLock adopted(mutex);
+    condition_.wait(adopted.lock);
   }
 
   template <typename Duration>
   void wait_for(Mutex& mutex, Duration duration) VITCACHE_REQUIRES(mutex) {
-    Held held(mutex);
-    condition_.wait_for(held.lock, duration);
+    AdoptedLock adopted(mutex);
+    condition_.wait_for(adopted.lock, duration);
   }
 
   template <typename TimePoint>
   void wait_until(Mutex& mutex, TimePoint end) VITCACHE_REQUIRES(mutex) {
-    Held held(mutex);
-    condition_.wait_until(held.lock, end);
+    AdoptedLock adopted(mutex);
+    condition_.wait_until(adopted.lock, end);
   }
 
   void notify_one() { condition_.notify_one(); }
   void notify_all() { condition_.notify_all(); }
 
  private:
-  // The mutex as std::condition_variable takes it; whoever waits goes on holding it.
-  struct Held {
-    explicit Held(Mutex& mutex) : lock(mutex.mutex_, std::adopt_lock) {}
-    Held(const Held&) = delete;
-    Held& operator=(const Held&) = delete;
-    ~Held() { lock.release(); }
+  // Passes the locked mutex to std::condition_variable. The destructor leaves it locked for the caller.
+  struct AdoptedLock {
+    explicit AdoptedLock(Mutex& mutex) : lock(mutex.mutex_, std::adopt_lock) {}
+    AdoptedLock(const AdoptedLock&) = delete;
+    AdoptedLock& operator=(const AdoptedLock&) = delete;
+    ~AdoptedLock() { lock.release(); }
     std::unique_lock<std::mutex> lock;
   };
 

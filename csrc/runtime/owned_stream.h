@@ -1,4 +1,4 @@
-// A stream that is destroyed with its owner. A forked child gives nothing back.
+// A stream that is destroyed with this object. In a forked child the destructor does nothing.
 #pragma once
 
 #include <sys/types.h>

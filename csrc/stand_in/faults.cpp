@@ -16,14 +16,14 @@
 namespace vitcache::stand_in {
 namespace {
 
-// Apart from the streams' own locks, which must order nothing else.
+// It has a mutex of its own: if it used a stream's mutex, faults would order work that CUDA does not order.
 struct Control {
   Mutex mutex;
   Condition resumed;
   int devices VITCACHE_GUARDED_BY(mutex) = 1;
   bool paused VITCACHE_GUARDED_BY(mutex) = false;
   std::size_t locked_limit VITCACHE_GUARDED_BY(mutex) = std::numeric_limits<std::size_t>::max();
-  // By entry point: calls until it fails, error.
+  // By entry point: the number of calls until one fails, and its error.
   std::map<std::string, std::pair<int, int>> failures VITCACHE_GUARDED_BY(mutex);
   int copies_until_failure VITCACHE_GUARDED_BY(mutex) = 0;
   std::atomic<int> delay_us{0};
@@ -34,7 +34,7 @@ struct Control {
   std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0}, locking_devices{0};
 };
 
-// Never destroyed: streams may still work when the process ends.
+// Never destroyed: streams may still run when the process ends.
 Control& control() {
   static auto* const instance = new Control;
   return *instance;

@@ -1,7 +1,7 @@
-// What the stand-in asks as it works: whether a call or a copy is to fail, whether streams stand still.
+// Hooks that the stand-in calls: they make calls and copies fail, pause streams, and count calls.
 //
-// Built with VITCACHE_STAND_IN_FAULTS, as for tests, faults.cpp answers. Without it, as in a wheel, nothing
-// is ever stopped, fails or is counted.
+// With VITCACHE_STAND_IN_FAULTS, for tests, faults.cpp defines them. Without it, as in a wheel, they do
+// nothing.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace vitcache::stand_in {
 
-// Streams and events, and bytes of page-locked memory. The runtime counts them.
+// The streams and events that exist, and the bytes of page-locked memory. The runtime counts them.
 struct Alive {
   std::uint64_t streams;
   std::uint64_t events;
@@ -20,15 +20,15 @@ Alive count_alive();
 
 #ifdef VITCACHE_STAND_IN_FAULTS
 
-int take_failure(const char* entry);  // the error that this call of an entry point fails with; 0: none
-bool is_lost();                       // whether a copy has failed, and the device with it
+int take_failure(const char* entry);  // the error that this call of `entry` must return; 0: it must not fail
+bool is_lost();                       // whether a failed copy has lost the device
 void* captured_stream();
 int num_devices();
-std::size_t locked_limit();  // bytes that can be page-locked
-void wait_while_paused();    // in the thread of a stream, before each piece of its work
-bool begin_copy();           // whether a copy is to be done; may take its time
+std::size_t locked_limit();  // the most bytes that can be page-locked
+void wait_while_paused();    // a stream's thread calls it before each piece of work
+bool begin_copy();           // whether the copy must be done; returns after the delay of `delay_copies`
 void count_copy(std::size_t bytes);
-void count_synchronizing();     // a call that waits for the device, or may
+void count_synchronizing();     // a call waits for the device, or may wait
 void note_locking(int device);  // memory was page-locked while this device was current
 
 #else

@@ -26,7 +26,7 @@ bool LockedMemory::unlock(const void* memory) {
   return true;
 }
 
-bool LockedMemory::holds(const void* memory, std::size_t bytes) const {
+bool LockedMemory::contains(const void* memory, std::size_t bytes) const {
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   const Lock lock(mutex_);
   auto found = ranges_.upper_bound(address);

@@ -1,4 +1,4 @@
-// What is page-locked, as the stand-in keeps it: ranges that do not overlap. Any thread may call.
+// The page-locked ranges of the stand-in. Ranges do not overlap. Any thread may call any method.
 #pragma once
 
 #include <cstddef>
@@ -15,10 +15,10 @@ class LockedMemory {
 
   Result lock(const void* memory, std::size_t bytes, std::size_t limit);
 
-  // Whether a range began there.
+  // Returns whether a page-locked range begins at `memory`.
   bool unlock(const void* memory);
 
-  bool holds(const void* memory, std::size_t bytes) const;
+  bool contains(const void* memory, std::size_t bytes) const;
 
   std::size_t bytes() const;
 

@@ -1,12 +1,12 @@
-// A stand-in for the CUDA runtime where there is no GPU: a library with the same entry points, whose streams
-// are threads and whose device memory is any memory. The code that runs on a GPU runs on it unchanged, so
-// that sanitizers see it.
+// A stand-in for the CUDA runtime, for machines without a GPU. It is a library with the same entry points.
+// Its streams are threads, and its device memory is host memory. The code for a GPU runs on it unchanged, so
+// that sanitizers can check that code.
 //
-// It orders what CUDA orders and no more: work on one stream, events, and a stream's wait for a value. So
-// ThreadSanitizer reports a copy that reads a slot before its filler is done.
+// It orders only the work that CUDA orders: by one stream, by events, and by a stream's wait for a value. So
+// ThreadSanitizer reports a copy that reads a slot before the slot is full.
 //
-// As in CUDA, streams and events belong to the device that was current when they were made, and an event is
-// recorded on streams of its own device alone; streams of any device may wait for it.
+// As in CUDA, streams and events belong to the device that was current when they were created. An event can
+// be recorded only on streams of its own device. Streams of any device may wait for it.
 #include <unistd.h>
 
 #include <chrono>
@@ -50,8 +50,8 @@ constexpr std::chrono::microseconds kNap{20};
 
 thread_local int last_error = kSuccess;
 thread_local int current_device = 0;
-thread_local int capture_mode = 0;      // global, as CUDA's threads begin
-thread_local bool has_context = false;  // of the driver: calls of the runtime make one, the driver's want it
+thread_local int capture_mode = 0;      // cudaStreamCaptureModeGlobal, the initial mode of a thread
+thread_local bool has_context = false;  // calls of the runtime create a context, calls of the driver need one
 
 struct State {
   pid_t process = getpid();
@@ -62,7 +62,7 @@ struct State {
   LockedMemory locked;
 };
 
-// Never destroyed: streams may still work when the process ends.
+// Never destroyed: streams may still run when the process ends.
 State& state() {
   static auto* const instance = new State;
   return *instance;
@@ -73,31 +73,33 @@ int result(int status) {
   return status;
 }
 
-// What comes before every call: whether it is to fail. What gives something back works on a lost device, too.
-int begin(const char* entry, bool gives_back = false) {
+// Every call begins with it: returns the error that the call must fail with. A call that frees something
+// works on a lost device, too.
+int begin(const char* entry, bool is_freeing = false) {
   if (getpid() != state().process) return kInitializationError;
   if (const int failure = take_failure(entry); failure != kSuccess) return failure;
-  return is_lost() && !gives_back ? kIllegalAddress : kSuccess;
+  return is_lost() && !is_freeing ? kIllegalAddress : kSuccess;
 }
 
-#define BEGIN(...)                                                                     \
-  do {                                                                                 \
-    if (const int begun = begin(__VA_ARGS__); begun != kSuccess) return result(begun); \
+#define BEGIN(...)                                                                        \
+  do {                                                                                    \
+    if (const int status = begin(__VA_ARGS__); status != kSuccess) return result(status); \
   } while (false)
 
-// What comes before a call that is not to be made while a graph is captured.
-int begin_unsafe(const char* entry, bool gives_back = false) {
-  const int status = begin(entry, gives_back);
+// Begins a call that CUDA forbids while a graph is captured.
+int begin_unsafe(const char* entry, bool is_freeing = false) {
+  const int status = begin(entry, is_freeing);
   if (status != kSuccess) return status;
   return captured_stream() != nullptr && capture_mode != kCaptureModeRelaxed ? kCaptureUnsupported : kSuccess;
 }
 
-#define BEGIN_UNSAFE(...)                                                                     \
-  do {                                                                                        \
-    if (const int begun = begin_unsafe(__VA_ARGS__); begun != kSuccess) return result(begun); \
+#define BEGIN_UNSAFE(...)                                                                        \
+  do {                                                                                           \
+    if (const int status = begin_unsafe(__VA_ARGS__); status != kSuccess) return result(status); \
   } while (false)
 
-// The stream of a handle, null if there is none. The null handle is the default stream of the current device.
+// The stream of a handle; null if the handle is unknown. The null handle is the default stream of the current
+// device.
 Stream* find_stream(void* handle) {
   has_context = true;
   State& all = state();
@@ -138,8 +140,8 @@ void run_copy(void* destination, const void* source, std::size_t bytes) {
 }
 
 int push_copy(Stream* stream, void* destination, const void* source, std::size_t bytes) {
-  // From or to memory that is not page-locked the runtime copies through a buffer of its own, and waits.
-  if (!state().locked.holds(source, bytes) && !state().locked.holds(destination, bytes))
+  // If neither memory is page-locked, CUDA copies through a buffer of its own, and the call waits.
+  if (!state().locked.contains(source, bytes) && !state().locked.contains(destination, bytes))
     count_synchronizing();
   stream->push([=] { run_copy(destination, source, bytes); });
   return kSuccess;
@@ -189,7 +191,7 @@ EXPORT const char* cudaGetErrorName(int error) {
   }
 }
 
-EXPORT const char* cudaGetErrorString(int) { return "said by the stand-in for the CUDA runtime"; }
+EXPORT const char* cudaGetErrorString(int) { return "error of the stand-in for the CUDA runtime"; }
 
 EXPORT int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
 
@@ -222,7 +224,7 @@ EXPORT int cudaGetDeviceProperties(void* properties, int device) {
   return kSuccess;
 }
 
-// Of the attributes only the two parts of the compute capability: 9.`device`.
+// Knows only the two attributes of the compute capability, which is 9.`device`.
 EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   BEGIN("cudaDeviceGetAttribute");
   if (!has_device(device)) return result(kInvalidDevice);
@@ -277,11 +279,11 @@ EXPORT int cudaHostUnregister(void* memory) {
 
 EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned) {
   BEGIN("cudaStreamCreateWithFlags");
-  auto* made = new Stream(current_device);
+  auto* created = new Stream(current_device);
   State& all = state();
   const Lock lock(all.mutex);
-  all.streams.insert(made);
-  *stream = made;
+  all.streams.insert(created);
+  *stream = created;
   return kSuccess;
 }
 
@@ -329,11 +331,11 @@ EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
 
 EXPORT int cudaEventCreateWithFlags(void** event, unsigned) {
   BEGIN("cudaEventCreateWithFlags");
-  auto made = std::make_shared<Event>(current_device);
-  *event = made.get();
+  auto created = std::make_shared<Event>(current_device);
+  *event = created.get();
   State& all = state();
   const Lock lock(all.mutex);
-  all.events.emplace(made.get(), std::move(made));
+  all.events.emplace(created.get(), std::move(created));
   return kSuccess;
 }
 
@@ -402,7 +404,7 @@ EXPORT int cuStreamWaitValue32_v2(void* stream, unsigned long long address, std:
   if (!has_context) return result(kInvalidContext);
   Stream* found = find_stream(stream);
   const auto* awaited = reinterpret_cast<const std::uint32_t*>(address);
-  if (found == nullptr || !state().locked.holds(awaited, sizeof *awaited)) return result(kInvalidValue);
+  if (found == nullptr || !state().locked.contains(awaited, sizeof *awaited)) return result(kInvalidValue);
   found->push([awaited, value] { run_wait_value(awaited, value); });
   return kSuccess;
 }

@@ -1,4 +1,4 @@
-// Streams of the stand-in, which are threads, and the events between them.
+// The streams of the stand-in, which are threads, and its events.
 #pragma once
 
 #include <deque>
@@ -12,7 +12,8 @@
 
 namespace vitcache::stand_in {
 
-// One recording of an event. Whoever waits for it holds it, so a later recording changes nothing for them.
+// One recording of an event. A thread that waits keeps its Completion, so a later recording of the event does
+// not change its wait.
 class Completion {
  public:
   void complete() {
@@ -69,7 +70,7 @@ class Stream {
     changed_.notify_one();
   }
 
-  // Destroys the stream once it has done what it was given.
+  // Destroys the stream after its queued work has run.
   void finish() {
     const Lock lock(mutex_);
     finishing_ = true;

@@ -35,7 +35,7 @@ def test_open_cuda_runtime_with_vitcache_no_cuda_set_finds_nothing(monkeypatch: 
     monkeypatch.setenv("VITCACHE_NO_CUDA", "1")
     runtime = open_cuda_runtime()
     assert not runtime.available
-    assert runtime.searched == ["VITCACHE_NO_CUDA is 1: not looked for"]
+    assert runtime.searched == ["VITCACHE_NO_CUDA is 1: the search is disabled"]
 
 
 def test_open_cuda_runtime_opens_the_file_that_vitcache_cudart_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
   const auto last_error = stand_in::find<int()>("cudaGetLastError");
   VITCACHE_CONTROL(fail)("cudaGetDeviceCount", 1, 35);
   CHECK_THROWS(runtime.devices(), CudaError,
-               "cudaGetDeviceCount: cudaErrorInjected (35), said by the stand-in");
+               "cudaGetDeviceCount: cudaErrorInjected (35), error of the stand-in");
   CHECK_EQUAL(last_error(), 0);
   int pageable = 0;
   runtime.free_host(&pageable);
@@ -100,7 +100,7 @@ void copies_run_on_a_stream_behind_a_value_and_an_event() {
   CHECK(runtime.is_done(event));
   CHECK(middle == 7 && last == 7 && other == 7);
   CHECK_THROWS(runtime.copy_batch_async({&last}, {&middle}, {4}, Stream{nullptr, 0}), std::invalid_argument,
-               "a stream of its own");
+               "cannot be queued on a default stream");
   runtime.destroy_event(event);
   runtime.destroy_stream(first);
   runtime.destroy_stream(second);

@@ -231,7 +231,7 @@ void a_ring_of_a_lost_device_closes(int ring_device) {
   const Scene scene(ring_device);
   VITCACHE_CONTROL(fail_copy)(1);
   const Copy copy(*scene.ring, kPiece, 1);
-  while (!copy.ticket->is_over()) std::this_thread::yield();
+  while (copy.ticket->is_in_flight()) std::this_thread::yield();
   scene.ring->close();
   VITCACHE_CONTROL(reset)();
   VITCACHE_CONTROL(set_devices)(2);

@@ -153,7 +153,7 @@ void what_is_cast_comes_in_order_from_any_view() {
 
 void what_cannot_be_is_named() {
   const std::byte data{};
-  CHECK_THROWS(StridedView(&data, 1, {2, 3}, {1}), std::invalid_argument, "there are 2 sizes and 1 strides");
+  CHECK_THROWS(StridedView(&data, 1, {2, 3}, {1}), std::invalid_argument, "got 2 sizes and 1 strides");
   CHECK_THROWS(StridedView(&data, 1, {2, -3}, {1, 1}), std::invalid_argument, "size 1 is -3");
   CHECK_THROWS(vitcache::cast_bytes(Cast::kFloat32ToFloat16, 8), std::invalid_argument,
                "elements of 8 bytes");

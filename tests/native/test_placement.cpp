@@ -82,11 +82,12 @@ void what_does_not_fit_is_named() {
   CHECK_THROWS(placed({0, 0, 2, 0}, {0, 1, 1, 0}), std::invalid_argument, "overlap");
   CHECK_THROWS(placed({0, 5, 2, 0}, {0, 1, 3, 2}), std::invalid_argument,
                "needs rows [2, 5) but the item has 4 rows");
-  CHECK_THROWS(placed({1, 0, 1, 0}, {0, 1, 1, 0}), std::invalid_argument, "names item 1 of 1 items");
+  CHECK_THROWS(placed({1, 0, 1, 0}, {0, 1, 1, 0}), std::invalid_argument,
+               "names item 1, the number of items is 1");
   CHECK_THROWS(placed({0, 0, -1, 0}, {0, 1, 1, 0}), std::invalid_argument, "span length is -1");
-  CHECK_THROWS(placed({0, huge, huge, huge}, {0, 1, 1, 0}), std::out_of_range, "the largest is");
+  CHECK_THROWS(placed({0, huge, huge, huge}, {0, 1, 1, 0}), std::out_of_range, "it must be at most");
   CHECK_THROWS(Source::paged(0, 16, 5, kFloat32, false, {0, 1}, 2), std::invalid_argument,
-               "2 pages of 2 rows cannot hold 5 rows");
+               "expected pages for 5 rows, got 2 pages of 2 rows");
 }
 
 void long_host_blocks_are_taken_out_and_left_out() {
@@ -176,9 +177,9 @@ void every_row_that_is_stored_has_its_page_once() {
                "a table of 6 tokens");
   CHECK(!placement.aligned(kFloat32));
   CHECK_THROWS(placement.check_apart(64032, 64040, 8, 8, 4), std::invalid_argument,
-               "the room to store item 0 shares memory");
+               "the storage of item 0 shares memory");
   CHECK_THROWS(placement.add_store(1, Source::paged(0, 8, 3, kBfloat16, false, {0, 1}, 2)),
-               std::invalid_argument, "item 1 has 2 rows, it would be stored in room for 3");
+               std::invalid_argument, "item 1 has 2 rows, the pages to store it in have 3");
 }
 
 void what_is_stored_is_left_to_the_kernel() {

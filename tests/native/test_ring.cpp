@@ -63,7 +63,7 @@ void a_full_ring_makes_the_caller_wait_and_says_what_is_in_it() {
   CHECK_EQUAL(stats.used_bytes, kCapacity - kPiece);
   CHECK_EQUAL(stats.num_slots, kCapacity / kPiece - 1);
   CHECK_THROWS(Copy(*ring, 2 * kPiece, 2, Seconds(0)), vitcache::RingTimeout,
-               "no room for 8192 bytes in time: 8 slots hold 65536 of 65536 bytes");
+               "timed out while waiting for a slot of 8192 bytes: 8 slots use 65536 of 65536 bytes");
   ring->check_integrity();
   VITCACHE_CONTROL(pause)(0);
   Copy(*ring, kCapacity, 3, Seconds(60)).check();
@@ -76,7 +76,7 @@ void a_held_ring_keeps_its_slots() {
   const Copy copy(*ring, kCapacity, 1);
   copy.check();
   CHECK_EQUAL(ring->stats().used_bytes, kCapacity);
-  CHECK_THROWS(Copy(*ring, 1, 2, Seconds(0)), vitcache::RingTimeout, "the ring is held");
+  CHECK_THROWS(Copy(*ring, 1, 2, Seconds(0)), vitcache::RingTimeout, "the ring is on hold");
   ring->release();
   Copy(*ring, 1, 2, Seconds(60)).check();
 }

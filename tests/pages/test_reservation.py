@@ -190,7 +190,7 @@ def test_invalid_store_raises_and_writes_nothing(device) -> None:
             with pytest.raises(error, match=words):
                 scatter_embeddings(out, [rows, *items], [0, *([] for _ in items)], store=store)
 
-        check_raises(ValueError, "item 0 has 3 rows, it would be stored in room for 2", [two])
+        check_raises(ValueError, "item 0 has 3 rows, the pages to store it in have 2", [two])
         check_raises(ValueError, "got 1 embeddings and 2 entries of store", [three, None])
         check_raises(ValueError, "items 0 and 1 have the same reservation", [three, three], rows)
         check_raises(
@@ -225,7 +225,7 @@ def test_store_over_its_own_source_raises_and_writes_nothing(device) -> None:
         reservation.write(rows[2:5])
         [page] = reservation.segments()
         for item in (page, page[2:].expand(3, WIDTH)):
-            with pytest.raises(ValueError, match="item 1 shares memory with the room to store item 1"):
+            with pytest.raises(ValueError, match="item 1 shares memory with the storage of item 1"):
                 scatter_embeddings(out, [rows[:1], item], [0, 3], store=[None, reservation])
         assert out.isnan().all()
         [neighbour] = other.segments()

@@ -49,7 +49,7 @@ def test_operator_bad_runs_are_refused_at_run_time(device):
     runs[1, 1] = 8
     with pytest.raises(IndexError, match=r"item 1 \(tokens \[8, 10\)\) does not fit in 9 tokens"):
         torch.ops.vitcache.scatter_embeddings_(out, None, items, runs, None)
-    with pytest.raises(ValueError, match="names item 2 of 2 items"):
+    with pytest.raises(ValueError, match="names item 2, the number of items is 2"):
         torch.ops.vitcache.scatter_embeddings_(out, None, items, torch.tensor([[2, 0, 1, 0]]), None)
 
 

@@ -169,7 +169,7 @@ def test_a_full_ring_times_out_and_says_what_is_in_it(host_ring):
         ticket = host_ring.copy_to(first, src, timeout_s=0)
         assert not ticket.done
         assert host_ring.stats().used_bytes == CAPACITY
-        with pytest.raises(TimeoutError, match=rf"no room for 12 bytes in time: 8 slots hold {CAPACITY} of"):
+        with pytest.raises(TimeoutError, match=rf"waiting for a slot of 12 bytes: 8 slots use {CAPACITY} of"):
             host_ring.copy_to(late, torch.ones(3), timeout_s=0)
         host_ring.check_integrity()
     host_ring.copy_to(late, torch.ones(3), timeout_s=60).synchronize()
@@ -182,7 +182,7 @@ def test_of_tiny_copies_there_can_be_so_many():
     with PinnedRing(1 << 20, backend="host") as ring, stand_in.paused():
         for _ in range(1024):
             ring.copy_to(torch.zeros(1), one)
-        with pytest.raises(TimeoutError, match="1024 slots, as many as there can be, hold 262144 of 1048576"):
+        with pytest.raises(TimeoutError, match="1024 slots, the maximum, use 262144 of 1048576"):
             ring.copy_to(torch.zeros(1), one, timeout_s=0)
         stand_in.pause(False)
 
@@ -213,7 +213,7 @@ def test_while_it_is_held_no_slot_retires(ring, device):
     with ring.hold():
         ring.copy_to(dst, src).synchronize()
         assert ring.stats().used_bytes == CAPACITY
-        with pytest.raises(TimeoutError, match="the ring is held"):
+        with pytest.raises(TimeoutError, match="the ring is on hold"):
             ring.copy_to(dst[:1], src[:1], timeout_s=0)
     assert ring.stats().used_bytes == 0
     assert torch.equal(dst.cpu(), src)

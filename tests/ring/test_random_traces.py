@@ -38,7 +38,7 @@ class RingTrace(RuleBasedStateMachine):
         if self.model.copy(num_bytes, over=not self.paused):
             self.copies.append((self.ring.copy_to(dst, src, timeout_s=None if waits else 0), src, dst))
         else:
-            with pytest.raises(TimeoutError, match="no room for"):
+            with pytest.raises(TimeoutError, match="timed out while waiting for"):
                 self.ring.copy_to(dst, src, timeout_s=0)
         if not self.paused:
             self.settle()
