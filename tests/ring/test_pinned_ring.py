@@ -19,7 +19,7 @@ import torch
 from placement_cases import FLOAT_DTYPES, same_bits
 
 from vitcache import CudaError, PinnedRing
-from vitcache.ring.pinned_ring import MOST_THREADS, default_num_threads
+from vitcache.ring.pinned_ring import MAX_THREADS, default_num_threads
 from vitcache.testing import stand_in
 
 CAPACITY, PIECE = 1 << 16, 1 << 13
@@ -115,8 +115,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(ring, device):
         (TypeError, "src is torch.float64, dst is torch.float32: only float32 is cast", (dst, src.double())),
         (TypeError, "src is torch.float16, dst is torch.float32", (dst, src.half())),
         (TypeError, "src must be a CPU tensor or a NumPy array, it is list", (dst, [0.0] * 4)),
-        (TypeError, "src is an array of >f4, torch has no such dtype", (dst, np.zeros(4, ">f4"))),
-        (TypeError, "src is an array of <U1", (dst, np.array(["a"] * 4))),
+        (TypeError, "src is an array of dtype >f4, which torch does not have", (dst, np.zeros(4, ">f4"))),
+        (TypeError, "src is an array of dtype <U1", (dst, np.array(["a"] * 4))),
         (ValueError, "src is a torch.strided tensor on meta", (dst, torch.zeros(4, device="meta"))),
         (TypeError, "dst must be a tensor, it is ndarray", (np.zeros(4, np.float32), src)),
         (ValueError, "dst is on meta, the ring copies to", (torch.zeros(4, device="meta"), src)),
@@ -134,7 +134,7 @@ def test_bad_options_are_named():
     for error, words, options in [
         (ValueError, "backend is 'gpu', it must be one of 'auto', 'cuda', 'host'", {"backend": "gpu"}),
         (ValueError, "num_threads is 0, it must be at least 1", {"num_threads": 0}),
-        (ValueError, f"num_threads is 65, it must be at most {MOST_THREADS}", {"num_threads": 65}),
+        (ValueError, f"num_threads is 65, it must be at most {MAX_THREADS}", {"num_threads": 65}),
         (TypeError, "num_threads must be an int, it is 1.5", {"num_threads": 1.5}),
         (ValueError, "piece_bytes is 255, it must be at least 256", {"piece_bytes": 255}),
         (ValueError, "device is cuda:1, a ring of the host backend", {"device": "cuda:1"}),

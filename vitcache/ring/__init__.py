@@ -1,4 +1,4 @@
-"""The pinned ring: features from pageable memory to the device."""
+"""The pinned ring: it copies features from pageable memory to the device."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Elements in ordinary memory as the native side takes them: an address, a shape, and strides."""
+"""The arguments of a copy: sources as the native module reads them, and checks of destinations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class StridedView(NamedTuple):
-    """A CPU tensor or NumPy array; `owner` keeps its memory. Strides are in bytes."""
+    """The memory of a CPU tensor or NumPy array. Strides are in bytes; `owner` keeps the memory alive."""
 
     address: int
     dtype: torch.dtype
@@ -22,19 +22,19 @@ class StridedView(NamedTuple):
 
 
 def as_strided_view(src: Any) -> StridedView:
-    """Describe the source of a copy.
+    """Describe the memory of `src`, the source of a copy.
 
     Raises
     ------
     TypeError
-        If it is neither a tensor nor an array, or of a dtype that torch has not.
+        If `src` is neither a tensor nor a NumPy array, or if torch does not have its dtype.
     ValueError
-        If it is a tensor on another device or of another layout, or requires gradients, which would be lost.
+        If `src` is a tensor that is not on the CPU, is not dense, or requires gradients.
     """
     if isinstance(src, Tensor):
         if src.device.type != "cpu" or src.layout != torch.strided:
             raise ValueError(
-                f"src is a {src.layout} tensor on {src.device}, it must be a dense one on the CPU"
+                f"src is a {src.layout} tensor on {src.device}, it must be a dense tensor on the CPU"
             )
         refuse_gradients("src", src)
         src = src.detach().resolve_conj().resolve_neg()
@@ -45,18 +45,18 @@ def as_strided_view(src: Any) -> StridedView:
         raise TypeError(f"src must be a CPU tensor or a NumPy array, it is {type(src).__name__}")
     dtype = getattr(torch, src.dtype.name, None)
     if not isinstance(dtype, torch.dtype) or not src.dtype.isnative:
-        raise TypeError(f"src is an array of {src.dtype.str}, torch has no such dtype")
+        raise TypeError(f"src is an array of dtype {src.dtype.str}, which torch does not have")
     return StridedView(src.ctypes.data, dtype, src.itemsize, src.shape, src.strides, (src, _export(src)))
 
 
 def check_destination(dst: Any, device: torch.device) -> None:
-    """Raise TypeError or ValueError if `dst` is no plain, contiguous tensor on `device`."""
+    """Raise TypeError or ValueError unless `dst` is a dense, contiguous tensor on `device`."""
     if not isinstance(dst, Tensor):
         raise TypeError(f"dst must be a tensor, it is {type(dst).__name__}")
     if dst.device != device:
         raise ValueError(f"dst is on {dst.device}, the ring copies to {device}")
     if dst.layout != torch.strided:
-        raise ValueError(f"dst is a {dst.layout} tensor, it must be a dense one")
+        raise ValueError(f"dst is a {dst.layout} tensor, it must be a dense tensor")
     if not dst.is_contiguous():
         raise ValueError(
             f"dst has strides {dst.stride()} for shape {tuple(dst.shape)}, it must be contiguous"
@@ -67,16 +67,19 @@ def check_destination(dst: Any, device: torch.device) -> None:
 
 
 def refuse_gradients(name: str, tensor: Tensor) -> None:
-    """Raise ValueError if a copy that autograd does not see would lose a gradient."""
+    """Raise ValueError if autograd would need the gradient of a copy through the ring."""
     if tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name} requires gradients, and a copy through the ring carries none: detach it")
+        raise ValueError(f"{name} requires gradients, which a copy through the ring would lose: detach it")
 
 
 def _export(array: np.ndarray) -> memoryview | None:
-    """Hold the buffer that an array was made over: NumPy does not, and shared memory could be unmapped."""
+    """Return an export of the buffer under an array, if it has one. NumPy itself keeps no export.
+
+    While the export exists, the owner of the buffer, for example shared memory, cannot be closed.
+    """
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    with suppress(TypeError):  # none, or no buffer
+    with suppress(TypeError):  # `base` does not support the buffer protocol
         return memoryview(base)
     return None

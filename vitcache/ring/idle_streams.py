@@ -1,4 +1,4 @@
-"""Streams of rings that were closed, for the next ones. Any thread may call."""
+"""Streams of closed rings, which later rings reuse. Any thread may call these functions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import defaultdict
 
 from vitcache._native import CudaRuntime, Stream
 
-# By device. They are never destroyed: when torch frees memory that a ring wrote to, it records an event on
-# the ring's stream, be the ring closed or not.
+# By device index. These streams are never destroyed: when torch frees memory that a ring wrote to, it records
+# an event on the ring's stream, even if the ring was closed.
 _idle: defaultdict[int, list[Stream]] = defaultdict(list)
 
 
 def take_stream(runtime: CudaRuntime, device: int) -> Stream:
-    """Return a stream of a CUDA device that no open ring uses."""
+    """Return a stream of a CUDA device that no other ring uses."""
     try:
         return _idle[device].pop()
     except IndexError:
@@ -20,5 +20,5 @@ def take_stream(runtime: CudaRuntime, device: int) -> Stream:
 
 
 def give_stream_back(stream: Stream) -> None:
-    """Keep the stream of a ring that was closed, or could not be made, for the next one of its device."""
+    """Keep the stream of a closed ring, or of a ring whose construction failed, for a later ring."""
     _idle[stream.device].append(stream)

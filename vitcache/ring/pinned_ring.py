@@ -1,4 +1,4 @@
-"""The pinned ring: features from pageable memory to the device at the speed of its bus, never blocking."""
+"""The pinned ring: asynchronous copies from pageable memory to the device at the speed of its bus."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from vitcache.ring.ticket import InFlight, Ticket, as_native_stream
 if TYPE_CHECKING:
     import numpy as np
 
-# Threads beyond these gave nothing more in the design's sketches: 38 GB/s with 8, 43 with 12, of 55.
-MOST_DEFAULT_THREADS = 12
-MOST_THREADS = 64
-# 4 to 16 MiB did alike there; the smaller a piece, the sooner the first one is on its way.
+# In the design's sketches 8 threads reached 38 GB/s and 12 threads 43 GB/s, on a bus with 55 GB/s. More than
+# 12 threads were not faster.
+MAX_DEFAULT_THREADS = 12
+MAX_THREADS = 64
+# Pieces of 4 to 16 MiB were equally fast in the sketches. The copy of a smaller first piece begins earlier.
 PIECE_BYTES = 4 << 20
-LEAST_BYTES = 256  # of a ring and of a piece: what slots are aligned to
+MIN_BYTES = 256  # of a ring and of a piece: the alignment of slots
 
 _CASTS = {
     (torch.float32, torch.bfloat16): _native.Cast.float32_to_bfloat16,
@@ -39,18 +40,34 @@ _CASTS = {
 
 
 class RingStats(NamedTuple):
-    """What is in a ring, and what has gone through it.
+    """The current state of a `PinnedRing`, and its totals since its construction.
 
     Attributes
     ----------
-    capacity_bytes, used_bytes
-        Of the ring; used are those of slots that have not retired.
-    num_slots, num_unread
-        Slots that have not retired, and those of them that are still being filled.
-    copies, copied_bytes
-        Since the ring was made, in bytes that go to the device.
+    capacity_bytes
+        Size of the ring.
+    used_bytes
+        Bytes of slots that have not retired, and the bytes skipped so that no slot wraps around the end.
+    num_slots
+        Slots that have not retired.
+    num_unread
+        Slots that are still being filled: their part of the source is not read yet.
+    copies
+        Calls of `copy_to`.
+    copied_bytes
+        Bytes of all pieces so far, in the destination's dtype.
     construction_seconds
-        What it took to allocate and page-lock the memory.
+        Seconds that it took to allocate and page-lock the memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import PinnedRing
+    >>> with PinnedRing(1 << 20, num_threads=1, backend="host") as ring, ring.hold():
+    ...     ring.copy_to(torch.zeros(1024), torch.ones(1024)).synchronize()
+    ...     stats = ring.stats()
+    >>> stats.num_slots, stats.used_bytes, stats.copies, stats.copied_bytes
+    (1, 4096, 1, 4096)
     """
 
     capacity_bytes: int
@@ -65,45 +82,59 @@ class RingStats(NamedTuple):
 class PinnedRing:
     """Copies tensors from pageable memory to a device through page-locked memory, on a stream of its own.
 
-    A copy is cut into pieces. Worker threads fill the ring with them, and cast on the way; the device fetches
-    each as soon as it is there. `copy_to` returns when all is queued: it waits neither for the reading of the
-    source nor for the device, only for room in the ring.
+    A copy is cut into pieces. Worker threads write the pieces to the ring and cast them if asked to. The
+    ring's stream copies each piece to the device as soon as it is written. `copy_to` returns when all pieces
+    are queued. It waits neither for the workers nor for the device, only for free bytes in the ring.
 
     Parameters
     ----------
     capacity_bytes
-        Page-locked memory, allocated here, once, in whole pages: the attribute says how much it became.
-        Copies in flight beyond that wait.
+        Bytes of page-locked memory, rounded up to whole memory pages and allocated at construction. The
+        attribute `capacity_bytes` is the rounded number. If copies in flight use all bytes, `copy_to` waits.
     num_threads
-        Threads that fill. None: three quarters of the cores, 12 at most.
+        Threads that fill the ring. None: three quarters of the cores, at most 12.
     backend
-        ``"cuda"``; ``"host"``: to CPU memory, with threads in the place of streams, for machines without a
-        GPU; ``"auto"``: the first if there is a CUDA device.
+        ``"cuda"``: copies to a CUDA device. ``"host"``: copies to CPU memory, with threads in place of
+        streams, for machines without a GPU. ``"auto"``: ``"cuda"`` if torch finds a CUDA device, else
+        ``"host"``.
     device
-        The CUDA device. None: the current one.
+        The CUDA device. None: the current device.
     piece_bytes
-        The largest piece.
+        Bytes of the largest piece.
 
     Raises
     ------
-    ValueError
-        If a number is too small or too large, or the backend is unknown.
     TypeError
-        If a number is no int.
+        If `capacity_bytes`, `num_threads` or `piece_bytes` is not an int.
+    ValueError
+        If `capacity_bytes` or `piece_bytes` is less than 256, `num_threads` is not between 1 and 64,
+        `backend` is unknown, or `device` is not a device of the backend.
     MemoryError
-        If so much memory cannot be allocated or page-locked.
+        If `capacity_bytes` cannot be allocated or page-locked.
     CudaError
-        If there is no CUDA runtime for ``"cuda"``, or it fails.
+        If the backend is ``"cuda"`` and torch finds no CUDA device or no CUDA runtime can be opened, or if a
+        CUDA call fails.
 
     Notes
     -----
-    Any thread may call anything at any time, also while another one captures a graph. Copies made at once
-    share the ring in turns, piece by piece. A forked child cannot use the ring: RuntimeError. At interpreter
-    exit a ring closes itself.
+    Any thread may call any method at any time, also while another thread captures a CUDA graph. Copies of
+    several threads take turns, piece by piece. In a forked child the ring cannot be used: its methods, except
+    `close`, raise RuntimeError. At interpreter exit a ring closes itself.
 
-    Until a worker has filled a piece the ring's stream waits for a value that the host will write, and CUDA
-    calls that synchronise with the device stall as long. The workers depend on nothing but the source's
-    memory, so that ends by itself.
+    The ring's stream waits until the workers have written a piece. During this wait, CUDA calls that
+    synchronise with the device block. The wait always ends: the workers need only the memory of `src`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import PinnedRing
+    >>> pixels = torch.tensor([0.5, 1.0, 1.5])
+    >>> dst = torch.empty(3, dtype=torch.bfloat16)
+    >>> with PinnedRing(1 << 20, num_threads=1, backend="host") as ring:
+    ...     ticket = ring.copy_to(dst, pixels)  # returns at once; the workers cast to bfloat16
+    ...     ticket.wait()  # "cuda": the current stream waits, the host does not
+    >>> dst.tolist()
+    [0.5, 1.0, 1.5]
     """
 
     def __init__(
@@ -118,9 +149,9 @@ class PinnedRing:
         if num_threads is None:
             num_threads = default_num_threads()
         for name, value, least, most in (
-            ("capacity_bytes", capacity_bytes, LEAST_BYTES, sys.maxsize),
-            ("num_threads", num_threads, 1, MOST_THREADS),
-            ("piece_bytes", piece_bytes, LEAST_BYTES, sys.maxsize),
+            ("capacity_bytes", capacity_bytes, MIN_BYTES, sys.maxsize),
+            ("num_threads", num_threads, 1, MAX_THREADS),
+            ("piece_bytes", piece_bytes, MIN_BYTES, sys.maxsize),
         ):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
@@ -128,11 +159,11 @@ class PinnedRing:
                 raise ValueError(f"{name} is {value}, it must be at least {least}")
             if value > most:
                 raise ValueError(f"{name} is {value}, it must be at most {most}")
-        self.device = _resolve(backend, device)
+        self.device = _resolve_device(backend, device)
         self.num_threads = num_threads
         runtime = open_cuda_runtime() if self.device.type == "cuda" else stand_in.open_runtime()
         if not runtime.available:
-            raise CudaError(f"backend is 'cuda' but there is no CUDA runtime: {'; '.join(runtime.searched)}")
+            raise CudaError(f"backend is 'cuda' but no CUDA runtime was found: {'; '.join(runtime.searched)}")
         index = self.device.index or 0
         stream = take_stream(runtime, index) if self.device.type == "cuda" else None
         try:
@@ -142,7 +173,7 @@ class PinnedRing:
                 give_stream_back(stream)
             raise
         self._in_flight = InFlight()
-        # Also at exit: the workers must be gone before the interpreter is.
+        # Also runs at interpreter exit: the worker threads must end before the interpreter does.
         self._close = weakref.finalize(self, _close, self._native, self._in_flight, self.device)
         self.capacity_bytes = self._native.stats().capacity_bytes
         self.stream: torch.cuda.Stream | None = None
@@ -151,50 +182,55 @@ class PinnedRing:
 
     @property
     def backend(self) -> str:
-        """``"cuda"`` or ``"host"``."""
+        """The backend in use: ``"cuda"`` or ``"host"``."""
         return "cuda" if self.device.type == "cuda" else "host"
 
     def copy_to(
         self, dst: Tensor, src: Tensor | np.ndarray, *, after: Any = None, timeout_s: float | None = None
     ) -> Ticket:
-        """Order a copy of `src` to `dst`.
+        """Queue a copy of `src` to `dst`.
 
         Parameters
         ----------
         dst
-            A contiguous tensor on the ring's device (host backend: on the CPU).
+            A contiguous tensor of any shape on the ring's device (host backend: on the CPU).
         src
-            A CPU tensor or NumPy array of the same shape, with any strides. Of the same dtype; or float32
-            for a bfloat16 or float16 `dst`, which is rounded to nearest even. It is kept alive, and must not
-            change until it was read: see `Ticket.wait_source_read`. So is the buffer that an array was made
-            over: until then shared memory cannot be closed (BufferError).
+            A CPU tensor or NumPy array of the same shape, with any strides. It has the dtype of `dst`; or it
+            is float32 and `dst` is bfloat16 or float16: then values are rounded to nearest even. The ring
+            keeps `src` alive. `src` must not change until it has been read (`Ticket.wait_source_read`). Until
+            then shared memory under an array cannot be closed (BufferError).
         after
-            The `torch.cuda.Stream` of the ring's device, or its handle as an int. The work that it has been
-            given so far precedes the write to `dst`.
-            None: the current stream of the ring's device. (Host backend: ignored.)
+            A `torch.cuda.Stream` of the ring's device, or its handle as an int. The write to `dst` runs after
+            the work that is queued on this stream now. None: the current stream of the ring's device. Host
+            backend: ignored.
         timeout_s
-            Seconds to wait for room in the ring. None: as long as it takes. A copy that is larger than the
-            ring waits for its own pieces.
+            Seconds to wait for free bytes in the ring. None: no limit. A copy larger than the ring waits for
+            its own first pieces.
 
         Returns
         -------
         Ticket
-            If the copy cannot be queued, the ticket raises the cause; the ring goes on.
+            If a CUDA call fails, the ticket raises the error. The ring still accepts other copies.
 
         Raises
         ------
         TypeError
-            If one is of another type, or their dtypes are no such pair.
+            If `dst` is not a tensor, `src` is not a tensor or a NumPy array, the dtypes are neither equal nor
+            float32 to bfloat16 or float16, `after` is not a stream, or `timeout_s` is not a number.
         ValueError
-            If shapes differ, `dst` is not contiguous, one is on another device, or requires gradients.
+            If the shapes differ, `dst` is not dense and contiguous, `dst` or `after` is not on the ring's
+            device, `src` is not on the CPU, `dst` or `src` requires gradients, or `timeout_s` is negative or
+            not finite.
         TimeoutError
-            If there was no room in time. Nothing can be said of the content of `dst` then.
+            If the ring does not have enough free bytes after `timeout_s`. The content of `dst` is then
+            undefined, and pieces that were queued still run.
         RuntimeError
             If the ring was closed, the process was forked, or `after` is being captured in a CUDA graph.
 
         Notes
         -----
-        `dst` may be freed at once: torch's allocator is told that the ring's stream uses it.
+        `dst` may be freed at once: the ring calls ``dst.record_stream`` with its stream, so torch's allocator
+        reuses the memory only after the copy. The host backend keeps `dst` alive itself.
         """
         check_destination(dst, self.device)
         source = as_strided_view(src)
@@ -211,7 +247,7 @@ class PinnedRing:
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:
             raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
-        behind = None if self.stream is None else as_native_stream(after, self.device)
+        native_after = None if self.stream is None else as_native_stream(after, self.device)
         if self.stream is not None:
             dst.record_stream(self.stream)
         if not dst.is_inference():
@@ -227,17 +263,20 @@ class PinnedRing:
                 source.shape,
                 source.strides,
                 cast,
-                behind,
+                native_after,
                 timeout_s,
             )
-        finally:  # also of a copy that was given up, part of which is on its way
+        finally:  # also after a timeout: pieces of the copy may be in flight
             self._in_flight.append(entry)
             self._in_flight.reap()
         return Ticket(ticket, self.device, self._in_flight)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Let no slot retire meanwhile: for tests, and to measure what a full ring does."""
+        """Put the ring on hold: inside of the ``with`` block no slot retires.
+
+        This is for tests, and to measure the behaviour of a full ring.
+        """
         self._native.hold()
         try:
             yield
@@ -245,7 +284,7 @@ class PinnedRing:
             self._native.release()
 
     def stats(self) -> RingStats:
-        """Return what is in the ring now.
+        """Return the current state and the totals of the ring.
 
         Raises
         ------
@@ -260,9 +299,9 @@ class PinnedRing:
         self._native.check_integrity()
 
     def close(self) -> None:
-        """Wait for all copies, and give the memory back. A second call does nothing.
+        """Wait until all copies are complete, and free the memory. A second call does nothing.
 
-        Threads that wait for room get a RuntimeError. Tickets stay as they are.
+        Threads that wait for free bytes in `copy_to` get a RuntimeError. Tickets remain usable.
         """
         self._close()
 
@@ -280,12 +319,12 @@ class PinnedRing:
 
 
 def default_num_threads() -> int:
-    """Three quarters of the cores that this process may use, 12 at most."""
+    """Three quarters of the cores that this process may use, at most 12."""
     cores = len(os.sched_getaffinity(0))
-    return min(MOST_DEFAULT_THREADS, max(1, cores - cores // 4))
+    return min(MAX_DEFAULT_THREADS, max(1, cores - cores // 4))
 
 
-def _resolve(backend: str, device: torch.device | str | int | None) -> torch.device:
+def _resolve_device(backend: str, device: torch.device | str | int | None) -> torch.device:
     if backend not in ("auto", "cuda", "host"):
         raise ValueError(f"backend is {backend!r}, it must be one of 'auto', 'cuda', 'host'")
     if backend == "auto":
@@ -296,10 +335,12 @@ def _resolve(backend: str, device: torch.device | str | int | None) -> torch.dev
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise CudaError("backend is 'cuda' but torch finds no CUDA device")
-    chosen = torch.device("cuda") if device is None else torch.device(device)
-    if chosen.type != "cuda":
-        raise ValueError(f"device is {chosen}, a ring of the CUDA backend copies to a CUDA device")
-    return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
+    cuda_device = torch.device("cuda") if device is None else torch.device(device)
+    if cuda_device.type != "cuda":
+        raise ValueError(f"device is {cuda_device}, a ring of the CUDA backend copies to a CUDA device")
+    return torch.device(
+        "cuda", torch.cuda.current_device() if cuda_device.index is None else cuda_device.index
+    )
 
 
 def _close(ring: _native.Ring, in_flight: InFlight, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a copy through a pinned ring, and what the copy needs until it is over."""
+"""The tickets of copies through a pinned ring, and the memory of copies in flight."""
 
 from __future__ import annotations
 
@@ -13,29 +13,47 @@ from vitcache import _native
 
 
 class InFlight(deque[tuple[_native.Ticket, Any, Tensor | None]]):
-    """Tickets of a ring's copies, oldest first, with what these read and write, which lives as long.
+    """The copies of a ring, oldest first: (native ticket, owner of the source, destination or None).
 
-    A copy is entered once it is queued: its ticket knows nothing before. No destination: only the source is
-    kept, the destination's memory being safe otherwise. Any thread may use it; there is no lock, which a
-    forked child might find taken.
+    An entry keeps the memory of its source and destination alive. It is appended after the copy was queued,
+    because before that the ticket says that the copy is not in flight. A CUDA destination is not kept alive:
+    torch's allocator reuses its memory only after the copy. Any thread may use this object. It has no lock,
+    because a forked child could inherit the lock in the locked state.
     """
 
     def reap(self) -> None:
-        """Let go of what is not needed any more."""
-        with suppress(IndexError, ValueError):  # empty, or another thread was faster
+        """Remove the oldest entries as long as their copies do not access the memory any more."""
+        with suppress(IndexError, ValueError):  # it is empty, or another thread has removed the entry
             while True:
                 ticket, _, dst = entry = self[0]
-                if not (ticket.source_read if dst is None else ticket.is_over):
+                is_needed = not ticket.source_read if dst is None else ticket.is_in_flight
+                if is_needed:
                     return
                 self.remove(entry)
 
 
 class Ticket:
-    """A copy that was ordered: others can be ordered after it.
+    """The handle of one copy through a `PinnedRing`, returned by `PinnedRing.copy_to`.
 
-    Made by `PinnedRing.copy_to`. Any thread may use it; it may be dropped, and may outlive the ring. What
-    asks for the copy raises the cause, a `CudaError`, if that failed. In a forked child only
-    `wait_source_read` can be asked, and returns at once.
+    If the copy failed, `wait`, `synchronize` and `done` raise the cause, a `CudaError`.
+
+    Notes
+    -----
+    Any thread may use a ticket. A ticket may be dropped, and may outlive its ring. In a forked child only
+    `wait_source_read` works, and it returns at once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache import PinnedRing
+    >>> ring = PinnedRing(1 << 20, num_threads=1, backend="host")
+    >>> src, dst = torch.arange(4), torch.zeros(4, dtype=torch.int64)
+    >>> ticket = ring.copy_to(dst, src)  # the copy is queued
+    >>> ticket.wait_source_read()  # now `src` may change
+    >>> ticket.synchronize()  # now `dst` is written
+    >>> ticket.done, dst.tolist()
+    (True, [0, 1, 2, 3])
+    >>> ring.close()
     """
 
     __slots__ = ("_device", "_in_flight", "_native")
@@ -46,14 +64,21 @@ class Ticket:
         self._in_flight = in_flight
 
     def wait(self, stream: Any = None) -> None:
-        """Let what a stream is given from now on run after the copy. The host does not wait.
+        """Make work that is queued on `stream` from now on wait for the copy. The host does not wait.
 
         Parameters
         ----------
         stream
             A `torch.cuda.Stream` of any device, or the handle of a stream of the ring's device as an int.
-            None: the current stream of the ring's device. A ring of the host backend has no streams to wait:
-            then the host does.
+            None: the current stream of the ring's device. Host backend: `stream` is ignored, and the host
+            waits until the copy is complete.
+
+        Raises
+        ------
+        TypeError
+            If `stream` is not a `torch.cuda.Stream`, an int or None.
+        CudaError
+            If the copy failed.
         """
         if self._device.type == "cuda":
             self._native.wait(as_native_stream(stream, self._device))
@@ -61,21 +86,27 @@ class Ticket:
             self.synchronize()
 
     def synchronize(self) -> None:
-        """Wait on the host until the copy is over."""
+        """Wait on the host until the copy is complete.
+
+        Raises
+        ------
+        CudaError
+            If the copy failed.
+        """
         self._native.synchronize()
         self._in_flight.reap()
 
     def wait_source_read(self) -> None:
-        """Wait on the host until the source was read, and may change: for the ring's threads, not the device.
+        """Wait on the host until the source has been read. Then the source may change.
 
-        Raises nothing if the copy failed.
+        The host waits for the ring's threads, not for the device. A failed copy raises nothing here.
         """
         self._native.wait_source_read()
         self._in_flight.reap()
 
     @property
     def done(self) -> bool:
-        """Whether the copy is over; never waits."""
+        """Whether the copy is complete; does not wait. Raises `CudaError` if the copy failed."""
         done = self._native.done
         if done:
             self._in_flight.reap()
@@ -83,21 +114,21 @@ class Ticket:
 
 
 def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
-    """Return a stream as the native side takes it: a handle together with the device that it belongs to.
+    """Return `stream` as the native module takes it: its handle and its device.
 
-    A `torch.cuda.Stream` knows its device; an int is the handle of a stream of `device`. None: the current
-    stream of `device`.
+    A `torch.cuda.Stream` has a device. An int is the handle of a stream of `device`. None: the current stream
+    of `device`.
 
     Raises
     ------
     TypeError
-        If `stream` is neither a `torch.cuda.Stream`, an int, nor None.
+        If `stream` is not a `torch.cuda.Stream`, an int or None.
     """
     if stream is None:
         stream = torch.cuda.current_stream(device)
     if isinstance(stream, int) and not isinstance(stream, bool):
         return _native.Stream(stream, device.index)
-    handle, its_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
-    if not isinstance(handle, int) or not isinstance(its_device, torch.device):
+    handle, stream_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
+    if not isinstance(handle, int) or not isinstance(stream_device, torch.device):
         raise TypeError(f"stream must be a torch.cuda.Stream or an int, it is {type(stream).__name__}")
-    return _native.Stream(handle, its_device.index)
+    return _native.Stream(handle, stream_device.index)
