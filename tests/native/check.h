@@ -1,5 +1,5 @@
-// What a test says: CHECK stops at the first wrong thing and names it. A test program is the functions that
-// main calls.
+// Checks for tests: a check that fails prints its place and its values, and ends the program. A test program
+// is the functions that its main calls.
 #pragma once
 
 #include <cstdlib>
@@ -9,7 +9,7 @@
 #define CHECK(condition)                                                                \
   do {                                                                                  \
     if (!(condition)) {                                                                 \
-      std::cerr << __FILE__ << ":" << __LINE__ << ": not true: " << #condition << "\n"; \
+      std::cerr << __FILE__ << ":" << __LINE__ << ": is false: " << #condition << "\n"; \
       std::exit(1);                                                                     \
     }                                                                                   \
   } while (false)
@@ -25,7 +25,7 @@
     }                                                                                                        \
   } while (false)
 
-// `statement` throws `exception`, and its message has `words` in it.
+// `statement` throws `exception`, and its message contains `words`.
 #define CHECK_THROWS(statement, exception, words)                                                          \
   do {                                                                                                     \
     std::string check_message = "nothing was thrown";                                                      \

@@ -1,4 +1,4 @@
-// The prototypes of csrc/runtime/cuda_runtime.h against those of NVIDIA's headers. Nothing here runs.
+// Compares the prototypes of csrc/runtime/cuda_runtime.h with NVIDIA's headers at compile time.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Handles, enumerations and structs are declared by hand as what they are to the caller.
+// The type by which cuda_runtime.h declares a handle, an enumeration or a struct.
 template <typename Type>
 struct Plain {
   using type = std::conditional_t<std::is_enum_v<Type>, int, Type>;
@@ -56,12 +56,12 @@ struct PlainFunction<Result (*)(Parameters...)> {
 template <typename Function>
 using PlainOf = typename PlainFunction<Function>::type;
 
-// Only the plain C functions: the header adds overloads of its own for C++.
+// `&::name` selects the C function: NVIDIA's header adds overloads for C++.
 #define VITCACHE_SAME(result, name, parameters) \
   static_assert(std::is_same_v<PlainOf<decltype(&::name)>, result(*) parameters>, "signature of " #name);
 VITCACHE_CUDA_FUNCTIONS(VITCACHE_SAME)
 
-// Its name is a macro for that of the second version.
+// In cuda.h, cuStreamWaitValue32 is a macro for cuStreamWaitValue32_v2.
 using Optional = vitcache::CudaOptionalFunctions;
 static_assert(
     std::is_same_v<PlainOf<decltype(&::cuStreamWaitValue32)>, decltype(Optional::cuStreamWaitValue32_v2)>);

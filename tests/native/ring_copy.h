@@ -1,4 +1,4 @@
-// A copy through a ring, with the memory that it needs.
+// A copy through a ring, with its source and destination.
 #pragma once
 
 #include <chrono>
@@ -18,7 +18,7 @@
 using Bytes = std::vector<std::byte>;
 using Seconds = std::chrono::duration<double>;
 
-inline Bytes numbered(std::size_t bytes, unsigned seed) {
+inline Bytes random_bytes(std::size_t bytes, unsigned seed) {
   std::mt19937 random(seed);
   Bytes memory(bytes);
   for (std::byte& value : memory) value = static_cast<std::byte>(random());
@@ -31,7 +31,7 @@ struct Copy {
 
   Copy(vitcache::Ring& ring, std::size_t bytes, unsigned seed, std::optional<Seconds> timeout = {},
        std::optional<vitcache::Stream> after = {})
-      : source(numbered(bytes, seed)), destination(bytes), ticket(ring.make_ticket()) {
+      : source(random_bytes(bytes, seed)), destination(bytes), ticket(ring.make_ticket()) {
     const auto view = std::make_shared<const vitcache::StridedView>(
         source.data(), 1, std::vector<std::int64_t>{static_cast<std::int64_t>(bytes)},
         std::vector<std::int64_t>{1});
@@ -43,12 +43,12 @@ struct Copy {
     }
   }
 
-  // The pieces that were queued before it failed still use the memory.
+  // Keeps the memory alive for ever: pieces that were queued before the exception still access it.
   void abandon() {
     static std::mutex mutex;
-    static std::vector<std::pair<Bytes, Bytes>> kept;
+    static std::vector<std::pair<Bytes, Bytes>> abandoned;
     const std::lock_guard<std::mutex> lock(mutex);
-    kept.emplace_back(std::move(source), std::move(destination));
+    abandoned.emplace_back(std::move(source), std::move(destination));
   }
 
   void check() const {

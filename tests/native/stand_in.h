@@ -1,4 +1,4 @@
-// The stand-in for the CUDA runtime, and its controls by name.
+// Opens the stand-in for the CUDA runtime, and finds its controls by name.
 #pragma once
 
 #include <dlfcn.h>
@@ -27,7 +27,7 @@ inline vitcache::SharedRuntime open() {
 
 inline vitcache_stand_in_counts count() { return VITCACHE_CONTROL(count)(); }
 
-// Streams do nothing while it lives.
+// While a Pause exists, streams execute no work.
 class Pause {
  public:
   Pause() { VITCACHE_CONTROL(pause)(1); }

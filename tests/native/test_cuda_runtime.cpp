@@ -19,7 +19,7 @@ using vitcache::CudaRuntime;
 using vitcache::Event;
 using vitcache::Stream;
 
-// A stream in the place of an event, or a bare pointer in the place of either, does not compile.
+// Code that passes a stream for an event, or a pointer for a stream or an event, does not compile.
 template <typename First, typename Second>
 constexpr bool kCanRecord = std::is_invocable_v<decltype(&CudaRuntime::record), CudaRuntime, First, Second>;
 template <typename First, typename Second>
@@ -36,8 +36,8 @@ void set_environment(const char* cudart, const char* no_cuda) {
   setenv("VITCACHE_NO_CUDA", no_cuda, 1);
 }
 
-// Before the stand-in is loaded, so that "already loaded" cannot be the one that is found.
-void a_given_directory_is_searched() {
+// This test runs first: once the stand-in is loaded, the search finds it as "already loaded".
+void open_searches_the_given_directories() {
   set_environment("", "");
   const std::filesystem::path directory =
       std::filesystem::temp_directory_path() / ("vitcache-" + std::to_string(getpid()));
@@ -48,7 +48,7 @@ void a_given_directory_is_searched() {
   std::filesystem::remove_all(directory);
 }
 
-void devices_are_listed() {
+void devices_returns_name_and_capability_of_each_device() {
   set_environment(STAND_IN, "");
   VITCACHE_CONTROL(set_devices)(2);
   const CudaRuntime runtime = CudaRuntime::open({});
@@ -63,7 +63,7 @@ void devices_are_listed() {
   CHECK_EQUAL(devices[1].minor, 1);
 }
 
-void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
+void a_failed_call_throws_its_name_and_clears_the_last_error() {
   const CudaRuntime runtime = CudaRuntime::open_file(STAND_IN);
   const auto last_error = stand_in::find<int()>("cudaGetLastError");
   VITCACHE_CONTROL(fail)("cudaGetDeviceCount", 1, 35);
@@ -79,7 +79,7 @@ void a_failed_call_says_what_failed_and_leaves_no_error_behind() {
   VITCACHE_CONTROL(reset)();
 }
 
-void copies_run_on_a_stream_behind_a_value_and_an_event() {
+void copies_wait_for_a_value_and_for_an_event() {
   const CudaRuntime runtime = CudaRuntime::open_file(STAND_IN);
   const Stream first = runtime.create_stream(0);
   const Stream second = runtime.create_stream(0);
@@ -87,32 +87,32 @@ void copies_run_on_a_stream_behind_a_value_and_an_event() {
   auto* locked = static_cast<std::uint32_t*>(runtime.alloc_host(16));
   locked[0] = 0;
   locked[1] = 7;
-  std::uint32_t middle = 0, last = 0, other = 0;
+  std::uint32_t first_copy = 0, second_copy = 0, third_copy = 0;
   CHECK(runtime.is_done(event));
   runtime.wait_value(first, locked, 3);
-  runtime.copy_async(&middle, locked + 1, 4, first);
+  runtime.copy_async(&first_copy, locked + 1, 4, first);
   runtime.record(event, first);
   runtime.wait_event(second, event);
-  runtime.copy_batch_async({&last, &other}, {&middle, locked + 1}, {4, 4}, second);
+  runtime.copy_batch_async({&second_copy, &third_copy}, {&first_copy, locked + 1}, {4, 4}, second);
   CHECK(!runtime.is_done(event));
   __atomic_store_n(locked, 4U, __ATOMIC_RELEASE);
   runtime.synchronize_stream(second);
   CHECK(runtime.is_done(event));
-  CHECK(middle == 7 && last == 7 && other == 7);
-  CHECK_THROWS(runtime.copy_batch_async({&last}, {&middle}, {4}, Stream{nullptr, 0}), std::invalid_argument,
-               "cannot be queued on a default stream");
+  CHECK(first_copy == 7 && second_copy == 7 && third_copy == 7);
+  CHECK_THROWS(runtime.copy_batch_async({&second_copy}, {&first_copy}, {4}, Stream{nullptr, 0}),
+               std::invalid_argument, "cannot be queued on a default stream");
   runtime.destroy_event(event);
   runtime.destroy_stream(first);
   runtime.destroy_stream(second);
   runtime.free_host(locked);
 }
 
-void a_given_file_is_the_only_one() {
+void open_file_tries_no_other_file() {
   CHECK_THROWS(CudaRuntime::open_file(NOT_CUDART), CudaError, "has no cuda");
   CHECK_THROWS(CudaRuntime::open_file("/nonexistent"), CudaError, "/nonexistent (given file)");
 }
 
-void a_chosen_file_that_is_missing_is_not_replaced_by_another() {
+void open_with_a_missing_named_file_tries_no_other_file() {
   set_environment("/nonexistent/libcudart.so", "");
   const CudaRuntime runtime = CudaRuntime::open({});
   CHECK(!runtime.available());
@@ -121,18 +121,18 @@ void a_chosen_file_that_is_missing_is_not_replaced_by_another() {
   CHECK_THROWS(runtime.devices(), CudaError, "no CUDA runtime");
 }
 
-void a_library_without_the_entry_points_is_refused_by_name() {
+void open_refuses_a_library_that_lacks_entry_points() {
   set_environment(NOT_CUDART, "");
   const CudaRuntime runtime = CudaRuntime::open({});
   CHECK(!runtime.available());
   CHECK(runtime.searched().back().find("has no cuda") != std::string::npos);
 }
 
-void the_search_can_be_turned_off() {
+void open_with_no_cuda_set_does_not_search() {
   set_environment(STAND_IN, "1");
-  const CudaRuntime off = CudaRuntime::open({});
-  CHECK(!off.available());
-  CHECK(off.searched().back().find("VITCACHE_NO_CUDA") != std::string::npos);
+  const CudaRuntime runtime = CudaRuntime::open({});
+  CHECK(!runtime.available());
+  CHECK(runtime.searched().back().find("VITCACHE_NO_CUDA") != std::string::npos);
   set_environment(STAND_IN, "0");
   CHECK(CudaRuntime::open({}).available());
 }
@@ -140,12 +140,12 @@ void the_search_can_be_turned_off() {
 }  // namespace
 
 int main() {
-  a_given_directory_is_searched();
-  devices_are_listed();
-  a_failed_call_says_what_failed_and_leaves_no_error_behind();
-  copies_run_on_a_stream_behind_a_value_and_an_event();
-  a_given_file_is_the_only_one();
-  a_chosen_file_that_is_missing_is_not_replaced_by_another();
-  a_library_without_the_entry_points_is_refused_by_name();
-  the_search_can_be_turned_off();
+  open_searches_the_given_directories();
+  devices_returns_name_and_capability_of_each_device();
+  a_failed_call_throws_its_name_and_clears_the_last_error();
+  copies_wait_for_a_value_and_for_an_event();
+  open_file_tries_no_other_file();
+  open_with_a_missing_named_file_tries_no_other_file();
+  open_refuses_a_library_that_lacks_entry_points();
+  open_with_no_cuda_set_does_not_search();
 }

@@ -1,4 +1,4 @@
-// Fills against loops over single elements, between guards, and casts against another arithmetic.
+// Compares fills with loops over single elements, and casts with an arithmetic in doubles.
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -22,20 +22,21 @@ using Sizes = std::vector<std::int64_t>;
 
 constexpr std::byte kGuard{0xA5};
 
-std::vector<std::byte> numbered(std::size_t bytes) {
+std::vector<std::byte> patterned_bytes(std::size_t bytes) {
   std::vector<std::byte> memory(bytes);
   for (std::size_t i = 0; i < bytes; ++i) memory[i] = static_cast<std::byte>(i * 2654435761U >> 24);
   return memory;
 }
 
-// Element `index` in row-major order, by its definition.
+// The address of element `index` in row-major order.
 const std::byte* element(const std::byte* data, const Sizes& shape, const Sizes& strides,
                          std::int64_t index) {
   for (std::size_t i = shape.size(); i-- > 0; index /= shape[i]) data += index % shape[i] * strides[i];
   return data;
 }
 
-// Fills [first, first + count) at an odd place between guards, and compares each element.
+// Fills from elements [first, first + count), `offset` bytes into guard bytes, and checks elements and
+// guards.
 void check_range(const std::byte* data, std::int64_t bytes, const Sizes& shape, const Sizes& strides,
                  std::int64_t first, std::int64_t count, std::size_t offset) {
   const auto length = static_cast<std::size_t>(count * bytes);
@@ -48,9 +49,9 @@ void check_range(const std::byte* data, std::int64_t bytes, const Sizes& shape, 
     CHECK((i >= offset && i < offset + length) || written[i] == kGuard);
 }
 
-void every_part_of_every_view_is_written_and_nothing_else() {
-  const std::vector<std::byte> memory = numbered(1 << 16);
-  const std::byte* middle = memory.data() + (1 << 15) + 1;  // odd, and with room on both sides
+void fill_of_any_part_of_any_view_writes_only_its_elements() {
+  const std::vector<std::byte> memory = patterned_bytes(1 << 16);
+  const std::byte* middle = memory.data() + (1 << 15) + 1;  // an odd address, with bytes on both sides
   const std::vector<std::pair<Sizes, Sizes>> views{
       {{}, {}},
       {{0, 3}, {8, 1}},
@@ -59,7 +60,7 @@ void every_part_of_every_view_is_written_and_nothing_else() {
       {{5, 7}, {40, 4}},         // rows of a wider array
       {{5, 7}, {-28, -4}},       // flipped
       {{3, 5, 4}, {4, 48, 12}},  // (H, W, C) as (C, H, W)
-      {{4, 1, 6}, {0, 99, 4}},   // one row again and again
+      {{4, 1, 6}, {0, 99, 4}},   // one row, repeated
       {{2, 2, 2, 2, 2}, {4, 64, 8, 32, 16}},
   };
   for (const auto& [shape, strides] : views)
@@ -72,14 +73,14 @@ void every_part_of_every_view_is_written_and_nothing_else() {
     }
 }
 
-void lengths_and_places_around_the_vector_are_exact() {
-  const std::vector<std::byte> memory = numbered(4096);
+void fill_of_any_length_and_alignment_writes_only_its_bytes() {
+  const std::vector<std::byte> memory = patterned_bytes(4096);
   for (std::size_t offset = 0; offset < 33; ++offset)
     for (std::int64_t length = 0; length < 200; ++length)
       check_range(memory.data() + offset % 5, 1, {length}, {1}, 0, length, offset);
 }
 
-// The nearest number of `mantissa_bits`, by doubles.
+// The nearest number with `mantissa_bits` bits, computed in doubles.
 double nearest(double value, int mantissa_bits, int least_exponent) {
   if (value == 0 || !std::isfinite(value)) return value;
   const int exponent = std::max(std::ilogb(value), least_exponent);
@@ -93,7 +94,7 @@ double from_float16(std::uint16_t bits) {
   return sign * (exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25));
 }
 
-void casts_round_to_nearest_even_everywhere() {
+void casts_around_every_16_bit_number_round_to_nearest_even() {
   std::vector<std::uint32_t> patterns;
   for (std::uint32_t high = 0; high < 0x10000; ++high)
     for (const std::uint32_t low :
@@ -126,7 +127,7 @@ void casts_round_to_nearest_even_everywhere() {
   }
 }
 
-void what_is_cast_comes_in_order_from_any_view() {
+void fill_with_a_cast_keeps_the_order_of_any_view() {
   std::vector<float> values(3 * 5000);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i) * 0.37F;
   const auto* data = reinterpret_cast<const std::byte*>(values.data());
@@ -151,7 +152,7 @@ void what_is_cast_comes_in_order_from_any_view() {
   }
 }
 
-void what_cannot_be_is_named() {
+void invalid_shapes_and_casts_throw_their_numbers() {
   const std::byte data{};
   CHECK_THROWS(StridedView(&data, 1, {2, 3}, {1}), std::invalid_argument, "got 2 sizes and 1 strides");
   CHECK_THROWS(StridedView(&data, 1, {2, -3}, {1, 1}), std::invalid_argument, "size 1 is -3");
@@ -159,9 +160,9 @@ void what_cannot_be_is_named() {
                "elements of 8 bytes");
 }
 
-// Threads fill parts of one slot; who sees all their flags sees all their bytes.
-void parts_are_filled_by_threads_behind_a_flag() {
-  const std::vector<std::byte> memory = numbered(1 << 20);
+// Threads fill parts of one slot. A thread that has read all their flags sees all their bytes.
+void parts_filled_by_threads_are_visible_after_their_flag() {
+  const std::vector<std::byte> memory = patterned_bytes(1 << 20);
   const StridedView view(memory.data(), 1, {1 << 20}, {1});
   std::vector<std::byte> slot(1 << 20);
   std::atomic<int> full{0};
@@ -180,10 +181,10 @@ void parts_are_filled_by_threads_behind_a_flag() {
 }  // namespace
 
 int main() {
-  every_part_of_every_view_is_written_and_nothing_else();
-  lengths_and_places_around_the_vector_are_exact();
-  casts_round_to_nearest_even_everywhere();
-  what_is_cast_comes_in_order_from_any_view();
-  what_cannot_be_is_named();
-  parts_are_filled_by_threads_behind_a_flag();
+  fill_of_any_part_of_any_view_writes_only_its_elements();
+  fill_of_any_length_and_alignment_writes_only_its_bytes();
+  casts_around_every_16_bit_number_round_to_nearest_even();
+  fill_with_a_cast_keeps_the_order_of_any_view();
+  invalid_shapes_and_casts_throw_their_numbers();
+  parts_filled_by_threads_are_visible_after_their_flag();
 }

@@ -1,4 +1,4 @@
-// Placement and row copies on heap memory of their own, so that the address sanitizer sees a row too far.
+// Placement and row copies. Each buffer is its own heap block, so that AddressSanitizer reports an overrun.
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -21,7 +21,7 @@ using Row = std::vector<std::int64_t>;
 constexpr std::int64_t kElements = 4;
 constexpr std::int64_t kRowBytes = kElements * static_cast<std::int64_t>(sizeof(float));
 
-// Row r holds r in every element.
+// Every element of row `r` is `first + r`.
 std::vector<float> numbered_rows(std::int64_t count, float first) {
   std::vector<float> rows;
   for (std::int64_t row = 0; row < count; ++row)
@@ -43,7 +43,7 @@ Row row_table(const Placement& placement, int kind) {
   return table;
 }
 
-void the_row_table_lists_each_row_once_through_its_pages() {
+void row_table_contains_each_placed_row_at_its_page_address() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 5, kFloat32, false));
   placement.add_source(Source::paged(2000, 16, 5, kFloat32, false, {3, 1, 0}, 2));
@@ -65,7 +65,7 @@ void the_row_table_lists_each_row_once_through_its_pages() {
   CHECK(placement.aligned(kBfloat16));
 }
 
-void what_does_not_fit_is_named() {
+void checks_of_invalid_runs_throw_the_item_and_both_numbers() {
   const auto placed = [](vitcache::Run first, vitcache::Run second) {
     Placement placement;
     placement.add_source(Source::block(0, 16, 4, kFloat32, false));
@@ -90,7 +90,7 @@ void what_does_not_fit_is_named() {
                "expected pages for 5 rows, got 2 pages of 2 rows");
 }
 
-void long_host_blocks_are_taken_out_and_left_out() {
+void take_host_blocks_removes_long_blocks_from_runs_and_tables() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 8, kFloat32, true));
   placement.add_source(Source::paged(2000, 16, 8, kFloat32, true, {4, 5, 9, 1}, 2));
@@ -112,14 +112,15 @@ void long_host_blocks_are_taken_out_and_left_out() {
          Row{-1, -1, -1, -1, 2000 + 18 * 16, 2000 + 19 * 16, 2000 + 2 * 16, 2000 + 3 * 16}));
 }
 
-void sources_in_the_destination_are_found() {
+void check_apart_finds_sources_in_the_destination() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 4, kFloat32, false));
   placement.check_apart(0, 1000, 16, 16, kElements);
   placement.check_apart(1064, 2000, 16, 16, kElements);
   CHECK_THROWS(placement.check_apart(1063, 2000, 16, 16, kElements), std::invalid_argument,
                "item 0 shares memory");
-  // Every other row of one buffer: the source's rows lie between the destination's, or not.
+  // Source and destination alternate in one buffer: the source's rows lie between the destination's rows, or
+  // overlap them.
   Placement interleaved;
   interleaved.add_source(Source::block(1016, 32, 4, kFloat32, false));
   interleaved.add_run({0, 0, 4, 0});
@@ -130,7 +131,7 @@ void sources_in_the_destination_are_found() {
                "shares memory");
   CHECK_THROWS(placement.check_apart(900, 1001, 16, 16, kElements), std::invalid_argument,
                "item 0 shares memory");
-  // Pages 3, 1 and 5 of two rows: rows 2 to 11 of the pool, its last page too.
+  // Pages 3, 1 and 5 of two rows each are the rows 2 to 11 of the pool.
   Placement paged;
   paged.add_source(Source::paged(2000, 16, 5, kFloat32, false, {3, 1, 5}, 2));
   paged.add_run({0, 0, 5, 0});
@@ -140,7 +141,7 @@ void sources_in_the_destination_are_found() {
   CHECK_THROWS(paged.check_apart(2191, 3000, 16, 16, kElements), std::invalid_argument, "shares memory");
 }
 
-void every_row_that_is_stored_has_its_page_once() {
+void stored_tables_contain_the_page_of_each_row_once() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 5, kFloat32, false));
   placement.add_source(Source::block(2000, 16, 2, kFloat32, false));
@@ -182,7 +183,7 @@ void every_row_that_is_stored_has_its_page_once() {
                std::invalid_argument, "item 1 has 2 rows, the pages to store it in have 3");
 }
 
-void what_is_stored_is_left_to_the_kernel() {
+void take_host_blocks_skips_stored_sources() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 8, kFloat32, true));
   placement.add_store(0, Source::paged(64000, 16, 8, kFloat32, false, {0, 1}, 4));
@@ -191,7 +192,7 @@ void what_is_stored_is_left_to_the_kernel() {
   CHECK_EQUAL(placement.num_rows(kFloat32), 8);
 }
 
-void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
+void scatter_and_embed_with_any_thread_count_write_the_rows(std::int64_t num_rows) {
   const std::vector<float> source = numbered_rows(2 * num_rows, 0);  // two levels a row
   Placement placement;
   placement.add_source(Source::block(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false));
@@ -218,7 +219,7 @@ void rows_are_moved_by_one_thread_or_many(std::int64_t num_rows) {
   }
 }
 
-void ids_are_looked_at_where_no_run_goes_and_nowhere_else() {
+void check_text_ids_checks_only_tokens_outside_of_runs() {
   Placement placement;
   placement.add_source(Source::block(0, 16, 4, kFloat32, false));
   placement.add_run({0, 4, 2, 0});
@@ -229,11 +230,11 @@ void ids_are_looked_at_where_no_run_goes_and_nowhere_else() {
     std::vector<std::int64_t> ids{0, any, -any, 2, any, any, 1};
     placement.check_text_ids(ids.data(), 7, 3);
     for (const std::size_t token : {std::size_t{0}, std::size_t{3}, std::size_t{6}}) {
-      const std::int64_t right = std::exchange(ids[token], bad);
+      const std::int64_t valid = std::exchange(ids[token], bad);
       CHECK_THROWS(
           placement.check_text_ids(ids.data(), 7, 3), std::out_of_range,
           "input_ids[" + std::to_string(token) + "] is " + std::to_string(bad) + ", the weight has 3 rows");
-      ids[token] = right;
+      ids[token] = valid;
     }
   }
   const std::vector<std::int32_t> ids{0, any, any, 2, any, any, 3};
@@ -244,7 +245,7 @@ void ids_are_looked_at_where_no_run_goes_and_nowhere_else() {
   empty.check_text_ids(ids.data(), 1, 1);
 }
 
-void an_overlap_is_found_whatever_the_order_and_the_sources() {
+void find_overlap_finds_runs_of_any_order_and_source() {
   Placement placement;
   CHECK(!placement.find_overlap());
   constexpr std::int64_t huge = std::int64_t{1} << 62;
@@ -262,7 +263,7 @@ void an_overlap_is_found_whatever_the_order_and_the_sources() {
                "item 3 (tokens [10, 14)) and item 1 (tokens [13, 15)) overlap");
 }
 
-void what_was_stored_is_read_from_its_pages() {
+void read_stores_replaces_sources_by_their_pages() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 3, kFloat32, false));
   placement.add_source(Source::block(3000, 16, 3, kFloat32, false));
@@ -278,15 +279,15 @@ void what_was_stored_is_read_from_its_pages() {
 }  // namespace
 
 int main() {
-  the_row_table_lists_each_row_once_through_its_pages();
-  what_does_not_fit_is_named();
-  long_host_blocks_are_taken_out_and_left_out();
-  sources_in_the_destination_are_found();
-  every_row_that_is_stored_has_its_page_once();
-  what_is_stored_is_left_to_the_kernel();
-  rows_are_moved_by_one_thread_or_many(5);
-  rows_are_moved_by_one_thread_or_many(200'000);
-  ids_are_looked_at_where_no_run_goes_and_nowhere_else();
-  an_overlap_is_found_whatever_the_order_and_the_sources();
-  what_was_stored_is_read_from_its_pages();
+  row_table_contains_each_placed_row_at_its_page_address();
+  checks_of_invalid_runs_throw_the_item_and_both_numbers();
+  take_host_blocks_removes_long_blocks_from_runs_and_tables();
+  check_apart_finds_sources_in_the_destination();
+  stored_tables_contain_the_page_of_each_row_once();
+  take_host_blocks_skips_stored_sources();
+  scatter_and_embed_with_any_thread_count_write_the_rows(5);
+  scatter_and_embed_with_any_thread_count_write_the_rows(200'000);
+  check_text_ids_checks_only_tokens_outside_of_runs();
+  find_overlap_finds_runs_of_any_order_and_source();
+  read_stores_replaces_sources_by_their_pages();
 }

@@ -1,4 +1,4 @@
-// The ring on the stand-in: order, room, failures, and threads that all use it at once.
+// The ring on the stand-in: order, full rings, failures, and concurrent threads.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -38,7 +38,7 @@ std::unique_ptr<Ring> make_ring(std::size_t capacity = kCapacity, std::size_t pi
   return std::make_unique<Ring>(stand_in::open(), vitcache::RingOptions{capacity, 2, piece, 0, {}});
 }
 
-void copies_of_every_size_arrive_whole() {
+void copies_of_every_size_write_all_bytes() {
   const auto ring = make_ring();
   for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{255}, std::size_t{257},
                                   kPiece - 1, kPiece, kPiece + 1, kCapacity, 3 * kCapacity + 17}) {
@@ -49,16 +49,16 @@ void copies_of_every_size_arrive_whole() {
   CHECK_EQUAL(ring->stats().used_bytes, 0U);
 }
 
-// Threads share the chunks of a piece: who sees the flag sees the bytes of all of them.
-void a_piece_of_many_chunks_arrives_whole() {
+// Several threads fill the chunks of a piece. The flag must publish the bytes of all of them.
+void copy_of_pieces_with_many_chunks_writes_all_bytes() {
   const auto ring = make_ring(std::size_t{8} << 20, std::size_t{4} << 20);
   for (unsigned seed = 0; seed < 5; ++seed) Copy(*ring, (std::size_t{7} << 20) + 13, seed).check();
 }
 
-void a_full_ring_makes_the_caller_wait_and_says_what_is_in_it() {
+void copy_to_a_full_ring_times_out_and_describes_the_slots() {
   const auto ring = make_ring();
   const Pause pause;
-  const Copy first(*ring, kCapacity - kPiece, 1, Seconds(10));  // fits, though nothing moves
+  const Copy first(*ring, kCapacity - kPiece, 1, Seconds(10));  // it fits although no stream runs
   const vitcache::RingStats stats = ring->stats();
   CHECK_EQUAL(stats.used_bytes, kCapacity - kPiece);
   CHECK_EQUAL(stats.num_slots, kCapacity / kPiece - 1);
@@ -70,7 +70,7 @@ void a_full_ring_makes_the_caller_wait_and_says_what_is_in_it() {
   first.check();
 }
 
-void a_held_ring_keeps_its_slots() {
+void a_ring_on_hold_retires_no_slot() {
   const auto ring = make_ring();
   ring->hold();
   const Copy copy(*ring, kCapacity, 1);
@@ -81,7 +81,7 @@ void a_held_ring_keeps_its_slots() {
   Copy(*ring, 1, 2, Seconds(60)).check();
 }
 
-void a_copy_comes_after_the_stream_that_is_named() {
+void copy_waits_for_the_after_stream_and_readers_for_the_ticket() {
   const auto ring = make_ring();
   const vitcache::SharedRuntime runtime = stand_in::open();
   const Stream stream = runtime->create_stream(0);
@@ -91,22 +91,21 @@ void a_copy_comes_after_the_stream_that_is_named() {
   const Copy copy(*ring, 100, 1, {}, stream);
   while (!copy.ticket->source_read()) std::this_thread::yield();
   CHECK(!copy.ticket->done());
-  // And another stream after the copy.
   const Stream reader = runtime->create_stream(0);
-  std::byte seen{};
+  std::byte read{};
   copy.ticket->wait(reader);
-  runtime->copy_async(&seen, &copy.destination[99], 1, reader);
+  runtime->copy_async(&read, &copy.destination[99], 1, reader);
   __atomic_store_n(gate, 1U, __ATOMIC_RELEASE);
   runtime->synchronize_stream(reader);
-  CHECK(seen == copy.source[99]);
+  CHECK(read == copy.source[99]);
   copy.check();
   runtime->free_host(gate);
   runtime->destroy_stream(stream);
   runtime->destroy_stream(reader);
 }
 
-// Its calls are right beside a capture, and none of them gets into it.
-void a_graph_may_be_captured_meanwhile() {
+// The calls of a ring neither fail during a capture of another stream nor become part of it.
+void a_ring_works_during_a_capture_and_refuses_the_captured_stream() {
   const vitcache::SharedRuntime runtime = stand_in::open();
   const Stream captured = runtime->create_stream(0);
   VITCACHE_CONTROL(capture)(captured.handle);
@@ -119,7 +118,7 @@ void a_graph_may_be_captured_meanwhile() {
   runtime->destroy_stream(captured);
 }
 
-void a_stream_that_is_lent_outlives_it() {
+void a_ring_does_not_destroy_a_lent_stream() {
   const vitcache::SharedRuntime runtime = stand_in::open();
   const Stream stream = runtime->create_stream(0);
   const vitcache::Event event = runtime->create_event(0);
@@ -127,13 +126,13 @@ void a_stream_that_is_lent_outlives_it() {
     const Ring ring(runtime, vitcache::RingOptions{kCapacity, 2, kPiece, 0, stream});
     CHECK(ring.stream().handle == stream.handle);
   }
-  runtime->record(event, stream);  // as torch does when it frees what the ring wrote to
+  runtime->record(event, stream);  // as torch does when it frees memory that the ring wrote to
   runtime->synchronize(event);
   runtime->destroy_event(event);
   runtime->destroy_stream(stream);
 }
 
-void a_copy_makes_no_call_that_waits() {
+void copy_makes_no_synchronizing_call() {
   const auto ring = make_ring();
   VITCACHE_CONTROL(reset)();
   const Copy copy(*ring, 5 * kCapacity, 1);
@@ -141,7 +140,7 @@ void a_copy_makes_no_call_that_waits() {
   copy.check();
 }
 
-void a_call_that_fails_poisons_its_ticket_and_nothing_else() {
+void a_failed_call_fails_only_its_ticket() {
   for (const char* entry :
        {"cudaMemcpyAsync", "cuStreamWaitValue32_v2", "cudaEventRecord", "cudaEventCreateWithFlags"})
     for (const int nth : {1, 2, 3}) {
@@ -159,7 +158,7 @@ void a_call_that_fails_poisons_its_ticket_and_nothing_else() {
     }
 }
 
-void a_lost_device_is_told_by_every_ticket_and_the_ring_still_closes() {
+void tickets_of_a_lost_device_throw_and_the_ring_closes() {
   auto ring = make_ring();
   VITCACHE_CONTROL(fail_copy)(3);
   const Copy first(*ring, 4 * kPiece, 1);
@@ -170,7 +169,7 @@ void a_lost_device_is_told_by_every_ticket_and_the_ring_still_closes() {
   VITCACHE_CONTROL(reset)();
 }
 
-void memory_that_cannot_be_locked_is_named_and_given_back() {
+void a_ring_that_cannot_page_lock_throws_and_frees_its_memory() {
   VITCACHE_CONTROL(limit_locked_bytes)(kCapacity - 1);
   CHECK_THROWS(make_ring(), vitcache::OutOfMemory, "cannot page-lock 65536 bytes");
   VITCACHE_CONTROL(limit_locked_bytes)(kCapacity + 1);
@@ -180,7 +179,7 @@ void memory_that_cannot_be_locked_is_named_and_given_back() {
   CHECK_THROWS(make_ring(1), std::invalid_argument, "capacity_bytes is 1, it must be at least 256");
 }
 
-void tickets_outlive_the_ring() {
+void a_ticket_works_after_its_ring_is_destroyed() {
   auto ring = make_ring();
   const Copy copy(*ring, kPiece, 1);
   ring.reset();
@@ -189,46 +188,47 @@ void tickets_outlive_the_ring() {
   CHECK(stand_in::count().events >= 1U);
 }
 
-void who_waits_for_room_is_told_when_the_ring_is_closed() {
+void copy_that_waits_for_a_slot_throws_when_the_ring_closes() {
   const auto ring = make_ring();
   ring->hold();
   const Copy copy(*ring, kCapacity, 1);
-  std::string said;
+  std::string message;
   std::thread waiting([&] {
     try {
       const Copy late(*ring, 1, 2);
     } catch (const std::runtime_error& error) {
-      said = error.what();
+      message = error.what();
     }
   });
   while (ring->stats().copies < 2) std::this_thread::yield();
   ring->close();
   ring->close();
   waiting.join();
-  CHECK_EQUAL(said, "the ring was closed");
+  CHECK_EQUAL(message, "the ring was closed");
   CHECK_THROWS(Copy(*ring, 1, 3), std::runtime_error, "the ring was closed");
   copy.check();
 }
 
-void a_child_process_cannot_use_it() {
+void copy_in_a_forked_child_throws() {
   const auto ring = make_ring();
   const pid_t child = fork();
   if (child == 0) {
-    std::string said;
+    std::string message;
     try {
       const Copy copy(*ring, 1, 1);
     } catch (const std::runtime_error& error) {
-      said = error.what();
+      message = error.what();
     }
-    _exit(ring->is_forked() && said.find("the ring belongs to process") == 0 ? 7 : 1);
+    _exit(ring->is_forked() && message.find("the ring belongs to process") == 0 ? 7 : 1);
   }
   int status = 0;
   CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
   CHECK_EQUAL(WEXITSTATUS(status), 7);
 }
 
-// Else the parent's next write to a page would go to a copy of it that the device does not know.
-void a_child_process_has_not_its_memory() {
+// If the child shared a page, the parent's next write would move it (copy-on-write), and the device would
+// read the old page.
+void a_pinned_region_is_not_mapped_in_a_forked_child() {
   const vitcache::PinnedRegion region(stand_in::open(), kCapacity, 2);
   const pid_t child = fork();
   if (child == 0) {
@@ -240,27 +240,28 @@ void a_child_process_has_not_its_memory() {
   CHECK_EQUAL(WEXITSTATUS(status), 7);
 }
 
-// Small copies beside one that is larger than the ring: turns are taken, so none of them waits for all of it.
-void a_large_copy_lets_small_ones_pass() {
+// The pieces of a copy that is larger than the ring take turns with small copies.
+void small_copies_complete_before_a_large_copy_is_queued() {
   const auto ring = make_ring();
   VITCACHE_CONTROL(delay_copies)(200);
-  std::atomic<bool> large_over{false};
+  std::atomic<bool> large_is_queued{false};
   std::thread large([&] {
     const Copy copy(*ring, 40 * kCapacity, 1);
-    large_over = true;
+    large_is_queued = true;
     copy.check();
   });
   while (ring->stats().num_slots < kCapacity / kPiece) std::this_thread::yield();
   for (unsigned i = 0; i < 5; ++i) Copy(*ring, 100, i).check();
-  CHECK(!large_over);
+  CHECK(!large_is_queued);
   VITCACHE_CONTROL(reset)();
   large.join();
 }
 
-// Everything at once: several producers, all sizes, timeouts, drops, holds, observers, and failures.
-void threads_may_do_anything_at_once(bool failing) {
+// Several producers with copies of all sizes, timeouts and dropped tickets; a thread that holds, releases and
+// observes the ring; and failures.
+void concurrent_threads_leave_the_ring_consistent(bool failing) {
   auto ring = make_ring(kCapacity, 1 << 12);
-  std::atomic<bool> over{false};
+  std::atomic<bool> producers_ended{false};
   std::atomic<int> failed{0}, timeouts{0};
   std::vector<std::thread> threads;
   for (unsigned producer = 0; producer < 4; ++producer)
@@ -293,11 +294,11 @@ void threads_may_do_anything_at_once(bool failing) {
         }
         while (!copy->ticket->source_read()) std::this_thread::yield();
       }
-      // What a failed copy left on the stream may still write.
+      // The pieces of a failed copy that were queued may still write.
       stand_in::open()->synchronize_stream(ring->stream());
     });
   threads.emplace_back([&] {
-    while (!over) {
+    while (!producers_ended) {
       ring->hold();
       ring->check_integrity();
       ring->release();
@@ -307,7 +308,7 @@ void threads_may_do_anything_at_once(bool failing) {
     }
   });
   for (std::size_t i = 0; i + 1 < threads.size(); ++i) threads[i].join();
-  over = true;
+  producers_ended = true;
   threads.back().join();
   VITCACHE_CONTROL(reset)();
   ring->check_integrity();
@@ -318,24 +319,24 @@ void threads_may_do_anything_at_once(bool failing) {
 }  // namespace
 
 int main() {
-  copies_of_every_size_arrive_whole();
-  a_piece_of_many_chunks_arrives_whole();
-  a_full_ring_makes_the_caller_wait_and_says_what_is_in_it();
-  a_held_ring_keeps_its_slots();
-  a_copy_comes_after_the_stream_that_is_named();
-  a_graph_may_be_captured_meanwhile();
-  a_stream_that_is_lent_outlives_it();
-  a_copy_makes_no_call_that_waits();
-  a_call_that_fails_poisons_its_ticket_and_nothing_else();
-  a_lost_device_is_told_by_every_ticket_and_the_ring_still_closes();
-  memory_that_cannot_be_locked_is_named_and_given_back();
-  tickets_outlive_the_ring();
-  who_waits_for_room_is_told_when_the_ring_is_closed();
-  a_child_process_cannot_use_it();
-  a_child_process_has_not_its_memory();
-  a_large_copy_lets_small_ones_pass();
-  threads_may_do_anything_at_once(false);
-  threads_may_do_anything_at_once(true);
+  copies_of_every_size_write_all_bytes();
+  copy_of_pieces_with_many_chunks_writes_all_bytes();
+  copy_to_a_full_ring_times_out_and_describes_the_slots();
+  a_ring_on_hold_retires_no_slot();
+  copy_waits_for_the_after_stream_and_readers_for_the_ticket();
+  a_ring_works_during_a_capture_and_refuses_the_captured_stream();
+  a_ring_does_not_destroy_a_lent_stream();
+  copy_makes_no_synchronizing_call();
+  a_failed_call_fails_only_its_ticket();
+  tickets_of_a_lost_device_throw_and_the_ring_closes();
+  a_ring_that_cannot_page_lock_throws_and_frees_its_memory();
+  a_ticket_works_after_its_ring_is_destroyed();
+  copy_that_waits_for_a_slot_throws_when_the_ring_closes();
+  copy_in_a_forked_child_throws();
+  a_pinned_region_is_not_mapped_in_a_forked_child();
+  small_copies_complete_before_a_large_copy_is_queued();
+  concurrent_threads_leave_the_ring_consistent(false);
+  concurrent_threads_leave_the_ring_consistent(true);
   CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
   CHECK_EQUAL(stand_in::count().streams, 0U);
   CHECK_EQUAL(stand_in::count().events, 0U);

@@ -1,4 +1,4 @@
-// The stand-in keeps CUDA's rules: what the ring is tested on must not be kinder than a GPU.
+// The stand-in enforces CUDA's rules, so that code that passes its tests on the stand-in is correct on a GPU.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,7 +33,7 @@ struct Fixture {
   }
 };
 
-void an_event_is_waited_for_as_it_was_recorded_at_the_call() {
+void wait_event_waits_for_the_recording_at_the_call() {
   Fixture f;
   int value = 1, seen = 0;
   {
@@ -43,7 +43,7 @@ void an_event_is_waited_for_as_it_was_recorded_at_the_call() {
     f.runtime->record(f.event, f.stream);
     CHECK(!f.runtime->is_done(f.event));
     f.runtime->wait_event(f.other, f.event);
-    // Behind work of `other` itself: if its wait followed this recording, it would wait for itself.
+    // If the wait used this later recording, `other` would wait for itself.
     f.runtime->record(f.event, f.other);
   }
   f.runtime->synchronize_stream(f.other);
@@ -51,7 +51,7 @@ void an_event_is_waited_for_as_it_was_recorded_at_the_call() {
   CHECK(f.runtime->is_done(f.event));
 }
 
-void a_value_is_compared_around_its_end() {
+void wait_value_compares_modulo_2_to_the_32() {
   Fixture f;
   auto* value = static_cast<std::uint32_t*>(f.runtime->alloc_host(4));
   *value = 0xFFFFFFF0U;
@@ -65,7 +65,7 @@ void a_value_is_compared_around_its_end() {
   f.runtime->free_host(value);
 }
 
-void what_was_destroyed_finishes_and_is_refused_afterwards() {
+void destroyed_streams_and_events_finish_and_are_then_refused() {
   Fixture f;
   int value = 1, seen = 0;
   const Stream stream = f.runtime->create_stream(0);
@@ -86,7 +86,7 @@ void what_was_destroyed_finishes_and_is_refused_afterwards() {
   CHECK_EQUAL(stand_in::count().events, 1U);
 }
 
-void calls_that_wait_are_counted() {
+void synchronizing_calls_and_copies_are_counted() {
   Fixture f;
   VITCACHE_CONTROL(reset)();
   auto* locked = static_cast<char*>(f.runtime->alloc_host(8));
@@ -128,7 +128,7 @@ void a_failed_copy_loses_the_device() {
   CHECK_EQUAL(stand_in::count().copies, 1U);
 }
 
-void a_call_can_be_made_to_fail() {
+void fail_makes_only_the_nth_call_fail() {
   Fixture f;
   VITCACHE_CONTROL(fail)("cudaEventRecord", 2, 999);
   f.runtime->record(f.event, f.stream);
@@ -136,7 +136,7 @@ void a_call_can_be_made_to_fail() {
   f.runtime->record(f.event, f.stream);
 }
 
-void a_capture_refuses_other_threads_calls_that_may_wait() {
+void calls_that_may_wait_fail_during_a_capture_unless_relaxed() {
   Fixture f;
   VITCACHE_CONTROL(capture)(f.stream.handle);
   CHECK(f.runtime->is_capturing(f.stream) && !f.runtime->is_capturing(f.other));
@@ -148,7 +148,7 @@ void a_capture_refuses_other_threads_calls_that_may_wait() {
   f.runtime->free_host(f.runtime->alloc_host(8));
 }
 
-void each_device_has_a_default_stream_of_its_own() {
+void each_device_has_its_own_default_stream() {
   Fixture f;
   VITCACHE_CONTROL(set_devices)(2);
   auto* gate = static_cast<std::uint32_t*>(f.runtime->alloc_host(4));
@@ -165,7 +165,7 @@ void each_device_has_a_default_stream_of_its_own() {
   f.runtime->free_host(gate);
 }
 
-void an_event_is_recorded_on_its_own_device_and_waited_for_on_any() {
+void record_needs_a_stream_of_the_events_device_and_wait_does_not() {
   Fixture f;
   VITCACHE_CONTROL(set_devices)(2);
   const Stream second = f.runtime->create_stream(1);
@@ -185,7 +185,7 @@ void an_event_is_recorded_on_its_own_device_and_waited_for_on_any() {
   f.runtime->destroy_stream(second);
 }
 
-void a_forked_process_is_refused() {
+void record_in_a_forked_child_fails() {
   Fixture f;
   const pid_t child = fork();
   if (child == 0) {
@@ -201,8 +201,8 @@ void a_forked_process_is_refused() {
   CHECK_EQUAL(WEXITSTATUS(status), 7);
 }
 
-// Streams hand one number on, each behind the event of the one before it.
-void streams_in_a_chain_run_in_order() {
+// Each stream copies a number from the previous cell after the event of the previous stream.
+void streams_chained_by_events_run_in_order() {
   Fixture f;
   constexpr int kStreams = 4, kRounds = 200;
   std::vector<Stream> streams;
@@ -214,10 +214,10 @@ void streams_in_a_chain_run_in_order() {
   std::vector<std::uint64_t> cells(kStreams * kRounds + 1);
   cells[0] = 42;
   for (std::size_t step = 0; step + 1 < cells.size(); ++step) {
-    const std::size_t mine = step % kStreams, before = (step + kStreams - 1) % kStreams;
-    f.runtime->wait_event(streams[mine], events[before]);
-    f.runtime->copy_async(&cells[step + 1], &cells[step], sizeof cells[0], streams[mine]);
-    f.runtime->record(events[mine], streams[mine]);
+    const std::size_t current = step % kStreams, previous = (step + kStreams - 1) % kStreams;
+    f.runtime->wait_event(streams[current], events[previous]);
+    f.runtime->copy_async(&cells[step + 1], &cells[step], sizeof cells[0], streams[current]);
+    f.runtime->record(events[current], streams[current]);
   }
   f.runtime->synchronize(events[kStreams - 1]);
   CHECK_EQUAL(cells.back(), 42U);
@@ -228,15 +228,15 @@ void streams_in_a_chain_run_in_order() {
 }  // namespace
 
 int main() {
-  an_event_is_waited_for_as_it_was_recorded_at_the_call();
-  a_value_is_compared_around_its_end();
-  what_was_destroyed_finishes_and_is_refused_afterwards();
-  calls_that_wait_are_counted();
+  wait_event_waits_for_the_recording_at_the_call();
+  wait_value_compares_modulo_2_to_the_32();
+  destroyed_streams_and_events_finish_and_are_then_refused();
+  synchronizing_calls_and_copies_are_counted();
   a_failed_copy_loses_the_device();
-  a_call_can_be_made_to_fail();
-  a_capture_refuses_other_threads_calls_that_may_wait();
-  streams_in_a_chain_run_in_order();
-  each_device_has_a_default_stream_of_its_own();
-  an_event_is_recorded_on_its_own_device_and_waited_for_on_any();
-  a_forked_process_is_refused();
+  fail_makes_only_the_nth_call_fail();
+  calls_that_may_wait_fail_during_a_capture_unless_relaxed();
+  streams_chained_by_events_run_in_order();
+  each_device_has_its_own_default_stream();
+  record_needs_a_stream_of_the_events_device_and_wait_does_not();
+  record_in_a_forked_child_fails();
 }
