@@ -1,4 +1,4 @@
-"""Sources as users have them, read in place: shared memory, mapped files, views; and what cannot be."""
+"""Sources of a copy: shared memory, memory maps, views, every dtype; and arguments that are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from placement_cases import same_bits
 from vitcache.testing import stand_in
 
 
-def test_shared_memory_cannot_go_before_it_was_read(ring):
+def test_shared_memory_cannot_be_closed_before_it_was_read(ring):
     memory = shared_memory.SharedMemory(create=True, size=4000)
     values = np.ndarray((10, 100), np.float32, buffer=memory.buf)
     values[:] = np.arange(1000).reshape(10, 100)
@@ -31,7 +31,7 @@ def test_shared_memory_cannot_go_before_it_was_read(ring):
 
 
 @pytest.mark.parametrize("make", [np.frombuffer, lambda mapped, dtype: np.ndarray((1024,), dtype, mapped)])
-def test_a_mapping_cannot_go_before_it_was_read(ring, make):
+def test_mmap_cannot_be_closed_before_it_was_read(ring, make):
     mapped = mmap.mmap(-1, 4096)
     mapped.write(np.arange(1024, dtype=np.float32).tobytes())
     dst = torch.zeros(1024)
@@ -44,7 +44,7 @@ def test_a_mapping_cannot_go_before_it_was_read(ring, make):
     assert torch.equal(dst, torch.arange(1024, dtype=torch.float32))
 
 
-def test_tensors_in_shared_memory_are_read_where_they_are(ring):
+def test_copy_to_from_a_tensor_in_shared_memory_writes_equal_values(ring):
     src = torch.randn(33, 7).share_memory_()
     dst = torch.zeros(7, 33)
     ring.copy_to(dst, src.T).wait()
@@ -63,7 +63,7 @@ def test_tensors_in_shared_memory_are_read_where_they_are(ring):
     ],
     ids=["reversed", "broadcast column", "one value", "overlapping", "empty", "fortran"],
 )
-def test_views_of_arrays_are_read_in_order(ring, view):
+def test_copy_to_from_an_array_view_writes_equal_values(ring, view):
     for dtype in (np.uint8, np.bool_, np.int16, np.float32, np.float64, np.complex128):
         array = view(np.random.default_rng(0).integers(0, 2, (40, 60)).astype(dtype))
         array.flags.writeable = False
@@ -79,7 +79,7 @@ EIGHT_BITS = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnu
 
 
 @pytest.mark.parametrize("name", WHOLE + FLOATING + EIGHT_BITS)
-def test_equal_dtypes_are_copied_bit_by_bit(ring, name):
+def test_copy_to_of_equal_dtypes_copies_every_bit(ring, name):
     src, dst = (torch.empty(37, dtype=getattr(torch, name)) for _ in range(2))
     src.view(torch.uint8).random_(0, 256)
     ring.copy_to(dst, src).wait()
@@ -87,7 +87,7 @@ def test_equal_dtypes_are_copied_bit_by_bit(ring, name):
 
 
 @pytest.mark.parametrize("target", [torch.bfloat16, torch.float16], ids=str)
-def test_casts_have_torchs_bits_around_every_number_of_16_bits(ring, target):
+def test_casts_around_every_16_bit_number_have_torchs_bits(ring, target):
     """Each upper half of a float32 with the lower halves that round down, up, and to even."""
     lower = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     bits = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16) | lower
@@ -99,7 +99,7 @@ def test_casts_have_torchs_bits_around_every_number_of_16_bits(ring, target):
     assert same_bits(dst[~is_nan], src.to(target)[~is_nan])
 
 
-def test_a_conjugated_source_is_read_as_its_values_and_refused_as_a_destination(ring):
+def test_conjugated_source_is_resolved_and_conjugated_destination_is_refused(ring):
     values = torch.tensor([1 + 2j, -3j])
     dst = torch.zeros(2, dtype=torch.complex64)
     ring.copy_to(dst, values.conj()).wait()
@@ -110,7 +110,7 @@ def test_a_conjugated_source_is_read_as_its_values_and_refused_as_a_destination(
     assert dst.tolist() == [1 - 2j, 3j]
 
 
-def test_gradients_are_not_lost_silently(ring):
+def test_copy_to_refuses_tensors_that_require_gradients(ring):
     leaf, plain = torch.ones(3, requires_grad=True), torch.zeros(3)
     for name, arguments in (("dst", (leaf, plain)), ("src", (plain, leaf))):
         with pytest.raises(ValueError, match=f"{name} requires gradients"):

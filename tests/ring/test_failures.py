@@ -1,4 +1,4 @@
-"""Calls of the runtime that fail, one at a time and for good: what the ring says, keeps and gives back."""
+"""A ring whose calls of the runtime fail, once or on a lost device: errors, integrity and freed memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ring_options():
     return {"capacity_bytes": CAPACITY, "piece_bytes": PIECE}
 
 
-def test_memory_that_cannot_be_locked_is_a_memory_error():
+def test_init_raises_memory_error_if_memory_cannot_be_page_locked():
     stand_in.limit_locked_bytes(CAPACITY - 1)
     with pytest.raises(MemoryError, match=f"cannot page-lock {CAPACITY} bytes"):
         PinnedRing(CAPACITY, backend="host")
@@ -35,20 +35,20 @@ def test_memory_that_cannot_be_locked_is_a_memory_error():
 
 
 @pytest.mark.parametrize("entry", ["cudaMemcpyAsync", "cuStreamWaitValue32_v2", "cudaEventRecord"])
-def test_a_copy_that_cannot_be_queued_poisons_its_ticket_only(host_ring, entry):
+def test_copy_to_with_a_failed_call_fails_only_its_ticket(host_ring, entry):
     src = torch.randn(4 * PIECE // 4)
     stand_in.fail(entry, 2)
     failed = host_ring.copy_to(torch.zeros_like(src), src)
-    for ask in (failed.wait, failed.synchronize, lambda: failed.done):
+    for call in (failed.wait, failed.synchronize, lambda: failed.done):
         with pytest.raises(CudaError, match=r"cudaErrorInjected \(999\)"):
-            ask()
+            call()
     dst = torch.zeros_like(src)
     host_ring.copy_to(dst, src, timeout_s=60).synchronize()
     assert same_bits(dst, src)
     host_ring.check_integrity()
 
 
-def test_a_device_that_is_lost_is_told_by_each_ticket_and_the_ring_closes():
+def test_tickets_of_a_lost_device_raise_and_the_ring_closes():
     ring = PinnedRing(CAPACITY, backend="host", piece_bytes=PIECE)
     stand_in.fail_copy()
     src = torch.randn(100)
@@ -75,9 +75,9 @@ ENTRIES = [
 ]
 
 
-def fill_a_ring_twice() -> str:
-    """Return what was said, if something was; otherwise the bytes are right."""
-    said = ""
+def errors_of_three_copies() -> str:
+    """Copy three times, also more than the capacity. Return the errors; check the copies without an error."""
+    errors = ""
     with PinnedRing(CAPACITY, num_threads=2, backend="host", piece_bytes=PIECE) as ring:
         for size in (100, 3 * CAPACITY, 5000):
             src = torch.randint(0, 256, (size,), dtype=torch.uint8)
@@ -86,33 +86,33 @@ def fill_a_ring_twice() -> str:
             try:
                 ticket.synchronize()
             except CudaError as error:
-                said += str(error)
+                errors += str(error)
                 ticket.wait_source_read()
             else:
                 assert torch.equal(src, dst)
         ring.check_integrity()
-    return said
+    return errors
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_whichever_call_fails_there_are_right_bytes_or_an_error_and_nothing_is_left(entry):
-    """From the making of a ring to its end."""
+def test_any_failed_call_raises_or_bytes_are_equal_and_nothing_leaks(entry):
+    """From the construction of a ring to its end."""
     for nth in (1, 2, 3, 7, 12):
         stand_in.reset()
         before = stand_in.count()
         stand_in.fail(entry, nth)
         try:
-            said = fill_a_ring_twice()
+            errors = errors_of_three_copies()
         except CudaError as error:
-            said = str(error)
-        assert not said or entry.removesuffix("_v2") in said, nth
+            errors = str(error)
+        assert not errors or entry.removesuffix("_v2") in errors, nth
         gc.collect()
         after = stand_in.count()
         for name in ("streams", "events", "locked_bytes"):
             assert getattr(after, name) == getattr(before, name), (nth, name)
 
 
-def test_a_query_that_fails_once_gives_nobody_the_memory_of_a_copy(host_ring):
+def test_slots_in_flight_do_not_retire_if_one_event_query_fails(host_ring):
     src = torch.arange(CAPACITY // 4, dtype=torch.int32)
     with stand_in.paused():
         host_ring.copy_to(torch.zeros_like(src), src)

@@ -1,4 +1,4 @@
-"""Streams of closed rings go to the next rings of their device, and are never made twice without need."""
+"""`take_stream` reuses the streams of closed rings, each on its own device, before it creates a stream."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FIRST, SECOND = 0, 1
 
 
 class Runtime:
-    """Makes streams with ascending handles."""
+    """Creates streams with ascending handles."""
 
     def __init__(self) -> None:
-        self.num_made = 0
+        self.num_created = 0
 
     def create_stream(self, device: int) -> Stream:
-        self.num_made += 1
-        return Stream(self.num_made, device)
+        self.num_created += 1
+        return Stream(self.num_created, device)
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def take(runtime: Runtime, device: int) -> tuple[int, int]:
     return stream.handle, stream.device
 
 
-def test_a_stream_is_made_on_its_device_where_none_is_idle(runtime: Runtime) -> None:
+def test_take_stream_creates_a_stream_if_none_is_idle(runtime: Runtime) -> None:
     assert [take(runtime, device) for device in (FIRST, SECOND, SECOND)] == [(1, 0), (2, 1), (3, 1)]
 
 
-def test_a_stream_that_was_given_back_serves_its_own_device_once(runtime: Runtime) -> None:
+def test_take_stream_returns_an_idle_stream_of_its_device_once(runtime: Runtime) -> None:
     give_stream_back(Stream(7, SECOND))
     assert take(runtime, FIRST) == (1, FIRST)
     assert take(runtime, SECOND) == (7, SECOND)

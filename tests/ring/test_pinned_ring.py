@@ -1,7 +1,7 @@
-"""The ring as callers see it: what it copies, refuses, waits for, and what it survives.
+"""`PinnedRing` through its public methods: copies, refusals, waits, forks and interpreter exit.
 
-On a GPU where there is one, else on the stand-in for the runtime; what must be stopped or made to fail is
-always on the stand-in.
+Tests with the fixture `ring` run on a GPU if there is one, else on the stand-in for the runtime. Tests that
+pause streams run on the stand-in.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def poisoned_like(src: torch.Tensor, device: str, dtype: torch.dtype | None = No
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64, torch.bool], ids=str
 )
-def test_tensors_of_every_dtype_and_shape_arrive(ring, device, dtype):
+def test_copy_to_of_every_dtype_and_shape_writes_equal_values(ring, device, dtype):
     for shape in ((), (0, 3), (1,), (7, 11), (3, PIECE), (1, 5 * CAPACITY // 8)):
         src = (torch.randn(shape) * 50).to(dtype)
         dst = poisoned_like(src, device)
@@ -74,7 +74,7 @@ def test_tensors_of_every_dtype_and_shape_arrive(ring, device, dtype):
     ],
     ids=["rows", "columns", "transposed", "expanded", "permuted", "flipped"],
 )
-def test_views_are_read_in_order_and_cast_as_torch_does(ring, device, view):
+def test_copy_to_from_a_view_equals_torchs_copy_and_cast(ring, device, view):
     src = view(torch.randn(20, 30) * torch.logspace(-9, 6, 30))
     for target in FLOAT_DTYPES:
         dst = poisoned_like(src, device, target)
@@ -82,7 +82,7 @@ def test_views_are_read_in_order_and_cast_as_torch_does(ring, device, view):
         assert same_bits(dst.cpu(), src.to(target).contiguous()), target
 
 
-def test_arrays_arrive_like_tensors(ring, device):
+def test_copy_to_from_numpy_arrays_writes_equal_values(ring, device):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     read_only = pixels.copy()
     read_only.flags.writeable = False
@@ -98,7 +98,7 @@ def test_arrays_arrive_like_tensors(ring, device):
     assert dst.tolist() == [1.5, -2.0, 3.25]
 
 
-def test_nan_and_infinity_survive_a_cast(ring, device):
+def test_copy_to_with_a_cast_keeps_nan_and_infinity(ring, device):
     src = torch.tensor([float("nan"), float("inf"), float("-inf"), 3.4e38, -0.0, 65520.0, 6e-8])
     for target in (torch.bfloat16, torch.float16):
         dst = poisoned_like(src, device, target)
@@ -107,7 +107,7 @@ def test_nan_and_infinity_survive_a_cast(ring, device):
         assert same_bits(dst[1:].cpu(), src[1:].to(target))
 
 
-def test_what_does_not_fit_is_named_and_nothing_is_copied(ring, device):
+def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
     dst = torch.full((4,), 7.0, device=device)
     src = torch.zeros(4)
     for error, words, arguments in [
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(ring, device):
     assert ring.stats().copies == 0
 
 
-def test_bad_options_are_named():
+def test_init_checks_the_range_of_every_option():
     for error, words, options in [
         (ValueError, "backend is 'gpu', it must be one of 'auto', 'cuda', 'host'", {"backend": "gpu"}),
         (ValueError, "num_threads is 0, it must be at least 1", {"num_threads": 0}),
@@ -149,20 +149,20 @@ def test_bad_options_are_named():
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 3), (8, 6), (16, 12), (64, 12)])
-def test_three_quarters_of_the_cores_fill_and_no_more_than_twelve(cores, threads, monkeypatch):
+def test_default_num_threads_is_three_quarters_of_the_cores_and_at_most_12(cores, threads, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     assert default_num_threads() == threads
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_the_cuda_backend_is_refused_and_auto_is_the_host():
+def test_without_a_cuda_device_cuda_is_refused_and_auto_is_host():
     with pytest.raises(CudaError, match="torch finds no CUDA device"):
         PinnedRing(CAPACITY, backend="cuda")
     with PinnedRing(CAPACITY) as ring:
         assert (ring.backend, ring.device) == ("host", torch.device("cpu"))
 
 
-def test_a_full_ring_times_out_and_says_what_is_in_it(host_ring):
+def test_copy_to_a_full_ring_times_out_and_describes_the_slots(host_ring):
     src = torch.arange(CAPACITY // 4, dtype=torch.int32)
     first, late = torch.zeros_like(src), torch.zeros(3)
     with stand_in.paused():
@@ -177,37 +177,37 @@ def test_a_full_ring_times_out_and_says_what_is_in_it(host_ring):
     assert late.tolist() == [1.0] * 3
 
 
-def test_of_tiny_copies_there_can_be_so_many():
-    one = torch.ones(1)
+def test_copy_to_with_1024_slots_in_use_times_out():
+    src = torch.ones(1)
     with PinnedRing(1 << 20, backend="host") as ring, stand_in.paused():
         for _ in range(1024):
-            ring.copy_to(torch.zeros(1), one)
+            ring.copy_to(torch.zeros(1), src)
         with pytest.raises(TimeoutError, match="1024 slots, the maximum, use 262144 of 1048576"):
-            ring.copy_to(torch.zeros(1), one, timeout_s=0)
+            ring.copy_to(torch.zeros(1), src, timeout_s=0)
         stand_in.pause(False)
 
 
-def test_a_timeout_beyond_the_clock_is_none(host_ring):
+def test_copy_to_with_a_timeout_beyond_the_clock_waits_without_limit(host_ring):
     src = torch.arange(CAPACITY // 4, dtype=torch.int32)
-    said: list[object] = []
+    results: list[object] = []
 
-    def wait_for_room() -> None:
+    def wait_for_slot() -> None:
         try:
-            said.append(host_ring.copy_to(torch.zeros(1), torch.ones(1), timeout_s=1e300))
+            results.append(host_ring.copy_to(torch.zeros(1), torch.ones(1), timeout_s=1e300))
         except TimeoutError as error:
-            said.append(error)
+            results.append(error)
 
     with host_ring.hold():
         host_ring.copy_to(torch.zeros_like(src), src).synchronize()
-        thread = threading.Thread(target=wait_for_room)
+        thread = threading.Thread(target=wait_for_slot)
         thread.start()
         while host_ring.stats().copies < 2:
             pass
     thread.join()
-    said[0].synchronize()
+    results[0].synchronize()
 
 
-def test_while_it_is_held_no_slot_retires(ring, device):
+def test_ring_on_hold_retires_no_slot(ring, device):
     src = torch.arange(CAPACITY // 4, dtype=torch.int32)
     dst = torch.zeros_like(src, device=device)
     with ring.hold():
@@ -219,8 +219,8 @@ def test_while_it_is_held_no_slot_retires(ring, device):
     assert torch.equal(dst.cpu(), src)
 
 
-def test_a_copy_returns_before_its_source_is_read(host_ring):
-    """No call waits for the device: not for a copy with room, nor for asking whether it is done."""
+def test_copy_to_returns_before_the_copy_and_makes_no_synchronizing_call(host_ring):
+    """The ring has enough free bytes, so neither `copy_to` nor `done` waits for the device."""
     src = torch.arange(CAPACITY // 8, dtype=torch.int32)
     dst = torch.zeros_like(src)
     before = stand_in.count().synchronizing_calls
@@ -233,7 +233,7 @@ def test_a_copy_returns_before_its_source_is_read(host_ring):
     assert torch.equal(dst, src)
 
 
-def test_a_closed_ring_refuses_and_its_tickets_stay(ring, device):
+def test_closed_ring_raises_and_its_tickets_still_work(ring, device):
     dst = torch.zeros(100, device=device)
     ticket = ring.copy_to(dst, torch.ones(100))
     ring.close()
@@ -246,30 +246,30 @@ def test_a_closed_ring_refuses_and_its_tickets_stay(ring, device):
             call()
 
 
-def test_who_waits_for_room_is_told_that_the_ring_was_closed(host_ring):
+def test_copy_to_that_waits_for_a_slot_raises_when_the_ring_closes(host_ring):
     src = torch.zeros(CAPACITY, dtype=torch.uint8)
-    said = []
+    messages = []
 
-    def wait_for_room():
+    def wait_for_slot():
         try:
             host_ring.copy_to(torch.zeros(1), torch.zeros(1))
         except RuntimeError as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     hold = host_ring.hold()
     hold.__enter__()
     host_ring.copy_to(torch.empty_like(src), src).synchronize()
-    thread = threading.Thread(target=wait_for_room)
+    thread = threading.Thread(target=wait_for_slot)
     thread.start()
     while host_ring.stats().copies < 2:
         pass
     host_ring.close()
     thread.join()
     hold.__exit__(None, None, None)
-    assert said == ["the ring was closed"]
+    assert messages == ["the ring was closed"]
 
 
-def test_threads_share_a_ring(ring, device):
+def test_copies_of_concurrent_threads_write_equal_values(ring, device):
     def produce(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for _ in range(20):
@@ -277,21 +277,21 @@ def test_threads_share_a_ring(ring, device):
             src = torch.randn(size, generator=generator)
             dst = poisoned_like(src, device, torch.bfloat16)
             ring.copy_to(dst, src).wait()
-            right.append(same_bits(dst.cpu(), src.bfloat16()))
+            equal.append(same_bits(dst.cpu(), src.bfloat16()))
 
-    right: list[bool] = []
+    equal: list[bool] = []
     threads = [threading.Thread(target=produce, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert right == [True] * 80
+    assert equal == [True] * 80
     ring.check_integrity()
     assert ring.stats().used_bytes == 0
 
 
-def test_a_forked_child_is_refused_and_ends(host_ring):
-    """Whatever it asks, and from within a hold; nothing that its threads would have done is waited for."""
+def test_ring_in_a_forked_child_raises_and_the_child_exits(host_ring):
+    """Every method raises, also inside of a hold. The child does not wait for its parent's worker threads."""
     src, dst = torch.ones(4 * PIECE, dtype=torch.uint8), torch.zeros(4 * PIECE, dtype=torch.uint8)
     read, write = os.pipe()
     with stand_in.paused():
@@ -317,12 +317,12 @@ def test_a_forked_child_is_refused_and_ends(host_ring):
             os._exit(0)
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0
-    *said, last = os.read(read, 5000).decode().splitlines()
+    *ring_errors, ticket_error = os.read(read, 5000).decode().splitlines()
     os.close(read)
-    assert len(said) == 4
-    for words in said:
-        assert f"the ring belongs to process {os.getpid()}, this is process {child}" in words
-    assert "cudaErrorInitializationError" in last
+    assert len(ring_errors) == 4
+    for message in ring_errors:
+        assert f"the ring belongs to process {os.getpid()}, this is process {child}" in message
+    assert "cudaErrorInitializationError" in ticket_error
     ticket.synchronize()
     assert torch.equal(dst, src)
 
@@ -334,48 +334,48 @@ ring = PinnedRing(1 << 20, backend="host", piece_bytes=1 << 14)
 src, dst = torch.ones(1 << 22), torch.zeros(1 << 22)
 tickets = [ring.copy_to(dst, src) for _ in range(3)]
 print("queued", flush=True)
-{last}
+{last_lines}
 """
 
 
-# Some of torch's methods, `detach` for one, end the process if the interpreter ends while a daemon thread is
-# in them: so these threads call what is ours alone.
-DAEMON_THREADS_IN_IT = f"""
+# Some methods of torch, for example `detach`, abort the process if the interpreter ends while a daemon thread
+# runs them. So these threads call only the native module.
+COPYING_DAEMON_THREADS = f"""
 import contextlib, sys, threading
 sys.path.append({str(SUPPORT)!r})
 from rings import native_ring
 from vitcache._native import Cast
 native, addresses = native_ring(ring), (dst.data_ptr(), src.data_ptr())
-def go():
+def copy_repeatedly():
     with contextlib.suppress(RuntimeError):
         while True:
             ticket = native.make_ticket()
             native.copy(ticket, *addresses, 4, (1 << 22,), (4,), Cast.none, None, None)
             ticket.synchronize()
 for _ in range(8):
-    threading.Thread(target=go, daemon=True).start()
+    threading.Thread(target=copy_repeatedly, daemon=True).start()
 """
 
 
 @pytest.mark.parametrize(
-    "last",
+    "last_lines",
     [
         "",
-        DAEMON_THREADS_IN_IT,
+        COPYING_DAEMON_THREADS,
         "raise SystemExit(3)",
         "import os; os.fork() or os._exit(0); os.wait()",
         "import os, sys; os.fork() or sys.exit(0); assert os.wait()[1] == 0",
     ],
 )
-def test_the_interpreter_ends_with_copies_in_flight(last):
-    code = EXIT_WITH_COPIES_IN_FLIGHT.format(last=last)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "queued\n"
-    assert done.returncode == (3 if "SystemExit" in last else 0), done.stderr
-    assert not done.stderr
+def test_interpreter_exits_cleanly_with_copies_in_flight(last_lines):
+    code = EXIT_WITH_COPIES_IN_FLIGHT.format(last_lines=last_lines)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.stdout == "queued\n"
+    assert process.returncode == (3 if "SystemExit" in last_lines else 0), process.stderr
+    assert not process.stderr
 
 
-def test_nothing_is_left_of_a_ring():
+def test_collected_ring_frees_streams_events_and_memory():
     before = stand_in.count()
     ring = PinnedRing(CAPACITY, backend="host")
     ring.copy_to(torch.zeros(10), torch.ones(10)).synchronize()

@@ -1,4 +1,4 @@
-"""Random traces of a ring against its model; on the stand-in, whose streams stop and go as they are told."""
+"""Random traces of a ring on the stand-in, compared with a model. Rules pause and resume the streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPACITY, PIECE = 1 << 14, 1 << 11
 
 
 class RingTrace(RuleBasedStateMachine):
-    """Copies, stops, holds; room and bytes are the model's after each."""
+    """Copies, pauses and holds. After each rule the ring's used bytes and slots equal the model's."""
 
     @initialize()
     def begin(self) -> None:
@@ -32,11 +32,10 @@ class RingTrace(RuleBasedStateMachine):
     def copy(self, num_bytes: int) -> None:
         src = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
         dst = torch.zeros_like(src)
-        waits = (
-            not self.paused and not self.model.held
-        )  # for pieces of its own, if it is larger than the ring
-        if self.model.copy(num_bytes, over=not self.paused):
-            self.copies.append((self.ring.copy_to(dst, src, timeout_s=None if waits else 0), src, dst))
+        # A copy that is larger than the ring must wait for its own first pieces, which then complete.
+        may_wait = not self.paused and not self.model.on_hold
+        if self.model.copy(num_bytes, is_complete=not self.paused):
+            self.copies.append((self.ring.copy_to(dst, src, timeout_s=None if may_wait else 0), src, dst))
         else:
             with pytest.raises(TimeoutError, match="timed out while waiting for"):
                 self.ring.copy_to(dst, src, timeout_s=0)
@@ -45,34 +44,34 @@ class RingTrace(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.paused)
     @rule()
-    def stop(self) -> None:
+    def pause_streams(self) -> None:
         self.settle()
         pause(True)
         self.paused = True
 
     @precondition(lambda self: self.paused)
     @rule()
-    def go(self) -> None:
+    def resume_streams(self) -> None:
         pause(False)
         self.paused = False
         self.settle()
 
     @precondition(lambda self: self.hold is None)
     @rule()
-    def take_hold(self) -> None:
+    def begin_hold(self) -> None:
         self.hold = self.ring.hold()
         self.hold.__enter__()
-        self.model.held = True
+        self.model.on_hold = True
 
     @precondition(lambda self: self.hold is not None)
     @rule()
-    def let_go(self) -> None:
+    def end_hold(self) -> None:
         self.hold.__exit__(None, None, None)
         self.hold = None
-        self.model.held = False
+        self.model.on_hold = False
 
     @invariant()
-    def books_agree(self) -> None:
+    def ring_agrees_with_the_model(self) -> None:
         if hasattr(self, "ring"):
             self.ring.check_integrity()
             stats = self.ring.stats()
@@ -80,7 +79,7 @@ class RingTrace(RuleBasedStateMachine):
             assert (stats.used_bytes, stats.num_slots) == (self.model.used, len(self.model.slots))
 
     def settle(self) -> None:
-        """Wait for all copies, and for pieces of those that got no room."""
+        """Wait for all copies, and for the queued pieces of copies that timed out."""
         for ticket, src, dst in self.copies:
             ticket.synchronize()
             assert torch.equal(src, dst)

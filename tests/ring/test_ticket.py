@@ -1,4 +1,4 @@
-"""What a copy reads and writes lives until it is over, and no longer; whoever drops it, and whenever."""
+"""The memory of a copy stays alive until the copy is complete, and not longer; streams of a ticket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from rings import native_ring
 
-from vitcache import CudaError, _native
+from vitcache import CudaError, PinnedRing, _native
 from vitcache.device.stand_in import open_runtime
 from vitcache.ring.ticket import as_native_stream
 from vitcache.testing import stand_in
@@ -24,47 +24,48 @@ def ring_options():
     return {"capacity_bytes": CAPACITY, "piece_bytes": PIECE}
 
 
-def nothing() -> torch.Tensor:
-    return torch.empty(0)
+def copy_nothing(ring: PinnedRing) -> None:
+    """Queue an empty copy, so that the ring drops the memory of complete copies."""
+    ring.copy_to(torch.empty(0), torch.empty(0))
 
 
-def test_source_and_destination_live_until_the_copy_is_over(ring):
+def test_source_and_destination_stay_alive_until_the_copy_is_complete(ring):
     src, dst = np.arange(1000, dtype=np.float32), torch.zeros(1000)
-    kept = weakref.ref(src), weakref.ref(dst)
+    references = weakref.ref(src), weakref.ref(dst)
     with stand_in.paused():
         ticket = ring.copy_to(dst, src)
         del src, dst
         gc.collect()
-        ring.copy_to(nothing(), nothing())
-        assert all(reference() is not None for reference in kept)
+        copy_nothing(ring)
+        assert all(reference() is not None for reference in references)
     ticket.synchronize()
-    assert kept[0]() is kept[1]() is None
+    assert references[0]() is references[1]() is None
 
 
-@pytest.mark.parametrize("ask", ["synchronize", "wait", "done", "close"])
-def test_who_learns_that_a_copy_is_over_has_its_memory_back(ring, ask):
+@pytest.mark.parametrize("call", ["synchronize", "wait", "done", "close"])
+def test_destination_is_freed_once_a_call_reports_the_copy_complete(ring, call):
     dst = torch.zeros(1000)
-    kept = weakref.ref(dst)
+    reference = weakref.ref(dst)
     ticket = ring.copy_to(dst, torch.ones(1000))
     del dst
-    if ask == "close":
+    if call == "close":
         ring.close()
-    elif ask == "done":
+    elif call == "done":
         while not ticket.done:
             pass
     else:
-        getattr(ticket, ask)()
-    assert kept() is None
+        getattr(ticket, call)()
+    assert reference() is None
 
 
-def test_a_copy_that_waits_for_room_keeps_what_it_still_reads_and_writes(ring):
-    """Others that queue meanwhile must not take its first pieces, which are over, for all of it."""
-    kept: list[weakref.ref] = []
+def test_copy_to_that_waits_for_a_slot_keeps_its_destination_alive(ring):
+    """Its first pieces are complete, the copy is not: another copy that is queued then must not free it."""
+    destinations: list[weakref.ref] = []
     tickets = []
 
     def produce() -> None:
         src, dst = (torch.full((2 * CAPACITY,), n, dtype=torch.uint8) for n in (1, 0))
-        kept.extend([weakref.ref(src), weakref.ref(dst)])
+        destinations.append(weakref.ref(dst))
         tickets.append(ring.copy_to(dst, src))
 
     thread = threading.Thread(target=produce)
@@ -72,21 +73,23 @@ def test_a_copy_that_waits_for_room_keeps_what_it_still_reads_and_writes(ring):
         thread.start()
         while stand_in.count().copies < CAPACITY // PIECE:
             pass
-        ring.copy_to(nothing(), nothing())
+        copy_nothing(ring)
         stand_in.pause(True)
-    thread.join()  # there is room now, and nothing moves
-    assert not tickets[0].done
-    assert kept[1]() is not None
-    result = kept[1]()
-    stand_in.pause(False)
+    try:
+        thread.join()  # the slots have retired, and no stream runs
+        assert not tickets[0].done
+        result = destinations[0]()
+        assert result is not None
+    finally:
+        stand_in.pause(False)  # `ring` waits for its copies when it closes
     tickets[0].synchronize()
     assert bool((result == 1).all())
 
 
 @pytest.mark.parametrize("reason", ["closed", "full", "failed"])
-def test_a_copy_that_was_refused_lets_go_of_everything(ring, reason):
+def test_refused_or_failed_copy_frees_its_destination(ring, reason):
     dst = torch.zeros(1000)
-    kept = weakref.ref(dst)
+    reference = weakref.ref(dst)
     if reason == "closed":
         ring.close()
         with pytest.raises(RuntimeError, match="the ring was closed"):
@@ -105,25 +108,25 @@ def test_a_copy_that_was_refused_lets_go_of_everything(ring, reason):
         ticket.wait_source_read()
     del dst
     gc.collect()
-    assert kept() is None
+    assert reference() is None
 
 
-def test_a_copy_that_was_given_up_halfway_keeps_what_it_may_still_use(ring):
+def test_copy_that_timed_out_halfway_keeps_its_destination_alive(ring):
     src, dst = torch.ones(2 * CAPACITY, dtype=torch.uint8), torch.zeros(2 * CAPACITY, dtype=torch.uint8)
-    kept = weakref.ref(dst)
+    reference = weakref.ref(dst)
     with stand_in.paused():
         with pytest.raises(TimeoutError, match="timed out while waiting for"):
             ring.copy_to(dst, src, timeout_s=0)
         del src, dst
         gc.collect()
-        ring.copy_to(nothing(), nothing())
-        assert kept() is not None
+        copy_nothing(ring)
+        assert reference() is not None
     ring.close()
-    assert kept() is None
+    assert reference() is None
 
 
 class Stream:
-    """A `torch.cuda.Stream` by what a ticket reads of it."""
+    """The attributes of a `torch.cuda.Stream` that a ticket reads."""
 
     def __init__(self, handle: int, device: int) -> None:
         self.cuda_stream, self.device = handle, torch.device("cuda", device)
@@ -132,13 +135,13 @@ class Stream:
 @pytest.mark.parametrize(
     ("stream", "handle", "device"), [(None, 5, 1), (0, 0, 1), (7, 7, 1), (Stream(9, 0), 9, 0)]
 )
-def test_a_stream_of_torch_keeps_its_device_and_others_are_of_the_rings(stream, handle, device, monkeypatch):
+def test_as_native_stream_takes_torchs_device_or_the_rings(stream, handle, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(5, device.index))
     native = as_native_stream(stream, torch.device("cuda", 1))
     assert (native.handle, native.device) == (handle, device)
 
 
-def test_a_native_copy_behind_a_stream_of_another_device_is_a_value_error(ring):
+def test_native_copy_after_a_stream_of_another_device_raises_value_error(ring):
     stand_in.set_devices(2)
     native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
     ticket = native.make_ticket()
@@ -150,24 +153,24 @@ def test_a_native_copy_behind_a_stream_of_another_device_is_a_value_error(ring):
     native.close()
 
 
-class HandleAlone:
+class StreamWithoutDevice:
     cuda_stream = 7
 
 
 @pytest.mark.parametrize(
-    ("stream", "name"), [("side", "str"), (True, "bool"), (HandleAlone(), "HandleAlone")]
+    ("stream", "name"), [("side", "str"), (True, "bool"), (StreamWithoutDevice(), "StreamWithoutDevice")]
 )
-def test_a_stream_of_another_type_is_refused_by_name(stream, name):
+def test_as_native_stream_with_another_type_raises_type_error(stream, name):
     with pytest.raises(TypeError, match=rf"must be a torch\.cuda\.Stream or an int, it is {name}"):
         as_native_stream(stream, torch.device("cuda", 1))
 
 
-def test_a_native_ring_of_no_runtime_is_a_type_error():
+def test_native_ring_without_a_runtime_raises_type_error():
     with pytest.raises(TypeError, match="incompatible constructor arguments"):
         _native.Ring(None, CAPACITY, 1, PIECE, 0, None)
 
 
-def test_a_native_ticket_of_another_device_is_a_value_error(ring):
+def test_native_copy_with_a_ticket_of_another_device_raises_value_error(ring):
     stand_in.set_devices(2)
     native = _native.Ring(open_runtime(), CAPACITY, 1, PIECE, 1, None)
     with pytest.raises(ValueError, match="the ticket is of device 0, the ring copies to device 1"):
@@ -175,7 +178,7 @@ def test_a_native_ticket_of_another_device_is_a_value_error(ring):
     native.close()
 
 
-@pytest.mark.parametrize("other", [0, _native.Event(0)])
-def test_a_number_or_an_event_in_the_place_of_a_native_stream_is_a_type_error(ring, other):
+@pytest.mark.parametrize("stream", [0, _native.Event(0)])
+def test_native_wait_on_an_int_or_an_event_raises_type_error(ring, stream):
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        native_ring(ring).make_ticket().wait(other)
+        native_ring(ring).make_ticket().wait(stream)

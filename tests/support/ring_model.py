@@ -1,4 +1,4 @@
-"""What the bytes of a ring are used for, in Python: slots in order, none over another."""
+"""A model of a ring's bytes in Python: slots are reserved and retire in order, and never overlap."""
 
 from __future__ import annotations
 
@@ -8,54 +8,56 @@ ALIGNMENT = 256
 
 
 class RingModel:
-    """Slots as ``[claim, end, over]``: bytes since the ring was made, and whether the copy is over."""
+    """Slots as ``[reserved_begin, end, is_complete]``; bytes are numbered from the ring's construction."""
 
     def __init__(self, capacity: int, piece: int) -> None:
         self.capacity = capacity
         self.piece = piece
         self.slots: deque[list[int]] = deque()
         self.next_byte = 0
-        self.held = False
+        self.on_hold = False
 
-    def copy(self, num_bytes: int, *, over: bool) -> bool:
-        """Whether there is room for every piece, which may be over at once; pieces before one without room
-        stay.
+    def copy(self, num_bytes: int, *, is_complete: bool) -> bool:
+        """Reserve a slot for each piece; return whether every piece got a slot.
+
+        Pieces before the first one without a slot keep theirs. `is_complete`: each piece is complete at once,
+        else at the next `settle`.
         """
         return all(
-            self._reserve(min(self.piece, num_bytes - first), over)
+            self._reserve(min(self.piece, num_bytes - first), is_complete)
             for first in range(0, num_bytes, self.piece)
         )
 
     def settle(self) -> None:
-        """All copies are over."""
+        """Make all copies complete."""
         for slot in self.slots:
             slot[2] = True
 
     def retire(self) -> None:
-        while self._retire_one():
+        while self._retire_oldest():
             pass
 
     @property
     def used(self) -> int:
         return self.next_byte - self.slots[0][0] if self.slots else 0
 
-    def _reserve(self, num_bytes: int, over: bool) -> bool:
+    def _reserve(self, num_bytes: int, is_complete: bool) -> bool:
         length = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         while True:
             begin = self.next_byte
             if begin % self.capacity + length > self.capacity:
                 begin = -(-begin // self.capacity) * self.capacity
-            claim = self.next_byte if self.slots else begin
-            oldest = self.slots[0][0] if self.slots else claim
+            reserved_begin = self.next_byte if self.slots else begin
+            oldest = self.slots[0][0] if self.slots else reserved_begin
             if begin + length - oldest <= self.capacity:
-                self.slots.append([claim, begin + length, over])
+                self.slots.append([reserved_begin, begin + length, is_complete])
                 self.next_byte = begin + length
                 return True
-            if not self._retire_one():
+            if not self._retire_oldest():
                 return False
 
-    def _retire_one(self) -> bool:
-        if not self.slots or self.held or not self.slots[0][2]:
+    def _retire_oldest(self) -> bool:
+        if not self.slots or self.on_hold or not self.slots[0][2]:
             return False
         self.slots.popleft()
         return True
