@@ -23,7 +23,7 @@ def test_to_int_converts_integers_to_int(value: int) -> None:
 
 @pytest.mark.parametrize("value", [3.0, "3", None, True, np.float32(3)])
 def test_to_int_of_a_value_that_is_not_an_integer_is_a_type_error(value: object) -> None:
-    message = f"page_rows must be an int, it is {value!r} of type {type(value).__name__}"
+    message = f"page_rows must be an int, got {value!r} of type {type(value).__name__}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         to_int("page_rows", value, 1)  # type: ignore[arg-type]
 
@@ -42,7 +42,7 @@ def test_to_ms_converts_real_numbers_to_float(value: float) -> None:
 
 @pytest.mark.parametrize("value", ["1", None, True, 1j])
 def test_to_ms_of_a_value_that_is_not_a_real_number_is_a_type_error(value: object) -> None:
-    with pytest.raises(TypeError, match=r"^encode_ms must be a number, it is"):
+    with pytest.raises(TypeError, match=r"^encode_ms must be a number, got"):
         to_ms("encode_ms", value)
 
 

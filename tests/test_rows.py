@@ -39,7 +39,7 @@ def test_check_rows_of_an_unsupported_tensor_is_a_type_error_that_names_it(tenso
 
 
 def test_check_rows_of_a_list_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"^rows must be a tensor, it is list$"):
+    with pytest.raises(TypeError, match=r"^rows must be a tensor, got list$"):
         check_rows([[1.0]], 1)
 
 

@@ -27,7 +27,7 @@ def to_int(name: str, value: SupportsIndex, minimum: int) -> int:
     except TypeError:
         number = None
     if number is None:
-        raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
     if number < minimum:
         raise ValueError(f"{name} is {number}, it must be at least {minimum}")
     return number
@@ -44,7 +44,7 @@ def to_ms(name: str, value: Any) -> float:
         If `value` is negative, infinite or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, it is {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     if not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} is {value}, it must be finite and at least 0")
     return float(value)

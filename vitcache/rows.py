@@ -28,7 +28,7 @@ def check_rows(rows: Any, row_width: int) -> Tensor:
         If the shape of `rows` is not ``(num_rows, row_width)``.
     """
     if not isinstance(rows, Tensor):
-        raise TypeError(f"rows must be a tensor, it is {type(rows).__name__}")
+        raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
     if not can_be_stored(rows):
         raise TypeError(
             f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense tensor of "

@@ -141,7 +141,8 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
       add(item, item_spans);
     } else if (PyList_Check(item_spans.ptr()) || PyTuple_Check(item_spans.ptr())) {
       for (const py::handle span : item_spans) {
-        if (!is_span(span)) throw py::type_error(name + ": spans must be Span, one is " + type_name(span));
+        if (!is_span(span))
+          throw py::type_error(name + ": every span must be a Span, got " + type_name(span));
         add(item, span);
       }
     } else if (PyIndex_Check(item_spans.ptr())) {

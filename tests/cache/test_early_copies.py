@@ -155,7 +155,7 @@ def test_early_copy_of_an_entry_that_leaves_the_device_tier_is_discarded(
 
 @pytest.mark.parametrize(
     ("num_rows", "error", "message"),
-    [([1, -1], ValueError, "num_rows is -1"), ([1.5], TypeError, "num_rows must be an int, it is 1.5")],
+    [([1, -1], ValueError, "num_rows is -1"), ([1.5], TypeError, "num_rows must be an int, got 1.5")],
 )
 def test_expect_invalid_num_rows_raises_and_copies_nothing(
     num_rows: list[int], error: type[Exception], message: str, copies: list[int]

@@ -117,10 +117,10 @@ def test_get_unexpected_number_of_rows_is_a_miss_and_drops_the_entry() -> None:
 @pytest.mark.parametrize(
     ("num_rows", "error", "match"),
     [
-        ("3", TypeError, "num_rows must be an int, it is '3' of type str"),
-        (3.5, TypeError, "num_rows must be an int, it is 3.5 of type float"),
-        (True, TypeError, "num_rows must be an int, it is True of type bool"),
-        ([3], TypeError, r"num_rows must be an int, it is \[3\] of type list"),
+        ("3", TypeError, "num_rows must be an int, got '3' of type str"),
+        (3.5, TypeError, "num_rows must be an int, got 3.5 of type float"),
+        (True, TypeError, "num_rows must be an int, got True of type bool"),
+        ([3], TypeError, r"num_rows must be an int, got \[3\] of type list"),
         (-1, ValueError, "num_rows is -1, it must be at least 0"),
     ],
 )

@@ -133,7 +133,7 @@ def test_put_rejects_rows_encoded_before_the_epoch_changed(
 @pytest.mark.parametrize(
     ("epoch", "error", "match"),
     [
-        ("0", TypeError, "epoch must be an int, it is '0' of type str"),
+        ("0", TypeError, "epoch must be an int, got '0' of type str"),
         (-1, ValueError, "epoch is -1, it must be at least 0"),
     ],
 )

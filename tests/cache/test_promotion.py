@@ -148,7 +148,7 @@ def test_promote_without_a_host_entry_or_available_pages_returns_none(
     assert (cache.stats().rejections, cache.stats().promotions, caplog.records) == (0, 0, [])
     with pytest.raises(RuntimeError, match="this lease of 2 rows was released"):
         cache.promote(dropped)
-    with pytest.raises(TypeError, match="lease must be a Lease, it is bytes"):
+    with pytest.raises(TypeError, match="lease must be a Lease, got bytes"):
         cache.promote(KEYS[0])  # type: ignore[arg-type]
     with cache.get(KEYS[0]) as foreign, pytest.raises(ValueError, match="is of another cache"):
         make_cache(1).promote(foreign)

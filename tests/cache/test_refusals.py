@@ -70,10 +70,10 @@ def test_has_room_counts_pages_that_are_neither_leased_nor_pending() -> None:
 @pytest.mark.parametrize(
     ("key", "rows", "error", "match"),
     [
-        ("a" * 32, make_rows(1), TypeError, "key must be bytes, it is str"),
-        (bytearray(32), make_rows(1), TypeError, "key must be bytes, it is bytearray"),
+        ("a" * 32, make_rows(1), TypeError, "key must be bytes, got str"),
+        (bytearray(32), make_rows(1), TypeError, "key must be bytes, got bytearray"),
         (bytes(31), make_rows(1), ValueError, "key has 31 bytes, it must have 32"),
-        (KEYS[1], [[0.0] * WIDTH], TypeError, "rows must be a tensor, it is list"),
+        (KEYS[1], [[0.0] * WIDTH], TypeError, "rows must be a tensor, got list"),
         (KEYS[1], torch.zeros(2, WIDTH + 1), ValueError, r"shape \(2, 5\), it must be \(num_rows, 4\)"),
         (KEYS[1], torch.zeros(WIDTH), ValueError, r"shape \(4,\), it must be \(num_rows, 4\)"),
         (KEYS[1], torch.zeros(1, 2, WIDTH), ValueError, r"shape \(1, 2, 4\), it must be \(num_rows, 4\)"),
@@ -100,7 +100,7 @@ def test_look_up_invalid_key_raises_and_counts_no_miss(
     look_up: Callable[[EmbeddingCache, Any], object],
 ) -> None:
     cache = make_cache(1)
-    with pytest.raises(TypeError, match="key must be bytes, it is int"):
+    with pytest.raises(TypeError, match="key must be bytes, got int"):
         look_up(cache, 1)
     with pytest.raises(ValueError, match="key has 33 bytes, it must have 32"):
         look_up(cache, bytes(33))
@@ -122,7 +122,7 @@ def test_look_up_invalid_key_raises_and_counts_no_miss(
             "host_bytes is 31, it must be at least 32: one page of 2 rows",
         ),
         ({"host_bytes": -1}, ValueError, "host_bytes is -1, it must be at least 0"),
-        ({"device_bytes": 1e9}, TypeError, r"device_bytes must be an int, it is 1000000000.0 of type float"),
+        ({"device_bytes": 1e9}, TypeError, r"device_bytes must be an int, got 1000000000.0 of type float"),
         ({"page_rows": 0}, ValueError, "page_rows is 0, it must be at least 1"),
         ({"page_rows": True}, TypeError, "page_rows must be an int"),
         ({"dtype": torch.float64}, TypeError, "dtype is torch.float64, it must be one of torch.float32"),

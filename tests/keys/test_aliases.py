@@ -109,10 +109,10 @@ def test_aliases_known_file_is_not_decoded_again_in_its_namespace_only() -> None
     ("arguments", "error", "match"),
     [
         ((b"a", key(1), 1), ValueError, "file_key has 1 bytes, it must have 32"),
-        ((key(1), "a", 1), TypeError, "key must be bytes, it is str"),
+        ((key(1), "a", 1), TypeError, "key must be bytes, got str"),
         ((key(1), key(1) + b"a", 1), ValueError, "key has 33 bytes, it must have 32"),
         ((key(1), key(1), 0), ValueError, "num_rows is 0, it must be at least 1"),
-        ((key(1), key(1), 2.0), TypeError, "num_rows must be an int, it is 2.0 of type float"),
+        ((key(1), key(1), 2.0), TypeError, "num_rows must be an int, got 2.0 of type float"),
     ],
 )
 def test_aliases_add_with_an_invalid_argument_raises_and_adds_nothing(
@@ -125,7 +125,7 @@ def test_aliases_add_with_an_invalid_argument_raises_and_adds_nothing(
 
 
 def test_aliases_with_an_invalid_file_key_or_max_entries_raise() -> None:
-    with pytest.raises(TypeError, match="file_key must be bytes, it is NoneType"):
+    with pytest.raises(TypeError, match="file_key must be bytes, got NoneType"):
         KeyAliases().get(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_entries is 0, it must be at least 1"):
         KeyAliases(0)

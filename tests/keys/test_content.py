@@ -331,12 +331,12 @@ class Image:
 @pytest.mark.parametrize(
     ("feature", "match"),
     [
-        (None, "feature must be an array, a tensor, bytes or a list of these, it is NoneType"),
-        ("photo.jpg", "feature must be .*, it is str"),
-        (3, "feature must be .*, it is int"),
-        (Image(), "feature must be .*, it is Image"),
-        ({"pixel_values": BASE}, "feature must be .*, it is dict"),
-        ([BASE, [BASE, None]], r"feature\[1\]\[1\] must be .*, it is NoneType"),
+        (None, "feature must be an array, a tensor, bytes or a list of these, got NoneType"),
+        ("photo.jpg", "feature must be .*, got str"),
+        (3, "feature must be .*, got int"),
+        (Image(), "feature must be .*, got Image"),
+        ({"pixel_values": BASE}, "feature must be .*, got dict"),
+        ([BASE, [BASE, None]], r"feature\[1\]\[1\] must be .*, got NoneType"),
         (lambda: BASE, "feature is a callable: call it and pass the result, or give the item a key"),
         (np.array([Image()]), "feature is a ndarray of dtype object"),
         (np.array(["a"]), "feature is a ndarray of dtype <U1"),
@@ -379,7 +379,7 @@ def test_content_key_of_an_unsupported_extra_names_its_position(extra: Any, matc
 
 @pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace("m")])
 def test_content_key_with_a_namespace_that_is_not_bytes_is_a_type_error(namespace: Any) -> None:
-    with pytest.raises(TypeError, match=r"namespace must be bytes, such as .*, it is"):
+    with pytest.raises(TypeError, match=r"namespace must be bytes, such as .*, got"):
         content_key(b"", namespace=namespace)
 
 
@@ -387,8 +387,8 @@ def test_content_key_with_a_namespace_that_is_not_bytes_is_a_type_error(namespac
     ("num_threads", "error", "match"),
     [
         (0, ValueError, "num_threads is 0, it must be at least 1"),
-        (True, TypeError, "num_threads must be an int, it is True of type bool"),
-        (2.0, TypeError, "num_threads must be an int, it is 2.0 of type float"),
+        (True, TypeError, "num_threads must be an int, got True of type bool"),
+        (2.0, TypeError, "num_threads must be an int, got 2.0 of type float"),
     ],
 )
 def test_content_key_with_invalid_num_threads_raises(
@@ -401,8 +401,8 @@ def test_content_key_with_invalid_num_threads_raises(
 @pytest.mark.parametrize(
     ("key", "error", "match"),
     [
-        (bytearray(32), TypeError, "name must be bytes, it is bytearray"),
-        ("a" * 32, TypeError, "name must be bytes, it is str"),
+        (bytearray(32), TypeError, "name must be bytes, got bytearray"),
+        ("a" * 32, TypeError, "name must be bytes, got str"),
         (bytes(31), ValueError, "name has 31 bytes, it must have 32"),
     ],
 )
@@ -445,11 +445,11 @@ def test_content_key_is_shared_by_equal_tenants_only() -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "match"),
     [
-        ({"model": b"m"}, TypeError, "Namespace.model must be str, it is bytes"),
-        ({"model": "m", "dtype": torch.float32}, TypeError, "Namespace.dtype must be str, it is dtype"),
-        ({"model": "m", "tenant": None}, TypeError, "Namespace.tenant must be str, it is NoneType"),
-        ({"model": "m", "epoch": "1"}, TypeError, "Namespace.epoch must be int, it is str"),
-        ({"model": "m", "epoch": True}, TypeError, "Namespace.epoch must be int, it is bool"),
+        ({"model": b"m"}, TypeError, "Namespace.model must be str, got bytes"),
+        ({"model": "m", "dtype": torch.float32}, TypeError, "Namespace.dtype must be str, got dtype"),
+        ({"model": "m", "tenant": None}, TypeError, "Namespace.tenant must be str, got NoneType"),
+        ({"model": "m", "epoch": "1"}, TypeError, "Namespace.epoch must be int, got str"),
+        ({"model": "m", "epoch": True}, TypeError, "Namespace.epoch must be int, got bool"),
         ({"model": "m", "epoch": -1}, ValueError, "Namespace.epoch is -1, it must be at least 0"),
     ],
 )

@@ -199,7 +199,7 @@ def test_invalid_store_raises_and_writes_nothing(device) -> None:
             [three, wide],
             rows,
         )
-        check_raises(TypeError, "item 0: store must be a Reservation or None, it is bytes", [KEY])
+        check_raises(TypeError, "item 0: store must be a Reservation or None, got bytes", [KEY])
         check_raises(TypeError, "store must be a list", three)
         with pytest.raises(
             ValueError, match="the reservation of item 0 has rows of width 12, the destination takes 6"

@@ -324,7 +324,7 @@ def test_closed_pipeline_refuses_embed_and_prefetch_and_closes_again(maybe_ring:
             ValueError,
             r"chunk 0 covers tokens \[0, 4\) of the batch, chunk 1 begins at token 3",
         ),
-        ({"input_ids": [1, 2]}, TypeError, "input_ids must be a tensor, it is list"),
+        ({"input_ids": [1, 2]}, TypeError, "input_ids must be a tensor, got list"),
         ({"weight": None}, TypeError, "weight must be a tensor"),
         ({"weight": torch.zeros(5, 3)}, ValueError, "the cache has rows of width 4, expected 3"),
         (
@@ -343,8 +343,8 @@ def test_closed_pipeline_refuses_embed_and_prefetch_and_closes_again(maybe_ring:
         ({"out": torch.zeros(7, HIDDEN)}, ValueError, r"out has shape \(7, 4\), it must be \(8, 4\)"),
         ({"out": torch.zeros(8, HIDDEN, dtype=torch.int32)}, TypeError, "out is torch.int32"),
         ({"out": WEIGHT[:1].expand(8, HIDDEN)}, ValueError, "out has stride 0 between rows"),
-        ({"scale": "large"}, TypeError, "scale must be a real number or None, it is str"),
-        ({"text_scale": True}, TypeError, "text_scale must be a real number or None, it is bool"),
+        ({"scale": "large"}, TypeError, "scale must be a real number or None, got str"),
+        ({"text_scale": True}, TypeError, "text_scale must be a real number or None, got bool"),
         (
             {"chunks": [Chunk([Item(None, Span(0, 2)), Item(None, Span(1, 2))], 0, 8)]},
             ValueError,
@@ -379,7 +379,7 @@ def test_embed_refuses_invalid_arguments_before_it_loads_or_encodes(
         ({"cache": {}}, TypeError, "cache must be an EmbeddingCache, got dict"),
         ({"namespace": "a"}, TypeError, "namespace must be bytes, got str"),
         ({"max_rows_per_encode": 0}, ValueError, "max_rows_per_encode is 0, it must be at least 1"),
-        ({"max_rows_per_encode": 1.5}, TypeError, "max_rows_per_encode must be an int, it is 1.5"),
+        ({"max_rows_per_encode": 1.5}, TypeError, "max_rows_per_encode must be an int, got 1.5"),
         (
             {"feature_dtype": torch.float32},
             TypeError,

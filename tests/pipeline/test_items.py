@@ -41,7 +41,7 @@ def test_item_accepts_more_rows_than_its_spans_need() -> None:
             ValueError,
             "the spans need 5 rows, but num_rows is 4",
         ),
-        ({"key": "a"}, TypeError, "key must be bytes, it is str"),
+        ({"key": "a"}, TypeError, "key must be bytes, got str"),
         ({"key": b"a"}, ValueError, "key has 1 bytes, it must have 32"),
         ({"rows": [1]}, TypeError, "rows must be a tensor, got list"),
         ({"rows": ROWS, "feature": 1}, ValueError, "either a feature or rows, got both"),

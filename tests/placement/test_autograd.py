@@ -217,7 +217,7 @@ def test_scatter_bad_item_with_gradients_raises_the_eager_error():
     for error, message, items, spans in [
         (
             TypeError,
-            "item 0 must be a tensor, a Lease or a Reservation, it is ndarray",
+            "item 0 must be a tensor, a Lease or a Reservation, got ndarray",
             [np.zeros((2, HIDDEN), np.float32)],
             [0],
         ),

@@ -136,8 +136,8 @@ BAD_SCATTERS = [
     (ValueError, r"item 1: span start is -1, it must be at least 0", [0, -1], {}),
     (ValueError, r"got 2 embeddings and 1 entries of spans", [0], {}),
     (TypeError, r"item 1: spans must be an int, a Span or a list of Span, not float", [0, 4.0], {}),
-    (TypeError, r"item 0: spans must be Span, one is tuple", [[(0, 2)], 4], {}),
-    (TypeError, r"spans must be a list with one entry per item, it is Span", Span(0, 3), {}),
+    (TypeError, r"item 0: every span must be a Span, got tuple", [[(0, 2)], 4], {}),
+    (TypeError, r"spans must be a list with one entry per item, got Span", Span(0, 3), {}),
     (
         ValueError,
         r"width 24, the destination takes 48 \(hidden 24 x \(1 \+ 1 ",
@@ -175,7 +175,7 @@ BAD_ITEMS = [
     ),
     (
         TypeError,
-        "item 1 must be a tensor, a Lease or a Reservation, it is ndarray",
+        "item 1 must be a tensor, a Lease or a Reservation, got ndarray",
         np.zeros((2, 24), np.float32),
     ),
     (ValueError, "item 1 is on meta, the destination is on", torch.zeros(2, 24, device="meta")),
@@ -364,7 +364,7 @@ def test_scatter_bad_destination_is_refused(device):
     rows = [make_rows(2, HIDDEN, torch.float32, device)]
     for error, message, out in [
         (TypeError, "inputs_embeds is torch.int64", torch.zeros(4, HIDDEN, dtype=torch.int64, device=device)),
-        (TypeError, "inputs_embeds must be a tensor, it is list", [[0.0]]),
+        (TypeError, "inputs_embeds must be a tensor, got list", [[0.0]]),
         (ValueError, "inputs_embeds has 1 dimensions", torch.zeros(HIDDEN, device=device)),
         (
             ValueError,
@@ -489,7 +489,7 @@ def test_embed_tokens_bad_ids_weight_or_out_is_refused(device):
     ]:
         with pytest.raises(error, match=message):
             embed_tokens(*arguments, [], [])
-    with pytest.raises(TypeError, match="out must be a tensor, it is list"):
+    with pytest.raises(TypeError, match="out must be a tensor, got list"):
         embed_tokens(ids, weight, [], [], out=[1])
     with pytest.raises(ValueError, match=r"out has shape \(5, 24\), it must be \(4, 24\)"):
         embed_tokens(ids, weight, [], [], out=torch.empty(5, HIDDEN, device=device))

@@ -52,9 +52,9 @@ def test_spans_from_inclusive_of_uint8_does_not_wrap():
 
 
 def test_clip_spans_refuses_other_types():
-    with pytest.raises(TypeError, match="spans must be Span, one is int"):
+    with pytest.raises(TypeError, match="every span must be a Span, got int"):
         clip_spans(Span(1, 2), 0, 4)
-    with pytest.raises(TypeError, match="spans must be Span, one is tuple"):
+    with pytest.raises(TypeError, match="every span must be a Span, got tuple"):
         clip_spans([(1, 2, 0)], 0, 4)
 
 
@@ -78,7 +78,7 @@ def test_spans_from_placeholder_without_mask_is_one_span():
 def test_spans_from_placeholder_refuses_a_mask_of_wrong_length_or_dtype():
     with pytest.raises(ValueError, match=r"is_embed has shape \(2,\), the placeholder has 3 tokens"):
         spans_from_placeholder(0, 3, [True, False])
-    with pytest.raises(TypeError, match=r"is_embed must be boolean, it is int64"):
+    with pytest.raises(TypeError, match=r"is_embed must be boolean, got int64"):
         spans_from_placeholder(0, 2, [1, 0])
 
 

@@ -97,7 +97,7 @@ def test_compiled_scatter_with_lease_is_refused(device):
     cache.put(bytes(32), make_rows(3, HIDDEN, torch.float32, device))
     with cache.get(bytes(32)) as lease:
         run = torch.compile(lambda out: scatter_embeddings(out, [lease], [0]), backend="eager")
-        with pytest.raises(TypeError, match="item 0 must be a tensor in a compiled call, it is Lease"):
+        with pytest.raises(TypeError, match="item 0 must be a tensor in a compiled call, got Lease"):
             run(torch.zeros(4, HIDDEN, device=device))
 
 

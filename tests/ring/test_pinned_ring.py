@@ -114,11 +114,11 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
         (ValueError, r"src has shape \(3,\), dst has \(4,\)", (dst, torch.zeros(3))),
         (TypeError, "src is torch.float64, dst is torch.float32: only float32 is cast", (dst, src.double())),
         (TypeError, "src is torch.float16, dst is torch.float32", (dst, src.half())),
-        (TypeError, "src must be a CPU tensor or a NumPy array, it is list", (dst, [0.0] * 4)),
+        (TypeError, "src must be a CPU tensor or a NumPy array, got list", (dst, [0.0] * 4)),
         (TypeError, "src is an array of dtype >f4, which torch does not have", (dst, np.zeros(4, ">f4"))),
         (TypeError, "src is an array of dtype <U1", (dst, np.array(["a"] * 4))),
         (ValueError, "src is a torch.strided tensor on meta", (dst, torch.zeros(4, device="meta"))),
-        (TypeError, "dst must be a tensor, it is ndarray", (np.zeros(4, np.float32), src)),
+        (TypeError, "dst must be a tensor, got ndarray", (np.zeros(4, np.float32), src)),
         (ValueError, "dst is on meta, the ring copies to", (torch.zeros(4, device="meta"), src)),
         (ValueError, r"dst has strides \(2,\) for shape \(2,\)", (dst[::2], src[:2])),
     ]:
@@ -135,7 +135,7 @@ def test_init_checks_the_range_of_every_option():
         (ValueError, "backend is 'gpu', it must be one of 'auto', 'cuda', 'host'", {"backend": "gpu"}),
         (ValueError, "num_threads is 0, it must be at least 1", {"num_threads": 0}),
         (ValueError, f"num_threads is 65, it must be at most {MAX_THREADS}", {"num_threads": 65}),
-        (TypeError, "num_threads must be an int, it is 1.5", {"num_threads": 1.5}),
+        (TypeError, "num_threads must be an int, got 1.5", {"num_threads": 1.5}),
         (ValueError, "piece_bytes is 255, it must be at least 256", {"piece_bytes": 255}),
         (ValueError, "device is cuda:1, a ring of the host backend", {"device": "cuda:1"}),
     ]:

@@ -161,7 +161,7 @@ class StreamWithoutDevice:
     ("stream", "name"), [("side", "str"), (True, "bool"), (StreamWithoutDevice(), "StreamWithoutDevice")]
 )
 def test_as_native_stream_with_another_type_raises_type_error(stream, name):
-    with pytest.raises(TypeError, match=rf"must be a torch\.cuda\.Stream or an int, it is {name}"):
+    with pytest.raises(TypeError, match=rf"must be a torch\.cuda\.Stream or an int, got {name}"):
         as_native_stream(stream, torch.device("cuda", 1))
 
 

@@ -420,7 +420,7 @@ class EmbeddingCache:
         'device'
         """
         if not isinstance(lease, Lease):
-            raise TypeError(f"lease must be a Lease, it is {type(lease).__name__}")
+            raise TypeError(f"lease must be a Lease, got {type(lease).__name__}")
         if lease._handle is not self._coordinator.handle:
             raise ValueError(f"lease of {lease.num_rows} rows is of another cache, it must be of this one")
         source = lease._entry()

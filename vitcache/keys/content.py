@@ -115,7 +115,7 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
     """
     if not isinstance(namespace, bytes):
         raise TypeError(
-            f"namespace must be bytes, such as Namespace(...).digest(), it is {_type_name(namespace)}"
+            f"namespace must be bytes, such as Namespace(...).digest(), got {_type_name(namespace)}"
         )
     if callable(feature):
         raise TypeError(
@@ -179,7 +179,7 @@ class Namespace:
             value = getattr(self, field.name)
             kind = int if field.name == "epoch" else str
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"Namespace.{field.name} must be {kind.__name__}, it is {_type_name(value)}")
+                raise TypeError(f"Namespace.{field.name} must be {kind.__name__}, got {_type_name(value)}")
         if self.epoch < 0:
             raise ValueError(f"Namespace.epoch is {self.epoch}, it must be at least 0")
 
@@ -193,7 +193,7 @@ class Namespace:
 def check_key(key: Any, name: str = "key") -> None:
     """Raise TypeError if `key` is not bytes, and ValueError if it does not have 32 bytes."""
     if not isinstance(key, bytes):
-        raise TypeError(f"{name} must be bytes, it is {_type_name(key)}")
+        raise TypeError(f"{name} must be bytes, got {_type_name(key)}")
     if len(key) != KEY_BYTES:
         raise ValueError(f"{name} has {len(key)} bytes, it must have {KEY_BYTES}")
 
@@ -224,7 +224,7 @@ def _add_feature(hasher: Any, value: Any, path: str) -> None:
             _add_feature(hasher, part, f"{path}[{position}]")
     else:
         raise TypeError(
-            f"{path} must be an array, a tensor, bytes or a list of these, it is {_type_name(value)}"
+            f"{path} must be an array, a tensor, bytes or a list of these, got {_type_name(value)}"
         )
 
 

@@ -29,7 +29,7 @@ def check_scale(name: str, value: Any) -> float | None:
     if value is None or isinstance(value, float):
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a real number or None, it is {type(value).__name__}")
+        raise TypeError(f"{name} must be a real number or None, got {type(value).__name__}")
     return float(value)
 
 
@@ -76,7 +76,7 @@ def check_embedding(input_ids: Tensor, weight: Tensor) -> None:
     """Raise TypeError or ValueError unless `input_ids` and `weight` have valid types, shapes and devices."""
     for name, value in (("input_ids", input_ids), ("weight", weight)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, it is {type(value).__name__}")
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         check_layout(name, value)
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"input_ids are {input_ids.dtype}, they must be int64 or int32")
@@ -98,7 +98,7 @@ def make_out(input_ids: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
         return weight.new_empty(shape)
     if not isinstance(out, Tensor):
-        raise TypeError(f"out must be a tensor, it is {type(out).__name__}")
+        raise TypeError(f"out must be a tensor, got {type(out).__name__}")
     if out.shape != shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, it must be {tuple(shape)}")
     if out.device != weight.device:

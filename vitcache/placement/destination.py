@@ -33,7 +33,7 @@ class Destination:
 
     def __init__(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
         if not isinstance(inputs_embeds, Tensor):
-            raise TypeError(f"{name} must be a tensor, it is {type(inputs_embeds).__name__}")
+            raise TypeError(f"{name} must be a tensor, got {type(inputs_embeds).__name__}")
         check_dtype(name, inputs_embeds)
         if inputs_embeds.dim() not in (2, 3):
             raise ValueError(f"{name} has {inputs_embeds.dim()} dimensions, it must be (T, H) or (B, T, H)")
@@ -43,7 +43,7 @@ class Destination:
         if deepstack is None:
             return
         if not isinstance(deepstack, Tensor):
-            raise TypeError(f"deepstack must be a tensor, it is {type(deepstack).__name__}")
+            raise TypeError(f"deepstack must be a tensor, got {type(deepstack).__name__}")
         if deepstack.dtype != inputs_embeds.dtype:
             raise TypeError(f"deepstack is {deepstack.dtype}, {name} is {inputs_embeds.dtype}")
         if deepstack.device != inputs_embeds.device:

@@ -251,6 +251,6 @@ def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
     check_lists(embeddings, spans)
     for item, rows in enumerate(embeddings):
         if not isinstance(rows, Tensor):
-            raise TypeError(f"item {item} must be a tensor in a compiled call, it is {type(rows).__name__}")
+            raise TypeError(f"item {item} must be a tensor in a compiled call, got {type(rows).__name__}")
     runs = list_runs(spans, [rows.shape[0] for rows in embeddings])
     return torch.tensor(runs, dtype=torch.int64, device="cpu").reshape(-1, 4), embeddings

@@ -131,7 +131,7 @@ class Placement:
         """Check and add the reservations. Returns them by item."""
         if not isinstance(store, (list, tuple)):
             raise TypeError(
-                f"store must be a list with a Reservation or None per item, it is {type(store).__name__}"
+                f"store must be a list with a Reservation or None per item, got {type(store).__name__}"
             )
         if len(store) != len(self.items):
             raise ValueError(f"got {len(self.items)} embeddings and {len(store)} entries of store")
@@ -142,7 +142,7 @@ class Placement:
                 continue
             if not isinstance(reservation, Reservation):
                 kind = type(reservation).__name__
-                raise TypeError(f"item {item}: store must be a Reservation or None, it is {kind}")
+                raise TypeError(f"item {item}: store must be a Reservation or None, got {kind}")
             first_item = item_by_reservation.setdefault(id(reservation), item)
             if first_item != item:
                 raise ValueError(f"items {first_item} and {item} have the same reservation")
@@ -212,7 +212,7 @@ class Placement:
             return rows
         if not isinstance(rows, Tensor):
             kind = type(rows).__name__
-            raise TypeError(f"item {item} must be a tensor, a Lease or a Reservation, it is {kind}")
+            raise TypeError(f"item {item} must be a tensor, a Lease or a Reservation, got {kind}")
         check_dtype(f"item {item}", rows)
         if rows.dim() != 2:
             raise ValueError(

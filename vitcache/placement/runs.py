@@ -19,7 +19,7 @@ def check_lists(embeddings: Any, spans: Any) -> None:
         # Dynamo of torch 2.9 cannot trace `list | tuple`.
         if not isinstance(value, (list, tuple)) or isinstance(value, Span):
             raise TypeError(
-                f"{name} must be a list with one entry per item, it is {type(value).__name__}; "
+                f"{name} must be a list with one entry per item, got {type(value).__name__}; "
                 "a packed tensor needs spans as an int64 array (n, 3)"
             )
     if len(embeddings) != len(spans):
@@ -35,7 +35,7 @@ def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[Run]:
         elif isinstance(entry, (list, tuple)):
             for span in entry:
                 if not isinstance(span, Span):
-                    raise TypeError(f"item {item}: spans must be Span, one is {type(span).__name__}")
+                    raise TypeError(f"item {item}: every span must be a Span, got {type(span).__name__}")
                 runs.append((item, *span))
         else:
             try:

@@ -137,7 +137,7 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     if mask.size == 0:
         mask = mask.astype(bool)
     if mask.dtype != bool:
-        raise TypeError(f"is_embed must be boolean, it is {mask.dtype}")
+        raise TypeError(f"is_embed must be boolean, got {mask.dtype}")
     if mask.shape != (whole.length,):
         raise ValueError(f"is_embed has shape {mask.shape}, the placeholder has {whole.length} tokens")
     return _runs(whole.start + np.flatnonzero(mask))
@@ -221,7 +221,7 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
     clipped: list[Span] = []
     for span in spans:
         if not isinstance(span, Span):
-            raise TypeError(f"spans must be Span, one is {type(span).__name__}")
+            raise TypeError(f"every span must be a Span, got {type(span).__name__}")
         first, last = max(span.start, window.start), min(span.stop, window.stop)
         if first < last:
             clipped.append(Span(first - window.start, last - first, span.source_start + first - span.start))

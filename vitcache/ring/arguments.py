@@ -42,7 +42,7 @@ def as_strided_view(src: Any) -> StridedView:
         strides = tuple(stride * size for stride in src.stride())
         return StridedView(src.data_ptr(), src.dtype, size, tuple(src.shape), strides, src)
     if not isinstance(src, np.ndarray):
-        raise TypeError(f"src must be a CPU tensor or a NumPy array, it is {type(src).__name__}")
+        raise TypeError(f"src must be a CPU tensor or a NumPy array, got {type(src).__name__}")
     dtype = getattr(torch, src.dtype.name, None)
     if not isinstance(dtype, torch.dtype) or not src.dtype.isnative:
         raise TypeError(f"src is an array of dtype {src.dtype.str}, which torch does not have")
@@ -52,7 +52,7 @@ def as_strided_view(src: Any) -> StridedView:
 def check_destination(dst: Any, device: torch.device) -> None:
     """Raise TypeError or ValueError unless `dst` is a dense, contiguous tensor on `device`."""
     if not isinstance(dst, Tensor):
-        raise TypeError(f"dst must be a tensor, it is {type(dst).__name__}")
+        raise TypeError(f"dst must be a tensor, got {type(dst).__name__}")
     if dst.device != device:
         raise ValueError(f"dst is on {dst.device}, the ring copies to {device}")
     if dst.layout != torch.strided:

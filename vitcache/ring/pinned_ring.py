@@ -154,7 +154,7 @@ class PinnedRing:
             ("piece_bytes", piece_bytes, MIN_BYTES, sys.maxsize),
         ):
             if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, it is {value!r} of type {type(value).__name__}")
+                raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
             if value < least:
                 raise ValueError(f"{name} is {value}, it must be at least {least}")
             if value > most:
@@ -242,7 +242,7 @@ class PinnedRing:
                 f"src is {source.dtype}, dst is {dst.dtype}: only float32 is cast, to bfloat16 or float16"
             )
         if timeout_s is not None and not isinstance(timeout_s, Real):
-            raise TypeError(f"timeout_s must be a number of seconds, it is {type(timeout_s).__name__}")
+            raise TypeError(f"timeout_s must be a number of seconds, got {type(timeout_s).__name__}")
         if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:

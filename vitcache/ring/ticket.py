@@ -130,5 +130,5 @@ def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
         return _native.Stream(stream, device.index)
     handle, stream_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
     if not isinstance(handle, int) or not isinstance(stream_device, torch.device):
-        raise TypeError(f"stream must be a torch.cuda.Stream or an int, it is {type(stream).__name__}")
+        raise TypeError(f"stream must be a torch.cuda.Stream or an int, got {type(stream).__name__}")
     return _native.Stream(handle, stream_device.index)
