@@ -57,21 +57,21 @@ def ring_backend() -> str:
 
 @pytest.fixture
 def ring(ring_options: dict[str, Any], ring_backend: str) -> Iterator[PinnedRing]:
-    """A ring. Before and after the test the stand-in is reset."""
+    """An open ring. The stand-in is reset before and after the test."""
     with open_ring(backend=ring_backend, **ring_options) as ring:
         yield ring
 
 
 @pytest.fixture
 def host_ring(ring_options: dict[str, Any]) -> Iterator[PinnedRing]:
-    """A ring of the host backend, on a machine with a GPU, too."""
+    """An open ring of the host backend, even on a machine with a GPU."""
     with open_ring(backend="host", **ring_options) as ring:
         yield ring
 
 
 @pytest.fixture(params=["no ring", "ring"])
 def maybe_ring(request: pytest.FixtureRequest) -> PinnedRing | None:
-    """None, and then `ring`."""
+    """The test runs twice: with None and with `ring`."""
     return request.getfixturevalue("ring") if request.param == "ring" else None
 
 

@@ -157,7 +157,7 @@ class CacheMachine(RuleBasedStateMachine):
             ("host", stats.host_bytes, stats.host_capacity_bytes),
         ):
             assert capacity == self.model.capacity[tier] * PAGE_BYTES
-            needed = (self.model.capacity[tier] - self.model.room(tier)) * PAGE_BYTES
+            needed = (self.model.capacity[tier] - self.model.free_pages(tier)) * PAGE_BYTES
             assert used == needed or (self.stale and needed < used <= capacity)
         for lease, item in self.leases:
             assert same_rows(lease.to_tensor(), item.rows)

@@ -17,7 +17,7 @@ def gpu() -> Machine:
 
 
 @pytest.fixture(autouse=True)
-def collected(gpu: Machine) -> None:
-    """Let what other tests left in cycles go before the test: a cache that goes waits for the device."""
+def collect_garbage(gpu: Machine) -> None:
+    """Collect garbage before the test: the finalizer of a cache in a reference cycle waits for the device."""
     if not gpu.dry:
         gc.collect()

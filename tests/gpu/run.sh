@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The GPU tests and the benches, part after part, each result written as soon as it is there. `make gpu` calls it.
+# Runs the GPU tests and the benches, part by part, and writes each result when its part ends. `make gpu` calls it.
 #
-# Nothing is installed into the machine's Python: the package goes to build/gpu, which PYTHONPATH puts first.
+# The machine's Python is not changed: the package is installed into build/gpu, which is first in PYTHONPATH.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 trap 'exit 130' INT
 export PYTHONSAFEPATH=1
-export PYTHONUNBUFFERED=1  # whatever stops it, the log has all until then
+export PYTHONUNBUFFERED=1  # the log is complete up to the last line, even if the run is killed
 
 fail() {
   echo "make gpu: $*" >&2
@@ -30,7 +30,7 @@ for file in bench/claims/bench_*.py; do
   name=${file#bench/claims/bench_}
   benches+=("${name%.py}")
 done
-# The sanitizers take longest, and find nothing on a CPU: last, and not in a dry run.
+# The sanitizers run last, as they take longest, and not in a dry run, as they check the GPU only.
 parts=(tests "${benches[@]}")
 [[ -n $dry ]] || parts+=(sanitize)
 for part in "${only[@]}"; do
@@ -62,7 +62,7 @@ log=$results/gpu.log
 : >"$log" || fail "$log cannot be written"
 
 if [[ $python != .venv/bin/python ]]; then
-  # What an earlier build left here would go into this one.
+  # Files of an earlier build would be packed into this one.
   rm -rf build/lib.* build/bdist.*
   CMAKE_ARGS="-DVITCACHE_STAND_IN_FAULTS=ON ${CMAKE_ARGS:-}" \
     "$python" -m pip install --disable-pip-version-check --no-index --no-build-isolation --no-deps --upgrade \
@@ -71,9 +71,9 @@ if [[ $python != .venv/bin/python ]]; then
 fi
 
 gpu_tests() {
-  # tests/gpu, and of the others what has a CUDA variant. In a worker: one that hangs, or whose device is lost,
-  # ends with its test, and a new one goes on. It says where it hangs, and is ended by a thread, as no signal
-  # reaches Python in a call of CUDA that waits.
+  # tests/gpu, and the tests of other folders that have a CUDA variant. They run in a worker of pytest-xdist: if a
+  # test hangs or loses the device, the worker ends and a new one runs the next test. faulthandler prints where the
+  # test hangs. A thread ends the worker, as a blocking CUDA call delays every signal handler of Python.
   local options=(--durations=10)
   ! "$python" -c 'import xdist' 2>/dev/null || options+=(-n 1 --max-worker-restart 3)
   [[ -n $dry ]] || options+=(-o timeout=90 -o faulthandler_timeout=80)
@@ -82,7 +82,7 @@ gpu_tests() {
     -m gpu "${options[@]}" -o timeout_method=thread --junitxml="$results/gpu-tests.xml"
 }
 
-# sanitize_with TOOL TESTS... OPTIONS...: an error that CUDA returned is the tests' to look at, some cause one.
+# sanitize_with TOOL TESTS... OPTIONS...: errors that CUDA returns are not reported, as some tests cause them.
 sanitize_with() {
   local tool=$1
   shift
@@ -94,8 +94,8 @@ sanitize() {
   [[ -z $dry ]] || { gpu_tests; return; }
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH"; return 1; }
   local code=0 kernels=(tests/triton_kernels/test_launchers.py tests/placement/test_gpu_kernels{,_store}.py)
-  # What launches kernels of this package, and not at sizes for a GPU: every access is checked, which takes long.
-  # Without torch's cache every tensor is an allocation of its own, so that a read past its end is seen.
+  # The tests that launch this package's kernels at small sizes: the tool checks every access, which takes long.
+  # Without torch's caching allocator each tensor is an allocation of its own, so a read past its end is found.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize_with memcheck \
     "${kernels[@]}" tests/placement/test_{ops,placement_table}.py tests/pages/test_reservation.py || code=1
   sanitize_with racecheck "${kernels[@]}" || code=1

@@ -1,4 +1,4 @@
-"""An attached model on a GPU: bits of the stock model with one encode per item, pixels from the CPU."""
+"""An attached model on a GPU equals the stock model that encodes one item per call, bit for bit."""
 
 from __future__ import annotations
 
@@ -26,24 +26,26 @@ def dtype_of(gpu: Machine) -> torch.dtype:
 
 
 @each_family
-def test_chat_with_pixels_on_the_cpu(gpu: Machine, family: TinyFamily) -> None:
+def test_attached_chat_with_pixels_on_the_cpu_equals_the_stock_model(
+    gpu: Machine, family: TinyFamily
+) -> None:
     dtype = dtype_of(gpu)
     stock = one_at_a_time(family, family.model(dtype).to(gpu.device))
     model = family.model(dtype).to(gpu.device)
     attachment = attach(model)
     assert attachment.cache.device.type == gpu.device
-    # Lengths of the items, found on the CPU: in float32, as not every virtual machine that names AMX has it.
-    words = family.model()
+    # In float32: some virtual machines report AMX and cannot run its bfloat16.
+    cpu_model = family.model()  # encodes the pictures to find the number of rows of each
     for turn in range(1, gpu.size(6, 3)):
-        prompt = family.prompt(words, *range(turn))
-        there = on(gpu.device, prompt)
-        mixed = {**there, "pixel_values": prompt["pixel_values"]}
+        prompt = family.prompt(cpu_model, *range(turn))
+        on_device = on(gpu.device, prompt)
+        mixed = {**on_device, "pixel_values": prompt["pixel_values"]}
         with torch.no_grad():
-            assert torch.equal(model(**mixed).logits, stock(**there).logits)
+            assert torch.equal(model(**mixed).logits, stock(**on_device).logits)
             torch.manual_seed(turn)
             ours = model.generate(**mixed, max_new_tokens=4, do_sample=True, num_return_sequences=2)
             torch.manual_seed(turn)
-            theirs = stock.generate(**there, max_new_tokens=4, do_sample=True, num_return_sequences=2)
+            theirs = stock.generate(**on_device, max_new_tokens=4, do_sample=True, num_return_sequences=2)
         assert torch.equal(ours, theirs)
         stats = attachment.stats()
         assert (stats.encoded, stats.bypassed) == (turn, 0)
@@ -52,30 +54,32 @@ def test_chat_with_pixels_on_the_cpu(gpu: Machine, family: TinyFamily) -> None:
 
 
 @each_family
-def test_pinned_pixels_may_be_overwritten_after_the_call(gpu: Machine, family: TinyFamily) -> None:
+def test_get_image_features_lets_the_caller_overwrite_pinned_pixels(gpu: Machine, family: TinyFamily) -> None:
     model = family.model(dtype_of(gpu)).to(gpu.device)
     attach(model)
     call = family.call(0, 1)
     if not gpu.dry:
         call = {name: value.pin_memory() for name, value in call.items()}
-    again = {name: value.clone() for name, value in call.items()}
+    unchanged = {name: value.clone() for name, value in call.items()}
     with torch.no_grad():
         gpu.slow(20)
         first = model.get_image_features(**call)
         call["pixel_values"].zero_()
-        second = model.get_image_features(**again)
+        second = model.get_image_features(**unchanged)
         for ours, theirs in zip(first.pooler_output, second.pooler_output, strict=True):
             assert torch.equal(ours, theirs)
         fresh = family.model(dtype_of(gpu)).to(gpu.device)
         attach(fresh)
         for ours, theirs in zip(
-            first.pooler_output, fresh.get_image_features(**again).pooler_output, strict=True
+            first.pooler_output, fresh.get_image_features(**unchanged).pooler_output, strict=True
         ):
             assert torch.equal(ours, theirs)
 
 
 @each_family
-def test_rows_come_back_from_a_cache_on_another_device(gpu: Machine, family: TinyFamily) -> None:
+def test_attached_model_with_a_cpu_cache_returns_rows_on_its_own_device(
+    gpu: Machine, family: TinyFamily
+) -> None:
     dtype = dtype_of(gpu)
     stock = one_at_a_time(family, family.model(dtype).to(gpu.device))
     model = family.model(dtype).to(gpu.device)
@@ -85,21 +89,21 @@ def test_rows_come_back_from_a_cache_on_another_device(gpu: Machine, family: Tin
     with torch.no_grad():
         for _ in range(2):
             ours, theirs = model.get_image_features(**call), stock.get_image_features(**call)
-            for one, other in zip(ours.pooler_output, theirs.pooler_output, strict=True):
-                assert one.device == other.device
-                assert torch.equal(one, other)
+            for our_rows, their_rows in zip(ours.pooler_output, theirs.pooler_output, strict=True):
+                assert our_rows.device == their_rows.device
+                assert torch.equal(our_rows, their_rows)
     assert attachment.stats().hits == 2
 
 
-def test_entries_survive_on_side_streams(gpu: Machine) -> None:
-    """Encodes on one stream and hits on others, with no host wait between them."""
+def test_attached_model_on_changing_streams_returns_the_stock_rows(gpu: Machine) -> None:
+    """Each call encodes or hits on a stream of its own. The host waits for none of them."""
     family = FAMILIES["qwen3_vl"]
     dtype = dtype_of(gpu)
     model = family.model(dtype).to(gpu.device)
     call = on(gpu.device, family.call(0, 1))
     with torch.no_grad():
         stock = one_at_a_time(family, family.model(dtype).to(gpu.device)).get_image_features(**call)
-    # Room for one of the two images, so that pages change hands all the time.
+    # The cache fits one of the two images, so that each call evicts.
     rows = max(len(item) for item in stock.pooler_output)
     cache = make_cache(rows, width=family.row_width, dtype=dtype, page_rows=1, device=gpu.device)
     attach(model, cache)

@@ -1,4 +1,4 @@
-"""The cache where order is not free: several streams, pinned memory, and a host that runs ahead."""
+"""The cache on a GPU: order between streams, pinned memory, and calls that do not block the host."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def make_entry_cache(gpu, rows, width, *, host_entries=0, entries=1, **options):
 
 
 def device_memory(gpu, name):
-    """A figure of torch's allocator, or 0 where it keeps none: on the CPU and where it does not cache."""
+    """A number of torch's allocator; 0 on the CPU, and if the allocator does not cache."""
     return torch.cuda.memory_stats()[name] if tracks_memory(gpu) else 0
 
 
@@ -37,8 +37,8 @@ def make_rows(gpu, rows, width, value):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def loaded(gpu):
-    """Have loaded what CUDA loads at its first use, which may wait for the device as none of ours does."""
+def load_kernels(gpu):
+    """Run each kernel and copy once: CUDA loads them lazily, and loading may wait for the device."""
     cache = make_entry_cache(gpu, 70, 24, host_entries=1)
     for key in KEYS[:2]:
         cache.put(key, make_rows(gpu, 70, 24, 1))
@@ -50,7 +50,7 @@ def loaded(gpu):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_rows_come_back_as_a_cast_on_the_device(gpu, dtype):
+def test_put_and_lease_on_the_device_give_a_cast_of_the_rows(gpu, dtype):
     rows, width = gpu.size((880, 16384), (70, 24))
     source = torch.randn(rows, width, device=gpu.device, dtype=dtype)
     cache = make_entry_cache(gpu, rows, width)
@@ -63,7 +63,7 @@ def test_rows_come_back_as_a_cast_on_the_device(gpu, dtype):
     assert torch.equal(found, expected)
 
 
-def test_the_default_device_is_the_gpu(gpu):
+def test_cache_default_device_is_the_gpu(gpu):
     device = EmbeddingCache(8, device_bytes=1024, page_rows=1).device
     assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     if not gpu.dry:
@@ -72,16 +72,16 @@ def test_the_default_device_is_the_gpu(gpu):
         )
 
 
-def test_importing_the_package_does_not_start_cuda(gpu):
+def test_importing_the_package_does_not_initialize_cuda(gpu):
     script = "import torch, vitcache.cache, vitcache.keys; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
-def test_the_budget_is_what_the_device_gives_and_gets_back(gpu):
+def test_cache_allocates_its_capacity_and_close_frees_it(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
     gpu.synchronize()
     if not gpu.dry:
-        torch.cuda.empty_cache()  # what other tests dropped and other streams had used, is free from now on
+        torch.cuda.empty_cache()  # frees the memory of tensors that earlier tests used on other streams
     before = device_memory(gpu, "requested_bytes.all.current")
     cache = make_entry_cache(gpu, rows, width, entries=4)
     used = device_memory(gpu, "requested_bytes.all.current") - before
@@ -91,7 +91,7 @@ def test_the_budget_is_what_the_device_gives_and_gets_back(gpu):
     assert device_memory(gpu, "requested_bytes.all.current") == before
 
 
-def test_put_and_look_up_allocate_no_device_memory(gpu):
+def test_put_and_get_allocate_no_device_memory(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
     cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
     source = make_rows(gpu, rows, width, 1)
@@ -105,21 +105,21 @@ def test_put_and_look_up_allocate_no_device_memory(gpu):
     assert device_memory(gpu, "allocation.all.allocated") == before
 
 
-def test_the_host_waits_for_nothing(gpu):
+def test_put_and_get_behind_a_slow_stream_do_not_block_the_host(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
     cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
     sources = [make_rows(gpu, rows, width, number) for number in range(6)]
     gpu.synchronize()
     with gpu.no_host_sync(), gpu.stream() as side:
         spare = [torch.empty_like(source) for source in (*sources, sources[0])]
-        del spare  # torch's allocator has the memory for the copies
+        del spare  # torch's allocator keeps the memory for the copies below
         gpu.slow(300)
         copies = []
         for key, source in zip(KEYS, sources, strict=False):
             assert cache.put(key, source)
             with cache.get(key) as lease:
                 copies.append(lease.to_tensor())
-        with cache.get(KEYS[2]) as lease:  # in the host tier by now
+        with cache.get(KEYS[2]) as lease:  # demoted to the host tier
             copies.append(lease.to_tensor())
         assert gpu.is_behind(side)
     gpu.synchronize()
@@ -127,7 +127,7 @@ def test_the_host_waits_for_nothing(gpu):
     assert all((copy == copy[0, 0]).all() for copy in copies)
 
 
-def test_a_reader_on_another_stream_waits_for_the_writer(gpu):
+def test_lease_on_another_stream_waits_for_a_slow_put(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache, source = make_entry_cache(gpu, rows, width), make_rows(gpu, rows, width, 5)
     cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
@@ -142,7 +142,7 @@ def test_a_reader_on_another_stream_waits_for_the_writer(gpu):
     assert (found == 5).all()
 
 
-def test_pages_are_not_written_before_a_slow_reader_has_read_them(gpu):
+def test_put_into_reused_pages_waits_for_a_slow_reader(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache, source = make_entry_cache(gpu, rows, width), make_rows(gpu, rows, width, 2)
     cache.put(KEYS[0], make_rows(gpu, rows, width, 1))
@@ -162,7 +162,7 @@ def test_pages_are_not_written_before_a_slow_reader_has_read_them(gpu):
     assert (later == 2).all()
 
 
-def test_pages_are_not_written_before_a_slow_writer_has_written_them(gpu):
+def test_put_into_reused_pages_waits_for_a_slow_writer(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache = make_entry_cache(gpu, rows, width)
     first, second = make_rows(gpu, rows, width, 1), make_rows(gpu, rows, width, 2)
@@ -177,7 +177,7 @@ def test_pages_are_not_written_before_a_slow_writer_has_written_them(gpu):
         assert (lease.to_tensor() == 2).all()
 
 
-def test_a_victim_is_demoted_after_its_slow_writer(gpu):
+def test_demotion_waits_for_the_slow_put_of_the_victim(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache = make_entry_cache(gpu, rows, width, host_entries=1)
     first, second = make_rows(gpu, rows, width, 1), make_rows(gpu, rows, width, 2)
@@ -194,7 +194,7 @@ def test_a_victim_is_demoted_after_its_slow_writer(gpu):
     assert (found == 1).all()
 
 
-def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
+def test_expect_beside_a_busy_stream_copies_on_the_copy_stream(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
     cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
     for number in range(2):
@@ -202,10 +202,10 @@ def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
     gpu.synchronize()
     timeline = inspect(cache).timeline
     with gpu.stream() as side:
-        gpu.slow(300)  # an encode
+        gpu.slow(300)  # stands for an encode
         cache.expect([rows])
         timeline.wait_on_host(timeline.record(timeline.copy_stream))
-        assert gpu.is_behind(side)  # the copy is over, and the encode is not
+        assert gpu.is_behind(side)  # the copy is complete, the encode is not
         cache.put(KEYS[2], make_rows(gpu, rows, width, 2))
     stats = cache.stats()
     assert (stats.writebacks, stats.demotions) == (1, 1)
@@ -215,7 +215,7 @@ def test_what_is_expected_is_copied_beside_a_busy_stream(gpu):
             assert (lease.to_tensor() == number).all()
 
 
-def test_a_checksum_is_that_of_what_the_device_has_copied(gpu):
+def test_checksum_is_taken_after_a_slow_demotion_and_finds_a_changed_row(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache = make_entry_cache(gpu, rows, width, host_entries=1, checksum=True)
     with gpu.stream():
@@ -230,7 +230,7 @@ def test_a_checksum_is_that_of_what_the_device_has_copied(gpu):
     assert cache.stats().corruptions == 1
 
 
-def test_pinned_rows_may_be_changed_at_once(gpu):
+def test_put_of_pinned_rows_lets_the_caller_overwrite_them_at_once(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache = make_entry_cache(gpu, rows, width)
     source = torch.ones(rows, width, dtype=torch.bfloat16, pin_memory=not gpu.dry)
@@ -241,7 +241,7 @@ def test_pinned_rows_may_be_changed_at_once(gpu):
         assert (lease.to_tensor() == 1).all()
 
 
-def test_the_host_tier_is_page_locked_and_given_back(gpu):
+def test_host_tier_is_pinned_and_stays_pinned_while_a_lease_reads_it(gpu):
     rows, width = gpu.size((880, 4096), (70, 24))
     cache = make_entry_cache(gpu, rows, width, host_entries=3)
     for key in KEYS[:2]:
@@ -256,9 +256,9 @@ def test_the_host_tier_is_page_locked_and_given_back(gpu):
     assert pool.is_pinned() != gpu.dry
 
 
-def test_memory_that_cannot_be_locked_is_an_error_that_no_later_call_sees(gpu, monkeypatch):
+def test_host_tier_that_cannot_be_pinned_raises_and_leaves_no_cuda_error(gpu, monkeypatch):
     if gpu.dry:
-        pytest.skip("nothing is locked on the CPU; tests/pages/test_pinned.py has the error")
+        pytest.skip("no memory is pinned on the CPU; tests/pages/test_pinned.py tests the error")
     real = torch.cuda.cudart()
 
     class LockedTwice:
@@ -277,7 +277,7 @@ def test_memory_that_cannot_be_locked_is_an_error_that_no_later_call_sees(gpu, m
     assert torch.ones(4, device=gpu.device).sum().item() == 4
 
 
-def test_many_streams_and_threads_never_see_anothers_rows(gpu):
+def test_get_by_threads_on_their_own_streams_returns_the_rows_of_the_key(gpu):
     rows, width, steps = gpu.size((200, 2048, 200), (70, 24, 20))
     cache = make_entry_cache(gpu, rows, width, entries=4, host_entries=4)
     sources = [make_rows(gpu, rows, width, number) for number in range(len(KEYS))]
@@ -294,7 +294,7 @@ def test_many_streams_and_threads_never_see_anothers_rows(gpu):
                     if lease is None:
                         cache.put(KEYS[number], sources[number])
                         lease = cache.get(KEYS[number], num_rows=rows)
-                    if lease is None:  # the other threads have pushed it out already
+                    if lease is None:  # another thread's put evicted it
                         continue
                     with lease:
                         lease.use()

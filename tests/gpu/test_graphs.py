@@ -1,4 +1,4 @@
-"""CUDA graphs: a captured placement follows its table; a table is not written while a replay reads it."""
+"""CUDA graphs: a replay reads the current table, and a table that a replay reads is not updated."""
 
 import threading
 
@@ -19,7 +19,7 @@ def through_kernels(gpu, monkeypatch):
         monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
 
-def test_replays_read_changed_rows_and_changed_placements(gpu):
+def test_replay_after_an_update_places_the_new_rows_at_the_new_spans(gpu):
     rows = make_rows(6, HIDDEN, torch.bfloat16, gpu.device)
     out = poisoned(16, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
     table = PlacementTable(12, device=gpu.device).update([rows], [3])
@@ -41,7 +41,7 @@ def test_replays_read_changed_rows_and_changed_placements(gpu):
         assert same_bits(out, expected)
 
 
-def test_a_captured_embed_follows_its_ids_and_its_table(gpu):
+def test_replay_of_embed_tokens_reads_changed_ids_and_the_updated_table(gpu):
     weight = make_rows(30, HIDDEN, torch.bfloat16, gpu.device)
     ids = torch.zeros(12, dtype=torch.int64, device=gpu.device)
     out = poisoned(12, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
@@ -62,7 +62,7 @@ def test_a_captured_embed_follows_its_ids_and_its_table(gpu):
         assert same_bits(deepstack, levels)
 
 
-def test_a_lease_that_another_stream_wrote_is_captured(gpu):
+def test_capture_places_a_lease_that_another_stream_wrote(gpu):
     cache = make_cache(width=HIDDEN, dtype=torch.bfloat16, page_rows=4, device=gpu.device)
     rows = make_rows(3, HIDDEN, torch.bfloat16, gpu.device)
     out = poisoned(8, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
@@ -79,7 +79,7 @@ def test_a_lease_that_another_stream_wrote_is_captured(gpu):
         assert same_bits(out[2:5], rows)
 
 
-def test_an_update_during_a_replay_is_refused(gpu):
+def test_update_during_a_replay_raises_and_leaves_the_table_unchanged(gpu):
     rows = make_rows(2, HIDDEN, torch.bfloat16, gpu.device)
     out = torch.zeros(8, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
     table = PlacementTable(4, device=gpu.device).update([rows], [0])
@@ -101,18 +101,18 @@ def test_an_update_during_a_replay_is_refused(gpu):
     assert same_bits(out[4:6], rows)
 
 
-def test_a_graph_is_captured_beside_placements_of_another_thread(gpu):
-    """What asks whether a table or a pinned row was read must not break the capture."""
+def test_capture_beside_placements_of_another_thread_is_not_broken(gpu):
+    """The queries whether a table or pinned rows were read are legal beside the capture."""
     rows = make_rows(2, HIDDEN, torch.bfloat16)
     pinned = rows if gpu.dry else rows.pin_memory()
     beside = torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
     values, failed = torch.zeros(10, device=gpu.device), []
-    ready, over = threading.Event(), threading.Event()  # ready: what is made for the first placement, is
+    ready, stop = threading.Event(), threading.Event()  # ready: the first placement has allocated its table
 
-    def place_on() -> None:
+    def place_until_stopped() -> None:
         try:
             with gpu.stream():
-                while not over.is_set():
+                while not stop.is_set():
                     scatter_embeddings(beside, [pinned], [1])
                     ready.set()
         except Exception as error:
@@ -120,13 +120,13 @@ def test_a_graph_is_captured_beside_placements_of_another_thread(gpu):
             ready.set()
 
     gpu.synchronize()
-    thread = threading.Thread(target=place_on)
+    thread = threading.Thread(target=place_until_stopped)
     thread.start()
     ready.wait()
     try:
         replay = gpu.graph(lambda: values.add_(1))
     finally:
-        over.set()
+        stop.set()
         thread.join()
     assert not failed
     before = float(values[0])
@@ -136,7 +136,7 @@ def test_a_graph_is_captured_beside_placements_of_another_thread(gpu):
     assert same_bits(beside[1:3].cpu(), rows)
 
 
-def test_a_capture_without_a_table_is_refused(gpu):
+def test_capture_of_a_placement_without_a_table_raises(gpu):
     rows = make_rows(2, HIDDEN, torch.bfloat16, gpu.device)
     out = torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=gpu.device)
     scatter_embeddings(out, [rows], [1])

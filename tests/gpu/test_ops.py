@@ -1,4 +1,4 @@
-"""The two operations through their kernels, at sizes and in situations that only a GPU has."""
+"""`scatter_embeddings` and `embed_tokens` on a GPU: large sizes, streams, pinned rows, gradients."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from vitcache.placement.table_memory import table_memory_of
 
 @pytest.fixture(autouse=True)
 def through_kernels(gpu, monkeypatch):
-    """In a dry run the public functions go through the kernels too, interpreted."""
+    """In a dry run, too, the public functions launch the kernels, which Triton interprets."""
     if gpu.dry:
         monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
@@ -25,7 +25,7 @@ def prompt(gpu, items, rows, hidden, dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_scatter_moves_every_bit(gpu, dtype):
+def test_scatter_writes_every_row_bit_for_bit_and_nothing_else(gpu, dtype):
     items, rows, hidden = gpu.size((9, 880, 4096), (2, 4, 64))
     embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden, dtype)
     out = poisoned(num_tokens, hidden, dtype=dtype, device=gpu.device)
@@ -35,10 +35,10 @@ def test_scatter_moves_every_bit(gpu, dtype):
     assert int(out.isnan().all(dim=1).sum()) == num_tokens - items * rows
 
 
-def test_embed_moves_every_bit(gpu):
+def test_embed_tokens_writes_text_and_rows_bit_for_bit(gpu):
     items, rows, hidden, vocabulary = gpu.size((64, 256, 3840, 262_208), (2, 4, 48, 31))
     embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden)
-    # Made on the device: a billion elements take the CPU longer than all other tests of this file together.
+    # On the device: the CPU needs longer for a billion random numbers than for the rest of this file.
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, device=gpu.device)
     ids = torch.randint(0, vocabulary, (num_tokens,), device=gpu.device)
     expected = weight[ids]
@@ -50,7 +50,7 @@ def test_embed_moves_every_bit(gpu):
     assert same_bits(embed_tokens(ids, weight, torch.cat(embeddings), packed), expected)
 
 
-def test_more_than_2_to_the_31_elements(gpu):
+def test_scatter_into_more_than_2_to_the_31_elements_writes_both_ends(gpu):
     num_tokens, hidden = gpu.size((560_000, 4096), (40, 64))
     out = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16, device=gpu.device)
     rows = make_rows(8, hidden, torch.bfloat16, gpu.device)
@@ -60,7 +60,7 @@ def test_more_than_2_to_the_31_elements(gpu):
     assert not out[8:-8].any()
 
 
-def test_no_call_waits_for_the_device(gpu):
+def test_placements_behind_a_slow_stream_do_not_block_the_host(gpu):
     embeddings, starts, num_tokens = prompt(gpu, 4, 6, 64)
     weight = torch.zeros(9, 64, dtype=torch.bfloat16, device=gpu.device)
     ids = torch.zeros(num_tokens, dtype=torch.int64, device=gpu.device)
@@ -70,7 +70,7 @@ def test_no_call_waits_for_the_device(gpu):
         scatter_embeddings(out, embeddings, starts)
         embed_tokens(ids, weight, embeddings, starts, out=out, text_scale=2.0)
 
-    place()  # what is loaded lazily, is
+    place()  # CUDA loads the kernels at their first launch
     gpu.synchronize()
     with gpu.no_host_sync():
         gpu.slow(100)
@@ -78,7 +78,7 @@ def test_no_call_waits_for_the_device(gpu):
         assert gpu.is_behind(gpu.current_stream())
 
 
-def test_rows_of_a_slow_producer_on_a_side_stream_are_waited_for(gpu):
+def test_scatter_on_a_side_stream_reads_rows_after_their_slow_producer(gpu):
     source = make_rows(6, 64, torch.bfloat16, gpu.device)
     rows = torch.zeros_like(source)
     out = poisoned(8, 64, dtype=torch.bfloat16, device=gpu.device)
@@ -92,7 +92,7 @@ def test_rows_of_a_slow_producer_on_a_side_stream_are_waited_for(gpu):
     assert same_bits(out[1:7], source)
 
 
-def test_pinned_host_rows_are_read_where_they_are(gpu):
+def test_scatter_reads_pinned_host_rows_in_place(gpu):
     rows = make_rows(5, 64, torch.bfloat16)
     pinned = rows if gpu.dry else rows.pin_memory()
     out = poisoned(9, 64, dtype=torch.bfloat16, device=gpu.device)
@@ -103,7 +103,7 @@ def test_pinned_host_rows_are_read_where_they_are(gpu):
     assert same_bits(out.cpu(), expected)
 
 
-def test_long_host_blocks_and_fragments_are_the_same_rows(gpu, monkeypatch):
+def test_scatter_of_pinned_rows_is_equal_for_long_blocks_and_fragments(gpu, monkeypatch):
     monkeypatch.setattr(host_blocks, "measured_crossovers", {})
     device = torch.empty(0, device=gpu.device).device
     if gpu.dry:
@@ -124,7 +124,7 @@ def test_long_host_blocks_and_fragments_are_the_same_rows(gpu, monkeypatch):
     assert out[middle + 5 :].isnan().all()
 
 
-def test_pinned_rows_outlive_the_caller_s_reference(gpu):
+def test_scatter_keeps_pinned_rows_alive_without_the_caller_s_reference(gpu):
     rows = make_rows(5, 64, torch.bfloat16)
     out = poisoned(5, 64, dtype=torch.bfloat16, device=gpu.device)
     gpu.slow(50)
@@ -135,7 +135,7 @@ def test_pinned_rows_outlive_the_caller_s_reference(gpu):
     assert len(overwrite) == 8
 
 
-def test_pinned_rows_whose_elements_are_apart_stay_pinned(gpu):
+def test_scatter_of_transposed_pinned_rows_is_accepted(gpu):
     columns = make_rows(64, 5, torch.bfloat16)
     pinned = (columns if gpu.dry else columns.pin_memory()).t()
     out = poisoned(5, 64, dtype=torch.bfloat16, device=gpu.device)
@@ -143,7 +143,7 @@ def test_pinned_rows_whose_elements_are_apart_stay_pinned(gpu):
     assert same_bits(out.cpu(), columns.t().contiguous())
 
 
-def test_a_lease_goes_only_where_its_cache_is(gpu):
+def test_scatter_of_a_lease_to_another_device_is_refused(gpu):
     cache = make_cache(1, 1, width=64, dtype=torch.bfloat16, page_rows=4, device=gpu.device)
     for key in (b"a" * 32, b"b" * 32):
         gpu.slow(20)
@@ -159,7 +159,7 @@ def test_a_lease_goes_only_where_its_cache_is(gpu):
                 scatter_embeddings(torch.zeros(4, 64, dtype=torch.bfloat16), [lease], [0])
 
 
-def test_pageable_host_rows_are_refused(gpu):
+def test_scatter_of_pageable_host_rows_to_the_device_is_refused(gpu):
     if gpu.dry:
         rows, out, where = torch.zeros(2, 64, device="meta"), torch.zeros(4, 64), "on meta"
     else:
@@ -168,7 +168,7 @@ def test_pageable_host_rows_are_refused(gpu):
         scatter_embeddings(out, [rows], [0])
 
 
-def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
+def test_scatter_mixes_leases_of_both_tiers_with_fresh_rows(gpu):
     cache = make_cache(2, 4, width=64, dtype=torch.bfloat16, page_rows=4, device=gpu.device)
     rows = [make_rows(7, 64, torch.bfloat16, gpu.device) for _ in range(3)]
     for key, values in zip((b"a" * 32, b"b" * 32), rows, strict=False):
@@ -183,7 +183,7 @@ def test_leases_of_both_tiers_mix_with_fresh_rows(gpu):
     cache.check_integrity()
 
 
-def test_every_stream_has_a_table_ring_of_its_own(gpu):
+def test_table_memory_of_each_stream_is_its_own(gpu):
     device = torch.empty(0, device=gpu.device).device
     current = table_memory_of(device)
     with gpu.stream():
@@ -192,8 +192,8 @@ def test_every_stream_has_a_table_ring_of_its_own(gpu):
     assert (side is current) is gpu.dry
 
 
-def test_tables_outlive_a_device_that_is_behind(gpu):
-    """More tables than a block holds are written while the device has read none of them."""
+def test_tables_of_queued_launches_are_not_overwritten(gpu):
+    """The host writes more tables than fit a block before the device reads the first."""
     calls, rows = gpu.size((40, 4096), (3, 4))
     source = make_rows(rows, 64, torch.bfloat16, gpu.device)
     outs = [poisoned(rows, 64, dtype=torch.bfloat16, device=gpu.device) for _ in range(calls)]
@@ -205,7 +205,7 @@ def test_tables_outlive_a_device_that_is_behind(gpu):
     assert all(same_bits(out, source) for out in outs)
 
 
-def test_gradients_flow_on_the_device(gpu):
+def test_scatter_backward_on_the_device_gives_the_gradients(gpu):
     base = torch.randn(9, 64, device=gpu.device, requires_grad=True)
     rows = torch.randn(4, 64, device=gpu.device, requires_grad=True)
     out = scatter_embeddings(base * 1, [rows], [Span(3, 2, 1)])

@@ -1,4 +1,4 @@
-"""The pipeline on a GPU: no wait for the device, streams in order, features and rows in torch's allocator."""
+"""`VisionPipeline` on a GPU: the host does not wait, and streams, features and rows are ordered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATCH = 64
 
 
 class Scene:
-    """A tower of matrix products, and items whose rows can be told apart."""
+    """A tower of matrix products, and items whose rows all differ."""
 
     def __init__(self, gpu, *, items=8, **options):
         self.gpu = gpu
@@ -63,10 +63,10 @@ def scene(gpu):
     made.close()
 
 
-def test_a_step_waits_for_nothing(gpu, scene):
-    """Behind a slow stream a warm step is queued at once, and no call in it synchronises."""
+def test_step_behind_a_slow_stream_does_not_block_the_host(gpu, scene):
+    """No call of a step whose kernels are loaded synchronizes."""
     items, ids = scene.items(), scene.ids(8)
-    scene.step(items, ids)  # what is loaded lazily, is, and torch's allocators have the memory
+    scene.step(items, ids)  # loads the kernels, and torch's allocators keep the memory
     scene.cache.clear()
     gpu.synchronize()
     with gpu.no_host_sync():
@@ -78,8 +78,8 @@ def test_a_step_waits_for_nothing(gpu, scene):
     assert torch.equal(result.inputs_embeds, scene.expected(items))
 
 
-def test_a_slow_encoder_is_waited_for_on_the_device(gpu, scene):
-    """Rows that are late are still placed, and stored, after they were made."""
+def test_step_with_a_slow_encoder_places_and_stores_its_rows(gpu, scene):
+    """The second step hits the stored rows."""
     items, ids = scene.items(), scene.ids(8)
     scene.before_encode = lambda: gpu.slow(20)
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_a_slow_encoder_is_waited_for_on_the_device(gpu, scene):
     assert scene.cache.stats().hits == 8
 
 
-def test_the_encoder_runs_on_the_stream_that_was_chosen(gpu):
+def test_encoder_runs_on_the_stream_of_the_pipeline(gpu):
     side = None if gpu.dry else torch.cuda.Stream()
     scene = Scene(gpu, stream=side)
     seen = []
@@ -111,7 +111,7 @@ def test_the_encoder_runs_on_the_stream_that_was_chosen(gpu):
     scene.close()
 
 
-def test_memory_of_the_encoder_may_be_written_over_by_the_next_call(gpu):
+def test_encoder_may_overwrite_its_output_in_the_next_call(gpu):
     scene = Scene(gpu)
     static = torch.empty(2 * scene.rows, scene.hidden, dtype=torch.bfloat16, device=gpu.device)
 
@@ -130,7 +130,7 @@ def test_memory_of_the_encoder_may_be_written_over_by_the_next_call(gpu):
     scene.close()
 
 
-def test_what_is_prefetched_is_a_hit_on_another_stream(gpu, scene):
+def test_step_after_a_prefetch_on_another_stream_places_its_rows(gpu, scene):
     items, ids = scene.items(), scene.ids(8)
     scene.before_encode = lambda: gpu.slow(5)
     for encode in (False, True):
@@ -143,7 +143,7 @@ def test_what_is_prefetched_is_a_hit_on_another_stream(gpu, scene):
     assert scene.cache.stats().hits == 8
 
 
-def test_a_feature_may_be_on_the_device_already(gpu, scene):
+def test_step_with_some_features_on_the_device_places_every_row(gpu, scene):
     items = [
         Item(item.feature.to(gpu.device), item.spans, key=item.key) if number % 2 else item
         for number, item in enumerate(scene.items())

@@ -1,4 +1,4 @@
-"""The ring on a GPU: what streams and torch's allocator make of it. In a dry run, on the stand-in."""
+"""The ring with the streams and the allocator of a GPU. A dry run uses the stand-in for the CUDA runtime."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def elements(gpu, ring, share: float) -> int:
     return int(ring.capacity_bytes * share) // 4
 
 
-def test_a_stream_waits_and_the_host_does_not(gpu, ring):
-    """Behind a slow stream the copy is queued at once; what waits for its ticket sees its bytes."""
+def test_ticket_wait_behind_a_slow_stream_does_not_block_the_host(gpu, ring):
+    """The copy is queued at once, and work behind `Ticket.wait` reads its bytes."""
     src = torch.randn(elements(gpu, ring, 0.75))
     dst = torch.zeros_like(src, device=gpu.device)
     ring.copy_to(dst, src).synchronize()
-    doubled = dst * 2  # what is loaded lazily, is, and torch's allocator has the memory
+    doubled = dst * 2  # loads the kernel, and torch's allocator keeps the memory
     del doubled
     dst.zero_()
     gpu.synchronize()
@@ -49,7 +49,7 @@ def test_a_stream_waits_and_the_host_does_not(gpu, ring):
     assert torch.equal(doubled.cpu(), src * 2)
 
 
-def test_several_streams_wait_for_one_ticket(gpu, ring):
+def test_ticket_wait_on_several_streams_orders_each_behind_the_copy(gpu, ring):
     src = torch.randn(elements(gpu, ring, 2.5))
     dst = torch.zeros_like(src, device=gpu.device)
     gpu.synchronize()
@@ -64,8 +64,8 @@ def test_several_streams_wait_for_one_ticket(gpu, ring):
         assert torch.equal(total.cpu(), src + 1)
 
 
-def test_memory_is_not_handed_out_before_the_copy_is_over(gpu, ring):
-    """A destination that is dropped at once: whoever gets its memory next keeps what it writes."""
+def test_destination_dropped_during_the_copy_is_not_reused_before_it_is_complete(gpu, ring):
+    """The next tensor in that memory keeps its own values."""
     src = torch.ones(elements(gpu, ring, 0.5))
     for _ in range(gpu.size(20, 3)):
         dst = torch.empty_like(src, device=gpu.device)
@@ -77,8 +77,8 @@ def test_memory_is_not_handed_out_before_the_copy_is_over(gpu, ring):
         assert bool((other == 0).all())
 
 
-def test_memory_may_be_freed_after_the_ring_was_closed(gpu):
-    """torch's allocator then records an event on the ring's stream, which the next ring has."""
+def test_destination_may_be_freed_after_the_ring_is_closed(gpu):
+    """torch's allocator then records an event on the ring's stream, which the next ring uses again."""
     streams = set()
     for _ in range(3):
         backend = "host" if gpu.dry else "cuda"
@@ -92,22 +92,22 @@ def test_memory_may_be_freed_after_the_ring_was_closed(gpu):
     assert len(streams) == 1
 
 
-def test_a_graph_is_captured_beside_copies_and_none_gets_into_it(gpu, ring):
-    """What polls must not break another thread's capture; a copy behind a captured stream is refused."""
+def test_graph_capture_beside_copies_of_another_thread_captures_none_of_them(gpu, ring):
+    """The ring's polls do not break the capture. A copy behind a stream under capture raises."""
     src = torch.randn(elements(gpu, ring, 0.9))
     dst = torch.zeros_like(src, device=gpu.device)
-    values, over, failed = torch.zeros(10, device=gpu.device), threading.Event(), []
+    values, stop, failed = torch.zeros(10, device=gpu.device), threading.Event(), []
 
-    def copy_on() -> None:
+    def copy_until_stopped() -> None:
         try:
-            while not over.is_set():
+            while not stop.is_set():
                 ring.copy_to(dst, src, after=beside).synchronize()
         except Exception as error:
             failed.append(error)
 
     beside = None if gpu.dry else torch.cuda.Stream()
     ring.copy_to(dst, src).synchronize()
-    thread = threading.Thread(target=copy_on)
+    thread = threading.Thread(target=copy_until_stopped)
     thread.start()
     refused = []
 
@@ -121,7 +121,7 @@ def test_a_graph_is_captured_beside_copies_and_none_gets_into_it(gpu, ring):
     try:
         replay = gpu.graph(body)
     finally:
-        over.set()
+        stop.set()
         thread.join()
     assert not failed
     assert bool(refused) is not gpu.dry
@@ -133,8 +133,8 @@ def test_a_graph_is_captured_beside_copies_and_none_gets_into_it(gpu, ring):
     assert torch.equal(dst.cpu(), src)
 
 
-def test_the_first_launch_of_a_kernel_does_not_hang(gpu, ring):
-    """While the ring's stream waits for the host, a call that synchronises stalls, and then goes on."""
+def test_first_launch_of_a_kernel_during_a_copy_does_not_hang(gpu, ring):
+    """A call that synchronizes stalls until the ring's threads have filled the slot."""
     src = torch.randn(elements(gpu, ring, 3.0))
     dst = torch.empty_like(src, device=gpu.device)
     ticket = ring.copy_to(dst, src)
@@ -145,15 +145,15 @@ def test_the_first_launch_of_a_kernel_does_not_hang(gpu, ring):
 
 
 @pytest.mark.parametrize("target", [torch.bfloat16, torch.float16], ids=str)
-def test_casts_are_torchs(gpu, ring, target):
+def test_copy_to_another_dtype_casts_as_torch_does(gpu, ring, target):
     src = torch.randn(elements(gpu, ring, 1.3)) * torch.logspace(-12, 6, elements(gpu, ring, 1.3))
     dst = torch.empty(src.shape, dtype=target, device=gpu.device)
     ring.copy_to(dst, src).wait()
     assert torch.equal(dst.cpu().view(torch.int16), src.to(target).view(torch.int16))
 
 
-def test_threads_with_streams_of_their_own_share_a_ring(gpu, ring):
-    right: list[bool] = []
+def test_copies_of_threads_on_their_own_streams_arrive(gpu, ring):
+    is_equal: list[bool] = []
 
     def produce(seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -162,18 +162,18 @@ def test_threads_with_streams_of_their_own_share_a_ring(gpu, ring):
                 src = random.random(int(random.integers(1, elements(gpu, ring, 0.6))), dtype=np.float32)
                 dst = torch.empty(src.shape, device=gpu.device)
                 ring.copy_to(dst, src).wait()
-                right.append(np.array_equal(dst.cpu().numpy(), src))
+                is_equal.append(np.array_equal(dst.cpu().numpy(), src))
 
     threads = [threading.Thread(target=produce, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert right == [True] * (4 * gpu.size(50, 5))
+    assert is_equal == [True] * (4 * gpu.size(50, 5))
     ring.check_integrity()
 
 
-def test_pixels_of_a_call_go_through_a_ring_to_the_device(gpu):
+def test_call_item_pixels_are_copied_through_a_ring_to_the_device(gpu):
     pixels = torch.randn(gpu.size(3600, 200), 1536)
     mover = FeatureMover(torch.device(gpu.device, None if gpu.dry else 0), None, None)
     item = CallItem(bytes(32), ItemCall({"pixels": pixels}))

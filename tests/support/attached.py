@@ -1,4 +1,4 @@
-"""Pairs of a stock model and an attached one, and what their tests look at."""
+"""Pairs of a stock model and an attached model, and functions that compare their outputs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 @pytest.fixture
 def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep off oneDNN: where a virtual machine names AMX and cannot run it, bfloat16 ends the process."""
+    """Turn oneDNN off: on a virtual machine that reports AMX but cannot run it, bfloat16 ends the process."""
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 class Tower:
-    """Counts the calls of a model's vision tower."""
+    """Counts the calls of a model's vision tower; `take` returns the count and sets it to 0."""
 
     def __init__(self, family: TinyFamily, model: nn.Module) -> None:
         self.calls = 0
@@ -41,7 +41,7 @@ class Tower:
 def pair(
     family: TinyFamily, dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[nn.Module, nn.Module, Attachment, Tower]:
-    """A stock model that encodes one image at a time, and its twin with vitcache attached."""
+    """A stock model that encodes one image per call, and an equal model with vitcache attached."""
     stock, model = one_at_a_time(family, family.model(dtype)), family.model(dtype)
     return stock, model, attach(model, **options), Tower(family, model)
 
@@ -54,8 +54,8 @@ def logits(model: nn.Module, prompt: Call) -> Tensor:
 @torch.no_grad()
 def generate(model: nn.Module, prompt: Call, **mode: Any) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
-    told = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
-    output = model.generate(**prompt, **told, **mode)
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+    output = model.generate(**prompt, **options, **mode)
     return output.sequences, torch.stack(output.logits)
 
 
@@ -75,7 +75,7 @@ def stock_rows(model: nn.Module, call: Call) -> Tensor:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """The tensors in an output of either version, in order."""
+    """The tensors of an output, in order, for the output types of both supported transformers versions."""
     if isinstance(output, Tensor):
         return [output]
     if not isinstance(output, list | tuple):

@@ -1,4 +1,4 @@
-"""What the tests of the cache share: small caches, rows that can be told apart, and what is in a cache."""
+"""Keys, rows and small caches for the tests of the cache."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ KEYS = [bytes([number]) * 32 for number in range(10)]
 
 
 def make_rows(pages: int, value: float = 0.0) -> Tensor:
+    """Rows that fill the pages. Every element differs; `value`, a whole number, is added to each."""
     return torch.arange(pages * PAGE_ROWS * WIDTH).view(-1, WIDTH) / 256 + value
 
 
 def make_full(device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
-    """A cache whose device tier is full of entries of one page, 0 the first to go."""
+    """A cache whose device tier is full of entries of one page. Entry 0 is the first victim."""
     cache = make_cache(device_pages, host_pages, **options)
     for number in range(device_pages):
         assert cache.put(KEYS[number], make_rows(1, float(number)))
@@ -28,9 +29,11 @@ def make_full(device_pages: int, host_pages: int = 0, **options: Any) -> Embeddi
 
 
 def present(cache: EmbeddingCache) -> list[int]:
+    """The numbers of the keys that the cache has entries of."""
     return [number for number, key in enumerate(KEYS) if key in cache]
 
 
 def read(cache: EmbeddingCache, key: bytes) -> Tensor:
+    """A copy of the rows of an entry."""
     with cache.get(key) as lease:
         return lease.to_tensor()

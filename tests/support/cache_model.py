@@ -1,4 +1,4 @@
-"""What an `EmbeddingCache` must do, in plain lists: each eviction, demotion, refusal and count."""
+"""A model of an `EmbeddingCache` in plain lists, with each eviction, demotion, rejection and count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Item:
-    """An entry: its rows, the pages that they take, its leases, and its hits since it came to its tier."""
+    """An entry: its rows, its number of pages, its leases, and its hits in its tier."""
 
     key: bytes
     rows: Tensor
@@ -21,15 +21,15 @@ class Item:
 
 @dataclass(eq=False)
 class PendingWrite:
-    """What was reserved and is not entered: pages of both tiers, and items between them."""
+    """A reservation that is neither committed nor cancelled, and the items that are demoted for it."""
 
     key: bytes
     pages: int
     epoch: int
-    source: Item | None = None  # of a promotion
+    source: Item | None = None  # the host item, if this is a promotion
     device_pages: int = 0
     demoted: list[Item] = field(default_factory=list)
-    replaced: set[bytes] = field(default_factory=set)  # keys of those that were put again meanwhile
+    replaced: set[bytes] = field(default_factory=set)  # keys that were inserted since it began
 
     @property
     def host_pages(self) -> int:
@@ -40,8 +40,9 @@ class PendingWrite:
 
 
 class CacheModel:
-    """Two lists of items, the first to go first, host copies of device items, and those that are gone but
-    leased.
+    """The items of each tier with the next victim first, host copies of device items, and dropped items.
+
+    A dropped item keeps its pages as long as it is leased.
     """
 
     def __init__(self, device_pages: int, host_pages: int, page_rows: int) -> None:
@@ -49,7 +50,7 @@ class CacheModel:
         self.page_rows = page_rows
         self.tiers: dict[str, list[Item]] = {"device": [], "host": []}
         self.host_copies: list[Item] = []
-        self.gone: dict[str, list[Item]] = {"device": [], "host": []}
+        self.dropped: dict[str, list[Item]] = {"device": [], "host": []}
         self.pending: list[PendingWrite] = []
         self.epoch = 0
         self.counts = dict.fromkeys(
@@ -70,8 +71,8 @@ class CacheModel:
         return {item.key: item for items in self.tiers.values() for item in items}
 
     def pages_of(self, tier: str) -> list[Item]:
-        """All that may hold pages: host copies too."""
-        return self.tiers[tier] + self.gone[tier] + (self.host_copies if tier == "host" else [])
+        """All items that may have pages in the tier, host copies and dropped items included."""
+        return self.tiers[tier] + self.dropped[tier] + (self.host_copies if tier == "host" else [])
 
     def leased_pages(self, tier: str) -> int:
         return sum(item.pages for item in self.pages_of(tier) if item.leases)
@@ -91,44 +92,45 @@ class CacheModel:
             self.counts["rejections"] += 1
             return None
         old = self.items().get(key)
-        short = pages - self.room("device")
-        if old in self.tiers["device"] and old.leases == 0 and short > 0:
+        missing = pages - self.free_pages("device")
+        if old in self.tiers["device"] and old.leases == 0 and missing > 0:
             self.drop(old)
-        return self.set_aside(PendingWrite(key, pages, self.epoch))
+        return self.begin(PendingWrite(key, pages, self.epoch))
 
     def expect(self, num_rows: list[int]) -> None:
         pages = sum(max(1, -(-number // self.page_rows)) for number in num_rows)
         victims = self.victims("device", min(pages, self.available("device")))
         copies = [copy for victim in victims if (copy := self.copy_of(victim))]
         self.host_copies = [copy for copy in self.host_copies if copy not in copies]
-        there = [copy.key for copy in copies]
+        kept_keys = [copy.key for copy in copies]
         for victim in reversed(victims):
             taken = sum(copy.pages for copy in copies)
-            if victim.key in there or victim.pages > self.available("host") - taken:
+            if victim.key in kept_keys or victim.pages > self.available("host") - taken:
                 continue
-            for loser in self.victims("host", victim.pages + taken):
-                if loser in self.host_copies:
-                    self.host_copies.remove(loser)
+            for host_victim in self.victims("host", victim.pages + taken):
+                if host_victim in self.host_copies:
+                    self.host_copies.remove(host_victim)
                 else:
-                    self.drop(loser)
+                    self.drop(host_victim)
             copies.append(Item(victim.key, victim.rows, victim.pages))
         self.host_copies += copies
-        self.counts["writebacks"] += len(copies) - len(there)
+        self.counts["writebacks"] += len(copies) - len(kept_keys)
 
     def forget_copies(self, count: int) -> None:
-        """The last copies failed: what they pushed out is gone all the same."""
+        """Remove the last copies, which failed. The host entries that were evicted for them stay evicted."""
         self.counts["writebacks"] -= count
         del self.host_copies[len(self.host_copies) - count :]
 
     def promote(self, source: Item) -> PendingWrite | None:
         if source not in self.tiers["host"] or source.pages > self.available("device"):
             return None
-        return self.set_aside(PendingWrite(source.key, source.pages, self.epoch, source))
+        return self.begin(PendingWrite(source.key, source.pages, self.epoch, source))
 
-    def set_aside(self, pending: PendingWrite) -> PendingWrite:
+    def begin(self, pending: PendingWrite) -> PendingWrite:
+        """Take the pages of a pending write, and evict or demote the victims."""
         pages = pending.pages
-        taken = min(pages, self.room("device"))
-        bare: list[Item] = []
+        taken = min(pages, self.free_pages("device"))
+        without_copy: list[Item] = []
         for victim in reversed(self.victims("device", pages)):
             self.tiers["device"].remove(victim)
             taken += victim.pages
@@ -138,16 +140,16 @@ class CacheModel:
                 copy.hits = 0
                 self.counts["demotions"] += 1
             else:
-                bare.append(victim)
-        for victim in reversed(bare):
+                without_copy.append(victim)
+        for victim in reversed(without_copy):
             if victim.pages > self.available("host") - pending.host_pages:
                 self.counts["evictions"] += 1
                 continue
-            for loser in self.victims("host", victim.pages + pending.host_pages):
-                if loser in self.host_copies:
-                    self.host_copies.remove(loser)
+            for host_victim in self.victims("host", victim.pages + pending.host_pages):
+                if host_victim in self.host_copies:
+                    self.host_copies.remove(host_victim)
                 else:
-                    self.drop(loser)
+                    self.drop(host_victim)
             pending.demoted.insert(0, victim)
         pending.device_pages = taken
         self.pending.append(pending)
@@ -216,10 +218,10 @@ class CacheModel:
         for tier, items in self.tiers.items():
             if item in items:
                 items.remove(item)
-                self.gone[tier].append(item)
+                self.dropped[tier].append(item)
         if copy := self.copy_of(item):
             self.host_copies.remove(copy)
-            self.gone["host"].append(copy)
+            self.dropped["host"].append(copy)
         self.counts["evictions"] += 1
 
     def copy_of(self, item: Item) -> Item | None:
@@ -229,22 +231,22 @@ class CacheModel:
         return sum(pending.pages_in(tier) for pending in self.pending)
 
     def available(self, tier: str) -> int:
-        """Pages that can be had at all."""
+        """Pages that are neither leased nor in flight: evictions can free them."""
         return self.capacity[tier] - self.leased_pages(tier) - self.in_flight(tier)
 
-    def room(self, tier: str) -> int:
-        """Pages that can be had without an eviction."""
-        held = [item for item in self.pages_of(tier) if item.leases or item not in self.gone[tier]]
-        return self.capacity[tier] - sum(item.pages for item in held) - self.in_flight(tier)
+    def free_pages(self, tier: str) -> int:
+        """Pages that are free without an eviction."""
+        kept = [item for item in self.pages_of(tier) if item.leases or item not in self.dropped[tier]]
+        return self.capacity[tier] - sum(item.pages for item in kept) - self.in_flight(tier)
 
     def victims(self, tier: str, pages: int) -> list[Item]:
-        short = pages - self.room(tier)
+        missing = pages - self.free_pages(tier)
         chosen: list[Item] = []
         for item in (self.host_copies if tier == "host" else []) + self.tiers[tier]:
-            if item.leases == 0 and short > sum(item.pages for item in chosen):
+            if item.leases == 0 and missing > sum(item.pages for item in chosen):
                 chosen.append(item)
         for item in list(reversed(chosen)):
-            if sum(item.pages for item in chosen) - item.pages >= short:
+            if sum(item.pages for item in chosen) - item.pages >= missing:
                 chosen.remove(item)
         return chosen[::-1]
 

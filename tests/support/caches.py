@@ -1,4 +1,4 @@
-"""The one way in which tests make an `EmbeddingCache`: by numbers of pages."""
+"""`make_cache`: tests make each `EmbeddingCache` with it, by numbers of pages."""
 
 from __future__ import annotations
 

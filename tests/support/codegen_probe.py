@@ -1,7 +1,7 @@
-"""Compile the row kernels for GPUs that are not here; print what the assembler made of each, as JSON lines.
+"""Compile the row kernels for several GPU architectures, and print each kernel's resources as a JSON line.
 
-A program of its own: TRITON_INTERPRET, which the test process may have set, turns kernels into Python for
-good.
+A separate program: with TRITON_INTERPRET, which the test process may have set, a kernel cannot be compiled.
+No GPU is needed.
 """
 
 import json
@@ -26,7 +26,7 @@ POINTER_NAMES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16:
 
 
 def tool(name: str) -> Path:
-    """An assembler tool that Triton's wheel brings along."""
+    """The path of an assembler tool in Triton's wheel."""
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 

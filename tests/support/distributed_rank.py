@@ -1,4 +1,4 @@
-"""One of two ranks with a collective encoder: started by test_distributed."""
+"""The program of one of two ranks whose encoder calls a collective. test_distributed starts it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(mode: str) -> None:
         encoded.append([item.key[0] for item in items if item.key])
         halves = [encode_one(part) / 2 for part in features]
         for half in halves:
-            distributed.all_reduce(half)  # as a tensor parallel layer does
+            distributed.all_reduce(half)  # like a tensor parallel layer
         return halves
 
     cache = make_cache()
@@ -45,7 +45,9 @@ def main(mode: str) -> None:
         items = items[: rank + 1]
     ids, weight = make_ids(16), make_weight()
     if mode == "alone" and rank == 0:
-        items = items[:1] + items[2:]  # this rank misses one item, the other two: twice as many collectives
+        items = (
+            items[:1] + items[2:]
+        )  # this rank misses one item, the other rank two: their numbers of collectives differ
     result = pipeline.embed([Chunk(items, 0, 16)], ids, weight)
     if mode != "agree" and result.errors:
         raise result.errors[0].cause

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 class Failure(Exception):
-    """A planted failure. The package raises no such error, so a test that catches it catches its own."""
+    """A planted failure. The package never raises it, so a test that catches it catches its own."""
 
 
 def fail(*_: object, **__: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A CUDA device, or the CPU in its place, so that every body of a GPU test is run before a GPU sees it."""
+"""A CUDA device, or the CPU in its place: a dry run executes the body of every GPU test on the CPU."""
 
 import os
 import time
@@ -15,12 +15,12 @@ T = TypeVar("T")
 DRY = os.environ.get("VITCACHE_GPU_DRY", "0") not in ("", "0")
 CUDA = torch.cuda.is_available() and not DRY
 
-# At 2 GHz, which no chip that we know exceeds: a wait is at least as long as was asked for.
+# For a clock of 2 GHz. Current GPUs are not faster, so `slow` waits at least the given time.
 CYCLES_PER_MS = 2_000_000
 
 
 class CpuEvent:
-    """A `torch.cuda.Event` of a device that has finished whatever was asked of it."""
+    """A `torch.cuda.Event` of an idle device: it is complete at once."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -42,7 +42,7 @@ class CpuEvent:
 
 
 class CpuStream:
-    """A `torch.cuda.Stream` on which nothing is ever pending."""
+    """A `torch.cuda.Stream` whose work is always complete."""
 
     def record_event(self, event: CpuEvent | None = None) -> CpuEvent:
         event = event or CpuEvent()
@@ -64,6 +64,8 @@ class CpuStream:
 
 @dataclass(frozen=True)
 class Machine:
+    """The device of the GPU tests; if `dry`, the CPU in place of a CUDA device."""
+
     device: str
     dry: bool
 
@@ -80,7 +82,7 @@ class Machine:
 
     @contextmanager
     def stream(self) -> Iterator[Any]:
-        """Make a side stream current, ordered after nothing and before nothing: that takes `wait_stream`."""
+        """Make a new stream current. It is not ordered with other streams; `wait_stream` orders it."""
         if self.dry:
             yield CpuStream()
             return
@@ -92,17 +94,17 @@ class Machine:
         return CpuStream() if self.dry else torch.cuda.current_stream()
 
     def slow(self, milliseconds: float) -> None:
-        """Keep the current stream busy for at least so long, while the host goes on."""
+        """Keep the current stream busy for at least `milliseconds`. The host does not wait."""
         if not self.dry:
             torch.cuda._sleep(int(milliseconds * CYCLES_PER_MS))
 
     def is_behind(self, stream: Any) -> bool:
-        """Whether `stream` still has work to do; in a dry run it is taken to."""
+        """Whether `stream` has incomplete work. True in a dry run."""
         return self.dry or not stream.query()
 
     @contextmanager
     def no_host_sync(self) -> Iterator[None]:
-        """Make each call of torch that waits for the device an error. Moving pageable memory is one."""
+        """Make each call of torch that waits for the device raise, such as a copy of pageable memory."""
         if self.dry:
             yield
             return
@@ -113,12 +115,12 @@ class Machine:
             torch.cuda.set_sync_debug_mode("default")
 
     def graph(self, body: Callable[[], Any]) -> Callable[[], Any]:
-        """Run `body` once, capture it, and return its replay; in a dry run that is `body` itself."""
+        """Run `body` once, capture it, and return its replay; in a dry run, return `body`."""
         if self.dry:
             body()
             return body
         if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING", "0") != "0":
-            pytest.skip("a capture needs torch's caching allocator, which the memory check turns off")
+            pytest.skip("a capture needs torch's caching allocator, which the memory checker turns off")
         with self.stream() as side:
             side.wait_stream(torch.cuda.default_stream())
             body()

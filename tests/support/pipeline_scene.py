@@ -1,4 +1,4 @@
-"""A vision tower that can be looked into, and a step beside what it must build, by a loop over tokens."""
+"""A vision tower that records its calls, and the expected output of a step, computed token by token."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def feature(seed: int, num_rows: int) -> Tensor:
 
 
 def as_floats(values: Tensor | np.ndarray) -> Tensor:
-    """Any feature as the tower reads it."""
+    """A feature as the tower reads it: a float32 tensor."""
     return values.float() if isinstance(values, Tensor) else torch.from_numpy(np.array(values)).float()
 
 
 def encode_one(patches: Tensor | np.ndarray, width: int = HIDDEN) -> Tensor:
-    """What the tower makes of one feature: rows ``(patches / 2, width)``."""
+    """The tower's output for one feature: rows ``(patches / 2, width)``."""
     pairs = as_floats(patches).reshape(len(patches) // 2, -1)
     return torch.stack([pairs.sum(1) * (column + 1) for column in range(width)], dim=1)
 
 
 class Tower:
-    """Encodes with `encode_one`, and remembers the items of each call.
+    """An encoder that calls `encode_one`, and records the items and features of each call.
 
-    `fails` is asked before each item, and may raise. With `reuses_memory` every call writes over the rows of
-    the one before.
+    `fails` is called with each item, and may raise. With `reuses_memory` each call overwrites the rows of the
+    call before. With `packed` the rows of a call are one tensor.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Tower:
         rows = [encode_one(patches, self.width) for patches in features]
         if self._memory is not None:
             self._memory.fill_(float("nan"))
-            kept, first = [], 0
+            reused, first = [], 0
             for part in rows:
-                kept.append(self._memory[first : first + len(part)].copy_(part))
+                reused.append(self._memory[first : first + len(part)].copy_(part))
                 first += len(part)
-            rows = kept
+            rows = reused
         return torch.cat(rows) if self.packed else rows
 
     @property
     def encoded(self) -> list[Item]:
-        """All items of all calls."""
+        """The items of all calls, in order."""
         return [item for call in self.calls for item in call]
 
 
@@ -87,7 +87,7 @@ def expected(
     failed: Sequence[Item] = (),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """`inputs_embeds` and deepstack, token by token."""
+    """The expected `inputs_embeds` and deepstack, computed token by token."""
     tokens = input_ids.reshape(-1)
     width = HIDDEN * (1 + levels)
     rows = torch.zeros(len(tokens), width)
@@ -119,12 +119,12 @@ def make_weight() -> Tensor:
 
 
 def make_ids(*shape: int) -> Tensor:
-    """Ids of which those under an image may be anything: all are rows of the weight until they are hidden."""
+    """Random ids of the vocabulary. `hide_images` replaces those at image tokens."""
     return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(8))
 
 
 def hide_images(input_ids: Tensor, chunks: Sequence[Chunk]) -> Tensor:
-    """The same ids with hash values under the images, as engines have them."""
+    """The ids with hash values, which are outside the vocabulary, at the image tokens, as in engines."""
     hidden = input_ids.clone().reshape(-1)
     for chunk in chunks:
         for item in chunk.items:
@@ -138,7 +138,7 @@ def hide_images(input_ids: Tensor, chunks: Sequence[Chunk]) -> Tensor:
 def embed(
     pipeline: VisionPipeline, chunks: list[Chunk], num_tokens: int, *, failed: Any = (), levels: int = 0
 ) -> list[ItemError]:
-    """Embed a step into poisoned memory, and compare each token with what must be there."""
+    """Embed a step into memory filled with NaN, compare every token, and return the errors."""
     ids, weight = make_ids(num_tokens), make_weight()
     out = torch.full((num_tokens, HIDDEN), float("nan"))
     deepstack = torch.full((levels, num_tokens, HIDDEN), float("nan")) if levels else None

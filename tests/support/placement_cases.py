@@ -1,4 +1,4 @@
-"""Placements and their truth, written as loops over rows: what every implementation is compared with."""
+"""Rows, destinations, and the expected result of a placement, computed in loops over rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def make_rows(num_rows: int, width: int, dtype: torch.dtype, device: str = "cpu"
 
 
 def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    """A destination in which a row that nobody wrote cannot be overlooked."""
+    """A destination filled with NaN, so that a row that was not written is found."""
     return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
 
 def untouched(num_elements: int, dtype: torch.dtype) -> Tensor:
-    """Memory of the CPU that takes up none before it is written, however much there is."""
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named from Python 3.13 on
+    """CPU memory of any size. The kernel allocates a page of it when the page is first written."""
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # mmap has the name since Python 3.13
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
     return torch.frombuffer(mmap.mmap(-1, num_elements * dtype.itemsize, flags=flags), dtype=dtype)
 
@@ -41,7 +41,7 @@ def expected_scatter(
     deepstack: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Row by row, column by column, in the words of the contract."""
+    """The destinations after a scatter, computed row by row from the contract of `scatter_embeddings`."""
     hidden = out.shape[-1]
     out, deepstack = out.clone(), None if deepstack is None else deepstack.clone()
     tokens = out.view(-1, hidden)

@@ -1,4 +1,4 @@
-"""What tests see of a `PinnedRing` and a `Ticket` behind their public methods. All private access is here."""
+"""The private state of a `PinnedRing` and a `Ticket`, for tests. No other test file reads it."""
 
 from __future__ import annotations
 

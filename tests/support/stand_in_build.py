@@ -1,6 +1,6 @@
-"""A stand-in for the CUDA runtime that tests can stop and make fail, where the installed one cannot be.
+"""Builds a stand-in for the CUDA runtime with controls, if the installed one has none.
 
-A wheel's cannot. So tests that are run from an sdist against an installed wheel build their own, with CMake.
+A wheel's stand-in has no controls, so tests of an sdist against an installed wheel build one with CMake.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ BUILD = ROOT / "build" / "stand-in"
 
 
 def provide() -> None:
-    """Let this process, and those that it starts, use a stand-in with controls."""
+    """Make this process, and its child processes, use a stand-in with controls."""
     if not stand_in.has_controls():
         os.environ["VITCACHE_STAND_IN"] = str(build())
 
 
 def build() -> Path:
-    """Build it; return its file."""
+    """Build the stand-in, and return the path of the library."""
     cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
     if cmake is None:
         raise pytest.UsageError(
-            "the installed stand-in for the CUDA runtime has no faults to inject, and there is no cmake to "
-            "build one that has: pip install cmake, or build with CMAKE_ARGS=-DVITCACHE_STAND_IN_FAULTS=ON"
+            "the installed stand-in for the CUDA runtime has no controls, and cmake, which would build one, "
+            "was not found: pip install cmake, or build with CMAKE_ARGS=-DVITCACHE_STAND_IN_FAULTS=ON"
         )
     options = ["-DVITCACHE_STAND_IN_FAULTS=ON", "-DCMAKE_BUILD_TYPE=Release"]
     try:

@@ -1,8 +1,8 @@
-"""A stand-in for a device with several streams, that reports accesses to pages which nothing orders.
+"""A model of a device with several streams that reports unordered accesses to a page.
 
-Every stream has a vector clock. A fence carries a copy of its stream's clock, a wait merges it into the
-waiting stream's, and the host orders nothing. One access is ordered after another if its clock has the tick
-of the other.
+Every stream has a vector clock. A fence has a copy of its stream's clock, and a wait merges that copy into
+the clock of the waiting stream. The host orders nothing. Access b is ordered after access a if the clock of
+b's stream contains the tick of a.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitcache.testing import inspect
 
 
 class Event:
-    """A recorded clock that notices when it is destroyed under the cache's lock."""
+    """A recorded clock. If it is destroyed while the cache's lock is locked, the model notes it."""
 
     def __init__(self, model: StreamModel, clock: Counter) -> None:
         self.model = model
@@ -34,7 +34,7 @@ class Event:
 
 
 class StreamModel:
-    """A timeline of named streams that run independently of the host."""
+    """A timeline of named streams that the host does not wait for."""
 
     copy_stream = "copy"
 
@@ -87,7 +87,7 @@ class StreamModel:
         self.clocks = defaultdict(everything.copy, {stream: everything.copy() for stream in self.clocks})
 
     def access(self, page: object, *, write: bool) -> None:
-        """Let the current stream read or write a page."""
+        """Read or write a page on the current stream; note a race with each unordered conflicting access."""
         clock = self.clocks[self.stream]
         clock[self.stream] += 1
         before = [self._writes[page]] if page in self._writes else []
@@ -113,7 +113,7 @@ class StreamModel:
         return self.cache
 
     def note_call(self, name: str) -> None:
-        """Note a call of what would be CUDA, if the cache's lock is held meanwhile."""
+        """Note the name of a call that CUDA would execute, if the cache's lock is locked."""
         if self.cache is not None and inspect(self.cache).lock.locked():
             self.locked_calls.append(name)
 

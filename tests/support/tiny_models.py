@@ -1,6 +1,6 @@
-"""Vision-language models of a few thousand random weights, their pictures, and stock encodes one by one.
+"""Vision-language models with a few thousand random weights, and the arguments of their calls.
 
-A picture is what the family's processor would hand over for one image.
+A picture is the output that the family's processor would return for one image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ Call = dict[str, Any]
 class TinyFamily:
     """One model family.
 
-    `picture(seed)` holds the arguments of `get_image_features` for one image, `join` makes one call out of
-    several as the processor would for a prompt with all of them, and `part` takes a call apart again.
+    `picture(seed)` returns the arguments of `get_image_features` for one image. `join` makes one call of
+    several pictures, as the processor does for a prompt with several images. `part` splits a call into its
+    pictures.
     """
 
     name: str
@@ -44,7 +45,7 @@ class TinyFamily:
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = self.build().to(dtype).eval()
-        # Initial weights are so small that images hardly show in the logits, and Gemma 3's projector is 0.
+        # The initial weights are too small for images to change the logits, and Gemma 3's projector is 0.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
@@ -59,13 +60,13 @@ class TinyFamily:
         return self.join(self.pictures(*seeds))
 
     def prompt(self, model: nn.Module, *seeds: int) -> Call:
-        """A chat with these pictures, as arguments of `forward` and `generate`."""
+        """The arguments of `forward` and `generate` for a chat with these pictures."""
         with torch.no_grad():
             outputs = [stock_method(model, "image")(**picture) for picture in self.pictures(*seeds)]
         return self.chat([_num_rows(output) for output in outputs], IMAGE) | self.call(*seeds)
 
     def chat(self, lengths: list[int], token: int) -> Call:
-        """A chat with so many placeholders for each item."""
+        """A chat with `lengths[i]` placeholder tokens for item i."""
         ids = [1]
         for i, length in enumerate(lengths):
             ids += [2 + i, START, *[token] * length, END, 40, 41]
@@ -93,7 +94,7 @@ def names_of_model_examples() -> dict[str, Any]:
 
 
 def stock_method(model: nn.Module, modality: str) -> Callable[..., Any]:
-    """The method as its class defines it, whatever was put over it on this object."""
+    """The method that the class defines, even if the object has an attribute of that name."""
     return getattr(type(model.base_model), f"get_{modality}_features").__get__(model.base_model)
 
 
@@ -117,7 +118,7 @@ def one_at_a_time(family: TinyFamily, model: nn.Module) -> nn.Module:
 
 
 def joined_outputs(outputs: list[Any]) -> Any:
-    """One output for all items, in the containers that the outputs for one item have."""
+    """One output for all items, in the container types of the outputs for one item."""
     first = outputs[0]
     first.pooler_output = _joined([output.pooler_output for output in outputs])
     if getattr(first, "deepstack_features", None) is not None:
@@ -140,7 +141,7 @@ def _of_one(seed: int, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     return shapes[seed % len(shapes)]
 
 
-# Qwen: patches of all images in a row, and a grid for each.
+# Qwen: the patches of all images, concatenated, and one grid per image.
 
 
 def _qwen_picture(seed: int) -> Call:
@@ -197,7 +198,7 @@ def _tokens() -> Call:
     }
 
 
-# LLaVA-OneVision: an overview tile and as many tiles as the size asks for, filled up to the neighbours'.
+# LLaVA-OneVision: an overview tile and the tiles of the image, padded to the most tiles of the call.
 
 
 def _llava() -> nn.Module:
@@ -253,7 +254,7 @@ def _llava_part(call: Call) -> list[Call]:
     return parts
 
 
-# InternVL and Gemma 3: one image (or tile) for each index of the first dimension.
+# InternVL and Gemma 3: the first dimension has one image or tile per index.
 
 
 def _square_picture(seed: int) -> Call:
