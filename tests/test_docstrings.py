@@ -1,8 +1,11 @@
-"""The examples in the docstrings of the package, run as tests."""
+"""The examples in docstrings: each prints the output that it shows, and each public name has one."""
 
 from __future__ import annotations
 
+import ast
 import doctest
+import re
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,49 +14,87 @@ import pytest
 from tiny_models import MODULES_WITH_MODEL_EXAMPLES, names_of_model_examples
 
 PACKAGE = Path(__file__).parents[1] / "vitcache"
-OPTIONAL = ("transformers", "triton", "prometheus_client")
-LEFT_OUT = ("bench", "demo")  # commands, whose modules need packages and time
+OPTIONAL = ("transformers", "triton", "prometheus_client", "skimage", "sklearn")
+LEFT_OUT = ("bench", "demo")  # programs, whose modules are not imported by users
+# The modules whose names README prints, and the public names of those without `__all__`.
+PUBLIC_NAMES: dict[str, tuple[str, ...]] = {
+    "vitcache": (),
+    "vitcache.adapters.transformers": (),
+    "vitcache.adapters.distributed": ("agree_over",),
+    "vitcache.metrics": (),
+}
 
 
-def modules_with_examples() -> list[str]:
-    """Names of the modules whose text has an example; none is imported."""
+def docstrings(source: str) -> list[tuple[str, int, str]]:
+    """Name, line and text of each docstring that has an example. No module is imported."""
     found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[0] not in LEFT_OUT and ">>>" in path.read_text():
-            found.append(".".join(("vitcache", *(part for part in parts if part != "__init__"))))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and ">>>" in text:
+                found.append((getattr(node, "name", "module"), node.body[0].lineno - 1, text))
     return found
 
 
-def missing_packages(examples: str) -> list[str]:
-    """Optional packages that the examples import and this environment lacks."""
-    return [
-        name
-        for name in OPTIONAL
-        if find_spec(name) is None and (f"import {name}" in examples or f"from {name}" in examples)
-    ]
+def modules_with_examples() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in LEFT_OUT and docstrings(path.read_text()):
+            found[".".join(("vitcache", *(part for part in parts if part != "__init__")))] = path
+    return found
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
-def test_docstring_examples_print_what_they_say(name: str) -> None:
+def missing_packages(source: str, find: Callable[[str], object] = find_spec) -> set[str]:
+    """Optional packages that an example imports and this environment lacks."""
+    imported = re.findall(r"^\s*(?:import|from) (\w+)", source, re.M)
+    return {name for name in OPTIONAL if name in imported and find(name) is None}
+
+
+MODULES = modules_with_examples()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_print_the_output_that_they_show(name: str) -> None:
+    """If an optional package is missing, its examples are skipped, and the test counts as skipped."""
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
         pytest.skip(f"not installed: {error.name}")
-    tests = doctest.DocTestFinder(exclude_empty=True).find(module, name)
-    assert tests, f"{name} has '>>>' in its text, and no docstring with an example"
-    skipped = set()
-    for test in tests:
-        if missing := missing_packages("".join(example.source for example in test.examples)):
-            skipped.update(missing)
-            continue
+    missing: set[str] = set()
+    said: list[str] = []
+    for owner, line, text in docstrings(MODULES[name].read_text()):
+        names = dict(vars(module))
         if name in MODULES_WITH_MODEL_EXAMPLES:
             pytest.importorskip("transformers")
-            test.globs.update(names_of_model_examples())
-        said: list[str] = []
-        doctest.DocTestRunner(verbose=False).run(test, out=said.append)
-        assert not said, "".join(said)
-    if skipped:
-        pytest.skip(f"not installed: {', '.join(sorted(skipped))}; the other examples of {name} passed")
+            names |= names_of_model_examples()
+        test = doctest.DocTestParser().get_doctest(text, names, owner, str(MODULES[name]), line)
+        if lacking := missing_packages("".join(example.source for example in test.examples)):
+            missing |= lacking
+        else:
+            doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+    assert not said, "".join(said)
+    if missing:
+        pytest.skip(f"not installed: {', '.join(sorted(missing))}; the other examples of {name} passed")
+
+
+def test_missing_packages_names_an_optional_package_that_is_not_installed() -> None:
+    source = "import torch\nfrom transformers import AutoModel\n"
+    assert missing_packages(source, lambda name: None) == {"transformers"}
+    assert missing_packages(source, lambda name: "a spec") == set()
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_every_public_name_has_an_example_in_its_docstring(name: str) -> None:
+    try:
+        module = import_module(name)
+        public = set(PUBLIC_NAMES[name] or module.__all__) - {"__version__"}
+        texts = {each: getattr(module, each).__doc__ or "" for each in sorted(public)}
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        pytest.skip(f"not installed: {error.name}")
+    lacking = [each for each, text in texts.items() if ">>>" not in text]
+    assert lacking == []
