@@ -63,7 +63,8 @@ case $what in
     done
     what=test-oldest
     ;;
-  soak) part "soak" "${pytest[@]}" -m soak ;;
+  # One file: its tests are shared among the processes.
+  soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
     echo "run.sh: expected test, oldest or soak, got $what" >&2
     exit 2
