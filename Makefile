@@ -1,15 +1,17 @@
-# make demo    run the main job                      ARGS="--turns 3" goes to python -m vitcache demo
-# make test    run the tests, with the newest supported versions
+# make demo         run the main job: a chat, stock model and vitcache side by side
+#                   ARGS="--turns 3" passes options to python -m vitcache demo
+# make test         run the tests with the newest supported versions
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
-# make soak    run the tests that take minutes
-# make setup   what these begin with: .venv, pinned dependencies, the native module
-# make check   linters, types, formatting            make format repairs what can be repaired, and writes the stub
-# make bench   measure                               ARGS="--cases smoke" goes to python -m vitcache bench
-# make gpu     the GPU tests, the benches and the sanitizers with the machine's own python3, no network, no .venv
-#              RESULTS=dir, ONLY="tests sanitize <bench>...", DRY=1 for smoke sizes on the CPU
-# make clean   remove all that these make
+# make soak         run the tests that take minutes
+# make setup        create .venv with the pinned dependencies and the native module; the other targets run it first
+# make check        run the linters, the type checker and the formatters' checks
+# make format       format the code, repair lint errors, and write the stub of the native module
+# make bench        run the benches; ARGS="--cases smoke" passes options to python -m vitcache bench
+# make gpu          run the GPU tests, the benches and the sanitizers with the machine's own python3, without network or .venv
+#                   RESULTS=dir, ONLY="tests sanitize <bench>...", DRY=1 for smoke sizes on the CPU
+# make clean        remove all files that these targets create
 #
-# PYTHON=python3.12 chooses the interpreter, CXX=g++-13 the compiler, MIN_DISK_GB=6 the space to ask for.
+# PYTHON=python3.12 chooses the interpreter, CXX=g++-13 the compiler, MIN_DISK_GB=6 the free disk space to require.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,17 +19,17 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-oldest soak setup check check-clang format bench gpu clean
 
-# With the repository's root on sys.path, triton_kernels/ would pass for the package of Triton's authors.
+# If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
 export CXX
-# What .venv and its overlays take with a torch for the CPU; one for CUDA takes about 5 GB more.
+# The disk space of .venv and its overlays with torch for the CPU. torch for CUDA needs about 5 GB more.
 export MIN_DISK_GB ?= 4
 
 python := .venv/bin/python
 native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py $(wildcard csrc/*/*))
 cpp_sources := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/*.cpp)
 
-# A stamp is named after the content that it stands for and made last, so an interrupted step leaves none.
+# A stamp's name contains a checksum of its inputs. It is created last, so an interrupted step leaves no stamp.
 checksum = $(shell { echo '$(CURDIR) $(2)'; cat $(1); } | sha256sum | cut -c1-16)
 installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
 built := .venv/.built-$(call checksum,$(native_sources),$(CXX))
@@ -75,12 +77,12 @@ test-oldest: setup $(overlays:%=.overlays/%/.installed)
 soak: setup
 	@bash tests/run.sh soak
 
-# A dry run takes .venv where there is one, and that one is brought up to date first.
+# A dry run uses .venv if it exists, and updates it first.
 gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
 	@PYTHON='$(PYTHON)' RESULTS='$(RESULTS)' ONLY='$(ONLY)' DRY='$(DRY)' bash tests/gpu/run.sh
 
-# The stub of the native module as the bindings have it. An int is all that they take for a number, and what this
-# one build says of itself is left out.
+# The stub of the native module, generated from its bindings. The bindings accept only int for integers; version,
+# compiler and flags of this build are left out.
 $(generated_stub): $(built) Makefile
 	$(python) -m pybind11_stubgen vitcache._native -o build/stub
 	sed -E -i -e 's/typing\.SupportsInt \| typing\.SupportsIndex/int/g' \
@@ -89,7 +91,7 @@ $(generated_stub): $(built) Makefile
 	$(python) -m ruff check -q --select I --fix $@
 	$(python) -m ruff format -q $@
 
-# Clang and clang-tidy over csrc/. Ninja looks again at what has changed, and at all of it where the checks have.
+# Clang and clang-tidy check csrc/. Ninja checks changed files again, and all files if the list of checks changed.
 build/clang/build.ninja: .clang-tidy Makefile | $(built)
 	@for tool in clang++ clang-tidy; do command -v $$tool >/dev/null || \
 	  { echo "make check: $$tool is not installed: apt-get install clang clang-tidy" >&2; exit 1; }; done
@@ -104,7 +106,7 @@ check-clang: setup build/clang/build.ninja
 
 check: setup check-clang $(generated_stub)
 	@diff -u $(stub) $(generated_stub) || \
-	  { echo 'make check: $(stub) is not what csrc/python binds: make format writes it' >&2; exit 1; }
+	  { echo 'make check: $(stub) differs from the bindings in csrc/python: make format writes it' >&2; exit 1; }
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy vitcache
@@ -112,9 +114,9 @@ check: setup check-clang $(generated_stub)
 	$(python) tests/test_prose.py
 	.venv/bin/clang-format --dry-run -Werror $(cpp_sources)
 	@! grep -rnE '\bcustom_op\b|^\s*assert\b' --include='*.py' vitcache triton_kernels || \
-	  { echo 'make check: custom_op costs 10 us a call, and an assert is no answer to a caller' >&2; exit 1; }
+	  { echo 'make check: custom_op costs 10 us a call; raise an exception in place of assert' >&2; exit 1; }
 	@! grep -rn 'cudaDeviceSynchronize' csrc || \
-	  { echo 'make check: cudaDeviceSynchronize waits for work that is none of ours' >&2; exit 1; }
+	  { echo 'make check: cudaDeviceSynchronize waits for other libraries' work, too' >&2; exit 1; }
 
 format: setup $(generated_stub)
 	cp $(generated_stub) $(stub)
