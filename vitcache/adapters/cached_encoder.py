@@ -181,7 +181,7 @@ class CachedEncoder:
             item.wait_until_read()
 
     def _start(self, item: CallItem) -> None:
-        """Queue the copies of an item's tensors to the tower's device, unless they are queued or there."""
+        """Queue the copies of an item's tensors to the tower's device, unless they are queued or done."""
         device = self._session.tower_device()
         if device is not None and device != item.call.pixels.device and not item.moved:
             item.start(self._session.mover_to(device))

@@ -55,8 +55,8 @@ def attach(
         weights. By default an attachment shares no entries. If an attachment notices a change of its weights,
         it stops sharing; the entries of the other attachments stay.
     device_bytes
-        Size of the default cache in bytes. By default it holds 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16
-        with its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
+        Size of the default cache in bytes. The default is 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with
+        its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
     ring
         A `PinnedRing` that copies pixels from pageable memory to a vision tower on a GPU. By default a new
         ring of 128 MiB, made when the first pixels are copied.
@@ -92,7 +92,7 @@ def attach(
 
     *Changes of the model.* Each call checks the parameters and buffers outside of the language model, and the
     attention implementation. If one was replaced, converted or written in place, as optimizers and
-    `load_state_dict` do, no earlier entry is used again. The same holds after a call in training. Some
+    `load_state_dict` do, no earlier entry is used again. The same is true after a call in training. Some
     changes cannot be noticed:
 
     - writes through `.data`, to inference tensors, or to offloaded weights;
@@ -104,8 +104,8 @@ def attach(
     before that call are returned, but not cached.
 
     *The first item.* The first item of a modality is always encoded, because its output shows the containers.
-    LLaVA-OneVision encodes an image that is alone in its prompt as several tiles, and an image among others
-    as one tile. So the first image of a chat is encoded again in the second turn.
+    LLaVA-OneVision encodes an image that is alone in its prompt as several tiles, and an image
+    among several as one tile. So the first image of a chat is encoded again in the second turn.
 
     *Devices.* A model that is spread over devices (`device_map`) keeps its hooks: the stock method runs
     through them. Features are returned on the device of the stock features. The hook of an offloaded tower

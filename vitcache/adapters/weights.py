@@ -41,7 +41,7 @@ class WeightsFingerprint:
         self._refs = [weakref.ref(tensor) for tensor in present]
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
-        """Whether no change of weights or attention implementation since `earlier` can be seen."""
+        """Whether the weights and the attention implementation look the same as in `earlier`."""
         return (
             self._attention == earlier._attention
             and self._dtypes == earlier._dtypes

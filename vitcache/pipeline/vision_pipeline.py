@@ -174,7 +174,7 @@ class VisionPipeline:
             raise TypeError(f"shadow must be a Shadow, got {type(shadow).__name__}")
         if shadow is not None and agree is not None:
             raise ValueError(
-                "agree and shadow exclude each other: one rank would encode a hit again, the others would not"
+                "agree and shadow exclude each other: one rank would encode a hit again, other ranks would not"
             )
         if ring is not None and not isinstance(ring, PinnedRing):
             raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
@@ -380,7 +380,7 @@ class VisionPipeline:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Make `stream` current. It waits for the caller's stream before, and that one for it after."""
+        """Make `stream` current. It waits for the caller's stream; at the end the caller's stream waits."""
         if self.stream is None:
             yield
             return
