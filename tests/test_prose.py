@@ -51,7 +51,7 @@ PATTERNS = {
     "a person without a name": r"\b(?:nobody|whoever|somebody|no one|oneself|he likes)\b",
     "a group without a name": r"(?<!\band )\bothers\b",
     "a number without a name": r"\bso (?:many|much)\b",
-    "a negated noun": r"\b(?:is|are|was|were|be) (?:no|none)\b",
+    "a negated noun": r"\b(?:is|are|was|were|be) (?-i:none|no(?! longer))\b",  # None is a value
     "a type without a name": r"\bof another type\b|\b(?:no|is|not) such\b|\ba number is none\b",
     "an everyday verb": r"\b(?:goes|went|comes|came|gone)\b",
     "a state without a name": r"\bon (?:its|their|the) way\b|\bunder way\b|\bsets? aside\b|\bthe books\b",

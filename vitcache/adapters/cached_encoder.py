@@ -82,8 +82,8 @@ class CachedEncoder:
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
 
-        It must in training, in grad mode, under autocast, and if the call asks for a tuple or for hidden
-        states or attentions of the tower.
+        It serves calls in training, in grad mode or under autocast, and calls that ask for a tuple or for
+        hidden states or attentions of the tower.
         """
         session = self._session
         if session.model.training or session.tower.training:

@@ -85,8 +85,8 @@ class VisionPipeline:
         bfloat16 or float16: float32 features are rounded to it before the copy, which halves the bytes on
         the bus. None: features keep their dtype.
     stream
-        The CUDA stream on which `embed` calls `encode`. It waits for the caller's current stream before, and
-        that stream waits for it after. None: the caller's current stream. `prefetch` uses its own stream.
+        The CUDA stream on which `embed` calls `encode`. It first waits for the caller's current stream,
+        which then waits for the encodes. None: the caller's current stream. `prefetch` uses its own stream.
     shadow
         Chooses hits that are encoded again, alone, after their cached rows were placed, to compare the rows.
         If a hit is chosen, the host waits for the device. Items without a feature are not chosen. `shadow`
@@ -105,12 +105,12 @@ class VisionPipeline:
     Notes
     -----
     Errors: if an item cannot be loaded, hashed, copied or encoded, or `encode` returns a wrong number of
-    rows for it, its rows are zero and `EmbedResult.errors` tells why. All other items come out right. If a
-    micro-batch raises, its items are encoded one by one.
+    rows for it, its rows are zero and `EmbedResult.errors` has the cause. The rows of all other items are
+    right. If a micro-batch raises, its items are encoded one by one.
 
     Threads: any thread may call any method at any time. `encode` runs in the thread that calls `embed`, or in
     the worker thread of `prefetch`, one call at a time. From a step's first encode until its rows are
-    inserted, other steps that must encode wait for it on the host. Steps of hits alone do not wait.
+    inserted, other steps that must encode wait for it on the host. A step of hits only does not wait.
 
     Streams: `embed` queues its work on the caller's current stream, and the host does not wait for the
     device, with three exceptions. On the CPU all work is complete on return. While the ring is full, the host
@@ -174,7 +174,7 @@ class VisionPipeline:
             raise TypeError(f"shadow must be a Shadow, got {type(shadow).__name__}")
         if shadow is not None and agree is not None:
             raise ValueError(
-                "agree and shadow exclude each other: one rank would encode a hit again, other ranks would not"
+                "agree and shadow exclude each other: one rank would encode a hit again, but no other rank"
             )
         if ring is not None and not isinstance(ring, PinnedRing):
             raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
