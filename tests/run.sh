@@ -18,11 +18,12 @@ trap 'exit 130' INT
 summary=()
 failed=0
 
-# slowest: the ten slowest tests of the log, from pytest's durations and ctest's, one a line, slowest first.
+# slowest: the ten slowest tests of the log, slowest first, from the durations of pytest, ctest and tests/gpu/run.sh.
 slowest() {
   sed -nE -e 's/^ *([0-9]+\.[0-9]+)s (call|setup|teardown) +(.*)/\1 \3 \2/p' \
-    -e 's/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: ([^ ]+) .* ([0-9]+\.[0-9]+) sec.*/\2 \1/p' "$log" |
-    sed 's/ call$//' | sort -rn | head -n10 | awk '{ time = $1; $1 = ""; printf "      %7.1f s %s\n", time, $0 }'
+    -e 's/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: ([^ ]+) .* ([0-9]+\.[0-9]+) sec.*/\2 \1/p' \
+    -e '/^  tests /d; s/^  ([a-z]+) +([0-9]+) s  ok$/\2 bench \1/p' "$log" |
+    sed 's/ call$//' | sort -rn | head -n10 | awk '{ time = $1; $1 = ""; printf "    %6.1f s %s\n", time, $0 }'
 }
 
 # part NAME COMMAND...: runs the command, and keeps its time, the last line that counts tests, and the slowest tests.
@@ -72,7 +73,5 @@ case $target in
 esac
 
 printf '\nmake %s\n' "$target"
-for line in "${summary[@]}"; do
-  [[ -z $line ]] || printf '  %s\n' "$line"
-done
+printf '%s\n' "${summary[@]}" | sed '/^$/d; s/^/  /'
 exit $failed

@@ -31,14 +31,15 @@ def attach(
 ) -> Attachment:
     """Cache the image and video features of a model: an item that is in the cache is not encoded again.
 
-    `attach` replaces `get_image_features` and `get_video_features` of the base model, on this object only.
-    `forward` and `generate` stay as they are, and so does the model's merge of image and text embeddings. The
-    cache has one entry per image, tile or video. Items that are not in the cache are encoded by the stock
-    method, one at a time.
+    `attach` replaces the stock methods `get_image_features` and `get_video_features` of this one base model.
+    `forward`, `generate` and the model's merge of image and text embeddings do not change. The cache has one
+    entry per image, tile or video. Items that are not in the cache are encoded by the stock method, one at a
+    time.
 
-    Logits are bit for bit those of the stock model with its items encoded one at a time. Each call returns a
-    new output object of the stock class. It has `pooler_output` and, if the model has deepstack levels,
-    `deepstack_features`, in the same containers as the stock output. Its other fields have the value None.
+    The logits equal bit for bit those of the stock model, the model without `attach`, with its items encoded
+    one at a time. Each call of their replacements returns a new output object of the stock class. The object
+    has `pooler_output` and, if the model has deepstack levels, `deepstack_features`, in the same containers
+    as the stock output. All other fields have the value None.
 
     Parameters
     ----------
@@ -53,10 +54,10 @@ def attach(
         A name for the weights. Attachments share the entries of one cache if their `namespace`, model class,
         config, name, revision, attention implementation and dtype are equal. Give equal names only to equal
         weights. By default an attachment shares no entries. If an attachment notices a change of its weights,
-        it stops sharing; the entries of the other attachments stay.
+        it shares no more entries; the other attachments keep theirs.
     device_bytes
-        Size of the default cache in bytes. The default is 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with
-        its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
+        Size of the default cache in bytes. By default the cache has pages for 32,768 rows: 1 GiB for
+        Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
     ring
         A `PinnedRing` that copies pixels from pageable memory to a vision tower on a GPU. By default a new
         ring of 128 MiB, made when the first pixels are copied.
@@ -68,13 +69,13 @@ def attach(
     Returns
     -------
     Attachment
-        Has the cache and the counts. `Attachment.detach` restores the model's own methods.
+        The attachment, with its `cache` and its `stats()`. `Attachment.detach` restores the stock methods.
 
     Raises
     ------
     TypeError
-        If `model` has no `get_image_features` or is not of a family above; if `namespace` is not a str; if
-        `shadow_every` is not an int.
+        If `model` has no `get_image_features` or is not one of the models above; if `namespace` is not a str;
+        if `shadow_every` is not an int.
     ValueError
         If the rows of `cache` have another width or dtype than the model's; if both `cache` and
         `device_bytes` are given; if `shadow_every` is negative.
@@ -84,16 +85,17 @@ def attach(
 
     Notes
     -----
-    *Calls that bypass the cache.* The stock method serves calls in grad mode, in training and under autocast,
-    and calls that ask for a tuple or for hidden states or attentions of the tower. `stats().bypassed` counts
-    these calls. Arguments that `attach` does not know are part of the key, because the tower may use them;
-    `return_dict`, `use_cache`, `num_items_in_batch` and `output_router_logits` are not. A call also bypasses
-    the cache if such an argument is anything but None, a number, a string, or a list or tuple of these.
+    *Calls that bypass the cache.* The stock method serves calls in grad mode, in training mode and under
+    autocast, and calls that ask for a tuple or for hidden states or attentions of the tower.
+    `stats().bypassed` counts these calls. An argument that `attach` does not know is part of the key, because
+    the tower may use it. If such an argument is not None, a number, a string, or a list or tuple of these,
+    the call bypasses the cache, too. The arguments `return_dict`, `use_cache`, `num_items_in_batch` and
+    `output_router_logits` are not part of the key.
 
     *Changes of the model.* Each call checks the parameters and buffers outside of the language model, and the
     attention implementation. If one was replaced, converted or written in place, as optimizers and
-    `load_state_dict` do, no earlier entry is used again. The same is true after a call in training. Some
-    changes cannot be noticed:
+    `load_state_dict` do, no earlier entry is used again. The same is true after a call in training mode.
+    `attach` cannot notice these changes:
 
     - writes through `.data`, to inference tensors, or to offloaded weights;
     - a change that was undone before the next call, such as a conversion to another dtype and back;
@@ -101,22 +103,23 @@ def attach(
     - a switch between adapters that are loaded already.
 
     After one of these changes, call ``attachment.cache.advance_epoch()``. The rows of an encode that began
-    before that call are returned, but not cached.
+    before the call of `advance_epoch` are returned, but not inserted.
 
-    *The first item.* The first item of a modality is always encoded, because its output shows the containers.
-    LLaVA-OneVision encodes an image that is alone in its prompt as several tiles, and an image
-    among several as one tile. So the first image of a chat is encoded again in the second turn.
+    *The first item.* The first item of a modality is always encoded, because the stock output shows which
+    containers the model uses. LLaVA-OneVision encodes an image that is alone in its prompt as several tiles,
+    and an image among other images as one tile. So the first image of a chat is encoded again in the second
+    turn.
 
-    *Devices.* A model that is spread over devices (`device_map`) keeps its hooks: the stock method runs
-    through them. Features are returned on the device of the stock features. The hook of an offloaded tower
-    moves its pixels itself.
+    *Devices.* A model that is spread over devices (`device_map`) keeps its hooks: calls of the stock method
+    run them. Features are returned on the device of the stock features. The hook of an offloaded tower moves
+    its pixels itself.
 
     *Threads and streams.* Concurrent calls are as safe as with the stock model. To hash pixels that are on a
-    GPU, the host waits for the current stream and copies them to host memory.
+    GPU, the host waits for the current stream and copies the pixels to host memory.
 
     *Copies.* `copy.deepcopy` and `pickle` of the model give a model that is not attached. A shallow
-    `copy.copy` of the base model stays bound to the original, and so does a replica by `nn.DataParallel`:
-    they return features of the original's weights.
+    `copy.copy` of the base model, and a replica by `nn.DataParallel`, keep the replacements of the original
+    model: they return features of the original's weights.
 
     Examples
     --------
@@ -184,19 +187,19 @@ class Attachment:
         return self._session.cache
 
     def stats(self) -> AttachStats:
-        """Return the counts of the calls so far, a snapshot. `cache.stats()` has the counts of the cache."""
+        """Return a snapshot of the counts of the calls. `cache.stats()` has the counts of the cache."""
         return self._session.stats
 
     def detach(self) -> None:
-        """Restore the model's own methods. Call it while no call of the model runs.
+        """Restore the stock methods. Call `detach` while no call of the model runs.
 
         The cache stays open, with its entries. A second call does nothing.
 
         Raises
         ------
         RuntimeError
-            If `get_image_features` or `get_video_features` was replaced on the model since `attach`. Undo
-            that first; until then the model stays attached.
+            If `get_image_features` or `get_video_features` of the model was replaced after `attach`. Remove
+            the replacement first; until then the model stays attached.
         """
         model = self._session.model
         for name, encoder in self._encoders.items():

@@ -45,13 +45,15 @@ class EmbeddingCache:
     """A cache of encoded rows by content key, in a fixed number of bytes of a device tier and a host tier.
 
     `put` copies rows into the device tier, and `get` returns a lease on them. When the device tier is full,
-    the policy chooses entries to evict. If there is a host tier, they are demoted: their rows are copied to
-    it. `get` finds them there, too, and `promote` copies an entry back to the device tier. A promoted entry
-    keeps its host copy until the host tier needs the pages, so it can be demoted again without a copy. When
-    the host tier is full, its entries are evicted from the cache. A leased entry is neither evicted nor
-    moved.
+    the policy chooses entries to evict. If there is a host tier, the cache demotes them: it copies their rows
+    to the host tier. The policies ``"s3fifo"`` and ``"cost"`` do not demote an entry that is unlikely to be
+    hit again. `get` finds demoted entries, too, and `promote` copies an entry back to the device tier. A
+    promoted entry keeps its host copy until the host tier needs the pages. With a host copy, an entry can be
+    demoted again without another copy. When the host tier is full, its entries are evicted from the cache.
+    While an entry is leased, it is not evicted, and its pages are not written.
 
-    The cache allocates its memory once, here, in pages. No page contains rows of two entries.
+    The cache allocates all its memory when it is made, and divides it into pages. No page contains rows of
+    two entries.
 
     Parameters
     ----------
@@ -67,13 +69,13 @@ class EmbeddingCache:
     page_rows
         Rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one.
     policy
-        Which entry a tier evicts first. ``"lru"``: the least recently used. ``"s3fifo"``: an entry that was
-        not hit while it was new. ``"cost"``: the entry that saves the least encode time per page.
+        Which entry a tier evicts first. ``"lru"``: the least recently used entry. ``"s3fifo"``: an entry that
+        was not hit while it was new. ``"cost"``: the entry that saves the least encode time per page.
     checksum
-        Whether `get` compares rows in the host tier with a checksum that is computed after their copy to it.
-        If they differ, the entry is dropped, the look-up is a miss, and an error is logged and counted in
-        `CacheStats.corruptions`. A look-up in the host tier then waits for the copy and for the checksum, and
-        reads all rows on the host.
+        Whether `get` compares rows in the host tier with their checksum, which is computed after the copy to
+        the host tier. If the rows do not match it, the entry is dropped, the look-up is a miss, and an error
+        is logged and counted in `CacheStats.corruptions`. A look-up in the host tier then waits for the copy
+        and for the checksum, and reads all rows on the host.
 
     Attributes
     ----------
@@ -101,11 +103,11 @@ class EmbeddingCache:
 
     Streams: `put` and `Reservation.write` write pages on the current stream of the cache's device, after the
     last reads and writes of these pages on any stream. `Lease.use` lets the current stream wait for the
-    write. Copies to the host tier run on the cache's own stream. Keep each stream on which a lease was used
-    alive until the first `put` after the lease's release.
+    write. Copies to the host tier run on the cache's own stream. If a lease was used on a stream, keep the
+    stream alive until the first `put` after the release of the lease.
 
-    The host waits for the device only when `put` copies rows between CPU and CUDA, when the cache allocates
-    or frees its memory, and when `get` compares a checksum.
+    The host waits for the device only when `put` or `Reservation.write` copies rows between CPU and CUDA,
+    when the cache allocates or frees its memory, and when `get` compares a checksum.
 
     Examples
     --------
@@ -212,9 +214,9 @@ class EmbeddingCache:
 
         Notes
         -----
-        During the copy, entries that are being demoted for it cannot be looked up; nor can the entry that is
-        replaced, if its pages are needed. If the copy fails or is interrupted, these entries are evicted, and
-        nothing is inserted.
+        During the copy, the entries that are being demoted to free pages cannot be looked up. The same is
+        true of the entry that is replaced, if its pages are needed. If the copy fails or is interrupted,
+        these entries leave the cache, and nothing is inserted.
 
         Examples
         --------
@@ -238,9 +240,9 @@ class EmbeddingCache:
     ) -> Reservation | None:
         """Reserve device pages for the rows of `key`: a `put` whose rows are written and inserted later.
 
-        Entries are evicted now, for these pages. Their copies to the host tier run on the cache's own stream,
-        and the first write to the pages waits for them. If you reserve before the rows are encoded, the
-        copies run during the encode.
+        This call evicts the entries whose pages it needs. Their copies to the host tier run on the cache's
+        own stream, and the first write to the pages waits for the copies. If you reserve before the rows are
+        encoded, the copies run during the encode.
 
         Parameters
         ----------
@@ -268,8 +270,9 @@ class EmbeddingCache:
 
         Notes
         -----
-        Until the reservation is committed or cancelled, no other entry can use its pages, and entries that
-        are being demoted for it cannot be looked up. If it is cancelled, these entries are evicted.
+        Until the reservation is committed or cancelled, no other entry can use its pages, and the entries
+        that are being demoted to free its pages cannot be looked up. If the reservation is cancelled, these
+        entries leave the cache.
 
         Examples
         --------
@@ -328,12 +331,13 @@ class EmbeddingCache:
             return device.pages_for(num_rows) <= device.num_available
 
     def expect(self, num_rows: Sequence[int]) -> None:
-        """Copy entries to the host tier early: those that items of `num_rows` rows would evict.
+        """Make early copies of the entries that a `put` of items with `num_rows` rows would evict.
 
-        Call it before the items are encoded. The copies then run during the encode, and a later `put` of the
-        items need not wait for them. Nothing is evicted from the device tier: an entry with an early copy
-        stays there. When it is evicted, it is demoted without another copy, unless the host tier has evicted
-        the early copy before. Without a host tier, or if enough device pages are free, does nothing.
+        An early copy is a copy in the host tier of an entry that stays in the device tier. Call `expect`
+        before the items are encoded. The copies then run during the encode, and a later `put` of the items
+        need not make them. When an entry with an early copy is evicted from the device tier, it is demoted
+        without another copy, unless the host tier has evicted the early copy. Without a host tier, or if
+        enough device pages are free, `expect` does nothing.
 
         Parameters
         ----------
@@ -352,8 +356,8 @@ class EmbeddingCache:
         Notes
         -----
         On CUDA the copies run on the cache's own stream, and neither the host nor the current stream waits
-        for them. On the CPU this call makes the copies. If the host tier is full, it evicts entries for the
-        copies now.
+        for them. On the CPU the copies are complete when the call returns. If the host tier is full, this
+        call evicts host entries to free pages for the copies.
 
         Examples
         --------
@@ -376,8 +380,8 @@ class EmbeddingCache:
         Write the leased rows to the reservation, call `Reservation.commit`, and release the lease. The best
         way to write them is the launch that places them: `scatter_embeddings` and `embed_tokens`, with the
         lease as the source and ``store=[reservation]``, read the rows from host memory once. After the
-        commit, the entry is in the device tier, and its pages in the host tier are its host copy. Entries are
-        evicted for the device pages as in `reserve`.
+        commit, the entry is in the device tier, and its pages in the host tier are its host copy. As
+        `reserve` does, this call evicts the entries whose device pages it needs.
 
         The caller decides when to promote. A good rule is to promote an entry at its second hit in the host
         tier: ``lease.tier == "host" and lease.hits > 1``.
@@ -390,8 +394,8 @@ class EmbeddingCache:
         Returns
         -------
         Reservation or None
-            None if the entry is in the device tier, has left the cache, or needs more device pages than
-            are free or evictable. The entry stays as it is, so this is neither logged nor counted.
+            None if the entry is in the device tier, has left the cache, or needs more device pages than are
+            free or evictable. Then the entry stays in its tier, and nothing is logged or counted.
 
         Raises
         ------
@@ -448,8 +452,8 @@ class EmbeddingCache:
 
         Notes
         -----
-        Moves no rows: an entry of the host tier stays there, see `promote`. Queues no work on a stream; the
-        lease does, see `Lease.use`.
+        `get` copies no rows: an entry in the host tier stays in the host tier; see `promote`. `get` queues no
+        work on a stream; `Lease.use` does.
 
         Examples
         --------
@@ -499,10 +503,11 @@ class EmbeddingCache:
         Returns
         -------
         Claim
-            If `Claim.is_mine`: look the key up again, as another caller may have inserted it since the miss;
-            if it is still missing, encode the item and pass its rows to `Claim.put`; release the claim.
-            Otherwise another caller encodes it: call `Claim.wait`, and then look the key up again. Claims of
-            an earlier epoch do not count.
+            If `Claim.is_mine` is true, this caller is the owner. Look the key up again, because another
+            caller may have inserted it since the miss. If it is still missing, encode the item and pass its
+            rows to `Claim.put`. In both cases release the claim. If `Claim.is_mine` is false, another caller
+            is the owner: call `Claim.wait`, and then look the key up again. A claim that was made in an
+            earlier epoch does not make its caller the owner in this epoch.
 
         Raises
         ------
@@ -529,8 +534,8 @@ class EmbeddingCache:
     def epoch(self) -> int:
         """The number of calls of `advance_epoch` and `clear` so far.
 
-        Read it before you encode, and pass it to `put`: if one of these calls is made during the encode,
-        `put` rejects the rows. Raises RuntimeError if the cache was closed.
+        Read it before you encode, and pass it to `put`: if `advance_epoch` or `clear` is called during the
+        encode, `put` rejects the rows. Raises RuntimeError if the cache was closed.
         """
         with self._coordinator.lock:
             return self._coordinator.open().epoch
@@ -553,7 +558,7 @@ class EmbeddingCache:
             return self._coordinator.open().stats()
 
     def clear(self) -> None:
-        """Begin an epoch, drop every entry and free its pages. Leased pages are freed at their release."""
+        """Begin an epoch, drop all entries and free their pages. Leased pages are freed at their release."""
         self._coordinator.drain()
         with self._coordinator.lock:
             self._coordinator.open().clear()
@@ -595,6 +600,6 @@ class EmbeddingCache:
     def close(self) -> None:
         """Drop every entry, and free the memory once the last lease is released. A second call does nothing.
 
-        Every other method raises RuntimeError after it. Leases that exist stay readable.
+        After `close`, every other method raises RuntimeError. Rows of existing leases stay readable.
         """
         self._coordinator.close()

@@ -49,32 +49,32 @@ class CacheHandle(NamedTuple):
 
 
 class Lease:
-    """A pin on the pages of one entry: until it is released, they are neither evicted nor written.
+    """A reader's pin on an entry: until its release, the entry is not evicted and its pages are not written.
 
-    `EmbeddingCache.get` makes it. It is a context manager, which releases the lease on exit. A lease that is
-    garbage-collected is released, too. The rows stay readable after the entry was replaced or dropped, and
-    after the cache was closed.
+    `EmbeddingCache.get` returns a lease. A lease is a context manager, and is released on exit. A lease that
+    is garbage-collected is released, too. The rows stay readable if the entry is replaced or dropped, or the
+    cache is closed.
 
     Attributes
     ----------
     num_rows
         Number of rows, of `row_width` elements each.
     hits
-        Number of look-ups that hit the entry since it was inserted into its tier, this one included.
+        Number of hits of the entry since it was inserted into its tier, with the hit that made this lease.
     pin
-        A list with the entry; empty once the lease is released. Native code (csrc/python/item_reader.h) reads
-        this attribute and no other, as a call of a property takes longer than copying a row. Not to be
-        changed.
+        A list that contains the entry, and is empty after the release. Do not change it. Native code
+        (csrc/python/item_reader.h) reads only this attribute, because a call of a property takes longer than
+        the copy of a row.
 
     Notes
     -----
-    Any thread may use and release a lease, also in a finalizer: `release` takes no lock and never waits. A
-    thread must not release a lease that another thread is reading.
+    Any thread may use and release a lease. `release` may be called in a finalizer: it takes no lock and never
+    waits. A thread must not release a lease that another thread is reading.
 
     `scatter_embeddings`, `embed_tokens` and `to_tensor` call `use` themselves. For any other work that reads
-    `pool`: make its stream current, call `use`, queue the work on that stream, then `release`. Host code that
-    reads pinned pages of a GPU's host tier must call `use`, synchronize the current stream, read, and then
-    `release`.
+    `pool`: make the stream of the work current, call `use`, queue the work on that stream, and then call
+    `release`. Host code that reads pinned pages of a GPU's host tier must call `use`, synchronize the current
+    stream, read the pages, and then call `release`.
 
     Examples
     --------
@@ -123,7 +123,7 @@ class Lease:
 
     @property
     def tier(self) -> str:
-        """The tier that the rows are in: ``"device"`` or ``"host"``."""
+        """The tier of the rows: ``"device"`` or ``"host"``."""
         return self._layout.tier
 
     @property
@@ -159,7 +159,7 @@ class Lease:
         return None if self.released else self._entry().paged_rows
 
     def segments(self) -> list[Tensor]:
-        """Return views of `pool` with the rows in order, one for each run of pages; valid until `release`.
+        """Return views of `pool` with the rows in order, one view per run of pages. Valid until `release`.
 
         Raises
         ------
@@ -176,8 +176,8 @@ class Lease:
     def use(self) -> None:
         """Allow work on the current stream to read the pages.
 
-        The current stream waits until the pages are written. After `release`, a write to the pages waits for
-        the work that was queued on this stream before. The host does not wait.
+        The current stream waits until the pages are written. Writes to the pages after the release wait for
+        the work that was queued on this stream before the release. The host does not wait.
 
         Raises
         ------

@@ -21,20 +21,19 @@ class Item:
     ----------
     feature
         The input of the vision encoder: a CPU tensor, a NumPy array, a CUDA tensor, or a function without
-        arguments that returns one of these. The pipeline calls the function only if the item's rows are
-        missing in the cache, or if the item has no key yet and its feature must be hashed. None: the item
-        has `rows`, or its rows are expected in the cache.
+        arguments that returns one of these. The pipeline calls the function if it must encode the item, or if
+        the item has no key yet and its feature must be hashed. None: the item has `rows`, or its rows are
+        expected in the cache.
     spans
-        The tokens that the item's rows are written to: a `Span`, or a sequence of spans in any order.
-        Positions are those of the whole prompt. None or an empty sequence: the item is neither loaded nor
-        encoded.
+        The tokens that the item's rows are written to: a `Span`, or a sequence of spans in any order. Tokens
+        are counted in the whole prompt. None or an empty sequence: the item is neither loaded nor encoded.
     num_rows
-        Number of rows that the encoder returns for the item. None: ``len(rows)``, or else the number of rows
-        that the spans need.
+        Number of rows that the encoder returns for the item. None: ``len(rows)`` if `rows` is given, else the
+        number of rows that the spans need.
     key
-        32 bytes, the key of the rows in the cache. The pipeline uses the key as it is. So it must differ for
-        everything that changes the rows: content, model, `encoder_kwargs`. None: the pipeline hashes the
-        feature, `encoder_kwargs` and its own namespace.
+        32 bytes, the key of the rows in the cache. The pipeline uses the key as it is. So keys must differ if
+        anything that changes the rows differs: content, model or `encoder_kwargs`. None: the pipeline hashes
+        the feature, `encoder_kwargs` and its own namespace.
     rows
         Precomputed rows ``(num_rows, row_width)`` in place of a feature. The pipeline places them without
         rounding to the cache's dtype, and does not cache them.
@@ -53,8 +52,8 @@ class Item:
 
     Notes
     -----
-    An item stores its feature and does not copy it. The pipeline remembers the computed key with the item,
-    so that later chunks do not hash the feature again. So make a new item for new content.
+    An item refers to its feature and does not copy it. The pipeline stores the computed key in the item, so
+    that later chunks do not hash the feature again. If the content changes, make a new item.
 
     Examples
     --------
@@ -112,10 +111,11 @@ class Item:
 
 
 class Items(Sequence[Item]):
-    """The items of one request, sorted by their spans, so that a step finds those of its chunk by bisection.
+    """The items of one request, sorted by their spans: a step finds the items of its chunk by bisection.
 
     `Chunk` accepts any sequence of items, and sorts it. For a request of several chunks, make one `Items`
-    object and pass it to every chunk: then the items are sorted once. An immutable sequence.
+    object and pass it to every chunk: then the items are sorted once. An `Items` object is an immutable
+    sequence.
 
     Raises
     ------
@@ -180,7 +180,8 @@ class Chunk:
         All items of the request, including those outside of the chunk. If the request has several chunks,
         pass an `Items` object.
     start, length
-        First token and number of tokens, counted in the whole prompt, as the spans of the items are.
+        First token and number of tokens. Tokens are counted in the whole prompt, as in the spans of the
+        items.
     token_offset
         Position of the chunk's first token in the `input_ids` of the batch.
 
@@ -189,7 +190,7 @@ class Chunk:
     ValueError
         If `start`, `length` or `token_offset` is negative.
     TypeError
-        If one of the three is not an integer, or an element of `items` is not an `Item`.
+        If `start`, `length` or `token_offset` is not an integer, or an element of `items` is not an `Item`.
 
     Examples
     --------

@@ -41,15 +41,15 @@ class ItemError(NamedTuple):
 
 
 class EmbedResult(NamedTuple):
-    """The result of `VisionPipeline.embed`, which unpacks as a pair.
+    """The result of `VisionPipeline.embed`: a tuple of `inputs_embeds` and `errors`.
 
     Attributes
     ----------
     inputs_embeds
-        ``input_ids.shape + (H,)``: the rows of text and of all items. The rows of failed items are zero.
+        Shape ``input_ids.shape + (H,)``, where ``H`` is the width of `weight`: the rows of text tokens and of
+        all items. The rows of failed items are zero.
     errors
-        One `ItemError` per occurrence of a failed item, sorted by chunk and item. Empty: the step is
-        complete.
+        One `ItemError` per chunk and failed item, sorted by chunk and item. Empty: no item failed.
 
     Examples
     --------

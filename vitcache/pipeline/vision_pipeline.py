@@ -43,21 +43,22 @@ from vitcache.ring.pinned_ring import PinnedRing
 
 
 class VisionPipeline:
-    """Builds `inputs_embeds`: encodes the items that a step needs and the cache lacks, and places all rows.
+    """Builds `inputs_embeds`: encodes the items of a step that are not in the cache, and places all rows.
 
     One call of `embed` is one step. In this order, `embed`
 
-    1. checks its arguments, and finds the items that overlap a chunk. Other items are neither loaded nor
-       looked up;
+    1. checks its arguments, and finds the items that overlap a chunk. Items that overlap no chunk are neither
+       loaded nor looked up;
     2. finds the items' keys. Features without a known key are loaded and hashed on threads, and the host
        waits for the keys;
-    3. looks up each unique item. A hit is leased, and its feature is not used;
+    3. looks up each unique item. For a hit, the step leases the entry, and neither copies nor encodes the
+       feature;
     4. claims the missing keys. If another caller is encoding one of these items, the host waits for that
-       caller, and the step looks up again;
+       caller, and then the step looks the items up again;
     5. encodes the missing items in micro-batches, in the order of the batch. While one micro-batch is
        encoded, the features of the next one are copied to the device;
-    6. writes the rows of text and of items to `inputs_embeds`, and new rows to pages of the cache;
-    7. inserts the new rows in the cache, and releases the leases and the claims.
+    6. writes the rows of text tokens and of items to `inputs_embeds`, and fresh rows to pages of the cache;
+    7. inserts the fresh rows in the cache, and releases the leases and the claims.
 
     Parameters
     ----------
@@ -66,27 +67,30 @@ class VisionPipeline:
         list of their `Item` objects. It returns one tensor ``(num_rows, row_width)`` per item, in order, or
         one tensor with all rows. It may return the same memory in every call.
     cache
-        The cache that the rows are looked up in and inserted in.
+        The cache in which rows are looked up and inserted.
     namespace
-        Names everything else that the rows depend on, such as the model; usually `Namespace.digest()`. It is
-        part of the keys that the pipeline computes. Keys given with an item are used as they are.
+        Names everything that the rows depend on, except the item, such as the model; usually
+        `Namespace.digest()`. It is part of the keys that the pipeline computes. It is not part of a key that
+        is given with an item.
     ring
-        The ring that copies features from host memory to the device. None: on CUDA the pipeline makes one
-        of 128 MiB when it first needs it; on the CPU features stay in their memory.
+        The ring that copies features from host memory to the device. None: on CUDA the pipeline makes a ring
+        of 128 MiB when it first copies a feature; on the CPU features stay in their memory.
     max_rows_per_encode
-        Most rows of one call of `encode`; this bounds the tower's memory. An item with more rows is encoded
-        alone.
+        Most rows of one call of `encode`. This bounds the memory that the vision tower needs. An item with
+        more rows is encoded alone.
     agree
-        For tensor parallel towers, see Notes: ``agree(miss)`` gets a bool tensor on the CPU. It has one flag
-        per unique item without precomputed rows, in the order of the batch; a set flag is a miss. It returns
-        the flags of the items that all ranks encode, usually the union of all misses. `embed` calls it once
-        if the step needs at least one such item, else not at all.
+        For tensor parallel towers, see Notes. ``agree(miss)`` gets a bool tensor on the CPU with one flag per
+        unique item without precomputed rows, in the order of the batch. A set flag is a miss. `agree` returns
+        a tensor of the same shape, whose set flags are the items that all ranks encode, usually the items
+        that at least one rank misses. `embed` calls `agree` once if the step needs at least one item without
+        precomputed rows, else not at all.
     feature_dtype
         bfloat16 or float16: float32 features are rounded to it before the copy, which halves the bytes on
         the bus. None: features keep their dtype.
     stream
-        The CUDA stream on which `embed` calls `encode`. It first waits for the caller's current stream,
-        which then waits for the encodes. None: the caller's current stream. `prefetch` uses its own stream.
+        The CUDA stream on which `embed` calls `encode`. Before the encodes, this stream waits for the
+        caller's current stream; after them, the caller's current stream waits for this stream. None: the
+        caller's current stream. `prefetch` uses its own stream.
     shadow
         Chooses hits that are encoded again, alone, after their cached rows were placed, to compare the rows.
         If a hit is chosen, the host waits for the device. Items without a feature are not chosen. `shadow`
@@ -99,32 +103,35 @@ class VisionPipeline:
         if both `agree` and `shadow` are given.
     TypeError
         If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is not bytes,
-        `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int, `feature_dtype` is another dtype,
-        or `shadow` is not a `Shadow`.
+        `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int, `feature_dtype` is not bfloat16,
+        float16 or None, or `shadow` is not a `Shadow`.
 
     Notes
     -----
-    Errors: if an item cannot be loaded, hashed, copied or encoded, or `encode` returns a wrong number of
-    rows for it, its rows are zero and `EmbedResult.errors` has the cause. The rows of all other items are
-    right. If a micro-batch raises, its items are encoded one by one.
+    Errors: if an item cannot be loaded, hashed, copied or encoded, or `encode` returns a wrong number of rows
+    for it, its rows are zero and `EmbedResult.errors` contains the cause. The rows of all other items are
+    right. If `encode` raises for a micro-batch, its items are encoded one by one.
 
     Threads: any thread may call any method at any time. `encode` runs in the thread that calls `embed`, or in
-    the worker thread of `prefetch`, one call at a time. From a step's first encode until its rows are
-    inserted, other steps that must encode wait for it on the host. A step of hits only does not wait.
+    the worker thread of `prefetch`, one call at a time. If a step must encode, it owns the encoder until its
+    rows are inserted, and the host waits in other steps that must encode. Steps without a miss do not wait.
 
     Streams: `embed` queues its work on the caller's current stream, and the host does not wait for the
-    device, with three exceptions. On the CPU all work is complete on return. While the ring is full, the host
-    waits for free bytes. To hash a feature on a GPU, the host waits for its copy to host memory. Before
-    `embed` returns, the host waits until the ring has read the features in host memory; their copies to the
-    device may still be in flight.
+    device, with three exceptions. If the ring does not have enough free bytes, the host waits for earlier
+    copies. To hash a feature on a GPU, the host waits for its copy to host memory. If `shadow` chooses a hit,
+    the host waits for the comparison. On the CPU all work is complete when `embed` returns. Before `embed`
+    returns, the host waits until the ring has read the features in host memory; their copies to the device
+    may still be in flight.
 
     Encoded rows are rounded to the cache's dtype before they are placed, so that a miss and a hit give the
     same bits. Gradients are not recorded.
 
     `agree`: every rank must call `embed` with the same chunks, in the same order, from one thread. A rank
-    loads the features of its misses before it calls `agree`. An item that no rank can load is an error of the
-    item. If only this rank cannot load an item that is encoded, `embed` raises ValueError. A failure inside
-    `encode` must occur on all ranks: a rank that leaves a collective encode leaves the other ranks waiting.
+    loads the features of its misses before it calls `agree`. If no rank encodes an item that this rank could
+    not load, `EmbedResult.errors` of this rank contains an `ItemError` for it. If the other ranks encode an
+    item that this rank cannot load, `embed` raises ValueError. The host does not wait for the owners of
+    claims. A failure inside `encode` must occur on all ranks: a rank that leaves a collective encode leaves
+    the other ranks waiting.
 
     Examples
     --------
@@ -173,9 +180,7 @@ class VisionPipeline:
         if shadow is not None and not isinstance(shadow, Shadow):
             raise TypeError(f"shadow must be a Shadow, got {type(shadow).__name__}")
         if shadow is not None and agree is not None:
-            raise ValueError(
-                "agree and shadow exclude each other: one rank would encode a hit again, but no other rank"
-            )
+            raise ValueError("agree and shadow exclude each other: one rank alone would encode a hit again")
         if ring is not None and not isinstance(ring, PinnedRing):
             raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
         for name, owner in (("ring", ring), ("stream", stream)):
@@ -209,16 +214,16 @@ class VisionPipeline:
         scale: float | None = None,
         text_scale: float | None = None,
     ) -> EmbedResult:
-        """Build the `inputs_embeds` of one step, and encode the missing items.
+        """Build the `inputs_embeds` of one step, and encode its items that are not in the cache.
 
         Parameters
         ----------
         chunks
-            The chunks of the batch, one or more per request. They must not overlap in the batch. Tokens
-            outside of them are text.
+            The chunks of the batch, one or more per request. Chunks must not overlap in the batch. Tokens
+            outside of all chunks are text tokens.
         input_ids, weight, out, deepstack, scale, text_scale
-            As in `embed_tokens`. `weight` must be on the cache's device, and its width must be the cache's
-            `row_width` (with `deepstack` of L levels: ``row_width == H * (1 + L)``).
+            As in `embed_tokens`. `weight` must be on the cache's device. The cache's `row_width` must be
+            ``H``, the width of `weight`, or ``H * (1 + L)`` with `deepstack` of ``L`` levels.
 
         Returns
         -------
@@ -232,8 +237,8 @@ class VisionPipeline:
             If a chunk ends after the last token, or as `embed_tokens`.
         ValueError
             If chunks overlap in the batch; if spans overlap within a chunk; if the width or the device of
-            `weight` is not the cache's; if `agree` returns flags that it must not return; or as
-            `embed_tokens`.
+            `weight` does not fit the cache; if `agree` does not return one flag per item, clears the flag of
+            a missing item or sets the flag of an item that failed on this rank; or as `embed_tokens`.
         TypeError
             If `chunks` is not a list of `Chunk`, or as `embed_tokens`.
         RuntimeError
@@ -241,9 +246,9 @@ class VisionPipeline:
 
         Notes
         -----
-        If `embed` raises, the cache contains no wrong rows, and the content of `out` is undefined. After it
-        has returned, features in host memory may be overwritten. Make a new `Item` for new content, since an
-        `Item` remembers its key. Order, thread and stream rules: see the class.
+        If `embed` raises, the cache contains no wrong rows, and the content of `out` is undefined. After
+        `embed` has returned, features in host memory may be overwritten. For new content make a new `Item`,
+        because an `Item` stores its key. For the order of the work, threads and streams, see the class.
         """
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
@@ -288,14 +293,14 @@ class VisionPipeline:
         return EmbedResult(inputs_embeds, list_errors(step_items))
 
     def key(self, item: Item) -> bytes:
-        """Return the key of an item: the key it was given, or the key of its content, which it remembers.
+        """Return the key of an item: its `Item.key`, or the key of its content, which the item then stores.
 
         Raises
         ------
         TypeError
             If `content_key` cannot hash the feature or the `encoder_kwargs`.
         Exception
-            The exception of a callable feature.
+            If the feature is a function: the exception that the function raises.
         """
         key = known_key(item, self.namespace)
         if key is None:
@@ -308,8 +313,8 @@ class VisionPipeline:
         """Start to hash, copy and encode the items of later chunks on a worker thread; never waits.
 
         Call it after `embed`: the worker then hashes and copies features while the language model runs, and a
-        later `embed` finds the rows in the cache. Encodes share the GPU with the language model; on one H100
-        that saved no time (docs/decisions.md).
+        later `embed` finds the rows in the cache. Encodes share the GPU with the language model; on an H100
+        an encode beside a prefill saved no time (docs/decisions.md).
 
         Parameters
         ----------
@@ -317,13 +322,14 @@ class VisionPipeline:
             The later chunks. Their `token_offset` is not used.
         encode
             False: the worker hashes the features and copies them to the device, up to about 256 MiB; `embed`
-            encodes them. With `agree` this is always so.
+            encodes them. With `agree` the worker never encodes.
 
         Returns
         -------
         Prefetch
-            A handle. Pass it to `cancel` if the request is dropped. While the pipeline has 16 unfinished
-            prefetches, a further one is refused and does nothing.
+            A handle. If the request is cancelled, pass the handle to `cancel`. If the pipeline has 16
+            unfinished prefetches, a further prefetch is refused: `Prefetch.is_refused` is true, and the
+            worker does nothing.
 
         Raises
         ------
@@ -336,8 +342,8 @@ class VisionPipeline:
         -----
         The worker skips items that are in the cache, and items that another caller encodes. It uses the
         caller's current device and grad, inference and autocast modes. It queues its work on its own stream,
-        which waits for the caller's current stream. Features must not change until the prefetch is done. A
-        failure in the worker is not an error of the step: `embed` repeats the work, and reports its errors.
+        which waits for the caller's current stream. Features must not change until the prefetch is done. If
+        the worker fails, a later `embed` repeats the work and reports its errors.
 
         Examples
         --------

@@ -52,9 +52,9 @@ def scatter_embeddings(
         Rows may have any stride. The elements of a row must be adjacent.
     embeddings
         One entry per item: a tensor ``(n, W)`` on the device of `inputs_embeds`, a pinned CPU tensor
-        ``(n, W)``, a `Lease`, or a `Reservation` whose rows were written. Entries may be of any of the three
-        dtypes. ``W`` is ``H``, or ``H * (1 + L)`` with `deepstack`.
-        Instead of the list: one packed tensor ``(N, W)``, with `spans` as an array; or a `PlacementTable`,
+        ``(n, W)``, a `Lease`, or a `Reservation` whose rows were written. Each entry may be float32, float16
+        or bfloat16. ``W`` is ``H``, or ``H * (1 + L)`` with `deepstack`.
+        In place of the list: one packed tensor ``(N, W)``, with `spans` as an array; or a `PlacementTable`,
         which contains its spans. Only a `PlacementTable` can be captured in a CUDA graph.
     spans
         One entry per item: an int (the first token of the whole item), a `Span`, or a list of `Span`.
@@ -66,10 +66,10 @@ def scatter_embeddings(
     scale
         Multiplies every column of the image rows, in float32. None: no multiplication.
     store
-        One entry per item: a `Reservation` of the cache, or None. The same launch writes all rows of the item
-        to the reservation's pages, rows outside the spans included. Stored rows are rounded to the cache's
-        dtype and not scaled. They are placed as rounded, so that a later hit places the same bits. After the
-        call, call `Reservation.commit`.
+        One entry per item: a `Reservation` of a cache, or None. The same launch also writes all rows of the
+        item to the pages of the reservation, even rows that are in no span. Stored rows are rounded to the
+        cache's dtype and not scaled. The launch places the rounded rows, so that a later hit places the same
+        bits. After this call, call `Reservation.commit`.
 
     Returns
     -------
@@ -81,16 +81,17 @@ def scatter_embeddings(
     IndexError
         If a span does not fit in the ``B * T`` tokens.
     ValueError
-        If two spans overlap. If an item has fewer rows than its spans name. If the width or the device of an
+        If two spans overlap. If an item has fewer rows than its spans need. If the width or the device of an
         item differs from that of the destination. If a reservation in `store` differs from its item in the
         number of rows, from the destination in width or device, or from another reservation in dtype. If one
         reservation stores two items. If a written tensor shares memory with a read tensor or with another
-        written tensor. If `store` is combined with a gradient, torch.compile or a `PlacementTable`. If a
-        `PlacementTable` is combined with spans or a gradient.
+        written tensor. If `store` is combined with `torch.compile`, a `PlacementTable`, or a call that
+        records gradients. If a `PlacementTable` is combined with spans, or with a call that records
+        gradients.
     TypeError
-        If an entry of `embeddings` is not a tensor, a `Lease` or a `Reservation`, or its dtype is not one of
-        the three. If an entry of `spans` is not an int, a `Span` or a list of `Span`. If `scale` is not a
-        real number. If `deepstack` and `inputs_embeds` differ in dtype.
+        If an entry of `embeddings` is not a tensor, a `Lease` or a `Reservation`, or its dtype is not
+        float32, float16 or bfloat16. If an entry of `spans` is not an int, a `Span` or a list of `Span`. If
+        `scale` is not a real number. If `deepstack` and `inputs_embeds` differ in dtype.
     RuntimeError
         If a lease was released. If a reservation was committed or cancelled. If a CUDA graph is being
         captured and `embeddings` is not a `PlacementTable`. If a `PlacementTable` was never updated. If
@@ -100,8 +101,9 @@ def scatter_embeddings(
     Notes
     -----
     If the call raises, nothing is written. On CUDA the call queues its work on the current stream, and the
-    host does not wait for it. On the CPU the rows are written when the call returns. Any thread may call it.
-    It is differentiable in `embeddings`, `inputs_embeds` and `deepstack`. Rows of a lease are constants.
+    host does not wait for it. On the CPU the rows are written when the call returns. Any thread may call this
+    function. It is differentiable in `embeddings`, `inputs_embeds` and `deepstack`. Rows of a lease get no
+    gradient.
 
     Examples
     --------
@@ -163,8 +165,9 @@ def embed_tokens(
     ----------
     input_ids
         ``(T,)`` or ``(B, T)``, int64 or int32, on the weight's device. The id of a token in a span may be any
-        number; it is not looked up. The ids of all other tokens, the text, must be in ``[0, V)``. The CPU
-        checks this. On CUDA the caller must ensure it: a check would make the host wait.
+        number; it is not looked up. The ids of all other tokens, the text tokens, must be in ``[0, V)``. On
+        the CPU the call checks this. On CUDA the caller must ensure it, because for a check the host would
+        have to wait.
     weight
         The token embedding ``(V, H)``, float32, float16 or bfloat16.
     embeddings, spans, scale, store
@@ -172,7 +175,7 @@ def embed_tokens(
     out
         ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16. None: allocated in the weight's dtype.
     deepstack
-        As in `scatter_embeddings`, but every element is written. Text tokens get zeros.
+        As in `scatter_embeddings`, but every element is written: zeros at text tokens.
     text_scale
         Multiplies the rows of text tokens. The factor and the product are rounded to the weight's dtype, as
         in a model with a scaled embedding (Gemma 3: ``sqrt(H)``). None: no multiplication.
@@ -187,18 +190,18 @@ def embed_tokens(
     IndexError
         If a span does not fit in the tokens. On the CPU, if the id of a text token is not in ``[0, V)``.
     ValueError
-        As in `scatter_embeddings`. If the shape or device of an argument is not as above. If `out` is
-        combined with a gradient.
+        As in `scatter_embeddings`. If the shape or device of an argument is not as above. If `out` is given
+        and the call records gradients.
     TypeError
         As in `scatter_embeddings`. If `input_ids` is not an int64 or int32 tensor. If `weight` or `out` is
-        not a tensor of one of the three dtypes.
+        not a tensor of float32, float16 or bfloat16.
     RuntimeError
         As in `scatter_embeddings`.
 
     Notes
     -----
-    Stream and thread rules are those of `scatter_embeddings`. The call is differentiable in `weight` and
-    `embeddings`, also through `deepstack`.
+    Streams and threads: as in `scatter_embeddings`. The call is differentiable in `weight` and `embeddings`,
+    also through `deepstack`.
 
     Examples
     --------

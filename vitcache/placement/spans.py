@@ -30,7 +30,7 @@ class Span(_SpanFields):
     length
         Number of tokens, and of rows. A span of length 0 writes nothing.
     source_start
-        First row of the item.
+        First of the item's rows that are written.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class Span(_SpanFields):
 
     @property
     def stop(self) -> int:
-        """The token after the last token of the span."""
+        """The index behind the last token of the span."""
         return self.start + self.length
 
 

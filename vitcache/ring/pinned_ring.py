@@ -80,19 +80,20 @@ class RingStats(NamedTuple):
 
 
 class PinnedRing:
-    """Copies tensors from pageable memory to a device through page-locked memory, on a stream of its own.
+    """Copies tensors from pageable memory to a device, through pinned memory and on a stream of its own.
 
-    A copy is cut into pieces. Worker threads write the pieces to the ring and cast them if asked to. The
-    ring's stream copies each piece to the device as soon as it is written. `copy_to` returns when all pieces
-    are queued. It waits neither for the workers nor for the device, only for free bytes in the ring.
+    A copy is cut into pieces. Worker threads write the pieces to slots of the ring, and cast them if the
+    destination has another dtype than the source. The ring's stream copies a piece to the device as soon as
+    the workers have written it. `copy_to` returns when all pieces are queued. If the ring does not have
+    enough free bytes, `copy_to` waits for earlier copies; otherwise it does not wait.
 
     Parameters
     ----------
     capacity_bytes
-        Bytes of page-locked memory, rounded up to whole memory pages and allocated at construction. The
-        attribute `capacity_bytes` is the rounded number. If copies in flight use all bytes, `copy_to` waits.
+        Bytes of pinned memory, rounded up to whole memory pages and allocated at construction. The attribute
+        `capacity_bytes` is the rounded number.
     num_threads
-        Threads that fill the ring. None: three quarters of the cores, at most 12.
+        Number of worker threads. None: three quarters of the cores that the process may use, at most 12.
     backend
         ``"cuda"``: copies to a CUDA device. ``"host"``: copies to CPU memory, with threads in place of
         streams, for machines without a GPU. ``"auto"``: ``"cuda"`` if torch finds a CUDA device, else
@@ -119,10 +120,10 @@ class PinnedRing:
     -----
     Any thread may call any method at any time, also while another thread captures a CUDA graph. Copies of
     several threads take turns, piece by piece. In a forked child the ring cannot be used: its methods, except
-    `close`, raise RuntimeError. At interpreter exit a ring closes itself.
+    `close`, raise RuntimeError. A ring is closed at the exit of the interpreter.
 
     The ring's stream waits until the workers have written a piece. During this wait, CUDA calls that
-    synchronise with the device block. The wait always ends: the workers need only the memory of `src`.
+    synchronize with the device block. The wait always ends: the workers need only the memory of `src`.
 
     Examples
     --------
@@ -195,22 +196,23 @@ class PinnedRing:
         dst
             A contiguous tensor of any shape on the ring's device (host backend: on the CPU).
         src
-            A CPU tensor or NumPy array of the same shape, with any strides. It has the dtype of `dst`; or it
-            is float32 and `dst` is bfloat16 or float16: then values are rounded to nearest even. The ring
-            keeps `src` alive. `src` must not change until it has been read (`Ticket.wait_source_read`). Until
-            then shared memory under an array cannot be closed (BufferError).
+            A CPU tensor or NumPy array of the same shape, with any strides. `src` has the dtype of `dst`, or
+            is float32 if `dst` is bfloat16 or float16. In the second case its values are rounded to nearest
+            even. The ring keeps `src` alive until it has been read (`Ticket.wait_source_read`). Until then
+            `src` must not change, and shared memory under an array cannot be closed (BufferError).
         after
-            A `torch.cuda.Stream` of the ring's device, or its handle as an int. The write to `dst` runs after
-            the work that is queued on this stream now. None: the current stream of the ring's device. Host
+            A `torch.cuda.Stream` of the ring's device, or its handle as an int. The ring writes `dst` after
+            all work that is queued on this stream now. None: the current stream of the ring's device. Host
             backend: ignored.
         timeout_s
-            Seconds to wait for free bytes in the ring. None: no limit. A copy larger than the ring waits for
-            its own first pieces.
+            Most seconds to wait for free bytes in the ring. None: no limit. If a copy is larger than the
+            ring, its last pieces wait for its first pieces.
 
         Returns
         -------
         Ticket
-            If a CUDA call fails, the ticket raises the error. The ring still accepts other copies.
+            The handle of the copy. If a CUDA call of the copy fails, methods of the ticket raise the error.
+            The ring still accepts other copies.
 
         Raises
         ------
@@ -222,8 +224,8 @@ class PinnedRing:
             device, `src` is not on the CPU, `dst` or `src` requires gradients, or `timeout_s` is negative or
             not finite.
         TimeoutError
-            If the ring does not have enough free bytes after `timeout_s`. The content of `dst` is then
-            undefined, and pieces that were queued still run.
+            If the ring does not have enough free bytes after `timeout_s`. Then the content of `dst` is
+            undefined, and the pieces that are queued are still copied.
         RuntimeError
             If the ring was closed, the process was forked, or `after` is being captured in a CUDA graph.
 
@@ -275,7 +277,7 @@ class PinnedRing:
     def hold(self) -> Iterator[None]:
         """Put the ring on hold: inside of the ``with`` block no slot retires.
 
-        This is for tests, and to measure the behaviour of a full ring.
+        Use it in tests, and to measure a ring whose bytes are all in use.
         """
         self._native.hold()
         try:
@@ -301,7 +303,7 @@ class PinnedRing:
     def close(self) -> None:
         """Wait until all copies are complete, and free the memory. A second call does nothing.
 
-        Threads that wait for free bytes in `copy_to` get a RuntimeError. Tickets remain usable.
+        In threads that wait for free bytes, `copy_to` raises RuntimeError. Tickets remain usable.
         """
         self._close()
 

@@ -39,8 +39,8 @@ class Ticket:
 
     Notes
     -----
-    Any thread may use a ticket. A ticket may be dropped, and may outlive its ring. In a forked child only
-    `wait_source_read` works, and it returns at once.
+    Any thread may use a ticket. You need not keep a ticket, and you may use it after its ring was closed. In
+    a forked child only `wait_source_read` works, and it returns at once.
 
     Examples
     --------
@@ -99,7 +99,8 @@ class Ticket:
     def wait_source_read(self) -> None:
         """Wait on the host until the source has been read. Then the source may change.
 
-        The host waits for the ring's threads, not for the device. A failed copy raises nothing here.
+        The host waits for the ring's worker threads, not for the device. If the copy failed, this method
+        raises nothing.
         """
         self._native.wait_source_read()
         self._in_flight.reap()
