@@ -35,14 +35,14 @@ def test_import_of_vitcache_loads_neither_torch_nor_the_native_module(tmp_path):
     assert not {"torch", "numpy", "triton", "transformers", "blake3", "vitcache._native"} & set(loaded)
 
 
-def test_public_names_load_no_optional_package_and_do_not_initialise_cuda(tmp_path):
-    loaded, initialised = run_code(
+def test_public_names_load_no_optional_package_and_do_not_initialize_cuda(tmp_path):
+    loaded, initialized = run_code(
         f"import vitcache, sys, json; {USE_ALL_NAMES}; import torch; "
         "print(json.dumps([list(sys.modules), torch.cuda.is_initialized()]))",
         tmp_path,
     )
     assert not {"triton", "transformers", "matplotlib", "rich", "skimage", "sklearn", "PIL"} & set(loaded)
-    assert not initialised
+    assert not initialized
 
 
 def test_import_of_all_public_names_takes_little_time_beyond_torch(tmp_path):

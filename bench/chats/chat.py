@@ -96,7 +96,7 @@ class Chat:
         return [self.item(image, key=None) for image in range(self.images)]
 
     def deepstack(self, tokens: int) -> Tensor:
-        """Return an uninitialised destination ``(levels, tokens, hidden)`` for the deepstack levels."""
+        """Return an uninitialized destination ``(levels, tokens, hidden)`` for the deepstack levels."""
         return self.weight.new_empty(self.levels, tokens, self.weight.shape[1])
 
     def page_bytes(self, images: int) -> int:

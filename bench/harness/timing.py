@@ -80,7 +80,7 @@ class Timer:
         """Return the microseconds from the call's first to its last kernel.
 
         A kernel keeps the device busy while the host issues the call. So the result contains no host time,
-        unless the call synchronises.
+        unless the call synchronizes.
         """
         if self._flush is None:
             return self.host_us(function)

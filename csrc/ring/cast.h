@@ -1,4 +1,4 @@
-// Casts of float32 arrays to 16 bits. The arithmetic is written once, for one value. The compiler vectorises
+// Casts of float32 arrays to 16 bits. The arithmetic is written once, for one value. The compiler vectorizes
 // it separately for each generation of x86-64.
 #pragma once
 

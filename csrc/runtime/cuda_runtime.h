@@ -113,7 +113,7 @@ class CudaRuntime {
   int version() const;
   int driver_version() const;
 
-  // Initialises the driver, but creates no context.
+  // Initializes the driver, but creates no context.
   std::vector<CudaDevice> devices() const;
 
   // The calling thread's current device.
@@ -130,7 +130,7 @@ class CudaRuntime {
   // Every method that takes a stream works with any current device. So does every method that takes only
   // events.
 
-  // A stream of `device` that does not synchronise with the legacy default stream.
+  // A stream of `device` that does not synchronize with the legacy default stream.
   Stream create_stream(int device) const;
   void destroy_stream(Stream stream) const noexcept;
   void synchronize_stream(Stream stream) const;
@@ -156,7 +156,7 @@ class CudaRuntime {
   void wait_event(Stream stream, Event event) const;
 
   // Work that is queued on `stream` from now on waits until the host stores `value`, or a value up to
-  // 2^31 - 1 greater, at `address` in page-locked memory. Until then every call that synchronises with the
+  // 2^31 - 1 greater, at `address` in page-locked memory. Until then every call that synchronizes with the
   // device blocks, so the thread that stores the value must not depend on one.
   void wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const;
 

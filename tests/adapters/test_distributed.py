@@ -65,5 +65,5 @@ def test_ranks_with_different_numbers_of_items_raise_on_every_rank(tmp_path: Pat
 
 def test_agree_over_without_a_process_group_raises() -> None:
     assert not torch.distributed.is_initialized()
-    with pytest.raises(RuntimeError, match=r"torch\.distributed is not initialised"):
+    with pytest.raises(RuntimeError, match=r"torch\.distributed is not initialized"):
         agree_over()

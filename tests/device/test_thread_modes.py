@@ -120,7 +120,7 @@ def test_current_streams_without_cuda_are_empty_and_do_not_initialise_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_device", None)  # a call would initialise CUDA
+    monkeypatch.setattr(torch.cuda, "current_device", None)  # a call would initialize CUDA
     monkeypatch.setattr(torch.cuda, "device_count", None)
     assert current_streams() == []
     with TorchModes.capture().apply():

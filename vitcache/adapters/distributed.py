@@ -21,7 +21,7 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
     Raises
     ------
     RuntimeError
-        If torch.distributed is not available or not initialised.
+        If torch.distributed is not available or not initialized.
     ValueError
         If the group's backend takes no CPU tensors. The returned function raises ValueError on every rank if
         the ranks pass different numbers of items.
@@ -45,7 +45,7 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
     from torch import distributed
 
     if not distributed.is_available() or not distributed.is_initialized():
-        raise RuntimeError("torch.distributed is not initialised: call init_process_group first")
+        raise RuntimeError("torch.distributed is not initialized: call init_process_group first")
     backends = distributed.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
     if "cpu:" not in backends:
         raise ValueError(f"the group's backend {backends!r} takes no CPU tensors: make a group with 'gloo'")

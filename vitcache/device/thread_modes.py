@@ -21,7 +21,7 @@ class TorchModes:
             for device in _AUTOCAST_DEVICES
         ]
         self._cache = torch.is_autocast_cache_enabled()
-        # `current_device` would initialise CUDA in a process that has not used it.
+        # `current_device` would initialize CUDA in a process that has not used it.
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     @classmethod
