@@ -116,7 +116,7 @@ check: setup check-clang $(generated_stub)
 	@! grep -rnE '\bcustom_op\b|^\s*assert\b' --include='*.py' vitcache triton_kernels || \
 	  { echo 'make check: custom_op costs 10 us a call; raise an exception in place of assert' >&2; exit 1; }
 	@! grep -rn 'cudaDeviceSynchronize' csrc || \
-	  { echo 'make check: cudaDeviceSynchronize waits for other libraries' work, too' >&2; exit 1; }
+	  { echo 'make check: cudaDeviceSynchronize waits for the work of other libraries, too' >&2; exit 1; }
 
 format: setup $(generated_stub)
 	cp $(generated_stub) $(stub)

@@ -49,9 +49,9 @@ native_tests() {
     .venv/bin/ctest --test-dir "$build" --output-on-failure --no-tests=error
 }
 
-what=${1:?run.sh: expected test, oldest or soak}
+target=${1:?run.sh: expected test, oldest or soak}
 shift
-case $what in
+case $target in
   test)
     part "tests and docstring examples" "${pytest[@]}"
     part "native tests, address and undefined" native_tests address,undefined
@@ -62,16 +62,16 @@ case $what in
     for overlay in "$@"; do
       part "tests with $overlay" env PYTHONPATH=".overlays/$overlay" "${pytest[@]}" -m "${overlay%%-*}"
     done
-    what=test-oldest
+    target=test-oldest
     ;;
   # One file: its tests are shared among the processes.
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
-    echo "run.sh: expected test, oldest or soak, got $what" >&2
+    echo "run.sh: expected test, oldest or soak, got $target" >&2
     exit 2
     ;;
 esac
 
-printf '\nmake %s\n' "$what"
+printf '\nmake %s\n' "$target"
 printf '%s\n' "${summary[@]}" | sed '/^$/d; s/^/  /'
 exit $failed

@@ -6,6 +6,7 @@ docs/glossary.md says which word to use instead. `python tests/test_prose.py` pr
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import sys
@@ -28,7 +29,14 @@ REST = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "Makefile",
+    "CMakeLists.txt",
+    "conftest.py",
     "setup.py",
+    "pyproject.toml",
+    "requirements",
+    ".ci",
+    ".clang-tidy",
+    ".github",
 )
 MAX_IN_PRODUCT = 15
 MAX_IN_REST = 15
@@ -41,8 +49,9 @@ PATTERNS = {
     "a clause as the subject": BEGIN + r"(?:What|Who|Whoever|Whatever|Whichever|Those that|Those who)\b",
     "a clause in place of a noun": r"\bwhat\b",
     "a person without a name": r"\b(?:nobody|whoever|somebody|no one|oneself|he likes)\b",
+    "a group without a name": r"(?<!\band )\bothers\b",
     "a number without a name": r"\bso (?:many|much)\b",
-    "a negated noun": r"\b(?:is|are|was|were|be) (?:no|none)\b",
+    "a negated noun": r"\b(?:is|are|was|were|be) (?-i:none|no(?! longer))\b",  # None is a value
     "a type without a name": r"\bof another type\b|\b(?:no|is|not) such\b|\ba number is none\b",
     "an everyday verb": r"\b(?:goes|went|comes|came|gone)\b",
     "a state without a name": r"\bon (?:its|their|the) way\b|\bunder way\b|\bsets? aside\b|\bthe books\b",
@@ -97,28 +106,47 @@ def paragraphs(lines: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def python_texts(source: str) -> Iterator[list[tuple[int, str]]]:
-    """The comments and the strings of a module, as numbered lines."""
+    """The comments and the strings of a module, as numbered lines.
+
+    Adjacent literals are one string. A value in an f-string is written as `x`.
+    """
     comments: list[tuple[int, str]] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        line = token.start[0]
         if token.type == tokenize.COMMENT:
+            line = token.start[0]
             if comments and (comments[-1][0] != line - 1 or token.line[: token.start[1]].strip()):
                 yield comments
                 comments = []
             comments.append((line, token.string.lstrip("#").strip()))
-        elif token.type == tokenize.STRING:
-            body = re.sub(r'^[a-zA-Z]*("""|\'\'\'|"|\')(.*)\1$', r"\2", token.string, flags=re.S)
-            first, _, others = body.partition("\n")
-            yield [(line, first), *((line + 1 + step, text) for step, text in enumerate(others.split("\n")))]
     if comments:
         yield comments
+    nodes = list(ast.walk(ast.parse(source)))
+    # The literal parts of an f-string are constants, too: they are read with their f-string.
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "`x`" for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            text = node.value
+        else:
+            continue
+        first, *rest = text.split("\n")
+        # The first line of a docstring belongs to the paragraph of the next line.
+        indent = len(rest[0]) - len(rest[0].lstrip()) if rest else 0
+        yield [(node.lineno + step, line) for step, line in enumerate([" " * indent + first, *rest])]
 
 
 def c_texts(source: str) -> Iterator[list[tuple[int, str]]]:
-    """The comments of a C++ file, and its string literals."""
+    """The comments of a C++ file, and its string literals. Literals of adjacent lines are one text."""
     comments: list[tuple[int, str]] = []
+    literals: list[tuple[int, str]] = []
+    for block in re.finditer(r"/\*(.*?)\*/", source, re.S):
+        first = source.count("\n", 0, block.start()) + 1
+        yield [(first + step, line.strip(" *")) for step, line in enumerate(block.group(1).split("\n"))]
     for line, text in enumerate(source.splitlines(), 1):
-        literals = re.findall(r'"((?:[^"\\]|\\.)*)"', text)
+        found = re.findall(r'"((?:[^"\\]|\\.)*)"', text)
         code = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
         before, slashes, comment = code.partition("//")
         if comments and (not slashes or before.strip()):
@@ -126,10 +154,14 @@ def c_texts(source: str) -> Iterator[list[tuple[int, str]]]:
             comments = []
         if slashes:
             comments.append((line, comment.strip()))
-        if literals and not text.lstrip().startswith("#"):
-            yield [(line, " ".join(literals))]
-    if comments:
-        yield comments
+        if found and not text.lstrip().startswith("#"):
+            literals.append((line, " ".join(found)))
+        elif literals:
+            yield literals
+            literals = []
+    for lines in (comments, literals):
+        if lines:
+            yield lines
 
 
 def page_texts(source: str) -> Iterator[list[tuple[int, str]]]:
@@ -144,11 +176,19 @@ def page_texts(source: str) -> Iterator[list[tuple[int, str]]]:
 
 
 def script_texts(source: str) -> Iterator[list[tuple[int, str]]]:
-    """The comments of a shell script or Makefile."""
-    yield [
-        (line, text.lstrip("# ") if text.lstrip().startswith("#") else "")
-        for line, text in enumerate(source.splitlines(), 1)
-    ]
+    """The comments and the quoted texts of a shell script, a Makefile or a file of settings."""
+    comments: list[tuple[int, str]] = []
+    for line, text in enumerate(source.splitlines(), 1):
+        code, comment = text, ""
+        if found := re.search(r"(?:^|\s)#+(?: (.*))?$", text):
+            code, comment = text[: found.start()], found.group(1) or ""
+        if comments and code.strip():
+            yield comments
+            comments = []
+        comments.append((line, comment))
+        for quoted in re.finditer(r"\"([^\"]*)\"|'([^']*)'", code):
+            yield [(line, quoted.group(1) or quoted.group(2) or "")]
+    yield comments
 
 
 READERS = {
@@ -158,6 +198,9 @@ READERS = {
     ".h": c_texts,
     ".md": page_texts,
     ".sh": script_texts,
+    ".toml": script_texts,
+    ".txt": script_texts,
+    ".yml": script_texts,
     "": script_texts,
 }
 
@@ -213,6 +256,7 @@ PLANTED = {
     "a clause as the subject": "Copies the rows. What is left over is freed.",
     "a clause in place of a noun": "Returns what was copied.",
     "a person without a name": "Then nobody waits.",
+    "a group without a name": "The first is freed, the others stay.",
     "a number without a name": "Waits for so many rows.",
     "a negated noun": "TypeError: if `key` is no bytes.",
     "a type without a name": "If it is of another type.",
@@ -237,6 +281,28 @@ def test_a_planted_phrase_is_found_for_every_pattern(tmp_path: Path, monkeypatch
             (tmp_path / name).write_text(text.format(sentence))
             assert [match.reason for match in find_matches(name)] == [reason], (name, sentence)
     assert PLANTED.keys() == PATTERNS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("docstring.py", '"""Raises if the key\n    is no bytes.\n    """\n'),
+        ("concatenation.py", 'raise TypeError("the key is "\n    "no bytes")\n'),
+        ("f_string.py", 'raise TypeError(f"{name} is no key of {length} bytes")\n'),
+        ("stub.pyi", 'def f() -> None:\n    """The key is no bytes."""\n'),
+        ("literals.cpp", 'throw Error("the key is "\n            "no bytes");\n'),
+        ("block.cpp", "/* The key\n   is no bytes. */\n"),
+        ("CMakeLists.txt", 'option(X "The key is no bytes" OFF)\n'),
+        ("script.sh", 'fail "the key is no bytes"\n'),
+        ("settings.toml", "select = []  # The key is no bytes.\n"),
+    ],
+)
+def test_a_planted_phrase_is_found_in_wrapped_and_quoted_text(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / name).write_text(text)
+    assert [match.phrase for match in find_matches(name)] == ["is no"]
 
 
 def report(places: tuple[str, ...], limit: int | None = None) -> bool:

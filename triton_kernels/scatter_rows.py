@@ -41,9 +41,9 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
 ):
     """``out[token(r)] = source(r)[:H]``, ``deepstack[l, token(r)] = source(r)[H * (l + 1) : H * (l + 2)]``.
 
-    The table has two int64 per row: the row's address and its token. If `HAS_HOLES`, an address of 0 marks an
-    unused entry. If the launch stores rows, a third int64 is the address in the page, and a token of -1 marks
-    a row that is stored but not placed. The program ids are row, level and column block.
+    The table has two int64 per row: the row's address and its token. If `HAS_HOLES`, an address of 0 means
+    an unused entry. If the launch stores rows, a third int64 is the address in the page, and a token of -1
+    means a row that is stored but not placed. The program ids are row, level and column block.
     """
     row = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)

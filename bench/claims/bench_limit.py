@@ -159,7 +159,7 @@ def capped(case: LimitCase, device: torch.device) -> Iterator[None]:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw a bar per contender; a "+" marks a contender that embedded the largest request tried."""
+    """Draw a bar per contender; a "+" means that the contender embedded the largest request tried."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 3.5), layout="constrained")

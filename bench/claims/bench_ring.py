@@ -168,7 +168,7 @@ def stock_copies(src: Tensor, dst: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def make_ring(case: RingCase, device: torch.device, rings: ExitStack, **options: int) -> PinnedRing:
-    """Open a ring that can hold the whole feature; `rings` closes it."""
+    """Open a ring with space for the whole feature; `rings` closes it."""
     backend = "cuda" if device.type == "cuda" else "host"
     chosen = device if device.type == "cuda" else None
     capacity = max(case.num_bytes, 1 << 20)

@@ -14,7 +14,8 @@ METRICS = ("device_us", "done_us", "host_us")
 def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
     """Draw the first of `METRICS` that has ratios; rows without a ratio are left out.
 
-    `panels` is the number of panels in the figure. The bars are in the first panel; the others are empty.
+    `panels` is the number of panels in the figure. The bars are in the first panel; all other panels
+    are empty.
     """
     from matplotlib.figure import Figure
 

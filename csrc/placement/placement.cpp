@@ -300,7 +300,7 @@ void Placement::check_tokens(std::int64_t num_tokens) const {
 
 template <typename Visit>
 void Placement::visit_stored(int kind, Visit visit) const {
-  // By item, the rows whose page was already passed: several spans may name one row.
+  // By item, the rows whose page was already visited: several spans may name one row.
   std::map<std::int64_t, std::vector<bool>> visited;
   for (const auto& [item, pages] : stores_)
     if (sources_[static_cast<std::size_t>(item)].kind == kind)

@@ -51,7 +51,7 @@ PinnedRegion::PinnedRegion(SharedRuntime runtime, std::size_t bytes, int num_thr
   data_ = static_cast<std::byte*>(memory);
   try {
     // If a forked child shared the pages, a write of the parent would move the data to a copy of the page
-    // (copy-on-write), and the device would go on reading the original page.
+    // (copy-on-write), and the device would still read the original page.
     VITCACHE_CHECK(madvise(memory, bytes_, MADV_DONTFORK) == 0, std::system_error,
                    std::error_code(errno, std::generic_category()));
     touch(data_, bytes_, page_bytes, num_threads);

@@ -40,7 +40,7 @@ def test_call_item_take_arguments_drops_its_references_to_the_copies(ring: Pinne
 
 
 def test_call_item_pixels_may_change_after_wait_until_read(ring: PinnedRing) -> None:
-    pixels = torch.ones(3 << 20, dtype=torch.uint8)  # more than the ring holds
+    pixels = torch.ones(3 << 20, dtype=torch.uint8)  # more than the capacity of the ring
     item = started(ring, pixels=pixels)
     arguments = item.take_arguments()
     item.wait_until_read()

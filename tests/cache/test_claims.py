@@ -51,7 +51,7 @@ def test_garbage_collected_claim_is_released() -> None:
 
 
 def test_wait_on_an_owned_claim_raises() -> None:
-    with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="this claim is the owner's"):
+    with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="the owner must not wait"):
         claim.wait()
 
 

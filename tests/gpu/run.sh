@@ -34,11 +34,11 @@ done
 parts=(tests "${benches[@]}")
 [[ -n $dry ]] || parts+=(sanitize)
 for part in "${only[@]}"; do
-  [[ " tests sanitize ${benches[*]} " == *" $part "* ]] || fail "$part in ONLY is none of: tests sanitize ${benches[*]}"
+  [[ " tests sanitize ${benches[*]} " == *" $part "* ]] || fail "each part in ONLY must be one of: tests sanitize ${benches[*]}; got $part"
 done
 ((${#only[@]} == 0)) || parts=("${only[@]}")
 
-command -v "$python" >/dev/null || fail "there is no $python: PYTHON=... names another"
+command -v "$python" >/dev/null || fail "$python was not found: set PYTHON to an interpreter"
 "$python" - <<'CHECK' || exit 1
 import os, sys
 

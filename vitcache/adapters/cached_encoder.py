@@ -82,8 +82,8 @@ class CachedEncoder:
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
 
-        It must in training, in grad mode, under autocast, and if the call asks for a tuple or for hidden
-        states or attentions of the tower.
+        It serves calls in training, in grad mode or under autocast, and calls that ask for a tuple or for
+        hidden states or attentions of the tower.
         """
         session = self._session
         if session.model.training or session.tower.training:
@@ -181,7 +181,7 @@ class CachedEncoder:
             item.wait_until_read()
 
     def _start(self, item: CallItem) -> None:
-        """Queue the copies of an item's tensors to the tower's device, unless they are queued or there."""
+        """Queue the copies of an item's tensors to the tower's device, unless they are queued or done."""
         device = self._session.tower_device()
         if device is not None and device != item.call.pixels.device and not item.moved:
             item.start(self._session.mover_to(device))

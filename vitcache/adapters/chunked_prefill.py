@@ -126,15 +126,15 @@ class ChunkedPrefill:
         Yields
         ------
         Tensor
-            Hidden states ``(1, tokens of the chunk, hidden)``. Tokens that are in the KV cache are skipped;
-            if all are, the last token is run again.
+            Hidden states ``(1, tokens of the chunk, hidden)``. Tokens that are in the KV cache are skipped.
+            If all tokens are in it, the last token is computed again.
 
         Raises
         ------
         ValueError
             If `input_ids` has no tokens, more than one prompt, or a placeholder that no item covers. If an
             item has no `grid_thw` of three ints, or its tokens are not one run of the length that its grid
-            asks for, or end behind the prompt, or touch the tokens of another item.
+            asks for, or end after the prompt, or touch the tokens of another item.
         TypeError
             If `input_ids` is not a tensor of ints, or an item is not an `Item`.
         RuntimeError
@@ -150,7 +150,7 @@ class ChunkedPrefill:
             for start in starts:
                 embedded = self._embed(prompt, start)
                 if prefetch is not None:
-                    self._pipeline.cancel(prefetch)  # its chunk is embedded: the rest of its work is useless
+                    self._pipeline.cancel(prefetch)  # its chunk is embedded already
                     prefetch = None
                 if start != starts[-1]:
                     chunk = self._window(prompt, start + self._chunk_tokens)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class WeightsFingerprint:
     """Identity, dtype and version of every parameter and buffer outside the language model, at one moment.
 
-    A write in place raises a tensor's version. Not noticed are writes through `.data` and writes to inference
-    tensors, which have no version. Hooks replace offloaded weights at each run, so only their dtype is
+    A write in place raises a tensor's version. Writes through `.data`, and writes to inference tensors, which
+    have no version, are not noticed. Hooks replace offloaded weights at each run, so only their dtype is
     compared.
     """
 
@@ -41,7 +41,7 @@ class WeightsFingerprint:
         self._refs = [weakref.ref(tensor) for tensor in present]
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
-        """Whether no change of weights or attention implementation since `earlier` can be seen."""
+        """Whether the weights and the attention implementation look the same as in `earlier`."""
         return (
             self._attention == earlier._attention
             and self._dtypes == earlier._dtypes

@@ -1,4 +1,4 @@
-"""Claims, or single-flight: if several callers miss one key, one of them encodes and the others wait."""
+"""Claims, or single-flight: if several callers miss one key, one encodes and the other callers wait."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ class Claim:
             If this claim is the owner's.
         """
         if self.is_mine:
-            raise RuntimeError("this claim is the owner's: encode the item and release the claim")
+            raise RuntimeError(
+                "the owner must not wait for its own claim: encode the item and release the claim"
+            )
         return self._owner_event.wait(timeout_s)
 
     def release(self) -> None:

@@ -102,7 +102,7 @@ class Ledger:
     def begin_promotion(self, source: Entry) -> PendingWrite | None:
         """Allocate device pages for a copy of a host entry, and evict victims.
 
-        If `source` has left the host tier, or too few device pages are available, returns None.
+        If `source` was removed from the host tier, or too few device pages are available, returns None.
         """
         is_host_entry = self.index.host.get(source.key) is source
         if not is_host_entry or len(source.pages) > self.device.num_available:
@@ -350,7 +350,8 @@ class Ledger:
     def _victims(self, pool: PagePool, count: int) -> list[Entry]:
         """Choose entries whose eviction leaves `count` pages free, in reverse order of eviction.
 
-        `count` pages must be available. Frees entries of earlier epochs, and evicts no others.
+        `count` pages must be available. Frees entries of earlier epochs. The caller evicts the chosen
+        entries.
         """
         self._reclaim(pool, count)
         short = count - pool.num_free

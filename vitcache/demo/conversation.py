@@ -12,7 +12,7 @@ from torch import Tensor
 from vitcache.demo.photos import Photo
 
 _QUESTIONS = (
-    "Can you describe this picture?",
+    "What is in this picture?",
     "And in this one?",
     "How does this one differ from the first?",
     "Which colours stand out here?",

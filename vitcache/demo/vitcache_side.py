@@ -136,9 +136,10 @@ class AttachedSide:
 
 
 def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = None) -> EmbeddingCache:
-    """Return a cache on the model's device that can hold the rows of all `pictures`.
+    """Return a cache on the model's device with space for the rows of all `pictures`.
 
-    With `on_device`, the device tier can hold only the first `on_device` pictures, and the host tier all.
+    With `on_device`, the device tier has space for the first `on_device` pictures only, and the host tier
+    for all.
     """
     return EmbeddingCache(
         model.config.text_config.hidden_size * (1 + _levels(model)),

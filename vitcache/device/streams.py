@@ -61,7 +61,7 @@ class Event:
     def _native_event(self) -> NativeEvent | None:
         """Return the event for our native module, or None if torch must be called instead.
 
-        That is so if our module found no runtime, and before the first `record`, which creates the handle.
+        It is None if our module found no runtime, or before the first `record`, which creates the handle.
         """
         handle: int = self._event.cuda_event if _runtime().available else 0
         return _native_event_class()(handle) if handle else None

@@ -122,7 +122,7 @@ class KeyThreads:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Cancel the items that no thread has started, wait for the others, and end the threads.
+        """Cancel the items that no thread has started, wait for the started items, and end the threads.
 
         A second call does nothing.
         """

@@ -74,8 +74,8 @@ class EncoderRunner:
         """Encode all step items; on return each one has `rows` or an `error`. Call it in `exclusive`.
 
         The encoder's next call may overwrite its rows. So the rows of every micro-batch but the last are
-        written to reserved pages, or copied if the cache rejects them. Those of the last one stay in the
-        encoder's memory.
+        written to reserved pages, or copied if the cache rejects them. The rows of the last one stay in
+        the encoder's memory.
         """
         batches = self.batches(step_items)
         fresh: list[StepItem] = []

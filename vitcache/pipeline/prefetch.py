@@ -151,7 +151,7 @@ def _run_worker(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
         if future is not None and future.set_running_or_notify_cancel():
             try:
                 work(handle)
-            except BaseException:  # a feature's callable may raise SystemExit; the thread must go on
+            except BaseException:  # a feature's callable may raise SystemExit; the thread must survive
                 # The step that needs the items repeats the work, and reports their errors.
                 logger.warning("a prefetch failed", exc_info=True)
             finally:

@@ -31,7 +31,7 @@ class PrefetchedFeatures:
         return self._free_bytes > 0
 
     def add(self, item: Hashable, moved: MovedFeature, owner: object) -> None:
-        """Keep an item's feature until a step takes it or `owner` drops it; does nothing if one is kept."""
+        """Keep an item's feature until a step takes it or `owner` drops it. A second feature is ignored."""
         with self._lock:
             if item not in self._features:
                 self._features[item] = moved, owner

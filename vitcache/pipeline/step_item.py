@@ -136,7 +136,7 @@ def known_key(item: Item, namespace: bytes) -> bytes | None:
 
 
 def find_keys(step_items: Iterable[StepItem], namespace: bytes, threads: KeyThreads) -> None:
-    """Set the key of each step item without precomputed rows, and the rows of the others.
+    """Set the key of each step item without precomputed rows, and the rows of the step items with them.
 
     Features without a known key are loaded and hashed on `threads`, in parallel; the host waits for them.
     Their items remember the key. An exception becomes the item's error.
@@ -170,7 +170,7 @@ def one_per_object(occurrences: Iterable[Occurrence]) -> list[StepItem]:
 
 
 def merge_equal(step_items: Iterable[StepItem]) -> list[StepItem]:
-    """Merge step items with equal key and number of rows; those without a key stay apart."""
+    """Merge step items with equal key and number of rows; step items without a key are not merged."""
     merged: list[StepItem] = []
     by_identity: dict[tuple[bytes, int], StepItem] = {}
     for step_item in step_items:

@@ -386,7 +386,7 @@ class VisionPipeline:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Make `stream` current. It waits for the caller's stream before, and that one for it after."""
+        """Make `stream` current. It waits for the caller's stream; at the end the caller's stream waits."""
         if self.stream is None:
             yield
             return

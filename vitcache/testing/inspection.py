@@ -14,7 +14,7 @@ from typing import Any
 class CacheInspection:
     """The private state of one `EmbeddingCache`.
 
-    Every property reads the cache when it is asked, so one inspection stays true for the life of the cache.
+    Every property reads the cache at each access, so an inspection is never outdated.
     The types are those of the rooms above, which this room does not import; each property names its type.
 
     Parameters
@@ -156,5 +156,5 @@ def inspect(cache: Any) -> CacheInspection:
 
 
 def forget_streams(lease: Any) -> None:
-    """Plant a fault: the `Lease` forgets which streams read its pages, and names none at its release."""
+    """Plant a fault: the `Lease` loses the streams that read its pages, so its release contains none."""
     lease._streams = frozenset()

@@ -40,7 +40,7 @@ class S3Fifo:
             self._small_pages += pages
 
     def touch(self, key: bytes) -> None:
-        """Move a key to the main queue, or give it another lap there, at most `MOST_LAPS` ahead."""
+        """Move a key to the main queue, or one lap later if it is there, `MOST_LAPS` laps later at most."""
         if key in self._small:
             self._small_pages -= self._small.pop(key)
             self._join(key, self._lap + 1)
