@@ -10,7 +10,7 @@ export PYTHONSAFEPATH=1
 python=.venv/bin/python
 # One process per core with one thread each. A file stays in one process, so that its fixtures are made once.
 export OMP_NUM_THREADS=1
-pytest=("$python" -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=10 --durations-min=1)
+pytest=("$python" -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=10 --durations-min=0)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 trap 'exit 130' INT

@@ -319,7 +319,7 @@ std::string Ring::describe_slots() const {
   return std::to_string(slots_.size()) + " slots" +
          (slots_.size() == SlotFlags::kCount ? ", the maximum," : "") + " use " +
          std::to_string(used_bytes()) + " of " + std::to_string(capacity_) + " bytes; " +
-         std::to_string(num_unread()) + " of the slots are still being filled" +
+         std::to_string(num_unread()) + " of the slots are still being filled, the rest wait for their copy" +
          (holds_ > 0 ? "; the ring is on hold" : "") +
          (waiters_.size() > 1 ? "; " + std::to_string(waiters_.size()) + " threads wait for a slot" : "");
 }
