@@ -95,8 +95,8 @@ def _step(pipeline: VisionPipeline, chunk: Chunk, ids: Tensor, weight: Tensor) -
 def count_attach() -> Iterator[Count]:
     """Count a forward of an attached model for a prompt with one image: a miss, then a hit.
 
-    The model is a Qwen3-VL with three vision layers, two of them deepstack levels. The number of layers
-    matters, as the check of the weights enters one frame per tensor of the tower.
+    The model is a Qwen3-VL with three vision layers and two deepstack levels. The number of layers matters,
+    as the check of the weights enters one frame per tensor of the tower.
     """
     from vitcache.bench.chats.chat import Chat
     from vitcache.demo.model import SIZES, build_model

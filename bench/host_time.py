@@ -85,7 +85,7 @@ class Driver:
 
 def without_launches() -> list[object]:
     """Let Triton compile for a GPU and skip every launch; return a list that grows by one per launch."""
-    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when a kernel is defined
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads this variable when a kernel is defined
     from triton.compiler import CompiledKernel
     from triton.runtime import driver
 

@@ -1,4 +1,4 @@
-"""``python -m vitcache bench``: run benches case by case, write each result at once, print missed targets."""
+"""``python -m vitcache bench``: run benches case by case, write results immediately, print missed targets."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     else:
-        # Triton reads it when a kernel is defined. Without a GPU the benches of the kernels run in Triton's
-        # interpreter, only to show that they work.
+        # Triton reads this variable when a kernel is defined. Without a GPU the benches of the kernels run in
+        # Triton's interpreter, only to show that they work.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     failures = 0
     for name in [args.bench] if args.bench else sorted(BENCHES):

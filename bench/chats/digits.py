@@ -37,7 +37,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Chat:
-    """One card and one question per turn; if there are more questions than cards, they follow the last turn.
+    """One card and one question per turn. Questions beyond the number of cards follow the last turn.
 
     Every question is different, so the text before a question never contains its answer.
     """

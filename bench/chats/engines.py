@@ -1,8 +1,9 @@
 """Engines' strategies for images, with the methods of `VisionPipeline` that the prefill driver calls.
 
 Each engine copies features by ``.to`` from pageable memory on the compute stream. It merges rows by a
-concatenation, a mask and ``masked_scatter``, as SGLang and transformers do; `contenders` has the merge alone,
-with sources. The engines differ in the images that they encode for a chunk and in the rows that they keep.
+concatenation, a mask and ``masked_scatter``, as SGLang and transformers do; `contenders` contains only the
+merge, with sources. The engines differ in the images that they encode for a chunk, and in the rows that they
+keep.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ENGINES = {"no cache": NoCache, "request key": RequestKey, "dict": ImageDict}
 VITCACHE, COMPUTED, ON_HOST = "vitcache", "vitcache, keys computed", "vitcache, host tier"
 SIDES = (*ENGINES, VITCACHE, COMPUTED, ON_HOST)
 RING_BYTES = 128 << 20
-# Relative difference. An image's rows depend in their last bits on the size of the encoded batch; the rows of
+# Relative difference. The last bits of an image's rows depend on the size of the encoded batch; the rows of
 # two different images differ by 1.4.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
@@ -68,11 +68,11 @@ def open_side(
     items = chat.without_keys() if name == COMPUTED else chat.items
     side = Side(pipeline, items, lambda: cache.stats().device_capacity_bytes)
     if on_host:
-        # An expanded row, so that the contender allocates no device memory beside its cache.
+        # The row is expanded, so that the contender allocates no device memory outside of its cache.
         row = torch.zeros(1, chat.row_width, dtype=cache.dtype, device=cache.device)
         other_rows = row.expand(chat.rows * device_images, -1)
-        # This put stands for another request. It evicts the chat's images from the small device tier, so that
-        # they are demoted to the host tier.
+        # This put stands for another request. It demotes the chat's images from the small device tier to the
+        # host tier.
         side.between_turns = lambda: cache.put(image_key(chat.images), other_rows)
     return side
 

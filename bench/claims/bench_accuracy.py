@@ -162,7 +162,7 @@ def add_results(
         for name, result in results.items()
     }
     for name, result in results.items():
-        # No limit without a target: if the model answers badly, a swap may correct some answers by chance.
+        # Without a target, no limit applies: after a short training, a swap may correct answers by chance.
         limit = case.target
         if limit is not None and name != "stock":
             limit = right["stock"] - (name == "swapped") / len(expected)

@@ -1,6 +1,6 @@
 """Claim: no other block shape places rows faster than the shape in `triton_kernels/blocks.json`.
 
-Each shape is measured with the scatter kernel alone; the row table is written before. The limit is a copy of
+Each shape is measured with the scatter kernel only; the row table is written before. The limit is a copy of
 the same bytes. `python -m vitcache.bench.harness.tune` writes the fastest shapes to the file.
 """
 

@@ -44,7 +44,7 @@ CALLS = 4_000  # per measurement, all threads together
 
 @dataclass(frozen=True)
 class CacheCase:
-    """A cache that is full with `entries` entries, and the numbers of threads that use it at once."""
+    """A cache that is full with `entries` entries, and the numbers of threads that use it together."""
 
     entries: int
     threads: tuple[int, ...]

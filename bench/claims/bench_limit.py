@@ -34,7 +34,7 @@ CONTENDERS = (*ENGINES, VITCACHE, ON_HOST)
 
 @dataclass(frozen=True)
 class LimitCase:
-    """Requests of up to `max_images` images of ``grid`` patches, in `cap_bytes` beside the model's weights.
+    """Requests of up to `max_images` images of ``grid`` patches, in `cap_bytes` plus the model's weights.
 
     vitcache's tiers have space for `cached_images` images; the bytes of the device tier are part of
     `cap_bytes`. With `counts_bytes` the bench counts bytes instead of limiting torch's memory.

@@ -103,7 +103,7 @@ def run_case(case: Any, recorder: Recorder, timer: Timer) -> Iterator[str]:
 def run_chat(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Run the chat with every contender; yields a label before each part.
 
-    The contenders take turns pass by pass.
+    In each round, every contender runs one pass.
     """
     yield "building the model"
     model = load_model(case.size, timer.device)

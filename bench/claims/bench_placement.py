@@ -2,7 +2,7 @@
 
 Per case and contender the bench measures the time on the device with a cold L2, the host's time to issue the
 call, and the peak memory. The limit is a plain copy of the output's bytes in the same run. A contender gets
-no number unless its result equals the reference's bit for bit. On the device that the design measured, more
+a number only if its result equals the reference's bit for bit. On the device that the design measured, more
 results compare each contender with the design's number.
 """
 

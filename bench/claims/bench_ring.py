@@ -2,7 +2,7 @@
 
 On a GPU the ring is compared with ``.to()`` from pageable memory, with ``.pin_memory().to()``, and with
 ``.to()`` from pinned memory, which is the ceiling. The ring is measured by threads, piece size, cast and
-number of producers, and then beside a stack of matrix products in place of a vision tower.
+number of producers, and then while a stack of matrix products runs in place of a vision tower.
 
 Without a GPU, the stand-in for the CUDA runtime copies every byte a second time. So the bench also measures
 the fill alone, against torch's copy on this machine with the same number of threads.
@@ -39,15 +39,15 @@ CEILING_SHARE, JUDGED_THREADS, TWO_OVER_ONE = 0.75, 12, 1.8
 # Targets without a GPU: shares of the speed of torch's copy, for the fill alone, and for fill and copy.
 FILL_SHARE, BOTH_SHARE = 0.9, 0.45
 JUDGED_BYTES = 64 << 20  # smaller features fit in the CPU's last-level cache
-FEW_LAYERS = 2  # a CPU can run this tower repeatedly; on a CPU the overlap is only shown to work
+FEW_LAYERS = 2  # short enough to repeat on a CPU, where the bench only shows that the overlap works
 
 
 @dataclass(frozen=True)
 class RingCase:
     """A float32 feature ``(rows, width)``.
 
-    `layers` is the depth of the tower that runs beside the copy, `constructed_bytes` the capacity of the ring
-    whose construction is timed, and `producers` the numbers of threads that copy at once.
+    `layers` is the depth of the tower that runs during the copy, `constructed_bytes` the capacity of the ring
+    whose construction is timed, and `producers` the numbers of threads that copy together.
     """
 
     name: str
@@ -156,7 +156,7 @@ def thread_counts() -> list[int]:
 
 
 def stock_copies(src: Tensor, dst: Tensor) -> dict[str, Callable[[], object]]:
-    """Return torch's own copies; the last one is the ceiling. On the CPU there is only ``copy_``."""
+    """Return torch's own copies; the last one is the ceiling. On the CPU the only one is ``copy_``."""
     if dst.device.type == "cpu":
         return {"copy": lambda: dst.copy_(src)}
     pinned = src.pin_memory()
@@ -330,7 +330,7 @@ def add_fills(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, dst
 
 
 def add_overlap(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:
-    """Add the time of a tower with the next feature's copy beside it; its ratio is to the tower alone."""
+    """Add the time of a tower while the next feature is copied; its ratio is to the tower without a copy."""
     device = timer.device
     ring = make_ring(case, device, rings)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -21,7 +21,7 @@ from vitcache.bench.harness.timing import Sample, Timer
 NAME = "scatter"
 CASES = PLACEMENT_CASES
 # Targets of the design.
-# From device memory: COPY_FACTOR times the copy; plus TABLE_US for the row table, without deepstack levels.
+# From device memory: COPY_FACTOR times the copy; without deepstack levels, plus TABLE_US for the row table.
 COPY_FACTOR, TABLE_US = 1.015, 2.0
 # If the launch writes pages, too: STORE_FACTOR times 1.5 copies, as each row is read once and written twice.
 STORE_FACTOR, COPIES = 1.02, 1.5

@@ -22,13 +22,13 @@ from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timeline import TracedRing, draw, record_step
 from vitcache.bench.harness.timing import Timer
 
-# Targets of the design: factors of the time of the tower alone, and of the same work without a cache.
+# Targets of the design: factors of the tower's time, and of the time of the same work without a cache.
 COLD_FACTOR, OVERHEAD_FACTOR = 1.02, 1.01
-# Targets of the design: milliseconds until the rows of all hits are placed. From the host tier it depends on
-# the number of deepstack levels.
+# Targets of the design: milliseconds until the rows of all hits are placed. The target of the host tier
+# depends on the number of deepstack levels.
 DEVICE_HITS_MS, HOST_HITS_MS = 1.0, {0: 6.0, 3: 18.0}
 JUDGED_IMAGES = 32
-REPEATS = 5  # each takes about half a second
+REPEATS = 5  # a repeat takes about half a second
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def run_hits(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             for key, image_rows in zip(keys, rows, strict=True):
                 cache.put(key, image_rows)
             if on_host:
-                cache.put(image_key(case.images), rows[0])  # evicts the last image: it is demoted, too
+                cache.put(image_key(case.images), rows[0])  # demotes the last image, too
 
             def step() -> Tensor:
                 chunks = [Chunk(items(), 0, len(ids))]

@@ -1,4 +1,4 @@
-"""Blocks a stream of the stand-in for the CUDA runtime, so that a bench can measure the host's work alone."""
+"""Blocks a stream of the stand-in for the CUDA runtime, so that a bench can measure only the host's work."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Times that the design measured on one H100, to check the contenders that re-express engines.
 
 Microseconds on the device with a cold L2, one run of 2026-11-22 (torch 2.11, Triton 3.6). The numbers of vLLM
-and SGLang are of their released merge functions; transformers and TensorRT-LLM were re-expressed there, too.
+and SGLang are of their released merge functions; those of transformers and TensorRT-LLM are of
+re-expressions.
 The design measured no other device.
 """
 

@@ -53,8 +53,8 @@ class Recorder:
         """Add one result.
 
         `against` is the name and the value of the reference: ``ratio`` is ``value`` divided by that value.
-        `target` is the design's number, if it has one. `limit` is the largest allowed ``value`` in this run,
-        with `at_least` the smallest; it follows from `target` and from other measurements of the run.
+        `target` is the design's number, if it has one. `limit` is the largest allowed ``value`` in this run;
+        with `at_least`, the smallest. It follows from `target` and from other measurements of the run.
         """
         ratio = None if against is None else sample.value / against[1]
         row = {

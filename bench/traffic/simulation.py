@@ -65,8 +65,8 @@ class Tier:
     def allocate(self, pages: int, *, in_policy_order: bool) -> list[tuple[bytes, int]]:
         """Allocate `pages` pages, at most all of the tier; return the victims to demote and their pages.
 
-        The result begins with the policy's last victim. With `in_policy_order`, the policy is told of its
-        first victim first, else of its last victim first; policies learn from that order.
+        The result begins with the policy's last victim. The calls of the policy's `evict` begin with its
+        first victim if `in_policy_order` is true, else with its last victim; policies learn from that order.
         """
         victims = self._victims(pages - self.num_free)
         to_demote = [
@@ -129,7 +129,7 @@ def simulate(
         outcome.inserted_pages += pages
         demoted: list[tuple[bytes, int]] = []
         available = host_pages
-        # The orders of eviction, here and in the host tier, are those of the cache's ledger.
+        # The order of eviction in each tier is that of the cache's ledger.
         for victim, size in device.allocate(pages, in_policy_order=True):
             if size <= available:  # the pages of earlier demotions of this access are pending
                 host.allocate(size, in_policy_order=False)
@@ -167,7 +167,7 @@ def simulate_farthest(trace: Sequence[Access], num_pages: int, *, page_rows: int
             victim = heapq.heappop(farthest)
             if (
                 cached.get(victim[1]) == -victim[0]
-            ):  # else the heap's item is outdated: the key was used since
+            ):  # else the heap's item is outdated: the key was used since then
                 victims.append(victim)
                 free += victim[2]
                 del cached[victim[1]]

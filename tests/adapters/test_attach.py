@@ -242,7 +242,7 @@ def test_attach_compiled_code_reads_the_cache_and_does_not_trace_the_encode() ->
 def test_stock_batched_encode_is_close_to_one_encode_per_image(
     family: TinyFamily, record_property: pytest.RecordProperty
 ) -> None:
-    """The bits differ, as they depend on the shapes of GEMMs. The difference is recorded as a property."""
+    """The bits depend on the shapes of GEMMs. The test records the difference as a property."""
     stock = family.model()
     call = family.call(0, 1, 2)
     with torch.no_grad():

@@ -406,7 +406,7 @@ def test_waiter_for_one_image_does_not_wait_for_the_rest_of_the_owners_call() ->
         assert begun.wait(60)
         assert torch.equal(
             image_rows(model, QWEN3.call(1)), expected[0]
-        )  # while the slow call encodes image 2
+        )  # the slow call still encodes image 2
         assert not slow.done()
         may_continue.set()
         assert torch.equal(slow.result(60)[-len(expected[1]) :], expected[1])

@@ -1,4 +1,4 @@
-"""The items of a call, family by family: which are equal, and which have entries of their own."""
+"""The items of a call, by model family: which items share an entry, and which have their own."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_key_includes_the_feature_layer_and_the_strategy(name: str) -> None:
     family = FAMILIES[name]
     stock, model, attachment, tower = pair(family)
     call = family.call(0)
-    # The other strategy does not leave a square of patches: it fails in the stock model, too.
+    # With the other strategy, the patches do not form a square, and the stock model fails, too.
     strategy = {"llava_onevision": "full", "internvl": "default"}[name]
     first_features = []
     for layer in (-1, -2, 1, None):

@@ -24,7 +24,7 @@ class PilProcessor:
 
 
 class TorchvisionProcessor(PilProcessor):
-    """Has the same settings; a real one resizes to other pixels."""
+    """Has the same settings. A real torchvision processor resizes to other pixels than a PIL processor."""
 
 
 class Holder(PilProcessor):

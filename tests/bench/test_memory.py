@@ -12,7 +12,7 @@ import pytest
 
 from vitcache import __main__ as command_line
 
-# Eight images of one page each, requested in turn three times: with seven pages or fewer, LRU has no hit.
+# Three passes over eight images of one page each: with seven pages or fewer, LRU has no hit.
 ROUNDS = [f'{{"key": "{number}", "tokens": 64, "encode_ms": 10}}' for number in range(8)] * 3
 
 

@@ -23,7 +23,7 @@ traces = st.lists(
 )
 
 
-# Several entries are evicted at once. Later evictions of "s3fifo" depend on their order.
+# One access evicts several entries. Later evictions of "s3fifo" depend on the order of these entries.
 SEVERAL_VICTIMS = [image(number, SIZES[number], 1.0 + number) for number in (0, 1, 3, 3, 0, 1, 2, 4, 0)]
 
 

@@ -178,7 +178,7 @@ def test_embed_makes_early_copies_before_its_first_encode(copies: list[int]) -> 
     for step in range(3):
         items = [Item(feature(10 * step + n, 2), Span(2 * n, 2)) for n in range(4)]
         assert pipeline.embed([Chunk(items, 0, 8)], make_ids(8), make_weight()).errors == []
-    # Each step copies four pages in one call, before the first of its four encodes, and none later.
+    # Each step copies four pages in one call before the first of its four encodes, and no page later.
     assert made == [[]] * 4 + [[4]] * 4 + [[4, 4]] * 4
     assert copies == [4, 4]
     pipeline.cache.check_integrity()

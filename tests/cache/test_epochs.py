@@ -82,7 +82,7 @@ def test_advance_epoch_takes_constant_time() -> None:
     cache.advance_epoch()
     sys.setprofile(None)
     assert len(calls) < 100
-    assert len(index) == 1000  # kept as it was, not emptied
+    assert len(index) == 1000  # the index was replaced, not emptied
 
 
 def test_advance_epoch_of_an_empty_cache_keeps_no_index() -> None:

@@ -1,4 +1,4 @@
-"""A `put` that fails, is interrupted or superseded: no page is lost, and no wrong rows are read."""
+"""A `put` that fails, is interrupted or is superseded: no page is lost, and no wrong rows are read."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_pending_pages_are_not_available_to_another_put() -> None:
 
     def act() -> None:
         assert cache.stats().device_bytes == 2 * PAGE_BYTES
-        # Both pages are pending, though one of them is left over later.
+        # Both pages are pending. The commit frees one of them, because entry 1 needs one page.
         assert cache.put(KEYS[2], make_rows(1)) is False
 
     assert put_and_call(cache, KEYS[1], make_rows(1, 1.0), act)

@@ -105,7 +105,7 @@ def test_each_policy_rejects_an_oversize_entry_and_evicts_nothing(policy: str, h
 def test_each_policy_evicts_no_leased_entry(policy: str, host_pages: int) -> None:
     cache = make_full(DEVICE_PAGES, host_pages, policy=policy)
     leases = [cache.get(key) for key in KEYS[: DEVICE_PAGES - 1]]
-    for key in KEYS[DEVICE_PAGES:]:  # each in the one page that is not leased
+    for key in KEYS[DEVICE_PAGES:]:  # each put uses the only page that is not leased
         assert cache.put(key, torch.zeros(PAGE_ROWS, WIDTH))
     assert not cache.put(KEYS[0], torch.zeros(2 * PAGE_ROWS, WIDTH))
     for number, lease in enumerate(leases):

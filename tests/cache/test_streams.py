@@ -241,7 +241,8 @@ def test_victims_are_copied_on_the_copy_stream_and_only_their_writer_waits() -> 
         assert cache.put(KEYS[2], torch.zeros(1, 2))  # uses the leftover page
         with cache.get(KEYS[0]) as lease:
             read(model, lease)
-    assert model.clocks["other"]["main"] == model.clocks["copy"]["main"]  # it waited only for the copies
+    # The stream "other" waited only for the copies.
+    assert model.clocks["other"]["main"] == model.clocks["copy"]["main"]
     assert model.races == []
 
 

@@ -204,7 +204,7 @@ def test_measure_turn_leaves_the_stock_model_unchanged(sides: Sides, pictures: l
 def test_run_sets_no_attribute_or_hook_on_the_stock_model(
     monkeypatch: pytest.MonkeyPatch, takes_encoder_outputs: bool
 ) -> None:
-    """Only its own forward sets an attribute. The whole run is watched, from the build of the model on."""
+    """Only the model's own forward sets an attribute. The test watches the run from the model's build on."""
     if takes_encoder_outputs:
         if "mm_encoder_outputs" not in inspect.signature(Qwen3VLModel.forward).parameters:
             pytest.skip("this forward takes no encoder outputs")
@@ -417,7 +417,7 @@ def test_demo_interrupted_prints_no_traceback() -> None:
             break
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    # If the interrupt arrives while Python compiles code from a string, Python ends by the signal itself.
+    # If the interrupt arrives while Python compiles code from a string, the signal itself ends Python.
     assert process.returncode in (130, -signal.SIGINT), "".join(progress) + stderr
     assert "Traceback" not in "".join(progress) + stderr + stdout
     assert "interrupted" in stderr

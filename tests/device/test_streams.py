@@ -25,7 +25,7 @@ def test_cpu_timeline_has_one_stream_and_complete_fences() -> None:
 
 
 class FakeEventAndRuntime:
-    """A `torch.cuda.Event` and a native runtime in one. Records the calls of both."""
+    """Stands for a `torch.cuda.Event` and for a native runtime. Records the calls of both."""
 
     def __init__(self, available: bool, handle: int) -> None:
         self.available, self.cuda_event = available, handle
@@ -60,7 +60,7 @@ def test_event_with_a_handle_is_queried_through_the_native_runtime(
 
 
 class FakeStream:
-    """A CUDA stream that records the work it is given."""
+    """A CUDA stream that records the work that is queued on it."""
 
     def __init__(self, name: str, handle: int) -> None:
         self.name, self.cuda_stream = name, handle

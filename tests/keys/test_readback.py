@@ -1,4 +1,4 @@
-"""`pieces`, and `read_back` with copies that are made only when they are waited for."""
+"""`pieces`, and `read_back` with copies that are made only when the caller waits for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = [(), (0,), (0, 3), (3, 0), (1,), (7,), (5, 3), (3, 1, 4), (2, 3, 4, 5),
 
 
 class LateCopies:
-    """Stands for a device. Each copy is made when it is waited for, as late as possible."""
+    """Stands for a device. Each copy is made as late as possible: when the caller waits for it."""
 
     def __init__(self) -> None:
         self.destinations: list[int] = []

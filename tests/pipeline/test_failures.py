@@ -1,4 +1,4 @@
-"""Failures: a faulty item fails alone, and invalid arguments are refused before any work."""
+"""Failures: only the faulty item fails, and invalid arguments are refused before any work."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_failed_encode_frees_its_tensors_before_the_next_encode() -> None:
 
 
 class FaultyTower(Tower):
-    """Returns wrong rows for items of four rows: `spoil` changes the right ones."""
+    """Returns wrong rows for items of four rows: `spoil` changes the right rows."""
 
     def __init__(self, spoil: Any, *, packed: bool = False) -> None:
         super().__init__(packed=packed)

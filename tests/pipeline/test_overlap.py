@@ -1,4 +1,4 @@
-"""Copies overlap encodes, the host waits for neither, and concurrent steps share encoded rows."""
+"""Copies overlap encodes, the host does not wait for them, and concurrent steps share encoded rows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_embed_returns_without_a_synchronizing_call_while_streams_are_paused(
         pipeline = VisionPipeline(tower, make_cache(), ring=ring, max_rows_per_encode=2)
         pipeline.embed([Chunk(make_items(1), 0, 2)], make_ids(2), WEIGHT)
         while ring.stats().num_slots:
-            pass  # until its copy is complete
+            pass  # until the copy of the first feature is complete
         stand_in.reset()
         with stand_in.paused():
             result = pipeline.embed([Chunk(make_items(4)[1:], 2, 6)], make_ids(6), WEIGHT)
@@ -108,7 +108,7 @@ def test_features_may_be_overwritten_after_embed_returns() -> None:
 
 @pytest.mark.parametrize("num_pipelines", [1, 3])
 def test_concurrent_steps_encode_each_item_once(num_pipelines: int) -> None:
-    """Each step has the items in another order, so that steps wait for the claims of each other."""
+    """Each step has the items in another order, so that the steps wait for each other's claims."""
     cache, towers = make_cache(200), [Tower() for _ in range(num_pipelines)]
     vision_pipelines = [VisionPipeline(tower, cache, max_rows_per_encode=4) for tower in towers]
     items = make_items(12)

@@ -1,4 +1,4 @@
-"""Prefetches: work is done once, bounded, cancelled, and never an error of the step."""
+"""Prefetches: their work is done once, is bounded, can be cancelled, and never makes a step fail."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_prefetch_without_encode_moves_features_for_embed(maybe_ring: PinnedRing
         assert loaded == [0, 1, 2]
         chunks, ids = [Chunk(items, 0, 8)], make_ids(8)
         assert pipeline.embed(chunks, ids, WEIGHT).errors == []
-        assert loaded == [0, 1, 2]  # neither hashed again nor moved again
+        assert loaded == [0, 1, 2]  # the features were not hashed or moved again
         assert len(tower.encoded) == 3
         assert len(pipeline._prefetched) == 0
 
@@ -264,7 +264,7 @@ def test_prefetch_worker_survives_a_callable_that_raises_system_exit() -> None:
 
 
 def test_finalizer_of_a_pipeline_does_not_wait_for_its_worker() -> None:
-    """The garbage collector may run in a thread that holds a lock which the worker waits for."""
+    """The garbage collector may run in a thread that holds a lock, and the worker may wait for this lock."""
     started, may_go_on = threading.Event(), threading.Event()
 
     def block(item: Item) -> None:
@@ -277,7 +277,7 @@ def test_finalizer_of_a_pipeline_does_not_wait_for_its_worker() -> None:
     assert thread is not None
     started.wait()
     for owner in (pipeline._worker, pipeline._keys):
-        owner.stop()  # the finalizer calls it; it returns while the worker is busy
+        owner.stop()  # the finalizer calls `stop`, which returns while the worker is busy
     assert thread.is_alive()
     may_go_on.set()
     thread.join(SECONDS)

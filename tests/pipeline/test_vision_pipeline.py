@@ -46,7 +46,7 @@ def test_step_of_two_requests_encodes_equal_images_once_in_one_call(
     first = [Item(shared, Span(1, 3)), Item(feature(1, 2), Span(6, 2))]
     second = [Item(shared.numpy().copy(), Span(4, 3)), Item(feature(2, 4), Span(0, 4))]
     assert embed(pipeline, [Chunk(first, 0, 9), Chunk(second, 0, 8, 9)], 20) == []
-    # In the order of the batch: the items of the first tokens are encoded first.
+    # The encoder gets items in the order of their tokens in the batch.
     assert [[item.num_rows for item in call] for call in tower.calls] == [[3, 2, 4]]
     assert len(pipeline.cache) == 3
 

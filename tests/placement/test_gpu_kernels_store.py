@@ -1,4 +1,4 @@
-"""Launches that store and place rows at once, compared with the two steps one after the other."""
+"""Launches that both store and place rows, compared with two separate steps."""
 
 import pytest
 import torch
@@ -26,9 +26,9 @@ def device(kernel_device):
 
 
 def run_both(launch, device, stored, items, spans, hidden, *, levels=0, tokens=13, target=torch.bfloat16):
-    """Launch with ``store=``, then write the pages first and launch without it. Compare and return the first.
+    """Compare one launch that stores and places rows with two steps: `write_stores`, then the launch.
 
-    Every second item is stored. Returns the planes, then the pages.
+    Every second item is stored. Returns the planes and the pages of the one launch.
     """
     results = []
     width = hidden * (1 + levels)

@@ -1,4 +1,4 @@
-"""Long blocks of host rows are copied, fragments are read by the kernel. Together they place every row.
+"""The copy engine copies long blocks of host rows, the kernel reads fragments. Together they place all rows.
 
 On the CPU the tests declare every row a host row, so that the code takes the path of a GPU.
 """

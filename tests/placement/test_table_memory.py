@@ -12,7 +12,7 @@ from vitcache.placement.table_memory import BLOCK_VALUES, TableMemory, _make_mem
 
 
 class Stream:
-    """A stream whose launches are complete up to the number that the test passes to `run`."""
+    """A stream. `run` completes its first `launches` launches."""
 
     def __init__(self):
         self.num_launches = self.num_complete = self.num_fences = self.num_blocks = 0
@@ -34,7 +34,7 @@ class Stream:
 
 
 class Fence:
-    """Complete when the first `num_launches` launches of the stream are."""
+    """Complete when the first `num_launches` launches of the stream are complete."""
 
     def __init__(self, stream, num_launches):
         self.stream, self.num_launches = stream, num_launches

@@ -88,7 +88,7 @@ def test_copy_to_of_equal_dtypes_copies_every_bit(ring, name):
 
 @pytest.mark.parametrize("target", [torch.bfloat16, torch.float16], ids=str)
 def test_casts_around_every_16_bit_number_have_torchs_bits(ring, target):
-    """Each upper half of a float32 with the lower halves that round down, up, and to even."""
+    """The test casts each upper half of a float32 with lower halves that round down, up, and to even."""
     lower = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     bits = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16) | lower
     src = torch.from_numpy(bits.view(np.float32))

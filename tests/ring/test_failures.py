@@ -96,7 +96,7 @@ def errors_of_three_copies() -> str:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_any_failed_call_raises_or_bytes_are_equal_and_nothing_leaks(entry):
-    """From the construction of a ring to its end."""
+    """The calls are those from the construction of a ring to its end."""
     for nth in (1, 2, 3, 7, 12):
         stand_in.reset()
         before = stand_in.count()

@@ -59,7 +59,7 @@ def test_destination_is_freed_once_a_call_reports_the_copy_complete(ring, call):
 
 
 def test_copy_to_that_waits_for_a_slot_keeps_its_destination_alive(ring):
-    """Its first pieces are complete, the copy is not: another copy that is queued then must not free it."""
+    """After the first pieces are complete, another copy is queued. It must not free the destination."""
     destinations: list[weakref.ref] = []
     tickets = []
 
@@ -76,7 +76,7 @@ def test_copy_to_that_waits_for_a_slot_keeps_its_destination_alive(ring):
         copy_nothing(ring)
         stand_in.pause(True)
     try:
-        thread.join()  # the slots have retired, and no stream runs
+        thread.join()  # the first slots have retired, and the streams are paused
         assert not tickets[0].done
         result = destinations[0]()
         assert result is not None
