@@ -25,7 +25,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: list[float]) -> Sample:
-        """Summarise one or more measurements."""
+        """Summarize one or more measurements."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         fifths = statistics.quantiles(values, n=5, method="inclusive")

@@ -116,7 +116,7 @@ def test_current_streams_are_side_streams_then_that_of_the_current_device(cuda: 
     assert [(stream.device, stream.name) for stream in current_streams()] == [(0, "side"), (1, "default")]
 
 
-def test_current_streams_without_cuda_are_empty_and_do_not_initialise_it(
+def test_current_streams_without_cuda_are_empty_and_do_not_initialize_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
