@@ -1,7 +1,7 @@
 """A cache of vision embeddings: each image is encoded once, and each of its rows is written once.
 
-A public name is imported when it is first used. So the command line starts, and can be interrupted, before
-torch is loaded, and `info` runs where importing torch fails.
+A public name is imported when it is first used. So the command line starts before torch is loaded, and can
+then be interrupted. `info` also runs if the import of torch fails.
 """
 
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
     from vitcache.ring.ticket import Ticket as Ticket
 
-# Defining module: its public names.
+# Maps each defining module to its public names.
 _NAMES = {
     "vitcache.adapters.fingerprint": ("processor_fingerprint",),
     "vitcache.adapters.transformers": ("Attachment", "attach"),

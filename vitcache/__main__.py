@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # Command: (module, summary). A module defines `add_arguments(parser)` and `run(args)`, which returns the exit
-# code. It is imported only if its command is chosen.
+# code. The module is imported only if its command is chosen.
 COMMANDS = {
     "demo": ("vitcache.demo", "run a chat about photographs through a stock model and through vitcache"),
     "bench": ("vitcache.bench.run", "measure the claims of vitcache"),

@@ -51,7 +51,7 @@ def to_ms(name: str, value: Any) -> float:
 
 
 def to_device(device: torch.device | str | None) -> torch.device:
-    """Return the CPU, or a CUDA device with its index.
+    """Return `device` as a `torch.device`: the CPU, or a CUDA device with an index.
 
     Parameters
     ----------

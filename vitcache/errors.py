@@ -4,7 +4,7 @@
 class CudaError(RuntimeError):
     """A call of the CUDA runtime failed, or the process has no CUDA runtime or no CUDA device.
 
-    The message names the call and the error of CUDA, or the places that were searched for a runtime.
+    The message names the call and the CUDA error, or lists the places that were searched for a runtime.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """`python -m vitcache info`: lists the parts that this build and this machine have or lack.
 
-Each part is inspected on its own. A missing or broken part is reported; it never raises.
+Each part is inspected separately. A missing or broken part is reported, and raises no exception.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from vitcache._version import __version__
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 
-# Supported: the first and the last version, both included. Tested: the versions that the tests are run with.
+# SUPPORTED: the first and the last supported version. TESTED: the versions that the tests are run with.
 SUPPORTED = {"torch": ("2.9", "2.14"), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
 TESTED = {"torch": ("2.13",), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect() -> dict[str, Part]:
-    """Inspect every part. torch is imported first: the CUDA runtime that it loads is the one to use."""
+    """Inspect every part. torch is imported before the CUDA runtime is opened, because torch may load one."""
     inspections: dict[str, Callable[[], Part]] = {
         "python": inspect_python,
         "torch": inspect_torch,
@@ -79,7 +79,7 @@ def inspect_safely(inspect: Callable[[], Part]) -> Part:
     except ModuleNotFoundError as error:
         return Part(False, f"needs {error.name}, which is not installed")
     except Exception as error:
-        # The import of a package can raise anything. The report then shows that error, and continues.
+        # The import of a package can raise any exception. The report shows it, and the other parts follow.
         return Part(False, f"{type(error).__name__}: {error}")
 
 

@@ -1,7 +1,7 @@
 """Lazy names: a package imports a name from its defining module when the name is first used.
 
-So a name loads only the imports of its own module. `Span` does not load the native module, for example, and
-the eviction policies do not load torch.
+So the first use of a name loads only its module and the imports of that module. For example, `Span` does not
+load the native module, and the eviction policies do not load torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def lazy_names(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[st
     package
         Name of the package.
     names
-        Defining module: the names that the package imports from it.
+        Maps each defining module to the names that the package imports from it.
     """
     modules = {name: module for module, defined in names.items() for name in defined}
 

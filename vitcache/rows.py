@@ -1,4 +1,4 @@
-"""Tensors of rows: the supported dtypes, their numbers in native code, and the checks of a tensor."""
+"""Tensors of rows: the supported dtypes, their numbers in native code, and checks of tensors."""
 
 from __future__ import annotations
 

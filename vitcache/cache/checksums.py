@@ -1,4 +1,4 @@
-"""Checksums of rows in host memory: computed once the copy is complete, compared at each look-up."""
+"""Checksums of rows in host memory: computed when the copy is complete, and compared at each look-up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Checksums:
 
     A checksum is the CRC-32 of the rows. It detects every change within 32 adjacent bits, and misses one in
     2^32 of all other changes. It does not protect against an attacker who can write host memory. Any thread
-    may call `compute`. The thread ends with this object.
+    may call `compute`. The thread ends when this object is garbage-collected.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -26,10 +26,10 @@ class Checksums:
         self._executor = ThreadPoolExecutor(1, "vitcache-checksums")
 
     def compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> Future[int]:
-        """Return at once. The future gives the checksum of the rows, computed once `copied` is complete.
+        """Return a future of the rows' checksum, computed once `copied` is complete. Does not wait.
 
-        If the entry is dropped before, its pages may contain other rows by then. The checksum is not read
-        then.
+        If the entry is dropped before that, the pages may contain other rows when the checksum is computed.
+        But the checksum of a dropped entry is not read.
         """
         return self._executor.submit(self._compute, pool, pages, num_rows, copied)
 

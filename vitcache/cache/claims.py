@@ -25,7 +25,7 @@ class Store(Protocol):
 
 
 class Claims:
-    """The claimed keys of a cache. Any thread may call any method; none takes a lock or waits."""
+    """The claimed keys of a cache. Any thread may call any method. No method takes a lock or waits."""
 
     def __init__(self) -> None:
         self._owners: dict[tuple[int, bytes], threading.Event] = {}
@@ -45,13 +45,12 @@ class Claims:
 class Claim:
     """The right to encode one key, or a handle to wait for the caller that has it.
 
-    `EmbeddingCache.claim` makes it, and never waits. Of all callers that claim a key, the first one is the
-    owner: its claim has `is_mine`. The owner encodes the item, inserts the rows with `put` or `reserve`, and
-    calls `release`, even if the encode failed. The other callers call `wait`, and then look the key up again.
-    If it is still missing, they claim it again, and one of them becomes the owner.
+    `EmbeddingCache.claim` returns it, and never waits. Of all callers that claim a key, the first one is the
+    owner: `is_mine` of its claim is true. The owner encodes the item, inserts the rows with `put` or
+    `reserve`, and calls `release`, even if the encode failed. The other callers call `wait`, and then look
+    the key up again. If the key is still missing, they claim it again, and one of them becomes the owner.
 
-    It is a context manager, which releases the claim on exit. A claim that is garbage-collected is released,
-    too.
+    A claim is a context manager, and is released on exit. A claim that is garbage-collected is released, too.
 
     Attributes
     ----------
@@ -59,7 +58,7 @@ class Claim:
         The key that was claimed.
     epoch
         The cache's epoch at the time of the claim. `put` and `reserve` insert rows of this epoch, so claim a
-        key before you read the weights or inputs that its rows depend on.
+        key before you read the weights and inputs that the rows depend on.
 
     Notes
     -----
@@ -134,7 +133,7 @@ class Claim:
     def release(self) -> None:
         """End the claim, so that waiting callers continue. Does nothing if this claim is not the owner's."""
         if self.is_mine:
-            self._own_event.set()  # first, so that no caller waits forever if this is interrupted
+            self._own_event.set()  # first: if an interrupt follows, no caller waits forever
             self._owners.pop((self.epoch, self.key), None)
 
     def __enter__(self) -> Claim:

@@ -1,4 +1,4 @@
-"""Shares a ledger between threads: the ledger is used under a lock, copies are queued outside of it."""
+"""Shares a ledger between threads: the ledger is used under a lock, and copies are queued without it."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class CacheCoordinator:
     def drain(self) -> None:
         """Unpin the pages of released leases, and free those of abandoned reservations.
 
-        When it returns, all that were released or abandoned before the call are processed, even if another
-        thread's `drain` took them from the queue.
+        When `drain` returns, all leases and reservations that were released or abandoned before the call are
+        processed, even if another thread's `drain` took them from the queue.
         """
         with self._drain_lock:
             while self._abandoned:
@@ -80,11 +80,11 @@ class CacheCoordinator:
                             entry.reads[stream] = fences[stream]
                         ledger.unpin(entry)
             finally:
-                for release in releases:  # not empty only after an error
+                for release in releases:  # empty unless an error was raised
                     self.handle.releases.add(release)
 
     def reserve(self, begin: Callable[[Ledger], PendingWrite | None]) -> Reservation | None:
-        """Call `begin` under the lock. If it begins a pending write, queue the demotions of its victims."""
+        """Call `begin` under the lock, and queue the demotions of the pending write that it returns."""
         self.drain()
         pending: PendingWrite | None = None
         try:
@@ -139,7 +139,7 @@ class CacheCoordinator:
         # The ledger is freed here, without the lock, because the finalizers of its pools wait for the device.
 
     def _copy_to_host(self, copies: PendingCopies) -> None:
-        """Queue the copies on the copy stream. `copies.fences` becomes the fence behind them."""
+        """Queue the copies on the copy stream. Then `copies.fences` contains only the fence behind them."""
         demotions = copies.demotions
         if not demotions:
             return

@@ -80,7 +80,7 @@ class EmbeddingCache:
     Attributes
     ----------
     row_width, page_rows, dtype, device
-        As given, with `device` resolved.
+        The arguments. `device` has an index if it is a CUDA device.
     has_host_tier
         Whether the cache has a host tier.
 
@@ -94,8 +94,8 @@ class EmbeddingCache:
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
-        If `device` is a CUDA device and torch finds none, or a host tier is asked for and no CUDA runtime is
-        found.
+        If `device` is a CUDA device and torch finds no CUDA device, or `host_bytes` is not 0 and no CUDA
+        runtime is found.
 
     Notes
     -----
@@ -160,8 +160,9 @@ class EmbeddingCache:
             for tier, budget in (("device", device_bytes), ("host", host_bytes))
             if budget
         ]
-        # Other streams may use the memory before it is allocated here, and the cache's readers use it on many
-        # streams: the device must be idle when the memory is allocated and when it is freed.
+        # torch's allocator orders the reuse of memory only for the stream that allocated it, but the pools
+        # are used on many streams. So the device must be idle when they are allocated and when they are
+        # freed.
         timeline.synchronize()
         for pool in pools:
             weakref.finalize(pool, timeline.synchronize).atexit = False
@@ -198,8 +199,8 @@ class EmbeddingCache:
         bool
             False if the rows were rejected: they need more pages than are free or evictable (leased pages are
             not), `epoch` is not the current epoch, or another thread called `clear`, `advance_epoch` or
-            `close` during the call. A rejected `put` evicts no entry, keeps the entry under `key`, and logs a
-            warning.
+            `close` during the call. In the first two cases `put` evicts no entry and keeps the entry under
+            `key`. In all cases it logs a warning.
 
         Raises
         ------
@@ -368,7 +369,7 @@ class EmbeddingCache:
         ... )
         >>> cache.put(bytes(32), torch.ones(4, 4))
         True
-        >>> cache.expect([4])  # copies the entry, then encode the next item
+        >>> cache.expect([4])  # copies the entry; now encode the next item
         >>> cache.stats().writebacks, cache.stats().demotions
         (1, 0)
         """
@@ -395,7 +396,7 @@ class EmbeddingCache:
         -------
         Reservation or None
             None if the entry is in the device tier, has left the cache, or needs more device pages than are
-            free or evictable. Then the entry stays in its tier, and nothing is logged or counted.
+            free or evictable. Then no entry changes, and nothing is logged or counted.
 
         Raises
         ------
@@ -505,9 +506,9 @@ class EmbeddingCache:
         Claim
             If `Claim.is_mine` is true, this caller is the owner. Look the key up again, because another
             caller may have inserted it since the miss. If it is still missing, encode the item and pass its
-            rows to `Claim.put`. In both cases release the claim. If `Claim.is_mine` is false, another caller
-            is the owner: call `Claim.wait`, and then look the key up again. A claim that was made in an
-            earlier epoch does not make its caller the owner in this epoch.
+            rows to `Claim.put`. Release the claim in any case. If `Claim.is_mine` is false, another caller is
+            the owner: call `Claim.wait`, and then look the key up again. A claim that was made in an earlier
+            epoch does not make its caller the owner in this epoch.
 
         Raises
         ------
@@ -558,13 +559,13 @@ class EmbeddingCache:
             return self._coordinator.open().stats()
 
     def clear(self) -> None:
-        """Begin an epoch, drop all entries and free their pages. Leased pages are freed at their release."""
+        """Begin a new epoch, drop all entries and free their pages. Leased pages are freed when released."""
         self._coordinator.drain()
         with self._coordinator.lock:
             self._coordinator.open().clear()
 
     def advance_epoch(self) -> None:
-        """Begin an epoch, in constant time: entries of earlier epochs cannot be looked up any more.
+        """Begin a new epoch, in constant time. Entries of earlier epochs cannot be looked up any more.
 
         Call it when the model's weights have changed. The pages of the old entries count as in use until they
         are needed. They are freed before any entry of the new epoch is evicted.

@@ -13,9 +13,9 @@ from vitcache.pages.pool import PagePool
 class Index:
     """The entries of one epoch by key, and one policy per tier. Guarded by the cache's lock.
 
-    `device` and `host` map keys to the entries of each tier; no key is in both. `policies` has each tier's
-    order of eviction. `host_copies` maps keys of device entries to their host copies, which are in no policy:
-    the host tier evicts host copies before entries.
+    `device` and `host` map keys to the entries of each tier; no key is in both. `policies` contains each
+    tier's policy. `host_copies` maps keys of device entries to their host copies, which are in no policy: the
+    host tier evicts host copies before entries.
     """
 
     def __init__(self, policy: str, pools: Iterable[PagePool]) -> None:
@@ -56,7 +56,7 @@ class Index:
         return [self._entries[tier].pop(key), *([] if host_copy is None else [host_copy])]
 
     def evict(self, entry: Entry) -> bool:
-        """Evict an entry or a host copy. Return whether it is worth a copy to the next tier."""
+        """Evict an entry or a host copy. Return whether the entry is worth a copy to the next tier."""
         tier = entry.pool.tier
         if self.host_copies.get(entry.key) is entry:
             del self.host_copies[entry.key]
@@ -71,7 +71,7 @@ class Index:
         return self.policies[entry.pool.tier].is_worth_copy(entry.key)
 
     def restore_host_copy(self, key: bytes) -> bool:
-        """Insert the host copy of an evicted device entry as its host entry. Return whether it exists."""
+        """Insert the host copy of an evicted device entry as its host entry. Return whether it had one."""
         entry = self.host_copies.pop(key, None)
         if entry is None:
             return False
@@ -80,7 +80,7 @@ class Index:
         return True
 
     def pop(self) -> list[Entry]:
-        """Remove any key, with its entry and host copy. The index must not be empty."""
+        """Remove an arbitrary key. Return as `remove` does. The index must not be empty."""
         return self.remove(next(iter(self.device or self.host)))
 
     def eviction_order(self, tier: str) -> Iterator[bytes]:

@@ -33,7 +33,7 @@ class Ledger:
         self._dropped: set[Entry] = set()  # leased, and in no index
         self._hits = {pool.tier: HitCounts() for pool in self._pools}
         self._pending: set[PendingWrite | PendingCopies] = set()
-        # By key. A demotion is removed when new rows are inserted under its key: they supersede it.
+        # By key. A demotion is removed when new rows are inserted under its key: the new rows supersede it.
         self._pending_demotions: dict[bytes, Demotion] = {}
         self._num_leases = 0
 
@@ -61,14 +61,14 @@ class Ledger:
         return entry
 
     def report_corrupt(self, entry: Entry) -> None:
-        """Count the hit on `entry` as a miss, and drop its key: its rows do not match their checksum."""
+        """Count the hit on `entry` as a miss, and drop the entry: its rows do not match their checksum."""
         hits = self._hits[entry.pool.tier]
         hits.hits -= 1
         hits.rows -= entry.num_rows
         hits.saved_ms -= entry.cost
         self.counts.misses += 1
         self.counts.corruptions += 1
-        # If `entry` is a host copy now, its device entry is dropped, too: it may be a copy of the wrong rows.
+        # If `entry` is a host copy now, its device entry is dropped, too: that entry may have the wrong rows.
         if entry in (self.index.host.get(entry.key), self.index.host_copies.get(entry.key)):
             self._drop(entry.key)
 
@@ -94,7 +94,7 @@ class Ledger:
             return None
         self._reclaim(self.device, count)
         old = self.index.device.get(key)
-        # The new rows take the pages of the entry that they replace, before they take those of other entries.
+        # The new rows take the pages of the entry that they replace before other entries are evicted.
         if old is not None and old.leases == 0 and self.device.num_free < count:
             self._drop(key)
         return self._allocate_pages(key, num_rows, cost, None)
@@ -118,15 +118,15 @@ class Ledger:
             return None
         count = min(sum(map(self.device.pages_for, num_rows)), self.device.num_available)
         victims = self._victims(self.device, count)
-        # Host copies that these victims have already must not be evicted for the new copies: until the end,
-        # they are not in the index, and their pages count as pending.
+        # Existing host copies of these victims must not be evicted for the new copies. Until host pages are
+        # allocated, they are not in the index, and their pages count as pending.
         host_copies = self.index.host_copies
         copied = {victim.key: host_copies.pop(victim.key) for victim in victims if victim.key in host_copies}
         protected_pages = sum(copy.num_pages for copy in copied.values() if copy.leases == 0)
         self.host.pending_pages += protected_pages
         fences: set[Fence] = set()
         demotions = []
-        # In order of eviction: if host pages run out, the victims without an early copy are the last ones.
+        # In order of eviction: if host pages run out, the victims that are evicted last have no early copy.
         for victim in reversed(victims):
             if victim.key not in copied and self.index.is_worth_copy(victim):
                 demotion = self._demote(victim, fences)
@@ -213,7 +213,7 @@ class Ledger:
                 demotion.pool.free(demotion.pages, tuple(fences))
 
     def advance(self) -> None:
-        """Begin an epoch in constant time. The pages of earlier entries are freed when they are needed."""
+        """Begin a new epoch in constant time. The pages of earlier entries are freed when they are needed."""
         if len(self.index):
             self.counts.evictions += len(self.index)
             self._stale.append(self.index)
@@ -222,7 +222,7 @@ class Ledger:
         self.epoch += 1
 
     def clear(self) -> None:
-        """Begin an epoch, and free the pages of all entries."""
+        """Begin a new epoch, and free the pages of all entries."""
         self.advance()
         while self._stale:
             self._reclaim_one()
@@ -339,8 +339,8 @@ class Ledger:
     def _end_demotion(self, demotion: Demotion) -> bool:
         """Remove a pending demotion. Return False if it is superseded.
 
-        A demotion is superseded if rows were inserted under its key after it began, even if they have left
-        the cache since, or if the epoch has changed.
+        A demotion is superseded if rows were inserted under its key after it began, even if those rows
+        have left the cache since, or if the epoch has changed.
         """
         if self._pending_demotions.get(demotion.entry.key) is not demotion:
             return False
@@ -389,7 +389,7 @@ class Ledger:
         return Demotion(entry, self.host, pages)
 
     def _reclaim(self, pool: PagePool, count: int) -> None:
-        """Free entries of earlier epochs until `count` pages are free, or none of them is left."""
+        """Free entries of earlier epochs until `count` pages are free or all those entries are freed."""
         while self._stale and pool.num_free < count:
             self._reclaim_one()
 

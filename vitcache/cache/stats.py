@@ -23,7 +23,7 @@ class Counts:
 class TierHits(NamedTuple):
     """The hits of one tier, the bytes of their rows, and the encode time in milliseconds that they saved.
 
-    `saved_ms` adds up the `encode_ms` that `put` was given, or its estimate.
+    `saved_ms` is the sum, over the hits, of the `encode_ms` that `put` received, or of its estimate.
     """
 
     hits: int
@@ -58,11 +58,11 @@ class CacheStats:
     insertions
         Number of entries that `put` or `Reservation.commit` inserted. Promotions are not counted.
     evictions
-        Number of entries that left the cache: evicted and not demoted, replaced, dropped because of another
-        length than expected or of a wrong checksum, cleared, or of an earlier epoch. While no write is
-        pending, ``entries == insertions - evictions``.
+        Number of entries that left the cache: they were evicted and not demoted, were replaced, did not have
+        the expected number of rows, did not match their checksum, or were in the cache when `clear` or
+        `advance_epoch` was called. While no write is pending, ``entries == insertions - evictions``.
     demotions
-        Number of entries that were evicted from the device tier and kept in the host tier.
+        Number of entries that were evicted from the device tier and whose rows are kept in the host tier.
     writebacks
         Number of copies of entries to the host tier: for a demotion, or early copies for `expect`. A demotion
         of an entry that has a host copy needs no writeback.

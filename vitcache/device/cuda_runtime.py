@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def open_cuda_runtime() -> CudaRuntime:
-    """Open the CUDA runtime that this process has loaded, or else an installed one.
+    """Open the CUDA runtime that this process has loaded. If it has loaded none, open an installed one.
 
-    If none is found, `available` of the returned object is False and `searched` lists the places.
+    If no CUDA runtime is found, `available` of the returned object is False and `searched` lists the places.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """The stand-in for the CUDA runtime, for machines without a GPU.
 
-A library with the entry points of the CUDA runtime; csrc/stand_in describes them.
+The stand-in is a library with the entry points of the CUDA runtime. csrc/stand_in describes it.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ class Event:
     def _native_event(self) -> NativeEvent | None:
         """Return the event for our native module, or None if torch must be called instead.
 
-        It is None if our module found no runtime, or before the first `record`, which creates the handle.
+        Returns None if our module found no CUDA runtime. Also returns None before the first `record`, which
+        creates the handle.
         """
         handle: int = self._event.cuda_event if _runtime().available else 0
         return _native_event_class()(handle) if handle else None
@@ -81,7 +82,7 @@ def _runtime() -> CudaRuntime:
 
 
 class Fence(NamedTuple):
-    """A recorded point of one stream. On the CPU it has no event (None), and is complete at once."""
+    """A recorded point of one stream. On the CPU `event` is None, and the fence is always complete."""
 
     stream: Hashable
     event: Any
@@ -90,8 +91,8 @@ class Fence(NamedTuple):
 class Timeline(Protocol):
     """The streams of one device, as the cache uses them.
 
-    Any thread may call. Only `wait_on_host` and `synchronize` block. `copy_stream` belongs to the cache:
-    copies to the host tier run on it, beside the work of the callers' streams.
+    Any thread may call. Only `wait_on_host` and `synchronize` block. The cache copies to the host tier on
+    `copy_stream`, in parallel with the work of the callers' streams.
     """
 
     copy_stream: Hashable
@@ -100,7 +101,7 @@ class Timeline(Protocol):
         """Return a context in which `copy_stream` is the calling thread's current stream."""
 
     def current(self) -> Hashable:
-        """Return the calling thread's current stream. Equal streams run their work in order."""
+        """Return the calling thread's current stream. Work on equal streams runs in order."""
 
     def record(self, stream: Hashable) -> Fence:
         """Return a fence behind all work that is queued on `stream`."""
@@ -143,12 +144,12 @@ class CpuTimeline:
 
 
 class CudaTimeline:
-    """The streams of one CUDA device. It need not be the current device."""
+    """The streams of one CUDA device, which need not be the current device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # torch returns streams from small pools, one for each priority. The pool of high priority is used by
-        # few libraries, so this stream is rarely shared.
+        # torch returns streams from small pools, one for each priority. Few libraries use the high-priority
+        # pool, so this stream is rarely shared.
         self._side_stream = torch.cuda.Stream(device, priority=-1)
         self.copy_stream: Hashable = self._side_stream.cuda_stream
         self._streams: dict[Hashable, torch.cuda.Stream] = {self.copy_stream: self._side_stream}
@@ -160,14 +161,14 @@ class CudaTimeline:
     def current(self) -> Hashable:
         """Return the handle of the calling thread's current stream of this device."""
         stream = torch.cuda.current_stream(self._device)
-        # Returns the handle: to compare two torch streams takes longer than to place a row.
+        # Returns the handle, because comparing two torch streams takes longer than placing a row.
         handle: int = stream.cuda_stream
         self._streams[handle] = stream
         return handle
 
     def record(self, stream: Hashable) -> Fence:
         """Return an event that is recorded on `stream`. `current` must have returned `stream` before."""
-        event = Event(blocking=True)  # a thread that waits for the copy of a checksum's rows then sleeps
+        event = Event(blocking=True)  # the checksum thread sleeps while it waits for a copy
         event.record(self._streams[stream])
         return Fence(stream, event)
 
@@ -193,8 +194,8 @@ def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured on the calling thread's current stream of `device`."""
     if device.type != "cuda":
         return False
-    # torch answers for the current device only. Every placement calls this function, and to change the device
-    # takes longer than the query, so the device is changed only if it has to be.
+    # torch reports on the current device only. Every placement calls this function, and changing the device
+    # takes longer than the query, so the device is changed only if necessary.
     if device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):

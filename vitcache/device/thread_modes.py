@@ -52,14 +52,14 @@ class TorchModes:
 def current_streams() -> list[torch.cuda.Stream]:
     """Return the calling thread's current streams that are not the default stream of their device.
 
-    The stream of the current device is always included, and is the last: to enter a stream also makes its
-    device current.
+    The current stream of the current device is always included. It is the last, because entering a stream
+    also makes its device current.
     """
     if not torch.cuda.is_initialized():
         return []
     current = torch.cuda.current_device()
     other_devices = [device for device in range(torch.cuda.device_count()) if device != current]
     streams = [torch.cuda.current_stream(device) for device in other_devices]
-    # In a new thread the default stream is current already. To enter it would create a context on its device.
+    # In a new thread the default stream is current already. Entering it would create a context on its device.
     side_streams = [stream for stream in streams if stream != torch.cuda.default_stream(stream.device)]
     return [*side_streams, torch.cuda.current_stream(current)]

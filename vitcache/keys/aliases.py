@@ -27,16 +27,16 @@ class Alias(NamedTuple):
 class KeyAliases:
     """Maps the key of an encoded file to the content key and the number of rows of its item.
 
-    The key of a file is `content_key` of the file's bytes. The processor decides which pixels a file gives,
-    so the namespace of the file's key must contain the processor's fingerprint (`processor_fingerprint`). It
-    must also contain everything that the namespace of the content key contains, above all the tenant.
+    The key of a file is `content_key` of the file's bytes. The processor determines the pixels, so the
+    namespace of the file's key must contain the processor's fingerprint (`processor_fingerprint`). It must
+    also contain everything that the namespace of the content key contains, above all the tenant.
 
     An alias does not imply that the cache contains an entry. Look the content key up in the cache; if that is
     a miss, decode the file.
 
     Rows could also be cached under the file's key, but aliases have two advantages. Files that decode to the
-    same pixels share one entry, also with pixels that no file was given for. And the number of rows,
-    which the prompt needs, is known without decoding.
+    same pixels share one entry, also with equal pixels that were not decoded from a file. And the number of
+    rows, which the prompt needs, is known without decoding.
 
     Parameters
     ----------

@@ -2,8 +2,8 @@
 
 The hash is computed over a sequence of nodes. A node is a tag of one byte, the length of its payload (8
 bytes, little-endian) and the payload. A container is a tag, its number of children and the children. An array
-is its dtype, its shape and its bytes. So inputs of different content are different bytes to the hash, and no
-key depends on `pickle` or `repr`.
+is its dtype, its shape and its bytes. So inputs of different content are hashed as different bytes. No key
+depends on `pickle` or `repr`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEY_BYTES = 32
 
 # An array that is not contiguous is hashed in blocks of at most this size, and never copied as a whole.
 _BLOCK_BYTES = 1 << 20
-# BLAKE3 starts new threads for each key. Below this size, to start them takes as long as to hash.
+# BLAKE3 starts new threads for each key. Below this size, starting them takes as long as hashing.
 _THREADED_BYTES = 1 << 20
 
 _ARRAY_DTYPES = {
@@ -62,7 +62,7 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
         float32, float64, bfloat16, float8_e4m3fn, float8_e5m2, complex64 or complex128. A masked array, a
         Python bool, int, float or str, and a callable are refused.
     namespace
-        Bytes that name all that the encoder's output depends on, except the item. Usually
+        Bytes that name everything that the encoder's output depends on, except the item. Usually
         `Namespace.digest()`.
     extra
         Further input of the encoder, such as its keyword arguments: None, bool, int, float, str, bytes,
@@ -72,8 +72,8 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
         `float` give the same key.
     num_threads
         Number of threads that hash this feature, an int of at least 1. Only BLAKE3 uses more than one, and
-        only for a feature of 1 MiB or more. The key does not depend on `num_threads`. To compute many keys at
-        once, on other threads, use `KeyThreads`.
+        only for a feature of 1 MiB or more. The key does not depend on `num_threads`. To compute many keys in
+        parallel, use `KeyThreads`.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
 
 @dataclass(frozen=True)
 class Namespace:
-    """Names all that an encoder's output depends on, except the item. Different namespaces share no keys.
+    """Names everything that the rows depend on, except the item. Different namespaces share no keys.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ class Namespace:
     tenant
         Name of the tenant. Entries are shared only between items of the same tenant.
     epoch
-        A number of at least 0. Raise it when the weights are changed in place.
+        A number of at least 0. Increase it when the weights are changed in place.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def _add_extra(hasher: Any, value: Any, path: str) -> None:
     elif isinstance(value, str):
         _add_node(hasher, b"s", _encode(value))
     elif isinstance(value, float) and not isinstance(value, np.generic):
-        # The sign and the payload of a NaN depend on the operation that gave it; callers do not choose them.
+        # The sign and the payload of a NaN depend on the operation that made it; callers do not choose them.
         _add_node(hasher, b"f", struct.pack("<d", math.nan if math.isnan(value) else value))
     elif isinstance(value, list | tuple):
         _add_count(hasher, b"l", len(value))

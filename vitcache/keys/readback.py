@@ -17,7 +17,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 StartCopy = Callable[[Tensor, Tensor], Callable[[], None]]
 """Starts a copy, given (destination, source); returns a function that blocks until the copy is complete."""
 
-# Each read pins two buffers of this size. To copy a buffer over PCIe takes a tenth of the time to hash it.
+# Each read pins two buffers of this size. Copying a buffer over PCIe takes a tenth of the time of hashing it.
 _BUFFER_BYTES = 8 << 20
 
 
@@ -48,7 +48,7 @@ def read_back(
     Parameters
     ----------
     tensor
-        On a CUDA device, or on the CPU if `start_copy` is given. Any strides; a dtype that NumPy has.
+        On a CUDA device, or on the CPU if `start_copy` is given. Any strides; a dtype that NumPy supports.
     start_copy
         Function that starts a copy. None: `CudaCopies` of the tensor's device.
     buffer_bytes
@@ -82,14 +82,14 @@ def _finish(started: deque[tuple[Tensor, Callable[[], None]]]) -> np.ndarray:
 
 
 class CudaCopies:
-    """Copies from a CUDA device to pinned memory, on a stream that waits for the current stream first."""
+    """Copies from a CUDA device to pinned memory, on a new stream behind the work of the current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def __call__(self, destination: Tensor, source: Tensor) -> Callable[[], None]:
-        """Queue one copy. If `source` is strided, torch gathers it into memory allocated on this stream."""
+        """Queue one copy. torch gathers a `source` that is not contiguous into memory of this stream."""
         with torch.cuda.stream(self._stream):
             destination.copy_(source.resolve_conj().resolve_neg(), non_blocking=True)
             event = Event()

@@ -1,4 +1,4 @@
-"""`KeyThreads`: computes the keys of many items at once, on worker threads."""
+"""`KeyThreads`: computes the keys of many items in parallel, on worker threads."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ class KeyedFeature(NamedTuple):
 class KeyThreads:
     """Worker threads that load features and compute their keys.
 
-    Submit all items of a step, then read the results in the same order: items are started in the order of
-    submission. While few items are unfinished, BLAKE3 hashes each large feature with several threads.
+    Submit all items of a step, then read the results in the same order: the threads start the items in the
+    order of submission. While few items are unfinished, BLAKE3 hashes each large feature with several
+    threads.
 
     Parameters
     ----------
     num_threads
-        Number of items that are loaded and hashed at a time, an int of at least 1. None: 4, or the number of
-        cores of this process if that is less.
+        Number of items that are loaded and hashed in parallel, an int of at least 1. None: 4, or the number
+        of cores of this process if that is less.
 
     Raises
     ------
@@ -94,8 +95,8 @@ class KeyThreads:
         -------
         Future
             Its result is a `KeyedFeature`, which keeps the loaded feature alive. If the callable or
-            `content_key` raises, the future raises the same exception. It can be cancelled until a thread
-            starts the item.
+            `content_key` raises, the future raises the same exception. The future can be cancelled until a
+            thread starts the item.
 
         Raises
         ------

@@ -11,12 +11,12 @@ from vitcache.pages.pool import PagePool
 
 
 class Entry:
-    """One item's rows in the pages of one tier. Equal only to itself. Guarded by the cache's lock.
+    """One item's rows in the pages of one tier. Compared by identity. Guarded by the cache's lock.
 
     `cost` is the encode time in milliseconds that a hit saves. `hits` counts the hits since the entry was
     inserted into its tier. `written` is the fence behind the copy into the pages. `reads` maps each stream
-    that read the pages to the fence behind its last read. `checksum` is the CRC-32 of the rows in host
-    memory. Only `hits`, `leases` and `reads` change.
+    that read the pages to the fence behind its last read. `checksum` is the future of the CRC-32 of rows in
+    host memory. Only `hits`, `leases` and `reads` change.
     """
 
     __slots__ = (

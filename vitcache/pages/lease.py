@@ -14,8 +14,8 @@ from vitcache._native import PagedRows
 from vitcache.device.streams import Timeline
 from vitcache.pages.entry import Entry
 
-# A released lease: the entry to unpin, and the streams that read its pages. A plain tuple, as every look-up
-# makes one.
+# A released lease: the entry to unpin, and the streams that read its pages. A plain tuple, because every
+# release of a lease makes one.
 Release = tuple[Entry, frozenset[Hashable]]
 
 _NO_STREAMS: frozenset[Hashable] = frozenset()
@@ -27,7 +27,7 @@ class ReleaseQueue:
 
     def __init__(self) -> None:
         self.queue: deque[Release] = deque()
-        self.add = self.queue.append  # bound once, as every release calls it
+        self.add = self.queue.append  # bound once, because every release calls it
 
     def take(self) -> list[Release]:
         """Remove and return all queued releases. Only one thread at a time may call it."""
@@ -35,13 +35,13 @@ class ReleaseQueue:
         return [queue.popleft() for _ in range(len(queue))]
 
     def close(self) -> None:
-        """Discard later releases, so that the last lease to be released frees the memory."""
+        """Discard all releases from now on: a queued release would keep the memory of its pool alive."""
         self.queue = deque(maxlen=0)
         self.add = self.queue.append
 
 
 class CacheHandle(NamedTuple):
-    """The parts of a cache that its leases use. It does not keep the cache's memory alive."""
+    """The parts of a cache that its leases use. A handle does not keep the cache's memory alive."""
 
     device: torch.device
     timeline: Timeline
@@ -52,19 +52,20 @@ class Lease:
     """A reader's pin on an entry: until its release, the entry is not evicted and its pages are not written.
 
     `EmbeddingCache.get` returns a lease. A lease is a context manager, and is released on exit. A lease that
-    is garbage-collected is released, too. The rows stay readable if the entry is replaced or dropped, or the
-    cache is closed.
+    is garbage-collected is released, too. Until the release, the rows are readable even if the entry is
+    replaced or dropped, or the cache is closed.
 
     Attributes
     ----------
     num_rows
         Number of rows, of `row_width` elements each.
     hits
-        Number of hits of the entry since it was inserted into its tier, with the hit that made this lease.
+        Number of hits of the entry since it was inserted into its tier, including the hit that made this
+        lease.
     pin
         A list that contains the entry, and is empty after the release. Do not change it. Native code
-        (csrc/python/item_reader.h) reads only this attribute, because a call of a property takes longer than
-        the copy of a row.
+        (csrc/python/item_reader.h) reads only this attribute, because calling a property takes longer than
+        copying a row.
 
     Notes
     -----
@@ -90,7 +91,7 @@ class Lease:
     True
     """
 
-    # Every look-up makes a lease: `_layout` stands for all fields that the entries of a tier share.
+    # Every look-up makes a lease, so a lease has few fields: `_layout` contains all that are equal in a tier.
     __slots__ = ("_handle", "_layout", "_streams", "hits", "num_rows", "pin")
 
     def __init__(self, pin: list[Entry], handle: CacheHandle) -> None:
@@ -229,7 +230,7 @@ class Lease:
 
 
 def use_all(leases: Iterable[Lease]) -> None:
-    """Call `Lease.use` of several leases. Leases of one cache share one query of the current stream.
+    """Call `Lease.use` of several leases. Adjacent leases of one cache share one query of the current stream.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Pending writes and copies: the pages that each owns until it is inserted or cancelled."""
+"""Pending writes and copies, and the pages that they own until they are inserted or cancelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitcache.pages.pool import PagePool
 
 @dataclass(eq=False)
 class Demotion:
-    """A pending copy of a device entry to `pages` of the host tier, whose pool is `pool`."""
+    """A pending copy of a device entry to `pages` of `pool`, the pool of the host tier."""
 
     entry: Entry
     pool: PagePool
@@ -29,9 +29,10 @@ class Demotion:
 class PendingCopies:
     """Pending copies of device entries to the host tier. They own the host pages that they write.
 
-    `fences`: to wait for before the host pages, or the victims' device pages, are written. Once the copies
-    are queued, this is only `copied`, the fence behind the copies. `replaced`: fences that were replaced in
-    `Entry.reads`; kept here, because a CUDA event must not be destroyed under the cache's lock.
+    `fences`: wait for them before you write the host pages or the victims' device pages. Once the copies are
+    queued, `fences` contains only `copied`, the fence behind the copies. `replaced`: fences that were
+    replaced in `Entry.reads`. They stay alive here, because a CUDA event must not be destroyed under the
+    cache's lock.
     """
 
     demotions: list[Demotion]
@@ -46,7 +47,7 @@ class PendingCopies:
 
 @dataclass(eq=False)
 class PendingWrite:
-    """A pending `put`, reservation or promotion. Until it commits or is cancelled, it owns its pages.
+    """A pending `put`, reservation or promotion. Until it is committed or cancelled, it owns its pages.
 
     `pages`: the pages of the new entry. `leftover_pages`: pages of victims that the new entry does not need.
     `copies`: the demotions of victims, and the fences to wait for before `pages` are written. `source`: the

@@ -36,13 +36,13 @@ def allocate_pinned(num_bytes: int, device: torch.device) -> Tensor:
     with torch.cuda.device(device):
         status = cudart.cudaHostRegister(tensor.data_ptr(), num_bytes, _REGISTER_FLAGS)
         if status != 0:
-            # CUDA keeps the error until the next launch, which would report it as its own. This launch clears
-            # it.
+            # CUDA would report the error at the next launch as the error of that launch. This launch clears
+            # the error.
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=device)
             raise MemoryError(f"{message}: {cudart.cudaGetErrorString(status)}")
     # Every view of the tensor keeps the array alive, so the memory is unregistered just before it is
-    # unmapped. A finalizer of the mmap object would run after that. At exit the system frees the memory
-    # anyway.
+    # unmapped. A finalizer of the mmap object would run after the unmapping. At exit the system frees the
+    # memory.
     weakref.finalize(array, cudart.cudaHostUnregister, tensor.data_ptr()).atexit = False
     return tensor

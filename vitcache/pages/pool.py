@@ -17,7 +17,7 @@ from vitcache.rows import KINDS
 
 
 class Layout(NamedTuple):
-    """The shape and dtype of a tier's pages. A lease keeps it after it is released."""
+    """The shape and dtype of a tier's pages. A lease can read them after its release, too."""
 
     tier: str
     page_rows: int
@@ -28,8 +28,8 @@ class Layout(NamedTuple):
 class PagePool:
     """The pages of one tier: a tensor of `num_pages * page_rows` rows, and a list of the free pages.
 
-    A free page keeps the fences of the last work on it. `allocate` returns them with the page; the caller
-    waits for them before it writes the page.
+    A free page keeps the fences of the last work on it. `allocate` returns these fences with the page; the
+    caller waits for them before it writes the page.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class PagePool:
     Notes
     -----
     The cache's lock guards the counts and the free list. `write`, `copy_pages` and `segments` need no lock,
-    as they access only pages that the caller owns or leases. They copy on the current stream.
+    because they access only pages that the caller owns or leases. They copy on the current stream.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PagePool:
         if self._runtime is not None and not self._runtime.available:
             searched = "; ".join(self._runtime.searched)
             raise CudaError(f"a host tier of {device} needs the CUDA runtime: {searched}")
-        # A tensor that is made in inference mode cannot be written outside of it.
+        # A tensor that is made in inference mode cannot be written outside of inference mode.
         with torch.inference_mode(False):
             if tier == "host" and device.type == "cuda":
                 self.rows = (
@@ -118,11 +118,11 @@ class PagePool:
         )
 
     def pages_for(self, num_rows: int) -> int:
-        """Return the pages that `num_rows` rows need: at least one, which bounds the number of entries."""
+        """Return how many pages `num_rows` rows need: at least one, which bounds the number of entries."""
         return max(1, -(-num_rows // self.page_rows))
 
     def allocate(self, count: int) -> tuple[tuple[int, ...], set[Fence]]:
-        """Allocate `count` free pages. Return them, and the fences to wait for before they are written."""
+        """Allocate `count` free pages. Return them, and the fences to wait for before writing them."""
         first = len(self.free_pages) - count
         pages = tuple(reversed(self.free_pages[first:]))
         del self.free_pages[first:]

@@ -20,7 +20,7 @@ logger = logging.getLogger("vitcache.cache")
 
 
 class WriteResult(NamedTuple):
-    """The end of a pending write: whether it was inserted, the cache's epoch, its available device pages."""
+    """The result of a write: whether it was inserted, the cache's epoch, the available device pages."""
 
     inserted: bool
     epoch: int
@@ -46,10 +46,10 @@ class AbandonedWrite(NamedTuple):
 class Reservation:
     """Pages for the rows of one key: `commit` inserts them under the key, `cancel` frees them.
 
-    `EmbeddingCache.reserve` and `EmbeddingCache.promote` make it. Write all rows with `write`, or pass the
+    `EmbeddingCache.reserve` and `EmbeddingCache.promote` return it. Write all rows with `write`, or pass the
     reservation in ``store=`` of `scatter_embeddings` or `embed_tokens`, which write the rows in the launch
-    that places them. Then call `commit`. It is a context manager: on exit, a reservation that was not
-    committed is cancelled. A reservation that is garbage-collected is cancelled, too.
+    that places them. Then call `commit`. A reservation is a context manager: on exit, it is cancelled
+    unless it was committed. A reservation that is garbage-collected is cancelled, too.
 
     Attributes
     ----------
@@ -62,9 +62,9 @@ class Reservation:
 
     Notes
     -----
-    Only one thread at a time may use it. `write`, `scatter_embeddings` and `embed_tokens` call `use`
-    themselves. For any other work that writes the pages: make its stream current, call `use`, and queue the
-    work on that stream before `commit` or `cancel`. Readers of the entry, and later writers of the pages,
+    Only one thread at a time may use a reservation. `write`, `scatter_embeddings` and `embed_tokens` call
+    `use` themselves. For any other work that writes the pages: make its stream current, call `use`, and queue
+    the work on that stream before `commit` or `cancel`. Readers of the entry, and later writers of the pages,
     wait for that work.
 
     Examples
@@ -100,7 +100,7 @@ class Reservation:
         finish: FinishWrite,
         abandoned: deque[AbandonedWrite],
     ) -> None:
-        # If `__init__` is interrupted, its caller aborts `pending`, and `__del__` finds nothing to do.
+        # If `__init__` is interrupted, its caller aborts `pending`, and `__del__` does nothing.
         self._pending: list[PendingWrite] = []
         self.key = pending.key
         self.num_rows = pending.num_rows
@@ -123,7 +123,7 @@ class Reservation:
         return self._paged_rows
 
     def segments(self) -> list[Tensor]:
-        """Return views of the pages, to write the rows to in order; one view per run of adjacent pages.
+        """Return writable views of the pages in row order, one view per run of adjacent pages.
 
         Raises
         ------
@@ -211,7 +211,7 @@ class Reservation:
         """
         pending = self._check_pending()
         if not self._streams:
-            self.use()  # no rows were written, but the copies that read the pages may still run
+            self.use()  # no rows were written, but the copies that read the pages may be in flight
         try:
             result = self._finish(pending, join(self._timeline, self._streams), failed=False)
         except BaseException:
@@ -279,7 +279,7 @@ def abort(
 
 
 def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fence:
-    """Let the current stream wait for `streams`, and return a fence on it behind all their work so far."""
+    """Let the current stream wait for `streams`, and return a fence behind their queued work."""
     current = timeline.current()
     for stream in streams:
         if stream != current:
@@ -288,12 +288,12 @@ def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fe
 
 
 def describe_epochs(rows_epoch: int, cache_epoch: int) -> str:
-    """Return why rows of an earlier epoch are rejected."""
+    """Return the reason why rows of another epoch than the cache's are rejected."""
     return f"the rows are of epoch {rows_epoch}, the cache is in epoch {cache_epoch}"
 
 
 def warn_rejected(num_rows: int, pool: PagePool, available: int, reason: str) -> None:
-    """Log that `put` rejected rows: the bytes that they need, the bytes that the tier has, and `reason`."""
+    """Log that rows were rejected: the bytes that they need, the bytes of the device tier, and `reason`."""
     logger.warning(
         "put of %d rows rejected: they need %d bytes; the device tier has %d bytes, %d of them free or "
         "evictable; %s",

@@ -29,7 +29,7 @@ def as_strided_view(src: Any) -> StridedView:
     TypeError
         If `src` is neither a tensor nor a NumPy array, or if torch does not have its dtype.
     ValueError
-        If `src` is a tensor that is not on the CPU, is not dense, or requires gradients.
+        If `src` is a tensor that is not on the CPU, is not dense, or requires gradients in grad mode.
     """
     if isinstance(src, Tensor):
         if src.device.type != "cpu" or src.layout != torch.strided:
@@ -50,7 +50,10 @@ def as_strided_view(src: Any) -> StridedView:
 
 
 def check_destination(dst: Any, device: torch.device) -> None:
-    """Raise TypeError or ValueError unless `dst` is a dense, contiguous tensor on `device`."""
+    """Raise TypeError or ValueError unless `dst` is a dense, contiguous tensor on `device`.
+
+    A tensor that is conjugated, negated, quantized, or requires gradients in grad mode is refused, too.
+    """
     if not isinstance(dst, Tensor):
         raise TypeError(f"dst must be a tensor, got {type(dst).__name__}")
     if dst.device != device:
@@ -73,7 +76,7 @@ def refuse_gradients(name: str, tensor: Tensor) -> None:
 
 
 def _export(array: np.ndarray) -> memoryview | None:
-    """Return an export of the buffer under an array, if it has one. NumPy itself keeps no export.
+    """Return an export of the buffer that contains the array, or None without a buffer. NumPy keeps none.
 
     While the export exists, the owner of the buffer, for example shared memory, cannot be closed.
     """

@@ -6,8 +6,8 @@ from collections import defaultdict
 
 from vitcache._native import CudaRuntime, Stream
 
-# By device index. These streams are never destroyed: when torch frees memory that a ring wrote to, it records
-# an event on the ring's stream, even if the ring was closed.
+# Idle streams by device index. These streams are never destroyed: when torch frees memory that a ring wrote
+# to, it records an event on the ring's stream, even if the ring was closed.
 _idle: defaultdict[int, list[Stream]] = defaultdict(list)
 
 

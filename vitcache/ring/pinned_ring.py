@@ -1,4 +1,4 @@
-"""The pinned ring: asynchronous copies from pageable memory to the device at the speed of its bus."""
+"""The pinned ring: asynchronous copies from pageable memory to the device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_DEFAULT_THREADS = 12
 MAX_THREADS = 64
 # Pieces of 4 to 16 MiB were equally fast in the sketches. The copy of a smaller first piece begins earlier.
 PIECE_BYTES = 4 << 20
-MIN_BYTES = 256  # of a ring and of a piece: the alignment of slots
+MIN_BYTES = 256  # minimum of `capacity_bytes` and `piece_bytes`: the alignment of slots
 
 _CASTS = {
     (torch.float32, torch.bfloat16): _native.Cast.float32_to_bfloat16,
@@ -51,13 +51,13 @@ class RingStats(NamedTuple):
     num_slots
         Slots that have not retired.
     num_unread
-        Slots that are still being filled: their part of the source is not read yet.
+        Slots that the workers have not filled yet: their parts of the source must not change.
     copies
         Calls of `copy_to`.
     copied_bytes
         Bytes of all pieces so far, in the destination's dtype.
     construction_seconds
-        Seconds that it took to allocate and page-lock the memory.
+        Time in seconds that the constructor took to allocate and page-lock the memory.
 
     Examples
     --------
@@ -93,7 +93,8 @@ class PinnedRing:
         Bytes of pinned memory, rounded up to whole memory pages and allocated at construction. The attribute
         `capacity_bytes` is the rounded number.
     num_threads
-        Number of worker threads. None: three quarters of the cores that the process may use, at most 12.
+        Number of worker threads. None: three quarters of the cores that the process may use, rounded up, at
+        most 12.
     backend
         ``"cuda"``: copies to a CUDA device. ``"host"``: copies to CPU memory, with threads in place of
         streams, for machines without a GPU. ``"auto"``: ``"cuda"`` if torch finds a CUDA device, else
@@ -101,7 +102,7 @@ class PinnedRing:
     device
         The CUDA device. None: the current device.
     piece_bytes
-        Bytes of the largest piece.
+        Maximum size of a piece in bytes.
 
     Raises
     ------
@@ -122,8 +123,9 @@ class PinnedRing:
     several threads take turns, piece by piece. In a forked child the ring cannot be used: its methods, except
     `close`, raise RuntimeError. A ring is closed at the exit of the interpreter.
 
-    The ring's stream waits until the workers have written a piece. During this wait, CUDA calls that
-    synchronize with the device block. The wait always ends: the workers need only the memory of `src`.
+    The ring's stream waits until the workers have written a piece. During this wait, a CUDA call that
+    synchronizes with the device does not return. The wait always ends: the workers need only the memory of
+    `src`.
 
     Examples
     --------
@@ -132,7 +134,7 @@ class PinnedRing:
     >>> pixels = torch.tensor([0.5, 1.0, 1.5])
     >>> dst = torch.empty(3, dtype=torch.bfloat16)
     >>> with PinnedRing(1 << 20, num_threads=1, backend="host") as ring:
-    ...     ticket = ring.copy_to(dst, pixels)  # returns at once; the workers cast to bfloat16
+    ...     ticket = ring.copy_to(dst, pixels)  # does not wait; the workers cast to bfloat16
     ...     ticket.wait()  # "cuda": the current stream waits, the host does not
     >>> dst.tolist()
     [0.5, 1.0, 1.5]
@@ -202,11 +204,11 @@ class PinnedRing:
             `src` must not change, and shared memory under an array cannot be closed (BufferError).
         after
             A `torch.cuda.Stream` of the ring's device, or its handle as an int. The ring writes `dst` after
-            all work that is queued on this stream now. None: the current stream of the ring's device. Host
-            backend: ignored.
+            all work that was queued on this stream before the call. None: the current stream of the ring's
+            device. Host backend: ignored.
         timeout_s
-            Most seconds to wait for free bytes in the ring. None: no limit. If a copy is larger than the
-            ring, its last pieces wait for its first pieces.
+            Maximum time in seconds to wait for free bytes in the ring. None: no limit. If a copy is larger
+            than the ring, its last pieces wait for its first pieces.
 
         Returns
         -------
@@ -221,8 +223,8 @@ class PinnedRing:
             float32 to bfloat16 or float16, `after` is not a stream, or `timeout_s` is not a number.
         ValueError
             If the shapes differ, `dst` is not dense and contiguous, `dst` or `after` is not on the ring's
-            device, `src` is not on the CPU, `dst` or `src` requires gradients, or `timeout_s` is negative or
-            not finite.
+            device, `src` is not on the CPU, `dst` or `src` requires gradients in grad mode, or `timeout_s` is
+            negative or not finite.
         TimeoutError
             If the ring does not have enough free bytes after `timeout_s`. Then the content of `dst` is
             undefined, and the pieces that are queued are still copied.
@@ -231,8 +233,8 @@ class PinnedRing:
 
         Notes
         -----
-        `dst` may be freed at once: the ring calls ``dst.record_stream`` with its stream, so torch's allocator
-        reuses the memory only after the copy. The host backend keeps `dst` alive itself.
+        `dst` may be freed immediately: the ring calls ``dst.record_stream`` with its stream, so torch's
+        allocator reuses the memory only after the copy. The host backend keeps `dst` alive itself.
         """
         check_destination(dst, self.device)
         source = as_strided_view(src)

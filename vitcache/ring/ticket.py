@@ -16,14 +16,14 @@ class InFlight(deque[tuple[_native.Ticket, Any, Tensor | None]]):
     """The copies of a ring, oldest first: (native ticket, owner of the source, destination or None).
 
     An entry keeps the memory of its source and destination alive. It is appended after the copy was queued,
-    because before that the ticket says that the copy is not in flight. A CUDA destination is not kept alive:
-    torch's allocator reuses its memory only after the copy. Any thread may use this object. It has no lock,
-    because a forked child could inherit the lock in the locked state.
+    because `reap` removes an entry whose copy is not in flight. A CUDA destination is not kept alive: torch's
+    allocator reuses its memory only after the copy. Any thread may use this object. It has no lock, because a
+    forked child could inherit the lock in the locked state.
     """
 
     def reap(self) -> None:
         """Remove the oldest entries as long as their copies do not access the memory any more."""
-        with suppress(IndexError, ValueError):  # it is empty, or another thread has removed the entry
+        with suppress(IndexError, ValueError):  # the deque is empty, or another thread has removed the entry
             while True:
                 ticket, _, dst = entry = self[0]
                 is_needed = not ticket.source_read if dst is None else ticket.is_in_flight
@@ -40,7 +40,7 @@ class Ticket:
     Notes
     -----
     Any thread may use a ticket. You need not keep a ticket, and you may use it after its ring was closed. In
-    a forked child only `wait_source_read` works, and it returns at once.
+    a forked child only `wait_source_read` works, and it does not wait.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class Ticket:
 
 
 def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:
-    """Return `stream` as the native module takes it: its handle and its device.
+    """Return the native form of `stream`: its handle and its device.
 
     A `torch.cuda.Stream` has a device. An int is the handle of a stream of `device`. None: the current stream
     of `device`.

@@ -1,4 +1,4 @@
-"""Tools for tests: the inside of a cache, and a stand-in with faults. No other room imports it."""
+"""Tools for tests: the private state of a cache, and controls of the stand-in. No other room imports them."""
 
 from vitcache.testing.inspection import CacheInspection, forget_streams, inspect
 

@@ -1,7 +1,7 @@
-"""The inside of an `EmbeddingCache`, for tests: the ledger, the locks, the timeline and the counts of both.
+"""The private state of an `EmbeddingCache`, for tests: its ledger, locks, timeline and counts.
 
-Tests read and change a cache's private state through `inspect` alone, so a change of that state changes this
-file and no test.
+Tests read and change this state only through `inspect`. So if the cache renames or moves a private attribute,
+only this file changes, and no test.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 class CacheInspection:
     """The private state of one `EmbeddingCache`.
 
-    Every property reads the cache at each access, so an inspection is never outdated.
-    The types are those of the rooms above, which this room does not import; each property names its type.
+    Every property reads the cache at each access, so an inspection is never outdated. This room does not
+    import the room of a property's type: the property returns `Any`, and its docstring names the type.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class CacheInspection:
 
     @property
     def dropped(self) -> set[Any]:
-        """Entries that no key leads to and that a lease still pins."""
+        """Entries that are in no index and that a lease pins."""
         found: set[Any] = self.ledger._dropped
         return found
 
@@ -92,7 +92,7 @@ class CacheInspection:
 
     @contextmanager
     def all_locks(self) -> Iterator[None]:
-        """Hold every lock of the cache: the one for draining releases and the ledger's."""
+        """Hold both locks of the cache: the lock of `CacheCoordinator.drain`, and the ledger's lock."""
         with self._coordinator._drain_lock, self._coordinator.lock:
             yield
 
@@ -108,12 +108,12 @@ class CacheInspection:
 
     @property
     def num_pending_releases(self) -> int:
-        """Leases that were released and not yet settled in the ledger."""
+        """Number of leases that were released and that the ledger has not unpinned yet."""
         return len(self.handle.releases.queue)
 
     @property
     def num_claims(self) -> int:
-        """Keys that are claimed."""
+        """Number of claimed keys."""
         return len(self._cache._claims)
 
     def entry(self, key: bytes, tier: str = "device") -> Any:
@@ -136,7 +136,7 @@ class CacheInspection:
 
 
 def inspect(cache: Any) -> CacheInspection:
-    """Show the private state of a cache to a test.
+    """Return an inspection of the private state of a cache.
 
     Parameters
     ----------
@@ -156,5 +156,5 @@ def inspect(cache: Any) -> CacheInspection:
 
 
 def forget_streams(lease: Any) -> None:
-    """Plant a fault: the `Lease` loses the streams that read its pages, so its release contains none."""
+    """Inject a fault: the `Lease` forgets the streams that read its pages, so its release names no stream."""
     lease._streams = frozenset()

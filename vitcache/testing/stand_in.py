@@ -1,7 +1,8 @@
 """Controls of the stand-in for the CUDA runtime: pause its streams, make calls fail, count calls.
 
-The controls act on the whole process. csrc/stand_in/faults.h describes each. Only builds for tests contain
-them; a wheel does not. `make setup` builds a library with controls. `VITCACHE_STAND_IN` selects another file.
+The controls act on the whole process. csrc/stand_in/faults.h describes each control. Only builds for tests
+contain the controls; wheels do not. `make setup` builds a library with controls. `VITCACHE_STAND_IN` selects
+another library.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from importlib.util import find_spec
 class Counts(ctypes.Structure):
     """Counts since the reset, and numbers of live objects.
 
-    Since the reset: `synchronizing_calls` (calls that wait for the device, or may), completed `copies` and
-    `copied_bytes`, and `locking_devices` (a bit for each device that was current while memory was pinned).
-    Live: `streams`, `events` and `locked_bytes` (pinned memory).
+    Since the reset: `synchronizing_calls` (calls that wait or may wait for the device), completed `copies`
+    and `copied_bytes`, and `locking_devices` (a bit for each device that was current while memory was
+    pinned). Live: `streams`, `events` and `locked_bytes` (pinned memory).
     """
 
     _fields_ = [
@@ -68,7 +69,7 @@ def fail(entry: str, nth: int = 1, error: int = 999) -> None:
 
 
 def fail_copy(nth: int = 1) -> None:
-    """Make the `nth` copy from now fail when its stream executes it. The device is then lost."""
+    """Make the `nth` copy from now fail when it is executed. All devices are then lost until `reset`."""
     _library().vitcache_stand_in_fail_copy(nth)
 
 

@@ -31,16 +31,16 @@ class Policy(Protocol):
         """Remove a key whose entry was dropped or replaced. The key must be in the policy."""
 
     def evict(self, key: bytes) -> None:
-        """Remove a key whose entry is evicted. The policy may learn from it."""
+        """Remove a key whose entry is evicted. The policy may learn from the eviction."""
 
     def is_worth_copy(self, key: bytes) -> bool:
         """Whether the entry of `key`, when it is evicted, is worth a copy to the next tier."""
 
     def victims(self) -> Iterator[bytes]:
-        """Yield every key once, the next victim first. The policy must not be changed while this runs."""
+        """Yield every key once, the next victim first. Do not change the policy during the iteration."""
 
 
-# Name to class. The argument of a class is the number of pages of its tier.
+# Maps a name to a class. The argument of a class is the number of pages of its tier.
 POLICIES: dict[str, Callable[[int], Policy]] = {"lru": Lru, "s3fifo": S3Fifo, "cost": CostAware}
 
 

@@ -16,15 +16,15 @@ FADING_PER_ROUND = 3 * CLASSES_PER_DOUBLING
 # The hit chance of a new key is a moving average over about this number of new keys.
 LEARNED_FROM = 128
 # If the hit chance is lower, a new key is not worth a copy to the next tier, and its value is computed with
-# this chance: then a key that was hit within the last round has a higher value, even if its pages are half
-# full.
+# this chance. Then a key that was hit within the last round has a higher value than the new key, even if the
+# pages of the hit key are half full.
 LEAST_CHANCE = 1 / 16
 # Values, in the caller's unit per page, are clamped to this range.
 LEAST_VALUE, MOST_VALUE = 2.0**-40, 2.0**40
 
 
 class KeyRecord:
-    """A key's value before fading, as a number of classes; whether it was never hit; and its class."""
+    """A key's value before fading, as a number of classes; whether the key was never hit; and its class."""
 
     __slots__ = ("class_number", "is_new", "value")
 
@@ -43,9 +43,9 @@ class CostAware:
     others, 2009). Within a class, the key whose insertion or last hit is the longest ago is evicted first.
 
     The value of a new key is multiplied by the chance that a new key is ever hit, which is learned from the
-    last new keys. If images are repeated, a new key is valued like any other. In a single pass over many
-    images the chance falls: soon new keys evict no key that was hit recently, and are not copied to the next
-    tier. A key that is inserted again after its eviction counts as hit.
+    last new keys. If nearly all images are repeated, a new key has about the value of a key that was hit. In
+    a single pass over many images the chance falls: soon new keys evict no key that was hit recently, and are
+    not copied to the next tier. A key that is inserted again after its eviction counts as hit.
 
     Cost divided by size is from GreedyDual-Size (Cao and Irani, 1997), the sketch of seen keys from TinyLFU
     (Einziger and others, 2017).

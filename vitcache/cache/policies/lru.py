@@ -11,7 +11,7 @@ class Lru:
 
     def __init__(self, capacity_pages: int) -> None:
         self._keys: OrderedDict[bytes, None] = OrderedDict()
-        # `touch` makes a key the last victim. Not a method, as every look-up calls it.
+        # `touch` makes a key the last victim. It is bound once, because every look-up calls it.
         self.touch = self._keys.move_to_end
 
     def insert(self, key: bytes, pages: int, cost: float) -> None:

@@ -3,8 +3,8 @@
 The method is from Yang and others, "FIFO queues are all you need for cache eviction", SOSP 2023. The small
 queue has a tenth of the pages. In the main queue, each hit gives a key another lap before it is evicted. The
 ghost queue remembers keys that were evicted from the small queue: if they are inserted again, they enter the
-main queue. In the paper, the search for a victim walks over the queues and gives keys that were hit their
-next lap. Here a hit moves its key at once, to the main queue or to a later lap, so no eviction waits for a
+main queue. In the paper, the search for a victim walks over the queues and moves each key that was hit to its
+next lap. Here the hit itself moves its key, to the main queue or to a later lap, so no eviction waits for a
 walk.
 """
 
@@ -19,7 +19,7 @@ MOST_LAPS = 3
 
 
 class S3Fifo:
-    """Evicts keys that were not hit while they were new before keys that were hit."""
+    """Evicts from the small queue of new keys while it is full, and from the main queue otherwise."""
 
     def __init__(self, capacity_pages: int) -> None:
         self._small_capacity = max(1, capacity_pages // SMALL_PART)
@@ -40,12 +40,12 @@ class S3Fifo:
             self._small_pages += pages
 
     def touch(self, key: bytes) -> None:
-        """Move a key to the main queue, or one lap later if it is there, `MOST_LAPS` laps later at most."""
+        """Move a key to the main queue or, in it, one lap later: at most `MOST_LAPS` laps after `_lap`."""
         if key in self._small:
             self._small_pages -= self._small.pop(key)
             self._join(key, self._lap + 1)
         else:
-            lap = max(self._lap, self._leave(key))  # the lap of a leased key may be an earlier one
+            lap = max(self._lap, self._leave(key))  # a leased key may be in an earlier lap than `_lap`
             self._join(key, min(lap + 1, self._lap + MOST_LAPS))
 
     def remove(self, key: bytes) -> None:
@@ -62,8 +62,8 @@ class S3Fifo:
         else:
             self._lap = max(self._lap, self._lap_of[key])
         self.remove(key)
-        # The ghost queue is at most as long as the other two. It may have two keys too many now: this key,
-        # and one because a key was removed.
+        # The ghost queue is limited to the length of the other two queues together. This eviction may have
+        # added a ghost and shortened another queue, so up to two ghosts are removed.
         for _ in range(2):
             if len(self._ghosts) > max(1, len(self._small) + len(self._lap_of)):
                 self._ghosts.popitem(last=False)

@@ -9,16 +9,16 @@ BITS_PER_KEY = 32
 
 
 class SeenSketch:
-    """A set of recently added keys that forgets old ones. False positives: less than 1 in 1,000 other keys.
+    """A set of recently added keys that forgets old keys. False positives: less than 1 in 1,000 other keys.
 
     Keys are added to the younger of two Bloom filters. Once it contains `num_keys` keys, it becomes the older
-    filter, the previous older filter is dropped, and an empty filter becomes the younger one. A key is
+    filter, the previous older filter is deleted, and an empty filter becomes the younger filter. A key is
     forgotten after `num_keys` to 2 x `num_keys` later keys. Keys are hashed, so they may be any bytes.
 
     Parameters
     ----------
     num_keys
-        Number of keys of one filter. Each takes 8 to 16 bytes in the two filters.
+        Number of keys of one filter. A key takes 8 to 16 bytes in the two filters together.
     """
 
     def __init__(self, num_keys: int) -> None:
