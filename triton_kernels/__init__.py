@@ -1,1 +1,1 @@
-"""The Triton kernels, one family per file: kernel, then launcher. Installed as `vitcache.triton_kernels`."""
+"""The Triton kernels, each in a file with its launcher. Installed as `vitcache.triton_kernels`."""

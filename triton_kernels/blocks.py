@@ -16,9 +16,9 @@ import triton
 
 TABLE = Path(__file__).with_name("blocks.json")
 
-# For devices and widths that the table lacks. On an H100, one program per row with 4096 elements and 8 warps
-# was within 1 % of a copy. Narrower blocks, and several rows per program, were not (the design's sketches,
-# 2026-11).
+# For devices and widths that are not in the table. On an H100, one program per row with 4096 elements and 8
+# warps was within 1 % of a copy. Narrower blocks, and several rows per program, were not (the design's
+# sketches, 2026-11).
 LARGEST_BLOCK = 4096
 ELEMENTS_PER_WARP = 512
 
@@ -32,7 +32,7 @@ class BlockShape(NamedTuple):
 
 @cache
 def block_shape(hidden: int, device: torch.device) -> BlockShape:
-    """The block shape for rows of `hidden` elements on `device`: the measured shape, or else a default."""
+    """The block shape for rows of `hidden` elements on `device`: the measured shape, or a default."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     measured = read_table().get(name, {}).get(str(hidden))
     if measured is not None:

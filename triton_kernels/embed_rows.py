@@ -111,7 +111,7 @@ def launch_embed_rows(
 ) -> None:
     """Queue one launch on the current stream for all tokens, and for rows that are stored but not placed.
 
-    Tokens with -1 in the table are left to another launch: their rows are not of `dtype`.
+    Another launch writes the tokens with -1 in the table, because their rows are not of `dtype`.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def launch_embed_rows(
         rows.stride(0),
         *deepstack_arguments(rows, deepstack),
         1.0 if scale is None else float(scale),
-        # Rounded to the weight's dtype, as a model stores it. The kernel rounds the product again.
+        # Rounded to the weight's dtype, as a model stores this factor. The kernel rounds the product again.
         1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype, device="cpu")),
         SOURCE=TRITON_DTYPES[dtype],
         STORE=None if store is None else TRITON_DTYPES[store],

@@ -42,8 +42,9 @@ def load_image_row(  # type: ignore[no-untyped-def]
 ):
     """Columns ``[H * level, H * (level + 1))`` of the row at `address`, scaled in float32, as `TARGET`.
 
-    If `STORE` is a dtype, a row with a page is rounded to it first and also written to the address `page`.
-    `page` is 0 if the row is not stored, and -1 if another program stores it.
+    If `STORE` is a dtype and `page` is not 0, the row is first rounded to `STORE`, and written to the address
+    `page`. A `page` of 0 means that the row is not stored. A `page` of -1 means that another program stores
+    the row: it is rounded, but not written.
     """
     source = address.to(tl.pointer_type(SOURCE)) + level * HIDDEN
     if ALIGNED:

@@ -1,4 +1,4 @@
-"""`CachedEncoder`: takes the place of a model's `get_image_features` or `get_video_features`."""
+"""`CachedEncoder`: replaces a model's `get_image_features` or `get_video_features`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _IGNORED_BY_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "outp
 
 
 class CachedEncoder:
-    """Has the signature of `stock` and returns its output; encodes only the items that the cache lacks.
+    """Has the signature of `stock` and returns its output; encodes only the items that are not cached.
 
-    The output is bit for bit that of `stock` with its items encoded one at a time.
+    The output equals, bit for bit, that of `stock` with its items encoded one at a time.
     """
 
     def __init__(self, session: Session, stock: Callable[..., Any], modality: str, split: Split) -> None:
@@ -145,8 +145,8 @@ class CachedEncoder:
     def _encode_all(self, missing: list[CallItem], options: dict[str, Any]) -> None:
         """Encode one item at a time; while an item is encoded, the pixels of the next one are copied.
 
-        If the cache can admit the rows of an item now, they are inserted at once. A caller that waits for
-        this item then does not wait for the rest of `missing`.
+        If the cache can admit the rows of an item now, they are inserted immediately. A caller that waits
+        for this item then does not wait for the rest of `missing`.
         """
         session, cache = self._session, self._session.cache
         try:

@@ -23,8 +23,8 @@ class CallItem:
     call
         The arguments for which the stock method encodes this item alone.
     moved
-        The tensors among them that are copied, or being copied, to the tower's device. Emptied by
-        `take_arguments`.
+        The tensors among these arguments whose copies to the tower's device are queued or complete. Emptied
+        by `take_arguments`.
     """
 
     __slots__ = ("_tickets", "call", "claim", "error", "key", "moved", "num_rows", "rows")
@@ -40,7 +40,7 @@ class CallItem:
         self._tickets: list[Ticket] = []
 
     def start(self, mover: FeatureMover) -> None:
-        """Queue a copy of every tensor argument to the tower's device. If one raises, `moved` stays empty."""
+        """Queue copies of tensor arguments to the tower's device. If a copy fails, `moved` stays empty."""
         started: dict[str, MovedFeature] = {}
         for name, value in self.call.arguments.items():
             if isinstance(value, Tensor):
@@ -58,6 +58,6 @@ class CallItem:
         return {**self.call.arguments, **{name: copied.ready() for name, copied in moved.items()}}
 
     def wait_until_read(self) -> None:
-        """Wait on the host until the ring's threads have read the pixels. The device is not waited for."""
+        """Block the host until the ring's threads have read the pixels; it does not wait for the device."""
         while self._tickets:
             self._tickets.pop().wait_source_read()

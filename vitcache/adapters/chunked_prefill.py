@@ -22,10 +22,10 @@ from vitcache.pipeline.vision_pipeline import VisionPipeline
 class ChunkedPrefill:
     """Runs the prompts of one conversation through a model in chunks, and reuses its KV cache between them.
 
-    The KV cache keeps the tokens and images that a prompt has in common with the prompt before it; only the
-    rest is prefilled. So each turn of a chat prefills its new tokens only. To decode, append the new token
-    and prefill again: that runs one token. While the language model runs on one chunk, the features of the
-    next chunk are hashed and copied to the device.
+    The KV cache keeps the tokens and images that a prompt has in common with the previous prompt; only the
+    rest is prefilled. So each turn of a chat prefills only its new tokens. To decode, append the new token
+    and call `prefill` again: the model then runs one token. While the language model runs on one chunk, the
+    features of the next chunk are hashed and copied to the device.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class ChunkedPrefill:
     >>> items = image_items(model, input_ids, inputs["pixel_values"], inputs["image_grid_thw"])
     >>> [hidden.shape[1] for hidden in driver.chunks(input_ids, items)]
     [8, 3]
-    >>> logits = driver.prefill(input_ids, items)  # the KV cache has all tokens: only the last one is run
+    >>> logits = driver.prefill(input_ids, items)  # all tokens are in the KV cache: only the last one is run
     >>> driver.num_cached
     11
     """
@@ -121,13 +121,13 @@ class ChunkedPrefill:
         items
             The images of the prompt, each with its `grid_thw`, such as from `image_items`. Pass the same
             objects in every turn, or items with keys: the features of other items are hashed to find out
-            whether the KV cache has them.
+            whether the KV cache contains them.
 
         Yields
         ------
         Tensor
             Hidden states ``(1, tokens of the chunk, hidden)``. Tokens that are in the KV cache are skipped.
-            If all tokens are in it, the last token is computed again.
+            If all tokens are in the KV cache, the last token is computed again.
 
         Raises
         ------
@@ -139,8 +139,8 @@ class ChunkedPrefill:
             If `input_ids` is not a tensor of ints, or an item is not an `Item`.
         RuntimeError
             If the load or the encode of an item failed, or gave another number of rows than expected; its
-            `__cause__` is the original exception. The chunks before it stay in the KV cache. If another
-            prompt was run, or `reset` was called, between two chunks of this prompt.
+            `__cause__` is the original exception. Earlier chunks stay in the KV cache. If another prompt was
+            run, or `reset` was called, between two chunks of this prompt.
         """
         prompt = Prompt(self._base, input_ids, items, self._pipeline.key)
         self._keep_common_prefix(prompt)
@@ -161,7 +161,7 @@ class ChunkedPrefill:
                 self._pipeline.cancel(prefetch)
 
     def _keep_common_prefix(self, prompt: Prompt) -> None:
-        """Cut the KV cache to the tokens that `prompt` begins with, at most all but its last token."""
+        """Crop the KV cache to its common prefix with `prompt`, without the last token of `prompt`."""
         common = 0
         if self._prompt is not None:
             common = self._prompt.common_prefix(prompt, min(self.num_cached, len(prompt) - 1))
@@ -210,7 +210,7 @@ class ChunkedPrefill:
                 **visual,
             )
         except BaseException:
-            self.reset()  # some layers may have added the chunk to it, and other layers not
+            self.reset()  # some layers, but not all, may have added the chunk to the KV cache
             raise
         self.num_cached = stop
         hidden: Tensor = output.last_hidden_state

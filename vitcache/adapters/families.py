@@ -16,7 +16,7 @@ class ItemCall:
     """One item of a call.
 
     With `arguments` the stock method encodes this item alone. The first argument is the item's pixels, a view
-    of the call's pixels. `identity` has the other arguments that the key depends on, as plain numbers.
+    of the call's pixels. `identity` contains the other arguments that the key depends on, as plain numbers.
     """
 
     arguments: dict[str, Any]
@@ -53,10 +53,10 @@ def split_by_leading_dim(config: Any, arguments: dict[str, Any]) -> list[ItemCal
 
 
 def split_by_image_size(config: Any, arguments: dict[str, Any]) -> list[ItemCall] | None:
-    """Split by the number of tiles per image: it follows from `image_sizes`, and is 1 in a prompt of several.
+    """Split by the tiles per image: `image_sizes` gives their number, but it is 1 among several images.
 
     `pixel_values` is `(images, tiles, C, H, W)`, padded to the largest number of tiles, or the tiles of all
-    images in a row. The padding depends on the other images, so it is not part of the item.
+    images, end to end. The padding depends on the other images, so it is not part of the item.
     """
     from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
@@ -91,7 +91,7 @@ def _check_total(name: str, found: int, unit: str, reference: str, expected: int
 
 @dataclass(frozen=True)
 class Family:
-    """The attribute that has the vision tower of a family's base model, and a `Split` per modality."""
+    """The name of the vision tower's attribute in a family's base model, and a `Split` per modality."""
 
     tower: str
     splits: dict[str, Split]

@@ -14,9 +14,9 @@ _PARTS = ("image_processor", "video_processor", "feature_extractor")
 def processor_fingerprint(processor: Any) -> str:
     """Return a text that is equal for processors that make equal features from equal files.
 
-    The text has the processor's class, its settings, and the versions of the packages that decode and resize.
-    The class tells the backends apart: torchvision and PIL resize to different pixels. Use the text as
-    `Namespace.processor` if keys are made from files or decoded pixels instead of features.
+    The text contains the processor's class, its settings, and the versions of the packages that decode and
+    resize. The class distinguishes the backends: torchvision and PIL resize to different pixels. Use the text
+    as `Namespace.processor` if keys are made from files or decoded pixels instead of features.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def processor_fingerprint(processor: Any) -> str:
     - arguments of the processor's calls, such as `device`: pass these as `extra` of `content_key`;
     - code of your own: append its version to the text.
 
-    This function imports no package.
+    This function does not import the packages whose versions it reads.
 
     Examples
     --------

@@ -32,8 +32,8 @@ def image_rows(output: Any) -> Tensor:
 class OutputForm:
     """The containers in which a model returns the features of one modality.
 
-    They differ between models and versions: a tuple, a list or one tensor; deepstack levels by item or end to
-    end. So they are read from an output of the model itself.
+    The containers differ between models and versions: a tuple, a list or one tensor; deepstack levels by item
+    or end to end. So they are read from an output of the model itself.
     """
 
     cls: type

@@ -1,4 +1,4 @@
-"""`vision_pipeline`: a `VisionPipeline` for a transformers model; `image_items`: a prompt's images for it."""
+"""`vision_pipeline`: a `VisionPipeline` for a transformers model; `image_items`: the items of a prompt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def vision_pipeline(
     model
         A Qwen2.5-VL or Qwen3-VL, in eval mode.
     cache, namespace, device_bytes
-        As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not notice.
+        As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not check
+        them.
     **options
         Options of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`,
         `shadow`.
@@ -51,7 +52,7 @@ def vision_pipeline(
     -----
     `image_items` makes the items. The last bits of an image's rows may depend on the images that are encoded
     in the same call. With ``max_rows_per_encode=1`` each image is encoded alone. The stock towers read their
-    grids on the host, so each of their calls waits for the device.
+    grids on the host, so the host waits for the device in each of their calls.
 
     Examples
     --------
@@ -125,7 +126,7 @@ def image_items(
     input_ids
         Token ids of the prompt, ``(T,)`` or ``(1, T)``; `config.image_token_id` at the tokens of images.
     pixel_values
-        Patches of all images, ``(sum of t * h * w, width)``. The items have views of them.
+        Patches of all images, ``(sum of t * h * w, width)``. The items refer to views of this tensor.
     image_grid_thw
         t, h and w of each image, in patches: ``(images, 3)``, ints.
     keys

@@ -67,7 +67,7 @@ class Prompt:
         _check_neighbours(placed)
         _check_placeholders(ids, is_image, base.config)
         grids = [item.encoder_kwargs["grid_thw"] for _, item in placed]
-        # Computed on the host, where all inputs are, so that nothing waits for the device.
+        # Computed on the host, where all inputs are, so that the host does not wait for the device.
         positions, _ = base.get_rope_index(
             ids[None],
             is_image[None].int(),
@@ -85,9 +85,9 @@ class Prompt:
         return len(self.host_ids)
 
     def common_prefix(self, other: Prompt, limit: int) -> int:
-        """Return the number of leading tokens, at most `limit`, that two prompts have in common, with images.
+        """Return the number of leading tokens, at most `limit`, that two prompts share, images included.
 
-        Only images within the common token ids are hashed. A new image behind them is hashed with its chunk.
+        Only images that begin within the common token ids are hashed. A later image is hashed with its chunk.
         """
         length = min(len(self), len(other), limit)
         differences = np.flatnonzero(self.host_ids[:length] != other.host_ids[:length])
@@ -125,7 +125,8 @@ def _check_item(position: int, item: Item, num_tokens: int, config: Any) -> None
     stop = max(span.stop for span in item.spans)
     if stop > num_tokens:
         raise ValueError(f"a span of item {position} ends at token {stop}, the prompt has {num_tokens}")
-    # The position of a token follows from its distance to the image's first token: row n must be n tokens on.
+    # A token's position follows from its distance to the image's first token, so row n must be at token
+    # first + n.
     first = _first_token(item)
     for span in item.spans:
         if span.length and span.start - first != span.source_start:
@@ -163,13 +164,13 @@ def _first_token(item: Item) -> int:
 
 
 def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
-    """Return a value that is equal for two items only if their rows, tokens and positions are."""
+    """Return a value that is equal for two items only if their rows, tokens and positions are equal."""
     content: object
     if item.rows is not None:
         content = id(item.rows)
     else:
         try:
             content = find_key(item)
-        except Exception:  # the pipeline will report it; until then the item equals only itself
+        except Exception:  # the pipeline will report it; here the item equals only itself
             content = id(item)
     return content, item.num_rows, item.spans, tuple(item.encoder_kwargs["grid_thw"])

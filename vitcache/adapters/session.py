@@ -110,7 +110,7 @@ class Session:
         self.namespace = replace(self._given_namespace, adapter=os.urandom(16).hex()).digest()
 
     def current_namespace(self) -> bytes:
-        """Return the namespace of the present weights: a new one if they changed since the last call."""
+        """Return the namespace of the weights: a new one if the weights changed since the last call."""
         with self._lock:
             weights = WeightsFingerprint(self.model, self.tower)
             if not weights.unchanged_since(self._weights):
@@ -119,14 +119,14 @@ class Session:
             return self.namespace
 
     def tower_device(self) -> torch.device | None:
-        """The device of the tower's weights; None if they are offloaded: hooks move them then."""
+        """The device of the tower's weights; None if they are offloaded, because hooks move them."""
         device = next(self.tower.parameters()).device
         return None if device.type == "meta" else device
 
     def mover_to(self, device: torch.device) -> FeatureMover:
-        """Return the `FeatureMover` of `device`. There is one per device, as the tower may be moved.
+        """Return the `FeatureMover` of `device`. The session has one per device, as the tower may be moved.
 
-        It uses the ring that was given to `attach` if that ring is for `device`, or else its own ring.
+        The mover uses the ring that `attach` got if that ring is on `device`, else its own ring.
         """
         with self._lock:
             if device not in self._movers:

@@ -37,7 +37,7 @@ def attach(
     time.
 
     The logits equal bit for bit those of the stock model, the model without `attach`, with its items encoded
-    one at a time. Each call of their replacements returns a new output object of the stock class. The object
+    one at a time. Each call of a replaced method returns a new output object of the stock class. The object
     has `pooler_output` and, if the model has deepstack levels, `deepstack_features`, in the same containers
     as the stock output. All other fields have the value None.
 
@@ -54,7 +54,7 @@ def attach(
         A name for the weights. Attachments share the entries of one cache if their `namespace`, model class,
         config, name, revision, attention implementation and dtype are equal. Give equal names only to equal
         weights. By default an attachment shares no entries. If an attachment notices a change of its weights,
-        it shares no more entries; the other attachments keep theirs.
+        it no longer shares entries; the other attachments keep theirs.
     device_bytes
         Size of the default cache in bytes. By default the cache has pages for 32,768 rows: 1 GiB for
         Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
@@ -106,13 +106,13 @@ def attach(
     before the call of `advance_epoch` are returned, but not inserted.
 
     *The first item.* The first item of a modality is always encoded, because the stock output shows which
-    containers the model uses. LLaVA-OneVision encodes an image that is alone in its prompt as several tiles,
-    and an image among other images as one tile. So the first image of a chat is encoded again in the second
-    turn.
+    containers the model uses. LLaVA-OneVision encodes the only image of a prompt as several tiles, and each
+    image of a prompt with several images as one tile. So the first image of a chat is encoded again in the
+    second turn.
 
     *Devices.* A model that is spread over devices (`device_map`) keeps its hooks: calls of the stock method
-    run them. Features are returned on the device of the stock features. The hook of an offloaded tower moves
-    its pixels itself.
+    run the hooks. Features are returned on the device of the stock features. The hook of an offloaded tower
+    moves its pixels itself.
 
     *Threads and streams.* Concurrent calls are as safe as with the stock model. To hash pixels that are on a
     GPU, the host waits for the current stream and copies the pixels to host memory.

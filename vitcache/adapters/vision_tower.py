@@ -80,7 +80,8 @@ def row_width(config: Any) -> int:
 def namespace_for(model: Any, tower: Any, shared: str | None) -> Namespace:
     """Return the namespace of the tower's rows: model, config, revision, attention, dtype and `shared`.
 
-    Weights have no name. If the caller gives none, the namespace is random, and no entries are shared.
+    The config does not identify the weights. If `shared` is None, the namespace is random, and no entries
+    are shared.
     """
     config, attention = model.config, tower.config._attn_implementation
     name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class WeightsFingerprint:
     """Identity, dtype and version of every parameter and buffer outside the language model, at one moment.
 
-    A write in place raises a tensor's version. Writes through `.data`, and writes to inference tensors, which
-    have no version, are not noticed. Hooks replace offloaded weights at each run, so only their dtype is
-    compared.
+    A write in place increments a tensor's version. Writes through `.data`, and writes to inference tensors,
+    which have no version, are not noticed. Hooks replace offloaded weights at each run, so only their dtype
+    is compared.
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module) -> None:
@@ -36,8 +36,8 @@ class WeightsFingerprint:
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._addresses = [tensor.data_ptr() for tensor in present]
         self._versions = _versions(present)
-        # A tensor has one weak reference object while that is alive, so `is` compares tensors, even if a new
-        # tensor gets the address of a freed one.
+        # A tensor has one weak reference object while that object is alive, so `is` compares tensors, even if
+        # a new tensor gets the address of a freed one.
         self._refs = [weakref.ref(tensor) for tensor in present]
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:

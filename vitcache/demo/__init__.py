@@ -1,7 +1,7 @@
 """The demo: a chat about photographs, through a stock model and through vitcache, compared and measured.
 
-`run` imports torch and transformers after it has checked the arguments, so that errors in them are reported
-at once.
+`run` checks the arguments before it imports transformers, so that a wrong argument is reported early. To
+check ``--size 8b``, it imports torch.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _check_writable(option: str, path: Path) -> None:
         raise _Refusal(f"{option} must be a file, {path} is a directory")
     if not path.parent.is_dir():
         raise _Refusal(f"{option} {path}: the directory {path.parent} does not exist")
-    target = path.resolve()  # if `path` is a link to a missing file, test that file and leave the link alone
+    target = path.resolve()  # if `path` is a link to a missing file, test that file and keep the link
     is_new = not target.exists()
     if not is_new and not target.is_file():  # a device or a pipe: opening it may have an effect
         if not os.access(target, os.W_OK):

@@ -41,7 +41,7 @@ class Prompt:
     """The inputs of a model in one turn, in host memory.
 
     `input_ids` is int64 and `token_types` int32 (1 at image tokens), both ``(1, T)``. `pixel_values` and
-    `grid_thw` have all `pictures` one after the other, as an image processor returns a batch.
+    `grid_thw` contain all `pictures` end to end, as an image processor returns a batch.
     """
 
     input_ids: Tensor

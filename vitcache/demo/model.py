@@ -112,7 +112,7 @@ def build_model(size: Size, device: torch.device) -> Any:
 
 
 def build_tower(size: Size, device: torch.device) -> Any:
-    """Return the vision tower alone, with random weights that are the same in every call."""
+    """Return only the vision tower, with random weights that are the same in every call."""
     return _build(Qwen3VLVisionModel._from_config, _config(size).vision_config, size, device)
 
 

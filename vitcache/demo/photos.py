@@ -22,7 +22,7 @@ _FILES = (
     ("skimage", "data/retina.jpg"),
     ("skimage", "data/ihc.png"),
 )
-# A long conversation needs more images than there are files: each file is also shown in these three views.
+# A long conversation needs more images than there are files: each file is also shown in three more views.
 _VIEWS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
     ("", lambda pixels: pixels),
     (" mirrored", lambda pixels: pixels[:, ::-1]),
@@ -48,7 +48,7 @@ def load_photos(count: int) -> list[Photo]:
     ValueError
         If `count` is not from 1 to `MAX_PHOTOS`.
     FileNotFoundError
-        If an installed package lacks one of its photographs.
+        If a package is not installed, or lacks one of its photographs.
     """
     if not 1 <= count <= MAX_PHOTOS:
         raise ValueError(f"count must be from 1 to {MAX_PHOTOS}, the number of photographs, got {count}")

@@ -38,9 +38,9 @@ class Row:
 
     The reference is the stock model's logits with its images encoded one at a time. `equal` says
     whether the logits of both `attach` and the pipeline equal the reference bit for bit; `equal_attach` is
-    for `attach` alone. `spread_stock` is the largest difference of a logit between the reference and the
+    for `attach` only. `spread_stock` is the largest difference of a logit between the reference and the
     stock model with its images encoded in one batch. Encoded images and bytes of host pixels are counted at
-    the vision tower. Nothing is installed on the stock model, so its numbers are those of its input.
+    the vision tower. No hook is set on the stock model, so its numbers are those of its input.
     """
 
     turn: int

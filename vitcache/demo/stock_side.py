@@ -53,9 +53,9 @@ class StockSide:
         self.device: torch.device = model.device
 
     def answer(self, prompt: Prompt) -> TimedAnswer:
-        """Run one turn. The vision part is timed first, in a separate call, as the forward includes it.
+        """Run one turn. The vision part is timed first, in a separate call, because the forward includes it.
 
-        `encoded` and `pixel_bytes` are those of the prompt: nothing on the model counts them.
+        `encoded` and `pixel_bytes` are those of the prompt, because no hook on the model counts them.
         """
         with Stopwatch(self.device) as vision:
             pixel_values, grid_thw = prompt.pixel_values.to(self.device), prompt.grid_thw.to(self.device)

@@ -41,10 +41,10 @@ def build_sides(size: Size, device: torch.device, processor: Any, pictures: list
 
 
 def warm_up(sides: Sides, pictures: list[Picture]) -> None:
-    """Run every shape once on every side, so that no first-call cost is measured, then empty the caches.
+    """Run every vision batch once on every side, so that no first call is measured; then empty the caches.
 
-    The stock model runs the prompt of every turn, as each is a batch of another size. The other sides encode
-    one image at a time, so they run only the longest prompt.
+    The stock model runs the prompt of every turn, because each is a batch of another size. The other sides
+    encode one image at a time, so they run only the longest prompt.
     """
     config = sides.stock.model.config
     for turn in range(1, len(pictures)):
@@ -110,7 +110,7 @@ def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
     """Run the whole conversation, on the GPU if there is one, and return one row per turn.
 
     `step` is called with a description of each step. Without a GPU, PyTorch runs on one thread: a model that
-    is small enough for a CPU gains little from more threads, and on a busy machine they wait for each other.
+    is small enough for a CPU gains little from more threads, which wait for each other on a busy machine.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step("preparing photographs")

@@ -28,7 +28,7 @@ _PAGE_ROWS = 64  # as in the cache that `attach` makes
 
 
 class CachedSide:
-    """The way of an engine: a `VisionPipeline` builds `inputs_embeds`, and the language model runs on it.
+    """Works like an engine: a `VisionPipeline` builds `inputs_embeds`, and the language model runs on it.
 
     `cache` must be used by this model only. `make_cache` makes one.
     """
@@ -46,7 +46,7 @@ class CachedSide:
             processor=processor_fingerprint(processor),
             dtype=str(model.dtype),
         ).digest()
-        # One image per call, as the bits of its rows depend on the other images of the call.
+        # One image per call, as the bits of its rows may depend on the other images of the call.
         self._pipeline = VisionPipeline(self._encode, self.cache, max_rows_per_encode=1)
         self._encoded = 0
 
@@ -96,7 +96,7 @@ class CachedSide:
 
     def _language_model(self, prompt: Prompt, inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
         base = self.model.model
-        # Computed on the host, where all inputs are, so that nothing waits for the device.
+        # Computed on the host, where all inputs are, so that the host does not wait for the device.
         positions, _ = base.get_rope_index(
             prompt.input_ids, prompt.token_types, image_grid_thw=prompt.grid_thw
         )
@@ -160,12 +160,12 @@ class TowerMeter:
         model.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def take(self, prompt: Prompt, encoded: int) -> int:
-        """Return the bytes of the pixels that entered since the last call, in the prompt's dtype.
+        """Return the bytes of the pixels that entered the tower since the last call, in the prompt's dtype.
 
         Raises
         ------
         RuntimeError
-            If the number of images that entered is not `encoded`.
+            If the number of images that entered the tower is not `encoded`.
         """
         images, elements = self._images, self._elements
         self._images = self._elements = 0

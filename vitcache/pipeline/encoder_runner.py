@@ -73,9 +73,9 @@ class EncoderRunner:
     def run(self, step_items: Sequence[StepItem]) -> None:
         """Encode all step items; on return each one has `rows` or an `error`. Call it in `exclusive`.
 
-        The encoder's next call may overwrite its rows. So the rows of every micro-batch but the last are
-        written to reserved pages, or copied if the cache rejects them. The rows of the last one stay in
-        the encoder's memory.
+        Each call of the encoder may overwrite the rows of the previous call. So the rows of every micro-batch
+        but the last are written to reserved pages, or copied if the cache rejects them. The rows of the last
+        micro-batch stay in the encoder's memory.
         """
         batches = self.batches(step_items)
         fresh: list[StepItem] = []
@@ -90,7 +90,7 @@ class EncoderRunner:
                 step_item.feature = step_item.moved = None
 
     def encode_once_more(self, step_item: StepItem) -> Tensor:
-        """Encode an item that was a hit, alone; return its rows in the encoder's memory. Call in `exclusive`.
+        """Encode a hit again, in its own call; return its rows in the encoder's memory. Call in `exclusive`.
 
         Raises
         ------

@@ -26,9 +26,9 @@ class MovedFeature(NamedTuple):
     tensor
         The feature.
     ticket
-        Ticket of a copy through a ring.
+        The ticket of the copy, if it is through a ring.
     event
-        Event behind any other copy to a CUDA device.
+        The event behind the copy, if it is not through a ring and the device is CUDA.
     """
 
     tensor: Tensor
@@ -62,7 +62,7 @@ class FeatureMover:
 
     Notes
     -----
-    Any thread may use it.
+    Any thread may call any method.
     """
 
     def __init__(self, device: torch.device, ring: PinnedRing | None, dtype: torch.dtype | None) -> None:
@@ -74,7 +74,7 @@ class FeatureMover:
         self._lock = threading.Lock()
 
     def start(self, feature: Any, *, is_cast: bool = True) -> MovedFeature:
-        """Start to move a feature; returns without waiting for the copy.
+        """Start to move a feature; its copy may still be in flight on return.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class FeatureMover:
             raise TypeError(f"a feature must be a tensor or a NumPy array, got {type(feature).__name__}")
         if isinstance(feature, Tensor):
             feature = feature.detach()
-        # A later step may use the tensor in other modes, and autograd refuses tensors made in inference mode.
+        # A later step may use the tensor in grad mode, where autograd refuses tensors of inference mode.
         with torch.inference_mode(False), torch.no_grad():
             if isinstance(feature, Tensor) and feature.device.type != "cpu":
                 dtype = self._dtype_for(feature.dtype, is_cast)
@@ -105,13 +105,13 @@ class FeatureMover:
                 return MovedFeature(tensor.to(self.device, self._dtype_for(tensor.dtype, is_cast)))
             source = as_strided_view(feature)
             dtype = self._dtype_for(source.dtype, is_cast)
-            # Allocated and written on the ring's stream, so that the copy waits for no encode in flight.
+            # Allocated and written on the ring's stream, so that the copy does not wait for an encode.
             with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
                 target = torch.empty(source.shape, dtype=dtype, device=self.device)
             return MovedFeature(target, ring.copy_to(target, feature, after=ring.stream))
 
     def close(self) -> None:
-        """Close the ring if the mover made it; the mover makes no further ring."""
+        """Close the ring if the mover made it. Afterwards the mover makes no ring."""
         with self._lock:
             self._is_closed = True
             if self._owns_ring and self._ring is not None:

@@ -31,9 +31,9 @@ class Item:
         Number of rows that the encoder returns for the item. None: ``len(rows)`` if `rows` is given, else the
         number of rows that the spans need.
     key
-        32 bytes, the key of the rows in the cache. The pipeline uses the key as it is. So keys must differ if
-        anything that changes the rows differs: content, model or `encoder_kwargs`. None: the pipeline hashes
-        the feature, `encoder_kwargs` and its own namespace.
+        32 bytes, the key of the rows in the cache. The pipeline uses this key unchanged. So two items need
+        different keys if their content, model or `encoder_kwargs` differ. None: the pipeline hashes the
+        feature, `encoder_kwargs` and its own namespace.
     rows
         Precomputed rows ``(num_rows, row_width)`` in place of a feature. The pipeline places them without
         rounding to the cache's dtype, and does not cache them.
@@ -143,16 +143,17 @@ class Items(Sequence[Item]):
             if span.length
         )
         self._starts = [start for start, _, _ in self._spans]
-        # The largest `stop` of the spans up to each one. It never decreases, so it can be bisected.
+        # For each span, the largest `stop` up to this span. The list is ascending, so it can be bisected.
         self._furthest = list(accumulate((span.stop for _, _, span in self._spans), max))
 
     def within(self, start: int, stop: int) -> dict[int, list[Span]]:
         """Return the items that overlap tokens ``[start, stop)``, by position in this sequence.
 
-        Each value lists the item's overlapping spans. Items are in the order of their first tokens there.
+        Each value lists the item's overlapping spans. Items are sorted by the start of their first
+        overlapping span.
         """
         found: dict[int, list[Span]] = {}
-        if start == stop:  # an empty range overlaps nothing, even inside a span
+        if start == stop:  # an empty range overlaps no span, even if it is inside one
             return found
         first = bisect_right(self._furthest, start)
         for _, position, span in self._spans[first : bisect_left(self._starts, stop)]:
@@ -194,8 +195,8 @@ class Chunk:
 
     Examples
     --------
-    Two requests in one batch of 12 tokens. The first one computes tokens 8 to 15 of its prompt, the second
-    one tokens 0 to 3:
+    A batch of 12 tokens. The step computes tokens 8 to 15 of the first request, and tokens 0 to 3 of the
+    second request:
 
     >>> from vitcache import Chunk, Item, Span
     >>> first = [Item(None, Span(6, 4), key=bytes(32))]  # the step writes the last 2 of its 4 rows

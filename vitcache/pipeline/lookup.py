@@ -1,4 +1,4 @@
-"""Look-up of a step's items: lease the rows in the cache, and claim the keys of missing ones."""
+"""Look-up of a step's items: lease the rows in the cache, and claim the keys of the missing items."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LookupItem(Protocol):
     num_rows
         Expected number of rows. None: any number.
     rows
-        The rows, if they exist. The look-up stores the lease of a hit here.
+        The rows, if they exist. For a hit, the look-up sets `rows` to the lease.
     claim
         The claim on `key`, set if the look-up missed. Another caller may own it.
     error
@@ -55,8 +55,8 @@ def look_up(
 ) -> list[ItemT]:
     """Lease the rows of items in the cache, claim the missing keys, and return the missing items.
 
-    On return this caller owns the claim on every returned item that has a key. If another caller owns one of
-    them, the host waits for that owner and looks up again.
+    On return this caller owns the claim on every returned item that has a key. If another caller owns one
+    of the claims, the host waits for that owner, and this caller looks the items up again.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def look_up(
             if not busy and not any(item.key in cache for item in missing if item.key is not None):
                 cleanup.push(claims.pop_all())
                 return missing
-        # Here our own claims are released: two callers that wait with claims could wait for each other.
+        # The claims of this call are released now: two callers that own claims could wait for each other.
         if busy:
             busy[0].wait()
 
@@ -85,7 +85,7 @@ def look_up(
 def claim_all(cache: EmbeddingCache, items: Iterable[LookupItem], cleanup: ExitStack) -> None:
     """Claim the key of every item until `cleanup` closes; never waits.
 
-    If another caller owns a key, ``item.claim.is_mine`` is False.
+    If another caller owns the claim on a key, ``item.claim.is_mine`` is False.
     """
     claims: dict[bytes, Claim] = {}  # items with one key and different numbers of rows share a claim
     for item in items:
@@ -107,9 +107,10 @@ def look_up_together(
 ) -> list[StepItem]:
     """Lease the rows of items in the cache, and return the items that all ranks encode, hits included.
 
-    Missing features are loaded before `agree` is called: a rank that failed to load one later would be absent
-    from an encode that the other ranks take part in. The host never waits for the owner of a claim, because
-    the other ranks may not wait. A claim that another caller owns still fixes the epoch of the rows.
+    Missing features are loaded before `agree` is called. If a rank failed to load a feature later, it would
+    be absent from an encode of the other ranks. The host never waits for the owner of a claim, because the
+    other ranks may not wait. A rank encodes even if another caller owns the claim; `Claim.epoch` is still the
+    epoch that the rows are inserted in.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ class Occurrence(NamedTuple):
     item
         The item.
     spans
-        The parts of its spans in the chunk, in tokens of the batch.
+        The parts of the item's spans that are in the chunk, counted in tokens of the batch.
     """
 
     chunk: int
@@ -31,7 +31,7 @@ class Occurrence(NamedTuple):
 
 
 def plan(chunks: Sequence[Chunk]) -> list[Occurrence]:
-    """Return every occurrence of an item in a chunk: by chunk, then by the item's first token there.
+    """Return every occurrence of an item in a chunk: by chunk, then by the item's first token in it.
 
     Raises
     ------

@@ -14,7 +14,7 @@ Work = Callable[["Prefetch"], None]
 
 logger = logging.getLogger("vitcache.prefetch")
 
-# Most prefetches that wait or run at once. A scheduler may still drop the requests of later ones.
+# Most prefetches that are queued or run. The requests of further prefetches may still be cancelled.
 MAX_UNFINISHED = 16
 
 
@@ -44,9 +44,9 @@ class Prefetch:
         self._future: Future[None] | None = None
 
     def cancel(self) -> None:
-        """Stop the prefetch; a micro-batch that is being encoded is finished. Does nothing if it is done.
+        """Stop the prefetch after the micro-batch that is being encoded. Does nothing if it is done already.
 
-        Features that were already copied to the device stay there: `VisionPipeline.cancel` frees them, too.
+        Features that were already moved may stay on the device. `VisionPipeline.cancel` also frees these.
         """
         self._cancelled.set()
         if self._future is not None:
@@ -119,7 +119,7 @@ class PrefetchWorker:
         return handle
 
     def close(self) -> None:
-        """Cancel all prefetches, and wait for the one that runs. A second call does nothing."""
+        """Cancel all prefetches, and wait for the running one. A second call does nothing."""
         with self._lock:
             self._closed = True
         self.stop()

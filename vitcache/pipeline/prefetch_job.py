@@ -43,7 +43,7 @@ class PrefetchJob:
     ) -> None:
         """Encode the missing items, or move their features, until the prefetch is cancelled.
 
-        `ready` is an event of the caller's stream. Work queued before it may produce features and weights.
+        `ready` is an event behind the work of the caller's stream, which may produce features and weights.
         """
         if self._cache.device.type == "cuda" and self._stream is None:
             self._stream = torch.cuda.Stream(self._cache.device)
@@ -69,13 +69,13 @@ class PrefetchJob:
         return step_item.is_missing and step_item.key is not None and step_item.key not in self._cache
 
     def _move_features(self, batch: list[StepItem], handle: Prefetch) -> None:
-        """Move features to the device, and keep them for the step that encodes them."""
+        """Move features to the device, and store them until a step takes them or the handle is cancelled."""
         for step_item in batch:
             if step_item.identity not in self._prefetched and self._prefetched.has_free_bytes:
                 self._runner.start([step_item])
                 if step_item.moved is not None:
                     self._prefetched.add(step_item.identity, step_item.moved, handle)
-                    if not self._must_encode(step_item):  # a step has encoded it since
+                    if not self._must_encode(step_item):  # a step has encoded the item
                         self._prefetched.take(step_item.identity)
         wait_until_read(batch)
         if handle.is_cancelled:

@@ -1,4 +1,4 @@
-"""`PrefetchedFeatures`: features on the device, until the step that encodes them."""
+"""`PrefetchedFeatures`: features on the device, until a step takes them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class PrefetchedFeatures:
 
     @property
     def has_free_bytes(self) -> bool:
-        """Whether one more feature may be added. The last one may exceed the limit."""
+        """Whether one more feature may be added. The last feature may exceed the limit."""
         return self._free_bytes > 0
 
     def add(self, item: Hashable, moved: MovedFeature, owner: object) -> None:
-        """Keep an item's feature until a step takes it or `owner` drops it. A second feature is ignored."""
+        """Store an item's feature until a step takes it or `owner` drops it. Ignores a second feature."""
         with self._lock:
             if item not in self._features:
                 self._features[item] = moved, owner

@@ -18,9 +18,9 @@ class ItemError(NamedTuple):
     chunk, item
         Indices: the item is ``chunks[chunk].items[item]``.
     expected
-        Rows that the item should have: `Item.num_rows`.
+        Number of rows that the item should have: `Item.num_rows`.
     found
-        Rows that the encoder returned, if their number was wrong. Else None.
+        Number of rows that the encoder returned, if this number was wrong; else None.
     cause
         The exception of the load, the hash, the copy or the encode; a ValueError if the number of rows was
         wrong.

@@ -30,8 +30,8 @@ class RowSources(NamedTuple):
     def commit(self, cache: EmbeddingCache, leases: list[Lease]) -> None:
         """Insert the rows that were written to pages, release the leases, and insert rejected rows.
 
-        A step that pins the whole device tier leaves no pages there for its last rows. Now its entries are
-        unpinned: if there is a host tier, they can be demoted, and the last rows can be inserted.
+        If a step pins the whole device tier, the cache rejects the step's last rows. Once the leases are
+        released, a cache with a host tier can demote the leased entries and admit the last rows.
         """
         for source in (*self.embeddings, *self.store):
             if isinstance(source, Reservation):
@@ -47,7 +47,7 @@ def collect_sources(
 ) -> RowSources:
     """Return the sources of all step items, and reserve pages for rows that are still to be stored.
 
-    Rows that the cache rejects are rounded to its dtype all the same. An item without rows gets zeros.
+    Rows that the cache rejects are also rounded to its dtype. An item without rows gets zeros.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def collect_sources(
         elif isinstance(rows, Reservation):
             cleanup.enter_context(rows)
         elif isinstance(rows, Lease):
-            # The second hit in the host tier promotes the entry: the placement writes it to the device tier.
+            # The second hit in the host tier promotes the entry: the placement writes its rows to `store`.
             store = cache.promote(rows) if rows.tier == "host" and rows.hits > 1 else None
             if store is not None:
                 cleanup.enter_context(store)
@@ -113,7 +113,7 @@ def _take_precomputed(step_item: StepItem, rows: Tensor, cache: EmbeddingCache, 
     elif rows.device == cache.device:
         step_item.rows = rows.detach()
     else:
-        # Pinned rows are copied, too: the launch would read them after `embed` has returned.
+        # Pinned rows are copied, too: a launch might read the originals after `embed` has returned.
         try:
             moved = mover.start(rows, is_cast=False)
             step_item.take_moved(moved)

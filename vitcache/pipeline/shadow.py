@@ -24,9 +24,9 @@ logger = logging.getLogger("vitcache.shadow")
 class Shadow:
     """Samples hits that are encoded again, and reports how much their cached rows differ from new rows.
 
-    It finds entries that were right once, but are outdated because the weights, the processor or a kernel
-    changed. Keys and checksums cannot find those. Pass it to `VisionPipeline`, or call it from an encoder of
-    your own; `attach` makes its own.
+    A shadow finds entries that are outdated because the weights, the processor or a kernel changed. Keys and
+    checksums cannot find such entries. Pass the `Shadow` to `VisionPipeline`, or call its methods from your
+    own encoder. `attach` makes a `Shadow` if `shadow_every` is not 0.
 
     Parameters
     ----------
@@ -45,11 +45,11 @@ class Shadow:
 
     Notes
     -----
-    Any thread may call any method. `report` runs in the thread that checks. In a pipeline that thread owns
-    the encoder: `report` may call the cache, but must not call the pipeline.
+    Any thread may call any method. `report` runs in the thread that calls `check`. In a pipeline this
+    thread owns the encoder: `report` may call the cache, but must not call the pipeline.
 
-    A hit is encoded alone. The last bits of a tower's rows may depend on the other items of the same call; a
-    small difference is then not an error.
+    A hit is encoded alone. If the last bits of a tower's rows depend on the other items of the same call, a
+    small difference is not an error.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Shadow:
     def choose(self, hits: Iterable[tuple[T, bytes, Lease]]) -> list[tuple[T, bytes, Tensor]]:
         """Count hits, each an item with its key and lease, and return the chosen ones.
 
-        The lease is replaced by a copy of its rows, made on the current stream, so that it can be released.
+        Each lease is replaced by a copy of its rows, made on the current stream: the lease can be released.
         """
         return [(item, key, lease.to_tensor()) for item, key, lease in hits if self.wants()]
 

@@ -28,7 +28,7 @@ class StepItem:
     num_rows
         Rows of the item.
     duplicates
-        Step items with equal items. If the feature of this one cannot be loaded, `load` uses one of theirs.
+        Step items of equal items. If the feature of `item` cannot be loaded, `load` tries theirs.
     key
         Key of the rows in the cache. None: the item has precomputed rows, or hashing failed.
     feature
@@ -44,7 +44,8 @@ class StepItem:
     is_fresh
         Whether `rows` is memory of the encoder, which its next call may overwrite.
     error, found
-        Why the item has no rows. `found`: the wrong number of rows that the encoder returned, if that is why.
+        Why the item has no rows. `found`: the wrong number of rows that the encoder returned, if that is
+        the reason.
     """
 
     __slots__ = (
@@ -136,10 +137,10 @@ def known_key(item: Item, namespace: bytes) -> bytes | None:
 
 
 def find_keys(step_items: Iterable[StepItem], namespace: bytes, threads: KeyThreads) -> None:
-    """Set the key of each step item without precomputed rows, and the rows of the step items with them.
+    """Set the key of each step item, or its rows if they are precomputed.
 
     Features without a known key are loaded and hashed on `threads`, in parallel; the host waits for them.
-    Their items remember the key. An exception becomes the item's error.
+    Their items store the key. An exception becomes the item's error.
     """
     hashed: list[tuple[StepItem, Future[KeyedFeature]]] = []
     for step_item in step_items:
@@ -185,7 +186,7 @@ def merge_equal(step_items: Iterable[StepItem]) -> list[StepItem]:
 
 
 def wait_until_read(step_items: Iterable[StepItem]) -> None:
-    """Block the host until features may change: the ring's threads have read them.
+    """Block the host until the ring's threads have read the features, which may then change.
 
     The copies to the device may still be in flight.
     """

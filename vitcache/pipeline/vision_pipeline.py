@@ -81,7 +81,7 @@ class VisionPipeline:
     agree
         For tensor parallel towers, see Notes. ``agree(miss)`` gets a bool tensor on the CPU with one flag per
         unique item without precomputed rows, in the order of the batch. A set flag is a miss. `agree` returns
-        a tensor of the same shape, whose set flags are the items that all ranks encode, usually the items
+        a tensor of the same shape. All ranks encode the items whose flags are set in it, usually the items
         that at least one rank misses. `embed` calls `agree` once if the step needs at least one item without
         precomputed rows, else not at all.
     feature_dtype
@@ -114,7 +114,8 @@ class VisionPipeline:
 
     Threads: any thread may call any method at any time. `encode` runs in the thread that calls `embed`, or in
     the worker thread of `prefetch`, one call at a time. If a step must encode, it owns the encoder until its
-    rows are inserted, and the host waits in other steps that must encode. Steps without a miss do not wait.
+    rows are inserted, and the host waits in other steps that must encode. A step without a miss does not wait
+    for the encoder, unless `shadow` chooses one of its hits.
 
     Streams: `embed` queues its work on the caller's current stream, and the host does not wait for the
     device, with three exceptions. If the ring does not have enough free bytes, the host waits for earlier
@@ -200,7 +201,7 @@ class VisionPipeline:
         self._job = PrefetchJob(cache, self._runner, self._prefetched, self._find_step_items)
         self._worker = PrefetchWorker()
         self._is_closed = False
-        # The garbage collector may run this in a thread that holds locks, so it must not wait.
+        # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
         weakref.finalize(self, _stop_threads, self._worker, self._keys).atexit = False
 
     def embed(
@@ -286,7 +287,7 @@ class VisionPipeline:
             wait_until_read(step_items)
             sources.commit(self.cache, leases)
             if self._shadow is not None and chosen:
-                # After the insert: `commit` may read rows in memory that the encoder overwrites here.
+                # After the insert: `commit` may read rows in memory that this encode overwrites.
                 with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
                     for step_item, key, rows in chosen:
                         self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
@@ -310,11 +311,11 @@ class VisionPipeline:
         return key
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
-        """Start to hash, copy and encode the items of later chunks on a worker thread; never waits.
+        """Start to hash, copy and encode the items of later chunks on a worker thread, and do not wait.
 
         Call it after `embed`: the worker then hashes and copies features while the language model runs, and a
-        later `embed` finds the rows in the cache. Encodes share the GPU with the language model; on an H100
-        an encode beside a prefill saved no time (docs/decisions.md).
+        later `embed` finds the rows in the cache. Encodes share the GPU with the language model; on an H100,
+        encodes during a prefill saved no time (docs/decisions.md).
 
         Parameters
         ----------
@@ -367,7 +368,7 @@ class VisionPipeline:
         self._prefetched.drop(handle)
 
     def close(self) -> None:
-        """Cancel every prefetch, wait for the one that runs, and close the ring that the pipeline made.
+        """Cancel every prefetch, wait for the running one, and close the ring that the pipeline made.
 
         Afterwards `embed` and `prefetch` raise RuntimeError. The cache and the caller's ring stay open. A
         second call does nothing.
@@ -386,7 +387,7 @@ class VisionPipeline:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Make `stream` current. It waits for the caller's stream; at the end the caller's stream waits."""
+        """Make `stream` current. It waits for the caller's stream, which waits for `stream` at the end."""
         if self.stream is None:
             yield
             return

@@ -25,7 +25,7 @@ def scatter(
     runs: Tensor,
     scale: float | None,
 ) -> None:
-    """`scatter_embeddings` on tensors, differentiable in all of them."""
+    """`scatter_embeddings` on tensors, differentiable in all tensors except `runs`."""
     hidden = inputs_embeds.shape[-1]
     Scatter.apply(inputs_embeds, runs, scale, *(rows[:, :hidden] for rows in items))
     _scatter_levels(deepstack, hidden, items, runs, scale)
@@ -76,7 +76,7 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Gradients of the plane, zero at placed tokens, and of each item, gathered from its tokens."""
+        """Return the gradients of the plane (zero at placed tokens) and of each item (from its tokens)."""
         (runs,) = ctx.saved_tensors
         plane_grad = _zero_placed(grad, runs) if ctx.needs_input_grad[0] else None
         return plane_grad, None, None, *_item_gradients(ctx, ctx.needs_input_grad[3:], grad, runs)
@@ -106,9 +106,10 @@ class Embed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Gradients of the weight, from text tokens, and of each item, gathered from its tokens.
+        """Return the gradients of the weight (from text tokens) and of each item (from its tokens).
 
-        The id of a placed token may be any number. It is clamped to a row of the weight, to which it adds 0.
+        The id of a placed token may be any number. It is clamped to a row of the weight, whose gradient gets
+        0 from this token.
         """
         runs, input_ids = ctx.saved_tensors
         weight_grad = None

@@ -1,4 +1,4 @@
-"""Measure once per device from which block size on the copy engine beats a kernel on pinned host memory."""
+"""Measure the block size from which on a copy of pinned host memory is not slower than a kernel's reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SLEEP_CYCLES = 1_000_000
 def calibrate(
     device: torch.device, kernel_us: Callable[[int], float], copy_us: Callable[[int], float]
 ) -> int | None:
-    """Measure and store, once per device, the block size in bytes from which on copies are faster.
+    """Measure and store, once per device, the block size in bytes from which on copies are not slower.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def calibrate(
 
 
 def calibrate_cuda(device: torch.device) -> int | None:
-    """`calibrate` a CUDA device with timed events.
+    """Run `calibrate` for a CUDA device, with times from CUDA events.
 
     The host waits for the device: call it at start-up, never in a forward pass.
     """
@@ -58,7 +58,7 @@ def calibrate_cuda(device: torch.device) -> int | None:
                 times = []
                 for _ in range(7):
                     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                    # The device sleeps while the host queues the work, so the events time the device alone.
+                    # The device sleeps while the host queues the work, so the events time only the device.
                     torch.cuda._sleep(_SLEEP_CYCLES)
                     begin.record()
                     place(rows)

@@ -1,4 +1,4 @@
-"""The destination of a call, checked once and then seen as rows."""
+"""The destination of a call, checked once and then viewed as rows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Destination:
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """A view of `tensor` with `dimensions` dimensions. The dimension before the last counts all tokens."""
-    # For example `x.conj().imag`: torch would read the written values with the sign flipped.
+    # `x.conj().imag` is an example: torch would read the written values with the sign flipped.
     if tensor.is_neg():
         raise ValueError(f"{name} has torch's negative bit set: write to its resolve_neg()")
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
@@ -103,7 +103,7 @@ def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
 
 
 def _lie_in_order(rows: Tensor, levels: Tensor) -> bool:
-    """Whether the planes have the usual layout: levels apart from the rows, one level after the other.
+    """Whether the planes have the usual layout: levels outside of the rows, one after the other.
 
     Such planes share no memory.
     """

@@ -27,7 +27,7 @@ from vitcache.placement.spans import Span
 
 
 class EmbedCall:
-    """One call of `embed_tokens`. The constructor checks all that can be checked without image rows.
+    """One call of `embed_tokens`. The constructor checks everything that needs no image rows.
 
     A pipeline thus raises for a wrong argument before it encodes anything. `destination` is the checked
     output. Arguments and exceptions are those of `embed_tokens`, but the caller must refuse a weight that
@@ -67,9 +67,9 @@ class EmbedCall:
             self.destination.check_apart_from("input_ids", self._input_ids)
 
     def check_spans(self, spans: Sequence[Sequence[Span]]) -> None:
-        """Check all that depends on the spans but not on the rows.
+        """Check everything that depends on the spans but not on the rows.
 
-        The caller has checked that the spans fit in the tokens and that `find_overlap` finds nothing.
+        The caller must have checked that the spans fit in the tokens and that `find_overlap` returns None.
 
         Raises
         ------

@@ -1,7 +1,7 @@
 """Launch the GPU's kernels: lower a placement to the table that a launch reads, then launch.
 
 The kernels are in `vitcache.triton_kernels`. This module is imported when the first placement runs on a GPU,
-because machines without a GPU need not have Triton.
+because Triton may be missing on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def embed_rows(
 ) -> None:
     """Queue one launch for all tokens, and one scatter per further source dtype, on the current stream.
 
-    Arguments must be checked. The caller promises that the weight has a row for the id of each text token.
+    Arguments must be checked. The caller ensures that the weight has a row for the id of each text token.
     """
     device, num_tokens = destination.rows.device, destination.num_tokens
     with _on_device(device):
@@ -147,7 +147,7 @@ def _is_aligned(destination: Destination, placement: Placement, dtype: torch.dty
 
 
 def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """Reserve an int64 table that a launch on `device` reads in place. `fill` writes it by address."""
+    """Reserve an int64 table that a launch on `device` reads in place; `fill(address)` writes it."""
     table = table_memory_of(device).reserve(values)
     fill(table.data_ptr())
     return table
@@ -164,7 +164,7 @@ def _keep_pinned_alive(items: Iterable[object], device: torch.device) -> None:
 
 
 def _on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current for a launch. Does nothing if it is current already."""
+    """Make `device` current for a launch. Does nothing if `device` is current already."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

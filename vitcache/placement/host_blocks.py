@@ -27,7 +27,7 @@ def copy_host_blocks(destination: Destination, placement: Placement, scale: floa
     """Queue copies of long host blocks on the current stream, and remove their runs from the placement.
 
     A copy engine can only copy whole rows, unchanged, to adjacent rows. With a scale, deepstack levels or a
-    strided destination, all rows are left to the kernel.
+    strided destination, the kernel reads all rows.
     """
     rows = destination.rows
     threshold = crossover_bytes(rows.device) if placement.native.reads_host else None

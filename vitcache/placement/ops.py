@@ -74,7 +74,7 @@ def scatter_embeddings(
     Returns
     -------
     Tensor
-        `inputs_embeds` itself. Rows outside the spans keep their values, in `deepstack`, too.
+        `inputs_embeds` itself. Tokens outside the spans keep their values, also in `deepstack`.
 
     Raises
     ------

@@ -76,9 +76,9 @@ class Placement:
         return next((reservation.dtype for reservation in self.stored.values()), None)
 
     def write_stores(self) -> None:
-        """Copy rows to the reservations in `stored`. From then on the placement reads the rows there.
+        """Copy rows to the reservations in `stored`. Afterwards the placement reads the rows in them.
 
-        The CPU does this before it places rows. A GPU launch stores and places a row at once.
+        The CPU does this before it places rows. A GPU launch stores and places a row in one pass.
         """
         for item, reservation in self.stored.items():
             source = self.items[item]
@@ -128,7 +128,7 @@ class Placement:
             self.native.check_apart(begin, end, stride, row_bytes, destination.width)
 
     def _add_stores(self, destination: Destination, store: Sequence[Any]) -> dict[int, Reservation]:
-        """Check and add the reservations. Returns them by item."""
+        """Check and add the reservations; return them by item."""
         if not isinstance(store, (list, tuple)):
             raise TypeError(
                 f"store must be a list with a Reservation or None per item, got {type(store).__name__}"

@@ -68,7 +68,7 @@ class PlacementTable:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.max_rows = max_rows
         self.dtype = dtype
-        self.device = torch.empty(0, device=device).device  # with an index
+        self.device = torch.empty(0, device=device).device  # with a device index
         pinned = self.device.type == "cuda"
         # A tensor that is made in inference mode cannot be written outside of it.
         with torch.inference_mode(False):
@@ -170,7 +170,7 @@ class PlacementTable:
         return self._placement
 
     def bind_tokens(self, destination: Destination) -> tuple[Placement, Tensor]:
-        """`bind`, and return the address of each token's row, 0 for text. Later updates write them, too.
+        """`bind`, and return the address of each token's row, 0 for text. Later updates rewrite these.
 
         Raises
         ------

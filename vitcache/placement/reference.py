@@ -56,9 +56,10 @@ def embed_tokens(
 ) -> None:
     """Write every token of `out`: rows of `weight` at text tokens, rows of `items` at the runs.
 
-    `input_ids` is ``(T,)``. Ids in a run are never looked up; all other ids must be in ``[0, len(weight))``.
-    `text_scale` is rounded to the weight's dtype and multiplies in that dtype, as in a model with a scaled
-    embedding. `deepstack` gets zeros at text tokens. The other arguments are as in `scatter_embeddings`.
+    `input_ids` is ``(T,)``. Ids of tokens in a run are never looked up; all other ids must be in
+    ``[0, len(weight))``. `text_scale` is rounded to the weight's dtype and multiplies in that dtype, as in a
+    model with a scaled embedding. `deepstack` gets zeros at text tokens. The other arguments are as in
+    `scatter_embeddings`.
     """
     for start, stop in _gaps(runs, len(out)):
         ids = input_ids[start:stop].to(torch.int64)

@@ -61,12 +61,12 @@ class Span(_SpanFields):
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Span:  # type: ignore[override]
-        # `_replace` calls `_make`. That of NamedTuple would skip the checks.
+        # `_replace` calls `_make`. The `_make` of NamedTuple would skip the checks.
         return cls(*iterable)
 
     @property
     def stop(self) -> int:
-        """The index behind the last token of the span."""
+        """The index after the last token of the span."""
         return self.start + self.length
 
 

@@ -1,6 +1,6 @@
 """Memory for the tables that the host writes and kernels read in place. It is pinned on CUDA.
 
-The memory is reused block by block, and the host never waits for it.
+The memory is reused block by block. The host never waits for a block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RecordedFence(Protocol):
 
 
 class _Block:
-    """`num_used` values of `memory` are reserved. `readers_fence` is recorded behind their launches."""
+    """`num_used` values of `memory` are reserved. `readers_fence` is behind the launches that read them."""
 
     __slots__ = ("memory", "num_used", "readers_fence")
 
@@ -42,7 +42,7 @@ class TableMemory:
     A table is reserved in the current block. When the block is full, a fence is recorded behind the launches
     that read it: one fence per block, not per table. The next block is the oldest full block, if its fence is
     complete. Otherwise a new block is allocated, so that the host never waits. The number of blocks grows
-    while the device is behind the host.
+    while the host queues launches faster than the device runs them.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class TableMemory:
         return table
 
     def keep_alive(self, value: object) -> None:
-        """Keep `value` alive until the launches queued so far are complete, or longer."""
+        """Keep `value` alive at least until the launches queued so far are complete."""
         while self._kept_alive and self._kept_alive[0][0].query():
             self._kept_alive.popleft()
         self._kept_alive.append((self._record_fence(), value))
@@ -98,7 +98,7 @@ class TableMemory:
 
 
 # By thread, device and stream. A memory outlives its thread, because the device may still read its tables. A
-# later thread with the same identity and stream uses it, too: its launches run after the earlier ones.
+# later thread with the same identity and stream reuses it: its launches run after the earlier launches.
 _memories: dict[tuple[int, torch.device, int], TableMemory] = {}
 
 
@@ -133,7 +133,7 @@ def _make_memory(device: torch.device) -> TableMemory:
 
 
 class _CpuFence:
-    """A fence on the CPU, where it is complete at once."""
+    """A fence on the CPU, where all earlier work is complete already."""
 
     def query(self) -> bool:
         return True

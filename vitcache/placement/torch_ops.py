@@ -1,6 +1,6 @@
 """The operators of torch.library that gradients and torch.compile use.
 
-An operator that writes its first argument returns nothing: if it returned this argument, it would break
+An operator that writes its first argument returns None, because to return this argument would break
 functionalization. The schemas are defined in Python, by one library that lives as long as the process.
 """
 
