@@ -192,7 +192,7 @@ def test_shadow_encode_that_fails_is_logged_and_the_step_succeeds(caplog: pytest
 
 
 def test_pipeline_refuses_shadow_with_agree_and_other_types() -> None:
-    with pytest.raises(ValueError, match="agree and shadow exclude each other"):
+    with pytest.raises(ValueError, match="agree and shadow cannot be combined"):
         VisionPipeline(Tower(), make_cache(), agree=lambda miss: miss, shadow=Shadow(1, print))
     with pytest.raises(TypeError, match="shadow must be a Shadow, got int"):
         VisionPipeline(Tower(), make_cache(), shadow=100)  # type: ignore[arg-type]

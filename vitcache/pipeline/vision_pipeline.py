@@ -181,7 +181,7 @@ class VisionPipeline:
         if shadow is not None and not isinstance(shadow, Shadow):
             raise TypeError(f"shadow must be a Shadow, got {type(shadow).__name__}")
         if shadow is not None and agree is not None:
-            raise ValueError("agree and shadow exclude each other: one rank alone would encode a hit again")
+            raise ValueError("agree and shadow cannot be combined: only one rank would encode a hit again")
         if ring is not None and not isinstance(ring, PinnedRing):
             raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
         for name, owner in (("ring", ring), ("stream", stream)):
