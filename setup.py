@@ -15,7 +15,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 # Extension name: the file that CMake builds for it. The stand-in for the CUDA runtime is not a Python module;
-# the package opens it with dlopen. It is listed as an extension so that it is installed beside the module.
+# the package opens it with dlopen. It is listed as an extension so that it is installed in the module's
+# folder.
 LIBRARIES = {"vitcache._native": "{module}", "vitcache._stand_in": "libvitcache_stand_in_runtime.so"}
 
 # Installed name: folder. The folders are never installed under their own names, as Triton's authors publish a
@@ -32,7 +33,7 @@ def name_packages() -> list[str]:
 
 
 def find_tool(name: str) -> str:
-    """Return the path of a build tool: on PATH (in pip's build environment first), or beside this Python."""
+    """Return the path of a build tool: on PATH, pip's build environment first, or in Python's scripts."""
     tool = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
     if tool is None:
         sys.exit(f"vitcache needs {name} to build: pip install {name}")
@@ -66,7 +67,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DVITCACHE_BUILD_MODULE=ON",
-            # CMake remembers the last value; a wheel built after `make setup` must not contain faults.
+            # CMake remembers the last value; a wheel built after `make setup` must not contain the fault
+            # controls.
             "-DVITCACHE_STAND_IN_FAULTS=OFF",
             f"-DVITCACHE_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv, unless a working one exists; prints the missing program or package in one line. `make setup` runs it.
+# Makes .venv, unless a working one exists. If a program or package is missing, says so in one line.
+# `make setup` runs it.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 """Fixtures of all tests: devices, rings and seeds. Also selects the tests that run.
 
 Without a CUDA device, or with VITCACHE_GPU_DRY=1, Triton interprets its kernels on the CPU. Triton reads
-TRITON_INTERPRET when a kernel is defined, so it is set here, before any test module is imported.
+TRITON_INTERPRET when a kernel is defined, so this module sets it before any test module is imported.
 """
 
 import os
@@ -45,7 +45,7 @@ def kernel_device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def ring_options() -> dict[str, Any]:
-    """Arguments of the rings below. A module that needs other sizes defines this fixture again."""
+    """Arguments of `ring` and `host_ring`. A module that needs other sizes defines this fixture again."""
     return {"capacity_bytes": 1 << 20}
 
 
@@ -92,14 +92,14 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def finished() -> Iterator[None]:
-    """Wait for the device after each test: a fault is then reported by the test that caused it."""
+    """Wait for the device after each test, so that the test that caused a fault reports it."""
     yield
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """If the device is lost, end the process: each later test would fail in it."""
+    """If the device is lost, end the process: each later test in this process would fail."""
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -110,7 +110,7 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # once, before workers are started: they inherit the environment
+    if not hasattr(config, "workerinput"):  # once, before the workers start: they inherit the environment
         stand_in_build.provide()
 
 
@@ -136,7 +136,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of tests/gpu as `gpu`, and deselect these and `soak` tests unless they are wanted."""
+    """Mark the tests of tests/gpu as `gpu`. Deselect these and the `soak` tests, unless they are wanted."""
     gpu_items = [item for item in items if GPU_TESTS in item.path.parents]
     for item in gpu_items:
         item.add_marker(pytest.mark.gpu)

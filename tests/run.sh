@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs tests part by part, and prints the time of each part and its ten slowest tests. The Makefile calls it.
 #
-#   run.sh test                   all tests but those marked `soak`, with the versions in .venv; native tests; the GPU tests, dry
+#   run.sh test                   all tests but those marked `soak`, with the versions in .venv; native tests; a dry run of the GPU tests
 #   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
 #   run.sh soak                   the tests marked `soak`
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONSAFEPATH=1
 python=.venv/bin/python
-# One process per core with one thread each. A file stays in one process, so that its fixtures are made once.
+# One process per core with one thread each. All tests of a file run in one process, so that its fixtures are
+# made once.
 export OMP_NUM_THREADS=1
 pytest=("$python" -m pytest -n auto --maxprocesses 8 --dist loadfile --durations=10 --durations-min=0)
 log=$(mktemp)
@@ -26,7 +27,8 @@ slowest() {
     sed 's/ call$//' | sort -rn | head -n10 | awk '{ time = $1; $1 = ""; printf "    %6.1f s %s\n", time, $0 }'
 }
 
-# part NAME COMMAND...: runs the command, and keeps its time, the last line that counts tests, and the slowest tests.
+# part NAME COMMAND...: runs the command, and records its time, the last line that counts tests, and the
+# slowest tests.
 part() {
   local name=$1 start=$SECONDS
   shift
@@ -38,8 +40,8 @@ part() {
   summary+=("$(printf '%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(tr -d = <<<"$counts")")" "$(slowest)")
 }
 
-# native_tests SANITIZERS: a build of its own, in which the test is an executable that the sanitizer starts with.
-# CMake keeps the compiler of an existing build folder, so the folder's name has it.
+# native_tests SANITIZERS: each test is a program, as a sanitizer must be loaded when the program starts. CMake cannot
+# change the compiler of an existing build folder, so the folder's name contains the sanitizer and the compiler.
 native_tests() {
   local compiler=${CXX:-c++}
   local build=build/native-tests-${1%%,*}-${compiler//[^[:alnum:]+.-]/-}
@@ -64,7 +66,7 @@ case $target in
     done
     target=test-oldest
     ;;
-  # One file: its tests are shared among the processes.
+  # All soak tests are in one file, so tests, not files, are distributed to the processes.
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
     echo "run.sh: expected test, oldest or soak, got $target" >&2

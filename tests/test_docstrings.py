@@ -16,7 +16,7 @@ from tiny_models import MODULES_WITH_MODEL_EXAMPLES, names_of_model_examples
 PACKAGE = Path(__file__).parents[1] / "vitcache"
 OPTIONAL = ("transformers", "triton", "prometheus_client", "skimage", "sklearn")
 LEFT_OUT = ("bench", "demo")  # programs, whose modules are not imported by users
-# The modules whose names README prints, and the public names of those without `__all__`.
+# The modules whose names README prints, with the public names of a module that has no `__all__`.
 PUBLIC_NAMES: dict[str, tuple[str, ...]] = {
     "vitcache": (),
     "vitcache.adapters.transformers": (),

@@ -1,6 +1,6 @@
-"""Imports of the package: their time, the modules they load, and the names they give.
+"""Imports of the package: their time, the modules that they load, and the names that they define.
 
-Tests of an import run it in a new process, outside of the checkout.
+Tests of an import execute it in a new process, outside of the checkout.
 """
 
 import ast

@@ -1,7 +1,7 @@
-"""Prose is read once: phrases that had to be read twice are counted, and the limit is small.
+"""Counts the phrases that readers had to read twice, and limits their number.
 
 docs/glossary.md says which word to use instead. `python tests/test_prose.py` prints every match, as
-`make check` does; with files or folders, only theirs.
+`make check` does. With files or folders as arguments, it prints only the matches in these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The package as users get it, and all other text of the repository: each has its limit.
+# The package as users get it, and all other text of the repository. Each has its own limit.
 PRODUCT = ("vitcache", "triton_kernels", "README.md")
 REST = (
     "csrc",
@@ -41,7 +41,7 @@ REST = (
 MAX_IN_PRODUCT = 15
 MAX_IN_REST = 15
 MAX_TEST_NAME = 80
-# These two quote the phrases.
+# These two files quote the phrases.
 QUOTING = ("docs/glossary.md", "tests/test_prose.py")
 
 BEGIN = r"(?:^|[.:;!?] )"  # of a sentence
@@ -59,7 +59,7 @@ PATTERNS = {
     "a point that was not named": r"\b(?:has|have|had|was|were|been) passed\b|\bmeanwhile\b",
 }
 COMPILED = {reason: re.compile(pattern, re.I) for reason, pattern in PATTERNS.items()}
-# The case of the letter tells the two apart.
+# In these two patterns the case of the first letter matters, so they do not ignore case.
 for reason in ("a clause as the subject", "a clause in place of a noun"):
     COMPILED[reason] = re.compile(PATTERNS[reason])
 
@@ -85,7 +85,7 @@ class Match(NamedTuple):
 
 
 def paragraphs(lines: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Join lines. A list item, a table row, another indentation or an empty line begins a new paragraph."""
+    """Join lines. A list item, a table row, a change of indentation or an empty line begins a paragraph."""
     current: list[str] = []
     first = indent = 0
     is_item = False
@@ -306,7 +306,7 @@ def test_a_planted_phrase_is_found_in_wrapped_and_quoted_text(
 
 
 def report(places: tuple[str, ...], limit: int | None = None) -> bool:
-    """Print every match and their number; whether that is within the limit."""
+    """Print every match and the number of matches. Return whether the number is within the limit."""
     found = find_matches(*places)
     for match in found:
         print(match)

@@ -1,4 +1,4 @@
-"""Checks of tensors of rows, and the numbers of the dtypes."""
+"""Checks of tensors of rows, and the kind numbers of the dtypes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ std::vector<const Run*> Placement::runs_in_order() const {
 std::optional<std::pair<Run, Run>> Placement::find_overlap() const {
   const std::vector<const Run*> order = runs_in_order();
   for (std::size_t i = 1; i < order.size(); ++i)
-    // The runs may be unchecked: the difference of two starts cannot overflow, the sum start + length can.
+    // The runs may be unchecked, so `start + length` could overflow. The difference of two starts cannot,
+    // unless a start is negative.
     if (order[i - 1]->length > order[i]->start - order[i - 1]->start)
       return std::pair(*order[i - 1], *order[i]);
   return std::nullopt;
@@ -118,7 +119,8 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
     const std::uint64_t first = row(source.first_pool_row);
     if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes)) return;
     if (source.row_stride == row_stride && row_stride > row_bytes) {
-      // Source and destination have the same pitch: they are apart if their rows do not overlap within it.
+      // Source and destination have the same pitch: they are apart if their rows do not overlap within one
+      // pitch.
       const std::int64_t pitch = row_stride;
       const std::int64_t offset =
           ((static_cast<std::int64_t>(first) - static_cast<std::int64_t>(begin)) % pitch + pitch) % pitch;
@@ -132,7 +134,7 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
 }
 
 void Placement::check_stores_apart(std::int64_t width) const {
-  // All pages that are written lie in [low, high). Few sources do, so most are skipped early.
+  // All pages that are written lie in [low, high). Few sources overlap this range, so most are skipped early.
   std::uint64_t low = UINT64_MAX, high = 0;
   for (const auto& [item, pages] : stores_) {
     low = std::min(low, pages.address + static_cast<std::uint64_t>(pages.first_pool_row * pages.row_stride));

@@ -1,8 +1,8 @@
 // One placement: which source rows are written to which tokens.
 //
-// It is built on the host for a single call, from numbers that the host knows. Add sources and runs, call the
-// `check_` methods, then write the table that a kernel reads. It makes no CUDA call. Thread rule: that of a
-// std::vector.
+// A placement is built on the host for a single call, from numbers that the host knows. Add sources and runs,
+// call the `check_` methods, then write the table that a kernel reads. No method makes a CUDA call. Thread
+// rule: as for a std::vector, concurrent calls may only read.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct BlockCopy {
 
 class Placement {
  public:
-  // The value in a token table of a token that another launch or copy writes.
+  // In a token table, the value of a token that another launch or copy writes.
   static constexpr std::int64_t kOtherKind = -1;
 
   // Sources are numbered in the order in which they are added.
@@ -44,7 +44,7 @@ class Placement {
   void add_run(Run run) { runs_.push_back(run); }
 
   // Stores source `item`: all of its rows, placed or not, are also written to `pages`. Call it at most once
-  // per source. Throws std::invalid_argument if `pages` has another number of rows.
+  // per source. Throws std::invalid_argument if `pages` and the source differ in the number of rows.
   void add_store(std::int64_t item, Source pages);
 
   std::int64_t num_sources() const { return static_cast<std::int64_t>(sources_.size()); }
@@ -63,14 +63,15 @@ class Placement {
   void check_overlap() const;
 
   // Checks that the id of every token outside of the runs is in `[0, num_rows)`, the rows of the weight.
-  // Throws std::out_of_range naming the first token with another id.
+  // Throws std::out_of_range naming the first token whose id is outside this range.
   template <typename Id>
   void check_text_ids(const Id* ids, std::int64_t num_tokens, std::int64_t num_rows) const;
 
   // Checks that no source, and no page that a source is stored in, shares memory with the rows of a
-  // destination: `row_bytes` bytes at every `row_stride` bytes of [begin, end). Otherwise the placement could
-  // read bytes that it has just written. A source with the same row stride may lie between the destination's
-  // rows. `width` is the number of elements of a source row. Throws std::invalid_argument naming the item.
+  // destination: `row_bytes` bytes at every `row_stride` bytes of [begin, end). If they shared memory, the
+  // placement could read bytes that it has just written. A source with the same row stride may lie between
+  // the destination's rows. `width` is the number of elements of a source row. Throws std::invalid_argument
+  // naming the item.
   void check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride, std::int64_t row_bytes,
                    std::int64_t width) const;
 
@@ -78,8 +79,8 @@ class Placement {
   // Throws std::invalid_argument naming both items.
   void check_stores_apart(std::int64_t width) const;
 
-  // Call it after the rows of stored sources were written to their pages. From then on these sources are read
-  // from the pages and are not stored again.
+  // Call it after the rows of stored sources were written to their pages. These sources are then read from
+  // the pages, and are not stored again.
   void read_stores();
 
   // Removes from the runs, and returns, the blocks that a copy engine moves faster than a kernel: at least
@@ -110,10 +111,11 @@ class Placement {
   // source of another kind or a copy of a block writes it.
   void write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const;
 
-  // Values for a row's page in a table: the row is not stored; another row of the table stores it.
+  // Values in place of a row's page. kNoPage: the row is not stored. kStoredElsewhere: another descriptor of
+  // the same row stores it.
   static constexpr std::int64_t kNoPage = 0;
   static constexpr std::int64_t kStoredElsewhere = -1;
-  // The value for the token of a row that is stored and not placed.
+  // The value in place of the token of a row that is stored and not placed.
   static constexpr std::int64_t kNoToken = -1;
 
   // The row table with pages: writes (address, token, page) for each placed row of `kind`, then for each row

@@ -14,8 +14,8 @@ namespace {
 constexpr std::int64_t kBytesPerThread = std::int64_t{1} << 20;
 
 // From this size on, `scatter_rows` writes rows with streaming stores, which bypass the CPU's caches.
-// `embed_rows` does not: it mostly writes fresh memory, whose pages pass through the caches when they are
-// first touched.
+// `embed_rows` does not: it mostly writes newly allocated memory, whose pages pass through the caches when
+// they are first touched.
 constexpr std::int64_t kStreamedBytes = std::int64_t{8} << 20;
 
 using CopyBytes = void (*)(std::byte* destination, const std::byte* source, std::size_t bytes);
@@ -39,7 +39,7 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   try {
     for (; part < parts; ++part) threads.emplace_back(work, count * part / parts, count * (part + 1) / parts);
   } catch (const std::system_error&) {
-    work(count * part / parts, count);  // no further thread can be started: this one does the rest
+    work(count * part / parts, count);  // no further thread can be started: the calling thread does the rest
   }
   work(0, count / parts);
   for (std::thread& thread : threads) thread.join();

@@ -1,4 +1,4 @@
-// The work of the row kernels, done by the CPU: it reads the same tables and copies rows as bytes.
+// The row kernels for the CPU: functions that read the same tables and copy rows as bytes.
 //
 // Each call returns when all rows are written. At most `num_threads` threads work, the calling thread
 // included. A call with few bytes uses only the calling thread. Sources and destinations must not overlap.
@@ -29,7 +29,7 @@ void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::v
                   std::int64_t row_bytes, int num_threads);
 
 // `table` contains an address per token, 0 for text. A text token `t` gets row `ids[t]` of `weight`, and
-// zeros in the other planes. The caller has checked its id (`Placement::check_text_ids`).
+// zeros in the other planes. The caller has checked the ids (`Placement::check_text_ids`).
 template <typename Id>
 void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* ids, const Weight& weight,
                 const std::vector<Plane>& planes, std::int64_t row_bytes, int num_threads);

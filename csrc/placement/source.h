@@ -22,8 +22,8 @@ struct Source {
   bool on_host;  // in host memory, which the device reads through the bus
   std::shared_ptr<const std::vector<std::int64_t>> pages;  // null: one strided block
   std::int64_t page_rows;
-  std::int64_t first_pool_row;  // the first row of all pages, for `Placement::check_apart`
-  std::int64_t last_pool_row;   // the last row of all pages
+  std::int64_t first_pool_row;  // the lowest pool row of the pages, for the checks of Placement
+  std::int64_t last_pool_row;   // the highest pool row of the pages
 
   static Source block(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
                       bool on_host) {

@@ -19,7 +19,7 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// Python passes a table by its address: torch owns its memory, and this module does not depend on torch.
+// Python passes the address of a table: torch owns the memory, and this module does not depend on torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
 std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& planes) {

@@ -1,9 +1,9 @@
 // The part of DLPack's C ABI, version 1, that reads a tensor without owning it (github.com/dmlc/dlpack, issue
 // 175).
 //
-// torch has it from 2.11 on, as `torch.Tensor.__dlpack_c_exchange_api__`. It gives the address, shape,
-// strides, dtype and device of a tensor in some tens of nanoseconds. Each Python attribute of a tensor takes
-// half a microsecond.
+// From torch 2.11 on, `torch.Tensor.__dlpack_c_exchange_api__` contains these functions. They return the
+// address, shape, strides, dtype and device of a tensor in some tens of nanoseconds. Reading one Python
+// attribute of a tensor takes half a microsecond.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ struct ExchangeApi {
   std::uint32_t minor;
   ExchangeApi* previous;
   void* unused[3];  // functions for owned tensors
-  // Returns 0; or -1 with a Python error set. The pointers in `out` are valid as long as the object.
+  // Returns 0, or sets a Python error and returns -1. The pointers in `out` are valid as long as `object`
+  // lives.
   int (*tensor_from_object)(void* object, Tensor* out);
   int (*current_work_stream)(std::int32_t device_type, std::int32_t device_id, void** stream);
 };

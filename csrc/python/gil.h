@@ -7,9 +7,9 @@
 
 namespace vitcache {
 
-// Runs `work` without the GIL. If the interpreter ends in the meantime, a daemon thread that takes the GIL
-// back is ended by stack unwinding. Unwinding that begins in a destructor terminates the process, so
-// py::gil_scoped_release, which takes the GIL back in its destructor, cannot be used here.
+// Runs `work` without the GIL. If the interpreter ends during `work`, Python 3.13 and older end a daemon
+// thread by stack unwinding when it acquires the GIL. Unwinding that begins in a destructor terminates the
+// process. So py::gil_scoped_release, whose destructor acquires the GIL, cannot be used here.
 template <typename Work>
 void without_gil(Work work) {
   std::exception_ptr error;

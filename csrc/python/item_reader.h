@@ -13,8 +13,8 @@
 
 namespace vitcache {
 
-// The rows of a cache entry, with the width and the device that their destination must have. Made once per
-// entry.
+// The rows of a cache entry, with the width and the device that their destination must have. Each entry makes
+// its PagedRows once.
 struct PagedRows {
   Source source;
   std::int64_t width;
@@ -33,10 +33,10 @@ struct Target {
   std::int32_t device_id;
 };
 
-// The fast path for items: adds plain tensors, if torch has DLPack's exchange functions, and leases.
+// The fast path for items: adds leases, and, if torch has DLPack's exchange functions, plain tensors.
 //
-// Of a lease it reads one attribute, `pin`, which `vitcache.Lease` documents: a list that contains the entry,
-// or is empty after the lease was released. Of the entry it reads `paged_rows`.
+// ItemReader reads the lease's attribute `pin`, which `vitcache.Lease` documents: a list that contains the
+// entry and is empty after the lease was released. It also reads the entry's attribute `paged_rows`.
 class ItemReader {
  public:
   ItemReader(pybind11::type tensor_type, pybind11::type lease_type);

@@ -13,7 +13,7 @@ namespace vitcache {
 namespace {
 
 // vitcache.CudaError is a Python class, so that it exists without this module.
-// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 names the type
+// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 prescribes the type
 void translate_errors(std::exception_ptr error) {
   try {
     if (error) std::rethrow_exception(error);

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-// The resolvers of target_clones run before the sanitizers are initialized.
+// Sanitizer builds do not use target_clones: its resolvers run before the sanitizers are initialized.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define VITCACHE_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

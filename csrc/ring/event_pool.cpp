@@ -24,7 +24,8 @@ SharedEvent EventPool::take() {
 }
 
 void EventPool::put_back(Event event) {
-  // In a forked child the mutex may stay locked for ever: another thread of the parent may have held it.
+  // In a forked child the mutex may stay locked for ever: another thread of the parent may have held it
+  // during the fork.
   if (getpid() != process_) return;
   try {
     const Lock lock(mutex_);

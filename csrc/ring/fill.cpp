@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::int64_t kBlockElements = 4096;  // a block of this size stays in the L1 cache during its cast
 
-// Copies `count` elements, which are `stride` bytes apart, to contiguous memory.
+// Copies `count` elements that are `stride` bytes apart to contiguous memory.
 template <std::int64_t kBytes>
 void gather(std::byte* destination, const std::byte* source, std::int64_t count, std::int64_t stride) {
   for (std::int64_t i = 0; i < count; ++i) std::memcpy(destination + i * kBytes, source + i * stride, kBytes);
@@ -39,7 +39,7 @@ void gather(std::byte* destination, const std::byte* source, std::int64_t count,
   }
 }
 
-// Fills from `count` contiguous elements.
+// Fills `destination` from `count` contiguous elements.
 void fill_run(std::byte* destination, const std::byte* source, std::int64_t count, std::int64_t element_bytes,
               Cast cast) {
   if (cast == Cast::kNone)
@@ -56,7 +56,7 @@ void fill_run(std::byte* destination, const std::byte* source, std::int64_t coun
   }
 }
 
-// Fills from `count` elements that are `stride` bytes apart.
+// Fills `destination` from `count` elements that are `stride` bytes apart.
 void fill_strided(std::byte* destination, const std::byte* source, std::int64_t count, std::int64_t stride,
                   std::int64_t element_bytes, Cast cast) {
   if (stride == element_bytes) return fill_run(destination, source, count, element_bytes, cast);

@@ -1,6 +1,6 @@
 // Fills page-locked memory with the elements of a strided view, in row-major order, optionally cast.
 //
-// The device reads the written bytes, this CPU does not. So contiguous elements are written with streaming
+// The device reads the written bytes; the CPU does not. So contiguous elements are written with streaming
 // stores, which bypass the CPU's caches. Streaming stores are weakly ordered: `fill` ends with a store fence,
 // so that a release store after `fill` publishes the bytes.
 //

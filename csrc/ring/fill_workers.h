@@ -1,9 +1,9 @@
 // Worker threads that fill slots: they copy sources into page-locked memory and store the slots' flags.
 //
 // A job is cut into chunks. Every thread takes the next chunk of the oldest job, so that the oldest slot is
-// full as early as possible. The thread that writes the last chunk of a job stores the job's `full` flag, for
-// which a stream waits. The threads make no CUDA call and never take the GIL. So a thread that waits for the
-// device, or for a slot, cannot delay a flag.
+// full as early as possible. The thread that completes a job stores the job's `full` flag; a stream waits for
+// this flag. The threads make no CUDA call and never take the GIL. So a thread that waits for the device, or
+// for a slot, cannot delay a flag.
 //
 // Thread rule: any thread may submit a job. The destructor finishes all submitted jobs.
 #pragma once
@@ -37,7 +37,8 @@ struct FillJob {
 
 class FillWorkers {
  public:
-  // Bytes of a chunk. One core copies a chunk in about 50 us, which is far longer than it takes to take one.
+  // Bytes of a chunk. One core copies a chunk in about 50 us, far longer than a thread needs to take a chunk
+  // from the queue.
   static constexpr std::int64_t kChunkBytes = std::int64_t{512} << 10;
 
   explicit FillWorkers(int num_threads);
@@ -59,7 +60,7 @@ class FillWorkers {
   struct Queued {
     std::shared_ptr<SharedJob> shared;
     std::int64_t chunk_elements;
-    std::int64_t next;  // the first element that is in no taken chunk
+    std::int64_t next;  // the first element that no thread has taken
   };
 
   // Elements `[begin, begin + count)` of a job.
@@ -70,7 +71,7 @@ class FillWorkers {
   };
 
   void run();
-  // Waits for a chunk. Returns none if the workers stop and all chunks are taken.
+  // Waits for a chunk. Returns none if the workers are stopping and all chunks are taken.
   std::optional<Chunk> take() VITCACHE_EXCLUDES(mutex_);
   void stop() VITCACHE_EXCLUDES(mutex_);
 

@@ -31,7 +31,7 @@ void touch(std::byte* data, std::size_t bytes, std::size_t page_bytes, int num_t
     for (; begin < bytes; begin += share)
       helpers.emplace_back(touch_range, begin, std::min(begin + share, bytes));
   } catch (const std::system_error&) {
-    touch_range(begin, bytes);  // no further thread can be started: this one touches the rest
+    touch_range(begin, bytes);  // no further thread can be started: the calling thread touches the rest
   }
   touch_range(0, std::min(share, bytes));
   for (std::thread& helper : helpers) helper.join();

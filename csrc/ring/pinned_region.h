@@ -1,8 +1,7 @@
 // Page-locked memory of one process. The constructor allocates, touches and page-locks it; the destructor
 // frees it.
 //
-// Several threads touch the pages before they are page-locked, because page-locking would touch them with one
-// thread.
+// Several threads touch the pages first, because page-locking untouched pages would touch them in one thread.
 //
 // Thread rule: immutable. In a forked child the memory is not mapped.
 #pragma once

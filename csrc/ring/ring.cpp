@@ -15,7 +15,7 @@ namespace {
 // An event does not notify the host when it is complete, so the first waiting thread polls at this interval.
 constexpr std::chrono::microseconds kPoll{50};
 
-// A longer timeout means no timeout, because the clock overflows after some 292 years.
+// A longer timeout counts as no timeout, because the clock's 64-bit nanoseconds overflow after 292 years.
 constexpr std::chrono::duration<double> kLongestTimeout{1e9};
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -137,7 +137,7 @@ bool Ring::queue_piece(Ticket& ticket, const Slot& slot, std::byte* destination,
       if (cause == nullptr) cause = std::current_exception();
       event = {};
       // Without an event the ring cannot know when the stream has read the slot, so the host waits for the
-      // stream. If that fails, too, the device is lost and reads nothing any more.
+      // stream. If this wait fails, too, the device is lost and reads nothing any more.
       try {
         runtime_->synchronize_stream(stream_);
       } catch (const CudaError&) {
@@ -303,7 +303,7 @@ RingStats Ring::stats() {
   check_process();
   const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
-  ++copying_;  // `retire_oldest` unlocks the mutex: `close` must not destroy the flags until it is done
+  ++copying_;  // `retire_oldest` unlocks the mutex: `close` must not destroy the flags before it returns
   while (retire_oldest(false)) continue;
   --copying_;
   return {static_cast<std::size_t>(capacity_),

@@ -2,16 +2,18 @@
 //
 // A copy is cut into pieces. Each piece uses one slot, a byte range of the ring. A slot has these states:
 //   reserved   the copying thread has reserved the bytes, after those of the previous slot
-//   filling    worker threads copy the source into the slot, cast it if asked to, and store the slot's flag
+//   filling    worker threads copy (and cast, if requested) the source into the slot, then store its flag
 //   submitted  the copying thread has queued on the ring's stream: wait for the flag, copy, record an event.
-//              It does so while the slot is still being filled, so it waits for neither fill nor copy
+//              The slot may still be filling: the copying thread waits neither for the fill nor for the copy
 //   retired    the event is complete; slots retire in the order in which they were reserved
-// A slot never overlaps a slot that has not retired. If the ring has too few free bytes, the copying thread
-// waits. Waiting threads reserve in the order in which they began to wait.
+// A slot never overlaps a slot that has not retired. If the ring has too few free bytes, or the maximum
+// number of slots, the copying thread waits. Waiting threads reserve in the order in which they began to
+// wait.
 //
 // Thread rule: any thread may copy, at any time. Copies that run at the same time take turns, piece by piece.
-// No lock is held during a call of the runtime or during a fill. A forked child cannot use the ring: every
-// call throws, except that `release` and `close` do nothing. The child must leak the ring.
+// No lock is held during a call of the runtime or during a fill. A forked child cannot use the ring: `copy`,
+// `hold`, `stats` and `check_integrity` throw, `release` and `close` do nothing. The child must leak the
+// ring.
 #pragma once
 
 #include <sys/types.h>
@@ -42,7 +44,7 @@ struct RingOptions {
   int num_threads;
   std::size_t piece_bytes;
   int device;
-  std::optional<Stream> stream;  // of `device`, must outlive the ring; none: the ring creates a stream
+  std::optional<Stream> stream;  // of `device`; it must outlive the ring. None: the ring creates one
 };
 
 struct RingStats {
@@ -55,7 +57,7 @@ struct RingStats {
   double construction_seconds;
 };
 
-// The ring did not have enough free bytes before the timeout.
+// No slot could be reserved before the timeout.
 class RingTimeout : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -71,9 +73,10 @@ class Ring {
   ~Ring();
 
   // Queues a copy of the elements of `source`, in row-major order, to `destination`. The copy runs after all
-  // work queued so far on `after`, a stream of the ring's device; none: it waits for no other stream. The
-  // source must stay alive and unchanged until `Ticket::source_read`. The destination must stay alive while
-  // `Ticket::is_in_flight`. If a piece cannot be queued, the ticket fails, and later pieces are not queued.
+  // work queued so far on `after`, a stream of the ring's device. Without `after` the copy waits for no other
+  // stream. The source must stay alive and unchanged until `Ticket::source_read`. The destination must stay
+  // alive while `Ticket::is_in_flight`. If a piece cannot be queued, the ticket fails, and later pieces are
+  // not queued.
   //
   // Throws RingTimeout; std::invalid_argument if `after` or `ticket` belongs to another device; and
   // std::runtime_error if the ring is closed, the process was forked, or `after` is being captured in a
@@ -84,7 +87,7 @@ class Ring {
 
   std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_, device_); }
 
-  // Whether this process was forked from the process that created the ring. If so, the ring must be leaked.
+  // Whether this process was forked from the process that created the ring. If it was, leak the ring.
   bool is_forked() const;
 
   // While the ring is on hold, no slot retires. Each `hold` needs one `release`.
@@ -92,7 +95,7 @@ class Ring {
   void release() VITCACHE_EXCLUDES(mutex_);
 
   // Refuses new copies and waits for all copies in flight, even while the ring is on hold. A second call
-  // returns at once.
+  // returns immediately.
   void close() VITCACHE_EXCLUDES(mutex_);
 
   RingStats stats() VITCACHE_EXCLUDES(mutex_);
@@ -127,8 +130,8 @@ class Ring {
   Slot next_slot(std::size_t bytes) const VITCACHE_REQUIRES(mutex_);
   bool fits(const Slot& slot) const VITCACHE_REQUIRES(mutex_);
   void set_submitted(std::uint64_t sequence, SharedEvent event) VITCACHE_EXCLUDES(mutex_);
-  // Retires the oldest slot if its event is complete and the ring is not on hold. Returns whether that slot
-  // has retired, through this thread or another.
+  // Retires the oldest slot if its event is complete and the ring is not on hold, or `ignore_hold` is true.
+  // Returns whether this thread or another has retired that slot.
   bool retire_oldest(bool ignore_hold) VITCACHE_REQUIRES(mutex_);
   bool is_complete(const SharedEvent& event) const VITCACHE_EXCLUDES(mutex_);
   std::size_t num_unread() const VITCACHE_REQUIRES(mutex_);

@@ -2,7 +2,7 @@
 // and a stream waits for that value before it reads the slot.
 //
 // Slots are numbered from the construction of the ring. Slot `n` uses flag `n % kCount`. The value of a flag
-// grows by one with each slot that uses it.
+// increases by one with each slot that uses the flag.
 //
 // Thread rule: any thread may store and read flags. In a forked child the destructor frees nothing.
 #pragma once
@@ -17,12 +17,13 @@
 
 namespace vitcache {
 
-// The flag of one slot, and the value that it has when the slot is full.
+// The flag of one slot, and the value that the flag has when the slot is full.
 struct SlotFlag {
   std::uint32_t* address;
   std::uint32_t value;
 
-  // A release store: a thread or stream that reads the value also sees the bytes that were written before.
+  // A release store: a thread or stream that reads the value also sees the bytes that were written before the
+  // store.
   void store() const { __atomic_store_n(address, value, __ATOMIC_RELEASE); }
   bool is_stored() const { return __atomic_load_n(address, __ATOMIC_ACQUIRE) == value; }
 };

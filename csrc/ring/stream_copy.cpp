@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-// ThreadSanitizer does not see streaming stores, so under it memcpy replaces them.
+// ThreadSanitizer does not see streaming stores, so its builds use memcpy.
 #if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
 #include <emmintrin.h>
 

@@ -1,7 +1,7 @@
 // A copy that bypasses the caches of this CPU, for bytes that this CPU will not read soon.
 //
 // Its stores are weakly ordered. Call `order_stores` after them and before the release store that publishes
-// them.
+// the bytes.
 #pragma once
 
 #include <cstddef>

@@ -25,7 +25,8 @@ class StridedView {
   std::int64_t element_bytes() const { return element_bytes_; }
   std::int64_t num_elements() const { return num_elements_; }
 
-  // At least one dimension, the fastest-varying one last. A size is 1 only if it is the only dimension.
+  // At least one dimension; the last one varies fastest. A dimension has size 1 only if it is the only
+  // dimension.
   const std::vector<Dimension>& dimensions() const { return dimensions_; }
 
  private:

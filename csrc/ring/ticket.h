@@ -1,6 +1,7 @@
-// The state of one copy through a ring: whether its source was read, whether it is complete, why it failed.
+// The state of one copy through a ring: whether its source was read, whether the copy is complete, and why it
+// failed.
 //
-// A ticket works with any current device: it knows the device of its copy.
+// A ticket stores the device of its copy, so its methods work with any current device.
 //
 // Thread rule: `begin_piece`, `drop_piece`, `end_piece` and `fail` are for the copying thread, before other
 // threads get the ticket. Any thread may call the other methods. A ticket may outlive its ring. In a forked
@@ -27,19 +28,20 @@ class Ticket {
 
   int device() const { return device_; }
 
-  // Whether no thread will read the source any more.
+  // Whether all threads have finished reading the source.
   bool source_read() const { return unread_->load(std::memory_order_acquire) == 0 || getpid() != process_; }
 
-  // The host waits until `source_read`. It waits for the worker threads, not for the device.
+  // The host waits until `source_read` is true. It waits for the worker threads, not for the device.
   void wait_source_read() const;
 
-  // Whether the source or the destination may still be accessed. It is false once all queued pieces are
-  // complete or the device is lost, also if the copy failed. Unlike `done`, it never throws.
+  // Whether the source or the destination may still be accessed. False once all queued pieces are complete or
+  // the device is lost, even if the copy failed. Unlike `done`, this method never throws.
   bool is_in_flight() const;
 
   // The methods below throw the cause if the copy failed.
 
-  // Work that is queued on `stream`, of any device, from now on runs after the copy. The host does not wait.
+  // Work that is queued on `stream` from now on runs after the copy. `stream` may belong to any device. The
+  // host does not wait.
   void wait(Stream stream) const;
 
   // The host waits until the copy is complete.

@@ -15,7 +15,7 @@
 namespace vitcache {
 namespace {
 
-// The major versions that the signatures of the table were checked against.
+// The table's signatures were checked for these major versions.
 constexpr const char* kLibraries[] = {"libcudart.so.13", "libcudart.so.12"};
 constexpr const char* kToolkitDirectory = "/usr/local/cuda/lib64";
 
@@ -37,7 +37,7 @@ constexpr int kBatchVersion13 = 13000;       // the first whose cudaMemcpyBatchA
 constexpr int kComputeCapabilityMajor = 75;  // cudaDevAttrComputeCapabilityMajor
 constexpr int kComputeCapabilityMinor = 76;
 constexpr std::size_t kNameBytes = 256;
-constexpr std::size_t kPropertiesBytes = 16384;  // cudaDeviceProp: about 1 KB, and more with every version
+constexpr std::size_t kPropertiesBytes = 16384;  // cudaDeviceProp: about 1 KB, and larger in newer versions
 
 std::string environment(const char* name) {
   const char* value =
@@ -46,7 +46,7 @@ std::string environment(const char* name) {
 }
 
 std::string loader_error() {
-  const char* error = dlerror();  // NOLINT(concurrency-mt-unsafe): kept per thread by glibc and musl
+  const char* error = dlerror();  // NOLINT(concurrency-mt-unsafe): glibc and musl store the error per thread
   return error == nullptr ? "unknown error of the loader" : error;
 }
 

@@ -2,9 +2,9 @@
 //
 // The entry points are declared by hand and found with dlsym. So the build needs no CUDA header, and one
 // binary serves machines with and without CUDA. `open` searches in this order:
-//   1. the file that VITCACHE_CUDART names; if it is set, nothing else is searched
-//   2. a copy that the process has already loaded. It is torch's: each copy keeps its own errors, so vitcache
-//      must use the same copy as torch
+//   1. the file that VITCACHE_CUDART names; if that variable is set, nothing else is searched
+//   2. a copy that the process has already loaded, normally torch's. Each copy stores its own last error, so
+//      vitcache must use the same copy as torch
 //   3. the directories that the caller passes (the wheels of NVIDIA's runtime)
 //   4. the search path of the loader, then /usr/local/cuda/lib64
 // If VITCACHE_NO_CUDA is set to anything but 0, `open` does not search.
@@ -26,7 +26,7 @@ namespace vitcache {
 // One line per entry point: result, name, parameters. The table lists only entry points whose signature is
 // the same in CUDA 12 and 13; tests/native/check_signatures.cpp compares them with NVIDIA's headers if they
 // are installed. Streams and events are `void*`. cudaDeviceProp begins with `char name[256]` in every
-// version; no other field of it is read.
+// version; no other field is read.
 #define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                                         \
   FUNCTION(const char*, cudaGetErrorName, (int))                                  \
   FUNCTION(const char*, cudaGetErrorString, (int))                                \
@@ -96,7 +96,7 @@ class CudaRuntime {
   // Does not throw if no CUDA runtime is found: then `available` is false, and `searched` says why.
   static CudaRuntime open(const std::vector<std::string>& directories);
 
-  // Opens this file only. Throws CudaError with the reason if it is not a usable CUDA runtime.
+  // Opens only the file `path`. Throws CudaError with the reason if the file is not a usable CUDA runtime.
   static CudaRuntime open_file(const std::string& path);
 
   bool available() const { return !path_.empty(); }
@@ -109,11 +109,11 @@ class CudaRuntime {
   // failed call clears the runtime's last error, so cudaGetLastError does not report it to another caller.
 
   // 1000 * major + 10 * minor, as CUDA counts. `driver_version` is the newest runtime version that the driver
-  // supports; 0: no driver.
+  // supports; it is 0 if no driver is installed.
   int version() const;
   int driver_version() const;
 
-  // Initializes the driver, but creates no context.
+  // Lists the devices. Initializes the driver, but creates no context.
   std::vector<CudaDevice> devices() const;
 
   // The calling thread's current device.
@@ -152,12 +152,12 @@ class CudaRuntime {
   bool is_done_or_lost(Event event) const;
 
   // Work that is queued on `stream` from now on waits for the work before the last recording of `event`. If
-  // `event` was never recorded, it does not wait.
+  // `event` was never recorded, that work does not wait.
   void wait_event(Stream stream, Event event) const;
 
-  // Work that is queued on `stream` from now on waits until the host stores `value`, or a value up to
+  // Work that is queued on `stream` from now on waits until the host stores `value`, or a value that is up to
   // 2^31 - 1 greater, at `address` in page-locked memory. Until then every call that synchronizes with the
-  // device blocks, so the thread that stores the value must not depend on one.
+  // device blocks, so the thread that stores the value must not wait for such a call.
   void wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const;
 
   void copy_async(void* destination, const void* source, std::size_t bytes, Stream stream) const;

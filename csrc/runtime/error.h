@@ -15,7 +15,8 @@ class CudaError : public std::runtime_error {
  public:
   explicit CudaError(const std::string& message) : std::runtime_error(message) {}
 
-  // `name` and `text` are the runtime's own description of `code`. `file` and `line` are the caller's.
+  // `name` and `text` are the runtime's own description of `code`. `file` and `line` name the line that made
+  // the call.
   CudaError(const std::string& call, int code, const std::string& name, const std::string& text,
             const char* file, int line)
       : std::runtime_error(call + ": " + name + " (" + std::to_string(code) + "), " + text + " [" + file +

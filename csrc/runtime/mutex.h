@@ -86,7 +86,8 @@ class Condition {
   void notify_all() { condition_.notify_all(); }
 
  private:
-  // Passes the locked mutex to std::condition_variable. The destructor leaves it locked for the caller.
+  // Passes the locked mutex to std::condition_variable. The destructor leaves the mutex locked for the
+  // caller.
   struct AdoptedLock {
     explicit AdoptedLock(Mutex& mutex) : lock(mutex.mutex_, std::adopt_lock) {}
     AdoptedLock(const AdoptedLock&) = delete;

@@ -16,7 +16,7 @@
 namespace vitcache::stand_in {
 namespace {
 
-// It has a mutex of its own: if it used a stream's mutex, faults would order work that CUDA does not order.
+// Control has its own mutex: with a stream's mutex, faults would order work that CUDA does not order.
 struct Control {
   Mutex mutex;
   Condition resumed;

@@ -11,7 +11,7 @@
 extern "C" {
 
 // Sets every control and count below to its initial value, and ends a device loss. Existing streams, events
-// and memory stay.
+// and page-locked memory are not changed.
 void vitcache_stand_in_reset();
 
 void vitcache_stand_in_set_devices(int count);  // initially 1
@@ -21,20 +21,20 @@ void vitcache_stand_in_fail(const char* entry, int nth, int error);
 
 // The nth copy from now fails when its stream executes it: it copies nothing, and all devices are lost, as
 // after an illegal access. Until the reset, queued copies copy nothing, events become complete, and calls
-// that use a device fail with 700.
+// that use a device fail with 700 (cudaErrorIllegalAddress).
 void vitcache_stand_in_fail_copy(int nth);
 
 // While paused, no stream executes work. Calls return as usual.
 void vitcache_stand_in_pause(int paused);
 
-// `stream` is being captured (null: no stream is). Calls that may wait for the device fail with 900, except
-// in threads in the relaxed capture mode.
+// From now on `stream` counts as captured; null ends this. Calls that may wait for the device then fail with
+// 900 (cudaErrorStreamCaptureUnsupported), except in threads in the relaxed capture mode.
 void vitcache_stand_in_capture(void* stream);
 
 // Each copy takes `microseconds` longer.
 void vitcache_stand_in_delay_copies(int microseconds);
 
-// A call that would page-lock more than `bytes` in total fails with 2.
+// A call that would page-lock more than `bytes` in total fails with 2 (cudaErrorMemoryAllocation).
 void vitcache_stand_in_limit_locked_bytes(std::size_t bytes);
 
 struct vitcache_stand_in_counts {

@@ -10,7 +10,7 @@
 
 namespace vitcache::stand_in {
 
-// The streams and events that exist, and the bytes of page-locked memory. The runtime counts them.
+// The number of streams and events that exist, and the bytes of page-locked memory. runtime.cpp counts them.
 struct Alive {
   std::uint64_t streams;
   std::uint64_t events;

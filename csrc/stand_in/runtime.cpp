@@ -73,8 +73,8 @@ int result(int status) {
   return status;
 }
 
-// Every call begins with it: returns the error that the call must fail with. A call that frees something
-// works on a lost device, too.
+// Entry points that use the device call it first. Returns the error that the entry point must return, or
+// kSuccess. A call that frees something succeeds on a lost device, too.
 int begin(const char* entry, bool is_freeing = false) {
   if (getpid() != state().process) return kInitializationError;
   if (const int failure = take_failure(entry); failure != kSuccess) return failure;

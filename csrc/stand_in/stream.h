@@ -12,8 +12,8 @@
 
 namespace vitcache::stand_in {
 
-// One recording of an event. A thread that waits keeps its Completion, so a later recording of the event does
-// not change its wait.
+// One recording of an event. A waiting thread keeps the Completion that it waits for, so a later recording of
+// the event does not change the wait.
 class Completion {
  public:
   void complete() {

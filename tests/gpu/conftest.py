@@ -18,6 +18,6 @@ def gpu() -> Machine:
 
 @pytest.fixture(autouse=True)
 def collect_garbage(gpu: Machine) -> None:
-    """Collect garbage before the test: the finalizer of a cache in a reference cycle waits for the device."""
+    """Collect garbage before the test: finalizing a cache in a reference cycle waits for the device."""
     if not gpu.dry:
         gc.collect()

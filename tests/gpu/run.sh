@@ -30,7 +30,7 @@ for file in bench/claims/bench_*.py; do
   name=${file#bench/claims/bench_}
   benches+=("${name%.py}")
 done
-# The sanitizers run last, as they take longest, and not in a dry run, as they check the GPU only.
+# The sanitizers run last, as they take longest. A dry run omits them, as they check only code on a GPU.
 parts=(tests "${benches[@]}")
 [[ -n $dry ]] || parts+=(sanitize)
 for part in "${only[@]}"; do
@@ -62,7 +62,7 @@ log=$results/gpu.log
 : >"$log" || fail "$log cannot be written"
 
 if [[ $python != .venv/bin/python ]]; then
-  # Files of an earlier build would be packed into this one.
+  # The package would include files of an earlier build, too.
   rm -rf build/lib.* build/bdist.*
   CMAKE_ARGS="-DVITCACHE_STAND_IN_FAULTS=ON ${CMAKE_ARGS:-}" \
     "$python" -m pip install --disable-pip-version-check --no-index --no-build-isolation --no-deps --upgrade \
@@ -82,7 +82,7 @@ gpu_tests() {
     -m gpu "${options[@]}" -o timeout_method=thread --junitxml="$results/gpu-tests.xml"
 }
 
-# sanitize_with TOOL TESTS... OPTIONS...: errors that CUDA returns are not reported, as some tests cause them.
+# sanitize_with TOOL TESTS... OPTIONS...: errors that CUDA returns are not reported, as some tests cause such errors.
 sanitize_with() {
   local tool=$1
   shift
@@ -94,8 +94,8 @@ sanitize() {
   [[ -z $dry ]] || { gpu_tests; return; }
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH"; return 1; }
   local code=0 kernels=(tests/triton_kernels/test_launchers.py tests/placement/test_gpu_kernels{,_store}.py)
-  # The tests that launch this package's kernels at small sizes: the tool checks every access, which takes long.
-  # Without torch's caching allocator each tensor is an allocation of its own, so a read past its end is found.
+  # The tests that launch this package's kernels at small sizes: the tool checks every access, which takes long. Without
+  # torch's caching allocator each tensor is an allocation of its own, so a read past the tensor's end is found.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize_with memcheck \
     "${kernels[@]}" tests/placement/test_{ops,placement_table}.py tests/pages/test_reservation.py || code=1
   sanitize_with racecheck "${kernels[@]}" || code=1

@@ -34,7 +34,7 @@ def test_attached_chat_with_pixels_on_the_cpu_equals_the_stock_model(
     model = family.model(dtype).to(gpu.device)
     attachment = attach(model)
     assert attachment.cache.device.type == gpu.device
-    # In float32: some virtual machines report AMX and cannot run its bfloat16.
+    # This model is float32: some virtual machines report AMX and cannot run its bfloat16.
     cpu_model = family.model()  # encodes the pictures to find the number of rows of each
     for turn in range(1, gpu.size(6, 3)):
         prompt = family.prompt(cpu_model, *range(turn))

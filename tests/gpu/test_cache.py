@@ -24,7 +24,7 @@ def make_entry_cache(gpu, rows, width, *, host_entries=0, entries=1, **options):
 
 
 def device_memory(gpu, name):
-    """A number of torch's allocator; 0 on the CPU, and if the allocator does not cache."""
+    """A statistic of torch's allocator; 0 on the CPU, and if the allocator does not cache."""
     return torch.cuda.memory_stats()[name] if tracks_memory(gpu) else 0
 
 
@@ -38,7 +38,7 @@ def make_rows(gpu, rows, width, value):
 
 @pytest.fixture(autouse=True, scope="module")
 def load_kernels(gpu):
-    """Run each kernel and copy once: CUDA loads them lazily, and loading may wait for the device."""
+    """Run each kernel and copy once: CUDA loads kernels lazily, and loading may wait for the device."""
     cache = make_entry_cache(gpu, 70, 24, host_entries=1)
     for key in KEYS[:2]:
         cache.put(key, make_rows(gpu, 70, 24, 1))

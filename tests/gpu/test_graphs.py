@@ -102,7 +102,7 @@ def test_update_during_a_replay_raises_and_leaves_the_table_unchanged(gpu):
 
 
 def test_capture_beside_placements_of_another_thread_is_not_broken(gpu):
-    """The queries whether a table or pinned rows were read are legal beside the capture."""
+    """The placements query whether tables and pinned rows were read; a capture allows these queries."""
     rows = make_rows(2, HIDDEN, torch.bfloat16)
     pinned = rows if gpu.dry else rows.pin_memory()
     beside = torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=gpu.device)

@@ -13,7 +13,7 @@ from vitcache.placement.table_memory import table_memory_of
 
 @pytest.fixture(autouse=True)
 def through_kernels(gpu, monkeypatch):
-    """In a dry run, too, the public functions launch the kernels, which Triton interprets."""
+    """Make the public functions launch the kernels in a dry run, too. Triton interprets them."""
     if gpu.dry:
         monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
 
@@ -38,7 +38,7 @@ def test_scatter_writes_every_row_bit_for_bit_and_nothing_else(gpu, dtype):
 def test_embed_tokens_writes_text_and_rows_bit_for_bit(gpu):
     items, rows, hidden, vocabulary = gpu.size((64, 256, 3840, 262_208), (2, 4, 48, 31))
     embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden)
-    # On the device: the CPU needs longer for a billion random numbers than for the rest of this file.
+    # The device makes the weight: the CPU needs longer for a billion random numbers than for all tests here.
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, device=gpu.device)
     ids = torch.randint(0, vocabulary, (num_tokens,), device=gpu.device)
     expected = weight[ids]
@@ -193,7 +193,7 @@ def test_table_memory_of_each_stream_is_its_own(gpu):
 
 
 def test_tables_of_queued_launches_are_not_overwritten(gpu):
-    """The host writes more tables than fit a block before the device reads the first."""
+    """The host writes more tables than fit a table block before the device reads the first table."""
     calls, rows = gpu.size((40, 4096), (3, 4))
     source = make_rows(rows, 64, torch.bfloat16, gpu.device)
     outs = [poisoned(rows, 64, dtype=torch.bfloat16, device=gpu.device) for _ in range(calls)]

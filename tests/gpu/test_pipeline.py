@@ -64,7 +64,7 @@ def scene(gpu):
 
 
 def test_step_behind_a_slow_stream_does_not_block_the_host(gpu, scene):
-    """No call of a step whose kernels are loaded synchronizes."""
+    """If the kernels are loaded, no call of the step synchronizes."""
     items, ids = scene.items(), scene.ids(8)
     scene.step(items, ids)  # loads the kernels, and torch's allocators keep the memory
     scene.cache.clear()

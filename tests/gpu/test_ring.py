@@ -30,7 +30,7 @@ def elements(gpu, ring, share: float) -> int:
 
 
 def test_ticket_wait_behind_a_slow_stream_does_not_block_the_host(gpu, ring):
-    """The copy is queued at once, and work behind `Ticket.wait` reads its bytes."""
+    """The copy is queued immediately, and work that is queued after `Ticket.wait` reads the copied bytes."""
     src = torch.randn(elements(gpu, ring, 0.75))
     dst = torch.zeros_like(src, device=gpu.device)
     ring.copy_to(dst, src).synchronize()
@@ -78,7 +78,7 @@ def test_destination_dropped_during_the_copy_is_not_reused_before_it_is_complete
 
 
 def test_destination_may_be_freed_after_the_ring_is_closed(gpu):
-    """torch's allocator then records an event on the ring's stream, which the next ring uses again."""
+    """torch's allocator then records an event on the ring's stream, which the next ring reuses."""
     streams = set()
     for _ in range(3):
         backend = "host" if gpu.dry else "cuda"
@@ -93,7 +93,7 @@ def test_destination_may_be_freed_after_the_ring_is_closed(gpu):
 
 
 def test_graph_capture_beside_copies_of_another_thread_captures_none_of_them(gpu, ring):
-    """The ring's polls do not break the capture. A copy behind a stream under capture raises."""
+    """The ring's polls do not break the capture. A copy after work of a captured stream raises."""
     src = torch.randn(elements(gpu, ring, 0.9))
     dst = torch.zeros_like(src, device=gpu.device)
     values, stop, failed = torch.zeros(10, device=gpu.device), threading.Event(), []

@@ -1,5 +1,5 @@
 // Checks for tests: a check that fails prints its place and its values, and ends the program. A test program
-// is the functions that its main calls.
+// runs the functions that its `main` calls.
 #pragma once
 
 #include <cstdlib>
@@ -25,7 +25,7 @@
     }                                                                                                        \
   } while (false)
 
-// `statement` throws `exception`, and its message contains `words`.
+// Checks that `statement` throws `exception`, with a message that contains `words`.
 #define CHECK_THROWS(statement, exception, words)                                                          \
   do {                                                                                                     \
     std::string check_message = "nothing was thrown";                                                      \

@@ -148,8 +148,8 @@ void slots_retire_and_events_are_reused_in_every_thread(int ring_device) {
   CHECK_EQUAL(scene.ring->stats().used_bytes, 0U);
 }
 
-// CUDA needs the stream's device to be current only for default streams. Calls on other streams, and calls on
-// events alone, do not set the device.
+// CUDA needs the stream's device to be current only for default streams. Calls on other streams, and calls
+// that take only events, do not set the device.
 void every_call_leaves_the_current_device_unchanged(int ring_device) {
   const Scene scene(ring_device);
   const vitcache::CudaRuntime& runtime = *scene.runtime;
@@ -194,7 +194,7 @@ void every_call_leaves_the_current_device_unchanged(int ring_device) {
     CHECK_THROWS(call(), CudaError, "(999)");
     scene.check_current_device();
   }
-  VITCACHE_CONTROL(fail)("cudaSetDevice", 2, 999);  // the call that restores the device; it is repeated
+  VITCACHE_CONTROL(fail)("cudaSetDevice", 2, 999);  // the first call that restores the device
   copy.ticket->wait(stream);
   scene.check_current_device();
   runtime.destroy_event(event);
@@ -214,7 +214,7 @@ void a_ring_page_locks_while_its_device_is_current(int ring_device) {
 // A wait for a value is a call of the driver. It needs a CUDA context, which a new thread does not have.
 void copy_in_a_thread_without_a_context_succeeds(int ring_device) {
   const Scene scene(ring_device);
-  Copy(*scene.ring, kPiece, 1).check();  // so that the new thread reuses an event and creates none
+  Copy(*scene.ring, kPiece, 1).check();  // in a thread that has a context
   std::thread([&scene] { Copy(*scene.ring, kPiece, 2).check(); }).join();
 }
 
@@ -229,7 +229,7 @@ void copy_refuses_a_ticket_of_another_device() {
                "the ticket is of device 1, the ring copies to device 0");
 }
 
-// On a lost device every call fails, also the call that restores the current device.
+// On a lost device every call fails, even the call that restores the current device.
 void close_returns_on_a_lost_device(int ring_device) {
   const Scene scene(ring_device);
   VITCACHE_CONTROL(fail_copy)(1);

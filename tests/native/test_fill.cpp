@@ -1,4 +1,4 @@
-// Compares fills with loops over single elements, and casts with an arithmetic in doubles.
+// Compares fills with loops over single elements, and casts with arithmetic in doubles.
 #include <atomic>
 #include <cmath>
 #include <cstdint>

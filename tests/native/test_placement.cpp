@@ -193,7 +193,7 @@ void take_host_blocks_skips_stored_sources() {
 }
 
 void scatter_and_embed_with_any_thread_count_write_the_rows(std::int64_t num_rows) {
-  const std::vector<float> source = numbered_rows(2 * num_rows, 0);  // two levels a row
+  const std::vector<float> source = numbered_rows(2 * num_rows, 0);  // each row has two levels
   Placement placement;
   placement.add_source(Source::block(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false));
   placement.add_run({0, 1, num_rows - 1, 1});

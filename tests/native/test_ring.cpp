@@ -226,8 +226,8 @@ void copy_in_a_forked_child_throws() {
   CHECK_EQUAL(WEXITSTATUS(status), 7);
 }
 
-// If the child shared a page, the parent's next write would move it (copy-on-write), and the device would
-// read the old page.
+// If the child shared a page, the parent's next write would move the data to a copy (copy-on-write), and the
+// device would read the old page.
 void a_pinned_region_is_not_mapped_in_a_forked_child() {
   const vitcache::PinnedRegion region(stand_in::open(), kCapacity, 2);
   const pid_t child = fork();
@@ -257,8 +257,8 @@ void small_copies_complete_before_a_large_copy_is_queued() {
   large.join();
 }
 
-// Several producers with copies of all sizes, timeouts and dropped tickets; a thread that holds, releases and
-// observes the ring; and failures.
+// Several producers copy all sizes, some with a timeout. Another thread holds, checks and releases the ring,
+// and plants failures if `failing`.
 void concurrent_threads_leave_the_ring_consistent(bool failing) {
   auto ring = make_ring(kCapacity, 1 << 12);
   std::atomic<bool> producers_ended{false};

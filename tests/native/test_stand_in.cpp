@@ -1,4 +1,4 @@
-// The stand-in enforces CUDA's rules, so that code that passes its tests on the stand-in is correct on a GPU.
+// The stand-in enforces CUDA's rules, so that code that breaks one of these rules fails on the stand-in, too.
 #include <sys/wait.h>
 #include <unistd.h>
 

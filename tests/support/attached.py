@@ -19,7 +19,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 @pytest.fixture
 def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn oneDNN off: on a virtual machine that reports AMX but cannot run it, bfloat16 ends the process."""
+    """Turn oneDNN off: if a virtual machine reports AMX but cannot run it, bfloat16 kills the process."""
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 

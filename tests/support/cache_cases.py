@@ -16,7 +16,7 @@ KEYS = [bytes([number]) * 32 for number in range(10)]
 
 
 def make_rows(pages: int, value: float = 0.0) -> Tensor:
-    """Rows that fill the pages. Every element differs; `value`, a whole number, is added to each."""
+    """Rows that fill `pages` pages. All elements differ; `value`, a whole number, is added to each."""
     return torch.arange(pages * PAGE_ROWS * WIDTH).view(-1, WIDTH) / 256 + value
 
 
@@ -29,7 +29,7 @@ def make_full(device_pages: int, host_pages: int = 0, **options: Any) -> Embeddi
 
 
 def present(cache: EmbeddingCache) -> list[int]:
-    """The numbers of the keys that the cache has entries of."""
+    """The indices in `KEYS` of the keys whose entries are in the cache."""
     return [number for number, key in enumerate(KEYS) if key in cache]
 
 

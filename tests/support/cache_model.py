@@ -1,4 +1,4 @@
-"""A model of an `EmbeddingCache` in plain lists, with each eviction, demotion, rejection and count."""
+"""A model of an `EmbeddingCache` in plain lists. It predicts evictions, demotions, rejections and counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PendingWrite:
     source: Item | None = None  # the host item, if this is a promotion
     device_pages: int = 0
     demoted: list[Item] = field(default_factory=list)
-    replaced: set[bytes] = field(default_factory=set)  # keys that were inserted since it began
+    replaced: set[bytes] = field(default_factory=set)  # keys that were inserted since the reservation began
 
     @property
     def host_pages(self) -> int:
@@ -117,7 +117,7 @@ class CacheModel:
         self.counts["writebacks"] += len(copies) - len(kept_keys)
 
     def forget_copies(self, count: int) -> None:
-        """Remove the last copies, which failed. The host entries that were evicted for them stay evicted."""
+        """Remove the last `count` copies, which failed. Host entries evicted for them stay evicted."""
         self.counts["writebacks"] -= count
         del self.host_copies[len(self.host_copies) - count :]
 

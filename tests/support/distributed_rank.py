@@ -47,7 +47,7 @@ def main(mode: str) -> None:
     if mode == "alone" and rank == 0:
         items = (
             items[:1] + items[2:]
-        )  # this rank misses one item, the other rank two: their numbers of collectives differ
+        )  # this rank misses one item, the other rank two: the ranks' numbers of collectives differ
     result = pipeline.embed([Chunk(items, 0, 16)], ids, weight)
     if mode != "agree" and result.errors:
         raise result.errors[0].cause

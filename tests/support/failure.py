@@ -6,9 +6,9 @@ from typing import NoReturn
 
 
 class Failure(Exception):
-    """A planted failure. The package never raises it, so a test that catches it catches its own."""
+    """A planted failure. The package never raises this type, so only a test can have planted it."""
 
 
 def fail(*_: object, **__: object) -> NoReturn:
-    """Raise `Failure`, whatever the arguments: the replacement for a function that must fail."""
+    """Raise `Failure` for any arguments. Tests replace a function that must fail with it."""
     raise Failure

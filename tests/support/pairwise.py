@@ -22,7 +22,7 @@ def all_pairs(**values: Iterable[Any]) -> list[dict[str, Any]]:
     has. The number of cases is near the product of the two longest lists.
     """
     lists = {name: list(options) for name, options in values.items()}
-    # By position, so that values need not be hashable.
+    # A pair contains positions instead of values, so that values need not be hashable.
     combos = list(product(*([(name, index) for index in range(len(lists[name]))] for name in lists)))
     order = min(len(lists), 2)
     missing = {pair for combo in combos for pair in combinations(combo, order)}

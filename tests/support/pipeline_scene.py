@@ -37,7 +37,7 @@ class Tower:
     """An encoder that calls `encode_one`, and records the items and features of each call.
 
     `fails` is called with each item, and may raise. With `reuses_memory` each call overwrites the rows of the
-    call before. With `packed` the rows of a call are one tensor.
+    previous call. With `packed` the rows of a call are one tensor.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ def make_weight() -> Tensor:
 
 
 def make_ids(*shape: int) -> Tensor:
-    """Random ids of the vocabulary. `hide_images` replaces those at image tokens."""
+    """Random ids of the vocabulary. `hide_images` replaces the ids at image tokens."""
     return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(8))
 
 
 def hide_images(input_ids: Tensor, chunks: Sequence[Chunk]) -> Tensor:
-    """The ids with hash values, which are outside the vocabulary, at the image tokens, as in engines."""
+    """The ids, with a hash value outside the vocabulary at each image token, as inference engines pass."""
     hidden = input_ids.clone().reshape(-1)
     for chunk in chunks:
         for item in chunk.items:

@@ -22,8 +22,8 @@ def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
 
 
 def untouched(num_elements: int, dtype: torch.dtype) -> Tensor:
-    """CPU memory of any size. The kernel allocates a page of it when the page is first written."""
-    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # mmap has the name since Python 3.13
+    """CPU memory of any size. The operating system allocates each page when it is first written."""
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # mmap defines it since Python 3.13
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
     return torch.frombuffer(mmap.mmap(-1, num_elements * dtype.itemsize, flags=flags), dtype=dtype)
 
@@ -60,6 +60,6 @@ def expected_scatter(
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal shape, dtype and bits, so that a NaN equals itself and 0.0 is not -0.0."""
+    """Equal shape, dtype and bits, so that a NaN equals itself and 0.0 differs from -0.0."""
     as_ints = {2: torch.int16, 4: torch.int32}[a.element_size()]
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(as_ints), b.view(as_ints))

@@ -20,8 +20,8 @@ class RingModel:
     def copy(self, num_bytes: int, *, is_complete: bool) -> bool:
         """Reserve a slot for each piece; return whether every piece got a slot.
 
-        Pieces before the first one without a slot keep theirs. `is_complete`: each piece is complete at once,
-        else at the next `settle`.
+        If a piece gets no slot, the earlier pieces keep their slots. If `is_complete`, each piece is complete
+        immediately, else at the next `settle`.
         """
         return all(
             self._reserve(min(self.piece, num_bytes - first), is_complete)

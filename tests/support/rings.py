@@ -1,4 +1,4 @@
-"""The private state of a `PinnedRing` and a `Ticket`, for tests. No other test file reads it."""
+"""The private state of a `PinnedRing` and a `Ticket`, for tests. No other test file reads this state."""
 
 from __future__ import annotations
 

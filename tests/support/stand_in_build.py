@@ -1,4 +1,4 @@
-"""Builds a stand-in for the CUDA runtime with controls, if the installed one has none.
+"""Builds a stand-in for the CUDA runtime with controls, if the installed stand-in has none.
 
 A wheel's stand-in has no controls, so tests of an sdist against an installed wheel build one with CMake.
 """

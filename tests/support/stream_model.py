@@ -1,8 +1,8 @@
 """A model of a device with several streams that reports unordered accesses to a page.
 
-Every stream has a vector clock. A fence has a copy of its stream's clock, and a wait merges that copy into
-the clock of the waiting stream. The host orders nothing. Access b is ordered after access a if the clock of
-b's stream contains the tick of a.
+Every stream has a vector clock. A fence contains a copy of its stream's clock, and a wait merges that copy
+into the clock of the waiting stream. The host orders nothing. Access b is ordered after access a if
+the clock of b's stream contains the tick of a.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitcache.testing import inspect
 
 
 class Event:
-    """A recorded clock. If it is destroyed while the cache's lock is locked, the model notes it."""
+    """A recorded clock. The model notes an Event that is destroyed while the cache's lock is locked."""
 
     def __init__(self, model: StreamModel, clock: Counter) -> None:
         self.model = model
@@ -119,7 +119,7 @@ class StreamModel:
 
 
 def make_pool_type(model: StreamModel) -> type[PagePool]:
-    """Return a pool whose copies are accesses of the model's current stream."""
+    """Return a pool type whose copies are accesses of the model's current stream."""
 
     class ModelPool(PagePool):
         def write(self, pages: Sequence[int], rows: Tensor) -> None:

@@ -45,7 +45,7 @@ class TinyFamily:
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = self.build().to(dtype).eval()
-        # The initial weights are too small for images to change the logits, and Gemma 3's projector is 0.
+        # With the small initial weights, images do not change the logits. Gemma 3's initial projector is 0.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
@@ -78,7 +78,7 @@ class TinyFamily:
         }
 
 
-# Modules whose docstring examples use `model` and `inputs` without making them.
+# Modules whose docstring examples use `model` and `inputs` without defining them.
 MODULES_WITH_MODEL_EXAMPLES = (
     "vitcache.adapters.chunked_prefill",
     "vitcache.adapters.model_pipeline",

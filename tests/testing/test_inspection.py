@@ -1,4 +1,4 @@
-"""`inspect` shows the private state of a cache, and no test reads that state by another way."""
+"""`inspect` shows the private state of a cache, and no test reads that state in another way."""
 
 from __future__ import annotations
 
