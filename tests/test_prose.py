@@ -45,9 +45,10 @@ MAX_TEST_NAME = 80
 QUOTING = ("docs/glossary.md", "tests/test_prose.py")
 
 BEGIN = r"(?:^|[.:;!?] )"  # of a sentence
+# A pattern ignores case, except in a part `(?-i:...)`.
 PATTERNS = {
-    "a clause as the subject": BEGIN + r"(?:What|Who|Whoever|Whatever|Whichever|Those that|Those who)\b",
-    "a clause in place of a noun": r"\bwhat\b",
+    "a clause as the subject": BEGIN + r"(?-i:What|Who|Whoever|Whatever|Whichever|Those that|Those who)\b",
+    "a clause in place of a noun": r"\b(?-i:what)\b",
     "a person without a name": r"\b(?:nobody|whoever|somebody|no one|oneself|he likes)\b",
     "a group without a name": r"(?<!\band )\bothers\b",
     "a number without a name": r"\bso (?:many|much)\b",
@@ -59,9 +60,6 @@ PATTERNS = {
     "a point that was not named": r"\b(?:has|have|had|was|were|been) passed\b|\bmeanwhile\b",
 }
 COMPILED = {reason: re.compile(pattern, re.I) for reason, pattern in PATTERNS.items()}
-# In these two patterns the case of the first letter matters, so they do not ignore case.
-for reason in ("a clause as the subject", "a clause in place of a noun"):
-    COMPILED[reason] = re.compile(PATTERNS[reason])
 
 
 class Block(NamedTuple):

@@ -126,9 +126,9 @@ class CacheInspection:
         KeyError
             If the tier has no entry under `key`.
         """
-        if tier == "host":
-            return {**self.index.host_copies, **self.index.host}[key]
-        return {"device": self.index.device}[tier][key]
+        index = self.index
+        entries = {"device": index.device, "host": index.host_copies | index.host}
+        return entries[tier][key]
 
     @property
     def _coordinator(self) -> Any:
