@@ -13,11 +13,9 @@ import pytest
 @pytest.fixture
 def doctest_namespace(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Names that the examples of a module use without making them; skips if a package is missing."""
-    from tiny_models import MODULES_WITH_MODEL_EXAMPLES, names_of_model_examples
+    from tiny_models import names_of_examples
 
-    if request.node.name.startswith("vitcache.adapters.prometheus."):
+    module = request.node.dtest.globs["__name__"]
+    if module == "vitcache.adapters.prometheus":
         pytest.importorskip("prometheus_client")
-    if not request.node.name.startswith(MODULES_WITH_MODEL_EXAMPLES):
-        return {}
-    pytest.importorskip("transformers")
-    return names_of_model_examples()
+    return names_of_examples(module)

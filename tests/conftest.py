@@ -80,6 +80,7 @@ def open_ring(**options: Any) -> Iterator[PinnedRing]:
     stand_in.reset()
     with PinnedRing(**{"num_threads": 2, **options}) as ring:
         yield ring
+        stand_in.pause(False)  # if a test failed while streams were paused, `close` would wait forever
     stand_in.reset()
 
 

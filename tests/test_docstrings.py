@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny_models import MODULES_WITH_MODEL_EXAMPLES, names_of_model_examples
+from tiny_models import names_of_examples
 
 PACKAGE = Path(__file__).parents[1] / "vitcache"
 OPTIONAL = ("transformers", "triton", "prometheus_client", "skimage", "sklearn")
@@ -66,10 +66,7 @@ def test_docstring_examples_print_the_output_that_they_show(name: str) -> None:
     missing: set[str] = set()
     said: list[str] = []
     for owner, line, text in docstrings(MODULES[name].read_text()):
-        names = dict(vars(module))
-        if name in MODULES_WITH_MODEL_EXAMPLES:
-            pytest.importorskip("transformers")
-            names |= names_of_model_examples()
+        names = vars(module) | names_of_examples(name)
         test = doctest.DocTestParser().get_doctest(text, names, owner, str(MODULES[name]), line)
         if lacking := missing_packages("".join(example.source for example in test.examples)):
             missing |= lacking

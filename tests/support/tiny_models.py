@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -86,8 +87,15 @@ MODULES_WITH_MODEL_EXAMPLES = (
 )
 
 
-def names_of_model_examples() -> dict[str, Any]:
-    """Return the names that these examples use: a Qwen2.5-VL, and its inputs for a prompt with one image."""
+def names_of_examples(module: str) -> dict[str, Any]:
+    """Return the names that the docstring examples of a module use without making them.
+
+    Modules about transformers use a Qwen2.5-VL, and its inputs for a prompt with one image. If transformers
+    is not installed, the test is skipped.
+    """
+    if module not in MODULES_WITH_MODEL_EXAMPLES:
+        return {}
+    pytest.importorskip("transformers")
     family = FAMILIES["qwen2_5_vl"]
     model = family.model()
     return {"model": model, "inputs": family.prompt(model, 0)}
