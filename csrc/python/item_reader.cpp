@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "python/lease.h"
+
 namespace py = pybind11;
 
 namespace vitcache {
@@ -21,16 +23,9 @@ int kind_of(const dlpack::Tensor& tensor) {
 }
 
 bool add_lease(Placement& placement, PyObject* item, const Target& target) {
-  // These references are never released: the interpreter ends before static objects are destroyed.
-  static PyObject* const pin_name = PyUnicode_InternFromString("pin");
-  static PyObject* const rows_name = PyUnicode_InternFromString("paged_rows");
-  const auto pin = py::reinterpret_steal<py::object>(PyObject_GetAttr(item, pin_name));
-  if (!pin) throw py::error_already_set();
-  if (PyList_GET_SIZE(pin.ptr()) == 0) return false;  // the lease was released
-  const auto attribute =
-      py::reinterpret_steal<py::object>(PyObject_GetAttr(PyList_GET_ITEM(pin.ptr(), 0), rows_name));
-  if (!attribute) throw py::error_already_set();
-  const auto& rows = attribute.cast<const PagedRows&>();
+  const LeaseObject& lease = *as_lease(item);
+  if (lease.entry == nullptr) return false;  // the lease was released
+  const PagedRows& rows = lease.entry->rows;
   if (rows.width != target.width || rows.on_cuda != target.on_cuda || rows.device_id != target.device_id)
     return false;
   placement.add_source(rows.source);
@@ -49,13 +44,6 @@ std::int64_t to_int64(std::int64_t item, py::handle value) {
 }
 
 }  // namespace
-
-PagedRows PagedRows::make(std::uintptr_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                          std::vector<std::int64_t> pages, std::int64_t page_rows, std::int64_t width,
-                          bool on_cuda, std::int32_t device_id) {
-  return {Source::paged(address, row_stride, num_rows, kind, false, std::move(pages), page_rows), width,
-          on_cuda, device_id};
-}
 
 ItemReader::ItemReader(py::type tensor_type, py::type lease_type)
     : tensor_type_(std::move(tensor_type)),

@@ -7,24 +7,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "placement/paged_rows.h"
 #include "placement/placement.h"
 #include "placement/source.h"
 #include "python/dlpack.h"
 
 namespace vitcache {
-
-// The rows of a cache entry, with the width and the device that their destination must have. Each entry makes
-// its PagedRows once.
-struct PagedRows {
-  Source source;
-  std::int64_t width;
-  bool on_cuda;
-  std::int32_t device_id;
-
-  static PagedRows make(std::uintptr_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
-                        std::vector<std::int64_t> pages, std::int64_t page_rows, std::int64_t width,
-                        bool on_cuda, std::int32_t device_id);
-};
 
 // The destination of rows. A source is accepted only if it has the same width and device.
 struct Target {
@@ -34,9 +22,6 @@ struct Target {
 };
 
 // The fast path for items: adds leases, and, if torch has DLPack's exchange functions, plain tensors.
-//
-// ItemReader reads the lease's attribute `pin`, which `vitcache.Lease` documents: a list that contains the
-// entry and is empty after the lease was released. It also reads the entry's attribute `paged_rows`.
 class ItemReader {
  public:
   ItemReader(pybind11::type tensor_type, pybind11::type lease_type);

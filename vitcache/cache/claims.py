@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from vitcache._native import Ledger
 from vitcache.pages.reservation import Reservation
 
 
@@ -24,22 +25,12 @@ class Store(Protocol):
         """See `EmbeddingCache.reserve`."""
 
 
-class Claims:
-    """The claimed keys of a cache. Any thread may call any method. No method takes a lock or waits."""
-
-    def __init__(self) -> None:
-        self._owners: dict[tuple[int, bytes], threading.Event] = {}
-
-    def claim(self, key: bytes, epoch: int, store: Store) -> Claim:
-        """Claim a key in an epoch of the store, or return a claim that waits for the owner."""
-        claim = Claim(self._owners, key, epoch, store)
-        # `setdefault` is atomic: of several threads, exactly one registers its own event.
-        claim._owner_event = self._owners.setdefault((epoch, key), claim._own_event)
-        return claim
-
-    def __len__(self) -> int:
-        """Return the number of claimed keys."""
-        return len(self._owners)
+def claim(ledger: Ledger, key: bytes, epoch: int, store: Store) -> Claim:
+    """Claim a key in an epoch of the store, or return a claim that waits for the owner. Never waits."""
+    made = Claim(ledger, key, epoch, store)
+    # One step of the ledger: of several callers, exactly one registers its own event.
+    made._owner_event = ledger.claim(epoch, key, made._own_event)
+    return made
 
 
 class Claim:
@@ -80,12 +71,10 @@ class Claim:
     True
     """
 
-    __slots__ = ("_own_event", "_owner_event", "_owners", "_store", "epoch", "key")
+    __slots__ = ("_ledger", "_own_event", "_owner_event", "_store", "epoch", "key")
 
-    def __init__(
-        self, owners: dict[tuple[int, bytes], threading.Event], key: bytes, epoch: int, store: Store
-    ) -> None:
-        self._owners = owners
+    def __init__(self, ledger: Ledger, key: bytes, epoch: int, store: Store) -> None:
+        self._ledger = ledger
         self._store = store
         self.key = key
         self.epoch = epoch
@@ -96,7 +85,7 @@ class Claim:
     @property
     def is_mine(self) -> bool:
         """Whether this claim is the owner's: its caller must encode the item and release the claim."""
-        return self._owners.get((self.epoch, self.key)) is self._own_event
+        return self._ledger.owns_claim(self.epoch, self.key, self._own_event)
 
     def put(self, rows: Tensor, *, encode_ms: float | None = None) -> bool:
         """Call `EmbeddingCache.put` with the key and epoch of the claim. Also allowed after `release`."""
@@ -134,7 +123,7 @@ class Claim:
         """End the claim, so that waiting callers continue. Does nothing if this claim is not the owner's."""
         if self.is_mine:
             self._own_event.set()  # first: if an interrupt follows, no caller waits forever
-            self._owners.pop((self.epoch, self.key), None)
+            self._ledger.release_claim(self.epoch, self.key, self._own_event)
 
     def __enter__(self) -> Claim:
         return self

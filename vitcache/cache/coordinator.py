@@ -1,128 +1,116 @@
-"""Shares a ledger between threads: the ledger is used under a lock, and copies are queued without it."""
+"""Runs a ledger: CUDA calls and copies happen here, between two steps of the native ledger."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
+from vitcache._native import Ledger, Pending
 from vitcache.cache.checksums import Checksums, is_intact
-from vitcache.cache.ledger import Ledger
-from vitcache.device.streams import Fence
-from vitcache.pages.entry import Entry
-from vitcache.pages.lease import CacheHandle
-from vitcache.pages.pending import PendingCopies, PendingWrite
+from vitcache.cache.python_policy import PythonPolicies
+from vitcache.device.streams import Fence, Timeline
+from vitcache.pages.lease import Lease
+from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
 
 
 class CacheCoordinator:
-    """A ledger with its lock, its copies between the tiers, and the leases and reservations to be released.
+    """A ledger with its copies between the tiers, and the leases and reservations to be released.
 
     Attributes
     ----------
-    lock
-        Guards the ledger that `open` returns.
-    handle
-        The parts of the cache that its leases use.
+    ledger
+        The books of the cache (csrc/cache/ledger.h). Every call is one step under the GIL, so no lock guards
+        it. After `close` its methods raise RuntimeError.
+    timeline
+        The streams of the cache's device.
 
     Notes
     -----
-    Any thread may call any method. Call `open` with the lock held, and all other methods without it.
+    Any thread may call any method. No lock is held during a copy.
     """
 
-    def __init__(self, ledger: Ledger, handle: CacheHandle, checksums: Checksums | None) -> None:
-        self.lock = threading.Lock()
-        self.handle = handle
-        self._ledger: Ledger | None = ledger
-        self._timeline = handle.timeline
+    def __init__(
+        self,
+        ledger: Ledger,
+        timeline: Timeline,
+        device_pool: PagePool,
+        policies: PythonPolicies | None,
+        checksums: Checksums | None,
+    ) -> None:
+        self.ledger = ledger
+        self.timeline = timeline
+        self._device = device_pool.rows.device
+        self._policies = policies
         self._checksums = checksums
-        self._drain_lock = threading.Lock()  # always taken before `lock`
+        self._drain_lock = threading.Lock()
         self._abandoned: deque[AbandonedWrite] = deque()
         # After a failure, copies may still be queued on this stream.
-        self._copy_streams = frozenset({self._timeline.copy_stream})
-
-    def open(self) -> Ledger:
-        """Return the ledger. The caller must have the lock.
-
-        Raises
-        ------
-        RuntimeError
-            If the cache was closed.
-        """
-        if self._ledger is None:
-            raise RuntimeError("the cache was closed")
-        return self._ledger
+        self._copy_streams = frozenset({timeline.copy_stream})
 
     def drain(self) -> None:
         """Unpin the pages of released leases, and free those of abandoned reservations.
 
         When `drain` returns, all leases and reservations that were released or abandoned before the call are
         processed, even if another thread's `drain` took them from the queue.
+
+        Raises
+        ------
+        RuntimeError
+            If the cache was closed.
         """
+        self.ledger.check_open()
         with self._drain_lock:
             while self._abandoned:
                 abort(*self._abandoned.popleft())
-            releases = self.handle.releases.take()
-            if not releases:
-                return
-            streams = {stream for _, read_streams in releases for stream in read_streams}
-            replaced = []  # kept alive here, because a CUDA event must not be destroyed under the lock
-            try:
+            if self.ledger.num_releases:
+                # Until it is finished, a batch that is destroyed returns its releases to the queue.
+                batch = self.ledger.take_releases()
                 # All releases share one fence per stream, which is behind their reads.
-                fences = {stream: self._timeline.record(stream) for stream in streams}
-                with self.lock:
-                    ledger = self.open()
-                    while releases:
-                        entry, read_streams = releases.pop()
-                        for stream in read_streams:
-                            replaced.append(entry.reads.get(stream))
-                            entry.reads[stream] = fences[stream]
-                        ledger.unpin(entry)
-            finally:
-                for release in releases:  # empty unless an error was raised
-                    self.handle.releases.add(release)
+                batch.finish([self.timeline.record(stream) for stream in batch.streams()])
 
-    def reserve(self, begin: Callable[[Ledger], PendingWrite | None]) -> Reservation | None:
-        """Call `begin` under the lock, and queue the demotions of the pending write that it returns."""
+    def reserve(self, begin: Callable[[Ledger], Pending | None]) -> Reservation | None:
+        """Call `begin`, and queue the demotions of the pending write that it returns."""
         self.drain()
-        pending: PendingWrite | None = None
+        if self._policies is not None:
+            self._policies.update(self.ledger)
+        pending = begin(self.ledger)
+        if pending is None:
+            return None
         try:
-            with self.lock:
-                ledger = self.open()
-                pending = begin(ledger)
-            if pending is None:
-                return None
-            self._copy_to_host(pending.copies)
-            finish = partial(self._finish_write, ledger)
-            return Reservation(pending, self.handle.device, self._timeline, finish, self._abandoned)
+            self._copy_to_host(pending)
+            return Reservation(pending, self._device, self.timeline, self._finish, self._abandoned)
         except BaseException:
-            if pending is not None:
-                abort(pending, self._timeline, partial(self._finish_write, ledger), self._copy_streams)
+            abort(pending, self.timeline, self._finish, self._copy_streams)
             raise
 
     def expect(self, num_rows: Sequence[int]) -> None:
         """Queue early copies of the device entries that items of `num_rows` rows would evict."""
         self.drain()
-        copies: PendingCopies | None = None
+        if self._policies is not None:
+            self._policies.update(self.ledger)
+        copies = self.ledger.begin_early_copies(num_rows)
+        if copies is None:
+            return
         try:
-            with self.lock:
-                ledger = self.open()
-                copies = ledger.begin_early_copies(num_rows)
-            if copies is not None:
-                self._copy_to_host(copies)
-                self._finish_early_copies(ledger, copies, copies.copied, failed=False)
+            self._copy_to_host(copies)
+            self._finish(copies, Fence._make(copies.copied), failed=False)
         except BaseException:
-            if copies is not None:
-                abort(copies, self._timeline, partial(self._finish_early_copies, ledger), self._copy_streams)
+            abort(copies, self.timeline, self._finish, self._copy_streams)
             raise
 
-    def is_intact(self, entry: Entry) -> bool:
-        """Compare a leased entry with its checksum. If they differ, drop the entry, count and log it."""
-        if is_intact(entry):
+    @property
+    def has_checksums(self) -> bool:
+        """Whether rows in the host tier have checksums."""
+        return self._checksums is not None
+
+    def is_intact(self, lease: Lease) -> bool:
+        """Compare leased rows with their checksum. If they differ, drop the entry, count and log it."""
+        entry = self.ledger.lease_entry(lease)
+        if entry is None or is_intact(entry):
             return True
-        with self.lock:
-            self.open().report_corrupt(entry)
+        self.ledger.report_corrupt(entry)
         logger.error(
             "%d rows in the host tier have changed: they do not match their checksum; the entry was dropped",
             entry.num_rows,
@@ -131,43 +119,29 @@ class CacheCoordinator:
 
     def close(self) -> None:
         """Drop every entry. A second call does nothing."""
-        with self._drain_lock, self.lock:
-            ledger, self._ledger = self._ledger, None
-            if ledger is not None:
-                ledger.advance()  # pending writes are of an earlier epoch now, so they are rejected
-            self.handle.releases.close()
-        # The ledger is freed here, without the lock, because the finalizers of its pools wait for the device.
+        self.ledger.close()
 
-    def _copy_to_host(self, copies: PendingCopies) -> None:
-        """Queue the copies on the copy stream. Then `copies.fences` contains only the fence behind them."""
-        demotions = copies.demotions
+    def _copy_to_host(self, pending: Pending) -> None:
+        """Queue the copies on the copy stream. Then `pending.fences` contains only the fence behind them."""
+        demotions = pending.demotions
         if not demotions:
             return
-        with self._timeline.on_copy_stream():
-            stream = self._timeline.copy_stream
-            for fence in copies.fences:
+        with self.timeline.on_copy_stream():
+            stream = self.timeline.copy_stream
+            for fence in map(Fence._make, pending.fences):
                 if fence.stream != stream:
-                    self._timeline.wait(fence)
+                    self.timeline.wait(fence)
             pages = [page for demotion in demotions for page in demotion.pages]
             source_pages = [page for demotion in demotions for page in demotion.entry.pages]
-            demotions[0].pool.copy_pages(pages, demotions[0].entry.pool, source_pages)
-            copies.copied = self._timeline.record(stream)
-        copies.fences = {copies.copied}
+            demotions[0].memory.copy_pages(pages, demotions[0].entry.memory, source_pages)
+            copied = self.timeline.record(stream)
+        pending.set_copied(copied)
         if self._checksums is not None:
             for demotion in demotions:
-                demotion.checksum = self._checksums.compute(
-                    demotion.pool, demotion.pages, demotion.entry.num_rows, copies.copied
+                demotion.set_checksum(
+                    self._checksums.compute(demotion.memory, demotion.pages, demotion.entry.num_rows, copied)
                 )
 
-    def _finish_write(
-        self, ledger: Ledger, pending: PendingWrite, fence: Fence | None, *, failed: bool
-    ) -> WriteResult:
-        with self.lock:
-            inserted = ledger.finish_write(pending, fence, failed=failed)
-            return WriteResult(inserted, ledger.epoch, ledger.device.num_available)
-
-    def _finish_early_copies(
-        self, ledger: Ledger, copies: PendingCopies, fence: Fence | None, *, failed: bool
-    ) -> None:
-        with self.lock:
-            ledger.finish_early_copies(copies, fence, failed=failed)
+    def _finish(self, pending: Pending, fence: Fence | None, *, failed: bool) -> WriteResult:
+        inserted = self.ledger.finish(pending, fence, failed)
+        return WriteResult(inserted, self.ledger.last_epoch, self.ledger.num_available)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitcache._native import Ledger, Pending
 from vitcache.arguments import to_device, to_int, to_ms
 from vitcache.cache.checksums import Checksums
-from vitcache.cache.claims import Claim, Claims
+from vitcache.cache.claims import Claim, claim
 from vitcache.cache.coordinator import CacheCoordinator
-from vitcache.cache.ledger import Ledger
-from vitcache.cache.policies import make_policy
-from vitcache.cache.stats import CacheStats
+from vitcache.cache.policies import POLICIES, is_native, make_policy
+from vitcache.cache.python_policy import PythonPolicies
+from vitcache.cache.stats import CacheStats, make_stats
 from vitcache.device.streams import make_timeline
 from vitcache.keys.content import KEY_BYTES, check_key
-from vitcache.pages.entry import Entry
-from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
-from vitcache.pages.pending import PendingWrite
+from vitcache.pages.lease import Lease, LeaseTier
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation, describe_epochs, warn_rejected
 from vitcache.placement.calibration import calibrate_cuda
@@ -30,9 +30,6 @@ __all__ = ["CacheStats", "EmbeddingCache"]
 
 # Measured: a Qwen3-VL-8B on an H100 encodes a 1280x720 image, 880 rows, in 27 ms.
 MS_PER_ROW = 27 / 880
-
-# `get` processes released leases in batches of this size: they never change its result.
-_RELEASES_PER_BATCH = 64
 
 
 @lru_cache(maxsize=4096)
@@ -168,10 +165,30 @@ class EmbeddingCache:
             weakref.finalize(pool, timeline.synchronize).atexit = False
         if host_bytes and self.device.type == "cuda":
             calibrate_cuda(self.device)
-        checksums = Checksums(timeline) if checksum and host_bytes else None
-        handle = CacheHandle(self.device, timeline, ReleaseQueue())
-        self._coordinator = CacheCoordinator(Ledger(policy, *pools), handle, checksums)
-        self._claims = Claims()
+        tiers = [pool.make_tier() for pool in pools]
+        lease_tiers = [
+            LeaseTier(timeline, pool.tier, page_rows, row_width, dtype, self.device) for pool in pools
+        ]
+        ledger = Ledger(
+            policy if is_native(policy) else "",
+            tiers[0],
+            tiers[1] if host_bytes else None,
+            Lease,
+            lease_tiers[0],
+            lease_tiers[-1],
+        )
+        self._coordinator = CacheCoordinator(
+            ledger,
+            timeline,
+            pools[0],
+            None
+            if is_native(policy)
+            else PythonPolicies(POLICIES[policy], {pool.tier: pool.num_pages for pool in pools}),
+            Checksums(timeline) if checksum and host_bytes else None,
+        )
+        self._ledger = ledger
+        self._get = ledger.get  # bound once, because every look-up calls it
+        self._device_tier = tiers[0]
 
     def put(
         self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
@@ -295,22 +312,21 @@ class EmbeddingCache:
         if epoch is not None:
             epoch = to_int("epoch", epoch, 0)
         cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
-        state: list[tuple[PagePool, int, int]] = []  # under the lock, for the warning
+        pages: list[int] = []  # when the ledger decided, for the warning
 
-        def begin(ledger: Ledger) -> PendingWrite | None:
-            pool, current_epoch = ledger.device, ledger.epoch
-            state.append((pool, current_epoch, pool.num_available))
-            return ledger.begin_write(key, num_rows, cost, current_epoch if epoch is None else epoch)
+        def begin(ledger: Ledger) -> Pending | None:
+            pages.append(ledger.num_available)
+            return ledger.begin_write(key, num_rows, cost, epoch)
 
         reservation = self._coordinator.reserve(begin)
         if reservation is None:
-            [(pool, current_epoch, available)] = state
+            current_epoch, tier = self._ledger.last_epoch, self._device_tier
             if epoch is None or epoch == current_epoch:
-                fits = pool.pages_for(num_rows) <= pool.num_pages
+                fits = tier.pages_for(num_rows) <= tier.num_pages
                 reason = "raise device_bytes or release leases" if fits else "raise device_bytes"
             else:
                 reason = describe_epochs(epoch, current_epoch)
-            warn_rejected(num_rows, pool, available, reason)
+            warn_rejected(num_rows, tier, pages[0], reason)
         return reservation
 
     def has_room(self, num_rows: int) -> bool:
@@ -327,9 +343,7 @@ class EmbeddingCache:
         """
         num_rows = to_int("num_rows", num_rows, 0)
         self._coordinator.drain()
-        with self._coordinator.lock:
-            device = self._coordinator.open().device
-            return device.pages_for(num_rows) <= device.num_available
+        return self._device_tier.pages_for(num_rows) <= self._device_tier.num_available
 
     def expect(self, num_rows: Sequence[int]) -> None:
         """Make early copies of the entries that a `put` of items with `num_rows` rows would evict.
@@ -426,9 +440,9 @@ class EmbeddingCache:
         """
         if not isinstance(lease, Lease):
             raise TypeError(f"lease must be a Lease, got {type(lease).__name__}")
-        if lease._handle is not self._coordinator.handle:
+        source = self._ledger.lease_entry(lease)
+        if source is None:
             raise ValueError(f"lease of {lease.num_rows} rows is of another cache, it must be of this one")
-        source = lease._entry()
         return self._coordinator.reserve(lambda ledger: ledger.begin_promotion(source))
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
@@ -469,29 +483,66 @@ class EmbeddingCache:
         >>> print(cache.get(bytes(32), num_rows=4))  # the entry has three rows: it is dropped
         None
         """
-        if type(key) is not bytes or len(key) != KEY_BYTES:
+        lease: Any = self._get(key, num_rows)
+        while lease is NotImplemented:  # an argument is not a plain one, or released leases wait
             check_key(key)
-        if num_rows is not None and (type(num_rows) is not int or num_rows < 0):
-            num_rows = to_int("num_rows", num_rows, 0)
-        coordinator = self._coordinator
-        if len(coordinator.handle.releases.queue) >= _RELEASES_PER_BATCH:
-            coordinator.drain()
-        pin: list[Entry] = []
-        try:
-            with coordinator.lock:
-                entry = coordinator.open().pin(key, num_rows)
-                if entry is None:
-                    return None
-                pin.append(entry)
-            lease = Lease(pin, coordinator.handle)
-            if entry.checksum is None or coordinator.is_intact(entry):
-                return lease
+            num_rows = None if num_rows is None else to_int("num_rows", num_rows, 0)
+            self._coordinator.drain()
+            lease = self._get(key, num_rows)
+        if lease is not None and self._coordinator.has_checksums and not self._coordinator.is_intact(lease):
             lease.release()
             return None
-        except BaseException:
-            while pin:
-                coordinator.handle.releases.add((pin.pop(), frozenset()))
-            raise
+        found: Lease | None = lease
+        return found
+
+    def get_many(
+        self, keys: Sequence[bytes], num_rows: int | Sequence[int] | None = None
+    ) -> list[Lease | None]:
+        """Look up many keys in one step of the cache. Return one lease per key, or None for a miss.
+
+        The results, the counts and the order of eviction are those of one `get` per key, in order. No other
+        caller changes the cache between two of the look-ups.
+
+        Parameters
+        ----------
+        keys
+            Keys of 32 bytes. A key may occur several times; each occurrence has its own lease.
+        num_rows
+            Number of rows that the caller expects, as in `get`: one int for all keys, or one int per key.
+            None: any number.
+
+        Raises
+        ------
+        ValueError
+            If a key is not of 32 bytes, a number of rows is negative, or `num_rows` does not have one number
+            per key. Then no key is looked up.
+        TypeError
+            If a key is not bytes, a number of rows is not an int, or `keys` is not a list or tuple.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(3, 4))
+        True
+        >>> first, second = cache.get_many([bytes(32), bytes([1]) * 32], num_rows=[3, 4])
+        >>> first.num_rows, second
+        (3, None)
+        >>> first.release()
+        """
+        keys, counts = check_keys(keys), check_num_rows(num_rows, len(keys))
+        if self._ledger.num_releases:
+            self._coordinator.drain()
+        leases: list[Any] = self._ledger.get_many(keys, counts)
+        if self._coordinator.has_checksums:
+            for number, lease in enumerate(leases):
+                if lease is not None and not self._coordinator.is_intact(lease):
+                    lease.release()
+                    leases[number] = None
+        return leases
 
     def claim(self, key: bytes) -> Claim:
         """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.
@@ -529,7 +580,7 @@ class EmbeddingCache:
         (True, False)
         """
         check_key(key)
-        return self._claims.claim(key, self.epoch, self)
+        return claim(self._ledger, key, self.epoch, self)
 
     @property
     def epoch(self) -> int:
@@ -538,31 +589,26 @@ class EmbeddingCache:
         Read it before you encode, and pass it to `put`: if `advance_epoch` or `clear` is called during the
         encode, `put` rejects the rows. Raises RuntimeError if the cache was closed.
         """
-        with self._coordinator.lock:
-            return self._coordinator.open().epoch
+        return self._ledger.epoch
 
     def __contains__(self, key: bytes) -> bool:
         """Whether an entry is stored under `key`. Counts neither as a hit nor as a miss."""
         check_key(key)
-        with self._coordinator.lock:
-            return key in self._coordinator.open().index
+        return self._ledger.contains(key)
 
     def __len__(self) -> int:
         """Return the number of entries that can be looked up."""
-        with self._coordinator.lock:
-            return len(self._coordinator.open().index)
+        return len(self._ledger)
 
     def stats(self) -> CacheStats:
         """Return a snapshot of all counts and sizes."""
         self._coordinator.drain()
-        with self._coordinator.lock:
-            return self._coordinator.open().stats()
+        return make_stats(*self._ledger.stats())
 
     def clear(self) -> None:
         """Begin a new epoch, drop all entries and free their pages. Leased pages are freed when released."""
         self._coordinator.drain()
-        with self._coordinator.lock:
-            self._coordinator.open().clear()
+        self._ledger.clear()
 
     def advance_epoch(self) -> None:
         """Begin a new epoch, in constant time. Entries of earlier epochs cannot be looked up any more.
@@ -581,8 +627,7 @@ class EmbeddingCache:
         >>> print(cache.get(bytes(32)))
         None
         """
-        with self._coordinator.lock:
-            self._coordinator.open().advance()
+        self._ledger.advance()
 
     def check_integrity(self) -> None:
         """Check that each page has exactly one owner and that all counts are right.
@@ -593,8 +638,7 @@ class EmbeddingCache:
             If the cache is inconsistent, with every violation in the message; or if the cache was closed.
         """
         self._coordinator.drain()
-        with self._coordinator.lock:
-            violations = self._coordinator.open().find_violations()
+        violations = self._ledger.find_violations()
         if violations:
             raise RuntimeError(f"the cache is inconsistent: {'; '.join(violations)}")
 
@@ -604,3 +648,24 @@ class EmbeddingCache:
         After `close`, every other method raises RuntimeError. Rows of existing leases stay readable.
         """
         self._coordinator.close()
+
+
+def check_keys(keys: Sequence[bytes]) -> list[bytes]:
+    """Return the keys as a list. Raises as `EmbeddingCache.get_many`."""
+    if not isinstance(keys, list | tuple):
+        raise TypeError(f"keys must be a list of bytes, got {type(keys).__name__}")
+    for key in keys:
+        if type(key) is not bytes or len(key) != KEY_BYTES:
+            check_key(key)
+    return list(keys)
+
+
+def check_num_rows(num_rows: int | Sequence[int] | None, num_keys: int) -> list[int]:
+    """Return one number of rows per key; -1 stands for any number. Raises as `EmbeddingCache.get_many`."""
+    if num_rows is None:
+        return [-1] * num_keys
+    if not isinstance(num_rows, list | tuple):
+        return [to_int("num_rows", num_rows, 0)] * num_keys
+    if len(num_rows) != num_keys:
+        raise ValueError(f"num_rows must have one number per key: expected {num_keys}, got {len(num_rows)}")
+    return [to_int("num_rows", number, 0) for number in num_rows]

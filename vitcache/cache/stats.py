@@ -5,19 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-
-@dataclass
-class Counts:
-    """Counts since the cache was made. Guarded by the cache's lock."""
-
-    misses: int = 0
-    insertions: int = 0
-    evictions: int = 0
-    demotions: int = 0
-    writebacks: int = 0
-    promotions: int = 0
-    rejections: int = 0
-    corruptions: int = 0
+from vitcache._native import TierUse
 
 
 class TierHits(NamedTuple):
@@ -29,22 +17,6 @@ class TierHits(NamedTuple):
     hits: int
     hit_bytes: int
     saved_ms: float
-
-
-@dataclass
-class HitCounts:
-    """The hits of one tier, their rows, and the encode time in milliseconds that they saved.
-
-    Guarded by the cache's lock.
-    """
-
-    hits: int = 0
-    rows: int = 0
-    saved_ms: float = 0.0
-
-    def tier_hits(self, row_bytes: int) -> TierHits:
-        """Return the public form of these counts, for rows of `row_bytes` bytes."""
-        return TierHits(self.hits, self.rows * row_bytes, self.saved_ms)
 
 
 @dataclass(frozen=True)
@@ -114,3 +86,22 @@ class CacheStats:
     host_capacity_bytes: int
     device: TierHits
     host: TierHits
+
+
+def make_stats(counts: dict[str, int], tiers: list[TierUse]) -> CacheStats:
+    """Return the public form of what the native ledger counted. `tiers`: the device tier, then the host tier.
+
+    `counts` has the ledger's counts by the names of `CacheStats`, and its number of entries.
+    """
+    hits = [TierHits(tier.hits, tier.hit_bytes, tier.saved_ms) for tier in tiers]
+    return CacheStats(
+        hits=sum(tier.hits for tier in tiers),
+        **counts,
+        leased_pages=sum(tier.leased_pages for tier in tiers),
+        device_bytes=tiers[0].used_bytes,
+        host_bytes=sum(tier.used_bytes for tier in tiers[1:]),
+        device_capacity_bytes=tiers[0].capacity_bytes,
+        host_capacity_bytes=sum(tier.capacity_bytes for tier in tiers[1:]),
+        device=hits[0],
+        host=hits[1] if len(hits) > 1 else TierHits(0, 0, 0.0),
+    )

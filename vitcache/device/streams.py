@@ -5,7 +5,6 @@ The host does not wait, except in `Event.synchronize`, `Timeline.wait_on_host` a
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -81,29 +80,33 @@ def _runtime() -> CudaRuntime:
     return open_cuda_runtime()
 
 
+# The stream of the CPU: its work is complete when the call that queued it returns (csrc/cache/fence.h).
+CPU_STREAM = -1
+
+
 class Fence(NamedTuple):
     """A recorded point of one stream. On the CPU `event` is None, and the fence is always complete."""
 
-    stream: Hashable
+    stream: int
     event: Any
 
 
 class Timeline(Protocol):
-    """The streams of one device, as the cache uses them.
+    """The streams of one device, as the cache uses them. A stream is named by its handle.
 
     Any thread may call. Only `wait_on_host` and `synchronize` block. The cache copies to the host tier on
     `copy_stream`, in parallel with the work of the callers' streams.
     """
 
-    copy_stream: Hashable
+    copy_stream: int
 
     def on_copy_stream(self) -> AbstractContextManager[object]:
         """Return a context in which `copy_stream` is the calling thread's current stream."""
 
-    def current(self) -> Hashable:
+    def current(self) -> int:
         """Return the calling thread's current stream. Work on equal streams runs in order."""
 
-    def record(self, stream: Hashable) -> Fence:
+    def record(self, stream: int) -> Fence:
         """Return a fence behind all work that is queued on `stream`."""
 
     def wait(self, fence: Fence) -> None:
@@ -119,17 +122,17 @@ class Timeline(Protocol):
 class CpuTimeline:
     """The CPU as one stream, whose work is complete when the call that queued it returns."""
 
-    copy_stream: Hashable = "cpu"
+    copy_stream = CPU_STREAM
 
     def on_copy_stream(self) -> AbstractContextManager[object]:
         """Do nothing."""
         return nullcontext()
 
-    def current(self) -> Hashable:
+    def current(self) -> int:
         """Return the only stream."""
-        return "cpu"
+        return CPU_STREAM
 
-    def record(self, stream: Hashable) -> Fence:
+    def record(self, stream: int) -> Fence:
         """Return a complete fence."""
         return Fence(stream, None)
 
@@ -151,14 +154,14 @@ class CudaTimeline:
         # torch returns streams from small pools, one for each priority. Few libraries use the high-priority
         # pool, so this stream is rarely shared.
         self._side_stream = torch.cuda.Stream(device, priority=-1)
-        self.copy_stream: Hashable = self._side_stream.cuda_stream
-        self._streams: dict[Hashable, torch.cuda.Stream] = {self.copy_stream: self._side_stream}
+        self.copy_stream: int = self._side_stream.cuda_stream
+        self._streams: dict[int, torch.cuda.Stream] = {self.copy_stream: self._side_stream}
 
     def on_copy_stream(self) -> AbstractContextManager[object]:
         """Return a context in which the copy stream and its device are current."""
         return torch.cuda.stream(self._side_stream)
 
-    def current(self) -> Hashable:
+    def current(self) -> int:
         """Return the handle of the calling thread's current stream of this device."""
         stream = torch.cuda.current_stream(self._device)
         # Returns the handle, because comparing two torch streams takes longer than placing a row.
@@ -166,7 +169,7 @@ class CudaTimeline:
         self._streams[handle] = stream
         return handle
 
-    def record(self, stream: Hashable) -> Fence:
+    def record(self, stream: int) -> Fence:
         """Return an event that is recorded on `stream`. `current` must have returned `stream` before."""
         event = Event(blocking=True)  # the checksum thread sleeps while it waits for a copy
         event.record(self._streams[stream])

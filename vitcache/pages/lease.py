@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable, Iterable
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitcache._native import PagedRows
-from vitcache.device.streams import Timeline
-from vitcache.pages.entry import Entry
-
-# A released lease: the entry to unpin, and the streams that read its pages. A plain tuple, because every
-# release of a lease makes one.
-Release = tuple[Entry, frozenset[Hashable]]
-
-_NO_STREAMS: frozenset[Hashable] = frozenset()
-_EMPTY_PIN: list[Entry] = []
+from vitcache._native import LeaseBase, use_leases
+from vitcache.device.streams import Fence, Timeline
+from vitcache.pages.pool import PagePool
 
 
-class ReleaseQueue:
-    """Released leases that the cache has not processed yet. `add` takes no lock: any thread may call it."""
+class LeaseTier(NamedTuple):
+    """What the leases of one tier have in common. A lease can read it after its release, too."""
 
-    def __init__(self) -> None:
-        self.queue: deque[Release] = deque()
-        self.add = self.queue.append  # bound once, because every release calls it
-
-    def take(self) -> list[Release]:
-        """Remove and return all queued releases. Only one thread at a time may call it."""
-        queue = self.queue
-        return [queue.popleft() for _ in range(len(queue))]
-
-    def close(self) -> None:
-        """Discard all releases from now on: a queued release would keep the memory of its pool alive."""
-        self.queue = deque(maxlen=0)
-        self.add = self.queue.append
-
-
-class CacheHandle(NamedTuple):
-    """The parts of a cache that its leases use. A handle does not keep the cache's memory alive."""
-
+    timeline: Timeline  # the first field: native code compares it (csrc/python/lease.cpp)
+    name: str
+    page_rows: int
+    row_width: int
+    dtype: torch.dtype
     device: torch.device
-    timeline: Timeline
-    releases: ReleaseQueue
 
 
-class Lease:
+class Lease(LeaseBase):
     """A reader's pin on an entry: until its release, the entry is not evicted and its pages are not written.
 
     `EmbeddingCache.get` returns a lease. A lease is a context manager, and is released on exit. A lease that
@@ -62,10 +38,11 @@ class Lease:
     hits
         Number of hits of the entry since it was inserted into its tier, including the hit that made this
         lease.
-    pin
-        A list that contains the entry, and is empty after the release. Do not change it. Native code
-        (csrc/python/item_reader.h) reads only this attribute, because calling a property takes longer than
-        copying a row.
+    released
+        Whether the lease was released.
+    pages
+        Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``.
+        Raises RuntimeError if the lease was released.
 
     Notes
     -----
@@ -91,51 +68,33 @@ class Lease:
     True
     """
 
-    # Every look-up makes a lease, so a lease has few fields: `_layout` contains all that are equal in a tier.
-    __slots__ = ("_handle", "_layout", "_streams", "hits", "num_rows", "pin")
-
-    def __init__(self, pin: list[Entry], handle: CacheHandle) -> None:
-        # If `__init__` is interrupted, `__del__` finds an empty pin and releases nothing.
-        self.pin = _EMPTY_PIN
-        [entry] = pin
-        self.num_rows = entry.num_rows
-        self.hits = entry.hits
-        self._layout = entry.pool.layout
-        self._handle = handle
-        self._streams = _NO_STREAMS
-        # `list.pop` is atomic: exactly one of several threads, or of this lease and an interrupted `get`,
-        # releases the entry.
-        self.pin = pin
+    # The entry, its pin and the methods that a hit calls are native (csrc/python/lease.h).
+    __slots__ = ()
 
     @property
     def row_width(self) -> int:
         """Elements of a row."""
-        return self._layout.row_width
+        return self._tier.row_width
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the rows."""
-        return self._layout.dtype
+        return self._tier.dtype
 
     @property
     def page_rows(self) -> int:
         """Rows of a page."""
-        return self._layout.page_rows
+        return self._tier.page_rows
 
     @property
     def tier(self) -> str:
         """The tier of the rows: ``"device"`` or ``"host"``."""
-        return self._layout.tier
+        return self._tier.name
 
     @property
     def device(self) -> torch.device:
         """Device of the cache, on which the rows may be placed."""
-        return self._handle.device
-
-    @property
-    def released(self) -> bool:
-        """Whether the lease was released."""
-        return not self.pin
+        return self._tier.device
 
     @property
     def pool(self) -> Tensor:
@@ -143,21 +102,7 @@ class Lease:
 
         Raises RuntimeError if the lease was released.
         """
-        return self._entry().pool.rows
-
-    @property
-    def pages(self) -> tuple[int, ...]:
-        """Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``.
-
-        Raises RuntimeError if the lease was released.
-        """
-        return self._entry().pages
-
-    @property
-    def paged_rows(self) -> PagedRows | None:
-        """The native description of the rows, for placements; None if the lease was released."""
-        # Read from the entry on demand, so that a look-up need not read it.
-        return None if self.released else self._entry().paged_rows
+        return self._pool().rows
 
     def segments(self) -> list[Tensor]:
         """Return views of `pool` with the rows in order, one view per run of pages. Valid until `release`.
@@ -167,12 +112,7 @@ class Lease:
         RuntimeError
             If the lease was released.
         """
-        entry = self._entry()
-        return entry.pool.segments(entry.pages, entry.num_rows)
-
-    def check_unreleased(self) -> None:
-        """Raise RuntimeError if the lease was released."""
-        self._entry()
+        return self._pool().segments(self.pages, self.num_rows)
 
     def use(self) -> None:
         """Allow work on the current stream to read the pages.
@@ -203,56 +143,37 @@ class Lease:
             first += len(segment)
         return rows
 
-    def release(self) -> None:
-        """Unpin the pages. A second call does nothing."""
-        try:
-            entry = self.pin.pop()
-        except IndexError:
-            return
-        self._handle.releases.add((entry, self._streams))
-
-    def __enter__(self) -> Lease:
-        self._entry()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        if self.pin:
-            self.release()
-
-    def _entry(self) -> Entry:
-        try:
-            return self.pin[0]
-        except IndexError:
-            raise RuntimeError(f"this lease of {self.num_rows} rows was released") from None
+    def _pool(self) -> PagePool:
+        pool: PagePool = self._memory
+        return pool
 
 
-def use_all(leases: Iterable[Lease]) -> None:
-    """Call `Lease.use` of several leases. Adjacent leases of one cache share one query of the current stream.
+def use_all(items: Sequence[object]) -> None:
+    """Call `Lease.use` of the leases in a list. Adjacent leases of one cache share one query of the stream.
 
     Raises
     ------
     RuntimeError
         If one of the leases was released.
     """
-    timeline: Timeline | None = None
-    stream: Hashable = None
-    for lease in leases:
-        if lease._handle.timeline is not timeline:
-            timeline = lease._handle.timeline
-            stream = timeline.current()
-        if not lease.pin or stream not in lease._streams:
-            entry = lease._entry()
-            if entry.written.stream != stream:
-                timeline.wait(entry.written)
-            lease._streams |= {stream}
+    first = 0
+    while first < len(items):
+        item = items[first]
+        if not isinstance(item, Lease):
+            first += 1
+            continue
+        timeline = item._tier.timeline
+        stream = timeline.current()
+        end, fences = use_leases(items, first, stream, False)
+        if fences:
+            for fence in fences:
+                timeline.wait(Fence(*fence))
+            end, _ = use_leases(items, first, stream, True)
+        first = end
 
 
 def release_all(leases: list[Lease]) -> None:
-    """Release several leases, and empty the list. Faster than one call of `Lease.release` for each."""
+    """Release several leases, and empty the list."""
     for lease in leases:
-        with suppress(IndexError):  # the lease was released before
-            lease._handle.releases.add((lease.pin.pop(), lease._streams))
+        lease.release()
     leases.clear()

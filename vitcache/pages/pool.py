@@ -1,35 +1,24 @@
-"""The memory of one tier in pages, allocated once, and the list of its free pages."""
+"""The memory of one tier in pages, allocated once, and the copies into it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitcache._native import CudaRuntime, PagedRows, Stream, copy_batch
+from vitcache._native import CudaRuntime, Stream, Tier, copy_batch
 from vitcache.device.cuda_runtime import open_cuda_runtime
-from vitcache.device.streams import Fence
 from vitcache.errors import CudaError
 from vitcache.pages.pinned import allocate_pinned
 from vitcache.rows import KINDS
 
 
-class Layout(NamedTuple):
-    """The shape and dtype of a tier's pages. A lease can read them after its release, too."""
-
-    tier: str
-    page_rows: int
-    row_width: int
-    dtype: torch.dtype
-
-
 class PagePool:
-    """The pages of one tier: a tensor of `num_pages * page_rows` rows, and a list of the free pages.
+    """The memory of one tier: a tensor of `num_pages * page_rows` rows.
 
-    A free page keeps the fences of the last work on it. `allocate` returns these fences with the page; the
-    caller waits for them before it writes the page.
+    The native `Tier` (csrc/cache/tier.h) keeps the books of the pages: which are free, and what to wait for
+    before a page is written. `make_tier` makes it.
 
     Parameters
     ----------
@@ -47,8 +36,7 @@ class PagePool:
 
     Notes
     -----
-    The cache's lock guards the counts and the free list. `write`, `copy_pages` and `segments` need no lock,
-    because they access only pages that the caller owns or leases. They copy on the current stream.
+    Any thread may call any method, for pages that it owns or leases. Copies run on the current stream.
     """
 
     def __init__(
@@ -65,7 +53,6 @@ class PagePool:
         self.page_rows = page_rows
         self.row_width = row_width
         self.dtype = dtype
-        self.layout = Layout(tier, page_rows, row_width, dtype)
         self.page_bytes = page_rows * row_width * dtype.itemsize
         self._runtime = open_cuda_runtime() if tier == "host" and device.type == "cuda" else None
         if self._runtime is not None and not self._runtime.available:
@@ -88,50 +75,25 @@ class PagePool:
         self._on_cuda = place.type == "cuda"
         # -1 matches no device, so native code leaves each placement from a GPU's host tier to Python.
         self._device_id = (place.index or 0) if place.type == device.type else -1
-        self.leased_pages = 0  # with at least one lease
-        self.pending_pages = 0  # of pending writes and copies
-        self.free_pages = list(range(num_pages - 1, -1, -1))
-        self._fences: dict[int, tuple[Fence, ...]] = {}
 
-    @property
-    def num_free(self) -> int:
-        """Number of free pages."""
-        return len(self.free_pages)
-
-    @property
-    def num_available(self) -> int:
-        """Number of pages that are free or can be freed by evictions: neither leased nor pending."""
-        return self.num_pages - self.leased_pages - self.pending_pages
-
-    def describe(self, pages: Sequence[int], num_rows: int) -> PagedRows:
-        """Return the native description of `num_rows` rows in `pages`, for placements."""
-        return PagedRows(
-            self._address,
-            self._row_bytes,
-            num_rows,
-            self._kind,
-            pages,
+    def make_tier(self) -> Tier:
+        """Return the books of the pages, all of them free. The books keep this pool alive."""
+        return Tier(
+            self.tier,
+            self.num_pages,
             self.page_rows,
             self.row_width,
+            self._row_bytes,
+            self._address,
+            self._kind,
             self._on_cuda,
             self._device_id,
+            self,
         )
 
     def pages_for(self, num_rows: int) -> int:
         """Return how many pages `num_rows` rows need: at least one, which bounds the number of entries."""
         return max(1, -(-num_rows // self.page_rows))
-
-    def allocate(self, count: int) -> tuple[tuple[int, ...], set[Fence]]:
-        """Allocate `count` free pages. Return them, and the fences to wait for before writing them."""
-        first = len(self.free_pages) - count
-        pages = tuple(reversed(self.free_pages[first:]))
-        del self.free_pages[first:]
-        return pages, {fence for page in pages for fence in self._fences.pop(page, ())}
-
-    def free(self, pages: Sequence[int], fences: tuple[Fence, ...]) -> None:
-        """Free `pages`. All work on them is complete once `fences` are complete."""
-        self.free_pages.extend(reversed(pages))
-        self._fences.update(dict.fromkeys(pages, fences))
 
     def write(self, pages: Sequence[int], rows: Tensor) -> None:
         """Copy `rows` into `pages` on the current stream, rounded to the pool's dtype."""

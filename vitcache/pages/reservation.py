@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from vitcache._native import PagedRows
+from vitcache._native import PagedRows, Pending, Tier
 from vitcache.device.streams import Fence, Timeline
-from vitcache.pages.pending import PendingCopies, PendingWrite
 from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
 
@@ -30,17 +29,17 @@ class WriteResult(NamedTuple):
 class FinishWrite(Protocol):
     """Inserts the rows that were written before a fence, or frees their pages."""
 
-    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> WriteResult:
-        """See `Ledger.finish_write`."""
+    def __call__(self, pending: Pending, fence: Fence | None, *, failed: bool) -> WriteResult:
+        """See `Ledger::finish` in csrc/cache/ledger.h."""
 
 
 class AbandonedWrite(NamedTuple):
     """The pending write of a reservation that was garbage-collected: the arguments of `abort`."""
 
-    pending: PendingWrite
+    pending: Pending
     timeline: Timeline
     finish: FinishWrite
-    streams: frozenset[Hashable] = frozenset()
+    streams: frozenset[int] = frozenset()
 
 
 class Reservation:
@@ -94,32 +93,32 @@ class Reservation:
 
     def __init__(
         self,
-        pending: PendingWrite,
+        pending: Pending,
         device: torch.device,
         timeline: Timeline,
         finish: FinishWrite,
         abandoned: deque[AbandonedWrite],
     ) -> None:
         # If `__init__` is interrupted, its caller aborts `pending`, and `__del__` does nothing.
-        self._pending: list[PendingWrite] = []
+        self._pending: list[Pending] = []
+        pool: PagePool = pending.memory
         self.key = pending.key
         self.num_rows = pending.num_rows
-        self.row_width = pending.pool.row_width
-        self.dtype = pending.pool.dtype
+        self.row_width = pool.row_width
+        self.dtype = pool.dtype
         self.device = device
         self._paged_rows: PagedRows | None = None
         self._timeline = timeline
         self._finish = finish
         self._abandoned = abandoned
-        self._streams: set[Hashable] = set()
+        self._streams: set[int] = set()
         self._pending = [pending]
 
     @property
     def paged_rows(self) -> PagedRows | None:
         """The native description of the pages, for placements; None after `commit` or `cancel`."""
         if self._paged_rows is None and self._pending:
-            [pending] = self._pending
-            self._paged_rows = pending.pool.describe(pending.pages, pending.num_rows)
+            self._paged_rows = self._pending[0].paged_rows
         return self._paged_rows
 
     def segments(self) -> list[Tensor]:
@@ -131,7 +130,8 @@ class Reservation:
             If the reservation was committed or cancelled.
         """
         pending = self._check_pending()
-        return pending.pool.segments(pending.pages, pending.num_rows)
+        segments: list[Tensor] = pending.memory.segments(pending.pages, self.num_rows)
+        return segments
 
     def to_tensor(self) -> Tensor:
         """Return a copy ``(num_rows, row_width)`` of the rows that were written, made on the current stream.
@@ -159,8 +159,8 @@ class Reservation:
         self._check_pending()
         stream = self._timeline.current()
         if stream not in self._streams:
-            earlier = [self._timeline.record(other) for other in self._streams]
-            for fence in earlier or self._pending[0].copies.fences:
+            fences = [self._timeline.record(other) for other in self._streams]
+            for fence in fences or map(Fence._make, self._pending[0].fences):
                 if fence.stream != stream:
                     self._timeline.wait(fence)
             self._streams.add(stream)
@@ -192,7 +192,7 @@ class Reservation:
         """Write rows whose shape and dtype were checked and that need no gradient."""
         self.use()
         pending = self._pending[0]
-        pending.pool.write(pending.pages, rows)
+        pending.memory.write(pending.pages, rows)
 
     def commit(self) -> bool:
         """Insert the rows. An entry under the same key is replaced.
@@ -218,9 +218,9 @@ class Reservation:
             self.cancel()
             raise
         self._clear_pending()
-        if not result.inserted and pending.source is None:
+        if not result.inserted and not pending.is_promotion:
             reason = describe_epochs(pending.epoch, result.epoch)
-            warn_rejected(self.num_rows, pending.pool, result.available, reason)
+            warn_rejected(self.num_rows, pending.tier, result.available, reason)
         return result.inserted
 
     def cancel(self) -> None:
@@ -243,7 +243,7 @@ class Reservation:
             streams = frozenset(self._streams)
             self._abandoned.append(AbandonedWrite(self._pending.pop(), self._timeline, self._finish, streams))
 
-    def _check_pending(self) -> PendingWrite:
+    def _check_pending(self) -> Pending:
         if not self._pending:
             raise RuntimeError(f"this reservation of {self.num_rows} rows was committed or cancelled")
         return self._pending[0]
@@ -254,17 +254,17 @@ class Reservation:
 
 
 def abort(
-    pending: PendingWrite | PendingCopies,
+    pending: Pending,
     timeline: Timeline,
     finish: Callable[..., object],
-    streams: frozenset[Hashable] = frozenset(),
+    streams: frozenset[int] = frozenset(),
 ) -> None:
     """Free the pages of a pending write or pending copies, even if no fence can be recorded.
 
     Parameters
     ----------
     finish
-        `Ledger.finish_write` or `Ledger.finish_early_copies`; called with ``failed=True``.
+        Frees the pages: called with the pending write, a fence or None, and ``failed=True``.
     streams
         Streams that may still write the pages.
     """
@@ -278,7 +278,7 @@ def abort(
         finish(pending, fence, failed=True)
 
 
-def join(timeline: Timeline, streams: set[Hashable] | frozenset[Hashable]) -> Fence:
+def join(timeline: Timeline, streams: set[int] | frozenset[int]) -> Fence:
     """Let the current stream wait for `streams`, and return a fence behind their queued work."""
     current = timeline.current()
     for stream in streams:
@@ -292,14 +292,14 @@ def describe_epochs(rows_epoch: int, cache_epoch: int) -> str:
     return f"the rows are of epoch {rows_epoch}, the cache is in epoch {cache_epoch}"
 
 
-def warn_rejected(num_rows: int, pool: PagePool, available: int, reason: str) -> None:
+def warn_rejected(num_rows: int, tier: Tier, available: int, reason: str) -> None:
     """Log that rows were rejected: the bytes that they need, the bytes of the device tier, and `reason`."""
     logger.warning(
         "put of %d rows rejected: they need %d bytes; the device tier has %d bytes, %d of them free or "
         "evictable; %s",
         num_rows,
-        pool.pages_for(num_rows) * pool.page_bytes,
-        pool.num_pages * pool.page_bytes,
-        available * pool.page_bytes,
+        tier.pages_for(num_rows) * tier.page_bytes,
+        tier.num_pages * tier.page_bytes,
+        available * tier.page_bytes,
         reason,
     )

@@ -12,7 +12,7 @@ from vitcache._native import CostAwarePolicy, LruPolicy, S3FifoPolicy
 
 
 class Policy(Protocol):
-    """The order of eviction of one tier's keys. Not thread-safe: the cache calls it under its lock."""
+    """The order of eviction of one tier's keys. Not thread-safe: a cache makes one call at a time."""
 
     def insert(self, key: bytes, pages: int, cost: float) -> None:
         """Add a key, which must not be in the policy.
@@ -41,14 +41,17 @@ class Policy(Protocol):
         """Yield every key once, the next victim first. Do not change the policy during the iteration."""
 
 
-# Maps a name to a class. The argument of a class is the number of pages of its tier. csrc/cache/ describes
-# the methods: lru.h, s3fifo.h, cost_aware.h. The native classes raise KeyError for a key that is not in the
-# policy, and ValueError for a key that is already in it or does not have 32 bytes.
-POLICIES: dict[str, Callable[[int], Policy]] = {
+_NATIVE: dict[str, Callable[[int], Policy]] = {
     "lru": LruPolicy,
     "s3fifo": S3FifoPolicy,
     "cost": CostAwarePolicy,
 }
+
+# Maps a name to a class. The argument of a class is the number of pages of its tier. csrc/cache/ describes
+# the methods: lru.h, s3fifo.h, cost_aware.h. The native classes raise KeyError for a key that is not in the
+# policy, and ValueError for a key that is already in it or does not have 32 bytes. To add a policy that is
+# written in Python, add its name and class.
+POLICIES: dict[str, Callable[[int], Policy]] = dict(_NATIVE)
 
 
 def make_policy(name: str, capacity_pages: int) -> Policy:
@@ -62,3 +65,8 @@ def make_policy(name: str, capacity_pages: int) -> Policy:
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy is {name!r}, it must be one of {', '.join(map(repr, POLICIES))}")
     return POLICIES[name](capacity_pages)
+
+
+def is_native(name: str) -> bool:
+    """Whether the policy of this name is native, so that the native ledger calls it without Python."""
+    return POLICIES[name] is _NATIVE.get(name)

@@ -1,0 +1,66 @@
+// An entry: one item's rows in the pages of one tier.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cache/fence.h"
+#include "cache/key.h"
+#include "cache/tier.h"
+#include "cache/policy.h"
+#include "placement/paged_rows.h"
+
+namespace vitcache {
+
+// One item's rows in the pages of one tier, compared by identity. The ledger changes it; a lease reads it.
+struct Entry : PolicyNode, std::enable_shared_from_this<Entry> {
+  Entry(const Key& entry_key, double encode_ms, std::shared_ptr<Tier> own_tier, PagedRows paged_rows,
+        Fence write_fence)
+      : PolicyNode(entry_key),
+        cost(encode_ms),
+        tier(std::move(own_tier)),
+        memory(tier->memory()),
+        rows(std::move(paged_rows)),
+        written(std::move(write_fence)) {}
+
+  const Pages& page_numbers() const { return *rows.source.pages; }
+  std::int64_t num_pages() const { return static_cast<std::int64_t>(rows.source.pages->size()); }
+  std::int64_t num_rows() const { return rows.source.num_rows; }
+
+  // The fences that must be complete before the pages are written again.
+  FenceSet fences() const {
+    FenceSet fences;
+    fences.add(written);
+    for (const Fence& read : reads) fences.add(read);
+    return fences;
+  }
+
+  // Replaces the fence behind the last read on the fence's stream.
+  void record_read(const Fence& fence) {
+    if (fence.is_complete()) return;
+    for (Fence& read : reads) {
+      if (read.stream == fence.stream) {
+        read = fence;
+        return;
+      }
+    }
+    reads.push_back(fence);
+  }
+
+  double cost;  // the encode time in milliseconds that a hit saves
+  std::shared_ptr<Tier> tier;
+  std::shared_ptr<void> memory;  // of the pages
+  PagedRows rows;
+  Fence written;               // behind the copy into the pages
+  std::vector<Fence> reads;    // per stream, behind its last read
+  std::shared_ptr<void> checksum;  // opaque: the future of the CRC-32 of rows in host memory
+  std::int64_t leases = 0;
+  std::int64_t hits = 0;  // since the entry was inserted into its tier
+  bool is_dropped = false;  // in no index; its last release frees the pages
+};
+
+using EntryPtr = std::shared_ptr<Entry>;
+
+}  // namespace vitcache

@@ -1,0 +1,129 @@
+// The books of a cache: its entries, the pages that they own, pins, pending writes, claims and counts.
+//
+// The ledger chooses victims and records each change. It takes no lock, copies no rows, makes no CUDA call
+// and never calls back: each method is one step from one consistent state to the next. The module runs every
+// method under the GIL, so no other thread, signal handler or finalizer sees a state in between.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "cache/claims.h"
+#include "cache/entry.h"
+#include "cache/index.h"
+#include "cache/key.h"
+#include "cache/tier.h"
+#include "cache/pending.h"
+
+namespace vitcache {
+
+// Counts since the cache was made; `vitcache.CacheStats` defines them.
+struct Counts {
+  std::int64_t misses = 0;
+  std::int64_t insertions = 0;
+  std::int64_t evictions = 0;
+  std::int64_t demotions = 0;
+  std::int64_t writebacks = 0;
+  std::int64_t promotions = 0;
+  std::int64_t rejections = 0;
+  std::int64_t corruptions = 0;
+};
+
+// A released lease that streams have read: its entry keeps its pin until fences behind the reads exist.
+struct Release {
+  EntryPtr entry;
+  std::vector<std::int64_t> streams;
+};
+
+class Ledger {
+ public:
+  // `host` may be null.
+  Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host);
+
+  // Looks up and pins an entry. An entry without exactly `num_rows` rows is dropped, and the look-up is a
+  // miss; -1 stands for any number. Returns null for a miss.
+  EntryPtr pin(const Key& key, std::int64_t num_rows);
+  // Releases a pin. The last release of a dropped entry frees its pages.
+  void unpin(Entry& entry);
+  // Releases a pin after reads on `streams`: at once if there are none, else when the release is taken.
+  void release(EntryPtr entry, std::vector<std::int64_t> streams);
+  std::vector<Release>& releases() { return releases_; }
+
+  // Counts the hit on `entry` as a miss, and drops the entry: its rows do not match their checksum.
+  void report_corrupt(const EntryPtr& entry);
+
+  // Allocates device pages for a new entry, and evicts victims. Counts a rejection and returns null if too
+  // few pages are available, or if `epoch` is not the current epoch.
+  PendingPtr begin_write(const Key& key, std::int64_t num_rows, double cost, std::int64_t epoch);
+  // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
+  // the host tier, or if too few pages are available.
+  PendingPtr begin_promotion(const EntryPtr& source);
+  // Allocates host pages for early copies of the device entries that items of these numbers of rows would
+  // evict. Returns null if no entry needs an early copy.
+  PendingPtr begin_early_copies(const std::vector<std::int64_t>& num_rows);
+  // Ends a pending write or pending early copies: inserts what was written before `fence`. If the write
+  // failed, or its epoch is not the current epoch, frees the pages instead. A failed write may have no fence.
+  // Returns whether an entry was inserted. A second call does nothing.
+  bool finish(const PendingPtr& pending, const std::optional<Fence>& fence, bool failed);
+
+  // Begins a new epoch in constant time. The pages of earlier entries are freed when they are needed.
+  void advance();
+  // Begins a new epoch, and frees the pages of all entries.
+  void clear();
+  // Drops every entry. Afterwards `is_closed` is true, and memory lives only as long as leases need it.
+  void close();
+  bool is_closed() const { return is_closed_; }
+
+  bool contains(const Key& key) const { return index_->find(key) != nullptr; }
+  std::int64_t size() const { return index_->size(); }
+  std::int64_t epoch() const { return epoch_; }
+  std::int64_t num_stale_indexes() const { return static_cast<std::int64_t>(stale_.size()); }
+  const Index& index() const { return *index_; }
+  Index& index() { return *index_; }
+  Tier& device() { return *device_; }
+  Tier* host() { return host_.get(); }
+  Claims& claims() { return claims_; }
+  const Counts& counts() const { return counts_; }
+
+  // Describes every violated invariant; empty if the books are consistent.
+  std::vector<std::string> find_violations() const;
+
+ private:
+  friend class LedgerInspection;  // tests/native plants faults
+
+  PendingPtr allocate_pages(const Key& key, std::int64_t num_rows, double cost, EntryPtr source);
+  bool finish_write(Pending& pending, const std::optional<Fence>& fence, bool failed);
+  void finish_early_copies(Pending& pending, const std::optional<Fence>& fence, bool failed);
+  bool close_pending(const PendingPtr& pending);
+  bool end_demotion(const DemotionPtr& demotion);
+  std::vector<EntryPtr> choose_victims(Tier& tier, std::int64_t count);
+  DemotionPtr demote(const EntryPtr& entry, FenceSet& fences);
+  void reclaim(const Tier& tier, std::int64_t count);
+  void reclaim_one();
+  void drop(const Key& key);
+  void free(const EntryPtr& entry);
+  std::vector<const Tier*> tiers() const;
+
+  MakePolicy make_policy_;
+  std::shared_ptr<Tier> device_;
+  std::shared_ptr<Tier> host_;
+  std::unique_ptr<Index> index_;
+  std::vector<std::unique_ptr<Index>> stale_;  // of earlier epochs
+  std::unordered_set<EntryPtr> dropped_;       // leased, and in no index
+  std::unordered_set<PendingPtr> pending_;
+  // By key. A demotion is removed when new rows are inserted under its key: the new rows supersede it.
+  std::unordered_map<Key, DemotionPtr, KeyHash> pending_demotions_;
+  std::vector<Release> releases_;
+  Claims claims_;
+  Counts counts_;
+  std::int64_t epoch_ = 0;
+  std::int64_t num_leases_ = 0;
+  bool is_closed_ = false;
+};
+
+}  // namespace vitcache

@@ -1,0 +1,73 @@
+// Pending writes and copies, and the pages that they own until they are finished.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "cache/entry.h"
+#include "cache/fence.h"
+#include "cache/tier.h"
+
+namespace vitcache {
+
+// A pending copy of a device entry to pages of the host tier.
+struct Demotion {
+  EntryPtr entry;
+  std::shared_ptr<Tier> tier;  // of the host tier
+  Pages pages;
+  std::shared_ptr<void> checksum;  // opaque, as in Entry
+
+  // The entry of the host tier; `copied` is the fence behind the copy.
+  EntryPtr host_entry(const Fence& copied) const {
+    auto made = std::make_shared<Entry>(entry->key, entry->cost, tier,
+                                        tier->describe(pages, entry->num_rows()), copied);
+    made->checksum = checksum;
+    return made;
+  }
+};
+
+using DemotionPtr = std::shared_ptr<Demotion>;
+
+// A pending `put`, reservation or promotion; or, without `pages`, pending early copies to the host tier.
+struct Pending {
+  bool is_early = false;  // early copies only: nothing was evicted
+  bool is_open = true;    // neither inserted nor freed yet
+
+  std::int64_t epoch = 0;
+  Key key{};
+  std::int64_t num_rows = 0;
+  double cost = 0;
+  std::shared_ptr<Tier> tier;  // of the device tier
+  std::shared_ptr<void> memory;    // of `pages`
+  Pages pages;                     // of the new entry
+  Pages leftover_pages;            // of victims; the new entry does not need them
+  EntryPtr source;                 // the host entry that is promoted; null for a put
+
+  // Copies of entries to the host tier. They own the host pages that they write.
+  std::vector<DemotionPtr> demotions;
+  // Wait for them before writing `pages` or the pages of `demotions`. Once the copies are queued, the set
+  // contains only `copied`, the fence behind the copies.
+  FenceSet fences;
+  std::optional<Fence> copied;
+
+  void set_copied(Fence fence) {
+    fences.clear();
+    fences.add(fence);
+    copied = std::move(fence);
+  }
+
+  // Number of pages of a tier that the write and its copies own.
+  std::int64_t num_pages_of(const Tier& owner) const {
+    std::size_t count = tier.get() == &owner ? pages.size() + leftover_pages.size() : 0;
+    for (const DemotionPtr& demotion : demotions)
+      if (demotion->tier.get() == &owner) count += demotion->pages.size();
+    return static_cast<std::int64_t>(count);
+  }
+};
+
+using PendingPtr = std::shared_ptr<Pending>;
+
+}  // namespace vitcache

@@ -1,0 +1,45 @@
+#include "cache/tier.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace vitcache {
+
+Tier::Tier(TierLayout layout, std::shared_ptr<void> memory)
+    : layout_(std::move(layout)), memory_(std::move(memory)) {
+  const auto num_pages = static_cast<std::size_t>(layout_.num_pages);
+  free_pages_.resize(num_pages);
+  for (std::size_t i = 0; i < num_pages; ++i) free_pages_[i] = static_cast<std::int64_t>(num_pages - 1 - i);
+  fences_.resize(num_pages);
+}
+
+std::int64_t Tier::pages_for(std::int64_t num_rows) const {
+  const std::int64_t pages = num_rows / layout_.page_rows + (num_rows % layout_.page_rows != 0);
+  return std::max<std::int64_t>(1, pages);
+}
+
+Pages Tier::allocate(std::int64_t count, FenceSet& fences) {
+  Pages pages(free_pages_.rbegin(), free_pages_.rbegin() + count);
+  free_pages_.resize(free_pages_.size() - static_cast<std::size_t>(count));
+  for (const std::int64_t page : pages) {
+    auto& kept = fences_[static_cast<std::size_t>(page)];
+    if (kept == nullptr) continue;
+    fences.add_all(*kept);
+    kept.reset();
+  }
+  return pages;
+}
+
+void Tier::free(const Pages& pages, const FenceSet& fences) {
+  free_pages_.insert(free_pages_.end(), pages.rbegin(), pages.rend());
+  if (fences.empty()) return;
+  const auto kept = std::make_shared<const FenceSet>(fences);
+  for (const std::int64_t page : pages) fences_[static_cast<std::size_t>(page)] = kept;
+}
+
+PagedRows Tier::describe(Pages pages, std::int64_t num_rows) const {
+  return PagedRows::make(layout_.address, layout_.row_bytes, num_rows, layout_.kind, std::move(pages),
+                         layout_.page_rows, layout_.row_width, layout_.on_cuda, layout_.device_id);
+}
+
+}  // namespace vitcache

@@ -1,0 +1,79 @@
+// The pages of one tier: which are free, and the fences of the last work on them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cache/fence.h"
+#include "placement/paged_rows.h"
+
+namespace vitcache {
+
+using Pages = std::vector<std::int64_t>;
+
+// Where the pages of a tier are, and what a row is.
+struct TierLayout {
+  std::string name;  // "device" or "host"
+  std::int64_t num_pages;
+  std::int64_t page_rows;
+  std::int64_t row_width;
+  std::int64_t row_bytes;
+  std::uint64_t address;
+  int kind;
+  bool on_cuda;
+  // The device that the pages are placed on. -1 matches no device: each placement of these pages is left to
+  // Python.
+  std::int32_t device_id;
+};
+
+// Hits of one tier, the rows of these hits, and the encode time in milliseconds that they saved.
+struct HitCounts {
+  std::int64_t hits = 0;
+  std::int64_t rows = 0;
+  double saved_ms = 0;
+};
+
+// The pages of one tier. A free page keeps the fences of the last work on it: `allocate` returns them with
+// the page, and the caller waits for them before it writes the page.
+//
+// Thread rule: the owner calls one method at a time. No method touches the memory of the pages or makes a
+// CUDA call.
+class Tier {
+ public:
+  // `memory` owns the memory of the pages. Entries and pending writes keep it alive.
+  Tier(TierLayout layout, std::shared_ptr<void> memory);
+
+  const TierLayout& layout() const { return layout_; }
+  const std::shared_ptr<void>& memory() const { return memory_; }
+  // After it, only the entries and pending writes that exist keep the memory alive.
+  void forget_memory() { memory_.reset(); }
+
+  std::int64_t page_bytes() const { return layout_.page_rows * layout_.row_bytes; }
+  std::int64_t num_free() const { return static_cast<std::int64_t>(free_pages_.size()); }
+  // Pages that are free or that evictions can free: neither leased nor pending.
+  std::int64_t num_available() const { return layout_.num_pages - leased_pages - pending_pages; }
+  // At least one page, which bounds the number of entries.
+  std::int64_t pages_for(std::int64_t num_rows) const;
+
+  // Allocates `count` free pages, in the order in which they were freed, and adds their fences to `fences`.
+  Pages allocate(std::int64_t count, FenceSet& fences);
+  // All work on `pages` is complete once `fences` are complete.
+  void free(const Pages& pages, const FenceSet& fences);
+  const Pages& free_pages() const { return free_pages_; }
+
+  PagedRows describe(Pages pages, std::int64_t num_rows) const;
+
+  std::int64_t leased_pages = 0;   // with at least one lease
+  std::int64_t pending_pages = 0;  // of pending writes and copies
+  HitCounts hits;
+
+ private:
+  TierLayout layout_;
+  std::shared_ptr<void> memory_;
+  Pages free_pages_;  // the next page to allocate is the last
+  std::vector<std::shared_ptr<const FenceSet>> fences_;  // by page; null: no work to wait for
+};
+
+}  // namespace vitcache

@@ -1,0 +1,62 @@
+#include "python/lease_set.h"
+
+#include <cstddef>
+
+#include "python/token.h"
+
+namespace vitcache {
+
+void LeaseSet::take(LeaseSet& other) {
+  for (std::size_t i = 0; i < entries_.size() && i < other.entries_.size(); ++i)
+    if (entries_[i] == nullptr) entries_[i] = std::move(other.entries_[i]);
+  other.release();
+}
+
+std::vector<std::int64_t> LeaseSet::misses() const {
+  std::vector<std::int64_t> positions;
+  for (std::size_t i = 0; i < entries_.size(); ++i)
+    if (entries_[i] == nullptr) positions.push_back(static_cast<std::int64_t>(i));
+  return positions;
+}
+
+std::int64_t LeaseSet::num_hits() const {
+  std::int64_t hits = 0;
+  for (const EntryPtr& entry : entries_) hits += entry != nullptr;
+  return hits;
+}
+
+std::vector<std::int64_t> LeaseSet::host_hits() const {
+  std::vector<std::int64_t> positions;
+  for (std::size_t i = 0; i < entries_.size(); ++i)
+    if (entries_[i] != nullptr && entries_[i]->tier.get() == ledger_->host())
+      positions.push_back(static_cast<std::int64_t>(i));
+  return positions;
+}
+
+FenceSet LeaseSet::use(std::int64_t stream, bool has_waited) {
+  FenceSet fences;
+  if (streams_.contains(stream)) return fences;
+  if (!has_waited)
+    for (const EntryPtr& entry : entries_)
+      if (entry != nullptr && entry->written.stream != stream) fences.add(entry->written);
+  if (fences.empty()) streams_.add(stream);
+  return fences;
+}
+
+void LeaseSet::release_one(std::int64_t position) {
+  const Mutation mutation;
+  EntryPtr entry = std::move(entries_[static_cast<std::size_t>(position)]);
+  entries_[static_cast<std::size_t>(position)] = nullptr;
+  if (entry != nullptr) ledger_->release(std::move(entry), streams_.list());
+}
+
+void LeaseSet::release() {
+  const Mutation mutation;
+  for (EntryPtr& entry : entries_) {
+    if (entry == nullptr) continue;
+    ledger_->release(std::move(entry), streams_.list());
+    entry = nullptr;
+  }
+}
+
+}  // namespace vitcache

@@ -1,0 +1,51 @@
+// The leases of one step, without a Python object per lease.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cache/ledger.h"
+#include "python/lease.h"
+
+namespace vitcache {
+
+// Pins of many entries, by position; a position without an entry is a miss. Released as a whole. Destroying
+// the set releases it.
+class LeaseSet {
+ public:
+  LeaseSet(std::shared_ptr<Ledger> ledger, std::vector<EntryPtr> entries)
+      : ledger_(std::move(ledger)), entries_(std::move(entries)) {}
+  ~LeaseSet() { release(); }
+  LeaseSet(const LeaseSet&) = delete;
+  LeaseSet& operator=(const LeaseSet&) = delete;
+
+  const std::vector<EntryPtr>& entries() const { return entries_; }
+  const std::shared_ptr<Ledger>& ledger() const { return ledger_; }
+
+  // Adds pins at the positions that are misses here and not in `other`, which is empty afterwards.
+  void take(LeaseSet& other);
+  // The positions of misses.
+  std::vector<std::int64_t> misses() const;
+  std::int64_t num_hits() const;
+  // The positions of entries in the host tier.
+  std::vector<std::int64_t> host_hits() const;
+
+  // Marks all entries as read on `stream`. If the stream has to wait for fences before it may read, then
+  // nothing is marked unless `has_waited`, and the fences are returned.
+  FenceSet use(std::int64_t stream, bool has_waited);
+  // Hands over the pin at one position, which then counts as a miss.
+  EntryPtr take_entry(std::size_t position) { return std::exchange(entries_[position], nullptr); }
+  // Releases the pin at one position, which then counts as a miss.
+  void release_one(std::int64_t position);
+  void release();
+
+ private:
+  std::shared_ptr<Ledger> ledger_;
+  std::vector<EntryPtr> entries_;
+  ReadStreams streams_;
+};
+
+}  // namespace vitcache
