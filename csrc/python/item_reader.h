@@ -7,9 +7,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "placement/destination.h"
 #include "placement/placement.h"
 #include "placement/source.h"
-#include "python/dlpack.h"
+#include "python/tensor_reader.h"
 
 namespace vitcache {
 
@@ -26,37 +27,32 @@ struct PagedRows {
                         bool on_cuda, std::int32_t device_id);
 };
 
-// The destination of rows. A source is accepted only if it has the same width and device.
-struct Target {
-  std::int64_t width;
-  bool on_cuda;
-  std::int32_t device_id;
-};
-
 // The fast path for items: adds leases, and, if torch has DLPack's exchange functions, plain tensors.
 //
 // ItemReader reads the lease's attribute `pin`, which `vitcache.Lease` documents: a list that contains the
-// entry and is empty after the lease was released. It also reads the entry's attribute `paged_rows`.
+// entry and is empty after the lease was released. It also reads the entry's attribute `paged_rows`. That
+// is a property, which takes longer than copying a row, so ItemReader first reads the field `_paged_rows` in
+// which the property stores the rows.
 class ItemReader {
  public:
-  ItemReader(pybind11::type tensor_type, pybind11::type lease_type);
+  ItemReader(pybind11::type lease_type, const TensorReader& tensors);
 
-  // Adds items to `placement`, from index `first` on. Stops at the first item that it cannot add and returns
-  // its index; Python then converts that item or raises the error. If all items were added, returns their
-  // number.
-  std::int64_t add(Placement& placement, const pybind11::list& items, std::int64_t first, std::int64_t width,
-                   bool on_cuda, std::int32_t device_id) const;
+  // Makes items the sources of `placement`, from index `first` on: item `i` is source `i`. Stops at the first
+  // item that it cannot add and returns its index; Python then converts that item or raises the error. If
+  // all items were added, returns their number. A source must have the width and device of `destination`.
+  std::int64_t add(Placement& placement, const pybind11::list& items, std::int64_t first,
+                   const Destination& destination) const;
+
+  // Makes `rows` source `item` of `placement`, or returns false.
+  bool set(Placement& placement, std::int64_t item, const pybind11::object& rows,
+           const Destination& destination) const;
 
  private:
-  bool add_tensor(Placement& placement, PyObject* item, const Target& target) const;
+  bool set_tensor(Placement& placement, std::int64_t item, PyObject* tensor,
+                  const Destination& destination) const;
 
-  // Whether the tensor has torch's negative bit: then its values are the negated values in memory.
-  bool is_negated(PyObject* item) const;
-
-  pybind11::type tensor_type_;
   pybind11::type lease_type_;
-  pybind11::object is_negated_;
-  int (*tensor_from_object_)(void*, dlpack::Tensor*) = nullptr;
+  TensorReader tensors_;
 };
 
 // Adds a run per row of `table`: (start, length, source_start) of item 0, or (item, start, length,

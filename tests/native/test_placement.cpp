@@ -197,24 +197,23 @@ void scatter_and_embed_with_any_thread_count_write_the_rows(std::int64_t num_row
   Placement placement;
   placement.add_source(Source::block(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false));
   placement.add_run({0, 1, num_rows - 1, 1});
-  placement.check_runs(num_rows);
-  placement.check_overlap();
-  const Row table = row_table(placement, kFloat32);
   const std::vector<float> weight = numbered_rows(3, 1000);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(num_rows), 2);
   for (const int threads : {1, 2, 5}) {
     std::vector<float> out(source.size() / 2, -1), level(source.size() / 2, -1);
-    vitcache::scatter_rows(table.data(), num_rows - 1, {plane_of(out), plane_of(level)}, kRowBytes, threads);
+    const vitcache::Destination destination{
+        {plane_of(out), plane_of(level)}, num_rows, kRowBytes, 2 * kElements, kFloat32, false, 0};
+    placement.check(destination, false);
+    vitcache::scatter_rows(placement, destination, threads);
     CHECK(out[0] == -1.F && level[0] == -1.F);
     for (std::size_t row = 1; row < static_cast<std::size_t>(num_rows); ++row) {
       CHECK_EQUAL(out[row * kElements], static_cast<float>(2 * row));
       CHECK_EQUAL(level[row * kElements + 3], static_cast<float>(2 * row + 1));
     }
-    Row tokens(static_cast<std::size_t>(num_rows));
-    placement.write_token_table(kFloat32, tokens.data(), num_rows);
-    vitcache::embed_rows(tokens.data(), num_rows, ids.data(),
-                         {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes},
-                         {plane_of(out), plane_of(level)}, kRowBytes, threads);
+    const vitcache::TextTokens text{ids.data(), 4, reinterpret_cast<const std::byte*>(weight.data()),
+                                    kRowBytes,  3, kFloat32};
+    placement.check_text_ids(text, num_rows);
+    vitcache::embed_rows(placement, destination, text, threads);
     CHECK(out[0] == 1002.F && level[0] == 0.F && out[kElements] == 2.F);
   }
 }
