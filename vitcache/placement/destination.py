@@ -35,6 +35,9 @@ class Destination:
         "width",
     )
 
+    rows: Tensor
+    deepstack: Tensor | None
+
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
         """A destination without memory, to check a placement against a width, a device and `num_tokens`.

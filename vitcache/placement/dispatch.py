@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitcache.device.streams import is_capturing
 from vitcache import _native
+from vitcache.device.streams import is_capturing
 from vitcache.placement import reference
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement

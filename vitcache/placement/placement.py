@@ -32,6 +32,7 @@ class Placement:
     __slots__ = ("_added", "items", "native", "stored")
 
     items: MutableSequence[Any]
+    _added: Sequence[int] | None  # None: Python added the sources of all items
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class Placement:
         use_all([item for item in self.added_items if isinstance(item, Lease)])
 
     def use(self) -> None:
-        """`use_leases`, and the same for the reservations in `stored`. On the CPU there is no order to make."""
+        """`use_leases`, and the same for the reservations in `stored`. The CPU needs no such order."""
         self.use_leases()
         for reservation in self.stored.values():
             reservation.use()
