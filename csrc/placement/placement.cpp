@@ -32,12 +32,30 @@ void check_fields(const Run& run) {
 
 }  // namespace
 
+void Placement::set_source(std::int64_t item, Source source) {
+  if (item >= num_sources()) resize_sources(item + 1);
+  sources_[static_cast<std::size_t>(item)] = std::move(source);
+}
+
+void Placement::resize_sources(std::int64_t num_sources) {
+  sources_.resize(static_cast<std::size_t>(num_sources), Source::block(0, 0, 0, kFloat32, false));
+}
+
 void Placement::add_store(std::int64_t item, Source pages) {
   const std::int64_t num_rows = source_rows(item);
   if (pages.num_rows != num_rows)
     throw std::invalid_argument("item " + std::to_string(item) + " has " + std::to_string(num_rows) +
                                 " rows, the pages to store it in have " + std::to_string(pages.num_rows));
   stores_.emplace(item, std::move(pages));
+}
+
+void Placement::check(const Destination& destination, bool is_overlap_checked) const {
+  check_runs(destination.num_tokens);
+  for (const Plane& plane : destination.planes) {
+    const auto [begin, end] = destination.extent(plane);
+    check_apart(begin, end, plane.row_stride, destination.row_bytes, destination.width);
+  }
+  if (!is_overlap_checked) check_overlap();
 }
 
 void Placement::check_runs(std::int64_t num_tokens) const {
@@ -102,6 +120,10 @@ void Placement::check_text_ids(const Id* ids, std::int64_t num_tokens, std::int6
 
 template void Placement::check_text_ids(const std::int32_t*, std::int64_t, std::int64_t) const;
 template void Placement::check_text_ids(const std::int64_t*, std::int64_t, std::int64_t) const;
+
+void Placement::check_text_ids(const TextTokens& text, std::int64_t num_tokens) const {
+  text.visit_ids([&](const auto* ids) { check_text_ids(ids, num_tokens, text.num_embeddings); });
+}
 
 void Placement::read_stores() {
   for (auto& [item, pages] : stores_) sources_[static_cast<std::size_t>(item)] = std::move(pages);
@@ -193,6 +215,11 @@ std::int64_t Placement::num_rows(int kind) const {
   for (const Run& run : runs_)
     if (source_of(run).kind == kind) rows += run.length;
   return rows;
+}
+
+bool Placement::places_only(int kind) const {
+  return std::all_of(runs_.begin(), runs_.end(),
+                     [&](const Run& run) { return run.length == 0 || source_of(run).kind == kind; });
 }
 
 bool Placement::stores(int kind) const {

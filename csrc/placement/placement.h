@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "placement/destination.h"
 #include "placement/source.h"
 
 namespace vitcache {
@@ -41,7 +42,15 @@ class Placement {
   // Sources are numbered in the order in which they are added.
   void add_source(Source source) { sources_.push_back(std::move(source)); }
 
+  // Sets source `item`, or adds it behind the last source. Sources that are not set yet have no rows.
+  void set_source(std::int64_t item, Source source);
+
+  // Makes room for sources [0, num_sources), so that they can be set in any order.
+  void resize_sources(std::int64_t num_sources);
+
   void add_run(Run run) { runs_.push_back(run); }
+
+  void set_runs(std::vector<Run> runs) { runs_ = std::move(runs); }
 
   // Stores source `item`: all of its rows, placed or not, are also written to `pages`. Call it at most once
   // per source. Throws std::invalid_argument if `pages` and the source differ in the number of rows.
@@ -51,6 +60,10 @@ class Placement {
   std::int64_t source_rows(std::int64_t item) const {
     return sources_[static_cast<std::size_t>(item)].num_rows;
   }
+
+  // Makes every check that a placement needs before it is written to `destination`: `check_runs`,
+  // `check_apart` for each plane, and, unless the caller has called it, `check_overlap`.
+  void check(const Destination& destination, bool is_overlap_checked) const;
 
   // Checks that every run lies inside of its source and inside of `[0, num_tokens)`. Throws std::out_of_range
   // (tokens) or std::invalid_argument (items and rows). The message names the item and both numbers.
@@ -66,6 +79,8 @@ class Placement {
   // Throws std::out_of_range naming the first token whose id is outside this range.
   template <typename Id>
   void check_text_ids(const Id* ids, std::int64_t num_tokens, std::int64_t num_rows) const;
+
+  void check_text_ids(const TextTokens& text, std::int64_t num_tokens) const;
 
   // Checks that no source, and no page that a source is stored in, shares memory with the rows of a
   // destination: `row_bytes` bytes at every `row_stride` bytes of [begin, end). If they shared memory, the
@@ -89,9 +104,18 @@ class Placement {
   const std::vector<BlockCopy>& take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes);
 
   const std::vector<Run>& runs() const { return runs_; }
+  const std::vector<Source>& sources() const { return sources_; }
+
+  // The runs that are not empty, in the order of their first tokens. Valid until the runs change.
+  std::vector<const Run*> runs_in_order() const;
 
   // Number of placed rows of sources of `kind`.
   std::int64_t num_rows(int kind) const;
+
+  // Whether all placed rows are of `kind`.
+  bool places_only(int kind) const;
+
+  bool has_stores() const { return !stores_.empty(); }
 
   // Whether a source of `kind` is stored, and the number of rows of such sources that no run places.
   bool stores(int kind) const;
@@ -137,9 +161,6 @@ class Placement {
   const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }
   bool is_stored(std::int64_t item) const { return stores_.count(item) != 0; }
   void check_tokens(std::int64_t num_tokens) const;
-
-  // The runs that are not empty, in the order of their first tokens.
-  std::vector<const Run*> runs_in_order() const;
 
   // Calls `visit` with each placed row of `kind`, then with each row that is stored and not placed. The page
   // of a stored row is passed exactly once.

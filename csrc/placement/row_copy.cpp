@@ -4,6 +4,7 @@
 #include <cstring>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "ring/stream_copy.h"
 
@@ -45,73 +46,97 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   for (std::thread& thread : threads) thread.join();
 }
 
-// Writes `num_rows` rows, contiguous in memory, to adjacent tokens. If the destination is contiguous, too,
-// this is one copy, which is faster than one copy per row.
-void copy_rows(const std::byte* source, std::int64_t token, std::int64_t num_rows,
-               const std::vector<Plane>& planes, std::size_t row_bytes, CopyBytes copy) {
-  if (planes.size() == 1 && planes[0].row_stride == static_cast<std::int64_t>(row_bytes)) {
-    copy(planes[0].base + token * planes[0].row_stride, source,
-         row_bytes * static_cast<std::size_t>(num_rows));
+// Writes `num_rows` rows, `source_stride` bytes apart, to adjacent tokens. If the rows are contiguous in the
+// source and in the destination, this is one copy, which is faster than one copy per row.
+void copy_rows(const std::byte* source, std::int64_t source_stride, std::int64_t token, std::int64_t num_rows,
+               const Destination& destination, CopyBytes copy) {
+  const std::vector<Plane>& planes = destination.planes;
+  const auto bytes = static_cast<std::size_t>(destination.row_bytes);
+  if (planes.size() == 1 && planes[0].row_stride == destination.row_bytes &&
+      source_stride == destination.row_bytes) {
+    copy(planes[0].base + token * planes[0].row_stride, source, bytes * static_cast<std::size_t>(num_rows));
     return;
   }
-  for (const std::int64_t end = token + num_rows; token < end; ++token)
+  for (const std::int64_t end = token + num_rows; token < end; ++token, source += source_stride) {
+    const std::byte* level = source;
     for (const Plane& plane : planes) {
-      copy(plane.base + token * plane.row_stride, source, row_bytes);
-      source += row_bytes;
+      copy(plane.base + token * plane.row_stride, level, bytes);
+      level += bytes;
     }
+  }
 }
 
-const std::byte* at(std::int64_t address) { return reinterpret_cast<const std::byte*>(address); }
+// Writes rows [first, first + num_rows) of a run.
+void copy_run(const Source& source, const Run& run, std::int64_t first, std::int64_t num_rows,
+              const Destination& destination, CopyBytes copy) {
+  std::int64_t token = run.start + first;
+  source.visit_parts(run.source_start + first, num_rows, [&](std::int64_t address, std::int64_t count) {
+    copy_rows(reinterpret_cast<const std::byte*>(address), source.row_stride, token, count, destination,
+              copy);
+    token += count;
+  });
+}
+
+template <typename Id>
+void copy_text(const Id* ids, std::int64_t first, std::int64_t last, const TextTokens& text,
+               const Destination& destination) {
+  const std::vector<Plane>& planes = destination.planes;
+  const auto bytes = static_cast<std::size_t>(destination.row_bytes);
+  for (std::int64_t token = first; token < last; ++token) {
+    std::memcpy(planes[0].base + token * planes[0].row_stride, text.weight + ids[token] * text.row_stride,
+                bytes);
+    for (std::size_t level = 1; level < planes.size(); ++level)
+      std::memset(planes[level].base + token * planes[level].row_stride, 0, bytes);
+  }
+}
+
+std::int64_t source_bytes(const Destination& destination) {
+  return destination.row_bytes * static_cast<std::int64_t>(destination.planes.size());
+}
 
 }  // namespace
 
-void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::vector<Plane>& planes,
-                  std::int64_t row_bytes, int num_threads) {
-  const auto bytes = static_cast<std::size_t>(row_bytes);
-  const std::int64_t source_bytes = row_bytes * static_cast<std::int64_t>(planes.size());
-  const std::int64_t total = num_rows * source_bytes;
+void scatter_rows(const Placement& placement, const Destination& destination, int num_threads) {
+  const std::int64_t num_rows = placement.num_rows(destination.kind);
+  const std::int64_t total = num_rows * source_bytes(destination);
+  if (total == 0) return;
   const CopyBytes copy = copy_for(total);
   in_parallel(num_rows, total, num_threads, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t row = first; row < last;) {
-      const std::int64_t address = table[2 * row], token = table[2 * row + 1];
-      std::int64_t length = 1;
-      while (row + length < last && table[2 * (row + length)] == address + length * source_bytes &&
-             table[2 * (row + length) + 1] == token + length)
-        ++length;
-      copy_rows(at(address), token, length, planes, bytes, copy);
-      row += length;
+    std::int64_t row = 0;  // the number of placed rows before the run
+    for (const Run& run : placement.runs()) {
+      if (row >= last) break;
+      const std::int64_t begin = std::max(first - row, std::int64_t{0});
+      const std::int64_t end = std::min(last - row, run.length);
+      if (begin < end)
+        copy_run(placement.sources()[static_cast<std::size_t>(run.item)], run, begin, end - begin,
+                 destination, copy);
+      row += run.length;
     }
     order_stores();
   });
 }
 
-template <typename Id>
-void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* ids, const Weight& weight,
-                const std::vector<Plane>& planes, std::int64_t row_bytes, int num_threads) {
-  const auto bytes = static_cast<std::size_t>(row_bytes);
-  const std::int64_t source_bytes = row_bytes * static_cast<std::int64_t>(planes.size());
-  const std::int64_t total = num_tokens * source_bytes;
-  in_parallel(num_tokens, total, num_threads, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t token = first; token < last; ++token) {
-      if (table[token] != 0) {
-        std::int64_t length = 1;
-        while (token + length < last && table[token + length] == table[token] + length * source_bytes)
-          ++length;
-        copy_rows(at(table[token]), token, length, planes, bytes, copy_cached);
-        token += length - 1;
-        continue;
+void embed_rows(const Placement& placement, const Destination& destination, const TextTokens& text,
+                int num_threads) {
+  const std::int64_t total = destination.num_tokens * source_bytes(destination);
+  if (total == 0) return;
+  const std::vector<const Run*> runs = placement.runs_in_order();
+  text.visit_ids([&](const auto* ids) {
+    in_parallel(destination.num_tokens, total, num_threads, [&](std::int64_t first, std::int64_t last) {
+      std::int64_t token = first;
+      for (const Run* run : runs) {
+        const std::int64_t begin = std::max(run->start, token);
+        const std::int64_t end = std::min(run->start + run->length, last);
+        if (run->start >= last) break;
+        if (begin >= end) continue;  // another thread writes this run
+        copy_text(ids, token, begin, text, destination);
+        copy_run(placement.sources()[static_cast<std::size_t>(run->item)], *run, begin - run->start,
+                 end - begin, destination, copy_cached);
+        token = end;
       }
-      copy_cached(planes[0].base + token * planes[0].row_stride, weight.base + ids[token] * weight.row_stride,
-                  bytes);
-      for (std::size_t level = 1; level < planes.size(); ++level)
-        std::memset(planes[level].base + token * planes[level].row_stride, 0, bytes);
-    }
+      copy_text(ids, token, last, text, destination);
+    });
   });
 }
-
-template void embed_rows(const std::int64_t*, std::int64_t, const std::int32_t*, const Weight&,
-                         const std::vector<Plane>&, std::int64_t, int);
-template void embed_rows(const std::int64_t*, std::int64_t, const std::int64_t*, const Weight&,
-                         const std::vector<Plane>&, std::int64_t, int);
 
 }  // namespace vitcache

@@ -1,37 +1,20 @@
-// The row kernels for the CPU: functions that read the same tables and copy rows as bytes.
+// The row kernels for the CPU: functions that read a placement and copy rows as bytes.
 //
 // Each call returns when all rows are written. At most `num_threads` threads work, the calling thread
-// included. A call with few bytes uses only the calling thread. Sources and destinations must not overlap.
+// included. A call with few bytes uses only the calling thread. The caller has checked the placement against
+// the destination (`Placement::check`); every source is of the destination's kind, and none is stored.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <vector>
+#include "placement/destination.h"
+#include "placement/placement.h"
 
 namespace vitcache {
 
-// The destination of one level of a row: row `t` begins at `base + t * row_stride`. The first plane is
-// inputs_embeds, the other planes are the deepstack levels. A source row contains `row_bytes` bytes for each
-// plane, in this order.
-struct Plane {
-  std::byte* base;
-  std::int64_t row_stride;
-};
+void scatter_rows(const Placement& placement, const Destination& destination, int num_threads);
 
-// Token embeddings: row `i` begins at `base + i * row_stride`.
-struct Weight {
-  const std::byte* base;
-  std::int64_t row_stride;
-};
-
-// `table` contains (address, token) for each of `num_rows` rows.
-void scatter_rows(const std::int64_t* table, std::int64_t num_rows, const std::vector<Plane>& planes,
-                  std::int64_t row_bytes, int num_threads);
-
-// `table` contains an address per token, 0 for text. A text token `t` gets row `ids[t]` of `weight`, and
-// zeros in the other planes. The caller has checked the ids (`Placement::check_text_ids`).
-template <typename Id>
-void embed_rows(const std::int64_t* table, std::int64_t num_tokens, const Id* ids, const Weight& weight,
-                const std::vector<Plane>& planes, std::int64_t row_bytes, int num_threads);
+// Text tokens get the weight's row of their id in the first plane, and zeros in the other planes. The caller
+// has checked the ids (`Placement::check_text_ids`), and the weight is of the destination's kind.
+void embed_rows(const Placement& placement, const Destination& destination, const TextTokens& text,
+                int num_threads);
 
 }  // namespace vitcache

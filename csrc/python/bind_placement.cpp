@@ -8,11 +8,14 @@
 #include <utility>
 #include <vector>
 
+#include "placement/destination.h"
 #include "placement/placement.h"
 #include "placement/row_copy.h"
 #include "placement/source.h"
 #include "python/bindings.h"
+#include "python/gil.h"
 #include "python/item_reader.h"
+#include "python/tensor_reader.h"
 
 namespace py = pybind11;
 
@@ -22,42 +25,69 @@ namespace {
 // Python passes the address of a table: torch owns the memory, and this module does not depend on torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
-std::vector<Plane> make_planes(const std::vector<std::pair<std::uintptr_t, std::int64_t>>& planes) {
-  std::vector<Plane> native;
-  native.reserve(planes.size());
-  for (const auto& [address, row_stride] : planes)
-    native.push_back({reinterpret_cast<std::byte*>(address), row_stride});
-  return native;
+// Copying this number of bytes takes longer than another Python thread takes to give the GIL back.
+constexpr std::int64_t kBytesWithGil = std::int64_t{1} << 18;
+
+// Runs a copy of `bytes` bytes. A short copy keeps the GIL: to get it back may take 5 ms.
+template <typename Work>
+void copy(std::int64_t bytes, const Work& work) {
+  if (bytes < kBytesWithGil)
+    work();
+  else
+    without_gil(work);
 }
 
-void bind_row_copy(py::module_& module) {
+bool is_copy(const Placement& placement, const Destination& destination) {
+  return !placement.has_stores() && placement.places_only(destination.kind);
+}
+
+bool scatter(const Placement& placement, const Destination& destination, int num_threads) {
+  if (!is_copy(placement, destination)) return false;
+  const std::int64_t row_bytes = destination.width * kElementBytes[destination.kind];
+  copy(placement.num_rows(destination.kind) * row_bytes,
+       [&] { scatter_rows(placement, destination, num_threads); });
+  return true;
+}
+
+bool embed(const Placement& placement, const Destination& destination, const TextTokens& text,
+           int num_threads) {
+  if (text.kind != destination.kind || !is_copy(placement, destination)) return false;
+  const std::int64_t row_bytes = destination.width * kElementBytes[destination.kind];
+  copy(destination.num_tokens * row_bytes, [&] { embed_rows(placement, destination, text, num_threads); });
+  return true;
+}
+
+void bind_destination(py::module_& module) {
   using Planes = std::vector<std::pair<std::uintptr_t, std::int64_t>>;  // (address, row stride in bytes)
-  using WeightRows = std::pair<std::uintptr_t, std::int64_t>;           // (address, row stride)
-  module.def(
-      "scatter_rows",
-      [](std::uintptr_t table, std::int64_t num_rows, const Planes& planes, std::int64_t row_bytes,
-         int num_threads) {
-        const std::vector<Plane> native_planes = make_planes(planes);
-        const py::gil_scoped_release without_gil;
-        scatter_rows(table_at(table), num_rows, native_planes, row_bytes, num_threads);
-      },
-      py::arg("table"), py::arg("num_rows"), py::arg("planes"), py::arg("row_bytes"), py::arg("num_threads"));
-  module.def(
-      "embed_rows",
-      [](std::uintptr_t table, std::int64_t num_tokens, std::uintptr_t ids, int id_bytes,
-         const WeightRows& weight, const Planes& planes, std::int64_t row_bytes, int num_threads) {
-        const std::vector<Plane> native_planes = make_planes(planes);
-        const Weight rows{reinterpret_cast<const std::byte*>(weight.first), weight.second};
-        const py::gil_scoped_release without_gil;
-        if (id_bytes == 4)
-          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int32_t*>(ids), rows,
-                     native_planes, row_bytes, num_threads);
-        else
-          embed_rows(table_at(table), num_tokens, reinterpret_cast<const std::int64_t*>(ids), rows,
-                     native_planes, row_bytes, num_threads);
-      },
-      py::arg("table"), py::arg("num_tokens"), py::arg("ids"), py::arg("id_bytes"), py::arg("weight"),
-      py::arg("planes"), py::arg("row_bytes"), py::arg("num_threads"));
+  py::class_<Destination>(module, "Destination")
+      .def(py::init([](const Planes& planes, std::int64_t num_tokens, std::int64_t hidden, std::int64_t width,
+                       int kind, bool on_cuda, std::int32_t device_id) {
+             Destination destination{{},      num_tokens, hidden * kElementBytes[kind], width, kind,
+                                     on_cuda, device_id};
+             for (const auto& [address, row_stride] : planes)
+               destination.planes.push_back({reinterpret_cast<std::byte*>(address), row_stride});
+             return destination;
+           }),
+           py::arg("planes"), py::arg("num_tokens"), py::arg("hidden"), py::arg("width"), py::arg("kind"),
+           py::arg("on_cuda"), py::arg("device_id"))
+      .def_readonly("num_tokens", &Destination::num_tokens)
+      .def_property_readonly("hidden", &Destination::hidden);
+  py::class_<TextTokens>(module, "TextTokens")
+      .def(py::init([](std::uintptr_t ids, int id_bytes, std::uintptr_t weight, std::int64_t row_stride,
+                       std::int64_t num_embeddings, int kind) {
+             return TextTokens{reinterpret_cast<const void*>(ids),
+                               id_bytes,
+                               reinterpret_cast<const std::byte*>(weight),
+                               row_stride,
+                               num_embeddings,
+                               kind};
+           }),
+           py::arg("ids"), py::arg("id_bytes"), py::arg("weight"), py::arg("row_stride"),
+           py::arg("num_embeddings"), py::arg("kind"));
+  py::class_<TensorReader>(module, "TensorReader")
+      .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("parameter_type"))
+      .def("read_rows", &TensorReader::read_rows, py::arg("rows"))
+      .def("read_text", &TensorReader::read_text, py::arg("ids"), py::arg("weight"));
 }
 
 using FourNumbers = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -67,7 +97,7 @@ FourNumbers as_numbers(const Run& run) { return {run.item, run.start, run.length
 }  // namespace
 
 void bind_placement(py::module_& module) {
-  bind_row_copy(module);
+  bind_destination(module);
   py::class_<PagedRows>(module, "PagedRows")
       .def(py::init(&PagedRows::make), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"),
            py::arg("kind"), py::arg("pages"), py::arg("page_rows"), py::arg("width"), py::arg("on_cuda"),
@@ -75,20 +105,21 @@ void bind_placement(py::module_& module) {
   py::class_<Placement>(module, "Placement")
       .def(py::init<>())
       .def(
-          "add_source",
-          [](Placement& placement, std::uintptr_t address, std::int64_t row_stride, std::int64_t num_rows,
-             int kind, bool on_host) {
-            placement.add_source(Source::block(address, row_stride, num_rows, kind, on_host));
+          "set_source",
+          [](Placement& placement, std::int64_t item, std::uintptr_t address, std::int64_t row_stride,
+             std::int64_t num_rows, int kind, bool on_host) {
+            placement.set_source(item, Source::block(address, row_stride, num_rows, kind, on_host));
           },
-          py::arg("address"), py::arg("row_stride"), py::arg("num_rows"), py::arg("kind"), py::arg("on_host"))
+          py::arg("item"), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"), py::arg("kind"),
+          py::arg("on_host"))
       .def(
-          "add_paged_rows",
-          [](Placement& placement, const PagedRows& rows, bool on_host) {
+          "set_paged_rows",
+          [](Placement& placement, std::int64_t item, const PagedRows& rows, bool on_host) {
             Source source = rows.source;
             source.on_host = on_host;
-            placement.add_source(std::move(source));
+            placement.set_source(item, std::move(source));
           },
-          py::arg("rows"), py::arg("on_host"))
+          py::arg("item"), py::arg("rows"), py::arg("on_host"))
       .def(
           "add_store",
           [](Placement& placement, std::int64_t item, const PagedRows& rows) {
@@ -103,8 +134,7 @@ void bind_placement(py::module_& module) {
           py::arg("item"), py::arg("start"), py::arg("length"), py::arg("source_start"))
       .def("add_runs", &add_runs, py::arg("table"))
       .def("add_spans", &add_spans, py::arg("spans"), py::arg("span_type"))
-      .def("check_runs", &Placement::check_runs, py::arg("num_tokens"))
-      .def("check_overlap", &Placement::check_overlap)
+      .def("check", &Placement::check, py::arg("destination"), py::arg("is_overlap_checked"))
       .def("find_overlap",
            [](const Placement& placement) -> std::optional<std::pair<FourNumbers, FourNumbers>> {
              const auto overlap = placement.find_overlap();
@@ -113,17 +143,13 @@ void bind_placement(py::module_& module) {
            })
       .def(
           "check_text_ids",
-          [](const Placement& placement, std::uintptr_t ids, int id_bytes, std::int64_t num_tokens,
-             std::int64_t num_rows) {
-            if (id_bytes == 4)
-              placement.check_text_ids(reinterpret_cast<const std::int32_t*>(ids), num_tokens, num_rows);
-            else
-              placement.check_text_ids(reinterpret_cast<const std::int64_t*>(ids), num_tokens, num_rows);
+          [](const Placement& placement, const TextTokens& text, std::int64_t num_tokens) {
+            placement.check_text_ids(text, num_tokens);
           },
-          py::arg("ids"), py::arg("id_bytes"), py::arg("num_tokens"), py::arg("num_rows"))
+          py::arg("text"), py::arg("num_tokens"))
+      .def("scatter", &scatter, py::arg("destination"), py::arg("num_threads"))
+      .def("embed", &embed, py::arg("destination"), py::arg("text"), py::arg("num_threads"))
       .def("read_stores", &Placement::read_stores)
-      .def("check_apart", &Placement::check_apart, py::arg("begin"), py::arg("end"), py::arg("row_stride"),
-           py::arg("row_bytes"), py::arg("width"))
       .def("check_stores_apart", &Placement::check_stores_apart, py::arg("width"))
       .def(
           "take_host_blocks",
@@ -176,9 +202,11 @@ void bind_placement(py::module_& module) {
           },
           py::arg("kind"), py::arg("table"), py::arg("num_tokens"));
   py::class_<ItemReader>(module, "ItemReader")
-      .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("lease_type"))
+      .def(py::init<py::type, const TensorReader&>(), py::arg("lease_type"), py::arg("tensors"))
       .def("add", &ItemReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),
-           py::arg("width"), py::arg("on_cuda"), py::arg("device_id"));
+           py::arg("destination"))
+      .def("set", &ItemReader::set, py::arg("placement"), py::arg("item"), py::arg("rows"),
+           py::arg("destination"));
 }
 
 }  // namespace vitcache

@@ -11,7 +11,7 @@
 namespace vitcache::dlpack {
 
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2 };
-enum TypeCode : std::uint8_t { kFloat = 2, kBfloat = 4 };
+enum TypeCode : std::uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
 
 struct Tensor {
   void* data;

@@ -7,41 +7,34 @@
 #include <cstdint>
 #include <vector>
 
-#include "placement/paged_rows.h"
+#include "placement/destination.h"
 #include "placement/placement.h"
 #include "placement/source.h"
-#include "python/dlpack.h"
+#include "python/tensor_reader.h"
 
 namespace vitcache {
-
-// The destination of rows. A source is accepted only if it has the same width and device.
-struct Target {
-  std::int64_t width;
-  bool on_cuda;
-  std::int32_t device_id;
-};
 
 // The fast path for items: adds leases, and, if torch has DLPack's exchange functions, plain tensors.
 class ItemReader {
  public:
-  ItemReader(pybind11::type tensor_type, pybind11::type lease_type);
+  ItemReader(pybind11::type lease_type, const TensorReader& tensors);
 
-  // Adds items to `placement`, from index `first` on. Stops at the first item that it cannot add and returns
-  // its index; Python then converts that item or raises the error. If all items were added, returns their
-  // number.
-  std::int64_t add(Placement& placement, const pybind11::list& items, std::int64_t first, std::int64_t width,
-                   bool on_cuda, std::int32_t device_id) const;
+  // Makes items the sources of `placement`, from index `first` on: item `i` is source `i`. Stops at the first
+  // item that it cannot add and returns its index; Python then converts that item or raises the error. If
+  // all items were added, returns their number. A source must have the width and device of `destination`.
+  std::int64_t add(Placement& placement, const pybind11::list& items, std::int64_t first,
+                   const Destination& destination) const;
+
+  // Makes `rows` source `item` of `placement`, or returns false.
+  bool set(Placement& placement, std::int64_t item, const pybind11::object& rows,
+           const Destination& destination) const;
 
  private:
-  bool add_tensor(Placement& placement, PyObject* item, const Target& target) const;
+  bool set_tensor(Placement& placement, std::int64_t item, PyObject* tensor,
+                  const Destination& destination) const;
 
-  // Whether the tensor has torch's negative bit: then its values are the negated values in memory.
-  bool is_negated(PyObject* item) const;
-
-  pybind11::type tensor_type_;
   pybind11::type lease_type_;
-  pybind11::object is_negated_;
-  int (*tensor_from_object_)(void*, dlpack::Tensor*) = nullptr;
+  TensorReader tensors_;
 };
 
 // Adds a run per row of `table`: (start, length, source_start) of item 0, or (item, start, length,

@@ -197,25 +197,71 @@ void scatter_and_embed_with_any_thread_count_write_the_rows(std::int64_t num_row
   Placement placement;
   placement.add_source(Source::block(address_of(source), 2 * kRowBytes, num_rows, kFloat32, false));
   placement.add_run({0, 1, num_rows - 1, 1});
-  placement.check_runs(num_rows);
-  placement.check_overlap();
-  const Row table = row_table(placement, kFloat32);
   const std::vector<float> weight = numbered_rows(3, 1000);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(num_rows), 2);
   for (const int threads : {1, 2, 5}) {
     std::vector<float> out(source.size() / 2, -1), level(source.size() / 2, -1);
-    vitcache::scatter_rows(table.data(), num_rows - 1, {plane_of(out), plane_of(level)}, kRowBytes, threads);
+    const vitcache::Destination destination{
+        {plane_of(out), plane_of(level)}, num_rows, kRowBytes, 2 * kElements, kFloat32, false, 0};
+    placement.check(destination, false);
+    vitcache::scatter_rows(placement, destination, threads);
     CHECK(out[0] == -1.F && level[0] == -1.F);
     for (std::size_t row = 1; row < static_cast<std::size_t>(num_rows); ++row) {
       CHECK_EQUAL(out[row * kElements], static_cast<float>(2 * row));
       CHECK_EQUAL(level[row * kElements + 3], static_cast<float>(2 * row + 1));
     }
-    Row tokens(static_cast<std::size_t>(num_rows));
-    placement.write_token_table(kFloat32, tokens.data(), num_rows);
-    vitcache::embed_rows(tokens.data(), num_rows, ids.data(),
-                         {reinterpret_cast<const std::byte*>(weight.data()), kRowBytes},
-                         {plane_of(out), plane_of(level)}, kRowBytes, threads);
+    const vitcache::TextTokens text{ids.data(), 4, reinterpret_cast<const std::byte*>(weight.data()),
+                                    kRowBytes,  3, kFloat32};
+    placement.check_text_ids(text, num_rows);
+    vitcache::embed_rows(placement, destination, text, threads);
     CHECK(out[0] == 1002.F && level[0] == 0.F && out[kElements] == 2.F);
+  }
+}
+
+void sources_set_out_of_order_are_written_by_any_thread_count() {
+  constexpr std::int64_t rows = 100'000;  // more than one thread gets a part
+  const std::vector<float> pool = numbered_rows(rows, 0), block = numbered_rows(2 * rows, 5000);
+  const std::vector<float> weight = numbered_rows(1, -7);
+  std::vector<std::int64_t> pages;
+  for (std::int64_t page = rows / 4; page-- > 0;) pages.push_back(page);
+  const std::vector<std::int64_t> ids(static_cast<std::size_t>(2 * rows + 1), 0);
+  Placement placement;
+  // The second run of item 1 comes first; every second row of `block` is a row of item 2.
+  placement.set_runs({{1, rows + 1, rows - 4, 4}, {2, 1, rows, 0}, {1, 2 * rows - 3, 3, 1}});
+  placement.resize_sources(2);
+  placement.set_source(2, Source::block(address_of(block), 2 * kRowBytes, rows, kFloat32, false));
+  placement.set_source(1, Source::paged(address_of(pool), kRowBytes, rows, kFloat32, false, pages, 4));
+  CHECK_EQUAL(placement.num_sources(), 3);
+  CHECK_EQUAL(placement.source_rows(0), 0);
+  CHECK(placement.places_only(kFloat32) && !placement.places_only(kBfloat16));
+  const auto row_of_item_1 = [](std::int64_t row) {
+    return static_cast<float>((rows / 4 - 1 - row / 4) * 4 + row % 4);
+  };
+  for (const int threads : {1, 2, 7}) {
+    for (const bool is_embed : {false, true}) {
+      std::vector<float> out((2 * rows + 1) * kElements, -1);
+      const vitcache::Destination destination{{plane_of(out)}, 2 * rows + 1, kRowBytes, kElements,
+                                              kFloat32,        false,        0};
+      placement.check(destination, false);
+      if (is_embed)
+        vitcache::embed_rows(
+            placement, destination,
+            {ids.data(), 8, reinterpret_cast<const std::byte*>(weight.data()), kRowBytes, 1, kFloat32},
+            threads);
+      else
+        vitcache::scatter_rows(placement, destination, threads);
+      const auto value = [&out](std::int64_t token) {
+        return out[static_cast<std::size_t>(token * kElements)];
+      };
+      CHECK_EQUAL(value(0), is_embed ? -7.F : -1.F);
+      CHECK_EQUAL(value(2 * rows), is_embed ? -7.F : -1.F);
+      for (std::int64_t row = 0; row < rows; ++row)
+        CHECK_EQUAL(value(1 + row), static_cast<float>(5000 + 2 * row));
+      for (std::int64_t row = 4; row < rows; ++row)
+        CHECK_EQUAL(value(rows + 1 + row - 4), row_of_item_1(row));
+      for (std::int64_t row = 1; row < 4; ++row)
+        CHECK_EQUAL(value(2 * rows - 3 + row - 1), row_of_item_1(row));
+    }
   }
 }
 
@@ -287,6 +333,7 @@ int main() {
   take_host_blocks_skips_stored_sources();
   scatter_and_embed_with_any_thread_count_write_the_rows(5);
   scatter_and_embed_with_any_thread_count_write_the_rows(200'000);
+  sources_set_out_of_order_are_written_by_any_thread_count();
   check_text_ids_checks_only_tokens_outside_of_runs();
   find_overlap_finds_runs_of_any_order_and_source();
   read_stores_replaces_sources_by_their_pages();

@@ -30,11 +30,11 @@ def host_rows(monkeypatch):
     monkeypatch.setattr(host_blocks, "measured_crossovers", {torch.device("cpu"): 4 * ROW_BYTES})
 
     class HostPlacement(_native.Placement):
-        def add_source(self, *description):
-            super().add_source(*description[:-1], True)
+        def set_source(self, *description):
+            super().set_source(*description[:-1], True)
 
-        def add_paged_rows(self, rows, on_host):
-            super().add_paged_rows(rows, True)
+        def set_paged_rows(self, item, rows, on_host):
+            super().set_paged_rows(item, rows, True)
 
     monkeypatch.setattr("vitcache.placement.placement._native.Placement", HostPlacement)
     monkeypatch.setattr(

@@ -94,7 +94,7 @@ def check_embedding(input_ids: Tensor, weight: Tensor) -> None:
 
 def make_out(input_ids: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     """Return `out` after a check of its shape and device; for None, allocate it in the weight's dtype."""
-    shape = (*input_ids.shape, weight.shape[1])
+    shape = input_ids.shape + weight.shape[1:]  # faster than a tuple of their elements
     if out is None:
         return weight.new_empty(shape)
     if not isinstance(out, Tensor):

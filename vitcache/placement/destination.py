@@ -6,9 +6,12 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from vitcache.rows import check_dtype, check_layout
+from vitcache import _native
+from vitcache.rows import KINDS, check_dtype, check_layout
 
+tensor_reader = _native.TensorReader(Tensor, Parameter)
 ANY_NUM_TOKENS = 1 << 62
 
 
@@ -16,10 +19,24 @@ class Destination:
     """The checked destination of one call: `rows` is ``(T, H)``, `deepstack` is ``(L, T, H)`` or None.
 
     `planes` lists the tensors ``(T, H)`` that the call writes: `rows`, then each of the `levels` deepstack
-    levels. `width` is the number of elements of an embedding row, ``H * (1 + levels)``.
+    levels. `width` is the number of elements of an embedding row, ``H * (1 + levels)``. `native` contains the
+    addresses of the planes.
     """
 
-    __slots__ = ("deepstack", "hidden", "levels", "num_tokens", "planes", "rows", "width")
+    __slots__ = (
+        "deepstack",
+        "device",
+        "hidden",
+        "levels",
+        "native",
+        "num_tokens",
+        "planes",
+        "rows",
+        "width",
+    )
+
+    rows: Tensor
+    deepstack: Tensor | None
 
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
@@ -29,9 +46,27 @@ class Destination:
         """
         self = cls("rows", torch.empty(0, width, device=device), None)
         self.num_tokens = ANY_NUM_TOKENS if num_tokens is None else num_tokens
+        self.planes = []
+        self.native = self._describe()
         return self
 
     def __init__(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
+        native = tensor_reader.read_rows(inputs_embeds) if deepstack is None else None
+        if native is None:
+            self._check(name, inputs_embeds, deepstack)
+            self.device = self.rows.device
+            self.native = self._describe()
+            return
+        self.native, self.device = native, inputs_embeds.device
+        self.num_tokens, self.hidden = native.num_tokens, native.hidden
+        self.deepstack, self.levels, self.width = None, 0, self.hidden
+        self.rows = (
+            inputs_embeds if inputs_embeds.dim() == 2 else inputs_embeds.view(self.num_tokens, self.hidden)
+        )
+        self.planes = [self.rows]
+
+    def _check(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
+        """Check arguments that the native reader refuses, and set all fields that need no address."""
         if not isinstance(inputs_embeds, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(inputs_embeds).__name__}")
         check_dtype(name, inputs_embeds)
@@ -60,6 +95,18 @@ class Destination:
         self.planes += levels
         if not _lie_in_order(self.rows, levels):
             self._refuse_shared_planes(name)
+
+    def _describe(self) -> _native.Destination:
+        planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in self.planes]
+        return _native.Destination(
+            planes,
+            self.num_tokens,
+            self.hidden,
+            self.width,
+            KINDS[self.rows.dtype],
+            self.device.type == "cuda",
+            self.device.index or 0,
+        )
 
     def check_apart_from(self, name: str, other: Tensor) -> None:
         """Raise ValueError if the memory of `other` overlaps that of the destination."""

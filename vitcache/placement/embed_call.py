@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from vitcache import _native
 from vitcache.pages.reservation import Reservation
 from vitcache.placement import autograd, dispatch
 from vitcache.placement.call_checks import (
@@ -20,8 +22,8 @@ from vitcache.placement.call_checks import (
     refuse_out,
     refuse_store,
 )
-from vitcache.placement.destination import Destination
-from vitcache.placement.placement import Placement, check_text_ids
+from vitcache.placement.destination import Destination, tensor_reader
+from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
 
@@ -41,6 +43,7 @@ class EmbedCall:
         "_input_ids",
         "_out",
         "_scale",
+        "_text",
         "_text_scale",
         "_weight",
         "destination",
@@ -55,21 +58,27 @@ class EmbedCall:
         scale: float | None,
         text_scale: float | None,
     ) -> None:
-        check_embedding(input_ids, weight)
-        self._scale, self._text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
+        self._text = tensor_reader.read_text(input_ids, weight)
+        if self._text is None:  # the arguments are wrong or unusual
+            check_embedding(input_ids, weight)
+        self._scale = None if scale is None else check_scale("scale", scale)
+        self._text_scale = None if text_scale is None else check_scale("text_scale", text_scale)
         self._has_out, self._are_spans_checked = out is not None, False
-        self._out = make_out(input_ids, weight, out)
+        self._out = out = make_out(input_ids, weight, out)
         self._deepstack = deepstack
-        self._input_ids, self._weight = input_ids.resolve_neg(), weight.resolve_neg()
-        self.destination = Destination("out", self._out, deepstack)
+        if self._text is None:
+            input_ids, weight = input_ids.resolve_neg(), weight.resolve_neg()
+        self._input_ids, self._weight = input_ids, weight
+        self.destination = Destination("out", out, deepstack)
         if self._has_out or deepstack is not None:  # newly allocated memory overlaps nothing
-            self.destination.check_apart_from("weight", self._weight)
-            self.destination.check_apart_from("input_ids", self._input_ids)
+            self.destination.check_apart_from("weight", weight)
+            self.destination.check_apart_from("input_ids", input_ids)
 
-    def check_spans(self, spans: Sequence[Sequence[Span]]) -> None:
+    def check_spans(self, spans: Sequence[Sequence[Span]] | _native.Placement) -> None:
         """Check everything that depends on the spans but not on the rows.
 
-        The caller must have checked that the spans fit in the tokens and that `find_overlap` returns None.
+        The caller must have checked that the spans fit in the tokens and that `find_overlap` returns None. A
+        native placement needs only its runs.
 
         Raises
         ------
@@ -78,9 +87,17 @@ class EmbedCall:
         RuntimeError
             If a CUDA graph is being captured.
         """
-        dispatch.refuse_capture(self._out.device)
-        if self._out.device.type == "cpu":
-            check_text_ids(spans, self._input_ids.reshape(-1).contiguous(), self._weight.shape[0])
+        device = self.destination.device
+        dispatch.refuse_capture(device)
+        if device.type == "cpu":
+            if not isinstance(spans, _native.Placement):
+                native = _native.Placement()
+                native.add_spans(spans, Span)
+                spans = native
+            if self._text is None:
+                self._input_ids = dispatch.flatten_ids(self._input_ids)
+                self._text = dispatch.describe_text(self._input_ids, self._weight)
+            spans.check_text_ids(self._text, self.destination.num_tokens)
         self._are_spans_checked = True
 
     def run(self, embeddings: Any, spans: Any, store: Sequence[Reservation | None] | None) -> Tensor:
@@ -91,31 +108,53 @@ class EmbedCall:
         embeddings, spans, store
             As in `embed_tokens`.
         """
-        out, deepstack, weight = self._out, self._deepstack, self._weight
-        scales = self._scale, self._text_scale
         if isinstance(embeddings, PlacementTable):
-            check_table_call(spans, weight, out, deepstack)
-            refuse_store(store, "a PlacementTable")
-            dispatch.embed_table(self.destination, self._input_ids, weight, embeddings, *scales)
-        else:
-            if not self._are_spans_checked:
-                dispatch.refuse_capture(out.device)
-            placed = Placement(
-                self.destination, embeddings, spans, store, is_overlap_checked=self._are_spans_checked
+            return self._run_table(embeddings, spans, store)
+        if not self._are_spans_checked:
+            dispatch.refuse_capture(self.destination.device)
+        placed = Placement(
+            self.destination, embeddings, spans, store, is_overlap_checked=self._are_spans_checked
+        )
+        return self.run_placed(placed, store)
+
+    def run_placed(self, placed: Placement, store: Any = None) -> Tensor:
+        """Write all rows of a placement, and return the output.
+
+        Parameters
+        ----------
+        placed
+            A placement for `destination`. The caller has called `check_spans` with its runs.
+        store
+            As in `embed_tokens`; `placed` was made with it.
+        """
+        out, deepstack, weight = self._out, self._deepstack, self._weight
+        if torch.is_grad_enabled() and needs_grad(weight, out, deepstack, *placed.added_items):
+            refuse_out(self._has_out)
+            check_writable(deepstack)
+            refuse_store(store, "a gradient")
+            items, runs = placed.tensors_and_runs()
+            return autograd.embed(
+                out, deepstack, self._input_ids, weight, items, runs, self._scale, self._text_scale
             )
-            if needs_grad(weight, out, deepstack, *placed.items):
-                refuse_out(self._has_out)
-                check_writable(deepstack)
-                refuse_store(store, "a gradient")
-                items, runs = placed.tensors_and_runs()
-                return autograd.embed(out, deepstack, self._input_ids, weight, items, runs, *scales)
-            dispatch.embed(
-                self.destination,
-                self._input_ids,
-                weight,
-                placed,
-                *scales,
-                is_text_checked=self._are_spans_checked,
-            )
-        bump_versions(out, deepstack)
+        dispatch.embed(
+            self.destination,
+            self._input_ids,
+            weight,
+            placed,
+            self._scale,
+            self._text_scale,
+            text=self._text,
+            is_text_checked=self._are_spans_checked,
+        )
+        if self._has_out or deepstack is not None:  # no backward needs the values of newly allocated memory
+            bump_versions(out, deepstack)
         return out
+
+    def _run_table(self, table: PlacementTable, spans: Any, store: Any) -> Tensor:
+        check_table_call(spans, self._weight, self._out, self._deepstack)
+        refuse_store(store, "a PlacementTable")
+        dispatch.embed_table(
+            self.destination, self._input_ids, self._weight, table, self._scale, self._text_scale
+        )
+        bump_versions(self._out, self._deepstack)
+        return self._out

@@ -27,7 +27,7 @@ def scatter_rows(
     destination: Destination, placement: Placement, scale: float | None, *, skip: torch.dtype | None = None
 ) -> None:
     """Queue one launch per source dtype, except `skip`, on the current stream. Arguments must be checked."""
-    device = destination.rows.device
+    device = destination.device
     with _on_device(device):
         if skip is None:
             copy_host_blocks(destination, placement, scale)
@@ -50,13 +50,13 @@ def scatter_rows(
                 aligned=_is_aligned(destination, placement, dtype),
                 store=store,
             )
-        _keep_pinned_alive(placement.items, device)
+        _keep_pinned_alive(placement.added_items, device)
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
     """Queue one launch for all `max_rows` rows of `table`, so that a captured launch serves every update."""
     aligned = destination.hidden * table.dtype.itemsize % 16 == 0
-    with _on_device(destination.rows.device):
+    with _on_device(destination.device):
         launch_scatter_rows(
             table.rows,
             destination.rows,
@@ -80,7 +80,7 @@ def embed_rows(
 
     Arguments must be checked. The caller ensures that the weight has a row for the id of each text token.
     """
-    device, num_tokens = destination.rows.device, destination.num_tokens
+    device, num_tokens = destination.device, destination.num_tokens
     with _on_device(device):
         copy_host_blocks(destination, placement, scale)
         dtypes = placement.dtypes()
@@ -120,7 +120,7 @@ def embed_table(
     A captured launch serves every update, because `PlacementTable.update` writes these addresses.
     """
     aligned = destination.hidden * table.dtype.itemsize % 16 == 0
-    with _on_device(destination.rows.device):
+    with _on_device(destination.device):
         launch_embed_rows(
             tokens,
             destination.rows,

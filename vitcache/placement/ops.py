@@ -135,9 +135,9 @@ def scatter_embeddings(
         refuse_store(store, "a PlacementTable")
         dispatch.scatter_table(destination, embeddings, scale)
     else:
-        dispatch.refuse_capture(inputs_embeds.device)
+        dispatch.refuse_capture(destination.device)
         placed = Placement(destination, embeddings, spans, store)
-        if needs_grad(inputs_embeds, deepstack, *placed.items):
+        if torch.is_grad_enabled() and needs_grad(inputs_embeds, deepstack, *placed.items):
             check_writable(inputs_embeds, deepstack)
             refuse_store(store, "a gradient")
             autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)

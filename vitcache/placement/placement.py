@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from vitcache import _native
 from vitcache.pages.lease import Lease, use_all
 from vitcache.pages.reservation import Reservation
-from vitcache.placement.destination import Destination, extent
+from vitcache.placement.destination import Destination, tensor_reader
 from vitcache.placement.reference import Run
 from vitcache.placement.runs import check_lists, span_array
 from vitcache.placement.spans import Span
 from vitcache.rows import DTYPES, KINDS, check_dtype
 
-_reader = _native.ItemReader(Tensor, Lease)
+_reader = _native.ItemReader(Lease, tensor_reader)
 
 
 class Placement:
@@ -29,7 +29,10 @@ class Placement:
     If the caller has called `find_overlap` for these spans, `is_overlap_checked` skips the same check.
     """
 
-    __slots__ = ("items", "native", "stored")
+    __slots__ = ("_added", "items", "native", "stored")
+
+    items: MutableSequence[Any]
+    _added: Sequence[int] | None  # None: Python added the sources of all items
 
     def __init__(
         self,
@@ -40,35 +43,64 @@ class Placement:
         *,
         is_overlap_checked: bool = False,
     ) -> None:
-        self.native = _native.Placement()
-        self.stored: dict[int, Reservation] = {}
+        self.native, self._added = _native.Placement(), None
         if isinstance(embeddings, Tensor):
-            self.items = self._add_items(destination, [embeddings])
+            self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
         else:
             check_lists(embeddings, spans)
-            self.items = self._add_items(destination, embeddings)
+            self._add_items(destination, list(embeddings))
             self.native.add_spans(spans, Span)
-        if store is not None:
-            self.stored = self._add_stores(destination, store)
-            self.native.check_stores_apart(destination.width)
-        self.check(destination)
-        if not is_overlap_checked:
-            self.native.check_overlap()
-        self.use_leases()
-        for reservation in self.stored.values():
-            reservation.use()
+        self.stored = {} if store is None else self._add_stores(destination, store)
+        self.native.check(destination.native, is_overlap_checked)
+
+    @classmethod
+    def from_native(
+        cls,
+        destination: Destination,
+        native: _native.Placement,
+        items: MutableSequence[Any],
+        missing: Sequence[int],
+        store: Sequence[Any] | None = None,
+    ) -> Placement:
+        """Finish a native placement that contains its runs, without overlap, and the sources of some items.
+
+        Parameters
+        ----------
+        native
+            The caller keeps the sources that it contains alive. On CUDA the caller has also ordered the
+            current stream after the writes of these sources, and before the reuse of their memory.
+        items
+            All items of the call, or a sequence that makes an item when it is read: the fast calls read only
+            the items in `missing`.
+        missing
+            The items whose sources `native` does not contain, as indices of `items`.
+        store
+            As in `scatter_embeddings`.
+        """
+        self = object.__new__(cls)
+        self.native, self.items, self._added = native, items, missing
+        for item in missing:
+            if not _reader.set(native, item, items[item], destination.native):
+                items[item] = self._add_item(destination, item, items[item])
+        self.stored = {} if store is None else self._add_stores(destination, store)
+        native.check(destination.native, True)
+        return self
 
     @classmethod
     def from_runs(cls, destination: Destination, embeddings: Sequence[Tensor], runs: Tensor) -> Placement:
         """Make a placement of tensors from int64 runs ``(n, 4)`` of item, start, length and source_start."""
         self = object.__new__(cls)
-        self.native, self.stored = _native.Placement(), {}
-        self.items = self._add_items(destination, embeddings)
+        self.native, self._added, self.stored = _native.Placement(), None, {}
+        self._add_items(destination, list(embeddings))
         self.native.add_runs(span_array(runs, 4))
-        self.check(destination)
-        self.native.check_overlap()
+        self.native.check(destination.native, False)
         return self
+
+    @property
+    def added_items(self) -> Sequence[Any]:
+        """The items whose sources Python added: all items, or the items missing in `from_native`."""
+        return self.items if self._added is None else [self.items[item] for item in self._added]
 
     @property
     def store_dtype(self) -> torch.dtype | None:
@@ -87,13 +119,15 @@ class Placement:
         self.native.read_stores()
         self.stored = {}
 
-    def check_text_ids(self, input_ids: Tensor, num_embeddings: int) -> None:
-        """Raise IndexError if a text token's id is not in ``[0, num_embeddings)``. Ids are on the CPU."""
-        _check_text_ids(self.native, input_ids, num_embeddings)
-
     def use_leases(self) -> None:
         """Order the current stream after the writes of leased rows, and before the reuse of their pages."""
-        use_all([item for item in self.items if isinstance(item, Lease)])
+        use_all([item for item in self.added_items if isinstance(item, Lease)])
+
+    def use(self) -> None:
+        """`use_leases`, and the same for the reservations in `stored`. The CPU needs no such order."""
+        self.use_leases()
+        for reservation in self.stored.values():
+            reservation.use()
 
     def check_leases(self) -> None:
         """Raise RuntimeError if a lease was released."""
@@ -120,12 +154,7 @@ class Placement:
 
     def check(self, destination: Destination) -> None:
         """Raise if a run does not fit in the tokens or its item, or if an item overlaps the destination."""
-        self.native.check_runs(destination.num_tokens)
-        for plane in destination.planes:
-            begin, end = extent(plane)
-            stride = plane.stride(0) * plane.element_size()
-            row_bytes = destination.hidden * plane.element_size()
-            self.native.check_apart(begin, end, stride, row_bytes, destination.width)
+        self.native.check(destination.native, True)
 
     def _add_stores(self, destination: Destination, store: Sequence[Any]) -> dict[int, Reservation]:
         """Check and add the reservations; return them by item."""
@@ -148,6 +177,7 @@ class Placement:
                 raise ValueError(f"items {first_item} and {item} have the same reservation")
             self._add_store(destination, item, reservation, stored)
             stored[item] = reservation
+        self.native.check_stores_apart(destination.width)
         return stored
 
     def _add_store(
@@ -158,7 +188,7 @@ class Placement:
         if reservation.row_width != destination.width:
             subject = f"the reservation of item {item}"
             raise ValueError(_width_message(subject, reservation.row_width, destination))
-        device = destination.rows.device
+        device = destination.device
         if reservation.device != device:
             raise ValueError(
                 f"item {item} would be stored on {reservation.device}, the destination is on {device}"
@@ -176,24 +206,18 @@ class Placement:
             raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
         if rows.row_width != destination.width:
             raise ValueError(_width_message(f"item {item}", rows.row_width, destination))
-        device = destination.rows.device
+        device = destination.device
         if rows.device != device:
             raise ValueError(f"item {item} is in a cache on {rows.device}, the destination is on {device}")
         rows.use()
-        self.native.add_paged_rows(rows.paged_rows, on_host=False)
+        self.native.set_paged_rows(item, rows.paged_rows, False)
         return rows
 
-    def _add_items(self, destination: Destination, embeddings: Sequence[Any]) -> list[Any]:
+    def _add_items(self, destination: Destination, items: list[Any]) -> None:
         """Add all items. The native reader adds plain tensors and leases, `_add_item` all other items."""
-        items = list(embeddings)
-        device = destination.rows.device
+        self.items = items
         added = 0
-        while True:
-            added = _reader.add(
-                self.native, items, added, destination.width, device.type == "cuda", device.index or 0
-            )
-            if added == len(items):
-                return items
+        while (added := _reader.add(self.native, items, added, destination.native)) < len(items):
             items[added] = self._add_item(destination, added, items[added])
             added += 1
 
@@ -203,12 +227,12 @@ class Placement:
         if isinstance(rows, Lease):
             if rows.row_width != destination.width:
                 raise ValueError(_width_message(f"item {item}", rows.row_width, destination))
-            device = destination.rows.device
+            device = destination.device
             if rows.device != device:
                 raise ValueError(
                     f"item {item} is a lease of a cache on {rows.device}, the destination is on {device}"
                 )
-            self.native.add_paged_rows(_paged_rows_of(item, rows), rows.pool.device != device)
+            self.native.set_paged_rows(item, _paged_rows_of(item, rows), rows.pool.device != device)
             return rows
         if not isinstance(rows, Tensor):
             kind = type(rows).__name__
@@ -224,14 +248,15 @@ class Placement:
         packed = rows.resolve_neg()
         if packed.stride(1) != 1:
             packed = packed.contiguous()
-        if packed is not rows and packed.device != destination.rows.device:
+        if packed is not rows and packed.device != destination.device:
             packed = packed.pin_memory()
-        self.native.add_source(
+        self.native.set_source(
+            item,
             packed.data_ptr(),
             packed.stride(0) * packed.element_size(),
             packed.shape[0],
             KINDS[packed.dtype],
-            packed.device != destination.rows.device,
+            packed.device != destination.device,
         )
         return packed
 
@@ -245,7 +270,7 @@ def _paged_rows_of(item: int, lease: Lease) -> _native.PagedRows:
 
 
 def _check_device(item: int, rows: Tensor, destination: Destination) -> None:
-    device = destination.rows.device
+    device = destination.device
     if rows.device == device or (device.type == "cuda" and rows.device.type == "cpu" and rows.is_pinned()):
         return
     pinned = " and not pinned" if device.type == "cuda" and rows.device.type == "cpu" else ""
@@ -264,14 +289,3 @@ def find_overlap(items: Sequence[Sequence[Span]]) -> tuple[Run, Run] | None:
     native = _native.Placement()
     native.add_spans(items, Span)
     return native.find_overlap()
-
-
-def check_text_ids(items: Sequence[Sequence[Span]], input_ids: Tensor, num_embeddings: int) -> None:
-    """`Placement.check_text_ids` for spans whose rows do not exist yet."""
-    native = _native.Placement()
-    native.add_spans(items, Span)
-    _check_text_ids(native, input_ids, num_embeddings)
-
-
-def _check_text_ids(native: _native.Placement, input_ids: Tensor, num_embeddings: int) -> None:
-    native.check_text_ids(input_ids.data_ptr(), input_ids.element_size(), input_ids.shape[0], num_embeddings)

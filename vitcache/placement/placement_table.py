@@ -131,6 +131,7 @@ class PlacementTable:
             raise ValueError(f"the placement has {num_rows} rows, the table's max_rows is {self.max_rows}")
         if width * self.dtype.itemsize % 16 == 0 and not placement.native.aligned(kind):
             raise ValueError("rows in a table must begin at multiples of 16 bytes")
+        placement.use_leases()
         if self._num_embedded:
             placement.native.write_token_table(kind, self._tokens.data_ptr(), self._num_embedded)
         self.rows.zero_()

@@ -1,0 +1,61 @@
+// The memory that a placement writes on the CPU, and the text tokens of a call of `embed_tokens`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "placement/source.h"
+
+namespace vitcache {
+
+// The destination of one level of a row: row `t` begins at `base + t * row_stride`. The first plane is
+// inputs_embeds, the other planes are the deepstack levels.
+struct Plane {
+  std::byte* base;
+  std::int64_t row_stride;
+};
+
+// A destination of `num_tokens` rows. A source row has `width` elements: `row_bytes` bytes for each plane, in
+// the order of the planes. A destination without planes has no memory: placements can only be checked against
+// it. `device_id` is the number of the CUDA device.
+struct Destination {
+  std::vector<Plane> planes;
+  std::int64_t num_tokens;
+  std::int64_t row_bytes;
+  std::int64_t width;
+  int kind;
+  bool on_cuda;
+  std::int32_t device_id;
+
+  std::int64_t hidden() const { return row_bytes / kElementBytes[kind]; }
+
+  // The address of the first byte of a plane, and the address after its last byte.
+  std::pair<std::uint64_t, std::uint64_t> extent(const Plane& plane) const {
+    if (num_tokens == 0 || row_bytes == 0) return {0, 0};
+    const auto begin = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(plane.base));
+    return {begin, begin + static_cast<std::uint64_t>((num_tokens - 1) * plane.row_stride + row_bytes)};
+  }
+};
+
+// The ids of all tokens, and the rows of the token embedding: row `i` begins at `weight + i * row_stride`.
+struct TextTokens {
+  const void* ids;
+  int id_bytes;  // 4 or 8: the ids are int32 or int64
+  const std::byte* weight;
+  std::int64_t row_stride;
+  std::int64_t num_embeddings;
+  int kind;
+
+  // Calls `visit` with the ids as a pointer to their type.
+  template <typename Visit>
+  void visit_ids(Visit visit) const {
+    if (id_bytes == 4)
+      visit(static_cast<const std::int32_t*>(ids));
+    else
+      visit(static_cast<const std::int64_t*>(ids));
+  }
+};
+
+}  // namespace vitcache

@@ -1,0 +1,43 @@
+// Reads plain tensors through DLPack's exchange functions, if torch has them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "placement/destination.h"
+#include "python/dlpack.h"
+
+namespace vitcache {
+
+// A plain tensor is a dense `torch.Tensor` or `torch.nn.Parameter`, not a subclass, whose values are those in
+// memory. A method refuses any other tensor, and every tensor before torch 2.11: Python then reads the tensor
+// or raises the error.
+class TensorReader {
+ public:
+  TensorReader(pybind11::type tensor_type, pybind11::type parameter_type);
+
+  // Describes a plain tensor. Returns false if it refuses the tensor.
+  bool read(PyObject* object, dlpack::Tensor& tensor) const;
+
+  // The destination of a plain tensor (T, H), or (B, T, H) that can be viewed as (B * T, H), of a supported
+  // dtype. None for a refused tensor.
+  std::optional<Destination> read_rows(const pybind11::object& rows) const;
+
+  // The text tokens of plain tensors on one device: contiguous ids, and a weight (V, H) of a supported dtype.
+  // None for refused tensors.
+  std::optional<TextTokens> read_text(const pybind11::object& ids, const pybind11::object& weight) const;
+
+ private:
+  bool is_plain(PyObject* object) const;
+
+  pybind11::type tensor_type_;
+  pybind11::type parameter_type_;
+  pybind11::object is_negated_;
+  int (*tensor_from_object_)(void*, dlpack::Tensor*) = nullptr;
+};
+
+// The kind of a tensor's elements, or -1 if its dtype is not supported.
+int kind_of(const dlpack::Tensor& tensor);
+
+}  // namespace vitcache
