@@ -24,7 +24,8 @@ NATIVE = {
     "placement": ("ring",),
     "stand_in": ("runtime", "ring"),
     "cache": (),
-    "python": ("runtime", "ring", "placement", "cache"),
+    "pipeline": ("placement", "cache"),
+    "python": ("runtime", "ring", "placement", "cache", "pipeline"),
 }
 
 # The lowest room is the first. A module may import from its own room and from lower ones. Only tests import

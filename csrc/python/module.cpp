@@ -37,6 +37,7 @@ PYBIND11_MODULE(_native, module) {
   bind_placement(module);
   bind_ring(module);
   bind_policies(module);
+  bind_pipeline(module);
   bind_cache(module);
 }
 

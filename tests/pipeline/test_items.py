@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -91,28 +93,64 @@ def test_items_within_returns_every_overlapping_item_by_first_token(
     assert firsts == sorted(firsts)
 
 
-def test_items_within_reads_only_spans_near_the_tokens() -> None:
-    lengths: list[int] = []
+def test_items_within_reads_only_items_near_the_tokens() -> None:
+    positions: list[int] = []
 
-    class RecordingList(list[Any]):
-        """Records the length of each slice that is read."""
+    class RecordingTuple(tuple[Item, ...]):
+        """Records the position of each item that is read."""
 
         def __getitem__(self, key: Any) -> Any:
-            part = super().__getitem__(key)
-            if isinstance(key, slice):
-                lengths.append(len(part))
-            return part
+            positions.append(key)
+            return super().__getitem__(key)
 
         def __iter__(self) -> Any:
-            raise AssertionError("all spans are read")
+            raise AssertionError("all items are read")
 
     items = Items([Item(None, Span(10 * number, 5)) for number in range(100_000)])
-    items._spans = RecordingList(items._spans)
+    items._items = RecordingTuple(items._items)
     assert list(items.within(500_000, 500_020)) == [50_000, 50_001]
-    assert lengths == [2]
+    assert positions == [50_000, 50_001]
     assert Chunk(items, 0, 1).items is items
 
 
 @pytest.mark.parametrize("start", range(6))
 def test_items_within_an_empty_range_is_empty(start: int) -> None:
     assert Items([Item(None, Span(1, 4))]).within(start, start) == {}
+
+
+@pytest.mark.parametrize("far", [2**61, 2**64, 2**80])
+def test_items_within_accepts_any_integers(far: int) -> None:
+    items = Items([Item(None, Span(1, 4)), Item(None, Span(2**60, 1))])
+    assert list(items.within(-far, far)) == [0, 1]
+    assert list(items.within(2, far)) == [0, 1]
+    assert items.within(far, far + 5) == items.within(-far, -5) == {}
+    assert list(items.within(np.int64(2), np.int64(3))) == [0]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (Item(None, Span(2**60 + 1, 2)), "item 1: span start is 1152921504606846977, it must be at most"),
+        (Item(None, Span(0, 2**62)), f"item 1: span length is {2**62}, it must be at most {2**60}"),
+        (Item(None, Span(0, 1, 2**61)), f"item 1: span source_start is {2**61}, it must be at most {2**60}"),
+        (Item(None, Span(2**70, 1)), f"item 1: {2**70} is beyond 64 bits"),
+        (Item(None, None, num_rows=2**64), f"item 1: {2**64} is beyond 64 bits"),
+    ],
+)
+def test_items_refuses_numbers_whose_sums_could_overflow(item: Item, message: str) -> None:
+    with pytest.raises(IndexError, match=message):
+        Items([Item(None, None), item])
+
+
+def test_items_accepts_any_empty_span() -> None:
+    assert Items([Item(None, [Span(2**62, 0), Span(1, 2, 2**60)])]).within(0, 2**70) == {
+        0: [Span(1, 2, 2**60)]
+    }
+
+
+def test_items_can_be_copied_and_pickled() -> None:
+    items = Items([Item(None, Span(1, 4), key=bytes(32)), Item(None, Span(6, 2))])
+    for copied in (copy.copy(items), copy.deepcopy(items), pickle.loads(pickle.dumps(items))):
+        assert isinstance(copied, Items)
+        assert copied.within(0, 9) == items.within(0, 9)
+        assert copied[0].key == bytes(32)

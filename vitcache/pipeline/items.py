@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from operator import index
 from typing import Any, overload
 
 from torch import Tensor
 
+from vitcache import _native
 from vitcache.keys.content import check_key
 from vitcache.placement.spans import Span
 
@@ -115,10 +114,13 @@ class Items(Sequence[Item]):
 
     `Chunk` accepts any sequence of items, and sorts it. For a request of several chunks, make one `Items`
     object and pass it to every chunk: then the items are sorted once. An `Items` object is an immutable
-    sequence.
+    sequence. Its arrays contain the keys, the spans and the numbers of rows of its items; a step reads them.
 
     Raises
     ------
+    IndexError
+        If a number of a span that is not empty is larger than 2**60, or a number of rows has more than 64
+        bits.
     TypeError
         If an element of `items` is not an `Item`.
 
@@ -133,18 +135,7 @@ class Items(Sequence[Item]):
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = tuple(items)
-        for position, item in enumerate(self._items):
-            if not isinstance(item, Item):
-                raise TypeError(f"item {position} must be an Item, got {type(item).__name__}")
-        self._spans = sorted(
-            (span.start, position, span)
-            for position, item in enumerate(self._items)
-            for span in item.spans
-            if span.length
-        )
-        self._starts = [start for start, _, _ in self._spans]
-        # For each span, the largest `stop` up to this span. The list is ascending, so it can be bisected.
-        self._furthest = list(accumulate((span.stop for _, _, span in self._spans), max))
+        self.arrays = _native.ItemArrays(self._items, Item)
 
     def within(self, start: int, stop: int) -> dict[int, list[Span]]:
         """Return the items that overlap tokens ``[start, stop)``, by position in this sequence.
@@ -153,13 +144,13 @@ class Items(Sequence[Item]):
         overlapping span.
         """
         found: dict[int, list[Span]] = {}
-        if start == stop:  # an empty range overlaps no span, even if it is inside one
-            return found
-        first = bisect_right(self._furthest, start)
-        for _, position, span in self._spans[first : bisect_left(self._starts, stop)]:
-            if span.stop > start:
-                found.setdefault(position, []).append(span)
+        for position, number in self.arrays.within(index(start), index(stop)):
+            found.setdefault(position, []).append(self._items[position].spans[number])
         return found
+
+    def __reduce__(self) -> tuple[type[Items], tuple[tuple[Item, ...]]]:
+        """Copy and pickle only the items: the arrays of a copy contain the addresses of its own items."""
+        return Items, (self._items,)
 
     @overload
     def __getitem__(self, position: int) -> Item: ...
@@ -192,6 +183,8 @@ class Chunk:
         If `start`, `length` or `token_offset` is negative.
     TypeError
         If `start`, `length` or `token_offset` is not an integer, or an element of `items` is not an `Item`.
+    IndexError
+        As `Items`.
 
     Examples
     --------

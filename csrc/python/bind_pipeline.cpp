@@ -1,0 +1,137 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "pipeline/item_arrays.h"
+#include "pipeline/step_plan.h"
+#include "python/bindings.h"
+#include "python/chunk_reader.h"
+
+namespace py = pybind11;
+
+namespace vitcache {
+namespace {
+
+using Place = std::pair<std::int64_t, std::int64_t>;  // (chunk, position)
+
+Place as_place(const Occurrence& occurrence) { return {occurrence.chunk, occurrence.position}; }
+
+std::vector<Place> as_places(const std::vector<Occurrence>& occurrences) {
+  std::vector<Place> places;
+  places.reserve(occurrences.size());
+  for (const Occurrence& occurrence : occurrences) places.push_back(as_place(occurrence));
+  return places;
+}
+
+// The caller's index. Throws std::out_of_range if it is not in `[0, count)`.
+std::int64_t checked(std::int64_t index, std::size_t count) {
+  if (index < 0 || index >= static_cast<std::int64_t>(count))
+    throw std::out_of_range("item " + std::to_string(index) + " does not exist, the number of items is " +
+                            std::to_string(count));
+  return index;
+}
+
+const PlannedItem& item_at(const StepPlan& plan, std::int64_t item) {
+  return plan.items()[static_cast<std::size_t>(checked(item, plan.items().size()))];
+}
+
+void bind_item_arrays(py::module_& module) {
+  py::class_<ItemArrays>(module, "ItemArrays",
+                         "The items of one request as arrays. The items must live as long as the arrays.")
+      .def(py::init(&read_items), py::arg("items"), py::arg("item_type"))
+      .def("__len__", &ItemArrays::size)
+      .def(
+          "within",
+          [](const ItemArrays& arrays, const py::int_& start, const py::int_& stop) {
+            const std::int64_t first_token = read_bounded(start);
+            const auto [first, last] = arrays.find_spans(first_token, read_bounded(stop));
+            std::vector<std::pair<std::int64_t, std::int64_t>> found;
+            for (std::size_t i = first; i < last; ++i)
+              if (const ItemSpan& span = arrays.spans()[i]; span.stop() > first_token)
+                found.emplace_back(span.position, span.number);
+            return found;
+          },
+          py::arg("start"), py::arg("stop"),
+          "The spans that overlap tokens [start, stop), as (position of the item, number of the span).")
+      .def(
+          "set_computed",
+          [](ItemArrays& arrays, std::int64_t position, const py::bytes& key_namespace,
+             const py::bytes& key) {
+            arrays.set_computed(checked(position, arrays.size()), key_namespace, read_key(key));
+          },
+          py::arg("position"), py::arg("key_namespace"), py::arg("key"),
+          "Store the key that was computed for an item in a namespace, in place of an earlier one.");
+}
+
+}  // namespace
+
+void bind_pipeline(py::module_& module) {
+  bind_item_arrays(module);
+  py::class_<StepPlan>(module, "StepPlan", "The unique items of one step, and their runs.")
+      .def(py::init(&plan_chunks), py::arg("chunks"), py::arg("key_namespace"), py::arg("num_tokens"),
+           py::arg("chunk_type"))
+      .def("__len__", [](const StepPlan& plan) { return plan.items().size(); })
+      .def("unkeyed", &StepPlan::unkeyed, "The items that have neither a key nor rows.")
+      .def("given", &StepPlan::given, "The items that have precomputed rows.")
+      .def(
+          "set_key",
+          [](StepPlan& plan, std::int64_t item, const py::bytes& key) {
+            plan.set_key(checked(item, plan.items().size()), read_key(key));
+          },
+          py::arg("item"), py::arg("key"))
+      .def("merge", &StepPlan::merge,
+           "Merge items that became equal. Return the new index of each item, or [] if none were equal.")
+      .def(
+          "key",
+          [](const StepPlan& plan, std::int64_t item) -> std::optional<py::bytes> {
+            const PlannedItem& planned = item_at(plan, item);
+            if (!planned.has_key) return std::nullopt;
+            return py::bytes(planned.key.bytes(), kKeyBytes);
+          },
+          py::arg("item"))
+      .def(
+          "num_rows", [](const StepPlan& plan, std::int64_t item) { return item_at(plan, item).num_rows; },
+          py::arg("item"))
+      .def(
+          "needed_rows",
+          [](const StepPlan& plan, std::int64_t item) { return item_at(plan, item).needed_rows; },
+          py::arg("item"))
+      .def(
+          "has_rows", [](const StepPlan& plan, std::int64_t item) { return item_at(plan, item).has_rows; },
+          py::arg("item"))
+      .def(
+          "occurrence",
+          [](const StepPlan& plan, std::int64_t item) {
+            return as_place(plan.occurrence(checked(item, plan.items().size())));
+          },
+          py::arg("item"), "The first occurrence, as (chunk, position).")
+      .def(
+          "occurrences",
+          [](const StepPlan& plan, std::int64_t item) {
+            return as_places(plan.occurrences(checked(item, plan.items().size())));
+          },
+          py::arg("item"))
+      .def(
+          "duplicates",
+          [](const StepPlan& plan, std::int64_t item) {
+            return as_places(plan.duplicates(checked(item, plan.items().size())));
+          },
+          py::arg("item"), "The first occurrence of each further equal object.")
+      .def("runs", [](const StepPlan& plan) {
+        std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>> runs;
+        runs.reserve(plan.runs().size());
+        for (const Run& run : plan.runs())
+          runs.emplace_back(run.item, run.start, run.length, run.source_start);
+        return runs;
+      });
+}
+
+}  // namespace vitcache
