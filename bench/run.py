@@ -16,7 +16,7 @@ from vitcache.bench.harness.timing import Timer
 
 NAMES = (
     *("accuracy", "blocks", "cache", "cpu", "keys", "limit"),
-    *("multiturn", "placement", "policy", "ring", "scatter"),
+    *("multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES

@@ -14,6 +14,7 @@ from vitcache.bench.harness.timing import TimedBlock
 
 TEXT_TOKENS = 16  # before each image, and again after it
 PATCHES_PER_ROW = 4
+PAGE_ROWS = 16  # the default of `EmbeddingCache`
 
 
 @cache
@@ -100,8 +101,8 @@ class Chat:
         return self.weight.new_empty(self.levels, tokens, self.weight.shape[1])
 
     def page_bytes(self, images: int) -> int:
-        """Return the bytes that `images` images occupy in a cache, in whole pages of 64 rows."""
-        return images * -(-self.rows // 64) * 64 * self.row_width * self.weight.itemsize
+        """Return the bytes that `images` images occupy in a cache, in whole pages of `PAGE_ROWS` rows."""
+        return images * -(-self.rows // PAGE_ROWS) * PAGE_ROWS * self.row_width * self.weight.itemsize
 
 
 def image_key(image: int) -> bytes:

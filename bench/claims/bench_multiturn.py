@@ -4,8 +4,8 @@ The model is Qwen3-VL with random weights. One driver (`ChunkedPrefill`) runs al
 its `pipeline`. In the cases that end with ``-kv`` the KV cache keeps the tokens of earlier turns. In the
 other cases it loses them between turns, as on a busy server, and each turn prefills the whole history.
 
-`step` has three more claims about one step: eight cold images take about the time of their encode; a cache
-without hits costs almost nothing; a step that hits all its images is short.
+`whole_step` has three more claims about one step: eight cold images take about the time of their encode; a
+cache without hits costs almost nothing; a step that hits all its images is short.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vitcache.bench.chats.sides import (
     open_ring,
     open_side,
 )
-from vitcache.bench.claims.step import HitsCase, StepCase, run_hits, run_step
+from vitcache.bench.claims.whole_step import HitsCase, StepCase, run_hits, run_step
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 

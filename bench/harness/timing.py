@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+_T = TypeVar("_T")
 
 # Larger than the L2 cache of any GPU so far (an H200 has 60 MB, a B200 126 MB).
 FLUSH_BYTES = 256 << 20
@@ -109,19 +113,31 @@ class Timer:
         self.synchronize()
         return Sample.of(values[3:])
 
-    def rounds_us(self, functions: dict[str, Callable[[], object]]) -> dict[str, Sample]:
+    def rounds_us(
+        self,
+        functions: dict[str, Callable[[], object]],
+        *,
+        calls: int = 1,
+        before: Mapping[str, Callable[[], object]] | None = None,
+    ) -> dict[str, Sample]:
         """Return the microseconds of each call until the device is idle.
 
-        Each round calls every function once. So a slow phase of the machine slows all functions equally.
+        Each round calls every function `calls` times and records the median. So a slow phase of the machine
+        slows all functions equally. The function's entry in `before` runs before each call and is not timed.
         """
         values: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(self.repeats + 2):
             for name, function in functions.items():
-                self.synchronize()
-                begin = time.perf_counter()
-                function()
-                self.synchronize()
-                values[name].append((time.perf_counter() - begin) * 1e6)
+                times = []
+                for _ in range(calls):
+                    if before is not None:
+                        before[name]()
+                    self.synchronize()
+                    begin = time.perf_counter()
+                    function()
+                    self.synchronize()
+                    times.append((time.perf_counter() - begin) * 1e6)
+                values[name].append(statistics.median(times))
         return {name: Sample.of(times[2:]) for name, times in values.items()}
 
     def peak_bytes(self, function: Callable[[], object]) -> int | None:
@@ -143,3 +159,32 @@ class Timer:
         """Let the host wait for all work of the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def us_per_call(call: Callable[[_T], object], arguments: Sequence[_T], threads: int) -> float:
+    """Return the wall-clock microseconds of all calls, on `threads` threads, divided by their number.
+
+    Thread n calls `call` with ``arguments[n::threads]``. If a call raises, raises its exception.
+    """
+    start = threading.Barrier(threads + 1)
+    errors: list[BaseException] = []
+
+    def work(part: Sequence[_T]) -> None:
+        start.wait()
+        try:
+            for argument in part:
+                call(argument)
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(arguments[n::threads],)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    begin = time.perf_counter()
+    start.wait()
+    for worker in workers:
+        worker.join()
+    elapsed = time.perf_counter() - begin
+    if errors:
+        raise errors[0]
+    return elapsed / len(arguments) * 1e6

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vitcache.bench.traffic.traces import Access
 from vitcache.cache.policies import make_policy
 
-PAGE_ROWS = 64
+PAGE_ROWS = 16  # the default of `EmbeddingCache`
 
 
 @dataclass

@@ -2,18 +2,21 @@
 
 import argparse
 import json
+import threading
+import time
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from vitcache import EmbeddingCache
 from vitcache.bench import plot, run
 from vitcache.bench.chats import contenders
-from vitcache.bench.claims import bench_cache, bench_keys, bench_placement, bench_ring
+from vitcache.bench.claims import bench_cache, bench_keys, bench_pages, bench_placement, bench_ring
 from vitcache.bench.harness import published, tune
 from vitcache.bench.harness.record import FIELDS, Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES
-from vitcache.bench.harness.timing import Sample
+from vitcache.bench.harness.timing import Sample, Timer, us_per_call
 from vitcache.bench.traffic.traces import TRACES
 from vitcache.cache.policies import POLICIES
 
@@ -129,6 +132,45 @@ def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
     assert row["ratio"] == pytest.approx(row["value"] / values[main_job, "encode"], rel=1e-3)
 
 
+def test_cache_bench_measures_get_many_if_the_cache_has_it(tmp_path, monkeypatch):
+    def get_many(cache, keys, num_rows=None):
+        return [cache.get(key, num_rows=num_rows) for key in keys]
+
+    monkeypatch.setattr(EmbeddingCache, "get_many", get_many, raising=False)
+    recorder = Recorder("cache", tmp_path, torch.device("cpu"))
+    case = bench_cache.CASES["smoke"][0]
+    list(bench_cache.run_case(case, recorder, Timer(bench_cache.DEVICE, 3)))
+    assert [row["case"] for row in recorder.rows if row["contender"] == "get_many, 512 keys"] == [case.name]
+
+
+def test_cache_bench_full_cases_judge_get_and_release_at_100000_entries():
+    assert bench_cache.CacheCase(bench_cache.JUDGED_ENTRIES, (1, 16)) in bench_cache.CASES["full"]
+    assert (bench_cache.JUDGED_ENTRIES, bench_cache.LOOK_UP_US) == (100_000, 1.5)
+
+
+def test_pages_bench_shows_unused_rows_and_encodes_by_page_size(tmp_path):
+    code, files = run_bench(tmp_path, "--bench", "pages")
+    assert code == 0
+    (rows,) = files.values()
+    shares = {
+        (row["case"], row["contender"]): row["value"] for row in rows if row["metric"] == "unused_share"
+    }
+    assert shares["17 rows", "page_rows=16"] == pytest.approx(15 / 32)
+    assert all(share == 0 for (_, contender), share in shares.items() if contender == "page_rows=1")
+    encodes = {row["contender"]: row for row in rows if row["metric"] == "encodes"}
+    assert list(encodes) == ["LRU by bytes", "page_rows=1", "page_rows=16", "page_rows=64"]
+    assert encodes["page_rows=1"]["ratio"] <= 1.15 < encodes["page_rows=64"]["ratio"]
+    assert all(row["target"] is None for row in rows)
+    assert any(getattr(case, "is_judged", False) for case in bench_pages.CASES["full"])
+
+
+def test_plot_result_file_of_the_pages_bench_gives_a_png_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_bench(tmp_path, "--bench", "pages")
+    (path,) = tmp_path.glob("*.json")
+    assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
+
+
 def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("PIL")
@@ -235,6 +277,28 @@ def test_compare_with_design_on_an_h100_records_the_deviation_of_a_contender(tmp
 def test_sample_of_returns_median_and_20th_and_80th_percentile():
     assert Sample.of([5.0]) == Sample(5.0, 5.0, 5.0)
     assert Sample.of([float(value) for value in range(11)]) == Sample(5.0, 2.0, 8.0)
+
+
+def test_rounds_us_runs_before_each_call_and_does_not_time_it():
+    order = []
+    before = {"a": lambda: (order.append("before"), time.sleep(0.02))}
+    samples = Timer(torch.device("cpu"), 1).rounds_us(
+        {"a": lambda: order.append("a")}, calls=2, before=before
+    )
+    assert order == ["before", "a"] * 6  # two rounds are not counted
+    assert samples["a"].value < 10_000
+
+
+def test_us_per_call_gives_each_thread_its_arguments_and_raises_their_error():
+    by_thread = {}
+
+    def call(argument):
+        by_thread.setdefault(threading.get_ident(), []).append(argument)
+
+    assert us_per_call(call, list(range(6)), 2) > 0
+    assert sorted(by_thread.values()) == [[0, 2, 4], [1, 3, 5]]
+    with pytest.raises(ZeroDivisionError):
+        us_per_call(lambda number: 1 // number, [1, 0], 2)
 
 
 def test_placement_cases_have_the_sizes_of_the_design():

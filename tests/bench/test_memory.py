@@ -13,7 +13,7 @@ import pytest
 from vitcache import __main__ as command_line
 
 # Three passes over eight images of one page each: with seven pages or fewer, LRU has no hit.
-ROUNDS = [f'{{"key": "{number}", "tokens": 64, "encode_ms": 10}}' for number in range(8)] * 3
+ROUNDS = [f'{{"key": "{number}", "tokens": 16, "encode_ms": 10}}' for number in range(8)] * 3
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def trace(tmp_path: Path) -> Path:
 def test_memory_prints_the_smallest_size_that_reaches_the_target(
     trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "100"]) == 0
+    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "400"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "24 images, 8 of them different, 0.2 s of encoding"
     assert lines[1].split() == ["memory", "hits", "time", "saved", "at", "most", "policy", "lru"]
@@ -37,8 +37,8 @@ def test_memory_prints_the_smallest_size_that_reaches_the_target(
 
 
 def test_memory_smaller_target_needs_fewer_bytes(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--policy", "s3fifo", "--page-rows", "32", "--target", "0.1"]
-    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "100", *options]) == 0
+    options = ["--policy", "s3fifo", "--page-rows", "8", "--target", "0.1"]
+    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "400", *options]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert int(last.split()[0].removeprefix("device_bytes=")) < 51_200
 

@@ -64,7 +64,8 @@ class EmbeddingCache:
         Size of each tier in bytes, rounded down to whole pages. ``host_bytes=0``: no host tier. The host tier
         of a CUDA device is page-locked.
     page_rows
-        Rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one.
+        Rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one. Choose 1 if
+        most items have only a few rows.
     policy
         Which entry a tier evicts first. ``"lru"``: the least recently used entry. ``"s3fifo"``: an entry that
         was not hit while it was new. ``"cost"``: the entry that saves the least encode time per page.
@@ -129,7 +130,7 @@ class EmbeddingCache:
         device: torch.device | str | None = None,
         device_bytes: int,
         host_bytes: int = 0,
-        page_rows: int = 64,
+        page_rows: int = 16,
         policy: str = "lru",
         checksum: bool = False,
     ) -> None:

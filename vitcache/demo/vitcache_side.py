@@ -24,7 +24,7 @@ from vitcache.demo.conversation import Picture, Prompt
 from vitcache.demo.stock_side import Answer, TimedAnswer, pick_token, prefill, text_inputs
 from vitcache.demo.stopwatch import Stopwatch
 
-_PAGE_ROWS = 64  # as in the cache that `attach` makes
+_PAGE_ROWS = 16  # as in the cache that `attach` makes
 
 
 class CachedSide:

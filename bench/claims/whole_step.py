@@ -1,6 +1,7 @@
 """Claims about one step: cold images take the time of their encode; the cache adds little; hits take little.
 
-This module is a part of the bench `multiturn`. A step is one call of `VisionPipeline.embed`.
+This module is a part of the bench `multiturn`. A step is one call of `VisionPipeline.embed`; its time ends
+when the device is idle. The bench `step` measures the host's time alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline, content_key, embed_tokens
-from vitcache.bench.chats.chat import Chat, Tower, image_key, load_model
+from vitcache.bench.chats.chat import PAGE_ROWS, Chat, Tower, image_key, load_model
 from vitcache.bench.chats.sides import RING_BYTES, check_built, open_ring
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timeline import TracedRing, draw, record_step
@@ -199,7 +200,7 @@ def run_hits(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     spans = [Span(image * pitch, case.rows) for image in range(case.images)]
     given = [Item(None, span, key=image_key(image)) for image, span in enumerate(spans)]
     features = [torch.full((4 * case.rows, 1536), float(image)) for image in range(case.images)]
-    page_bytes = -(-case.rows // 64) * 64 * width * 2
+    page_bytes = -(-case.rows // PAGE_ROWS) * PAGE_ROWS * width * 2
     wanted = _stack_levels(embed_tokens(ids, weight, rows, spans, deepstack=deepstack), deepstack)
     functions: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:

@@ -1,0 +1,75 @@
+"""``python -m vitcache.bench.tables FILE...``: fill the tables of a Markdown file from the result files.
+
+A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-- end -->``. It has a row per
+case and a column per contender of the newest result file of the bench. A cell contains the value and, in
+parentheses, its ratio. Without a result file the text says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vitcache.bench.harness.record import ROOT
+
+TABLE = re.compile(r"(?<=<!-- table: )(?P<bench>\w+) (?P<metric>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, results: Path) -> str:
+    """Return the text of a Markdown file with new tables from the folder `results`."""
+
+    def table(match: re.Match[str]) -> str:
+        bench, metric = match["bench"], match["metric"]
+        rows = newest(bench, metric, results)
+        lines = render(rows) if rows else [f"No result file of the bench `{bench}` exists yet."]
+        return "\n".join([f"{bench} {metric} -->", "", *lines, "", ""])
+
+    return TABLE.sub(table, text)
+
+
+def newest(bench: str, metric: str, results: Path) -> list[dict[str, Any]]:
+    """Return the results with this metric of the file with the latest result; empty if there is no file."""
+    files: list[list[dict[str, Any]]] = [
+        json.loads(path.read_text()) for path in results.glob(f"{bench}-*.json")
+    ]
+    rows = max((rows for rows in files if rows), key=lambda rows: str(rows[-1]["utc"]), default=[])
+    return [row for row in rows if row["metric"] == metric]
+
+
+def render(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table, and a line that names the machine and the commit."""
+    cells = {(row["case"], row["contender"]): cell(row) for row in rows}
+    cases, contenders = (list(dict.fromkeys(row[name] for row in rows)) for name in ("case", "contender"))
+    lines = [["", *contenders], ["---"] * (len(contenders) + 1)]
+    lines += [[case, *(cells.get((case, contender), "") for contender in contenders)] for case in cases]
+    first = rows[0]
+    ratios = {row["ratio_to"] for row in rows if row["ratio"] is not None}
+    unit = f"{first['metric']}, {first['unit']}" + (
+        f" (ratio to {', '.join(sorted(ratios))})" if ratios else ""
+    )
+    machine = f"{first['device']}, torch {first['torch']}, commit {first['commit']}, {first['utc'][:10]}"
+    return [*("| " + " | ".join(line) + " |" for line in lines), "", f"{unit}; {machine}."]
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Return the value, and the ratio unless it is the reference's own; a missed target is in bold."""
+    value = f"{row['value']:,.4g}" if row["value"] < 1e4 else f"{row['value']:,.0f}"
+    ratio = "" if row["ratio"] is None or row["contender"] == row["ratio_to"] else f" ({row['ratio']:.2f})"
+    return f"**{value}{ratio}**" if row["meets_target"] is False else value + ratio
+
+
+def main() -> None:
+    """Fill the tables of the files on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the JSON files")
+    args = parser.parse_args()
+    for path in args.files:
+        path.write_text(fill(path.read_text(), args.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""`python -m vitcache.bench.tables` fills the tables of a Markdown file; those of docs/ equal the results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitcache.bench import tables
+
+ROOT = Path(__file__).parents[2]
+TEXT = "before\n<!-- table: pages encodes -->\nold\n<!-- end -->\nafter\n"
+
+
+def result(case: str, contender: str, value: float, **fields: Any) -> dict[str, Any]:
+    row = dict.fromkeys(("ratio", "ratio_to", "meets_target")) | fields
+    machine = {"device": "cpu x", "torch": "2.13", "commit": "abc", "utc": "2026-11-28T00:00:00"}
+    return {"case": case, "contender": contender, "metric": "encodes", "unit": "encodes", "value": value} | {
+        **machine,
+        **row,
+    }
+
+
+def test_fill_writes_a_row_per_case_and_a_column_per_contender(tmp_path: Path) -> None:
+    rows = [
+        result("5%", "LRU", 100, ratio=1.0, ratio_to="LRU"),
+        result("5%", "pages", 12345.0, ratio=1.5, ratio_to="LRU", meets_target=False),
+        result("9%", "pages", 0.25, ratio=0.125, ratio_to="LRU", meets_target=True),
+        {**result("9%", "pages", 3), "metric": "other"},
+    ]
+    (tmp_path / "pages-cpu.json").write_text(json.dumps(rows))
+    lines = tables.fill(TEXT, tmp_path).splitlines()
+    assert lines == [
+        "before",
+        "<!-- table: pages encodes -->",
+        "",
+        "|  | LRU | pages |",
+        "| --- | --- | --- |",
+        "| 5% | 100 | **12,345 (1.50)** |",
+        "| 9% |  | 0.25 (0.12) |",
+        "",
+        "encodes, encodes (ratio to LRU); cpu x, torch 2.13, commit abc, 2026-11-28.",
+        "",
+        "<!-- end -->",
+        "after",
+    ]
+    assert tables.fill("\n".join(lines), tmp_path).splitlines() == lines
+
+
+def test_fill_without_a_result_file_says_that_no_file_exists(tmp_path: Path) -> None:
+    filled = tables.fill(TEXT, tmp_path)
+    assert "No result file of the bench `pages` exists yet." in filled
+    assert "old" not in filled
+
+
+def test_newest_takes_the_file_with_the_latest_result(tmp_path: Path) -> None:
+    for name, day in (("a", "2026-11-27"), ("b", "2026-11-28"), ("c", "2026-11-26")):
+        (tmp_path / f"pages-{name}.json").write_text(json.dumps([result(name, "pages", 1, utc=day)]))
+    assert [row["case"] for row in tables.newest("pages", "encodes", tmp_path)] == ["b"]
+
+
+def test_main_fills_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(TEXT)
+    monkeypatch.setattr("sys.argv", ["tables", str(path), "--results", str(tmp_path)])
+    tables.main()
+    assert path.read_text() == tables.fill(TEXT, tmp_path)
+
+
+def test_tables_of_the_documents_equal_the_result_files() -> None:
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    assert tables.TABLE.search(text)
+    assert tables.fill(text, ROOT / "bench/results") == text, "run python -m vitcache.bench.tables"
