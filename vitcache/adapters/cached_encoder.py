@@ -88,7 +88,7 @@ class CachedEncoder:
         )
 
     def _keys(self, parts: CallParts, pixels: Tensor, options: dict[str, Any]) -> list[bytes]:
-        """Return the key of each item: of its pixels and of `options`, where None stands for the config's value.
+        """Return the key of each item: of its pixels and of `options`. None stands for the config's value.
 
         On the host, all keys are computed from one view of the bytes of `pixels`.
         """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ class ItemCall:
         return pixels
 
 
-@dataclass(frozen=True, slots=True)
-class CallParts:
+class CallParts(NamedTuple):
     """How the pixels of a call are divided into items. It has no object per item: most items are hits.
 
     Attributes

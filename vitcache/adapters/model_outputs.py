@@ -115,6 +115,8 @@ def _container(features: Features) -> type | int:
 
 def _contain(container: type | int, flat: Tensor, lengths: list[int]) -> Any:
     if isinstance(container, type):
+        if len(lengths) == 1:
+            return container((flat,))
         # `Tensor.split` is a Python function: it takes several times as long.
         return container(flat.split_with_sizes(lengths))
     return flat if container == 2 else flat.unflatten(0, (len(lengths), lengths[0]))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain, compress
-from operator import attrgetter
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_read_tables = attrgetter("_parameters", "_buffers", "_modules")
+_read_tables = itemgetter("_parameters", "_buffers", "_modules")
+_read_values = methodcaller("values")
 _read_dtype = attrgetter("dtype")
 _read_version = attrgetter("_version")
 
@@ -37,7 +40,12 @@ class WeightsFingerprint:
             if module is not None and module is not language_model:
                 modules.append(module)
                 pending += module._modules.values()
-        values = _values(modules)
+        # These lists keep the weights of a replaced module in memory. So they are emptied when it is freed.
+        self._namespaces = list(map(vars, modules))
+        self._tables = list(_tables(self._namespaces))
+        self._empty = [table for table in self._tables if not table]
+        self._filled = [table for table in self._tables if table]
+        values = _values(self._filled)
         self.tower_device: torch.device = next(tower.parameters()).device
         self._attention = _attention(model, tower)
         self._is_tensor = [isinstance(value, Tensor) for value in values]
@@ -46,22 +54,24 @@ class WeightsFingerprint:
         self._dtypes = list(map(_read_dtype, tensors))
         self._addresses = list(map(Tensor.data_ptr, tensors))  # 0 for an offloaded tensor
         self._versions = list(map(_read_version, compress(tensors, self._has_version)))
-        # Weak references, because a fingerprint must not keep replaced weights in memory. If an object was
-        # freed, a new object may have its id: `is_current` then also finds the reference in `_freed`.
+        # Weak references, because a fingerprint must not keep replaced weights in memory. If a tensor was
+        # freed, a new tensor may have its id: then the reference is in `_freed`, too.
         self._ids = list(map(id, values))
         self._freed: list[Any] = []
-        self._modules = [weakref.ref(module, self._freed.append) for module in modules]
         self._tensors = [weakref.ref(tensor, self._freed.append) for tensor in tensors]
+        release = partial(_release, self._freed, self._namespaces, self._tables, self._empty, self._filled)
+        self._modules = [weakref.ref(module, release) for module in modules]
 
     def is_current(self, model: nn.Module, tower: nn.Module) -> bool:
         """Whether nothing changed since this fingerprint was made. False may be a false alarm.
 
         Every call of the model runs this method, so that loops over modules and tensors run in C code.
         """
-        modules = [module() for module in self._modules]
-        if self._freed or None in modules:
+        if self._freed or any(self._empty):
             return False
-        values = _values(modules)
+        if not all(map(is_, _tables(self._namespaces), self._tables)):
+            return False
+        values = _values(self._filled)
         if list(map(id, values)) != self._ids:
             return False
         tensors = list(compress(values, self._is_tensor))
@@ -93,10 +103,21 @@ class WeightsFingerprint:
         )
 
 
-def _values(modules: list[Any]) -> list[Any]:
-    """Return the parameters, buffers and children of all modules, with None for those that are absent."""
-    tables = chain.from_iterable(map(_read_tables, modules))
-    return list(chain.from_iterable(map(dict.values, tables)))
+def _tables(namespaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the tables of the parameters, buffers and children of each module."""
+    return chain.from_iterable(map(_read_tables, namespaces))
+
+
+def _values(tables: list[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(_read_values, tables)))
+
+
+def _release(freed: list[Any], *others: list[Any]) -> None:
+    """Note that a module was freed, and release the references to all modules' tables."""
+    *references, module = others
+    freed.append(module)
+    for reference in references:
+        reference.clear()
 
 
 def _attention(model: nn.Module, tower: nn.Module) -> tuple[Any, Any]:

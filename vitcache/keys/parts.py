@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vitcache.keys import content
 from vitcache.keys.content import (
     _add_array,
     _add_count,
@@ -20,8 +19,12 @@ from vitcache.keys.content import (
     _add_node,
     _bits,
     _blocks,
+    _start,
     _to_numpy,
 )
+
+# Up to this size, copying a part takes less time than another call of the hasher.
+_JOINED_BYTES = 16 << 10
 
 
 class _Frames(list[bytes]):
@@ -76,21 +79,26 @@ def part_keys(
     name, bits = _bits(tensor, "feature")
     size = bits.itemsize
     [block] = _blocks(_to_numpy(bits))
-    data, algorithm, keys = block.data, content.ALGORITHM, []
+    data = block.data
+    start = _start("content")
+    _add_node(start, b"b", namespace)
+    keys = []
     for (first, last), shape, extra in zip(bounds, shapes, extras, strict=True):
-        hasher = content._new_hash(1)
-        hasher.update(_head(algorithm, namespace, name, shape))
-        hasher.update(data[first * size : last * size])
-        hasher.update(extra)
+        hasher = start.copy()
+        part = data[first * size : last * size]
+        if len(part) <= _JOINED_BYTES:
+            hasher.update(b"".join((_head(name, shape), part, extra)))
+        else:
+            hasher.update(_head(name, shape))
+            hasher.update(part)
+            hasher.update(extra)
         keys.append(hasher.digest())
     return keys
 
 
 @lru_cache(maxsize=1024)
-def _head(algorithm: str, namespace: bytes, dtype: str, shape: tuple[int, ...]) -> bytes:
-    """The bytes that `content_key` hashes before an array's own bytes."""
+def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The bytes that `content_key` hashes between the namespace and the bytes of an array."""
     frames = _Frames()
-    _add_node(frames, b"v", f"vitcache.content.1.{algorithm}".encode())
-    _add_node(frames, b"b", namespace)
     _add_array(frames, dtype, shape, ())
     return b"".join(frames)
