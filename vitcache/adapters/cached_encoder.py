@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -12,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.adapters.call_item import CallItem
-from vitcache.adapters.families import ItemCall, Split
+from vitcache.adapters.arguments_by_name import ArgumentsByName
+from vitcache.adapters.call_item import CallItem, claim_missing, get_many
+from vitcache.adapters.families import CallParts, Split
 from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
 from vitcache.keys.content import content_key
+from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
 from vitcache.pages.lease import Lease, release_all
-from vitcache.pipeline.lookup import claim_all, hits, look_up
+from vitcache.pipeline.lookup import claim_all
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
 # so `return_dict` is not part of the key; the other three concern the language model and its loss. Any other
@@ -34,7 +35,8 @@ class CachedEncoder:
 
     def __init__(self, session: Session, stock: Callable[..., Any], modality: str, split: Split) -> None:
         functools.update_wrapper(self, stock)
-        self.__signature__ = inspect.signature(stock)  # `generate` reads it to choose the arguments
+        self._bind = ArgumentsByName(stock)
+        self.__signature__ = self._bind.signature  # `generate` reads it to choose the arguments
         self.name = f"get_{modality}_features"
         self.stock = stock
         self._session = session
@@ -49,35 +51,19 @@ class CachedEncoder:
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         session = self._session
-        if getattr(session.thread, "encoding", False):  # a stock video method may call the image method
+        if session.thread.encoding:  # a stock video method may call the image method
             return self.stock(*args, **kwargs)
         arguments = self._bind(args, kwargs)
-        items = None if self._must_bypass(arguments) else self._split(session.config, arguments)
-        options = {
-            name: value for name, value in arguments.items() if items and name not in items[0].arguments
-        }
-        key_arguments = {name: value for name, value in options.items() if name not in _IGNORED_BY_THE_TOWER}
-        if not items or not all(map(_is_plain, key_arguments.values())):
-            session.count(bypassed=1)
-            return self.stock(*args, **kwargs)
-        namespace = session.current_namespace()
-        call_items = [CallItem(self._key(item, key_arguments, namespace), item) for item in items]
-        unique: dict[bytes, CallItem] = {}
-        for item in call_items:
-            unique.setdefault(item.key, item)
-        if len(unique) < len(call_items):
-            session.count(duplicates=len(call_items) - len(unique))
-        return self._serve([item.key for item in call_items], list(unique.values()), options)
-
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return all arguments by name, those of the signature first and in its order."""
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        for parameter in self.__signature__.parameters.values():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                arguments.update(arguments.pop(parameter.name))
-        return arguments
+        parts = None if self._must_bypass(arguments) else self._split(session.config, arguments)
+        if parts is not None and parts.shapes:
+            options = {name: value for name, value in arguments.items() if name not in parts.names}
+            key_options = {
+                name: value for name, value in options.items() if name not in _IGNORED_BY_THE_TOWER
+            }
+            if not key_options or all(map(_is_plain, key_options.values())):
+                return self._serve(parts, self._keys(parts, arguments[parts.names[0]], key_options), options)
+        session.count(bypassed=1)
+        return self.stock(*args, **kwargs)
 
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
@@ -101,46 +87,101 @@ class CachedEncoder:
             or torch.is_autocast_enabled((session.tower_device() or pixels.device).type)
         )
 
-    def _key(self, call: ItemCall, options: dict[str, Any], namespace: bytes) -> bytes:
-        """Return the key of the pixels and `options`. None as an option stands for the config's value."""
-        config = self._session.config
-        key_arguments = {
-            name: value
-            for name, given in options.items()
-            if (value := getattr(config, name, None) if given is None else given) is not None
-        }
-        return content_key(
-            call.pixels,
-            namespace=namespace,
-            extra={"modality": self._modality, "item": call.identity, "options": key_arguments},
-        )
+    def _keys(self, parts: CallParts, pixels: Tensor, options: dict[str, Any]) -> list[bytes]:
+        """Return the key of each item: of its pixels and of `options`. None stands for the config's value.
 
-    def _serve(self, keys: list[bytes], items: list[CallItem], options: dict[str, Any]) -> Any:
-        """Return the stock method's output for the items of `keys`; `items` lists each key once."""
+        On the host, all keys are computed from one view of the bytes of `pixels`.
+        """
+        config, namespace = self._session.config, self._session.current_namespace()
+        given = {
+            name: value
+            for name, option in options.items()
+            if (value := getattr(config, name, None) if option is None else option) is not None
+        }
+        if has_parts(pixels):
+            framed = frame(given)
+            if parts.identities is None:
+                extras = [_frame_extra(self._modality, framed)] * len(parts.shapes)
+            else:
+                extras = [_frame_extra(self._modality, framed, *numbers) for numbers in parts.identities]
+            return part_keys(pixels, parts.bounds, parts.shapes, extras, namespace)
+        return [
+            content_key(
+                parts.item_call(item).pixels,
+                namespace=namespace,
+                extra={
+                    "modality": self._modality,
+                    "item": None if parts.identities is None else parts.identities[item],
+                    "options": given,
+                },
+            )
+            for item in range(len(parts.shapes))
+        ]
+
+    def _serve(self, parts: CallParts, keys: list[bytes], options: dict[str, Any]) -> Any:
+        """Return the stock method's output for the items with these keys."""
         session, cache = self._session, self._session.cache
-        leases: list[Lease] = []
+        rows: dict[bytes, Any] = dict.fromkeys(keys)
+        wanted = list(rows)
         if self._form is None:  # encode the first item even if it is in the cache: its output shows the form
-            with ExitStack() as cleanup:
-                claim_all(cache, items[:1], cleanup)
-                self._encode_all(items[:1], options)
-                _insert(items[:1])
+            rows[keys[0]] = self._encode_first(CallItem(keys[0], parts.item_call(0)), options)
+            del wanted[0]
+        found = get_many(cache, wanted)
+        rows.update(zip(wanted, found, strict=True))
+        leases = [lease for lease in found if lease is not None]
+        try:
+            if len(leases) == len(wanted):
+                session.count(hits=len(leases), duplicates=len(keys) - len(rows))
+                output, chosen = self._assemble(keys, rows)
+            else:
+                output, chosen = self._encode_missing(parts, keys, rows, leases, options)
+        finally:
+            release_all(leases)
+        if session.shadow is not None:
+            for key, _, cached in chosen:
+                item = CallItem(key, parts.item_call(keys.index(key)))
+                session.shadow.check(key, cached, partial(self._encode_for_shadow, item, options))
+        return output
+
+    def _encode_first(self, item: CallItem, options: dict[str, Any]) -> Any:
+        """Encode and insert the first item of the modality, and return its rows."""
         with ExitStack() as cleanup:
-            cleanup.callback(release_all, leases)
-            missing = look_up(cache, items, leases, cleanup)
-            if leases:
-                session.count(hits=len(leases))
+            claim_all(self._session.cache, [item], cleanup)
+            self._encode_all([item], options)
+            _insert([item])
+        return item.rows
+
+    def _assemble(self, keys: list[bytes], rows: dict[bytes, Any]) -> tuple[Any, list[Any]]:
+        """Return the output for rows by key, and the hits that the shadow chose."""
+        shadow, chosen = self._session.shadow, []
+        if shadow is not None:
+            hits = ((key, key, lease) for key, lease in rows.items() if isinstance(lease, Lease))
+            chosen = shadow.choose(hits)
+        return self._form.assemble([rows[key] for key in keys], self._session.cache), chosen
+
+    def _encode_missing(
+        self,
+        parts: CallParts,
+        keys: list[bytes],
+        rows: dict[bytes, Any],
+        leases: list[Lease],
+        options: dict[str, Any],
+    ) -> tuple[Any, list[Any]]:
+        """`_assemble` after the items whose rows are None were encoded; insert their rows."""
+        session, cache = self._session, self._session.cache
+        items = [
+            CallItem(key, parts.item_call(keys.index(key))) for key, lease in rows.items() if lease is None
+        ]
+        with ExitStack() as cleanup:
+            missing = claim_missing(cache, items, leases, cleanup)
+            session.count(hits=len(leases), duplicates=len(keys) - len(rows))
             try:
                 self._encode_all(missing, options)
-                chosen = [] if session.shadow is None else session.shadow.choose(hits(items))
-                rows = {item.key: item.rows for item in items}
-                output = self._form.assemble([rows[key] for key in keys], cache)
+                rows.update((item.key, item.rows) for item in items)
+                return self._assemble(keys, rows)
             finally:
                 release_all(leases)  # before the insertions, which may need to evict these entries
                 _insert(missing)
-        if session.shadow is not None:
-            for item, key, cached in chosen:
-                session.shadow.check(key, cached, partial(self._encode_for_shadow, item, options))
-        return output
 
     def _encode_all(self, missing: list[CallItem], options: dict[str, Any]) -> None:
         """Encode one item at a time; while an item is encoded, the pixels of the next one are copied.
@@ -204,6 +245,13 @@ def _insert(encoded: list[CallItem]) -> None:
             claim, item.claim = item.claim, None
             claim.put(item.rows)
             claim.release()
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _frame_extra(modality: str, options: bytes, *identity: Any) -> bytes:
+    """Return the frame of the `extra` of an item's key. `options` is framed. No identity stands for None."""
+    item = list(identity) if identity else None
+    return frame_dict({"modality": frame(modality), "item": frame(item), "options": options})
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,20 +1,23 @@
-"""`CallItem`: one item of a call, with its key, its rows, and the copies of its pixels to the tower."""
+"""`CallItem`: an item that the cache misses, with its key, its rows, and the copies of its pixels."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
 
 from vitcache.adapters.families import ItemCall
 from vitcache.cache.claims import Claim
+from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 from vitcache.pipeline.feature_mover import FeatureMover, MovedFeature
+from vitcache.pipeline.lookup import claim_all
 from vitcache.ring.ticket import Ticket
 
 
 class CallItem:
-    """One item of a call; `look_up` leases its rows or claims its key.
+    """One item of a call that was not in the cache; `claim_missing` claims its key or leases its rows.
 
     Attributes
     ----------
@@ -61,3 +64,44 @@ class CallItem:
         """Block the host until the ring's threads have read the pixels; it does not wait for the device."""
         while self._tickets:
             self._tickets.pop().wait_source_read()
+
+
+def get_many(cache: EmbeddingCache, keys: list[bytes]) -> list[Lease | None]:
+    """FALLBACK: to be replaced by `EmbeddingCache.get_many(keys)`, which has the same result."""
+    return [cache.get(key) for key in keys]
+
+
+def claim_missing(
+    cache: EmbeddingCache, items: list[CallItem], leases: list[Lease], cleanup: ExitStack
+) -> list[CallItem]:
+    """Claim the keys of items that a look-up missed, and return the items that the caller must encode.
+
+    On return this caller owns the claim on every returned item. If another caller owns one of the claims, the
+    host waits for that owner, and looks the items up again. The rows of an item that was inserted meanwhile
+    are its lease.
+
+    Parameters
+    ----------
+    leases
+        Receives the leases. The caller releases them.
+    cleanup
+        Releases the claims when it closes.
+    """
+    missing = items
+    while missing:
+        with ExitStack() as claims:
+            claim_all(cache, missing, claims)
+            busy = [item.claim for item in missing if item.claim is not None and not item.claim.is_mine]
+            # An entry may have been inserted between the look-up and the claim.
+            if not busy and not any(item.key in cache for item in missing):
+                cleanup.push(claims.pop_all())
+                return missing
+        # The claims of this call are released now: two callers that own claims could wait for each other.
+        if busy:
+            busy[0].wait()
+        for item, lease in zip(missing, get_many(cache, [item.key for item in missing]), strict=True):
+            if lease is not None:
+                item.rows = lease
+                leases.append(lease)
+        missing = [item for item in missing if item.rows is None]
+    return missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ class AttachStats:
     shadow_difference: float = 0.0
 
 
+class _ThreadState(threading.local):
+    """Whether the calling thread runs the stock method, to encode an item."""
+
+    encoding = False
+
+
 class Session:
     """The state that the `CachedEncoder` objects of one attachment share."""
 
@@ -64,19 +70,25 @@ class Session:
         self.model = model
         self.cache = cache
         self.namespace = namespace.digest()
-        self.stats = AttachStats()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
-        self.thread = threading.local()
+        self.thread = _ThreadState()
         self._given_namespace = namespace
         self._tower_name = tower_name
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
         self._weights = WeightsFingerprint(self.model, self.tower)
+        self._counts: dict[str, Any] = asdict(AttachStats())
+
+    @property
+    def stats(self) -> AttachStats:
+        """A snapshot of the counts."""
+        with self._lock:
+            return AttachStats(**self._counts)
 
     @property
     def tower(self) -> Any:
-        return getattr(self.model, self._tower_name)
+        return self.model._modules[self._tower_name]  # `getattr` would take several times as long
 
     @property
     def config(self) -> Any:
@@ -84,15 +96,16 @@ class Session:
 
     def count(self, **counts: int) -> None:
         """Add to the counts of `stats`."""
+        totals = self._counts
         with self._lock:
-            totals = {name: getattr(self.stats, name) + number for name, number in counts.items()}
-            self.stats = replace(self.stats, **totals)
+            for name, number in counts.items():
+                totals[name] += number
 
     def note_difference(self, key: bytes, difference: float) -> None:
         """Count a comparison of cached rows with rows that were encoded again; log a difference."""
         with self._lock:
-            largest = max(difference, self.stats.shadow_difference)
-            self.stats = replace(self.stats, shadowed=self.stats.shadowed + 1, shadow_difference=largest)
+            self._counts["shadowed"] += 1
+            self._counts["shadow_difference"] = max(difference, self._counts["shadow_difference"])
         if difference:
             logger.warning(
                 "the cached rows of entry %s differ from the rows that the vision tower gives now by up to "
@@ -111,16 +124,21 @@ class Session:
 
     def current_namespace(self) -> bytes:
         """Return the namespace of the weights: a new one if the weights changed since the last call."""
+        model, tower = self.model, self.tower
         with self._lock:
-            weights = WeightsFingerprint(self.model, self.tower)
-            if not weights.unchanged_since(self._weights):
-                self.forget()
+            if not self._weights.is_current(model, tower):
+                weights = WeightsFingerprint(model, tower)
+                if not weights.unchanged_since(self._weights):
+                    self.forget()
                 self._weights = weights
             return self.namespace
 
     def tower_device(self) -> torch.device | None:
-        """The device of the tower's weights; None if they are offloaded, because hooks move them."""
-        device = next(self.tower.parameters()).device
+        """The device of the tower's weights; None if they are offloaded, because hooks move them.
+
+        This is the device at the last call of `current_namespace`.
+        """
+        device = self._weights.tower_device
         return None if device.type == "meta" else device
 
     def mover_to(self, device: torch.device) -> FeatureMover:

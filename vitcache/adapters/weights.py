@@ -2,43 +2,89 @@
 
 from __future__ import annotations
 
-import operator
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, compress
+from operator import attrgetter, is_, itemgetter, methodcaller
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+_read_tables = itemgetter("_parameters", "_buffers", "_modules")
+_read_values = methodcaller("values")
+_read_dtype = attrgetter("dtype")
+_read_version = attrgetter("_version")
 
 
 class WeightsFingerprint:
     """Identity, dtype and version of every parameter and buffer outside the language model, at one moment.
 
     A write in place increments a tensor's version. Writes through `.data`, and writes to inference tensors,
-    which have no version, are not noticed. Hooks replace offloaded weights at each run, so only their dtype
-    is compared.
+    which have no version, are not noticed. Hooks replace offloaded weights at each run, so `unchanged_since`
+    compares only their dtype.
+
+    Attributes
+    ----------
+    tower_device
+        Device of the tower's first parameter.
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module) -> None:
-        self._attention = [
-            getattr(getattr(part, "config", None), "_attn_implementation", None) for part in (model, tower)
-        ]
-        # This runs in every call of the model. `Module.parameters()` would take several times as long.
-        found: list[Tensor | None] = []
-        modules: list[nn.Module | None] = [model]
         language_model = getattr(model, "language_model", None)
-        while modules:
-            module = modules.pop()
+        modules: list[nn.Module] = []
+        pending: list[nn.Module | None] = [model]
+        while pending:
+            module = pending.pop()
             if module is not None and module is not language_model:
-                found += module._parameters.values()
-                found += module._buffers.values()
-                modules += module._modules.values()
-        tensors = [tensor for tensor in found if tensor is not None]
-        present = [tensor for tensor in tensors if not tensor.is_meta]
-        self._dtypes = [tensor.dtype for tensor in tensors]
-        self._addresses = [tensor.data_ptr() for tensor in present]
-        self._versions = _versions(present)
-        # A tensor has one weak reference object while that object is alive, so `is` compares tensors, even if
-        # a new tensor gets the address of a freed one.
-        self._refs = [weakref.ref(tensor) for tensor in present]
+                modules.append(module)
+                pending += module._modules.values()
+        # These lists keep the weights of a replaced module in memory. So they are emptied when it is freed.
+        self._namespaces = list(map(vars, modules))
+        self._tables = list(_tables(self._namespaces))
+        self._empty = [table for table in self._tables if not table]
+        self._filled = [table for table in self._tables if table]
+        values = _values(self._filled)
+        self.tower_device: torch.device = next(tower.parameters()).device
+        self._attention = _attention(model, tower)
+        self._is_tensor = [isinstance(value, Tensor) for value in values]
+        tensors = list(compress(values, self._is_tensor))
+        self._has_version = [not tensor.is_meta and not tensor.is_inference() for tensor in tensors]
+        self._dtypes = list(map(_read_dtype, tensors))
+        self._addresses = list(map(Tensor.data_ptr, tensors))  # 0 for an offloaded tensor
+        self._versions = list(map(_read_version, compress(tensors, self._has_version)))
+        # Weak references, because a fingerprint must not keep replaced weights in memory. If a tensor was
+        # freed, a new tensor may have its id: then the reference is in `_freed`, too.
+        self._ids = list(map(id, values))
+        self._freed: list[Any] = []
+        self._tensors = [weakref.ref(tensor, self._freed.append) for tensor in tensors]
+        release = partial(_release, self._freed, self._namespaces, self._tables, self._empty, self._filled)
+        self._modules = [weakref.ref(module, release) for module in modules]
+
+    def is_current(self, model: nn.Module, tower: nn.Module) -> bool:
+        """Whether nothing changed since this fingerprint was made. False may be a false alarm.
+
+        Every call of the model runs this method, so that loops over modules and tensors run in C code.
+        """
+        if self._freed or any(self._empty):
+            return False
+        if not all(map(is_, _tables(self._namespaces), self._tables)):
+            return False
+        values = _values(self._filled)
+        if list(map(id, values)) != self._ids:
+            return False
+        tensors = list(compress(values, self._is_tensor))
+        try:
+            versions = list(map(_read_version, compress(tensors, self._has_version)))
+        except RuntimeError:  # `swap_tensors` has replaced a tensor by an inference tensor
+            return False
+        return (
+            versions == self._versions
+            and list(map(Tensor.data_ptr, tensors)) == self._addresses
+            and list(map(_read_dtype, tensors)) == self._dtypes
+            and _attention(model, tower) == self._attention
+        )
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
         """Whether the weights and the attention implementation look the same as in `earlier`."""
@@ -46,16 +92,36 @@ class WeightsFingerprint:
             self._attention == earlier._attention
             and self._dtypes == earlier._dtypes
             and self._addresses == earlier._addresses
+            and self._has_version == earlier._has_version
             and self._versions == earlier._versions
-            and all(map(operator.is_, self._refs, earlier._refs))
+            and all(
+                address == 0 or tensor() is other()
+                for address, tensor, other in zip(
+                    self._addresses, self._tensors, earlier._tensors, strict=True
+                )
+            )
         )
 
 
-def _versions(tensors: Iterable[Tensor]) -> list[int | None]:
-    versions: list[int | None] = []
-    for tensor in tensors:  # inline: a function call per tensor would take longer than all the rest
-        try:
-            versions.append(tensor._version)
-        except RuntimeError:  # an inference tensor; calling is_inference() first takes four times as long
-            versions.append(None)
-    return versions
+def _tables(namespaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the tables of the parameters, buffers and children of each module."""
+    return chain.from_iterable(map(_read_tables, namespaces))
+
+
+def _values(tables: list[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(_read_values, tables)))
+
+
+def _release(freed: list[Any], *others: list[Any]) -> None:
+    """Note that a module was freed, and release the references to all modules' tables."""
+    *references, module = others
+    freed.append(module)
+    for reference in references:
+        reference.clear()
+
+
+def _attention(model: nn.Module, tower: nn.Module) -> tuple[Any, Any]:
+    return (
+        getattr(getattr(model, "config", None), "_attn_implementation", None),
+        getattr(getattr(tower, "config", None), "_attn_implementation", None),
+    )

@@ -259,6 +259,13 @@ def _add_extra(hasher: Any, value: Any, path: str) -> None:
 
 
 def _add_tensor(hasher: Any, tensor: Tensor, path: str) -> None:
+    name, bits = _bits(tensor, path)
+    blocks = read_back(bits) if bits.is_cuda else _blocks(_to_numpy(bits))
+    _add_array(hasher, name, tuple(bits.shape), blocks)
+
+
+def _bits(tensor: Tensor, path: str) -> tuple[str, Tensor]:
+    """Return the name of a tensor's dtype, and the tensor in a dtype that NumPy has."""
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(f"{path} is a tensor of layout {tensor.layout} on {tensor.device}, it must be dense")
@@ -267,8 +274,7 @@ def _add_tensor(hasher: Any, tensor: Tensor, path: str) -> None:
     bits = tensor.detach()
     if bits.dtype in _BITS:
         bits = bits.view(_BITS[bits.dtype])
-    blocks = read_back(bits) if bits.is_cuda else _blocks(_to_numpy(bits))
-    _add_array(hasher, name, tuple(bits.shape), blocks)
+    return name, bits
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
