@@ -23,7 +23,7 @@ NATIVE = {
     "ring": ("runtime",),
     "placement": ("ring",),
     "stand_in": ("runtime", "ring"),
-    "cache": (),
+    "cache": ("placement",),
     "pipeline": ("placement", "cache"),
     "python": ("runtime", "ring", "placement", "cache", "pipeline"),
 }

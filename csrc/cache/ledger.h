@@ -48,6 +48,11 @@ class Ledger {
   // Looks up and pins an entry. An entry without exactly `num_rows` rows is dropped, and the look-up is a
   // miss; -1 stands for any number. Returns null for a miss.
   EntryPtr pin(const Key& key, std::int64_t num_rows);
+  // Pins an entry that is pinned already. Counts no hit.
+  void pin_again(Entry& entry) {
+    ++entry.leases;
+    ++num_leases_;
+  }
   // Releases a pin. The last release of a dropped entry frees its pages.
   void unpin(Entry& entry);
   // Releases a pin after reads on `streams`: at once if there are none, else when the release is taken.

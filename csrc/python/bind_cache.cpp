@@ -15,6 +15,9 @@
 #include "cache/external_policy.h"
 #include "cache/ledger.h"
 #include "cache/policy.h"
+#include "pipeline/step_plan.h"
+#include "placement/destination.h"
+#include "placement/placement.h"
 #include "python/bindings.h"
 #include "python/fences.h"
 #include "python/keys.h"
@@ -30,6 +33,8 @@ namespace {
 // A look-up asks its caller to unpin the released leases once there are this many. Releases that wait never
 // change the result of a look-up.
 constexpr std::size_t kReleasesPerBatch = 64;
+// The same for the events of policies that are written in Python.
+constexpr std::size_t kEventsPerBatch = 4096;
 
 // A pending write or pending copies, in the hands of Python. If it is destroyed unfinished, for instance
 // because an interrupt came before its owner got it, its pages are freed.
@@ -88,6 +93,18 @@ struct ReleaseBatch {
   }
 };
 
+Tier& tier_of(Ledger& ledger, const std::string& name) {
+  Tier* const tier = name == "device" ? &ledger.device() : ledger.host();
+  if (tier == nullptr) throw std::invalid_argument("the cache has no " + name + " tier");
+  return *tier;
+}
+
+ExternalPolicy& external_policy(Ledger& ledger, const std::string& tier) {
+  auto* const policy = dynamic_cast<ExternalPolicy*>(&ledger.index().policy_of(tier_of(ledger, tier)));
+  if (policy == nullptr) throw std::invalid_argument("the policy of the " + tier + " tier is native");
+  return *policy;
+}
+
 // What Python holds of a ledger: the ledger, and what it needs to make leases.
 class LedgerHandle {
  public:
@@ -95,6 +112,7 @@ class LedgerHandle {
   LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host,
                py::type lease_type, py::object device_tier, py::object host_tier)
       : ledger_(std::make_shared<Ledger>(policy_maker(policy), std::move(device), std::move(host))),
+        is_external_(policy.empty()),
         lease_type_(std::move(lease_type)),
         device_tier_(std::move(device_tier)),
         host_tier_(std::move(host_tier)) {}
@@ -118,10 +136,19 @@ class LedgerHandle {
     const Mutation mutation;
     Ledger& ledger = open();
     std::int64_t rows = -1;
-    if (!is_key(key) || !read_num_rows(num_rows, rows) || ledger.releases().size() >= kReleasesPerBatch)
+    if (!is_key(key) || !read_num_rows(num_rows, rows) || is_due())
       return py::reinterpret_borrow<py::object>(Py_NotImplemented);
     EntryPtr entry = ledger.pin(key_of(key), rows);
     return entry == nullptr ? py::none() : make(std::move(entry));
+  }
+
+  // Whether Python must unpin released leases, or call policies that are written in Python.
+  bool is_due() const {
+    if (any().releases().size() >= kReleasesPerBatch) return true;
+    if (!is_external_) return false;
+    std::size_t events = external_policy(open(), "device").num_events();
+    if (any().host() != nullptr) events += external_policy(open(), "host").num_events();
+    return events >= kEventsPerBatch;
   }
 
   // `get` of many checked keys in one step; `num_rows` has one number per key.
@@ -145,6 +172,36 @@ class LedgerHandle {
       if (!key.is_none()) entries[i] = ledger.pin(key_of(key), num_rows[i]);
     }
     return std::make_shared<LeaseSet>(ledger_, std::move(entries));
+  }
+
+  // Looks up the items of a plan that have a key.
+  std::shared_ptr<LeaseSet> pin_plan(const StepPlan& plan) const {
+    const Mutation mutation;
+    Ledger& ledger = open();
+    std::vector<EntryPtr> entries(plan.items().size());
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const PlannedItem& item = plan.items()[i];
+      if (item.has_key) entries[i] = ledger.pin(item.key, item.num_rows);
+    }
+    return std::make_shared<LeaseSet>(ledger_, std::move(entries));
+  }
+
+  // The items of a plan that have a key and no entry. No hit and no miss is counted.
+  std::vector<std::int64_t> find_missing(const StepPlan& plan) const {
+    const Ledger& ledger = open();
+    std::vector<std::int64_t> missing;
+    for (std::size_t i = 0; i < plan.items().size(); ++i)
+      if (plan.items()[i].has_key && !ledger.contains(plan.items()[i].key))
+        missing.push_back(static_cast<std::int64_t>(i));
+    return missing;
+  }
+
+  // Returns a lease of its own on an entry of a set, or None for a miss.
+  py::object lease_one(const LeaseSet& leases, std::size_t position) const {
+    const EntryPtr& entry = leases.entries().at(position);
+    if (entry == nullptr) return py::none();
+    ledger_->pin_again(*entry);
+    return make(entry);
   }
 
   // Returns None, or a handle on what `begin` returned.
@@ -176,22 +233,11 @@ class LedgerHandle {
   }
 
   std::shared_ptr<Ledger> ledger_;
+  bool is_external_;  // the policy is written in Python
   py::type lease_type_;
   py::object device_tier_;
   py::object host_tier_;
 };
-
-Tier& tier_of(Ledger& ledger, const std::string& name) {
-  Tier* const tier = name == "device" ? &ledger.device() : ledger.host();
-  if (tier == nullptr) throw std::invalid_argument("the cache has no " + name + " tier");
-  return *tier;
-}
-
-ExternalPolicy& external_policy(Ledger& ledger, const std::string& tier) {
-  auto* const policy = dynamic_cast<ExternalPolicy*>(&ledger.index().policy_of(tier_of(ledger, tier)));
-  if (policy == nullptr) throw std::invalid_argument("the policy of the " + tier + " tier is native");
-  return *policy;
-}
 
 // An event as (name, key, pages, cost, hits).
 py::list from_events(const std::vector<PolicyEvent>& events) {
@@ -350,6 +396,7 @@ void bind_lease_set(py::module_& module) {
   py::class_<LeaseSet, std::shared_ptr<LeaseSet>>(module, "LeaseSet")
       .def("__len__", [](const LeaseSet& leases) { return leases.entries().size(); })
       .def_property_readonly("num_hits", &LeaseSet::num_hits)
+      .def("add_sources", &LeaseSet::add_sources, py::arg("placement"), py::arg("destination"))
       .def("misses", &LeaseSet::misses)
       .def("host_hits", &LeaseSet::host_hits)
       .def("take", &LeaseSet::take, py::arg("other"))
@@ -377,6 +424,9 @@ void bind_ledger(py::module_& module) {
       .def("get", &LedgerHandle::get, py::arg("key"), py::arg("num_rows"))
       .def("get_many", &LedgerHandle::get_many, py::arg("keys"), py::arg("num_rows"))
       .def("pin_all", &LedgerHandle::pin_all, py::arg("keys"), py::arg("num_rows"))
+      .def("pin_plan", &LedgerHandle::pin_plan, py::arg("plan"))
+      .def("find_missing", &LedgerHandle::find_missing, py::arg("plan"))
+      .def("lease_one", &LedgerHandle::lease_one, py::arg("leases"), py::arg("position"))
       .def(
           "begin_write",
           [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, double cost,
@@ -409,6 +459,7 @@ void bind_ledger(py::module_& module) {
            [](const LedgerHandle& self) {
              return std::make_shared<ReleaseBatch>(std::exchange(self.any().releases(), {}), self.shared());
            })
+      .def_property_readonly("is_due", &LedgerHandle::is_due)
       .def_property_readonly("num_releases",
                              [](const LedgerHandle& self) { return self.any().releases().size(); })
       .def(

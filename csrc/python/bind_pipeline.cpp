@@ -12,6 +12,7 @@
 
 #include "pipeline/item_arrays.h"
 #include "pipeline/step_plan.h"
+#include "placement/placement.h"
 #include "python/bindings.h"
 #include "python/chunk_reader.h"
 
@@ -79,6 +80,14 @@ void bind_pipeline(py::module_& module) {
       .def(py::init(&plan_chunks), py::arg("chunks"), py::arg("key_namespace"), py::arg("num_tokens"),
            py::arg("chunk_type"))
       .def("__len__", [](const StepPlan& plan) { return plan.items().size(); })
+      .def(
+          "make_placement",
+          [](const StepPlan& plan) {
+            Placement placement;
+            placement.set_runs(plan.runs());
+            return placement;
+          },
+          "A placement with the runs of the step, without sources.")
       .def("unkeyed", &StepPlan::unkeyed, "The items that have neither a key nor rows.")
       .def("given", &StepPlan::given, "The items that have precomputed rows.")
       .def(

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "placement/destination.h"
+#include "placement/paged_rows.h"
 #include "placement/placement.h"
 #include "placement/row_copy.h"
 #include "placement/source.h"

@@ -33,6 +33,20 @@ std::vector<std::int64_t> LeaseSet::host_hits() const {
   return positions;
 }
 
+std::vector<std::int64_t> LeaseSet::add_sources(Placement& placement, const Destination& destination) const {
+  std::vector<std::int64_t> left;
+  placement.resize_sources(static_cast<std::int64_t>(entries_.size()));
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry* const entry = entries_[i].get();
+    if (entry != nullptr && entry->rows.width == destination.width &&
+        entry->rows.on_cuda == destination.on_cuda && entry->rows.device_id == destination.device_id)
+      placement.set_source(static_cast<std::int64_t>(i), entry->rows.source);
+    else
+      left.push_back(static_cast<std::int64_t>(i));
+  }
+  return left;
+}
+
 FenceSet LeaseSet::use(std::int64_t stream, bool has_waited) {
   FenceSet fences;
   if (streams_.contains(stream)) return fences;

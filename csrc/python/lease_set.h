@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "cache/ledger.h"
+#include "placement/destination.h"
+#include "placement/placement.h"
 #include "python/lease.h"
 
 namespace vitcache {
@@ -32,6 +34,11 @@ class LeaseSet {
   std::int64_t num_hits() const;
   // The positions of entries in the host tier.
   std::vector<std::int64_t> host_hits() const;
+
+  // Makes the entries the sources of a placement: position `i` is source `i`. Returns the positions that it
+  // leaves to Python: misses, and entries that have another width than the destination or are not on its
+  // device.
+  std::vector<std::int64_t> add_sources(Placement& placement, const Destination& destination) const;
 
   // Marks all entries as read on `stream`. If the stream has to wait for fences before it may read, then
   // nothing is marked unless `has_waited`, and the fences are returned.

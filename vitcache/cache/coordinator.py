@@ -6,11 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vitcache._native import Ledger, Pending
+from vitcache._native import Entry, Ledger, Pending
 from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.python_policy import PythonPolicies
 from vitcache.device.streams import Fence, Timeline
-from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
 
@@ -50,7 +49,7 @@ class CacheCoordinator:
         self._copy_streams = frozenset({timeline.copy_stream})
 
     def drain(self) -> None:
-        """Unpin the pages of released leases, and free those of abandoned reservations.
+        """Unpin the pages of released leases, free those of abandoned reservations, and call Python policies.
 
         When `drain` returns, all leases and reservations that were released or abandoned before the call are
         processed, even if another thread's `drain` took them from the queue.
@@ -69,12 +68,12 @@ class CacheCoordinator:
                 batch = self.ledger.take_releases()
                 # All releases share one fence per stream, which is behind their reads.
                 batch.finish([self.timeline.record(stream) for stream in batch.streams()])
+        if self._policies is not None:
+            self._policies.update(self.ledger)
 
     def reserve(self, begin: Callable[[Ledger], Pending | None]) -> Reservation | None:
         """Call `begin`, and queue the demotions of the pending write that it returns."""
         self.drain()
-        if self._policies is not None:
-            self._policies.update(self.ledger)
         pending = begin(self.ledger)
         if pending is None:
             return None
@@ -85,11 +84,13 @@ class CacheCoordinator:
             abort(pending, self.timeline, self._finish, self._copy_streams)
             raise
 
+    def promote(self, source: Entry) -> Reservation | None:
+        """Reserve device pages for a copy of a host entry; see `EmbeddingCache.promote`."""
+        return self.reserve(lambda ledger: ledger.begin_promotion(source))
+
     def expect(self, num_rows: Sequence[int]) -> None:
         """Queue early copies of the device entries that items of `num_rows` rows would evict."""
         self.drain()
-        if self._policies is not None:
-            self._policies.update(self.ledger)
         copies = self.ledger.begin_early_copies(num_rows)
         if copies is None:
             return
@@ -105,10 +106,12 @@ class CacheCoordinator:
         """Whether rows in the host tier have checksums."""
         return self._checksums is not None
 
-    def is_intact(self, lease: Lease) -> bool:
-        """Compare leased rows with their checksum. If they differ, drop the entry, count and log it."""
-        entry = self.ledger.lease_entry(lease)
-        if entry is None or is_intact(entry):
+    def is_intact(self, entry: Entry) -> bool:
+        """Compare the rows of a leased entry with their checksum.
+
+        If they differ, drop the entry, count and log it.
+        """
+        if is_intact(entry):
             return True
         self.ledger.report_corrupt(entry)
         logger.error(

@@ -444,7 +444,7 @@ class EmbeddingCache:
         source = self._ledger.lease_entry(lease)
         if source is None:
             raise ValueError(f"lease of {lease.num_rows} rows is of another cache, it must be of this one")
-        return self._coordinator.reserve(lambda ledger: ledger.begin_promotion(source))
+        return self._coordinator.promote(source)
 
     def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
         """Look up `key` in both tiers. Return a lease on its rows, or None if it is a miss.
@@ -490,9 +490,8 @@ class EmbeddingCache:
             num_rows = None if num_rows is None else to_int("num_rows", num_rows, 0)
             self._coordinator.drain()
             lease = self._get(key, num_rows)
-        if lease is not None and self._coordinator.has_checksums and not self._coordinator.is_intact(lease):
-            lease.release()
-            return None
+        if lease is not None and self._coordinator.has_checksums:
+            return self._check_intact(lease)
         found: Lease | None = lease
         return found
 
@@ -535,15 +534,20 @@ class EmbeddingCache:
         >>> first.release()
         """
         keys, counts = check_keys(keys), check_num_rows(num_rows, len(keys))
-        if self._ledger.num_releases:
+        if self._ledger.is_due:
             self._coordinator.drain()
-        leases: list[Any] = self._ledger.get_many(keys, counts)
+        leases: list[Lease | None] = self._ledger.get_many(keys, counts)
         if self._coordinator.has_checksums:
-            for number, lease in enumerate(leases):
-                if lease is not None and not self._coordinator.is_intact(lease):
-                    lease.release()
-                    leases[number] = None
+            return [lease if lease is None else self._check_intact(lease) for lease in leases]
         return leases
+
+    def _check_intact(self, lease: Lease) -> Lease | None:
+        """Return the lease; or release it and return None if its rows do not match their checksum."""
+        entry = self._ledger.lease_entry(lease)
+        if entry is None or self._coordinator.is_intact(entry):
+            return lease
+        lease.release()
+        return None
 
     def claim(self, key: bytes) -> Claim:
         """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.
