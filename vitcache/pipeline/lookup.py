@@ -1,88 +1,34 @@
-"""Look-up of a step's items: lease the rows in the cache, and claim the keys of the missing items."""
+"""Claims on the keys of missing items, and the agreement of all ranks on the items to encode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from vitcache._native import StepPlan
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.pages.lease import Lease
-from vitcache.pipeline.step_item import StepItem
+from vitcache.cache.plan_leases import PlanLeases
+from vitcache.pipeline.step_item import State, StepItem
 
 Agree = Callable[[Tensor], Tensor]
 
 
-class LookupItem(Protocol):
-    """An item as the functions of this module see it.
+class ClaimedItem(Protocol):
+    """An item as `claim_all` sees it: its key, or None; and the claim on it. Another caller may own it."""
 
-    Attributes
-    ----------
-    key
-        Key of the rows in the cache. None: the item is neither looked up nor claimed.
-    num_rows
-        Expected number of rows. None: any number.
-    rows
-        The rows, if they exist. For a hit, the look-up sets `rows` to the lease.
-    claim
-        The claim on `key`, set if the look-up missed. Another caller may own it.
-    error
-        Why the item has no rows. An item with an error is not looked up.
-    """
-
-    rows: Any
     claim: Claim | None
-    error: Exception | None
 
     @property
     def key(self) -> bytes | None:
         """See above."""
 
-    @property
-    def num_rows(self) -> int | None:
-        """See above."""
 
-
-ItemT = TypeVar("ItemT", bound=LookupItem)
-
-
-def look_up(
-    cache: EmbeddingCache, items: list[ItemT], leases: list[Lease], cleanup: ExitStack
-) -> list[ItemT]:
-    """Lease the rows of items in the cache, claim the missing keys, and return the missing items.
-
-    On return this caller owns the claim on every returned item that has a key. If another caller owns one
-    of the claims, the host waits for that owner, and this caller looks the items up again.
-
-    Parameters
-    ----------
-    leases
-        Receives the leases. The caller releases them.
-    cleanup
-        Releases the claims when it closes.
-    """
-    missing = items
-    while True:
-        missing = _lease(cache, missing, leases)
-        if not missing:
-            return missing
-        with ExitStack() as claims:
-            claim_all(cache, missing, claims)
-            busy = [item.claim for item in missing if item.claim is not None and not item.claim.is_mine]
-            # An entry may have been inserted between the look-up and the claim.
-            if not busy and not any(item.key in cache for item in missing if item.key is not None):
-                cleanup.push(claims.pop_all())
-                return missing
-        # The claims of this call are released now: two callers that own claims could wait for each other.
-        if busy:
-            busy[0].wait()
-
-
-def claim_all(cache: EmbeddingCache, items: Iterable[LookupItem], cleanup: ExitStack) -> None:
+def claim_all(cache: EmbeddingCache, items: Iterable[ClaimedItem], cleanup: ExitStack) -> None:
     """Claim the key of every item until `cleanup` closes; never waits.
 
     If another caller owns the claim on a key, ``item.claim.is_mine`` is False.
@@ -95,17 +41,55 @@ def claim_all(cache: EmbeddingCache, items: Iterable[LookupItem], cleanup: ExitS
             item.claim = claims[item.key]
 
 
-def hits(items: Iterable[ItemT]) -> Iterator[tuple[ItemT, bytes, Lease]]:
-    """Yield each item that the cache served, with its key and its lease."""
-    for item in items:
-        if item.key is not None and isinstance(item.rows, Lease):
-            yield item, item.key, item.rows
-
-
-def look_up_together(
-    cache: EmbeddingCache, step_items: list[StepItem], leases: list[Lease], cleanup: ExitStack, agree: Agree
+def claim_missing(
+    cache: EmbeddingCache,
+    plan: StepPlan,
+    leases: PlanLeases,
+    missing: Sequence[StepItem],
+    cleanup: ExitStack,
 ) -> list[StepItem]:
-    """Lease the rows of items in the cache, and return the items that all ranks encode, hits included.
+    """Claim the keys of missing items, and return the items that are still missing.
+
+    On return this caller owns the claim on every returned item that has a key. If another caller owns one
+    of the claims, the host waits for that owner, and this caller looks the items up again.
+
+    Parameters
+    ----------
+    leases
+        Receives the leases of items that another caller inserted.
+    cleanup
+        Releases the claims when it closes.
+    """
+    missing = list(missing)
+    while missing:
+        with ExitStack() as claims:
+            claim_all(cache, missing, claims)
+            busy = [item.claim for item in missing if item.claim is not None and not item.claim.is_mine]
+            # An entry may have been inserted between the look-up and the claim.
+            if not busy and not any(item.key in cache for item in missing if item.key is not None):
+                cleanup.push(claims.pop_all())
+                return missing
+        # The claims of this call are released now: two callers that own claims could wait for each other.
+        if busy:
+            busy[0].wait()
+        keys: list[bytes | None] = [None] * len(plan)
+        num_rows = [-1] * len(plan)
+        for step_item in missing:
+            keys[step_item.number], num_rows[step_item.number] = step_item.key, step_item.num_rows
+        leases.look_up_again(keys, num_rows)
+        still_missing = set(leases.misses())
+        missing = [step_item for step_item in missing if step_item.number in still_missing]
+    return []
+
+
+def agree_on_missing(
+    agree: Agree,
+    leases: PlanLeases,
+    encodable: Sequence[int],
+    step_items: dict[int, StepItem],
+    make: Callable[[int], StepItem],
+) -> list[StepItem]:
+    """Return the items that all ranks encode, hits included.
 
     Missing features are loaded before `agree` is called. If a rank failed to load a feature later, it would
     be absent from an encode of the other ranks. The host never waits for the owner of a claim, because the
@@ -114,8 +98,12 @@ def look_up_together(
 
     Parameters
     ----------
-    leases, cleanup
-        As in `look_up`.
+    encodable
+        The numbers of the items without precomputed rows, in the order of the batch.
+    step_items
+        The items that are not hits, by number. Receives the hits that all ranks encode.
+    make
+        Returns a new step item for a number.
 
     Raises
     ------
@@ -123,42 +111,34 @@ def look_up_together(
         If `agree` does not return one flag per item, clears the flag of a missing item, or sets the flag of
         an item that failed on this rank.
     """
-    encodable = [step_item for step_item in step_items if step_item.item.rows is None]
     if not encodable:
         return []
-    for step_item in _lease(cache, encodable, leases):
-        step_item.try_load()
-    miss = torch.tensor([step_item.is_missing for step_item in encodable], device="cpu")
+    for step_item in step_items.values():
+        if step_item.state is State.MISSING:
+            step_item.try_load()
+    miss = torch.tensor(
+        [number in step_items and step_items[number].state is State.MISSING for number in encodable],
+        device="cpu",
+    )
     agreed = agree(miss.clone())
     if not isinstance(agreed, Tensor) or agreed.dtype != torch.bool or agreed.shape != miss.shape:
         raise ValueError(f"agree must return a bool tensor of {len(miss)} flags, got {agreed!r}")
-    flags = agreed.tolist()
-    for number, (step_item, flag) in enumerate(zip(encodable, flags, strict=True)):
-        if flag:
+    missing: list[StepItem] = []
+    for flag_number, (number, flag) in enumerate(zip(encodable, agreed.tolist(), strict=True)):
+        step_item = step_items.get(number)
+        if flag and step_item is None:
+            step_item = step_items[number] = make(number)
             step_item.try_load()
-        if step_item.is_missing and not flag:
-            raise ValueError(f"agree cleared flag {number}, but its item is missing on this rank")
-        if flag and step_item.error is not None:
-            raise ValueError(
-                f"agree set flag {number}, but its item failed on this rank"
-            ) from step_item.error
-    missing = [step_item for step_item, flag in zip(encodable, flags, strict=True) if flag]
-    for step_item in missing:
-        step_item.rows = None
-    claim_all(cache, missing, cleanup)
-    return missing
-
-
-def _lease(cache: EmbeddingCache, items: Iterable[ItemT], leases: list[Lease]) -> list[ItemT]:
-    """Look up the items that have neither rows nor an error; return the misses."""
-    missing: list[ItemT] = []
-    for item in items:
-        if item.rows is not None or item.error is not None:
+        if step_item is None:
             continue
-        lease = None if item.key is None else cache.get(item.key, num_rows=item.num_rows)
-        if lease is None:
-            missing.append(item)
-        else:
-            item.rows = lease
-            leases.append(lease)
+        if step_item.state is State.MISSING and not flag:
+            raise ValueError(f"agree cleared flag {flag_number}, but its item is missing on this rank")
+        if flag and step_item.failure is not None:
+            raise ValueError(
+                f"agree set flag {flag_number}, but its item failed on this rank"
+            ) from step_item.failure.error
+        if flag:
+            missing.append(step_item)
+    for step_item in missing:
+        leases.forget(step_item.number)
     return missing

@@ -1,97 +1,141 @@
-"""The sources of a step's placement: each item's rows, and the pages that new rows are stored in."""
+"""The sources of a step's placement: rows that are not leased, and the pages that rows are stored in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.pages.lease import Lease, release_all
+from vitcache.cache.plan_leases import PlanLeases
+from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.feature_mover import FeatureMover
-from vitcache.pipeline.step_item import StepItem
-from vitcache.placement.spans import Span
+from vitcache.pipeline.step_item import State, StepItem
 from vitcache.rows import DTYPE_NAMES, can_be_stored
 
 
-class RowSources(NamedTuple):
-    """Arguments of `embed_tokens`, one per item; and the rows that the cache rejected, with their claims."""
+class RowSources(MutableSequence[Any]):
+    """The rows of a plan's items by number: a tensor, a reservation, or a lease that is made when it is read.
 
-    embeddings: list[Tensor | Lease | Reservation]
-    spans: list[list[Span]]
-    store: list[Reservation | None]
-    rejected: list[tuple[Claim, Tensor]]
+    Attributes
+    ----------
+    stores
+        The reservations that the launch writes the rows of items to, by number.
+    rejected
+        Rows that the cache rejected, with their claims.
+    """
 
-    def commit(self, cache: EmbeddingCache, leases: list[Lease]) -> None:
+    def __init__(self, num_items: int, leases: PlanLeases) -> None:
+        self._num_items = num_items
+        self._leases = leases
+        self._rows: dict[int, Tensor | Reservation | Lease] = {}
+        self.stores: dict[int, Reservation] = {}
+        self.rejected: list[tuple[Claim, Tensor]] = []
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    def __getitem__(self, item: Any) -> Any:
+        if not 0 <= item < self._num_items:
+            raise IndexError(f"item {item} does not exist, the number of items is {self._num_items}")
+        if item not in self._rows:
+            lease = self._leases.lease(item)
+            if lease is None:
+                raise RuntimeError(f"item {item} has neither rows nor a lease")
+            self._rows[item] = lease
+        return self._rows[item]
+
+    def __setitem__(self, item: Any, rows: Any) -> None:
+        self._rows[item] = rows
+
+    def __delitem__(self, item: Any) -> None:
+        raise TypeError("the items of a plan cannot be removed")
+
+    def insert(self, index: int, value: Any) -> None:
+        """Refuse the call: the items of a plan are fixed."""
+        raise TypeError("the items of a plan are fixed")
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[item] for item in range(self._num_items))
+
+    def store(self) -> list[Reservation | None] | None:
+        """Return the argument ``store`` of a placement: one entry per item, or None if no rows are stored."""
+        if not self.stores:
+            return None
+        return [self.stores.get(item) for item in range(self._num_items)]
+
+    def commit(self, cache: EmbeddingCache) -> None:
         """Insert the rows that were written to pages, release the leases, and insert rejected rows.
 
         If a step pins the whole device tier, the cache rejects the step's last rows. Once the leases are
         released, a cache with a host tier can demote the leased entries and admit the last rows.
         """
-        for source in (*self.embeddings, *self.store):
+        for source in (*self._rows.values(), *self.stores.values()):
             if isinstance(source, Reservation):
                 source.commit()
-        release_all(leases)
+        self.release()
         if cache.has_host_tier:
             for claim, rows in self.rejected:
                 claim.put(rows)
 
+    def release(self) -> None:
+        """Release all leases."""
+        for source in self._rows.values():
+            if isinstance(source, Lease):
+                source.release()
+        self._leases.release()
+
 
 def collect_sources(
-    step_items: Sequence[StepItem], cache: EmbeddingCache, mover: FeatureMover, cleanup: ExitStack
+    num_items: int,
+    step_items: Iterable[StepItem],
+    needed_rows: dict[int, int],
+    leases: PlanLeases,
+    cache: EmbeddingCache,
+    mover: FeatureMover,
+    cleanup: ExitStack,
 ) -> RowSources:
-    """Return the sources of all step items, and reserve pages for rows that are still to be stored.
+    """Return the sources of all items, and reserve pages for rows that are still to be stored.
 
     Rows that the cache rejects are also rounded to its dtype. An item without rows gets zeros.
 
     Parameters
     ----------
+    needed_rows
+        The number of rows that the spans of each failed or given item need, by the item's number.
     cleanup
         Cancels the reservations that are not committed when it closes.
     """
-    sources = RowSources([], [], [], [])
+    sources = RowSources(num_items, leases)
+    sources.stores = leases.promote()
+    for reservation in sources.stores.values():
+        cleanup.enter_context(reservation)
     for step_item in step_items:
         if step_item.item.rows is not None:
             _take_precomputed(step_item, step_item.item.rows, cache, mover)
-        rows, store = step_item.rows, None
+        rows, number = step_item.rows, step_item.number
         if isinstance(rows, Tensor) and rows.device.type == "cuda":  # the encoder's stream may own its memory
             rows.record_stream(torch.cuda.current_stream(rows.device))
-        if rows is None:
+        if step_item.state is State.FAILED:
             zero = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
-            num_rows = max(
-                span.source_start + span.length
-                for occurrence in step_item.occurrences
-                for span in occurrence.spans
-            )
-            rows = zero.expand(num_rows, -1)
-        elif isinstance(rows, Reservation):
+            rows = zero.expand(needed_rows[number], -1)
+        elif step_item.state is State.STORED and isinstance(rows, Reservation):
             cleanup.enter_context(rows)
-        elif isinstance(rows, Lease):
-            # The second hit in the host tier promotes the entry: the placement writes its rows to `store`.
-            store = cache.promote(rows) if rows.tier == "host" and rows.hits > 1 else None
-            if store is not None:
-                cleanup.enter_context(store)
-        elif step_item.is_fresh and isinstance(rows, Tensor) and step_item.claim is not None:
+        elif step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
             store = step_item.claim.reserve(step_item.num_rows)
             if store is None:
                 rows = rows.to(cache.dtype)
+                sources.rejected.append((step_item.claim, rows))
             else:
-                cleanup.enter_context(store)
-        if (
-            step_item.claim is not None
-            and isinstance(rows, Tensor)
-            and store is None
-            and step_item.error is None
-        ):
+                sources.stores[number] = cleanup.enter_context(store)
+        elif step_item.state is State.COPIED and isinstance(rows, Tensor) and step_item.claim is not None:
             sources.rejected.append((step_item.claim, rows))
-        sources.embeddings.append(rows)
-        sources.spans.append([span for occurrence in step_item.occurrences for span in occurrence.spans])
-        sources.store.append(store)
+        sources[number] = rows
     return sources
 
 
@@ -111,12 +155,12 @@ def _take_precomputed(step_item: StepItem, rows: Tensor, cache: EmbeddingCache, 
             )
         )
     elif rows.device == cache.device:
-        step_item.rows = rows.detach()
+        step_item.set(State.GIVEN, rows.detach())
     else:
         # Pinned rows are copied, too: a launch might read the originals after `embed` has returned.
         try:
             moved = mover.start(rows, is_cast=False)
             step_item.take_moved(moved)
-            step_item.rows = moved.ready()
+            step_item.set(State.GIVEN, moved.ready())
         except Exception as error:
             step_item.fail(error)
