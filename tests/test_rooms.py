@@ -23,7 +23,8 @@ NATIVE = {
     "ring": ("runtime",),
     "placement": ("ring",),
     "stand_in": ("runtime", "ring"),
-    "python": ("runtime", "ring", "placement"),
+    "cache": (),
+    "python": ("runtime", "ring", "placement", "cache"),
 }
 
 # The lowest room is the first. A module may import from its own room and from lower ones. Only tests import

@@ -9,5 +9,6 @@ namespace vitcache {
 void bind_runtime(pybind11::module_& module);
 void bind_placement(pybind11::module_& module);
 void bind_ring(pybind11::module_& module);
+void bind_policies(pybind11::module_& module);
 
 }  // namespace vitcache

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_native, module) {
   bind_runtime(module);
   bind_placement(module);
   bind_ring(module);
+  bind_policies(module);
 }
 
 }  // namespace vitcache

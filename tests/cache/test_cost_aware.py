@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from reference_policies.cost_aware import LEARNED_FROM, CostAware
 
-from vitcache.cache.policies.cost_aware import LEARNED_FROM, CostAware
+from vitcache.cache.policies import make_policy
 
 KEYS = [bytes([number]) * 32 for number in range(12)]
 
@@ -14,7 +15,7 @@ def counter(number: int) -> bytes:
 
 
 def test_cost_policy_evicts_the_least_cost_per_page_first() -> None:
-    policy = CostAware(100)
+    policy = make_policy("cost", 100)
     policy.insert(KEYS[0], 1, 27.0)
     policy.insert(KEYS[1], 20, 32.0)
     policy.insert(KEYS[2], 7, 27.0)
@@ -22,7 +23,7 @@ def test_cost_policy_evicts_the_least_cost_per_page_first() -> None:
 
 
 def test_cost_policy_evicts_keys_of_equal_value_in_lru_order() -> None:
-    policy = CostAware(100)
+    policy = make_policy("cost", 100)
     for number, pages in enumerate((1, 2, 3, 4)):
         policy.insert(KEYS[number], pages, 3.0 * pages)
     assert list(policy.victims()) == KEYS[:4]
@@ -32,7 +33,7 @@ def test_cost_policy_evicts_keys_of_equal_value_in_lru_order() -> None:
 
 
 def test_value_of_a_key_fades_while_other_keys_are_hit() -> None:
-    policy = CostAware(100)
+    policy = make_policy("cost", 100)
     policy.insert(KEYS[0], 1, 64.0)
     policy.touch(KEYS[0])
     for key in KEYS[1:5]:
@@ -45,13 +46,13 @@ def test_value_of_a_key_fades_while_other_keys_are_hit() -> None:
 
 
 def test_new_key_is_valued_in_full_only_if_new_keys_are_hit() -> None:
-    policy = CostAware(10_000)
+    policy = make_policy("cost", 10_000)
     policy.insert(KEYS[0], 1, 1.0)
     policy.touch(KEYS[0])
     policy.insert(KEYS[1], 1, 1.9)
     assert next(policy.victims()) == KEYS[1]
     assert not policy.is_worth_copy(KEYS[1])
-    for number in range(4 * LEARNED_FROM):
+    for number in range(1, 1 + 4 * LEARNED_FROM):  # key 0 is present
         policy.insert(counter(number), 1, 100.0)
         policy.touch(counter(number))
     assert policy.is_worth_copy(KEYS[1])
@@ -65,7 +66,7 @@ def test_new_key_is_valued_in_full_only_if_new_keys_are_hit() -> None:
 
 @pytest.mark.parametrize("cost", [0.0, 5e-324, 1.7e308])
 def test_cost_policy_accepts_every_finite_cost(cost: float) -> None:
-    policy = CostAware(10)
+    policy = make_policy("cost", 10)
     policy.insert(KEYS[0], 3, cost)
     policy.insert(KEYS[1], 3, 1.0)
     policy.touch(KEYS[0])

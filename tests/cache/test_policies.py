@@ -177,7 +177,7 @@ def test_key_inserted_again_after_its_eviction_is_kept(name: str) -> None:
         cache.put(counter(number))
     cache.put(counter(0))
     assert cache.policy.is_worth_copy(counter(0))
-    for number in range(1000, 1000 + 2 * CAPACITY):
+    for number in range(2 * CAPACITY, 4 * CAPACITY):
         cache.put(counter(number))
     assert counter(0) in cache.pages
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from vitcache.cache.policies.s3fifo import S3Fifo
+from vitcache.cache import policies
+from vitcache.cache.policies import Policy
 
 KEYS = [bytes([number]) * 32 for number in range(12)]
 
 
-def make_policy(capacity_pages: int, *pages: int) -> S3Fifo:
-    policy = S3Fifo(capacity_pages)
+def make_policy(capacity_pages: int, *pages: int) -> Policy:
+    policy = policies.make_policy("s3fifo", capacity_pages)
     for key, size in zip(KEYS, pages, strict=False):
         policy.insert(key, size, 1.0)
     return policy
@@ -61,3 +62,14 @@ def test_s3fifo_ghost_queue_forgets_keys_beyond_the_number_of_present_keys() -> 
     assert not policy.is_worth_copy(KEYS[0])
     policy.insert(KEYS[4], 1, 1.0)
     assert policy.is_worth_copy(KEYS[4])
+
+
+def test_s3fifo_ghost_queue_is_shortened_by_a_removal_of_a_present_key() -> None:
+    policy = make_policy(10, *[1] * 6)
+    for key in KEYS[:3]:
+        policy.evict(key)  # three ghosts, as many as present keys
+    for key in KEYS[3:5]:
+        policy.remove(key)
+    for key in KEYS[:3]:
+        policy.insert(key, 1, 1.0)
+    assert [policy.is_worth_copy(key) for key in KEYS[:3]] == [False, False, True]

@@ -1,13 +1,14 @@
-"""Policies: the order in which a tier evicts its entries."""
+"""Policies: the order in which a tier evicts its entries.
+
+The three policies of vitcache are native (csrc/cache/). A caller may add a policy of its own to `POLICIES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from vitcache.cache.policies.cost_aware import CostAware
-from vitcache.cache.policies.lru import Lru
-from vitcache.cache.policies.s3fifo import S3Fifo
+from vitcache._native import CostAwarePolicy, LruPolicy, S3FifoPolicy
 
 
 class Policy(Protocol):
@@ -40,8 +41,14 @@ class Policy(Protocol):
         """Yield every key once, the next victim first. Do not change the policy during the iteration."""
 
 
-# Maps a name to a class. The argument of a class is the number of pages of its tier.
-POLICIES: dict[str, Callable[[int], Policy]] = {"lru": Lru, "s3fifo": S3Fifo, "cost": CostAware}
+# Maps a name to a class. The argument of a class is the number of pages of its tier. csrc/cache/ describes
+# the methods: lru.h, s3fifo.h, cost_aware.h. The native classes raise KeyError for a key that is not in the
+# policy, and ValueError for a key that is already in it or does not have 32 bytes.
+POLICIES: dict[str, Callable[[int], Policy]] = {
+    "lru": LruPolicy,
+    "s3fifo": S3FifoPolicy,
+    "cost": CostAwarePolicy,
+}
 
 
 def make_policy(name: str, capacity_pages: int) -> Policy:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
 
-from vitcache.cache.policies.seen_sketch import SeenSketch
+from reference_policies.seen_sketch import SeenSketch
 
 CLASSES_PER_DOUBLING = 2
 # In a round, which is one hit per key on average, the value of a key that is not hit fades to an eighth.

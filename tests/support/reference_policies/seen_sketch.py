@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
+import struct
 
-PROBES = 4
 BITS_PER_KEY = 32
+LEAST_BITS = 64
+WORD = (1 << 64) - 1
+STEP = 0x9E3779B97F4A7C15
+
+
+def mix(number: int) -> int:
+    """The mixing step of SplitMix64."""
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & WORD
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & WORD
+    return number ^ number >> 31
+
+
+def hash_key(key: bytes) -> int:
+    """`KeyHash` of csrc/cache/key.h."""
+    number = 0
+    for word in struct.unpack("=4Q", key):
+        number = (number ^ word) * 0xFF51AFD7ED558CCD & WORD
+        number ^= number >> 33
+    number = number * 0xC4CEB9FE1A85EC53 & WORD
+    return number ^ number >> 33
 
 
 class SeenSketch:
@@ -22,8 +41,8 @@ class SeenSketch:
     """
 
     def __init__(self, num_keys: int) -> None:
-        self._num_keys = self._free = num_keys
-        num_bits = 1 << (BITS_PER_KEY * num_keys - 1).bit_length()
+        self._num_keys = self._free = max(1, num_keys)
+        num_bits = max(LEAST_BITS, 1 << (BITS_PER_KEY * self._num_keys - 1).bit_length())
         self._mask = num_bits - 1
         self._young, self._old = bytearray(num_bits // 8), bytearray(num_bits // 8)
 
@@ -43,5 +62,5 @@ class SeenSketch:
         )
 
     def _bits(self, key: bytes) -> list[int]:
-        number = int.from_bytes(blake2b(key, digest_size=4 * PROBES).digest())
-        return [number >> 32 * probe & self._mask for probe in range(PROBES)]
+        first, second = (mix(hash_key(key) + step * STEP & WORD) for step in (1, 2))
+        return [number & self._mask for number in (first, first >> 32, second, second >> 32)]

@@ -54,6 +54,10 @@ class S3Fifo:
             self._small_pages -= self._small.pop(key)
         else:
             self._leave(key)
+        # The ghost queue is limited to the length of the other two queues together. An eviction adds a ghost
+        # and shortens another queue, so up to two ghosts are removed.
+        while len(self._ghosts) > max(1, len(self._small) + len(self._lap_of)):
+            self._ghosts.popitem(last=False)
 
     def evict(self, key: bytes) -> None:
         """Remove a key. If it is in the small queue, add it to the ghost queue."""
@@ -62,11 +66,6 @@ class S3Fifo:
         else:
             self._lap = max(self._lap, self._lap_of[key])
         self.remove(key)
-        # The ghost queue is limited to the length of the other two queues together. This eviction may have
-        # added a ghost and shortened another queue, so up to two ghosts are removed.
-        for _ in range(2):
-            if len(self._ghosts) > max(1, len(self._small) + len(self._lap_of)):
-                self._ghosts.popitem(last=False)
 
     def is_worth_copy(self, key: bytes) -> bool:
         """Whether the key is in the main queue: it was hit, or inserted again soon after its eviction."""
