@@ -20,9 +20,9 @@ from torch import Tensor
 
 import vitcache
 from vitcache import EmbeddingCache, Lease, Span
+from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 HIDDEN = 64
-PAGE_ROWS = 16  # the default of `EmbeddingCache`
 CASES = ((1, 880), (512, 64))  # items, rows of each item
 REPEATS, WARM_UP = 300, 20
 ARCHITECTURE = 90

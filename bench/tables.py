@@ -31,7 +31,7 @@ def fill(text: str, results: Path) -> str:
 
 
 def newest(bench: str, metric: str, results: Path) -> list[dict[str, Any]]:
-    """Return the results with this metric of the file with the latest result; empty if there is no file."""
+    """Return the results with this metric of the file with the latest result; empty without a file."""
     files: list[list[dict[str, Any]]] = [
         json.loads(path.read_text()) for path in results.glob(f"{bench}-*.json")
     ]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vitcache import Item, Span
 from vitcache.bench.harness.timing import TimedBlock
+from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 TEXT_TOKENS = 16  # before each image, and again after it
 PATCHES_PER_ROW = 4
-PAGE_ROWS = 16  # the default of `EmbeddingCache`
 
 
 @cache

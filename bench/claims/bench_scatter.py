@@ -17,6 +17,7 @@ from vitcache.bench.chats.contenders import Scene
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES, PlacementCase
 from vitcache.bench.harness.timing import Sample, Timer
+from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 NAME = "scatter"
 CASES = PLACEMENT_CASES
@@ -152,8 +153,8 @@ def build(
 
 def make_cache(scene: Scene, *, on_host: bool) -> vitcache.EmbeddingCache:
     """Make an empty cache; each of its tiers has space for all rows of the scene."""
-    page_bytes = 64 * scene.width * scene.dtype.itemsize
-    pages = scene.case.items * -(-scene.case.rows // 64)
+    page_bytes = PAGE_ROWS * scene.width * scene.dtype.itemsize
+    pages = scene.case.items * -(-scene.case.rows // PAGE_ROWS)
     return vitcache.EmbeddingCache(
         scene.width,
         dtype=scene.dtype,

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from vitcache import EmbeddingCache, Item, VisionPipeline
-from vitcache.bench.chats.gathers import ROWS, WIDTH, Gather, MaskedDict, Request, SlicedDict, Vitcache
+from vitcache.bench.chats.gathers import WIDTH, Gather, MaskedDict, Request, SlicedDict, Vitcache
 from vitcache.bench.chats.sglang_gather import Sglang
 from vitcache.bench.chats.vllm_gather import Vllm
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer, us_per_call
+from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,13 +148,12 @@ def open_vitcache(requests: Sequence[Request]) -> Iterator[list[Vitcache]]:
     """Yield a contender for each request; all of them share one pipeline and one cache for all rows."""
     [num_items] = {len(request.keys) for request in requests}
     with ExitStack() as stack:
-        row_bytes, page_rows = WIDTH * torch.float32.itemsize, 16
         cache = EmbeddingCache(
             WIDTH,
             dtype=torch.float32,
             device=DEVICE,
-            device_bytes=len(requests) * num_items * -(-ROWS // page_rows) * page_rows * row_bytes,
-            page_rows=page_rows,
+            # One page per item.
+            device_bytes=len(requests) * num_items * PAGE_ROWS * WIDTH * torch.float32.itemsize,
         )
         stack.callback(cache.close)
         request_of = {key: request for request in requests for key in request.keys}

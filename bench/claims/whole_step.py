@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline, content_key, embed_tokens
-from vitcache.bench.chats.chat import PAGE_ROWS, Chat, Tower, image_key, load_model
+from vitcache.bench.chats.chat import Chat, Tower, image_key, load_model
 from vitcache.bench.chats.sides import RING_BYTES, check_built, open_ring
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timeline import TracedRing, draw, record_step
 from vitcache.bench.harness.timing import Timer
+from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 # Targets of the design: factors of the tower's time, and of the time of the same work without a cache.
 COLD_FACTOR, OVERHEAD_FACTOR = 1.02, 1.01

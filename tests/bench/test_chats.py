@@ -21,7 +21,7 @@ from vitcache import Chunk, VisionPipeline
 from vitcache.bench import plot, run
 from vitcache.bench.chats import engines, sides
 from vitcache.bench.chats.chat import Chat, Tower, load_model
-from vitcache.bench.claims import bench_limit, bench_multiturn, step
+from vitcache.bench.claims import bench_limit, bench_multiturn, whole_step
 from vitcache.bench.harness import timeline
 from vitcache.bench.harness.record import FIELDS
 
@@ -176,7 +176,7 @@ def test_multiturn_bench_step_with_wrong_rows_gets_no_number(
             result.inputs_embeds[20] = 0
             return result
 
-    monkeypatch.setattr(step, "VisionPipeline", Wrong)
+    monkeypatch.setattr(whole_step, "VisionPipeline", Wrong)
     monkeypatch.setitem(bench_multiturn.CASES, "smoke", bench_multiturn.CASES["smoke"][2:3])
     with pytest.raises(AssertionError):
         run_bench("multiturn", tmp_path)

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from vitcache import EmbeddingCache
-from vitcache.bench.chats import chat
 from vitcache.bench.claims import bench_pages
-from vitcache.bench.traffic import simulation
+from vitcache.bench.traffic.simulation import PAGE_ROWS
 from vitcache.bench.traffic.small_items import MAX_ROWS, lru_encodes, make_small_items, total_rows
 
 
 def test_default_is_16_rows_and_the_benches_use_the_same_number() -> None:
     default = inspect.signature(EmbeddingCache).parameters["page_rows"].default
-    assert default == chat.PAGE_ROWS == simulation.PAGE_ROWS == 16
+    assert default == PAGE_ROWS == 16
     cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=16 * 2 * 4 * 3)
     assert cache.page_rows == 16
     assert cache.put(bytes(32), torch.zeros(17, 2))
