@@ -26,10 +26,11 @@ namespace {
 // Python passes the address of a table: torch owns the memory, and this module does not depend on torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
-// Copying this number of bytes takes longer than another Python thread takes to give the GIL back.
+// A shorter copy keeps the GIL. It takes some tens of microseconds, and a thread that gets the GIL meanwhile
+// may keep it for 5 ms.
 constexpr std::int64_t kBytesWithGil = std::int64_t{1} << 18;
 
-// Runs a copy of `bytes` bytes. A short copy keeps the GIL: to get it back may take 5 ms.
+// Runs a copy of `bytes` bytes, without the GIL if the copy is long.
 template <typename Work>
 void copy(std::int64_t bytes, const Work& work) {
   if (bytes < kBytesWithGil)

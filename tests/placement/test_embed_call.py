@@ -147,3 +147,13 @@ def test_scatter_short_and_long_copies_of_pages_to_a_strided_destination(num_tok
         assert same_bits(wide[1:, :WIDTH], rows)
         assert wide[0].isnan().all()
         assert wide[:, WIDTH:].isnan().all()
+
+
+@torch.no_grad()
+def test_run_after_the_weight_moved_to_other_memory_reads_the_new_memory() -> None:
+    weight, rows = torch.nn.Parameter(torch.randn(5, WIDTH)), make_rows(1, WIDTH, torch.float32)
+    call = make_call(torch.tensor([0, 9, 4]), weight)
+    call.check_spans([[Span(1, 1)]])
+    weight.data = torch.randn(5, WIDTH)
+    expected = torch.cat([weight[:1], rows, weight[4:]])
+    assert same_bits(call.run([rows], [[Span(1, 1)]], None), expected)

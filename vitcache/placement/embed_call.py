@@ -94,10 +94,11 @@ class EmbedCall:
                 native = _native.Placement()
                 native.add_spans(spans, Span)
                 spans = native
-            if self._text is None:
-                self._input_ids = dispatch.flatten_ids(self._input_ids)
-                self._text = dispatch.describe_text(self._input_ids, self._weight)
-            spans.check_text_ids(self._text, self.destination.num_tokens)
+            ids, text = self._input_ids, self._text
+            if text is None:
+                ids = dispatch.flatten_ids(ids)
+                text = dispatch.describe_text(ids, self._weight)
+            spans.check_text_ids(text, self.destination.num_tokens)
         self._are_spans_checked = True
 
     def run(self, embeddings: Any, spans: Any, store: Sequence[Reservation | None] | None) -> Tensor:
@@ -136,6 +137,11 @@ class EmbedCall:
             return autograd.embed(
                 out, deepstack, self._input_ids, weight, items, runs, self._scale, self._text_scale
             )
+        text = self._text
+        if (
+            self._are_spans_checked
+        ):  # an encoder may have run since then, and moved the weight to other memory
+            text = tensor_reader.read_text(self._input_ids, weight)
         dispatch.embed(
             self.destination,
             self._input_ids,
@@ -143,7 +149,7 @@ class EmbedCall:
             placed,
             self._scale,
             self._text_scale,
-            text=self._text,
+            text=text,
             is_text_checked=self._are_spans_checked,
         )
         if self._has_out or deepstack is not None:  # no backward needs the values of newly allocated memory
