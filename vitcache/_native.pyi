@@ -11,11 +11,13 @@ __all__: list[str] = [
     "CudaDevice",
     "CudaRuntime",
     "Event",
+    "ItemArrays",
     "ItemReader",
     "PagedRows",
     "Placement",
     "Ring",
     "RingStats",
+    "StepPlan",
     "Stream",
     "Ticket",
     "compiler",
@@ -213,6 +215,57 @@ class Ring:
     def stats(self) -> RingStats: ...
     @property
     def stream(self) -> Stream: ...
+
+class ItemArrays:
+    """
+    The items of one request as arrays. The items must live as long as the arrays.
+    """
+    def __init__(self, items: tuple, item_type: type) -> None: ...
+    def __len__(self) -> int: ...
+    def set_computed(self, position: int, key_namespace: bytes, key: bytes) -> None:
+        """
+        Store the key that was computed for an item in a namespace, in place of an earlier one.
+        """
+    def within(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """
+        The spans that overlap tokens [start, stop), as (position of the item, number of the span).
+        """
+
+class StepPlan:
+    """
+    The unique items of one step, and their runs.
+    """
+    def __init__(
+        self, chunks: typing.Any, key_namespace: bytes, num_tokens: int, chunk_type: type
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def duplicates(self, item: int) -> list[tuple[int, int]]:
+        """
+        The first occurrence of each further equal object.
+        """
+    def given(self) -> list[int]:
+        """
+        The items that have precomputed rows.
+        """
+    def has_rows(self, item: int) -> bool: ...
+    def key(self, item: int) -> bytes | None: ...
+    def merge(self) -> list[int]:
+        """
+        Merge items that became equal. Return the new index of each item, or [] if none were equal.
+        """
+    def needed_rows(self, item: int) -> int: ...
+    def num_rows(self, item: int) -> int: ...
+    def occurrence(self, item: int) -> tuple[int, int]:
+        """
+        The first occurrence, as (chunk, position).
+        """
+    def occurrences(self, item: int) -> list[tuple[int, int]]: ...
+    def runs(self) -> list[tuple[int, int, int, int]]: ...
+    def set_key(self, item: int, key: bytes) -> None: ...
+    def unkeyed(self) -> list[int]:
+        """
+        The items that have neither a key nor rows.
+        """
 
 def copy_batch(
     runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream
