@@ -15,7 +15,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Item
-from vitcache.pipeline.step_item import StepItem
+from vitcache.pipeline.step_item import State, StepItem
 from vitcache.rows import DTYPE_NAMES, can_be_stored
 
 Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
@@ -85,7 +85,7 @@ class EncoderRunner:
             # The next features are copied to the device while this micro-batch is encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
             self.store_fresh(fresh)
-            fresh = self._run_batch([step_item for step_item in batch if step_item.error is None])
+            fresh = self._run_batch([step_item for step_item in batch if step_item.state is not State.FAILED])
             for step_item in batch:
                 step_item.feature = step_item.moved = None
 
@@ -97,22 +97,18 @@ class EncoderRunner:
         Exception
             If the item cannot be loaded, copied or encoded.
         """
-        repeated = StepItem(step_item.occurrences[0])
-        repeated.duplicates = step_item.duplicates
-        repeated.take_moved(step_item.moved)
-        self.start([repeated])
-        step_item.ticket = repeated.ticket
-        if repeated.error is None:
-            [rows] = self._call([repeated])
-            self._accept_rows(repeated, rows)
-        if repeated.error is not None:
-            raise repeated.error
-        return cast("Tensor", repeated.rows)
+        self.start([step_item])
+        if step_item.failure is None:
+            [rows] = self._call([step_item])
+            self._accept_rows(step_item, rows)
+        if step_item.failure is not None:
+            raise step_item.failure.error
+        return cast("Tensor", step_item.rows)
 
     def start(self, step_items: Sequence[StepItem]) -> None:
         """Load features, and start to move them to the device; an exception becomes the item's error."""
         for step_item in step_items:
-            if step_item.moved is None and step_item.error is None:
+            if step_item.moved is None and step_item.state is not State.FAILED:
                 try:
                     step_item.take_moved(self._mover.start(step_item.load()))
                 except Exception as error:
@@ -133,7 +129,7 @@ class EncoderRunner:
             return self._run_alone(step_items)
         for step_item, rows in zip(step_items, outputs, strict=True):
             self._accept_rows(step_item, rows)
-        return [step_item for step_item in step_items if step_item.error is None]
+        return [step_item for step_item in step_items if step_item.state is not State.FAILED]
 
     def _run_alone(self, step_items: list[StepItem]) -> list[StepItem]:
         """Encode the items of a failed micro-batch one by one, so that only faulty items fail."""
@@ -181,16 +177,16 @@ class EncoderRunner:
             message = f"encode must return {step_item.num_rows} rows for the item, got {len(rows)}"
             step_item.fail(ValueError(message), len(rows))
         else:
-            step_item.rows, step_item.is_fresh = rows.detach(), True
+            step_item.set(State.FRESH, rows.detach())
 
     def store_fresh(self, step_items: Sequence[StepItem]) -> None:
         """Write rows from the encoder's memory to reserved pages, or copy them if the cache rejects them."""
         for step_item in step_items:
-            if step_item.is_fresh and isinstance(step_item.rows, Tensor) and step_item.claim is not None:
+            rows = step_item.rows
+            if step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
                 reservation = step_item.claim.reserve(step_item.num_rows)
                 if reservation is None:
-                    step_item.rows = step_item.rows.to(self._cache.dtype, copy=True)
+                    step_item.set(State.COPIED, rows.to(self._cache.dtype, copy=True))
                 else:
-                    reservation.write_checked(step_item.rows)
-                    step_item.rows = reservation
-                step_item.is_fresh = False
+                    reservation.write_checked(rows)
+                    step_item.set(State.STORED, reservation)

@@ -8,18 +8,21 @@ from typing import Any
 
 import torch
 
+from vitcache._native import StepPlan
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.lookup import claim_all
-from vitcache.pipeline.plan import Occurrence, plan
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
-from vitcache.pipeline.step_item import StepItem, wait_until_read
+from vitcache.pipeline.step_item import State, StepItem, wait_until_read
 
-FindStepItems = Callable[[Sequence[Occurrence]], list[StepItem]]
+# Finds the keys of a plan's items; see `find_keys`.
+FindKeys = Callable[[StepPlan, Sequence[Chunk]], list[StepItem]]
+
+NO_BATCH = -1  # StepPlan::kNoBatch: the chunks have no places in a batch
 
 
 class PrefetchJob:
@@ -30,12 +33,14 @@ class PrefetchJob:
         cache: EmbeddingCache,
         runner: EncoderRunner,
         prefetched: PrefetchedFeatures,
-        find_step_items: FindStepItems,
+        namespace: bytes,
+        find_keys: FindKeys,
     ) -> None:
         self._cache = cache
         self._runner = runner
         self._prefetched = prefetched
-        self._find_step_items = find_step_items
+        self._namespace = namespace
+        self._find_keys = find_keys
         self._stream: torch.cuda.Stream | None = None
 
     def work(
@@ -51,9 +56,7 @@ class PrefetchJob:
         for stream in streams:
             stream.wait_event(ready)
         with modes.apply(streams):
-            missing = [
-                step_item for step_item in self._find_step_items(plan(chunks)) if self._must_encode(step_item)
-            ]
+            missing = self._find_missing(chunks)
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:
@@ -65,8 +68,19 @@ class PrefetchJob:
                 else:
                     self._move_features(batch, handle)
 
+    def _find_missing(self, chunks: Sequence[Chunk]) -> list[StepItem]:
+        """Return the items of the chunks that are not in the cache and whose keys could be computed."""
+        plan = StepPlan(chunks, self._namespace, NO_BATCH, Chunk)
+        hashed = {step_item.number: step_item for step_item in self._find_keys(plan, chunks)}
+        missing = (
+            hashed.get(number) or StepItem.of(plan, chunks, number) for number in range(len(plan))
+            if not plan.has_rows(number)
+        )
+        return [step_item for step_item in missing if self._must_encode(step_item)]
+
     def _must_encode(self, step_item: StepItem) -> bool:
-        return step_item.is_missing and step_item.key is not None and step_item.key not in self._cache
+        is_missing = step_item.state is State.MISSING and step_item.key is not None
+        return is_missing and step_item.key not in self._cache
 
     def _move_features(self, batch: list[StepItem], handle: Prefetch) -> None:
         """Move features to the device, and store them until a step takes them or the handle is cancelled."""

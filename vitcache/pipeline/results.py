@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from vitcache._native import StepPlan
 from vitcache.pipeline.step_item import StepItem
 
 
@@ -71,14 +72,12 @@ class EmbedResult(NamedTuple):
     errors: list[ItemError]
 
 
-def list_errors(step_items: Iterable[StepItem]) -> list[ItemError]:
+def list_errors(step_items: Iterable[StepItem], plan: StepPlan) -> list[ItemError]:
     """Return one error per occurrence of a failed item, sorted by chunk and item."""
     errors = [
-        ItemError(
-            occurrence.chunk, occurrence.position, step_item.item.num_rows, step_item.found, step_item.error
-        )
+        ItemError(chunk, position, step_item.num_rows, step_item.failure.found, step_item.failure.error)
         for step_item in step_items
-        if step_item.error is not None
-        for occurrence in step_item.occurrences
+        if step_item.failure is not None
+        for chunk, position in plan.occurrences(step_item.number)
     ]
     return sorted(errors, key=lambda error: error[:2])

@@ -253,45 +253,17 @@ class VisionPipeline:
         """
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
-        check_chunks(chunks)
-        _check_weight(weight, self.cache)
+        cache = self.cache
+        _check_weight(weight, cache)
         call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
-        _check_width(call.destination, self.cache)
-        check_batch(chunks, input_ids.numel())
-        occurrences = plan(chunks)
-        call.check_spans([occurrence.spans for occurrence in occurrences])
-        step_items = self._find_step_items(occurrences)
-        leases: list[Lease] = []
-        with ExitStack() as cleanup:
-            cleanup.callback(release_all, leases)
-            for step_item in step_items:
-                step_item.take_moved(self._prefetched.take(step_item.identity))
-            cleanup.callback(wait_until_read, step_items)
-            if self._agree is None:
-                missing = look_up(self.cache, step_items, leases, cleanup)
-            else:
-                missing = look_up_together(self.cache, step_items, leases, cleanup, self._agree)
-            if missing:
-                cleanup.enter_context(self._runner.exclusive())
-                with self._on_stream():
-                    self._runner.run(missing)
-            sources = collect_sources(step_items, self.cache, self._mover, cleanup)
-            with torch.no_grad():
-                inputs_embeds = call.run(sources.embeddings, sources.spans, sources.store)
-            chosen: list[tuple[StepItem, bytes, Tensor]] = []
-            if self._shadow is not None:
-                chosen = self._shadow.choose(
-                    hits(step_item for step_item in step_items if step_item.item.feature is not None)
-                )
-            # Before the insert: a caller that finds the rows may change the features.
-            wait_until_read(step_items)
-            sources.commit(self.cache, leases)
-            if self._shadow is not None and chosen:
-                # After the insert: `commit` may read rows in memory that this encode overwrites.
-                with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
-                    for step_item, key, rows in chosen:
-                        self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
-        return EmbedResult(inputs_embeds, list_errors(step_items))
+        if call.destination.width != cache.row_width:
+            _refuse_width(call.destination, cache)
+        plan = StepPlan(chunks, self.namespace, call.destination.num_tokens, Chunk)
+        placement = plan.make_placement()
+        call.check_spans(placement)
+        hashed = find_keys(plan, chunks, self.namespace, self._keys) if plan.has_unkeyed else ()
+        step = Step(self, chunks, plan, call, hashed)
+        ...
 
     def key(self, item: Item) -> bytes:
         """Return the key of an item: its `Item.key`, or the key of its content, which the item then stores.
