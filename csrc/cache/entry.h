@@ -15,19 +15,22 @@
 namespace vitcache {
 
 // One item's rows in the pages of one tier, compared by identity. The ledger changes it; a lease reads it.
-struct Entry : PolicyNode, std::enable_shared_from_this<Entry> {
+//
+// A look-up reads two lines of the CPU's cache, which hold the members up to `tier`.
+struct alignas(64) Entry : PolicyNode {
   Entry(const Key& entry_key, double encode_ms, std::shared_ptr<Tier> own_tier, PagedRows paged_rows,
         Fence write_fence)
       : PolicyNode(entry_key),
+        num_rows(paged_rows.source.num_rows),
+        num_pages(static_cast<std::int64_t>(paged_rows.source.pages->size())),
         cost(encode_ms),
-        tier(std::move(own_tier)),
-        memory(tier->memory()),
+        tier(own_tier.get()),
+        tier_owner(std::move(own_tier)),
         rows(std::move(paged_rows)),
+        memory(tier->memory()),
         written(std::move(write_fence)) {}
 
   const Pages& page_numbers() const { return *rows.source.pages; }
-  std::int64_t num_pages() const { return static_cast<std::int64_t>(rows.source.pages->size()); }
-  std::int64_t num_rows() const { return rows.source.num_rows; }
 
   // The fences that must be complete before the pages are written again.
   FenceSet fences() const {
@@ -49,16 +52,19 @@ struct Entry : PolicyNode, std::enable_shared_from_this<Entry> {
     reads.push_back(fence);
   }
 
-  double cost;  // the encode time in milliseconds that a hit saves
-  std::shared_ptr<Tier> tier;
-  std::shared_ptr<void> memory;  // of the pages
-  PagedRows rows;
-  Fence written;               // behind the copy into the pages
-  std::vector<Fence> reads;    // per stream, behind its last read
-  std::shared_ptr<void> checksum;  // opaque: the future of the CRC-32 of rows in host memory
   std::int64_t leases = 0;
   std::int64_t hits = 0;  // since the entry was inserted into its tier
+  std::int64_t num_rows;
+  std::int64_t num_pages;
+  double cost;  // the encode time in milliseconds that a hit saves
+  Tier* tier;
+  std::shared_ptr<Tier> tier_owner;
   bool is_dropped = false;  // in no index; its last release frees the pages
+  PagedRows rows;
+  std::shared_ptr<void> memory;    // of the pages
+  Fence written;                   // behind the copy into the pages
+  std::vector<Fence> reads;        // per stream, behind its last read
+  std::shared_ptr<void> checksum;  // opaque: the future of the CRC-32 of rows in host memory
 };
 
 using EntryPtr = std::shared_ptr<Entry>;

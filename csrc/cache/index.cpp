@@ -9,11 +9,6 @@ Index::Index(const MakePolicy& make_policy, const Tier& device, const Tier* host
     : device_policy_(make_policy(device.layout().num_pages)),
       host_policy_(host == nullptr ? nullptr : make_policy(host->layout().num_pages)) {}
 
-const EntryPtr* Index::find(const Key& key) const {
-  const auto found = entries_.find(key);
-  return found == entries_.end() ? nullptr : &found->second;
-}
-
 const EntryPtr* Index::find_host_copy(const Key& key) const {
   const auto found = host_copy_of_.find(key);
   return found == host_copy_of_.end() ? nullptr : &*found->second;
@@ -21,30 +16,26 @@ const EntryPtr* Index::find_host_copy(const Key& key) const {
 
 void Index::add(EntryPtr entry) {
   Entry& added = *entry;
-  entries_.emplace(added.key, std::move(entry));
-  policy_of(added).insert(added, added.num_pages(), added.cost);
+  entries_.insert(std::move(entry));
+  policy_of(added).insert(added, added.num_pages, added.cost);
 }
 
 void Index::promote(EntryPtr entry) {
-  const auto found = entries_.find(entry->key);
-  EntryPtr host_entry = std::move(found->second);
-  entries_.erase(found);
+  EntryPtr host_entry = entries_.take(entry->key);
   host_policy_->remove(*host_entry);
   add_host_copy(std::move(host_entry));
   add(std::move(entry));
 }
 
 std::vector<EntryPtr> Index::remove(const Key& key) {
-  const auto found = entries_.find(key);
-  std::vector<EntryPtr> removed{std::move(found->second)};
-  entries_.erase(found);
+  std::vector<EntryPtr> removed{entries_.take(key)};
   policy_of(*removed.front()).remove(*removed.front());
   if (EntryPtr copy = take_host_copy(removed.front()->key)) removed.push_back(std::move(copy));
   return removed;
 }
 
 std::vector<EntryPtr> Index::pop() {
-  const Key key = entries_.begin()->first;
+  const Key key = entries_.any()->key;
   return remove(key);
 }
 
@@ -55,7 +46,7 @@ bool Index::evict(const EntryPtr& entry) {
     return false;
   }
   const bool worth_copy = is_worth_copy(*entry);
-  entries_.erase(entry->key);
+  entries_.take(entry->key);
   policy_of(*entry).evict(*entry);
   return worth_copy;
 }
@@ -83,24 +74,25 @@ bool Index::restore_host_copy(const Key& key) {
   return true;
 }
 
-void Index::visit_victims(const Tier& tier, const std::function<bool(Entry&)>& visit) const {
+void Index::visit_victims(const Tier& tier, const std::function<bool(const EntryPtr&)>& visit) const {
   if (is_host(tier))
     for (const EntryPtr& copy : host_copies_)
-      if (!visit(*copy)) return;
+      if (!visit(copy)) return;
   const Policy& policy = policy_of(tier);
   for (PolicyNode* node = policy.first_victim(); node != nullptr; node = policy.next_victim(*node))
-    if (!visit(static_cast<Entry&>(*node))) return;
+    if (!visit(*find(node->key))) return;
 }
 
 void Index::visit_all(const std::function<void(const EntryPtr&)>& visit) const {
-  for (const auto& [key, entry] : entries_) visit(entry);
+  entries_.visit(visit);
   for (const EntryPtr& copy : host_copies_) visit(copy);
 }
 
 std::vector<Key> Index::keys_of(const Tier& tier) const {
   std::vector<Key> keys;
-  for (const auto& [key, entry] : entries_)
-    if (entry->tier.get() == &tier) keys.push_back(key);
+  entries_.visit([&](const EntryPtr& entry) {
+    if (entry->tier == &tier) keys.push_back(entry->key);
+  });
   return keys;
 }
 

@@ -11,6 +11,7 @@
 
 #include "cache/entry.h"
 #include "cache/key.h"
+#include "cache/key_table.h"
 #include "cache/tier.h"
 #include "cache/policy.h"
 
@@ -29,7 +30,7 @@ class Index {
 
   std::int64_t size() const { return static_cast<std::int64_t>(entries_.size()); }
   // Returns null if no entry is stored under `key`.
-  const EntryPtr* find(const Key& key) const;
+  const EntryPtr* find(const Key& key) const { return entries_.find(key); }
   const EntryPtr* find_host_copy(const Key& key) const;
   Policy& policy_of(const Entry& entry) { return policy_of(*entry.tier); }
   Policy& policy_of(const Tier& tier) { return is_host(tier) ? *host_policy_ : *device_policy_; }
@@ -54,7 +55,7 @@ class Index {
 
   // Calls `visit` with the entries of a tier and its host copies, the next victim first, until `visit`
   // returns false. `visit` must not change the index.
-  void visit_victims(const Tier& tier, const std::function<bool(Entry&)>& visit) const;
+  void visit_victims(const Tier& tier, const std::function<bool(const EntryPtr&)>& visit) const;
   // Calls `visit` with every entry and every host copy.
   void visit_all(const std::function<void(const EntryPtr&)>& visit) const;
   // The keys of a tier's entries, and the keys of the policy of the tier, each in any order.
@@ -65,9 +66,9 @@ class Index {
 
  private:
   const Policy& policy_of(const Tier& tier) const { return is_host(tier) ? *host_policy_ : *device_policy_; }
-  static bool is_host(const Tier& tier) { return tier.layout().name == "host"; }
+  static bool is_host(const Tier& tier) { return tier.layout().is_host; }
 
-  std::unordered_map<Key, EntryPtr, KeyHash> entries_;
+  KeyTable entries_;
   std::list<EntryPtr> host_copies_;  // the next victim first
   std::unordered_map<Key, std::list<EntryPtr>::iterator, KeyHash> host_copy_of_;
   std::unique_ptr<Policy> device_policy_;

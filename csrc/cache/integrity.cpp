@@ -50,7 +50,8 @@ std::vector<std::string> Ledger::find_violations() const {
   Violations violations;
   std::vector<const Index*> indexes{index_.get()};
   for (const auto& index : stale_) indexes.push_back(index.get());
-  std::vector<EntryPtr> entries(dropped_.begin(), dropped_.end());
+  std::vector<EntryPtr> entries;
+  for (const auto& [address, entry] : dropped_) entries.push_back(entry);
   for (const Index* index : indexes)
     index->visit_all([&entries](const EntryPtr& entry) { entries.push_back(entry); });
 
@@ -61,11 +62,11 @@ std::vector<std::string> Ledger::find_violations() const {
     Pages owned = tier->free_pages();
     const auto own = [&owned](const Pages& pages) { owned.insert(owned.end(), pages.begin(), pages.end()); };
     for (const EntryPtr& entry : entries) {
-      if (entry->tier.get() != tier) continue;
+      if (entry->tier != tier) continue;
       own(entry->page_numbers());
       leases += entry->leases;
-      if (entry->leases > 0) leased_pages += entry->num_pages();
-      violations.differ("pages of an entry", tier->pages_for(entry->num_rows()), entry->num_pages());
+      if (entry->leases > 0) leased_pages += entry->num_pages;
+      violations.differ("pages of an entry", tier->pages_for(entry->num_rows), entry->num_pages);
     }
     for (const PendingPtr& pending : pending_) {
       pending_pages += pending->num_pages_of(*tier);
@@ -86,7 +87,7 @@ std::vector<std::string> Ledger::find_violations() const {
                         count_differences(index->keys_of(*tier), index->keys_of_policy(*tier)));
   }
   violations.differ("leases", leases, num_leases_);
-  const auto is_leased = [](const EntryPtr& entry) { return entry->leases > 0; };
+  const auto is_leased = [](const auto& dropped) { return dropped.second->leases > 0; };
   violations.differ("dropped entries that wait for a release",
                     std::count_if(dropped_.begin(), dropped_.end(), is_leased),
                     static_cast<std::int64_t>(dropped_.size()));

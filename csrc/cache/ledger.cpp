@@ -14,7 +14,7 @@ Ledger::Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared
 
 EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows) {
   const EntryPtr* found = index_->find(key);
-  if (found != nullptr && num_rows >= 0 && (*found)->num_rows() != num_rows) {
+  if (found != nullptr && num_rows >= 0 && (*found)->num_rows != num_rows) {
     drop(key);
     found = nullptr;
   }
@@ -27,9 +27,9 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows) {
   index_->policy_of(entry).touch(entry);
   Tier& tier = *entry.tier;
   ++tier.hits.hits;
-  tier.hits.rows += entry.num_rows();
+  tier.hits.rows += entry.num_rows;
   tier.hits.saved_ms += entry.cost;
-  if (entry.leases == 0) tier.leased_pages += entry.num_pages();
+  if (entry.leases == 0) tier.leased_pages += entry.num_pages;
   ++entry.leases;
   ++num_leases_;
   return *found;
@@ -38,10 +38,11 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows) {
 void Ledger::unpin(Entry& entry) {
   --num_leases_;
   if (--entry.leases > 0) return;
-  entry.tier->leased_pages -= entry.num_pages();
+  entry.tier->leased_pages -= entry.num_pages;
   if (!entry.is_dropped) return;
-  const EntryPtr dropped = entry.shared_from_this();
-  dropped_.erase(dropped);
+  const auto found = dropped_.find(&entry);
+  const EntryPtr dropped = std::move(found->second);
+  dropped_.erase(found);
   free(dropped);
 }
 
@@ -55,7 +56,7 @@ void Ledger::release(EntryPtr entry, std::vector<std::int64_t> streams) {
 void Ledger::report_corrupt(const EntryPtr& entry) {
   HitCounts& hits = entry->tier->hits;
   --hits.hits;
-  hits.rows -= entry->num_rows();
+  hits.rows -= entry->num_rows;
   hits.saved_ms -= entry->cost;
   ++counts_.misses;
   ++counts_.corruptions;
@@ -74,16 +75,16 @@ PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, double cos
   reclaim(*device_, count);
   // The new rows take the pages of the entry that they replace before other entries are evicted.
   const EntryPtr* old = index_->find(key);
-  if (old != nullptr && (*old)->tier == device_ && (*old)->leases == 0 && device_->num_free() < count)
+  if (old != nullptr && (*old)->tier == device_.get() && (*old)->leases == 0 && device_->num_free() < count)
     drop(key);
   return allocate_pages(key, num_rows, cost, nullptr);
 }
 
 PendingPtr Ledger::begin_promotion(const EntryPtr& source) {
   const EntryPtr* current = index_->find(source->key);
-  const bool is_host_entry = current != nullptr && *current == source && source->tier == host_;
-  if (!is_host_entry || source->num_pages() > device_->num_available()) return nullptr;
-  return allocate_pages(source->key, source->num_rows(), source->cost, source);
+  const bool is_host_entry = current != nullptr && *current == source && source->tier == host_.get();
+  if (!is_host_entry || source->num_pages > device_->num_available()) return nullptr;
+  return allocate_pages(source->key, source->num_rows, source->cost, source);
 }
 
 PendingPtr Ledger::begin_early_copies(const std::vector<std::int64_t>& num_rows) {
@@ -99,7 +100,7 @@ PendingPtr Ledger::begin_early_copies(const std::vector<std::int64_t>& num_rows)
   std::vector<EntryPtr> uncopied;
   for (const EntryPtr& victim : victims) {
     if (EntryPtr copy = index_->take_host_copy(victim->key)) {
-      if (copy->leases == 0) protected_pages += copy->num_pages();
+      if (copy->leases == 0) protected_pages += copy->num_pages;
       copied.push_back(std::move(copy));
     } else {
       uncopied.push_back(victim);
@@ -293,18 +294,18 @@ std::vector<EntryPtr> Ledger::choose_victims(Tier& tier, std::int64_t count) {
   std::int64_t missing = count - tier.num_free();
   std::vector<EntryPtr> chosen;
   if (missing <= 0) return chosen;
-  index_->visit_victims(tier, [&](Entry& entry) {
-    if (entry.leases == 0) {
-      chosen.push_back(entry.shared_from_this());
-      missing -= entry.num_pages();
+  index_->visit_victims(tier, [&](const EntryPtr& entry) {
+    if (entry->leases == 0) {
+      chosen.push_back(entry);
+      missing -= entry->num_pages;
     }
     return missing > 0;
   });
   // A large victim may suffice without smaller victims that were chosen before it.
   std::vector<EntryPtr> needed;
   for (auto entry = chosen.rbegin(); entry != chosen.rend(); ++entry) {
-    if (missing + (*entry)->num_pages() <= 0)
-      missing += (*entry)->num_pages();
+    if (missing + (*entry)->num_pages <= 0)
+      missing += (*entry)->num_pages;
     else
       needed.push_back(std::move(*entry));
   }
@@ -314,7 +315,7 @@ std::vector<EntryPtr> Ledger::choose_victims(Tier& tier, std::int64_t count) {
 // Allocates host pages for a device entry, and adds their fences to `fences`. Evicts host entries. Returns
 // null if too few host pages are available.
 DemotionPtr Ledger::demote(const EntryPtr& entry, FenceSet& fences) {
-  const std::int64_t count = entry->num_pages();
+  const std::int64_t count = entry->num_pages;
   if (host_ == nullptr || count > host_->num_available()) return nullptr;
   for (const EntryPtr& victim : choose_victims(*host_, count)) {
     const EntryPtr* copy = index_->find_host_copy(victim->key);
@@ -350,7 +351,7 @@ void Ledger::drop(const Key& key) {
 void Ledger::free(const EntryPtr& entry) {
   if (entry->leases > 0) {
     entry->is_dropped = true;
-    dropped_.insert(entry);
+    dropped_.emplace(entry.get(), entry);
   } else {
     entry->tier->free(entry->page_numbers(), entry->fences());
   }

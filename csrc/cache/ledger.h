@@ -119,7 +119,7 @@ class Ledger {
   std::shared_ptr<Tier> host_;
   std::unique_ptr<Index> index_;
   std::vector<std::unique_ptr<Index>> stale_;  // of earlier epochs
-  std::unordered_set<EntryPtr> dropped_;       // leased, and in no index
+  std::unordered_map<const Entry*, EntryPtr> dropped_;  // leased, and in no index
   std::unordered_set<PendingPtr> pending_;
   // By key. A demotion is removed when new rows are inserted under its key: the new rows supersede it.
   std::unordered_map<Key, DemotionPtr, KeyHash> pending_demotions_;

@@ -23,7 +23,7 @@ struct Demotion {
   // The entry of the host tier; `copied` is the fence behind the copy.
   EntryPtr host_entry(const Fence& copied) const {
     auto made = std::make_shared<Entry>(entry->key, entry->cost, tier,
-                                        tier->describe(pages, entry->num_rows()), copied);
+                                        tier->describe(pages, entry->num_rows), copied);
     made->checksum = checksum;
     return made;
   }

@@ -16,6 +16,7 @@ using Pages = std::vector<std::int64_t>;
 // Where the pages of a tier are, and what a row is.
 struct TierLayout {
   std::string name;  // "device" or "host"
+  bool is_host;
   std::int64_t num_pages;
   std::int64_t page_rows;
   std::int64_t row_width;

@@ -213,7 +213,7 @@ class LedgerHandle {
   }
 
   py::object make(EntryPtr entry) const {
-    const py::object& tier = entry->tier.get() == ledger_->host() ? host_tier_ : device_tier_;
+    const py::object& tier = entry->tier == ledger_->host() ? host_tier_ : device_tier_;
     return make_lease(lease_type_, std::move(entry), ledger_, tier);
   }
 
@@ -293,10 +293,10 @@ void bind_pages(py::module_& module) {
       .def_readonly("used_bytes", &TierUse::used_bytes)
       .def_readonly("capacity_bytes", &TierUse::capacity_bytes);
   py::class_<Tier, std::shared_ptr<Tier>>(module, "Tier")
-      .def(py::init([](std::string name, std::int64_t num_pages, std::int64_t page_rows,
+      .def(py::init([](const std::string& name, std::int64_t num_pages, std::int64_t page_rows,
                        std::int64_t row_width, std::int64_t row_bytes, std::uintptr_t address, int kind,
                        bool on_cuda, std::int32_t device_id, const py::object& memory) {
-             return std::make_shared<Tier>(TierLayout{std::move(name), num_pages, page_rows, row_width,
+             return std::make_shared<Tier>(TierLayout{name, name == "host", num_pages, page_rows, row_width,
                                                           row_bytes, address, kind, on_cuda, device_id},
                                                make_token(memory));
            }),
@@ -330,8 +330,8 @@ void bind_pages(py::module_& module) {
           py::arg("pages"), py::arg("fences"));
   py::class_<Entry, EntryPtr>(module, "Entry")
       .def_property_readonly("key", [](const Entry& entry) { return from_key(entry.key); })
-      .def_property_readonly("num_rows", &Entry::num_rows)
-      .def_property_readonly("num_pages", &Entry::num_pages)
+      .def_readonly("num_rows", &Entry::num_rows)
+      .def_readonly("num_pages", &Entry::num_pages)
       .def_property_readonly("pages",
                              [](const Entry& entry) { return py::tuple(py::cast(entry.page_numbers())); })
       .def_property_readonly("tier", [](const Entry& entry) { return entry.tier->layout().name; })

@@ -88,6 +88,7 @@ void bind_pipeline(py::module_& module) {
             return placement;
           },
           "A placement with the runs of the step, without sources.")
+      .def_property_readonly("has_unkeyed", [](const StepPlan& plan) { return !plan.unkeyed().empty(); })
       .def("unkeyed", &StepPlan::unkeyed, "The items that have neither a key nor rows.")
       .def("given", &StepPlan::given, "The items that have precomputed rows.")
       .def(

@@ -154,7 +154,7 @@ py::object make_lease(py::handle type, EntryPtr entry, const std::shared_ptr<Led
     throw py::error_already_set();
   }
   LeaseObject& lease = lease_of(self);
-  lease.num_rows = entry->num_rows();
+  lease.num_rows = entry->num_rows;
   lease.hits = entry->hits;
   lease.tier = tier.inc_ref().ptr();
   new (&lease.entry) EntryPtr(std::move(entry));

@@ -28,7 +28,7 @@ std::int64_t LeaseSet::num_hits() const {
 std::vector<std::int64_t> LeaseSet::host_hits() const {
   std::vector<std::int64_t> positions;
   for (std::size_t i = 0; i < entries_.size(); ++i)
-    if (entries_[i] != nullptr && entries_[i]->tier.get() == ledger_->host())
+    if (entries_[i] != nullptr && entries_[i]->tier == ledger_->host())
       positions.push_back(static_cast<std::int64_t>(i));
   return positions;
 }

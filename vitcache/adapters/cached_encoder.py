@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.arguments_by_name import ArgumentsByName
-from vitcache.adapters.call_item import CallItem, claim_missing, get_many
+from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.families import CallParts, Split
 from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
@@ -126,7 +126,7 @@ class CachedEncoder:
         if self._form is None:  # encode the first item even if it is in the cache: its output shows the form
             rows[keys[0]] = self._encode_first(CallItem(keys[0], parts.item_call(0)), options)
             del wanted[0]
-        found = get_many(cache, wanted)
+        found = cache.get_many(wanted)
         rows.update(zip(wanted, found, strict=True))
         leases = [lease for lease in found if lease is not None]
         try:

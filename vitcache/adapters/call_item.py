@@ -66,11 +66,6 @@ class CallItem:
             self._tickets.pop().wait_source_read()
 
 
-def get_many(cache: EmbeddingCache, keys: list[bytes]) -> list[Lease | None]:
-    """FALLBACK: to be replaced by `EmbeddingCache.get_many(keys)`, which has the same result."""
-    return [cache.get(key) for key in keys]
-
-
 def claim_missing(
     cache: EmbeddingCache, items: list[CallItem], leases: list[Lease], cleanup: ExitStack
 ) -> list[CallItem]:
@@ -99,7 +94,7 @@ def claim_missing(
         # The claims of this call are released now: two callers that own claims could wait for each other.
         if busy:
             busy[0].wait()
-        for item, lease in zip(missing, get_many(cache, [item.key for item in missing]), strict=True):
+        for item, lease in zip(missing, cache.get_many([item.key for item in missing]), strict=True):
             if lease is not None:
                 item.rows = lease
                 leases.append(lease)

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from vitcache._native import Entry
 from vitcache.device.streams import Fence, Timeline
-from vitcache.pages.entry import Entry
 from vitcache.pages.pool import PagePool
 
 
@@ -41,7 +41,7 @@ class Checksums:
 def is_intact(entry: Entry) -> bool:
     """Whether the rows match the entry's checksum, if it has one. The host waits for the copy of the rows."""
     expected = entry.checksum
-    return expected is None or expected.result() == checksum(entry.pool, entry.pages, entry.num_rows)
+    return expected is None or expected.result() == checksum(entry.memory, entry.pages, entry.num_rows)
 
 
 def checksum(pool: PagePool, pages: Sequence[int], num_rows: int) -> int:

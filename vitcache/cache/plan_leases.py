@@ -44,6 +44,10 @@ class PlanLeases:
         """Return the numbers of the items that have no lease."""
         return self._leases.misses()
 
+    def has_host_hits(self) -> bool:
+        """Whether an item has a lease in the host tier."""
+        return bool(self._leases.host_hits())
+
     def look_up_again(self, keys: Sequence[bytes | None], num_rows: Sequence[int]) -> None:
         """Look up items that were misses; `keys` is None for all other items."""
         again = self._coordinator.ledger.pin_all(list(keys), list(num_rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -13,6 +13,8 @@ from vitcache._native import StepPlan
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
+from vitcache.pages.lease import Lease
+from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.step_item import State, StepItem
 
 Agree = Callable[[Tensor], Tensor]
@@ -41,26 +43,54 @@ def claim_all(cache: EmbeddingCache, items: Iterable[ClaimedItem], cleanup: Exit
             item.claim = claims[item.key]
 
 
+def collect_misses(
+    plan: StepPlan, chunks: Sequence[Chunk], leases: PlanLeases, hashed: Iterable[StepItem]
+) -> dict[int, StepItem]:
+    """Return a step item for each item of a plan that has no lease, by its number and in ascending order.
+
+    `hashed`: the items whose features were loaded to compute their keys.
+    """
+    loaded = {step_item.number: step_item for step_item in hashed}
+    return {
+        number: loaded.get(number) or StepItem.of(plan, chunks, number) for number in leases.misses()
+    }
+
+
+def hits(
+    plan: StepPlan, chunks: Sequence[Chunk], leases: PlanLeases, step_items: dict[int, StepItem]
+) -> Iterator[tuple[StepItem, bytes, Lease]]:
+    """Yield each item with a feature that the cache served, with its key and a lease."""
+    for number in range(len(plan)):
+        key, lease = plan.key(number), None
+        if number not in step_items and key is not None:
+            lease = leases.lease(number)
+        if key is not None and lease is not None:
+            with lease:
+                step_item = StepItem.of(plan, chunks, number)
+                if step_item.item.feature is not None:
+                    yield step_item, key, lease
+
+
 def claim_missing(
     cache: EmbeddingCache,
     plan: StepPlan,
     leases: PlanLeases,
-    missing: Sequence[StepItem],
+    step_items: dict[int, StepItem],
     cleanup: ExitStack,
 ) -> list[StepItem]:
-    """Claim the keys of missing items, and return the items that are still missing.
+    """Claim the keys of missing items, and return the items that this caller must encode.
 
     On return this caller owns the claim on every returned item that has a key. If another caller owns one
     of the claims, the host waits for that owner, and this caller looks the items up again.
 
     Parameters
     ----------
-    leases
-        Receives the leases of items that another caller inserted.
+    leases, step_items
+        Items that another caller inserted get a lease, and are removed from `step_items`.
     cleanup
         Releases the claims when it closes.
     """
-    missing = list(missing)
+    missing = [item for item in step_items.values() if item.state is State.MISSING and item.item.rows is None]
     while missing:
         with ExitStack() as claims:
             claim_all(cache, missing, claims)
@@ -78,16 +108,19 @@ def claim_missing(
             keys[step_item.number], num_rows[step_item.number] = step_item.key, step_item.num_rows
         leases.look_up_again(keys, num_rows)
         still_missing = set(leases.misses())
+        for step_item in missing:
+            if step_item.number not in still_missing:
+                del step_items[step_item.number]
         missing = [step_item for step_item in missing if step_item.number in still_missing]
-    return []
+    return missing
 
 
 def agree_on_missing(
     agree: Agree,
+    plan: StepPlan,
+    chunks: Sequence[Chunk],
     leases: PlanLeases,
-    encodable: Sequence[int],
     step_items: dict[int, StepItem],
-    make: Callable[[int], StepItem],
 ) -> list[StepItem]:
     """Return the items that all ranks encode, hits included.
 
@@ -98,12 +131,8 @@ def agree_on_missing(
 
     Parameters
     ----------
-    encodable
-        The numbers of the items without precomputed rows, in the order of the batch.
     step_items
         The items that are not hits, by number. Receives the hits that all ranks encode.
-    make
-        Returns a new step item for a number.
 
     Raises
     ------
@@ -111,11 +140,12 @@ def agree_on_missing(
         If `agree` does not return one flag per item, clears the flag of a missing item, or sets the flag of
         an item that failed on this rank.
     """
+    encodable = [number for number in range(len(plan)) if not plan.has_rows(number)]
     if not encodable:
         return []
-    for step_item in step_items.values():
-        if step_item.state is State.MISSING:
-            step_item.try_load()
+    for number in encodable:
+        if number in step_items:
+            step_items[number].try_load()
     miss = torch.tensor(
         [number in step_items and step_items[number].state is State.MISSING for number in encodable],
         device="cpu",
@@ -127,7 +157,7 @@ def agree_on_missing(
     for flag_number, (number, flag) in enumerate(zip(encodable, agreed.tolist(), strict=True)):
         step_item = step_items.get(number)
         if flag and step_item is None:
-            step_item = step_items[number] = make(number)
+            step_item = step_items[number] = StepItem.of(plan, chunks, number)
             step_item.try_load()
         if step_item is None:
             continue

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache._native import StepPlan
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
@@ -75,7 +76,8 @@ class RowSources(MutableSequence[Any]):
         If a step pins the whole device tier, the cache rejects the step's last rows. Once the leases are
         released, a cache with a host tier can demote the leased entries and admit the last rows.
         """
-        for source in (*self._rows.values(), *self.stores.values()):
+        # A placement on the CPU makes the reservation of a stored item its source: commit it once.
+        for source in dict.fromkeys((*self._rows.values(), *self.stores.values())):
             if isinstance(source, Reservation):
                 source.commit()
         self.release()
@@ -92,9 +94,8 @@ class RowSources(MutableSequence[Any]):
 
 
 def collect_sources(
-    num_items: int,
+    plan: StepPlan,
     step_items: Iterable[StepItem],
-    needed_rows: dict[int, int],
     leases: PlanLeases,
     cache: EmbeddingCache,
     mover: FeatureMover,
@@ -106,12 +107,10 @@ def collect_sources(
 
     Parameters
     ----------
-    needed_rows
-        The number of rows that the spans of each failed or given item need, by the item's number.
     cleanup
         Cancels the reservations that are not committed when it closes.
     """
-    sources = RowSources(num_items, leases)
+    sources = RowSources(len(plan), leases)
     sources.stores = leases.promote()
     for reservation in sources.stores.values():
         cleanup.enter_context(reservation)
@@ -123,7 +122,7 @@ def collect_sources(
             rows.record_stream(torch.cuda.current_stream(rows.device))
         if step_item.state is State.FAILED:
             zero = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
-            rows = zero.expand(needed_rows[number], -1)
+            rows = zero.expand(plan.needed_rows(number), -1)
         elif step_item.state is State.STORED and isinstance(rows, Reservation):
             cleanup.enter_context(rows)
         elif step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:

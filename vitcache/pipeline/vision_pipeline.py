@@ -6,39 +6,43 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from vitcache._native import StepPlan
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.plan_leases import PlanLeases
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
 from vitcache.keys.content import content_key
 from vitcache.keys.threads import KeyThreads
-from vitcache.pages.lease import Lease, release_all
+from vitcache.pipeline.early_start import EarlyStart
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item
-from vitcache.pipeline.lookup import Agree, hits, look_up, look_up_together
-from vitcache.pipeline.plan import Occurrence, check_batch, check_chunks, plan
+from vitcache.pipeline.lookup import (
+    Agree,
+    agree_on_missing,
+    claim_all,
+    claim_missing,
+    collect_misses,
+    hits,
+)
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
-from vitcache.pipeline.row_sources import collect_sources
+from vitcache.pipeline.row_sources import RowSources, collect_sources
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_item import (
-    StepItem,
-    find_keys,
-    known_key,
-    merge_equal,
-    one_per_object,
-    wait_until_read,
-)
+from vitcache.pipeline.step_item import StepItem, check_chunks, wait_until_read
+from vitcache.pipeline.step_keys import find_keys, known_key
 from vitcache.placement.call_checks import is_traced
 from vitcache.placement.destination import Destination
 from vitcache.placement.embed_call import EmbedCall
+from vitcache.placement.placement import Placement
 from vitcache.ring.pinned_ring import PinnedRing
 
 
@@ -197,8 +201,8 @@ class VisionPipeline:
         self._runner = EncoderRunner(encode, cache, self._mover, max_rows_per_encode)
         self._prefetched = PrefetchedFeatures()
         self._keys = KeyThreads()
-        self._find_step_items = partial(_find_step_items, namespace, self._keys)
-        self._job = PrefetchJob(cache, self._runner, self._prefetched, self._find_step_items)
+        find = partial(find_keys, namespace=namespace, threads=self._keys)
+        self._job = PrefetchJob(cache, self._runner, self._prefetched, namespace, find)
         self._worker = PrefetchWorker()
         self._is_closed = False
         # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
@@ -261,9 +265,86 @@ class VisionPipeline:
         plan = StepPlan(chunks, self.namespace, call.destination.num_tokens, Chunk)
         placement = plan.make_placement()
         call.check_spans(placement)
-        hashed = find_keys(plan, chunks, self.namespace, self._keys) if plan.has_unkeyed else ()
-        step = Step(self, chunks, plan, call, hashed)
-        ...
+        hashed: Sequence[StepItem] = ()
+        if plan.has_unkeyed:
+            hashed = self._find_keys(plan, chunks)
+            placement = plan.make_placement()  # equal items are one item now
+        leases = PlanLeases(cache, plan)
+        try:
+            if leases.num_hits < len(plan) or self._must_visit_hits(leases):
+                return self._embed_items(call, chunks, plan, leases, hashed)
+            rest = leases.add_sources(placement, call.destination.native)
+            with torch.no_grad():
+                rows = RowSources(len(plan), leases)
+                placed = Placement.from_native(call.destination, placement, rows, rest)
+                return EmbedResult(call.run_placed(placed), [])
+        finally:
+            leases.release()
+
+    def _must_visit_hits(self, leases: PlanLeases) -> bool:
+        """Whether a step without a miss has more work than the placement of its hits."""
+        return (
+            self._agree is not None
+            or self._shadow is not None
+            or len(self._prefetched) > 0
+            or (self.cache.has_host_tier and leases.has_host_hits())
+        )
+
+    def _embed_items(
+        self,
+        call: EmbedCall,
+        chunks: Sequence[Chunk],
+        plan: StepPlan,
+        leases: PlanLeases,
+        hashed: Sequence[StepItem],
+    ) -> EmbedResult:
+        """The part of `embed` behind the look-up, for a step with misses or with work on its hits."""
+        cache = self.cache
+        with ExitStack() as cleanup:
+            cleanup.callback(wait_until_read, hashed)
+            step_items = collect_misses(plan, chunks, leases, hashed)
+            if len(self._prefetched):
+                moved = [
+                    step_items.get(number) or StepItem.of(plan, chunks, number) for number in range(len(plan))
+                ]
+                for step_item in moved:
+                    step_item.take_moved(self._prefetched.take(step_item.identity))
+                cleanup.callback(wait_until_read, moved)
+            cleanup.callback(wait_until_read, step_items.values())
+            if self._agree is None:
+                missing = claim_missing(cache, plan, leases, step_items, cleanup)
+            else:
+                missing = agree_on_missing(self._agree, plan, chunks, leases, step_items)
+                claim_all(cache, missing, cleanup)
+            if missing:
+                cleanup.enter_context(self._runner.exclusive())
+                with self._on_stream():
+                    self._runner.run(missing)
+            sources = collect_sources(plan, step_items.values(), leases, cache, self._mover, cleanup)
+            store = sources.store()
+            placement = plan.make_placement()
+            rest = leases.add_sources(placement, call.destination.native)
+            with torch.no_grad():
+                placed = Placement.from_native(call.destination, placement, sources, rest, store)
+                inputs_embeds = call.run_placed(placed, store)
+            chosen: list[tuple[StepItem, bytes, Tensor]] = []
+            if self._shadow is not None:
+                chosen = self._shadow.choose(hits(plan, chunks, leases, step_items))
+            # Before the insert: a caller that finds the rows may change the features.
+            wait_until_read(step_items.values())
+            sources.commit(cache)
+            if self._shadow is not None and chosen:
+                # After the insert: `commit` may read rows in memory that this encode overwrites.
+                with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
+                    for step_item, key, rows in chosen:
+                        cleanup.callback(wait_until_read, [step_item])
+                        self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
+        return EmbedResult(inputs_embeds, list_errors(step_items.values(), plan))
+
+    def _find_keys(self, plan: StepPlan, chunks: Sequence[Chunk]) -> list[StepItem]:
+        """Find the keys of a step; features start to move as soon as their keys are known."""
+        start = EarlyStart(self.cache, self._runner, self._prefetched, self.max_rows_per_encode)
+        return find_keys(plan, chunks, self.namespace, self._keys, start)
 
     def key(self, item: Item) -> bytes:
         """Return the key of an item: its `Item.key`, or the key of its content, which the item then stores.
@@ -372,14 +453,6 @@ class VisionPipeline:
             current.wait_stream(self.stream)
 
 
-def _find_step_items(
-    namespace: bytes, threads: KeyThreads, occurrences: Sequence[Occurrence]
-) -> list[StepItem]:
-    step_items = one_per_object(occurrences)
-    find_keys(step_items, namespace, threads)
-    return merge_equal(step_items)
-
-
 def _stop_threads(worker: PrefetchWorker, keys: KeyThreads) -> None:
     worker.stop()
     keys.stop()
@@ -394,9 +467,8 @@ def _check_weight(weight: Tensor, cache: EmbeddingCache) -> None:
         )
 
 
-def _check_width(destination: Destination, cache: EmbeddingCache) -> None:
-    if destination.width != cache.row_width:
-        raise ValueError(
-            f"the cache has rows of width {cache.row_width}, expected {destination.width} (hidden "
-            f"{destination.hidden} x (1 + {destination.levels} deepstack levels))"
-        )
+def _refuse_width(destination: Destination, cache: EmbeddingCache) -> NoReturn:
+    raise ValueError(
+        f"the cache has rows of width {cache.row_width}, expected {destination.width} (hidden "
+        f"{destination.hidden} x (1 + {destination.levels} deepstack levels))"
+    )
