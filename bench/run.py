@@ -15,7 +15,7 @@ from vitcache.bench.harness.record import ROOT, Recorder
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
-    *("accuracy", "blocks", "cache", "cpu", "keys", "limit"),
+    *("accuracy", "attach", "blocks", "cache", "cpu", "keys", "limit"),
     *("multiturn", "placement", "policy", "ring", "scatter"),
 )
 BENCHES: dict[str, ModuleType] = {

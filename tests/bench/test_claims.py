@@ -9,7 +9,7 @@ import torch
 
 from vitcache.bench import plot, run
 from vitcache.bench.chats import contenders
-from vitcache.bench.claims import bench_cache, bench_keys, bench_placement, bench_ring
+from vitcache.bench.claims import bench_attach, bench_cache, bench_keys, bench_placement, bench_ring
 from vitcache.bench.harness import published, tune
 from vitcache.bench.harness.record import FIELDS, Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES
@@ -127,6 +127,20 @@ def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
     assert list(line.get_xdata()) == [1, 2]
     (row,) = [row for row in rows if row["ratio_to"] == "encode"]
     assert row["ratio"] == pytest.approx(row["value"] / values[main_job, "encode"], rel=1e-3)
+
+
+def test_attach_bench_compares_hits_with_a_dict(tmp_path):
+    pytest.importorskip("transformers")
+    code, files = run_bench(tmp_path, "--bench", "attach")
+    assert code == 0
+    (rows,) = files.values()
+    values = {(row["case"], row["contender"]): row["value"] for row in rows}
+    assert set(values) == {(case, name) for case in ("1 images", "3 images") for name in ("dict", "attach")}
+    for row in rows:
+        assert (row["unit"], row["ratio_to"], row["target"]) == ("us", "dict", None)
+        assert row["ratio"] == pytest.approx(row["value"] / values[row["case"], "dict"], rel=1e-3)
+    targets = [(case.images, case.target_us) for case in bench_attach.CASES["full"]]
+    assert targets == [(1, 90.0), (32, 480.0)]
 
 
 def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):
