@@ -66,13 +66,9 @@ def run_case(case: AttachCase, recorder: Recorder, timer: Timer) -> Iterator[str
     from vitcache.demo.model import SIZES, build_model
 
     yield "model"
-    vision = {
-        **SIZES["tiny"].vision,
-        "depth": 3,
-        "deepstack_visual_indexes": [0, 1],
-        "patch_size": PATCH_SIZE,
-    }
-    model = build_model(replace(SIZES["tiny"], vision=vision), timer.device)
+    vision = {**SIZES["tiny"].vision, "depth": 3, "deepstack_visual_indexes": [0, 1]}
+    size = replace(SIZES["tiny"], vision=vision, patch_size=PATCH_SIZE)
+    model = build_model(size, timer.device)
     chat = Chat(model, GRID, case.images)
     pixels, grids = torch.cat(chat.features), torch.tensor([GRID] * case.images)
     attachment = vitcache.attach(model)
