@@ -159,9 +159,8 @@ def run_ledger(case: CacheCase, recorder: Recorder, timer: Timer) -> Iterator[st
             target=LOOK_UP_US if judged else None,
             limit=LOOK_UP_US if judged else None,
         )
-    if hasattr(cache, "get_many"):
-        yield f"get_many, {MANY} keys"
-        recorder.add(case.name, f"get_many, {MANY} keys", "host_us", "us", per_key_us(cache, keys, timer))
+    yield f"get_many, {MANY} keys"
+    recorder.add(case.name, f"get_many, {MANY} keys", "host_us", "us", per_key_us(cache, keys, timer))
     yield "miss and put with an eviction"
     sample = per_call_us(miss, lambda: [os.urandom(32) for _ in range(CALLS // 4)], 1, timer)
     judged = case.entries == JUDGED_ENTRIES

@@ -9,10 +9,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from vitcache import EmbeddingCache
 from vitcache.bench import plot, run
 from vitcache.bench.chats import contenders
-from vitcache.bench.claims import bench_cache, bench_keys, bench_pages, bench_placement, bench_ring
+from vitcache.bench.claims import (
+    bench_attach,
+    bench_cache,
+    bench_keys,
+    bench_pages,
+    bench_placement,
+    bench_ring,
+)
 from vitcache.bench.harness import published, tune
 from vitcache.bench.harness.record import FIELDS, Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES
@@ -132,11 +138,7 @@ def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
     assert row["ratio"] == pytest.approx(row["value"] / values[main_job, "encode"], rel=1e-3)
 
 
-def test_cache_bench_measures_get_many_if_the_cache_has_it(tmp_path, monkeypatch):
-    def get_many(cache, keys, num_rows=None):
-        return [cache.get(key, num_rows=num_rows) for key in keys]
-
-    monkeypatch.setattr(EmbeddingCache, "get_many", get_many, raising=False)
+def test_cache_bench_measures_get_many(tmp_path):
     recorder = Recorder("cache", tmp_path, torch.device("cpu"))
     case = bench_cache.CASES["smoke"][0]
     list(bench_cache.run_case(case, recorder, Timer(bench_cache.DEVICE, 3)))
@@ -169,6 +171,20 @@ def test_plot_result_file_of_the_pages_bench_gives_a_png_file(tmp_path):
     run_bench(tmp_path, "--bench", "pages")
     (path,) = tmp_path.glob("*.json")
     assert plot.plot(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_attach_bench_compares_hits_with_a_dict(tmp_path):
+    pytest.importorskip("transformers")
+    code, files = run_bench(tmp_path, "--bench", "attach")
+    assert code == 0
+    (rows,) = files.values()
+    values = {(row["case"], row["contender"]): row["value"] for row in rows}
+    assert set(values) == {(case, name) for case in ("1 images", "3 images") for name in ("dict", "attach")}
+    for row in rows:
+        assert (row["unit"], row["ratio_to"], row["target"]) == ("us", "dict", None)
+        assert row["ratio"] == pytest.approx(row["value"] / values[row["case"], "dict"], rel=1e-3)
+    targets = [(case.images, case.target_us) for case in bench_attach.CASES["full"]]
+    assert targets == [(1, 90.0), (32, 480.0)]
 
 
 def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):

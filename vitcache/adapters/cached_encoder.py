@@ -54,22 +54,27 @@ class CachedEncoder:
         if session.thread.encoding:  # a stock video method may call the image method
             return self.stock(*args, **kwargs)
         arguments = self._bind(args, kwargs)
-        parts = None if self._must_bypass(arguments) else self._split(session.config, arguments)
+        parts, namespace = None, b""
+        if not self._must_bypass(arguments):
+            namespace = session.current_namespace()  # before `tower_device`, which it updates
+            if not self._is_autocast(arguments):
+                parts = self._split(session.config, arguments)
         if parts is not None and parts.shapes:
             options = {name: value for name, value in arguments.items() if name not in parts.names}
             key_options = {
                 name: value for name, value in options.items() if name not in _IGNORED_BY_THE_TOWER
             }
             if not key_options or all(map(_is_plain, key_options.values())):
-                return self._serve(parts, self._keys(parts, arguments[parts.names[0]], key_options), options)
+                keys = self._keys(parts, arguments[parts.names[0]], key_options, namespace)
+                return self._serve(parts, keys, options)
         session.count(bypassed=1)
         return self.stock(*args, **kwargs)
 
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
 
-        It serves calls in training, in grad mode or under autocast, and calls that ask for a tuple or for
-        hidden states or attentions of the tower.
+        It serves calls in training or in grad mode, and calls that ask for a tuple or for hidden states or
+        attentions of the tower.
         """
         session = self._session
         if session.model.training or session.tower.training:
@@ -84,15 +89,21 @@ class CachedEncoder:
             or not as_object
             or bool(arguments.get("output_hidden_states") or arguments.get("output_attentions"))
             or not isinstance(pixels, Tensor)
-            or torch.is_autocast_enabled((session.tower_device() or pixels.device).type)
         )
 
-    def _keys(self, parts: CallParts, pixels: Tensor, options: dict[str, Any]) -> list[bytes]:
+    def _is_autocast(self, arguments: dict[str, Any]) -> bool:
+        """Whether the tower would run under autocast. The stock method serves such a call, too."""
+        pixels = next(iter(arguments.values()))
+        return torch.is_autocast_enabled((self._session.tower_device() or pixels.device).type)
+
+    def _keys(
+        self, parts: CallParts, pixels: Tensor, options: dict[str, Any], namespace: bytes
+    ) -> list[bytes]:
         """Return the key of each item: of its pixels and of `options`. None stands for the config's value.
 
         On the host, all keys are computed from one view of the bytes of `pixels`.
         """
-        config, namespace = self._session.config, self._session.current_namespace()
+        config = self._session.config
         given = {
             name: value
             for name, option in options.items()

@@ -72,8 +72,8 @@ def claim_missing(
     """Claim the keys of items that a look-up missed, and return the items that the caller must encode.
 
     On return this caller owns the claim on every returned item. If another caller owns one of the claims, the
-    host waits for that owner, and looks the items up again. The rows of an item that was inserted meanwhile
-    are its lease.
+    host waits for that owner, and looks the items up again. If the other caller inserted an item, the rows of
+    the item are a lease.
 
     Parameters
     ----------

@@ -109,7 +109,7 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> CallParts | N
         _check_total(pixel_name, len(pixels), "images", size_name, len(identities))
         most, tile = pixels.shape[1], tuple(pixels.shape[2:])
         counts = [min(count, most) for count in counts]
-        starts = range(0, len(counts) * most, most)
+        starts = list(range(0, len(counts) * most, most))
         shapes = [(1, count, *tile) for count in counts]
     else:
         tile = tuple(pixels.shape[1:])

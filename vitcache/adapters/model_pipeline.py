@@ -152,23 +152,24 @@ def image_items(
     """
     base, family = find_grid_family(model)
     arguments = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-    calls = family.splits["image"](base.config, arguments)
-    if calls is None:
+    parts = family.splits["image"](base.config, arguments)
+    if parts is None or parts.identities is None:
         raise TypeError(f"image_grid_thw must be a tensor, got {type(image_grid_thw).__name__}")
-    if keys is not None and len(keys) != len(calls):
-        raise ValueError(f"keys must have one key per image: expected {len(calls)}, got {len(keys)}")
+    grids = parts.identities
+    if keys is not None and len(keys) != len(grids):
+        raise ValueError(f"keys must have one key per image: expected {len(grids)}, got {len(keys)}")
     merged = base.config.vision_config.spatial_merge_size**2
-    num_rows = [prod(call.identity) // merged for call in calls]
+    num_rows = [prod(grid) // merged for grid in grids]
     spans = spans_from_token_ids(input_ids, base.config.image_token_id, num_rows)
     return [
         Item(
-            call.pixels,
+            parts.item_call(i).pixels,
             spans[i],
             num_rows=num_rows[i],
             key=None if keys is None else keys[i],
-            grid_thw=call.identity,
+            grid_thw=grid,
         )
-        for i, call in enumerate(calls)
+        for i, grid in enumerate(grids)
     ]
 
 

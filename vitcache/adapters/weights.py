@@ -77,7 +77,7 @@ class WeightsFingerprint:
         tensors = list(compress(values, self._is_tensor))
         try:
             versions = list(map(_read_version, compress(tensors, self._has_version)))
-        except RuntimeError:  # `swap_tensors` has replaced a tensor by an inference tensor
+        except RuntimeError:  # `.data` was set to an inference tensor, which has no version
             return False
         return (
             versions == self._versions

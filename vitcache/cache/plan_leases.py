@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitcache._native import LeaseSet, Placement, StepPlan
 from vitcache._native import Destination as NativeDestination
+from vitcache._native import LeaseSet, Placement, StepPlan
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import Fence
 from vitcache.pages.lease import Lease

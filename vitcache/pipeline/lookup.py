@@ -51,9 +51,7 @@ def collect_misses(
     `hashed`: the items whose features were loaded to compute their keys.
     """
     loaded = {step_item.number: step_item for step_item in hashed}
-    return {
-        number: loaded.get(number) or StepItem.of(plan, chunks, number) for number in leases.misses()
-    }
+    return {number: loaded.get(number) or StepItem.of(plan, chunks, number) for number in leases.misses()}
 
 
 def hits(

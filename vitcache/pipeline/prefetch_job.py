@@ -73,7 +73,8 @@ class PrefetchJob:
         plan = StepPlan(chunks, self._namespace, NO_BATCH, Chunk)
         hashed = {step_item.number: step_item for step_item in self._find_keys(plan, chunks)}
         missing = (
-            hashed.get(number) or StepItem.of(plan, chunks, number) for number in range(len(plan))
+            hashed.get(number) or StepItem.of(plan, chunks, number)
+            for number in range(len(plan))
             if not plan.has_rows(number)
         )
         return [step_item for step_item in missing if self._must_encode(step_item)]

@@ -28,7 +28,10 @@ class State(Enum):
 
 
 class Failure(NamedTuple):
-    """Why an item has no rows. `found`: the wrong number of rows that the encoder returned, if that is why."""
+    """Why an item has no rows.
+
+    `found`: the number of rows that the encoder returned, if it was wrong.
+    """
 
     error: Exception
     found: int | None

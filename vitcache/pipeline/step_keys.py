@@ -45,9 +45,7 @@ def find_keys(
         step_item = StepItem.of(plan, chunks, number)
         key = known_key(step_item.item, namespace)
         if key is None:
-            future = threads.submit(
-                step_item.load, namespace=namespace, extra=step_item.item.encoder_kwargs
-            )
+            future = threads.submit(step_item.load, namespace=namespace, extra=step_item.item.encoder_kwargs)
             hashed[future] = step_item
         else:
             _store_key(plan, chunks, namespace, step_item, key)
@@ -73,9 +71,7 @@ def _store_key(
     plan.set_key(step_item.number, key)
 
 
-def _renumber(
-    step_items: Iterable[StepItem], plan: StepPlan, chunks: Sequence[Chunk]
-) -> list[StepItem]:
+def _renumber(step_items: Iterable[StepItem], plan: StepPlan, chunks: Sequence[Chunk]) -> list[StepItem]:
     """Merge the equal items of the plan. Return the first step item of each merged item."""
     numbers = plan.merge()
     first: dict[int, StepItem] = {}
