@@ -9,12 +9,12 @@ import torch
 from caches import make_cache
 
 from vitcache import Chunk, Item, Span, VisionPipeline
+from vitcache._native import StepPlan
 from vitcache.cache.claims import Claim
 from vitcache.pipeline.feature_mover import MovedFeature
-from vitcache.pipeline.plan import plan
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import list_errors
-from vitcache.pipeline.step_item import merge_equal, one_per_object
+from vitcache.pipeline.step_item import StepItem
 
 WIDTH = 4
 KEYS = [bytes([number]) * 32 for number in range(4)]
@@ -66,14 +66,14 @@ def test_list_errors_returns_one_per_occurrence_sorted_by_chunk_and_item() -> No
         Chunk([Item(None, Span(2, 1), key=KEYS[0]), Item(None, Span(0, 1), key=KEYS[1])], 0, 4, 0),
         Chunk([Item(None, Span(0, 1), key=KEYS[1]), Item(None, Span(1, 1), key=KEYS[2])], 0, 4, 4),
     ]
-    step_items = one_per_object(plan(chunks))
+    plan = StepPlan(chunks, b"", 8, Chunk)
+    step_items = [StepItem.of(plan, chunks, number) for number in range(len(plan))]
     for step_item in step_items:
-        step_item.key = step_item.item.key
-    merged = merge_equal(step_items)
-    for step_item in merged:
         if step_item.key != KEYS[2]:
             step_item.fail(ValueError("wrong"), found=7)
-    assert [(error.chunk, error.item, error.expected, error.found) for error in list_errors(merged)] == [
+    assert [
+        (error.chunk, error.item, error.expected, error.found) for error in list_errors(step_items, plan)
+    ] == [
         (0, 0, 1, 7),
         (0, 1, 1, 7),
         (1, 0, 1, 7),

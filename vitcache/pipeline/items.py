@@ -214,6 +214,15 @@ class Chunk:
         return f"Chunk({len(self.items)} items, {self.start}, {self.length}, {self.token_offset})"
 
 
+def check_chunks(chunks: Sequence[Chunk]) -> None:
+    """Raise TypeError if `chunks` is not a list or tuple of `Chunk`."""
+    if not isinstance(chunks, list | tuple):
+        raise TypeError(f"chunks must be a list of Chunk, got {type(chunks).__name__}")
+    for number, chunk in enumerate(chunks):
+        if not isinstance(chunk, Chunk):
+            raise TypeError(f"chunk {number} must be a Chunk, got {type(chunk).__name__}")
+
+
 def _check_rows(rows: Any, feature: Any, num_rows: int | None) -> None:
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")

@@ -164,12 +164,3 @@ def wait_until_read(step_items: Iterable[StepItem]) -> None:
     for step_item in step_items:
         if step_item.ticket is not None:
             step_item.ticket.wait_source_read()
-
-
-def check_chunks(chunks: Sequence[Chunk]) -> None:
-    """Raise TypeError if `chunks` is not a list or tuple of `Chunk`."""
-    if not isinstance(chunks, list | tuple):
-        raise TypeError(f"chunks must be a list of Chunk, got {type(chunks).__name__}")
-    for number, chunk in enumerate(chunks):
-        if not isinstance(chunk, Chunk):
-            raise TypeError(f"chunk {number} must be a Chunk, got {type(chunk).__name__}")

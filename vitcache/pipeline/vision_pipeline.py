@@ -22,7 +22,7 @@ from vitcache.keys.threads import KeyThreads
 from vitcache.pipeline.early_start import EarlyStart
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
-from vitcache.pipeline.items import Chunk, Item
+from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.lookup import (
     Agree,
     agree_on_missing,
@@ -37,7 +37,7 @@ from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
 from vitcache.pipeline.row_sources import RowSources, collect_sources
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_item import StepItem, check_chunks, wait_until_read
+from vitcache.pipeline.step_item import StepItem, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, known_key
 from vitcache.placement.call_checks import is_traced
 from vitcache.placement.destination import Destination

@@ -114,7 +114,7 @@ class CacheInspection:
     @property
     def num_claims(self) -> int:
         """Number of claimed keys."""
-        return len(self._cache._claims)
+        return int(self._cache._ledger.num_claims)
 
     def entry(self, key: bytes, tier: str = "device") -> Any:
         """Return the `pages.entry.Entry` of a key in a tier, ``"device"`` or ``"host"``.
