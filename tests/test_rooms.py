@@ -227,8 +227,8 @@ def test_triton_kernels_import_nothing_of_vitcache_but_themselves(texts: dict[st
         ("vitcache.testing.stand_in", "from vitcache import Span", "any room"),
         ("vitcache.adapters.session", "from vitcache.cache import EmbeddingCache", "that defines the name"),
         ("vitcache.cache.coordinator", "from vitcache.cache import CacheStats", "that defines the name"),
-        ("vitcache.cache.index", "from vitcache import Span", "any room"),
-        ("vitcache.cache.index", "from vitcache.testing import stand_in", "for tests only"),
+        ("vitcache.cache.claims", "from vitcache import Span", "any room"),
+        ("vitcache.cache.claims", "from vitcache.testing import stand_in", "for tests only"),
     ],
 )
 def test_upward_imports_finds_a_planted_import(
@@ -257,9 +257,12 @@ def test_imports_refuses_a_module_name_that_is_computed(texts: dict[str, str], p
 
 
 def test_find_cycle_finds_a_planted_cycle(texts: dict[str, str]) -> None:
-    module = "vitcache.cache.index"
-    planted = {**texts, module: f"{texts[module]}\ndef f():\n    from vitcache.cache import ledger\n"}
-    assert set(find_cycle(planted)) == {"vitcache.cache.index", "vitcache.cache.ledger"}
+    module = "vitcache.cache.claims"
+    planted = {
+        **texts,
+        module: f"{texts[module]}\ndef f():\n    from vitcache.cache import embedding_cache\n",
+    }
+    assert set(find_cycle(planted)) == {"vitcache.cache.claims", "vitcache.cache.embedding_cache"}
 
 
 FOREIGN = ("torch", "ATen", "c10", "cuda", "triton")

@@ -48,7 +48,7 @@ class Index {
   bool is_worth_copy(const Entry& entry) { return policy_of(entry).is_worth_copy(entry); }
 
   void add_host_copy(EntryPtr copy);
-  // Removes and returns the host copy of a key; null if there is none.
+  // Removes and returns the host copy of a key; null if the key has no host copy.
   EntryPtr take_host_copy(const Key& key);
   // Makes the host copy of an evicted device entry a host entry. Returns whether there was one.
   bool restore_host_copy(const Key& key);

@@ -1,4 +1,4 @@
-// Ledger::find_violations: the invariants of the books, computed anew from the entries.
+// Ledger::find_violations: the invariants of the ledger, computed anew from its entries.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -34,7 +34,7 @@ std::int64_t count_differences(std::vector<Key> keys, std::vector<Key> others) {
   return static_cast<std::int64_t>(different.size());
 }
 
-// Pages that do not have exactly one owner, ascending and in brackets; empty if there are none.
+// Pages that do not have exactly one owner, ascending; empty if every page has one owner.
 std::string describe_wrong_pages(std::int64_t num_pages, const Pages& owned) {
   std::vector<std::int64_t> owners(static_cast<std::size_t>(num_pages));
   for (const std::int64_t page : owned) ++owners[static_cast<std::size_t>(page)];

@@ -35,7 +35,7 @@ class KeyTable {
     ++size_;
   }
 
-  // Removes and returns the entry of a key; null if there is none.
+  // Removes and returns the entry of a key; null if no entry has this key.
   EntryPtr take(const Key& key) {
     if (size_ == 0) return nullptr;
     std::size_t hole = find_slot(key, hash_of(key));

@@ -1,6 +1,6 @@
-// The books of a cache: its entries, the pages that they own, pins, pending writes, claims and counts.
+// The ledger of a cache: its entries, the pages that they own, pins, pending writes, claims and counts.
 //
-// The ledger chooses victims and records each change. It takes no lock, copies no rows, makes no CUDA call
+// It chooses victims and records each change. It takes no lock, copies no rows, makes no CUDA call
 // and never calls back: each method is one step from one consistent state to the next. The module runs every
 // method under the GIL, so no other thread, signal handler or finalizer sees a state in between.
 #pragma once
@@ -55,7 +55,7 @@ class Ledger {
   }
   // Releases a pin. The last release of a dropped entry frees its pages.
   void unpin(Entry& entry);
-  // Releases a pin after reads on `streams`: at once if there are none, else when the release is taken.
+  // Releases a pin after reads on `streams`: at once without a stream, else when the release is taken.
   void release(EntryPtr entry, std::vector<std::int64_t> streams);
   std::vector<Release>& releases() { return releases_; }
 
@@ -71,7 +71,7 @@ class Ledger {
   // Allocates host pages for early copies of the device entries that items of these numbers of rows would
   // evict. Returns null if no entry needs an early copy.
   PendingPtr begin_early_copies(const std::vector<std::int64_t>& num_rows);
-  // Ends a pending write or pending early copies: inserts what was written before `fence`. If the write
+  // Ends a pending write or pending early copies: inserts the rows that were written before `fence`. If the write
   // failed, or its epoch is not the current epoch, frees the pages instead. A failed write may have no fence.
   // Returns whether an entry was inserted. A second call does nothing.
   bool finish(const PendingPtr& pending, const std::optional<Fence>& fence, bool failed);
@@ -95,7 +95,7 @@ class Ledger {
   Claims& claims() { return claims_; }
   const Counts& counts() const { return counts_; }
 
-  // Describes every violated invariant; empty if the books are consistent.
+  // Describes every violated invariant; empty if the ledger is consistent.
   std::vector<std::string> find_violations() const;
 
  private:

@@ -13,7 +13,7 @@ namespace vitcache {
 
 using Pages = std::vector<std::int64_t>;
 
-// Where the pages of a tier are, and what a row is.
+// The memory of a tier's pages, and the shape and dtype of its rows.
 struct TierLayout {
   std::string name;  // "device" or "host"
   bool is_host;

@@ -23,7 +23,7 @@ class IndexTable {
     slots_.resize(size);
   }
 
-  // Returns the index in the table whose element `matches`; if there is none, adds and returns `index`.
+  // Returns the index in the table whose element `matches`; if no element matches, adds and returns `index`.
   // `matches(index)` is called only for elements of the same slot sequence.
   template <typename Matches>
   std::size_t find_or_add(std::size_t hash, std::size_t index, Matches matches) {

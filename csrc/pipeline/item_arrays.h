@@ -1,4 +1,4 @@
-// The items of one request as arrays: what a step needs to know of them, without their Python objects.
+// The items of one request as arrays: the fields that a step reads, without the Python objects.
 //
 // Thread rule: as for a std::vector, concurrent calls may only read. Python calls every method under the GIL.
 #pragma once
@@ -30,7 +30,7 @@ struct ItemSpan {
   std::int64_t stop() const { return start + length; }
 };
 
-// What an item has apart from its spans.
+// The fields of an item apart from its spans.
 struct ItemFields {
   std::uintptr_t identity;  // two occurrences of one object are one item, even without a key
   std::int64_t num_rows;

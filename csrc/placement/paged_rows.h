@@ -1,4 +1,4 @@
-// Rows in pages, with what their destination must be like.
+// Rows in pages, with the width and the device of their destination.
 #pragma once
 
 #include <cstdint>

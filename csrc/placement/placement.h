@@ -45,7 +45,7 @@ class Placement {
   // Sets source `item`, or adds it behind the last source. Sources that are not set yet have no rows.
   void set_source(std::int64_t item, Source source);
 
-  // Makes room for sources [0, num_sources), so that they can be set in any order.
+  // Adds sources without rows up to `num_sources`, so that sources can be set in any order.
   void resize_sources(std::int64_t num_sources);
 
   void add_run(Run run) { runs_.push_back(run); }

@@ -37,7 +37,7 @@ constexpr std::size_t kReleasesPerBatch = 64;
 constexpr std::size_t kEventsPerBatch = 4096;
 
 // A pending write or pending copies, in the hands of Python. If it is destroyed unfinished, for instance
-// because an interrupt came before its owner got it, its pages are freed.
+// because an interrupt prevented its owner from receiving it, its pages are freed.
 struct PendingHandle {
   PendingPtr pending;
   std::weak_ptr<Ledger> ledger;
@@ -105,13 +105,13 @@ ExternalPolicy& external_policy(Ledger& ledger, const std::string& tier) {
   return *policy;
 }
 
-// What Python holds of a ledger: the ledger, and what it needs to make leases.
+// A ledger, with the Python objects that its leases need.
 class LedgerHandle {
  public:
   // `policy` is empty for a policy that is written in Python.
-  LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host,
-               py::type lease_type, py::object device_tier, py::object host_tier)
-      : ledger_(std::make_shared<Ledger>(policy_maker(policy), std::move(device), std::move(host))),
+  LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device,
+               const std::optional<std::shared_ptr<Tier>>& host, py::type lease_type, py::object device_tier, py::object host_tier)
+      : ledger_(std::make_shared<Ledger>(policy_maker(policy), std::move(device), host.value_or(nullptr))),
         is_external_(policy.empty()),
         lease_type_(std::move(lease_type)),
         device_tier_(std::move(device_tier)),
@@ -204,7 +204,7 @@ class LedgerHandle {
     return make(entry);
   }
 
-  // Returns None, or a handle on what `begin` returned.
+  // Returns None, or a handle on the pending write that `begin` returned.
   template <typename Begin>
   std::shared_ptr<PendingHandle> begin(Begin begin) const {
     const Mutation mutation;
@@ -417,7 +417,7 @@ void bind_lease_set(py::module_& module) {
 void bind_ledger(py::module_& module) {
   py::class_<LedgerHandle> ledger(module, "Ledger");
   ledger
-      .def(py::init<const std::string&, std::shared_ptr<Tier>, std::shared_ptr<Tier>, py::type,
+      .def(py::init<const std::string&, std::shared_ptr<Tier>, std::optional<std::shared_ptr<Tier>>, py::type,
                     py::object, py::object>(),
            py::arg("policy"), py::arg("device"), py::arg("host"), py::arg("lease_type"),
            py::arg("device_tier"), py::arg("host_tier"))
@@ -547,7 +547,7 @@ void bind_ledger(py::module_& module) {
             external_policy(self.open(), tier).set_order(keys);
           },
           py::arg("tier"), py::arg("order"));
-  // What tests inspect.
+  // For tests.
   ledger
       .def(
           "find_entry",

@@ -26,7 +26,7 @@ namespace {
 // Python passes the address of a table: torch owns the memory, and this module does not depend on torch.
 std::int64_t* table_at(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
 
-// A shorter copy keeps the GIL. It takes some tens of microseconds, and a thread that gets the GIL meanwhile
+// A shorter copy keeps the GIL. It takes some tens of microseconds, and a thread that gets the GIL during it
 // may keep it for 5 ms.
 constexpr std::int64_t kBytesWithGil = std::int64_t{1} << 18;
 

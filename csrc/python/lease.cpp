@@ -51,11 +51,6 @@ void deallocate(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyObject* refuse_construction(PyTypeObject* type, PyObject*, PyObject*) {
-  PyErr_Format(PyExc_TypeError, "%s objects are made by EmbeddingCache.get", type->tp_name);
-  return nullptr;
-}
-
 // Returns false, with RuntimeError set, if the lease was released.
 bool check_unreleased(const LeaseObject& lease) {
   if (lease.entry != nullptr) return true;
@@ -90,6 +85,17 @@ PyObject* get_memory(PyObject* self, void*) {
   return object_of(lease_of(self).entry->memory).release().ptr();
 }
 
+PyObject* get_paged_rows(PyObject* self, void*) {
+  const LeaseObject& lease = lease_of(self);
+  if (lease.entry == nullptr) Py_RETURN_NONE;
+  try {
+    return py::cast(lease.entry->rows).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
+
 PyObject* get_pages(PyObject* self, void*) {
   if (!check_unreleased(lease_of(self))) return nullptr;
   const Pages& pages = lease_of(self).entry->page_numbers();
@@ -107,12 +113,12 @@ PyObject* get_pages(PyObject* self, void*) {
 
 PyMethodDef methods[] = {
     {"release", release_method, METH_NOARGS,
-     "release($self, /)\n--\n\nUnpin the pages. A second call does nothing."},
+     "release(self) -> None\n\nUnpin the pages. A second call does nothing."},
     {"check_unreleased", check_method, METH_NOARGS,
-     "check_unreleased($self, /)\n--\n\nRaise RuntimeError if the lease was released."},
-    {"__enter__", enter_method, METH_NOARGS, "__enter__($self, /)\n--\n\n"},
+     "check_unreleased(self) -> None\n\nRaise RuntimeError if the lease was released."},
+    {"__enter__", enter_method, METH_NOARGS, "__enter__(self) -> typing_extensions.Self\n\n"},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(exit_method)), METH_FASTCALL,
-     "__exit__($self, *_)\n--\n\n"},
+     "__exit__(self, *_: object) -> None\n\n"},
     {nullptr, nullptr, 0, nullptr}};
 
 PyMemberDef members[] = {
@@ -120,7 +126,7 @@ PyMemberDef members[] = {
     {"hits", T_LONGLONG, offsetof(LeaseObject, hits), READONLY,
      "Number of hits of the entry since it was inserted into its tier, including the hit of this lease."},
     {"_tier", T_OBJECT_EX, offsetof(LeaseObject, tier), READONLY,
-     "What the leases of one tier have in common."},
+     "The properties that the leases of one tier share."},
     {nullptr, 0, 0, 0, nullptr}};
 
 PyGetSetDef properties[] = {
@@ -129,19 +135,22 @@ PyGetSetDef properties[] = {
      "Page numbers in row order: row r is ``pool[pages[r // page_rows] * page_rows + r % page_rows]``.\n\n"
      "Raises RuntimeError if the lease was released.",
      nullptr},
+    {"paged_rows", get_paged_rows, nullptr,
+     "The native description of the rows, for placements; None if the lease was released.", nullptr},
     {"_memory", get_memory, nullptr, "The owner of the pages' memory. Raises RuntimeError if released.",
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_new, reinterpret_cast<void*>(refuse_construction)},
-                       {Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
+PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(deallocate)},
                        {Py_tp_methods, methods},
                        {Py_tp_members, members},
                        {Py_tp_getset, properties},
                        {0, nullptr}};
 
 PyType_Spec specification = {"vitcache._native.LeaseBase", sizeof(LeaseObject), 0,
-                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+                             // Only `make_lease` makes instances, also those of a subclass.
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                             slots};
 
 }  // namespace
 

@@ -30,7 +30,7 @@ struct LeaseObject {
   PyObject_HEAD  // NOLINT: the macro of Python
       EntryPtr entry;  // null after the release
   std::weak_ptr<Ledger> ledger;
-  PyObject* tier;  // vitcache.pages.lease.Tier: what the leases of one tier have in common
+  PyObject* tier;  // vitcache.pages.lease.LeaseTier: shared by the leases of one tier
   ReadStreams streams;
   long long num_rows;
   long long hits;

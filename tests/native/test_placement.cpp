@@ -226,7 +226,7 @@ void sources_set_out_of_order_are_written_by_any_thread_count() {
   for (std::int64_t page = rows / 4; page-- > 0;) pages.push_back(page);
   const std::vector<std::int64_t> ids(static_cast<std::size_t>(2 * rows + 1), 0);
   Placement placement;
-  // The second run of item 1 comes first; every second row of `block` is a row of item 2.
+  // The second run of item 1 is the first in token order; every second row of `block` is a row of item 2.
   placement.set_runs({{1, rows + 1, rows - 4, 4}, {2, 1, rows, 0}, {1, 2 * rows - 3, 3, 1}});
   placement.resize_sources(2);
   placement.set_source(2, Source::block(address_of(block), 2 * kRowBytes, rows, kFloat32, false));

@@ -218,7 +218,7 @@ def test_a_computed_key_is_valid_in_its_namespace_only() -> None:
     assert native_plan(chunks).unkeyed() == [1]
     assert native_plan(chunks, namespace=b"there").unkeyed() == [0]
     items.arrays.set_computed(2, NAMESPACE, KEYS[3])
-    assert native_plan(chunks).key(2) == KEYS[2]  # a given key comes first
+    assert native_plan(chunks).key(2) == KEYS[2]  # a given key is preferred
 
 
 def test_merge_keeps_objects_in_the_order_of_the_step() -> None:

@@ -1,7 +1,6 @@
 """`scatter_embeddings` and `embed_tokens`: results and errors, on every available device."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +11,11 @@ from hypothesis import strategies as st
 from placement_cases import FLOAT_DTYPES, expected_scatter, make_rows, poisoned, same_bits, untouched
 
 from vitcache import Span, embed_tokens, scatter_embeddings
-from vitcache._native import PagedRows
-from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue
+from vitcache._native import Ledger, Tier
+from vitcache.device.streams import CPU_STREAM, CpuTimeline
+from vitcache.pages.lease import Lease, LeaseTier
 from vitcache.placement import dispatch
+from vitcache.rows import KINDS
 
 HIDDEN = 24
 
@@ -323,13 +324,14 @@ def test_operations_meta_and_fake_tensors_bypass_the_launchers(monkeypatch):
 
 
 def test_scatter_lease_of_another_device_is_refused():
-    paged_rows = PagedRows(0, 4, 4, 0, (0,), 4, HIDDEN, on_cuda=True, device_id=1)
-    pool = SimpleNamespace(layout=SimpleNamespace(row_width=HIDDEN, dtype=torch.float32))
-    entry = SimpleNamespace(num_rows=4, hits=1, pool=pool, paged_rows=paged_rows)
-    handle = CacheHandle(torch.device("cuda", 1), None, ReleaseQueue())
+    key, device = bytes(32), torch.device("cuda", 1)
+    tier = Tier("device", 4, 4, HIDDEN, 4 * HIDDEN, 0, KINDS[torch.float32], True, 1, None)
+    lease_tier = LeaseTier(CpuTimeline(), "device", 4, HIDDEN, torch.float32, device)
+    ledger = Ledger("lru", tier, None, Lease, lease_tier, lease_tier)
+    assert ledger.finish(ledger.begin_write(key, 4, 1.0, None), (CPU_STREAM, None), False)
     out = poisoned(8, HIDDEN, dtype=torch.float32)
     with (
-        Lease([entry], handle) as lease,
+        ledger.get(key, None) as lease,
         pytest.raises(ValueError, match="item 0 is a lease of a cache on cuda:1, the destination is on cpu"),
     ):
         scatter_embeddings(out, [lease], [0])

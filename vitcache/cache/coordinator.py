@@ -20,7 +20,7 @@ class CacheCoordinator:
     Attributes
     ----------
     ledger
-        The books of the cache (csrc/cache/ledger.h). Every call is one step under the GIL, so no lock guards
+        The native ledger (csrc/cache/ledger.h). Every call is one step under the GIL, so no lock guards
         it. After `close` its methods raise RuntimeError.
     timeline
         The streams of the cache's device.

@@ -496,7 +496,7 @@ class EmbeddingCache:
         return found
 
     def get_many(
-        self, keys: Sequence[bytes], num_rows: int | Sequence[int] | None = None
+        self, keys: Sequence[bytes], num_rows: int | Sequence[int | None] | None = None
     ) -> list[Lease | None]:
         """Look up many keys in one step of the cache. Return one lease per key, or None for a miss.
 
@@ -508,8 +508,8 @@ class EmbeddingCache:
         keys
             Keys of 32 bytes. A key may occur several times; each occurrence has its own lease.
         num_rows
-            Number of rows that the caller expects, as in `get`: one int for all keys, or one int per key.
-            None: any number.
+            Number of rows that the caller expects, as in `get`: one int for all keys, or one int or None per
+            key. None: any number.
 
         Raises
         ------
@@ -665,12 +665,12 @@ def check_keys(keys: Sequence[bytes]) -> list[bytes]:
     return list(keys)
 
 
-def check_num_rows(num_rows: int | Sequence[int] | None, num_keys: int) -> list[int]:
+def check_num_rows(num_rows: int | Sequence[int | None] | None, num_keys: int) -> list[int]:
     """Return one number of rows per key; -1 stands for any number. Raises as `EmbeddingCache.get_many`."""
     if num_rows is None:
         return [-1] * num_keys
-    if not isinstance(num_rows, list | tuple):
+    if not isinstance(num_rows, Sequence):
         return [to_int("num_rows", num_rows, 0)] * num_keys
     if len(num_rows) != num_keys:
         raise ValueError(f"num_rows must have one number per key: expected {num_keys}, got {len(num_rows)}")
-    return [to_int("num_rows", number, 0) for number in num_rows]
+    return [-1 if number is None else to_int("num_rows", number, 0) for number in num_rows]

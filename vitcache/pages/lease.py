@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitcache._native import LeaseBase, use_leases
+from vitcache._native import LeaseBase, PagedRows, use_leases
 from vitcache.device.streams import Fence, Timeline
 from vitcache.pages.pool import PagePool
 
 
 class LeaseTier(NamedTuple):
-    """What the leases of one tier have in common. A lease can read it after its release, too."""
+    """The properties that the leases of one tier share. A lease can read them after its release, too."""
 
     timeline: Timeline  # the first field: native code compares it (csrc/python/lease.cpp)
     name: str
@@ -71,6 +71,14 @@ class Lease(LeaseBase):
     # The entry, its pin and the methods that a hit calls are native (csrc/python/lease.h).
     __slots__ = ()
 
+    num_rows: int
+    hits: int
+    released: bool
+    pages: tuple[int, ...]
+    paged_rows: PagedRows | None  # the native description of the rows, for placements
+    _tier: LeaseTier
+    _memory: PagePool
+
     @property
     def row_width(self) -> int:
         """Elements of a row."""
@@ -102,7 +110,7 @@ class Lease(LeaseBase):
 
         Raises RuntimeError if the lease was released.
         """
-        return self._pool().rows
+        return self._memory.rows
 
     def segments(self) -> list[Tensor]:
         """Return views of `pool` with the rows in order, one view per run of pages. Valid until `release`.
@@ -112,7 +120,7 @@ class Lease(LeaseBase):
         RuntimeError
             If the lease was released.
         """
-        return self._pool().segments(self.pages, self.num_rows)
+        return self._memory.segments(self.pages, self.num_rows)
 
     def use(self) -> None:
         """Allow work on the current stream to read the pages.
@@ -142,10 +150,6 @@ class Lease(LeaseBase):
             rows[first : first + len(segment)].copy_(segment, non_blocking=True)
             first += len(segment)
         return rows
-
-    def _pool(self) -> PagePool:
-        pool: PagePool = self._memory
-        return pool
 
 
 def use_all(items: Sequence[object]) -> None:

@@ -17,7 +17,7 @@ from vitcache.rows import KINDS
 class PagePool:
     """The memory of one tier: a tensor of `num_pages * page_rows` rows.
 
-    The native `Tier` (csrc/cache/tier.h) keeps the books of the pages: which are free, and what to wait for
+    The native `Tier` (csrc/cache/tier.h) lists the free pages, and the fences to wait for
     before a page is written. `make_tier` makes it.
 
     Parameters
@@ -77,7 +77,7 @@ class PagePool:
         self._device_id = (place.index or 0) if place.type == device.type else -1
 
     def make_tier(self) -> Tier:
-        """Return the books of the pages, all of them free. The books keep this pool alive."""
+        """Return a native tier of these pages, all of them free. The tier keeps this pool alive."""
         return Tier(
             self.tier,
             self.num_pages,

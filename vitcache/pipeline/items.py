@@ -8,7 +8,6 @@ from typing import Any, overload
 
 from torch import Tensor
 
-from vitcache import _native
 from vitcache.keys.content import check_key
 from vitcache.placement.spans import Span
 
@@ -135,7 +134,10 @@ class Items(Sequence[Item]):
 
     def __init__(self, items: Sequence[Item]) -> None:
         self._items = tuple(items)
-        self.arrays = _native.ItemArrays(self._items, Item)
+        # Imported on use: `vitcache.Item` and `vitcache.Chunk` must work without the native module.
+        from vitcache._native import ItemArrays
+
+        self.arrays = ItemArrays(self._items, Item)
 
     def within(self, start: int, stop: int) -> dict[int, list[Span]]:
         """Return the items that overlap tokens ``[start, stop)``, by position in this sequence.

@@ -80,8 +80,9 @@ class PrefetchJob:
         return [step_item for step_item in missing if self._must_encode(step_item)]
 
     def _must_encode(self, step_item: StepItem) -> bool:
-        is_missing = step_item.state is State.MISSING and step_item.key is not None
-        return is_missing and step_item.key not in self._cache
+        if step_item.state is not State.MISSING or step_item.key is None:
+            return False
+        return step_item.key not in self._cache
 
     def _move_features(self, batch: list[StepItem], handle: Prefetch) -> None:
         """Move features to the device, and store them until a step takes them or the handle is cancelled."""

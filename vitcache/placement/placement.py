@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -193,7 +194,7 @@ class Placement:
             raise ValueError(
                 f"item {item} would be stored on {reservation.device}, the destination is on {device}"
             )
-        for other, earlier in stored.items():
+        for other, earlier in islice(stored.items(), 1):  # all others have the dtype of the first
             if earlier.dtype != reservation.dtype:
                 raise ValueError(
                     f"items {other} and {item} would be stored as {earlier.dtype} and {reservation.dtype}: "
