@@ -128,9 +128,9 @@ def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
     values = {(row["case"], row["contender"]): row["value"] for row in rows}
     entries, main_job = "50 entries", "main job, 4 rows"
     left, right = bench_cache.draw(rows).axes
-    assert [list(line.get_ydata()) for line in left.lines[:2]] == [
-        [values[entries, "look-up, 1 threads"]],
-        [values[entries, "miss, put, eviction"]],
+    assert [list(line.get_ydata()) for line in left.lines[:3]] == [
+        [values[entries, contender]]
+        for contender in ("look-up, 1 threads", "get_many, 512 keys", "miss, put, eviction")
     ]
     (line,) = right.lines
     assert list(line.get_xdata()) == [1, 2]
