@@ -8,8 +8,8 @@
 
 #include "cache/fence.h"
 #include "cache/key.h"
-#include "cache/tier.h"
 #include "cache/policy.h"
+#include "cache/tier.h"
 #include "placement/paged_rows.h"
 
 namespace vitcache {

@@ -12,8 +12,8 @@
 #include "cache/entry.h"
 #include "cache/key.h"
 #include "cache/key_table.h"
-#include "cache/tier.h"
 #include "cache/policy.h"
+#include "cache/tier.h"
 
 namespace vitcache {
 

@@ -17,8 +17,8 @@
 #include "cache/entry.h"
 #include "cache/index.h"
 #include "cache/key.h"
-#include "cache/tier.h"
 #include "cache/pending.h"
+#include "cache/tier.h"
 
 namespace vitcache {
 
@@ -71,9 +71,9 @@ class Ledger {
   // Allocates host pages for early copies of the device entries that items of these numbers of rows would
   // evict. Returns null if no entry needs an early copy.
   PendingPtr begin_early_copies(const std::vector<std::int64_t>& num_rows);
-  // Ends a pending write or pending early copies: inserts the rows that were written before `fence`. If the write
-  // failed, or its epoch is not the current epoch, frees the pages instead. A failed write may have no fence.
-  // Returns whether an entry was inserted. A second call does nothing.
+  // Ends a pending write or pending early copies: inserts the rows that were written before `fence`. If the
+  // write failed, or its epoch is not the current epoch, frees the pages instead. A failed write may have no
+  // fence. Returns whether an entry was inserted. A second call does nothing.
   bool finish(const PendingPtr& pending, const std::optional<Fence>& fence, bool failed);
 
   // Begins a new epoch in constant time. The pages of earlier entries are freed when they are needed.
@@ -118,7 +118,7 @@ class Ledger {
   std::shared_ptr<Tier> device_;
   std::shared_ptr<Tier> host_;
   std::unique_ptr<Index> index_;
-  std::vector<std::unique_ptr<Index>> stale_;  // of earlier epochs
+  std::vector<std::unique_ptr<Index>> stale_;           // of earlier epochs
   std::unordered_map<const Entry*, EntryPtr> dropped_;  // leased, and in no index
   std::unordered_set<PendingPtr> pending_;
   // By key. A demotion is removed when new rows are inserted under its key: the new rows supersede it.

@@ -22,8 +22,8 @@ struct Demotion {
 
   // The entry of the host tier; `copied` is the fence behind the copy.
   EntryPtr host_entry(const Fence& copied) const {
-    auto made = std::make_shared<Entry>(entry->key, entry->cost, tier,
-                                        tier->describe(pages, entry->num_rows), copied);
+    auto made = std::make_shared<Entry>(entry->key, entry->cost, tier, tier->describe(pages, entry->num_rows),
+                                        copied);
     made->checksum = checksum;
     return made;
   }
@@ -40,11 +40,11 @@ struct Pending {
   Key key{};
   std::int64_t num_rows = 0;
   double cost = 0;
-  std::shared_ptr<Tier> tier;  // of the device tier
-  std::shared_ptr<void> memory;    // of `pages`
-  Pages pages;                     // of the new entry
-  Pages leftover_pages;            // of victims; the new entry does not need them
-  EntryPtr source;                 // the host entry that is promoted; null for a put
+  std::shared_ptr<Tier> tier;    // of the device tier
+  std::shared_ptr<void> memory;  // of `pages`
+  Pages pages;                   // of the new entry
+  Pages leftover_pages;          // of victims; the new entry does not need them
+  EntryPtr source;               // the host entry that is promoted; null for a put
 
   // Copies of entries to the host tier. They own the host pages that they write.
   std::vector<DemotionPtr> demotions;

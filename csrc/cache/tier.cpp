@@ -37,6 +37,15 @@ void Tier::free(const Pages& pages, const FenceSet& fences) {
   for (const std::int64_t page : pages) fences_[static_cast<std::size_t>(page)] = kept;
 }
 
+TierUse Tier::use() const {
+  return {hits.hits,
+          hits.rows * layout_.row_bytes,
+          hits.saved_ms,
+          leased_pages,
+          (layout_.num_pages - num_free()) * page_bytes(),
+          layout_.num_pages * page_bytes()};
+}
+
 PagedRows Tier::describe(Pages pages, std::int64_t num_rows) const {
   return PagedRows::make(layout_.address, layout_.row_bytes, num_rows, layout_.kind, std::move(pages),
                          layout_.page_rows, layout_.row_width, layout_.on_cuda, layout_.device_id);

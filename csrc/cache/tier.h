@@ -36,6 +36,16 @@ struct HitCounts {
   double saved_ms = 0;
 };
 
+// The use of one tier, as `vitcache.CacheStats` counts it.
+struct TierUse {
+  std::int64_t hits;
+  std::int64_t hit_bytes;
+  double saved_ms;
+  std::int64_t leased_pages;
+  std::int64_t used_bytes;
+  std::int64_t capacity_bytes;
+};
+
 // The pages of one tier. A free page keeps the fences of the last work on it: `allocate` returns them with
 // the page, and the caller waits for them before it writes the page.
 //
@@ -64,6 +74,8 @@ class Tier {
   void free(const Pages& pages, const FenceSet& fences);
   const Pages& free_pages() const { return free_pages_; }
 
+  TierUse use() const;
+
   PagedRows describe(Pages pages, std::int64_t num_rows) const;
 
   std::int64_t leased_pages = 0;   // with at least one lease
@@ -73,7 +85,7 @@ class Tier {
  private:
   TierLayout layout_;
   std::shared_ptr<void> memory_;
-  Pages free_pages_;  // the next page to allocate is the last
+  Pages free_pages_;                                     // the next page to allocate is the last
   std::vector<std::shared_ptr<const FenceSet>> fences_;  // by page; null: no work to wait for
 };
 

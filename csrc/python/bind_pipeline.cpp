@@ -15,6 +15,7 @@
 #include "placement/placement.h"
 #include "python/bindings.h"
 #include "python/chunk_reader.h"
+#include "python/keys.h"
 
 namespace py = pybind11;
 
@@ -104,7 +105,7 @@ void bind_pipeline(py::module_& module) {
           [](const StepPlan& plan, std::int64_t item) -> std::optional<py::bytes> {
             const PlannedItem& planned = item_at(plan, item);
             if (!planned.has_key) return std::nullopt;
-            return py::bytes(planned.key.bytes(), kKeyBytes);
+            return from_key(planned.key);
           },
           py::arg("item"))
       .def(

@@ -13,21 +13,12 @@
 #include "cache/policy.h"
 #include "cache/s3fifo.h"
 #include "python/bindings.h"
+#include "python/keys.h"
 
 namespace py = pybind11;
 
 namespace vitcache {
 namespace {
-
-Key read_key(const py::bytes& bytes) {
-  const auto size = PyBytes_GET_SIZE(bytes.ptr());
-  if (size != static_cast<py::ssize_t>(kKeyBytes))
-    throw py::value_error("key has " + std::to_string(size) + " bytes, it must have " +
-                          std::to_string(kKeyBytes));
-  return Key::from_bytes(PyBytes_AS_STRING(bytes.ptr()));
-}
-
-py::bytes as_bytes(const Key& key) { return {key.bytes(), kKeyBytes}; }
 
 // A policy that owns its nodes. Callers name them by their keys.
 //
@@ -107,7 +98,7 @@ class Victims {
     if (policy_.num_changes() != num_changes_)
       throw std::runtime_error("the policy changed during the iteration over its victims");
     const PolicyNode& node = *next_;
-    py::bytes key = as_bytes(node.key);
+    py::bytes key = from_key(node.key);
     next_ = policy_.policy().next_victim(node);
     return key;
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pipeline/window.h"
+#include "python/keys.h"
 
 namespace py = pybind11;
 
@@ -113,14 +114,6 @@ std::int64_t read_number(py::handle chunk, PyObject* name) {
 }
 
 }  // namespace
-
-Key read_key(py::handle key) {
-  if (PyBytes_Check(key.ptr()) == 0) throw py::type_error("key must be bytes, got " + type_name(key));
-  if (PyBytes_GET_SIZE(key.ptr()) != static_cast<py::ssize_t>(kKeyBytes))
-    throw std::invalid_argument("key has " + std::to_string(PyBytes_GET_SIZE(key.ptr())) +
-                                " bytes, it must have " + std::to_string(kKeyBytes));
-  return Key::from_bytes(PyBytes_AS_STRING(key.ptr()));
-}
 
 std::int64_t read_bounded(py::handle value) {
   constexpr std::int64_t kBound = 2 * kLargestToken;

@@ -5,14 +5,10 @@
 
 #include <cstdint>
 
-#include "cache/key.h"
 #include "pipeline/item_arrays.h"
 #include "pipeline/step_plan.h"
 
 namespace vitcache {
-
-// The key in a bytes object. Raises TypeError for other objects, and ValueError if it does not have 32 bytes.
-Key read_key(pybind11::handle key);
 
 // The integer `value`, if it is between -2 * kLargestToken and 2 * kLargestToken; else the nearer of the two.
 // No span is outside of them, so a range of tokens finds the same spans.

@@ -48,9 +48,8 @@ std::int64_t ItemReader::add(Placement& placement, const py::list& items, std::i
   placement.resize_sources(count);
   for (; first < count; ++first) {
     PyObject* item = PyList_GET_ITEM(items.ptr(), first);
-    const bool added = has_exact_type(item, lease_type_)
-                           ? set_lease(placement, first, item, destination)
-                           : set_tensor(placement, first, item, destination);
+    const bool added = has_exact_type(item, lease_type_) ? set_lease(placement, first, item, destination)
+                                                         : set_tensor(placement, first, item, destination);
     if (!added) break;
   }
   return first;

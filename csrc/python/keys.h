@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cache/key.h"
@@ -14,9 +15,13 @@ inline bool is_key(pybind11::handle object) {
   return PyBytes_Check(object.ptr()) && PyBytes_GET_SIZE(object.ptr()) == static_cast<Py_ssize_t>(kKeyBytes);
 }
 
-// Python has checked the keys of its callers, so another object is a fault of this package.
-inline Key key_of(pybind11::handle object) {
-  if (!is_key(object)) throw std::invalid_argument("a key must be 32 bytes");
+// Throws a TypeError if `object` is not bytes, and std::invalid_argument if it does not have 32 bytes.
+inline Key read_key(pybind11::handle object) {
+  if (PyBytes_Check(object.ptr()) == 0)
+    throw pybind11::type_error(std::string("key must be bytes, got ") + Py_TYPE(object.ptr())->tp_name);
+  if (!is_key(object))
+    throw std::invalid_argument("key has " + std::to_string(PyBytes_GET_SIZE(object.ptr())) +
+                                " bytes, it must have " + std::to_string(kKeyBytes));
   return Key::from_bytes(PyBytes_AS_STRING(object.ptr()));
 }
 

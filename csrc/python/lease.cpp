@@ -185,8 +185,8 @@ namespace {
 // Marks the leases among items [first, end) as read on `stream`, where `end` is the first lease of another
 // tier object, hence perhaps of another cache. If the stream has to wait for fences before it may read, then
 // nothing is marked unless `has_waited`, and the fences are returned.
-std::pair<std::int64_t, py::list> use_leases(const py::object& items, std::int64_t first,
-                                             std::int64_t stream, bool has_waited) {
+std::pair<std::int64_t, py::list> use_leases(const py::object& items, std::int64_t first, std::int64_t stream,
+                                             bool has_waited) {
   const auto list = py::reinterpret_steal<py::object>(PySequence_Fast(items.ptr(), "items must be a list"));
   if (!list) throw py::error_already_set();
   PyObject** const objects = PySequence_Fast_ITEMS(list.ptr());

@@ -18,11 +18,14 @@ namespace vitcache {
 // the set releases it.
 class LeaseSet {
  public:
-  LeaseSet(std::shared_ptr<Ledger> ledger, std::vector<EntryPtr> entries)
-      : ledger_(std::move(ledger)), entries_(std::move(entries)) {}
+  // A set of `count` misses.
+  LeaseSet(std::shared_ptr<Ledger> ledger, std::size_t count) : ledger_(std::move(ledger)), entries_(count) {}
   ~LeaseSet() { release(); }
   LeaseSet(const LeaseSet&) = delete;
   LeaseSet& operator=(const LeaseSet&) = delete;
+
+  // Takes over the pin of an entry at a position that is a miss; null leaves it a miss.
+  void set(std::size_t position, EntryPtr entry) { entries_[position] = std::move(entry); }
 
   const std::vector<EntryPtr>& entries() const { return entries_; }
   const std::shared_ptr<Ledger>& ledger() const { return ledger_; }

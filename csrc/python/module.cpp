@@ -39,6 +39,7 @@ PYBIND11_MODULE(_native, module) {
   bind_policies(module);
   bind_pipeline(module);
   bind_cache(module);
+  bind_ledger(module);
 }
 
 }  // namespace vitcache

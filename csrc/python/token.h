@@ -8,8 +8,8 @@
 namespace vitcache {
 
 // While a Mutation exists, no Python object that a token refers to is destroyed: its finalizer would run in
-// the middle of a change of the core's state. The last Mutation destroys the objects that have lost their last token.
-// Thread rule: the GIL is held.
+// the middle of a change of the core's state. The last Mutation destroys the objects that have lost their
+// last token. Thread rule: the GIL is held.
 class Mutation {
  public:
   Mutation();

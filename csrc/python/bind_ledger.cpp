@@ -1,0 +1,240 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cache/external_policy.h"
+#include "cache/ledger.h"
+#include "python/bindings.h"
+#include "python/fences.h"
+#include "python/keys.h"
+#include "python/lease.h"
+#include "python/ledger_handle.h"
+#include "python/token.h"
+
+namespace py = pybind11;
+
+namespace vitcache {
+namespace {
+
+// An event as (name, key, pages, cost, hits).
+py::list from_events(const std::vector<PolicyEvent>& events) {
+  static constexpr const char* kNames[] = {"insert", "touch", "remove", "evict"};
+  py::list list;
+  for (const PolicyEvent& event : events)
+    list.append(py::make_tuple(kNames[static_cast<int>(event.kind)], from_key(event.key), event.pages,
+                               event.cost, event.hits));
+  return list;
+}
+
+// A snapshot of all counts, in one step.
+std::pair<py::dict, std::vector<TierUse>> stats_of(Ledger& ledger) {
+  const Counts& counts = ledger.counts();
+  py::dict values;
+  values["misses"] = counts.misses;
+  values["insertions"] = counts.insertions;
+  values["evictions"] = counts.evictions;
+  values["demotions"] = counts.demotions;
+  values["writebacks"] = counts.writebacks;
+  values["promotions"] = counts.promotions;
+  values["rejections"] = counts.rejections;
+  values["corruptions"] = counts.corruptions;
+  values["entries"] = ledger.size();
+  std::vector<TierUse> tiers{ledger.device().use()};
+  if (ledger.host() != nullptr) tiers.push_back(ledger.host()->use());
+  return {std::move(values), std::move(tiers)};
+}
+
+using LedgerClass = py::class_<LedgerHandle>;
+
+void bind_look_ups(LedgerClass& ledger) {
+  ledger.def("get", &LedgerHandle::get, py::arg("key"), py::arg("num_rows"))
+      .def("get_many", &LedgerHandle::get_many, py::arg("keys"), py::arg("num_rows"))
+      .def("pin_all", &LedgerHandle::pin_all, py::arg("keys"), py::arg("num_rows"))
+      .def("pin_plan", &LedgerHandle::pin_plan, py::arg("plan"))
+      .def("lease_one", &LedgerHandle::lease_one, py::arg("leases"), py::arg("position"));
+}
+
+void bind_writes(LedgerClass& ledger) {
+  ledger
+      .def(
+          "begin_write",
+          [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, double cost,
+             std::optional<std::int64_t> epoch) {
+            return self.begin([&](Ledger& ledger) {
+              return ledger.begin_write(read_key(key), num_rows, cost, epoch.value_or(ledger.epoch()));
+            });
+          },
+          py::arg("key"), py::arg("num_rows"), py::arg("cost"), py::arg("epoch"))
+      .def(
+          "begin_promotion",
+          [](const LedgerHandle& self, const EntryPtr& source) {
+            return self.begin([&](Ledger& ledger) { return ledger.begin_promotion(source); });
+          },
+          py::arg("source"))
+      .def(
+          "begin_early_copies",
+          [](const LedgerHandle& self, const std::vector<std::int64_t>& num_rows) {
+            return self.begin([&](Ledger& ledger) { return ledger.begin_early_copies(num_rows); });
+          },
+          py::arg("num_rows"))
+      .def(
+          "finish",
+          [](const LedgerHandle& self, const PendingHandle& handle, const py::object& fence, bool failed) {
+            const Mutation mutation;
+            return self.any().finish(handle.pending, to_optional_fence(fence), failed);
+          },
+          py::arg("pending"), py::arg("fence"), py::arg("failed"));
+}
+
+void bind_releases(LedgerClass& ledger) {
+  ledger
+      .def("take_releases",
+           [](const LedgerHandle& self) {
+             return std::make_shared<ReleaseBatch>(std::exchange(self.any().releases(), {}), self.shared());
+           })
+      .def_property_readonly("is_due", &LedgerHandle::is_due)
+      .def_property_readonly("num_releases",
+                             [](const LedgerHandle& self) { return self.any().releases().size(); });
+}
+
+void bind_state(LedgerClass& ledger) {
+  ledger
+      .def(
+          "report_corrupt",
+          [](const LedgerHandle& self, const EntryPtr& entry) {
+            const Mutation mutation;
+            self.open().report_corrupt(entry);
+          },
+          py::arg("entry"))
+      .def(
+          "lease_entry",
+          [](const LedgerHandle& self, py::handle lease) -> EntryPtr {
+            LeaseObject* const object = as_lease(lease.ptr());
+            if (object == nullptr || object->ledger.lock() != self.shared()) return nullptr;
+            if (object->entry == nullptr) refuse_released(*object);
+            return object->entry;
+          },
+          py::arg("lease"))
+      .def(
+          "contains",
+          [](const LedgerHandle& self, py::handle key) { return self.open().contains(read_key(key)); },
+          py::arg("key"))
+      .def("__len__", [](const LedgerHandle& self) { return self.open().size(); })
+      .def_property_readonly("epoch", [](const LedgerHandle& self) { return self.open().epoch(); })
+      .def_property_readonly("last_epoch", [](const LedgerHandle& self) { return self.any().epoch(); })
+      .def_property_readonly("num_available",
+                             [](const LedgerHandle& self) { return self.any().device().num_available(); })
+      .def("advance",
+           [](const LedgerHandle& self) {
+             const Mutation mutation;
+             self.open().advance();
+           })
+      .def("clear",
+           [](const LedgerHandle& self) {
+             const Mutation mutation;
+             self.open().clear();
+           })
+      .def("close",
+           [](const LedgerHandle& self) {
+             const Mutation mutation;
+             self.any().close();
+           })
+      .def("check_open", [](const LedgerHandle& self) { self.open(); })
+      .def("stats", [](const LedgerHandle& self) { return stats_of(self.open()); })
+      .def("find_violations", [](const LedgerHandle& self) { return self.open().find_violations(); });
+}
+
+// Claims outlive `close`: their owners release them later.
+void bind_claims(LedgerClass& ledger) {
+  ledger
+      .def(
+          "claim",
+          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const py::object& owner) {
+            return object_of(self.any().claims().claim(epoch, read_key(key), make_token(owner)));
+          },
+          py::arg("epoch"), py::arg("key"), py::arg("owner"))
+      .def(
+          "owns_claim",
+          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const py::object& owner) {
+            return self.any().claims().is_owner(epoch, read_key(key), make_token(owner));
+          },
+          py::arg("epoch"), py::arg("key"), py::arg("owner"))
+      .def(
+          "release_claim",
+          [](const LedgerHandle& self, std::int64_t epoch, py::handle key, const py::object& owner) {
+            const Mutation mutation;
+            self.any().claims().release(epoch, read_key(key), make_token(owner));
+          },
+          py::arg("epoch"), py::arg("key"), py::arg("owner"))
+      .def_property_readonly("num_claims",
+                             [](const LedgerHandle& self) { return self.any().claims().size(); });
+}
+
+// For policies that are written in Python: vitcache.cache.python_policy calls them between two changes.
+void bind_python_policy(LedgerClass& ledger) {
+  ledger
+      .def(
+          "take_policy_events",
+          [](const LedgerHandle& self, const std::string& tier) {
+            return from_events(external_policy(self.open(), tier).take_events());
+          },
+          py::arg("tier"))
+      .def(
+          "set_policy_order",
+          [](const LedgerHandle& self, const std::string& tier, const py::list& order) {
+            std::vector<std::pair<Key, bool>> keys;
+            for (const py::handle item : order) {
+              const auto pair = py::reinterpret_borrow<py::tuple>(item);
+              keys.emplace_back(read_key(pair[0]), pair[1].cast<bool>());
+            }
+            external_policy(self.open(), tier).set_order(keys);
+          },
+          py::arg("tier"), py::arg("order"));
+}
+
+void bind_for_tests(LedgerClass& ledger) {
+  ledger
+      .def(
+          "find_entry",
+          [](const LedgerHandle& self, py::handle key, const std::string& tier) -> EntryPtr {
+            Ledger& books = self.open();
+            const EntryPtr* found = books.index().find(read_key(key));
+            if (found != nullptr && (*found)->tier->layout().name == tier) return *found;
+            const EntryPtr* copy = books.index().find_host_copy(read_key(key));
+            return copy != nullptr && tier == "host" ? *copy : nullptr;
+          },
+          py::arg("key"), py::arg("tier"))
+      .def(
+          "eviction_order",
+          [](const LedgerHandle& self, const std::string& tier) {
+            Ledger& books = self.open();
+            return from_keys(books.index().keys_of_policy(tier_of(books, tier)));
+          },
+          py::arg("tier"))
+      .def("num_stale_indexes", [](const LedgerHandle& self) { return self.open().num_stale_indexes(); });
+}
+
+}  // namespace
+
+void bind_ledger(py::module_& module) {
+  LedgerClass ledger(module, "Ledger");
+  ledger.def(py::init<const std::string&, std::shared_ptr<Tier>, std::optional<std::shared_ptr<Tier>>,
+                      py::type, py::object, py::object>(),
+             py::arg("policy"), py::arg("device"), py::arg("host"), py::arg("lease_type"),
+             py::arg("device_tier"), py::arg("host_tier"));
+  bind_look_ups(ledger);
+  bind_writes(ledger);
+  bind_releases(ledger);
+  bind_state(ledger);
+  bind_claims(ledger);
+  bind_python_policy(ledger);
+  bind_for_tests(ledger);
+}
+
+}  // namespace vitcache
