@@ -24,6 +24,8 @@ class CacheCoordinator:
         it. After `close` its methods raise RuntimeError.
     timeline
         The streams of the cache's device.
+    has_checksums
+        Whether rows in the host tier have checksums.
 
     Notes
     -----
@@ -43,6 +45,7 @@ class CacheCoordinator:
         self._device = device_pool.rows.device
         self._policies = policies
         self._checksums = checksums
+        self.has_checksums = checksums is not None
         self._drain_lock = threading.Lock()
         self._abandoned: deque[AbandonedWrite] = deque()
         # After a failure, copies may still be queued on this stream.
@@ -100,11 +103,6 @@ class CacheCoordinator:
         except BaseException:
             abort(copies, self.timeline, self._finish, self._copy_streams)
             raise
-
-    @property
-    def has_checksums(self) -> bool:
-        """Whether rows in the host tier have checksums."""
-        return self._checksums is not None
 
     def is_intact(self, entry: Entry) -> bool:
         """Compare the rows of a leased entry with their checksum.
