@@ -57,12 +57,17 @@ bool TensorReader::is_plain(PyObject* object) const {
   return type == tensor_type_.ptr() || type == parameter_type_.ptr();
 }
 
-bool TensorReader::read(PyObject* object, dlpack::Tensor& tensor) const {
+bool TensorReader::read_memory(PyObject* object, dlpack::Tensor& tensor) const {
   if (tensor_from_object_ == nullptr || !is_plain(object)) return false;
   if (tensor_from_object_(object, &tensor) != 0) {
     PyErr_Clear();  // for example, a tensor without storage
     return false;
   }
+  return true;
+}
+
+bool TensorReader::read(PyObject* object, dlpack::Tensor& tensor) const {
+  if (!read_memory(object, tensor)) return false;
   // With torch's negative bit, the values are the negated values in memory.
   const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_negated_.ptr(), object));
   if (!negated) throw py::error_already_set();

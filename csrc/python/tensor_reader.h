@@ -20,6 +20,9 @@ class TensorReader {
   // Describes a plain tensor. Returns false if it refuses the tensor.
   bool read(PyObject* object, dlpack::Tensor& tensor) const;
 
+  // Describes the memory of a plain tensor, also if its values are the negated values in memory.
+  bool read_memory(PyObject* object, dlpack::Tensor& tensor) const;
+
   // The destination of a plain tensor (T, H), or (B, T, H) that can be viewed as (B * T, H), of a supported
   // dtype. None for a refused tensor.
   std::optional<Destination> read_rows(const pybind11::object& rows) const;

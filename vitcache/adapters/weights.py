@@ -6,14 +6,16 @@ import weakref
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, compress
-from operator import attrgetter, is_, itemgetter, methodcaller
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitcache._native import TensorTables
+from vitcache.placement.destination import tensor_reader
+
 _read_tables = itemgetter("_parameters", "_buffers", "_modules")
-_read_values = methodcaller("values")
 _read_dtype = attrgetter("dtype")
 _read_version = attrgetter("_version")
 
@@ -43,48 +45,28 @@ class WeightsFingerprint:
         # These lists keep the weights of a replaced module in memory. So they are emptied when it is freed.
         self._namespaces = list(map(vars, modules))
         self._tables = list(_tables(self._namespaces))
-        self._empty = [table for table in self._tables if not table]
-        self._filled = [table for table in self._tables if table]
-        values = _values(self._filled)
+        values = list(chain.from_iterable(table.values() for table in self._tables))
         self.tower_device: torch.device = next(tower.parameters()).device
         self._attention = _attention(model, tower)
-        self._is_tensor = [isinstance(value, Tensor) for value in values]
-        tensors = list(compress(values, self._is_tensor))
+        tensors = [value for value in values if isinstance(value, Tensor)]
         self._has_version = [not tensor.is_meta and not tensor.is_inference() for tensor in tensors]
         self._dtypes = list(map(_read_dtype, tensors))
         self._addresses = list(map(Tensor.data_ptr, tensors))  # 0 for an offloaded tensor
         self._versions = list(map(_read_version, compress(tensors, self._has_version)))
         # Weak references, because a fingerprint must not keep replaced weights in memory. If a tensor was
         # freed, a new tensor may have its id: then the reference is in `_freed`, too.
-        self._ids = list(map(id, values))
         self._freed: list[Any] = []
         self._tensors = [weakref.ref(tensor, self._freed.append) for tensor in tensors]
-        release = partial(_release, self._freed, self._namespaces, self._tables, self._empty, self._filled)
+        release = partial(_release, self._freed, self._namespaces, self._tables)
         self._modules = [weakref.ref(module, release) for module in modules]
+        self._native = TensorTables(self._namespaces, self._tables, tensor_reader, Tensor)
 
     def is_current(self, model: nn.Module, tower: nn.Module) -> bool:
         """Whether nothing changed since this fingerprint was made. False may be a false alarm.
 
-        Every call of the model runs this method, so that loops over modules and tensors run in C code.
+        Every call of the model runs this method, so the comparison is native (csrc/python/tensor_tables.h).
         """
-        if self._freed or any(self._empty):
-            return False
-        if not all(map(is_, _tables(self._namespaces), self._tables)):
-            return False
-        values = _values(self._filled)
-        if list(map(id, values)) != self._ids:
-            return False
-        tensors = list(compress(values, self._is_tensor))
-        try:
-            versions = list(map(_read_version, compress(tensors, self._has_version)))
-        except RuntimeError:  # `.data` was set to an inference tensor, which has no version
-            return False
-        return (
-            versions == self._versions
-            and list(map(Tensor.data_ptr, tensors)) == self._addresses
-            and list(map(_read_dtype, tensors)) == self._dtypes
-            and _attention(model, tower) == self._attention
-        )
+        return not self._freed and self._native.is_current() and _attention(model, tower) == self._attention
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
         """Whether the weights and the attention implementation look the same as in `earlier`."""
@@ -108,10 +90,6 @@ def _tables(namespaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return chain.from_iterable(map(_read_tables, namespaces))
 
 
-def _values(tables: list[dict[str, Any]]) -> list[Any]:
-    return list(chain.from_iterable(map(_read_values, tables)))
-
-
 def _release(freed: list[Any], *others: list[Any]) -> None:
     """Note that a module was freed, and release the references to all modules' tables."""
     *references, module = others
@@ -121,7 +99,12 @@ def _release(freed: list[Any], *others: list[Any]) -> None:
 
 
 def _attention(model: nn.Module, tower: nn.Module) -> tuple[Any, Any]:
-    return (
-        getattr(getattr(model, "config", None), "_attn_implementation", None),
-        getattr(getattr(tower, "config", None), "_attn_implementation", None),
-    )
+    return _attention_of(getattr(model, "config", None)), _attention_of(getattr(tower, "config", None))
+
+
+def _attention_of(config: Any) -> Any:
+    # transformers' property reads this entry. There, each attribute of a config is read by Python code.
+    values = getattr(config, "__dict__", {})
+    if "_attn_implementation_internal" in values:
+        return values["_attn_implementation_internal"]
+    return getattr(config, "_attn_implementation", None)
