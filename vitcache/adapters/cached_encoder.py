@@ -26,6 +26,8 @@ from vitcache.pipeline.lookup import claim_all
 # argument may change the rows.
 _IGNORED_BY_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "output_router_logits"}
 
+_NO_OPTIONS = frame({})
+
 
 class CachedEncoder:
     """Has the signature of `stock` and returns its output; encodes only the items that are not cached.
@@ -110,7 +112,7 @@ class CachedEncoder:
             if (value := getattr(config, name, None) if option is None else option) is not None
         }
         if has_parts(pixels):
-            framed = frame(given)
+            framed = frame(given) if given else _NO_OPTIONS
             if parts.identities is None:
                 extras = [_frame_extra(self._modality, framed)] * len(parts.shapes)
             else:

@@ -68,7 +68,9 @@ class OutputForm:
             starts = [0, *accumulate(lengths[:-1])]
             deepstack = planes[1:] if num_levels else None
             scatter_embeddings(planes[0], sources, starts, deepstack=deepstack)
-        features, *levels = planes.to(self.device).unbind()
+        if cache.device != self.device:
+            planes = planes.to(self.device)
+        features, *levels = planes.unbind()
         pooler = _contain(self.pooler, features, lengths)
         if not levels:
             return self.cls(pooler_output=pooler)

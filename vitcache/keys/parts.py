@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitcache.keys import content
 from vitcache.keys.content import (
     _add_array,
     _add_count,
@@ -80,8 +81,7 @@ def part_keys(
     size = bits.itemsize
     [block] = _blocks(_to_numpy(bits))
     data = block.data
-    start = _start("content")
-    _add_node(start, b"b", namespace)
+    start = _start_in(namespace, content.ALGORITHM)
     keys = []
     for (first, last), shape, extra in zip(bounds, shapes, extras, strict=True):
         hasher = start.copy()
@@ -94,6 +94,14 @@ def part_keys(
             hasher.update(extra)
         keys.append(hasher.digest())
     return keys
+
+
+@lru_cache(maxsize=64)
+def _start_in(namespace: bytes, algorithm: str) -> Any:
+    """A hasher behind the namespace, to be copied. To make one takes longer than to hash a small part."""
+    start = _start("content")
+    _add_node(start, b"b", namespace)
+    return start
 
 
 @lru_cache(maxsize=1024)
