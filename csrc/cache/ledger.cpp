@@ -41,6 +41,7 @@ void Ledger::unpin(Entry& entry) {
   entry.tier->leased_pages -= entry.num_pages;
   if (!entry.is_dropped) return;
   const auto found = dropped_.find(&entry);
+  if (found == dropped_.end()) return;  // the ledger was closed
   const EntryPtr dropped = std::move(found->second);
   dropped_.erase(found);
   free(dropped);
