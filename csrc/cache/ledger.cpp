@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_set>
 #include <utility>
 
 namespace vitcache {
@@ -99,11 +100,17 @@ PendingPtr Ledger::begin_early_copies(const std::vector<std::int64_t>& num_rows)
   std::vector<EntryPtr> copied;
   std::int64_t protected_pages = 0;
   std::vector<EntryPtr> uncopied;
+  // An entry has one early copy at a time: if two of them finished out of order, the fence behind the first
+  // read would replace the fence behind the second read, which is on the same stream.
+  std::unordered_set<const Entry*> in_copy;
+  for (const PendingPtr& pending : pending_)
+    if (pending->is_early)
+      for (const DemotionPtr& demotion : pending->demotions) in_copy.insert(demotion->entry.get());
   for (const EntryPtr& victim : victims) {
     if (EntryPtr copy = index_->take_host_copy(victim->key)) {
       if (copy->leases == 0) protected_pages += copy->num_pages;
       copied.push_back(std::move(copy));
-    } else {
+    } else if (in_copy.count(victim.get()) == 0) {
       uncopied.push_back(victim);
     }
   }
