@@ -196,7 +196,7 @@ void Ledger::finish_early_copies(Pending& pending, const std::optional<Fence>& f
     const EntryPtr* current = index_->find(entry->key);
     const bool is_in_device_tier = current != nullptr && *current == entry;
     if (is_in_device_tier && fence) entry->record_read(*fence);
-    if (is_in_device_tier && fence && !failed && index_->find_host_copy(entry->key) == nullptr) {
+    if (is_in_device_tier && fence && !failed) {
       index_->add_host_copy(demotion->host_entry(*fence));
       ++counts_.writebacks;
     } else {
