@@ -117,6 +117,18 @@ void planted_faults_of_entries_are_found() {
       "host copies without a device entry: expected 0, recorded 1");
 }
 
+void entry_has_one_early_copy_at_a_time() {
+  Ledger ledger(policy_maker("lru"), make_tier("device", 2, 1), make_tier("host", 4, 1));
+  CHECK(put(ledger, 0, 1) && put(ledger, 1, 1));
+  const PendingPtr first = ledger.begin_early_copies({1});
+  CHECK(first != nullptr && ledger.begin_early_copies({1}) == nullptr);
+  const PendingPtr second = ledger.begin_early_copies({2});
+  CHECK(second != nullptr && second->demotions.size() == 1);
+  CHECK(second->demotions[0]->entry == entry_of(ledger, 1));
+  ledger.finish(first, make_fence(), true);
+  CHECK(ledger.begin_early_copies({1}) != nullptr);  // the failed copy is made again
+}
+
 void claims_have_one_owner_per_epoch_and_key() {
   Claims claims;
   const Claims::Owner first = std::make_shared<int>(), second = std::make_shared<int>();
@@ -177,6 +189,7 @@ int main() {
   planted_faults_of_counts_are_found();
   planted_faults_of_pages_are_found();
   planted_faults_of_entries_are_found();
+  entry_has_one_early_copy_at_a_time();
   claims_have_one_owner_per_epoch_and_key();
   close_keeps_memory_only_while_leases_and_writes_need_it();
 }

@@ -280,6 +280,8 @@ class History {
     Lease lease = take(leases_);
     ledger_.report_corrupt(lease.entry);
     CHECK(!is_current(lease.entry));
+    const EntryPtr* const copy = ledger_.index().find_host_copy(lease.entry->key);
+    CHECK(copy == nullptr || *copy != lease.entry);
     release(std::move(lease));
   }
 
