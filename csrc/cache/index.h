@@ -65,6 +65,8 @@ class Index {
   std::int64_t num_orphaned_copies() const;
 
  private:
+  friend class LedgerInspection;  // tests/native plants faults
+
   const Policy& policy_of(const Tier& tier) const { return is_host(tier) ? *host_policy_ : *device_policy_; }
   static bool is_host(const Tier& tier) { return tier.layout().is_host; }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <unordered_set>
 #include <utility>
 
 namespace vitcache {
@@ -41,6 +42,7 @@ void Ledger::unpin(Entry& entry) {
   entry.tier->leased_pages -= entry.num_pages;
   if (!entry.is_dropped) return;
   const auto found = dropped_.find(&entry);
+  if (found == dropped_.end()) return;  // the ledger was closed
   const EntryPtr dropped = std::move(found->second);
   dropped_.erase(found);
   free(dropped);
@@ -98,11 +100,17 @@ PendingPtr Ledger::begin_early_copies(const std::vector<std::int64_t>& num_rows)
   std::vector<EntryPtr> copied;
   std::int64_t protected_pages = 0;
   std::vector<EntryPtr> uncopied;
+  // An entry has one early copy at a time: if two of them finished out of order, the fence behind the first
+  // read would replace the fence behind the second read, which is on the same stream.
+  std::unordered_set<const Entry*> in_copy;
+  for (const PendingPtr& pending : pending_)
+    if (pending->is_early)
+      for (const DemotionPtr& demotion : pending->demotions) in_copy.insert(demotion->entry.get());
   for (const EntryPtr& victim : victims) {
     if (EntryPtr copy = index_->take_host_copy(victim->key)) {
       if (copy->leases == 0) protected_pages += copy->num_pages;
       copied.push_back(std::move(copy));
-    } else {
+    } else if (in_copy.count(victim.get()) == 0) {
       uncopied.push_back(victim);
     }
   }
@@ -188,7 +196,7 @@ void Ledger::finish_early_copies(Pending& pending, const std::optional<Fence>& f
     const EntryPtr* current = index_->find(entry->key);
     const bool is_in_device_tier = current != nullptr && *current == entry;
     if (is_in_device_tier && fence) entry->record_read(*fence);
-    if (is_in_device_tier && fence && !failed && index_->find_host_copy(entry->key) == nullptr) {
+    if (is_in_device_tier && fence && !failed) {
       index_->add_host_copy(demotion->host_entry(*fence));
       ++counts_.writebacks;
     } else {
