@@ -6,18 +6,21 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from failure import Failure, fail
 from stream_model import StreamModel
 
-from vitcache.cache.ledger import Ledger
-from vitcache.pages.entry import Entry
+from vitcache._native import Ledger, Pending, ReleaseBatch, use_leases
+from vitcache.cache.coordinator import CacheCoordinator
+from vitcache.device.streams import CPU_STREAM, Fence
+from vitcache.pages import reservation as reservations
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
-from vitcache.testing import forget_streams, inspect
+from vitcache.testing import inspect
 
 KEYS = [bytes([number]) * 32 for number in range(8)]
 
@@ -34,7 +37,7 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
     rng = random.Random(seed)
     cache = model.make_cache(6, 5)
     leases: list[Lease] = []
-    reservations: list[Reservation] = []
+    open_reservations: list[Reservation] = []
     for _ in range(steps):
         with model.on(rng.choice("abcd")):
             action = rng.random()
@@ -63,11 +66,11 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                     reservation.write(
                         torch.zeros(reservation.num_rows, 2) if lease is None else lease.to_tensor()
                     )
-                    reservations.append(reservation)
+                    open_reservations.append(reservation)
                 if lease is not None:
                     read(model, lease)
-            elif reservations and action < 0.88:
-                rng.choice([Reservation.commit, Reservation.cancel])(reservations.pop())
+            elif open_reservations and action < 0.88:
+                rng.choice([Reservation.commit, Reservation.cancel])(open_reservations.pop())
             elif leases:
                 leases.pop(rng.randrange(len(leases))).release()
             if rng.random() < 0.02:
@@ -88,41 +91,96 @@ def drop_all_waits(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_readers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Entry, "fences", lambda self: (self.written,))
+    finish = ReleaseBatch.finish
+
+    def forget(batch: ReleaseBatch, fences: list[Fence]) -> None:
+        finish(batch, [Fence(fence.stream, None) for fence in fences])
+
+    patch.setattr(ReleaseBatch, "finish", forget)
 
 
-def forget_the_writer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Entry, "fences", lambda self: tuple(self.reads.values()))
+def forget_some_readers(patch: pytest.MonkeyPatch) -> None:
+    streams = ReleaseBatch.streams
+    patch.setattr(ReleaseBatch, "streams", lambda batch: streams(batch)[1:])
 
 
-def forget_fences_of_free_pages(patch: pytest.MonkeyPatch) -> None:
-    take = PagePool.allocate
-    patch.setattr(PagePool, "allocate", lambda self, count: (take(self, count)[0], set()))
+def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
+    def forget(items: Any, first: int, stream: int, has_waited: bool) -> Any:
+        return use_leases(items, first, CPU_STREAM, has_waited)  # reads on the CPU are not recorded
+
+    patch.setattr("vitcache.pages.lease.use_leases", forget)
 
 
 def read_without_use(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "use", lambda self: None)
 
 
-def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
-    release = Lease.release
+def change_fences(patch: pytest.MonkeyPatch, change: Callable[[Pending, Fence], Fence]) -> None:
+    """Finish each write and each early copy with another fence."""
+    finish = Ledger.finish
 
-    def forget(lease: Lease) -> None:
-        forget_streams(lease)
-        release(lease)
+    def finish_wrong(ledger: Ledger, pending: Pending, fence: Fence | None, failed: bool) -> bool:
+        return finish(ledger, pending, fence and change(pending, fence), failed)
 
-    patch.setattr(Lease, "release", forget)
+    patch.setattr(Ledger, "finish", finish_wrong)
+
+
+def forget_the_writer(patch: pytest.MonkeyPatch) -> None:
+    change_fences(patch, lambda pending, fence: Fence(fence.stream, None) if pending.pages else fence)
+
+
+def forget_early_copies(patch: pytest.MonkeyPatch) -> None:
+    change_fences(patch, lambda pending, fence: fence if pending.pages else Fence(fence.stream, None))
 
 
 def fence_before_the_copy(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger.finish_write
+    def clear(pending: Pending, fence: Fence) -> Fence:
+        fence.event.clock.clear()
+        return fence
 
-    def too_early(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
-        if fence.event is not None:
-            fence.event.clock.clear()
-        return finish(ledger, pending, fence, failed=failed)
+    change_fences(patch, clear)
 
-    patch.setattr(Ledger, "finish_write", too_early)
+
+def forget_the_fence_behind_the_copies(patch: pytest.MonkeyPatch) -> None:
+    set_copied = Pending.set_copied
+    patch.setattr(
+        Pending, "set_copied", lambda pending, fence: set_copied(pending, Fence(fence.stream, None))
+    )
+
+
+def keep_no_fence_behind_failed_copies(patch: pytest.MonkeyPatch) -> None:
+    finish = Ledger.finish
+
+    def forget(ledger: Ledger, pending: Pending, fence: Fence | None, failed: bool) -> bool:
+        return finish(ledger, pending, None if failed else fence, failed)
+
+    patch.setattr(Ledger, "finish", forget)
+
+
+def forget_fences_of_pages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pending, "fences", property(lambda pending: []))
+
+
+def forget_fences_before_copies(patch: pytest.MonkeyPatch) -> None:
+    copy = CacheCoordinator._copy_to_host
+
+    def copy_at_once(coordinator: CacheCoordinator, pending: Pending) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            forget_fences_of_pages(inner)
+            copy(coordinator, pending)
+
+    patch.setattr(CacheCoordinator, "_copy_to_host", copy_at_once)
+
+
+def forget_fences_before_writes(patch: pytest.MonkeyPatch) -> None:
+    use = Reservation.use
+
+    def use_at_once(reservation: Reservation) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            forget_fences_of_pages(inner)
+            use(reservation)
+
+    patch.setattr(Reservation, "use", use_at_once)
 
 
 def copy_without_a_wait(patch: pytest.MonkeyPatch) -> None:
@@ -132,46 +190,36 @@ def copy_without_a_wait(patch: pytest.MonkeyPatch) -> None:
 
 def write_or_read_before_the_copy(patch: pytest.MonkeyPatch) -> None:
     wait = StreamModel.wait
-    patch.setattr(StreamModel, "wait", lambda self, fence: fence.stream == "copy" or wait(self, fence))
+    patch.setattr(
+        StreamModel, "wait", lambda self, fence: fence.stream == self.copy_stream or wait(self, fence)
+    )
 
 
-def forget_the_copies_of_leftover_pages(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger.finish_write
-
-    def forget(ledger: Ledger, pending, fence, *, failed=False) -> bool:  # type: ignore[no-untyped-def]
-        pending.copies.fences = set()
-        return finish(ledger, pending, fence, failed=failed)
-
-    patch.setattr(Ledger, "finish_write", forget)
+def join_only_the_current_stream(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reservations, "join", lambda timeline, streams: timeline.record(timeline.current()))
 
 
-def forget_reads_of_early_copies(patch: pytest.MonkeyPatch) -> None:
-    finish = Ledger.finish_early_copies
+PLANTS = [
+    drop_all_waits,
+    forget_readers,
+    forget_some_readers,
+    forget_which_stream_read,
+    read_without_use,
+    forget_the_writer,
+    forget_early_copies,
+    fence_before_the_copy,
+    forget_the_fence_behind_the_copies,
+    keep_no_fence_behind_failed_copies,
+    forget_fences_of_pages,
+    forget_fences_before_copies,
+    forget_fences_before_writes,
+    copy_without_a_wait,
+    write_or_read_before_the_copy,
+    join_only_the_current_stream,
+]
 
-    def forget(ledger: Ledger, pending, fence, *, failed=False) -> None:  # type: ignore[no-untyped-def]
-        finish(ledger, pending, fence, failed=failed)
-        for demotion in pending.demotions:
-            demotion.entry.reads.clear()
 
-    patch.setattr(Ledger, "finish_early_copies", forget)
-
-
-@pytest.mark.parametrize(
-    "plant",
-    [
-        forget_reads_of_early_copies,
-        copy_without_a_wait,
-        write_or_read_before_the_copy,
-        forget_the_copies_of_leftover_pages,
-        drop_all_waits,
-        forget_readers,
-        forget_the_writer,
-        forget_fences_of_free_pages,
-        read_without_use,
-        forget_which_stream_read,
-        fence_before_the_copy,
-    ],
-)
+@pytest.mark.parametrize("plant", PLANTS)
 def test_planted_fault_is_reported_as_a_race(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +305,7 @@ def test_expect_copies_at_once_and_only_the_later_put_waits() -> None:
     assert model.clocks["copy"]["copy"] == 4
     assert model.clocks["main"]["copy"] == 4
     assert cache.stats().demotions == 1
-    assert model.locked_calls == []
+    assert model.inconsistent_calls == []
     assert model.races == []
 
 
@@ -274,7 +322,7 @@ def test_copy_that_fails_after_queueing_leaves_a_fence_behind_its_work() -> None
     model = StreamModel()
     cache = model.make_cache(1, 1)
     cache.put(KEYS[0], torch.zeros(1, 2))
-    pool = type(inspect(cache).host_pool)
+    pool = type(inspect(cache).entry(KEYS[0]).memory)
     copy_pages = pool.copy_pages
 
     def fail_late(*arguments: object) -> None:
@@ -327,18 +375,23 @@ def test_to_tensor_orders_its_stream_as_use_does() -> None:
     assert model.num_waits == 2
 
 
-def test_cache_makes_no_cuda_call_and_logs_nothing_under_its_lock(caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_is_consistent_at_each_cuda_call_and_logs_nothing_while_it_drains(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = StreamModel()
+    logged: list[bool] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             model.note_call("log")
+            logged.append(inspect(model.cache).is_draining)
 
     handler = Handler()
     logging.getLogger("vitcache").addHandler(handler)
     try:
         exercise(model, seed=0)
         cache = model.cache
+        assert cache is not None
         assert not cache.put(KEYS[0], torch.zeros(100, 2))
         for key in KEYS:
             cache.put(key, torch.zeros(1, 2))
@@ -346,17 +399,44 @@ def test_cache_makes_no_cuda_call_and_logs_nothing_under_its_lock(caplog: pytest
     finally:
         logging.getLogger("vitcache").removeHandler(handler)
     assert model.num_records > 0
-    assert model.locked_calls == []
+    assert logged
+    assert not any(logged)
+    assert model.inconsistent_calls == []
 
 
-def test_stream_model_reports_a_call_under_the_lock() -> None:
+def test_stream_model_reports_a_call_in_an_inconsistent_cache() -> None:
     model = StreamModel()
     cache = model.make_cache(1)
-    with inspect(cache).lock:
-        fence = model.record("main")
-        assert model.locked_calls == ["record"]
-        del fence
-    assert model.locked_calls == ["record", "destroy an event"]
+    pages, _ = inspect(cache).device_pool.allocate(1)  # a page without an owner
+    fence = model.record(model.copy_stream)
+    violation = "device pages [0] do not have exactly one owner"
+    assert model.inconsistent_calls == [f"record: {violation}"]
+    del fence
+    assert model.inconsistent_calls == [f"record: {violation}", f"destroy an event: {violation}"]
+    inspect(cache).device_pool.free(pages, [])
+    model.record(model.copy_stream)
+    assert len(model.inconsistent_calls) == 2
+
+
+def test_event_that_a_native_call_destroys_finds_a_consistent_cache() -> None:
+    model = StreamModel()
+    cache = model.make_cache(2, 2)
+    for step in range(30):  # each put reuses pages, so it destroys the event of an earlier write
+        with model.on("ab"[step % 2]):
+            assert cache.put(KEYS[step % len(KEYS)], torch.zeros(1 + step % 2, 2))
+    destroyed: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        note_call = StreamModel.note_call
+
+        def note(self: StreamModel, name: str) -> None:
+            destroyed.append(name == "destroy an event")
+            note_call(self, name)
+
+        patch.setattr(StreamModel, "note_call", note)
+        cache.clear()
+        assert cache.put(KEYS[0], torch.zeros(2, 2))
+    assert any(destroyed)
+    assert model.inconsistent_calls == []
 
 
 def test_drain_that_fails_to_record_a_fence_loses_no_release(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def test_checksum_is_taken_after_a_slow_demotion_and_finds_a_changed_row(gpu):
     with cache.get(KEYS[0]) as lease:
         assert (lease.to_tensor() == 1).all()
     gpu.synchronize()
-    inspect(cache).host_pool.rows[0, 0] = 3
+    inspect(cache).entry(KEYS[0], "host").memory.rows[0, 0] = 3
     assert cache.get(KEYS[0]) is None
     assert cache.stats().corruptions == 1
 

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from typing import Any
 
 import pytest
 import torch
+from failure import Failure, fail
 
-from vitcache.device.streams import Fence
-from vitcache.pages.entry import Entry
-from vitcache.pages.lease import CacheHandle, Lease, ReleaseQueue, use_all
-from vitcache.pages.pending import PendingCopies, PendingWrite
+from vitcache._native import Entry, Ledger, Pending
+from vitcache.device.streams import CPU_STREAM, Fence
+from vitcache.pages.lease import Lease, LeaseTier, use_all
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, join
 
 CPU = torch.device("cpu")
+KEYS = [bytes([number]) * 32 for number in range(3)]
+# Streams. The default stream of CUDA is 0, too.
+A, B, C, WRITER, COPIES, ALL = range(6)
 
 
 class RecordingTimeline:
     """A timeline whose current stream is set by the test."""
 
-    copy_stream: Hashable = "copies"
+    copy_stream = COPIES
 
     def __init__(self) -> None:
-        self.stream: Hashable = "a"
-        self.waits: list[tuple[Hashable, Fence]] = []  # (waiting stream, fence)
+        self.stream = A
+        self.waits: list[tuple[int, Fence]] = []  # (waiting stream, fence)
         self.recorded: list[Fence] = []
-        self.releases = ReleaseQueue()
 
-    def current(self) -> Hashable:
+    def current(self) -> int:
         return self.stream
 
-    def record(self, stream: Hashable) -> Fence:
+    def record(self, stream: int) -> Fence:
         self.recorded.append(Fence(stream, len(self.recorded)))
         return self.recorded[-1]
 
@@ -40,10 +42,10 @@ class RecordingTimeline:
         self.waits.append((self.stream, fence))
 
     def synchronize(self) -> None:
-        self.waits.append((self.stream, Fence("all", None)))
+        self.waits.append((self.stream, Fence(ALL, None)))
 
 
-WRITTEN = Fence("writer", "written")
+WRITTEN = Fence(WRITER, "written")
 
 
 @pytest.fixture
@@ -52,59 +54,107 @@ def timeline() -> RecordingTimeline:
 
 
 @pytest.fixture
-def pool() -> PagePool:
-    return PagePool("device", 4, 2, 3, torch.float32, CPU)
+def ledger(timeline: RecordingTimeline) -> Ledger:
+    """A ledger of four pages, with an entry of three rows under each of two keys."""
+    pool = PagePool("device", 4, 2, 3, torch.float32, CPU)
+    tier = LeaseTier(timeline, "device", 2, 3, torch.float32, CPU)  # type: ignore[arg-type]
+    ledger = Ledger("lru", pool.make_tier(), None, Lease, tier, tier)
+    for key in KEYS[:2]:
+        assert ledger.finish(ledger.begin_write(key, 3, 1.0, None), WRITTEN, failed=False)
+    return ledger
 
 
-def make_lease(timeline: RecordingTimeline, pool: PagePool) -> Lease:
-    pages, _ = pool.allocate(2)
-    entry = Entry(b"k" * 32, 3, 1.0, pool, pages, WRITTEN)
-    return Lease([entry], CacheHandle(CPU, timeline, timeline.releases))  # type: ignore[arg-type]
+def get(ledger: Ledger, key: bytes = KEYS[0]) -> Lease:
+    lease: Lease = ledger.get(key, None)
+    return lease
 
 
-def test_use_waits_once_per_stream_for_the_write(timeline: RecordingTimeline, pool: PagePool) -> None:
-    lease = make_lease(timeline, pool)
-    for stream in ("a", "a", "b"):
+def released(ledger: Ledger) -> tuple[int, set[int]]:
+    """The number of released leases that wait for fences, and the streams of these fences."""
+    batch = ledger.take_releases()
+    return len(batch), set(batch.streams())
+
+
+def test_use_waits_once_per_stream_for_the_write(timeline: RecordingTimeline, ledger: Ledger) -> None:
+    lease = get(ledger)
+    for stream in (A, A, B):
         timeline.stream = stream
         lease.use()
-    assert timeline.waits == [("a", WRITTEN), ("b", WRITTEN)]
+    assert timeline.waits == [(A, WRITTEN), (B, WRITTEN)]
 
 
-def test_use_on_the_writing_stream_does_not_wait(timeline: RecordingTimeline, pool: PagePool) -> None:
-    timeline.stream = "writer"
-    lease = make_lease(timeline, pool)
+def test_use_on_the_writing_stream_does_not_wait(timeline: RecordingTimeline, ledger: Ledger) -> None:
+    timeline.stream = WRITER
+    lease = get(ledger)
     lease.use()
     assert timeline.waits == []
-    [[_, streams]] = released(timeline, lease)
-    assert streams == {"writer"}
-
-
-def released(timeline: RecordingTimeline, lease: Lease) -> list[tuple[Entry, frozenset[Hashable]]]:
     lease.release()
-    return timeline.releases.take()
+    assert released(ledger) == (1, {WRITER})
 
 
-def test_release_names_every_stream_that_read(timeline: RecordingTimeline, pool: PagePool) -> None:
-    lease = make_lease(timeline, pool)
-    for stream in ("a", "b"):
+def test_release_names_every_stream_that_read(timeline: RecordingTimeline, ledger: Ledger) -> None:
+    lease = get(ledger)
+    for stream in (A, B):
         timeline.stream = stream
         lease.use()
-    [[entry, streams]] = released(timeline, lease)
-    assert (entry.num_rows, streams) == (3, {"a", "b"})
-    assert released(timeline, lease) == []  # a second release does nothing
-    unused = make_lease(timeline, pool)
-    assert [streams for _, streams in released(timeline, unused)] == [frozenset()]
+    lease.release()
+    lease.release()  # does nothing
+    assert released(ledger) == (1, {A, B})
 
 
-def test_use_all_waits_for_each_lease_and_raises_for_a_released_one(
-    timeline: RecordingTimeline, pool: PagePool
+def test_release_of_a_lease_that_no_stream_read_needs_no_fence(
+    timeline: RecordingTimeline, ledger: Ledger
 ) -> None:
-    first, second = make_lease(timeline, pool), make_lease(timeline, pool)
-    use_all([first, second])
-    assert timeline.waits == [("a", WRITTEN)] * 2
+    unused, used_on_the_cpu = get(ledger), get(ledger)
+    timeline.stream = CPU_STREAM
+    used_on_the_cpu.use()
+    for lease in (unused, used_on_the_cpu):
+        lease.release()
+    assert ledger.num_releases == 0
+    assert ledger.find_entry(KEYS[0], "device").leases == 0
+
+
+def test_taken_releases_without_fences_return_to_the_queue(
+    timeline: RecordingTimeline, ledger: Ledger
+) -> None:
+    lease = get(ledger)
+    lease.use()
+    lease.release()
+    batch = ledger.take_releases()
+    assert (len(batch), ledger.num_releases) == (1, 0)
+    del batch
+    assert ledger.num_releases == 1
+    batch = ledger.take_releases()
+    batch.finish([Fence(A, "read")])
+    del batch
+    assert ledger.num_releases == 0
+    entry = ledger.find_entry(KEYS[0], "device")
+    assert (entry.leases, entry.fences) == (0, [WRITTEN, (A, "read")])
+
+
+def test_use_all_waits_once_for_the_leases_of_one_write_and_raises_for_a_released_one(
+    timeline: RecordingTimeline, ledger: Ledger
+) -> None:
+    other = Fence(WRITER, "other")
+    assert ledger.finish(ledger.begin_write(KEYS[1], 3, 1.0, None), other, failed=False)
+    first, second = get(ledger), get(ledger, KEYS[1])
+    use_all([first, second, first])
+    assert timeline.waits == [(A, WRITTEN), (A, other)]
     second.release()
     with pytest.raises(RuntimeError, match="released"):
         use_all([first, second])
+
+
+def test_use_that_fails_to_wait_has_not_used_the_lease(
+    timeline: RecordingTimeline, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = get(ledger)
+    with monkeypatch.context() as patch:
+        patch.setattr(timeline, "wait", fail)
+        with pytest.raises(Failure):
+            lease.use()
+    lease.use()
+    assert timeline.waits == [(A, WRITTEN)]
 
 
 class FinishRecorder:
@@ -113,12 +163,12 @@ class FinishRecorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Fence | None, bool]] = []
 
-    def __call__(self, pending: PendingWrite, fence: Fence | None, *, failed: bool) -> WriteResult:
+    def __call__(self, pending: Pending, fence: Fence | None, *, failed: bool) -> WriteResult:
         self.calls.append((fence, failed))
         return WriteResult(not failed, 0, 0)
 
 
-COPIED = Fence("copies", "copied")
+COPIED = Fence(COPIES, "copied")
 
 
 @pytest.fixture
@@ -127,10 +177,24 @@ def finish() -> FinishRecorder:
 
 
 @pytest.fixture
-def reservation(timeline: RecordingTimeline, pool: PagePool, finish: FinishRecorder) -> Reservation:
-    pages, _ = pool.allocate(2)
-    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {COPIED}))
-    abandoned: deque[AbandonedWrite] = deque()
+def abandoned() -> deque[AbandonedWrite]:
+    return deque()
+
+
+@pytest.fixture
+def pending(ledger: Ledger) -> Pending:
+    pending = ledger.begin_write(KEYS[2], 3, 1.0, None)
+    pending.set_copied(COPIED)
+    return pending
+
+
+@pytest.fixture
+def reservation(
+    pending: Pending,
+    timeline: RecordingTimeline,
+    finish: FinishRecorder,
+    abandoned: deque[AbandonedWrite],
+) -> Reservation:
     return Reservation(pending, CPU, timeline, finish, abandoned)  # type: ignore[arg-type]
 
 
@@ -138,34 +202,34 @@ def test_first_write_waits_for_the_copies_and_the_next_stream_for_it(
     reservation: Reservation, timeline: RecordingTimeline
 ) -> None:
     reservation.write(torch.ones(3, 3))
-    assert timeline.waits == [("a", COPIED)]
-    timeline.stream = "b"
+    assert timeline.waits == [(A, COPIED)]
+    timeline.stream = B
     reservation.use()
     reservation.use()
-    assert timeline.waits[1:] == [("b", timeline.recorded[0])]
-    assert timeline.recorded[0].stream == "a"
+    assert timeline.waits[1:] == [(B, timeline.recorded[0])]
+    assert timeline.recorded[0].stream == A
 
 
 def test_commit_fence_is_behind_every_stream_that_wrote(
     reservation: Reservation, timeline: RecordingTimeline, finish: FinishRecorder
 ) -> None:
-    for stream in ("a", "b"):
+    for stream in (A, B):
         timeline.stream = stream
         reservation.use()
-    timeline.stream, before = "c", len(timeline.recorded)
+    timeline.stream, before = C, len(timeline.recorded)
     assert reservation.commit()
     *joined, last = timeline.recorded[before:]
-    assert {fence.stream for fence in joined} == {"a", "b"}
-    assert {fence for stream, fence in timeline.waits if stream == "c"} == set(joined)
+    assert {fence.stream for fence in joined} == {A, B}
+    assert {fence for stream, fence in timeline.waits if stream == C} == set(joined)
     assert finish.calls == [(last, False)]
-    assert last.stream == "c"
+    assert last.stream == C
 
 
 def test_commit_without_a_write_waits_for_the_copies(
     reservation: Reservation, timeline: RecordingTimeline
 ) -> None:
     assert reservation.commit()
-    assert timeline.waits == [("a", COPIED)]
+    assert timeline.waits == [(A, COPIED)]
 
 
 def test_cancel_frees_the_pages_behind_the_writes(
@@ -178,29 +242,35 @@ def test_cancel_frees_the_pages_behind_the_writes(
 
 
 def test_garbage_collected_reservation_keeps_the_streams_that_wrote(
-    timeline: RecordingTimeline, pool: PagePool, finish: FinishRecorder
+    pending: Pending,
+    timeline: RecordingTimeline,
+    finish: FinishRecorder,
+    abandoned: deque[AbandonedWrite],
 ) -> None:
-    pages, _ = pool.allocate(2)
-    pending = PendingWrite(0, b"k" * 32, 3, 1.0, pool, pages, (), PendingCopies([], {COPIED}))
-    abandoned: deque[AbandonedWrite] = deque()
     reservation = Reservation(pending, CPU, timeline, finish, abandoned)  # type: ignore[arg-type]
     reservation.use()
     del reservation
     [write] = abandoned
-    assert (write.pending, write.streams) == (pending, {"a"})
+    assert (write.pending, write.streams) == (pending, {A})
     assert finish.calls == []
 
 
 def test_join_waits_only_for_other_streams(timeline: RecordingTimeline) -> None:
-    fence = join(timeline, {"a", "b"})  # type: ignore[arg-type]
-    assert [other.stream for _, other in timeline.waits] == ["b"]
+    fence = join(timeline, {A, B})  # type: ignore[arg-type]
+    assert [other.stream for _, other in timeline.waits] == [B]
     assert fence == timeline.recorded[-1]
-    assert fence.stream == "a"
+    assert fence.stream == A
 
 
-def test_entry_fences_are_its_write_and_each_last_read(pool: PagePool) -> None:
-    pages, _ = pool.allocate(1)
-    entry = Entry(b"k" * 32, 2, 1.0, pool, pages, WRITTEN)
-    assert entry.fences() == (WRITTEN,)
-    entry.reads = {stream: Fence(stream, None) for stream in ("a", "b")}
-    assert entry.fences() == (WRITTEN, Fence("a", None), Fence("b", None))
+def test_entry_fences_are_its_write_and_each_last_read(timeline: RecordingTimeline, ledger: Ledger) -> None:
+    def fences() -> list[Any]:
+        entry: Entry = ledger.find_entry(KEYS[0], "device")
+        return entry.fences
+
+    assert fences() == [WRITTEN]
+    for stream, event in ((A, "first"), (B, "read"), (A, "last")):
+        timeline.stream = stream
+        with get(ledger) as lease:
+            lease.use()
+        ledger.take_releases().finish([Fence(stream, event)])
+    assert sorted(fences()) == sorted([WRITTEN, (A, "last"), (B, "read")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -23,7 +23,7 @@ from vitcache.testing import inspect
 
 
 class Event:
-    """A recorded clock. The model notes an Event that is destroyed while the cache's lock is locked."""
+    """A recorded clock. The model notes an Event that is destroyed while the cache is inconsistent."""
 
     def __init__(self, model: StreamModel, clock: Counter) -> None:
         self.model = model
@@ -33,41 +33,51 @@ class Event:
         self.model.note_call("destroy an event")
 
 
-class StreamModel:
-    """A timeline of named streams that the host does not wait for."""
+# A test names a stream, and the cache numbers it. Hence 0, the default stream of CUDA, is a stream, too.
+STREAMS = {name: number for number, name in enumerate(("main", "copy", "other", "host", "a", "b", "c", "d"))}
+NAMES = {number: name for name, number in STREAMS.items()}
 
-    copy_stream = "copy"
+
+class StreamModel:
+    """A timeline of named streams that the host does not wait for.
+
+    While a method of the timeline runs or an event is destroyed, the cache must be consistent. Other threads
+    and the garbage collector may run then.
+    """
+
+    copy_stream = STREAMS["copy"]
 
     def __init__(self) -> None:
-        self.stream: Hashable = "main"
-        self.clocks: dict[Hashable, Counter] = defaultdict(Counter)
+        self.stream = "main"
+        self.clocks: dict[str, Counter] = defaultdict(Counter)
         self.races: list[str] = []
-        self.locked_calls: list[str] = []
+        self.inconsistent_calls: list[str] = []
+        self.num_calls = 0
         self.num_waits = 0
         self.num_records = 0
         self.num_synchronizations = 0
         self.cache: EmbeddingCache | None = None
-        self._writes: dict[object, tuple[Hashable, int]] = {}
-        self._reads: dict[object, dict[Hashable, int]] = defaultdict(dict)
+        self._writes: dict[object, tuple[str, int]] = {}
+        self._reads: dict[object, dict[str, int]] = defaultdict(dict)
 
     @contextlib.contextmanager
-    def on(self, stream: Hashable) -> Iterator[None]:
+    def on(self, stream: str) -> Iterator[None]:
         before, self.stream = self.stream, stream
         try:
             yield
         finally:
             self.stream = before
 
-    def current(self) -> Hashable:
-        return self.stream
+    def current(self) -> int:
+        return STREAMS[self.stream]
 
     def on_copy_stream(self) -> contextlib.AbstractContextManager[None]:
-        return self.on(self.copy_stream)
+        return self.on("copy")
 
-    def record(self, stream: Hashable) -> Fence:
+    def record(self, stream: int) -> Fence:
         self.note_call("record")
         self.num_records += 1
-        return Fence(stream, Event(self, self.clocks[stream].copy()))
+        return Fence(stream, Event(self, self.clocks[NAMES[stream]].copy()))
 
     def wait(self, fence: Fence) -> None:
         self.note_call("wait")
@@ -113,9 +123,11 @@ class StreamModel:
         return self.cache
 
     def note_call(self, name: str) -> None:
-        """Note the name of a call that CUDA would execute, if the cache's lock is locked."""
-        if self.cache is not None and inspect(self.cache).lock.locked():
-            self.locked_calls.append(name)
+        """Note the name of a call that CUDA would execute, if the cache is inconsistent."""
+        self.num_calls += 1
+        if self.cache is None or inspect(self.cache).is_closed:
+            return
+        self.inconsistent_calls += [f"{name}: {violation}" for violation in inspect(self.cache).violations]
 
 
 def make_pool_type(model: StreamModel) -> type[PagePool]:

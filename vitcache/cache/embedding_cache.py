@@ -190,6 +190,7 @@ class EmbeddingCache:
         self._ledger = ledger
         self._get = ledger.get  # bound once, because every look-up calls it
         self._device_tier = tiers[0]
+        self._host_tier = tiers[1] if host_bytes else None
 
     def put(
         self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None

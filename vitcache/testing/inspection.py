@@ -1,4 +1,4 @@
-"""The private state of an `EmbeddingCache`, for tests: its ledger, locks, timeline and counts.
+"""The private state of an `EmbeddingCache`, for tests: its ledger, tiers, timeline and claims.
 
 Tests read and change this state only through `inspect`. So if the cache renames or moves a private attribute,
 only this file changes, and no test.
@@ -6,8 +6,6 @@ only this file changes, and no test.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -24,7 +22,8 @@ class CacheInspection:
 
     Notes
     -----
-    No property takes a lock. If other threads use the cache, enter `lock` first.
+    Any thread may read any property. Each one is one step of the cache. If other threads use the cache, it
+    may change between two steps.
     """
 
     __slots__ = ("_cache",)
@@ -34,82 +33,72 @@ class CacheInspection:
 
     @property
     def ledger(self) -> Any:
-        """The `cache.ledger.Ledger`: counts, pools and index.
+        """The `_native.Ledger`.
 
         Raises
         ------
         RuntimeError
             If the cache was closed.
         """
-        return self._coordinator.open()
-
-    @property
-    def index(self) -> Any:
-        """The `cache.index.Index` of the current epoch: entries by key."""
-        return self.ledger.index
-
-    @property
-    def counts(self) -> Any:
-        """The `Counts` that `EmbeddingCache.stats` copies; a test may change them."""
-        return self.ledger.counts
+        ledger = self._cache._ledger
+        ledger.check_open()
+        return ledger
 
     @property
     def device_pool(self) -> Any:
-        """The `pages.pool.PagePool` of the device tier."""
-        return self.ledger.device
+        """The `_native.Tier` of the device tier: its counts of pages. A test may take or free its pages."""
+        return self._cache._device_tier
 
     @property
     def host_pool(self) -> Any:
-        """The `pages.pool.PagePool` of the host tier; None if the cache has no host tier."""
-        return self.ledger.host
+        """The `_native.Tier` of the host tier; None if the cache has no host tier."""
+        return self._cache._host_tier
 
     @property
-    def dropped(self) -> set[Any]:
-        """Entries that are in no index and that a lease pins."""
-        found: set[Any] = self.ledger._dropped
+    def num_stale_indexes(self) -> int:
+        """Number of indexes of earlier epochs whose pages are not all free."""
+        return int(self.ledger.num_stale_indexes())
+
+    @property
+    def violations(self) -> list[str]:
+        """What `EmbeddingCache.check_integrity` would report now; released leases are not processed before.
+
+        Raises
+        ------
+        RuntimeError
+            If the cache was closed.
+        """
+        found: list[str] = self.ledger.find_violations()
         return found
 
     @property
-    def pending_demotions(self) -> dict[bytes, Any]:
-        """The `pages.pending.Demotion` of each entry that is being copied to the host tier, by key."""
-        found: dict[bytes, Any] = self.ledger._pending_demotions
-        return found
+    def is_closed(self) -> bool:
+        """Whether the cache was closed."""
+        try:
+            self._cache._ledger.check_open()
+        except RuntimeError:
+            return True
+        return False
 
     @property
-    def stale_indexes(self) -> list[Any]:
-        """Indexes of earlier epochs whose pages are not all free."""
-        found: list[Any] = self.ledger._stale
-        return found
+    def is_draining(self) -> bool:
+        """Whether a thread holds the lock of `CacheCoordinator.drain`, the only lock of the cache."""
+        return bool(self.drain_lock.locked())
 
     @property
-    def lock(self) -> Any:
-        """The lock that guards the ledger; a test may assign another lock, such as one that raises."""
-        return self._coordinator.lock
-
-    @lock.setter
-    def lock(self, lock: Any) -> None:
-        self._coordinator.lock = lock
-
-    @contextmanager
-    def all_locks(self) -> Iterator[None]:
-        """Hold both locks of the cache: the lock of `CacheCoordinator.drain`, and the ledger's lock."""
-        with self._coordinator._drain_lock, self._coordinator.lock:
-            yield
-
-    @property
-    def handle(self) -> Any:
-        """The `pages.lease.CacheHandle` that each lease of the cache refers to."""
-        return self._coordinator.handle
+    def drain_lock(self) -> Any:
+        """The lock of `CacheCoordinator.drain`."""
+        return self._cache._coordinator._drain_lock
 
     @property
     def timeline(self) -> Any:
         """The `device.streams.Timeline` that records and waits for fences; a test may replace its methods."""
-        return self.handle.timeline
+        return self._cache._coordinator.timeline
 
     @property
     def num_pending_releases(self) -> int:
         """Number of leases that were released and that the ledger has not unpinned yet."""
-        return len(self.handle.releases.queue)
+        return int(self.ledger.num_releases)
 
     @property
     def num_claims(self) -> int:
@@ -117,7 +106,7 @@ class CacheInspection:
         return int(self._cache._ledger.num_claims)
 
     def entry(self, key: bytes, tier: str = "device") -> Any:
-        """Return the `pages.entry.Entry` of a key in a tier, ``"device"`` or ``"host"``.
+        """Return the `_native.Entry` of a key in a tier, ``"device"`` or ``"host"``.
 
         A host copy is an entry of the host tier.
 
@@ -126,13 +115,19 @@ class CacheInspection:
         KeyError
             If the tier has no entry under `key`.
         """
-        index = self.index
-        entries = {"device": index.device, "host": index.host_copies | index.host}
-        return entries[tier][key]
+        found = self.ledger.find_entry(key, tier)
+        if found is None:
+            raise KeyError(key)
+        return found
 
-    @property
-    def _coordinator(self) -> Any:
-        return self._cache._coordinator
+    def lease_entry(self, lease: Any) -> Any:
+        """Return the `_native.Entry` that an unreleased lease of the cache pins."""
+        return self.ledger.lease_entry(lease)
+
+    def eviction_order(self, tier: str) -> list[bytes]:
+        """Return the keys in the policy of a tier, the next victim first."""
+        order: list[bytes] = self.ledger.eviction_order(tier)
+        return order
 
 
 def inspect(cache: Any) -> CacheInspection:
@@ -153,8 +148,3 @@ def inspect(cache: Any) -> CacheInspection:
     2
     """
     return CacheInspection(cache)
-
-
-def forget_streams(lease: Any) -> None:
-    """Inject a fault: the `Lease` forgets the streams that read its pages, so its release names no stream."""
-    lease._streams = frozenset()
