@@ -32,6 +32,7 @@ __all__: list[str] = [
     "StepPlan",
     "Stream",
     "TensorReader",
+    "TensorTables",
     "TextTokens",
     "Ticket",
     "Tier",
@@ -543,6 +544,10 @@ class Ledger:
     def num_claims(self) -> int: ...
     @property
     def num_releases(self) -> int: ...
+
+class TensorTables:
+    def __init__(self, namespaces: list, tables: list, reader: TensorReader, tensor_type: type) -> None: ...
+    def is_current(self) -> bool: ...
 
 def copy_batch(
     runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream

@@ -12,7 +12,7 @@ from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 from vitcache.pipeline.feature_mover import FeatureMover, MovedFeature
-from vitcache.pipeline.lookup import claim_all
+from vitcache.pipeline.lookup import claim_or_wait
 from vitcache.ring.ticket import Ticket
 
 
@@ -83,17 +83,7 @@ def claim_missing(
         Releases the claims when it closes.
     """
     missing = items
-    while missing:
-        with ExitStack() as claims:
-            claim_all(cache, missing, claims)
-            busy = [item.claim for item in missing if item.claim is not None and not item.claim.is_mine]
-            # An entry may have been inserted between the look-up and the claim.
-            if not busy and not any(item.key in cache for item in missing):
-                cleanup.push(claims.pop_all())
-                return missing
-        # The claims of this call are released now: two callers that own claims could wait for each other.
-        if busy:
-            busy[0].wait()
+    while missing and not claim_or_wait(cache, missing, cleanup):
         for item, lease in zip(missing, cache.get_many([item.key for item in missing]), strict=True):
             if lease is not None:
                 item.rows = lease

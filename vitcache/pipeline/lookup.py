@@ -43,6 +43,28 @@ def claim_all(cache: EmbeddingCache, items: Iterable[ClaimedItem], cleanup: Exit
             item.claim = claims[item.key]
 
 
+def claim_or_wait(cache: EmbeddingCache, items: Sequence[ClaimedItem], cleanup: ExitStack) -> bool:
+    """Claim the keys of items that a look-up missed; or wait for the owner of one of them.
+
+    Returns
+    -------
+    bool
+        True: this caller owns all claims, until `cleanup` closes. False: it owns none of them, and looks the
+        items up again.
+    """
+    with ExitStack() as claims:
+        claim_all(cache, items, claims)
+        busy = [item.claim for item in items if item.claim is not None and not item.claim.is_mine]
+        # An entry may have been inserted between the look-up and the claim.
+        if not busy and not any(item.key in cache for item in items if item.key is not None):
+            cleanup.push(claims.pop_all())
+            return True
+    # The claims of this call are released now: two callers that own claims could wait for each other.
+    if busy:
+        busy[0].wait()
+    return False
+
+
 def collect_misses(
     plan: StepPlan, chunks: Sequence[Chunk], leases: PlanLeases, hashed: Iterable[StepItem]
 ) -> dict[int, StepItem]:
@@ -89,17 +111,7 @@ def claim_missing(
         Releases the claims when it closes.
     """
     missing = [item for item in step_items.values() if item.state is State.MISSING and item.item.rows is None]
-    while missing:
-        with ExitStack() as claims:
-            claim_all(cache, missing, claims)
-            busy = [item.claim for item in missing if item.claim is not None and not item.claim.is_mine]
-            # An entry may have been inserted between the look-up and the claim.
-            if not busy and not any(item.key in cache for item in missing if item.key is not None):
-                cleanup.push(claims.pop_all())
-                return missing
-        # The claims of this call are released now: two callers that own claims could wait for each other.
-        if busy:
-            busy[0].wait()
+    while missing and not claim_or_wait(cache, missing, cleanup):
         keys: list[bytes | None] = [None] * len(plan)
         num_rows = [-1] * len(plan)
         for step_item in missing:
