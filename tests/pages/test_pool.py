@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
+from caches import make_cache
 from rings import copy_stream
 
 from vitcache import PinnedRing
 from vitcache.device.stand_in import open_runtime
-from vitcache.device.streams import Fence
+from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages.pool import PagePool, _joint_runs
-from vitcache.testing import stand_in
+from vitcache.testing import inspect, stand_in
 
 CPU = torch.device("cpu")
 
@@ -33,42 +36,53 @@ def test_pool_memory_is_exactly_its_pages(tier: str) -> None:
 
 
 def test_allocate_returns_each_page_once_in_ascending_order() -> None:
-    pool = make_pool(5)
-    assert pool.allocate(2)[0] == (0, 1)
-    assert pool.allocate(0)[0] == ()
-    assert pool.allocate(3)[0] == (2, 3, 4)
-    assert pool.num_free == 0
+    tier = make_pool(5).make_tier()
+    assert tier.allocate(2)[0] == (0, 1)
+    assert tier.allocate(0)[0] == ()
+    assert tier.allocate(3)[0] == (2, 3, 4)
+    assert tier.num_free == 0
 
 
 def test_freed_pages_are_allocated_in_the_same_order() -> None:
-    pool = make_pool(4)
-    pages, _ = pool.allocate(3)
-    pool.free(pages, ())
-    assert pool.allocate(3)[0] == pages
+    tier = make_pool(4).make_tier()
+    pages, _ = tier.allocate(3)
+    tier.free(pages, ())
+    assert tier.allocate(3)[0] == pages
 
 
 def test_freed_pages_keep_their_fences_until_they_are_allocated() -> None:
-    pool = make_pool(4)
-    first, second = Fence("a", "first"), Fence("b", "second")
-    pages, fences = pool.allocate(4)
-    assert fences == set()
-    pool.free(pages[:2], (first, second))
-    pool.free(pages[2:], (second,))
-    assert pool.allocate(2) == (pages[2:], {second})
-    assert pool.allocate(2) == (pages[:2], {first, second})
-    pool.free(pages, ())
-    assert pool.allocate(4)[1] == set()
+    tier = make_pool(4).make_tier()
+    first, second = Fence(1, "first"), Fence(2, "second")
+    pages, fences = tier.allocate(4)
+    assert fences == []
+    tier.free(pages[:2], (first, second))
+    tier.free(pages[2:], (second,))
+    assert tier.allocate(2) == (pages[2:], [second])
+    assert tier.allocate(2) == (pages[:2], [first, second])
+    tier.free(pages, ())
+    assert tier.allocate(4)[1] == []
+
+
+def test_fences_without_an_event_are_complete_and_are_not_kept() -> None:
+    tier = make_pool(4).make_tier()
+    tier.free(tier.allocate(2)[0], (Fence(CPU_STREAM, None), Fence(1, None)))
+    assert tier.allocate(4)[1] == []
 
 
 def test_num_available_excludes_leased_and_pending_pages() -> None:
-    pool = make_pool(8)
-    pool.leased_pages, pool.pending_pages = 3, 2
-    assert pool.num_available == 3
+    cache = make_cache(8, page_rows=1)
+    tier = inspect(cache).device_pool
+    cache.put(bytes(32), torch.zeros(3, 4))
+    assert (tier.num_free, tier.num_available) == (5, 8)
+    with cache.get(bytes(32)), cache.reserve(bytes([1]) * 32, 2):  # type: ignore[union-attr]
+        assert (tier.leased_pages, tier.pending_pages, tier.num_available) == (3, 2, 3)
+    assert (tier.leased_pages, tier.pending_pages, tier.num_available) == (0, 0, 8)
 
 
 @pytest.mark.parametrize(("num_rows", "pages"), [(0, 1), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
 def test_pages_for_rounds_up_and_is_at_least_one(num_rows: int, pages: int) -> None:
-    assert make_pool().pages_for(num_rows) == pages
+    pool = make_pool()
+    assert pool.pages_for(num_rows) == pool.make_tier().pages_for(num_rows) == pages
 
 
 @pytest.mark.parametrize(
@@ -155,14 +169,27 @@ def test_queue_copies_gives_the_cpu_result_with_one_copy_per_joint_run(
 
 def test_random_allocate_and_free_never_returns_a_page_twice() -> None:
     rng = random.Random(0)
-    pool, allocated = make_pool(16), []
+    tier = make_pool(16).make_tier()
+    allocated: list[tuple[int, ...]] = []
     for _ in range(500):
         if rng.random() < 0.5:
-            allocated.append(pool.allocate(rng.randint(0, pool.num_free))[0])
+            allocated.append(tier.allocate(rng.randint(0, tier.num_free))[0])
         elif allocated:
-            pool.free(allocated.pop(rng.randrange(len(allocated))), ())
-        pages = [page for pages in allocated for page in pages] + pool.free_pages
-        assert sorted(pages) == list(range(16))
+            tier.free(allocated.pop(rng.randrange(len(allocated))), ())
+        pages = [page for pages in allocated for page in pages]
+        assert len(pages) == len(set(pages)) == 16 - tier.num_free
+    pages += tier.allocate(tier.num_free)[0]
+    assert sorted(pages) == list(range(16))
+
+
+def test_tier_keeps_the_memory_of_its_pool_alive() -> None:
+    pool = make_pool()
+    memory, tier = weakref.ref(pool), pool.make_tier()
+    del pool
+    gc.collect()
+    assert memory() is not None
+    del tier
+    assert memory() is None
 
 
 def test_pool_made_in_inference_mode_is_writable_outside_of_it() -> None:
