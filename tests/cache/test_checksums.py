@@ -31,7 +31,7 @@ def flip(cache: EmbeddingCache, *, tier: str = "host", row: int = 0, bit: int = 
     """Change one bit of a row of entry 0."""
     entry = inspect(cache).entry(KEYS[0], tier)
     place = entry.pages[row // PAGE_ROWS] * PAGE_ROWS + row % PAGE_ROWS
-    entry.pool.rows[place].view(torch.uint8)[bit // 8] ^= 1 << bit % 8
+    entry.memory.rows[place].view(torch.uint8)[bit // 8] ^= 1 << bit % 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -147,8 +147,8 @@ def test_checksum_waits_for_its_copy_and_only_a_look_up_waits_for_it(
     assert waited_for == []
     copy_may_complete.set()
     lease = cache.get(KEYS[0])
-    assert waited_for == [lease.pin[0].written]
-    assert model.locked_calls == []
+    assert waited_for == [inspect(cache).lease_entry(lease).written]
+    assert model.inconsistent_calls == []
 
 
 def test_get_raises_if_the_copy_to_the_host_tier_failed(monkeypatch: pytest.MonkeyPatch) -> None:

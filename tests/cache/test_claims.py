@@ -11,47 +11,55 @@ import torch
 from caches import make_cache
 from pipeline_scene import HIDDEN
 
-from vitcache.cache.claims import Claim, Claims
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.testing import inspect
 
 KEY = b"k" * 32
 
 
-def claim_of(claims: Claims) -> Claim:
-    return claims.claim(KEY, 0, make_cache())
+@pytest.fixture
+def cache() -> EmbeddingCache:
+    return make_cache()
 
 
-def test_first_claim_is_the_owners_and_a_second_claim_waits() -> None:
-    claims = Claims()
-    first, second = claim_of(claims), claim_of(claims)
-    assert (first.is_mine, second.is_mine, len(claims)) == (True, False, 1)
+def test_first_claim_is_the_owners_and_a_second_claim_waits(cache: EmbeddingCache) -> None:
+    first, second = cache.claim(KEY), cache.claim(KEY)
+    assert (first.is_mine, second.is_mine, inspect(cache).num_claims) == (True, False, 1)
     assert not second.wait(timeout_s=0)
     first.release()
     assert second.wait()
-    assert len(claims) == 0
+    assert inspect(cache).num_claims == 0
 
 
-def test_second_release_does_not_release_the_next_owners_claim() -> None:
-    claims = Claims()
-    first = claim_of(claims)
+def test_second_release_does_not_release_the_next_owners_claim(cache: EmbeddingCache) -> None:
+    first = cache.claim(KEY)
     first.release()
-    second = claim_of(claims)
+    second = cache.claim(KEY)
     first.release()
     del first
     assert second.is_mine
-    assert not claim_of(claims).is_mine
+    assert not cache.claim(KEY).is_mine
 
 
-def test_garbage_collected_claim_is_released() -> None:
-    claims = Claims()
-    first = claim_of(claims)
-    second = claim_of(claims)
+def test_garbage_collected_claim_is_released(cache: EmbeddingCache) -> None:
+    first = cache.claim(KEY)
+    second = cache.claim(KEY)
     del first
     assert second.wait(timeout_s=0)
-    assert claim_of(claims).is_mine
+    assert cache.claim(KEY).is_mine
 
 
-def test_wait_on_an_owned_claim_raises() -> None:
-    with claim_of(Claims()) as claim, pytest.raises(RuntimeError, match="the owner must not wait"):
+def test_claim_of_a_closed_cache_is_released(cache: EmbeddingCache) -> None:
+    first, second = cache.claim(KEY), cache.claim(KEY)
+    cache.close()
+    assert first.is_mine
+    first.release()
+    assert second.wait(timeout_s=0)
+    assert inspect(cache).num_claims == 0
+
+
+def test_wait_on_an_owned_claim_raises(cache: EmbeddingCache) -> None:
+    with cache.claim(KEY) as claim, pytest.raises(RuntimeError, match="the owner must not wait"):
         claim.wait()
 
 

@@ -11,6 +11,7 @@ from cache_cases import KEYS, PAGE_BYTES, WIDTH, make_rows, present, read
 from caches import make_cache
 from pairwise import pairwise
 from placement_cases import FLOAT_DTYPES
+from stream_model import StreamModel
 
 from vitcache.cache import embedding_cache
 from vitcache.pages import reservation
@@ -130,7 +131,7 @@ def test_get_invalid_num_rows_raises_and_drops_nothing(
     cache = make_cache(4)
     cache.put(KEYS[0], make_rows(2))
     before = cache.stats()
-    with inspect(cache).lock, pytest.raises(error, match=match):  # a call that took the lock would block here
+    with inspect(cache).drain_lock, pytest.raises(error, match=match):  # a call that drained would block here
         cache.get(KEYS[0], num_rows=num_rows)
     assert cache.stats() == before
     assert torch.equal(read(cache, KEYS[0]), make_rows(2))
@@ -226,9 +227,25 @@ def test_leased_entry_is_never_evicted() -> None:
     assert present(cache) == [0, 9]
 
 
-def test_get_processes_released_leases_in_batches() -> None:
+@pytest.mark.parametrize("look_up", ["get", "get_many"])
+def test_get_processes_released_leases_in_batches(look_up: str) -> None:
+    model = StreamModel()
+    cache = model.make_cache(1)
+    cache.put(KEYS[0], torch.zeros(1, 2))
+    for _ in range(1000):
+        [lease] = cache.get_many([KEYS[0]]) if look_up == "get_many" else [cache.get(KEYS[0])]
+        assert lease is not None
+        lease.use()
+        lease.release()
+    assert 0 < inspect(cache).num_pending_releases <= 64
+    cache.stats()
+    assert inspect(cache).num_pending_releases == 0
+
+
+def test_release_that_no_stream_has_read_unpins_at_once() -> None:
     cache = make_cache(1)
     cache.put(KEYS[0], make_rows(1))
-    for _ in range(1000):
-        cache.get(KEYS[0]).release()  # type: ignore[union-attr]
-    assert inspect(cache).num_pending_releases <= 64
+    with cache.get(KEYS[0]) as lease:  # type: ignore[union-attr]
+        lease.use()
+        assert inspect(cache).device_pool.leased_pages == 1
+    assert (inspect(cache).num_pending_releases, inspect(cache).device_pool.leased_pages) == (0, 0)

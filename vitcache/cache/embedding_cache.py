@@ -20,7 +20,7 @@ from vitcache.cache.python_policy import PythonPolicies
 from vitcache.cache.stats import CacheStats, make_stats
 from vitcache.device.streams import make_timeline
 from vitcache.keys.content import KEY_BYTES, check_key
-from vitcache.pages.lease import Lease, LeaseTier
+from vitcache.pages.lease import Lease, LeaseTier, release_all
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation, describe_epochs, warn_rejected
 from vitcache.placement.calibration import calibrate_cuda
@@ -539,16 +539,23 @@ class EmbeddingCache:
             self._coordinator.drain()
         leases: list[Lease | None] = self._ledger.get_many(keys, counts)
         if self._coordinator.has_checksums:
-            return [lease if lease is None else self._check_intact(lease) for lease in leases]
+            try:
+                return [lease if lease is None else self._check_intact(lease) for lease in leases]
+            except BaseException:
+                release_all([lease for lease in leases if lease is not None])
+                raise
         return leases
 
     def _check_intact(self, lease: Lease) -> Lease | None:
         """Return the lease; or release it and return None if its rows do not match their checksum."""
-        entry = self._ledger.lease_entry(lease)
-        if entry is None or self._coordinator.is_intact(entry):
-            return lease
-        lease.release()
-        return None
+        is_intact = False
+        try:
+            entry = self._ledger.lease_entry(lease)
+            is_intact = entry is None or self._coordinator.is_intact(entry)
+        finally:
+            if not is_intact:
+                lease.release()  # also if the comparison fails: the traceback would keep the lease
+        return lease if is_intact else None
 
     def claim(self, key: bytes) -> Claim:
         """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.
