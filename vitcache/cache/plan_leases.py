@@ -100,7 +100,11 @@ class PlanLeases:
         self._leases.release()
 
     def _drop_corrupt(self, leases: LeaseSet) -> None:
-        for item in leases.host_hits():
-            if not self._coordinator.is_intact(leases.entry(item)):
-                leases.release_one(item)
+        try:
+            for item in leases.host_hits():
+                if not self._coordinator.is_intact(leases.entry(item)):
+                    leases.release_one(item)
+        except BaseException:
+            leases.release()
+            raise
         self.num_hits = leases.num_hits
