@@ -1,7 +1,6 @@
 #include "cache/ledger.h"
 
 #include <algorithm>
-#include <limits>
 #include <unordered_set>
 #include <utility>
 

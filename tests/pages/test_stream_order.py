@@ -132,7 +132,7 @@ def test_taken_releases_without_fences_return_to_the_queue(
     assert (entry.leases, entry.fences) == (0, [WRITTEN, (A, "read")])
 
 
-def test_use_all_waits_once_for_the_leases_of_one_write_and_raises_for_a_released_one(
+def test_use_all_waits_once_for_one_write_and_raises_for_a_released_lease(
     timeline: RecordingTimeline, ledger: Ledger
 ) -> None:
     other = Fence(WRITER, "other")
