@@ -26,6 +26,7 @@ class ReadStreams {
 
 // A type written for Python's C API: a look-up makes a lease, and pybind11 needs half a microsecond more.
 // Neither this type nor its subclass takes part in garbage collection, so leases never start a collection.
+// Hence a subclass must define `__slots__ = ()`.
 struct LeaseObject {
   PyObject_HEAD        // NOLINT: the macro of Python
       EntryPtr entry;  // null after the release

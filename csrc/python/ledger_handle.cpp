@@ -122,11 +122,13 @@ bool LedgerHandle::is_due() const {
 }
 
 py::list LedgerHandle::get_many(const py::list& keys, const std::vector<std::int64_t>& num_rows) const {
-  const std::shared_ptr<LeaseSet> leases = pin_all(keys, num_rows);
-  const Mutation mutation;
   py::list made;
+  const Mutation mutation;
+  Ledger& ledger = open();
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    EntryPtr entry = leases->take_entry(i);
+    const py::handle key = PyList_GET_ITEM(keys.ptr(), static_cast<Py_ssize_t>(i));
+    EntryPtr entry = ledger.pin(read_key(key), num_rows[i]);
+    // Made before the next look-up, which may count another hit of this entry.
     made.append(entry == nullptr ? py::none() : make(std::move(entry)));
   }
   return made;

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import linecache
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -10,11 +15,16 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, make_rows, present, read
 from caches import make_cache
 from failure import Failure, fail
+from stream_model import StreamModel
 from torch import Tensor
 
+from vitcache.cache import coordinator, embedding_cache
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.pages import pool, reservation
 from vitcache.pages.pool import PagePool
 from vitcache.testing import inspect
+
+TRACED = {module.__file__ for module in (coordinator, embedding_cache, pool, reservation)}
 
 
 @pytest.mark.parametrize("method", ["write", "copy_pages"])
@@ -38,46 +48,134 @@ def test_put_with_a_failed_copy_inserts_nothing_and_stays_consistent(
     assert torch.equal(read(cache, KEYS[5]), make_rows(2, 5.0))
 
 
-class Interrupting:
-    """A lock that raises KeyboardInterrupt before the n-th acquire or after the n-th release."""
-
-    def __init__(self, lock: Any, *, acquire: int = 0, release: int = 0) -> None:
-        self.lock = lock
-        self.acquire, self.release = acquire, release
-
-    def __enter__(self) -> None:
-        self.acquire -= 1
-        if self.acquire == 0:
-            raise KeyboardInterrupt
-        self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-        self.release -= 1
-        if self.release == 0:
-            raise KeyboardInterrupt
+def put(cache: EmbeddingCache) -> None:
+    cache.put(KEYS[8], torch.ones(3, 2))
 
 
-@pytest.mark.parametrize(
-    ("when", "inserted"),
-    [({"acquire": 1}, 0), ({"release": 1}, 0), ({"acquire": 2}, 0), ({"release": 2}, 1)],
-    ids=["before it begins", "after it began", "before it finishes", "after it finished"],
-)
-def test_interrupted_put_loses_no_page(
-    when: dict[str, int], inserted: int, monkeypatch: pytest.MonkeyPatch
+def reserve_and_commit(cache: EmbeddingCache) -> None:
+    with cache.reserve(KEYS[8], 3) as reservation:  # type: ignore[union-attr]
+        reservation.write(torch.ones(3, 2))
+        reservation.commit()
+
+
+def reserve_and_cancel(cache: EmbeddingCache) -> None:
+    with cache.reserve(KEYS[8], 3) as reservation:  # type: ignore[union-attr]
+        reservation.write(torch.ones(3, 2))
+
+
+def get(cache: EmbeddingCache) -> None:
+    cache.get(KEYS[3]).to_tensor()  # type: ignore[union-attr]
+
+
+def get_with_an_argument_that_python_reads(cache: EmbeddingCache) -> None:
+    cache.get(KEYS[3], num_rows=torch.tensor(1)).to_tensor()  # type: ignore[call-overload]
+
+
+def get_many(cache: EmbeddingCache) -> None:
+    for lease in cache.get_many(KEYS[:6], num_rows=[1, None, 1, 1, 2, 1]):
+        if lease is not None:
+            lease.to_tensor()
+
+
+def expect(cache: EmbeddingCache) -> None:
+    cache.expect([2, 1])
+
+
+def promote(cache: EmbeddingCache) -> None:
+    with cache.get(KEYS[0]) as lease, cache.promote(lease) as reservation:  # type: ignore[union-attr]
+        reservation.write(lease.to_tensor())
+        reservation.commit()
+
+
+CALLS: list[Callable[[EmbeddingCache], object]] = [
+    put,
+    reserve_and_commit,
+    reserve_and_cancel,
+    get,
+    get_with_an_argument_that_python_reads,
+    get_many,
+    expect,
+    promote,
+    EmbeddingCache.stats,
+]
+
+
+def make_busy(model: StreamModel) -> EmbeddingCache:
+    """A cache with entries in both tiers, a released lease and an abandoned reservation, on two streams."""
+    cache = model.make_cache(5, 4)
+    for number in range(6):  # entry 0 is demoted
+        with model.on("ab"[number % 2]):
+            assert cache.put(KEYS[number], torch.full((1, 2), float(number)))
+    with model.on("c"):
+        reservation = cache.reserve(KEYS[9], 1)  # demotes entry 1
+        assert reservation is not None
+        reservation.write(torch.ones(1, 2))
+        cache.get(KEYS[4]).to_tensor()  # type: ignore[union-attr]
+    del reservation
+    return cache
+
+
+def interrupt(call: Callable[[], object], line: int) -> bool:
+    """Raise KeyboardInterrupt at the n-th line of a call that is in one of the files `TRACED`.
+
+    Python also traces the exit of a `with` block, at a point where no signal handler can run. An interrupt
+    there would leave the lock locked, so it is not counted.
+
+    Returns
+    -------
+    bool
+        False if the call has fewer lines, so it was not interrupted.
+    """
+    count = 0
+    entered: set[tuple[FrameType, int]] = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename not in TRACED:
+            return None
+        place = (frame, frame.f_lineno)
+        if event == "line" and place not in entered:
+            if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+                entered.add(place)
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return count >= line
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_interrupted_at_any_line_loses_no_page_lease_or_fence(
+    call: Callable[[EmbeddingCache], object],
 ) -> None:
-    cache = make_cache(2, 2)
-    cache.put(KEYS[0], make_rows(2, 1.0))
-    with monkeypatch.context() as patch:
-        patch.setattr(inspect(cache), "lock", Interrupting(inspect(cache).lock, **when))
-        with pytest.raises(KeyboardInterrupt):
-            cache.put(KEYS[1], make_rows(2, 2.0))
-    cache.check_integrity()
-    assert cache.stats().insertions == 1 + inserted
-    inside = inspect(cache)
-    assert (inside.device_pool.num_available, inside.host_pool.num_available) == (2, 2)
-    assert cache.put(KEYS[2], make_rows(2, 3.0))
-    assert torch.equal(read(cache, KEYS[2]), make_rows(2, 3.0))
+    line = 1
+    while True:
+        model = StreamModel()
+        cache = make_busy(model)
+        with model.on("d"):
+            is_interrupted = interrupt(functools.partial(call, cache), line)
+        gc.collect(1)  # a full collection takes longer than the rest of the test
+        assert cache.stats().leased_pages == 0, line
+        cache.check_integrity()
+        inside = inspect(cache)
+        assert (inside.device_pool.num_available, inside.host_pool.num_available) == (5, 4), line
+        for number in range(9):  # writes each page of both tiers
+            with model.on("main"):
+                assert cache.put(KEYS[number], torch.ones(1, 2))
+        assert (model.races, model.inconsistent_calls) == ([], []), line
+        if not is_interrupted:
+            break
+        line += 1
+    assert line > 3
 
 
 @pytest.mark.parametrize("method", ["current", "record"])
@@ -113,29 +211,6 @@ def test_put_that_can_neither_record_a_fence_nor_wait_loses_no_page(
             cache.put(KEYS[1], make_rows(2, 2.0))
     cache.check_integrity()
     assert inspect(cache).device_pool.num_free == 2
-
-
-def test_interrupted_get_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = make_cache(2)
-    cache.put(KEYS[0], make_rows(2))
-    with monkeypatch.context() as patch:
-        patch.setattr(inspect(cache), "lock", Interrupting(inspect(cache).lock, release=1))
-        with pytest.raises(KeyboardInterrupt):
-            cache.get(KEYS[0])
-    assert cache.stats().leased_pages == 0
-    cache.check_integrity()
-
-
-def test_interrupted_drain_loses_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = make_cache(2)
-    cache.put(KEYS[0], make_rows(2))
-    cache.get(KEYS[0]).release()
-    with monkeypatch.context() as patch:
-        patch.setattr(inspect(cache), "lock", Interrupting(inspect(cache).lock, acquire=1))
-        with pytest.raises(KeyboardInterrupt):
-            cache.stats()
-    assert cache.stats().leased_pages == 0
-    cache.check_integrity()
 
 
 def lease_the_old_entry(cache: EmbeddingCache) -> object:

@@ -33,7 +33,7 @@ def test_check_integrity_raises_with_every_violation(monkeypatch: pytest.MonkeyP
         cache.check_integrity()
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "find_violations", lambda ledger: ["first", "second", "third"])
-        with pytest.raises(RuntimeError, match="^the cache is inconsistent: first; second; third$"):
+        with pytest.raises(RuntimeError, match=r"^the cache is inconsistent: first; second; third$"):
             cache.check_integrity()
 
 

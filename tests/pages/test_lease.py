@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from stream_model import StreamModel
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
@@ -115,18 +116,18 @@ def test_garbage_collected_lease_is_released(cache: EmbeddingCache) -> None:
     cache.check_integrity()
 
 
-def test_lease_in_a_cycle_may_be_collected_under_the_cache_locks(cache: EmbeddingCache) -> None:
+def test_lease_in_a_cycle_may_be_collected_under_the_lock(cache: EmbeddingCache) -> None:
     cycle: list[object] = [get(cache)]
     cycle.append(cycle)
     collected = threading.Event()
 
-    def collect_under_the_locks() -> None:
-        with inspect(cache).all_locks():
+    def collect_under_the_lock() -> None:
+        with inspect(cache).drain_lock:
             gc.collect()
         collected.set()
 
     del cycle
-    thread = threading.Thread(target=collect_under_the_locks, daemon=True)
+    thread = threading.Thread(target=collect_under_the_lock, daemon=True)
     thread.start()
     assert collected.wait(timeout=60)
     assert cache.stats().leased_pages == 0
@@ -153,49 +154,51 @@ def test_lease_released_by_many_threads_is_unpinned_once(cache: EmbeddingCache) 
     assert cache.stats().leased_pages == 0
 
 
-class Interrupted:
-    """A stand-in for a pool: reading an attribute raises KeyboardInterrupt."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise KeyboardInterrupt
-
-
-def test_lease_interrupted_in_its_constructor_releases_nothing(cache: EmbeddingCache) -> None:
-    entry = inspect(cache).entry(KEY)
-    pool, entry.pool = entry.pool, Interrupted()
-    half = Lease.__new__(Lease)
-    pin = [entry]
-    with pytest.raises(KeyboardInterrupt):
-        half.__init__(pin, inspect(cache).handle)  # type: ignore[misc]
-    entry.pool = pool
-    assert half.released
-    assert pin == [entry]
-    half.__del__()
-    assert inspect(cache).num_pending_releases == 0
-
-
-@pytest.mark.parametrize("made", [False, True], ids=["before", "after"])
-def test_interrupted_get_unpins_once_before_and_after_the_lease_is_made(
-    cache: EmbeddingCache, made: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*arguments: Any) -> Lease:
-        if made:
+def test_lease_is_made_only_by_a_look_up() -> None:
+    for arguments in ((), (1,)):
+        with pytest.raises(TypeError, match="cannot create"):
             Lease(*arguments)
-        raise KeyboardInterrupt
+        with pytest.raises(TypeError):
+            Lease.__new__(Lease, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("vitcache.cache.embedding_cache.Lease", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            cache.get(KEY)
+
+def test_lease_is_not_tracked_by_the_garbage_collector(cache: EmbeddingCache) -> None:
+    lease = get(cache)
+    assert not gc.is_tracked(lease)
+    with pytest.raises(AttributeError):
+        lease.note = 1  # type: ignore[attr-defined]  # without a dictionary, a lease is in no cycle
+    leases = cache.get_many([KEY, KEY])
+    assert not any(gc.is_tracked(lease) for lease in leases)
+
+
+@pytest.mark.parametrize("kept", [0, 5000])
+def test_leases_start_no_garbage_collection(cache: EmbeddingCache, kept: int) -> None:
+    collections: list[str] = []
+    leases: list[Lease | None] = [None] * kept
     gc.collect()
+
+    def count(phase: str, info: dict[str, Any]) -> None:
+        collections.append(phase)
+
+    gc.callbacks.append(count)
+    try:
+        for position in range(kept):
+            leases[position] = cache.get(KEY)
+        for _ in range(10_000):
+            lease = cache.get(KEY)
+            assert lease is not None
+            lease.use()
+            lease.release()
+    finally:
+        gc.callbacks.remove(count)
+    assert collections == []
+    leases.clear()
     assert cache.stats().leased_pages == 0
-    cache.check_integrity()
-    assert torch.equal(get(cache).to_tensor(), ROWS)
 
 
 def test_lease_of_a_closed_cache_is_readable_and_its_release_frees_memory(cache: EmbeddingCache) -> None:
     first, second = get(cache), get(cache)
-    pool = weakref.ref(first.pin[0].pool)
+    pool = weakref.ref(inspect(cache).lease_entry(first).memory)
     cache.close()
     assert torch.equal(first.to_tensor(), ROWS)
     first.release()
@@ -204,6 +207,29 @@ def test_lease_of_a_closed_cache_is_readable_and_its_release_frees_memory(cache:
     gc.collect()
     assert pool() is None
     assert first.num_rows == 5
+
+
+@pytest.mark.parametrize("end", ["close", "delete"])
+def test_memory_of_a_closed_cache_is_freed_with_the_last_lease_that_a_stream_has_read(end: str) -> None:
+    model = StreamModel()
+    cache = model.make_cache(2, 2)
+    cache.put(KEY, torch.ones(2, 2))
+    cache.put(bytes([1]) * 32, torch.ones(2, 2))
+    host, device = cache.get(KEY), cache.get(bytes([1]) * 32)
+    assert host is not None
+    assert device is not None
+    memories = [weakref.ref(inspect(cache).lease_entry(lease).memory) for lease in (host, device)]
+    if end == "close":
+        cache.close()
+    model.cache = None
+    del cache
+    gc.collect()
+    for lease, memory in ((host, memories[0]), (device, memories[1])):
+        assert lease.to_tensor().sum() == 4
+        assert memory() is not None
+        lease.release()
+        gc.collect()
+        assert memory() is None
 
 
 def test_lease_of_a_garbage_collected_cache_is_readable() -> None:

@@ -226,9 +226,8 @@ class Reservation:
     def cancel(self) -> None:
         """Free the pages, and insert nothing. After `commit` or `cancel`, does nothing."""
         if self._pending:
-            [pending] = self._pending
-            self._clear_pending()
-            abort(pending, self._timeline, self._finish, frozenset(self._streams))
+            abort(self._pending[0], self._timeline, self._finish, frozenset(self._streams))
+            self._clear_pending()  # last: if an interrupt comes before, the next `drain` aborts again
 
     def __enter__(self) -> Reservation:
         self._check_pending()
@@ -238,8 +237,8 @@ class Reservation:
         self.cancel()
 
     def __del__(self) -> None:
-        # Takes no lock: the garbage collector may run in a thread that holds the cache's lock.
-        if self._pending:
+        # Takes no lock: the garbage collector may run in a thread that holds the lock of `drain`.
+        if getattr(self, "_pending", None):  # no attribute if `__init__` was interrupted in its first line
             streams = frozenset(self._streams)
             self._abandoned.append(AbandonedWrite(self._pending.pop(), self._timeline, self._finish, streams))
 
