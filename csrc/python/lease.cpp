@@ -111,24 +111,7 @@ PyObject* get_pages(PyObject* self, void*) {
   return tuple;
 }
 
-// Every class that Python code defines takes part in garbage collection, although an instance without a
-// dictionary refers to no object that can refer back. So this method, which Python calls when a subclass is
-// defined, removes the subclass from garbage collection: leases would start collections otherwise.
-PyObject* init_subclass_method(PyObject* self, PyObject*) {
-  auto* const type = reinterpret_cast<PyTypeObject*>(self);
-  if (type->tp_basicsize != lease_base->tp_basicsize || type->tp_dictoffset != 0) {
-    PyErr_SetString(PyExc_TypeError, "a subclass of LeaseBase must define __slots__ = ()");
-    return nullptr;
-  }
-  type->tp_flags &= ~Py_TPFLAGS_HAVE_GC;
-  type->tp_traverse = nullptr;
-  type->tp_clear = nullptr;
-  type->tp_free = PyObject_Free;
-  Py_RETURN_NONE;
-}
-
 PyMethodDef methods[] = {
-    {"__init_subclass__", init_subclass_method, METH_NOARGS | METH_CLASS, "__init_subclass__() -> None\n\n"},
     {"release", release_method, METH_NOARGS,
      "release(self) -> None\n\nUnpin the pages. A second call does nothing."},
     {"check_unreleased", check_method, METH_NOARGS,

@@ -25,8 +25,7 @@ class ReadStreams {
 };
 
 // A type written for Python's C API: a look-up makes a lease, and pybind11 needs half a microsecond more.
-// Neither this type nor its subclass takes part in garbage collection, so leases never start a collection.
-// Hence a subclass must define `__slots__ = ()`.
+// A step has no object per lease at all (lease_set.h).
 struct LeaseObject {
   PyObject_HEAD        // NOLINT: the macro of Python
       EntryPtr entry;  // null after the release
