@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,6 +53,9 @@ void bind_pages(py::module_& module) {
       .def(
           "allocate",
           [](Tier& tier, std::int64_t count) {
+            if (count < 0 || count > tier.num_free())
+              throw std::invalid_argument("cannot allocate " + std::to_string(count) + " pages, " +
+                                          std::to_string(tier.num_free()) + " are free");
             const Mutation mutation;
             FenceSet fences;
             const Pages pages = tier.allocate(count, fences);

@@ -46,8 +46,6 @@ class LeaseSet {
   // Marks all entries as read on `stream`. If the stream has to wait for fences before it may read, then
   // nothing is marked unless `has_waited`, and the fences are returned.
   FenceSet use(std::int64_t stream, bool has_waited);
-  // Hands over the pin at one position, which then counts as a miss.
-  EntryPtr take_entry(std::size_t position) { return std::exchange(entries_[position], nullptr); }
   // Releases the pin at one position, which then counts as a miss.
   void release_one(std::int64_t position);
   void release();
