@@ -201,7 +201,7 @@ def test_lease_of_a_closed_cache_is_readable_and_its_release_frees_memory(cache:
 
 
 @pytest.mark.parametrize("end", ["close", "delete"])
-def test_memory_of_a_closed_cache_is_freed_with_the_last_lease_that_a_stream_has_read(end: str) -> None:
+def test_memory_of_a_closed_cache_is_freed_with_the_last_lease_of_a_stream(end: str) -> None:
     model = StreamModel()
     cache = model.make_cache(2, 2)
     cache.put(KEY, torch.ones(2, 2))
