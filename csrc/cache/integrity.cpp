@@ -44,6 +44,10 @@ std::string describe_wrong_pages(std::int64_t num_pages, const Pages& owned) {
   return wrong;
 }
 
+std::string describe_owners(const std::string& tier, const std::string& pages) {
+  return tier + " pages [" + pages + "] do not have exactly one owner";
+}
+
 }  // namespace
 
 std::vector<std::string> Ledger::find_violations() const {
@@ -78,8 +82,7 @@ std::vector<std::string> Ledger::find_violations() const {
         if (demotion->tier.get() == tier) own(demotion->pages);
     }
     const std::string wrong = describe_wrong_pages(tier->layout().num_pages, owned);
-    if (!wrong.empty())
-      violations.found.push_back(name + " pages [" + wrong + "] do not have exactly one owner");
+    if (!wrong.empty()) violations.found.push_back(describe_owners(name, wrong));
     violations.differ("leased " + name + " pages", leased_pages, tier->leased_pages);
     violations.differ("pending " + name + " pages", pending_pages, tier->pending_pages);
     for (const Index* index : indexes)

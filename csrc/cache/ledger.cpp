@@ -54,17 +54,19 @@ void Ledger::release(EntryPtr entry, std::vector<std::int64_t> streams) {
     releases_.push_back({std::move(entry), std::move(streams)});
 }
 
-void Ledger::report_corrupt(const EntryPtr& entry) {
+bool Ledger::report_corrupt(const EntryPtr& entry) {
   HitCounts& hits = entry->tier->hits;
   --hits.hits;
   hits.rows -= entry->num_rows;
   hits.saved_ms -= entry->cost;
   ++counts_.misses;
-  ++counts_.corruptions;
   // If `entry` is a host copy now, its device entry is dropped, too: that entry may have the wrong rows.
   const EntryPtr* current = index_->find(entry->key);
   const EntryPtr* copy = index_->find_host_copy(entry->key);
-  if ((current != nullptr && *current == entry) || (copy != nullptr && *copy == entry)) drop(entry->key);
+  if ((current == nullptr || *current != entry) && (copy == nullptr || *copy != entry)) return false;
+  ++counts_.corruptions;
+  drop(entry->key);
+  return true;
 }
 
 PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, double cost, std::int64_t epoch) {
@@ -92,7 +94,7 @@ PendingPtr Ledger::begin_early_copies(const std::vector<std::int64_t>& num_rows)
   if (host_ == nullptr) return nullptr;
   std::int64_t count = 0;
   for (const std::int64_t rows : num_rows)
-    count = std::min(count + device_->pages_for(rows), device_->num_available());
+    count += std::min(device_->pages_for(rows), device_->num_available() - count);
   const std::vector<EntryPtr> victims = choose_victims(*device_, count);
   // Existing host copies of these victims must not be evicted for the new copies. Until host pages are
   // allocated, they are not in the index, and their pages count as pending.

@@ -59,8 +59,9 @@ class Ledger {
   void release(EntryPtr entry, std::vector<std::int64_t> streams);
   std::vector<Release>& releases() { return releases_; }
 
-  // Counts the hit on `entry` as a miss, and drops the entry: its rows do not match their checksum.
-  void report_corrupt(const EntryPtr& entry);
+  // Counts the hit on `entry` as a miss, and drops the entry: its rows do not match their checksum. Returns
+  // false if the entry has left the cache: another caller has reported it.
+  bool report_corrupt(const EntryPtr& entry);
 
   // Allocates device pages for a new entry, and evicts victims. Counts a rejection and returns null if too
   // few pages are available, or if `epoch` is not the current epoch.

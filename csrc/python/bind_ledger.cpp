@@ -109,7 +109,7 @@ void bind_state(LedgerClass& ledger) {
           "report_corrupt",
           [](const LedgerHandle& self, const EntryPtr& entry) {
             const Mutation mutation;
-            self.open().report_corrupt(entry);
+            return self.open().report_corrupt(entry);
           },
           py::arg("entry"))
       .def(
@@ -177,17 +177,36 @@ void bind_claims(LedgerClass& ledger) {
 }
 
 // For policies that are written in Python: vitcache.cache.python_policy calls them between two changes.
+// `take_policy_events` returns the epoch, and the events of each tier since the last call. If the caller
+// knows another epoch, these are the insertions of all entries.
 void bind_python_policy(LedgerClass& ledger) {
   ledger
       .def(
           "take_policy_events",
-          [](const LedgerHandle& self, const std::string& tier) {
-            return from_events(external_policy(self.open(), tier).take_events());
+          [](const LedgerHandle& self, std::int64_t known_epoch) {
+            Ledger& books = self.open();
+            py::dict events;
+            for (const Tier* tier :
+                 {static_cast<const Tier*>(&books.device()), static_cast<const Tier*>(books.host())}) {
+              if (tier == nullptr) continue;
+              const std::string& name = tier->layout().name;
+              std::vector<PolicyEvent> taken = external_policy(books, name).take_events();
+              if (known_epoch != books.epoch()) {
+                taken.clear();
+                for (const Key& key : books.index().keys_of_policy(*tier)) {
+                  const Entry& entry = **books.index().find(key);
+                  taken.push_back({PolicyEvent::Kind::kInsert, key, entry.num_pages, entry.cost, 0});
+                }
+              }
+              events[py::str(name)] = from_events(taken);
+            }
+            return py::make_tuple(books.epoch(), std::move(events));
           },
-          py::arg("tier"))
+          py::arg("known_epoch"))
       .def(
           "set_policy_order",
-          [](const LedgerHandle& self, const std::string& tier, const py::list& order) {
+          [](const LedgerHandle& self, std::int64_t epoch, const std::string& tier, const py::list& order) {
+            if (epoch != self.open().epoch()) return;  // of an earlier epoch
             std::vector<std::pair<Key, bool>> keys;
             for (const py::handle item : order) {
               const auto pair = py::reinterpret_borrow<py::tuple>(item);
@@ -195,7 +214,7 @@ void bind_python_policy(LedgerClass& ledger) {
             }
             external_policy(self.open(), tier).set_order(keys);
           },
-          py::arg("tier"), py::arg("order"));
+          py::arg("epoch"), py::arg("tier"), py::arg("order"));
 }
 
 void bind_for_tests(LedgerClass& ledger) {

@@ -77,9 +77,22 @@ void bind_item_arrays(py::module_& module) {
 
 void bind_pipeline(py::module_& module) {
   bind_item_arrays(module);
+  module.def("read_requests", &read_requests, py::arg("chunks"), py::arg("chunk_type"));
   py::class_<StepPlan>(module, "StepPlan", "The unique items of one step, and their runs.")
-      .def(py::init(&plan_chunks), py::arg("chunks"), py::arg("key_namespace"), py::arg("num_tokens"),
-           py::arg("chunk_type"))
+      .def(py::init(&plan_chunks), py::arg("chunks"), py::arg("requests"), py::arg("key_namespace"),
+           py::arg("num_tokens"))
+      .def(
+          "find",
+          [](const StepPlan& plan, const py::bytes& key,
+             std::int64_t num_rows) -> std::optional<std::size_t> {
+            const Key wanted = read_key(key);
+            for (std::size_t i = 0; i < plan.items().size(); ++i)
+              if (plan.items()[i].has_key && plan.items()[i].key == wanted &&
+                  plan.items()[i].num_rows == num_rows)
+                return i;
+            return std::nullopt;
+          },
+          py::arg("key"), py::arg("num_rows"), "The item with this key and number of rows, or None.")
       .def("__len__", [](const StepPlan& plan) { return plan.items().size(); })
       .def(
           "make_placement",

@@ -138,16 +138,27 @@ ItemArrays read_items(const py::tuple& items, const py::type& item_type) {
   return arrays;
 }
 
-StepPlan plan_chunks(const py::object& chunks, const py::bytes& key_namespace, std::int64_t num_tokens,
-                     const py::type& chunk_type) {
+py::tuple read_requests(const py::object& chunks, const py::type& chunk_type) {
   if (PyList_Check(chunks.ptr()) == 0 && PyTuple_Check(chunks.ptr()) == 0)
     throw py::type_error("chunks must be a list of Chunk, got " + type_name(chunks));
   const py::tuple copied = chunks;  // an attribute could change the list
+  py::tuple requests(copied.size());
   for (std::size_t number = 0; number < copied.size(); ++number) {
     const py::handle chunk = PyTuple_GET_ITEM(copied.ptr(), static_cast<py::ssize_t>(number));
     if (!has_type(chunk, chunk_type))
       throw py::type_error("chunk " + std::to_string(number) + " must be a Chunk, got " + type_name(chunk));
   }
+  for (std::size_t number = 0; number < copied.size(); ++number)
+    requests[number] =
+        attribute(PyTuple_GET_ITEM(copied.ptr(), static_cast<py::ssize_t>(number)), names().items);
+  return requests;
+}
+
+StepPlan plan_chunks(const py::object& chunks, const py::tuple& requests, const py::bytes& key_namespace,
+                     std::int64_t num_tokens) {
+  const py::tuple copied = chunks;
+  if (copied.size() != requests.size())
+    throw std::invalid_argument("the list of chunks was changed by another thread");
   std::vector<py::object> owners;  // of the arrays, until the plan is built
   std::vector<Window> windows;
   owners.reserve(copied.size());
@@ -155,7 +166,8 @@ StepPlan plan_chunks(const py::object& chunks, const py::bytes& key_namespace, s
   const bool has_batch = num_tokens != StepPlan::kNoBatch;
   for (std::size_t number = 0; number < copied.size(); ++number) {
     const py::handle chunk = PyTuple_GET_ITEM(copied.ptr(), static_cast<py::ssize_t>(number));
-    owners.push_back(attribute(attribute(chunk, names().items), names().arrays));
+    owners.push_back(
+        attribute(PyTuple_GET_ITEM(requests.ptr(), static_cast<py::ssize_t>(number)), names().arrays));
     const Window window{&owners.back().cast<const ItemArrays&>(), read_number(chunk, names().start),
                         read_number(chunk, names().length),
                         has_batch ? read_number(chunk, names().token_offset) : 0};

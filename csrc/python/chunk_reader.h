@@ -19,8 +19,13 @@ std::int64_t read_bounded(pybind11::handle value);
 // address is the identity of an item.
 ItemArrays read_items(const pybind11::tuple& items, const pybind11::type& item_type);
 
-// The plan of a list or tuple of `chunk_type`. Raises TypeError for other arguments, and as StepPlan.
-StepPlan plan_chunks(const pybind11::object& chunks, const pybind11::bytes& key_namespace,
-                     std::int64_t num_tokens, const pybind11::type& chunk_type);
+// The `items` of each chunk of a list or tuple of `chunk_type`. Raises TypeError for other arguments. A step
+// reads them once: the caller may change the list while features are loaded.
+pybind11::tuple read_requests(const pybind11::object& chunks, const pybind11::type& chunk_type);
+
+// The plan of chunks, whose items `read_requests` returned and which live as long as the plan is used. Raises
+// as StepPlan.
+StepPlan plan_chunks(const pybind11::object& chunks, const pybind11::tuple& requests,
+                     const pybind11::bytes& key_namespace, std::int64_t num_tokens);
 
 }  // namespace vitcache

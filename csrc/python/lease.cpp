@@ -93,6 +93,8 @@ PyObject* get_paged_rows(PyObject* self, void*) {
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
   }
 }
 

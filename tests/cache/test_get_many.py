@@ -113,3 +113,20 @@ def test_get_many_equals_a_loop_of_get_in_random_traces(policy: str) -> None:
         for tier in ("device", "host"):
             assert inspect(caches[0]).eviction_order(tier) == inspect(caches[1]).eviction_order(tier)
     assert caches[0].stats().demotions > 0
+
+
+@pytest.mark.parametrize("num_rows", [2**63 - 1, 2**63, 2**70])
+def test_look_up_with_a_huge_number_of_rows_is_a_miss(num_rows: int) -> None:
+    cache = make_cache(4)
+    for look_up in (
+        lambda: cache.get(KEYS[0], num_rows=num_rows),
+        lambda: cache.get_many([KEYS[0]], num_rows)[0],
+    ):
+        cache.put(KEYS[0], make_rows(1))
+        assert look_up() is None
+        assert KEYS[0] not in cache
+    assert cache.reserve(KEYS[0], num_rows) is None
+    assert not cache.has_room(num_rows)
+    cache.expect([1, num_rows])
+    assert not cache.put(KEYS[0], make_rows(1), epoch=num_rows)
+    cache.check_integrity()

@@ -45,7 +45,7 @@ class Youngest:
     evict = remove
 
     def is_worth_copy(self, key: bytes) -> bool:
-        return self.hits[key] == 0
+        return self.hits.get(key, 0) == 0
 
     def victims(self) -> Iterator[bytes]:
         return reversed(self.hits)
@@ -109,7 +109,29 @@ def test_exception_of_a_python_policy_surfaces_and_leaves_the_cache_consistent()
     assert cache.stats().leased_pages <= 1
 
 
-def test_policy_that_names_unknown_keys_and_calls_the_cache_does_no_harm(
+def test_policy_that_raised_once_is_made_anew_with_all_entries() -> None:
+    cache = make_filled(3)
+    Youngest.made[0].fails = True
+    with pytest.raises(Failure):
+        cache.put(KEYS[3], make_rows(1))
+    assert cache.put(KEYS[3], make_rows(1))
+    assert len(Youngest.made) == 2
+    assert len(cache) == 3
+    for number in range(4, 8):
+        assert cache.put(KEYS[number], make_rows(1))
+    cache.check_integrity()
+
+
+def test_policy_that_calls_put_of_its_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_filled(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Youngest, "victims", lambda policy: iter([cache.put(KEYS[5], make_rows(1))]))
+        with pytest.raises(RuntimeError, match="a policy must not call its cache"):
+            cache.put(KEYS[4], make_rows(1))
+    cache.check_integrity()
+
+
+def test_policy_that_names_unknown_keys_and_reads_the_cache_does_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = make_filled(3)
@@ -120,7 +142,7 @@ def test_policy_that_names_unknown_keys_and_calls_the_cache_does_no_harm(
         if lease is not None:
             lease.release()
         assert len(cache) <= 3
-        return iter([*list(victims(policy))])
+        return iter([b"?" * 32, *victims(policy)])
 
     monkeypatch.setattr(Youngest, "victims", victims_and_unknown_keys)
     for number in range(3, 9):

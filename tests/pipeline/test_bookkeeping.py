@@ -9,7 +9,7 @@ import torch
 from caches import make_cache
 
 from vitcache import Chunk, Item, Span, VisionPipeline
-from vitcache._native import StepPlan
+from vitcache._native import StepPlan, read_requests
 from vitcache.cache.claims import Claim
 from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
@@ -66,8 +66,9 @@ def test_list_errors_returns_one_per_occurrence_sorted_by_chunk_and_item() -> No
         Chunk([Item(None, Span(2, 1), key=KEYS[0]), Item(None, Span(0, 1), key=KEYS[1])], 0, 4, 0),
         Chunk([Item(None, Span(0, 1), key=KEYS[1]), Item(None, Span(1, 1), key=KEYS[2])], 0, 4, 4),
     ]
-    plan = StepPlan(chunks, b"", 8, Chunk)
-    step_items = [StepItem.of(plan, chunks, number) for number in range(len(plan))]
+    requests = read_requests(chunks, Chunk)
+    plan = StepPlan(chunks, requests, b"", 8)
+    step_items = [StepItem.of(plan, requests, number) for number in range(len(plan))]
     for step_item in step_items:
         if step_item.key != KEYS[2]:
             step_item.fail(ValueError("wrong"), found=7)

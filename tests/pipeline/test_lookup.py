@@ -13,7 +13,7 @@ from caches import make_cache
 from pipeline_scene import HIDDEN
 
 from vitcache import Chunk, Claim, EmbeddingCache, Item, Span
-from vitcache._native import StepPlan
+from vitcache._native import StepPlan, read_requests
 from vitcache.cache.plan_leases import PlanLeases
 from vitcache.pipeline.lookup import claim_all, claim_missing, collect_misses
 
@@ -31,10 +31,11 @@ class Step:
 
     def __init__(self, cache: EmbeddingCache, *items: Item) -> None:
         self.cache = cache
-        self.chunks = [Chunk(items, 0, len(items))]
-        self.plan = StepPlan(self.chunks, b"", len(items), Chunk)
+        chunks = [Chunk(items, 0, len(items))]
+        requests = read_requests(chunks, Chunk)
+        self.plan = StepPlan(chunks, requests, b"", len(items))
         self.leases = PlanLeases(cache, self.plan)
-        self.step_items = collect_misses(self.plan, self.chunks, self.leases, ())
+        self.step_items = collect_misses(self.plan, requests, self.leases, ())
 
     def claim_missing(self, cleanup: ExitStack) -> list[int]:
         missing = claim_missing(self.cache, self.plan, self.leases, self.step_items, cleanup)

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from vitcache import Chunk, Item, Span
-from vitcache._native import StepPlan
+from vitcache._native import StepPlan, read_requests
 from vitcache.pipeline.items import check_chunks
 
 NUM_TOKENS = 200
 
 
 def plan(chunks: list[Chunk], num_tokens: int = NUM_TOKENS) -> StepPlan:
-    return StepPlan(chunks, b"", num_tokens, Chunk)
+    return StepPlan(chunks, read_requests(chunks, Chunk), b"", num_tokens)
 
 
 def runs(chunks: list[Chunk]) -> list[tuple[int, int, list[Span]]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from failure import Failure, fail
 from torch import Tensor
 
 from vitcache import Chunk, EmbeddingCache, Item, Items, Span, VisionPipeline
@@ -198,3 +199,58 @@ def test_features_of_hits_and_of_equal_items_do_not_start_early(monkeypatch: pyt
             assert errors == []
             assert torch.equal(rows, torch.cat([ROWS[content] for content in contents]))
             assert moved == expected
+
+
+@pytest.mark.parametrize("call", ["embed", "prefetch"])
+@pytest.mark.parametrize("change", ["replace a chunk", "clear the list", "replace the items"])
+def test_chunks_changed_while_a_feature_is_loaded_do_not_change_the_step(call: str, change: str) -> None:
+    cache = make_cache(32, width=WIDTH, page_rows=1)
+    keys = [bytes([number]) * 32 for number in range(3)]
+    second = Items([Item(torch.tensor([1]), Span(0, 2), key=keys[1])])
+    other = Items([Item(torch.tensor([2]), Span(0, 3), key=keys[2])])
+
+    def load() -> Tensor:
+        if change == "replace a chunk":
+            chunks[1] = Chunk(other, 0, 2, 1)
+        elif change == "clear the list":
+            chunks.clear()
+        else:
+            chunks[1].items = other
+        return torch.tensor([0])
+
+    first = Item(load, Span(0, 1))
+    chunks = [Chunk([first], 0, 1), Chunk(second, 0, 2, 1)]
+    with VisionPipeline(encode, cache) as pipeline:
+        if call == "embed":
+            rows, errors = pipeline.embed(chunks, torch.zeros(3, dtype=torch.int64), WEIGHT)
+            assert errors == []
+            assert torch.equal(rows, torch.cat(ROWS[:2]))
+        else:
+            pipeline.prefetch(chunks).wait(60)
+    with cache.get(keys[1]) as lease:  # type: ignore[union-attr]
+        assert torch.equal(lease.to_tensor(), ROWS[1])
+    assert keys[2] not in cache
+
+
+def test_step_of_hits_beside_prefetched_features_of_other_items_makes_no_step_items(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, items, ids = make_hits(8)
+    with VisionPipeline(encode, cache) as pipeline:
+        handle = pipeline.prefetch([Chunk([Item(torch.tensor([5]), Span(0, 6))], 0, 6)], encode=False)
+        handle.wait(60)
+        assert len(pipeline._prefetched) == 1
+        monkeypatch.setattr("vitcache.pipeline.step_item.StepItem.of", None)
+        _, errors = pipeline.embed([Chunk(items, 0, len(ids))], ids, WEIGHT)
+        assert errors == []
+        assert len(pipeline._prefetched) == 1
+
+
+def test_step_that_raises_leaves_no_lease_in_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, items, ids = make_hits(4)
+    monkeypatch.setattr("vitcache.placement.reference.embed_tokens", fail)
+    with VisionPipeline(encode, cache) as pipeline:
+        with pytest.raises(Failure) as raised:
+            pipeline.embed([Chunk(items, 0, len(ids))], ids, WEIGHT, scale=2.0)
+        assert cache.stats().leased_pages == 0
+    del raised

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from tests.support import reference_plan
 from vitcache import Chunk, Item, Items, Span
-from vitcache._native import ItemArrays, StepPlan
+from vitcache._native import ItemArrays, StepPlan, read_requests
 
 NAMESPACE = b"here"
 KEYS = [bytes([number]) * 32 for number in range(4)]
 
 
 def native_plan(chunks: Any, num_tokens: int = -1, namespace: bytes = NAMESPACE) -> StepPlan:
-    return StepPlan(chunks, namespace, num_tokens, Chunk)
+    return StepPlan(chunks, read_requests(chunks, Chunk), namespace, num_tokens)
 
 
 def describe(plan: StepPlan) -> list[Any]:

@@ -112,11 +112,12 @@ class CacheCoordinator:
         """
         if is_intact(entry):
             return True
-        self.ledger.report_corrupt(entry)
-        logger.error(
-            "%d rows in the host tier have changed: they do not match their checksum; the entry was dropped",
-            entry.num_rows,
-        )
+        if self.ledger.report_corrupt(entry):
+            logger.error(
+                "%d rows in the host tier have changed: they do not match their checksum; "
+                "the entry was dropped",
+                entry.num_rows,
+            )
         return False
 
     def close(self) -> None:

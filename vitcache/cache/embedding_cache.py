@@ -28,6 +28,9 @@ from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 
 __all__ = ["CacheStats", "EmbeddingCache"]
 
+# No entry has this number of rows, and no epoch has this number.
+MOST_ROWS = 1 << 60
+
 # Measured: a Qwen3-VL-8B on an H100 encodes a 1280x720 image, 880 rows, in 27 ms.
 MS_PER_ROW = 27 / 880
 
@@ -305,14 +308,14 @@ class EmbeddingCache:
         True
         """
         check_key(key)
-        return self._reserve(key, to_int("num_rows", num_rows, 0), epoch, encode_ms)
+        return self._reserve(key, to_rows(num_rows), epoch, encode_ms)
 
     def _reserve(
         self, key: bytes, num_rows: int, epoch: int | None, encode_ms: float | None
     ) -> Reservation | None:
         """`reserve` with a key and number of rows that were checked."""
         if epoch is not None:
-            epoch = to_int("epoch", epoch, 0)
+            epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
         cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
         pages: list[int] = []  # when the ledger decided, for the warning
 
@@ -343,7 +346,7 @@ class EmbeddingCache:
         RuntimeError
             If the cache was closed.
         """
-        num_rows = to_int("num_rows", num_rows, 0)
+        num_rows = to_rows(num_rows)
         self._coordinator.drain()
         return self._device_tier.pages_for(num_rows) <= self._device_tier.num_available
 
@@ -389,7 +392,7 @@ class EmbeddingCache:
         >>> cache.stats().writebacks, cache.stats().demotions
         (1, 0)
         """
-        self._coordinator.expect([to_int("num_rows", number, 0) for number in num_rows])
+        self._coordinator.expect([to_rows(number) for number in num_rows])
 
     def promote(self, lease: Lease) -> Reservation | None:
         """Reserve device pages for a copy of a host entry, so that later hits read it in the device tier.
@@ -486,11 +489,11 @@ class EmbeddingCache:
         None
         """
         lease: Any = self._get(key, num_rows)
-        while lease is NotImplemented:  # an argument is not a plain one, or released leases wait
+        if lease is NotImplemented:  # an argument is not a plain one, or released leases wait
             check_key(key)
-            num_rows = None if num_rows is None else to_int("num_rows", num_rows, 0)
+            [rows] = check_num_rows(num_rows if num_rows is None else to_rows(num_rows), 1)
             self._coordinator.drain()
-            lease = self._get(key, num_rows)
+            [lease] = self._ledger.get_many([key], [rows])
         if lease is not None and self._coordinator.has_checksums:
             return self._check_intact(lease)
         found: Lease | None = lease
@@ -678,7 +681,12 @@ def check_num_rows(num_rows: int | Sequence[int | None] | None, num_keys: int) -
     if num_rows is None:
         return [-1] * num_keys
     if not isinstance(num_rows, Sequence):
-        return [to_int("num_rows", num_rows, 0)] * num_keys
+        return [to_rows(num_rows)] * num_keys
     if len(num_rows) != num_keys:
         raise ValueError(f"num_rows must have one number per key: expected {num_keys}, got {len(num_rows)}")
-    return [-1 if number is None else to_int("num_rows", number, 0) for number in num_rows]
+    return [-1 if number is None else to_rows(number) for number in num_rows]
+
+
+def to_rows(num_rows: int) -> int:
+    """Return a number of rows that native code can add up. Raises as `to_int`; a larger number is cut."""
+    return min(to_int("num_rows", num_rows, 0), MOST_ROWS)

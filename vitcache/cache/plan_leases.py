@@ -8,7 +8,7 @@ from vitcache._native import Destination as NativeDestination
 from vitcache._native import LeaseSet, Placement, StepPlan
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import Fence
-from vitcache.pages.lease import Lease
+from vitcache.pages.lease import Lease, release_all
 from vitcache.pages.reservation import Reservation
 
 
@@ -29,10 +29,11 @@ class PlanLeases:
     garbage-collected releases its leases, too.
     """
 
-    __slots__ = ("_coordinator", "_leases", "num_hits")
+    __slots__ = ("_coordinator", "_handed_out", "_leases", "num_hits")
 
     def __init__(self, cache: EmbeddingCache, plan: StepPlan) -> None:
         self._coordinator = coordinator = cache._coordinator
+        self._handed_out: list[Lease] = []
         if coordinator.ledger.is_due:
             coordinator.drain()
         self._leases = coordinator.ledger.pin_plan(plan)
@@ -74,6 +75,8 @@ class PlanLeases:
     def lease(self, item: int) -> Lease | None:
         """Return a further lease on an item's rows, or None for a miss. It counts no hit."""
         lease: Lease | None = self._coordinator.ledger.lease_one(self._leases, item)
+        if lease is not None:
+            self._handed_out.append(lease)
         return lease
 
     def promote(self) -> dict[int, Reservation]:
@@ -96,8 +99,9 @@ class PlanLeases:
         self.num_hits = self._leases.num_hits
 
     def release(self) -> None:
-        """Release all leases. A second call does nothing."""
+        """Release all leases, also those that `lease` returned. A second call does nothing."""
         self._leases.release()
+        release_all(self._handed_out)
 
     def _drop_corrupt(self, leases: LeaseSet) -> None:
         try:

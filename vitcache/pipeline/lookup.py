@@ -14,8 +14,7 @@ from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
 from vitcache.pages.lease import Lease
-from vitcache.pipeline.items import Chunk
-from vitcache.pipeline.step_item import State, StepItem
+from vitcache.pipeline.step_item import Requests, State, StepItem
 
 Agree = Callable[[Tensor], Tensor]
 
@@ -66,18 +65,18 @@ def claim_or_wait(cache: EmbeddingCache, items: Sequence[ClaimedItem], cleanup: 
 
 
 def collect_misses(
-    plan: StepPlan, chunks: Sequence[Chunk], leases: PlanLeases, hashed: Iterable[StepItem]
+    plan: StepPlan, requests: Requests, leases: PlanLeases, hashed: Iterable[StepItem]
 ) -> dict[int, StepItem]:
     """Return a step item for each item of a plan that has no lease, by its number and in ascending order.
 
     `hashed`: the items whose features were loaded to compute their keys.
     """
     loaded = {step_item.number: step_item for step_item in hashed}
-    return {number: loaded.get(number) or StepItem.of(plan, chunks, number) for number in leases.misses()}
+    return {number: loaded.get(number) or StepItem.of(plan, requests, number) for number in leases.misses()}
 
 
 def hits(
-    plan: StepPlan, chunks: Sequence[Chunk], leases: PlanLeases, step_items: dict[int, StepItem]
+    plan: StepPlan, requests: Requests, leases: PlanLeases, step_items: dict[int, StepItem]
 ) -> Iterator[tuple[StepItem, bytes, Lease]]:
     """Yield each item with a feature that the cache served, with its key and a lease."""
     for number in range(len(plan)):
@@ -86,7 +85,7 @@ def hits(
             lease = leases.lease(number)
         if key is not None and lease is not None:
             with lease:
-                step_item = StepItem.of(plan, chunks, number)
+                step_item = StepItem.of(plan, requests, number)
                 if step_item.item.feature is not None:
                     yield step_item, key, lease
 
@@ -128,7 +127,7 @@ def claim_missing(
 def agree_on_missing(
     agree: Agree,
     plan: StepPlan,
-    chunks: Sequence[Chunk],
+    requests: Requests,
     leases: PlanLeases,
     step_items: dict[int, StepItem],
 ) -> list[StepItem]:
@@ -167,7 +166,7 @@ def agree_on_missing(
     for flag_number, (number, flag) in enumerate(zip(encodable, agreed.tolist(), strict=True)):
         step_item = step_items.get(number)
         if flag and step_item is None:
-            step_item = step_items[number] = StepItem.of(plan, chunks, number)
+            step_item = step_items[number] = StepItem.of(plan, requests, number)
             step_item.try_load()
         if step_item is None:
             continue

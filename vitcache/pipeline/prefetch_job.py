@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vitcache._native import StepPlan
+from vitcache._native import StepPlan, read_requests
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
@@ -17,10 +17,10 @@ from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.lookup import claim_all
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
-from vitcache.pipeline.step_item import State, StepItem, wait_until_read
+from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
 
 # Finds the keys of a plan's items; see `find_keys`.
-FindKeys = Callable[[StepPlan, Sequence[Chunk]], list[StepItem]]
+FindKeys = Callable[[StepPlan, Requests], list[StepItem]]
 
 NO_BATCH = -1  # StepPlan::kNoBatch: the chunks have no places in a batch
 
@@ -70,10 +70,11 @@ class PrefetchJob:
 
     def _find_missing(self, chunks: Sequence[Chunk]) -> list[StepItem]:
         """Return the items of the chunks that are not in the cache and whose keys could be computed."""
-        plan = StepPlan(chunks, self._namespace, NO_BATCH, Chunk)
-        hashed = {step_item.number: step_item for step_item in self._find_keys(plan, chunks)}
+        requests = read_requests(chunks, Chunk)
+        plan = StepPlan(chunks, requests, self._namespace, NO_BATCH)
+        hashed = {step_item.number: step_item for step_item in self._find_keys(plan, requests)}
         missing = (
-            hashed.get(number) or StepItem.of(plan, chunks, number)
+            hashed.get(number) or StepItem.of(plan, requests, number)
             for number in range(len(plan))
             if not plan.has_rows(number)
         )

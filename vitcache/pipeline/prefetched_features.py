@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
 
+from vitcache._native import StepPlan
 from vitcache.pipeline.feature_mover import MovedFeature
+
+# Key and number of rows of an item; None for an item without a key, which has no prefetched feature.
+Identity = tuple[bytes, int] | None
 
 MAX_BYTES = 256 << 20
 
@@ -14,7 +17,7 @@ class PrefetchedFeatures:
     """Moved features by item, up to about `max_bytes` bytes. Any thread may call any method."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._features: dict[Hashable, tuple[MovedFeature, object]] = {}
+        self._features: dict[Identity, tuple[MovedFeature, object]] = {}
         self._free_bytes = max_bytes
         self._lock = threading.Lock()
 
@@ -22,7 +25,7 @@ class PrefetchedFeatures:
         """Return the number of features."""
         return len(self._features)
 
-    def __contains__(self, item: Hashable) -> bool:
+    def __contains__(self, item: Identity) -> bool:
         return item in self._features
 
     @property
@@ -30,14 +33,14 @@ class PrefetchedFeatures:
         """Whether one more feature may be added. The last feature may exceed the limit."""
         return self._free_bytes > 0
 
-    def add(self, item: Hashable, moved: MovedFeature, owner: object) -> None:
+    def add(self, item: Identity, moved: MovedFeature, owner: object) -> None:
         """Store an item's feature until a step takes it or `owner` drops it. Ignores a second feature."""
         with self._lock:
             if item not in self._features:
                 self._features[item] = moved, owner
                 self._free_bytes -= moved.tensor.nbytes
 
-    def take(self, item: Hashable) -> MovedFeature | None:
+    def take(self, item: Identity) -> MovedFeature | None:
         """Remove and return an item's feature, or return None."""
         if item not in self._features:
             return None
@@ -46,6 +49,15 @@ class PrefetchedFeatures:
             if moved is not None:
                 self._free_bytes += moved.tensor.nbytes
             return moved
+
+    def find_in(self, plan: StepPlan) -> list[int]:
+        """Return the numbers of the plan's items whose features are here."""
+        found = []
+        for identity in list(self._features):
+            number = None if identity is None else plan.find(*identity)
+            if number is not None:
+                found.append(number)
+        return found
 
     def drop(self, owner: object) -> None:
         """Remove all features that `owner` added."""

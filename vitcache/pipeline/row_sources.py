@@ -80,17 +80,10 @@ class RowSources(MutableSequence[Any]):
         for source in dict.fromkeys((*self._rows.values(), *self.stores.values())):
             if isinstance(source, Reservation):
                 source.commit()
-        self.release()
+        self._leases.release()
         if cache.has_host_tier:
             for claim, rows in self.rejected:
                 claim.put(rows)
-
-    def release(self) -> None:
-        """Release all leases."""
-        for source in self._rows.values():
-            if isinstance(source, Lease):
-                source.release()
-        self._leases.release()
 
 
 def collect_sources(

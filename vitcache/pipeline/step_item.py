@@ -12,8 +12,12 @@ from vitcache._native import StepPlan
 from vitcache.cache.claims import Claim
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.feature_mover import MovedFeature
-from vitcache.pipeline.items import Chunk, Item
+from vitcache.pipeline.items import Item, Items
 from vitcache.ring.ticket import Ticket
+
+# The items of each chunk of a step. They are read from the chunks once: the caller may change its list, or
+# the `items` of a chunk, while features are loaded.
+Requests = Sequence[Items]
 
 
 class State(Enum):
@@ -94,11 +98,11 @@ class StepItem:
         self.failure: Failure | None = None
 
     @classmethod
-    def of(cls, plan: StepPlan, chunks: Sequence[Chunk], number: int) -> StepItem:
+    def of(cls, plan: StepPlan, requests: Requests, number: int) -> StepItem:
         """Return a new step item for an item of a plan."""
         chunk, position = plan.occurrence(number)
-        made = cls(number, chunks[chunk].items[position], plan.key(number))
-        made.duplicates = [chunks[chunk].items[position] for chunk, position in plan.duplicates(number)]
+        made = cls(number, requests[chunk][position], plan.key(number))
+        made.duplicates = [requests[chunk][position] for chunk, position in plan.duplicates(number)]
         return made
 
     @property

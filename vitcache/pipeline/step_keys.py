@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, as_completed
 
 from vitcache._native import StepPlan
 from vitcache.keys.threads import KeyedFeature, KeyThreads
-from vitcache.pipeline.items import Chunk, Item
-from vitcache.pipeline.step_item import StepItem
+from vitcache.pipeline.items import Item
+from vitcache.pipeline.step_item import Requests, StepItem, wait_until_read
 
 
 def known_key(item: Item, namespace: bytes) -> bytes | None:
@@ -20,7 +20,7 @@ def known_key(item: Item, namespace: bytes) -> bytes | None:
 
 def find_keys(
     plan: StepPlan,
-    chunks: Sequence[Chunk],
+    requests: Requests,
     namespace: bytes,
     threads: KeyThreads,
     on_key: Callable[[StepItem], None] = lambda step_item: None,
@@ -42,36 +42,40 @@ def find_keys(
     """
     hashed: dict[Future[KeyedFeature], StepItem] = {}
     for number in plan.unkeyed():
-        step_item = StepItem.of(plan, chunks, number)
+        step_item = StepItem.of(plan, requests, number)
         key = known_key(step_item.item, namespace)
         if key is None:
             future = threads.submit(step_item.load, namespace=namespace, extra=step_item.item.encoder_kwargs)
             hashed[future] = step_item
         else:
-            _store_key(plan, chunks, namespace, step_item, key)
-    for future in as_completed(hashed):
-        step_item = hashed[future]
-        try:
-            key = future.result().key
-        except Exception as error:
-            step_item.fail(error)
-        else:
-            _store_key(plan, chunks, namespace, step_item, key)
-            on_key(step_item)
-    return _renumber(hashed.values(), plan, chunks)
+            _store_key(plan, requests, namespace, step_item, key)
+    try:
+        for future in as_completed(hashed):
+            step_item = hashed[future]
+            try:
+                key = future.result().key
+            except Exception as error:
+                step_item.fail(error)
+            else:
+                _store_key(plan, requests, namespace, step_item, key)
+                on_key(step_item)
+    except BaseException:
+        for future in hashed:
+            future.cancel()
+        wait_until_read(hashed.values())
+        raise
+    return _renumber(hashed.values(), plan, requests)
 
 
-def _store_key(
-    plan: StepPlan, chunks: Sequence[Chunk], namespace: bytes, step_item: StepItem, key: bytes
-) -> None:
+def _store_key(plan: StepPlan, requests: Requests, namespace: bytes, step_item: StepItem, key: bytes) -> None:
     step_item.key = key
     step_item.item.digest = namespace, key
     for chunk, position in plan.occurrences(step_item.number):
-        chunks[chunk].items.arrays.set_computed(position, namespace, key)
+        requests[chunk].arrays.set_computed(position, namespace, key)
     plan.set_key(step_item.number, key)
 
 
-def _renumber(step_items: Iterable[StepItem], plan: StepPlan, chunks: Sequence[Chunk]) -> list[StepItem]:
+def _renumber(step_items: Iterable[StepItem], plan: StepPlan, requests: Requests) -> list[StepItem]:
     """Merge the equal items of the plan. Return the first step item of each merged item."""
     numbers = plan.merge()
     first: dict[int, StepItem] = {}
@@ -82,5 +86,5 @@ def _renumber(step_items: Iterable[StepItem], plan: StepPlan, chunks: Sequence[C
         if kept is not step_item and kept.moved is None:
             kept.take_moved(step_item.moved)
     for step_item in first.values():
-        step_item.duplicates = StepItem.of(plan, chunks, step_item.number).duplicates
+        step_item.duplicates = StepItem.of(plan, requests, step_item.number).duplicates
     return list(first.values())

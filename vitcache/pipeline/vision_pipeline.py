@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from vitcache._native import StepPlan
+from vitcache._native import StepPlan, read_requests
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
@@ -37,7 +37,7 @@ from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
 from vitcache.pipeline.row_sources import RowSources, collect_sources
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_item import StepItem, wait_until_read
+from vitcache.pipeline.step_item import Requests, StepItem, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, known_key
 from vitcache.placement.call_checks import is_traced
 from vitcache.placement.destination import Destination
@@ -262,17 +262,18 @@ class VisionPipeline:
         call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
         if call.destination.width != cache.row_width:
             _refuse_width(call.destination, cache)
-        plan = StepPlan(chunks, self.namespace, call.destination.num_tokens, Chunk)
+        requests = read_requests(chunks, Chunk)
+        plan = StepPlan(chunks, requests, self.namespace, call.destination.num_tokens)
         placement = plan.make_placement()
         call.check_spans(placement)
         hashed: Sequence[StepItem] = ()
         if plan.has_unkeyed:
-            hashed = self._find_keys(plan, chunks)
+            hashed = self._find_keys(plan, requests)
             placement = plan.make_placement()  # equal items are one item now
         leases = PlanLeases(cache, plan)
         try:
-            if leases.num_hits < len(plan) or self._must_visit_hits(leases):
-                return self._embed_items(call, chunks, plan, leases, hashed)
+            if leases.num_hits < len(plan) or self._must_visit_hits(plan, leases):
+                return self._embed_items(call, requests, plan, leases, hashed)
             rest = leases.add_sources(placement, call.destination.native)
             with torch.no_grad():
                 rows = RowSources(len(plan), leases)
@@ -281,19 +282,19 @@ class VisionPipeline:
         finally:
             leases.release()
 
-    def _must_visit_hits(self, leases: PlanLeases) -> bool:
+    def _must_visit_hits(self, plan: StepPlan, leases: PlanLeases) -> bool:
         """Whether a step without a miss has more work than the placement of its hits."""
         return (
             self._agree is not None
             or self._shadow is not None
-            or len(self._prefetched) > 0
+            or (len(self._prefetched) > 0 and bool(self._prefetched.find_in(plan)))
             or (self.cache.has_host_tier and leases.has_host_hits())
         )
 
     def _embed_items(
         self,
         call: EmbedCall,
-        chunks: Sequence[Chunk],
+        requests: Requests,
         plan: StepPlan,
         leases: PlanLeases,
         hashed: Sequence[StepItem],
@@ -302,19 +303,19 @@ class VisionPipeline:
         cache = self.cache
         with ExitStack() as cleanup:
             cleanup.callback(wait_until_read, hashed)
-            step_items = collect_misses(plan, chunks, leases, hashed)
-            if len(self._prefetched):
-                moved = [
-                    step_items.get(number) or StepItem.of(plan, chunks, number) for number in range(len(plan))
-                ]
-                for step_item in moved:
-                    step_item.take_moved(self._prefetched.take(step_item.identity))
-                cleanup.callback(wait_until_read, moved)
+            step_items = collect_misses(plan, requests, leases, hashed)
+            moved = [
+                step_items.get(number) or StepItem.of(plan, requests, number)
+                for number in self._prefetched.find_in(plan)
+            ]
+            for step_item in moved:
+                step_item.take_moved(self._prefetched.take(step_item.identity))
+            cleanup.callback(wait_until_read, moved)
             cleanup.callback(wait_until_read, step_items.values())
             if self._agree is None:
                 missing = claim_missing(cache, plan, leases, step_items, cleanup)
             else:
-                missing = agree_on_missing(self._agree, plan, chunks, leases, step_items)
+                missing = agree_on_missing(self._agree, plan, requests, leases, step_items)
                 claim_all(cache, missing, cleanup)
             if missing:
                 cleanup.enter_context(self._runner.exclusive())
@@ -329,7 +330,7 @@ class VisionPipeline:
                 inputs_embeds = call.run_placed(placed, store)
             chosen: list[tuple[StepItem, bytes, Tensor]] = []
             if self._shadow is not None:
-                chosen = self._shadow.choose(hits(plan, chunks, leases, step_items))
+                chosen = self._shadow.choose(hits(plan, requests, leases, step_items))
             # Before the insert: a caller that finds the rows may change the features.
             wait_until_read(step_items.values())
             sources.commit(cache)
@@ -341,10 +342,10 @@ class VisionPipeline:
                         self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
         return EmbedResult(inputs_embeds, list_errors(step_items.values(), plan))
 
-    def _find_keys(self, plan: StepPlan, chunks: Sequence[Chunk]) -> list[StepItem]:
+    def _find_keys(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Find the keys of a step; features start to move as soon as their keys are known."""
         start = EarlyStart(self.cache, self._runner, self._prefetched, self.max_rows_per_encode)
-        return find_keys(plan, chunks, self.namespace, self._keys, start)
+        return find_keys(plan, requests, self.namespace, self._keys, start)
 
     def key(self, item: Item) -> bytes:
         """Return the key of an item: its `Item.key`, or the key of its content, which the item then stores.
@@ -412,7 +413,9 @@ class VisionPipeline:
         """
         check_chunks(chunks)
         ready = record_event(self.cache.device)
-        work = partial(self._job.work, chunks, encode and self._agree is None, TorchModes.capture(), ready)
+        work = partial(
+            self._job.work, tuple(chunks), encode and self._agree is None, TorchModes.capture(), ready
+        )
         return self._worker.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:
