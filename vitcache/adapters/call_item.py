@@ -21,8 +21,10 @@ class CallItem:
 
     Attributes
     ----------
-    key, num_rows, rows, claim, error
-        As in `vitcache.pipeline.lookup.LookupItem`. `num_rows` stays None: only the tower knows it.
+    key, claim
+        The item's key, and the claim on it. Another caller may own the claim.
+    rows
+        The encoded rows, or a lease on the rows that another caller inserted. None: not encoded yet.
     call
         The arguments for which the stock method encodes this item alone.
     moved
@@ -30,15 +32,13 @@ class CallItem:
         by `take_arguments`.
     """
 
-    __slots__ = ("_tickets", "call", "claim", "error", "key", "moved", "num_rows", "rows")
+    __slots__ = ("_tickets", "call", "claim", "key", "moved", "rows")
 
     def __init__(self, key: bytes, call: ItemCall) -> None:
         self.key = key
         self.call = call
-        self.num_rows: int | None = None
         self.rows: Tensor | Lease | None = None
         self.claim: Claim | None = None
-        self.error: Exception | None = None
         self.moved: dict[str, MovedFeature] = {}
         self._tickets: list[Ticket] = []
 

@@ -272,7 +272,8 @@ class VisionPipeline:
             placement = plan.make_placement()  # equal items are one item now
         leases = PlanLeases(cache, plan)
         try:
-            if leases.num_hits < len(plan) or self._must_visit_hits(plan, leases):
+            # A hashed feature may be on its way to the device, even if all items are hits now.
+            if hashed or leases.num_hits < len(plan) or self._must_visit_hits(plan, leases):
                 return self._embed_items(call, requests, plan, leases, hashed)
             rest = leases.add_sources(placement, call.destination.native)
             with torch.no_grad():
