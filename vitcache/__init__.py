@@ -51,7 +51,7 @@ if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     from vitcache.placement.spans import (
         spans_from_token_ids as spans_from_token_ids,
     )
-    from vitcache.placement.warm_up import warm_up as warm_up
+    from vitcache.placement.start_up import warm_up as warm_up
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
     from vitcache.ring.ticket import Ticket as Ticket
 
@@ -82,7 +82,7 @@ _NAMES = {
         "spans_from_placeholder",
         "spans_from_token_ids",
     ),
-    "vitcache.placement.warm_up": ("warm_up",),
+    "vitcache.placement.start_up": ("warm_up",),
     "vitcache.ring.pinned_ring": ("PinnedRing",),
     "vitcache.ring.ticket": ("Ticket",),
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         spans_from_placeholder,
         spans_from_token_ids,
     )
-    from vitcache.placement.warm_up import warm_up
+    from vitcache.placement.start_up import warm_up
 
 __all__ = [
     "PlacementTable",
@@ -40,6 +40,6 @@ __getattr__ = lazy_names(
             "spans_from_placeholder",
             "spans_from_token_ids",
         ),
-        "vitcache.placement.warm_up": ("warm_up",),
+        "vitcache.placement.start_up": ("warm_up",),
     },
 )
