@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.arguments import to_int
 from vitcache.device.streams import Event, is_capturing
 from vitcache.pages.reservation import Reservation
 from vitcache.placement.call_checks import check_scale
@@ -37,7 +38,7 @@ class PlacementTable:
     ValueError
         If `max_rows` is less than 1.
     TypeError
-        If `dtype` is not float32, float16 or bfloat16.
+        If `max_rows` is not an int, or is a bool; if `dtype` is not float32, float16 or bfloat16.
 
     Notes
     -----
@@ -61,8 +62,7 @@ class PlacementTable:
     def __init__(
         self, max_rows: int, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | str | None = None
     ) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows is {max_rows}, it must be at least 1")
+        max_rows = to_int("max_rows", max_rows, 1)
         if dtype not in KINDS:
             raise TypeError(f"dtype is {dtype}, it must be float32, float16 or bfloat16")
         if device is None:
