@@ -1,7 +1,7 @@
 """`scatter_embeddings` and `embed_tokens` write image rows into ``inputs_embeds``.
 
-An eager call without gradients calls `dispatch` directly. A call with gradients or under torch.compile uses
-the operators of `torch_ops`, which take only tensors.
+An eager call is a `ScatterCall` or an `EmbedCall`. A call with gradients or under torch.compile uses the
+operators of `torch_ops`, which take only tensors.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ from torch import Tensor
 
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
-from vitcache.placement import autograd, dispatch
+from vitcache.placement import autograd
 from vitcache.placement.call_checks import (
-    bump_versions,
     check_embedding,
     check_scale,
-    check_table_call,
-    check_writable,
     is_traced,
     make_out,
     needs_grad,
     refuse_out,
     refuse_store,
 )
-from vitcache.placement.destination import Destination
 from vitcache.placement.embed_call import EmbedCall
-from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.runs import check_lists, list_runs
+from vitcache.placement.scatter_call import ScatterCall
 
 
 def scatter_embeddings(
@@ -120,31 +116,10 @@ def scatter_embeddings(
             [2., 2.],
             [3., 3.]])
     """
-    scale = check_scale("scale", scale)
     if is_traced(inputs_embeds):
-        refuse_store(store, "torch.compile")
-        runs, tensors = _as_tensors(embeddings, spans)
-        if needs_grad(inputs_embeds, deepstack, *tensors):
-            autograd.scatter(inputs_embeds, deepstack, tensors, runs, scale)
-        else:
-            torch.ops.vitcache.scatter_embeddings_(inputs_embeds, deepstack, tensors, runs, scale)
-        return inputs_embeds
-    destination = Destination("inputs_embeds", inputs_embeds, deepstack)
-    if isinstance(embeddings, PlacementTable):
-        check_table_call(spans, inputs_embeds, deepstack)
-        refuse_store(store, "a PlacementTable")
-        dispatch.scatter_table(destination, embeddings, scale)
-    else:
-        dispatch.refuse_capture(destination.device)
-        placed = Placement(destination, embeddings, spans, store)
-        if torch.is_grad_enabled() and needs_grad(inputs_embeds, deepstack, *placed.items):
-            check_writable(inputs_embeds, deepstack)
-            refuse_store(store, "a gradient")
-            autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)
-            return inputs_embeds
-        dispatch.scatter(destination, placed, scale)
-    bump_versions(inputs_embeds, deepstack)
-    return inputs_embeds
+        return _scatter_traced(inputs_embeds, embeddings, spans, deepstack, scale, store)
+    call = ScatterCall(inputs_embeds, deepstack, scale)
+    return call.run(embeddings, spans, store)
 
 
 def embed_tokens(
@@ -220,6 +195,25 @@ def embed_tokens(
         return _embed_traced(input_ids, weight, embeddings, spans, out, deepstack, scale, text_scale, store)
     call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
     return call.run(embeddings, spans, store)
+
+
+def _scatter_traced(
+    inputs_embeds: Tensor,
+    embeddings: Any,
+    spans: Any,
+    deepstack: Tensor | None,
+    scale: float | None,
+    store: Any,
+) -> Tensor:
+    """`scatter_embeddings` through the operators, for calls that torch traces."""
+    scale = check_scale("scale", scale)
+    refuse_store(store, "torch.compile")
+    runs, tensors = _as_tensors(embeddings, spans)
+    if needs_grad(inputs_embeds, deepstack, *tensors):
+        autograd.scatter(inputs_embeds, deepstack, tensors, runs, scale)
+    else:
+        torch.ops.vitcache.scatter_embeddings_(inputs_embeds, deepstack, tensors, runs, scale)
+    return inputs_embeds
 
 
 def _embed_traced(
