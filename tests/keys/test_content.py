@@ -377,10 +377,22 @@ def test_content_key_of_an_unsupported_extra_names_its_position(extra: Any, matc
         content_key(b"", extra=extra)
 
 
-@pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace("m")])
-def test_content_key_with_a_namespace_that_is_not_bytes_is_a_type_error(namespace: Any) -> None:
-    with pytest.raises(TypeError, match=r"namespace must be bytes, such as .*, got"):
+@pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace, 3, True])
+def test_content_key_with_a_namespace_of_a_wrong_type_is_a_type_error(namespace: Any) -> None:
+    match = f"namespace must be bytes or a Namespace, got {type(namespace).__name__}"
+    with pytest.raises(TypeError, match=match):
         content_key(b"", namespace=namespace)
+    with pytest.raises(TypeError, match=match):
+        content.to_namespace(namespace)
+
+
+def test_content_key_in_a_namespace_object_equals_that_in_its_digest(algorithm: str) -> None:
+    namespace = Namespace("m", tenant="a", epoch=3)
+    assert content.to_namespace(namespace) == namespace.digest()
+    assert content.to_namespace(namespace.digest()) == namespace.digest()
+    assert content.to_namespace(b"") == b""
+    assert content_key(BASE, namespace=namespace) == content_key(BASE, namespace=namespace.digest())
+    assert content_key(BASE, namespace=namespace) != content_key(BASE, namespace=Namespace("m", tenant="b"))
 
 
 @pytest.mark.parametrize(

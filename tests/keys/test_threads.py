@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import vitcache.keys.threads
-from vitcache import KeyThreads, content_key
+from vitcache import KeyThreads, Namespace, content_key
 from vitcache.keys.threads import KeyedFeature
 
 SECONDS = 60  # limit of each wait: a test that hangs then fails
@@ -46,7 +46,7 @@ class Gate:
 
 def test_key_threads_keys_equal_those_of_content_key(threads: KeyThreads) -> None:
     features = [b"a", np.arange(12.0), torch.ones(3).bfloat16(), [b"a", np.ones(2)], torch.rand(600, 700)]
-    options = {"namespace": b"n", "extra": {"grid": [1, 2]}}
+    options: dict[str, Any] = {"namespace": Namespace("n"), "extra": {"grid": [1, 2]}}
     futures = [threads.submit(feature, **options) for feature in features]
     for feature, future in zip(features, futures, strict=True):
         key, loaded = future.result(SECONDS)

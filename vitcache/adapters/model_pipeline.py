@@ -13,6 +13,7 @@ from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.model_outputs import image_rows
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.keys.content import Namespace
 from vitcache.pipeline.encoder_runner import Encode
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.vision_pipeline import VisionPipeline
@@ -23,8 +24,8 @@ def vision_pipeline(
     model: nn.Module,
     cache: EmbeddingCache | None = None,
     *,
-    namespace: str | None = None,
-    device_bytes: int | None = None,
+    namespace: str | bytes | Namespace | None = None,
+    device_bytes: int | str | None = None,
     **options: Any,
 ) -> VisionPipeline:
     """Return a pipeline that encodes images with `model.get_image_features`, several images per call.
@@ -43,7 +44,8 @@ def vision_pipeline(
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL, `namespace` is not a str, bytes or a `Namespace`, or
+        `device_bytes` is neither an int nor a str.
     ValueError
         If the rows of `cache` have another width or dtype than the model's, or if both `cache` and
         `device_bytes` are given.
@@ -70,9 +72,9 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
+    shared = namespace_for(base, tower, namespace).digest()  # raises before the cache allocates its memory
     cache = cache_for(base, tower, cache, device_bytes)
-    encode = image_encoder(model)
-    return VisionPipeline(encode, cache, namespace=namespace_for(base, tower, namespace).digest(), **options)
+    return VisionPipeline(image_encoder(model), cache, namespace=shared, **options)
 
 
 def image_encoder(model: nn.Module) -> Encode:

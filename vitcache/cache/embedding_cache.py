@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcache._native import Ledger, Pending
-from vitcache.arguments import to_device, to_int, to_ms
+from vitcache.arguments import to_bytes, to_device, to_int, to_ms
 from vitcache.cache.checksums import Checksums
 from vitcache.cache.claims import Claim, claim
 from vitcache.cache.coordinator import CacheCoordinator
@@ -64,8 +64,8 @@ class EmbeddingCache:
     device
         Device of the device tier, CPU or CUDA. None: the current CUDA device if there is one, else the CPU.
     device_bytes, host_bytes
-        Size of each tier in bytes, rounded down to whole pages. ``host_bytes=0``: no host tier. The host tier
-        of a CUDA device is page-locked.
+        Size of each tier in bytes, an int or a str such as ``"8GiB"``, rounded down to whole pages.
+        ``host_bytes=0``: no host tier. The host tier of a CUDA device is page-locked.
     page_rows
         Rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one. Choose 1 if
         most items have only a few rows.
@@ -91,7 +91,8 @@ class EmbeddingCache:
         If a number is too small, `device_bytes` or `host_bytes` is less than one page, `device` is not the
         CPU or a CUDA device, or `policy` is unknown.
     TypeError
-        If a number is not an int, or `dtype` is not float32, float16 or bfloat16.
+        If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
+        float16 or bfloat16. A bool is not an int.
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
@@ -131,16 +132,16 @@ class EmbeddingCache:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
-        device_bytes: int,
-        host_bytes: int = 0,
+        device_bytes: int | str,
+        host_bytes: int | str = 0,
         page_rows: int = 16,
         policy: str = "lru",
         checksum: bool = False,
     ) -> None:
         row_width = to_int("row_width", row_width, 1)
         page_rows = to_int("page_rows", page_rows, 1)
-        device_bytes = to_int("device_bytes", device_bytes, 0)
-        host_bytes = to_int("host_bytes", host_bytes, 0)
+        device_bytes = to_bytes("device_bytes", device_bytes, 0)
+        host_bytes = to_bytes("host_bytes", host_bytes, 0)
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}, it must be one of {DTYPE_NAMES}")
         page_bytes = page_rows * row_width * dtype.itemsize

@@ -10,7 +10,7 @@ import torch
 
 from vitcache.arguments import to_int
 from vitcache.device.thread_modes import TorchModes, current_streams
-from vitcache.keys.content import content_key
+from vitcache.keys.content import Namespace, content_key
 
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
 _DEFAULT_THREADS = 4
@@ -80,7 +80,9 @@ class KeyThreads:
         self._unfinished: set[Future[KeyedFeature]] = set()
         self._pid = os.getpid()
 
-    def submit(self, feature: Any, *, namespace: bytes = b"", extra: Any = None) -> Future[KeyedFeature]:
+    def submit(
+        self, feature: Any, *, namespace: bytes | Namespace = b"", extra: Any = None
+    ) -> Future[KeyedFeature]:
         """Queue one item for the threads. Does not wait.
 
         Parameters
@@ -139,7 +141,7 @@ class KeyThreads:
 
 def _hash(
     feature: Any,
-    namespace: bytes,
+    namespace: bytes | Namespace,
     extra: Any,
     num_threads: int,
     modes: TorchModes,
