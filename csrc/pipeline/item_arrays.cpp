@@ -59,14 +59,14 @@ bool ItemArrays::has_unfolded(std::string_view key_namespace) const {
   return computed == nullptr || computed->num_folded < num_to_fold_;
 }
 
-std::vector<std::int64_t> ItemArrays::unfolded(std::string_view key_namespace) const {
-  std::vector<std::int64_t> found;
+std::vector<std::pair<std::int64_t, Key>> ItemArrays::unfolded(std::string_view key_namespace) const {
+  std::vector<std::pair<std::int64_t, Key>> found;
   if (!has_unfolded(key_namespace)) return found;
   const Keys keys = keys_in(key_namespace);
   for (std::size_t i = 0; i < items_.size(); ++i)
     if (const auto position = static_cast<std::int64_t>(i);
         items_[i].is_folded() && keys.find(position) == nullptr)
-      found.push_back(position);
+      found.emplace_back(position, *items_[i].key);
   return found;
 }
 

@@ -77,8 +77,8 @@ class ItemArrays {
   // with the namespace folded in. An item stores one computed key per namespace.
   void set_computed(std::int64_t position, std::string_view key_namespace, const Key& key);
 
-  // The items whose given keys are not folded yet, in a namespace that is not empty.
-  std::vector<std::int64_t> unfolded(std::string_view key_namespace) const;
+  // The items whose given keys are not folded yet, and these keys, in a namespace that is not empty.
+  std::vector<std::pair<std::int64_t, Key>> unfolded(std::string_view key_namespace) const;
   bool has_unfolded(std::string_view key_namespace) const;
 
   // The keys of the items in a namespace. Valid until `set_computed`.

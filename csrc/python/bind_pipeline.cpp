@@ -85,9 +85,13 @@ void bind_item_arrays(py::module_& module) {
       .def(
           "unfolded",
           [](const ItemArrays& arrays, const py::bytes& key_namespace) {
-            return arrays.unfolded(key_namespace);
+            std::vector<std::pair<std::int64_t, py::bytes>> found;
+            for (const auto& [position, key] : arrays.unfolded(key_namespace))
+              found.emplace_back(position, from_key(key));
+            return found;
           },
-          py::arg("key_namespace"), "The items into whose given keys the namespace is not folded yet.")
+          py::arg("key_namespace"),
+          "The items into whose given keys the namespace is not folded yet, as (position, given key).")
       .def(
           "last_stop",
           [](const ItemArrays& arrays, std::int64_t position, const py::bytes& key_namespace) {

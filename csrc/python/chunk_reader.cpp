@@ -99,7 +99,7 @@ void read_digest(ItemArrays& arrays, py::ssize_t position, py::handle digest, co
   if (fields.size() != 2 && fields.size() != 3)
     throw py::type_error(item_name(position) + ": digest must have 2 or 3 fields, got " +
                          std::to_string(fields.size()));
-  const bool is_valid = fields.size() == 2 ? given.is_none() : fields[2].equal(given);
+  const bool is_valid = fields.size() == 2 ? given.is_none() : py::object(fields[2]).equal(given);
   if (is_valid) arrays.set_computed(position, fields[0].cast<py::bytes>(), read_key(fields[1]));
 }
 

@@ -131,7 +131,7 @@ def agree_on_missing(
     leases: PlanLeases,
     step_items: dict[int, StepItem],
 ) -> list[StepItem]:
-    """Return the items that all ranks encode, hits included.
+    """Return the items that all ranks encode, hits and kept rows included.
 
     Missing features are loaded before `agree` is called. If a rank failed to load a feature later, it would
     be absent from an encode of the other ranks. The host never waits for the owner of a claim, because the
@@ -141,7 +141,8 @@ def agree_on_missing(
     Parameters
     ----------
     step_items
-        The items that are not hits, by number. Receives the hits that all ranks encode.
+        The items that are not hits, by number. Receives the hits that all ranks encode. Kept rows are no
+        miss on this rank; if all ranks encode the item, they are forgotten.
 
     Raises
     ------
@@ -170,6 +171,9 @@ def agree_on_missing(
             step_item.try_load()
         if step_item is None:
             continue
+        if flag and step_item.state is State.KEPT:
+            step_item.set(State.MISSING, None)
+            step_item.try_load()
         if step_item.state is State.MISSING and not flag:
             raise ValueError(f"agree cleared flag {flag_number}, but its item is missing on this rank")
         if flag and step_item.failure is not None:
