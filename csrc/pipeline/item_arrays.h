@@ -92,7 +92,7 @@ class ItemArrays {
   // The computed keys of one namespace.
   struct Computed {
     std::string key_namespace;
-    std::vector<std::optional<Key>> keys;  // by position
+    std::vector<std::optional<Key>> keys;  // by position, up to the last item that was added before
     std::size_t num_folded;                // keys of items that are folded
   };
 
@@ -115,8 +115,9 @@ class ItemArrays::Keys {
     const ItemFields& fields = arrays_.item(position);
     if (fields.has_rows) return nullptr;
     if (fields.key && !(folds_ && fields.is_folded())) return &*fields.key;
-    if (computed_ == nullptr) return nullptr;
-    const std::optional<Key>& key = computed_->keys[static_cast<std::size_t>(position)];
+    const auto index = static_cast<std::size_t>(position);
+    if (computed_ == nullptr || index >= computed_->keys.size()) return nullptr;
+    const std::optional<Key>& key = computed_->keys[index];
     return key ? &*key : nullptr;
   }
 

@@ -117,7 +117,7 @@ def test_keys_are_folded_once_per_request_and_namespace(
     assert [call for call in calls if call[0]] == expected
     calls.clear()
     assert embed(empty, [Chunk(items, 0, 16)], 16) == []
-    complete = Items([Item(feature(9, 2), Span(0, 2), key=KEYS[0], complete_key=True)])
+    complete = Items([Item(feature(9, 2), Span(0, 2), key=b"c" * 32, complete_key=True)])
     assert embed(one, [Chunk(complete, 0, 4)], 4) == []
     assert calls == []
 

@@ -62,13 +62,13 @@ class KeptRows:
         self._cache = cache
         self._max_bytes = max_bytes
         # By `id` of the `Items` object. The weak reference removes the request when the object dies.
-        self._requests: dict[int, tuple[weakref.ref[Items], dict[Identity, Kept]]] = {}
+        self.requests: dict[int, tuple[weakref.ref[Items], dict[Identity, Kept]]] = {}
         self._epoch = NO_EPOCH
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return the number of requests with kept rows."""
-        return len(self._requests)
+        return len(self.requests)
 
     @property
     def num_bytes(self) -> int:
@@ -79,14 +79,14 @@ class KeptRows:
 
     def has_any(self, requests: Requests) -> bool:
         """Whether rows are kept for one of some requests."""
-        return not self._requests.keys().isdisjoint(map(id, requests))
+        return not self.requests.keys().isdisjoint(map(id, requests))
 
     def serve(self, plan: StepPlan, requests: Requests, step_items: Iterable[StepItem]) -> None:
         """Give the missing items of a step the rows that are kept for their requests.
 
         The current stream waits for the work that writes the rows.
         """
-        if not self._requests:
+        if not self.requests:
             return
         for step_item in step_items:
             if step_item.state is State.MISSING and step_item.identity is not None:
@@ -137,20 +137,20 @@ class KeptRows:
     def finish(self, plan: StepPlan, requests: Requests) -> None:
         """Drop the rows that no chunk needs after the placed chunks of a step."""
         for chunk, request in enumerate(requests):
-            if id(request) in self._requests:
+            if id(request) in self.requests:
                 with self._lock:
                     self._keep_after(request, plan.stop(chunk))
 
     def clear(self) -> None:
         """Drop all rows."""
         with self._lock:
-            self._requests.clear()
+            self.requests.clear()
 
     def _find(self, requests: Sequence[Items], identity: Identity) -> Kept | None:
         with self._lock:
             self._drop_earlier_epochs()
             for request in requests:
-                _, items = self._requests.get(id(request), (None, {}))
+                _, items = self.requests.get(id(request), (None, {}))
                 if identity in items:
                     return items[identity]
         return None
@@ -168,38 +168,38 @@ class KeptRows:
             if epoch != self._epoch:  # the encode began before a new epoch
                 return
             for request, _ in targets:  # replaced: the rows were encoded again, for another rank
-                self._requests.get(id(request), (None, {}))[1].pop(identity, None)
+                self.requests.get(id(request), (None, {}))[1].pop(identity, None)
             if sum(self._bytes_by_rows().values()) + rows.nbytes > self._max_bytes:
                 return
             for request, stop in targets:
                 number = id(request)
-                if number not in self._requests:
-                    self._requests[number] = (
-                        weakref.ref(request, partial(_forget, self._requests, number)),
+                if number not in self.requests:
+                    self.requests[number] = (
+                        weakref.ref(request, partial(_forget, self.requests, number)),
                         {},
                     )
-                self._requests[number][1][identity] = Kept(rows, event, stop)
+                self.requests[number][1][identity] = Kept(rows, event, stop)
 
     def _keep_after(self, request: Items, stop: int) -> None:
-        _, items = self._requests.get(id(request), (None, {}))
+        _, items = self.requests.get(id(request), (None, {}))
         for identity, kept in list(items.items()):
             if kept.stop <= stop:
                 del items[identity]
         if not items:
-            self._requests.pop(id(request), None)
+            self.requests.pop(id(request), None)
 
     def _bytes_by_rows(self) -> dict[int, int]:
         """Return the bytes of each tensor. A request may die meanwhile, so the dicts are copied first."""
         return {
             id(kept.rows): kept.rows.nbytes
-            for _, items in self._requests.copy().values()
+            for _, items in self.requests.copy().values()
             for kept in items.values()
         }
 
     def _drop_earlier_epochs(self) -> None:
         epoch = self._cache.epoch
         if epoch != self._epoch:
-            self._requests.clear()
+            self.requests.clear()
             self._epoch = epoch
 
 

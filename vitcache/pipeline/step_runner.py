@@ -136,7 +136,7 @@ class StepRunner:
             self._agree is not None
             or self.shadow is not None
             or (len(self._prefetched) > 0 and bool(self._prefetched.find_in(plan)))
-            or (len(self._kept) > 0 and self._kept.has_any(requests))
+            or (self._kept.requests and self._kept.has_any(requests))
             or (self._cache.has_host_tier and leases.has_host_hits())
         )
 
@@ -187,7 +187,7 @@ class StepRunner:
             refused = sources.commit(cache)
             if refused:
                 self._kept.keep(refused, plan, requests, self._namespace)
-            if len(self._kept) > 0:
+            if self._kept.requests:
                 self._kept.finish(plan, requests)
             if self.shadow is not None and chosen:
                 # After the insert: `commit` may read rows in memory that this encode overwrites.
