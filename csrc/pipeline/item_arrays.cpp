@@ -47,7 +47,7 @@ void ItemArrays::set_computed(std::int64_t position, std::string_view key_namesp
     return computed.key_namespace == key_namespace;
   });
   if (found == computed_.end()) found = computed_.insert(found, {std::string(key_namespace), {}, 0});
-  found->if (found->keys.size() < items_.size()) found->keys.resize(items_.size());
+  if (found->keys.size() < items_.size()) found->keys.resize(items_.size());
   std::optional<Key>& slot = found->keys[static_cast<std::size_t>(position)];
   if (!slot && item(position).is_folded()) ++found->num_folded;
   slot = key;
