@@ -33,7 +33,7 @@ struct Occurrence {
 };
 
 // The widths of rows that a step accepts.
-struct RowWidths {
+struct AcceptedWidths {
   std::int64_t row_width = 0;  // of the cache, and of items that name no width; 0: any width is accepted
   std::int64_t hidden = 0;     // of the destination; 0: there is none, and every divisor is accepted
 
@@ -53,13 +53,13 @@ class StepPlan {
   // ends after the last token, and std::invalid_argument if two chunks share a token of the batch, or two
   // spans a token of their chunk.
   StepPlan(const std::vector<Window>& windows, std::string_view key_namespace, std::int64_t num_tokens,
-           const RowWidths& widths = {});
+           const AcceptedWidths& widths = {});
 
   // The token of the prompt at which a window ends.
   std::int64_t stop(std::int64_t chunk) const { return stops_[static_cast<std::size_t>(chunk)]; }
   std::size_t num_chunks() const { return stops_.size(); }
 
-  const RowWidths& widths() const { return widths_; }
+  const AcceptedWidths& widths() const { return widths_; }
 
   // The items in the order in which the step needs them: by chunk, then by their first token in it.
   const std::vector<PlannedItem>& items() const { return items_; }
@@ -120,7 +120,7 @@ class StepPlan {
     return objects_of_[static_cast<std::size_t>(item)];
   }
 
-  RowWidths widths_;
+  AcceptedWidths widths_;
   std::vector<std::int64_t> stops_;  // by chunk
   std::vector<PlannedItem> items_;
   std::vector<ObjectList> objects_of_;  // by item

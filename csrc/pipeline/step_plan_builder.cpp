@@ -138,7 +138,7 @@ class StepPlan::Builder {
 };
 
 StepPlan::StepPlan(const std::vector<Window>& windows, std::string_view key_namespace,
-                   std::int64_t num_tokens, const RowWidths& widths)
+                   std::int64_t num_tokens, const AcceptedWidths& widths)
     : widths_(widths) {
   const bool has_batch = num_tokens != kNoBatch;
   if (has_batch) {

@@ -125,6 +125,7 @@ PyMethodDef methods[] = {
 
 PyMemberDef members[] = {
     {"num_rows", T_LONGLONG, offsetof(LeaseObject, num_rows), READONLY, "Number of rows."},
+    {"row_width", T_LONGLONG, offsetof(LeaseObject, row_width), READONLY, "Elements of a row."},
     {"hits", T_LONGLONG, offsetof(LeaseObject, hits), READONLY,
      "Number of hits of the entry since it was inserted into its tier, including the hit of this lease."},
     {"_tier", T_OBJECT_EX, offsetof(LeaseObject, tier), READONLY,
@@ -166,6 +167,7 @@ py::object make_lease(py::handle type, EntryPtr entry, const std::shared_ptr<Led
   }
   LeaseObject& lease = lease_of(self);
   lease.num_rows = entry->num_rows;
+  lease.row_width = entry->row_width();
   lease.hits = entry->hits;
   lease.tier = tier.inc_ref().ptr();
   new (&lease.entry) EntryPtr(std::move(entry));

@@ -28,7 +28,8 @@ def test_put_oversize_entry_is_rejected_and_evicts_nothing(caplog: pytest.LogCap
     assert (record.name, record.levelno) == ("vitcache.cache", logging.WARNING)
     assert record.message == (
         "put of 6 rows rejected: they need 96 bytes; the device tier has 64 bytes, 64 of them free or "
-        "evictable; raise device_bytes"
+        "evictable; raise device_bytes; further rejections for this reason are only counted, in "
+        "stats().rejections"
     )
 
 

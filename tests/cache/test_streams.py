@@ -14,7 +14,7 @@ from failure import Failure, fail
 from stream_model import StreamModel
 
 from vitcache._native import Ledger, Pending, ReleaseBatch, use_leases
-from vitcache.cache.coordinator import CacheCoordinator
+from vitcache.cache.host_copies import HostCopies
 from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages import reservation as reservations
 from vitcache.pages.lease import Lease
@@ -162,14 +162,14 @@ def forget_fences_of_pages(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_fences_before_copies(patch: pytest.MonkeyPatch) -> None:
-    copy = CacheCoordinator._copy_to_host
+    copy = HostCopies.demote
 
-    def copy_at_once(coordinator: CacheCoordinator, pending: Pending) -> None:
+    def copy_at_once(copies: HostCopies, pending: Pending) -> None:
         with pytest.MonkeyPatch.context() as inner:
             forget_fences_of_pages(inner)
-            copy(coordinator, pending)
+            copy(copies, pending)
 
-    patch.setattr(CacheCoordinator, "_copy_to_host", copy_at_once)
+    patch.setattr(HostCopies, "demote", copy_at_once)
 
 
 def forget_fences_before_writes(patch: pytest.MonkeyPatch) -> None:

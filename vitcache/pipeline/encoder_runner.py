@@ -91,7 +91,11 @@ class EncoderRunner:
         batches = self.batches(step_items)
         fresh: list[StepItem] = []
         self.start(batches[0] if batches else [])
-        self._cache.expect([step_item.num_rows for step_item in step_items if step_item.claim is not None])
+        expected = [step_item for step_item in step_items if step_item.claim is not None]
+        self._cache.expect(
+            [step_item.num_rows for step_item in expected],
+            row_width=[step_item.row_width for step_item in expected],
+        )
         for number, batch in enumerate(batches):
             # The next features are copied to the device while this micro-batch is encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
@@ -202,7 +206,7 @@ class EncoderRunner:
         for step_item in step_items:
             rows = step_item.rows
             if step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
-                reservation = step_item.claim.reserve(step_item.num_rows)
+                reservation = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
                 if reservation is None:
                     step_item.set(State.COPIED, rows.to(self._cache.dtype, copy=True))
                 else:

@@ -112,10 +112,11 @@ def claim_missing(
     missing = [item for item in step_items.values() if item.state is State.MISSING and item.item.rows is None]
     while missing and not claim_or_wait(cache, missing, cleanup):
         keys: list[bytes | None] = [None] * len(plan)
-        num_rows = [-1] * len(plan)
+        num_rows, row_widths = [-1] * len(plan), [-1] * len(plan)
         for step_item in missing:
             keys[step_item.number], num_rows[step_item.number] = step_item.key, step_item.num_rows
-        leases.look_up_again(keys, num_rows)
+            row_widths[step_item.number] = step_item.row_width
+        leases.look_up_again(keys, num_rows, row_widths)
         still_missing = set(leases.misses())
         for step_item in missing:
             if step_item.number not in still_missing:

@@ -14,6 +14,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
+from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.kept_rows import KeptRows
 from vitcache.pipeline.lookup import claim_all
@@ -98,7 +99,7 @@ class PrefetchJob:
         for step_item in batch:
             if step_item.identity not in self._prefetched and self._prefetched.has_free_bytes:
                 self._runner.start([step_item])
-                if step_item.moved is not None:
+                if isinstance(step_item.moved, MovedFeature):
                     self._prefetched.add(step_item.identity, step_item.moved, handle)
                     if not self._must_encode(step_item):  # a step has encoded the item
                         self._prefetched.take(step_item.identity)

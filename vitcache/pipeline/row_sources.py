@@ -127,7 +127,7 @@ def collect_sources(
         elif step_item.state is State.STORED and isinstance(rows, Reservation):
             cleanup.enter_context(rows)
         elif step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
-            store = step_item.claim.reserve(step_item.num_rows)
+            store = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
             if store is None:
                 rows = rows.to(cache.dtype)
                 sources.rejected.append((step_item, rows))
