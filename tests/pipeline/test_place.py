@@ -8,46 +8,12 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
-from pipeline_scene import HIDDEN, Tower, expected, feature, make_ids, make_weight
+from pipeline_scene import HIDDEN, Tower, expected, feature, make_ids, make_weight, place
 
 from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
 from vitcache.bench import frames
-from vitcache.testing import inspect
 
 WEIGHT = make_weight()
-
-
-def place(
-    pipeline: VisionPipeline, chunks: list[Chunk], num_tokens: int, *, failed: Any = (), levels: int = 0
-) -> list[Any]:
-    """Place a step into text rows, compare every token and every deepstack row, and return the errors."""
-    ids = make_ids(num_tokens)
-    inputs_embeds = WEIGHT[ids]
-    deepstack = torch.full((levels, num_tokens, HIDDEN), 7.0) if levels else None
-    version = inputs_embeds._version
-    result = pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
-    assert result.inputs_embeds is inputs_embeds
-    assert inputs_embeds._version > version
-    wanted, wanted_levels = expected(chunks, ids, WEIGHT, failed=failed, levels=levels)
-    assert torch.equal(inputs_embeds, wanted)
-    if deepstack is not None:
-        wanted_levels[:, ~image_tokens(chunks, num_tokens)] = 7.0
-        assert torch.equal(deepstack, wanted_levels)
-    pipeline.cache.check_integrity()
-    assert pipeline.cache.stats().leased_pages == 0
-    assert inspect(pipeline.cache).num_claims == 0
-    return result.errors
-
-
-def image_tokens(chunks: list[Chunk], num_tokens: int) -> torch.Tensor:
-    """Which tokens of the batch belong to an item."""
-    found = torch.zeros(num_tokens, dtype=torch.bool)
-    for chunk in chunks:
-        for item in chunk.items:
-            for span in item.spans:
-                for token in range(max(span.start, chunk.start), min(span.stop, chunk.start + chunk.length)):
-                    found[token - chunk.start + chunk.token_offset] = True
-    return found
 
 
 def test_place_encodes_once_and_leaves_text_rows_alone(maybe_ring: PinnedRing | None) -> None:
