@@ -20,6 +20,7 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination
+from vitcache.placement.levels import level_arguments, list_levels
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
@@ -33,13 +34,31 @@ class ScatterCall:
     it uses the calling thread's current stream.
     """
 
-    __slots__ = ("_are_spans_checked", "_deepstack", "_inputs_embeds", "_scale", "destination")
+    __slots__ = (
+        "_are_spans_checked",
+        "_deepstack",
+        "_deepstack_rows",
+        "_inputs_embeds",
+        "_scale",
+        "_written",
+        "destination",
+    )
 
-    def __init__(self, inputs_embeds: Tensor, deepstack: Tensor | None, scale: float | None) -> None:
+    def __init__(
+        self,
+        inputs_embeds: Tensor,
+        deepstack: Tensor | Sequence[Tensor] | None,
+        scale: float | None,
+        *,
+        deepstack_rows: Tensor | None = None,
+    ) -> None:
         self._scale = None if scale is None else check_scale("scale", scale)
-        self._inputs_embeds, self._deepstack = inputs_embeds, deepstack
+        self._inputs_embeds, self._deepstack, self._deepstack_rows = inputs_embeds, deepstack, deepstack_rows
         self._are_spans_checked = False
-        self.destination = Destination("inputs_embeds", inputs_embeds, deepstack)
+        self.destination = Destination("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
+        self._written = [inputs_embeds]
+        if self.destination.levels:
+            self._written += level_arguments(deepstack, deepstack_rows)
 
     def check_spans(self, spans: Sequence[Sequence[Span]] | _native.Placement) -> None:
         """Check everything that depends on the spans but not on the rows.
@@ -82,19 +101,21 @@ class ScatterCall:
         store
             As in `scatter_embeddings`; `placed` was made with it.
         """
-        inputs_embeds, deepstack = self._inputs_embeds, self._deepstack
-        if torch.is_grad_enabled() and needs_grad(inputs_embeds, deepstack, *placed.added_items):
-            check_writable(inputs_embeds, deepstack)
+        inputs_embeds = self._inputs_embeds
+        if torch.is_grad_enabled() and needs_grad(*self._written, *placed.added_items):
+            check_writable(*self._written)
             refuse_store(store, "a gradient")
-            autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), self._scale)
+            levels = list_levels("inputs_embeds", inputs_embeds, self._deepstack, self._deepstack_rows)
+            num_packed = self.destination.num_packed
+            autograd.scatter(inputs_embeds, levels, num_packed, *placed.tensors_and_runs(), self._scale)
             return inputs_embeds
         dispatch.scatter(self.destination, placed, self._scale)
-        bump_versions(inputs_embeds, deepstack)
+        bump_versions(*self._written)
         return inputs_embeds
 
     def _run_table(self, table: PlacementTable, spans: Any, store: Any) -> Tensor:
-        check_table_call(spans, self._inputs_embeds, self._deepstack)
+        check_table_call(spans, self._deepstack_rows, *self._written)
         refuse_store(store, "a PlacementTable")
         dispatch.scatter_table(self.destination, table, self._scale)
-        bump_versions(self._inputs_embeds, self._deepstack)
+        bump_versions(*self._written)
         return self._inputs_embeds
