@@ -127,11 +127,11 @@ void bind_pipeline(py::module_& module) {
       .def(
           "make_placement",
           [](const StepPlan& plan) {
-            Placement placement;
+            Placement placement(true);
             placement.set_runs(plan.runs());
             return placement;
           },
-          "A placement with the runs of the step, without sources.")
+          "A placement with the runs of the step, without sources. It accepts narrow rows.")
       .def_property_readonly("has_unkeyed", [](const StepPlan& plan) { return !plan.unkeyed().empty(); })
       .def("unkeyed", &StepPlan::unkeyed, "The items that have neither a key nor rows.")
       .def("given", &StepPlan::given, "The items that have precomputed rows.")

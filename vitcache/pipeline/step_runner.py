@@ -112,6 +112,8 @@ class StepRunner:
             chunks, requests, namespace, destination.num_tokens, destination.width, destination.hidden
         )
         placement = plan.make_placement()
+        if destination.num_packed not in (None, placement.num_placed):
+            _refuse_packed(destination, placement)
         call.check_spans(placement)
         hashed: Sequence[StepItem] = ()
         if plan.has_unkeyed:
@@ -215,6 +217,13 @@ class StepRunner:
                 yield
         finally:
             current.wait_stream(self._stream)
+
+
+def _refuse_packed(destination: Destination, placement: NativePlacement) -> NoReturn:
+    raise ValueError(
+        f"deepstack_rows has {destination.num_packed} rows a level, the step places rows at "
+        f"{placement.num_placed} tokens"
+    )
 
 
 def _refuse_width(destination: Destination, cache: EmbeddingCache) -> NoReturn:

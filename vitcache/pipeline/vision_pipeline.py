@@ -219,7 +219,8 @@ class VisionPipeline:
         weight: Tensor,
         *,
         out: Tensor | None = None,
-        deepstack: Tensor | None = None,
+        deepstack: Tensor | Sequence[Tensor] | None = None,
+        deepstack_rows: Tensor | None = None,
         scale: float | None = None,
         text_scale: float | None = None,
     ) -> EmbedResult:
@@ -230,9 +231,10 @@ class VisionPipeline:
         chunks
             The chunks of the batch, one or more per request. Chunks must not overlap in the batch. Tokens
             outside of all chunks are text tokens.
-        input_ids, weight, out, deepstack, scale, text_scale
+        input_ids, weight, out, deepstack, deepstack_rows, scale, text_scale
             As in `embed_tokens`. `weight` must be on the cache's device. The cache's `row_width` must be
-            ``H``, the width of `weight`, or ``H * (1 + L)`` with `deepstack` of ``L`` levels.
+            ``H``, the width of `weight`, or ``H * (1 + L)`` with ``L`` deepstack levels. The deepstack rows
+            of tokens whose item has rows of width ``H`` are zero.
 
         Returns
         -------
@@ -264,7 +266,7 @@ class VisionPipeline:
         device = self.cache.device
         if getattr(weight, "device", device) != device or is_traced(weight):
             refuse_tensor("weight", weight, device)
-        call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
+        call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale, deepstack_rows=deepstack_rows)
         return self._steps.run(call, chunks)
 
     def place(
@@ -272,7 +274,8 @@ class VisionPipeline:
         chunks: Sequence[Chunk],
         inputs_embeds: Tensor,
         *,
-        deepstack: Tensor | None = None,
+        deepstack: Tensor | Sequence[Tensor] | None = None,
+        deepstack_rows: Tensor | None = None,
         scale: float | None = None,
     ) -> EmbedResult:
         """Write the rows of a step's items into `inputs_embeds`, which contains the rows of its text tokens.
@@ -284,9 +287,10 @@ class VisionPipeline:
         ----------
         chunks
             As in `embed`.
-        inputs_embeds, deepstack, scale
+        inputs_embeds, deepstack, deepstack_rows, scale
             As in `scatter_embeddings`, in place. `inputs_embeds` must be on the cache's device. The cache's
-            `row_width` must be ``H``, or ``H * (1 + L)`` with `deepstack` of ``L`` levels.
+            `row_width` must be ``H``, or ``H * (1 + L)`` with ``L`` deepstack levels. The deepstack rows of
+            tokens whose item has rows of width ``H`` are zeroed.
 
         Returns
         -------
@@ -321,7 +325,8 @@ class VisionPipeline:
         device = self.cache.device
         if getattr(inputs_embeds, "device", device) != device or is_traced(inputs_embeds):
             refuse_tensor("inputs_embeds", inputs_embeds, device)
-        return self._steps.run(ScatterCall(inputs_embeds, deepstack, scale), chunks)
+        call = ScatterCall(inputs_embeds, deepstack, scale, deepstack_rows=deepstack_rows)
+        return self._steps.run(call, chunks)
 
     def key(self, item: Item) -> bytes:
         """Return the key under which the pipeline looks an item up in the cache. The item stores it.
