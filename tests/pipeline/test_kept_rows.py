@@ -1,4 +1,4 @@
-"""Rows that the cache refused are kept for the later chunks of their request."""
+"""Rows that the cache rejected are kept for the later chunks of their request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = 12
 
 
 def small_cache(**options: Any) -> Any:
-    """A cache of two pages of 2 rows: it refuses an item of 12 rows."""
+    """A cache of two pages of 2 rows: it rejects an item of 12 rows."""
     return make_cache(2, page_rows=2, **options)
 
 
@@ -44,7 +44,7 @@ def run_chunks(pipeline: VisionPipeline, items: Items, starts: range, failed: An
 
 
 @pairwise(key=[True, False], reuses_memory=[False, True], packed=[False, True], max_rows=[1, 12, 99])
-def test_refused_image_is_encoded_once_per_request(
+def test_rejected_image_is_encoded_once_per_request(
     key: bool, reuses_memory: bool, packed: bool, max_rows: int
 ) -> None:
     tower = Tower(reuses_memory=reuses_memory, packed=packed)
@@ -62,7 +62,7 @@ def test_refused_image_is_encoded_once_per_request(
     assert pipeline._kept.num_bytes == 0
 
 
-def test_keep_bytes_0_encodes_a_refused_image_once_per_chunk() -> None:
+def test_keep_bytes_0_encodes_a_rejected_image_once_per_chunk() -> None:
     tower = Tower()
     pipeline = VisionPipeline(tower, small_cache(), keep_bytes=0)
     assert run_chunks(pipeline, request(0), range(0, 12, 4)) == [0, 0, 0]
@@ -202,7 +202,7 @@ def test_rows_that_the_host_tier_accepts_after_the_step_are_not_kept() -> None:
     assert pipeline._kept.num_bytes == 0
 
 
-def test_prefetch_keeps_refused_rows_for_the_step() -> None:
+def test_prefetch_keeps_rejected_rows_for_the_step() -> None:
     tower = Tower()
     with VisionPipeline(tower, small_cache()) as pipeline:
         items = request(0)
@@ -283,7 +283,7 @@ def test_threads_that_embed_chunks_of_many_requests_keep_exact_counts() -> None:
     assert (len(pipeline._kept), pipeline._kept.num_bytes) == (0, 0)
 
 
-def test_random_requests_with_refusals_give_the_rows_of_a_plain_loop() -> None:
+def test_random_requests_with_rejections_give_the_rows_of_a_plain_loop() -> None:
     for seed in range(40):
         rng = random.Random(seed)
         tower = Tower(reuses_memory=rng.random() < 0.5, packed=rng.random() < 0.5)

@@ -51,7 +51,7 @@ def test_mixed_widths_are_encoded_once_and_zero_in_the_levels_of_narrow_rows(
 
 @pytest.mark.parametrize("step", [embed, place])
 @pytest.mark.parametrize("host_pages", [0, 30])
-def test_mixed_widths_from_both_tiers_and_from_refused_rows(step: Any, host_pages: int) -> None:
+def test_mixed_widths_from_both_tiers_and_from_rejected_rows(step: Any, host_pages: int) -> None:
     tower = Tower(WIDTH)
     pipeline = VisionPipeline(tower, make_cache(2, host_pages, width=WIDTH))
     items = mixed()

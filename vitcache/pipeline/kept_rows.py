@@ -1,4 +1,4 @@
-"""`KeptRows`: rows that the cache refused, kept until the last chunk of their request is placed."""
+"""`KeptRows`: rows that the cache rejected, kept until the last chunk of their request is placed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Kept(NamedTuple):
 
 
 class KeptRows:
-    """Rows of unfinished requests that the cache refused, so that no item is encoded once per chunk.
+    """Rows of unfinished requests that the cache rejected, so that no item is encoded once per chunk.
 
     Rows are kept for one `Items` object. They are dropped if a chunk that reaches the end of the item's last
     span was placed, if the `Items` object dies, or if the cache begins a new epoch. The rows of one item are
@@ -49,7 +49,7 @@ class KeptRows:
     Parameters
     ----------
     cache
-        The cache that refused the rows.
+        The cache that rejected the rows.
     max_bytes
         Most bytes of all kept rows. They are on the cache's device, outside of the cache's budget.
 
@@ -99,20 +99,20 @@ class KeptRows:
 
     def keep(
         self,
-        refused: Iterable[tuple[StepItem, Tensor]],
+        rejected: Iterable[tuple[StepItem, Tensor]],
         plan: StepPlan,
         requests: Requests,
         namespace: bytes,
         *,
         is_placed: bool = True,
     ) -> None:
-        """Keep refused rows for the requests that need them after this step.
+        """Keep rejected rows for the requests that need them after this step.
 
         Call it while the rows in the encoder's memory are valid, on a stream that is ordered behind them.
 
         Parameters
         ----------
-        refused
+        rejected
             Step items with a claim, and their rows in the cache's dtype. The rows of a `FRESH` item are
             copied; all other rows belong to the step.
         is_placed
@@ -120,7 +120,7 @@ class KeptRows:
         """
         if self._max_bytes == 0:
             return
-        for step_item, rows in refused:
+        for step_item, rows in rejected:
             if step_item.identity is None or step_item.claim is None:
                 continue
             targets = []

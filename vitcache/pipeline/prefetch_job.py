@@ -126,5 +126,5 @@ class PrefetchJob:
             for step_item in missing:
                 if isinstance(step_item.rows, Reservation):
                     step_item.rows.commit()
-            refused = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
-            self._kept.keep(refused, plan, requests, self._namespace, is_placed=False)
+            rejected = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
+            self._kept.keep(rejected, plan, requests, self._namespace, is_placed=False)

@@ -186,9 +186,9 @@ class StepRunner:
                 chosen = self.shadow.choose(hits(plan, requests, leases, step_items))
             # Before the insert: a caller that finds the rows may change the features.
             wait_until_read(step_items.values())
-            refused = sources.commit(cache)
-            if refused:
-                self._kept.keep(refused, plan, requests, self._namespace)
+            rejected = sources.commit(cache)
+            if rejected:
+                self._kept.keep(rejected, plan, requests, self._namespace)
             if self._kept.requests:
                 self._kept.finish(plan, requests)
             if self.shadow is not None and chosen:

@@ -52,7 +52,7 @@ class VisionPipeline:
        encoded, the features of the next one are copied to the device;
     6. writes the rows of items, and in `embed` those of text tokens, to `inputs_embeds`, and fresh rows to
        pages of the cache;
-    7. inserts the fresh rows in the cache, and releases the leases and the claims. If the cache refuses the
+    7. inserts the fresh rows in the cache, and releases the leases and the claims. If the cache rejects the
        rows of an unfinished request, they are kept until its last chunk is placed.
 
     Parameters
@@ -95,7 +95,7 @@ class VisionPipeline:
         and any other object. A callable is still called, and `encode` gets its value. An object that
         `content_key` cannot hash needs `Item.key`.
     keep_bytes
-        Most bytes of rows that the cache refused and that are kept for the next chunks of their requests, an
+        Most bytes of rows that the cache rejected and that are kept for the next chunks of their requests, an
         int or a str such as ``"256MiB"``; 0: none. They are on the cache's device, outside of its budget.
         Rows belong to an `Items` object: pass one `Items` object to all chunks of a request. They are dropped
         if a chunk that reaches the end of the item's last span is placed, if the `Items` object dies, and in
