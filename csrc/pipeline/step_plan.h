@@ -35,7 +35,7 @@ struct Occurrence {
 // The widths of rows that a step accepts.
 struct AcceptedWidths {
   std::int64_t row_width = 0;  // of the cache, and of items that name no width; 0: any width is accepted
-  std::int64_t hidden = 0;     // of the destination; 0: there is none, and every divisor is accepted
+  std::int64_t hidden = 0;     // of the destination; 0: without a destination, every divisor is accepted
 
   bool accept(std::int64_t width) const {
     if (row_width == 0 || width == row_width) return true;

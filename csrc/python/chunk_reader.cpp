@@ -59,7 +59,7 @@ std::string item_name(py::ssize_t position) { return "item " + std::to_string(po
 
 std::int64_t read_int64(py::ssize_t position, py::handle value) {
   if (PyBool_Check(value.ptr()))
-    throw py::type_error(item_name(position) + ": a bool is no number of tokens or rows, got " +
+    throw py::type_error(item_name(position) + ": a number of tokens or rows must be an int, got " +
                          py::str(value).cast<std::string>());
   const std::int64_t number = PyLong_AsLongLong(value.ptr());
   if (number == -1 && PyErr_Occurred() != nullptr) {

@@ -166,8 +166,9 @@ void a_namespace_is_folded_into_given_keys_once() {
   CHECK_EQUAL(num_unfolded(""), std::size_t{0});
   CHECK_EQUAL(num_unfolded("a"), std::size_t{2});
   CHECK_EQUAL(num_unfolded("early"), std::size_t{1});
-  CHECK_EQUAL(arrays.unfolded("early")[0].first, 2);
-  CHECK(arrays.unfolded("early")[0].second == key_of(2));
+  const auto unfolded = arrays.unfolded("early");
+  CHECK_EQUAL(unfolded[0].first, 2);
+  CHECK(unfolded[0].second == key_of(2));
   for (const auto& [position, key] : arrays.unfolded("a")) {
     CHECK(arrays.has_unfolded("a"));
     arrays.set_computed(position, "a", key_of(key.words[0] + 10));

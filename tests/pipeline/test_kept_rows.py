@@ -78,7 +78,7 @@ def test_kept_rows_are_bounded_in_bytes(keep_bytes: int, encodes: int) -> None:
     assert max(kept) <= keep_bytes
     assert len(tower.encoded) == min(encodes, 2)
     tower.calls.clear()
-    if encodes == 1:  # no room for another request: the first one keeps its rows
+    if encodes == 1:  # all bytes are in use: the first request keeps its rows
         run_chunks(pipeline, second, range(0, 8, 4))
         assert len(tower.encoded) == 2
         run_chunks(pipeline, first, range(8, 12, 4))
@@ -132,7 +132,9 @@ def test_kept_rows_are_dropped_with_their_items_object() -> None:
     del items
     gc.collect()
     assert (len(pipeline._kept), pipeline._kept.num_bytes) == (0, 0)
-    embed(pipeline, [Chunk([Item(feature(0, ROWS), Span(0, ROWS))], 0, 4)], 4)  # a list has no such object
+    embed(
+        pipeline, [Chunk([Item(feature(0, ROWS), Span(0, ROWS))], 0, 4)], 4
+    )  # without an `Items` object of the caller
     gc.collect()
     assert pipeline._kept.num_bytes == 0
 

@@ -1,4 +1,4 @@
-"""`move_features=False`: features reach the encoder as they came; `Item.context` travels with the item."""
+"""`move_features=False`: features reach the encoder unchanged; `Item.context` travels with the item."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def embed_two(pipeline: VisionPipeline, items: list[Item]) -> Any:
     return pipeline.embed([Chunk(items, 0, 8)], make_ids(8), WEIGHT)
 
 
-def test_features_reach_the_encoder_as_they_came() -> None:
+def test_features_reach_the_encoder_unchanged() -> None:
     seen: list[Any] = []
     proxy, tensor, array = Proxy(1), feature(0, 2), feature(2, 2).numpy()[::-1]
     loaded = {"pixels": feature(3, 1)}

@@ -32,7 +32,7 @@ class EncoderRunner:
     max_rows
         Most rows of a micro-batch. An item with more rows is encoded alone.
     moves_features
-        False: features reach the encoder as they came.
+        False: features reach the encoder unchanged.
 
     Notes
     -----

@@ -48,7 +48,7 @@ class MovedFeature(NamedTuple):
 
 
 class UnmovedFeature(NamedTuple):
-    """A feature that reaches the encoder as it came: any object."""
+    """A feature that reaches the encoder unchanged: any object."""
 
     feature: Any
     ticket: None = None

@@ -91,8 +91,8 @@ class VisionPipeline:
         If a hit is chosen, the host waits for the device. Items without a feature are not chosen. `shadow`
         cannot be combined with `agree`: one rank would encode an item that the other ranks do not encode.
     move_features
-        False: features reach `encode` as they came, not moved and not cast: tensors on any device, arrays
-        and any other object. A callable is still called, and `encode` gets its value. An object that
+        False: features reach `encode` unchanged, neither moved nor cast: tensors on any device, arrays and
+        any other object. A callable is still called, and `encode` gets its value. An object that
         `content_key` cannot hash needs `Item.key`.
     keep_bytes
         Most bytes of rows that the cache rejected and that are kept for the next chunks of their requests, an
@@ -105,8 +105,8 @@ class VisionPipeline:
     Raises
     ------
     ValueError
-        If `max_rows_per_encode` is less than 1 or `keep_bytes` is negative or no size in bytes; if `ring` or
-        `stream` is on another device than the cache; if both `agree` and `shadow` are given; or if
+        If `max_rows_per_encode` is less than 1; if `keep_bytes` is negative or not a size in bytes; if `ring`
+        or `stream` is on another device than the cache; if both `agree` and `shadow` are given; or if
         `feature_dtype` is given and `move_features` is False.
     TypeError
         If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is neither
