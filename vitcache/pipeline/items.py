@@ -137,7 +137,7 @@ class Item:
         self.context = context
         self.rows = rows
         self.encoder_kwargs = encoder_kwargs
-        # What a pipeline computed, so that later chunks do not hash again: a namespace and the key of the
+        # The result of a pipeline, so that later chunks do not hash again: a namespace and the key of the
         # content; or a namespace, the key with the namespace folded in, and the given key.
         self.digest: tuple[bytes, bytes] | tuple[bytes, bytes, bytes] | None = None
 

@@ -44,7 +44,7 @@ class KeptRows:
     Rows are kept for one `Items` object. They are dropped if a chunk that reaches the end of the item's last
     span was placed, if the `Items` object dies, or if the cache begins a new epoch. The rows of one item are
     counted once, even if several requests keep them. If `max_bytes` are in use, further rows are not kept:
-    the requests that came first are the first to finish.
+    the earliest requests are the first to finish.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class KeptRows:
             self.requests.pop(id(request), None)
 
     def _bytes_by_rows(self) -> dict[int, int]:
-        """Return the bytes of each tensor. A request may die meanwhile, so the dicts are copied first."""
+        """Return the bytes of each tensor. A request may die during the loop, so the dict is copied first."""
         return {
             id(kept.rows): kept.rows.nbytes
             for _, items in self.requests.copy().values()

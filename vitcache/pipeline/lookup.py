@@ -142,8 +142,8 @@ def agree_on_missing(
     Parameters
     ----------
     step_items
-        The items that are not hits, by number. Receives the hits that all ranks encode. Kept rows are no
-        miss on this rank; if all ranks encode the item, they are forgotten.
+        The items that are not hits, by number. Receives the hits that all ranks encode. An item
+        with kept rows is not a miss on this rank; if all ranks encode it, its kept rows are not placed.
 
     Raises
     ------

@@ -21,7 +21,7 @@ def check_options(
     shadow: Any,
     move_features: Any,
 ) -> None:
-    """Check options of `VisionPipeline` that are no numbers. Raises as its constructor."""
+    """Check the objects among the options of `VisionPipeline`. Raises as its constructor."""
     if not callable(encode):
         raise TypeError(f"encode must be callable, got {type(encode).__name__}")
     if not isinstance(cache, EmbeddingCache):

@@ -116,7 +116,7 @@ class StepItem:
 
     @property
     def identity(self) -> Identity | None:
-        """What equal items share; None without a key."""
+        """Key, number of rows and width, which equal items share; None without a key."""
         return None if self.key is None else (self.key, self.num_rows, self.row_width)
 
     def set(self, state: State, rows: Tensor | Reservation | None) -> None:
