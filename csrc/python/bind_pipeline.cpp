@@ -52,8 +52,8 @@ std::optional<std::string> describe_misfit_of(const StepPlan& plan, std::int64_t
   const std::string message = "row_width is " + std::to_string(planned.row_width) + ", it must ";
   if (row_width % planned.row_width != 0)
     return message + "divide the cache's row_width, which is " + std::to_string(row_width);
-  return message + "be " + std::to_string(hidden) + " or " + std::to_string(row_width) +
-         ", the widths that this step places";
+  const std::string narrow = hidden == row_width ? "" : std::to_string(hidden) + " or ";
+  return message + "be " + narrow + std::to_string(row_width) + ", the width of the destination's rows";
 }
 
 void bind_item_arrays(py::module_& module) {

@@ -80,8 +80,8 @@ def test_narrow_precomputed_rows_name_their_width() -> None:
     [
         (5, LEVELS, "row_width is 5, it must divide the cache's row_width, which is 12"),
         (24, LEVELS, "row_width is 24, it must divide the cache's row_width, which is 12"),
-        (6, LEVELS, "row_width is 6, it must be 4 or 12, the widths that this step places"),
-        (2, 0, "row_width is 2, it must be 4 or 4, the widths that this step places"),
+        (6, LEVELS, "row_width is 6, it must be 4 or 12, the width of the destination's rows"),
+        (2, 0, "row_width is 2, it must be 4, the width of the destination's rows"),
     ],
 )
 @pytest.mark.parametrize("step", [embed, place])
