@@ -20,6 +20,9 @@ struct Plane {
 // A destination of `num_tokens` rows. A source row has `width` elements: `row_bytes` bytes for each plane, in
 // the order of the planes. A destination without planes has no memory: placements can only be checked against
 // it. `device_id` is the number of the CUDA device.
+//
+// Deepstack levels have a row per token. If they are packed, they have a row per placed token, in the order
+// of the tokens: `num_packed` rows.
 struct Destination {
   std::vector<Plane> planes;
   std::int64_t num_tokens;
@@ -28,14 +31,20 @@ struct Destination {
   int kind;
   bool on_cuda;
   std::int32_t device_id;
+  static constexpr std::int64_t kNotPacked = -1;
+  std::int64_t num_packed = kNotPacked;
+
+  bool is_packed() const { return num_packed != kNotPacked; }
 
   std::int64_t hidden() const { return row_bytes / kElementBytes[kind]; }
 
-  // The address of the first byte of a plane, and the address after its last byte.
-  std::pair<std::uint64_t, std::uint64_t> extent(const Plane& plane) const {
-    if (num_tokens == 0 || row_bytes == 0) return {0, 0};
+  // The address of the first byte of plane `index`, and the address after its last byte.
+  std::pair<std::uint64_t, std::uint64_t> extent(std::size_t index) const {
+    const Plane& plane = planes[index];
+    const std::int64_t num_rows = index > 0 && is_packed() ? num_packed : num_tokens;
+    if (num_rows == 0 || row_bytes == 0) return {0, 0};
     const auto begin = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(plane.base));
-    return {begin, begin + static_cast<std::uint64_t>((num_tokens - 1) * plane.row_stride + row_bytes)};
+    return {begin, begin + static_cast<std::uint64_t>((num_rows - 1) * plane.row_stride + row_bytes)};
   }
 };
 

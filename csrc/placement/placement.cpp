@@ -37,6 +37,16 @@ void Placement::set_source(std::int64_t item, Source source) {
   sources_[static_cast<std::size_t>(item)] = std::move(source);
 }
 
+bool Placement::fit_source(std::int64_t item, Source source, std::int64_t width,
+                           const Destination& destination) {
+  if (width != destination.width) {
+    if (!accepts_narrow_ || width != destination.hidden()) return false;
+    source.narrow = true;
+  }
+  set_source(item, std::move(source));
+  return true;
+}
+
 void Placement::resize_sources(std::int64_t num_sources) {
   sources_.resize(static_cast<std::size_t>(num_sources), Source::block(0, 0, 0, kFloat32, false));
 }
@@ -46,16 +56,22 @@ void Placement::add_store(std::int64_t item, Source pages) {
   if (pages.num_rows != num_rows)
     throw std::invalid_argument("item " + std::to_string(item) + " has " + std::to_string(num_rows) +
                                 " rows, the pages to store it in have " + std::to_string(pages.num_rows));
+  pages.narrow = sources_[static_cast<std::size_t>(item)].narrow;
   stores_.emplace(item, std::move(pages));
 }
 
 void Placement::check(const Destination& destination, bool is_overlap_checked) const {
   check_runs(destination.num_tokens);
-  for (const Plane& plane : destination.planes) {
+  for (std::size_t plane = 0; plane < destination.planes.size(); ++plane) {
     const auto [begin, end] = destination.extent(plane);
-    check_apart(begin, end, plane.row_stride, destination.row_bytes, destination.width);
+    check_apart(begin, end, destination.planes[plane].row_stride, destination.row_bytes, destination.width,
+                destination.hidden());
   }
   if (!is_overlap_checked) check_overlap();
+  if (destination.is_packed() && num_placed() != destination.num_packed)
+    throw std::invalid_argument("deepstack_rows has " + std::to_string(destination.num_packed) +
+                                " rows a level, the call places rows at " + std::to_string(num_placed()) +
+                                " tokens");
 }
 
 void Placement::check_runs(std::int64_t num_tokens) const {
@@ -131,13 +147,13 @@ void Placement::read_stores() {
 }
 
 void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride,
-                            std::int64_t row_bytes, std::int64_t width) const {
+                            std::int64_t row_bytes, std::int64_t width, std::int64_t narrow_width) const {
   const auto check = [&](std::int64_t item, const Source& source, const char* label) {
     if (source.num_rows == 0) return;
     const auto row = [&source](std::int64_t number) {
       return source.address + static_cast<std::uint64_t>(number * source.row_stride);
     };
-    const std::int64_t source_bytes = width * kElementBytes[source.kind];
+    const std::int64_t source_bytes = (source.narrow ? narrow_width : width) * kElementBytes[source.kind];
     const std::uint64_t first = row(source.first_pool_row);
     if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes)) return;
     if (source.row_stride == row_stride && row_stride > row_bytes) {
@@ -155,7 +171,7 @@ void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t
   for (const auto& [item, pages] : stores_) check(item, pages, "the storage of item ");
 }
 
-void Placement::check_stores_apart(std::int64_t width) const {
+void Placement::check_stores_apart(std::int64_t width, std::int64_t narrow_width) const {
   // All pages that are written lie in [low, high). Few sources overlap this range, so most are skipped early.
   std::uint64_t low = UINT64_MAX, high = 0;
   for (const auto& [item, pages] : stores_) {
@@ -168,7 +184,8 @@ void Placement::check_stores_apart(std::int64_t width) const {
     if (source.num_rows == 0 || source.pages != nullptr) continue;  // entries never share a page
     const std::uint64_t first = source.address;
     const auto last = static_cast<std::uint64_t>(source.row_address(source.num_rows - 1));
-    const std::uint64_t end = last + static_cast<std::uint64_t>(width * kElementBytes[source.kind]);
+    const std::int64_t elements = source.narrow ? narrow_width : width;
+    const std::uint64_t end = last + static_cast<std::uint64_t>(elements * kElementBytes[source.kind]);
     if (first >= high || end <= low) continue;
     for (const auto& store : stores_) {
       const std::int64_t stored_item = store.first;  // a lambda of C++17 cannot capture a structured binding
@@ -210,6 +227,22 @@ const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t
   return blocks_;
 }
 
+std::vector<std::int64_t> Placement::first_ranks() const {
+  std::vector<std::int64_t> ranks(runs_.size());
+  std::int64_t rank = 0;
+  for (const Run* run : runs_in_order()) {
+    ranks[static_cast<std::size_t>(run - runs_.data())] = rank;
+    rank += run->length;
+  }
+  return ranks;
+}
+
+std::int64_t Placement::num_placed() const {
+  std::int64_t rows = 0;
+  for (const Run& run : runs_) rows += run.length;
+  return rows;
+}
+
 std::int64_t Placement::num_rows(int kind) const {
   std::int64_t rows = 0;
   for (const Run& run : runs_)
@@ -231,12 +264,21 @@ bool Placement::stores(int kind) const {
 std::int64_t Placement::num_unplaced_rows(int kind) const {
   if (!stores(kind)) return 0;
   std::int64_t rows = 0;
-  visit_stored(kind, [&rows](const StoredRow& row) { rows += row.token == kNoToken; });
+  visit_stored(kind, false, [&rows](const StoredRow& row) { rows += row.token == kNoToken; });
   return rows;
 }
 
 bool Placement::reads_host() const {
   return std::any_of(sources_.begin(), sources_.end(), [](const Source& source) { return source.on_host; });
+}
+
+bool Placement::has_narrow(int kind) const {
+  const auto is_narrow = [kind](const Source& source) { return source.narrow && source.kind == kind; };
+  return std::any_of(runs_.begin(), runs_.end(),
+                     [&](const Run& run) { return run.length > 0 && is_narrow(source_of(run)); }) ||
+         std::any_of(stores_.begin(), stores_.end(), [&](const auto& store) {
+           return store.second.num_rows > 0 && is_narrow(sources_[static_cast<std::size_t>(store.first)]);
+         });
 }
 
 bool Placement::aligned(int kind) const {
@@ -255,64 +297,98 @@ bool Placement::aligned(int kind) const {
          });
 }
 
-void Placement::write_row_table(int kind, std::int64_t* table) const {
-  for (const Run& run : runs_) {
+void Placement::write_row_table(int kind, std::int64_t* table, bool has_ranks) const {
+  if (has_ranks)
+    write_rows<true>(kind, table);
+  else
+    write_rows<false>(kind, table);
+}
+
+template <bool kHasRanks>
+void Placement::write_rows(int kind, std::int64_t* table) const {
+  constexpr std::int64_t kColumns = kHasRanks ? 3 : 2;
+  const std::vector<std::int64_t> ranks = kHasRanks ? first_ranks() : std::vector<std::int64_t>();
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const Run& run = runs_[i];
     const Source& source = source_of(run);
     if (source.kind != kind) continue;
-    std::int64_t token = run.start;
-    source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
+    std::int64_t token = run.start, rank = kHasRanks ? ranks[i] : 0;
+    source.visit_parts(run.source_start, run.length, [&](std::int64_t first, std::int64_t count) {
       const std::int64_t stride = source.row_stride;
-      for (std::int64_t* const end = table + 2 * count; table != end; table += 2) {
+      std::int64_t address = source.marked(first);
+      for (std::int64_t* const end = table + kColumns * count; table != end; table += kColumns) {
         table[0] = address;
         table[1] = token++;
+        if constexpr (kHasRanks) table[2] = rank++;
         address += stride;
       }
     });
   }
 }
 
-void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
+void Placement::write_token_table(int kind, std::int64_t* table, std::int64_t num_tokens,
+                                  bool has_ranks) const {
   check_tokens(num_tokens);
-  std::fill(table, table + num_tokens, std::int64_t{0});
-  for (const Run& run : runs_) {
+  if (has_ranks)
+    write_tokens<true>(kind, table, num_tokens);
+  else
+    write_tokens<false>(kind, table, num_tokens);
+}
+
+template <bool kHasRanks>
+void Placement::write_tokens(int kind, std::int64_t* table, std::int64_t num_tokens) const {
+  constexpr std::int64_t kColumns = kHasRanks ? 2 : 1;
+  const std::vector<std::int64_t> ranks = kHasRanks ? first_ranks() : std::vector<std::int64_t>();
+  std::fill(table, table + kColumns * num_tokens, std::int64_t{0});
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const Run& run = runs_[i];
     const Source& source = source_of(run);
-    std::int64_t* value = table + run.start;
+    std::int64_t* value = table + kColumns * run.start;
+    std::int64_t rank = kHasRanks ? ranks[i] : 0;
     if (source.kind != kind) {
-      std::fill(value, value + run.length, kOtherKind);
+      for (std::int64_t* const end = value + kColumns * run.length; value != end; value += kColumns)
+        *value = kOtherKind;
       continue;
     }
-    source.visit_parts(run.source_start, run.length, [&](std::int64_t address, std::int64_t count) {
+    source.visit_parts(run.source_start, run.length, [&](std::int64_t first, std::int64_t count) {
       const std::int64_t stride = source.row_stride;
-      for (std::int64_t* const end = value + count; value != end; ++value, address += stride)
-        *value = address;
+      std::int64_t address = source.marked(first);
+      for (std::int64_t* const end = value + kColumns * count; value != end; value += kColumns) {
+        value[0] = address;
+        if constexpr (kHasRanks) value[1] = rank++;
+        address += stride;
+      }
     });
   }
   for (const BlockCopy& block : blocks_)
-    std::fill(table + block.token, table + block.token + block.num_rows, kOtherKind);
+    for (std::int64_t row = 0; row < block.num_rows; ++row)
+      table[kColumns * (block.token + row)] = kOtherKind;
 }
 
-void Placement::write_stored_row_table(int kind, std::int64_t* table) const {
-  visit_stored(kind, [&table](const StoredRow& row) {
+void Placement::write_stored_row_table(int kind, std::int64_t* table, bool has_ranks) const {
+  visit_stored(kind, has_ranks, [&table, has_ranks](const StoredRow& row) {
     *table++ = row.address;
     *table++ = row.token;
     *table++ = row.page;
+    if (has_ranks) *table++ = row.rank;
   });
 }
 
-void Placement::write_stored_token_table(int kind, std::int64_t* table, std::int64_t num_tokens) const {
+void Placement::write_stored_token_table(int kind, std::int64_t* table, std::int64_t num_tokens,
+                                         bool has_ranks) const {
   check_tokens(num_tokens);
-  const auto write = [&table](std::int64_t index, std::int64_t address, std::int64_t page) {
-    table[2 * index] = address;
-    table[2 * index + 1] = page;
-  };
-  std::fill(table, table + 2 * num_tokens, std::int64_t{0});
+  const std::int64_t columns = has_ranks ? 3 : 2;
+  std::fill(table, table + columns * num_tokens, std::int64_t{0});
   for (const Run& run : runs_)
-    for (std::int64_t row = 0; row < run.length; ++row) write(run.start + row, kOtherKind, kNoPage);
+    for (std::int64_t row = 0; row < run.length; ++row) table[columns * (run.start + row)] = kOtherKind;
   for (const BlockCopy& block : blocks_)
-    for (std::int64_t row = 0; row < block.num_rows; ++row) write(block.token + row, kOtherKind, kNoPage);
+    for (std::int64_t row = 0; row < block.num_rows; ++row) table[columns * (block.token + row)] = kOtherKind;
   std::int64_t next_unplaced = num_tokens;
-  visit_stored(kind, [&](const StoredRow& row) {
-    write(row.token == kNoToken ? next_unplaced++ : row.token, row.address, row.page);
+  visit_stored(kind, has_ranks, [&](const StoredRow& row) {
+    std::int64_t* const value = table + columns * (row.token == kNoToken ? next_unplaced++ : row.token);
+    value[0] = row.address;
+    value[1] = row.page;
+    if (has_ranks) value[2] = row.rank;
   });
 }
 
@@ -328,15 +404,18 @@ void Placement::check_tokens(std::int64_t num_tokens) const {
 }
 
 template <typename Visit>
-void Placement::visit_stored(int kind, Visit visit) const {
+void Placement::visit_stored(int kind, bool has_ranks, Visit visit) const {
+  const std::vector<std::int64_t> ranks = has_ranks ? first_ranks() : std::vector<std::int64_t>();
   // By item, the rows whose page was already visited: several spans may name one row.
   std::map<std::int64_t, std::vector<bool>> visited;
   for (const auto& [item, pages] : stores_)
     if (sources_[static_cast<std::size_t>(item)].kind == kind)
       visited.emplace(item, std::vector<bool>(static_cast<std::size_t>(pages.num_rows)));
-  for (const Run& run : runs_) {
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const Run& run = runs_[i];
     const Source& source = source_of(run);
     if (source.kind != kind) continue;
+    const std::int64_t first_rank = has_ranks ? ranks[i] : 0;
     const auto found = visited.find(run.item);
     const Source* pages = found == visited.end() ? nullptr : &stores_.at(run.item);
     for (std::int64_t row = 0; row < run.length; ++row) {
@@ -347,7 +426,8 @@ void Placement::visit_stored(int kind, Visit visit) const {
         page = is_visited ? kStoredElsewhere : pages->row_address(number);
         is_visited = true;
       }
-      visit(StoredRow{source.row_address(number), run.start + row, page});
+      visit(StoredRow{source.marked(source.row_address(number)), run.start + row, page,
+                      has_ranks ? first_rank + row : 0});
     }
   }
   for (const auto& [item, is_visited] : visited) {
@@ -355,7 +435,7 @@ void Placement::visit_stored(int kind, Visit visit) const {
     const Source& pages = stores_.at(item);
     for (std::int64_t row = 0; row < pages.num_rows; ++row)
       if (!is_visited[static_cast<std::size_t>(row)])
-        visit(StoredRow{source.row_address(row), kNoToken, pages.row_address(row)});
+        visit(StoredRow{source.marked(source.row_address(row)), kNoToken, pages.row_address(row), 0});
   }
 }
 

@@ -46,34 +46,51 @@ void in_parallel(std::int64_t count, std::int64_t bytes, int num_threads, const 
   for (std::thread& thread : threads) thread.join();
 }
 
-// Writes `num_rows` rows, `source_stride` bytes apart, to adjacent tokens. If the rows are contiguous in the
-// source and in the destination, this is one copy, which is faster than one copy per row.
-void copy_rows(const std::byte* source, std::int64_t source_stride, std::int64_t token, std::int64_t num_rows,
+// The rows of the planes that a row is written to: its token, and its row of the deepstack levels.
+struct Target {
+  std::int64_t token;
+  std::int64_t level_row;
+
+  Target operator+(std::int64_t rows) const { return {token + rows, level_row + rows}; }
+};
+
+// The target of row `row` of a run. `rank` is the number of placed tokens before the run.
+Target target_of(const Run& run, std::int64_t rank, std::int64_t row, const Destination& destination) {
+  return Target{run.start, destination.is_packed() ? rank : run.start} + row;
+}
+
+// Writes `num_rows` rows of a source, from the row at `address` on, to adjacent tokens. If the rows are
+// contiguous in the source and in the destination, this is one copy, which is faster than one copy per row.
+void copy_rows(const Source& source, std::int64_t address, Target target, std::int64_t num_rows,
                const Destination& destination, CopyBytes copy) {
   const std::vector<Plane>& planes = destination.planes;
   const auto bytes = static_cast<std::size_t>(destination.row_bytes);
+  const auto* row = reinterpret_cast<const std::byte*>(address);
   if (planes.size() == 1 && planes[0].row_stride == destination.row_bytes &&
-      source_stride == destination.row_bytes) {
-    copy(planes[0].base + token * planes[0].row_stride, source, bytes * static_cast<std::size_t>(num_rows));
+      source.row_stride == destination.row_bytes) {
+    copy(planes[0].base + target.token * planes[0].row_stride, row,
+         bytes * static_cast<std::size_t>(num_rows));
     return;
   }
-  for (const std::int64_t end = token + num_rows; token < end; ++token, source += source_stride) {
-    const std::byte* level = source;
-    for (const Plane& plane : planes) {
-      copy(plane.base + token * plane.row_stride, level, bytes);
-      level += bytes;
+  for (; num_rows-- > 0; target = target + 1, row += source.row_stride) {
+    copy(planes[0].base + target.token * planes[0].row_stride, row, bytes);
+    for (std::size_t level = 1; level < planes.size(); ++level) {
+      std::byte* const written = planes[level].base + target.level_row * planes[level].row_stride;
+      if (source.narrow)
+        std::memset(written, 0, bytes);
+      else
+        copy(written, row + level * bytes, bytes);
     }
   }
 }
 
 // Writes rows [first, first + num_rows) of a run.
-void copy_run(const Source& source, const Run& run, std::int64_t first, std::int64_t num_rows,
-              const Destination& destination, CopyBytes copy) {
-  std::int64_t token = run.start + first;
+void copy_run(const Source& source, const Run& run, std::int64_t rank, std::int64_t first,
+              std::int64_t num_rows, const Destination& destination, CopyBytes copy) {
+  Target target = target_of(run, rank, first, destination);
   source.visit_parts(run.source_start + first, num_rows, [&](std::int64_t address, std::int64_t count) {
-    copy_rows(reinterpret_cast<const std::byte*>(address), source.row_stride, token, count, destination,
-              copy);
-    token += count;
+    copy_rows(source, address, target, count, destination, copy);
+    target = target + count;
   });
 }
 
@@ -85,7 +102,7 @@ void copy_text(const Id* ids, std::int64_t first, std::int64_t last, const TextT
   for (std::int64_t token = first; token < last; ++token) {
     std::memcpy(planes[0].base + token * planes[0].row_stride, text.weight + ids[token] * text.row_stride,
                 bytes);
-    for (std::size_t level = 1; level < planes.size(); ++level)
+    for (std::size_t level = 1; level < planes.size() && !destination.is_packed(); ++level)
       std::memset(planes[level].base + token * planes[level].row_stride, 0, bytes);
   }
 }
@@ -101,14 +118,17 @@ void scatter_rows(const Placement& placement, const Destination& destination, in
   const std::int64_t total = num_rows * source_bytes(destination);
   if (total == 0) return;
   const CopyBytes copy = copy_for(total);
+  const std::vector<std::int64_t> ranks =
+      destination.is_packed() ? placement.first_ranks() : std::vector<std::int64_t>(placement.runs().size());
   in_parallel(num_rows, total, num_threads, [&](std::int64_t first, std::int64_t last) {
     std::int64_t row = 0;  // the number of placed rows before the run
-    for (const Run& run : placement.runs()) {
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
       if (row >= last) break;
+      const Run& run = placement.runs()[i];
       const std::int64_t begin = std::max(first - row, std::int64_t{0});
       const std::int64_t end = std::min(last - row, run.length);
       if (begin < end)
-        copy_run(placement.sources()[static_cast<std::size_t>(run.item)], run, begin, end - begin,
+        copy_run(placement.sources()[static_cast<std::size_t>(run.item)], run, ranks[i], begin, end - begin,
                  destination, copy);
       row += run.length;
     }
@@ -123,14 +143,16 @@ void embed_rows(const Placement& placement, const Destination& destination, cons
   const std::vector<const Run*> runs = placement.runs_in_order();
   text.visit_ids([&](const auto* ids) {
     in_parallel(destination.num_tokens, total, num_threads, [&](std::int64_t first, std::int64_t last) {
-      std::int64_t token = first;
+      std::int64_t token = first, rank = 0;
       for (const Run* run : runs) {
+        const std::int64_t run_rank = rank;
+        rank += run->length;
         const std::int64_t begin = std::max(run->start, token);
         const std::int64_t end = std::min(run->start + run->length, last);
         if (run->start >= last) break;
         if (begin >= end) continue;  // another thread writes this run
         copy_text(ids, token, begin, text, destination);
-        copy_run(placement.sources()[static_cast<std::size_t>(run->item)], *run, begin - run->start,
+        copy_run(placement.sources()[static_cast<std::size_t>(run->item)], *run, run_rank, begin - run->start,
                  end - begin, destination, copy_cached);
         token = end;
       }

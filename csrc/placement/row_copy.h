@@ -12,7 +12,8 @@ namespace vitcache {
 
 void scatter_rows(const Placement& placement, const Destination& destination, int num_threads);
 
-// Text tokens get the weight's row of their id in the first plane, and zeros in the other planes. The caller
+// Text tokens get the weight's row of their id in the first plane, and zeros in the other planes; packed
+// planes have no rows of text tokens. The caller
 // has checked the ids (`Placement::check_text_ids`), and the weight is of the destination's kind.
 void embed_rows(const Placement& placement, const Destination& destination, const TextTokens& text,
                 int num_threads);

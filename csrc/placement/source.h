@@ -24,6 +24,8 @@ struct Source {
   std::int64_t page_rows;
   std::int64_t first_pool_row;  // the lowest pool row of the pages, for the checks of Placement
   std::int64_t last_pool_row;   // the highest pool row of the pages
+  // Whether a row has the columns of inputs_embeds alone: its deepstack levels are zeros.
+  bool narrow = false;
 
   static Source block(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
                       bool on_host) {
@@ -45,6 +47,9 @@ struct Source {
   std::int64_t row_address(std::int64_t row) const {
     return static_cast<std::int64_t>(address) + pool_row(row) * row_stride;
   }
+
+  // The address of a row in a table. Rows begin at multiples of 2 bytes, so bit 0 can mark a narrow row.
+  std::int64_t marked(std::int64_t row_address) const { return row_address | (narrow ? 1 : 0); }
 
   // Calls `visit(address, count)` for each part of rows [first, first + length) whose rows are evenly spaced:
   // all rows of a block, or the rows of one page. So writing a table needs no division per row.

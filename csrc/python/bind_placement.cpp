@@ -63,15 +63,22 @@ void bind_destination(py::module_& module) {
   using Planes = std::vector<std::pair<std::uintptr_t, std::int64_t>>;  // (address, row stride in bytes)
   py::class_<Destination>(module, "Destination")
       .def(py::init([](const Planes& planes, std::int64_t num_tokens, std::int64_t hidden, std::int64_t width,
-                       int kind, bool on_cuda, std::int32_t device_id) {
-             Destination destination{{},      num_tokens, hidden * kElementBytes[kind], width, kind,
-                                     on_cuda, device_id};
+                       int kind, bool on_cuda, std::int32_t device_id,
+                       std::optional<std::int64_t> num_packed) {
+             Destination destination{{},
+                                     num_tokens,
+                                     hidden * kElementBytes[kind],
+                                     width,
+                                     kind,
+                                     on_cuda,
+                                     device_id,
+                                     num_packed.value_or(Destination::kNotPacked)};
              for (const auto& [address, row_stride] : planes)
                destination.planes.push_back({reinterpret_cast<std::byte*>(address), row_stride});
              return destination;
            }),
            py::arg("planes"), py::arg("num_tokens"), py::arg("hidden"), py::arg("width"), py::arg("kind"),
-           py::arg("on_cuda"), py::arg("device_id"))
+           py::arg("on_cuda"), py::arg("device_id"), py::arg("num_packed") = py::none())
       .def_readonly("num_tokens", &Destination::num_tokens)
       .def_property_readonly("hidden", &Destination::hidden);
   py::class_<TextTokens>(module, "TextTokens")
@@ -105,23 +112,32 @@ void bind_placement(py::module_& module) {
            py::arg("kind"), py::arg("pages"), py::arg("page_rows"), py::arg("width"), py::arg("on_cuda"),
            py::arg("device_id"));
   py::class_<Placement>(module, "Placement")
-      .def(py::init<>())
+      .def(py::init<bool>(), py::arg("accepts_narrow") = false)
+      .def_property_readonly("accepts_narrow", &Placement::accepts_narrow)
+      .def("accept_narrow", &Placement::accept_narrow)
       .def(
           "set_source",
           [](Placement& placement, std::int64_t item, std::uintptr_t address, std::int64_t row_stride,
-             std::int64_t num_rows, int kind, bool on_host) {
-            placement.set_source(item, Source::block(address, row_stride, num_rows, kind, on_host));
-          },
-          py::arg("item"), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"), py::arg("kind"),
-          py::arg("on_host"))
-      .def(
-          "set_paged_rows",
-          [](Placement& placement, std::int64_t item, const PagedRows& rows, bool on_host) {
-            Source source = rows.source;
-            source.on_host = on_host;
+             std::int64_t num_rows, int kind, bool on_host, bool narrow) {
+            Source source = Source::block(address, row_stride, num_rows, kind, on_host);
+            source.narrow = narrow;
             placement.set_source(item, std::move(source));
           },
-          py::arg("item"), py::arg("rows"), py::arg("on_host"))
+          py::arg("item"), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"), py::arg("kind"),
+          py::arg("on_host"), py::arg("narrow") = false)
+      .def(
+          "set_paged_rows",
+          [](Placement& placement, std::int64_t item, const PagedRows& rows, bool on_host, bool narrow) {
+            Source source = rows.source;
+            source.on_host = on_host;
+            source.narrow = narrow;
+            placement.set_source(item, std::move(source));
+          },
+          py::arg("item"), py::arg("rows"), py::arg("on_host"), py::arg("narrow") = false)
+      .def(
+          "is_narrow",
+          [](const Placement& placement, std::size_t item) { return placement.sources().at(item).narrow; },
+          py::arg("item"))
       .def(
           "add_store",
           [](Placement& placement, std::int64_t item, const PagedRows& rows) {
@@ -152,7 +168,12 @@ void bind_placement(py::module_& module) {
       .def("scatter", &scatter, py::arg("destination"), py::arg("num_threads"))
       .def("embed", &embed, py::arg("destination"), py::arg("text"), py::arg("num_threads"))
       .def("read_stores", &Placement::read_stores)
-      .def("check_stores_apart", &Placement::check_stores_apart, py::arg("width"))
+      .def(
+          "check_stores_apart",
+          [](const Placement& placement, const Destination& destination) {
+            placement.check_stores_apart(destination.width, destination.hidden());
+          },
+          py::arg("destination"))
       .def(
           "take_host_blocks",
           [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
@@ -168,6 +189,8 @@ void bind_placement(py::module_& module) {
              for (const Run& run : placement.runs()) runs.push_back(as_numbers(run));
              return runs;
            })
+      .def("first_ranks", &Placement::first_ranks)
+      .def_property_readonly("num_placed", &Placement::num_placed)
       .def("num_rows", &Placement::num_rows, py::arg("kind"))
       .def("kinds",
            [](const Placement& placement) {
@@ -178,31 +201,32 @@ void bind_placement(py::module_& module) {
            })
       .def("stores", &Placement::stores, py::arg("kind"))
       .def("num_unplaced_rows", &Placement::num_unplaced_rows, py::arg("kind"))
+      .def("has_narrow", &Placement::has_narrow, py::arg("kind"))
       .def("aligned", &Placement::aligned, py::arg("kind"))
       .def(
           "write_row_table",
-          [](const Placement& placement, int kind, std::uintptr_t table) {
-            placement.write_row_table(kind, table_at(table));
+          [](const Placement& placement, int kind, std::uintptr_t table, bool has_ranks) {
+            placement.write_row_table(kind, table_at(table), has_ranks);
           },
-          py::arg("kind"), py::arg("table"))
+          py::arg("kind"), py::arg("table"), py::arg("has_ranks") = false)
       .def(
           "write_token_table",
-          [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
-            placement.write_token_table(kind, table_at(table), num_tokens);
-          },
-          py::arg("kind"), py::arg("table"), py::arg("num_tokens"))
+          [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens,
+             bool has_ranks) { placement.write_token_table(kind, table_at(table), num_tokens, has_ranks); },
+          py::arg("kind"), py::arg("table"), py::arg("num_tokens"), py::arg("has_ranks") = false)
       .def(
           "write_stored_row_table",
-          [](const Placement& placement, int kind, std::uintptr_t table) {
-            placement.write_stored_row_table(kind, table_at(table));
+          [](const Placement& placement, int kind, std::uintptr_t table, bool has_ranks) {
+            placement.write_stored_row_table(kind, table_at(table), has_ranks);
           },
-          py::arg("kind"), py::arg("table"))
+          py::arg("kind"), py::arg("table"), py::arg("has_ranks") = false)
       .def(
           "write_stored_token_table",
-          [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens) {
-            placement.write_stored_token_table(kind, table_at(table), num_tokens);
+          [](const Placement& placement, int kind, std::uintptr_t table, std::int64_t num_tokens,
+             bool has_ranks) {
+            placement.write_stored_token_table(kind, table_at(table), num_tokens, has_ranks);
           },
-          py::arg("kind"), py::arg("table"), py::arg("num_tokens"));
+          py::arg("kind"), py::arg("table"), py::arg("num_tokens"), py::arg("has_ranks") = false);
   py::class_<ItemReader>(module, "ItemReader")
       .def(py::init<py::type, const TensorReader&>(), py::arg("lease_type"), py::arg("tensors"))
       .def("add", &ItemReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),

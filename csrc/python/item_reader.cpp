@@ -19,11 +19,8 @@ bool set_lease(Placement& placement, std::int64_t item, PyObject* object, const 
   const LeaseObject& lease = *as_lease(object);
   if (lease.entry == nullptr) return false;  // the lease was released
   const PagedRows& rows = lease.entry->rows;
-  if (rows.width != destination.width || rows.on_cuda != destination.on_cuda ||
-      rows.device_id != destination.device_id)
-    return false;
-  placement.set_source(item, rows.source);
-  return true;
+  if (rows.on_cuda != destination.on_cuda || rows.device_id != destination.device_id) return false;
+  return placement.fit_source(item, rows.source, rows.width, destination);
 }
 
 std::int64_t to_int64(std::int64_t item, py::handle value) {
@@ -66,14 +63,15 @@ bool ItemReader::set_tensor(Placement& placement, std::int64_t item, PyObject* o
   dlpack::Tensor tensor{};
   if (!tensors_.read(object, tensor)) return false;
   const int kind = kind_of(tensor);
-  if (kind < 0 || tensor.ndim != 2 || tensor.shape[1] != destination.width) return false;
-  if (tensor.strides[1] != 1 && destination.width > 1) return false;
+  if (kind < 0 || tensor.ndim != 2) return false;
+  if (tensor.strides[1] != 1 && tensor.shape[1] > 1) return false;
   if (tensor.device_type != (destination.on_cuda ? dlpack::kCuda : dlpack::kCpu)) return false;
   if (destination.on_cuda && tensor.device_id != destination.device_id) return false;
-  placement.set_source(item,
-                       Source::block(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
-                                     tensor.strides[0] * kElementBytes[kind], tensor.shape[0], kind, false));
-  return true;
+  return placement.fit_source(
+      item,
+      Source::block(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
+                    tensor.strides[0] * kElementBytes[kind], tensor.shape[0], kind, false),
+      tensor.shape[1], destination);
 }
 
 void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c_style>& table) {
@@ -102,8 +100,15 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
     throw py::type_error("item " + std::to_string(item) + expected + Py_TYPE(value)->tp_name);
   };
   const auto add_start = [&](std::int64_t item, PyObject* value) {
-    const auto start = py::reinterpret_steal<py::object>(PyNumber_Index(value));
-    if (!start) throw py::error_already_set();
+    const auto start =
+        py::reinterpret_steal<py::object>(PyBool_Check(value) ? nullptr : PyNumber_Index(value));
+    if (!start) {
+      // A NumPy bool has an index that raises.
+      if (PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_TypeError) == 0)
+        throw py::error_already_set();
+      PyErr_Clear();
+      refuse(item, ": spans must be an int, a Span or a list of Span, not ", value);
+    }
     if (item >= placement.num_sources()) throw std::invalid_argument("a start needs the rows of its item");
     placement.add_run({item, to_int64(item, start), placement.source_rows(item), 0});
   };

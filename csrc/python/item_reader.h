@@ -21,7 +21,8 @@ class ItemReader {
 
   // Makes items the sources of `placement`, from index `first` on: item `i` is source `i`. Stops at the first
   // item that it cannot add and returns its index; Python then converts that item or raises the error. If
-  // all items were added, returns their number. A source must have the width and device of `destination`.
+  // all items were added, returns their number. A source must have the device of `destination`, and a width
+  // that the placement takes.
   std::int64_t add(Placement& placement, const pybind11::list& items, std::int64_t first,
                    const Destination& destination) const;
 

@@ -38,11 +38,11 @@ std::vector<std::int64_t> LeaseSet::add_sources(Placement& placement, const Dest
   placement.resize_sources(static_cast<std::int64_t>(entries_.size()));
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Entry* const entry = entries_[i].get();
-    if (entry != nullptr && entry->rows.width == destination.width &&
-        entry->rows.on_cuda == destination.on_cuda && entry->rows.device_id == destination.device_id)
-      placement.set_source(static_cast<std::int64_t>(i), entry->rows.source);
-    else
-      left.push_back(static_cast<std::int64_t>(i));
+    const auto item = static_cast<std::int64_t>(i);
+    if (entry == nullptr || entry->rows.on_cuda != destination.on_cuda ||
+        entry->rows.device_id != destination.device_id ||
+        !placement.fit_source(item, entry->rows.source, entry->rows.width, destination))
+      left.push_back(item);
   }
   return left;
 }

@@ -39,8 +39,8 @@ class LeaseSet {
   std::vector<std::int64_t> host_hits() const;
 
   // Makes the entries the sources of a placement: position `i` is source `i`. Returns the positions that it
-  // leaves to Python: misses, and entries that have another width than the destination or are not on its
-  // device.
+  // leaves to Python: misses, and entries whose width the placement does not take or that are not on the
+  // destination's device.
   std::vector<std::int64_t> add_sources(Placement& placement, const Destination& destination) const;
 
   // Marks all entries as read on `stream`. If the stream has to wait for fences before it may read, then

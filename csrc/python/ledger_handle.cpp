@@ -156,8 +156,9 @@ std::shared_ptr<LeaseSet> LedgerHandle::pin_plan(const StepPlan& plan, const Row
   const auto leases = std::make_shared<LeaseSet>(ledger_, plan.items().size());
   for (std::size_t i = 0; i < plan.items().size(); ++i) {
     const PlannedItem& item = plan.items()[i];
-    if (item.has_key)
-      leases->set(i, ledger.pin(item.key, item.num_rows, row_widths ? row_widths->at(i) : -1));
+    if (!item.has_key) continue;
+    const std::int64_t planned_width = item.row_width == 0 ? -1 : item.row_width;
+    leases->set(i, ledger.pin(item.key, item.num_rows, row_widths ? row_widths->at(i) : planned_width));
   }
   return leases;
 }

@@ -115,30 +115,30 @@ void take_host_blocks_removes_long_blocks_from_runs_and_tables() {
 void check_apart_finds_sources_in_the_destination() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 4, kFloat32, false));
-  placement.check_apart(0, 1000, 16, 16, kElements);
-  placement.check_apart(1064, 2000, 16, 16, kElements);
-  CHECK_THROWS(placement.check_apart(1063, 2000, 16, 16, kElements), std::invalid_argument,
+  placement.check_apart(0, 1000, 16, 16, kElements, kElements);
+  placement.check_apart(1064, 2000, 16, 16, kElements, kElements);
+  CHECK_THROWS(placement.check_apart(1063, 2000, 16, 16, kElements, kElements), std::invalid_argument,
                "item 0 shares memory");
   // Source and destination alternate in one buffer: the source's rows lie between the destination's rows, or
   // overlap them.
   Placement interleaved;
   interleaved.add_source(Source::block(1016, 32, 4, kFloat32, false));
   interleaved.add_run({0, 0, 4, 0});
-  interleaved.check_apart(1000, 1112, 32, 16, kElements);
-  CHECK_THROWS(interleaved.check_apart(1000, 1112, 32, 20, kElements), std::invalid_argument,
+  interleaved.check_apart(1000, 1112, 32, 16, kElements, kElements);
+  CHECK_THROWS(interleaved.check_apart(1000, 1112, 32, 20, kElements, kElements), std::invalid_argument,
                "shares memory");
-  CHECK_THROWS(interleaved.check_apart(1000, 1112, 48, 16, kElements), std::invalid_argument,
+  CHECK_THROWS(interleaved.check_apart(1000, 1112, 48, 16, kElements, kElements), std::invalid_argument,
                "shares memory");
-  CHECK_THROWS(placement.check_apart(900, 1001, 16, 16, kElements), std::invalid_argument,
+  CHECK_THROWS(placement.check_apart(900, 1001, 16, 16, kElements, kElements), std::invalid_argument,
                "item 0 shares memory");
   // Pages 3, 1 and 5 of two rows each are the rows 2 to 11 of the pool.
   Placement paged;
   paged.add_source(Source::paged(2000, 16, 5, kFloat32, false, {3, 1, 5}, 2));
   paged.add_run({0, 0, 5, 0});
-  paged.check_apart(1000, 2032, 16, 16, kElements);
-  paged.check_apart(2192, 3000, 16, 16, kElements);
-  CHECK_THROWS(paged.check_apart(1000, 2033, 16, 16, kElements), std::invalid_argument, "shares memory");
-  CHECK_THROWS(paged.check_apart(2191, 3000, 16, 16, kElements), std::invalid_argument, "shares memory");
+  paged.check_apart(1000, 2032, 16, 16, kElements, kElements);
+  paged.check_apart(2192, 3000, 16, 16, kElements, kElements);
+  CHECK_THROWS(paged.check_apart(1000, 2033, 16, 16, kElements, kElements), std::invalid_argument, "shares memory");
+  CHECK_THROWS(paged.check_apart(2191, 3000, 16, 16, kElements, kElements), std::invalid_argument, "shares memory");
 }
 
 void stored_tables_contain_the_page_of_each_row_once() {
@@ -177,7 +177,7 @@ void stored_tables_contain_the_page_of_each_row_once() {
   CHECK_THROWS(placement.write_stored_token_table(kFloat32, tokens.data(), 6), std::out_of_range,
                "a table of 6 tokens");
   CHECK(!placement.aligned(kFloat32));
-  CHECK_THROWS(placement.check_apart(64032, 64040, 8, 8, 4), std::invalid_argument,
+  CHECK_THROWS(placement.check_apart(64032, 64040, 8, 8, 4, 4), std::invalid_argument,
                "the storage of item 0 shares memory");
   CHECK_THROWS(placement.add_store(1, Source::paged(0, 8, 3, kBfloat16, false, {0, 1}, 2)),
                std::invalid_argument, "item 1 has 2 rows, the pages to store it in have 3");

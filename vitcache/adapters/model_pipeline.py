@@ -43,7 +43,7 @@ def vision_pipeline(
         them.
     **options
         Options of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`,
-        `shadow`.
+        `shadow`, `move_features`, `keep_bytes`.
 
     Raises
     ------
@@ -171,6 +171,7 @@ def image_items(
     image_grid_thw: Tensor,
     *,
     keys: Sequence[bytes] | None = None,
+    complete_keys: bool = False,
 ) -> list[Item]:
     """Return one `Item` per image of a prompt, from the outputs of the model's processor.
 
@@ -185,14 +186,18 @@ def image_items(
     image_grid_thw
         t, h and w of each image, in patches: ``(images, 3)``, ints.
     keys
-        32 bytes per image. None: the pipeline hashes the patches.
+        32 bytes per image. The pipeline folds its namespace into them. None: the pipeline hashes the patches.
+    complete_keys
+        True: the keys name the model and its weights, too, and the pipeline uses them unchanged; see `Item`.
 
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL, or `image_grid_thw` is not a tensor.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL, `image_grid_thw` is not a tensor, or `complete_keys` is
+        not a bool.
     ValueError
-        If the number of patches, keys or placeholders does not agree with `image_grid_thw`.
+        If the number of patches, keys or placeholders does not agree with `image_grid_thw`, or if
+        `complete_keys` is true and `keys` is None.
 
     Examples
     --------
@@ -222,6 +227,7 @@ def image_items(
             spans[i],
             num_rows=num_rows[i],
             key=None if keys is None else keys[i],
+            complete_key=complete_keys,
             grid_thw=grid,
         )
         for i, grid in enumerate(grids)

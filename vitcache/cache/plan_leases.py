@@ -22,7 +22,7 @@ class PlanLeases:
     ----------
     row_widths
         Row width that each item expects, -1 for any width. An entry of another width is dropped, and the
-        look-up is a miss. None: any width for all items.
+        look-up is a miss. None: the widths of the plan.
 
     Attributes
     ----------

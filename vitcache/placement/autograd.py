@@ -20,20 +20,27 @@ _ops = torch.ops.vitcache
 
 def scatter(
     inputs_embeds: Tensor,
-    deepstack: Tensor | None,
+    levels: Sequence[Tensor],
+    num_packed: int | None,
     items: Sequence[Tensor],
     runs: Tensor,
     scale: float | None,
 ) -> None:
-    """`scatter_embeddings` on tensors, differentiable in all tensors except `runs`."""
+    """`scatter_embeddings` on tensors, differentiable in all tensors except `runs`.
+
+    `levels` are shaped like `inputs_embeds` or ``(T, H)``. If `num_packed` is not None, they are packed:
+    ``(num_packed, H)``.
+    """
     hidden = inputs_embeds.shape[-1]
+    level_runs = _runs_of_levels(runs, num_packed)
     Scatter.apply(inputs_embeds, runs, scale, *(rows[:, :hidden] for rows in items))
-    _scatter_levels(deepstack, hidden, items, runs, scale)
+    _scatter_levels(levels, hidden, items, level_runs, scale)
 
 
 def embed(
     out: Tensor,
-    deepstack: Tensor | None,
+    levels: Sequence[Tensor],
+    num_packed: int | None,
     input_ids: Tensor,
     weight: Tensor,
     items: Sequence[Tensor],
@@ -41,25 +48,37 @@ def embed(
     scale: float | None,
     text_scale: float | None,
 ) -> Tensor:
-    """`embed_tokens` on tensors, differentiable in `weight` and the items. Returns `out`."""
+    """`embed_tokens` on tensors, differentiable in `weight` and the items. Returns `out`.
+
+    `levels` and `num_packed` are as in `scatter`.
+    """
     hidden = out.shape[-1]
+    level_runs = _runs_of_levels(runs, num_packed)
     # Return the result of `apply`, not `out`: Dynamo of torch 2.9 records a gradient only for the result.
     columns = [rows[:, :hidden] for rows in items]
     built: Tensor = Embed.apply(out, input_ids, weight, runs, scale, text_scale, *columns)
-    if deepstack is not None:
-        deepstack.zero_()
-        _scatter_levels(deepstack, hidden, items, runs, scale)
+    for level in () if num_packed is not None else levels:
+        level.zero_()
+    _scatter_levels(levels, hidden, items, level_runs, scale)
     return built
 
 
+def _runs_of_levels(runs: Tensor, num_packed: int | None) -> Tensor:
+    return runs if num_packed is None else _ops.rank_runs(runs, num_packed)
+
+
 def _scatter_levels(
-    deepstack: Tensor | None, hidden: int, items: Sequence[Tensor], runs: Tensor, scale: float | None
+    levels: Sequence[Tensor], hidden: int, items: Sequence[Tensor], runs: Tensor, scale: float | None
 ) -> None:
-    if deepstack is None:
-        return
-    for level in range(deepstack.shape[0]):
-        columns = slice(hidden * (level + 1), hidden * (level + 2))
-        Scatter.apply(deepstack[level], runs, scale, *(rows[:, columns] for rows in items))
+    for number, level in enumerate(levels, 1):
+        Scatter.apply(level, runs, scale, *(_columns(rows, hidden, number) for rows in items))
+
+
+def _columns(rows: Tensor, hidden: int, level: int) -> Tensor:
+    """The columns of a deepstack level: zeros for narrow rows."""
+    if rows.shape[1] == hidden:
+        return rows.new_zeros(rows.shape)
+    return rows[:, hidden * level : hidden * (level + 1)]
 
 
 class Scatter(torch.autograd.Function):

@@ -64,10 +64,15 @@ def refuse_store(store: Any, call_kind: str) -> None:
         raise ValueError(f"store= cannot be combined with {call_kind}")
 
 
-def check_table_call(spans: Any, *written: Tensor | None) -> None:
-    """Raise ValueError if a call with a `PlacementTable` passes spans or needs gradients."""
+def check_table_call(spans: Any, deepstack_rows: Any, *written: Tensor | None) -> None:
+    """Raise ValueError if a call with a `PlacementTable` passes spans or packed levels, or needs grad."""
     if spans is not None:
         raise ValueError("a PlacementTable contains its spans: pass None for spans")
+    if deepstack_rows is not None:
+        raise ValueError(
+            "deepstack_rows cannot be combined with a PlacementTable, because an update changes the number "
+            "of image tokens: pass deepstack"
+        )
     if needs_grad(*written):
         raise ValueError("a PlacementTable records no gradients: use torch.no_grad()")
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from vitcache import _native
-from vitcache.rows import KINDS, check_dtype, check_layout
+from vitcache.placement.levels import read_levels
+from vitcache.rows import KINDS, check_dtype
 
 tensor_reader = _native.TensorReader(Tensor, Parameter)
 ANY_NUM_TOKENS = 1 << 62
 
 
 class Destination:
-    """The checked destination of one call: `rows` is ``(T, H)``, `deepstack` is ``(L, T, H)`` or None.
+    """The checked destination of one call: `rows` is ``(T, H)``.
 
-    `planes` lists the tensors ``(T, H)`` that the call writes: `rows`, then each of the `levels` deepstack
-    levels. `width` is the number of elements of an embedding row, ``H * (1 + levels)``. `native` contains the
+    `planes` lists the tensors that the call writes: `rows`, then each of the `levels` deepstack levels
+    ``(T, H)``. If the levels are evenly spaced in one tensor, this tensor is `deepstack` ``(L, T, H)``; the
+    levels of a list of two or more tensors are in `planes` alone. If the levels are packed, they have one row
+    per placed token, `num_packed` rows; else `num_packed` is None.
+
+    `width` is the number of elements of an embedding row, ``H * (1 + levels)``. `native` contains the
     addresses of the planes.
     """
 
@@ -29,6 +36,7 @@ class Destination:
         "hidden",
         "levels",
         "native",
+        "num_packed",
         "num_tokens",
         "planes",
         "rows",
@@ -37,6 +45,7 @@ class Destination:
 
     rows: Tensor
     deepstack: Tensor | None
+    num_packed: int | None
 
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
@@ -50,22 +59,34 @@ class Destination:
         self.native = self._describe()
         return self
 
-    def __init__(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
-        native = tensor_reader.read_rows(inputs_embeds) if deepstack is None else None
+    def __init__(
+        self,
+        name: str,
+        inputs_embeds: Tensor,
+        deepstack: Tensor | Sequence[Tensor] | None,
+        deepstack_rows: Tensor | None = None,
+    ) -> None:
+        has_levels = deepstack is not None or deepstack_rows is not None
+        native = None if has_levels else tensor_reader.read_rows(inputs_embeds)
         if native is None:
-            self._check(name, inputs_embeds, deepstack)
+            self._check(name, inputs_embeds, deepstack, deepstack_rows)
             self.device = self.rows.device
             self.native = self._describe()
             return
         self.native, self.device = native, inputs_embeds.device
         self.num_tokens, self.hidden = native.num_tokens, native.hidden
-        self.deepstack, self.levels, self.width = None, 0, self.hidden
+        self.deepstack, self.num_packed, self.levels, self.width = None, None, 0, self.hidden
         self.rows = (
             inputs_embeds if inputs_embeds.dim() == 2 else inputs_embeds.view(self.num_tokens, self.hidden)
         )
         self.planes = [self.rows]
 
-    def _check(self, name: str, inputs_embeds: Tensor, deepstack: Tensor | None) -> None:
+    @property
+    def is_listed(self) -> bool:
+        """Whether the levels are separate tensors, whose addresses and strides a launch reads."""
+        return self.levels > 0 and self.deepstack is None
+
+    def _check(self, name: str, inputs_embeds: Tensor, deepstack: Any, deepstack_rows: Any) -> None:
         """Check arguments that the native reader refuses, and set all fields that need no address."""
         if not isinstance(inputs_embeds, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(inputs_embeds).__name__}")
@@ -74,27 +95,25 @@ class Destination:
             raise ValueError(f"{name} has {inputs_embeds.dim()} dimensions, it must be (T, H) or (B, T, H)")
         self.rows = _as_rows(name, inputs_embeds, 2)
         self.num_tokens, self.hidden = self.rows.shape
-        self.deepstack, self.levels, self.width, self.planes = deepstack, 0, self.hidden, [self.rows]
-        if deepstack is None:
-            return
-        if not isinstance(deepstack, Tensor):
-            raise TypeError(f"deepstack must be a tensor, got {type(deepstack).__name__}")
-        if deepstack.dtype != inputs_embeds.dtype:
-            raise TypeError(f"deepstack is {deepstack.dtype}, {name} is {inputs_embeds.dtype}")
-        if deepstack.device != inputs_embeds.device:
-            raise ValueError(f"deepstack is on {deepstack.device}, {name} is on {inputs_embeds.device}")
-        if tuple(deepstack.shape[1:]) not in (tuple(inputs_embeds.shape), (self.num_tokens, self.hidden)):
-            raise ValueError(
-                f"deepstack has shape {tuple(deepstack.shape)}, "
-                f"it must be (L, {self.num_tokens}, {self.hidden})"
-            )
-        check_layout("deepstack", deepstack)
-        self.deepstack = levels = _as_rows("deepstack", deepstack, 3)
-        self.levels = len(levels)
-        self.width *= 1 + self.levels
-        self.planes += levels
-        if not _lie_in_order(self.rows, levels):
-            self._refuse_shared_planes(name)
+        self.deepstack, self.num_packed, self.planes = None, None, [self.rows]
+        levels, listed = read_levels(name, inputs_embeds, deepstack, deepstack_rows)
+        is_packed = deepstack_rows is not None
+        label = "deepstack_rows" if is_packed else "deepstack"
+        are_apart = True
+        if levels is not None:
+            self.deepstack = levels = _as_rows(label, levels, 3)
+            self.num_packed = levels.shape[1] if is_packed else None
+            self.planes += levels
+            are_apart = _lie_in_order(self.rows, levels)
+        elif listed:
+            tensors = [_as_rows(f"{label}[{level}]", tensor, 2) for level, tensor in enumerate(listed)]
+            self.deepstack = tensors[0][None] if len(tensors) == 1 else None
+            self.planes += tensors
+            are_apart = False  # unknown yet
+        self.levels = len(self.planes) - 1
+        self.width = self.hidden * (1 + self.levels)
+        if not are_apart:
+            self._refuse_shared_planes(name, label)
 
     def _describe(self) -> _native.Destination:
         planes = [(plane.data_ptr(), plane.stride(0) * plane.element_size()) for plane in self.planes]
@@ -106,6 +125,7 @@ class Destination:
             KINDS[self.rows.dtype],
             self.device.type == "cuda",
             self.device.index or 0,
+            self.num_packed,
         )
 
     def check_apart_from(self, name: str, other: Tensor) -> None:
@@ -116,13 +136,13 @@ class Destination:
             if first < end and begin < last:
                 raise ValueError(f"{name} shares memory with the destination")
 
-    def _refuse_shared_planes(self, name: str) -> None:
+    def _refuse_shared_planes(self, name: str, label: str) -> None:
         """Raise ValueError if two planes share memory, so that a row would be written twice."""
         for (index, plane), (other_index, other) in combinations(enumerate(self.planes), 2):
             if _share_rows(plane, other):
                 if index == 0:
-                    raise ValueError(f"deepstack shares memory with {name}")
-                raise ValueError(f"deepstack levels {index - 1} and {other_index - 1} share memory")
+                    raise ValueError(f"{label} shares memory with {name}")
+                raise ValueError(f"{label} levels {index - 1} and {other_index - 1} share memory")
 
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
@@ -168,8 +188,11 @@ def _share_rows(plane: Tensor, other: Tensor) -> bool:
     first, last = extent(other)
     if first >= end or begin >= last:
         return False
-    pitch, row_bytes = (count * plane.element_size() for count in (plane.stride(0), plane.shape[1]))
-    return plane.stride(0) != other.stride(0) or not row_bytes <= (first - begin) % pitch <= pitch - row_bytes
+    strides = {tensor.stride(0) for tensor in (plane, other) if tensor.shape[0] > 1}
+    if len(strides) != 1:  # single rows, or rows of two pitches
+        return True
+    pitch, row_bytes = (count * plane.element_size() for count in (strides.pop(), plane.shape[1]))
+    return not row_bytes <= (first - begin) % pitch <= pitch - row_bytes
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:

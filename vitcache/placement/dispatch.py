@@ -57,7 +57,12 @@ def scatter(destination: Destination, placement: Placement, scale: float | None)
         placement.write_stores()
     if scale is not None or not placement.native.scatter(destination.native, torch.get_num_threads()):
         reference.scatter_embeddings(
-            destination.rows, destination.deepstack, placement.segments(), placement.runs(), scale
+            destination.rows,
+            destination.planes[1:],
+            placement.segments(),
+            placement.runs(),
+            scale,
+            is_packed=destination.num_packed is not None,
         )
 
 
@@ -129,11 +134,12 @@ def embed(
     if not is_copy or not placement.native.embed(destination.native, text, torch.get_num_threads()):
         reference.embed_tokens(
             destination.rows,
-            destination.deepstack,
+            destination.planes[1:],
             ids.reshape(-1),
             weight,
             placement.segments(),
             placement.runs(),
             scale,
             text_scale,
+            is_packed=destination.num_packed is not None,
         )

@@ -23,6 +23,7 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination, tensor_reader
+from vitcache.placement.levels import level_arguments, list_levels
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
@@ -39,8 +40,10 @@ class EmbedCall:
     __slots__ = (
         "_are_spans_checked",
         "_deepstack",
+        "_deepstack_rows",
         "_has_out",
         "_input_ids",
+        "_levels",
         "_out",
         "_scale",
         "_text",
@@ -54,9 +57,11 @@ class EmbedCall:
         input_ids: Tensor,
         weight: Tensor,
         out: Tensor | None,
-        deepstack: Tensor | None,
+        deepstack: Tensor | Sequence[Tensor] | None,
         scale: float | None,
         text_scale: float | None,
+        *,
+        deepstack_rows: Tensor | None = None,
     ) -> None:
         self._text = tensor_reader.read_text(input_ids, weight)
         if self._text is None:  # the arguments are wrong or unusual
@@ -65,12 +70,13 @@ class EmbedCall:
         self._text_scale = None if text_scale is None else check_scale("text_scale", text_scale)
         self._has_out, self._are_spans_checked = out is not None, False
         self._out = out = make_out(input_ids, weight, out)
-        self._deepstack = deepstack
+        self._deepstack, self._deepstack_rows = deepstack, deepstack_rows
         if self._text is None:
             input_ids, weight = input_ids.resolve_neg(), weight.resolve_neg()
         self._input_ids, self._weight = input_ids, weight
-        self.destination = Destination("out", out, deepstack)
-        if self._has_out or deepstack is not None:  # newly allocated memory overlaps nothing
+        self.destination = Destination("out", out, deepstack, deepstack_rows)
+        self._levels = level_arguments(deepstack, deepstack_rows) if self.destination.levels else []
+        if self._has_out or self._levels:  # newly allocated memory overlaps nothing
             self.destination.check_apart_from("weight", weight)
             self.destination.check_apart_from("input_ids", input_ids)
 
@@ -128,14 +134,16 @@ class EmbedCall:
         store
             As in `embed_tokens`; `placed` was made with it.
         """
-        out, deepstack, weight = self._out, self._deepstack, self._weight
-        if torch.is_grad_enabled() and needs_grad(weight, out, deepstack, *placed.added_items):
+        out, weight = self._out, self._weight
+        if torch.is_grad_enabled() and needs_grad(weight, out, *self._levels, *placed.added_items):
             refuse_out(self._has_out)
-            check_writable(deepstack)
+            check_writable(*self._levels)
             refuse_store(store, "a gradient")
             items, runs = placed.tensors_and_runs()
+            levels = list_levels("out", out, self._deepstack, self._deepstack_rows)
+            num_packed = self.destination.num_packed
             return autograd.embed(
-                out, deepstack, self._input_ids, weight, items, runs, self._scale, self._text_scale
+                out, levels, num_packed, self._input_ids, weight, items, runs, self._scale, self._text_scale
             )
         text = self._text
         if (
@@ -152,15 +160,15 @@ class EmbedCall:
             text=text,
             is_text_checked=self._are_spans_checked,
         )
-        if self._has_out or deepstack is not None:  # no backward needs the values of newly allocated memory
-            bump_versions(out, deepstack)
+        if self._has_out or self._levels:  # no backward needs the values of newly allocated memory
+            bump_versions(out, *self._levels)
         return out
 
     def _run_table(self, table: PlacementTable, spans: Any, store: Any) -> Tensor:
-        check_table_call(spans, self._weight, self._out, self._deepstack)
+        check_table_call(spans, self._deepstack_rows, self._weight, self._out, *self._levels)
         refuse_store(store, "a PlacementTable")
         dispatch.embed_table(
             self.destination, self._input_ids, self._weight, table, self._scale, self._text_scale
         )
-        bump_versions(self._out, self._deepstack)
+        bump_versions(self._out, *self._levels)
         return self._out

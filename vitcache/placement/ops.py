@@ -1,7 +1,7 @@
 """`scatter_embeddings` and `embed_tokens` write image rows into ``inputs_embeds``.
 
-An eager call without gradients calls `dispatch` directly. A call with gradients or under torch.compile uses
-the operators of `torch_ops`, which take only tensors.
+An eager call is a `ScatterCall` or an `EmbedCall`. A call with gradients or under torch.compile uses the
+operators of `torch_ops`, which take only tensors.
 """
 
 from __future__ import annotations
@@ -9,29 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
-from vitcache.placement import autograd, dispatch
-from vitcache.placement.call_checks import (
-    bump_versions,
-    check_embedding,
-    check_scale,
-    check_table_call,
-    check_writable,
-    is_traced,
-    make_out,
-    needs_grad,
-    refuse_out,
-    refuse_store,
-)
-from vitcache.placement.destination import Destination
+from vitcache.placement import traced
+from vitcache.placement.call_checks import is_traced
 from vitcache.placement.embed_call import EmbedCall
-from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
-from vitcache.placement.runs import check_lists, list_runs
+from vitcache.placement.scatter_call import ScatterCall
 
 
 def scatter_embeddings(
@@ -39,7 +25,8 @@ def scatter_embeddings(
     embeddings: Sequence[Tensor | Lease | Reservation] | Tensor | PlacementTable,
     spans: Any,
     *,
-    deepstack: Tensor | None = None,
+    deepstack: Tensor | Sequence[Tensor] | None = None,
+    deepstack_rows: Tensor | None = None,
     scale: float | None = None,
     store: Sequence[Reservation | None] | None = None,
 ) -> Tensor:
@@ -53,7 +40,7 @@ def scatter_embeddings(
     embeddings
         One entry per item: a tensor ``(n, W)`` on the device of `inputs_embeds`, a pinned CPU tensor
         ``(n, W)``, a `Lease`, or a `Reservation` whose rows were written. Each entry may be float32, float16
-        or bfloat16. ``W`` is ``H``, or ``H * (1 + L)`` with `deepstack`.
+        or bfloat16. ``W`` is ``H``, or ``H * (1 + L)`` with L deepstack levels.
         In place of the list: one packed tensor ``(N, W)``, with `spans` as an array; or a `PlacementTable`,
         which contains its spans. Only a `PlacementTable` can be captured in a CUDA graph.
     spans
@@ -61,8 +48,20 @@ def scatter_embeddings(
         For a packed tensor: an int64 array or CPU tensor ``(n, 3)`` of start, length and source_start.
         For a `PlacementTable`: None.
     deepstack
-        ``(L, T, H)`` or ``(L, B, T, H)``, of the dtype and device of `inputs_embeds`. Columns
-        ``[H * (l + 1), H * (l + 2))`` of a row are written to ``deepstack[l]``.
+        L deepstack levels, of the dtype and device of `inputs_embeds`. Columns ``[H * (l + 1), H * (l + 2))``
+        of a row are written to level ``l``. One of these forms; the first form that fits a tensor's shape is
+        used:
+
+        - a tensor ``(L, T, H)`` or ``(L, B, T, H)``, also a view such as
+          ``buffer.view(T, L, H).permute(1, 0, 2)``;
+        - columns: a tensor ``(T, L * H)`` or ``(B, T, L * H)``, with level ``l`` in columns
+          ``[H * l, H * (l + 1))``;
+        - a list of L tensors ``(T, H)`` or ``(B, T, H)``, whose rows may have different strides.
+
+        With `inputs_embeds` ``(B, T, H)`` and ``B > 1``, ``(B, T, H)`` is one level in columns.
+    deepstack_rows
+        ``(L, N, H)``, in place of `deepstack`: the levels of the ``N`` tokens in the spans, in the order of
+        the tokens. Levels of other tokens are not stored. It cannot be combined with a `PlacementTable`.
     scale
         Multiplies every column of the image rows, in float32. None: no multiplication.
     store
@@ -84,14 +83,16 @@ def scatter_embeddings(
         If two spans overlap. If an item has fewer rows than its spans need. If the width or the device of an
         item differs from that of the destination. If a reservation in `store` differs from its item in the
         number of rows, from the destination in width or device, or from another reservation in dtype. If one
-        reservation stores two items. If a written tensor shares memory with a read tensor or with another
-        written tensor. If `store` is combined with `torch.compile`, a `PlacementTable`, or a call that
-        records gradients. If a `PlacementTable` is combined with spans, or with a call that records
+        reservation stores two items. If the shape of `deepstack` fits no form. If the number of rows in
+        `deepstack_rows` is not the number of tokens in the spans. If `deepstack_rows` is combined with
+        `deepstack` or with a `PlacementTable`. If a written tensor shares memory with a read tensor or with
+        another written tensor. If `store` is combined with `torch.compile`, a `PlacementTable`, or a call
+        that records gradients. If a `PlacementTable` is combined with spans, or with a call that records
         gradients.
     TypeError
         If an entry of `embeddings` is not a tensor, a `Lease` or a `Reservation`, or its dtype is not
         float32, float16 or bfloat16. If an entry of `spans` is not an int, a `Span` or a list of `Span`. If
-        `scale` is not a real number. If `deepstack` and `inputs_embeds` differ in dtype.
+        `scale` is not a real number. If the levels and `inputs_embeds` differ in dtype.
     RuntimeError
         If a lease was released. If a reservation was committed or cancelled. If a CUDA graph is being
         captured and `embeddings` is not a `PlacementTable`. If a `PlacementTable` was never updated. If
@@ -102,8 +103,8 @@ def scatter_embeddings(
     -----
     If the call raises, nothing is written. On CUDA the call queues its work on the current stream, and the
     host does not wait for it. On the CPU the rows are written when the call returns. Any thread may call this
-    function. It is differentiable in `embeddings`, `inputs_embeds` and `deepstack`. Rows of a lease get no
-    gradient.
+    function. It is differentiable in `embeddings`, `inputs_embeds` and the deepstack levels. Rows of a lease
+    get no gradient.
 
     Examples
     --------
@@ -119,32 +120,34 @@ def scatter_embeddings(
             [0., 0.],
             [2., 2.],
             [3., 3.]])
+
+    An image of one row with two deepstack levels, which are written to separate tensors, to columns of one
+    tensor, and to rows for image tokens alone:
+
+    >>> row = torch.tensor([[1.0, 1.0, 2.0, 2.0, 3.0, 3.0]])
+    >>> first, second = torch.zeros(3, 2), torch.zeros(3, 2)
+    >>> _ = scatter_embeddings(torch.zeros(3, 2), [row], [1], deepstack=[first, second])
+    >>> second
+    tensor([[0., 0.],
+            [3., 3.],
+            [0., 0.]])
+    >>> columns = torch.zeros(3, 4)
+    >>> _ = scatter_embeddings(torch.zeros(3, 2), [row], [1], deepstack=columns)
+    >>> columns
+    tensor([[0., 0., 0., 0.],
+            [2., 2., 3., 3.],
+            [0., 0., 0., 0.]])
+    >>> rows = torch.zeros(2, 1, 2)
+    >>> _ = scatter_embeddings(torch.zeros(3, 2), [row], [1], deepstack_rows=rows)
+    >>> rows
+    tensor([[[2., 2.]],
+    <BLANKLINE>
+            [[3., 3.]]])
     """
-    scale = check_scale("scale", scale)
     if is_traced(inputs_embeds):
-        refuse_store(store, "torch.compile")
-        runs, tensors = _as_tensors(embeddings, spans)
-        if needs_grad(inputs_embeds, deepstack, *tensors):
-            autograd.scatter(inputs_embeds, deepstack, tensors, runs, scale)
-        else:
-            torch.ops.vitcache.scatter_embeddings_(inputs_embeds, deepstack, tensors, runs, scale)
-        return inputs_embeds
-    destination = Destination("inputs_embeds", inputs_embeds, deepstack)
-    if isinstance(embeddings, PlacementTable):
-        check_table_call(spans, inputs_embeds, deepstack)
-        refuse_store(store, "a PlacementTable")
-        dispatch.scatter_table(destination, embeddings, scale)
-    else:
-        dispatch.refuse_capture(destination.device)
-        placed = Placement(destination, embeddings, spans, store)
-        if torch.is_grad_enabled() and needs_grad(inputs_embeds, deepstack, *placed.items):
-            check_writable(inputs_embeds, deepstack)
-            refuse_store(store, "a gradient")
-            autograd.scatter(inputs_embeds, deepstack, *placed.tensors_and_runs(), scale)
-            return inputs_embeds
-        dispatch.scatter(destination, placed, scale)
-    bump_versions(inputs_embeds, deepstack)
-    return inputs_embeds
+        return traced.scatter(inputs_embeds, embeddings, spans, deepstack, deepstack_rows, scale, store)
+    call = ScatterCall(inputs_embeds, deepstack, scale, deepstack_rows=deepstack_rows)
+    return call.run(embeddings, spans, store)
 
 
 def embed_tokens(
@@ -154,7 +157,8 @@ def embed_tokens(
     spans: Any,
     *,
     out: Tensor | None = None,
-    deepstack: Tensor | None = None,
+    deepstack: Tensor | Sequence[Tensor] | None = None,
+    deepstack_rows: Tensor | None = None,
     scale: float | None = None,
     text_scale: float | None = None,
     store: Sequence[Reservation | None] | None = None,
@@ -176,6 +180,8 @@ def embed_tokens(
         ``(T, H)`` or ``(B, T, H)``, float32, float16 or bfloat16. None: allocated in the weight's dtype.
     deepstack
         As in `scatter_embeddings`, but every element is written: zeros at text tokens.
+    deepstack_rows
+        As in `scatter_embeddings`. Every element is written.
     text_scale
         Multiplies the rows of text tokens. The factor and the product are rounded to the weight's dtype, as
         in a model with a scaled embedding (Gemma 3: ``sqrt(H)``). None: no multiplication.
@@ -215,45 +221,20 @@ def embed_tokens(
     tensor([[2., 2.],
             [7., 8.],
             [1., 1.]])
+
+    With one deepstack level, text tokens get zeros in the level:
+
+    >>> level = torch.empty(3, 2)
+    >>> row = torch.tensor([[7.0, 8.0, 5.0, 6.0]])
+    >>> _ = embed_tokens(input_ids, weight, [row], [1], deepstack=[level])
+    >>> level
+    tensor([[0., 0.],
+            [5., 6.],
+            [0., 0.]])
     """
     if is_traced(weight):
-        return _embed_traced(input_ids, weight, embeddings, spans, out, deepstack, scale, text_scale, store)
-    call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
+        return traced.embed(
+            input_ids, weight, embeddings, spans, out, deepstack, deepstack_rows, scale, text_scale, store
+        )
+    call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale, deepstack_rows=deepstack_rows)
     return call.run(embeddings, spans, store)
-
-
-def _embed_traced(
-    input_ids: Tensor,
-    weight: Tensor,
-    embeddings: Any,
-    spans: Any,
-    out: Tensor | None,
-    deepstack: Tensor | None,
-    scale: float | None,
-    text_scale: float | None,
-    store: Any,
-) -> Tensor:
-    """`embed_tokens` through the operators, for calls that torch traces."""
-    check_embedding(input_ids, weight)
-    scale, text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
-    has_out, out = out is not None, make_out(input_ids, weight, out)
-    refuse_store(store, "torch.compile")
-    runs, tensors = _as_tensors(embeddings, spans)
-    if needs_grad(weight, deepstack, *tensors):
-        refuse_out(has_out)
-        return autograd.embed(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
-    torch.ops.vitcache.embed_tokens_(out, deepstack, input_ids, weight, tensors, runs, scale, text_scale)
-    return out
-
-
-def _as_tensors(embeddings: Any, spans: Any) -> tuple[Tensor, Sequence[Tensor]]:
-    """The operators' arguments, runs ``(n, 4)`` and one tensor per item, in code that Dynamo can trace."""
-    if isinstance(embeddings, Tensor):
-        spans = spans if isinstance(spans, Tensor) else torch.as_tensor(spans, device="cpu")
-        return torch.nn.functional.pad(spans, (1, 0)), [embeddings]
-    check_lists(embeddings, spans)
-    for item, rows in enumerate(embeddings):
-        if not isinstance(rows, Tensor):
-            raise TypeError(f"item {item} must be a tensor in a compiled call, got {type(rows).__name__}")
-    runs = list_runs(spans, [rows.shape[0] for rows in embeddings])
-    return torch.tensor(runs, dtype=torch.int64, device="cpu").reshape(-1, 4), embeddings

@@ -27,6 +27,9 @@ class Placement:
     `items` are tensors ``(n, W)``, leases, or written reservations. `native` contains their addresses and is
     valid while they live. `stored` maps an item to the reservation that stores its rows.
 
+    If `accepts_narrow`, an item may have rows of width ``H`` in a destination of width ``H * (1 + L)``. Its
+    tokens get zeros in all deepstack levels. Its reservation in `store` must have rows of width ``H``, too.
+
     If the caller has called `find_overlap` for these spans, `is_overlap_checked` skips the same check.
     """
 
@@ -43,8 +46,9 @@ class Placement:
         store: Sequence[Any] | None = None,
         *,
         is_overlap_checked: bool = False,
+        accepts_narrow: bool = False,
     ) -> None:
-        self.native, self._added = _native.Placement(), None
+        self.native, self._added = _native.Placement(accepts_narrow), None
         if isinstance(embeddings, Tensor):
             self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
@@ -63,6 +67,8 @@ class Placement:
         items: MutableSequence[Any],
         missing: Sequence[int],
         store: Sequence[Any] | None = None,
+        *,
+        accepts_narrow: bool = False,
     ) -> Placement:
         """Finish a native placement that contains its runs, without overlap, and the sources of some items.
 
@@ -78,7 +84,12 @@ class Placement:
             The items whose sources `native` does not contain, as indices of `items`.
         store
             As in `scatter_embeddings`.
+        accepts_narrow
+            As in the constructor. The items in `missing` may also be narrow if `native` accepts narrow rows
+            already.
         """
+        if accepts_narrow:
+            native.accept_narrow()
         self = object.__new__(cls)
         self.native, self.items, self._added = native, items, missing
         for item in missing:
@@ -178,7 +189,7 @@ class Placement:
                 raise ValueError(f"items {first_item} and {item} have the same reservation")
             self._add_store(destination, item, reservation, stored)
             stored[item] = reservation
-        self.native.check_stores_apart(destination.width)
+        self.native.check_stores_apart(destination.native)
         return stored
 
     def _add_store(
@@ -186,7 +197,13 @@ class Placement:
     ) -> None:
         if reservation.paged_rows is None:
             raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
-        if reservation.row_width != destination.width:
+        if self.native.is_narrow(item):
+            if reservation.row_width != destination.hidden:
+                raise ValueError(
+                    f"the reservation of item {item} has rows of width {reservation.row_width}, the item has "
+                    f"rows of width {destination.hidden}"
+                )
+        elif reservation.row_width != destination.width:
             subject = f"the reservation of item {item}"
             raise ValueError(_width_message(subject, reservation.row_width, destination))
         device = destination.device
@@ -205,13 +222,12 @@ class Placement:
     def _add_reservation(self, destination: Destination, item: int, rows: Reservation) -> Reservation:
         if rows.paged_rows is None:
             raise RuntimeError(f"item {item}: its reservation was committed or cancelled")
-        if rows.row_width != destination.width:
-            raise ValueError(_width_message(f"item {item}", rows.row_width, destination))
+        narrow = self._is_narrow(item, rows.row_width, destination)
         device = destination.device
         if rows.device != device:
             raise ValueError(f"item {item} is in a cache on {rows.device}, the destination is on {device}")
         rows.use()
-        self.native.set_paged_rows(item, rows.paged_rows, False)
+        self.native.set_paged_rows(item, rows.paged_rows, False, narrow)
         return rows
 
     def _add_items(self, destination: Destination, items: list[Any]) -> None:
@@ -226,14 +242,13 @@ class Placement:
         if isinstance(rows, Reservation):
             return self._add_reservation(destination, item, rows)
         if isinstance(rows, Lease):
-            if rows.row_width != destination.width:
-                raise ValueError(_width_message(f"item {item}", rows.row_width, destination))
+            narrow = self._is_narrow(item, rows.row_width, destination)
             device = destination.device
             if rows.device != device:
                 raise ValueError(
                     f"item {item} is a lease of a cache on {rows.device}, the destination is on {device}"
                 )
-            self.native.set_paged_rows(item, _paged_rows_of(item, rows), rows.pool.device != device)
+            self.native.set_paged_rows(item, _paged_rows_of(item, rows), rows.pool.device != device, narrow)
             return rows
         if not isinstance(rows, Tensor):
             kind = type(rows).__name__
@@ -243,8 +258,7 @@ class Placement:
             raise ValueError(
                 f"item {item} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})"
             )
-        if rows.shape[1] != destination.width:
-            raise ValueError(_width_message(f"item {item}", rows.shape[1], destination))
+        narrow = self._is_narrow(item, rows.shape[1], destination)
         _check_device(item, rows, destination)
         packed = rows.resolve_neg()
         if packed.stride(1) != 1:
@@ -258,8 +272,17 @@ class Placement:
             packed.shape[0],
             KINDS[packed.dtype],
             packed.device != destination.device,
+            narrow,
         )
         return packed
+
+    def _is_narrow(self, item: int, width: int, destination: Destination) -> bool:
+        """Whether rows of `width` are narrow. Raises ValueError if the placement does not take this width."""
+        if width == destination.width:
+            return False
+        if self.native.accepts_narrow and width == destination.hidden:
+            return True
+        raise ValueError(_width_message(f"item {item}", width, destination))
 
 
 def _paged_rows_of(item: int, lease: Lease) -> _native.PagedRows:

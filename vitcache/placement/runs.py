@@ -39,12 +39,12 @@ def list_runs(spans: Sequence[Any], rows: Sequence[int]) -> list[Run]:
                 runs.append((item, *span))
         else:
             try:
-                start = index(entry)
+                start = None if isinstance(entry, bool) else index(entry)
             except TypeError:
+                start = None
+            if start is None:
                 kind = type(entry).__name__
-                raise TypeError(
-                    f"item {item}: spans must be an int, a Span or a list of Span, not {kind}"
-                ) from None
+                raise TypeError(f"item {item}: spans must be an int, a Span or a list of Span, not {kind}")
             runs.append((item, start, rows[item], 0))
     return runs
 
