@@ -51,7 +51,7 @@ EntryPtr entry_of(Ledger& ledger, std::uint64_t number) { return *ledger.index()
 
 // Plants a fault in a ledger whose one entry has the device pages 0 and 1. `find_violations` must report it.
 void check_fault(const std::function<void(Ledger&)>& plant, const std::string& message) {
-  Ledger ledger(policy_maker("lru"), make_tier("device", 4, 1), make_tier("host", 4, 1));
+  Ledger ledger(policy_maker("lru"), make_tier("device", 4, 1), make_tier("host", 4, 1), 4);
   CHECK(put(ledger, 0, 2));
   CHECK(ledger.find_violations().empty());
   plant(ledger);
