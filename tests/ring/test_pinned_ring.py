@@ -126,6 +126,8 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
             ring.copy_to(*arguments)
     with pytest.raises(ValueError, match="timeout_s is -1, it must be finite and at least 0"):
         ring.copy_to(dst, src, timeout_s=-1)
+    with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got bool"):
+        ring.copy_to(dst, src, timeout_s=True)
     assert dst.tolist() == [7.0] * 4
     assert ring.stats().copies == 0
 

@@ -121,8 +121,8 @@ class StreamModel:
     def make_cache(self, device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
         """Return a CPU cache with pages of one row of two elements, whose timeline is this model."""
         with (
-            mock.patch("vitcache.cache.embedding_cache.make_timeline", return_value=self),
-            mock.patch("vitcache.cache.embedding_cache.PagePool", make_pool_type(self)),
+            mock.patch("vitcache.cache.construction.make_timeline", return_value=self),
+            mock.patch("vitcache.cache.construction.PagePool", make_pool_type(self)),
         ):
             self.cache = make_cache(device_pages, host_pages, width=2, page_rows=1, **options)
         return self.cache

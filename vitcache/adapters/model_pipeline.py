@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.model_outputs import image_rows
+from vitcache.adapters.uncached_step import EncodeRows, Place, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace
-from vitcache.pipeline.encoder_runner import Encode
-from vitcache.pipeline.items import Item
+from vitcache.pipeline.items import Chunk, Item, check_chunks
+from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.placement.spans import spans_from_token_ids
+from vitcache.placement.ops import embed_tokens
+from vitcache.placement.spans import Span, spans_from_token_ids
 
 
 def vision_pipeline(
@@ -27,7 +31,7 @@ def vision_pipeline(
     namespace: str | bytes | Namespace | None = None,
     device_bytes: int | str | None = None,
     **options: Any,
-) -> VisionPipeline:
+) -> ModelPipeline:
     """Return a pipeline that encodes images with `model.get_image_features`, several images per call.
 
     Parameters
@@ -56,6 +60,10 @@ def vision_pipeline(
     in the same call. With ``max_rows_per_encode=1`` each image is encoded alone. The stock towers read their
     grids on the host, so the host waits for the device in each of their calls.
 
+    While the environment variable VITCACHE_DISABLE is set to another value than ``""`` and ``"0"``, each call
+    of `embed` encodes all items of its chunks, one at a time, and does not use the cache. A running process
+    may set the variable. The first such call is logged as a warning; `disabled_calls` counts all.
+
     Examples
     --------
     `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor for a prompt of 11 tokens.
@@ -74,10 +82,55 @@ def vision_pipeline(
     tower = getattr(base, family.tower)
     shared = namespace_for(base, tower, namespace).digest()  # raises before the cache allocates its memory
     cache = cache_for(base, tower, cache, device_bytes)
-    return VisionPipeline(image_encoder(model), cache, namespace=shared, **options)
+    return ModelPipeline(image_encoder(model), cache, namespace=shared, **options)
 
 
-def image_encoder(model: nn.Module) -> Encode:
+class ModelPipeline(VisionPipeline):
+    """The pipeline of `vision_pipeline`: it does not use its cache while VITCACHE_DISABLE is set.
+
+    Then `embed` and `place` encode every item of their chunks, one at a time, and `prefetch` does nothing:
+    its handle is refused. No keys are computed, and `agree`, `shadow`, `stream` and the ring are not used.
+    """
+
+    def __init__(self, encode: EncodeRows, cache: EmbeddingCache, **options: Any) -> None:
+        super().__init__(encode, cache, **options)
+        self._encode = encode
+        self._disabled = DisabledCalls("a vision_pipeline")
+
+    @property
+    def disabled_calls(self) -> int:
+        """Number of calls of `embed` and `place` that did not use the cache, because of VITCACHE_DISABLE."""
+        return self._disabled.number
+
+    def embed(
+        self, chunks: Sequence[Chunk], input_ids: Tensor, weight: Tensor, **options: Any
+    ) -> EmbedResult:
+        """As `VisionPipeline.embed`; see the class."""
+        if not is_disabled():
+            return super().embed(chunks, input_ids, weight, **options)
+
+        def place(rows: list[Tensor], spans: list[list[Span]]) -> Tensor:
+            return embed_tokens(input_ids, weight, rows, spans, **options)
+
+        return self._embed_uncached(chunks, place)
+
+    def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
+        """As `VisionPipeline.prefetch`; see the class."""
+        if not is_disabled():
+            return super().prefetch(chunks, encode=encode)
+        check_chunks(chunks)
+        handle = Prefetch()
+        handle.is_refused = True
+        return handle
+
+    def _embed_uncached(self, chunks: Sequence[Chunk], place: Place) -> EmbedResult:
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
+        self._disabled.count()
+        return embed_uncached(self._encode, self.cache, chunks, place)
+
+
+def image_encoder(model: nn.Module) -> EncodeRows:
     """Return the `encode` of `vision_pipeline`: it runs `model.get_image_features` on items of `image_items`.
 
     ``encode(features, items)`` returns the rows of all items end to end, ``(n, row_width)`` in the vision

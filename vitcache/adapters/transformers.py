@@ -96,6 +96,11 @@ def attach(
     the call bypasses the cache, too. The arguments `return_dict`, `use_cache`, `num_items_in_batch` and
     `output_router_logits` are not part of the key.
 
+    *VITCACHE_DISABLE.* While this environment variable is set to another value than ``""`` and ``"0"``, the
+    stock method serves every call, and nothing is looked up or cached. The entries stay in the cache. A
+    running process may set or delete the variable in `os.environ`: each call reads it.
+    `stats().disabled_calls` counts these calls; the first one is logged as a warning.
+
     *Changes of the model.* Each call checks the parameters and buffers outside of the language model, and the
     attention implementation. If one was replaced, converted or written in place, as optimizers and
     `load_state_dict` do, no earlier entry is used again. The same is true after a call in training mode.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from vitcache.arguments import to_int
+from vitcache.arguments import to_int, to_ms
 from vitcache.keys.content import KEY_BYTES, check_key
 
 # No entry has this number of rows, and no epoch has this number.
 MOST_ROWS = 1 << 60
 
 TIERS = ("device", "host", "both")
+
+# Measured: a Qwen3-VL-8B on an H100 encodes a 1280x720 image, 880 rows, in 27 ms.
+MS_PER_ROW = 27 / 880
 
 
 def check_keys(keys: Sequence[bytes]) -> list[bytes]:
@@ -62,6 +66,17 @@ def to_row_width(name: str, width: int | None, full_width: int) -> int:
     if full_width % width:
         raise ValueError(f"{name} is {width}, it must divide the cache's row_width, which is {full_width}")
     return width
+
+
+def to_cost(encode_ms: float | None, num_rows: int) -> float:
+    """Return the encode time in milliseconds of an entry. None: an estimate. Raises as `to_ms`."""
+    return _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
+
+
+@lru_cache(maxsize=4096)
+def _estimated_ms(num_rows: int) -> float:
+    # Memoised, so that entries of equal length share one float.
+    return num_rows * MS_PER_ROW
 
 
 def check_tier(tier: str, has_host_tier: bool) -> str:

@@ -13,6 +13,7 @@ from vitcache.cache.python_policy import PythonPolicies
 from vitcache.cache.refusals import RefusalLog
 from vitcache.device.streams import Fence, Timeline
 from vitcache.pages.host_reservation import HostReservation
+from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
 
@@ -126,6 +127,17 @@ class CacheCoordinator:
                 entry.num_rows,
             )
         return False
+
+    def check_intact(self, lease: Lease) -> Lease | None:
+        """Return the lease; or release it and return None if its rows do not match their checksum."""
+        is_intact = False
+        try:
+            entry = self.ledger.lease_entry(lease)
+            is_intact = entry is None or self.is_intact(entry)
+        finally:
+            if not is_intact:
+                lease.release()  # also if the comparison fails: the traceback would keep the lease
+        return lease if is_intact else None
 
     def close(self) -> None:
         """Drop every entry. A second call does nothing."""

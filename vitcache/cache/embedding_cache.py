@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitcache._native import Ledger, Pending
-from vitcache.arguments import to_bytes, to_device, to_int, to_ms
+from vitcache.arguments import to_bytes, to_device, to_int
 from vitcache.cache.call_arguments import (
     MOST_ROWS,
     check_keys,
     check_num_rows,
     check_row_widths,
     check_tier,
+    to_cost,
     to_row_width,
     to_rows,
 )
-from vitcache.cache.checksums import Checksums
 from vitcache.cache.claims import Claim, claim
-from vitcache.cache.coordinator import CacheCoordinator
-from vitcache.cache.policies import POLICIES, is_native, make_policy
-from vitcache.cache.python_policy import PythonPolicies
+from vitcache.cache.construction import construct
+from vitcache.cache.policies import make_policy
 from vitcache.cache.stats import CacheStats, make_stats
-from vitcache.device.streams import make_timeline
 from vitcache.keys.content import check_key
-from vitcache.pages.lease import Lease, LeaseTier, release_all
-from vitcache.pages.pool import PagePool
+from vitcache.pages.lease import Lease, release_all
 from vitcache.pages.reservation import Reservation
-from vitcache.placement.calibration import calibrate_cuda
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 
 __all__ = ["CacheStats", "EmbeddingCache"]
-
-# Measured: a Qwen3-VL-8B on an H100 encodes a 1280x720 image, 880 rows, in 27 ms.
-MS_PER_ROW = 27 / 880
-
-
-@lru_cache(maxsize=4096)
-def _estimated_ms(num_rows: int) -> float:
-    # Memoised, so that entries of equal length share one float.
-    return num_rows * MS_PER_ROW
 
 
 class EmbeddingCache:
@@ -175,44 +160,18 @@ class EmbeddingCache:
         self.has_host_tier = host_bytes > 0
         self.device_pages = device_bytes // page_bytes
         self.host_pages = host_bytes // page_bytes
-        timeline = make_timeline(self.device)
-        pools = [
-            PagePool(tier, budget // page_bytes, page_rows, row_width, dtype, self.device)
-            for tier, budget in (("device", device_bytes), ("host", host_bytes))
-            if budget
-        ]
-        # torch's allocator orders the reuse of memory only for the stream that allocated it, but the pools
-        # are used on many streams. So the device must be idle when they are allocated and when they are
-        # freed.
-        timeline.synchronize()
-        for pool in pools:
-            weakref.finalize(pool, timeline.synchronize).atexit = False
-        if host_bytes and self.device.type == "cuda":
-            calibrate_cuda(self.device)
-        tiers = [pool.make_tier() for pool in pools]
-        lease_tiers = [
-            LeaseTier(timeline, pool.tier, page_rows, row_width, dtype, self.device) for pool in pools
-        ]
-        ledger = Ledger(
-            policy if is_native(policy) else "",
-            tiers[0],
-            tiers[1] if host_bytes else None,
-            Lease,
-            lease_tiers[0],
-            lease_tiers[-1],
+        self._coordinator, tiers = construct(
+            {"device": self.device_pages} | ({"host": self.host_pages} if host_bytes else {}),
+            page_rows,
+            row_width,
+            dtype,
+            self.device,
+            policy,
+            checksum,
             record_evictions,
         )
-        self._coordinator = CacheCoordinator(
-            ledger,
-            timeline,
-            pools[0],
-            None
-            if is_native(policy)
-            else PythonPolicies(POLICIES[policy], {pool.tier: pool.num_pages for pool in pools}),
-            Checksums(timeline) if checksum and host_bytes else None,
-        )
-        self._ledger = ledger
-        self._get = ledger.get  # bound once, because every look-up calls it
+        self._ledger = self._coordinator.ledger
+        self._get = self._ledger.get  # bound once, because every look-up calls it
         self._tiers = tiers
         self._device_tier = tiers[0]
         self._host_tier = tiers[1] if host_bytes else None
@@ -370,7 +329,7 @@ class EmbeddingCache:
         """`reserve` in a tier, with a key and numbers that were checked."""
         if epoch is not None:
             epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
-        cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
+        cost = to_cost(encode_ms, num_rows)
 
         def begin(ledger: Ledger) -> Pending | None:
             pending = ledger.begin_write(key, num_rows, row_width, cost, epoch, tier)
@@ -476,7 +435,8 @@ class EmbeddingCache:
         """
         self._ledger.check_open()
         width = to_row_width("width", width, self.row_width)
-        return self._device_tier.pages_for(to_int("num_rows", num_rows, 0), width)
+        page_rows = self.page_rows * (self.row_width // width)
+        return max(1, -(-to_int("num_rows", num_rows, 0) // page_rows))
 
     def has_room(self, num_rows: int, *, row_width: int | None = None) -> bool:
         """Whether `put` would admit `num_rows` rows now: enough pages are neither leased nor pending.
@@ -649,7 +609,7 @@ class EmbeddingCache:
             self._coordinator.drain()
             [lease] = self._ledger.get_many([key], [rows], [width])
         if lease is not None and self._coordinator.has_checksums:
-            return self._check_intact(lease)
+            return self._coordinator.check_intact(lease)
         found: Lease | None = lease
         return found
 
@@ -703,22 +663,11 @@ class EmbeddingCache:
         leases: list[Lease | None] = self._ledger.get_many(keys, counts, widths)
         if self._coordinator.has_checksums:
             try:
-                return [lease if lease is None else self._check_intact(lease) for lease in leases]
+                return [lease if lease is None else self._coordinator.check_intact(lease) for lease in leases]
             except BaseException:
                 release_all([lease for lease in leases if lease is not None])
                 raise
         return leases
-
-    def _check_intact(self, lease: Lease) -> Lease | None:
-        """Return the lease; or release it and return None if its rows do not match their checksum."""
-        is_intact = False
-        try:
-            entry = self._ledger.lease_entry(lease)
-            is_intact = entry is None or self._coordinator.is_intact(entry)
-        finally:
-            if not is_intact:
-                lease.release()  # also if the comparison fails: the traceback would keep the lease
-        return lease if is_intact else None
 
     def claim(self, key: bytes) -> Claim:
         """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.

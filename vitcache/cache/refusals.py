@@ -1,4 +1,4 @@
-"""The log lines of rows that a cache rejects: one per reason, as a full cache may reject rows at each step."""
+"""The log lines of rows that a cache rejects: one per reason, as a full cache may reject many rows."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ def content_key(
         `float` give the same key.
     num_threads
         Number of threads that hash this feature, an int of at least 1. Only BLAKE3 uses more than one, and
-        only for a feature of 1 MiB or more. The key does not depend on `num_threads`. To compute many keys in
+        only for a feature of 1 MiB or more. If the process cannot start these threads, the calling thread
+        hashes. The key does not depend on `num_threads`. To compute many keys in
         parallel, use `KeyThreads`.
 
     Returns
@@ -214,7 +215,16 @@ def check_key(key: Any, name: str = "key") -> None:
 
 
 def _new_hash(num_threads: int) -> Any:
-    return blake3(max_threads=num_threads) if ALGORITHM == "blake3" else hashlib.sha256()
+    if ALGORITHM != "blake3":
+        return hashlib.sha256()
+    try:
+        return blake3(max_threads=num_threads)
+    except BaseException as error:
+        # BLAKE3 starts its threads here. If one cannot be started, its Rust code panics, and the exception
+        # of a panic is not an Exception and cannot be imported.
+        if num_threads == 1 or type(error).__name__ != "PanicException":
+            raise
+        return blake3(max_threads=1)
 
 
 def _start(purpose: str, num_threads: int = 1) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitcache._native import LeaseBase, PagedRows, use_leases
+from vitcache._native import LeaseBase, PagedRows, find_lease, forget_fences, use_leases
 from vitcache.device.streams import Fence, Timeline
 from vitcache.pages.pool import PagePool
 
@@ -151,26 +151,27 @@ class Lease(LeaseBase):
         return rows
 
 
-def use_all(items: Sequence[object]) -> None:
+def use_all(items: Sequence[Any]) -> None:
     """Call `Lease.use` of the leases in a list. Adjacent leases of one cache share one query of the stream.
+
+    The stream waits once for each fence. If a fence has passed, the stream does not wait for it, and no later
+    read of its entries asks again.
 
     Raises
     ------
     RuntimeError
         If one of the leases was released.
     """
-    first = 0
+    items = items if isinstance(items, list) else list(items)
+    first = find_lease(items)
     while first < len(items):
-        item = items[first]
-        if not isinstance(item, Lease):
-            first += 1
-            continue
-        timeline = item._tier.timeline
+        timeline = items[first]._tier.timeline
         stream = timeline.current()
         end, fences = use_leases(items, first, stream, False)
         if fences:
-            for fence in fences:
-                timeline.wait(Fence(*fence))
+            passed = {fence[1] for fence in fences if timeline.wait(Fence(*fence))}
+            if passed:
+                forget_fences(items, passed)
             end, _ = use_leases(items, first, stream, True)
         first = end
 

@@ -246,7 +246,7 @@ class PinnedRing:
             raise TypeError(
                 f"src is {source.dtype}, dst is {dst.dtype}: only float32 is cast, to bfloat16 or float16"
             )
-        if timeout_s is not None and not isinstance(timeout_s, Real):
+        if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, Real)):
             raise TypeError(f"timeout_s must be a number of seconds, got {type(timeout_s).__name__}")
         if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
