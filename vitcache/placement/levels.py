@@ -80,7 +80,8 @@ def _view_levels(inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
         return deepstack
     is_columns = (*shape[:-1], hidden) in token_shapes
     if is_columns and hidden > 0 and shape[-1] % hidden == 0:
-        return deepstack.unflatten(-1, (shape[-1] // hidden, hidden)).movedim(-2, 0)
+        levels: Tensor = deepstack.unflatten(-1, (shape[-1] // hidden, hidden)).movedim(-2, 0)
+        return levels
     raise ValueError(
         f"deepstack has shape {shape}, it must be (L, {num_tokens}, {hidden}), ({num_tokens}, L * {hidden}), "
         f"or a list of L tensors ({num_tokens}, {hidden})"
