@@ -51,5 +51,5 @@ def written_levels(form: str, argument: dict[str, Any], hidden: int) -> list[Ten
 
 
 def expected_levels(form: str, levels: Tensor, placed: Tensor) -> list[Tensor]:
-    """`levels` ``(L, T, H)`` as the form contains them. `placed` are the placed tokens, as a mask ``(T,)``."""
+    """`levels` ``(L, T, H)`` as the form contains them. `placed` masks the placed tokens ``(T,)``."""
     return [level[placed] if form == "packed" else level for level in levels]
