@@ -1,4 +1,4 @@
-"""`to_int`, `to_ms` and `to_device` convert valid arguments. Errors name the argument."""
+"""`to_int`, `to_bytes`, `to_ms` and `to_device` convert valid arguments. Errors name the argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitcache import CudaError
-from vitcache.arguments import to_device, to_int, to_ms
+from vitcache.arguments import to_bytes, to_device, to_int, to_ms
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -21,7 +21,10 @@ def test_to_int_converts_integers_to_int(value: int) -> None:
     assert number == 3
 
 
-@pytest.mark.parametrize("value", [3.0, "3", None, True, np.float32(3)])
+BOOLS = [True, False, np.bool_(True), np.array(True), torch.tensor(True), torch.tensor(False)]
+
+
+@pytest.mark.parametrize("value", [3.0, "3", None, np.float32(3), torch.tensor(3.0), np.ones(2, int), *BOOLS])
 def test_to_int_of_a_value_that_is_not_an_integer_is_a_type_error(value: object) -> None:
     message = f"page_rows must be an int, got {value!r} of type {type(value).__name__}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
@@ -31,6 +34,96 @@ def test_to_int_of_a_value_that_is_not_an_integer_is_a_type_error(value: object)
 def test_to_int_below_the_minimum_is_a_value_error_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"^num_rows is -1, it must be at least 0$"):
         to_int("num_rows", -1, 0)
+
+
+def test_to_int_without_a_minimum_accepts_every_integer() -> None:
+    for number in (-(1 << 70), -1, 0, 1 << 70):
+        assert to_int("identifier", number) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (0, 0),
+        (np.int64(4096), 4096),
+        (torch.tensor(7), 7),
+        ("0B", 0),
+        ("17 B", 17),
+        ("1KB", 1000),
+        ("3 MB", 3_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("2TB", 2 * 10**12),
+        ("1KiB", 1024),
+        ("512 MiB", 512 << 20),
+        ("8GiB", 8 << 30),
+        ("1.5GiB", 3 << 29),
+        ("0.5 TiB", 1 << 39),
+        ("0.001 KB", 1),
+        ("0.1KB", 100),
+        ("007 KiB", 7 << 10),
+        ("99999999999999999999 TiB", 99999999999999999999 << 40),
+    ],
+)
+def test_to_bytes_reads_ints_and_numbers_with_a_unit_exactly(value: int | str, size: int) -> None:
+    number = to_bytes("device_bytes", value, 0)
+    assert type(number) is int
+    assert number == size
+
+
+@pytest.mark.parametrize("value", [8e9, None, b"8GiB", ["8GiB"], Fraction(8), *BOOLS])
+def test_to_bytes_of_neither_an_int_nor_a_str_is_a_type_error(value: object) -> None:
+    message = (
+        f"device_bytes must be an int or a str such as '8GiB', got {value!r} of type {type(value).__name__}"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        to_bytes("device_bytes", value, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "8", "GiB", "8G", "8gib", "8 gb", "8kB", "8Gb", "8 PiB", "8  GiB", " 8GiB", "8GiB ", "8GiB\n"),
+        *(
+            "8\tGiB",
+            "-8GiB",
+            "+8GiB",
+            "8.GiB",
+            ".5GiB",
+            "1e9B",
+            "1_000B",
+            "1,5GiB",
+            "0x10B",
+            "٨GiB",
+            "8GiB8GiB",
+        ),
+        *("nan GiB", "inf B", "1" * 21 + "B", "0." + "1" * 21 + "B", "9" * 100_000 + "B"),
+    ],
+)
+def test_to_bytes_of_a_str_of_another_form_names_the_units(value: str) -> None:
+    message = (
+        f"host_bytes is {value[:50]!r}, it must be a number and a unit such as '8GiB'; units: B, KB, MB, "
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        to_bytes("host_bytes", value, 0)
+
+
+@pytest.mark.parametrize("value", ["0.5B", "1.0001 KB", "0.3KiB", "0.0000000001GB"])
+def test_to_bytes_of_a_str_with_a_fraction_of_a_byte_is_a_value_error(value: str) -> None:
+    with pytest.raises(ValueError, match=f"^host_bytes is '{value}', which is .* a whole number of bytes$"):
+        to_bytes("host_bytes", value, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (255, "capacity_bytes is 255, it must be at least 256"),
+        (-1, "capacity_bytes is -1, it must be at least 256"),
+        ("0.25 KB", "capacity_bytes is '0.25 KB', which is 250 bytes: it must be at least 256"),
+    ],
+)
+def test_to_bytes_below_the_minimum_is_a_value_error_with_both_numbers(value: int | str, match: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(match)}$"):
+        to_bytes("capacity_bytes", value, 256)
 
 
 @pytest.mark.parametrize("value", [0, 2, 1.5, np.float32(0.5), Fraction(1, 2)])

@@ -24,6 +24,16 @@ def test_engine_step_encodes_the_image_of_two_requests_once() -> None:
     assert "encoded 2 images for 3 items" in done.stdout
 
 
+def test_engine_place_encodes_each_image_once_and_reports_the_broken_one() -> None:
+    done = run_example("engine_place.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "encode ['cat.png', 'dog.png']",
+        "turn 0: (32, 64), failed requests: [1]",
+        "turn 1: (16, 64), failed requests: []",
+    ]
+
+
 def test_engine_forward_gives_the_same_embeddings_from_the_cache():
     done = run_example("engine_forward.py")
     assert done.returncode == 0, done.stderr

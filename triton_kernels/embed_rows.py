@@ -7,38 +7,54 @@ dtype. The reference is `vitcache.placement.reference.embed_tokens`.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vitcache.triton_kernels.blocks import block_shape
-from vitcache.triton_kernels.rows import (
-    TRITON_DTYPES,
-    cast,
-    deepstack_arguments,
-    load_image_row,
-    num_planes,
-    row_pointer,
-)
+from vitcache.triton_kernels.blocks import BlockShape, block_shape
+from vitcache.triton_kernels.launch import RowKernel
+from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, describe_planes, load_image_row, row_pointer
+
+ARGUMENTS = [
+    "table_address",
+    "num_tokens",
+    "ids_address",
+    "id_words",
+    "weight_address",
+    "weight_stride_row",
+    "out_address",
+    "out_stride_row",
+    "deepstack_address",
+    "deepstack_stride_level",
+    "deepstack_stride_row",
+    "scale",
+    "text_scale",
+]
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def embed_rows_kernel(  # type: ignore[no-untyped-def]
-    table_ptr,
-    num_tokens,
-    ids_ptr,
-    weight_ptr,
-    weight_stride_row,
-    out_ptr,
-    out_stride_row,
-    deepstack_ptr,
-    deepstack_stride_level,
-    deepstack_stride_row,
-    scale,
-    text_scale,
+    table_address: tl.int64,
+    num_tokens: tl.int64,
+    ids_address: tl.int64,
+    id_words: tl.int64,
+    weight_address: tl.int64,
+    weight_stride_row: tl.int64,
+    out_address: tl.int64,
+    out_stride_row: tl.int64,
+    deepstack_address: tl.int64,
+    deepstack_stride_level: tl.int64,
+    deepstack_stride_row: tl.int64,
+    scale: tl.float32,
+    text_scale: tl.float32,
     SOURCE: tl.constexpr,
     STORE: tl.constexpr,
+    TARGET: tl.constexpr,
+    WEIGHT: tl.constexpr,
     HIDDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_TEXT_SCALE: tl.constexpr,
@@ -55,19 +71,30 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
     level = tl.program_id(1)
     columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
+    table = table_address.to(tl.pointer_type(tl.int64))
+    # Only the low word of an id is read. The id of a text token is less than 2**31; no other id is used.
+    id_word = ids_address.to(tl.pointer_type(tl.uint32)) + token * id_words
     if STORE is None:
-        address = tl.load(table_ptr + token)
+        address = tl.load(table + token)
         page = address
         placed = mask
-        token_id = tl.load(ids_ptr + token).to(tl.int64)
+        token_id = tl.load(id_word).to(tl.int64)
     else:
-        address = tl.load(table_ptr + token * 2)
-        page = tl.load(table_ptr + token * 2 + 1)
+        address = tl.load(table + token * 2)
+        page = tl.load(table + token * 2 + 1)
         placed = columns < tl.where(token < num_tokens, HIDDEN, 0)
-        token_id = tl.load(ids_ptr + token, token < num_tokens, other=0).to(tl.int64)
+        token_id = tl.load(id_word, token < num_tokens, other=0).to(tl.int64)
     if address != -1:
         target = row_pointer(
-            token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
+            token,
+            level,
+            out_address,
+            out_stride_row,
+            deepstack_address,
+            deepstack_stride_level,
+            deepstack_stride_row,
+            TARGET,
+            ALIGNED,
         )
         if address != 0:
             values = load_image_row(
@@ -79,21 +106,68 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
                 scale,
                 SOURCE,
                 STORE,
-                out_ptr.dtype.element_ty,
+                TARGET,
                 HIDDEN,
                 HAS_SCALE,
                 ALIGNED,
             )
             tl.store(target + columns, values, placed)
         elif level == 0:
-            row = tl.load(weight_ptr + token_id * weight_stride_row + columns, mask, other=0)
+            weight = weight_address.to(tl.pointer_type(WEIGHT)) + token_id * weight_stride_row
+            if ALIGNED:
+                weight = tl.multiple_of(weight, 16)
+            row = tl.load(weight + columns, mask, other=0)
             if HAS_TEXT_SCALE:
-                row = cast(row.to(tl.float32) * text_scale, weight_ptr.dtype.element_ty)
-            if weight_ptr.dtype.element_ty != out_ptr.dtype.element_ty:
-                row = cast(row.to(tl.float32), out_ptr.dtype.element_ty)
+                row = cast(row.to(tl.float32) * text_scale, WEIGHT)
+            if WEIGHT != TARGET:
+                row = cast(row.to(tl.float32), TARGET)
             tl.store(target + columns, row, mask)
         else:
-            tl.store(target + columns, tl.zeros([BLOCK], dtype=out_ptr.dtype.element_ty), mask)
+            tl.store(target + columns, tl.zeros([BLOCK], dtype=TARGET), mask)
+
+
+class EmbedVariant(NamedTuple):
+    """The constants of one compiled build of ``inputs_embeds``."""
+
+    device: int | None
+    source: torch.dtype
+    store: torch.dtype | None
+    target: torch.dtype
+    weight: torch.dtype
+    hidden: int
+    has_scale: bool
+    has_text_scale: bool
+    is_aligned: bool
+    shape: BlockShape
+
+    def constants(self) -> dict[str, Any]:
+        """The kernel's constants by name."""
+        return {
+            "SOURCE": TRITON_DTYPES[self.source],
+            "STORE": None if self.store is None else TRITON_DTYPES[self.store],
+            "TARGET": TRITON_DTYPES[self.target],
+            "WEIGHT": TRITON_DTYPES[self.weight],
+            "HIDDEN": self.hidden,
+            "HAS_SCALE": self.has_scale,
+            "HAS_TEXT_SCALE": self.has_text_scale,
+            "ALIGNED": self.is_aligned,
+            "BLOCK": self.shape.block,
+        }
+
+    @property
+    def num_warps(self) -> int:
+        """Warps per program."""
+        num_warps: int = self.shape.num_warps
+        return num_warps
+
+
+embed_kernel = RowKernel(embed_rows_kernel)
+
+
+@lru_cache(maxsize=64)
+def _round_scale(text_scale: float, dtype: torch.dtype) -> float:
+    """The factor as a model stores it, in the weight's dtype. The kernel rounds the product again."""
+    return float(torch.tensor(text_scale, dtype=dtype, device="cpu"))
 
 
 def launch_embed_rows(
@@ -129,32 +203,34 @@ def launch_embed_rows(
         As in `launch_scatter_rows`.
     """
     num_tokens, hidden = rows.shape
-    block, num_warps = block_shape(hidden, rows.device)
-    grid = (
-        len(table) // (1 if store is None else 2),
-        num_planes(deepstack),
-        triton.cdiv(hidden, block),
-    )
-    if 0 in grid:
+    num_programs = table.shape[0] // (1 if store is None else 2)
+    if num_programs == 0 or hidden == 0:
         return
-    embed_rows_kernel[grid](
-        table,
-        num_tokens,
-        input_ids,
-        weight,
-        weight.stride(0),
-        rows,
-        rows.stride(0),
-        *deepstack_arguments(rows, deepstack),
-        1.0 if scale is None else float(scale),
-        # Rounded to the weight's dtype, as a model stores this factor. The kernel rounds the product again.
-        1.0 if text_scale is None else float(torch.tensor(text_scale, dtype=weight.dtype, device="cpu")),
-        SOURCE=TRITON_DTYPES[dtype],
-        STORE=None if store is None else TRITON_DTYPES[store],
-        HIDDEN=hidden,
-        HAS_SCALE=scale is not None,
-        HAS_TEXT_SCALE=text_scale is not None,
-        ALIGNED=aligned,
-        BLOCK=block,
-        num_warps=num_warps,
+    shape = block_shape(hidden, rows.device)
+    planes = describe_planes(rows, deepstack)
+    weight_address, weight_stride = weight.data_ptr(), weight.stride(0)
+    is_weight_aligned = (weight_address | weight_stride * weight.element_size()) % 16 == 0
+    variant = EmbedVariant(
+        rows.device.index,
+        dtype,
+        store,
+        rows.dtype,
+        weight.dtype,
+        hidden,
+        scale is not None,
+        text_scale is not None,
+        aligned and planes.is_aligned and is_weight_aligned,
+        shape,
     )
+    arguments = (
+        table.data_ptr(),
+        num_tokens,
+        input_ids.data_ptr(),
+        input_ids.element_size() // 4,
+        weight_address,
+        weight_stride,
+        *planes.arguments,
+        1.0 if scale is None else scale,
+        1.0 if text_scale is None else _round_scale(text_scale, weight.dtype),
+    )
+    embed_kernel.launch(variant, (num_programs, planes.num_planes, -(-hidden // shape.block)), arguments)

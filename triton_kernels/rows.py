@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -74,21 +76,43 @@ def load_image_row(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def row_pointer(  # type: ignore[no-untyped-def]
-    token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
+    token,
+    level,
+    out_address,
+    out_stride_row,
+    deepstack_address,
+    deepstack_stride_level,
+    deepstack_stride_row,
+    TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """Pointer to a token's row in ``inputs_embeds`` (level 0) or in deepstack level ``level - 1``."""
-    target = out_ptr + token * out_stride_row
+    target = out_address.to(tl.pointer_type(TARGET)) + token * out_stride_row
+    if ALIGNED:  # a hint behind the branch would be lost
+        target = tl.multiple_of(target, 16)
     if level > 0:
-        plane = deepstack_ptr + (level - 1).to(tl.int64) * deepstack_stride_level
-        target = plane + token * deepstack_stride_row
+        plane = deepstack_address.to(tl.pointer_type(TARGET))
+        target = plane + (level - 1).to(tl.int64) * deepstack_stride_level + token * deepstack_stride_row
+        if ALIGNED:
+            target = tl.multiple_of(target, 16)
     return target
 
 
-def deepstack_arguments(rows: Tensor, deepstack: Tensor | None) -> tuple[Tensor, int, int]:
-    """Pointer, level stride and row stride of `deepstack`; for None, values that the kernel does not use."""
-    return (rows, 0, 0) if deepstack is None else (deepstack, deepstack.stride(0), deepstack.stride(1))
+class Planes(NamedTuple):
+    """The destination of a launch: the kernel's arguments, the number of planes, and their alignment."""
+
+    arguments: tuple[int, int, int, int, int]  # in the order of `row_pointer`
+    num_planes: int
+    is_aligned: bool  # every row begins at a multiple of 16 bytes
 
 
-def num_planes(deepstack: Tensor | None) -> int:
-    """Number of planes that a launch writes: ``inputs_embeds`` and each deepstack level."""
-    return 1 if deepstack is None else 1 + deepstack.shape[0]
+def describe_planes(rows: Tensor, deepstack: Tensor | None) -> Planes:
+    """Describe the destination ``(T, H)`` and its deepstack levels ``(L, T, H)`` or None."""
+    address, stride, itemsize = rows.data_ptr(), rows.stride(0), rows.element_size()
+    offsets = address | stride * itemsize
+    if deepstack is None:
+        return Planes((address, stride, 0, 0, 0), 1, offsets % 16 == 0)
+    first, (stride_level, stride_row, _) = deepstack.data_ptr(), deepstack.stride()
+    offsets |= first | stride_level * itemsize | stride_row * itemsize
+    arguments = address, stride, first, stride_level, stride_row
+    return Planes(arguments, 1 + deepstack.shape[0], offsets % 16 == 0)

@@ -7,32 +7,40 @@ the launch stores rows. Launches: one per source dtype. The reference is
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vitcache.triton_kernels.blocks import BlockShape, block_shape
-from vitcache.triton_kernels.rows import (
-    TRITON_DTYPES,
-    deepstack_arguments,
-    load_image_row,
-    num_planes,
-    row_pointer,
-)
+from vitcache.triton_kernels.launch import RowKernel
+from vitcache.triton_kernels.rows import TRITON_DTYPES, describe_planes, load_image_row, row_pointer
+
+ARGUMENTS = [
+    "table_address",
+    "out_address",
+    "out_stride_row",
+    "deepstack_address",
+    "deepstack_stride_level",
+    "deepstack_stride_row",
+    "scale",
+]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=ARGUMENTS)
 def scatter_rows_kernel(  # type: ignore[no-untyped-def]
-    table_ptr,
-    out_ptr,
-    out_stride_row,
-    deepstack_ptr,
-    deepstack_stride_level,
-    deepstack_stride_row,
-    scale,
+    table_address: tl.int64,
+    out_address: tl.int64,
+    out_stride_row: tl.int64,
+    deepstack_address: tl.int64,
+    deepstack_stride_level: tl.int64,
+    deepstack_stride_row: tl.int64,
+    scale: tl.float32,
     SOURCE: tl.constexpr,
     STORE: tl.constexpr,
+    TARGET: tl.constexpr,
     HIDDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_HOLES: tl.constexpr,
@@ -50,9 +58,10 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
     columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
     COLUMNS: tl.constexpr = 2 if STORE is None else 3
-    address = tl.load(table_ptr + row * COLUMNS)
-    token = tl.load(table_ptr + row * COLUMNS + 1)
-    page = address if STORE is None else tl.load(table_ptr + row * COLUMNS + 2)
+    table = table_address.to(tl.pointer_type(tl.int64))
+    address = tl.load(table + row * COLUMNS)
+    token = tl.load(table + row * COLUMNS + 1)
+    page = address if STORE is None else tl.load(table + row * COLUMNS + 2)
     if HAS_HOLES:  # noqa: SIM102 - a compile-time condition, unlike the next one
         if address == 0:
             return
@@ -65,7 +74,7 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
         scale,
         SOURCE,
         STORE,
-        out_ptr.dtype.element_ty,
+        TARGET,
         HIDDEN,
         HAS_SCALE,
         ALIGNED,
@@ -74,9 +83,53 @@ def scatter_rows_kernel(  # type: ignore[no-untyped-def]
         if token == -1:
             return
     target = row_pointer(
-        token, level, out_ptr, out_stride_row, deepstack_ptr, deepstack_stride_level, deepstack_stride_row
+        token,
+        level,
+        out_address,
+        out_stride_row,
+        deepstack_address,
+        deepstack_stride_level,
+        deepstack_stride_row,
+        TARGET,
+        ALIGNED,
     )
     tl.store(target + columns, values, mask)
+
+
+class ScatterVariant(NamedTuple):
+    """The constants of one compiled scatter."""
+
+    device: int | None
+    source: torch.dtype
+    store: torch.dtype | None
+    target: torch.dtype
+    hidden: int
+    has_scale: bool
+    has_holes: bool
+    is_aligned: bool
+    shape: BlockShape
+
+    def constants(self) -> dict[str, Any]:
+        """The kernel's constants by name."""
+        return {
+            "SOURCE": TRITON_DTYPES[self.source],
+            "STORE": None if self.store is None else TRITON_DTYPES[self.store],
+            "TARGET": TRITON_DTYPES[self.target],
+            "HIDDEN": self.hidden,
+            "HAS_SCALE": self.has_scale,
+            "HAS_HOLES": self.has_holes,
+            "ALIGNED": self.is_aligned,
+            "BLOCK": self.shape.block,
+        }
+
+    @property
+    def num_warps(self) -> int:
+        """Warps per program."""
+        num_warps: int = self.shape.num_warps
+        return num_warps
+
+
+scatter_kernel = RowKernel(scatter_rows_kernel)
 
 
 def launch_scatter_rows(
@@ -104,7 +157,7 @@ def launch_scatter_rows(
     scale
         Factor of the image rows, or None.
     aligned
-        Whether every level of every row, and of its pages, begins at a multiple of 16 bytes.
+        Whether every level of every source row, and of its pages, begins at a multiple of 16 bytes.
     store
         Dtype of the pages to which rows are stored. None: the launch stores no rows.
     has_holes
@@ -112,27 +165,24 @@ def launch_scatter_rows(
     shape
         Block shape. None: that of `block_shape`.
     """
-    hidden = rows.shape[1]
-    block, num_warps = shape or block_shape(hidden, rows.device)
-    grid = (
-        len(table) // (2 if store is None else 3),
-        num_planes(deepstack),
-        triton.cdiv(hidden, block),
-    )
-    if 0 in grid:
+    hidden, num_rows = rows.shape[1], table.shape[0] // (2 if store is None else 3)
+    if num_rows == 0 or hidden == 0:
         return
-    scatter_rows_kernel[grid](
-        table,
-        rows,
-        rows.stride(0),
-        *deepstack_arguments(rows, deepstack),
-        1.0 if scale is None else float(scale),
-        SOURCE=TRITON_DTYPES[dtype],
-        STORE=None if store is None else TRITON_DTYPES[store],
-        HIDDEN=hidden,
-        HAS_SCALE=scale is not None,
-        HAS_HOLES=has_holes,
-        ALIGNED=aligned,
-        BLOCK=block,
-        num_warps=num_warps,
+    shape = shape or block_shape(hidden, rows.device)
+    planes = describe_planes(rows, deepstack)
+    variant = ScatterVariant(
+        rows.device.index,
+        dtype,
+        store,
+        rows.dtype,
+        hidden,
+        scale is not None,
+        has_holes,
+        aligned and planes.is_aligned,
+        shape,
+    )
+    scatter_kernel.launch(
+        variant,
+        (num_rows, planes.num_planes, -(-hidden // shape.block)),
+        (table.data_ptr(), *planes.arguments, 1.0 if scale is None else scale),
     )

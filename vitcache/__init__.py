@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     from vitcache.keys.aliases import KeyAliases as KeyAliases
     from vitcache.keys.content import Namespace as Namespace
     from vitcache.keys.content import content_key as content_key
+    from vitcache.keys.identifiers import key_from_id as key_from_id
     from vitcache.keys.threads import KeyedFeature as KeyedFeature
     from vitcache.keys.threads import KeyThreads as KeyThreads
     from vitcache.pages.lease import Lease as Lease
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     from vitcache.placement.spans import (
         spans_from_token_ids as spans_from_token_ids,
     )
+    from vitcache.placement.start_up import warm_up as warm_up
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
     from vitcache.ring.ticket import Ticket as Ticket
 
@@ -64,6 +66,7 @@ _NAMES = {
     "vitcache.errors": ("CudaError",),
     "vitcache.keys.aliases": ("Alias", "KeyAliases"),
     "vitcache.keys.content": ("Namespace", "content_key"),
+    "vitcache.keys.identifiers": ("key_from_id",),
     "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
     "vitcache.pages.lease": ("Lease",),
     "vitcache.pages.reservation": ("Reservation",),
@@ -81,6 +84,7 @@ _NAMES = {
         "spans_from_placeholder",
         "spans_from_token_ids",
     ),
+    "vitcache.placement.start_up": ("warm_up",),
     "vitcache.ring.pinned_ring": ("PinnedRing",),
     "vitcache.ring.ticket": ("Ticket",),
 }

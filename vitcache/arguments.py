@@ -1,9 +1,11 @@
-"""Checks of numbers and devices. Each error names the argument, and states the value and the limit."""
+"""Checks of numbers, sizes and devices. Each error names the argument, and states the value and the limit."""
 
 from __future__ import annotations
 
 import math
 import operator
+import re
+from fractions import Fraction
 from numbers import Real
 from typing import Any, SupportsIndex
 
@@ -11,26 +13,84 @@ import torch
 
 from vitcache.errors import CudaError
 
+# Bytes of each unit of `to_bytes`: powers of 1000 as in SI, powers of 1024 as in IEC 80000-13.
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+# At most 20 digits: more than any size in bytes, and int() of a longer text can be refused or slow.
+_SIZE = re.compile(rf"([0-9]{{1,20}}(?:\.[0-9]{{1,20}})?) ?({'|'.join(UNITS)})")
 
-def to_int(name: str, value: SupportsIndex, minimum: int) -> int:
+
+def to_int(name: str, value: SupportsIndex, minimum: int | None = None) -> int:
     """Return `value` as an int.
 
     Raises
     ------
     TypeError
-        If `value` is not an integer of Python or NumPy, or if it is a bool.
+        If `value` is not an integer of Python, NumPy or torch, or if it is a bool.
     ValueError
-        If `value` is less than `minimum`.
+        If `value` is less than `minimum`. None: every integer is accepted.
     """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
+    number = value if type(value) is int else _index(value)
     if number is None:
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
-    if number < minimum:
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name} is {number}, it must be at least {minimum}")
     return number
+
+
+def to_bytes(name: str, value: SupportsIndex | str, minimum: int) -> int:
+    """Return a size in bytes as an int.
+
+    Parameters
+    ----------
+    name
+        Name of the argument, for messages.
+    value
+        An int, or a str such as ``"8GiB"``, ``"512 MiB"`` or ``"1.5 GB"``: a decimal number, at most one
+        space, and a unit. B is a byte; KB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are
+        powers of 1024. The case of a unit matters.
+    minimum
+        The smallest size that is accepted.
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither an integer nor a str, or if it is a bool.
+    ValueError
+        If a str has another form, or is not a whole number of bytes; if the size is less than `minimum`.
+    """
+    if not isinstance(value, str):
+        number = value if type(value) is int else _index(value)
+        if number is None:
+            raise TypeError(
+                f"{name} must be an int or a str such as '8GiB', got {value!r} of type {type(value).__name__}"
+            )
+        return to_int(name, number, minimum)
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(
+            f"{name} is {value[:50]!r}, it must be a number and a unit such as '8GiB'; units: "
+            f"{', '.join(UNITS)}"
+        )
+    size = Fraction(match[1]) * UNITS[match[2]]
+    if size.denominator != 1:
+        raise ValueError(
+            f"{name} is {value!r}, which is {float(size)} bytes: it must be a whole number of bytes"
+        )
+    if size < minimum:
+        raise ValueError(f"{name} is {value!r}, which is {size} bytes: it must be at least {minimum}")
+    return size.numerator
+
+
+def _index(value: Any) -> int | None:
+    """Return an integer of Python, NumPy or torch as an int; None if it is a bool or not an integer."""
+    # A bool tensor of torch has an index, too.
+    if isinstance(value, bool) or getattr(value, "dtype", None) in (bool, torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def to_ms(name: str, value: Any) -> float:

@@ -1,4 +1,4 @@
-"""`CacheCollector`: exports the counts of a cache as Prometheus metrics."""
+"""`CacheCollector`: exports the counts of caches as Prometheus metrics."""
 
 from vitcache.adapters.prometheus import CacheCollector
 

@@ -17,15 +17,16 @@ def can_be_stored(rows: Tensor) -> bool:
     return rows.dtype in DTYPES and rows.layout == torch.strided and rows.device.type in ("cpu", "cuda")
 
 
-def check_rows(rows: Any, row_width: int) -> Tensor:
-    """Return `rows`, detached from autograd.
+def check_rows(rows: Any, row_width: int, packed: bool = False) -> Tensor:
+    """Return `rows`, detached from autograd. With `packed`, their width may also be a divisor of `row_width`.
 
     Raises
     ------
     TypeError
         If `rows` is not a dense tensor of one of `DTYPES` on the CPU or a CUDA device.
     ValueError
-        If the shape of `rows` is not ``(num_rows, row_width)``.
+        If the shape of `rows` is not ``(num_rows, row_width)``; or with `packed`, if their width does not
+        divide `row_width`.
     """
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
@@ -34,9 +35,14 @@ def check_rows(rows: Any, row_width: int) -> Tensor:
             f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense tensor of "
             f"{DTYPE_NAMES} on the CPU or CUDA"
         )
-    if rows.dim() != 2 or rows.shape[1] != row_width:
-        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width})")
+    if rows.dim() != 2 or not (rows.shape[1] == row_width or (packed and _divides(rows.shape[1], row_width))):
+        narrower = f" or of a width that divides {row_width}" if packed else ""
+        raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width}){narrower}")
     return rows.detach()
+
+
+def _divides(width: int, row_width: int) -> bool:
+    return width > 0 and row_width % width == 0
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:

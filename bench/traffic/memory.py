@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from vitcache.bench.traffic.simulation import PAGE_ROWS, bound, footprint, simulate
@@ -26,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--row-bytes",
-        type=_count,
+        type=_row_bytes,
         default=8192,
-        metavar="N",
-        help="bytes of a row: elements, deepstack levels included, times bytes of the dtype (default: 8192)",
+        metavar="SIZE",
+        help="bytes of a row, such as 8192 or 8KiB: elements, deepstack levels included, times bytes of the "
+        "dtype (default: 8192)",
     )
     parser.add_argument(
         "--page-rows", type=_count, default=PAGE_ROWS, metavar="N", help="default: %(default)s"
@@ -100,6 +102,17 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {number}")
     return number
+
+
+def _row_bytes(text: str) -> int:
+    with suppress(ValueError):  # not an int: a number and a unit
+        return _count(text)
+    from vitcache.arguments import to_bytes  # imports torch, which the command needs for nothing else
+
+    try:
+        return to_bytes("row bytes", text, 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _share(text: str) -> float:

@@ -21,6 +21,7 @@ struct alignas(64) Entry : PolicyNode {
   Entry(const Key& entry_key, double encode_ms, std::shared_ptr<Tier> own_tier, PagedRows paged_rows,
         Fence write_fence)
       : PolicyNode(entry_key),
+        is_narrow(paged_rows.width != own_tier->layout().row_width),
         num_rows(paged_rows.source.num_rows),
         num_pages(static_cast<std::int64_t>(paged_rows.source.pages->size())),
         cost(encode_ms),
@@ -30,6 +31,10 @@ struct alignas(64) Entry : PolicyNode {
         memory(tier->memory()),
         written(std::move(write_fence)) {}
 
+  std::int64_t row_width() const { return is_narrow ? rows.width : tier->layout().row_width; }
+  std::int64_t num_bytes() const {
+    return num_rows * (is_narrow ? rows.source.row_stride : tier->layout().row_bytes);
+  }
   const Pages& page_numbers() const { return *rows.source.pages; }
 
   // The fences that must be complete before the pages are written again.
@@ -52,6 +57,9 @@ struct alignas(64) Entry : PolicyNode {
     reads.push_back(fence);
   }
 
+  // The rows are narrower than those of the tier. First, so that it lies in the space behind the last member
+  // of PolicyNode: a look-up of full rows does not read `rows`.
+  bool is_narrow;
   std::int64_t leases = 0;
   std::int64_t hits = 0;  // since the entry was inserted into its tier
   std::int64_t num_rows;

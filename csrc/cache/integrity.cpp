@@ -70,7 +70,8 @@ std::vector<std::string> Ledger::find_violations() const {
       own(entry->page_numbers());
       leases += entry->leases;
       if (entry->leases > 0) leased_pages += entry->num_pages;
-      violations.differ("pages of an entry", tier->pages_for(entry->num_rows), entry->num_pages);
+      violations.differ("pages of an entry", tier->pages_for(entry->num_rows, entry->row_width()),
+                        entry->num_pages);
     }
     for (const PendingPtr& pending : pending_) {
       pending_pages += pending->num_pages_of(*tier);
@@ -78,6 +79,7 @@ std::vector<std::string> Ledger::find_violations() const {
         own(pending->pages);
         own(pending->leftover_pages);
       }
+      if (pending->host_copy && pending->host_copy->tier.get() == tier) own(pending->host_copy->pages);
       for (const DemotionPtr& demotion : pending->demotions)
         if (demotion->tier.get() == tier) own(demotion->pages);
     }
@@ -96,6 +98,10 @@ std::vector<std::string> Ledger::find_violations() const {
                     static_cast<std::int64_t>(dropped_.size()));
   for (const Index* index : indexes)
     violations.differ("host copies without a device entry", 0, index->num_orphaned_copies());
+
+  for (const Key& key : evicted_.keys())
+    violations.differ("entries whose key is recorded as evicted", 0, contains(key));
+  violations.differ("evicted keys that are recorded too often or too long", 0, evicted_.num_excess());
 
   std::unordered_set<DemotionPtr> demotions;
   for (const PendingPtr& pending : pending_)

@@ -1,20 +1,22 @@
 #include "cache/ledger.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
 namespace vitcache {
 
-Ledger::Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host)
+Ledger::Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host,
+               std::int64_t num_recorded)
     : make_policy_(std::move(make_policy)),
       device_(std::move(device)),
       host_(std::move(host)),
-      index_(std::make_unique<Index>(make_policy_, *device_, host_.get())) {}
+      index_(std::make_unique<Index>(make_policy_, *device_, host_.get())),
+      evicted_(num_recorded) {}
 
-EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows) {
+EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows, std::int64_t row_width) {
   const EntryPtr* found = index_->find(key);
-  if (found != nullptr && num_rows >= 0 && (*found)->num_rows != num_rows) {
+  if (found != nullptr && ((num_rows >= 0 && (*found)->num_rows != num_rows) ||
+                           (row_width >= 0 && (*found)->row_width() != row_width))) {
     drop(key);
     found = nullptr;
   }
@@ -27,11 +29,9 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows) {
   index_->policy_of(entry).touch(entry);
   Tier& tier = *entry.tier;
   ++tier.hits.hits;
-  tier.hits.rows += entry.num_rows;
+  tier.hits.bytes += entry.num_bytes();
   tier.hits.saved_ms += entry.cost;
-  if (entry.leases == 0) tier.leased_pages += entry.num_pages;
-  ++entry.leases;
-  ++num_leases_;
+  pin_entry(entry);
   return *found;
 }
 
@@ -57,7 +57,7 @@ void Ledger::release(EntryPtr entry, std::vector<std::int64_t> streams) {
 bool Ledger::report_corrupt(const EntryPtr& entry) {
   HitCounts& hits = entry->tier->hits;
   --hits.hits;
-  hits.rows -= entry->num_rows;
+  hits.bytes -= entry->num_bytes();
   hits.saved_ms -= entry->cost;
   ++counts_.misses;
   // If `entry` is a host copy now, its device entry is dropped, too: that entry may have the wrong rows.
@@ -69,67 +69,53 @@ bool Ledger::report_corrupt(const EntryPtr& entry) {
   return true;
 }
 
-PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, double cost, std::int64_t epoch) {
-  const std::int64_t count = device_->pages_for(num_rows);
-  if (epoch != epoch_ || count > device_->num_available()) {
+bool Ledger::discard(const Key& key) {
+  // Without its place here, a demotion does not bring the rows back when it ends.
+  const bool was_being_demoted = pending_demotions_.erase(key) > 0;
+  if (was_being_demoted) evicted_.add(key);
+  const bool was_found = contains(key);
+  if (was_found) drop(key);
+  return was_found || was_being_demoted;
+}
+
+PendingPtr Ledger::begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
+                               std::int64_t epoch, WriteTo target) {
+  const bool to_device = target != WriteTo::kHost, to_host = target != WriteTo::kDevice;
+  const std::int64_t count = device_->pages_for(num_rows, row_width);  // in each tier
+  if (epoch != epoch_ || (to_device && count > device_->num_available()) ||
+      (to_host && count > host_->num_available())) {
     ++counts_.rejections;
     return nullptr;
   }
-  reclaim(*device_, count);
-  // The new rows take the pages of the entry that they replace before other entries are evicted.
+  if (to_device) make_room(*device_, count, key);
+  if (to_host) make_room(*host_, count, key);
+  PendingPtr pending = make_pending(key, num_rows, row_width, cost);
+  if (to_device) {
+    allocate_device_pages(*pending, to_host);
+  } else {
+    pending->tier = host_;
+    pending->memory = host_->memory();
+    pending->pages = allocate_host_pages(count, pending->fences);
+  }
+  pending_.insert(pending);
+  return pending;
+}
+
+// Frees the pages of the entry that new rows replace, before other entries are evicted, if they are needed.
+void Ledger::make_room(const Tier& tier, std::int64_t count, const Key& key) {
+  reclaim(tier, count);
   const EntryPtr* old = index_->find(key);
-  if (old != nullptr && (*old)->tier == device_.get() && (*old)->leases == 0 && device_->num_free() < count)
-    drop(key);
-  return allocate_pages(key, num_rows, cost, nullptr);
+  if (old != nullptr && (*old)->tier != &tier) old = index_->find_host_copy(key);
+  if (old != nullptr && (*old)->tier == &tier && (*old)->leases == 0 && tier.num_free() < count) drop(key);
 }
 
 PendingPtr Ledger::begin_promotion(const EntryPtr& source) {
   const EntryPtr* current = index_->find(source->key);
   const bool is_host_entry = current != nullptr && *current == source && source->tier == host_.get();
   if (!is_host_entry || source->num_pages > device_->num_available()) return nullptr;
-  return allocate_pages(source->key, source->num_rows, source->cost, source);
-}
-
-PendingPtr Ledger::begin_early_copies(const std::vector<std::int64_t>& num_rows) {
-  if (host_ == nullptr) return nullptr;
-  std::int64_t count = 0;
-  for (const std::int64_t rows : num_rows)
-    count += std::min(device_->pages_for(rows), device_->num_available() - count);
-  const std::vector<EntryPtr> victims = choose_victims(*device_, count);
-  // Existing host copies of these victims must not be evicted for the new copies. Until host pages are
-  // allocated, they are not in the index, and their pages count as pending.
-  std::vector<EntryPtr> copied;
-  std::int64_t protected_pages = 0;
-  std::vector<EntryPtr> uncopied;
-  // An entry has one early copy at a time: if two of them finished out of order, the fence behind the first
-  // read would replace the fence behind the second read, which is on the same stream.
-  std::unordered_set<const Entry*> in_copy;
-  for (const PendingPtr& pending : pending_)
-    if (pending->is_early)
-      for (const DemotionPtr& demotion : pending->demotions) in_copy.insert(demotion->entry.get());
-  for (const EntryPtr& victim : victims) {
-    if (EntryPtr copy = index_->take_host_copy(victim->key)) {
-      if (copy->leases == 0) protected_pages += copy->num_pages;
-      copied.push_back(std::move(copy));
-    } else if (in_copy.count(victim.get()) == 0) {
-      uncopied.push_back(victim);
-    }
-  }
-  host_->pending_pages += protected_pages;
-  auto pending = std::make_shared<Pending>();
-  pending->is_early = true;
-  // In order of eviction: if host pages run out, the victims that are evicted last have no early copy.
-  std::reverse(uncopied.begin(), uncopied.end());
-  for (const EntryPtr& victim : uncopied) {
-    if (!index_->is_worth_copy(*victim)) continue;
-    if (DemotionPtr demotion = demote(victim, pending->fences)) {
-      pending->fences.add(victim->written);
-      pending->demotions.push_back(std::move(demotion));
-    }
-  }
-  host_->pending_pages -= protected_pages;
-  for (EntryPtr& copy : copied) index_->add_host_copy(std::move(copy));
-  if (pending->demotions.empty()) return nullptr;
+  PendingPtr pending = make_pending(source->key, source->num_rows, source->row_width(), source->cost);
+  pending->source = source;
+  allocate_device_pages(*pending, false);
   pending_.insert(pending);
   return pending;
 }
@@ -141,15 +127,29 @@ bool Ledger::finish(const PendingPtr& pending, const std::optional<Fence>& fence
   return false;
 }
 
+EntryPtr Ledger::finish_and_pin(const PendingPtr& pending, const std::optional<Fence>& fence) {
+  if (!finish(pending, fence, false)) return nullptr;
+  const EntryPtr& entry = *index_->find(pending->key);
+  pin_entry(*entry);
+  return entry;
+}
+
 bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, bool failed) {
-  if (!fence || failed || pending.epoch != epoch_) {
+  HostCopy* const copy = pending.host_copy ? &*pending.host_copy : nullptr;
+  if (!fence || failed || pending.epoch != epoch_ || (copy != nullptr && !copy->copied)) {
     // Perhaps no stream has waited for these fences yet, so the freed pages keep all of them.
     FenceSet fences = pending.fences;
     if (fence) fences.add(*fence);
+    if (copy != nullptr) {
+      if (copy->copied) fences.add(*copy->copied);
+      FenceSet copy_fences = fences;
+      copy_fences.add_all(copy->fences);
+      copy->tier->free(copy->pages, copy_fences);
+    }
     for (auto demotion = pending.demotions.rbegin(); demotion != pending.demotions.rend(); ++demotion) {
-      end_demotion(*demotion);
-      (*demotion)->tier->free((*demotion)->pages, fences);
       ++counts_.evictions;
+      if (end_demotion(*demotion)) evicted_.add((*demotion)->entry->key);
+      (*demotion)->tier->free((*demotion)->pages, fences);
     }
     pending.tier->free(pending.leftover_pages, fences);
     pending.tier->free(pending.pages, fences);
@@ -176,8 +176,12 @@ bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, b
       return false;
     }
   }
-  auto entry = std::make_shared<Entry>(pending.key, pending.cost, pending.tier,
-                                       pending.tier->describe(pending.pages, pending.num_rows), *fence);
+  const auto make_entry = [&pending](const std::shared_ptr<Tier>& tier, const Pages& pages,
+                                     const Fence& written) {
+    return std::make_shared<Entry>(pending.key, pending.cost, tier,
+                                   tier->describe(pages, pending.num_rows, pending.row_width), written);
+  };
+  EntryPtr entry = make_entry(pending.tier, pending.pages, *fence);
   if (pending.source != nullptr) {
     index_->promote(std::move(entry));
     ++counts_.promotions;
@@ -185,27 +189,20 @@ bool Ledger::finish_write(Pending& pending, const std::optional<Fence>& fence, b
   }
   pending_demotions_.erase(pending.key);
   if (contains(pending.key)) drop(pending.key);
-  index_->add(std::move(entry));
+  evicted_.remove(pending.key);
+  if (copy == nullptr) {
+    entry->checksum = pending.checksum;
+    index_->add(std::move(entry));
+  } else {
+    entry->record_read(*copy->copied);
+    index_->add(std::move(entry));
+    EntryPtr host_copy = make_entry(copy->tier, copy->pages, *copy->copied);
+    host_copy->checksum = pending.checksum;
+    index_->add_host_copy(std::move(host_copy));
+    ++counts_.writebacks;
+  }
   ++counts_.insertions;
   return true;
-}
-
-void Ledger::finish_early_copies(Pending& pending, const std::optional<Fence>& fence, bool failed) {
-  for (const DemotionPtr& demotion : pending.demotions) {
-    const EntryPtr& entry = demotion->entry;
-    // If the entry was evicted during the copy, its pages may contain other rows: the copy is discarded.
-    const EntryPtr* current = index_->find(entry->key);
-    const bool is_in_device_tier = current != nullptr && *current == entry;
-    if (is_in_device_tier && fence) entry->record_read(*fence);
-    if (is_in_device_tier && fence && !failed) {
-      index_->add_host_copy(demotion->host_entry(*fence));
-      ++counts_.writebacks;
-    } else {
-      FenceSet fences = pending.fences;
-      if (fence) fences.add(*fence);
-      demotion->tier->free(demotion->pages, fences);
-    }
-  }
 }
 
 void Ledger::advance() {
@@ -215,6 +212,7 @@ void Ledger::advance() {
     index_ = std::make_unique<Index>(make_policy_, *device_, host_.get());
   }
   pending_demotions_.clear();
+  evicted_.clear();
   ++epoch_;
 }
 
@@ -234,11 +232,25 @@ void Ledger::close() {
   if (host_ != nullptr) host_->forget_memory();
 }
 
-PendingPtr Ledger::allocate_pages(const Key& key, std::int64_t num_rows, double cost, EntryPtr source) {
-  const std::int64_t count = device_->pages_for(num_rows);
-  const std::vector<EntryPtr> victims = choose_victims(*device_, count);
+PendingPtr Ledger::make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width,
+                                double cost) const {
   auto pending = std::make_shared<Pending>();
-  FenceSet& fences = pending->fences;
+  pending->epoch = epoch_;
+  pending->key = key;
+  pending->num_rows = num_rows;
+  pending->row_width = row_width;
+  pending->cost = cost;
+  pending->tier = device_;
+  pending->memory = device_->memory();
+  return pending;
+}
+
+// Allocates the device pages of a pending write, and evicts or demotes victims. With `has_host_copy`, it also
+// allocates the pages of the host copy, before the demotions take host pages.
+void Ledger::allocate_device_pages(Pending& pending, bool has_host_copy) {
+  const std::int64_t count = device_->pages_for(pending.num_rows, pending.row_width);
+  const std::vector<EntryPtr> victims = choose_victims(*device_, count);
+  FenceSet& fences = pending.fences;
   Pages pages = device_->allocate(std::min(count, device_->num_free()), fences);
   std::vector<EntryPtr> uncopied;  // victims that are worth a copy to the host tier and have none
   for (auto victim = victims.rbegin(); victim != victims.rend(); ++victim) {
@@ -249,14 +261,19 @@ PendingPtr Ledger::allocate_pages(const Key& key, std::int64_t num_rows, double 
     else if (is_worth_copy)
       uncopied.push_back(*victim);
     else
-      ++counts_.evictions;
+      count_eviction((*victim)->key);
+  }
+  if (has_host_copy) {
+    HostCopy& copy = pending.host_copy.emplace();
+    copy.tier = host_;
+    copy.pages = allocate_host_pages(count, copy.fences);
   }
   for (auto victim = uncopied.rbegin(); victim != uncopied.rend(); ++victim) {
     if (DemotionPtr demotion = demote(*victim, fences)) {
       pending_demotions_[(*victim)->key] = demotion;
-      pending->demotions.push_back(std::move(demotion));
+      pending.demotions.push_back(std::move(demotion));
     } else {
-      ++counts_.evictions;
+      count_eviction((*victim)->key);
     }
   }
   for (const EntryPtr& victim : victims)
@@ -264,18 +281,22 @@ PendingPtr Ledger::allocate_pages(const Key& key, std::int64_t num_rows, double 
   // In ascending order, so that one copy moves a run of adjacent pages.
   std::sort(pages.begin(), pages.end());
   device_->pending_pages += static_cast<std::int64_t>(pages.size());
-  pending->epoch = epoch_;
-  pending->key = key;
-  pending->num_rows = num_rows;
-  pending->cost = cost;
-  pending->tier = device_;
-  pending->memory = device_->memory();
-  pending->leftover_pages.assign(pages.begin() + count, pages.end());
+  pending.leftover_pages.assign(pages.begin() + count, pages.end());
   pages.resize(static_cast<std::size_t>(count));
-  pending->pages = std::move(pages);
-  pending->source = std::move(source);
-  pending_.insert(pending);
-  return pending;
+  pending.pages = std::move(pages);
+}
+
+// Evicts host entries and host copies, and allocates `count` host pages, which must be available.
+Pages Ledger::allocate_host_pages(std::int64_t count, FenceSet& fences) {
+  for (const EntryPtr& victim : choose_victims(*host_, count)) {
+    const EntryPtr* copy = index_->find_host_copy(victim->key);
+    if (copy == nullptr || *copy != victim) count_eviction(victim->key);
+    index_->evict(victim);
+    free(victim);
+  }
+  Pages pages = host_->allocate(count, fences);
+  host_->pending_pages += count;
+  return pages;
 }
 
 bool Ledger::close_pending(const PendingPtr& pending) {
@@ -326,15 +347,7 @@ std::vector<EntryPtr> Ledger::choose_victims(Tier& tier, std::int64_t count) {
 DemotionPtr Ledger::demote(const EntryPtr& entry, FenceSet& fences) {
   const std::int64_t count = entry->num_pages;
   if (host_ == nullptr || count > host_->num_available()) return nullptr;
-  for (const EntryPtr& victim : choose_victims(*host_, count)) {
-    const EntryPtr* copy = index_->find_host_copy(victim->key);
-    counts_.evictions += copy == nullptr || *copy != victim;
-    index_->evict(victim);
-    free(victim);
-  }
-  Pages pages = host_->allocate(count, fences);
-  host_->pending_pages += count;
-  return std::make_shared<Demotion>(Demotion{entry, host_, std::move(pages), nullptr});
+  return std::make_shared<Demotion>(Demotion{entry, host_, allocate_host_pages(count, fences), nullptr});
 }
 
 // Frees entries of earlier epochs until `count` pages are free or all those entries are freed.
@@ -351,9 +364,14 @@ void Ledger::reclaim_one() {
 
 // Removes the entry of a key, and its host copy, from the cache.
 void Ledger::drop(const Key& key) {
-  ++counts_.evictions;
   const Key dropped_key = key;  // `key` may be a part of the entry
+  count_eviction(dropped_key);
   for (const EntryPtr& entry : index_->remove(dropped_key)) free(entry);
+}
+
+void Ledger::count_eviction(const Key& key) {
+  ++counts_.evictions;
+  evicted_.add(key);
 }
 
 // Frees the pages of an entry that is in no index. If it is leased, its last release frees them.

@@ -15,6 +15,7 @@
 
 #include "cache/claims.h"
 #include "cache/entry.h"
+#include "cache/eviction_record.h"
 #include "cache/index.h"
 #include "cache/key.h"
 #include "cache/pending.h"
@@ -40,16 +41,21 @@ struct Release {
   std::vector<std::int64_t> streams;
 };
 
+// The tiers that rows are written to. Rows in both tiers are a device entry with a host copy.
+enum class WriteTo { kDevice, kHost, kBoth };
+
 class Ledger {
  public:
-  // `host` may be null.
-  Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host);
+  // `host` may be null. The keys of the last `num_recorded` entries that left the cache are kept.
+  Ledger(MakePolicy make_policy, std::shared_ptr<Tier> device, std::shared_ptr<Tier> host,
+         std::int64_t num_recorded = 0);
 
-  // Looks up and pins an entry. An entry without exactly `num_rows` rows is dropped, and the look-up is a
-  // miss; -1 stands for any number. Returns null for a miss.
-  EntryPtr pin(const Key& key, std::int64_t num_rows);
-  // Pins an entry that is pinned already. Counts no hit.
-  void pin_again(Entry& entry) {
+  // Looks up and pins an entry. An entry without exactly `num_rows` rows of `row_width` elements is dropped,
+  // and the look-up is a miss; -1 stands for any number. Returns null for a miss.
+  EntryPtr pin(const Key& key, std::int64_t num_rows, std::int64_t row_width = -1);
+  // Pins an entry that is in the index, or that is pinned already. Counts no hit.
+  void pin_entry(Entry& entry) {
+    if (entry.leases == 0) entry.tier->leased_pages += entry.num_pages;
     ++entry.leases;
     ++num_leases_;
   }
@@ -63,19 +69,27 @@ class Ledger {
   // false if the entry has left the cache: another caller has reported it.
   bool report_corrupt(const EntryPtr& entry);
 
-  // Allocates device pages for a new entry, and evicts victims. Counts a rejection and returns null if too
-  // few pages are available, or if `epoch` is not the current epoch.
-  PendingPtr begin_write(const Key& key, std::int64_t num_rows, double cost, std::int64_t epoch);
+  // Drops the entry of a key, also one that is being demoted. Returns whether there was one. A pending write
+  // may still insert rows under the key.
+  bool discard(const Key& key);
+
+  // Allocates pages for a new entry, and evicts victims. Counts a rejection, changes nothing and returns null
+  // if one of the tiers has too few pages available, or if `epoch` is not the current epoch. `row_width` must
+  // divide the width of the tiers. `target` other than kDevice needs a host tier.
+  PendingPtr begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
+                         std::int64_t epoch, WriteTo target = WriteTo::kDevice);
   // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
   // the host tier, or if too few pages are available.
   PendingPtr begin_promotion(const EntryPtr& source);
-  // Allocates host pages for early copies of the device entries that items of these numbers of rows would
+  // Allocates host pages for early copies of the device entries that items of these numbers of pages would
   // evict. Returns null if no entry needs an early copy.
-  PendingPtr begin_early_copies(const std::vector<std::int64_t>& num_rows);
+  PendingPtr begin_early_copies(const std::vector<std::int64_t>& num_pages);
   // Ends a pending write or pending early copies: inserts the rows that were written before `fence`. If the
   // write failed, or its epoch is not the current epoch, frees the pages instead. A failed write may have no
   // fence. Returns whether an entry was inserted. A second call does nothing.
   bool finish(const PendingPtr& pending, const std::optional<Fence>& fence, bool failed);
+  // Inserts the rows of a pending write or promotion, and pins the new entry; null if it was not inserted.
+  EntryPtr finish_and_pin(const PendingPtr& pending, const std::optional<Fence>& fence);
 
   // Begins a new epoch in constant time. The pages of earlier entries are freed when they are needed.
   void advance();
@@ -94,6 +108,8 @@ class Ledger {
   Tier& device() { return *device_; }
   Tier* host() { return host_.get(); }
   Claims& claims() { return claims_; }
+  // The keys of entries that left the cache and that are not back.
+  EvictionRecord& evicted() { return evicted_; }
   const Counts& counts() const { return counts_; }
 
   // Describes every violated invariant; empty if the ledger is consistent.
@@ -102,7 +118,10 @@ class Ledger {
  private:
   friend class LedgerInspection;  // tests/native plants faults
 
-  PendingPtr allocate_pages(const Key& key, std::int64_t num_rows, double cost, EntryPtr source);
+  PendingPtr make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost) const;
+  void make_room(const Tier& tier, std::int64_t count, const Key& key);
+  void allocate_device_pages(Pending& pending, bool has_host_copy);
+  Pages allocate_host_pages(std::int64_t count, FenceSet& fences);
   bool finish_write(Pending& pending, const std::optional<Fence>& fence, bool failed);
   void finish_early_copies(Pending& pending, const std::optional<Fence>& fence, bool failed);
   bool close_pending(const PendingPtr& pending);
@@ -112,6 +131,7 @@ class Ledger {
   void reclaim(const Tier& tier, std::int64_t count);
   void reclaim_one();
   void drop(const Key& key);
+  void count_eviction(const Key& key);
   void free(const EntryPtr& entry);
   std::vector<const Tier*> tiers() const;
 
@@ -126,6 +146,7 @@ class Ledger {
   std::unordered_map<Key, DemotionPtr, KeyHash> pending_demotions_;
   std::vector<Release> releases_;
   Claims claims_;
+  EvictionRecord evicted_;
   Counts counts_;
   std::int64_t epoch_ = 0;
   std::int64_t num_leases_ = 0;

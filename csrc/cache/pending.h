@@ -22,14 +22,22 @@ struct Demotion {
 
   // The entry of the host tier; `copied` is the fence behind the copy.
   EntryPtr host_entry(const Fence& copied) const {
-    auto made = std::make_shared<Entry>(entry->key, entry->cost, tier, tier->describe(pages, entry->num_rows),
-                                        copied);
+    auto made = std::make_shared<Entry>(entry->key, entry->cost, tier,
+                                        tier->describe(pages, entry->num_rows, entry->row_width()), copied);
     made->checksum = checksum;
     return made;
   }
 };
 
 using DemotionPtr = std::shared_ptr<Demotion>;
+
+// The copy in the host tier of rows that a pending write writes to the device tier.
+struct HostCopy {
+  std::shared_ptr<Tier> tier;  // of the host tier
+  Pages pages;
+  FenceSet fences;              // wait for them before writing `pages`
+  std::optional<Fence> copied;  // behind the copy, once it is queued
+};
 
 // A pending `put`, reservation or promotion; or, without `pages`, pending early copies to the host tier.
 struct Pending {
@@ -39,12 +47,15 @@ struct Pending {
   std::int64_t epoch = 0;
   Key key{};
   std::int64_t num_rows = 0;
+  std::int64_t row_width = 0;
   double cost = 0;
-  std::shared_ptr<Tier> tier;    // of the device tier
+  std::shared_ptr<Tier> tier;    // of the new entry
   std::shared_ptr<void> memory;  // of `pages`
   Pages pages;                   // of the new entry
   Pages leftover_pages;          // of victims; the new entry does not need them
   EntryPtr source;               // the host entry that is promoted; null for a put
+  std::optional<HostCopy> host_copy;
+  std::shared_ptr<void> checksum;  // opaque, of the rows in host memory, as in Entry
 
   // Copies of entries to the host tier. They own the host pages that they write.
   std::vector<DemotionPtr> demotions;
@@ -62,6 +73,7 @@ struct Pending {
   // Number of pages of a tier that the write and its copies own.
   std::int64_t num_pages_of(const Tier& owner) const {
     std::size_t count = tier.get() == &owner ? pages.size() + leftover_pages.size() : 0;
+    if (host_copy && host_copy->tier.get() == &owner) count += host_copy->pages.size();
     for (const DemotionPtr& demotion : demotions)
       if (demotion->tier.get() == &owner) count += demotion->pages.size();
     return static_cast<std::int64_t>(count);

@@ -13,8 +13,9 @@ Tier::Tier(TierLayout layout, std::shared_ptr<void> memory)
   fences_.resize(num_pages);
 }
 
-std::int64_t Tier::pages_for(std::int64_t num_rows) const {
-  const std::int64_t pages = num_rows / layout_.page_rows + (num_rows % layout_.page_rows != 0);
+std::int64_t Tier::pages_for(std::int64_t num_rows, std::int64_t row_width) const {
+  const std::int64_t rows = page_rows(row_width);
+  const std::int64_t pages = num_rows / rows + (num_rows % rows != 0);
   return std::max<std::int64_t>(1, pages);
 }
 
@@ -39,16 +40,17 @@ void Tier::free(const Pages& pages, const FenceSet& fences) {
 
 TierUse Tier::use() const {
   return {hits.hits,
-          hits.rows * layout_.row_bytes,
+          hits.bytes,
           hits.saved_ms,
           leased_pages,
           (layout_.num_pages - num_free()) * page_bytes(),
           layout_.num_pages * page_bytes()};
 }
 
-PagedRows Tier::describe(Pages pages, std::int64_t num_rows) const {
-  return PagedRows::make(layout_.address, layout_.row_bytes, num_rows, layout_.kind, std::move(pages),
-                         layout_.page_rows, layout_.row_width, layout_.on_cuda, layout_.device_id);
+PagedRows Tier::describe(Pages pages, std::int64_t num_rows, std::int64_t row_width) const {
+  const std::int64_t row_bytes = layout_.row_bytes / layout_.row_width * row_width;
+  return PagedRows::make(layout_.address, row_bytes, num_rows, layout_.kind, std::move(pages),
+                         page_rows(row_width), row_width, layout_.on_cuda, layout_.device_id);
 }
 
 }  // namespace vitcache

@@ -14,6 +14,9 @@ namespace vitcache {
 using Pages = std::vector<std::int64_t>;
 
 // The memory of a tier's pages, and the shape and dtype of its rows.
+//
+// An entry may have narrow rows: their width divides `row_width`, and `row_width / width` of them lie in the
+// space of one full row.
 struct TierLayout {
   std::string name;  // "device" or "host"
   bool is_host;
@@ -29,10 +32,10 @@ struct TierLayout {
   std::int32_t device_id;
 };
 
-// Hits of one tier, the rows of these hits, and the encode time in milliseconds that they saved.
+// Hits of one tier, the bytes of their rows, and the encode time in milliseconds that they saved.
 struct HitCounts {
   std::int64_t hits = 0;
-  std::int64_t rows = 0;
+  std::int64_t bytes = 0;
   double saved_ms = 0;
 };
 
@@ -65,8 +68,13 @@ class Tier {
   std::int64_t num_free() const { return static_cast<std::int64_t>(free_pages_.size()); }
   // Pages that are free or that evictions can free: neither leased nor pending.
   std::int64_t num_available() const { return layout_.num_pages - leased_pages - pending_pages; }
+  // Rows of this width in a page. The width must divide the tier's.
+  std::int64_t page_rows(std::int64_t row_width) const {
+    return layout_.page_rows * (layout_.row_width / row_width);
+  }
   // At least one page, which bounds the number of entries.
-  std::int64_t pages_for(std::int64_t num_rows) const;
+  std::int64_t pages_for(std::int64_t num_rows, std::int64_t row_width) const;
+  std::int64_t pages_for(std::int64_t num_rows) const { return pages_for(num_rows, layout_.row_width); }
 
   // Allocates `count` free pages, in the order in which they were freed, and adds their fences to `fences`.
   Pages allocate(std::int64_t count, FenceSet& fences);
@@ -76,7 +84,7 @@ class Tier {
 
   TierUse use() const;
 
-  PagedRows describe(Pages pages, std::int64_t num_rows) const;
+  PagedRows describe(Pages pages, std::int64_t num_rows, std::int64_t row_width) const;
 
   std::int64_t leased_pages = 0;   // with at least one lease
   std::int64_t pending_pages = 0;  // of pending writes and copies

@@ -9,7 +9,7 @@
 
 namespace vitcache {
 
-// Hash of a key and a number of rows, which equal items share.
+// Hash of a key and a number of rows. Equal items share both, and the width of their rows.
 inline std::size_t hash_of(const Key& key, std::int64_t num_rows) {
   return KeyHash()(key) + static_cast<std::size_t>(num_rows) * 0x9e3779b97f4a7c15ULL;
 }

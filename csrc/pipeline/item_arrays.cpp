@@ -43,17 +43,54 @@ std::pair<std::size_t, std::size_t> ItemArrays::find_spans(std::int64_t start, s
 }
 
 void ItemArrays::set_computed(std::int64_t position, std::string_view key_namespace, const Key& key) {
-  const std::size_t number = find_namespace(key_namespace);
-  if (number == namespaces_.size()) namespaces_.emplace_back(key_namespace);
-  ItemFields& item = items_[static_cast<std::size_t>(position)];
-  item.computed_key = key;
-  item.computed_in = number;
+  auto found = std::find_if(computed_.begin(), computed_.end(), [&](const Computed& computed) {
+    return computed.key_namespace == key_namespace;
+  });
+  if (found == computed_.end()) found = computed_.insert(found, {std::string(key_namespace), {}, 0});
+  if (found->keys.size() < items_.size()) found->keys.resize(items_.size());
+  std::optional<Key>& slot = found->keys[static_cast<std::size_t>(position)];
+  if (!slot && item(position).is_folded()) ++found->num_folded;
+  slot = key;
 }
 
-// For a namespace without a key, the number that follows the last one.
-std::size_t ItemArrays::find_namespace(std::string_view key_namespace) const {
-  const auto found = std::find(namespaces_.begin(), namespaces_.end(), key_namespace);
-  return static_cast<std::size_t>(found - namespaces_.begin());
+bool ItemArrays::has_unfolded(std::string_view key_namespace) const {
+  if (num_to_fold_ == 0 || key_namespace.empty()) return false;
+  const Computed* computed = find_computed(key_namespace);
+  return computed == nullptr || computed->num_folded < num_to_fold_;
+}
+
+std::vector<std::pair<std::int64_t, Key>> ItemArrays::unfolded(std::string_view key_namespace) const {
+  std::vector<std::pair<std::int64_t, Key>> found;
+  if (!has_unfolded(key_namespace)) return found;
+  const Keys keys = keys_in(key_namespace);
+  for (std::size_t i = 0; i < items_.size(); ++i)
+    if (const auto position = static_cast<std::int64_t>(i);
+        items_[i].is_folded() && keys.find(position) == nullptr)
+      found.emplace_back(position, *items_[i].key);
+  return found;
+}
+
+ItemArrays::Keys ItemArrays::keys_in(std::string_view key_namespace) const { return {*this, key_namespace}; }
+
+std::int64_t ItemArrays::last_stop(std::int64_t position, std::string_view key_namespace) const {
+  const Keys keys = keys_in(key_namespace);
+  const Key* const key = keys.find(position);
+  const ItemFields& wanted = item(position);
+  std::int64_t stop = 0;
+  for (const ItemSpan& span : spans_) {
+    const ItemFields& other = item(span.position);
+    const Key* const other_key = keys.find(span.position);
+    const bool is_equal = key != nullptr && other_key != nullptr && *other_key == *key &&
+                          other.num_rows == wanted.num_rows && other.row_width == wanted.row_width;
+    if (is_equal || other.identity == wanted.identity) stop = std::max(stop, span.stop());
+  }
+  return stop;
+}
+
+const ItemArrays::Computed* ItemArrays::find_computed(std::string_view key_namespace) const {
+  for (const Computed& computed : computed_)
+    if (computed.key_namespace == key_namespace) return &computed;
+  return nullptr;
 }
 
 }  // namespace vitcache

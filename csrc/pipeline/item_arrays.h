@@ -34,10 +34,13 @@ struct ItemSpan {
 struct ItemFields {
   std::uintptr_t identity;  // two occurrences of one object are one item, even without a key
   std::int64_t num_rows;
-  bool has_rows;                    // its rows are precomputed, so that it needs no key
-  std::optional<Key> key;           // the key that the caller gave
-  std::optional<Key> computed_key;  // a key that a pipeline computed
-  std::size_t computed_in;          // the namespace of `computed_key`, as ItemArrays numbers it
+  std::int64_t row_width;  // elements of a row; 0: those of the cache's rows
+  bool has_rows;           // its rows are precomputed, so that it needs no key
+  bool is_key_complete;    // `key` is used as it is in every namespace
+  std::optional<Key> key;  // the key that the caller gave
+
+  // Whether a namespace that is not empty must be folded into `key`.
+  bool is_folded() const { return key.has_value() && !is_key_complete && !has_rows; }
 };
 
 class ItemArrays {
@@ -48,7 +51,10 @@ class ItemArrays {
   }
 
   // Items are numbered in the order in which they are added.
-  void add_item(const ItemFields& item) { items_.push_back(item); }
+  void add_item(const ItemFields& item) {
+    items_.push_back(item);
+    if (item.is_folded()) ++num_to_fold_;
+  }
 
   // Adds a span of the last item. A span of length 0 covers no token and is left out. Throws
   // std::out_of_range, naming the item, if a number is larger than kLargestToken.
@@ -67,17 +73,58 @@ class ItemArrays {
   // overlaps them if its stop is after `start`.
   std::pair<std::size_t, std::size_t> find_spans(std::int64_t start, std::int64_t stop) const;
 
-  // Stores the key that was computed for an item in a namespace. An item stores one computed key.
+  // Stores the key that was computed for an item in a namespace: the hash of its content, or its given key
+  // with the namespace folded in. An item stores one computed key per namespace.
   void set_computed(std::int64_t position, std::string_view key_namespace, const Key& key);
 
-  // The number of a namespace. A computed key is valid only in its own namespace.
-  std::size_t find_namespace(std::string_view key_namespace) const;
+  // The items whose given keys are not folded yet, and these keys, in a namespace that is not empty.
+  std::vector<std::pair<std::int64_t, Key>> unfolded(std::string_view key_namespace) const;
+  bool has_unfolded(std::string_view key_namespace) const;
+
+  // The keys of the items in a namespace. Valid until `set_computed`.
+  class Keys;
+  Keys keys_in(std::string_view key_namespace) const;
+
+  // The end of the last span of all items that equal the item at `position` in a namespace.
+  std::int64_t last_stop(std::int64_t position, std::string_view key_namespace) const;
 
  private:
+  // The computed keys of one namespace.
+  struct Computed {
+    std::string key_namespace;
+    std::vector<std::optional<Key>> keys;  // by position, up to the last item that was added before
+    std::size_t num_folded;                // keys of items that are folded
+  };
+
+  const Computed* find_computed(std::string_view key_namespace) const;
+
   std::vector<ItemFields> items_;
   std::vector<ItemSpan> spans_;
-  std::vector<std::int64_t> furthest_;   // for each span, the largest stop up to this span: ascending
-  std::vector<std::string> namespaces_;  // of the computed keys: as a rule, of one pipeline
+  std::vector<std::int64_t> furthest_;  // for each span, the largest stop up to this span: ascending
+  std::vector<Computed> computed_;      // as a rule, of one pipeline
+  std::size_t num_to_fold_ = 0;         // items that are folded
+};
+
+class ItemArrays::Keys {
+ public:
+  Keys(const ItemArrays& arrays, std::string_view key_namespace)
+      : arrays_(arrays), computed_(arrays.find_computed(key_namespace)), folds_(!key_namespace.empty()) {}
+
+  // The key of the item at `position`; null if it is not known, or the item has rows.
+  const Key* find(std::int64_t position) const {
+    const ItemFields& fields = arrays_.item(position);
+    if (fields.has_rows) return nullptr;
+    if (fields.key && !(folds_ && fields.is_folded())) return &*fields.key;
+    const auto index = static_cast<std::size_t>(position);
+    if (computed_ == nullptr || index >= computed_->keys.size()) return nullptr;
+    const std::optional<Key>& key = computed_->keys[index];
+    return key ? &*key : nullptr;
+  }
+
+ private:
+  const ItemArrays& arrays_;
+  const Computed* computed_;
+  bool folds_;
 };
 
 }  // namespace vitcache

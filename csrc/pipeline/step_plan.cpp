@@ -9,7 +9,8 @@ namespace vitcache {
 std::vector<std::int64_t> StepPlan::unkeyed() const {
   std::vector<std::int64_t> found;
   for (std::size_t item = 0; item < items_.size(); ++item)
-    if (!items_[item].has_key && !items_[item].has_rows) found.push_back(static_cast<std::int64_t>(item));
+    if (!items_[item].has_key && !items_[item].has_rows && items_[item].fits)
+      found.push_back(static_cast<std::int64_t>(item));
   return found;
 }
 
@@ -37,7 +38,8 @@ std::vector<std::int64_t> StepPlan::merge() {
         !planned.has_key
             ? item
             : table.find_or_add(hash_of(planned.key, planned.num_rows), item, [&](std::size_t other) {
-                return items_[other].num_rows == planned.num_rows && items_[other].key == planned.key;
+                return items_[other].num_rows == planned.num_rows &&
+                       items_[other].row_width == planned.row_width && items_[other].key == planned.key;
               });
     mapping[item] = equal[item] == item ? static_cast<std::int64_t>(count++) : mapping[equal[item]];
   }

@@ -20,7 +20,9 @@ struct PlannedItem {
   Key key;  // all 0 without a key
   bool has_key;
   bool has_rows;  // its rows are precomputed: it has no key
+  bool fits;      // its rows have a width that the step accepts; else it has no key
   std::int64_t num_rows;
+  std::int64_t row_width;
   std::int64_t needed_rows;  // the largest `source_start + length` of its runs
 };
 
@@ -28,6 +30,17 @@ struct PlannedItem {
 struct Occurrence {
   std::int64_t chunk;
   std::int64_t position;
+};
+
+// The widths of rows that a step accepts.
+struct AcceptedWidths {
+  std::int64_t row_width = 0;  // of the cache, and of items that name no width; 0: any width is accepted
+  std::int64_t hidden = 0;     // of the destination; 0: without a destination, every divisor is accepted
+
+  bool accept(std::int64_t width) const {
+    if (row_width == 0 || width == row_width) return true;
+    return row_width % width == 0 && (hidden == 0 || width == hidden);
+  }
 };
 
 class StepPlan {
@@ -39,7 +52,14 @@ class StepPlan {
   // `key_namespace`. The plan does not refer to the windows afterwards. Throws std::out_of_range if a chunk
   // ends after the last token, and std::invalid_argument if two chunks share a token of the batch, or two
   // spans a token of their chunk.
-  StepPlan(const std::vector<Window>& windows, std::string_view key_namespace, std::int64_t num_tokens);
+  StepPlan(const std::vector<Window>& windows, std::string_view key_namespace, std::int64_t num_tokens,
+           const AcceptedWidths& widths = {});
+
+  // The token of the prompt at which a window ends.
+  std::int64_t stop(std::int64_t chunk) const { return stops_[static_cast<std::size_t>(chunk)]; }
+  std::size_t num_chunks() const { return stops_.size(); }
+
+  const AcceptedWidths& widths() const { return widths_; }
 
   // The items in the order in which the step needs them: by chunk, then by their first token in it.
   const std::vector<PlannedItem>& items() const { return items_; }
@@ -47,8 +67,8 @@ class StepPlan {
   // The runs by chunk, then by token. Run::item is an index into `items()`.
   const std::vector<Run>& runs() const { return runs_; }
 
-  // The items that have neither a key nor rows. One object is one item; equal objects are separate items
-  // until `merge`.
+  // The items that have neither a key nor rows, and fit. One object is one item; equal objects are separate
+  // items until `merge`.
   std::vector<std::int64_t> unkeyed() const;
 
   // The items that have precomputed rows.
@@ -100,6 +120,8 @@ class StepPlan {
     return objects_of_[static_cast<std::size_t>(item)];
   }
 
+  AcceptedWidths widths_;
+  std::vector<std::int64_t> stops_;  // by chunk
   std::vector<PlannedItem> items_;
   std::vector<ObjectList> objects_of_;  // by item
   std::vector<Object> objects_;

@@ -65,8 +65,8 @@ class StepPlan::Builder {
     plan.runs_.reserve(max_runs);
   }
 
-  // `namespace_number` is the plan's namespace in the window's items; `offset`, the first token of the runs.
-  void add(std::size_t chunk, const Window& window, const Bounds& bounds, std::size_t namespace_number,
+  // `keys` are those of the window's items in the plan's namespace; `offset`, the first token of the runs.
+  void add(std::size_t chunk, const Window& window, const Bounds& bounds, const ItemArrays::Keys& keys,
            std::int64_t offset) {
     std::int64_t end = offset;  // of the runs so far: spans are sorted, so their parts in a window are, too
     for (std::size_t i = bounds.first; i < bounds.second; ++i) {
@@ -76,7 +76,7 @@ class StepPlan::Builder {
       run.start += offset;
       if (run.start < end) refuse_overlap(chunk, window, bounds);
       end = run.start + run.length;
-      Object& object = find_object(window.items->item(span.position), namespace_number);
+      Object& object = find_object(window.items->item(span.position), keys.find(span.position));
       add_occurrence(object, {static_cast<std::int64_t>(chunk), span.position});
       PlannedItem& item = plan_.items_[object.item];
       item.needed_rows = std::max(item.needed_rows, run.source_start + run.length);
@@ -86,13 +86,13 @@ class StepPlan::Builder {
   }
 
  private:
-  Object& find_object(const ItemFields& fields, std::size_t namespace_number) {
+  Object& find_object(const ItemFields& fields, const Key* key) {
     std::vector<Object>& objects = plan_.objects_;
     const std::size_t object =
         by_object_.find_or_add(hash_of_object(fields.identity), objects.size(),
                                [&](std::size_t other) { return objects[other].identity == fields.identity; });
     if (object < objects.size()) return objects[object];
-    const std::size_t item = find_item(fields, namespace_number);
+    const std::size_t item = find_item(fields, key);
     objects.push_back({fields.identity, item, kNone, kNone, kNone});
     ObjectList& list = plan_.objects_of_[item];
     (list.first == kNone ? list.first : objects[list.last].next) = object;
@@ -100,21 +100,21 @@ class StepPlan::Builder {
     return objects.back();
   }
 
-  std::size_t find_item(const ItemFields& fields, std::size_t namespace_number) {
-    const Key* key = nullptr;
-    if (!fields.has_rows && fields.key)
-      key = &*fields.key;
-    else if (!fields.has_rows && fields.computed_key && fields.computed_in == namespace_number)
-      key = &*fields.computed_key;
+  std::size_t find_item(const ItemFields& fields, const Key* key) {
+    const std::int64_t width = fields.row_width == 0 ? plan_.widths_.row_width : fields.row_width;
+    const bool fits = plan_.widths_.accept(width);
+    if (!fits) key = nullptr;  // the cache must not look for such rows
     std::vector<PlannedItem>& items = plan_.items_;
     if (key != nullptr) {
       const std::size_t item =
           by_key_.find_or_add(hash_of(*key, fields.num_rows), items.size(), [&](std::size_t other) {
-            return items[other].num_rows == fields.num_rows && items[other].key == *key;
+            return items[other].num_rows == fields.num_rows && items[other].row_width == width &&
+                   items[other].key == *key;
           });
       if (item < items.size()) return item;
     }
-    items.push_back({key == nullptr ? Key{} : *key, key != nullptr, fields.has_rows, fields.num_rows, 0});
+    items.push_back(
+        {key == nullptr ? Key{} : *key, key != nullptr, fields.has_rows, fits, fields.num_rows, width, 0});
     plan_.objects_of_.push_back({kNone, kNone});
     return items.size() - 1;
   }
@@ -138,7 +138,8 @@ class StepPlan::Builder {
 };
 
 StepPlan::StepPlan(const std::vector<Window>& windows, std::string_view key_namespace,
-                   std::int64_t num_tokens) {
+                   std::int64_t num_tokens, const AcceptedWidths& widths)
+    : widths_(widths) {
   const bool has_batch = num_tokens != kNoBatch;
   if (has_batch) {
     check_fit(windows, num_tokens);
@@ -146,15 +147,17 @@ StepPlan::StepPlan(const std::vector<Window>& windows, std::string_view key_name
   }
   std::vector<Bounds> bounds;
   bounds.reserve(windows.size());
+  stops_.reserve(windows.size());
   std::size_t max_runs = 0;
   for (const Window& window : windows) {
     bounds.push_back(window.items->find_spans(window.start, window.start + window.length));
     max_runs += bounds.back().second - bounds.back().first;
+    stops_.push_back(window.start + window.length);
   }
   if (max_runs == 0) return;
   Builder builder(*this, max_runs);
   for (std::size_t chunk = 0; chunk < windows.size(); ++chunk)
-    builder.add(chunk, windows[chunk], bounds[chunk], windows[chunk].items->find_namespace(key_namespace),
+    builder.add(chunk, windows[chunk], bounds[chunk], windows[chunk].items->keys_in(key_namespace),
                 has_batch ? windows[chunk].token_offset : 0);
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -43,13 +44,19 @@ void bind_pages(py::module_& module) {
            py::arg("name"), py::arg("num_pages"), py::arg("page_rows"), py::arg("row_width"),
            py::arg("row_bytes"), py::arg("address"), py::arg("kind"), py::arg("on_cuda"),
            py::arg("device_id"), py::arg("memory"))
+      .def_property_readonly("name", [](const Tier& tier) { return tier.layout().name; })
       .def_property_readonly("num_pages", [](const Tier& tier) { return tier.layout().num_pages; })
       .def_property_readonly("num_free", &Tier::num_free)
       .def_property_readonly("num_available", &Tier::num_available)
       .def_readonly("leased_pages", &Tier::leased_pages)
       .def_readonly("pending_pages", &Tier::pending_pages)
       .def_property_readonly("page_bytes", &Tier::page_bytes)
-      .def("pages_for", &Tier::pages_for, py::arg("num_rows"))
+      .def(
+          "pages_for",
+          [](const Tier& tier, std::int64_t num_rows, std::optional<std::int64_t> row_width) {
+            return tier.pages_for(num_rows, row_width.value_or(tier.layout().row_width));
+          },
+          py::arg("num_rows"), py::arg("row_width") = py::none())
       .def(
           "allocate",
           [](Tier& tier, std::int64_t count) {
@@ -74,6 +81,7 @@ void bind_pages(py::module_& module) {
   py::class_<Entry, EntryPtr>(module, "Entry")
       .def_property_readonly("key", [](const Entry& entry) { return from_key(entry.key); })
       .def_readonly("num_rows", &Entry::num_rows)
+      .def_property_readonly("row_width", &Entry::row_width)
       .def_readonly("num_pages", &Entry::num_pages)
       .def_property_readonly("pages",
                              [](const Entry& entry) { return py::tuple(py::cast(entry.page_numbers())); })
@@ -101,9 +109,13 @@ void bind_pending(py::module_& module) {
   py::class_<PendingHandle, std::shared_ptr<PendingHandle>>(module, "Pending")
       .def_property_readonly("key", [](const PendingHandle& handle) { return from_key(handle.pending->key); })
       .def_property_readonly("num_rows", [](const PendingHandle& handle) { return handle.pending->num_rows; })
+      .def_property_readonly("row_width",
+                             [](const PendingHandle& handle) { return handle.pending->row_width; })
       .def_property_readonly("epoch", [](const PendingHandle& handle) { return handle.pending->epoch; })
       .def_property_readonly("is_promotion",
                              [](const PendingHandle& handle) { return handle.pending->source != nullptr; })
+      .def_property_readonly(
+          "has_host_copy", [](const PendingHandle& handle) { return handle.pending->host_copy.has_value(); })
       .def_property_readonly("memory",
                              [](const PendingHandle& handle) { return object_of(handle.pending->memory); })
       .def_property_readonly("tier", [](const PendingHandle& handle) { return handle.pending->tier; })
@@ -112,7 +124,8 @@ void bind_pending(py::module_& module) {
       .def_property_readonly("paged_rows",
                              [](const PendingHandle& handle) {
                                const Pending& pending = *handle.pending;
-                               return pending.tier->describe(pending.pages, pending.num_rows);
+                               return pending.tier->describe(pending.pages, pending.num_rows,
+                                                             pending.row_width);
                              })
       .def_property_readonly("demotions",
                              [](const PendingHandle& handle) { return handle.pending->demotions; })
@@ -129,7 +142,29 @@ void bind_pending(py::module_& module) {
             const Mutation mutation;
             handle.pending->set_copied(to_fence(fence));
           },
-          py::arg("fence"));
+          py::arg("fence"))
+      // The memory, the pages and the fences of the host copy; None if the write makes none.
+      .def_property_readonly("host_copy",
+                             [](const PendingHandle& handle) -> py::object {
+                               const auto& copy = handle.pending->host_copy;
+                               if (!copy) return py::none();
+                               return py::make_tuple(object_of(copy->tier->memory()),
+                                                     py::tuple(py::cast(copy->pages)), to_list(copy->fences));
+                             })
+      .def(
+          "set_host_copied",
+          [](PendingHandle& handle, const py::tuple& fence) {
+            const Mutation mutation;
+            handle.pending->host_copy.value().copied = to_fence(fence);
+          },
+          py::arg("fence"))
+      .def(
+          "set_checksum",
+          [](PendingHandle& handle, const py::object& checksum) {
+            const Mutation mutation;
+            handle.pending->checksum = make_token(checksum);
+          },
+          py::arg("checksum"));
   py::class_<ReleaseBatch, std::shared_ptr<ReleaseBatch>>(module, "ReleaseBatch")
       .def("__len__", [](const ReleaseBatch& batch) { return batch.releases.size(); })
       .def("streams", &ReleaseBatch::streams)

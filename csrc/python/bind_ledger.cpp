@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,13 +51,22 @@ std::pair<py::dict, std::vector<TierUse>> stats_of(Ledger& ledger) {
   return {std::move(values), std::move(tiers)};
 }
 
+// `tier` is "device", "host" or "both".
+WriteTo target_of(Ledger& ledger, const std::string& tier) {
+  if (tier == "device") return WriteTo::kDevice;
+  if (ledger.host() == nullptr) throw std::invalid_argument("the cache has no host tier");
+  return tier == "host" ? WriteTo::kHost : WriteTo::kBoth;
+}
+
 using LedgerClass = py::class_<LedgerHandle>;
 
 void bind_look_ups(LedgerClass& ledger) {
   ledger.def("get", &LedgerHandle::get, py::arg("key"), py::arg("num_rows"))
-      .def("get_many", &LedgerHandle::get_many, py::arg("keys"), py::arg("num_rows"))
-      .def("pin_all", &LedgerHandle::pin_all, py::arg("keys"), py::arg("num_rows"))
-      .def("pin_plan", &LedgerHandle::pin_plan, py::arg("plan"))
+      .def("get_many", &LedgerHandle::get_many, py::arg("keys"), py::arg("num_rows"),
+           py::arg("row_widths") = py::none())
+      .def("pin_all", &LedgerHandle::pin_all, py::arg("keys"), py::arg("num_rows"),
+           py::arg("row_widths") = py::none())
+      .def("pin_plan", &LedgerHandle::pin_plan, py::arg("plan"), py::arg("row_widths") = py::none())
       .def("lease_one", &LedgerHandle::lease_one, py::arg("leases"), py::arg("position"));
 }
 
@@ -64,13 +74,15 @@ void bind_writes(LedgerClass& ledger) {
   ledger
       .def(
           "begin_write",
-          [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, double cost,
-             std::optional<std::int64_t> epoch) {
+          [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, std::int64_t row_width,
+             double cost, std::optional<std::int64_t> epoch, const std::string& tier) {
             return self.begin([&](Ledger& ledger) {
-              return ledger.begin_write(read_key(key), num_rows, cost, epoch.value_or(ledger.epoch()));
+              return ledger.begin_write(read_key(key), num_rows, row_width, cost,
+                                        epoch.value_or(ledger.epoch()), target_of(ledger, tier));
             });
           },
-          py::arg("key"), py::arg("num_rows"), py::arg("cost"), py::arg("epoch"))
+          py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"),
+          py::arg("tier") = "device")
       .def(
           "begin_promotion",
           [](const LedgerHandle& self, const EntryPtr& source) {
@@ -79,17 +91,18 @@ void bind_writes(LedgerClass& ledger) {
           py::arg("source"))
       .def(
           "begin_early_copies",
-          [](const LedgerHandle& self, const std::vector<std::int64_t>& num_rows) {
-            return self.begin([&](Ledger& ledger) { return ledger.begin_early_copies(num_rows); });
+          [](const LedgerHandle& self, const std::vector<std::int64_t>& num_pages) {
+            return self.begin([&](Ledger& ledger) { return ledger.begin_early_copies(num_pages); });
           },
-          py::arg("num_rows"))
+          py::arg("num_pages"))
       .def(
           "finish",
           [](const LedgerHandle& self, const PendingHandle& handle, const py::object& fence, bool failed) {
             const Mutation mutation;
             return self.any().finish(handle.pending, to_optional_fence(fence), failed);
           },
-          py::arg("pending"), py::arg("fence"), py::arg("failed"));
+          py::arg("pending"), py::arg("fence"), py::arg("failed"))
+      .def("finish_leased", &LedgerHandle::finish_leased, py::arg("pending"), py::arg("fence"));
 }
 
 void bind_releases(LedgerClass& ledger) {
@@ -125,6 +138,20 @@ void bind_state(LedgerClass& ledger) {
           "contains",
           [](const LedgerHandle& self, py::handle key) { return self.open().contains(read_key(key)); },
           py::arg("key"))
+      .def(
+          "discard",
+          [](const LedgerHandle& self, py::handle key) {
+            const Mutation mutation;
+            return self.open().discard(read_key(key));
+          },
+          py::arg("key"))
+      // None if the ledger records no evictions.
+      .def("take_evicted",
+           [](const LedgerHandle& self) -> py::object {
+             EvictionRecord& evicted = self.open().evicted();
+             if (!evicted.is_enabled()) return py::none();
+             return from_keys(evicted.take());
+           })
       .def("__len__", [](const LedgerHandle& self) { return self.open().size(); })
       .def_property_readonly("epoch", [](const LedgerHandle& self) { return self.open().epoch(); })
       .def_property_readonly("last_epoch", [](const LedgerHandle& self) { return self.any().epoch(); })
@@ -244,9 +271,9 @@ void bind_for_tests(LedgerClass& ledger) {
 void bind_ledger(py::module_& module) {
   LedgerClass ledger(module, "Ledger");
   ledger.def(py::init<const std::string&, std::shared_ptr<Tier>, std::optional<std::shared_ptr<Tier>>,
-                      py::type, py::object, py::object>(),
+                      py::type, py::object, py::object, std::int64_t>(),
              py::arg("policy"), py::arg("device"), py::arg("host"), py::arg("lease_type"),
-             py::arg("device_tier"), py::arg("host_tier"));
+             py::arg("device_tier"), py::arg("host_tier"), py::arg("num_recorded") = 0);
   bind_look_ups(ledger);
   bind_writes(ledger);
   bind_releases(ledger);

@@ -45,6 +45,17 @@ const PlannedItem& item_at(const StepPlan& plan, std::int64_t item) {
   return plan.items()[static_cast<std::size_t>(checked(item, plan.items().size()))];
 }
 
+std::optional<std::string> describe_misfit_of(const StepPlan& plan, std::int64_t item) {
+  const PlannedItem& planned = item_at(plan, item);
+  if (planned.fits) return std::nullopt;
+  const auto [row_width, hidden] = plan.widths();
+  const std::string message = "row_width is " + std::to_string(planned.row_width) + ", it must ";
+  if (row_width % planned.row_width != 0)
+    return message + "divide the cache's row_width, which is " + std::to_string(row_width);
+  const std::string narrow = hidden == row_width ? "" : std::to_string(hidden) + " or ";
+  return message + "be " + narrow + std::to_string(row_width) + ", the width of the destination's rows";
+}
+
 void bind_item_arrays(py::module_& module) {
   py::class_<ItemArrays>(module, "ItemArrays",
                          "The items of one request as arrays. The items must live as long as the arrays.")
@@ -70,7 +81,24 @@ void bind_item_arrays(py::module_& module) {
             arrays.set_computed(checked(position, arrays.size()), key_namespace, read_key(key));
           },
           py::arg("position"), py::arg("key_namespace"), py::arg("key"),
-          "Store the key that was computed for an item in a namespace, in place of an earlier one.");
+          "Store the key that was computed for an item in a namespace, in place of an earlier one.")
+      .def(
+          "unfolded",
+          [](const ItemArrays& arrays, const py::bytes& key_namespace) {
+            std::vector<std::pair<std::int64_t, py::bytes>> found;
+            for (const auto& [position, key] : arrays.unfolded(key_namespace))
+              found.emplace_back(position, from_key(key));
+            return found;
+          },
+          py::arg("key_namespace"),
+          "The items into whose given keys the namespace is not folded yet, as (position, given key).")
+      .def(
+          "last_stop",
+          [](const ItemArrays& arrays, std::int64_t position, const py::bytes& key_namespace) {
+            return arrays.last_stop(checked(position, arrays.size()), key_namespace);
+          },
+          py::arg("position"), py::arg("key_namespace"),
+          "The end of the last span of an item and of its equals.");
 }
 
 }  // namespace
@@ -78,30 +106,32 @@ void bind_item_arrays(py::module_& module) {
 void bind_pipeline(py::module_& module) {
   bind_item_arrays(module);
   module.def("read_requests", &read_requests, py::arg("chunks"), py::arg("chunk_type"));
+  module.def("has_unfolded", &has_unfolded, py::arg("requests"), py::arg("key_namespace"));
   py::class_<StepPlan>(module, "StepPlan", "The unique items of one step, and their runs.")
       .def(py::init(&plan_chunks), py::arg("chunks"), py::arg("requests"), py::arg("key_namespace"),
-           py::arg("num_tokens"))
+           py::arg("num_tokens"), py::arg("row_width") = 0, py::arg("hidden") = 0)
       .def(
           "find",
-          [](const StepPlan& plan, const py::bytes& key,
-             std::int64_t num_rows) -> std::optional<std::size_t> {
+          [](const StepPlan& plan, const py::bytes& key, std::int64_t num_rows,
+             std::int64_t row_width) -> std::optional<std::size_t> {
             const Key wanted = read_key(key);
             for (std::size_t i = 0; i < plan.items().size(); ++i)
               if (plan.items()[i].has_key && plan.items()[i].key == wanted &&
-                  plan.items()[i].num_rows == num_rows)
+                  plan.items()[i].num_rows == num_rows && plan.items()[i].row_width == row_width)
                 return i;
             return std::nullopt;
           },
-          py::arg("key"), py::arg("num_rows"), "The item with this key and number of rows, or None.")
+          py::arg("key"), py::arg("num_rows"), py::arg("row_width"),
+          "The item with this key, number of rows and width of rows, or None.")
       .def("__len__", [](const StepPlan& plan) { return plan.items().size(); })
       .def(
           "make_placement",
           [](const StepPlan& plan) {
-            Placement placement;
+            Placement placement(true);
             placement.set_runs(plan.runs());
             return placement;
           },
-          "A placement with the runs of the step, without sources.")
+          "A placement with the runs of the step, without sources. It accepts narrow rows.")
       .def_property_readonly("has_unkeyed", [](const StepPlan& plan) { return !plan.unkeyed().empty(); })
       .def("unkeyed", &StepPlan::unkeyed, "The items that have neither a key nor rows.")
       .def("given", &StepPlan::given, "The items that have precomputed rows.")
@@ -124,6 +154,17 @@ void bind_pipeline(py::module_& module) {
       .def(
           "num_rows", [](const StepPlan& plan, std::int64_t item) { return item_at(plan, item).num_rows; },
           py::arg("item"))
+      .def(
+          "row_width", [](const StepPlan& plan, std::int64_t item) { return item_at(plan, item).row_width; },
+          py::arg("item"))
+      .def("misfit", &describe_misfit_of, py::arg("item"),
+           "Why the step does not accept the width of an item's rows; None if it does.")
+      .def(
+          "stop",
+          [](const StepPlan& plan, std::int64_t chunk) {
+            return plan.stop(checked(chunk, plan.num_chunks()));
+          },
+          py::arg("chunk"), "The token of the prompt at which a chunk ends.")
       .def(
           "needed_rows",
           [](const StepPlan& plan, std::int64_t item) { return item_at(plan, item).needed_rows; },

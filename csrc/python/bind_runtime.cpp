@@ -70,6 +70,7 @@ void bind_runtime(py::module_& module) {
       .def("driver_version", &CudaRuntime::driver_version, without_gil)
       .def("devices", &CudaRuntime::devices, without_gil)
       .def("create_stream", &CudaRuntime::create_stream, py::arg("device"), without_gil)
+      .def("exchange_capture_mode", &CudaRuntime::exchange_capture_mode, py::arg("mode"))
       .def("is_done", &CudaRuntime::is_done, py::arg("event"), without_gil)
       .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), without_gil);
   module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("copies"), py::arg("stream"),

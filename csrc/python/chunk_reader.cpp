@@ -21,7 +21,9 @@ namespace {
 struct Names {
   PyObject* spans = PyUnicode_InternFromString("spans");
   PyObject* num_rows = PyUnicode_InternFromString("num_rows");
+  PyObject* row_width = PyUnicode_InternFromString("row_width");
   PyObject* key = PyUnicode_InternFromString("key");
+  PyObject* complete_key = PyUnicode_InternFromString("complete_key");
   PyObject* rows = PyUnicode_InternFromString("rows");
   PyObject* digest = PyUnicode_InternFromString("digest");
   PyObject* items = PyUnicode_InternFromString("items");
@@ -56,6 +58,9 @@ std::string type_name(py::handle value) {
 std::string item_name(py::ssize_t position) { return "item " + std::to_string(position); }
 
 std::int64_t read_int64(py::ssize_t position, py::handle value) {
+  if (PyBool_Check(value.ptr()))
+    throw py::type_error(item_name(position) + ": a number of tokens or rows must be an int, got " +
+                         py::str(value).cast<std::string>());
   const std::int64_t number = PyLong_AsLongLong(value.ptr());
   if (number == -1 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) throw py::error_already_set();
@@ -79,24 +84,46 @@ void read_spans(ItemArrays& arrays, py::ssize_t position, py::handle spans) {
   }
 }
 
+std::int64_t read_width(py::ssize_t position, py::handle value) {
+  const std::int64_t width = read_int64(position, value);
+  if (width < 1)
+    throw std::invalid_argument(item_name(position) + ": row_width is " + std::to_string(width) +
+                                ", it must be at least 1");
+  return width;
+}
+
+// `digest` is (namespace, computed key), or (namespace, folded key, given key). A folded key is valid for the
+// given key that it was made from.
+void read_digest(ItemArrays& arrays, py::ssize_t position, py::handle digest, const py::object& given) {
+  const auto fields = digest.cast<py::tuple>();
+  if (fields.size() != 2 && fields.size() != 3)
+    throw py::type_error(item_name(position) + ": digest must have 2 or 3 fields, got " +
+                         std::to_string(fields.size()));
+  const bool is_valid = fields.size() == 2 ? given.is_none() : py::object(fields[2]).equal(given);
+  if (is_valid) arrays.set_computed(position, fields[0].cast<py::bytes>(), read_key(fields[1]));
+}
+
 void read_item(ItemArrays& arrays, py::ssize_t position, py::handle item) {
   ItemFields fields{};
   fields.identity = reinterpret_cast<std::uintptr_t>(item.ptr());
   fields.num_rows = read_int64(position, attribute(item, names().num_rows));
+  const py::object row_width = attribute(item, names().row_width);
+  if (!row_width.is_none()) fields.row_width = read_width(position, row_width);
   fields.has_rows = !attribute(item, names().rows).is_none();
   const py::object key = attribute(item, names().key);
   if (!key.is_none()) fields.key = read_key(key);
+  fields.is_key_complete = attribute(item, names().complete_key).ptr() == Py_True;
   arrays.add_item(fields);
   read_spans(arrays, position, attribute(item, names().spans));
   const py::object digest = attribute(item, names().digest);
-  if (digest.is_none()) return;
-  const auto [key_namespace, computed] = digest.cast<std::pair<py::bytes, py::bytes>>();
-  arrays.set_computed(position, key_namespace, read_key(computed));
+  if (!digest.is_none()) read_digest(arrays, position, digest, key);
 }
 
 // A number of a chunk, which `Chunk` has checked; but its attributes may be set afterwards.
 std::int64_t read_number(py::handle chunk, PyObject* name) {
   const py::object value = attribute(chunk, name);
+  if (PyBool_Check(value.ptr()))
+    throw py::type_error(py::str(name).cast<std::string>() + " must be an int, got a bool");
   const std::int64_t number = read_bounded(value);
   if (number < 0)
     throw std::invalid_argument(py::str(name).cast<std::string>() + " must be at least 0, got " +
@@ -155,7 +182,7 @@ py::tuple read_requests(const py::object& chunks, const py::type& chunk_type) {
 }
 
 StepPlan plan_chunks(const py::object& chunks, const py::tuple& requests, const py::bytes& key_namespace,
-                     std::int64_t num_tokens) {
+                     std::int64_t num_tokens, std::int64_t row_width, std::int64_t hidden) {
   const py::tuple copied = chunks;
   if (copied.size() != requests.size())
     throw std::invalid_argument("the list of chunks was changed by another thread");
@@ -175,7 +202,13 @@ StepPlan plan_chunks(const py::object& chunks, const py::tuple& requests, const 
       refuse_misfit(windows, chunk, num_tokens);
     windows.push_back(window);
   }
-  return {windows, std::string_view(key_namespace), num_tokens};
+  return {windows, std::string_view(key_namespace), num_tokens, {row_width, hidden}};
+}
+
+bool has_unfolded(const py::tuple& requests, const py::bytes& key_namespace) {
+  for (const py::handle request : requests)
+    if (attribute(request, names().arrays).cast<const ItemArrays&>().has_unfolded(key_namespace)) return true;
+  return false;
 }
 
 }  // namespace vitcache

@@ -26,6 +26,10 @@ pybind11::tuple read_requests(const pybind11::object& chunks, const pybind11::ty
 // The plan of chunks, whose items `read_requests` returned and which live as long as the plan is used. Raises
 // as StepPlan.
 StepPlan plan_chunks(const pybind11::object& chunks, const pybind11::tuple& requests,
-                     const pybind11::bytes& key_namespace, std::int64_t num_tokens);
+                     const pybind11::bytes& key_namespace, std::int64_t num_tokens, std::int64_t row_width,
+                     std::int64_t hidden);
+
+// Whether an item of the requests has a given key into which a namespace is not folded yet.
+bool has_unfolded(const pybind11::tuple& requests, const pybind11::bytes& key_namespace);
 
 }  // namespace vitcache

@@ -125,6 +125,7 @@ PyMethodDef methods[] = {
 
 PyMemberDef members[] = {
     {"num_rows", T_LONGLONG, offsetof(LeaseObject, num_rows), READONLY, "Number of rows."},
+    {"row_width", T_LONGLONG, offsetof(LeaseObject, row_width), READONLY, "Elements of a row."},
     {"hits", T_LONGLONG, offsetof(LeaseObject, hits), READONLY,
      "Number of hits of the entry since it was inserted into its tier, including the hit of this lease."},
     {"_tier", T_OBJECT_EX, offsetof(LeaseObject, tier), READONLY,
@@ -166,6 +167,7 @@ py::object make_lease(py::handle type, EntryPtr entry, const std::shared_ptr<Led
   }
   LeaseObject& lease = lease_of(self);
   lease.num_rows = entry->num_rows;
+  lease.row_width = entry->row_width();
   lease.hits = entry->hits;
   lease.tier = tier.inc_ref().ptr();
   new (&lease.entry) EntryPtr(std::move(entry));
@@ -183,6 +185,26 @@ void refuse_released(const LeaseObject& lease) {
 }
 
 namespace {
+
+// The position of the first lease among the items of a list; their number if there is none.
+std::int64_t find_lease(const py::list& items) {
+  const auto count = static_cast<std::int64_t>(items.size());
+  std::int64_t position = 0;
+  while (position < count && as_lease(PyList_GET_ITEM(items.ptr(), position)) == nullptr) ++position;
+  return position;
+}
+
+// Drops the fences of entries whose write is complete: `events` are the events of these fences. Later reads
+// of these entries need no fence.
+void forget_fences(const py::list& items, const py::set& events) {
+  const Mutation mutation;
+  for (const py::handle item : items) {
+    LeaseObject* const lease = as_lease(item.ptr());
+    if (lease == nullptr || lease->entry == nullptr) continue;
+    Fence& written = lease->entry->written;
+    if (!written.is_complete() && events.contains(object_of(written.event))) written = Fence{};
+  }
+}
 
 // Marks the leases among items [first, end) as read on `stream`, where `end` is the first lease of another
 // tier object, hence perhaps of another cache. If the stream has to wait for fences before it may read, then
@@ -220,6 +242,8 @@ void bind_lease(py::module_& module) {
   lease_base = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&specification));
   if (lease_base == nullptr) throw py::error_already_set();
   module.attr("LeaseBase") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(lease_base));
+  module.def("find_lease", &find_lease, py::arg("items"));
+  module.def("forget_fences", &forget_fences, py::arg("items"), py::arg("events"));
   module.def("use_leases", &use_leases, py::arg("items"), py::arg("first"), py::arg("stream"),
              py::arg("has_waited"));
 }

@@ -33,6 +33,7 @@ struct LeaseObject {
   PyObject* tier;  // vitcache.pages.lease.LeaseTier: shared by the leases of one tier
   ReadStreams streams;
   long long num_rows;
+  long long row_width;
   long long hits;
 };
 

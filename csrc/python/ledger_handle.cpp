@@ -86,8 +86,9 @@ ExternalPolicy& external_policy(Ledger& ledger, const std::string& tier) {
 
 LedgerHandle::LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device,
                            const std::optional<std::shared_ptr<Tier>>& host, py::type lease_type,
-                           py::object device_tier, py::object host_tier)
-    : ledger_(std::make_shared<Ledger>(policy_maker(policy), std::move(device), host.value_or(nullptr))),
+                           py::object device_tier, py::object host_tier, std::int64_t num_recorded)
+    : ledger_(std::make_shared<Ledger>(policy_maker(policy), std::move(device), host.value_or(nullptr),
+                                       num_recorded)),
       is_external_(policy.empty()),
       lease_type_(std::move(lease_type)),
       device_tier_(std::move(device_tier)),
@@ -121,13 +122,14 @@ bool LedgerHandle::is_due() const {
   return events >= kEventsPerBatch;
 }
 
-py::list LedgerHandle::get_many(const py::list& keys, const std::vector<std::int64_t>& num_rows) const {
+py::list LedgerHandle::get_many(const py::list& keys, const std::vector<std::int64_t>& num_rows,
+                                const RowWidths& row_widths) const {
   py::list made;
   const Mutation mutation;
   Ledger& ledger = open();
   for (std::size_t i = 0; i < keys.size(); ++i) {
     const py::handle key = PyList_GET_ITEM(keys.ptr(), static_cast<Py_ssize_t>(i));
-    EntryPtr entry = ledger.pin(read_key(key), num_rows[i]);
+    EntryPtr entry = ledger.pin(read_key(key), num_rows[i], row_widths ? row_widths->at(i) : -1);
     // Made before the next look-up, which may count another hit of this entry.
     made.append(entry == nullptr ? py::none() : make(std::move(entry)));
   }
@@ -135,24 +137,28 @@ py::list LedgerHandle::get_many(const py::list& keys, const std::vector<std::int
 }
 
 std::shared_ptr<LeaseSet> LedgerHandle::pin_all(const py::list& keys,
-                                                const std::vector<std::int64_t>& num_rows) const {
+                                                const std::vector<std::int64_t>& num_rows,
+                                                const RowWidths& row_widths) const {
   const Mutation mutation;
   Ledger& ledger = open();
   const auto leases = std::make_shared<LeaseSet>(ledger_, keys.size());
   for (std::size_t i = 0; i < keys.size(); ++i) {
     const py::handle key = PyList_GET_ITEM(keys.ptr(), static_cast<Py_ssize_t>(i));
-    if (!key.is_none()) leases->set(i, ledger.pin(read_key(key), num_rows[i]));
+    if (!key.is_none())
+      leases->set(i, ledger.pin(read_key(key), num_rows[i], row_widths ? row_widths->at(i) : -1));
   }
   return leases;
 }
 
-std::shared_ptr<LeaseSet> LedgerHandle::pin_plan(const StepPlan& plan) const {
+std::shared_ptr<LeaseSet> LedgerHandle::pin_plan(const StepPlan& plan, const RowWidths& row_widths) const {
   const Mutation mutation;
   Ledger& ledger = open();
   const auto leases = std::make_shared<LeaseSet>(ledger_, plan.items().size());
   for (std::size_t i = 0; i < plan.items().size(); ++i) {
     const PlannedItem& item = plan.items()[i];
-    if (item.has_key) leases->set(i, ledger.pin(item.key, item.num_rows));
+    if (!item.has_key) continue;
+    const std::int64_t planned_width = item.row_width == 0 ? -1 : item.row_width;
+    leases->set(i, ledger.pin(item.key, item.num_rows, row_widths ? row_widths->at(i) : planned_width));
   }
   return leases;
 }
@@ -160,8 +166,14 @@ std::shared_ptr<LeaseSet> LedgerHandle::pin_plan(const StepPlan& plan) const {
 py::object LedgerHandle::lease_one(const LeaseSet& leases, std::size_t position) const {
   const EntryPtr& entry = leases.entries().at(position);
   if (entry == nullptr) return py::none();
-  ledger_->pin_again(*entry);
+  ledger_->pin_entry(*entry);
   return make(entry);
+}
+
+py::object LedgerHandle::finish_leased(const PendingHandle& handle, const py::object& fence) const {
+  const Mutation mutation;
+  EntryPtr entry = ledger_->finish_and_pin(handle.pending, to_optional_fence(fence));
+  return entry == nullptr ? py::none() : make(std::move(entry));
 }
 
 py::object LedgerHandle::make(EntryPtr entry) const {

@@ -60,7 +60,7 @@ class LedgerHandle {
   // `policy` is empty for a policy that is written in Python.
   LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device,
                const std::optional<std::shared_ptr<Tier>>& host, pybind11::type lease_type,
-               pybind11::object device_tier, pybind11::object host_tier);
+               pybind11::object device_tier, pybind11::object host_tier, std::int64_t num_recorded);
   ~LedgerHandle();
   LedgerHandle(const LedgerHandle&) = delete;
   LedgerHandle& operator=(const LedgerHandle&) = delete;
@@ -77,18 +77,25 @@ class LedgerHandle {
   // Whether Python must unpin released leases, or call policies that are written in Python.
   bool is_due() const;
 
+  // Row widths that look-ups expect, one per key or item, -1 for any width. None: any width for all.
+  using RowWidths = std::optional<std::vector<std::int64_t>>;
+
   // `get` of many checked keys in one step; `num_rows` has one number per key, -1 for any number.
-  pybind11::list get_many(const pybind11::list& keys, const std::vector<std::int64_t>& num_rows) const;
+  pybind11::list get_many(const pybind11::list& keys, const std::vector<std::int64_t>& num_rows,
+                          const RowWidths& row_widths) const;
 
   // `get_many` that makes one object. A key may be None.
-  std::shared_ptr<LeaseSet> pin_all(const pybind11::list& keys,
-                                    const std::vector<std::int64_t>& num_rows) const;
+  std::shared_ptr<LeaseSet> pin_all(const pybind11::list& keys, const std::vector<std::int64_t>& num_rows,
+                                    const RowWidths& row_widths) const;
 
   // Looks up the items of a plan that have a key.
-  std::shared_ptr<LeaseSet> pin_plan(const StepPlan& plan) const;
+  std::shared_ptr<LeaseSet> pin_plan(const StepPlan& plan, const RowWidths& row_widths) const;
 
   // Returns a lease of its own on an entry of a set, or None for a miss.
   pybind11::object lease_one(const LeaseSet& leases, std::size_t position) const;
+
+  // Inserts the rows of a pending write, and returns a lease on them; None if they were not inserted.
+  pybind11::object finish_leased(const PendingHandle& handle, const pybind11::object& fence) const;
 
   // Returns null, or a handle on the pending write that `begin` returned.
   template <typename Begin>

@@ -258,6 +258,11 @@ bool CudaRuntime::is_capturing(Stream stream) const {
   return status != kNoCapture;
 }
 
+int CudaRuntime::exchange_capture_mode(int mode) const {
+  VITCACHE_CUDA_CALL(cudaThreadExchangeStreamCaptureMode, &mode);
+  return mode;
+}
+
 Event CudaRuntime::create_event(int device) const {
   const DeviceGuard guard(*this, device);
   Event event(nullptr);

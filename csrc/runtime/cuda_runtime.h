@@ -138,6 +138,10 @@ class CudaRuntime {
   // Whether `stream` captures the work that is queued on it in a graph.
   bool is_capturing(Stream stream) const;
 
+  // Sets the capture mode of the calling thread, and returns the earlier one. The relaxed mode is 2: see
+  // RelaxedCaptureMode in cuda_runtime.cpp.
+  int exchange_capture_mode(int mode) const;
+
   // An event of `device`, without timing. It can be recorded only on streams of that device. Streams of any
   // device can wait for it.
   Event create_event(int device) const;

@@ -23,6 +23,7 @@ from attached import (
 )
 from tiny_models import FAMILIES, Call, one_at_a_time
 
+from vitcache import Namespace
 from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
@@ -78,9 +79,47 @@ def test_attach_unknown_family_is_refused() -> None:
         attach(SomeModel())
 
 
-def test_attach_namespace_of_bytes_is_refused() -> None:
-    with pytest.raises(TypeError, match="namespace must be str, got bytes"):
-        attach(GEMMA.model(), namespace=b"weights")  # type: ignore[arg-type]
+@pytest.mark.parametrize("namespace", [bytearray(b"m"), 3, True, Namespace])
+def test_attach_namespace_of_a_wrong_type_is_refused(namespace: Any) -> None:
+    match = f"namespace must be a str, bytes, a Namespace or None, got {type(namespace).__name__}"
+    with pytest.raises(TypeError, match=match):
+        attach(GEMMA.model(), namespace=namespace)
+
+
+def test_attach_namespace_object_and_its_digest_share_entries_and_a_str_does_not() -> None:
+    space = Namespace("m", tenant="a")
+    names: list[Any] = [space, space.digest(), b"m", "m", space.digest().hex(), "", b""]
+    model, cache = GEMMA.model(), make_cache(400, width=GEMMA.row_width)
+    sizes = []
+    for name in names:
+        attachment = attach(model, cache, namespace=name)
+        image_rows(model, GEMMA.call(0))
+        sizes.append(len(cache))
+        attachment.detach()
+    images = sizes[0]
+    assert sizes == [images, images, 2 * images, 3 * images, 4 * images, 5 * images, 6 * images]
+
+
+@pytest.mark.parametrize(
+    ("device_bytes", "error", "match"),
+    [
+        (True, TypeError, "device_bytes must be an int or a str such as '8GiB', got True of type bool"),
+        (
+            1e9,
+            TypeError,
+            "device_bytes must be an int or a str such as '8GiB', got 1000000000.0 of type float",
+        ),
+        ("1 gigabyte", ValueError, "device_bytes is '1 gigabyte', it must be a number and a unit"),
+        ("7B", ValueError, "device_bytes is 7, it must be at least"),
+    ],
+)
+def test_attach_device_bytes_that_is_not_a_size_is_refused(
+    device_bytes: Any, error: type[Exception], match: str
+) -> None:
+    model = GEMMA.model()
+    with pytest.raises(error, match=match):
+        attach(model, device_bytes=device_bytes)
+    assert attach(model, device_bytes="1 MiB").cache.stats().device_capacity_bytes == 1 << 20
 
 
 def test_attach_twice_is_refused_until_detach() -> None:

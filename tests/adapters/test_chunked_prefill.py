@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from attached import QWEN3, Tower
 from tiny_models import FAMILIES, IMAGE, VIDEO, Call, TinyFamily
 
-from vitcache import Chunk, Item, Span, VisionPipeline
+from vitcache import Chunk, Item, Namespace, Span, VisionPipeline
 from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_pipeline
 
 pytestmark = pytest.mark.transformers
@@ -494,3 +494,18 @@ def test_vision_pipelines_share_entries_only_with_an_equal_namespace() -> None:
     assert vision_pipeline(model, cache).namespace != vision_pipeline(model, cache).namespace
     first, second = (vision_pipeline(model, cache, namespace="both") for _ in range(2))
     assert first.namespace == second.namespace
+    space = Namespace("both")
+    names: list[Any] = ["both", space, b"both", space.digest().hex()]
+    assert len({vision_pipeline(model, cache, namespace=name).namespace for name in names}) == 4
+    as_bytes = vision_pipeline(model, cache, namespace=space.digest())
+    assert as_bytes.namespace == vision_pipeline(model, cache, namespace=space).namespace
+    with pytest.raises(TypeError, match="namespace must be a str, bytes, a Namespace or None, got int"):
+        vision_pipeline(model, cache, namespace=3)  # type: ignore[arg-type]
+
+
+def test_vision_pipeline_device_bytes_may_be_a_str_and_not_a_bool() -> None:
+    cache = vision_pipeline(QWEN3.model(), device_bytes="1 MiB").cache
+    assert cache.stats().device_capacity_bytes <= 1 << 20
+    for value, error in ((True, TypeError), ("1 mib", ValueError)):
+        with pytest.raises(error, match=f"device_bytes .*{value}"):
+            vision_pipeline(QWEN3.model(), device_bytes=value)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import prometheus_client
+import pytest
 from cache_cases import KEYS, PAGE_BYTES, make_rows
 from caches import make_cache
+from prometheus_client import CollectorRegistry, parser
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from vitcache.cache.stats import CacheStats, TierHits
 from vitcache.metrics import CacheCollector
@@ -26,8 +32,7 @@ def test_stats_count_hits_bytes_and_saved_ms_by_tier() -> None:
 def test_collector_exports_every_count_with_cache_and_tier_labels() -> None:
     registry = prometheus_client.CollectorRegistry()
     first, second = make_cache(1, 2), make_cache(3)
-    registry.register(CacheCollector(first, "first"))
-    registry.register(CacheCollector(second, "second"))
+    registry.register(CacheCollector({"first": first, "second": second}))
     first.put(KEYS[0], make_rows(1), encode_ms=5.0)
     first.put(KEYS[1], make_rows(1))
     first.get(KEYS[0]).release()
@@ -58,3 +63,107 @@ def test_collector_of_a_closed_cache_yields_no_samples() -> None:
     registry.register(CacheCollector(cache))
     cache.close()
     assert list(registry.collect()) == []
+
+
+def parse(registry: CollectorRegistry) -> dict[str, Any]:
+    """The families of the exported text by name, after checks that both formats are valid."""
+    text = prometheus_client.generate_latest(registry).decode()
+    families = list(parser.text_string_to_metric_families(text))
+    names = [family.name for family in families]
+    assert len(names) == len(set(names))
+    headers = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(headers) == len(set(headers)) == len(names)
+    strict = openmetrics.generate_latest(registry).decode()
+    assert {family.name for family in openmetrics_parser.text_string_to_metric_families(strict)} == set(names)
+    return {family.name: family for family in families}
+
+
+def test_collector_of_several_caches_exports_one_family_per_count() -> None:
+    registry = CollectorRegistry()
+    caches = {"first": make_cache(1, 2), 'a "quoted"\\ name\n': make_cache(3), "größe": make_cache(1)}
+    registry.register(CacheCollector(caches))
+    caches["first"].get(KEYS[0])
+    families = parse(registry)
+    misses = {sample.labels["cache"]: sample.value for sample in families["vitcache_misses"].samples}
+    assert misses == dict.fromkeys(caches, 0) | {"first": 1}
+    tiers = {tuple(sample.labels.values()) for sample in families["vitcache_bytes"].samples}
+    assert tiers == {(name, tier) for name in caches for tier in ("device", "host")}
+
+
+def test_second_collector_in_a_registry_is_refused_and_the_text_stays_valid() -> None:
+    registry = CollectorRegistry()
+    first, second = make_cache(1), make_cache(1)
+    collector = CacheCollector(first, "first")
+    registry.register(collector)
+    before = parse(registry).keys()
+    for other in (
+        CacheCollector(second, "second"),
+        CacheCollector(first, "first"),
+        CacheCollector({"third": second}),
+        collector,
+    ):
+        with pytest.raises(ValueError, match="vitcache_misses"):
+            registry.register(other)
+    first.close()
+    with pytest.raises(ValueError, match="vitcache_misses"):
+        registry.register(CacheCollector(second, "second"))
+    registry.unregister(collector)
+    registry.register(CacheCollector(second, "second"))
+    assert parse(registry).keys() == before
+
+
+def test_collector_describes_the_families_that_it_collects() -> None:
+    collector = CacheCollector(make_cache(1))
+    described = [(family.name, family.type, family.documentation) for family in collector.describe()]
+    assert described == [(family.name, family.type, family.documentation) for family in collector.collect()]
+    assert not any(family.samples for family in collector.describe())
+
+
+def test_collector_of_two_caches_omits_the_closed_one() -> None:
+    registry = CollectorRegistry()
+    caches = {"open": make_cache(1), "closed": make_cache(1)}
+    registry.register(CacheCollector(caches))
+    caches["closed"].close()
+    del caches["open"]  # the collector has a copy of the dict
+    samples = [sample for family in parse(registry).values() for sample in family.samples]
+    assert {sample.labels["cache"] for sample in samples} == {"open"}
+
+
+class NotACache:
+    def stats(self) -> None:
+        """Has a method of a cache."""
+
+
+@pytest.mark.parametrize(
+    ("caches", "name", "error", "match"),
+    [
+        ({}, None, ValueError, "cache is an empty dict, it must contain at least 1 cache"),
+        (None, None, TypeError, "cache must be an EmbeddingCache or a dict of them, got NoneType"),
+        (NotACache(), "a", TypeError, "cache must be an EmbeddingCache or a dict of them, got NotACache"),
+        ({"a": NotACache()}, None, TypeError, "cache 'a' must be an EmbeddingCache, got NotACache"),
+        ({"a": make_cache(1)}, "a", ValueError, "name is 'a', but the dict names its 1 caches"),
+        ({3: make_cache(1)}, None, TypeError, "the name of a cache must be str, got 3 of type int"),
+        (make_cache(1), b"a", TypeError, "the name of a cache must be str, got b'a' of type bytes"),
+        (make_cache(1), True, TypeError, "the name of a cache must be str, got True of type bool"),
+        (make_cache(1), "", ValueError, "the name of a cache is '', it must have at least 1 character"),
+        (
+            make_cache(1),
+            "a\ud800",
+            ValueError,
+            r"the name of a cache is 'a.ud800', which UTF-8 cannot encode",
+        ),
+    ],
+)
+def test_collector_refuses_invalid_caches_and_names(
+    caches: Any, name: Any, error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        CacheCollector(caches, name)
+
+
+def test_collector_of_a_cache_that_is_closed_already_is_refused() -> None:
+    cache = make_cache(1)
+    cache.close()
+    for closed in (cache, {"open": make_cache(1), "closed": cache}):
+        with pytest.raises(RuntimeError, match="the cache was closed"):
+            CacheCollector(closed)  # type: ignore[arg-type]

@@ -36,6 +36,32 @@ def test_memory_prints_the_smallest_size_that_reaches_the_target(
     assert lines[-1] == f"device_bytes=51200 (50 KiB) {expected}"
 
 
+@pytest.mark.parametrize("size", ["0.5KB", "500 B", "500"])
+def test_memory_row_bytes_may_be_a_size_with_a_unit(
+    size: str, trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", size]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("device_bytes=64000 ")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("0B", "row bytes is '0B', which is 0 bytes: it must be at least 1"),
+        ("-1", "expected a number of at least 1, got -1"),
+        ("8k", "row bytes is '8k', it must be a number and a unit"),
+        ("0.3 B", "row bytes is '0.3 B', which is 0.3 bytes: it must be a whole number of bytes"),
+    ],
+)
+def test_memory_row_bytes_that_is_not_a_size_is_a_usage_error(
+    size: str, message: str, trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        command_line.main(["memory", "--trace", str(trace), f"--row-bytes={size}"])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_memory_smaller_target_needs_fewer_bytes(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--policy", "s3fifo", "--page-rows", "8", "--target", "0.1"]
     assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "400", *options]) == 0

@@ -18,13 +18,16 @@ from failure import Failure, fail
 from stream_model import StreamModel
 from torch import Tensor
 
-from vitcache.cache import coordinator, embedding_cache
+from vitcache.cache import coordinator, embedding_cache, host_copies
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.pages import pool, reservation
+from vitcache.pages import host_reservation, pool, reservation
 from vitcache.pages.pool import PagePool
 from vitcache.testing import inspect
 
-TRACED = {module.__file__ for module in (coordinator, embedding_cache, pool, reservation)}
+TRACED = {
+    module.__file__
+    for module in (coordinator, embedding_cache, host_copies, host_reservation, pool, reservation)
+}
 
 
 @pytest.mark.parametrize("method", ["write", "copy_pages"])
@@ -50,6 +53,24 @@ def test_put_with_a_failed_copy_inserts_nothing_and_stays_consistent(
 
 def put(cache: EmbeddingCache) -> None:
     cache.put(KEYS[8], torch.ones(3, 2))
+
+
+def put_narrow_rows(cache: EmbeddingCache) -> None:
+    cache.put(KEYS[8], torch.ones(5, 1))
+
+
+def put_in_host(cache: EmbeddingCache) -> None:
+    cache.put(KEYS[8], torch.ones(3, 2), tier="host")
+
+
+def put_in_both(cache: EmbeddingCache) -> None:
+    cache.put(KEYS[8], torch.ones(3, 2), tier="both")
+
+
+def reserve_and_commit_lease(cache: EmbeddingCache) -> None:
+    with cache.reserve(KEYS[8], 3) as reservation:  # type: ignore[union-attr]
+        reservation.write(torch.ones(3, 2))
+        reservation.commit_lease().to_tensor()  # type: ignore[union-attr]
 
 
 def reserve_and_commit(cache: EmbeddingCache) -> None:
@@ -89,7 +110,11 @@ def promote(cache: EmbeddingCache) -> None:
 
 CALLS: list[Callable[[EmbeddingCache], object]] = [
     put,
+    put_narrow_rows,
+    put_in_host,
+    put_in_both,
     reserve_and_commit,
+    reserve_and_commit_lease,
     reserve_and_cancel,
     get,
     get_with_an_argument_that_python_reads,

@@ -17,11 +17,13 @@ from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
 
-PAGE_ROWS, WIDTH = 2, 3
+PAGE_ROWS, WIDTH, NUM_RECORDED = 2, 4, 3
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4
 KEYS = [bytes([number]) * 32 for number in range(7)]
 
 keys = st.sampled_from(KEYS)
+widths = st.sampled_from([WIDTH, WIDTH, 2, 1])
+tiers = st.sampled_from(["device", "device", "host", "both"])
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -29,17 +31,20 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(device_pages=st.integers(1, 6), host_pages=st.integers(0, 4))
     def open(self, device_pages: int, host_pages: int) -> None:
-        self.cache = make_cache(device_pages, host_pages, width=WIDTH, page_rows=PAGE_ROWS)
-        self.model = CacheModel(device_pages, host_pages, PAGE_ROWS)
+        self.cache = make_cache(
+            device_pages, host_pages, width=WIDTH, page_rows=PAGE_ROWS, record_evictions=NUM_RECORDED
+        )
+        self.model = CacheModel(device_pages, host_pages, PAGE_ROWS, WIDTH, NUM_RECORDED)
         self.leases: list[tuple[Lease, Item]] = []
         self.reserved: list[tuple[Reservation, PendingWrite]] = []
         self.value = 0.0
         self.stale = False  # whether pages of an earlier epoch may be in use
 
-    @rule(key=keys, num_rows=st.integers(0, 14))
-    def put(self, key: bytes, num_rows: int) -> None:
-        rows = self.new_rows(num_rows)
-        assert self.cache.put(key, rows, epoch=self.model.epoch) == self.model.put(key, rows)
+    @rule(key=keys, num_rows=st.integers(0, 14), width=widths, tier=tiers)
+    def put(self, key: bytes, num_rows: int, width: int, tier: str) -> None:
+        rows, tier = self.new_rows(num_rows, width), tier if self.cache.has_host_tier else "device"
+        inserted = self.cache.put(key, rows, epoch=self.model.epoch, tier=tier)
+        assert inserted == self.model.put(key, rows, tier=tier)
         rows.fill_(float("nan"))
 
     @precondition(lambda self: self.model.epoch)
@@ -49,52 +54,70 @@ class CacheMachine(RuleBasedStateMachine):
         assert not self.cache.put(key, self.new_rows(num_rows), epoch=epoch)
         self.model.counts["rejections"] += 1
 
-    @rule(key=keys, num_rows=st.integers(0, 12), method=st.sampled_from(["write", "copy_pages"]))
-    def put_while_copies_fail(self, key: bytes, num_rows: int, method: str) -> None:
-        rows = self.new_rows(num_rows)
+    @rule(
+        key=keys,
+        num_rows=st.integers(0, 12),
+        width=widths,
+        tier=tiers,
+        method=st.sampled_from(["write", "copy_pages"]),
+    )
+    def put_while_copies_fail(self, key: bytes, num_rows: int, width: int, tier: str, method: str) -> None:
+        rows, tier = self.new_rows(num_rows, width), tier if self.cache.has_host_tier else "device"
         before = self.cache.stats()
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PagePool, method, fail)
             try:
-                admitted = self.cache.put(key, rows)
+                admitted = self.cache.put(key, rows, tier=tier)
             except Failure:
-                self.model.put(key, rows, fails=True)
+                self.model.put(key, rows, fails=True, tier=tier)
                 assert self.cache.stats().insertions == before.insertions
             else:
-                assert admitted == self.model.put(key, rows)
+                assert admitted == self.model.put(key, rows, tier=tier)
 
-    @rule(key=keys, num_rows=st.integers(0, 14))
-    def reserve(self, key: bytes, num_rows: int) -> None:
-        reservation, pending = self.cache.reserve(key, num_rows), self.model.reserve(key, num_rows)
+    @rule(key=keys, num_rows=st.integers(0, 14), width=widths)
+    def reserve(self, key: bytes, num_rows: int, width: int) -> None:
+        assert self.cache.pages_for(num_rows, width) == self.model.pages_for(num_rows, width)
+        reservation = self.cache.reserve(key, num_rows, row_width=width)
+        pending = self.model.reserve(key, num_rows, width)
         assert (reservation is None) == (pending is None)
         if reservation is not None and pending is not None:
             self.reserved.append((reservation, pending))
 
     @precondition(lambda self: self.reserved)
-    @rule(data=st.data(), end=st.sampled_from(["commit", "cancel", "forget"]))
+    @rule(data=st.data(), end=st.sampled_from(["commit", "commit_lease", "cancel", "forget"]))
     def end_reservation(self, data: st.DataObject, end: str) -> None:
         reservation, pending = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
-        if end == "commit":
-            rows = pending.source.rows if pending.source else self.new_rows(reservation.num_rows)
+        if end.startswith("commit"):
+            rows = self.new_rows(reservation.num_rows, reservation.row_width)
             if pending.source is None:
                 reservation.write(rows)
-            assert reservation.commit() == self.model.commit(pending, rows)
+            else:
+                rows = pending.source.rows
+            if end == "commit":
+                assert reservation.commit() == self.model.commit(pending, rows)
+                return
+            lease, inserted = reservation.commit_lease(), self.model.commit(pending, rows)
+            assert (lease is not None) == inserted
+            if lease is not None:
+                item = self.model.items()[pending.key]
+                item.leases += 1
+                self.leases.append((lease, item))
             return
         if end == "cancel":
             reservation.cancel()
         del reservation
         self.model.cancel(pending)
 
-    @rule(num_rows=st.lists(st.integers(0, 8), max_size=3))
-    def expect(self, num_rows: list[int]) -> None:
-        self.cache.expect(num_rows)
-        self.model.expect(num_rows)
+    @rule(num_rows=st.lists(st.integers(0, 8), max_size=3), width=widths)
+    def expect(self, num_rows: list[int], width: int) -> None:
+        self.cache.expect(num_rows, row_width=width)
+        self.model.expect(num_rows, [width] * len(num_rows))
 
     @rule(num_rows=st.lists(st.integers(0, 8), max_size=3))
     def expect_while_copies_fail(self, num_rows: list[int]) -> None:
         before = self.cache.stats().writebacks
-        self.model.expect(num_rows)
+        self.model.expect(num_rows, [WIDTH] * len(num_rows))
         copies = self.model.counts["writebacks"] - before
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PagePool, "copy_pages", fail)
@@ -102,9 +125,18 @@ class CacheMachine(RuleBasedStateMachine):
                 self.cache.expect(num_rows)
         self.model.forget_copies(copies)
 
-    @rule(key=keys, num_rows=st.none() | st.integers(0, 6))
-    def get(self, key: bytes, num_rows: int | None) -> None:
-        lease, item = self.cache.get(key, num_rows=num_rows), self.model.get(key, num_rows)
+    @rule(key=keys)
+    def discard(self, key: bytes) -> None:
+        assert self.cache.discard(key) == self.model.discard(key)
+
+    @rule()
+    def take_evicted(self) -> None:
+        assert self.cache.take_evicted() == self.model.take_evicted()
+
+    @rule(key=keys, num_rows=st.none() | st.integers(0, 6), width=st.none() | widths)
+    def get(self, key: bytes, num_rows: int | None, width: int | None) -> None:
+        lease = self.cache.get(key, num_rows=num_rows, row_width=width)
+        item = self.model.get(key, num_rows, width)
         assert (lease is None) == (item is None)
         if lease is not None and item is not None:
             assert lease.hits == item.hits
@@ -161,6 +193,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert used == needed or (self.stale and needed < used <= capacity)
         for lease, item in self.leases:
             assert same_rows(lease.to_tensor(), item.rows)
+            assert (lease.num_rows, lease.row_width) == tuple(item.rows.shape)
             assert (lease.tier == "host") == (item in self.model.pages_of("host"))
 
     def teardown(self) -> None:
@@ -174,9 +207,9 @@ class CacheMachine(RuleBasedStateMachine):
             assert same_rows(lease.to_tensor(), item.rows)
             lease.release()
 
-    def new_rows(self, num_rows: int) -> torch.Tensor:
+    def new_rows(self, num_rows: int, width: int = WIDTH) -> torch.Tensor:
         self.value += 1.0
-        return torch.arange(num_rows * WIDTH).view(num_rows, WIDTH) / 64 + self.value
+        return torch.arange(num_rows * width).view(num_rows, width) / 64 + self.value
 
 
 CacheMachine.TestCase.settings = settings(

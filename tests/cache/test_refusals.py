@@ -28,7 +28,8 @@ def test_put_oversize_entry_is_rejected_and_evicts_nothing(caplog: pytest.LogCap
     assert (record.name, record.levelno) == ("vitcache.cache", logging.WARNING)
     assert record.message == (
         "put of 6 rows rejected: they need 96 bytes; the device tier has 64 bytes, 64 of them free or "
-        "evictable; raise device_bytes"
+        "evictable; raise device_bytes; further rejections for this reason are only counted, in "
+        "stats().rejections"
     )
 
 
@@ -122,7 +123,15 @@ def test_look_up_invalid_key_raises_and_counts_no_miss(
             "host_bytes is 31, it must be at least 32: one page of 2 rows",
         ),
         ({"host_bytes": -1}, ValueError, "host_bytes is -1, it must be at least 0"),
-        ({"device_bytes": 1e9}, TypeError, r"device_bytes must be an int, got 1000000000.0 of type float"),
+        (
+            {"device_bytes": 1e9},
+            TypeError,
+            "device_bytes must be an int or a str such as '8GiB', got 1000000000.0 of type float",
+        ),
+        ({"device_bytes": True}, TypeError, "device_bytes must be an int or a str .*, got True of type bool"),
+        ({"host_bytes": False}, TypeError, "host_bytes must be an int or a str .*, got False of type bool"),
+        ({"device_bytes": "31B"}, ValueError, "device_bytes is 31, it must be at least 32: one page of 2"),
+        ({"device_bytes": "8 gib"}, ValueError, "device_bytes is '8 gib', it must be a number and a unit"),
         ({"page_rows": 0}, ValueError, "page_rows is 0, it must be at least 1"),
         ({"page_rows": True}, TypeError, "page_rows must be an int"),
         ({"dtype": torch.float64}, TypeError, "dtype is torch.float64, it must be one of torch.float32"),

@@ -14,7 +14,7 @@ from failure import Failure, fail
 from stream_model import StreamModel
 
 from vitcache._native import Ledger, Pending, ReleaseBatch, use_leases
-from vitcache.cache.coordinator import CacheCoordinator
+from vitcache.cache.host_copies import HostCopies
 from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages import reservation as reservations
 from vitcache.pages.lease import Lease
@@ -42,11 +42,12 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
         with model.on(rng.choice("abcd")):
             action = rng.random()
             if action < 0.45:
-                cache.put(rng.choice(KEYS), torch.zeros(rng.randint(0, 4), 2))
+                rows = torch.zeros(rng.randint(0, 4), rng.choice([1, 2, 2]))
+                cache.put(rng.choice(KEYS), rows, tier=rng.choice(["device", "device", "host", "both"]))
             elif action < 0.5:
                 with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Failure):
-                    patch.setattr(PagePool, "write", fail)
-                    cache.put(rng.choice(KEYS), torch.zeros(1, 2))
+                    patch.setattr(PagePool, rng.choice(["write", "copy_pages"]), fail)
+                    cache.put(rng.choice(KEYS), torch.zeros(1, 2), tier=rng.choice(["device", "both"]))
             elif action < 0.75:
                 lease = cache.get(rng.choice(KEYS))
                 if lease is not None:
@@ -70,7 +71,13 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                 if lease is not None:
                     read(model, lease)
             elif open_reservations and action < 0.88:
-                rng.choice([Reservation.commit, Reservation.cancel])(open_reservations.pop())
+                end = rng.choice([Reservation.commit, Reservation.commit_lease, Reservation.cancel])
+                lease = end(open_reservations.pop())
+                if isinstance(lease, Lease):
+                    read(model, lease)
+                    leases.append(lease)
+            elif action < 0.89:
+                cache.discard(rng.choice(KEYS))
             elif leases:
                 leases.pop(rng.randrange(len(leases))).release()
             if rng.random() < 0.02:
@@ -135,7 +142,8 @@ def forget_early_copies(patch: pytest.MonkeyPatch) -> None:
 
 def fence_before_the_copy(patch: pytest.MonkeyPatch) -> None:
     def clear(pending: Pending, fence: Fence) -> Fence:
-        fence.event.clock.clear()
+        if fence.event is not None:  # None: the CPU wrote the rows
+            fence.event.clock.clear()
         return fence
 
     change_fences(patch, clear)
@@ -146,6 +154,36 @@ def forget_the_fence_behind_the_copies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Pending, "set_copied", lambda pending, fence: set_copied(pending, Fence(fence.stream, None))
     )
+
+
+def forget_the_fence_behind_the_host_copy(patch: pytest.MonkeyPatch) -> None:
+    set_copied = Pending.set_host_copied
+    patch.setattr(
+        Pending, "set_host_copied", lambda pending, fence: set_copied(pending, Fence(fence.stream, None))
+    )
+
+
+def write_host_pages_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StreamModel, "wait_on_host", lambda self, fence: None)
+
+
+def copy_rows_before_they_are_written(patch: pytest.MonkeyPatch) -> None:
+    write_through = HostCopies.write_through
+
+    def copy_at_once(copies: HostCopies, pending: Pending, written: Fence) -> None:
+        write_through(copies, pending, copies._timeline.record(copies._timeline.copy_stream))
+
+    patch.setattr(HostCopies, "write_through", copy_at_once)
+
+
+def forget_the_fences_of_the_host_copy(patch: pytest.MonkeyPatch) -> None:
+    host_copy = Pending.host_copy.fget  # type: ignore[attr-defined]
+
+    def without_fences(pending: Pending) -> Any:
+        found = host_copy(pending)
+        return found and (*found[:2], [])
+
+    patch.setattr(Pending, "host_copy", property(without_fences))
 
 
 def keep_no_fence_behind_failed_copies(patch: pytest.MonkeyPatch) -> None:
@@ -162,14 +200,14 @@ def forget_fences_of_pages(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_fences_before_copies(patch: pytest.MonkeyPatch) -> None:
-    copy = CacheCoordinator._copy_to_host
+    copy = HostCopies.demote
 
-    def copy_at_once(coordinator: CacheCoordinator, pending: Pending) -> None:
+    def copy_at_once(copies: HostCopies, pending: Pending) -> None:
         with pytest.MonkeyPatch.context() as inner:
             forget_fences_of_pages(inner)
-            copy(coordinator, pending)
+            copy(copies, pending)
 
-    patch.setattr(CacheCoordinator, "_copy_to_host", copy_at_once)
+    patch.setattr(HostCopies, "demote", copy_at_once)
 
 
 def forget_fences_before_writes(patch: pytest.MonkeyPatch) -> None:
@@ -209,6 +247,10 @@ PLANTS = [
     forget_early_copies,
     fence_before_the_copy,
     forget_the_fence_behind_the_copies,
+    forget_the_fence_behind_the_host_copy,
+    write_host_pages_at_once,
+    copy_rows_before_they_are_written,
+    forget_the_fences_of_the_host_copy,
     keep_no_fence_behind_failed_copies,
     forget_fences_of_pages,
     forget_fences_before_copies,

@@ -136,6 +136,62 @@ def test_capture_beside_placements_of_another_thread_is_not_broken(gpu):
     assert same_bits(beside[1:3].cpu(), rows)
 
 
+def test_capture_before_warm_up_raises_and_after_it_loads_nothing(gpu):
+    hidden = 72  # no other test has loaded kernels of this width
+    rows = make_rows(2, hidden, torch.bfloat16, gpu.device)
+    out = poisoned(4, hidden, dtype=torch.bfloat16, device=gpu.device)
+    table = PlacementTable(4, device=gpu.device).update([rows], [1])
+    if not gpu.dry:
+        with (
+            pytest.raises(RuntimeError, match=r"PlacementTable\.warm_up"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            scatter_embeddings(out, table, None)
+        gpu.synchronize()
+        assert out.isnan().all()
+    table.warm_up(out)
+    if gpu.dry:
+        scatter_embeddings(out, table, None)
+    else:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # with no call before it
+            scatter_embeddings(out, table, None)
+        graph.replay()
+    gpu.synchronize()
+    assert same_bits(out[1:3], rows)
+
+
+def test_capture_beside_the_first_launch_of_another_thread_is_not_broken(gpu):
+    """The load of a module is forbidden while any thread captures, unless its thread is in relaxed mode."""
+    hidden = 88  # no other test has loaded kernels of this width
+    rows = make_rows(2, hidden, torch.bfloat16, gpu.device)
+    beside = poisoned(4, hidden, dtype=torch.bfloat16, device=gpu.device)
+    values, failed = torch.zeros(10, device=gpu.device), []
+
+    def place() -> None:
+        try:
+            with gpu.stream():
+                scatter_embeddings(beside, [rows], [1])
+        except Exception as error:
+            failed.append(error)
+
+    def capture() -> None:
+        values.add_(1)
+        if gpu.dry or torch.cuda.is_current_stream_capturing():
+            thread = threading.Thread(target=place)
+            thread.start()
+            thread.join()
+
+    gpu.synchronize()
+    replay = gpu.graph(capture)
+    assert not failed
+    before = float(values[0])
+    replay()
+    gpu.synchronize()
+    assert float(values[0]) == before + 1
+    assert same_bits(beside[1:3], rows)
+
+
 def test_capture_of_a_placement_without_a_table_raises(gpu):
     rows = make_rows(2, HIDDEN, torch.bfloat16, gpu.device)
     out = torch.zeros(4, HIDDEN, dtype=torch.bfloat16, device=gpu.device)

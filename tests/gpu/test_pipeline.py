@@ -6,7 +6,7 @@ import pytest
 import torch
 from caches import make_cache
 
-from vitcache import Chunk, Item, PinnedRing, Span, VisionPipeline
+from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
 
 PATCH = 64
 
@@ -151,3 +151,48 @@ def test_step_with_some_features_on_the_device_places_every_row(gpu, scene):
     result = scene.step(items, scene.ids(8))
     gpu.synchronize()
     assert torch.equal(result.inputs_embeds, scene.expected(items))
+
+
+def test_place_writes_into_rows_of_the_current_stream_without_a_wait_of_the_host(gpu, scene):
+    items, ids = scene.items(), scene.ids(8)
+    chunks = [Chunk(items, 0, len(ids))]
+    scene.pipeline.place(chunks, scene.weight[ids])  # loads the kernels
+    scene.cache.clear()
+    gpu.synchronize()
+    with gpu.no_host_sync():
+        gpu.slow(200)
+        inputs_embeds = scene.weight[ids]
+        result = scene.pipeline.place(chunks, inputs_embeds)
+        assert gpu.is_behind(gpu.current_stream())
+    gpu.synchronize()
+    assert result.errors == []
+    assert torch.equal(inputs_embeds, scene.expected(items))
+
+
+def test_kept_rows_are_read_on_other_streams_than_the_one_that_wrote_them(gpu):
+    """The cache rejects every item. A slow encode must be complete before a later chunk reads its rows."""
+    scene = Scene(gpu, items=2)
+    small = make_cache(1, width=scene.hidden, dtype=torch.bfloat16, page_rows=2, device=gpu.device)
+    static = torch.empty(2 * scene.rows, scene.hidden, dtype=torch.bfloat16, device=gpu.device)
+    calls = []
+
+    def encode(features, items):
+        calls.append(len(items))
+        gpu.slow(20)
+        rows = torch.cat([part @ scene.project for part in features])
+        return static[: len(rows)].copy_(rows)
+
+    pipeline = VisionPipeline(encode, small, ring=scene.ring, max_rows_per_encode=2 * scene.rows)
+    items, ids = Items(scene.items()), scene.ids(2)
+    inputs_embeds, third = scene.weight[ids], len(ids) // 3
+    gpu.synchronize()
+    for start in range(0, len(ids), third):
+        length = min(third, len(ids) - start)
+        with gpu.stream():  # a stream of its own for each chunk
+            pipeline.place([Chunk(items, start, length)], inputs_embeds[start : start + length])
+    gpu.synchronize()
+    assert torch.equal(inputs_embeds, scene.expected(items))
+    assert sum(calls) == 2
+    assert pipeline._kept.num_bytes == 0
+    pipeline.close()
+    scene.close()

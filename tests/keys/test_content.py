@@ -235,6 +235,45 @@ def test_content_key_uses_threads_only_for_features_of_1_mib_or_more(
     assert requested == [threads] * 8
 
 
+class PanicException(BaseException):
+    """The exception of a panic of Rust code has this name, and is not an Exception."""
+
+
+def test_content_key_hashes_in_one_thread_if_blake3_cannot_start_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    feature, requested = bytes(content._THREADED_BYTES), []
+    expected = content_key(feature)
+    error: list[BaseException] = [PanicException("ThreadPoolBuildError")]
+
+    def new_hash(max_threads: int) -> Any:
+        requested.append(max_threads)
+        if max_threads > 1:
+            raise error[0]
+        return blake3.blake3()
+
+    monkeypatch.setattr(content, "blake3", new_hash)
+    assert content_key(feature, num_threads=3) == expected
+    assert requested == [3, 1]
+    for other in (KeyboardInterrupt(), MemoryError()):
+        error[0] = other
+        with pytest.raises(type(other)):
+            content_key(feature, num_threads=3)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, who has no threads yet")
+def test_content_key_in_a_process_at_its_limit_of_threads() -> None:
+    script = (
+        "import os, resource; from vitcache import KeyThreads, content_key\n"
+        "feature = bytes(2 << 20); key = content_key(feature)\n"
+        "os.setgid(65534); os.setuid(65534); resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
+        "threads = KeyThreads(4)\n"
+        "print(content_key(feature, num_threads=4) == key == threads.submit(feature).result().key)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_blocks_of_a_contiguous_array_are_one_view() -> None:
     array = np.zeros((1500, 1000), np.float32)
     [block] = content._blocks(array)
@@ -377,10 +416,22 @@ def test_content_key_of_an_unsupported_extra_names_its_position(extra: Any, matc
         content_key(b"", extra=extra)
 
 
-@pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace("m")])
-def test_content_key_with_a_namespace_that_is_not_bytes_is_a_type_error(namespace: Any) -> None:
-    with pytest.raises(TypeError, match=r"namespace must be bytes, such as .*, got"):
+@pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace, 3, True])
+def test_content_key_with_a_namespace_of_a_wrong_type_is_a_type_error(namespace: Any) -> None:
+    match = f"namespace must be bytes or a Namespace, got {type(namespace).__name__}"
+    with pytest.raises(TypeError, match=match):
         content_key(b"", namespace=namespace)
+    with pytest.raises(TypeError, match=match):
+        content.to_namespace(namespace)
+
+
+def test_content_key_in_a_namespace_object_equals_that_in_its_digest(algorithm: str) -> None:
+    namespace = Namespace("m", tenant="a", epoch=3)
+    assert content.to_namespace(namespace) == namespace.digest()
+    assert content.to_namespace(namespace.digest()) == namespace.digest()
+    assert content.to_namespace(b"") == b""
+    assert content_key(BASE, namespace=namespace) == content_key(BASE, namespace=namespace.digest())
+    assert content_key(BASE, namespace=namespace) != content_key(BASE, namespace=Namespace("m", tenant="b"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache import content_key
+from vitcache import Namespace, content_key
 from vitcache.keys import content
 from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
 
@@ -47,6 +47,12 @@ def test_part_keys_equal_the_content_keys_of_the_parts(
         content_key(tensor[first:last].reshape(shape), namespace=NAMESPACE, extra=extra)
         for (first, last), shape, extra in zip(rows, shapes, EXTRAS, strict=True)
     ]
+
+
+def test_part_keys_in_a_namespace_object_equal_those_in_its_digest() -> None:
+    namespace, parts = Namespace("m"), (torch.ones(4), [(0, 2)], [(2,)], [frame(None)])
+    assert part_keys(*parts, namespace) == part_keys(*parts, namespace.digest())
+    assert part_keys(*parts, namespace) == [content_key(torch.ones(2), namespace=namespace)]
 
 
 def test_frame_dict_of_framed_values_equals_the_frame_of_the_dict() -> None:

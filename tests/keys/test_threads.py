@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import vitcache.keys.threads
-from vitcache import KeyThreads, content_key
+from vitcache import KeyThreads, Namespace, content_key
 from vitcache.keys.threads import KeyedFeature
 
 SECONDS = 60  # limit of each wait: a test that hangs then fails
@@ -46,7 +47,7 @@ class Gate:
 
 def test_key_threads_keys_equal_those_of_content_key(threads: KeyThreads) -> None:
     features = [b"a", np.arange(12.0), torch.ones(3).bfloat16(), [b"a", np.ones(2)], torch.rand(600, 700)]
-    options = {"namespace": b"n", "extra": {"grid": [1, 2]}}
+    options: dict[str, Any] = {"namespace": Namespace("n"), "extra": {"grid": [1, 2]}}
     futures = [threads.submit(feature, **options) for feature in features]
     for feature, future in zip(features, futures, strict=True):
         key, loaded = future.result(SECONDS)
@@ -199,6 +200,117 @@ def test_key_threads_with_queued_items_let_the_interpreter_exit(last: str) -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == (3 if "SystemExit" in last else 0), done.stderr
     assert not done.stderr
+
+
+class FailingStart:
+    """`threading.Thread.start` that fails as in a process at its limit of threads, until `fail` is unset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fail, self.calls, start = True, 0, threading.Thread.start
+
+        def fail_or_start(thread: threading.Thread) -> None:
+            self.calls += 1
+            if self.fail:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", fail_or_start)
+
+
+@pytest.fixture
+def failing_start(monkeypatch: pytest.MonkeyPatch) -> FailingStart:
+    return FailingStart(monkeypatch)
+
+
+def test_key_threads_without_a_thread_hash_on_the_callers_thread(failing_start: FailingStart) -> None:
+    callers = []
+
+    def load() -> bytes:
+        callers.append(threading.current_thread())
+        return b"a"
+
+    def fail() -> bytes:
+        raise OSError("cannot read the file")
+
+    with KeyThreads(2) as threads:
+        loaded, failed, large = (threads.submit(item) for item in (load, fail, torch.rand(600, 700)))
+        assert loaded.done()
+        assert loaded.result().key == content_key(b"a")
+        assert isinstance(failed.exception(), OSError)
+        assert large.result().key == content_key(large.result().feature)
+        assert callers == [threading.current_thread()]
+        failing_start.fail = False
+        assert threads.submit(load).result(SECONDS).key == content_key(b"a")
+        assert callers[1] is not threading.current_thread()
+        assert len(callers) == 2
+    assert failing_start.calls == 4
+
+
+def test_key_threads_second_thread_that_cannot_start_runs_no_item_twice(failing_start: FailingStart) -> None:
+    failing_start.fail = False
+    gate, later = Gate(), Gate()
+    later.opened.set()
+    with KeyThreads(2) as threads:
+        running = threads.submit(gate)
+        assert gate.entered.wait(SECONDS)
+        failing_start.fail = True
+        assert threads.submit(later).done()
+        gate.opened.set()
+        failing_start.fail = False
+        last = threads.submit(b"last")
+        assert last.result(SECONDS).key == content_key(b"last")
+        assert running.result(SECONDS).key == content_key(b"gate")
+    assert (gate.calls, later.calls) == (1, 1)
+
+
+def test_key_threads_without_a_thread_keep_no_finished_item(failing_start: FailingStart) -> None:
+    with KeyThreads(2) as threads:
+        features = [np.zeros(8) for _ in range(5)]
+        alive = [weakref.ref(feature) for feature in features]
+        for feature in features:
+            threads.submit(feature).result()
+        features.clear()
+        del feature
+        gc.collect()
+        assert not any(ref() is not None for ref in alive)
+        assert not threads._unfinished
+        assert threads._executor._work_queue.qsize() == 0
+
+
+def test_key_threads_without_a_thread_pass_an_interrupt_on_and_hold_no_lock(
+    failing_start: FailingStart,
+) -> None:
+    def interrupt() -> bytes:
+        raise KeyboardInterrupt
+
+    with KeyThreads(1) as threads:
+        with pytest.raises(KeyboardInterrupt):
+            threads.submit(interrupt)
+        failing_start.fail = False
+        results: list[bytes] = []
+        worker = threading.Thread(target=lambda: results.append(threads.submit(b"a").result(SECONDS).key))
+        worker.start()
+        worker.join(SECONDS)
+        assert results == [content_key(b"a")]
+    failing_start.fail = True
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        threads.submit(b"a")
+    assert not threads._unfinished
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another error"), ValueError("can't start new thread")])
+def test_key_threads_other_error_of_a_start_is_raised(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise error
+
+    threads = KeyThreads(1)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(type(error), match=str(error)):
+        threads.submit(b"a")
+    assert not threads._unfinished
+    threads.close()
 
 
 class FakeCuda:

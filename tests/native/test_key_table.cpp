@@ -24,7 +24,7 @@ using Model = std::unordered_map<Key, EntryPtr, KeyHash>;
 
 EntryPtr make_entry(const Key& key) {
   static const std::shared_ptr<Tier> tier = make_tier("device", 1, 1);
-  return std::make_shared<vitcache::Entry>(key, 1.0, tier, tier->describe({0}, 1), Fence{});
+  return std::make_shared<vitcache::Entry>(key, 1.0, tier, tier->describe({0}, 1, kWidth), Fence{});
 }
 
 // Keys whose hashes, modulo `modulus`, are in [first, first + width): their runs join, and wrap if the range

@@ -112,7 +112,7 @@ void planted_faults_of_entries_are_found() {
         FenceSet fences;
         const std::shared_ptr<Tier> host(std::shared_ptr<void>(), ledger.host());
         ledger.index().add_host_copy(std::make_shared<Entry>(
-            key_of(1), 1.0, host, host->describe(host->allocate(1, fences), 1), make_fence()));
+            key_of(1), 1.0, host, host->describe(host->allocate(1, fences), 1, kWidth), make_fence()));
       },
       "host copies without a device entry: expected 0, recorded 1");
 }
@@ -159,7 +159,7 @@ void close_keeps_memory_only_while_leases_and_writes_need_it() {
   EntryPtr queued = ledger.pin(key_of(2), -1);
   ledger.release(std::move(queued), {kStream});
   EntryPtr late = ledger.pin(key_of(3), -1);
-  PendingPtr pending = ledger.begin_write(key_of(9), 2, 1.0, ledger.epoch());
+  PendingPtr pending = ledger.begin_write(key_of(9), 2, kWidth, 1.0, ledger.epoch());
   PendingPtr early = ledger.begin_early_copies({2});
   CHECK(pending != nullptr && early != nullptr && leased != nullptr && replaced != nullptr);
 

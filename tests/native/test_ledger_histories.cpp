@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,17 @@
 #include "check.h"
 #include "ledger_cases.h"
 #include "stream_clocks.h"
+
+namespace vitcache {
+
+class LedgerInspection {
+ public:
+  static bool is_being_demoted(const Ledger& ledger, const Key& key) {
+    return ledger.pending_demotions_.count(key) > 0;
+  }
+};
+
+}  // namespace vitcache
 
 namespace {
 
@@ -28,14 +40,18 @@ using vitcache::FenceSet;
 using vitcache::kCpuStream;
 using vitcache::Key;
 using vitcache::Ledger;
+using vitcache::LedgerInspection;
 using vitcache::Pages;
 using vitcache::PendingPtr;
 using vitcache::Release;
 using vitcache::Tier;
+using vitcache::WriteTo;
 
 constexpr std::uint64_t kNumKeys = 12;
 constexpr std::int64_t kDevicePages = 16;
 constexpr std::int64_t kHostPages = 12;
+constexpr std::int64_t kFewRecorded = 5;
+constexpr std::int64_t kManyRecorded = 1000;
 
 struct Lease {
   EntryPtr entry;
@@ -51,6 +67,7 @@ struct Write {
 // What happened; every count must be positive in the end, else the history tested too little.
 struct Seen {
   int reads = 0, inserted = 0, rejected = 0, demotions = 0, early_copies = 0, reused_with_fences = 0;
+  int narrow = 0, discarded = 0, recorded = 0, in_host = 0, in_both = 0;
 };
 
 class History {
@@ -58,15 +75,20 @@ class History {
   History(const std::string& policy, bool has_host, std::uint64_t seed)
       : is_external_(policy == "external"),
         random_(seed),
+        num_recorded_(seed % 2 == 0 ? kManyRecorded : kFewRecorded),
         device_(make_tier("device", kDevicePages, 2)),
         host_(has_host ? make_tier("host", kHostPages, 2) : nullptr),
         ledger_(is_external_ ? [](std::int64_t) { return std::make_unique<ExternalPolicy>(); }
                              : policy_maker(policy),
-                device_, host_) {}
+                device_, host_, num_recorded_) {}
 
   void step() {
     const std::uint64_t action = random_() % 100;
-    if (action < 25)
+    if (action < 2)
+      discard();
+    else if (action < 3)
+      take_evicted();
+    else if (action < 25)
       pin();
     else if (action < 29)
       pin_again();
@@ -94,6 +116,7 @@ class History {
     while (leases_.size() > 5) release();
     while (writes_.size() > 3) finish();
     if (is_external_ && random_() % 16 == 0) order_victims();
+    note_evictions();
     check();
   }
 
@@ -118,13 +141,54 @@ class History {
     const std::uint64_t number = random_() % kNumKeys;
     const EntryPtr* const found = ledger_.index().find(key_of(number));
     std::int64_t num_rows = found == nullptr || random_() % 2 == 0 ? -1 : (*found)->num_rows;
+    std::int64_t width = found == nullptr || random_() % 2 == 0 ? -1 : (*found)->row_width();
     if (random_() % 32 == 0) num_rows = 99;
-    EntryPtr entry = ledger_.pin(key_of(number), num_rows);
+    if (random_() % 32 == 0) width = 1 + static_cast<std::int64_t>(random_() % 2);
+    EntryPtr entry = ledger_.pin(key_of(number), num_rows, width);
     ++num_look_ups_;
     CHECK(entry == nullptr || (entry->key == key_of(number) && num_rows != 99));
+    CHECK(entry == nullptr || width == -1 || entry->row_width() == width);
     if (entry == nullptr) return;
+    num_hit_bytes_ += entry->num_rows * entry->row_width() * 4;
     pages_of(*entry->tier).hold(entry->page_numbers());
     leases_.push_back({std::move(entry), {}});
+  }
+
+  void discard() {
+    const Key key = key_of(random_() % kNumKeys);
+    const bool was_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+    CHECK(ledger_.discard(key) == was_here);
+    CHECK(!ledger_.contains(key) && !LedgerInspection::is_being_demoted(ledger_, key));
+    seen_.discarded += was_here;
+  }
+
+  // Keys that left since the last step; those that are back are forgotten.
+  void note_evictions() {
+    if (ledger_.epoch() != noted_epoch_) evicted_.clear();
+    for (std::uint64_t number = 0; number < kNumKeys; ++number) {
+      const Key key = key_of(number);
+      const bool is_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+      if (is_here)
+        evicted_.erase(number);
+      else if (was_here_[number] && ledger_.epoch() == noted_epoch_)
+        evicted_.insert(number);
+      was_here_[number] = is_here;
+    }
+    noted_epoch_ = ledger_.epoch();
+  }
+
+  void take_evicted() {
+    const std::vector<Key> taken = ledger_.evicted().take();
+    CHECK(ledger_.evicted().keys().empty());
+    if (num_recorded_ == kManyRecorded) CHECK_EQUAL(taken.size(), evicted_.size());
+    CHECK(static_cast<std::int64_t>(taken.size()) <= num_recorded_);
+    for (const Key& key : taken) {
+      bool is_expected = false;
+      for (const std::uint64_t number : evicted_) is_expected = is_expected || key == key_of(number);
+      CHECK(is_expected);
+    }
+    evicted_.clear();
+    seen_.recorded += static_cast<int>(taken.size());
   }
 
   void pin_again() {
@@ -180,9 +244,16 @@ class History {
     const std::int64_t epoch = ledger_.epoch() - (random_() % 32 == 0);
     const auto num_rows = static_cast<std::int64_t>(random_() % 9);
     const auto cost = static_cast<double>(random_() % 50);
-    PendingPtr pending = ledger_.begin_write(key_of(random_() % kNumKeys), num_rows, cost, epoch);
+    const std::int64_t width = random_() % 4 == 0 ? 1 : kWidth;
+    const std::uint64_t choice = host_ == nullptr ? 9 : random_() % 10;
+    const WriteTo target = choice == 0 ? WriteTo::kHost : choice < 3 ? WriteTo::kBoth : WriteTo::kDevice;
+    PendingPtr pending =
+        ledger_.begin_write(key_of(random_() % kNumKeys), num_rows, width, cost, epoch, target);
     if (pending == nullptr) return;
     CHECK_EQUAL(epoch, ledger_.epoch());
+    CHECK((pending->tier == host_) == (target == WriteTo::kHost));
+    CHECK(pending->host_copy.has_value() == (target == WriteTo::kBoth));
+    CHECK(target != WriteTo::kHost || pending->demotions.empty());
     add_write({std::move(pending), std::nullopt, {}});
   }
 
@@ -208,10 +279,16 @@ class History {
     vitcache::Pending& pending = *write.pending;
     const Clock covered = clocks_.covered_by(pending.fences);
     seen_.reused_with_fences += !pending.fences.empty();
-    check_unused(*device_, pending.pages);
-    check_unused(*device_, pending.leftover_pages);
-    device_pages_.hand_out(pending.pages, covered);
-    device_pages_.hand_out(pending.leftover_pages, covered);
+    if (!pending.is_early) {
+      check_unused(*pending.tier, pending.pages);
+      check_unused(*pending.tier, pending.leftover_pages);
+      pages_of(*pending.tier).hand_out(pending.pages, covered);
+      pages_of(*pending.tier).hand_out(pending.leftover_pages, covered);
+    }
+    if (pending.host_copy) {
+      check_unused(*host_, pending.host_copy->pages);
+      host_pages_.hand_out(pending.host_copy->pages, clocks_.covered_by(pending.host_copy->fences));
+    }
     for (const DemotionPtr& demotion : pending.demotions) {
       check_unused(*host_, demotion->pages);
       host_pages_.hand_out(demotion->pages, covered);
@@ -247,23 +324,68 @@ class History {
       fence.reset();
       // Without a fence, the writer did no work.
       if (is_copied && random_() % 8 != 0) fence = write_rows(write, failed);
+      if (fence && pending.host_copy && (!failed || random_() % 2 == 0)) write_through(pending, *fence);
     }
     if (pending.is_early && is_copied) {
       for (const DemotionPtr& demotion : pending.demotions)
         if (is_current(demotion->entry)) device_pages_.add_work(demotion->entry->page_numbers(), write.copy);
     }
-    device_pages_.release(pending.pages);
-    device_pages_.release(pending.leftover_pages);
+    if (!pending.is_early) {
+      pages_of(*pending.tier).release(pending.pages);
+      pages_of(*pending.tier).release(pending.leftover_pages);
+    }
+    if (pending.host_copy) host_pages_.release(pending.host_copy->pages);
     for (const DemotionPtr& demotion : pending.demotions) host_pages_.release(demotion->pages);
+    if (!pending.is_early && random_() % 4 == 0) return finish_and_pin(write, fence, failed);
     const bool inserted = ledger_.finish(write.pending, fence, failed);
     CHECK(!inserted || (fence && !failed && pending.epoch == ledger_.epoch() && !pending.is_early));
     CHECK(!ledger_.finish(write.pending, fence, failed));  // a second call does nothing
     (inserted ? seen_.inserted : seen_.rejected) += 1;
-    if (inserted) {
-      const EntryPtr entry = *ledger_.index().find(pending.key);
-      CHECK(entry->page_numbers() == pending.pages && entry->written == *fence);
+    if (inserted) check_inserted(pending, *fence);
+    if (write.source) release(std::move(*write.source));
+  }
+
+  void check_inserted(const vitcache::Pending& pending, const Fence& fence) {
+    const EntryPtr entry = *ledger_.index().find(pending.key);
+    CHECK(entry->page_numbers() == pending.pages && entry->written == fence);
+    CHECK(entry->row_width() == pending.row_width && entry->num_rows == pending.num_rows);
+    CHECK(entry->tier == pending.tier.get());
+    const EntryPtr* const copy = ledger_.index().find_host_copy(pending.key);
+    CHECK((copy != nullptr) == (pending.host_copy.has_value() || pending.source != nullptr));
+    if (pending.host_copy)
+      CHECK((*copy)->page_numbers() == pending.host_copy->pages && (*copy)->row_width() == pending.row_width);
+    seen_.narrow += entry->is_narrow;
+    seen_.in_host += entry->tier == host_.get();
+    seen_.in_both += pending.host_copy.has_value();
+  }
+
+  // Ends a write with a lease on the new entry, which counts no hit.
+  void finish_and_pin(Write& write, const std::optional<Fence>& fence, bool failed) {
+    EntryPtr entry;
+    if (failed)
+      ledger_.finish(write.pending, fence, true);
+    else
+      entry = ledger_.finish_and_pin(write.pending, fence);
+    CHECK(ledger_.finish_and_pin(write.pending, fence) == nullptr);
+    (entry != nullptr ? seen_.inserted : seen_.rejected) += 1;
+    if (entry != nullptr) {
+      check_inserted(*write.pending, *fence);
+      CHECK(is_current(entry) && entry->leases == 1 && entry->hits == 0);
+      pages_of(*entry->tier).hold(entry->page_numbers());
+      leases_.push_back({std::move(entry), {}});
     }
     if (write.source) release(std::move(*write.source));
+  }
+
+  // Queues the host copy of rows that were written before `written`.
+  void write_through(vitcache::Pending& pending, const Fence& written) {
+    FenceSet fences = pending.host_copy->fences;
+    fences.add(written);
+    clocks_.wait(kCopyStream, fences);
+    const Work copy = clocks_.work(kCopyStream);
+    device_pages_.add_work(pending.pages, copy);
+    host_pages_.add_work(pending.host_copy->pages, copy);
+    pending.host_copy->copied = clocks_.record(kCopyStream);
   }
 
   // Queues the write, and the read of a promotion's source, on a stream or on the CPU.
@@ -271,7 +393,8 @@ class History {
     const std::int64_t stream = any_stream();
     clocks_.wait(stream, write.pending->fences);
     if (write.source) read(*write.source, stream);
-    if (!failed || random_() % 2 == 0) device_pages_.add_work(write.pending->pages, clocks_.work(stream));
+    if (!failed || random_() % 2 == 0)
+      pages_of(*write.pending->tier).add_work(write.pending->pages, clocks_.work(stream));
     return clocks_.record(stream);
   }
 
@@ -279,6 +402,7 @@ class History {
     if (leases_.empty()) return;
     Lease lease = take(leases_);
     ledger_.report_corrupt(lease.entry);
+    num_hit_bytes_ -= lease.entry->num_rows * lease.entry->row_width() * 4;
     CHECK(!is_current(lease.entry));
     const EntryPtr* const copy = ledger_.index().find_host_copy(lease.entry->key);
     CHECK(copy == nullptr || *copy != lease.entry);
@@ -306,6 +430,7 @@ class History {
     if (writes_.empty()) CHECK_EQUAL(ledger_.size(), counts.insertions - counts.evictions);
     const std::int64_t hits = device_->hits.hits + (host_ == nullptr ? 0 : host_->hits.hits);
     CHECK_EQUAL(hits + counts.misses, num_look_ups_);
+    CHECK_EQUAL(device_->hits.bytes + (host_ == nullptr ? 0 : host_->hits.bytes), num_hit_bytes_);
   }
 
   // Checks that pages which were just handed out belong to no entry of the index.
@@ -323,7 +448,7 @@ class History {
   }
 
   Lease lease_again(const EntryPtr& entry) {
-    ledger_.pin_again(*entry);
+    ledger_.pin_entry(*entry);
     pages_of(*entry->tier).hold(entry->page_numbers());
     return {entry, {}};
   }
@@ -344,6 +469,7 @@ class History {
 
   bool is_external_;
   std::mt19937_64 random_;
+  std::int64_t num_recorded_;
   std::shared_ptr<Tier> device_;
   std::shared_ptr<Tier> host_;
   Ledger ledger_;
@@ -355,6 +481,10 @@ class History {
   std::vector<Release> batch_;
   std::array<Fence, kNumStreams + 1> batch_fences_;
   std::int64_t num_look_ups_ = 0;
+  std::int64_t num_hit_bytes_ = 0;
+  std::array<bool, kNumKeys> was_here_{};  // before the last step
+  std::set<std::uint64_t> evicted_;        // the numbers of the keys that left and are not back
+  std::int64_t noted_epoch_ = 0;
   Seen seen_;
 };
 
@@ -371,6 +501,8 @@ int main() {
         CHECK(seen.reads > 500 && seen.inserted > 500 && seen.rejected > 150);
         CHECK(seen.reused_with_fences > 500);
         CHECK(!has_host || (seen.demotions > 25 && seen.early_copies > 25));
+        CHECK(seen.narrow > 100 && seen.discarded > 25 && seen.recorded > 50);
+        CHECK(!has_host || (seen.in_host > 25 && seen.in_both > 25));
       }
     }
   }

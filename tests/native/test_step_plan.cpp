@@ -145,6 +145,71 @@ void a_computed_key_is_valid_in_its_namespace() {
   CHECK_EQUAL(StepPlan({{&arrays, 0, 40, 0}}, "a", 40).items().size(), std::size_t{1});
 }
 
+ItemFields given(std::uintptr_t identity, std::uint64_t key, bool is_complete) {
+  ItemFields fields = keyed(identity, key);
+  fields.is_key_complete = is_complete;
+  return fields;
+}
+
+void a_namespace_is_folded_into_given_keys_once() {
+  ItemArrays arrays;
+  arrays.add_item(given(16, 1, false));
+  arrays.add_span(0, 2, 0, 0);
+  arrays.add_item(given(17, 1, true));
+  arrays.add_span(2, 2, 0, 0);
+  arrays.set_computed(0, "early", key_of(9));  // before the last item is added
+  arrays.add_item(given(18, 2, false));
+  arrays.add_span(4, 2, 0, 0);
+  arrays.sort_spans();
+  const auto num_unfolded = [&arrays](const char* name) { return arrays.unfolded(name).size(); };
+  CHECK(!arrays.has_unfolded(""));
+  CHECK_EQUAL(num_unfolded(""), std::size_t{0});
+  CHECK_EQUAL(num_unfolded("a"), std::size_t{2});
+  CHECK_EQUAL(num_unfolded("early"), std::size_t{1});
+  const auto unfolded = arrays.unfolded("early");
+  CHECK_EQUAL(unfolded[0].first, 2);
+  CHECK(unfolded[0].second == key_of(2));
+  for (const auto& [position, key] : arrays.unfolded("a")) {
+    CHECK(arrays.has_unfolded("a"));
+    arrays.set_computed(position, "a", key_of(key.words[0] + 10));
+    arrays.set_computed(position, "a", key_of(key.words[0] + 10));  // by another thread
+  }
+  CHECK(!arrays.has_unfolded("a"));
+  const StepPlan plan({{&arrays, 0, 6, 0}}, "a", 6);
+  CHECK(plan.items()[0].key == key_of(11));
+  CHECK(plan.items()[1].key == key_of(1));
+  CHECK(plan.items()[2].key == key_of(12));
+  CHECK_EQUAL(StepPlan({{&arrays, 0, 6, 0}}, "", 6).items().size(), std::size_t{2});
+  CHECK((StepPlan({{&arrays, 0, 6, 0}}, "early", 6).unkeyed() == Indices{2}));
+}
+
+void items_of_other_widths_are_other_items() {
+  ItemArrays arrays;
+  std::int64_t token = 0;
+  for (const std::int64_t width : {0, 4, 12, 4, 5, 6}) {
+    ItemFields fields = keyed(static_cast<std::uintptr_t>(16 + token), 1, 2);
+    fields.row_width = width;
+    arrays.add_item(fields);
+    arrays.add_span(token, 2, 0, 0);
+    token += 2;
+  }
+  arrays.sort_spans();
+  const StepPlan step({{&arrays, 0, token, 0}}, "", token, {12, 4});
+  const std::vector<bool> fits = {true, true, false, false};  // 12, 4, 5 and 6
+  CHECK_EQUAL(step.items().size(), fits.size());
+  for (std::size_t item = 0; item < fits.size(); ++item) {
+    CHECK_EQUAL(step.items()[item].fits, fits[item]);
+    CHECK_EQUAL(step.items()[item].has_key, fits[item]);
+  }
+  CHECK(step.unkeyed().empty());
+  const StepPlan prefetch({{&arrays, 0, token, 0}}, "", StepPlan::kNoBatch, {12, 0});
+  CHECK(!prefetch.items()[2].fits);
+  CHECK(prefetch.items()[3].fits);
+  CHECK_EQUAL(prefetch.stop(0), token);
+  CHECK_EQUAL(arrays.last_stop(1, ""), 8);
+  CHECK_EQUAL(arrays.last_stop(0, ""), 2);
+}
+
 void bad_batches_are_refused() {
   const ItemArrays none;
   CHECK_THROWS(StepPlan({{&none, 0, 5, 6}}, "", 10), std::out_of_range,
@@ -187,6 +252,8 @@ int main() {
   equal_items_of_two_requests_are_merged();
   keys_that_are_found_later_merge_items();
   a_computed_key_is_valid_in_its_namespace();
+  a_namespace_is_folded_into_given_keys_once();
+  items_of_other_widths_are_other_items();
   bad_batches_are_refused();
   overlapping_spans_and_large_numbers_are_refused();
   a_table_finds_elements_with_equal_hashes();

@@ -60,7 +60,7 @@ def ledger(timeline: RecordingTimeline) -> Ledger:
     tier = LeaseTier(timeline, "device", 2, 3, torch.float32, CPU)  # type: ignore[arg-type]
     ledger = Ledger("lru", pool.make_tier(), None, Lease, tier, tier)
     for key in KEYS[:2]:
-        assert ledger.finish(ledger.begin_write(key, 3, 1.0, None), WRITTEN, failed=False)
+        assert ledger.finish(ledger.begin_write(key, 3, 3, 1.0, None), WRITTEN, failed=False)
     return ledger
 
 
@@ -136,7 +136,7 @@ def test_use_all_waits_once_for_one_write_and_raises_for_a_released_lease(
     timeline: RecordingTimeline, ledger: Ledger
 ) -> None:
     other = Fence(WRITER, "other")
-    assert ledger.finish(ledger.begin_write(KEYS[1], 3, 1.0, None), other, failed=False)
+    assert ledger.finish(ledger.begin_write(KEYS[1], 3, 3, 1.0, None), other, failed=False)
     first, second = get(ledger), get(ledger, KEYS[1])
     use_all([first, second, first])
     assert timeline.waits == [(A, WRITTEN), (A, other)]
@@ -165,7 +165,7 @@ class FinishRecorder:
 
     def __call__(self, pending: Pending, fence: Fence | None, *, failed: bool) -> WriteResult:
         self.calls.append((fence, failed))
-        return WriteResult(not failed, 0, 0)
+        return WriteResult(not failed)
 
 
 COPIED = Fence(COPIES, "copied")
@@ -183,7 +183,7 @@ def abandoned() -> deque[AbandonedWrite]:
 
 @pytest.fixture
 def pending(ledger: Ledger) -> Pending:
-    pending = ledger.begin_write(KEYS[2], 3, 1.0, None)
+    pending = ledger.begin_write(KEYS[2], 3, 3, 1.0, None)
     pending.set_copied(COPIED)
     return pending
 

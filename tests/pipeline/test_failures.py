@@ -377,7 +377,7 @@ def test_embed_refuses_invalid_arguments_before_it_loads_or_encodes(
     [
         ({"encode": 3}, TypeError, "encode must be callable, got int"),
         ({"cache": {}}, TypeError, "cache must be an EmbeddingCache, got dict"),
-        ({"namespace": "a"}, TypeError, "namespace must be bytes, got str"),
+        ({"namespace": "a"}, TypeError, "namespace must be bytes or a Namespace, got str"),
         ({"max_rows_per_encode": 0}, ValueError, "max_rows_per_encode is 0, it must be at least 1"),
         ({"max_rows_per_encode": 1.5}, TypeError, "max_rows_per_encode must be an int, got 1.5"),
         (

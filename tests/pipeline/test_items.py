@@ -66,7 +66,7 @@ def test_item_refuses_invalid_arguments(
         (([], 0, -2), ValueError, "length must be at least 0, got -2"),
         (([], 0, 2, -3), ValueError, "token_offset must be at least 0, got -3"),
         (([1], 0, 2), TypeError, "item 0 must be an Item, got int"),
-        (([], 0.5, 2), TypeError, "integer"),
+        (([], 0.5, 2), TypeError, "start must be an int, got 0.5 of type float"),
     ],
 )
 def test_chunk_refuses_invalid_arguments(arguments: Any, error: type[Exception], message: str) -> None:

@@ -164,7 +164,7 @@ def test_shadow_of_a_pipeline_counts_only_hits_with_a_feature() -> None:
 def test_shadow_report_may_call_the_cache() -> None:
     scene = Scene(Tower())
     cache = scene.pipeline.cache
-    scene.pipeline._shadow = Shadow(1, lambda *_: cache.advance_epoch())
+    scene.pipeline._steps.shadow = Shadow(1, lambda *_: cache.advance_epoch())
     item = Item(feature(0, 2), Span(0, 2))
     first = scene.embed(item).inputs_embeds
     assert torch.equal(scene.embed(item).inputs_embeds, first)

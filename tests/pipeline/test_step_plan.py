@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 
 from tests.support import reference_plan
 from vitcache import Chunk, Item, Items, Span
-from vitcache._native import ItemArrays, StepPlan, read_requests
+from vitcache._native import ItemArrays, StepPlan, has_unfolded, read_requests
+from vitcache.pipeline.step_keys import fold_given_keys
 
 NAMESPACE = b"here"
 KEYS = [bytes([number]) * 32 for number in range(4)]
 
 
 def native_plan(chunks: Any, num_tokens: int = -1, namespace: bytes = NAMESPACE) -> StepPlan:
-    return StepPlan(chunks, read_requests(chunks, Chunk), namespace, num_tokens)
+    requests = read_requests(chunks, Chunk)
+    fold_given_keys(requests, namespace)
+    assert not has_unfolded(requests, namespace)
+    return StepPlan(chunks, requests, namespace, num_tokens)
 
 
 def describe(plan: StepPlan) -> list[Any]:
@@ -29,13 +33,14 @@ def describe(plan: StepPlan) -> list[Any]:
             plan.key(item),
             plan.has_rows(item),
             plan.num_rows(item),
+            plan.row_width(item) or None,
             plan.needed_rows(item),
             plan.occurrences(item),
             plan.duplicates(item),
         )
         for item in range(len(plan))
     ]
-    assert [plan.occurrence(item) for item in range(len(plan))] == [item[4][0] for item in items]
+    assert [plan.occurrence(item) for item in range(len(plan))] == [item[5][0] for item in items]
     return [items, plan.runs()]
 
 
@@ -45,6 +50,7 @@ def describe_reference(planned: list[reference_plan.PlannedItem]) -> list[Any]:
             entry.key,
             entry.item.rows is not None,
             entry.item.num_rows,
+            entry.item.row_width,
             max(span.source_start + span.length for _, span in entry.spans),
             entry.occurrences,
             entry.duplicates,
@@ -100,7 +106,9 @@ def random_item(rng: random.Random, spans: list[Span], late_keys: dict[int, byte
     if kind == "rows":
         key = rng.choice([None, *KEYS])
         return Item(None, spans, rows=torch.zeros(num_rows, 1), key=key)
+    width = rng.choice([None, None, None, 2])
     item = Item(None, spans, num_rows=num_rows, key=rng.choice(KEYS) if kind == "key" else None)
+    item.complete_key, item.row_width = kind == "key" and rng.random() < 0.5, width
     if "digest" in kind:
         item.digest = (NAMESPACE if kind == "digest" else b"there", rng.choice(KEYS))
     if kind == "late":
@@ -207,7 +215,13 @@ def test_two_positions_of_one_object_in_a_chunk_are_one_item_and_two_occurrences
 
 
 def test_a_computed_key_is_valid_in_its_namespace_only() -> None:
-    items = Items([Item(None, Span(0, 2)), Item(None, Span(2, 2)), Item(None, Span(4, 2), key=KEYS[2])])
+    items = Items(
+        [
+            Item(None, Span(0, 2)),
+            Item(None, Span(2, 2)),
+            Item(None, Span(4, 2), key=KEYS[2], complete_key=True),
+        ]
+    )
     chunks = [Chunk(items, 0, 6)]
     items.arrays.set_computed(0, NAMESPACE, KEYS[0])
     items.arrays.set_computed(1, NAMESPACE, KEYS[0])
@@ -215,16 +229,16 @@ def test_a_computed_key_is_valid_in_its_namespace_only() -> None:
     assert [plan.key(item) for item in range(len(plan))] == [KEYS[0], KEYS[2]]
     assert native_plan(chunks, namespace=b"there").unkeyed() == [0, 1]
     items.arrays.set_computed(1, b"there", KEYS[1])
-    assert native_plan(chunks).unkeyed() == [1]
+    assert native_plan(chunks).unkeyed() == []  # an item stores one computed key per namespace
     assert native_plan(chunks, namespace=b"there").unkeyed() == [0]
     items.arrays.set_computed(2, NAMESPACE, KEYS[3])
-    assert native_plan(chunks).key(2) == KEYS[2]  # a given key is preferred
+    assert native_plan(chunks).key(1) == KEYS[2]  # a complete key is preferred
 
 
 def test_merge_keeps_objects_in_the_order_of_the_step() -> None:
     first, other = Item(None, Span(0, 1)), Item(None, Span(2, 1))
     items = [first, Item(None, Span(1, 1), key=KEYS[0]), other, Item(None, Span(3, 1), key=KEYS[0])]
-    plan = native_plan([Chunk(items, 0, 4), Chunk([first], 0, 1, 4)], 5)
+    plan = native_plan([Chunk(items, 0, 4), Chunk([first], 0, 1, 4)], 5, b"")
     assert plan.duplicates(1) == [(0, 3)]
     for item in plan.unkeyed():
         plan.set_key(item, KEYS[0])
@@ -283,6 +297,10 @@ def test_indices_and_keys_are_checked() -> None:
         ("spans", ((0, 1),), TypeError, "item 1: every span must be a Span, got tuple"),
         ("key", "a", TypeError, "key must be bytes, got str"),
         ("key", b"a", ValueError, "key has 1 bytes, it must have 32"),
+        ("num_rows", True, TypeError, "item 1: a number of tokens or rows must be an int, got True"),
+        ("row_width", True, TypeError, "item 1: a number of tokens or rows must be an int, got True"),
+        ("row_width", 0, ValueError, "item 1: row_width is 0, it must be at least 1"),
+        ("digest", (b"",), TypeError, "item 1: digest must have 2 or 3 fields, got 1"),
     ],
 )
 def test_item_arrays_refuses_attributes_that_were_set_to_other_types(
@@ -292,3 +310,60 @@ def test_item_arrays_refuses_attributes_that_were_set_to_other_types(
     setattr(item, name, value)
     with pytest.raises(error, match=message):
         ItemArrays((Item(None, None), item), Item)
+
+
+def test_step_plan_refuses_bools_that_were_set_in_a_chunk() -> None:
+    for name in ("start", "length", "token_offset"):
+        chunk = Chunk([Item(None, Span(0, 2))], 0, 4)
+        setattr(chunk, name, True)
+        with pytest.raises(TypeError, match=f"{name} must be an int, got a bool"):
+            native_plan([chunk], 8)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "accepted"),
+    [(0, {1: False, 2: True, 3: True, 4: False, 6: True}), (2, {2: True, 3: False, 6: True})],
+)
+def test_a_plan_accepts_the_widths_of_its_step(hidden: int, accepted: dict[int, bool]) -> None:
+    if hidden == 0:
+        accepted = {width: 6 % width == 0 for width in (1, 2, 3, 4, 5, 6)}
+    for width, fits in accepted.items():
+        chunks = [Chunk([Item(None, Span(0, 2), key=KEYS[0], row_width=width)], 0, 4)]
+        plan = StepPlan(chunks, read_requests(chunks, Chunk), b"", 4, 6, hidden)
+        assert plan.row_width(0) == width
+        assert (plan.misfit(0) is None) == fits
+        assert plan.key(0) == (KEYS[0] if fits else None)
+        assert plan.unkeyed() == []  # rows of a misfit are never looked up, hashed or encoded
+        if not fits:
+            assert str(width) in str(plan.misfit(0))
+            assert "6" in str(plan.misfit(0))
+
+
+def test_items_of_one_key_and_other_widths_are_two_items() -> None:
+    items = [
+        Item(None, Span(2 * number, 2), key=KEYS[0], row_width=width)
+        for number, width in enumerate([None, 2, 4, 2])
+    ]
+    chunks = [Chunk(items, 0, 8)]
+    plan = StepPlan(chunks, read_requests(chunks, Chunk), b"", 8, 4)
+    assert [plan.row_width(item) for item in range(len(plan))] == [4, 2]
+    assert plan.duplicates(0) == [(0, 2)]
+    assert [plan.find(KEYS[0], 2, width) for width in (4, 2, 1)] == [0, 1, None]
+
+
+def test_a_plan_knows_where_its_chunks_end_and_the_arrays_where_an_item_is_needed_last() -> None:
+    items = Items(
+        [
+            Item(None, [Span(0, 2), Span(9, 2)], key=KEYS[0], num_rows=2),
+            Item(None, Span(20, 2), key=KEYS[0]),
+            Item(None, Span(30, 3), key=KEYS[0]),
+            Item(None, Span(40, 2)),
+            Item(None, None),
+        ]
+    )
+    chunks = [Chunk(items, 3, 4), Chunk(items, 8, 0)]
+    plan = native_plan(chunks)
+    assert [plan.stop(chunk) for chunk in range(2)] == [7, 8]
+    with pytest.raises(IndexError, match="item 2 does not exist"):
+        plan.stop(2)
+    assert [items.arrays.last_stop(position, NAMESPACE) for position in range(5)] == [22, 22, 33, 42, 0]

@@ -328,7 +328,7 @@ def test_scatter_lease_of_another_device_is_refused():
     tier = Tier("device", 4, 4, HIDDEN, 4 * HIDDEN, 0, KINDS[torch.float32], True, 1, None)
     lease_tier = LeaseTier(CpuTimeline(), "device", 4, HIDDEN, torch.float32, device)
     ledger = Ledger("lru", tier, None, Lease, lease_tier, lease_tier)
-    assert ledger.finish(ledger.begin_write(key, 4, 1.0, None), (CPU_STREAM, None), False)
+    assert ledger.finish(ledger.begin_write(key, 4, HIDDEN, 1.0, None), (CPU_STREAM, None), False)
     out = poisoned(8, HIDDEN, dtype=torch.float32)
     with (
         ledger.get(key, None) as lease,

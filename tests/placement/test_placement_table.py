@@ -189,6 +189,10 @@ def test_table_bad_arguments_raise_with_the_expected_value(device):
     out = torch.zeros(9, HIDDEN, dtype=torch.bfloat16, device=device)
     with pytest.raises(ValueError, match="max_rows is 0, it must be at least 1"):
         PlacementTable(0, device=device)
+    for max_rows in (True, np.bool_(True), 4.0, "4"):
+        with pytest.raises(TypeError, match=f"max_rows must be an int, got {max_rows!r} of type"):
+            PlacementTable(max_rows, device=device)
+    assert PlacementTable(np.int32(4), device=device).max_rows == 4
     with pytest.raises(TypeError, match=r"dtype is torch\.int8"):
         PlacementTable(1, dtype=torch.int8, device=device)
     with pytest.raises(RuntimeError, match="this table is empty"):

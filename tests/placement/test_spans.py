@@ -1,6 +1,7 @@
 """Spans: conversion from each engine's notation, and clipping to a chunk window."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -36,15 +37,78 @@ def test_span_made_by_replace_or_make_is_checked():
     assert Span(1, 2)._replace(start=4) == Span(4, 2)
 
 
-@pytest.mark.parametrize("value", [1.0, "1", None])
-def test_span_refuses_values_that_are_not_integers(value):
-    with pytest.raises(TypeError):
-        Span(value, 1)
+NOT_INTEGERS = [1.0, "1", None, np.float32(1), [1]]
+BOOLS = [True, False, np.bool_(True), np.array(False), torch.tensor(True)]
+
+
+@pytest.mark.parametrize("name", ["start", "length", "source_start"])
+@pytest.mark.parametrize("value", [*NOT_INTEGERS, *BOOLS], ids=repr)
+def test_span_refuses_values_that_are_not_integers_and_bools(value, name):
+    match = re.escape(f"Span.{name} must be an int, got {value!r} of type {type(value).__name__}")
+    with pytest.raises(TypeError, match=match):
+        Span(**{"start": 1, "length": 2, "source_start": 3, name: value})
+    with pytest.raises(TypeError, match=match):
+        Span(1, 2)._replace(**{name: value})
+
+
+@pytest.mark.parametrize("value", [*NOT_INTEGERS, *BOOLS], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("a token of offset 1", lambda value: spans_from_inclusive([(0, 1), (value, 4)])),
+        ("a token of offset 0", lambda value: spans_from_inclusive([(0, value)])),
+        ("offset", lambda value: spans_from_placeholder(value, 3)),
+        ("length", lambda value: spans_from_placeholder(3, value)),
+        ("token_id", lambda value: spans_from_token_ids([9, 1], value, [1])),
+        ("num_rows[1]", lambda value: spans_from_token_ids([9, 1], 9, [1, value])),
+        ("start", lambda value: clip_spans([], value, 1)),
+        ("length", lambda value: clip_spans([], 1, value)),
+    ],
+)
+def test_span_functions_name_the_argument_that_is_not_an_integer_or_a_bool(name, call, value):
+    match = re.escape(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+    with pytest.raises(TypeError, match=f"^{match}"):
+        call(value)
+
+
+@pytest.mark.parametrize("ids", [[True, False], np.zeros(2, bool), torch.ones(2), ["9", "1"]], ids=repr)
+def test_spans_from_token_ids_refuses_ids_that_are_not_integers(ids):
+    with pytest.raises(TypeError, match=r"input_ids must be integers, got (bool|float32|<U1)"):
+        spans_from_token_ids(ids, 9, [1])
+
+
+def test_span_functions_name_the_argument_that_is_negative():
+    for name, call in (
+        ("offset", lambda: spans_from_placeholder(-1, 3)),
+        ("length", lambda: spans_from_placeholder(3, -1)),
+        ("Span.start", lambda: spans_from_inclusive([(-1, 3)])),
+        ("Span.length", lambda: clip_spans([], 0, -1)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is -1, it must be at least 0"):
+            call()
+
+
+def test_spans_from_token_ids_accepts_a_negative_id_and_no_tokens():
+    assert spans_from_token_ids([-200, 5], -200, [1]) == [[Span(0, 1)]]
+    assert spans_from_token_ids([], 9, []) == []
+    assert spans_from_token_ids(np.array([9, 9], np.int32), 9, np.array([1, 1])) == [
+        [Span(0, 1)],
+        [Span(1, 1)],
+    ]
 
 
 def test_spans_from_inclusive_assigns_rows_in_order():
     assert spans_from_inclusive([(2, 5), (9, 9), (14, 20)]) == [Span(2, 4, 0), Span(9, 1, 4), Span(14, 7, 5)]
     assert spans_from_inclusive([]) == []
+
+
+def test_spans_from_inclusive_of_an_item_without_offsets_is_empty():
+    assert spans_from_inclusive(None) == []
+    for offsets in (3, [3], [None]):
+        with pytest.raises(TypeError):
+            spans_from_inclusive(offsets)
+    with pytest.raises(ValueError, match="unpack"):
+        spans_from_inclusive([(1, 2, 3)])
 
 
 def test_spans_from_inclusive_of_uint8_does_not_wrap():

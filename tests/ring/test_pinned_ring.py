@@ -126,6 +126,8 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
             ring.copy_to(*arguments)
     with pytest.raises(ValueError, match="timeout_s is -1, it must be finite and at least 0"):
         ring.copy_to(dst, src, timeout_s=-1)
+    with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got bool"):
+        ring.copy_to(dst, src, timeout_s=True)
     assert dst.tolist() == [7.0] * 4
     assert ring.stats().copies == 0
 
@@ -136,7 +138,11 @@ def test_init_checks_the_range_of_every_option():
         (ValueError, "num_threads is 0, it must be at least 1", {"num_threads": 0}),
         (ValueError, f"num_threads is 65, it must be at most {MAX_THREADS}", {"num_threads": 65}),
         (TypeError, "num_threads must be an int, got 1.5", {"num_threads": 1.5}),
+        (TypeError, "num_threads must be an int, got True of type bool", {"num_threads": True}),
+        (TypeError, "piece_bytes must be an int or a str .*, got True of type bool", {"piece_bytes": True}),
+        (TypeError, "device must be a device or an index, got True of type bool", {"device": True}),
         (ValueError, "piece_bytes is 255, it must be at least 256", {"piece_bytes": 255}),
+        (ValueError, "piece_bytes is '1 MiBs', it must be a number and a unit", {"piece_bytes": "1 MiBs"}),
         (ValueError, "device is cuda:1, a ring of the host backend", {"device": "cuda:1"}),
     ]:
         with pytest.raises(error, match=words):
@@ -144,6 +150,11 @@ def test_init_checks_the_range_of_every_option():
     for capacity, words in ((255, "is 255, it must be at least 256"), (1 << 64, f"at most {sys.maxsize}")):
         with pytest.raises(ValueError, match=f"capacity_bytes .*{words}"):
             PinnedRing(capacity, backend="host")
+    for capacity in (True, 1e6, None):
+        with pytest.raises(TypeError, match=f"capacity_bytes must be an int or a str .*, got {capacity}"):
+            PinnedRing(capacity, backend="host")
+    with PinnedRing("64 KiB", backend="host", piece_bytes="4KiB") as ring:
+        assert ring.capacity_bytes == 65536
     with PinnedRing(257, backend="host", piece_bytes=sys.maxsize) as ring:
         assert ring.capacity_bytes == ring.stats().capacity_bytes >= 4096
 

@@ -28,12 +28,14 @@ class PendingWrite:
     epoch: int
     source: Item | None = None  # the host item, if this is a promotion
     device_pages: int = 0
+    own_host_pages: int = 0  # of the rows themselves, or of their host copy
+    tier: str = "device"
     demoted: list[Item] = field(default_factory=list)
-    replaced: set[bytes] = field(default_factory=set)  # keys that were inserted since the reservation began
+    replaced: set[bytes] = field(default_factory=set)  # inserted or discarded since the reservation began
 
     @property
     def host_pages(self) -> int:
-        return sum(item.pages for item in self.demoted)
+        return self.own_host_pages + sum(item.pages for item in self.demoted)
 
     def pages_in(self, tier: str) -> int:
         return self.device_pages if tier == "device" else self.host_pages
@@ -45,9 +47,14 @@ class CacheModel:
     A dropped item keeps its pages as long as it is leased.
     """
 
-    def __init__(self, device_pages: int, host_pages: int, page_rows: int) -> None:
+    def __init__(
+        self, device_pages: int, host_pages: int, page_rows: int, width: int, num_recorded: int
+    ) -> None:
         self.capacity = {"device": device_pages, "host": host_pages}
         self.page_rows = page_rows
+        self.width = width
+        self.num_recorded = num_recorded
+        self.evicted: list[bytes] = []
         self.tiers: dict[str, list[Item]] = {"device": [], "host": []}
         self.host_copies: list[Item] = []
         self.dropped: dict[str, list[Item]] = {"device": [], "host": []}
@@ -77,8 +84,11 @@ class CacheModel:
     def leased_pages(self, tier: str) -> int:
         return sum(item.pages for item in self.pages_of(tier) if item.leases)
 
-    def put(self, key: bytes, rows: Tensor, *, fails: bool = False) -> bool:
-        pending = self.reserve(key, len(rows))
+    def pages_for(self, num_rows: int, width: int) -> int:
+        return max(1, -(-num_rows // (self.page_rows * (self.width // width))))
+
+    def put(self, key: bytes, rows: Tensor, *, fails: bool = False, tier: str = "device") -> bool:
+        pending = self.reserve(key, *rows.shape, tier=tier)
         if pending is None:
             return False
         if fails:
@@ -86,19 +96,36 @@ class CacheModel:
             return False
         return self.commit(pending, rows)
 
-    def reserve(self, key: bytes, num_rows: int) -> PendingWrite | None:
-        pages = max(1, -(-num_rows // self.page_rows))
-        if pages > self.available("device"):
+    def reserve(self, key: bytes, num_rows: int, width: int, *, tier: str = "device") -> PendingWrite | None:
+        pages = self.pages_for(num_rows, width)
+        tiers = ("device", "host") if tier == "both" else (tier,)
+        if any(pages > self.available(each) for each in tiers):
             self.counts["rejections"] += 1
             return None
-        old = self.items().get(key)
-        missing = pages - self.free_pages("device")
-        if old in self.tiers["device"] and old.leases == 0 and missing > 0:
-            self.drop(old)
-        return self.begin(PendingWrite(key, pages, self.epoch))
+        for each in tiers:
+            old = self.items().get(key)
+            if old is None:
+                continue
+            there = old if old in self.tiers[each] else self.copy_of(old) if each == "host" else None
+            if there is not None and there.leases == 0 and pages > self.free_pages(each):
+                self.drop(old)
+        pending = PendingWrite(key, pages, self.epoch, tier=tier)
+        if tier != "host":
+            return self.begin(pending)
+        self.evict_from_host(pages)
+        pending.own_host_pages = pages
+        self.pending.append(pending)
+        return pending
 
-    def expect(self, num_rows: list[int]) -> None:
-        pages = sum(max(1, -(-number // self.page_rows)) for number in num_rows)
+    def evict_from_host(self, pages: int) -> None:
+        for victim in self.victims("host", pages):
+            if victim in self.host_copies:
+                self.host_copies.remove(victim)
+            else:
+                self.drop(victim)
+
+    def expect(self, num_rows: list[int], widths: list[int]) -> None:
+        pages = sum(map(self.pages_for, num_rows, widths))
         victims = self.victims("device", min(pages, self.available("device")))
         copies = [copy for victim in victims if (copy := self.copy_of(victim))]
         self.host_copies = [copy for copy in self.host_copies if copy not in copies]
@@ -107,11 +134,7 @@ class CacheModel:
             taken = sum(copy.pages for copy in copies)
             if victim.key in kept_keys or victim.pages > self.available("host") - taken:
                 continue
-            for host_victim in self.victims("host", victim.pages + taken):
-                if host_victim in self.host_copies:
-                    self.host_copies.remove(host_victim)
-                else:
-                    self.drop(host_victim)
+            self.evict_from_host(victim.pages + taken)
             copies.append(Item(victim.key, victim.rows, victim.pages))
         self.host_copies += copies
         self.counts["writebacks"] += len(copies) - len(kept_keys)
@@ -141,15 +164,14 @@ class CacheModel:
                 self.counts["demotions"] += 1
             else:
                 without_copy.append(victim)
+        if pending.tier == "both":
+            self.evict_from_host(pages)
+            pending.own_host_pages = pages
         for victim in reversed(without_copy):
             if victim.pages > self.available("host") - pending.host_pages:
-                self.counts["evictions"] += 1
+                self.count_eviction(victim.key)
                 continue
-            for host_victim in self.victims("host", victim.pages + pending.host_pages):
-                if host_victim in self.host_copies:
-                    self.host_copies.remove(host_victim)
-                else:
-                    self.drop(host_victim)
+            self.evict_from_host(victim.pages + pending.host_pages)
             pending.demoted.insert(0, victim)
         pending.device_pages = taken
         self.pending.append(pending)
@@ -181,17 +203,53 @@ class CacheModel:
             other.replaced.add(pending.key)
         if pending.key in self.items():
             self.drop(self.items()[pending.key])
-        self.tiers["device"].append(Item(pending.key, rows.clone(), pending.pages))
+        if pending.key in self.evicted:
+            self.evicted.remove(pending.key)
+        item = Item(pending.key, rows.clone(), pending.pages)
+        self.tiers["host" if pending.tier == "host" else "device"].append(item)
+        if pending.tier == "both":
+            self.host_copies.append(Item(pending.key, item.rows, pending.pages))
+            self.counts["writebacks"] += 1
         self.counts["insertions"] += 1
         return True
 
     def cancel(self, pending: PendingWrite) -> None:
         self.pending.remove(pending)
         self.counts["evictions"] += len(pending.demoted)
+        if pending.epoch == self.epoch:
+            for item in pending.demoted:
+                if item.key not in pending.replaced:
+                    self.record(item.key)
 
-    def get(self, key: bytes, num_rows: int | None) -> Item | None:
+    def discard(self, key: bytes) -> bool:
+        is_demoted = False
+        for pending in self.pending:
+            if pending.epoch == self.epoch and key not in pending.replaced:
+                is_demoted |= any(item.key == key for item in pending.demoted)
+            pending.replaced.add(key)
+        if is_demoted:
+            self.record(key)
         item = self.items().get(key)
-        if item is not None and num_rows is not None and len(item.rows) != num_rows:
+        if item is not None:
+            self.drop(item)
+        return is_demoted or item is not None
+
+    def take_evicted(self) -> list[bytes]:
+        taken, self.evicted = self.evicted, []
+        return taken
+
+    def count_eviction(self, key: bytes) -> None:
+        self.counts["evictions"] += 1
+        self.record(key)
+
+    def record(self, key: bytes) -> None:
+        self.evicted = [*(other for other in self.evicted if other != key), key][-self.num_recorded :]
+
+    def get(self, key: bytes, num_rows: int | None, width: int | None) -> Item | None:
+        item = self.items().get(key)
+        if item is not None and (
+            num_rows not in (None, item.rows.shape[0]) or width not in (None, item.rows.shape[1])
+        ):
             self.drop(item)
             item = None
         if item is None:
@@ -213,6 +271,7 @@ class CacheModel:
         self.epoch += 1
         for item in self.items().values():
             self.drop(item)
+        self.evicted.clear()
 
     def drop(self, item: Item) -> None:
         for tier, items in self.tiers.items():
@@ -222,7 +281,7 @@ class CacheModel:
         if copy := self.copy_of(item):
             self.host_copies.remove(copy)
             self.dropped["host"].append(copy)
-        self.counts["evictions"] += 1
+        self.count_eviction(item.key)
 
     def copy_of(self, item: Item) -> Item | None:
         return next((copy for copy in self.host_copies if copy.key == item.key), None)

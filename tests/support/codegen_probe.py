@@ -22,7 +22,6 @@ from vitcache.triton_kernels.rows import TRITON_DTYPES
 from vitcache.triton_kernels.scatter_rows import scatter_rows_kernel
 
 HIDDEN = 4096
-POINTER_NAMES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 def tool(name: str) -> Path:
@@ -35,22 +34,19 @@ def compile_kernel(kernel, arch: int, source: torch.dtype, target: torch.dtype, 
     constants = {
         "SOURCE": TRITON_DTYPES[source],
         "STORE": None,
+        "TARGET": TRITON_DTYPES[target],
         "HIDDEN": HIDDEN,
         "ALIGNED": True,
         "BLOCK": block,
+        **({"WEIGHT": TRITON_DTYPES[target]} if "WEIGHT" in kernel.arg_names else {}),
         **constants,
     }
-    kinds = {"table_ptr": "*i64", "ids_ptr": "*i64", "scale": "fp32", "text_scale": "fp32"}
-    signature, attributes = {}, {}
-    for position, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        signature[name] = kinds.get(name, POINTER_NAMES[target] if name.endswith("_ptr") else "i32")
-        if signature[name] != "fp32":
-            attributes[(position,)] = [["tt.divisibility", 16]]
+    signature = {
+        name: "constexpr" if name in constants else "fp32" if name.endswith("scale") else "i64"
+        for name in kernel.arg_names
+    }
     compiled = ASTSource(
-        kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, attributes
+        kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, {}
     )
     return triton.compile(compiled, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
 
@@ -93,7 +89,7 @@ def main() -> None:
         (torch.bfloat16, torch.float32),
         (torch.float16, torch.bfloat16),
     ]
-    dtypes = [*((dtype, dtype) for dtype in POINTER_NAMES), *casts]
+    dtypes = [*((dtype, dtype) for dtype in TRITON_DTYPES), *casts]
     for name, (kernel, variants) in kernels.items():
         for case in all_pairs(dtypes=dtypes, constants=variants, arch=(80, 90, 100)):
             source, target = case["dtypes"]

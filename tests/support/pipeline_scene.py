@@ -37,7 +37,8 @@ class Tower:
     """An encoder that calls `encode_one`, and records the items and features of each call.
 
     `fails` is called with each item, and may raise. With `reuses_memory` each call overwrites the rows of the
-    previous call. With `packed` the rows of a call are one tensor.
+    previous call. With `packed` the rows of a call are one tensor, if all have one width. The width of an
+    item's rows is `Item.row_width`, or `width`.
     """
 
     def __init__(
@@ -62,15 +63,16 @@ class Tower:
         for item in items:
             if self.fails is not None:
                 self.fails(item)
-        rows = [encode_one(patches, self.width) for patches in features]
+        widths = [item.row_width or self.width for item in items]
+        rows = [encode_one(patches, width) for patches, width in zip(features, widths, strict=True)]
         if self._memory is not None:
             self._memory.fill_(float("nan"))
             reused, first = [], 0
             for part in rows:
-                reused.append(self._memory[first : first + len(part)].copy_(part))
+                reused.append(self._memory[first : first + len(part), : part.shape[1]].copy_(part))
                 first += len(part)
             rows = reused
-        return torch.cat(rows) if self.packed else rows
+        return torch.cat(rows) if self.packed and len(set(widths)) == 1 else rows
 
     @property
     def encoded(self) -> list[Item]:
@@ -87,7 +89,7 @@ def expected(
     failed: Sequence[Item] = (),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """The expected `inputs_embeds` and deepstack, computed token by token."""
+    """The expected `inputs_embeds` and deepstack, computed token by token; zeros where a row is narrower."""
     tokens = input_ids.reshape(-1)
     width = HIDDEN * (1 + levels)
     rows = torch.zeros(len(tokens), width)
@@ -106,8 +108,11 @@ def expected(
                         continue
                     if made is None:
                         loaded = item.feature() if callable(item.feature) else item.feature
-                        made = item.rows if item.rows is not None else encode_one(loaded, width).to(dtype)
-                    rows[token] = made[span.source_start + step]
+                        item_width = item.row_width or width
+                        made = (
+                            item.rows if item.rows is not None else encode_one(loaded, item_width).to(dtype)
+                        )
+                    rows[token, : made.shape[1]] = made[span.source_start + step]
     out = rows[:, :HIDDEN].to(weight.dtype)
     out[~is_image] = weight[tokens[~is_image]]
     deepstack = rows[:, HIDDEN:].reshape(len(tokens), levels, HIDDEN).transpose(0, 1).contiguous()
@@ -152,3 +157,36 @@ def embed(
     assert pipeline.cache.stats().leased_pages == 0
     assert inspect(pipeline.cache).num_claims == 0
     return result.errors
+
+
+def place(
+    pipeline: VisionPipeline, chunks: list[Chunk], num_tokens: int, *, failed: Any = (), levels: int = 0
+) -> list[ItemError]:
+    """Place a step into text rows, compare every token and every deepstack row, and return the errors."""
+    ids = make_ids(num_tokens)
+    inputs_embeds = make_weight()[ids]
+    deepstack = torch.full((levels, num_tokens, HIDDEN), 7.0) if levels else None
+    version = inputs_embeds._version
+    result = pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+    assert result.inputs_embeds is inputs_embeds
+    assert inputs_embeds._version > version
+    wanted, wanted_levels = expected(chunks, ids, make_weight(), failed=failed, levels=levels)
+    assert torch.equal(inputs_embeds, wanted)
+    if deepstack is not None:
+        wanted_levels[:, ~image_tokens(chunks, num_tokens)] = 7.0
+        assert torch.equal(deepstack, wanted_levels)
+    pipeline.cache.check_integrity()
+    assert pipeline.cache.stats().leased_pages == 0
+    assert inspect(pipeline.cache).num_claims == 0
+    return result.errors
+
+
+def image_tokens(chunks: list[Chunk], num_tokens: int) -> Tensor:
+    """Which tokens of the batch belong to an item."""
+    found = torch.zeros(num_tokens, dtype=torch.bool)
+    for chunk in chunks:
+        for item in chunk.items:
+            for span in item.spans:
+                for token in range(max(span.start, chunk.start), min(span.stop, chunk.start + chunk.length)):
+                    found[token - chunk.start + chunk.token_offset] = True
+    return found

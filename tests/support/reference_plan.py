@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from vitcache.keys.folding import fold_keys
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.placement.placement import find_overlap
 from vitcache.placement.spans import Span, clip_spans
@@ -19,8 +20,10 @@ class PlannedItem:
         self.item = item
         self.key: bytes | None = None
         if item.rows is None:
-            self.key = item.key
-            if item.key is None and item.digest is not None and item.digest[0] == namespace:
+            if item.key is not None:
+                [folded] = fold_keys([item.key], namespace)
+                self.key = item.key if item.complete_key else folded
+            elif item.digest is not None and item.digest[0] == namespace:
                 self.key = item.digest[1]
         self.occurrences: list[Place] = []
         self.spans: list[tuple[int, Span]] = []  # with the chunk of each
@@ -48,11 +51,12 @@ def plan(chunks: Sequence[Chunk], namespace: bytes, num_tokens: int | None) -> l
 
 
 def merge_equal(planned: Sequence[PlannedItem]) -> list[PlannedItem]:
-    """Merge the items with equal key and number of rows; items without a key are not merged."""
+    """Merge the items with equal key, number of rows and width; items without a key are not merged."""
     merged: list[PlannedItem] = []
-    by_identity: dict[tuple[bytes, int], PlannedItem] = {}
+    by_identity: dict[tuple[bytes, int, int | None], PlannedItem] = {}
     for entry in planned:
-        identity = None if entry.key is None else (entry.key, entry.item.num_rows)
+        item = entry.item
+        identity = None if entry.key is None else (entry.key, item.num_rows, item.row_width)
         original = entry if identity is None else by_identity.setdefault(identity, entry)
         if original is entry:
             merged.append(entry)

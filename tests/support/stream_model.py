@@ -96,6 +96,11 @@ class StreamModel:
             everything |= clock
         self.clocks = defaultdict(everything.copy, {stream: everything.copy() for stream in self.clocks})
 
+    def order_after_host(self) -> None:
+        """Order the work that the host queues from now on after the work that it has done itself."""
+        for stream in STREAMS:
+            self.clocks[stream] |= self.clocks["host"]
+
     def access(self, page: object, *, write: bool) -> None:
         """Read or write a page on the current stream; note a race with each unordered conflicting access."""
         clock = self.clocks[self.stream]
@@ -116,8 +121,8 @@ class StreamModel:
     def make_cache(self, device_pages: int, host_pages: int = 0, **options: Any) -> EmbeddingCache:
         """Return a CPU cache with pages of one row of two elements, whose timeline is this model."""
         with (
-            mock.patch("vitcache.cache.embedding_cache.make_timeline", return_value=self),
-            mock.patch("vitcache.cache.embedding_cache.PagePool", make_pool_type(self)),
+            mock.patch("vitcache.cache.construction.make_timeline", return_value=self),
+            mock.patch("vitcache.cache.construction.PagePool", make_pool_type(self)),
         ):
             self.cache = make_cache(device_pages, host_pages, width=2, page_rows=1, **options)
         return self.cache
@@ -134,11 +139,16 @@ def make_pool_type(model: StreamModel) -> type[PagePool]:
     """Return a pool type whose copies are accesses of the model's current stream."""
 
     class ModelPool(PagePool):
-        def write(self, pages: Sequence[int], rows: Tensor) -> None:
+        def write(self, pages: Sequence[int], rows: Tensor, *, non_blocking: bool = False) -> None:
             model.note_call("write")
-            for page in pages:
-                model.access((self.tier, page), write=True)
-            super().write(pages, rows)
+            # The CPU writes rows of the CPU to host pages, unless they are copied on the copy stream.
+            by_host = self.tier == "host" and model.stream != "copy"
+            with model.on("host") if by_host else contextlib.nullcontext():
+                for page in pages:
+                    model.access((self.tier, page), write=True)
+            if by_host:
+                model.order_after_host()
+            super().write(pages, rows, non_blocking=non_blocking)
 
         def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
             model.note_call("copy")

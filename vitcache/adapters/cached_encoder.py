@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitcache.adapters.arguments_by_name import ArgumentsByName
 from vitcache.adapters.call_item import CallItem, claim_missing
+from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import CallParts, Split
 from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
@@ -55,6 +56,8 @@ class CachedEncoder:
         session = self._session
         if session.thread.encoding:  # a stock video method may call the image method
             return self.stock(*args, **kwargs)
+        if is_disabled():
+            return self._serve_disabled(args, kwargs)
         arguments = self._bind(args, kwargs)
         parts, namespace = None, b""
         if not self._must_bypass(arguments):
@@ -71,6 +74,25 @@ class CachedEncoder:
                 return self._serve(parts, keys, options)
         session.count(bypassed=1)
         return self.stock(*args, **kwargs)
+
+    def _serve_disabled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the stock method's output. The image method is stock, too, if this video method calls it.
+
+        A caller of an attached model may leave pixels on the CPU, so they are copied to the tower.
+        """
+        session = self._session
+        session.disabled.count()
+        if session.model.training or session.tower.training:
+            session.forget()  # as in `_must_bypass`
+        device = next((weight.device for weight in session.tower.parameters()), None)
+        if device is not None and device.type != "meta":  # else hooks move the pixels
+            args = tuple(_move(value, device) for value in args)
+            kwargs = {name: _move(value, device) for name, value in kwargs.items()}
+        session.thread.encoding = True
+        try:
+            return self.stock(*args, **kwargs)
+        finally:
+            session.thread.encoding = False
 
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
@@ -265,6 +287,10 @@ def _frame_extra(modality: str, options: bytes, *identity: Any) -> bytes:
     """Return the frame of the `extra` of an item's key. `options` is framed. No identity stands for None."""
     item = list(identity) if identity else None
     return frame_dict({"modality": frame(modality), "item": frame(item), "options": options})
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcache.adapters.model_pipeline import find_grid_family
+from vitcache.adapters.disabling import DisabledCalls, is_disabled
+from vitcache.adapters.model_pipeline import find_grid_family, image_encoder
 from vitcache.adapters.prompt import Prompt
+from vitcache.adapters.uncached_step import embed_uncached
 from vitcache.adapters.vision_tower import num_levels
 from vitcache.arguments import to_int
 from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
+from vitcache.placement.ops import embed_tokens
 
 
 class ChunkedPrefill:
@@ -46,6 +50,8 @@ class ChunkedPrefill:
         The `DynamicCache` of the language model.
     num_cached
         Number of tokens of the last prompt that are in `kv`, counted from its beginning.
+    disabled_calls
+        Number of chunks whose images were encoded without the pipeline, because VITCACHE_DISABLE was set.
 
     Raises
     ------
@@ -59,6 +65,10 @@ class ChunkedPrefill:
     An object is for one conversation and for one thread at a time. Any number of objects may share a model
     and a pipeline. Work is queued on the current stream. No gradients are computed. After the weights
     changed, call `reset`.
+
+    While the environment variable VITCACHE_DISABLE is set to another value than ``""`` and ``"0"``, each
+    chunk encodes all of its images, one at a time, without the pipeline: nothing is looked up, cached or
+    prefetched. The KV cache is reused as before. A running process may set the variable.
 
     Examples
     --------
@@ -91,7 +101,13 @@ class ChunkedPrefill:
         self._pipeline = pipeline
         self._chunk_tokens = to_int("chunk_tokens", chunk_tokens, 1)
         self._encode_ahead = encode_ahead
+        self._encode = image_encoder(model)
+        self._disabled = DisabledCalls("ChunkedPrefill")
         self.reset()
+
+    @property
+    def disabled_calls(self) -> int:
+        return self._disabled.number
 
     def reset(self) -> None:
         """Empty the KV cache, to begin another conversation or after the weights changed."""
@@ -152,7 +168,7 @@ class ChunkedPrefill:
                 if prefetch is not None:
                     self._pipeline.cancel(prefetch)  # its chunk is embedded already
                     prefetch = None
-                if start != starts[-1]:
+                if start != starts[-1] and not is_disabled():
                     chunk = self._window(prompt, start + self._chunk_tokens)
                     prefetch = self._pipeline.prefetch([chunk], encode=self._encode_ahead)
                 yield self._run(prompt, start, *embedded)
@@ -181,7 +197,12 @@ class ChunkedPrefill:
         levels = num_levels(self._base.config)
         deepstack = weight.new_empty(levels, chunk.length, weight.shape[1]) if levels else None
         input_ids = prompt.input_ids[start : start + chunk.length]
-        result = self._pipeline.embed([chunk], input_ids, weight, deepstack=deepstack)
+        if is_disabled():
+            self._disabled.count()
+            place = partial(embed_tokens, input_ids, weight, deepstack=deepstack)
+            result = embed_uncached(self._encode, self._pipeline.cache, [chunk], place)
+        else:
+            result = self._pipeline.embed([chunk], input_ids, weight, deepstack=deepstack)
         if result.errors:
             raise RuntimeError(_describe(result.errors)) from result.errors[0].cause
         return result.inputs_embeds, deepstack

@@ -9,24 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.model_outputs import image_rows
+from vitcache.adapters.uncached_step import EncodeRows, Place, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.pipeline.encoder_runner import Encode
-from vitcache.pipeline.items import Item
+from vitcache.keys.content import Namespace
+from vitcache.pipeline.items import Chunk, Item, check_chunks
+from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.placement.spans import spans_from_token_ids
+from vitcache.placement.ops import embed_tokens
+from vitcache.placement.spans import Span, spans_from_token_ids
 
 
 def vision_pipeline(
     model: nn.Module,
     cache: EmbeddingCache | None = None,
     *,
-    namespace: str | None = None,
-    device_bytes: int | None = None,
+    namespace: str | bytes | Namespace | None = None,
+    device_bytes: int | str | None = None,
     **options: Any,
-) -> VisionPipeline:
+) -> ModelPipeline:
     """Return a pipeline that encodes images with `model.get_image_features`, several images per call.
 
     Parameters
@@ -38,12 +43,13 @@ def vision_pipeline(
         them.
     **options
         Options of `VisionPipeline`: `ring`, `max_rows_per_encode`, `agree`, `feature_dtype`, `stream`,
-        `shadow`.
+        `shadow`, `move_features`, `keep_bytes`.
 
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL, `namespace` is not a str, bytes or a `Namespace`, or
+        `device_bytes` is neither an int nor a str.
     ValueError
         If the rows of `cache` have another width or dtype than the model's, or if both `cache` and
         `device_bytes` are given.
@@ -53,6 +59,10 @@ def vision_pipeline(
     `image_items` makes the items. The last bits of an image's rows may depend on the images that are encoded
     in the same call. With ``max_rows_per_encode=1`` each image is encoded alone. The stock towers read their
     grids on the host, so the host waits for the device in each of their calls.
+
+    While the environment variable VITCACHE_DISABLE is set to another value than ``""`` and ``"0"``, each call
+    of `embed` encodes all items of its chunks, one at a time, and does not use the cache. A running process
+    may set the variable. The first such call is logged as a warning; `disabled_calls` counts all.
 
     Examples
     --------
@@ -70,12 +80,57 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
+    shared = namespace_for(base, tower, namespace).digest()  # raises before the cache allocates its memory
     cache = cache_for(base, tower, cache, device_bytes)
-    encode = image_encoder(model)
-    return VisionPipeline(encode, cache, namespace=namespace_for(base, tower, namespace).digest(), **options)
+    return ModelPipeline(image_encoder(model), cache, namespace=shared, **options)
 
 
-def image_encoder(model: nn.Module) -> Encode:
+class ModelPipeline(VisionPipeline):
+    """The pipeline of `vision_pipeline`: it does not use its cache while VITCACHE_DISABLE is set.
+
+    Then `embed` and `place` encode every item of their chunks, one at a time, and `prefetch` does nothing:
+    its handle is refused. No keys are computed, and `agree`, `shadow`, `stream` and the ring are not used.
+    """
+
+    def __init__(self, encode: EncodeRows, cache: EmbeddingCache, **options: Any) -> None:
+        super().__init__(encode, cache, **options)
+        self._encode = encode
+        self._disabled = DisabledCalls("a vision_pipeline")
+
+    @property
+    def disabled_calls(self) -> int:
+        """Number of calls of `embed` and `place` that did not use the cache, because of VITCACHE_DISABLE."""
+        return self._disabled.number
+
+    def embed(
+        self, chunks: Sequence[Chunk], input_ids: Tensor, weight: Tensor, **options: Any
+    ) -> EmbedResult:
+        """As `VisionPipeline.embed`; see the class."""
+        if not is_disabled():
+            return super().embed(chunks, input_ids, weight, **options)
+
+        def place(rows: list[Tensor], spans: list[list[Span]]) -> Tensor:
+            return embed_tokens(input_ids, weight, rows, spans, **options)
+
+        return self._embed_uncached(chunks, place)
+
+    def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
+        """As `VisionPipeline.prefetch`; see the class."""
+        if not is_disabled():
+            return super().prefetch(chunks, encode=encode)
+        check_chunks(chunks)
+        handle = Prefetch()
+        handle.is_refused = True
+        return handle
+
+    def _embed_uncached(self, chunks: Sequence[Chunk], place: Place) -> EmbedResult:
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
+        self._disabled.count()
+        return embed_uncached(self._encode, self.cache, chunks, place)
+
+
+def image_encoder(model: nn.Module) -> EncodeRows:
     """Return the `encode` of `vision_pipeline`: it runs `model.get_image_features` on items of `image_items`.
 
     ``encode(features, items)`` returns the rows of all items end to end, ``(n, row_width)`` in the vision
@@ -116,6 +171,7 @@ def image_items(
     image_grid_thw: Tensor,
     *,
     keys: Sequence[bytes] | None = None,
+    complete_keys: bool = False,
 ) -> list[Item]:
     """Return one `Item` per image of a prompt, from the outputs of the model's processor.
 
@@ -130,14 +186,18 @@ def image_items(
     image_grid_thw
         t, h and w of each image, in patches: ``(images, 3)``, ints.
     keys
-        32 bytes per image. None: the pipeline hashes the patches.
+        32 bytes per image. The pipeline folds its namespace into them. None: the pipeline hashes the patches.
+    complete_keys
+        True: the keys name the model and its weights, too, and the pipeline uses them unchanged; see `Item`.
 
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL, or `image_grid_thw` is not a tensor.
+        If `model` is not a Qwen2.5-VL or Qwen3-VL, `image_grid_thw` is not a tensor, or `complete_keys` is
+        not a bool.
     ValueError
-        If the number of patches, keys or placeholders does not agree with `image_grid_thw`.
+        If the number of patches, keys or placeholders does not agree with `image_grid_thw`, or if
+        `complete_keys` is true and `keys` is None.
 
     Examples
     --------
@@ -167,6 +227,7 @@ def image_items(
             spans[i],
             num_rows=num_rows[i],
             key=None if keys is None else keys[i],
+            complete_key=complete_keys,
             grid_thw=grid,
         )
         for i, grid in enumerate(grids)

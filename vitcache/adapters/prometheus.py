@@ -1,11 +1,13 @@
-"""`CacheCollector`: a cache's counts as Prometheus metrics. Needs the package `prometheus_client`."""
+"""`CacheCollector`: the counts of caches as Prometheus metrics. Needs the package `prometheus_client`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.cache.stats import CacheStats
 
 _COUNTERS = {
     "misses": "Look-ups of keys that were not in the cache.",
@@ -22,24 +24,41 @@ _TIER_COUNTERS = {
     "hit_bytes": "Bytes of the rows of hits, by tier.",
     "saved_ms": "Milliseconds of encoding that hits saved, by tier.",
 }
-_GAUGES = {
+_TIER_GAUGES = {
     "bytes": "Bytes of the pages in use, by tier.",
     "capacity_bytes": "Bytes of all pages, by tier.",
 }
+_GAUGES = {
+    "entries": "Entries that can be looked up.",
+    "leased_pages": "Pages, of both tiers, that are leased.",
+}
+_TIERS = ("device", "host")
 
 
 class CacheCollector:
-    """Exports the counts of a cache: each scrape reads `EmbeddingCache.stats`.
+    """Exports the counts of one or more caches: each scrape reads `EmbeddingCache.stats`.
+
+    A registry accepts one `CacheCollector`, because each metric may have only one description in the
+    exported text. To export several caches of one process, pass them to one collector as a dict.
 
     Parameters
     ----------
     cache
-        The cache. After it is closed, `collect` yields no samples.
+        The cache, or a dict of the caches by name. After a cache is closed, `collect` yields no samples of
+        it.
     name
-        Value of the label ``cache``. Caches of one process need different names.
+        Value of the label ``cache`` of a single cache. None: ``"default"``. Not with a dict.
 
     Raises
     ------
+    TypeError
+        If `cache` is not an `EmbeddingCache` or a dict, a value of the dict is not an `EmbeddingCache`, or a
+        name is not a str.
+    ValueError
+        If the dict is empty, a name is empty or cannot be encoded in UTF-8, or both a dict and `name` are
+        given. `prometheus_client` raises it when a second collector is registered in a registry.
+    RuntimeError
+        If a cache is closed.
     ImportError
         If `prometheus_client` is not installed.
 
@@ -52,48 +71,87 @@ class CacheCollector:
     >>> from prometheus_client import CollectorRegistry
     >>> from vitcache import EmbeddingCache
     >>> from vitcache.metrics import CacheCollector
-    >>> cache = EmbeddingCache(4, device="cpu", device_bytes=1 << 20)
+    >>> images, audio = (EmbeddingCache(4, device="cpu", device_bytes="1MiB") for _ in range(2))
     >>> registry = CollectorRegistry()  # or prometheus_client.REGISTRY
-    >>> registry.register(CacheCollector(cache, "images"))
-    >>> cache.get(bytes(32))  # a miss
+    >>> registry.register(CacheCollector({"images": images, "audio": audio}))
+    >>> images.get(bytes(32))  # a miss
     >>> registry.get_sample_value("vitcache_misses_total", {"cache": "images"})
     1
     """
 
-    def __init__(self, cache: EmbeddingCache, name: str = "default") -> None:
+    def __init__(self, cache: EmbeddingCache | Mapping[str, EmbeddingCache], name: str | None = None) -> None:
         from prometheus_client import core
 
         self._core = core
-        self._cache = cache
-        self._name = name
+        self._caches = _by_name(cache, name)
 
     def describe(self) -> list[Any]:
-        """Return an empty list, so that `register` does not call `collect`: the cache may be closed."""
-        return []
+        """Return all metric families without samples.
+
+        `register` compares their names with the names of the registered collectors, so that it refuses a
+        second collector. It needs no cache: a cache may be closed already.
+        """
+        return list(self._families({}))
 
     def collect(self) -> Iterator[Any]:
-        """Yield one metric family per count; none if the cache is closed."""
-        try:
-            stats = self._cache.stats()
-        except RuntimeError:  # the cache is closed
-            return
-        tiers = {"device": stats.device, "host": stats.host}
-        for count, text in _COUNTERS.items():
-            yield self._family("Counter", count, text, {(): getattr(stats, count)})
-        for count, text in _TIER_COUNTERS.items():
-            values = {(tier,): getattr(hits, count) for tier, hits in tiers.items()}
-            yield self._family("Counter", count, text, values)
-        for size, text in _GAUGES.items():
-            values = {(tier,): getattr(stats, f"{tier}_{size}") for tier in tiers}
-            yield self._family("Gauge", size, text, values)
-        yield self._family("Gauge", "entries", "Entries that can be looked up.", {(): stats.entries})
-        yield self._family(
-            "Gauge", "leased_pages", "Pages, of both tiers, that are leased.", {(): stats.leased_pages}
-        )
+        """Yield one metric family per count, with the samples of all caches that are not closed."""
+        stats = {}
+        for name, cache in self._caches.items():
+            with suppress(RuntimeError):  # the cache is closed
+                stats[name] = cache.stats()
+        if stats:
+            yield from self._families(stats)
 
-    def _family(self, kind: str, name: str, text: str, values: Mapping[Any, float]) -> Any:
-        labels = ["cache", "tier"] if () not in values else ["cache"]
-        family = getattr(self._core, f"{kind}MetricFamily")(f"vitcache_{name}", text, labels=labels)
-        for tier, value in values.items():
-            family.add_metric([self._name, *tier], value)
+    def _families(self, stats: Mapping[str, CacheStats]) -> Iterator[Any]:
+        for count, text in _COUNTERS.items():
+            yield self._family(
+                "Counter", count, text, {(name,): getattr(s, count) for name, s in stats.items()}
+            )
+        for count, text in _TIER_COUNTERS.items():
+            values = {
+                (name, tier): getattr(getattr(s, tier), count) for name, s in stats.items() for tier in _TIERS
+            }
+            yield self._family("Counter", count, text, values, "tier")
+        for size, text in _TIER_GAUGES.items():
+            values = {
+                (name, tier): getattr(s, f"{tier}_{size}") for name, s in stats.items() for tier in _TIERS
+            }
+            yield self._family("Gauge", size, text, values, "tier")
+        for count, text in _GAUGES.items():
+            yield self._family(
+                "Gauge", count, text, {(name,): getattr(s, count) for name, s in stats.items()}
+            )
+
+    def _family(self, kind: str, name: str, text: str, values: Mapping[Any, float], *labels: str) -> Any:
+        make_family = getattr(self._core, f"{kind}MetricFamily")
+        family = make_family(f"vitcache_{name}", text, labels=["cache", *labels])
+        for label_values, value in values.items():
+            family.add_metric(label_values, value)
         return family
+
+
+def _by_name(cache: Any, name: Any) -> dict[str, EmbeddingCache]:
+    """Return the caches by name, checked. Raises as `CacheCollector`."""
+    if isinstance(cache, EmbeddingCache):
+        caches: dict[Any, Any] = {"default" if name is None else name: cache}
+    elif not isinstance(cache, Mapping):
+        raise TypeError(f"cache must be an EmbeddingCache or a dict of them, got {type(cache).__name__}")
+    elif name is not None:
+        raise ValueError(f"name is {name!r}, but the dict names its {len(cache)} caches: give only the dict")
+    elif not cache:
+        raise ValueError("cache is an empty dict, it must contain at least 1 cache")
+    else:
+        caches = dict(cache)
+    for label, value in caches.items():
+        if not isinstance(label, str):
+            raise TypeError(f"the name of a cache must be str, got {label!r} of type {type(label).__name__}")
+        if not label:
+            raise ValueError("the name of a cache is '', it must have at least 1 character")
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the name of a cache is {label!r}, which UTF-8 cannot encode") from None
+        if not isinstance(value, EmbeddingCache):
+            raise TypeError(f"cache {label!r} must be an EmbeddingCache, got {type(value).__name__}")
+        value.stats()  # raises if the cache is closed
+    return caches

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace
@@ -38,6 +39,8 @@ class AttachStats:
         Hits that were encoded again, to be compared with their cached rows.
     shadow_difference
         The largest absolute difference of two elements in these comparisons.
+    disabled_calls
+        Calls that the stock method served because VITCACHE_DISABLE was set. `bypassed` does not count them.
     """
 
     encoded: int = 0
@@ -47,6 +50,7 @@ class AttachStats:
     pixel_bytes_moved: int = 0
     shadowed: int = 0
     shadow_difference: float = 0.0
+    disabled_calls: int = 0
 
 
 class _ThreadState(threading.local):
@@ -78,13 +82,15 @@ class Session:
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
         self._weights = WeightsFingerprint(self.model, self.tower)
+        self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())
+        del self._counts["disabled_calls"]  # counted by `disabled`
 
     @property
     def stats(self) -> AttachStats:
         """A snapshot of the counts."""
         with self._lock:
-            return AttachStats(**self._counts)
+            return AttachStats(**self._counts, disabled_calls=self.disabled.number)
 
     @property
     def tower(self) -> Any:

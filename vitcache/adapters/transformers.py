@@ -15,6 +15,7 @@ from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.keys.content import Namespace
 from vitcache.ring.pinned_ring import PinnedRing
 
 __all__ = ["Attachment", "ChunkedPrefill", "attach", "image_encoder", "image_items", "vision_pipeline"]
@@ -24,8 +25,8 @@ def attach(
     model: nn.Module,
     cache: EmbeddingCache | None = None,
     *,
-    namespace: str | None = None,
-    device_bytes: int | None = None,
+    namespace: str | bytes | Namespace | None = None,
+    device_bytes: int | str | None = None,
     ring: PinnedRing | None = None,
     shadow_every: int = 0,
 ) -> Attachment:
@@ -51,13 +52,14 @@ def attach(
         An `EmbeddingCache` whose `row_width` is hidden * (1 + deepstack levels) and whose `dtype` is the
         vision tower's. By default a new cache on the vision tower's device.
     namespace
-        A name for the weights. Attachments share the entries of one cache if their `namespace`, model class,
-        config, name, revision, attention implementation and dtype are equal. Give equal names only to equal
-        weights. By default an attachment shares no entries. If an attachment notices a change of its weights,
-        it no longer shares entries; the other attachments keep theirs.
+        A name for the weights: a str, bytes or a `Namespace`. Attachments share the entries of one cache if
+        their `namespace`, model class, config, name, revision, attention implementation and dtype are equal.
+        Give equal names only to equal weights. By default an attachment shares no entries. If an attachment
+        notices a change of its weights, it no longer shares entries; the other attachments keep theirs.
     device_bytes
-        Size of the default cache in bytes. By default the cache has pages for 32,768 rows: 1 GiB for
-        Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for Qwen2.5-VL-7B.
+        Size of the default cache in bytes, an int or a str such as ``"2GiB"``. By default the cache has pages
+        for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for
+        Qwen2.5-VL-7B.
     ring
         A `PinnedRing` that copies pixels from pageable memory to a vision tower on a GPU. By default a new
         ring of 128 MiB, made when the first pixels are copied.
@@ -74,11 +76,13 @@ def attach(
     Raises
     ------
     TypeError
-        If `model` has no `get_image_features` or is not one of the models above; if `namespace` is not a str;
-        if `shadow_every` is not an int.
+        If `model` has no `get_image_features` or is not one of the models above; if `namespace` is not a str,
+        bytes or a `Namespace`; if `device_bytes` is neither an int nor a str; if `shadow_every` is not an
+        int. A bool is not an int.
     ValueError
         If the rows of `cache` have another width or dtype than the model's; if both `cache` and
-        `device_bytes` are given; if `shadow_every` is negative.
+        `device_bytes` are given; if `device_bytes` is less than a page or not a size in bytes; if
+        `shadow_every` is negative.
     RuntimeError
         If the model is attached already. A later call of the model raises RuntimeError if its features no
         longer have the cache's width and dtype.
@@ -91,6 +95,11 @@ def attach(
     the tower may use it. If such an argument is not None, a number, a string, or a list or tuple of these,
     the call bypasses the cache, too. The arguments `return_dict`, `use_cache`, `num_items_in_batch` and
     `output_router_logits` are not part of the key.
+
+    *VITCACHE_DISABLE.* While this environment variable is set to another value than ``""`` and ``"0"``, the
+    stock method serves every call, and nothing is looked up or cached. The entries stay in the cache. A
+    running process may set or delete the variable in `os.environ`: each call reads it.
+    `stats().disabled_calls` counts these calls; the first one is logged as a warning.
 
     *Changes of the model.* Each call checks the parameters and buffers outside of the language model, and the
     attention implementation. If one was replaced, converted or written in place, as optimizers and
@@ -138,15 +147,14 @@ def attach(
     (1, 1)
     >>> attachment.detach()
     """
-    if not isinstance(namespace, str | None):
-        raise TypeError(f"namespace must be str, got {type(namespace).__name__}")
     shadow_every = to_int("shadow_every", shadow_every, 0)
     base, family = find_family(model, "attached")
     if isinstance(vars(base).get("get_image_features"), CachedEncoder):
         raise RuntimeError(f"this {type(model).__name__} is attached already: call Attachment.detach() first")
     tower = getattr(base, family.tower)
+    shared = namespace_for(base, tower, namespace)  # raises before the cache allocates its memory
     cache = cache_for(base, tower, cache, device_bytes)
-    session = Session(base, family.tower, cache, namespace_for(base, tower, namespace), ring, shadow_every)
+    session = Session(base, family.tower, cache, shared, ring, shadow_every)
     encoders = {
         name: CachedEncoder(session, getattr(base, name), modality, split)
         for modality, split in family.splits.items()

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace
+from vitcache.keys.content import Namespace, to_namespace
 
 DEFAULT_ROWS = 32 * 1024
 """Capacity of the default cache in rows: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
@@ -39,7 +39,7 @@ def find_family(model: nn.Module, purpose: str) -> tuple[Any, Family]:
 
 
 def cache_for(
-    base: Any, tower: Any, cache: EmbeddingCache | None, device_bytes: int | None
+    base: Any, tower: Any, cache: EmbeddingCache | None, device_bytes: int | str | None
 ) -> EmbeddingCache:
     """Return `cache` if it fits the tower's rows, or a new cache for None.
 
@@ -77,19 +77,35 @@ def row_width(config: Any) -> int:
     return hidden * (1 + num_levels(config))
 
 
-def namespace_for(model: Any, tower: Any, shared: str | None) -> Namespace:
+def namespace_for(model: Any, tower: Any, shared: str | bytes | Namespace | None) -> Namespace:
     """Return the namespace of the tower's rows: model, config, revision, attention, dtype and `shared`.
 
     The config does not identify the weights. If `shared` is None, the namespace is random, and no entries
-    are shared.
+    are shared. A str, bytes and a `Namespace` give different namespaces, except a `Namespace` and its digest.
+
+    Raises
+    ------
+    TypeError
+        If `shared` is not a str, bytes, a `Namespace` or None.
     """
+    tenant = processor = ""
+    if shared is None:
+        tenant = os.urandom(16).hex()
+    elif isinstance(shared, str):
+        tenant = shared
+    elif isinstance(shared, bytes | Namespace):
+        # In a field of its own, so that a str with these digits gives another namespace.
+        processor = f"namespace {to_namespace(shared).hex()}"
+    else:
+        raise TypeError(f"namespace must be a str, bytes, a Namespace or None, got {type(shared).__name__}")
     config, attention = model.config, tower.config._attn_implementation
     name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
     return Namespace(
         model=" ".join(name),
         revision=f"{getattr(config, '_commit_hash', None)} {attention}",
+        processor=processor,
         dtype=str(tower.dtype),
-        tenant=os.urandom(16).hex() if shared is None else shared,
+        tenant=tenant,
     )
 
 

@@ -25,23 +25,30 @@ class Checksums:
         self._timeline = timeline
         self._executor = ThreadPoolExecutor(1, "vitcache-checksums")
 
-    def compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> Future[int]:
+    def compute(
+        self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence | None
+    ) -> Future[int]:
         """Return a future of the rows' checksum, computed once `copied` is complete. Does not wait.
+
+        None: the rows are complete.
 
         If the entry is dropped before that, the pages may contain other rows when the checksum is computed.
         But the checksum of a dropped entry is not read.
         """
         return self._executor.submit(self._compute, pool, pages, num_rows, copied)
 
-    def _compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence) -> int:
-        self._timeline.wait_on_host(copied)
+    def _compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence | None) -> int:
+        if copied is not None:
+            self._timeline.wait_on_host(copied)
         return checksum(pool, pages, num_rows)
 
 
 def is_intact(entry: Entry) -> bool:
     """Whether the rows match the entry's checksum, if it has one. The host waits for the copy of the rows."""
     expected = entry.checksum
-    return expected is None or expected.result() == checksum(entry.memory, entry.pages, entry.num_rows)
+    return expected is None or expected.result() == checksum(
+        entry.memory.at(entry.row_width), entry.pages, entry.num_rows
+    )
 
 
 def checksum(pool: PagePool, pages: Sequence[int], num_rows: int) -> int:

@@ -15,12 +15,24 @@ class Store(Protocol):
     """A cache that the owner of a claim inserts its rows into."""
 
     def put(
-        self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
+        self,
+        key: bytes,
+        rows: Tensor,
+        *,
+        epoch: int | None = None,
+        encode_ms: float | None = None,
+        tier: str = "device",
     ) -> bool:
         """See `EmbeddingCache.put`."""
 
     def reserve(
-        self, key: bytes, num_rows: int, *, epoch: int | None = None, encode_ms: float | None = None
+        self,
+        key: bytes,
+        num_rows: int,
+        *,
+        epoch: int | None = None,
+        encode_ms: float | None = None,
+        row_width: int | None = None,
     ) -> Reservation | None:
         """See `EmbeddingCache.reserve`."""
 
@@ -87,13 +99,17 @@ class Claim:
         """Whether this claim is the owner's: its caller must encode the item and release the claim."""
         return self._ledger.owns_claim(self.epoch, self.key, self._own_event)
 
-    def put(self, rows: Tensor, *, encode_ms: float | None = None) -> bool:
+    def put(self, rows: Tensor, *, encode_ms: float | None = None, tier: str = "device") -> bool:
         """Call `EmbeddingCache.put` with the key and epoch of the claim. Also allowed after `release`."""
-        return self._store.put(self.key, rows, epoch=self.epoch, encode_ms=encode_ms)
+        return self._store.put(self.key, rows, epoch=self.epoch, encode_ms=encode_ms, tier=tier)
 
-    def reserve(self, num_rows: int, *, encode_ms: float | None = None) -> Reservation | None:
+    def reserve(
+        self, num_rows: int, *, encode_ms: float | None = None, row_width: int | None = None
+    ) -> Reservation | None:
         """Call `EmbeddingCache.reserve` with the key and epoch of the claim. Also allowed after `release`."""
-        return self._store.reserve(self.key, num_rows, epoch=self.epoch, encode_ms=encode_ms)
+        return self._store.reserve(
+            self.key, num_rows, epoch=self.epoch, encode_ms=encode_ms, row_width=row_width
+        )
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the owner releases its claim.

@@ -8,8 +8,12 @@ from collections.abc import Callable, Sequence
 
 from vitcache._native import Entry, Ledger, Pending
 from vitcache.cache.checksums import Checksums, is_intact
+from vitcache.cache.host_copies import HostCopies
 from vitcache.cache.python_policy import PythonPolicies
+from vitcache.cache.refusals import RefusalLog
 from vitcache.device.streams import Fence, Timeline
+from vitcache.pages.host_reservation import HostReservation
+from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
 
@@ -26,6 +30,8 @@ class CacheCoordinator:
         The streams of the cache's device.
     has_checksums
         Whether rows in the host tier have checksums.
+    refusals
+        Logs the rows that the ledger refused.
 
     Notes
     -----
@@ -44,8 +50,9 @@ class CacheCoordinator:
         self.timeline = timeline
         self._device = device_pool.rows.device
         self._policies = policies
-        self._checksums = checksums
+        self._host_copies = HostCopies(timeline, checksums)
         self.has_checksums = checksums is not None
+        self.refusals = RefusalLog()
         self._drain_lock = threading.Lock()
         self._abandoned: deque[AbandonedWrite] = deque()
         # After a failure, copies may still be queued on this stream.
@@ -82,8 +89,9 @@ class CacheCoordinator:
         if pending is None:
             return None
         try:
-            self._copy_to_host(pending)
-            return Reservation(pending, self._device, self.timeline, self._finish, self._abandoned)
+            self._host_copies.demote(pending)
+            kind = HostReservation if pending.memory.tier == "host" else Reservation
+            return kind(pending, self._device, self.timeline, self._finish, self._abandoned)
         except BaseException:
             abort(pending, self.timeline, self._finish, self._copy_streams)
             raise
@@ -92,15 +100,15 @@ class CacheCoordinator:
         """Reserve device pages for a copy of a host entry; see `EmbeddingCache.promote`."""
         return self.reserve(lambda ledger: ledger.begin_promotion(source))
 
-    def expect(self, num_rows: Sequence[int]) -> None:
-        """Queue early copies of the device entries that items of `num_rows` rows would evict."""
+    def expect(self, num_pages: Sequence[int]) -> None:
+        """Queue early copies of the device entries that items of `num_pages` pages would evict."""
         self.drain()
-        copies = self.ledger.begin_early_copies(num_rows)
+        copies = self.ledger.begin_early_copies(num_pages)
         if copies is None:
             return
         try:
-            self._copy_to_host(copies)
-            self._finish(copies, Fence._make(copies.copied), failed=False)
+            self._host_copies.demote(copies)
+            self.ledger.finish(copies, Fence._make(copies.copied), False)
         except BaseException:
             abort(copies, self.timeline, self._finish, self._copy_streams)
             raise
@@ -120,31 +128,34 @@ class CacheCoordinator:
             )
         return False
 
+    def check_intact(self, lease: Lease) -> Lease | None:
+        """Return the lease; or release it and return None if its rows do not match their checksum."""
+        is_intact = False
+        try:
+            entry = self.ledger.lease_entry(lease)
+            is_intact = entry is None or self.is_intact(entry)
+        finally:
+            if not is_intact:
+                lease.release()  # also if the comparison fails: the traceback would keep the lease
+        return lease if is_intact else None
+
     def close(self) -> None:
         """Drop every entry. A second call does nothing."""
         self.ledger.close()
 
-    def _copy_to_host(self, pending: Pending) -> None:
-        """Queue the copies on the copy stream. Then `pending.fences` contains only the fence behind them."""
-        demotions = pending.demotions
-        if not demotions:
-            return
-        with self.timeline.on_copy_stream():
-            stream = self.timeline.copy_stream
-            for fence in map(Fence._make, pending.fences):
-                if fence.stream != stream:
-                    self.timeline.wait(fence)
-            pages = [page for demotion in demotions for page in demotion.pages]
-            source_pages = [page for demotion in demotions for page in demotion.entry.pages]
-            demotions[0].memory.copy_pages(pages, demotions[0].entry.memory, source_pages)
-            copied = self.timeline.record(stream)
-        pending.set_copied(copied)
-        if self._checksums is not None:
-            for demotion in demotions:
-                demotion.set_checksum(
-                    self._checksums.compute(demotion.memory, demotion.pages, demotion.entry.num_rows, copied)
-                )
-
-    def _finish(self, pending: Pending, fence: Fence | None, *, failed: bool) -> WriteResult:
-        inserted = self.ledger.finish(pending, fence, failed)
-        return WriteResult(inserted, self.ledger.last_epoch, self.ledger.num_available)
+    def _finish(
+        self, pending: Pending, fence: Fence | None, *, failed: bool, leased: bool = False
+    ) -> WriteResult:
+        if fence is not None and not failed:
+            if pending.has_host_copy:
+                self._host_copies.write_through(pending, fence)
+            elif pending.memory.tier == "host":
+                self._host_copies.add_checksum(pending, pending.pages, fence)
+        if leased:
+            lease = self.ledger.finish_leased(pending, fence)
+            result = WriteResult(lease is not None, lease)
+        else:
+            result = WriteResult(self.ledger.finish(pending, fence, failed))
+        if not (result.inserted or failed or pending.is_promotion):
+            self.refusals.warn_commit(pending, self.ledger.last_epoch)
+        return result

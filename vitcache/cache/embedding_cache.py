@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitcache._native import Ledger, Pending
-from vitcache.arguments import to_device, to_int, to_ms
-from vitcache.cache.checksums import Checksums
+from vitcache.arguments import to_bytes, to_device, to_int
+from vitcache.cache.call_arguments import (
+    MOST_ROWS,
+    check_keys,
+    check_num_rows,
+    check_row_widths,
+    check_tier,
+    to_cost,
+    to_row_width,
+    to_rows,
+)
 from vitcache.cache.claims import Claim, claim
-from vitcache.cache.coordinator import CacheCoordinator
-from vitcache.cache.policies import POLICIES, is_native, make_policy
-from vitcache.cache.python_policy import PythonPolicies
+from vitcache.cache.construction import construct
+from vitcache.cache.policies import make_policy
 from vitcache.cache.stats import CacheStats, make_stats
-from vitcache.device.streams import make_timeline
-from vitcache.keys.content import KEY_BYTES, check_key
-from vitcache.pages.lease import Lease, LeaseTier, release_all
-from vitcache.pages.pool import PagePool
-from vitcache.pages.reservation import Reservation, describe_epochs, warn_rejected
-from vitcache.placement.calibration import calibrate_cuda
+from vitcache.keys.content import check_key
+from vitcache.pages.lease import Lease, release_all
+from vitcache.pages.reservation import Reservation
 from vitcache.rows import DTYPE_NAMES, DTYPES, check_rows
 
 __all__ = ["CacheStats", "EmbeddingCache"]
-
-# No entry has this number of rows, and no epoch has this number.
-MOST_ROWS = 1 << 60
-
-# Measured: a Qwen3-VL-8B on an H100 encodes a 1280x720 image, 880 rows, in 27 ms.
-MS_PER_ROW = 27 / 880
-
-
-@lru_cache(maxsize=4096)
-def _estimated_ms(num_rows: int) -> float:
-    # Memoised, so that entries of equal length share one float.
-    return num_rows * MS_PER_ROW
 
 
 class EmbeddingCache:
@@ -55,20 +46,24 @@ class EmbeddingCache:
     The cache allocates all its memory when it is made, and divides it into pages. No page contains rows of
     two entries.
 
+    Entries may have rows of different widths, each of which divides `row_width`. So plain audio fits beside
+    images with deepstack levels in one budget: ``row_width // width`` rows of a smaller width lie in the
+    space of one full row.
+
     Parameters
     ----------
     row_width
-        Elements of a row.
+        Elements of a full row.
     dtype
         Storage dtype: float32, float16 or bfloat16. `put` rounds rows to it.
     device
         Device of the device tier, CPU or CUDA. None: the current CUDA device if there is one, else the CPU.
     device_bytes, host_bytes
-        Size of each tier in bytes, rounded down to whole pages. ``host_bytes=0``: no host tier. The host tier
-        of a CUDA device is page-locked.
+        Size of each tier in bytes, an int or a str such as ``"8GiB"``, rounded down to whole pages.
+        ``host_bytes=0``: no host tier. The host tier of a CUDA device is page-locked.
     page_rows
-        Rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one. Choose 1 if
-        most items have only a few rows.
+        Full rows of a page. An entry occupies ``ceil(num_rows / page_rows)`` pages, and at least one; see
+        `pages_for`. Choose 1 if most items have only a few rows.
     policy
         Which entry a tier evicts first. ``"lru"``: the least recently used entry. ``"s3fifo"``: an entry that
         was not hit while it was new. ``"cost"``: the entry that saves the least encode time per page.
@@ -77,6 +72,8 @@ class EmbeddingCache:
         the host tier. If the rows do not match it, the entry is dropped, the look-up is a miss, and an error
         is logged and counted in `CacheStats.corruptions`. A look-up in the host tier then waits for the copy
         and for the checksum, and reads all rows on the host.
+    record_evictions
+        How many keys of entries that left the cache are kept for `take_evicted`. 0: none.
 
     Attributes
     ----------
@@ -84,6 +81,8 @@ class EmbeddingCache:
         The arguments. `device` has an index if it is a CUDA device.
     has_host_tier
         Whether the cache has a host tier.
+    device_pages, host_pages
+        Number of pages of each tier. `host_pages` is 0 without a host tier.
 
     Raises
     ------
@@ -91,7 +90,8 @@ class EmbeddingCache:
         If a number is too small, `device_bytes` or `host_bytes` is less than one page, `device` is not the
         CPU or a CUDA device, or `policy` is unknown.
     TypeError
-        If a number is not an int, or `dtype` is not float32, float16 or bfloat16.
+        If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
+        float16 or bfloat16. A bool is not an int.
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
@@ -107,8 +107,9 @@ class EmbeddingCache:
     write. Copies to the host tier run on the cache's own stream. If a lease was used on a stream, keep the
     stream alive until the first `put` after the release of the lease.
 
-    The host waits for the device only when `put` or `Reservation.write` copies rows between CPU and CUDA,
-    when the cache allocates or frees its memory, and when `get` compares a checksum.
+    The host waits for the device only when `put` or `Reservation.write` copies rows of the CPU to CUDA or to
+    pages of the host tier that the device uses, when the cache allocates or frees its memory, and when `get`
+    compares a checksum.
 
     Examples
     --------
@@ -131,16 +132,18 @@ class EmbeddingCache:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
-        device_bytes: int,
-        host_bytes: int = 0,
+        device_bytes: int | str,
+        host_bytes: int | str = 0,
         page_rows: int = 16,
         policy: str = "lru",
         checksum: bool = False,
+        record_evictions: int = 0,
     ) -> None:
         row_width = to_int("row_width", row_width, 1)
         page_rows = to_int("page_rows", page_rows, 1)
-        device_bytes = to_int("device_bytes", device_bytes, 0)
-        host_bytes = to_int("host_bytes", host_bytes, 0)
+        device_bytes = to_bytes("device_bytes", device_bytes, 0)
+        host_bytes = to_bytes("host_bytes", host_bytes, 0)
+        record_evictions = min(to_int("record_evictions", record_evictions, 0), MOST_ROWS)
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}, it must be one of {DTYPE_NAMES}")
         page_bytes = page_rows * row_width * dtype.itemsize
@@ -155,59 +158,43 @@ class EmbeddingCache:
         self.dtype = dtype
         self.device = to_device(device)
         self.has_host_tier = host_bytes > 0
-        timeline = make_timeline(self.device)
-        pools = [
-            PagePool(tier, budget // page_bytes, page_rows, row_width, dtype, self.device)
-            for tier, budget in (("device", device_bytes), ("host", host_bytes))
-            if budget
-        ]
-        # torch's allocator orders the reuse of memory only for the stream that allocated it, but the pools
-        # are used on many streams. So the device must be idle when they are allocated and when they are
-        # freed.
-        timeline.synchronize()
-        for pool in pools:
-            weakref.finalize(pool, timeline.synchronize).atexit = False
-        if host_bytes and self.device.type == "cuda":
-            calibrate_cuda(self.device)
-        tiers = [pool.make_tier() for pool in pools]
-        lease_tiers = [
-            LeaseTier(timeline, pool.tier, page_rows, row_width, dtype, self.device) for pool in pools
-        ]
-        ledger = Ledger(
-            policy if is_native(policy) else "",
-            tiers[0],
-            tiers[1] if host_bytes else None,
-            Lease,
-            lease_tiers[0],
-            lease_tiers[-1],
+        self.device_pages = device_bytes // page_bytes
+        self.host_pages = host_bytes // page_bytes
+        self._coordinator, tiers = construct(
+            {"device": self.device_pages} | ({"host": self.host_pages} if host_bytes else {}),
+            page_rows,
+            row_width,
+            dtype,
+            self.device,
+            policy,
+            checksum,
+            record_evictions,
         )
-        self._coordinator = CacheCoordinator(
-            ledger,
-            timeline,
-            pools[0],
-            None
-            if is_native(policy)
-            else PythonPolicies(POLICIES[policy], {pool.tier: pool.num_pages for pool in pools}),
-            Checksums(timeline) if checksum and host_bytes else None,
-        )
-        self._ledger = ledger
-        self._get = ledger.get  # bound once, because every look-up calls it
+        self._ledger = self._coordinator.ledger
+        self._get = self._ledger.get  # bound once, because every look-up calls it
+        self._tiers = tiers
         self._device_tier = tiers[0]
         self._host_tier = tiers[1] if host_bytes else None
 
     def put(
-        self, key: bytes, rows: Tensor, *, epoch: int | None = None, encode_ms: float | None = None
+        self,
+        key: bytes,
+        rows: Tensor,
+        *,
+        epoch: int | None = None,
+        encode_ms: float | None = None,
+        tier: str = "device",
     ) -> bool:
-        """Copy `rows` into the device tier and insert them under `key`. An entry under `key` is replaced.
+        """Copy `rows` into the cache and insert them under `key`. An entry under `key` is replaced.
 
         Parameters
         ----------
         key
             32 bytes, such as from `content_key`.
         rows
-            Shape ``(num_rows, row_width)``; float32, float16 or bfloat16; any strides; on the CPU or CUDA.
-            The copy runs on the current stream, so `rows` may be changed on that stream after the call. An
-            empty tensor is a valid entry; it occupies one page.
+            Shape ``(num_rows, width)``, where `width` divides the cache's `row_width`; float32, float16 or
+            bfloat16; any strides; on the CPU or CUDA. The rows are read on the current stream, so they may be
+            changed on that stream after the call. An empty tensor is a valid entry; it occupies one page.
         epoch
             The value of `EmbeddingCache.epoch` before the rows were encoded. If the epoch has changed, the
             rows are outdated and are rejected. None: the current epoch. `Claim.put` passes the epoch of the
@@ -215,6 +202,10 @@ class EmbeddingCache:
         encode_ms
             Encode time in milliseconds that a hit saves, for the policy ``"cost"`` and for `CacheStats`.
             None: an estimate, proportional to the number of rows.
+        tier
+            ``"device"``; ``"host"``: only in the host tier, so that no device entry is evicted; or
+            ``"both"``: in the device tier with a host copy, so that a later demotion needs no copy. If one of
+            the tiers has no room, ``"both"`` writes neither.
 
         Returns
         -------
@@ -222,16 +213,18 @@ class EmbeddingCache:
             False if the rows were rejected: they need more pages than are free or evictable (leased pages are
             not), `epoch` is not the current epoch, or another thread called `clear`, `advance_epoch` or
             `close` during the call. In the first two cases `put` evicts no entry and keeps the entry under
-            `key`. In all cases it logs a warning.
+            `key`. In all cases the rejection is counted in `CacheStats.rejections`. The first rejection for
+            each reason also logs a warning.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes, `rows` is not of shape ``(num_rows, row_width)``, `epoch` is
-            negative, or `encode_ms` is negative or not finite.
+            If `key` is not of 32 bytes, `rows` is not of shape ``(num_rows, width)``, the width of `rows`
+            does not divide `row_width`, `epoch` is negative, `encode_ms` is negative or not finite, or `tier`
+            is unknown or needs a host tier that the cache does not have.
         TypeError
             If `key` is not bytes, `rows` is not a dense tensor of float32, float16 or bfloat16 on the CPU or
-            CUDA, `epoch` is not an int, or `encode_ms` is not a number.
+            CUDA, `epoch` is not an int, `encode_ms` is not a number, or `tier` is not a str.
         RuntimeError
             If the cache was closed.
 
@@ -240,6 +233,9 @@ class EmbeddingCache:
         During the copy, the entries that are being demoted to free pages cannot be looked up. The same is
         true of the entry that is replaced, if its pages are needed. If the copy fails or is interrupted,
         these entries leave the cache, and nothing is inserted.
+
+        Copies to the host tier run on the cache's own stream, and the current stream does not wait for them.
+        With ``tier="host"``, rows of a GPU are first copied to GPU memory, which is freed after the copy.
 
         Examples
         --------
@@ -250,8 +246,9 @@ class EmbeddingCache:
         True
         """
         check_key(key)
-        rows = check_rows(rows, self.row_width)
-        reservation = self._reserve(key, rows.shape[0], epoch, encode_ms)
+        rows = check_rows(rows, self.row_width, True)
+        tier = check_tier(tier, self.has_host_tier)
+        reservation = self._reserve(key, rows.shape[0], rows.shape[1], epoch, encode_ms, tier)
         if reservation is None:
             return False
         with reservation:
@@ -259,7 +256,13 @@ class EmbeddingCache:
             return reservation.commit()
 
     def reserve(
-        self, key: bytes, num_rows: int, *, epoch: int | None = None, encode_ms: float | None = None
+        self,
+        key: bytes,
+        num_rows: int,
+        *,
+        epoch: int | None = None,
+        encode_ms: float | None = None,
+        row_width: int | None = None,
     ) -> Reservation | None:
         """Reserve device pages for the rows of `key`: a `put` whose rows are written and inserted later.
 
@@ -275,19 +278,22 @@ class EmbeddingCache:
             Number of rows that will be written.
         epoch, encode_ms
             As in `put`.
+        row_width
+            Elements of each row; a divisor of the cache's `row_width`. None: the cache's `row_width`.
 
         Returns
         -------
         Reservation or None
-            None if the rows are rejected, as in `put`. Then a warning is logged.
+            None if the rows are rejected, as in `put`.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes, `num_rows` or `epoch` is negative, or `encode_ms` is negative or not
-            finite.
+            If `key` is not of 32 bytes, `num_rows` or `epoch` is negative, `encode_ms` is negative or not
+            finite, or `row_width` does not divide the cache's.
         TypeError
-            If `key` is not bytes, `num_rows` or `epoch` is not an int, or `encode_ms` is not a number.
+            If `key` is not bytes, `num_rows`, `epoch` or `row_width` is not an int, or `encode_ms` is not a
+            number.
         RuntimeError
             If the cache was closed.
 
@@ -308,49 +314,148 @@ class EmbeddingCache:
         True
         """
         check_key(key)
-        return self._reserve(key, to_rows(num_rows), epoch, encode_ms)
+        width = to_row_width("row_width", row_width, self.row_width)
+        return self._reserve(key, to_rows(num_rows), width, epoch, encode_ms, "device")
 
     def _reserve(
-        self, key: bytes, num_rows: int, epoch: int | None, encode_ms: float | None
+        self,
+        key: bytes,
+        num_rows: int,
+        row_width: int,
+        epoch: int | None,
+        encode_ms: float | None,
+        tier: str,
     ) -> Reservation | None:
-        """`reserve` with a key and number of rows that were checked."""
+        """`reserve` in a tier, with a key and numbers that were checked."""
         if epoch is not None:
             epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
-        cost = _estimated_ms(num_rows) if encode_ms is None else to_ms("encode_ms", encode_ms)
-        pages: list[int] = []  # when the ledger decided, for the warning
+        cost = to_cost(encode_ms, num_rows)
 
         def begin(ledger: Ledger) -> Pending | None:
-            pages.append(ledger.num_available)
-            return ledger.begin_write(key, num_rows, cost, epoch)
+            pending = ledger.begin_write(key, num_rows, row_width, cost, epoch, tier)
+            if pending is None:
+                tiers = [each for each in self._tiers if tier in (each.name, "both")]
+                self._coordinator.refusals.warn_write(ledger, tiers, num_rows, row_width, epoch)
+            return pending
 
-        reservation = self._coordinator.reserve(begin)
-        if reservation is None:
-            current_epoch, tier = self._ledger.last_epoch, self._device_tier
-            if epoch is None or epoch == current_epoch:
-                fits = tier.pages_for(num_rows) <= tier.num_pages
-                reason = "raise device_bytes or release leases" if fits else "raise device_bytes"
-            else:
-                reason = describe_epochs(epoch, current_epoch)
-            warn_rejected(num_rows, tier, pages[0], reason)
-        return reservation
+        return self._coordinator.reserve(begin)
 
-    def has_room(self, num_rows: int) -> bool:
+    def discard(self, key: bytes) -> bool:
+        """Drop the entry under `key` from every tier. Counts as an eviction, and not as a miss.
+
+        Leases on the entry stay readable. An entry that is being demoted, and that no look-up finds for this
+        reason, is dropped, too. A promotion of the entry inserts nothing. But `discard` does not cancel a
+        `put` or reservation under this key: it may insert its rows later.
+
+        Returns
+        -------
+        bool
+            Whether an entry was dropped.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4)
+        >>> cache.put(bytes(32), torch.ones(4, 4))
+        True
+        >>> cache.discard(bytes(32)), cache.discard(bytes(32)), cache.stats().misses
+        (True, False, 0)
+        """
+        check_key(key)
+        return self._ledger.discard(key)
+
+    def take_evicted(self) -> list[bytes]:
+        """Return the keys whose last copy has left the cache since the last call, and forget them.
+
+        An entry leaves when it is evicted and not demoted, by `discard`, when a look-up expects another
+        number or width of rows, or when its rows do not match their checksum. A key that is in the cache
+        again is not returned. Each key is returned once; the order is that in which the entries left. If more
+        than `record_evictions` keys have left, only the last ones are returned. `clear` and `advance_epoch`
+        empty the record, because then all keys have left.
+
+        Raises
+        ------
+        RuntimeError
+            If the cache was made with ``record_evictions=0``, or was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(
+        ...     4, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=4, record_evictions=100
+        ... )
+        >>> cache.put(bytes(32), torch.ones(4, 4)), cache.put(bytes([1]) * 32, torch.ones(4, 4))
+        (True, True)
+        >>> cache.take_evicted() == [bytes(32)], cache.take_evicted()
+        (True, [])
+        """
+        evicted: list[bytes] | None = self._ledger.take_evicted()
+        if evicted is None:
+            raise RuntimeError("the cache records no evictions: record_evictions is 0, it must be at least 1")
+        return evicted
+
+    def pages_for(self, num_rows: int, width: int | None = None) -> int:
+        """Return how many pages an entry of `num_rows` rows occupies: at least one.
+
+        Parameters
+        ----------
+        num_rows
+            Number of rows.
+        width
+            Elements of each row; a divisor of the cache's `row_width`. None: the cache's `row_width`. A page
+            has ``page_rows * (row_width // width)`` rows.
+
+        Raises
+        ------
+        ValueError
+            If `num_rows` is negative, or `width` does not divide the cache's `row_width`.
+        TypeError
+            If a number is not an int.
+        RuntimeError
+            If the cache was closed.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=1 << 10, page_rows=16)
+        >>> cache.pages_for(17), cache.pages_for(17, width=2), cache.device_pages
+        (2, 1, 4)
+        """
+        self._ledger.check_open()
+        width = to_row_width("width", width, self.row_width)
+        page_rows = self.page_rows * (self.row_width // width)
+        return max(1, -(-to_int("num_rows", num_rows, 0) // page_rows))
+
+    def has_room(self, num_rows: int, *, row_width: int | None = None) -> bool:
         """Whether `put` would admit `num_rows` rows now: enough pages are neither leased nor pending.
 
         Raises
         ------
         ValueError
-            If `num_rows` is negative.
+            If `num_rows` is negative, or `row_width` does not divide the cache's.
         TypeError
-            If `num_rows` is not an int.
+            If a number is not an int.
         RuntimeError
             If the cache was closed.
         """
-        num_rows = to_rows(num_rows)
+        width = to_row_width("row_width", row_width, self.row_width)
+        num_pages = self._device_tier.pages_for(to_rows(num_rows), width)
         self._coordinator.drain()
-        return self._device_tier.pages_for(num_rows) <= self._device_tier.num_available
+        return num_pages <= self._device_tier.num_available
 
-    def expect(self, num_rows: Sequence[int]) -> None:
+    def expect(self, num_rows: Sequence[int], *, row_width: int | Sequence[int | None] | None = None) -> None:
         """Make early copies of the entries that a `put` of items with `num_rows` rows would evict.
 
         An early copy is a copy in the host tier of an entry that stays in the device tier. Call `expect`
@@ -363,11 +468,14 @@ class EmbeddingCache:
         ----------
         num_rows
             Number of rows of each item.
+        row_width
+            Elements of each row, as in `reserve`: one int for all items, or one int or None per item.
 
         Raises
         ------
         ValueError
-            If a number is negative.
+            If a number is negative, a width does not divide the cache's, or `row_width` does not have one
+            number per item.
         TypeError
             If a number is not an int.
         RuntimeError
@@ -392,7 +500,9 @@ class EmbeddingCache:
         >>> cache.stats().writebacks, cache.stats().demotions
         (1, 0)
         """
-        self._coordinator.expect([to_rows(number) for number in num_rows])
+        counts = [to_rows(number) for number in num_rows]
+        widths = check_row_widths(row_width, len(counts), self.row_width) or [self.row_width] * len(counts)
+        self._coordinator.expect(list(map(self._device_tier.pages_for, counts, widths)))
 
     def promote(self, lease: Lease) -> Reservation | None:
         """Reserve device pages for a copy of a host entry, so that later hits read it in the device tier.
@@ -450,7 +560,7 @@ class EmbeddingCache:
             raise ValueError(f"lease of {lease.num_rows} rows is of another cache, it must be of this one")
         return self._coordinator.promote(source)
 
-    def get(self, key: bytes, *, num_rows: int | None = None) -> Lease | None:
+    def get(self, key: bytes, *, num_rows: int | None = None, row_width: int | None = None) -> Lease | None:
         """Look up `key` in both tiers. Return a lease on its rows, or None if it is a miss.
 
         Parameters
@@ -460,13 +570,16 @@ class EmbeddingCache:
         num_rows
             Number of rows that the caller expects. If the entry has another number of rows, it is dropped,
             and the look-up is a miss. None: any number.
+        row_width
+            Elements of each row that the caller expects, in the same way. None: any width.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes, or `num_rows` is negative.
+            If `key` is not of 32 bytes, `num_rows` is negative, or `row_width` does not divide the cache's.
+            Then the entry is not dropped.
         TypeError
-            If `key` is not bytes, or `num_rows` is not an int.
+            If `key` is not bytes, or `num_rows` or `row_width` is not an int.
         RuntimeError
             If the cache was closed.
 
@@ -488,19 +601,23 @@ class EmbeddingCache:
         >>> print(cache.get(bytes(32), num_rows=4))  # the entry has three rows: it is dropped
         None
         """
-        lease: Any = self._get(key, num_rows)
+        lease: Any = self._get(key, num_rows) if row_width is None else NotImplemented
         if lease is NotImplemented:  # an argument is not a plain one, or released leases wait
             check_key(key)
-            [rows] = check_num_rows(num_rows if num_rows is None else to_rows(num_rows), 1)
+            rows = -1 if num_rows is None else to_rows(num_rows)
+            width = -1 if row_width is None else to_row_width("row_width", row_width, self.row_width)
             self._coordinator.drain()
-            [lease] = self._ledger.get_many([key], [rows])
+            [lease] = self._ledger.get_many([key], [rows], [width])
         if lease is not None and self._coordinator.has_checksums:
-            return self._check_intact(lease)
+            return self._coordinator.check_intact(lease)
         found: Lease | None = lease
         return found
 
     def get_many(
-        self, keys: Sequence[bytes], num_rows: int | Sequence[int | None] | None = None
+        self,
+        keys: Sequence[bytes],
+        num_rows: int | Sequence[int | None] | None = None,
+        row_width: int | Sequence[int | None] | None = None,
     ) -> list[Lease | None]:
         """Look up many keys in one step of the cache. Return one lease per key, or None for a miss.
 
@@ -514,14 +631,16 @@ class EmbeddingCache:
         num_rows
             Number of rows that the caller expects, as in `get`: one int for all keys, or one int or None per
             key. None: any number.
+        row_width
+            Elements of each row that the caller expects, in the same way.
 
         Raises
         ------
         ValueError
-            If a key is not of 32 bytes, a number of rows is negative, or `num_rows` does not have one number
-            per key. Then no key is looked up.
+            If a key is not of 32 bytes, a number of rows is negative, a width does not divide the cache's, or
+            `num_rows` or `row_width` does not have one number per key. Then no key is looked up.
         TypeError
-            If a key is not bytes, a number of rows is not an int, or `keys` is not a list or tuple.
+            If a key is not bytes, a number is not an int, or `keys` is not a list or tuple.
         RuntimeError
             If the cache was closed.
 
@@ -538,27 +657,17 @@ class EmbeddingCache:
         >>> first.release()
         """
         keys, counts = check_keys(keys), check_num_rows(num_rows, len(keys))
+        widths = check_row_widths(row_width, len(keys), self.row_width)
         if self._ledger.is_due:
             self._coordinator.drain()
-        leases: list[Lease | None] = self._ledger.get_many(keys, counts)
+        leases: list[Lease | None] = self._ledger.get_many(keys, counts, widths)
         if self._coordinator.has_checksums:
             try:
-                return [lease if lease is None else self._check_intact(lease) for lease in leases]
+                return [lease if lease is None else self._coordinator.check_intact(lease) for lease in leases]
             except BaseException:
                 release_all([lease for lease in leases if lease is not None])
                 raise
         return leases
-
-    def _check_intact(self, lease: Lease) -> Lease | None:
-        """Return the lease; or release it and return None if its rows do not match their checksum."""
-        is_intact = False
-        try:
-            entry = self._ledger.lease_entry(lease)
-            is_intact = entry is None or self._coordinator.is_intact(entry)
-        finally:
-            if not is_intact:
-                lease.release()  # also if the comparison fails: the traceback would keep the lease
-        return lease if is_intact else None
 
     def claim(self, key: bytes) -> Claim:
         """Claim the right to encode a missing `key`, so that only one caller encodes it. Never waits.
@@ -664,29 +773,3 @@ class EmbeddingCache:
         After `close`, every other method raises RuntimeError. Rows of existing leases stay readable.
         """
         self._coordinator.close()
-
-
-def check_keys(keys: Sequence[bytes]) -> list[bytes]:
-    """Return the keys as a list. Raises as `EmbeddingCache.get_many`."""
-    if not isinstance(keys, list | tuple):
-        raise TypeError(f"keys must be a list of bytes, got {type(keys).__name__}")
-    for key in keys:
-        if type(key) is not bytes or len(key) != KEY_BYTES:
-            check_key(key)
-    return list(keys)
-
-
-def check_num_rows(num_rows: int | Sequence[int | None] | None, num_keys: int) -> list[int]:
-    """Return one number of rows per key; -1 stands for any number. Raises as `EmbeddingCache.get_many`."""
-    if num_rows is None:
-        return [-1] * num_keys
-    if not isinstance(num_rows, Sequence):
-        return [to_rows(num_rows)] * num_keys
-    if len(num_rows) != num_keys:
-        raise ValueError(f"num_rows must have one number per key: expected {num_keys}, got {len(num_rows)}")
-    return [-1 if number is None else to_rows(number) for number in num_rows]
-
-
-def to_rows(num_rows: int) -> int:
-    """Return a number of rows that native code can add up. Raises as `to_int`; a larger number is cut."""
-    return min(to_int("num_rows", num_rows, 0), MOST_ROWS)

@@ -18,6 +18,12 @@ class PlanLeases:
     The constructor looks up every item that has a key, with the same counts and the same order of eviction as
     one `EmbeddingCache.get` per item. No Python object is made for an item.
 
+    Parameters
+    ----------
+    row_widths
+        Row width that each item expects, -1 for any width. An entry of another width is dropped, and the
+        look-up is a miss. None: the widths of the plan.
+
     Attributes
     ----------
     num_hits
@@ -31,12 +37,14 @@ class PlanLeases:
 
     __slots__ = ("_coordinator", "_handed_out", "_leases", "num_hits")
 
-    def __init__(self, cache: EmbeddingCache, plan: StepPlan) -> None:
+    def __init__(
+        self, cache: EmbeddingCache, plan: StepPlan, row_widths: Sequence[int] | None = None
+    ) -> None:
         self._coordinator = coordinator = cache._coordinator
         self._handed_out: list[Lease] = []
         if coordinator.ledger.is_due:
             coordinator.drain()
-        self._leases = coordinator.ledger.pin_plan(plan)
+        self._leases = coordinator.ledger.pin_plan(plan, row_widths)
         self.num_hits: int = self._leases.num_hits
         if coordinator.has_checksums:
             self._drop_corrupt(self._leases)
@@ -49,9 +57,14 @@ class PlanLeases:
         """Whether an item has a lease in the host tier."""
         return bool(self._leases.host_hits())
 
-    def look_up_again(self, keys: Sequence[bytes | None], num_rows: Sequence[int]) -> None:
+    def look_up_again(
+        self,
+        keys: Sequence[bytes | None],
+        num_rows: Sequence[int],
+        row_widths: Sequence[int] | None = None,
+    ) -> None:
         """Look up items that were misses; `keys` is None for all other items."""
-        again = self._coordinator.ledger.pin_all(list(keys), list(num_rows))
+        again = self._coordinator.ledger.pin_all(list(keys), list(num_rows), row_widths)
         if self._coordinator.has_checksums:
             self._drop_corrupt(again)
         self._leases.take(again)

@@ -70,7 +70,13 @@ class CachedSide:
         """Return `inputs_embeds` ``(1, T, H)`` and deepstack ``(levels, T, H)`` of a prompt, as one chunk."""
         pictures, num_tokens = prompt.pictures, prompt.input_ids.numel()
         items = [
-            Item(picture.pixel_values, spans, key=self.key(picture), grid=picture.grid_thw)
+            Item(
+                picture.pixel_values,
+                spans,
+                key=self.key(picture),
+                complete_key=True,
+                grid=picture.grid_thw,
+            )
             for picture, spans in zip(pictures, self._spans(prompt), strict=True)
         ]
         weight = self.model.get_input_embeddings().weight

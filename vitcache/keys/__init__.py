@@ -1,4 +1,4 @@
-"""Content keys: hashing of features, hashing on threads, and aliases from files to content keys."""
+"""Keys: hashing of features and identifiers, hashing on threads, and aliases from files to content keys."""
 
 from typing import TYPE_CHECKING
 
@@ -7,15 +7,17 @@ from vitcache.lazy import lazy_names
 if TYPE_CHECKING:
     from vitcache.keys.aliases import Alias, KeyAliases
     from vitcache.keys.content import Namespace, content_key
+    from vitcache.keys.identifiers import key_from_id
     from vitcache.keys.threads import KeyedFeature, KeyThreads
 
-__all__ = ["Alias", "KeyAliases", "KeyThreads", "KeyedFeature", "Namespace", "content_key"]
+__all__ = ["Alias", "KeyAliases", "KeyThreads", "KeyedFeature", "Namespace", "content_key", "key_from_id"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "vitcache.keys.aliases": ("Alias", "KeyAliases"),
         "vitcache.keys.content": ("Namespace", "content_key"),
+        "vitcache.keys.identifiers": ("key_from_id",),
         "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
     },
 )

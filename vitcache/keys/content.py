@@ -45,7 +45,9 @@ _ARRAY_DTYPES = {
 _BITS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
 
 
-def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_threads: int = 1) -> bytes:
+def content_key(
+    feature: Any, *, namespace: bytes | Namespace = b"", extra: Any = None, num_threads: int = 1
+) -> bytes:
     """Return the key of an item: 32 bytes over the content of `feature`, `namespace` and `extra`.
 
     Equal content gives equal keys. The content of an array or tensor is its shape, dtype and values: a NumPy
@@ -62,8 +64,8 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
         float32, float64, bfloat16, float8_e4m3fn, float8_e5m2, complex64 or complex128. A masked array, a
         Python bool, int, float or str, and a callable are refused.
     namespace
-        Bytes that name everything that the encoder's output depends on, except the item. Usually
-        `Namespace.digest()`.
+        Names everything that the encoder's output depends on, except the item: a `Namespace`, or bytes such
+        as its `digest()`. A `Namespace` and its digest give the same key.
     extra
         Further input of the encoder, such as its keyword arguments: None, bool, int, float, str, bytes,
         arrays, tensors and NumPy scalars, and lists, tuples and dicts of these. The keys of a dict must be
@@ -72,7 +74,8 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
         `float` give the same key.
     num_threads
         Number of threads that hash this feature, an int of at least 1. Only BLAKE3 uses more than one, and
-        only for a feature of 1 MiB or more. The key does not depend on `num_threads`. To compute many keys in
+        only for a feature of 1 MiB or more. If the process cannot start these threads, the calling thread
+        hashes. The key does not depend on `num_threads`. To compute many keys in
         parallel, use `KeyThreads`.
 
     Returns
@@ -84,7 +87,8 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
     ------
     TypeError
         If `feature` or a part of `extra` is not one of the types, dtypes and layouts above (the message gives
-        the position of that part); if `namespace` is not bytes; if `num_threads` is not an int, or is a bool.
+        the position of that part); if `namespace` is neither bytes nor a `Namespace`; if `num_threads` is not
+        an int, or is a bool.
     ValueError
         If `num_threads` is less than 1.
 
@@ -93,7 +97,7 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
     >>> import numpy as np
     >>> import torch
     >>> from vitcache import Namespace, content_key
-    >>> namespace = Namespace("my-model", tenant="a").digest()
+    >>> namespace = Namespace("my-model", tenant="a")
     >>> pixels = np.zeros((2, 3), np.float32)
     >>> key = content_key(pixels, namespace=namespace)
     >>> len(key)
@@ -113,10 +117,7 @@ def content_key(feature: Any, *, namespace: bytes = b"", extra: Any = None, num_
     copies run after the work that is queued on the current stream of the tensor's device, and the calling
     thread waits for them. To avoid the copies and the wait, give the item a key of your own.
     """
-    if not isinstance(namespace, bytes):
-        raise TypeError(
-            f"namespace must be bytes, such as Namespace(...).digest(), got {_type_name(namespace)}"
-        )
+    namespace = to_namespace(namespace)
     if callable(feature):
         raise TypeError(
             "feature is a callable: call it and pass the result, or give the item a key of its own"
@@ -157,7 +158,7 @@ class Namespace:
     Examples
     --------
     >>> from vitcache import Namespace, content_key
-    >>> one, two = (Namespace("my-model", tenant=name).digest() for name in ("one", "two"))
+    >>> one, two = (Namespace("my-model", tenant=name) for name in ("one", "two"))
     >>> content_key(b"a photo", namespace=one) == content_key(b"a photo", namespace=two)
     False
 
@@ -184,10 +185,25 @@ class Namespace:
             raise ValueError(f"Namespace.epoch is {self.epoch}, it must be at least 0")
 
     def digest(self) -> bytes:
-        """Return the hash of all fields and their names, 32 bytes, for `content_key(namespace=...)`."""
+        """Return the hash of all fields and their names, 32 bytes: the namespace as bytes."""
         hasher = _start("namespace")
         _add_extra(hasher, {field.name: getattr(self, field.name) for field in fields(self)}, "namespace")
         return bytes(hasher.digest())
+
+
+def to_namespace(value: Any) -> bytes:
+    """Return a namespace as bytes: the digest of a `Namespace`, or `value` itself if it is bytes.
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither bytes nor a `Namespace`.
+    """
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, Namespace):
+        return value.digest()
+    raise TypeError(f"namespace must be bytes or a Namespace, got {_type_name(value)}")
 
 
 def check_key(key: Any, name: str = "key") -> None:
@@ -199,7 +215,16 @@ def check_key(key: Any, name: str = "key") -> None:
 
 
 def _new_hash(num_threads: int) -> Any:
-    return blake3(max_threads=num_threads) if ALGORITHM == "blake3" else hashlib.sha256()
+    if ALGORITHM != "blake3":
+        return hashlib.sha256()
+    try:
+        return blake3(max_threads=num_threads)
+    except BaseException as error:
+        # BLAKE3 starts its threads here. If one cannot be started, its Rust code panics, and the exception
+        # of a panic is not an Exception and cannot be imported.
+        if num_threads == 1 or type(error).__name__ != "PanicException":
+            raise
+        return blake3(max_threads=1)
 
 
 def _start(purpose: str, num_threads: int = 1) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitcache.keys import content
 from vitcache.keys.content import (
+    Namespace,
     _add_array,
     _add_count,
     _add_extra,
@@ -22,6 +23,7 @@ from vitcache.keys.content import (
     _blocks,
     _start,
     _to_numpy,
+    to_namespace,
 )
 
 # Up to this size, copying a part takes less time than another call of the hasher.
@@ -61,7 +63,7 @@ def part_keys(
     bounds: Iterable[tuple[int, int]],
     shapes: Iterable[tuple[int, ...]],
     extras: Iterable[bytes],
-    namespace: bytes,
+    namespace: bytes | Namespace,
 ) -> list[bytes]:
     """Return the `content_key` of each part of a tensor for which `has_parts` is true.
 
@@ -97,10 +99,10 @@ def part_keys(
 
 
 @lru_cache(maxsize=64)
-def _start_in(namespace: bytes, algorithm: str) -> Any:
+def _start_in(namespace: bytes | Namespace, algorithm: str) -> Any:
     """A hasher behind the namespace, to be copied. To make one takes longer than to hash a small part."""
     start = _start("content")
-    _add_node(start, b"b", namespace)
+    _add_node(start, b"b", to_namespace(namespace))
     return start
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitcache._native import LeaseBase, PagedRows, use_leases
+from vitcache._native import LeaseBase, PagedRows, find_lease, forget_fences, use_leases
 from vitcache.device.streams import Fence, Timeline
 from vitcache.pages.pool import PagePool
 
 
 class LeaseTier(NamedTuple):
-    """The properties that the leases of one tier share. A lease can read them after its release, too."""
+    """The properties that the leases of one tier share. A lease can read them after its release, too.
+
+    `page_rows` and `row_width` are those of full rows.
+    """
 
     timeline: Timeline  # the first field: native code compares it (csrc/python/lease.cpp)
     name: str
@@ -33,11 +36,11 @@ class Lease(LeaseBase):
 
     Attributes
     ----------
-    num_rows
-        Number of rows, of `row_width` elements each.
+    num_rows, row_width
+        Number of rows, and elements of each row.
     hits
         Number of hits of the entry since it was inserted into its tier, including the hit that made this
-        lease.
+        lease. `Reservation.commit_lease` counts no hit.
     released
         Whether the lease was released.
     pages
@@ -72,6 +75,7 @@ class Lease(LeaseBase):
     __slots__ = ()
 
     num_rows: int
+    row_width: int
     hits: int
     released: bool
     pages: tuple[int, ...]
@@ -80,19 +84,14 @@ class Lease(LeaseBase):
     _memory: PagePool
 
     @property
-    def row_width(self) -> int:
-        """Elements of a row."""
-        return self._tier.row_width
-
-    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the rows."""
         return self._tier.dtype
 
     @property
     def page_rows(self) -> int:
-        """Rows of a page."""
-        return self._tier.page_rows
+        """Rows of a page: of narrow rows, ``cache.row_width // row_width`` times as many as of full rows."""
+        return self._tier.page_rows * (self._tier.row_width // self.row_width)
 
     @property
     def tier(self) -> str:
@@ -110,7 +109,7 @@ class Lease(LeaseBase):
 
         Raises RuntimeError if the lease was released.
         """
-        return self._memory.rows
+        return self._memory.at(self.row_width).rows
 
     def segments(self) -> list[Tensor]:
         """Return views of `pool` with the rows in order, one view per run of pages. Valid until `release`.
@@ -120,7 +119,7 @@ class Lease(LeaseBase):
         RuntimeError
             If the lease was released.
         """
-        return self._memory.segments(self.pages, self.num_rows)
+        return self._memory.at(self.row_width).segments(self.pages, self.num_rows)
 
     def use(self) -> None:
         """Allow work on the current stream to read the pages.
@@ -152,26 +151,27 @@ class Lease(LeaseBase):
         return rows
 
 
-def use_all(items: Sequence[object]) -> None:
+def use_all(items: Sequence[Any]) -> None:
     """Call `Lease.use` of the leases in a list. Adjacent leases of one cache share one query of the stream.
+
+    The stream waits once for each fence. If a fence has passed, the stream does not wait for it, and no later
+    read of its entries asks again.
 
     Raises
     ------
     RuntimeError
         If one of the leases was released.
     """
-    first = 0
+    items = items if isinstance(items, list) else list(items)
+    first = find_lease(items)
     while first < len(items):
-        item = items[first]
-        if not isinstance(item, Lease):
-            first += 1
-            continue
-        timeline = item._tier.timeline
+        timeline = items[first]._tier.timeline
         stream = timeline.current()
         end, fences = use_leases(items, first, stream, False)
         if fences:
-            for fence in fences:
-                timeline.wait(Fence(*fence))
+            passed = {fence[1] for fence in fences if timeline.wait(Fence(*fence))}
+            if passed:
+                forget_fences(items, passed)
             end, _ = use_leases(items, first, stream, True)
         first = end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -75,6 +76,22 @@ class PagePool:
         self._on_cuda = place.type == "cuda"
         # -1 matches no device, so native code leaves each placement from a GPU's host tier to Python.
         self._device_id = (place.index or 0) if place.type == device.type else -1
+        self._narrow: dict[int, PagePool] = {}  # by row width
+
+    def at(self, row_width: int) -> PagePool:
+        """Return the pool of the same pages with rows of another width, which must divide `row_width`."""
+        if row_width == self.row_width:
+            return self
+        narrow = self._narrow.get(row_width)
+        if narrow is None:
+            narrow = copy.copy(self)
+            narrow._narrow = {}
+            narrow.page_rows = self.page_rows * (self.row_width // row_width)
+            narrow.row_width = row_width
+            with torch.inference_mode(False):
+                narrow.rows = self.rows.view(-1, row_width)
+            narrow = self._narrow.setdefault(row_width, narrow)
+        return narrow
 
     def make_tier(self) -> Tier:
         """Return a native tier of these pages, all of them free. The tier keeps this pool alive."""
@@ -95,11 +112,11 @@ class PagePool:
         """Return how many pages `num_rows` rows need: at least one, which bounds the number of entries."""
         return max(1, -(-num_rows // self.page_rows))
 
-    def write(self, pages: Sequence[int], rows: Tensor) -> None:
+    def write(self, pages: Sequence[int], rows: Tensor, *, non_blocking: bool = False) -> None:
         """Copy `rows` into `pages` on the current stream, rounded to the pool's dtype."""
         first = 0
         for page, length in _runs(pages, rows.shape[0], self.page_rows):
-            self._run(page, length).copy_(rows[first : first + length])
+            self._run(page, length).copy_(rows[first : first + length], non_blocking=non_blocking)
             first += length
 
     def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:

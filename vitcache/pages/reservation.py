@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vitcache._native import PagedRows, Pending, Tier
+from vitcache._native import PagedRows, Pending
 from vitcache.device.streams import Fence, Timeline
+from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
 
@@ -19,17 +20,18 @@ logger = logging.getLogger("vitcache.cache")
 
 
 class WriteResult(NamedTuple):
-    """The result of a write: whether it was inserted, the cache's epoch, the available device pages."""
+    """The result of a write: whether it was inserted, and a lease on the rows if one was asked for."""
 
     inserted: bool
-    epoch: int
-    available: int
+    lease: Lease | None = None
 
 
 class FinishWrite(Protocol):
     """Inserts the rows that were written before a fence, or frees their pages."""
 
-    def __call__(self, pending: Pending, fence: Fence | None, *, failed: bool) -> WriteResult:
+    def __call__(
+        self, pending: Pending, fence: Fence | None, *, failed: bool, leased: bool = False
+    ) -> WriteResult:
         """See `Ledger::finish` in csrc/cache/ledger.h."""
 
 
@@ -102,9 +104,9 @@ class Reservation:
         # If `__init__` is interrupted, its caller aborts `pending`, and `__del__` does nothing.
         self._pending: list[Pending] = []
         pool: PagePool = pending.memory
+        self.row_width = pending.row_width
         self.key = pending.key
         self.num_rows = pending.num_rows
-        self.row_width = pool.row_width
         self.dtype = pool.dtype
         self.device = device
         self._paged_rows: PagedRows | None = None
@@ -130,8 +132,8 @@ class Reservation:
             If the reservation was committed or cancelled.
         """
         pending = self._check_pending()
-        segments: list[Tensor] = pending.memory.segments(pending.pages, self.num_rows)
-        return segments
+        pool: PagePool = pending.memory.at(self.row_width)
+        return pool.segments(pending.pages, self.num_rows)
 
     def to_tensor(self) -> Tensor:
         """Return a copy ``(num_rows, row_width)`` of the rows that were written, made on the current stream.
@@ -192,7 +194,7 @@ class Reservation:
         """Write rows whose shape and dtype were checked and that need no gradient."""
         self.use()
         pending = self._pending[0]
-        pending.memory.write(pending.pages, rows)
+        pending.memory.at(self.row_width).write(pending.pages, rows)
 
     def commit(self) -> bool:
         """Insert the rows. An entry under the same key is replaced.
@@ -201,8 +203,8 @@ class Reservation:
         -------
         bool
             False if the cache changed its epoch, or was closed, after the reservation was made; then a
-            warning is logged. A promotion also returns False if its entry has left the host tier, or was
-            promoted already. A promotion logs no warning.
+            warning is logged, once per cache. A promotion also returns False if its entry has left the host
+            tier, or was promoted already. A promotion logs no warning.
 
         Raises
         ------
@@ -210,18 +212,57 @@ class Reservation:
             If the reservation was committed or cancelled.
         """
         pending = self._check_pending()
-        if not self._streams:
-            self.use()  # no rows were written, but the copies that read the pages may be in flight
         try:
-            result = self._finish(pending, join(self._timeline, self._streams), failed=False)
+            result = self._finish(pending, self._fence(), failed=False)
         except BaseException:
             self.cancel()
             raise
         self._clear_pending()
-        if not result.inserted and not pending.is_promotion:
-            reason = describe_epochs(pending.epoch, result.epoch)
-            warn_rejected(self.num_rows, pending.tier, result.available, reason)
         return result.inserted
+
+    def commit_lease(self) -> Lease | None:
+        """Insert the rows, and return a lease on them. It counts neither as a hit nor as a miss.
+
+        No other caller can evict, replace or drop the entry between the two: the lease is always on the rows
+        of this reservation. So a caller needs no `EmbeddingCache.get` after the commit, which could miss.
+
+        Returns
+        -------
+        Lease or None
+            None where `commit` returns False.
+
+        Raises
+        ------
+        RuntimeError
+            If the reservation was committed or cancelled.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=2)
+        >>> reservation = cache.reserve(bytes(32), 1)
+        >>> reservation.write(torch.ones(1, 2))
+        >>> with reservation.commit_lease() as lease:
+        ...     lease.to_tensor()
+        tensor([[1., 1.]])
+        >>> cache.stats().hits
+        0
+        """
+        pending = self._check_pending()
+        try:
+            result = self._finish(pending, self._fence(), failed=False, leased=True)
+        except BaseException:
+            self.cancel()
+            raise
+        self._clear_pending()
+        return result.lease
+
+    def _fence(self) -> Fence:
+        """Return a fence behind all writes, also behind those that were queued on other streams."""
+        if not self._streams:
+            self.use()  # no rows were written, but the copies that read the pages may be in flight
+        return join(self._timeline, self._streams)
 
     def cancel(self) -> None:
         """Free the pages, and insert nothing. After `commit` or `cancel`, does nothing."""
@@ -284,21 +325,3 @@ def join(timeline: Timeline, streams: set[int] | frozenset[int]) -> Fence:
         if stream != current:
             timeline.wait(timeline.record(stream))
     return timeline.record(current)
-
-
-def describe_epochs(rows_epoch: int, cache_epoch: int) -> str:
-    """Return the reason why rows of another epoch than the cache's are rejected."""
-    return f"the rows are of epoch {rows_epoch}, the cache is in epoch {cache_epoch}"
-
-
-def warn_rejected(num_rows: int, tier: Tier, available: int, reason: str) -> None:
-    """Log that rows were rejected: the bytes that they need, the bytes of the device tier, and `reason`."""
-    logger.warning(
-        "put of %d rows rejected: they need %d bytes; the device tier has %d bytes, %d of them free or "
-        "evictable; %s",
-        num_rows,
-        tier.pages_for(num_rows) * tier.page_bytes,
-        tier.num_pages * tier.page_bytes,
-        available * tier.page_bytes,
-        reason,
-    )

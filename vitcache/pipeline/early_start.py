@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
-from vitcache.pipeline.step_item import StepItem
+from vitcache.pipeline.step_item import Identity, StepItem
 
 
 class EarlyStart:
@@ -23,12 +23,12 @@ class EarlyStart:
         self._runner = runner
         self._prefetched = prefetched
         self._rows_left = max_rows
-        self._started: set[tuple[bytes, int]] = set()
+        self._started: set[Identity] = set()
 
     def __call__(self, step_item: StepItem) -> None:
         """Start to move the feature of `step_item`; an exception becomes the item's error."""
         key, identity = step_item.key, step_item.identity
-        if key is None or identity is None or self._rows_left <= 0:
+        if key is None or identity is None or self._rows_left <= 0 or not self._runner.moves_features:
             return
         if identity in self._started or identity in self._prefetched or key in self._cache:
             return

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
-from vitcache.pipeline.feature_mover import FeatureMover
+from vitcache.pipeline.feature_mover import FeatureMover, UnmovedFeature
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import State, StepItem
 from vitcache.rows import DTYPE_NAMES, can_be_stored
 
-Encode = Callable[[list[Tensor], list[Item]], "Sequence[Tensor] | Tensor"]
+# A feature is a tensor on the cache's device, or with ``move_features=False`` any object.
+Encode = Callable[[list[Any], list[Item]], "Sequence[Tensor] | Tensor"]
 
 
 class EncoderRunner:
@@ -30,6 +31,8 @@ class EncoderRunner:
         As in `VisionPipeline`.
     max_rows
         Most rows of a micro-batch. An item with more rows is encoded alone.
+    moves_features
+        False: features reach the encoder unchanged.
 
     Notes
     -----
@@ -38,11 +41,19 @@ class EncoderRunner:
     them.
     """
 
-    def __init__(self, encode: Encode, cache: EmbeddingCache, mover: FeatureMover, max_rows: int) -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        cache: EmbeddingCache,
+        mover: FeatureMover,
+        max_rows: int,
+        moves_features: bool = True,
+    ) -> None:
         self._encode = encode
         self._cache = cache
         self._mover = mover
         self._max_rows = max_rows
+        self.moves_features = moves_features
         self._lock = threading.Lock()
         self._last_use: Any = None  # the event recorded at the end of the last exclusive use
 
@@ -80,7 +91,11 @@ class EncoderRunner:
         batches = self.batches(step_items)
         fresh: list[StepItem] = []
         self.start(batches[0] if batches else [])
-        self._cache.expect([step_item.num_rows for step_item in step_items if step_item.claim is not None])
+        expected = [step_item for step_item in step_items if step_item.claim is not None]
+        self._cache.expect(
+            [step_item.num_rows for step_item in expected],
+            row_width=[step_item.row_width for step_item in expected],
+        )
         for number, batch in enumerate(batches):
             # The next features are copied to the device while this micro-batch is encoded.
             self.start(batches[number + 1] if number + 1 < len(batches) else [])
@@ -110,7 +125,9 @@ class EncoderRunner:
         for step_item in step_items:
             if step_item.moved is None and step_item.state is not State.FAILED:
                 try:
-                    step_item.take_moved(self._mover.start(step_item.load()))
+                    feature = step_item.load()
+                    is_moved = self.moves_features
+                    step_item.take_moved(self._mover.start(feature) if is_moved else UnmovedFeature(feature))
                 except Exception as error:
                     step_item.fail(error)
 
@@ -147,6 +164,11 @@ class EncoderRunner:
         if isinstance(outputs, Tensor):
             if len(step_items) == 1:
                 return [outputs.detach()]
+            widths = sorted({step_item.row_width for step_item in step_items})
+            if len(widths) > 1:
+                raise ValueError(
+                    f"encode must return one tensor per item for rows of widths {widths}, got one tensor"
+                )
             if outputs.dim() != 2 or len(outputs) != sum(counts):
                 shape, total = tuple(outputs.shape), sum(counts)
                 raise ValueError(
@@ -161,7 +183,7 @@ class EncoderRunner:
 
     def _accept_rows(self, step_item: StepItem, rows: Any) -> None:
         """Check the rows that the encoder returned for an item, and store them or an error."""
-        width, device = self._cache.row_width, self._cache.device
+        width, device = step_item.row_width, self._cache.device
         if not isinstance(rows, Tensor):
             step_item.fail(TypeError(f"encode must return a tensor per item, got {type(rows).__name__}"))
         elif rows.device != device:
@@ -184,9 +206,9 @@ class EncoderRunner:
         for step_item in step_items:
             rows = step_item.rows
             if step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
-                reservation = step_item.claim.reserve(step_item.num_rows)
+                reservation = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
                 if reservation is None:
                     step_item.set(State.COPIED, rows.to(self._cache.dtype, copy=True))
                 else:
+                    step_item.set(State.STORED, reservation)  # first: after an interrupt it is cancelled
                     reservation.write_checked(rows)
-                    step_item.set(State.STORED, reservation)

@@ -47,6 +47,17 @@ class MovedFeature(NamedTuple):
         return self.tensor
 
 
+class UnmovedFeature(NamedTuple):
+    """A feature that reaches the encoder unchanged: any object."""
+
+    feature: Any
+    ticket: None = None
+
+    def ready(self) -> Any:
+        """Return the feature."""
+        return self.feature
+
+
 class FeatureMover:
     """Moves features to one device: features in host memory through a ring, on the ring's stream.
 

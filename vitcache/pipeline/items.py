@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import Any, overload
 
 from torch import Tensor
 
+from vitcache.arguments import to_int
 from vitcache.keys.content import check_key
 from vitcache.placement.spans import Span
 
@@ -21,7 +21,8 @@ class Item:
         The input of the vision encoder: a CPU tensor, a NumPy array, a CUDA tensor, or a function without
         arguments that returns one of these. The pipeline calls the function if it must encode the item, or if
         the item has no key yet and its feature must be hashed. None: the item has `rows`, or its rows are
-        expected in the cache.
+        expected in the cache. In a pipeline with ``move_features=False``: any object. An object that
+        `content_key` cannot hash needs a `key`.
     spans
         The tokens that the item's rows are written to: a `Span`, or a sequence of spans in any order. Tokens
         are counted in the whole prompt. None or an empty sequence: the item is neither loaded nor encoded.
@@ -29,12 +30,23 @@ class Item:
         Number of rows that the encoder returns for the item. None: ``len(rows)`` if `rows` is given, else the
         number of rows that the spans need.
     key
-        32 bytes, the key of the rows in the cache. The pipeline uses this key unchanged. So two items need
-        different keys if their content, model or `encoder_kwargs` differ. None: the pipeline hashes the
-        feature, `encoder_kwargs` and its own namespace.
+        32 bytes that name the item's content and `encoder_kwargs`. The pipeline folds its namespace into the
+        key (`VisionPipeline.key` returns the result), so that two models or tenants can use the same keys. A
+        pipeline with an empty namespace uses the key unchanged. None: the pipeline hashes the feature,
+        `encoder_kwargs` and its own namespace.
+    complete_key
+        True: `key` also names the model, the tenant and everything else that the rows depend on, and is used
+        unchanged.
     rows
         Precomputed rows ``(num_rows, row_width)`` in place of a feature. The pipeline places them without
         rounding to the cache's dtype, and does not cache them.
+    row_width
+        Elements of a row of this item. None: the cache's `row_width`. A step accepts the cache's `row_width`,
+        and with deepstack also ``H``, the width of `inputs_embeds`: rows of such an item have no deepstack
+        columns, and the deepstack rows of their tokens are zero. If the step does not accept the width, the
+        item fails, and `EmbedResult.errors` names both widths.
+    context
+        Any object. It travels to the encoder as ``item.context``. It is neither hashed nor copied.
     **encoder_kwargs
         Arguments for the encoder, which reads them from `Item.encoder_kwargs`. Types as for ``extra`` of
         `content_key`.
@@ -42,11 +54,12 @@ class Item:
     Raises
     ------
     ValueError
-        If the spans need more than `num_rows` rows; if `key` does not have 32 bytes; if both `feature` and
-        `rows` are given; or if the shape of `rows` is not ``(num_rows, row_width)``.
+        If the spans need more than `num_rows` rows; if `key` does not have 32 bytes; if `complete_key` is
+        true and `key` is None; if `row_width` is less than 1; if both `feature` and `rows` are given; or if
+        the shape of `rows` is not ``(num_rows, row_width)``.
     TypeError
-        If an element of `spans` is not a `Span`, `num_rows` is not an integer, `key` is not bytes, or `rows`
-        is not a tensor.
+        If an element of `spans` is not a `Span`, `num_rows` or `row_width` is not an integer or is a bool,
+        `key` is not bytes, `complete_key` is not a bool, or `rows` is not a tensor.
 
     Notes
     -----
@@ -69,7 +82,18 @@ class Item:
     8
     """
 
-    __slots__ = ("digest", "encoder_kwargs", "feature", "key", "num_rows", "rows", "spans")
+    __slots__ = (
+        "complete_key",
+        "context",
+        "digest",
+        "encoder_kwargs",
+        "feature",
+        "key",
+        "num_rows",
+        "row_width",
+        "rows",
+        "spans",
+    )
 
     def __init__(
         self,
@@ -78,11 +102,17 @@ class Item:
         *,
         num_rows: int | None = None,
         key: bytes | None = None,
+        complete_key: bool = False,
         rows: Tensor | None = None,
+        row_width: int | None = None,
+        context: Any = None,
         **encoder_kwargs: Any,
     ) -> None:
+        if num_rows is not None:
+            num_rows = to_int("num_rows", num_rows)
+        self.row_width: int | None = None if row_width is None else to_int("row_width", row_width, 1)
         if rows is not None:
-            _check_rows(rows, feature, num_rows)
+            _check_rows(rows, feature, num_rows, self.row_width)
         if isinstance(spans, Span):
             spans = [spans]
         self.spans: tuple[Span, ...] = tuple(spans or ())
@@ -92,17 +122,24 @@ class Item:
         needed = max((span.source_start + span.length for span in self.spans), default=0)
         if num_rows is None:
             num_rows = needed if rows is None else len(rows)
-        self.num_rows = index(num_rows)
+        self.num_rows: int = num_rows
         if self.num_rows < needed:
             raise ValueError(f"the spans need {needed} rows, but num_rows is {self.num_rows}")
         if key is not None:
             check_key(key)
+        if not isinstance(complete_key, bool):
+            raise TypeError(f"complete_key must be a bool, got {type(complete_key).__name__}")
+        if complete_key and key is None:
+            raise ValueError("complete_key is True, but key is None")
         self.feature = feature
         self.key = key
+        self.complete_key = complete_key
+        self.context = context
         self.rows = rows
         self.encoder_kwargs = encoder_kwargs
-        # The namespace and the key that a pipeline computed, so that later chunks do not hash again.
-        self.digest: tuple[bytes, bytes] | None = None
+        # The result of a pipeline, so that later chunks do not hash again: a namespace and the key of the
+        # content; or a namespace, the key with the namespace folded in, and the given key.
+        self.digest: tuple[bytes, bytes] | tuple[bytes, bytes, bytes] | None = None
 
     def __repr__(self) -> str:
         return f"Item({type(self.feature).__name__}, {list(self.spans)}, num_rows={self.num_rows})"
@@ -143,10 +180,10 @@ class Items(Sequence[Item]):
         """Return the items that overlap tokens ``[start, stop)``, by position in this sequence.
 
         Each value lists the item's overlapping spans. Items are sorted by the start of their first
-        overlapping span.
+        overlapping span. Raises TypeError if `start` or `stop` is not an integer or is a bool.
         """
         found: dict[int, list[Span]] = {}
-        for position, number in self.arrays.within(index(start), index(stop)):
+        for position, number in self.arrays.within(to_int("start", start), to_int("stop", stop)):
             found.setdefault(position, []).append(self._items[position].spans[number])
         return found
 
@@ -184,7 +221,8 @@ class Chunk:
     ValueError
         If `start`, `length` or `token_offset` is negative.
     TypeError
-        If `start`, `length` or `token_offset` is not an integer, or an element of `items` is not an `Item`.
+        If `start`, `length` or `token_offset` is not an integer or is a bool, or an element of `items` is not
+        an `Item`.
     IndexError
         As `Items`.
 
@@ -203,7 +241,7 @@ class Chunk:
     def __init__(self, items: Sequence[Item], start: int, length: int, token_offset: int = 0) -> None:
         self.items = items if isinstance(items, Items) else Items(items)
         for name, value in (("start", start), ("length", length), ("token_offset", token_offset)):
-            number = index(value)
+            number = to_int(name, value)
             if number < 0:
                 raise ValueError(f"{name} must be at least 0, got {number}")
             setattr(self, name, number)
@@ -225,11 +263,13 @@ def check_chunks(chunks: Sequence[Chunk]) -> None:
             raise TypeError(f"chunk {number} must be a Chunk, got {type(chunk).__name__}")
 
 
-def _check_rows(rows: Any, feature: Any, num_rows: int | None) -> None:
+def _check_rows(rows: Any, feature: Any, num_rows: int | None, row_width: int | None) -> None:
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
     if feature is not None:
         raise ValueError("an item takes either a feature or rows, got both")
-    if rows.dim() != 2 or num_rows not in (None, len(rows)):
+    is_wrong = rows.dim() != 2 or num_rows not in (None, len(rows)) or row_width not in (None, rows.shape[1])
+    if is_wrong:
         expected = "num_rows" if num_rows is None else num_rows
-        raise ValueError(f"rows must have shape ({expected}, row_width), got {tuple(rows.shape)}")
+        width = "row_width" if row_width is None else row_width
+        raise ValueError(f"rows must have shape ({expected}, {width}), got {tuple(rows.shape)}")

@@ -112,10 +112,11 @@ def claim_missing(
     missing = [item for item in step_items.values() if item.state is State.MISSING and item.item.rows is None]
     while missing and not claim_or_wait(cache, missing, cleanup):
         keys: list[bytes | None] = [None] * len(plan)
-        num_rows = [-1] * len(plan)
+        num_rows, row_widths = [-1] * len(plan), [-1] * len(plan)
         for step_item in missing:
             keys[step_item.number], num_rows[step_item.number] = step_item.key, step_item.num_rows
-        leases.look_up_again(keys, num_rows)
+            row_widths[step_item.number] = step_item.row_width
+        leases.look_up_again(keys, num_rows, row_widths)
         still_missing = set(leases.misses())
         for step_item in missing:
             if step_item.number not in still_missing:
@@ -131,7 +132,7 @@ def agree_on_missing(
     leases: PlanLeases,
     step_items: dict[int, StepItem],
 ) -> list[StepItem]:
-    """Return the items that all ranks encode, hits included.
+    """Return the items that all ranks encode, hits and kept rows included.
 
     Missing features are loaded before `agree` is called. If a rank failed to load a feature later, it would
     be absent from an encode of the other ranks. The host never waits for the owner of a claim, because the
@@ -141,7 +142,8 @@ def agree_on_missing(
     Parameters
     ----------
     step_items
-        The items that are not hits, by number. Receives the hits that all ranks encode.
+        The items that are not hits, by number. Receives the hits that all ranks encode. An item
+        with kept rows is not a miss on this rank; if all ranks encode it, its kept rows are not placed.
 
     Raises
     ------
@@ -170,6 +172,9 @@ def agree_on_missing(
             step_item.try_load()
         if step_item is None:
             continue
+        if flag and step_item.state is State.KEPT:
+            step_item.set(State.MISSING, None)
+            step_item.try_load()
         if step_item.state is State.MISSING and not flag:
             raise ValueError(f"agree cleared flag {flag_number}, but its item is missing on this rank")
         if flag and step_item.failure is not None:

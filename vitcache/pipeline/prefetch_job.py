@@ -7,17 +7,21 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vitcache._native import StepPlan, read_requests
+from vitcache._native import StepPlan, has_unfolded, read_requests
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
+from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.items import Chunk
+from vitcache.pipeline.kept_rows import KeptRows
 from vitcache.pipeline.lookup import claim_all
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
-from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
+from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
+from vitcache.pipeline.step_keys import fold_given_keys
 
 # Finds the keys of a plan's items; see `find_keys`.
 FindKeys = Callable[[StepPlan, Requests], list[StepItem]]
@@ -33,12 +37,14 @@ class PrefetchJob:
         cache: EmbeddingCache,
         runner: EncoderRunner,
         prefetched: PrefetchedFeatures,
+        kept: KeptRows,
         namespace: bytes,
         find_keys: FindKeys,
     ) -> None:
         self._cache = cache
         self._runner = runner
         self._prefetched = prefetched
+        self._kept = kept
         self._namespace = namespace
         self._find_keys = find_keys
         self._stream: torch.cuda.Stream | None = None
@@ -56,7 +62,11 @@ class PrefetchJob:
         for stream in streams:
             stream.wait_event(ready)
         with modes.apply(streams):
-            missing = self._find_missing(chunks)
+            requests = read_requests(chunks, Chunk)
+            if has_unfolded(requests, self._namespace):
+                fold_given_keys(requests, self._namespace)
+            plan = StepPlan(chunks, requests, self._namespace, NO_BATCH, self._cache.row_width)
+            missing = self._find_missing(plan, requests)
             batches = self._runner.batches(missing)
             for number, batch in enumerate(batches):
                 if handle.is_cancelled:
@@ -64,20 +74,19 @@ class PrefetchJob:
                 if encode:
                     following = batches[number + 1] if number + 1 < len(batches) else []
                     self._runner.start([*batch, *following])
-                    self._encode(batch)
-                else:
+                    self._encode(batch, plan, requests)
+                elif self._runner.moves_features:
                     self._move_features(batch, handle)
 
-    def _find_missing(self, chunks: Sequence[Chunk]) -> list[StepItem]:
-        """Return the items of the chunks that are not in the cache and whose keys could be computed."""
-        requests = read_requests(chunks, Chunk)
-        plan = StepPlan(chunks, requests, self._namespace, NO_BATCH)
+    def _find_missing(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
+        """Return the items that are neither cached nor kept, and whose keys could be computed."""
         hashed = {step_item.number: step_item for step_item in self._find_keys(plan, requests)}
-        missing = (
+        missing = [
             hashed.get(number) or StepItem.of(plan, requests, number)
             for number in range(len(plan))
             if not plan.has_rows(number)
-        )
+        ]
+        self._kept.serve(plan, requests, missing)
         return [step_item for step_item in missing if self._must_encode(step_item)]
 
     def _must_encode(self, step_item: StepItem) -> bool:
@@ -90,7 +99,7 @@ class PrefetchJob:
         for step_item in batch:
             if step_item.identity not in self._prefetched and self._prefetched.has_free_bytes:
                 self._runner.start([step_item])
-                if step_item.moved is not None:
+                if isinstance(step_item.moved, MovedFeature):
                     self._prefetched.add(step_item.identity, step_item.moved, handle)
                     if not self._must_encode(step_item):  # a step has encoded the item
                         self._prefetched.take(step_item.identity)
@@ -98,9 +107,10 @@ class PrefetchJob:
         if handle.is_cancelled:
             self._prefetched.drop(handle)
 
-    def _encode(self, batch: list[StepItem]) -> None:
-        """Encode the items of a micro-batch that no other caller encodes, and insert their rows."""
+    def _encode(self, batch: list[StepItem], plan: StepPlan, requests: Requests) -> None:
+        """Encode the items of a micro-batch that no other caller encodes, and insert or keep their rows."""
         with ExitStack() as cleanup:
+            cleanup.callback(cancel_stored, batch)
             cleanup.callback(wait_until_read, batch)
             claim_all(self._cache, batch, cleanup)
             missing = [
@@ -115,4 +125,6 @@ class PrefetchJob:
             wait_until_read(missing)
             for step_item in missing:
                 if isinstance(step_item.rows, Reservation):
-                    cleanup.enter_context(step_item.rows).commit()
+                    step_item.rows.commit()
+            rejected = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
+            self._kept.keep(rejected, plan, requests, self._namespace, is_placed=False)

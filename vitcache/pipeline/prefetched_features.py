@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 
 from vitcache._native import StepPlan
+from vitcache.pipeline import step_item
 from vitcache.pipeline.feature_mover import MovedFeature
 
-# Key and number of rows of an item; None for an item without a key, which has no prefetched feature.
-Identity = tuple[bytes, int] | None
+# None: an item without a key, which has no prefetched feature.
+Identity = step_item.Identity | None
 
 MAX_BYTES = 256 << 20
 

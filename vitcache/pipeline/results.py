@@ -42,13 +42,13 @@ class ItemError(NamedTuple):
 
 
 class EmbedResult(NamedTuple):
-    """The result of `VisionPipeline.embed`: a tuple of `inputs_embeds` and `errors`.
+    """The result of `VisionPipeline.embed` and `place`: a tuple of `inputs_embeds` and `errors`.
 
     Attributes
     ----------
     inputs_embeds
-        Shape ``input_ids.shape + (H,)``, where ``H`` is the width of `weight`: the rows of text tokens and of
-        all items. The rows of failed items are zero.
+        The rows of text tokens and of all items. The rows of failed items are zero. After `embed`, of shape
+        ``input_ids.shape + (H,)``, where ``H`` is the width of `weight`; after `place`, its argument.
     errors
         One `ItemError` per chunk and failed item, sorted by chunk and item. Empty: no item failed.
 

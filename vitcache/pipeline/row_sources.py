@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vitcache._native import StepPlan
-from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
 from vitcache.pages.lease import Lease
@@ -28,7 +27,7 @@ class RowSources(MutableSequence[Any]):
     stores
         The reservations that the launch writes the rows of items to, by number.
     rejected
-        Rows that the cache rejected, with their claims.
+        Step items whose rows the cache rejected, with their rows in its dtype.
     """
 
     def __init__(self, num_items: int, leases: PlanLeases) -> None:
@@ -36,7 +35,7 @@ class RowSources(MutableSequence[Any]):
         self._leases = leases
         self._rows: dict[int, Tensor | Reservation | Lease] = {}
         self.stores: dict[int, Reservation] = {}
-        self.rejected: list[tuple[Claim, Tensor]] = []
+        self.rejected: list[tuple[StepItem, Tensor]] = []
 
     def __len__(self) -> int:
         return self._num_items
@@ -70,20 +69,29 @@ class RowSources(MutableSequence[Any]):
             return None
         return [self.stores.get(item) for item in range(self._num_items)]
 
-    def commit(self, cache: EmbeddingCache) -> None:
+    def commit(self, cache: EmbeddingCache) -> list[tuple[StepItem, Tensor]]:
         """Insert the rows that were written to pages, release the leases, and insert rejected rows.
 
         If a step pins the whole device tier, the cache rejects the step's last rows. Once the leases are
         released, a cache with a host tier can demote the leased entries and admit the last rows.
+
+        Returns
+        -------
+        list of (StepItem, Tensor)
+            The items whose rows were not inserted, with their rows in the cache's dtype.
         """
         # A placement on the CPU makes the reservation of a stored item its source: commit it once.
         for source in dict.fromkeys((*self._rows.values(), *self.stores.values())):
             if isinstance(source, Reservation):
                 source.commit()
         self._leases.release()
-        if cache.has_host_tier:
-            for claim, rows in self.rejected:
-                claim.put(rows)
+        if not cache.has_host_tier:
+            return self.rejected
+        return [
+            (step_item, rows)
+            for step_item, rows in self.rejected
+            if step_item.claim is not None and not step_item.claim.put(rows)
+        ]
 
 
 def collect_sources(
@@ -108,7 +116,7 @@ def collect_sources(
     for reservation in sources.stores.values():
         cleanup.enter_context(reservation)
     for step_item in step_items:
-        if step_item.item.rows is not None:
+        if step_item.item.rows is not None and step_item.state is not State.FAILED:
             _take_precomputed(step_item, step_item.item.rows, cache, mover)
         rows, number = step_item.rows, step_item.number
         if isinstance(rows, Tensor) and rows.device.type == "cuda":  # the encoder's stream may own its memory
@@ -119,14 +127,14 @@ def collect_sources(
         elif step_item.state is State.STORED and isinstance(rows, Reservation):
             cleanup.enter_context(rows)
         elif step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
-            store = step_item.claim.reserve(step_item.num_rows)
+            store = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
             if store is None:
                 rows = rows.to(cache.dtype)
-                sources.rejected.append((step_item.claim, rows))
+                sources.rejected.append((step_item, rows))
             else:
                 sources.stores[number] = cleanup.enter_context(store)
         elif step_item.state is State.COPIED and isinstance(rows, Tensor) and step_item.claim is not None:
-            sources.rejected.append((step_item.claim, rows))
+            sources.rejected.append((step_item, rows))
         sources[number] = rows
     return sources
 
@@ -140,10 +148,10 @@ def _take_precomputed(step_item: StepItem, rows: Tensor, cache: EmbeddingCache, 
                 f"tensor of {rows.dtype} on {rows.device}"
             )
         )
-    elif rows.shape[1] != cache.row_width:
+    elif rows.shape[1] != step_item.row_width:
         step_item.fail(
             ValueError(
-                f"rows must have the cache's row_width, which is {cache.row_width}, got {rows.shape[1]}"
+                f"rows must have the cache's row_width, which is {step_item.row_width}, got {rows.shape[1]}"
             )
         )
     elif rows.device == cache.device:

@@ -11,13 +11,16 @@ from torch import Tensor
 from vitcache._native import StepPlan
 from vitcache.cache.claims import Claim
 from vitcache.pages.reservation import Reservation
-from vitcache.pipeline.feature_mover import MovedFeature
+from vitcache.pipeline.feature_mover import MovedFeature, UnmovedFeature
 from vitcache.pipeline.items import Item, Items
 from vitcache.ring.ticket import Ticket
 
 # The items of each chunk of a step. They are read from the chunks once: the caller may change its list, or
 # the `items` of a chunk, while features are loaded.
 Requests = Sequence[Items]
+
+# Key, number of rows and width of the rows, which equal items share.
+Identity = tuple[bytes, int, int]
 
 
 class State(Enum):
@@ -28,6 +31,7 @@ class State(Enum):
     COPIED = auto()  # a tensor of the step, because the cache rejected the rows
     STORED = auto()  # a reservation: written to pages, not inserted yet
     GIVEN = auto()  # the caller's tensor, on the cache's device
+    KEPT = auto()  # a tensor of an earlier step of the request, because the cache rejected the rows then
     FAILED = auto()  # nowhere: `failure` says why
 
 
@@ -53,8 +57,8 @@ class StepItem:
     item, duplicates
         The first of the equal items, and the others. If the feature of `item` cannot be loaded, `load` tries
         theirs.
-    num_rows
-        Rows of the item.
+    num_rows, row_width
+        Rows of the item, and the elements of a row. If the step does not accept the width, the item fails.
     key
         Key of the rows in the cache. None: the item has precomputed rows, or hashing failed.
     feature
@@ -78,19 +82,21 @@ class StepItem:
         "moved",
         "num_rows",
         "number",
+        "row_width",
         "rows",
         "state",
         "ticket",
     )
 
-    def __init__(self, number: int, item: Item, key: bytes | None) -> None:
+    def __init__(self, number: int, item: Item, key: bytes | None, row_width: int) -> None:
         self.number = number
         self.item = item
         self.num_rows = item.num_rows
+        self.row_width = row_width
         self.duplicates: list[Item] = []
         self.key = key
         self.feature: Any = None
-        self.moved: MovedFeature | None = None
+        self.moved: MovedFeature | UnmovedFeature | None = None
         self.ticket: Ticket | None = None
         self.claim: Claim | None = None
         self.state = State.MISSING
@@ -101,14 +107,17 @@ class StepItem:
     def of(cls, plan: StepPlan, requests: Requests, number: int) -> StepItem:
         """Return a new step item for an item of a plan."""
         chunk, position = plan.occurrence(number)
-        made = cls(number, requests[chunk][position], plan.key(number))
+        made = cls(number, requests[chunk][position], plan.key(number), plan.row_width(number))
         made.duplicates = [requests[chunk][position] for chunk, position in plan.duplicates(number)]
+        misfit = plan.misfit(number)
+        if misfit is not None:
+            made.fail(ValueError(misfit))
         return made
 
     @property
-    def identity(self) -> tuple[bytes, int] | None:
-        """Key and number of rows, which equal items share; None without a key."""
-        return None if self.key is None else (self.key, self.num_rows)
+    def identity(self) -> Identity | None:
+        """Key, number of rows and width, which equal items share; None without a key."""
+        return None if self.key is None else (self.key, self.num_rows, self.row_width)
 
     def set(self, state: State, rows: Tensor | Reservation | None) -> None:
         """Change the state, with the rows that it names."""
@@ -119,7 +128,7 @@ class StepItem:
         self.set(State.FAILED, None)
         self.failure = Failure(error, found)
 
-    def take_moved(self, moved: MovedFeature | None) -> None:
+    def take_moved(self, moved: MovedFeature | UnmovedFeature | None) -> None:
         """Store a moved feature and its ticket; None changes nothing."""
         if moved is not None:
             self.moved, self.ticket = moved, moved.ticket
@@ -144,8 +153,8 @@ class StepItem:
         return self.feature
 
     def try_load(self) -> None:
-        """Load the feature unless it was moved already; an exception becomes the item's error."""
-        if self.moved is None and self.state is not State.FAILED:
+        """Load the feature of a missing item that was not moved yet; an exception becomes its error."""
+        if self.moved is None and self.state is State.MISSING:
             try:
                 self.load()
             except Exception as error:
@@ -158,6 +167,13 @@ def load_feature(item: Item) -> Any:
     if feature is None:
         raise ValueError("the item has no feature, and its rows are not in the cache")
     return feature
+
+
+def cancel_stored(step_items: Iterable[StepItem]) -> None:
+    """Cancel the reservations that were not committed, so that a step that raises leaves none."""
+    for step_item in step_items:
+        if isinstance(step_item.rows, Reservation):
+            step_item.rows.cancel()
 
 
 def wait_until_read(step_items: Iterable[StepItem]) -> None:

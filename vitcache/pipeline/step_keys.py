@@ -1,4 +1,4 @@
-"""The keys of a step's items: hashed on threads, unless they are known."""
+"""The keys of a step's items: given keys with the namespace folded in, and keys hashed on threads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,38 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, as_completed
 
 from vitcache._native import StepPlan
+from vitcache.keys.folding import fold_keys
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import Requests, StepItem, wait_until_read
 
 
 def known_key(item: Item, namespace: bytes) -> bytes | None:
-    """Return the item's own key, or the key that was computed for it in `namespace`; else None."""
-    if item.key is None and item.digest is not None and item.digest[0] == namespace:
-        return item.digest[1]
-    return item.key
+    """Return an item's key in a namespace, if no feature must be hashed for it; else None.
+
+    This is the item's own key, with the namespace folded in, or the key that was computed before.
+    """
+    given, digest = item.key, item.digest
+    if given is not None and (item.complete_key or not namespace):
+        return given
+    source = () if given is None else (given,)
+    if digest is not None and digest[0] == namespace and digest[2:] == source:
+        return digest[1]
+    if given is None:
+        return None
+    [key] = fold_keys([given], namespace)
+    item.digest = namespace, key, given
+    return key
+
+
+def fold_given_keys(requests: Requests, namespace: bytes) -> None:
+    """Fold a namespace into all given keys of some requests; the items and their arrays store the result."""
+    for request in requests:
+        unfolded = request.arrays.unfolded(namespace)
+        folded = fold_keys([given for _, given in unfolded], namespace)
+        for (position, given), key in zip(unfolded, folded, strict=True):
+            request.arrays.set_computed(position, namespace, key)
+            request[position].digest = namespace, key, given
 
 
 def find_keys(
@@ -69,7 +91,8 @@ def find_keys(
 
 def _store_key(plan: StepPlan, requests: Requests, namespace: bytes, step_item: StepItem, key: bytes) -> None:
     step_item.key = key
-    step_item.item.digest = namespace, key
+    if step_item.item.key is None:
+        step_item.item.digest = namespace, key
     for chunk, position in plan.occurrences(step_item.number):
         requests[chunk].arrays.set_computed(position, namespace, key)
     plan.set_key(step_item.number, key)

@@ -3,79 +3,70 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from vitcache._native import StepPlan, read_requests
-from vitcache.arguments import to_int
+from vitcache.arguments import to_bytes, to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.cache.plan_leases import PlanLeases
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
-from vitcache.keys.content import content_key
+from vitcache.keys.content import Namespace, content_key, to_namespace
 from vitcache.keys.threads import KeyThreads
-from vitcache.pipeline.early_start import EarlyStart
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item, check_chunks
-from vitcache.pipeline.lookup import (
-    Agree,
-    agree_on_missing,
-    claim_all,
-    claim_missing,
-    collect_misses,
-    hits,
-)
+from vitcache.pipeline.kept_rows import KeptRows
+from vitcache.pipeline.lookup import Agree
+from vitcache.pipeline.pipeline_arguments import check_options, refuse_tensor
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
-from vitcache.pipeline.results import EmbedResult, list_errors
-from vitcache.pipeline.row_sources import RowSources, collect_sources
+from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_item import Requests, StepItem, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, known_key
+from vitcache.pipeline.step_runner import StepRunner
 from vitcache.placement.call_checks import is_traced
-from vitcache.placement.destination import Destination
 from vitcache.placement.embed_call import EmbedCall
-from vitcache.placement.placement import Placement
+from vitcache.placement.scatter_call import ScatterCall
 from vitcache.ring.pinned_ring import PinnedRing
 
 
 class VisionPipeline:
     """Builds `inputs_embeds`: encodes the items of a step that are not in the cache, and places all rows.
 
-    One call of `embed` is one step. In this order, `embed`
+    One call of `embed` or `place` is one step. They differ in the text tokens: `embed` looks their rows up in
+    an embedding table, and `place` leaves them alone. In this order, a step
 
     1. checks its arguments, and finds the items that overlap a chunk. Items that overlap no chunk are neither
        loaded nor looked up;
-    2. finds the items' keys. Features without a known key are loaded and hashed on threads, and the host
-       waits for the keys;
+    2. finds the items' keys. The namespace is folded into given keys once per `Items` object. Features
+       without a key are loaded and hashed on threads, and the host waits for the keys;
     3. looks up each unique item. For a hit, the step leases the entry, and neither copies nor encodes the
        feature;
     4. claims the missing keys. If another caller is encoding one of these items, the host waits for that
        caller, and then the step looks the items up again;
     5. encodes the missing items in micro-batches, in the order of the batch. While one micro-batch is
        encoded, the features of the next one are copied to the device;
-    6. writes the rows of text tokens and of items to `inputs_embeds`, and fresh rows to pages of the cache;
-    7. inserts the fresh rows in the cache, and releases the leases and the claims.
+    6. writes the rows of items, and in `embed` those of text tokens, to `inputs_embeds`, and fresh rows to
+       pages of the cache;
+    7. inserts the fresh rows in the cache, and releases the leases and the claims. If the cache rejects the
+       rows of an unfinished request, they are kept until its last chunk is placed.
 
     Parameters
     ----------
     encode
         The vision tower: ``encode(features, items)`` with a list of tensors on the cache's device and the
         list of their `Item` objects. It returns one tensor ``(num_rows, row_width)`` per item, in order, or
-        one tensor with all rows. It may return the same memory in every call.
+        one tensor with all rows, if all have one width. It may return the same memory in every call.
     cache
         The cache in which rows are looked up and inserted.
     namespace
-        Names everything that the rows depend on, except the item, such as the model; usually
-        `Namespace.digest()`. It is part of the keys that the pipeline computes. It is not part of a key that
-        is given with an item.
+        Names everything that the rows depend on, except the item, such as the model: a `Namespace`, or
+        bytes. It is part of the keys that the pipeline computes, and is folded into the keys that are given
+        with items, except keys with `Item.complete_key`.
     ring
         The ring that copies features from host memory to the device. None: on CUDA the pipeline makes a ring
         of 128 MiB when it first copies a feature; on the CPU features stay in their memory.
@@ -99,22 +90,38 @@ class VisionPipeline:
         Chooses hits that are encoded again, alone, after their cached rows were placed, to compare the rows.
         If a hit is chosen, the host waits for the device. Items without a feature are not chosen. `shadow`
         cannot be combined with `agree`: one rank would encode an item that the other ranks do not encode.
+    move_features
+        False: features reach `encode` unchanged, neither moved nor cast: tensors on any device, arrays and
+        any other object. A callable is still called, and `encode` gets its value. An object that
+        `content_key` cannot hash needs `Item.key`.
+    keep_bytes
+        Most bytes of rows that the cache rejected and that are kept for the next chunks of their requests, an
+        int or a str such as ``"256MiB"``; 0: none. They are on the cache's device, outside of its budget.
+        Rows belong to an `Items` object: pass one `Items` object to all chunks of a request. They are dropped
+        if a chunk that reaches the end of the item's last span is placed, if the `Items` object dies, and in
+        the first step after `advance_epoch` or `clear` of the cache. If `keep_bytes` are in use, further rows
+        are not kept, and their items are encoded in each chunk that needs them.
 
     Raises
     ------
     ValueError
-        If `max_rows_per_encode` is less than 1; if `ring` or `stream` is on another device than the cache; or
-        if both `agree` and `shadow` are given.
+        If `max_rows_per_encode` is less than 1; if `keep_bytes` is negative or not a size in bytes; if `ring`
+        or `stream` is on another device than the cache; if both `agree` and `shadow` are given; or if
+        `feature_dtype` is given and `move_features` is False.
     TypeError
-        If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is not bytes,
-        `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int, `feature_dtype` is not bfloat16,
-        float16 or None, or `shadow` is not a `Shadow`.
+        If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is neither
+        bytes nor a `Namespace`, `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int,
+        `feature_dtype` is not bfloat16, float16 or None, `shadow` is not a `Shadow`, `move_features` is not a
+        bool, or `keep_bytes` is neither an int nor a str. A bool is not an int.
 
     Notes
     -----
     Errors: if an item cannot be loaded, hashed, copied or encoded, or `encode` returns a wrong number of rows
     for it, its rows are zero and `EmbedResult.errors` contains the cause. The rows of all other items are
-    right. If `encode` raises for a micro-batch, its items are encoded one by one.
+    right. If `encode` raises for a micro-batch, its items are encoded one by one. Every `Exception` is the
+    item's error. `asyncio.CancelledError`, `KeyboardInterrupt`, `SystemExit` and `GeneratorExit` pass
+    through: the step raises them, and leaves no lease, claim or reservation. The worker of `prefetch` logs
+    them.
 
     Threads: any thread may call any method at any time. `encode` runs in the thread that calls `embed`, or in
     the worker thread of `prefetch`, one call at a time. If a step must encode, it owns the encoder until its
@@ -163,46 +170,43 @@ class VisionPipeline:
         encode: Encode,
         cache: EmbeddingCache,
         *,
-        namespace: bytes = b"",
+        namespace: bytes | Namespace = b"",
         ring: PinnedRing | None = None,
         max_rows_per_encode: int = 16384,
         agree: Agree | None = None,
         feature_dtype: torch.dtype | None = None,
         stream: torch.cuda.Stream | None = None,
         shadow: Shadow | None = None,
+        move_features: bool = True,
+        keep_bytes: int | str = 256 << 20,
     ) -> None:
-        if not callable(encode):
-            raise TypeError(f"encode must be callable, got {type(encode).__name__}")
-        if not isinstance(cache, EmbeddingCache):
-            raise TypeError(f"cache must be an EmbeddingCache, got {type(cache).__name__}")
-        if not isinstance(namespace, bytes):
-            raise TypeError(f"namespace must be bytes, got {type(namespace).__name__}")
-        max_rows_per_encode = to_int("max_rows_per_encode", max_rows_per_encode, 1)
-        if feature_dtype not in (None, torch.bfloat16, torch.float16):
-            raise TypeError(f"feature_dtype must be bfloat16, float16 or None, got {feature_dtype}")
-        if agree is not None and not callable(agree):
-            raise TypeError(f"agree must be callable, got {type(agree).__name__}")
-        if shadow is not None and not isinstance(shadow, Shadow):
-            raise TypeError(f"shadow must be a Shadow, got {type(shadow).__name__}")
-        if shadow is not None and agree is not None:
-            raise ValueError("agree and shadow cannot be combined: only one rank would encode a hit again")
-        if ring is not None and not isinstance(ring, PinnedRing):
-            raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
-        for name, owner in (("ring", ring), ("stream", stream)):
-            if owner is not None and owner.device != cache.device:
-                raise ValueError(f"{name} must be on {cache.device}, the cache's device, got {owner.device}")
+        self.namespace = to_namespace(namespace)
+        self.max_rows_per_encode = max_rows = to_int("max_rows_per_encode", max_rows_per_encode, 1)
+        keep_bytes = to_bytes("keep_bytes", keep_bytes, 0)
+        check_options(encode, cache, ring, agree, feature_dtype, stream, shadow, move_features)
         self.cache = cache
-        self.namespace = namespace
-        self.max_rows_per_encode = max_rows_per_encode
         self.stream = stream
         self._agree = agree
-        self._shadow = shadow
         self._mover = FeatureMover(cache.device, ring, feature_dtype)
-        self._runner = EncoderRunner(encode, cache, self._mover, max_rows_per_encode)
+        self._runner = EncoderRunner(encode, cache, self._mover, max_rows, move_features)
         self._prefetched = PrefetchedFeatures()
+        self._kept = KeptRows(cache, keep_bytes)
         self._keys = KeyThreads()
-        find = partial(find_keys, namespace=namespace, threads=self._keys)
-        self._job = PrefetchJob(cache, self._runner, self._prefetched, namespace, find)
+        self._steps = StepRunner(
+            cache,
+            self._runner,
+            self._mover,
+            self._prefetched,
+            self._kept,
+            self._keys,
+            namespace=self.namespace,
+            agree=agree,
+            shadow=shadow,
+            stream=stream,
+            max_rows=max_rows,
+        )
+        find = partial(find_keys, namespace=self.namespace, threads=self._keys)
+        self._job = PrefetchJob(cache, self._runner, self._prefetched, self._kept, self.namespace, find)
         self._worker = PrefetchWorker()
         self._is_closed = False
         # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
@@ -215,7 +219,8 @@ class VisionPipeline:
         weight: Tensor,
         *,
         out: Tensor | None = None,
-        deepstack: Tensor | None = None,
+        deepstack: Tensor | Sequence[Tensor] | None = None,
+        deepstack_rows: Tensor | None = None,
         scale: float | None = None,
         text_scale: float | None = None,
     ) -> EmbedResult:
@@ -226,9 +231,10 @@ class VisionPipeline:
         chunks
             The chunks of the batch, one or more per request. Chunks must not overlap in the batch. Tokens
             outside of all chunks are text tokens.
-        input_ids, weight, out, deepstack, scale, text_scale
+        input_ids, weight, out, deepstack, deepstack_rows, scale, text_scale
             As in `embed_tokens`. `weight` must be on the cache's device. The cache's `row_width` must be
-            ``H``, the width of `weight`, or ``H * (1 + L)`` with `deepstack` of ``L`` levels.
+            ``H``, the width of `weight`, or ``H * (1 + L)`` with ``L`` deepstack levels. The deepstack rows
+            of tokens whose item has rows of width ``H`` are zero.
 
         Returns
         -------
@@ -257,99 +263,77 @@ class VisionPipeline:
         """
         if self._is_closed:
             raise RuntimeError("the pipeline was closed")
-        cache = self.cache
-        _check_weight(weight, cache)
-        call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale)
-        if call.destination.width != cache.row_width:
-            _refuse_width(call.destination, cache)
-        requests = read_requests(chunks, Chunk)
-        plan = StepPlan(chunks, requests, self.namespace, call.destination.num_tokens)
-        placement = plan.make_placement()
-        call.check_spans(placement)
-        hashed: Sequence[StepItem] = ()
-        if plan.has_unkeyed:
-            hashed = self._find_keys(plan, requests)
-            placement = plan.make_placement()  # equal items are one item now
-        leases = PlanLeases(cache, plan)
-        try:
-            # A hashed feature may be on its way to the device, even if all items are hits now.
-            if hashed or leases.num_hits < len(plan) or self._must_visit_hits(plan, leases):
-                return self._embed_items(call, requests, plan, leases, hashed)
-            rest = leases.add_sources(placement, call.destination.native)
-            with torch.no_grad():
-                rows = RowSources(len(plan), leases)
-                placed = Placement.from_native(call.destination, placement, rows, rest)
-                return EmbedResult(call.run_placed(placed), [])
-        finally:
-            leases.release()
+        device = self.cache.device
+        if getattr(weight, "device", device) != device or is_traced(weight):
+            refuse_tensor("weight", weight, device)
+        call = EmbedCall(input_ids, weight, out, deepstack, scale, text_scale, deepstack_rows=deepstack_rows)
+        return self._steps.run(call, chunks)
 
-    def _must_visit_hits(self, plan: StepPlan, leases: PlanLeases) -> bool:
-        """Whether a step without a miss has more work than the placement of its hits."""
-        return (
-            self._agree is not None
-            or self._shadow is not None
-            or (len(self._prefetched) > 0 and bool(self._prefetched.find_in(plan)))
-            or (self.cache.has_host_tier and leases.has_host_hits())
-        )
-
-    def _embed_items(
+    def place(
         self,
-        call: EmbedCall,
-        requests: Requests,
-        plan: StepPlan,
-        leases: PlanLeases,
-        hashed: Sequence[StepItem],
+        chunks: Sequence[Chunk],
+        inputs_embeds: Tensor,
+        *,
+        deepstack: Tensor | Sequence[Tensor] | None = None,
+        deepstack_rows: Tensor | None = None,
+        scale: float | None = None,
     ) -> EmbedResult:
-        """The part of `embed` behind the look-up, for a step with misses or with work on its hits."""
-        cache = self.cache
-        with ExitStack() as cleanup:
-            cleanup.callback(wait_until_read, hashed)
-            step_items = collect_misses(plan, requests, leases, hashed)
-            moved = [
-                step_items.get(number) or StepItem.of(plan, requests, number)
-                for number in self._prefetched.find_in(plan)
-            ]
-            for step_item in moved:
-                step_item.take_moved(self._prefetched.take(step_item.identity))
-            cleanup.callback(wait_until_read, moved)
-            cleanup.callback(wait_until_read, step_items.values())
-            if self._agree is None:
-                missing = claim_missing(cache, plan, leases, step_items, cleanup)
-            else:
-                missing = agree_on_missing(self._agree, plan, requests, leases, step_items)
-                claim_all(cache, missing, cleanup)
-            if missing:
-                cleanup.enter_context(self._runner.exclusive())
-                with self._on_stream():
-                    self._runner.run(missing)
-            sources = collect_sources(plan, step_items.values(), leases, cache, self._mover, cleanup)
-            store = sources.store()
-            placement = plan.make_placement()
-            rest = leases.add_sources(placement, call.destination.native)
-            with torch.no_grad():
-                placed = Placement.from_native(call.destination, placement, sources, rest, store)
-                inputs_embeds = call.run_placed(placed, store)
-            chosen: list[tuple[StepItem, bytes, Tensor]] = []
-            if self._shadow is not None:
-                chosen = self._shadow.choose(hits(plan, requests, leases, step_items))
-            # Before the insert: a caller that finds the rows may change the features.
-            wait_until_read(step_items.values())
-            sources.commit(cache)
-            if self._shadow is not None and chosen:
-                # After the insert: `commit` may read rows in memory that this encode overwrites.
-                with nullcontext() if missing else self._runner.exclusive(), self._on_stream():
-                    for step_item, key, rows in chosen:
-                        cleanup.callback(wait_until_read, [step_item])
-                        self._shadow.check(key, rows, partial(self._runner.encode_once_more, step_item))
-        return EmbedResult(inputs_embeds, list_errors(step_items.values(), plan))
+        """Write the rows of a step's items into `inputs_embeds`, which contains the rows of its text tokens.
 
-    def _find_keys(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
-        """Find the keys of a step; features start to move as soon as their keys are known."""
-        start = EarlyStart(self.cache, self._runner, self._prefetched, self.max_rows_per_encode)
-        return find_keys(plan, requests, self.namespace, self._keys, start)
+        For engines whose embedding table is sharded, scaled or a module of its own. Items are looked up,
+        encoded, stored and reported as in `embed`.
+
+        Parameters
+        ----------
+        chunks
+            As in `embed`.
+        inputs_embeds, deepstack, deepstack_rows, scale
+            As in `scatter_embeddings`, in place. `inputs_embeds` must be on the cache's device. The cache's
+            `row_width` must be ``H``, or ``H * (1 + L)`` with ``L`` deepstack levels. The deepstack rows of
+            tokens whose item has rows of width ``H`` are zeroed.
+
+        Returns
+        -------
+        EmbedResult
+            `inputs_embeds` itself, and one `ItemError` per occurrence of a failed item. The rows of failed
+            items are zero. All tokens outside of the items' spans keep their rows, in `deepstack`, too.
+
+        Raises
+        ------
+        IndexError, ValueError, TypeError, RuntimeError
+            As `embed`, with `inputs_embeds` in place of `weight`.
+
+        Notes
+        -----
+        If `place` raises before the placement, `inputs_embeds` is unchanged. Gradients are not recorded. For
+        threads and streams, see the class.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline
+        >>> cache = EmbeddingCache(2, dtype=torch.float32, device="cpu", device_bytes=4096)
+        >>> chunk = Chunk([Item(torch.ones(2, 2), Span(1, 2))], start=0, length=4)
+        >>> inputs_embeds = torch.full((4, 2), 0.5)  # from the engine's embedding layer
+        >>> with VisionPipeline(lambda features, items: features, cache) as pipeline:
+        ...     result = pipeline.place([chunk], inputs_embeds)
+        >>> inputs_embeds.tolist(), result.errors
+        ([[0.5, 0.5], [1.0, 1.0], [1.0, 1.0], [0.5, 0.5]], [])
+        """
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
+        device = self.cache.device
+        if getattr(inputs_embeds, "device", device) != device or is_traced(inputs_embeds):
+            refuse_tensor("inputs_embeds", inputs_embeds, device)
+        call = ScatterCall(inputs_embeds, deepstack, scale, deepstack_rows=deepstack_rows)
+        return self._steps.run(call, chunks)
 
     def key(self, item: Item) -> bytes:
-        """Return the key of an item: its `Item.key`, or the key of its content, which the item then stores.
+        """Return the key under which the pipeline looks an item up in the cache. The item stores it.
+
+        This is `Item.key` with the namespace folded in (unchanged if `Item.complete_key` is true or the
+        namespace is empty), or, without a given key, the key of its content: then the feature is hashed now,
+        and a callable feature is called.
 
         Raises
         ------
@@ -427,13 +411,14 @@ class VisionPipeline:
     def close(self) -> None:
         """Cancel every prefetch, wait for the running one, and close the ring that the pipeline made.
 
-        Afterwards `embed` and `prefetch` raise RuntimeError. The cache and the caller's ring stay open. A
-        second call does nothing.
+        Afterwards `embed`, `place` and `prefetch` raise RuntimeError. The cache and the caller's ring stay
+        open. A second call does nothing.
         """
         self._is_closed = True
         self._worker.close()
         self._keys.close()
         self._prefetched.clear()
+        self._kept.clear()
         self._mover.close()
 
     def __enter__(self) -> VisionPipeline:
@@ -442,37 +427,7 @@ class VisionPipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """Make `stream` current. It waits for the caller's stream, which waits for `stream` at the end."""
-        if self.stream is None:
-            yield
-            return
-        current = torch.cuda.current_stream(self.cache.device)
-        self.stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self.stream):
-                yield
-        finally:
-            current.wait_stream(self.stream)
-
 
 def _stop_threads(worker: PrefetchWorker, keys: KeyThreads) -> None:
     worker.stop()
     keys.stop()
-
-
-def _check_weight(weight: Tensor, cache: EmbeddingCache) -> None:
-    if isinstance(weight, Tensor) and weight.device != cache.device:
-        raise ValueError(f"weight must be on {cache.device}, the cache's device, got {weight.device}")
-    if is_traced(weight):
-        raise TypeError(
-            f"weight must be a plain tensor, got {type(weight).__name__}, whose rows cannot be read"
-        )
-
-
-def _refuse_width(destination: Destination, cache: EmbeddingCache) -> NoReturn:
-    raise ValueError(
-        f"the cache has rows of width {cache.row_width}, expected {destination.width} (hidden "
-        f"{destination.hidden} x (1 + {destination.levels} deepstack levels))"
-    )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         spans_from_placeholder,
         spans_from_token_ids,
     )
+    from vitcache.placement.start_up import warm_up
 
 __all__ = [
     "PlacementTable",
@@ -24,6 +25,7 @@ __all__ = [
     "spans_from_inclusive",
     "spans_from_placeholder",
     "spans_from_token_ids",
+    "warm_up",
 ]
 
 __getattr__ = lazy_names(
@@ -38,5 +40,6 @@ __getattr__ = lazy_names(
             "spans_from_placeholder",
             "spans_from_token_ids",
         ),
+        "vitcache.placement.start_up": ("warm_up",),
     },
 )

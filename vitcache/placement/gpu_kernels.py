@@ -6,13 +6,14 @@ because Triton may be missing on a machine without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
+import vitcache.placement.kernel_variants  # noqa: F401 - guards the loading of the kernels
 from vitcache.placement.destination import Destination
 from vitcache.placement.host_blocks import copy_host_blocks
 from vitcache.placement.placement import Placement
@@ -47,10 +48,10 @@ def scatter_rows(
                 destination.deepstack,
                 dtype,
                 scale,
-                aligned=_is_aligned(destination, placement, dtype),
+                aligned=_is_aligned(destination, placement, dtype, store),
                 store=store,
             )
-        _keep_pinned_alive(placement.added_items, device)
+        _keep_pinned_alive(placement, device)
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
@@ -100,7 +101,7 @@ def embed_rows(
             dtype,
             scale,
             text_scale,
-            aligned=_is_aligned(destination, placement, dtype),
+            aligned=_is_aligned(destination, placement, dtype, store),
             store=store,
         )
     scatter_rows(destination, placement, scale, skip=dtype)
@@ -140,10 +141,12 @@ def _store_dtype(placement: Placement, dtype: torch.dtype) -> torch.dtype | None
     return store if store is not None and placement.native.stores(KINDS[dtype]) else None
 
 
-def _is_aligned(destination: Destination, placement: Placement, dtype: torch.dtype) -> bool:
+def _is_aligned(
+    destination: Destination, placement: Placement, dtype: torch.dtype, store: torch.dtype | None
+) -> bool:
     """Whether every level of every row of `dtype`, and of its pages, begins at a multiple of 16 bytes."""
-    itemsize = min(dtype.itemsize, (placement.store_dtype or dtype).itemsize)
-    return placement.native.aligned(KINDS[dtype]) and destination.hidden * itemsize % 16 == 0
+    itemsize = dtype.itemsize if store is None else min(dtype.itemsize, store.itemsize)
+    return destination.hidden * itemsize % 16 == 0 and placement.native.aligned(KINDS[dtype])
 
 
 def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
@@ -153,12 +156,14 @@ def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) 
     return table
 
 
-def _keep_pinned_alive(items: Iterable[object], device: torch.device) -> None:
-    """Keep pinned tensors among `items` alive until the launches queued on the current stream have read them.
+def _keep_pinned_alive(placement: Placement, device: torch.device) -> None:
+    """Keep pinned tensors alive until the launches queued on the current stream have read them.
 
     torch's pinned memory allocator tracks copies, not kernels: it would reuse memory that a kernel reads.
     """
-    pinned = [item for item in items if isinstance(item, Tensor) and item.device != device]
+    if not placement.native.reads_host:
+        return
+    pinned = [item for item in placement.added_items if isinstance(item, Tensor) and item.device != device]
     if pinned:
         table_memory_of(device).keep_alive(pinned)
 

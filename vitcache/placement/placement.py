@@ -117,7 +117,7 @@ class Placement:
     @property
     def store_dtype(self) -> torch.dtype | None:
         """The dtype to which stored rows are rounded. None: the call stores no rows."""
-        return next((reservation.dtype for reservation in self.stored.values()), None)
+        return next(iter(self.stored.values())).dtype if self.stored else None
 
     def write_stores(self) -> None:
         """Copy rows to the reservations in `stored`. Afterwards the placement reads the rows in them.
@@ -133,7 +133,7 @@ class Placement:
 
     def use_leases(self) -> None:
         """Order the current stream after the writes of leased rows, and before the reuse of their pages."""
-        use_all([item for item in self.added_items if isinstance(item, Lease)])
+        use_all(self.added_items)
 
     def use(self) -> None:
         """`use_leases`, and the same for the reservations in `stored`. The CPU needs no such order."""

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.arguments import to_int
 from vitcache.device.streams import Event, is_capturing
 from vitcache.pages.reservation import Reservation
+from vitcache.placement.call_checks import check_scale
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
 from vitcache.placement.table_memory import table_memory_of
-from vitcache.rows import KINDS
+from vitcache.rows import KINDS, check_dtype
 
 
 class PlacementTable:
@@ -36,7 +38,7 @@ class PlacementTable:
     ValueError
         If `max_rows` is less than 1.
     TypeError
-        If `dtype` is not float32, float16 or bfloat16.
+        If `max_rows` is not an int, or is a bool; if `dtype` is not float32, float16 or bfloat16.
 
     Notes
     -----
@@ -60,8 +62,7 @@ class PlacementTable:
     def __init__(
         self, max_rows: int, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | str | None = None
     ) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows is {max_rows}, it must be at least 1")
+        max_rows = to_int("max_rows", max_rows, 1)
         if dtype not in KINDS:
             raise TypeError(f"dtype is {dtype}, it must be float32, float16 or bfloat16")
         if device is None:
@@ -139,6 +140,62 @@ class PlacementTable:
         self._placement, self._width = placement, width
         return self
 
+    def warm_up(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        deepstack: Tensor | None = None,
+        weight: Tensor | None = None,
+        scale: float | None = None,
+        text_scale: float | None = None,
+    ) -> PlacementTable:
+        """Load the kernels of the calls that will be captured with this table. Returns the table itself.
+
+        A capture cannot load a kernel. Call this method, or `vitcache.warm_up`, before the capture.
+
+        Parameters
+        ----------
+        inputs_embeds
+            The destination, or a tensor of its dtype and width on its device. Nothing is written to it.
+        deepstack, scale
+            As in the calls that will be captured.
+        weight, text_scale
+            As in the calls of `embed_tokens` that will be captured. None for `weight`: a weight of the
+            destination's dtype.
+
+        Raises
+        ------
+        RuntimeError
+            If the current stream captures a CUDA graph, and a kernel is not loaded.
+        ValueError, TypeError
+            If an argument is not as in `scatter_embeddings` or `embed_tokens`, or `inputs_embeds` is not on
+            the table's device.
+        """
+        destination = Destination("inputs_embeds", inputs_embeds, deepstack)
+        self._check_device(destination)
+        scale, text_scale = check_scale("scale", scale), check_scale("text_scale", text_scale)
+        if weight is not None:
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"weight must be a tensor or None, got {type(weight).__name__}")
+            check_dtype("weight", weight)
+        if self.device.type == "cuda":
+            from vitcache.placement import kernel_variants
+
+            hidden, target = destination.hidden, destination.rows.dtype
+            text = target if weight is None else weight.dtype
+            sources, scaled, text_scaled = (self.dtype,), (scale is not None,), (text_scale is not None,)
+            kernel_variants.load(
+                (
+                    *kernel_variants.scatter_variants(
+                        self.device, hidden, target, sources, (None,), scaled, (True,)
+                    ),
+                    *kernel_variants.embed_variants(
+                        self.device, hidden, target, text, sources, (None,), scaled, text_scaled
+                    ),
+                )
+            )
+        return self
+
     def bind(self, destination: Destination) -> Placement:
         """Check the placement against a destination. Later updates must fit in this destination, too.
 
@@ -151,10 +208,7 @@ class PlacementTable:
         """
         if self._placement is None:
             raise RuntimeError("this table is empty: call its update method first")
-        if destination.rows.device != self.device:
-            raise ValueError(
-                f"the table is on {self.device}, the destination is on {destination.rows.device}"
-            )
+        self._check_device(destination)
         if self._width not in (0, destination.width):
             raise ValueError(
                 f"the table has rows of width {self._width}, the destination takes {destination.width}"
@@ -206,6 +260,12 @@ class PlacementTable:
                 # Keep the table's memory and rows alive until the launch has read them.
                 table_memory_of(self.device).keep_alive((self.rows, self._tokens, self._placement))
             fence.record(stream)
+
+    def _check_device(self, destination: Destination) -> None:
+        if destination.rows.device != self.device:
+            raise ValueError(
+                f"the table is on {self.device}, the destination is on {destination.rows.device}"
+            )
 
     def _check_no_reader_in_flight(self) -> None:
         if self._fences and is_capturing(self.device):

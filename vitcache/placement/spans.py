@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from vitcache.arguments import to_int
 
 
 class _SpanFields(NamedTuple):
@@ -37,7 +38,7 @@ class Span(_SpanFields):
     ValueError
         If an argument is negative.
     TypeError
-        If an argument is not an integer.
+        If an argument is not an integer, or is a bool.
 
     Examples
     --------
@@ -53,7 +54,11 @@ class Span(_SpanFields):
 
     def __new__(cls, start: int, length: int, source_start: int = 0) -> Span:
         """Check the three integers. Integers of NumPy and 0-d tensors are converted to `int`."""
-        span = tuple.__new__(cls, (index(start), index(length), index(source_start)))
+        if not (type(start) is type(length) is type(source_start) is int):
+            start = to_int("Span.start", start)
+            length = to_int("Span.length", length)
+            source_start = to_int("Span.source_start", source_start)
+        span = tuple.__new__(cls, (start, length, source_start))
         if min(span) < 0:
             name = cls._fields[[value < 0 for value in span].index(True)]
             raise ValueError(f"Span.{name} is {getattr(span, name)}, it must be at least 0")
@@ -70,20 +75,21 @@ class Span(_SpanFields):
         return self.start + self.length
 
 
-def spans_from_inclusive(offsets: Iterable[Sequence[int]]) -> list[Span]:
+def spans_from_inclusive(offsets: Iterable[Sequence[int]] | None) -> list[Span]:
     """Spans of one item from pairs of tokens, both ends inclusive, as SGLang stores offsets.
 
     Parameters
     ----------
     offsets
-        Pairs ``(first, last)`` of tokens. Each pair gets the next ``last - first + 1`` rows of the item.
+        Pairs ``(first, last)`` of tokens. Each pair gets the next ``last - first + 1`` rows of the item. None
+        for an item without offsets: it has no spans.
 
     Raises
     ------
     ValueError
         If `last` is less than `first`, or `first` is negative.
     TypeError
-        If a token is not an integer.
+        If a token is not an integer, or is a bool.
 
     Examples
     --------
@@ -93,8 +99,8 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]]) -> list[Span]:
     """
     spans: list[Span] = []
     rows = 0
-    for offset in offsets:
-        first, last = map(index, offset)
+    for offset in () if offsets is None else offsets:
+        first, last = (to_int(f"a token of offset {len(spans)}", token) for token in offset)
         if last < first:
             raise ValueError(f"offset {len(spans)} ends at token {last}, before its first token {first}")
         spans.append(Span(first, last - first + 1, rows))
@@ -122,7 +128,7 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     ValueError
         If `is_embed` does not have `length` entries, or `offset` or `length` is negative.
     TypeError
-        If `is_embed` is not boolean, or `offset` or `length` is not an integer.
+        If `is_embed` is not boolean, or `offset` or `length` is not an integer or is a bool.
 
     Examples
     --------
@@ -130,7 +136,7 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     >>> spans_from_placeholder(10, 4, is_embed=[True, True, False, True])
     [Span(start=10, length=2, source_start=0), Span(start=13, length=1, source_start=2)]
     """
-    whole = Span(offset, length)
+    whole = Span(to_int("offset", offset, 0), to_int("length", length, 0))
     if is_embed is None:
         return [whole]
     mask = _to_array(is_embed)
@@ -149,10 +155,10 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     Parameters
     ----------
     input_ids
-        Token ids of the prompt: list, array or tensor. A ``(B, T)`` input is flattened to ``B * T`` tokens.
-        A CUDA tensor is copied to the host, and the host waits for the copy.
+        Token ids of the prompt: list, array or tensor of ints. A ``(B, T)`` input is flattened to ``B * T``
+        tokens. A CUDA tensor is copied to the host, and the host waits for the copy.
     token_id
-        The id of a placeholder token.
+        The id of a placeholder token. Some models use a negative id.
     num_rows
         Rows of each item, in prompt order.
 
@@ -166,6 +172,9 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     ------
     ValueError
         If the number of placeholder tokens is not ``sum(num_rows)``, or an entry of `num_rows` is negative.
+    TypeError
+        If `input_ids` are not integers, or `token_id` or an entry of `num_rows` is not an integer or is a
+        bool.
 
     Examples
     --------
@@ -176,10 +185,12 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     >>> first, second
     ([Span(start=1, length=3, source_start=0)], [Span(start=5, length=1, source_start=0)])
     """
-    for item, count in enumerate(num_rows):
-        if count < 0:
-            raise ValueError(f"num_rows[{item}] is {count}, it must be at least 0")
-    tokens = np.flatnonzero(_to_array(input_ids).reshape(-1) == token_id)
+    token_id = to_int("token_id", token_id)
+    num_rows = [to_int(f"num_rows[{item}]", count, 0) for item, count in enumerate(num_rows)]
+    ids = _to_array(input_ids).reshape(-1)
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"input_ids must be integers, got {ids.dtype}")
+    tokens = np.flatnonzero(ids == token_id)
     if len(tokens) != sum(num_rows):
         raise ValueError(
             f"the prompt has {len(tokens)} tokens with id {token_id}, "
@@ -207,7 +218,7 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
     ValueError
         If `start` or `length` is negative.
     TypeError
-        If an entry of `spans` is not a `Span`.
+        If an entry of `spans` is not a `Span`, or `start` or `length` is not an integer or is a bool.
 
     Examples
     --------
@@ -217,7 +228,7 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
     >>> clip_spans([Span(4, 6)], start=8, length=8)
     [Span(start=0, length=2, source_start=4)]
     """
-    window = Span(start, length)
+    window = Span(to_int("start", start), to_int("length", length))
     clipped: list[Span] = []
     for span in spans:
         if not isinstance(span, Span):
@@ -239,4 +250,5 @@ def _runs(tokens: np.ndarray) -> list[Span]:
     breaks = np.flatnonzero(np.diff(tokens) != 1) + 1
     firsts = np.concatenate(([0], breaks))
     lengths = np.diff(np.concatenate((firsts, [len(tokens)])))
-    return [Span(tokens[row], length, row) for row, length in zip(firsts, lengths, strict=True)]
+    triples = zip(tokens[firsts].tolist(), lengths.tolist(), firsts.tolist(), strict=True)
+    return [Span(*triple) for triple in triples]

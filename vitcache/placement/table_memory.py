@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from vitcache.device.capture import relaxed_capture_mode
 from vitcache.device.streams import Event
 
 BLOCK_VALUES = 1 << 17  # 1 MiB of int64: the row tables of 65,536 rows
@@ -26,12 +28,16 @@ class RecordedFence(Protocol):
 
 
 class _Block:
-    """`num_used` values of `memory` are reserved. `readers_fence` is behind the launches that read them."""
+    """`num_used` of the `size` values of `memory` are reserved.
 
-    __slots__ = ("memory", "num_used", "readers_fence")
+    `readers_fence` is behind the launches that read them.
+    """
+
+    __slots__ = ("memory", "num_used", "readers_fence", "size")
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
+        self.size = memory.numel()
         self.num_used = 0
         self.readers_fence: RecordedFence | None = None  # None: this is the current block
 
@@ -71,9 +77,9 @@ class TableMemory:
         memory is reused after its block became full and all launches queued until then are complete.
         """
         block = self._current
-        if block is None or block.num_used + num_values > len(block.memory):
+        if block is None or block.num_used + num_values > block.size:
             block = self._current = self._next_block(num_values)
-        table = block.memory[block.num_used : block.num_used + num_values]
+        table = block.memory.narrow(0, block.num_used, num_values)  # faster than a slice
         block.num_used += num_values + num_values % 2
         return table
 
@@ -91,7 +97,7 @@ class TableMemory:
         if oldest is None or oldest.readers_fence is None or not oldest.readers_fence.query():
             return _Block(self._allocate(max(num_values, BLOCK_VALUES)))
         self._full.popleft()
-        if len(oldest.memory) < num_values:
+        if oldest.size < num_values:
             return _Block(self._allocate(num_values))
         oldest.num_used, oldest.readers_fence = 0, None
         return oldest
@@ -120,7 +126,8 @@ def _make_memory(device: torch.device) -> TableMemory:
     on_cuda = device.type == "cuda"
 
     def allocate(num_values: int) -> Tensor:
-        return torch.empty(num_values, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
+        with relaxed_capture_mode() if on_cuda else nullcontext():
+            return torch.empty(num_values, dtype=torch.int64, device="cpu", pin_memory=on_cuda)
 
     def record_fence() -> RecordedFence:
         if not on_cuda:

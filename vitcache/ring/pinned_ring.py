@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
+from vitcache.arguments import to_bytes, to_int
 from vitcache.device import stand_in
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
@@ -90,8 +91,8 @@ class PinnedRing:
     Parameters
     ----------
     capacity_bytes
-        Bytes of pinned memory, rounded up to whole memory pages and allocated at construction. The attribute
-        `capacity_bytes` is the rounded number.
+        Bytes of pinned memory, an int or a str such as ``"256MiB"``, rounded up to whole memory pages and
+        allocated at construction. The attribute `capacity_bytes` is the rounded number.
     num_threads
         Number of worker threads. None: three quarters of the cores that the process may use, rounded up, at
         most 12.
@@ -102,15 +103,16 @@ class PinnedRing:
     device
         The CUDA device. None: the current device.
     piece_bytes
-        Maximum size of a piece in bytes.
+        Maximum size of a piece in bytes, an int or a str.
 
     Raises
     ------
     TypeError
-        If `capacity_bytes`, `num_threads` or `piece_bytes` is not an int.
+        If `num_threads` is not an int, or `capacity_bytes` or `piece_bytes` is neither an int nor a str. A
+        bool is not an int.
     ValueError
-        If `capacity_bytes` or `piece_bytes` is less than 256, `num_threads` is not between 1 and 64,
-        `backend` is unknown, or `device` is not a device of the backend.
+        If `capacity_bytes` or `piece_bytes` is less than 256 or not a size in bytes, `num_threads` is not
+        between 1 and 64, `backend` is unknown, or `device` is not a device of the backend.
     MemoryError
         If `capacity_bytes` cannot be allocated or page-locked.
     CudaError
@@ -142,24 +144,23 @@ class PinnedRing:
 
     def __init__(
         self,
-        capacity_bytes: int,
+        capacity_bytes: int | str,
         *,
         num_threads: int | None = None,
         backend: str = "auto",
         device: torch.device | str | int | None = None,
-        piece_bytes: int = PIECE_BYTES,
+        piece_bytes: int | str = PIECE_BYTES,
     ) -> None:
         if num_threads is None:
             num_threads = default_num_threads()
-        for name, value, least, most in (
-            ("capacity_bytes", capacity_bytes, MIN_BYTES, sys.maxsize),
-            ("num_threads", num_threads, 1, MAX_THREADS),
-            ("piece_bytes", piece_bytes, MIN_BYTES, sys.maxsize),
+        capacity_bytes = to_bytes("capacity_bytes", capacity_bytes, MIN_BYTES)
+        num_threads = to_int("num_threads", num_threads, 1)
+        piece_bytes = to_bytes("piece_bytes", piece_bytes, MIN_BYTES)
+        for name, value, most in (
+            ("capacity_bytes", capacity_bytes, sys.maxsize),
+            ("num_threads", num_threads, MAX_THREADS),
+            ("piece_bytes", piece_bytes, sys.maxsize),
         ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name} is {value}, it must be at least {least}")
             if value > most:
                 raise ValueError(f"{name} is {value}, it must be at most {most}")
         self.device = _resolve_device(backend, device)
@@ -245,7 +246,7 @@ class PinnedRing:
             raise TypeError(
                 f"src is {source.dtype}, dst is {dst.dtype}: only float32 is cast, to bfloat16 or float16"
             )
-        if timeout_s is not None and not isinstance(timeout_s, Real):
+        if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, Real)):
             raise TypeError(f"timeout_s must be a number of seconds, got {type(timeout_s).__name__}")
         if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
             raise ValueError(f"timeout_s is {timeout_s}, it must be finite and at least 0")
@@ -331,6 +332,8 @@ def default_num_threads() -> int:
 def _resolve_device(backend: str, device: torch.device | str | int | None) -> torch.device:
     if backend not in ("auto", "cuda", "host"):
         raise ValueError(f"backend is {backend!r}, it must be one of 'auto', 'cuda', 'host'")
+    if isinstance(device, bool):
+        raise TypeError(f"device must be a device or an index, got {device} of type bool")
     if backend == "auto":
         backend = "cuda" if torch.cuda.is_available() else "host"
     if backend == "host":

@@ -1,0 +1,50 @@
+"""The capture mode of a thread, through the stand-in for the CUDA runtime."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from vitcache._native import CudaRuntime
+from vitcache.device import capture, stand_in
+from vitcache.device.capture import RELAXED_MODE, relaxed_capture_mode
+
+GLOBAL_MODE = 0
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
+    """The stand-in, in the place of the runtime that the machine has."""
+    runtime = stand_in.open_runtime()
+    monkeypatch.setattr(capture, "open_cuda_runtime", lambda: runtime)
+    return runtime
+
+
+def mode_of_thread(runtime: CudaRuntime) -> int:
+    mode = runtime.exchange_capture_mode(GLOBAL_MODE)
+    runtime.exchange_capture_mode(mode)
+    return mode
+
+
+def test_relaxed_capture_mode_is_set_for_this_thread_and_restored(runtime: CudaRuntime) -> None:
+    modes: list[int] = []
+    with relaxed_capture_mode():
+        assert mode_of_thread(runtime) == RELAXED_MODE
+        thread = threading.Thread(target=lambda: modes.append(mode_of_thread(runtime)))
+        thread.start()
+        thread.join()
+    assert mode_of_thread(runtime) == GLOBAL_MODE
+    assert modes == [GLOBAL_MODE]
+
+
+def test_relaxed_capture_mode_is_restored_after_an_exception(runtime: CudaRuntime) -> None:
+    with pytest.raises(ValueError, match="inside"), relaxed_capture_mode(), relaxed_capture_mode():
+        raise ValueError("inside")
+    assert mode_of_thread(runtime) == GLOBAL_MODE
+
+
+def test_relaxed_capture_mode_without_a_runtime_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITCACHE_NO_CUDA", "1")
+    with relaxed_capture_mode():
+        pass

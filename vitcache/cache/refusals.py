@@ -1,0 +1,58 @@
+"""The log lines of rows that a cache rejects: one per reason, as a full cache may reject many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitcache._native import Ledger, Pending, Tier
+from vitcache.pages.reservation import logger
+
+
+class RefusalLog:
+    """Logs the first refusal of each reason. All refusals are counted in `CacheStats.rejections`.
+
+    The reasons are, per tier: more pages than the tier has, and more than are free or evictable; and rows of
+    an earlier epoch. Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self._logged: dict[str, object] = {}
+
+    def warn_write(
+        self, ledger: Ledger, tiers: Sequence[Tier], num_rows: int, row_width: int, epoch: int | None
+    ) -> None:
+        """Log that the ledger began no write of rows of `epoch` to `tiers`; None: the current epoch."""
+        tier = min(tiers, key=lambda each: each.num_available)
+        current = ledger.last_epoch
+        if epoch is not None and epoch != current:
+            kind, reason = "epoch", describe_epochs(epoch, current)
+        elif tier.pages_for(num_rows, row_width) > tier.num_pages:
+            kind, reason = f"size {tier.name}", f"raise {tier.name}_bytes"
+        else:
+            kind, reason = f"room {tier.name}", f"raise {tier.name}_bytes or release leases"
+        self._warn(kind, num_rows, row_width, tier, reason)
+
+    def warn_commit(self, pending: Pending, epoch: int) -> None:
+        """Log that a write was not inserted, because its epoch is not `epoch`, the current one."""
+        reason = describe_epochs(pending.epoch, epoch)
+        self._warn("epoch", pending.num_rows, pending.row_width, pending.tier, reason)
+
+    def _warn(self, kind: str, num_rows: int, row_width: int, tier: Tier, reason: str) -> None:
+        mine = object()
+        if self._logged.setdefault(kind, mine) is not mine:
+            return
+        logger.warning(
+            "put of %d rows rejected: they need %d bytes; the %s tier has %d bytes, %d of them free or "
+            "evictable; %s; further rejections for this reason are only counted, in stats().rejections",
+            num_rows,
+            tier.pages_for(num_rows, row_width) * tier.page_bytes,
+            tier.name,
+            tier.num_pages * tier.page_bytes,
+            tier.num_available * tier.page_bytes,
+            reason,
+        )
+
+
+def describe_epochs(rows_epoch: int, cache_epoch: int) -> str:
+    """Return the reason why rows of another epoch than the cache's are rejected."""
+    return f"the rows are of epoch {rows_epoch}, the cache is in epoch {cache_epoch}"

@@ -1,0 +1,55 @@
+"""Given keys, with the namespace of a pipeline folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vitcache.keys.content import KEY_BYTES, Namespace, _add_node, _start, check_key, to_namespace
+
+_KEY_HEAD = b"b" + KEY_BYTES.to_bytes(8, "little")  # tag and length of the node of a key
+
+
+def fold_keys(keys: Iterable[bytes], namespace: bytes | Namespace) -> list[bytes]:
+    """Return the keys under which a pipeline of a namespace looks up items with given keys.
+
+    A folded key is the hash of the namespace and the given key. So the entries of two models, or of two
+    tenants, differ, even if their callers count their keys from 0. An empty namespace leaves keys as they
+    are.
+
+    Parameters
+    ----------
+    keys
+        Keys of 32 bytes.
+    namespace
+        Bytes, or a `Namespace`.
+
+    Raises
+    ------
+    TypeError
+        If `namespace` is neither bytes nor a `Namespace`, or a key is not bytes.
+    ValueError
+        If a key does not have 32 bytes.
+
+    Notes
+    -----
+    Any thread may call. A key takes about 1 us.
+
+    Examples
+    --------
+    >>> from vitcache.keys.folding import fold_keys
+    >>> one, two = (fold_keys([bytes(32)], namespace) for namespace in (b"one model", b"another model"))
+    >>> one == two, fold_keys([bytes(32)], b"") == [bytes(32)]
+    (False, True)
+    """
+    namespace = to_namespace(namespace)
+    start = _start("given")
+    _add_node(start, b"b", namespace)
+    folded = []
+    for key in keys:
+        check_key(key)
+        if namespace:
+            hasher = start.copy()
+            hasher.update(_KEY_HEAD + key)
+            key = bytes(hasher.digest())
+        folded.append(key)
+    return folded
