@@ -1,12 +1,13 @@
 """Build ``inputs_embeds`` in one pass: rows of the weight at text tokens, image rows at all other tokens.
 
 Bytes: one read and one write per row of the output, and one more write per stored row; the id and 8 bytes of
-table per token, or 16 if the launch stores rows. Launches: one, and one scatter for each further source
-dtype. The reference is `vitcache.placement.reference.embed_tokens`.
+table per token, and 8 more if the launch stores rows or the deepstack levels are packed. Launches: one, and
+one scatter for each further source dtype. The reference is `vitcache.placement.reference.embed_tokens`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,15 @@ from torch import Tensor
 
 from vitcache.triton_kernels.blocks import BlockShape, block_shape
 from vitcache.triton_kernels.launch import RowKernel
-from vitcache.triton_kernels.rows import TRITON_DTYPES, cast, describe_planes, load_image_row, row_pointer
+from vitcache.triton_kernels.rows import (
+    NO_LEVELS,
+    TRITON_DTYPES,
+    LevelForm,
+    cast,
+    describe_planes,
+    load_image_row,
+    row_pointer,
+)
 
 MOST_EMBEDDINGS = 1 << 32  # the kernel reads 32 bits of an id
 
@@ -60,6 +69,9 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
     HIDDEN: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_TEXT_SCALE: tl.constexpr,
+    LISTED: tl.constexpr,
+    PACKED: tl.constexpr,
+    HAS_NARROW: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,7 +79,8 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
 
     The table has one int64 per token: the address of its image row, 0 for text, -1 if another launch writes
     the token. If the launch stores rows, a second int64 per token is the address in the page. Rows that are
-    stored but not placed follow the tokens in the table.
+    stored but not placed follow the tokens in the table. If `PACKED`, the last int64 per token is the row of
+    the deepstack levels, which have no rows of text tokens.
     """
     token = tl.program_id(0).to(tl.int64)
     level = tl.program_id(1)
@@ -76,19 +89,22 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
     table = table_address.to(tl.pointer_type(tl.int64))
     # Only the low word of an id is read. The id of a text token is less than MOST_EMBEDDINGS.
     id_word = ids_address.to(tl.pointer_type(tl.uint32)) + token * id_words
+    COLUMNS: tl.constexpr = (1 if STORE is None else 2) + (1 if PACKED else 0)
+    level_row = tl.load(table + token * COLUMNS + COLUMNS - 1) if PACKED else token
     if STORE is None:
-        address = tl.load(table + token)
+        address = tl.load(table + token * COLUMNS)
         page = address
         placed = mask
         token_id = tl.load(id_word).to(tl.int64)
     else:
-        address = tl.load(table + token * 2)
-        page = tl.load(table + token * 2 + 1)
+        address = tl.load(table + token * COLUMNS)
+        page = tl.load(table + token * COLUMNS + 1)
         placed = columns < tl.where(token < num_tokens, HIDDEN, 0)
         token_id = tl.load(id_word, token < num_tokens, other=0).to(tl.int64)
     if address != -1:
         target = row_pointer(
             token,
+            level_row,
             level,
             out_address,
             out_stride_row,
@@ -96,6 +112,7 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
             deepstack_stride_level,
             deepstack_stride_row,
             TARGET,
+            LISTED,
             ALIGNED,
         )
         if address != 0:
@@ -111,6 +128,7 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
                 TARGET,
                 HIDDEN,
                 HAS_SCALE,
+                HAS_NARROW,
                 ALIGNED,
             )
             tl.store(target + columns, values, placed)
@@ -124,7 +142,7 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
             if WEIGHT != TARGET:
                 row = cast(row.to(tl.float32), TARGET)
             tl.store(target + columns, row, mask)
-        else:
+        elif not PACKED:
             tl.store(target + columns, tl.zeros([BLOCK], dtype=TARGET), mask)
 
 
@@ -139,6 +157,7 @@ class EmbedVariant(NamedTuple):
     hidden: int
     has_scale: bool
     has_text_scale: bool
+    form: LevelForm
     is_aligned: bool
     shape: BlockShape
 
@@ -152,6 +171,7 @@ class EmbedVariant(NamedTuple):
             "HIDDEN": self.hidden,
             "HAS_SCALE": self.has_scale,
             "HAS_TEXT_SCALE": self.has_text_scale,
+            **self.form.constants(),
             "ALIGNED": self.is_aligned,
             "BLOCK": self.shape.block,
         }
@@ -175,7 +195,7 @@ def _round_scale(text_scale: float, dtype: torch.dtype) -> float:
 def launch_embed_rows(
     table: Tensor,
     rows: Tensor,
-    deepstack: Tensor | None,
+    deepstack: Tensor | Sequence[Tensor] | None,
     input_ids: Tensor,
     weight: Tensor,
     dtype: torch.dtype,
@@ -184,6 +204,8 @@ def launch_embed_rows(
     *,
     aligned: bool,
     store: torch.dtype | None = None,
+    form: LevelForm = NO_LEVELS,
+    level_address: int = 0,
 ) -> None:
     """Queue one launch on the current stream for all tokens, and for rows that are stored but not placed.
 
@@ -193,25 +215,23 @@ def launch_embed_rows(
     ----------
     table
         int64, in memory that the device can read. Its layout is described at `embed_rows_kernel`.
-    rows, deepstack
-        The destination: ``(T, H)``, and ``(L, T, H)`` or None.
     input_ids, weight
         ``(T,)``, int64 or int32, and ``(V, H)``.
     dtype
         Dtype of the image rows.
     scale, text_scale
         Factors of the image rows and of the text rows, or None.
-    aligned, store
+    rows, deepstack, aligned, store, form, level_address
         As in `launch_scatter_rows`.
     """
     num_tokens, hidden = rows.shape
     if weight.shape[0] > MOST_EMBEDDINGS:
         raise ValueError(f"weight has {weight.shape[0]} rows, on a GPU it may have at most {MOST_EMBEDDINGS}")
-    num_programs = table.shape[0] // (1 if store is None else 2)
+    num_programs = table.shape[0] // ((1 if store is None else 2) + form.is_packed)
     if num_programs == 0 or hidden == 0:
         return
     shape = block_shape(hidden, rows.device)
-    planes = describe_planes(rows, deepstack)
+    planes = describe_planes(rows, deepstack, level_address)
     weight_address, weight_stride = weight.data_ptr(), weight.stride(0)
     is_weight_aligned = (weight_address | weight_stride * weight.element_size()) % 16 == 0
     variant = EmbedVariant(
@@ -223,6 +243,7 @@ def launch_embed_rows(
         hidden,
         scale is not None,
         text_scale is not None,
+        form,
         aligned and planes.is_aligned and is_weight_aligned,
         shape,
     )

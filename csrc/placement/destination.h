@@ -34,6 +34,14 @@ struct Destination {
   static constexpr std::int64_t kNotPacked = -1;
   std::int64_t num_packed = kNotPacked;
 
+  // Writes (address, row stride in elements) for each deepstack level.
+  void write_level_table(std::int64_t* table) const {
+    for (std::size_t level = 1; level < planes.size(); ++level) {
+      *table++ = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(planes[level].base));
+      *table++ = planes[level].row_stride / kElementBytes[kind];
+    }
+  }
+
   bool is_packed() const { return num_packed != kNotPacked; }
 
   std::int64_t hidden() const { return row_bytes / kElementBytes[kind]; }

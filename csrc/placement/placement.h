@@ -121,7 +121,7 @@ class Placement {
   // The runs that are not empty, in the order of their first tokens. Valid until the runs change.
   std::vector<const Run*> runs_in_order() const;
 
-  // For each run, the number of placed tokens before its first token.
+  // For each run, the number of placed tokens before its first token; 0 for an empty run.
   std::vector<std::int64_t> first_ranks() const;
 
   // Number of placed rows of all sources.

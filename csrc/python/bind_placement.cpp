@@ -79,6 +79,12 @@ void bind_destination(py::module_& module) {
            }),
            py::arg("planes"), py::arg("num_tokens"), py::arg("hidden"), py::arg("width"), py::arg("kind"),
            py::arg("on_cuda"), py::arg("device_id"), py::arg("num_packed") = py::none())
+      .def(
+          "write_level_table",
+          [](const Destination& destination, std::uintptr_t table) {
+            destination.write_level_table(table_at(table));
+          },
+          py::arg("table"))
       .def_readonly("num_tokens", &Destination::num_tokens)
       .def_property_readonly("hidden", &Destination::hidden);
   py::class_<TextTokens>(module, "TextTokens")

@@ -137,8 +137,10 @@ void check_apart_finds_sources_in_the_destination() {
   paged.add_run({0, 0, 5, 0});
   paged.check_apart(1000, 2032, 16, 16, kElements, kElements);
   paged.check_apart(2192, 3000, 16, 16, kElements, kElements);
-  CHECK_THROWS(paged.check_apart(1000, 2033, 16, 16, kElements, kElements), std::invalid_argument, "shares memory");
-  CHECK_THROWS(paged.check_apart(2191, 3000, 16, 16, kElements, kElements), std::invalid_argument, "shares memory");
+  CHECK_THROWS(paged.check_apart(1000, 2033, 16, 16, kElements, kElements), std::invalid_argument,
+               "shares memory");
+  CHECK_THROWS(paged.check_apart(2191, 3000, 16, 16, kElements, kElements), std::invalid_argument,
+               "shares memory");
 }
 
 void stored_tables_contain_the_page_of_each_row_once() {
@@ -322,6 +324,113 @@ void read_stores_replaces_sources_by_their_pages() {
   CHECK((row_table(placement, kFloat32) == Row{3032, 3}));
 }
 
+Source narrow(Source source) {
+  source.narrow = true;
+  return source;
+}
+
+void tables_mark_narrow_rows_and_append_ranks() {
+  Placement placement;
+  placement.add_source(narrow(Source::block(1000, 16, 3, kFloat32, false)));
+  placement.add_source(Source::block(2000, 32, 3, kFloat32, false));
+  placement.add_source(Source::block(3000, 32, 1, kBfloat16, false));
+  placement.set_runs({{1, 6, 2, 1}, {0, 1, 2, 0}, {2, 4, 1, 0}, {0, 3, 0, 0}});
+  CHECK((placement.first_ranks() == Row{3, 0, 2, 0}));
+  CHECK_EQUAL(placement.num_placed(), 5);
+  CHECK(placement.has_narrow(kFloat32) && !placement.has_narrow(kBfloat16));
+  Row rows(3 * 4), tokens(2 * 8);
+  placement.write_row_table(kFloat32, rows.data(), true);
+  CHECK((rows == Row{2032, 6, 3, 2064, 7, 4, 1001, 1, 0, 1017, 2, 1}));
+  placement.write_token_table(kFloat32, tokens.data(), 8, true);
+  CHECK((tokens == Row{0, 0, 1001, 0, 1017, 1, 0, 0, -1, 0, 0, 0, 2032, 3, 2064, 4}));
+  placement.add_store(0, Source::paged(64000, 16, 3, kFloat32, false, {0, 1}, 2));
+  Row stored(4 * (4 + 1)), stored_tokens(3 * (8 + 1));
+  placement.write_stored_row_table(kFloat32, stored.data(), true);
+  CHECK((stored ==
+         Row{2032, 6, 0, 3, 2064, 7, 0, 4, 1001, 1, 64000, 0, 1017, 2, 64016, 1, 1033, -1, 64032, 0}));
+  placement.write_stored_token_table(kFloat32, stored_tokens.data(), 8, true);
+  CHECK((stored_tokens == Row{0, 0, 0, 1001, 64000, 0, 1017, 64016, 1, 0, 0,    0,     -1, 0,
+                              0, 0, 0, 0,    2032,  0, 3,    2064,  0, 4, 1033, 64032, 0}));
+  placement.read_stores();  // the pages of narrow rows contain narrow rows
+  CHECK(placement.sources()[0].narrow && placement.sources()[0].address == 64000);
+}
+
+void check_apart_uses_the_width_of_narrow_rows() {
+  Placement placement;
+  placement.add_source(narrow(Source::block(1000, 64, 1, kFloat32, false)));
+  placement.check_apart(1016, 2000, 16, 16, 3 * kElements, kElements);
+  CHECK_THROWS(placement.check_apart(1015, 2000, 16, 16, 3 * kElements, kElements), std::invalid_argument,
+               "item 0 shares memory");
+  placement.add_source(Source::block(5000, 64, 1, kFloat32, false));
+  placement.add_store(1, Source::paged(1016, 16, 1, kFloat32, false, {0}, 1));
+  placement.check_stores_apart(3 * kElements, kElements);
+  Placement wide;
+  wide.add_source(Source::block(1000, 64, 1, kFloat32, false));
+  wide.add_source(Source::block(5000, 64, 1, kFloat32, false));
+  wide.add_store(1, Source::paged(1016, 16, 1, kFloat32, false, {0}, 1));
+  CHECK_THROWS(wide.check_stores_apart(3 * kElements, kElements), std::invalid_argument,
+               "item 0 shares memory with the storage of item 1");
+}
+
+void fit_source_takes_narrow_rows_only_on_request() {
+  const vitcache::Destination destination{{}, 9, kRowBytes, 3 * kElements, kFloat32, false, 0};
+  const Source source = Source::block(1000, 64, 1, kFloat32, false);
+  Placement strict, lenient(true);
+  CHECK(!strict.accepts_narrow() && lenient.accepts_narrow());
+  CHECK(strict.fit_source(0, source, 3 * kElements, destination));
+  CHECK(!strict.fit_source(0, source, kElements, destination));
+  CHECK(lenient.fit_source(0, source, kElements, destination) && lenient.sources()[0].narrow);
+  CHECK(lenient.fit_source(1, source, 3 * kElements, destination) && !lenient.sources()[1].narrow);
+  CHECK(!lenient.fit_source(2, source, 2 * kElements, destination));
+  CHECK_EQUAL(lenient.num_sources(), 2);
+  strict.accept_narrow();
+  CHECK(strict.fit_source(0, source, kElements, destination));
+}
+
+void packed_levels_and_narrow_rows_with_any_thread_count_are_written(std::int64_t num_rows) {
+  const std::vector<float> wide = numbered_rows(2 * num_rows, 0), single = numbered_rows(num_rows, -9000);
+  const std::int64_t num_tokens = 2 * num_rows + 3, num_placed = 2 * num_rows - 1;
+  Placement placement;
+  placement.add_source(Source::block(address_of(wide), 2 * kRowBytes, num_rows, kFloat32, false));
+  placement.add_source(narrow(Source::block(address_of(single), kRowBytes, num_rows, kFloat32, false)));
+  // Token 1 on: rows 1.. of the narrow item; then, after a gap, the wide item.
+  placement.set_runs({{0, num_rows + 2, num_rows, 0}, {1, 1, num_rows - 1, 1}});
+  const std::vector<float> weight = numbered_rows(1, 1000);
+  const std::vector<std::int64_t> ids(static_cast<std::size_t>(num_tokens), 0);
+  const vitcache::TextTokens text{ids.data(), 8, reinterpret_cast<const std::byte*>(weight.data()),
+                                  kRowBytes,  1, kFloat32};
+  const auto at = [](const std::vector<float>& rows, std::int64_t row) {
+    return rows[static_cast<std::size_t>(row * kElements)];
+  };
+  for (const int threads : {1, 3})
+    for (const bool is_embed : {false, true}) {
+      std::vector<float> out(static_cast<std::size_t>(num_tokens * kElements), -1);
+      std::vector<float> level(static_cast<std::size_t>(num_placed * kElements), -1);
+      vitcache::Destination destination{
+          {plane_of(out), plane_of(level)}, num_tokens, kRowBytes, 2 * kElements, kFloat32, false, 0};
+      destination.num_packed = num_placed - 1;
+      CHECK_THROWS(placement.check(destination, false), std::invalid_argument,
+                   "deepstack_rows has " + std::to_string(num_placed - 1) +
+                       " rows a level, the call places rows at " + std::to_string(num_placed) + " tokens");
+      destination.num_packed = num_placed;
+      placement.check(destination, false);
+      if (is_embed)
+        vitcache::embed_rows(placement, destination, text, threads);
+      else
+        vitcache::scatter_rows(placement, destination, threads);
+      for (const std::int64_t token : {std::int64_t{0}, num_rows, num_rows + 1, num_tokens - 1})
+        CHECK_EQUAL(at(out, token), is_embed ? 1000.F : -1.F);
+      for (std::int64_t row = 1; row < num_rows; ++row) {
+        CHECK_EQUAL(at(out, row), static_cast<float>(row - 9000));
+        CHECK_EQUAL(at(level, row - 1), 0.F);
+      }
+      for (std::int64_t row = 0; row < num_rows; ++row) {
+        CHECK_EQUAL(at(out, num_rows + 2 + row), static_cast<float>(2 * row));
+        CHECK_EQUAL(at(level, num_rows - 1 + row), static_cast<float>(2 * row + 1));
+      }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -337,4 +446,9 @@ int main() {
   check_text_ids_checks_only_tokens_outside_of_runs();
   find_overlap_finds_runs_of_any_order_and_source();
   read_stores_replaces_sources_by_their_pages();
+  tables_mark_narrow_rows_and_append_ranks();
+  check_apart_uses_the_width_of_narrow_rows();
+  fit_source_takes_narrow_rows_only_on_request();
+  packed_levels_and_narrow_rows_with_any_thread_count_are_written(5);
+  packed_levels_and_narrow_rows_with_any_thread_count_are_written(200'000);
 }

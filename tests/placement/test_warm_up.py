@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from caches import make_cache
+from deepstack_forms import make_levels
 from fake_triton import Driver, FakeFunction
 from placement_cases import make_rows, poisoned
 
 from vitcache import PlacementTable, Span, embed_tokens, scatter_embeddings, warm_up
 from vitcache.placement import dispatch
+from vitcache.placement.embed_call import EmbedCall
+from vitcache.placement.placement import Placement
+from vitcache.placement.scatter_call import ScatterCall
 
 pytest.importorskip("triton")
 
@@ -65,6 +68,8 @@ def calls(
     text_scale: bool = False,
     store: bool = True,
     table: bool = True,
+    level_forms: tuple[str, ...] = ("tensor", "list", "packed"),
+    narrow: bool = True,
 ) -> Iterator[str]:
     """Make calls of every kind that the flags describe; yield what was called."""
     width = hidden * (1 + levels)
@@ -75,14 +80,21 @@ def calls(
             embed_tokens(ids, weight, [], [])
             embed_tokens(ids[:0], weight, [], [])
         yield "text"
-        for source, layout, factor, text_factor, kind in product(
+        for source, layout, factor, text_factor, kind_form_width in product(
             sources,
             (lambda rows: rows, unaligned),
             (None, 0.5) if scale else (None,),
             (None, 2.0) if text_scale else (None,),
-            ("place", *(("store",) if store else ()), *(("table",) if table else ())),
+            [
+                (kind, form, row_width)
+                for kind in ("place", *(("store",) if store else ()), *(("table",) if table else ()))
+                for form in (level_forms if levels else ("none",))
+                for row_width in {width, hidden if narrow else width}
+                if kind != "table" or (form != "packed" and row_width == width)
+            ],
         ):
-            rows, num_tokens = make_rows(2, width, source), 5
+            kind, form, row_width = kind_form_width
+            rows, num_tokens = make_rows(2, row_width, source), 5
             out = poisoned(num_tokens, hidden, dtype=BF16)
             if kind == "table":  # whose rows must be aligned
                 out = layout(out)
@@ -91,21 +103,28 @@ def calls(
             ids = torch.zeros(num_tokens, dtype=torch.int64)
             options: dict[str, Any] = {"scale": factor}
             if levels:
-                options["deepstack"] = poisoned(levels, num_tokens, hidden, dtype=BF16)
+                name = {"tensor": "levels"}.get(form, form)
+                levels_argument = make_levels(name, (num_tokens,), hidden, levels, 2, BF16)
+                options |= levels_argument
             text = {"text_scale": text_factor, "out": out}
             if kind == "table":
                 placed = PlacementTable(8, dtype=source, device="cpu").update([rows], [1])
                 scatter_embeddings(out, placed, None, **options)
                 embed_tokens(ids, weight, placed, None, **options, **text)
             else:
-                cache = make_cache(4, width=width, dtype=BF16, page_rows=2)
-                for call in (scatter_embeddings, partial(embed_tokens, ids, weight, **text)):
-                    written = (out,) if call is scatter_embeddings else ()
+                cache = make_cache(4, width=row_width, dtype=BF16, page_rows=2)
+                options.setdefault("deepstack", None)
+                for call in (
+                    ScatterCall(out, **options),
+                    EmbedCall(ids, weight, **text, **options),
+                ):
                     store = [cache.reserve(bytes(32), 2)] if kind == "store" else None
-                    call(*written, [rows], [Span(1, 2)], **options, store=store)
+                    # A pipeline accepts narrow rows; the functions do not.
+                    placed = Placement(call.destination, [rows], [Span(1, 2)], store, accepts_narrow=True)
+                    call.run_placed(placed, store)
                     if store:
                         store[0].cancel()
-            yield f"{kind} {source} scale {factor}, {text_factor}"
+            yield f"{kind} {form} {row_width} {source} scale {factor}, {text_factor}"
 
 
 FLAGS = [
@@ -114,6 +133,8 @@ FLAGS = [
     {"text_scale": True},
     {"store": False, "table": False},
     {"levels": 2, "scale": True, "text_scale": True},
+    {"levels": 2, "level_forms": ("tensor",), "narrow": False},
+    {"levels": 3, "level_forms": ("tensor", "packed"), "store": False},
 ]
 
 
@@ -173,6 +194,14 @@ def test_warm_up_without_kernels_checks_its_arguments_alone(monkeypatch: pytest.
         ({"hidden": 8, "source_dtypes": torch.float32}, TypeError, "source_dtypes must be a list"),
         ({"hidden": 8, "scale": 2.0}, TypeError, "scale must be a bool, got 2.0"),
         ({"hidden": 8, "store": 1}, TypeError, "store must be a bool, got 1"),
+        ({"hidden": 8, "narrow": 1}, TypeError, "narrow must be a bool, got 1"),
+        ({"hidden": 8, "level_forms": "list"}, TypeError, "level_forms must be a list of names, got 'list'"),
+        ({"hidden": 8, "level_forms": 3}, TypeError, "level_forms must be a list of names, got 3"),
+        (
+            {"hidden": 8, "level_forms": ["rows"]},
+            ValueError,
+            "level_forms has .rows., it must be one",
+        ),
         ({"hidden": 8, "device": "meta"}, ValueError, "device is meta"),
     ],
 )

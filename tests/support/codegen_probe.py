@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.embed_rows import embed_rows_kernel
-from vitcache.triton_kernels.rows import TRITON_DTYPES
+from vitcache.triton_kernels.rows import NO_LEVELS, TRITON_DTYPES, LevelForm
 from vitcache.triton_kernels.scatter_rows import scatter_rows_kernel
 
 HIDDEN = 4096
@@ -36,6 +36,7 @@ def compile_kernel(kernel, arch: int, source: torch.dtype, target: torch.dtype, 
         "STORE": None,
         "TARGET": TRITON_DTYPES[target],
         "HIDDEN": HIDDEN,
+        **NO_LEVELS.constants(),
         "ALIGNED": True,
         "BLOCK": block,
         **({"WEIGHT": TRITON_DTYPES[target]} if "WEIGHT" in kernel.arg_names else {}),
@@ -72,15 +73,22 @@ def report(cubin: bytes) -> dict[str, object]:
 def main() -> None:
     plain, scaled = {"HAS_SCALE": False}, {"HAS_SCALE": True}
     stored = {"HAS_SCALE": False, "STORE": TRITON_DTYPES[torch.bfloat16]}
+    with_levels = [
+        (plain, LevelForm(is_listed=True)),
+        (scaled, LevelForm(has_narrow=True)),
+        (stored, LevelForm(is_packed=True, has_narrow=True)),
+    ]
     kernels = {
         "scatter": (
             scatter_rows_kernel,
             [{**scale, "HAS_HOLES": holes} for scale in (plain, scaled) for holes in (False, True)]
-            + [{**stored, "HAS_HOLES": False}],
+            + [{**stored, "HAS_HOLES": False}]
+            + [{**constants, "HAS_HOLES": False, **form.constants()} for constants, form in with_levels],
         ),
         "embed": (
             embed_rows_kernel,
-            [{**scale, "HAS_TEXT_SCALE": scale is scaled} for scale in (plain, scaled, stored)],
+            [{**scale, "HAS_TEXT_SCALE": scale is scaled} for scale in (plain, scaled, stored)]
+            + [{**constants, "HAS_TEXT_SCALE": False, **form.constants()} for constants, form in with_levels],
         ),
     }
     casts = [

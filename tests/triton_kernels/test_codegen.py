@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.triton
 
-VARIANT = ("HAS_SCALE", "HAS_HOLES", "HAS_TEXT_SCALE", "STORE")
+VARIANT = ("HAS_SCALE", "HAS_HOLES", "HAS_TEXT_SCALE", "STORE", "LISTED", "PACKED", "HAS_NARROW")
 SUPPORT = Path(__file__).parents[1] / "support"
 # With 8 warps per program and 64 registers per thread, 4 programs fit on a multiprocessor.
 REGISTER_BOUND = 64
@@ -33,7 +33,7 @@ def compiled():
 
 
 def test_probe_compiles_every_pair_of_architecture_dtypes_and_variant(compiled):
-    for kernel, num_variants in (("scatter", 5), ("embed", 3)):
+    for kernel, num_variants in (("scatter", 8), ("embed", 6)):
         cases = [case for case in compiled if case["kernel"] == kernel]
         archs = [case["arch"] for case in cases]
         dtypes = [(case["source"], case["target"]) for case in cases]

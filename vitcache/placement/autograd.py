@@ -20,7 +20,7 @@ _ops = torch.ops.vitcache
 
 def scatter(
     inputs_embeds: Tensor,
-    levels: Sequence[Tensor],
+    levels: Tensor | Sequence[Tensor],
     num_packed: int | None,
     items: Sequence[Tensor],
     runs: Tensor,
@@ -28,8 +28,8 @@ def scatter(
 ) -> None:
     """`scatter_embeddings` on tensors, differentiable in all tensors except `runs`.
 
-    `levels` are shaped like `inputs_embeds` or ``(T, H)``. If `num_packed` is not None, they are packed:
-    ``(num_packed, H)``.
+    An element of `levels` is shaped like `inputs_embeds` or ``(T, H)``. If `num_packed` is not None, the
+    levels are packed: ``(num_packed, H)``.
     """
     hidden = inputs_embeds.shape[-1]
     level_runs = _runs_of_levels(runs, num_packed)
@@ -39,7 +39,7 @@ def scatter(
 
 def embed(
     out: Tensor,
-    levels: Sequence[Tensor],
+    levels: Tensor | Sequence[Tensor],
     num_packed: int | None,
     input_ids: Tensor,
     weight: Tensor,
@@ -57,7 +57,7 @@ def embed(
     # Return the result of `apply`, not `out`: Dynamo of torch 2.9 records a gradient only for the result.
     columns = [rows[:, :hidden] for rows in items]
     built: Tensor = Embed.apply(out, input_ids, weight, runs, scale, text_scale, *columns)
-    for level in () if num_packed is not None else levels:
+    for level in [] if num_packed is not None else [levels] if isinstance(levels, Tensor) else levels:
         level.zero_()
     _scatter_levels(levels, hidden, items, level_runs, scale)
     return built
@@ -68,10 +68,16 @@ def _runs_of_levels(runs: Tensor, num_packed: int | None) -> Tensor:
 
 
 def _scatter_levels(
-    levels: Sequence[Tensor], hidden: int, items: Sequence[Tensor], runs: Tensor, scale: float | None
+    levels: Tensor | Sequence[Tensor],
+    hidden: int,
+    items: Sequence[Tensor],
+    runs: Tensor,
+    scale: float | None,
 ) -> None:
-    for number, level in enumerate(levels, 1):
-        Scatter.apply(level, runs, scale, *(_columns(rows, hidden, number) for rows in items))
+    for level in range(len(levels)):
+        columns = [_columns(rows, hidden, level + 1) for rows in items]
+        # Index a tensor of levels here: Dynamo loses the gradient of a view that is older than another write.
+        Scatter.apply(levels[level], runs, scale, *columns)
 
 
 def _columns(rows: Tensor, hidden: int, level: int) -> Tensor:

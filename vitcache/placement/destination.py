@@ -86,6 +86,11 @@ class Destination:
         """Whether the levels are separate tensors, whose addresses and strides a launch reads."""
         return self.levels > 0 and self.deepstack is None
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether there are levels, and they are packed."""
+        return self.levels > 0 and self.num_packed is not None
+
     def _check(self, name: str, inputs_embeds: Tensor, deepstack: Any, deepstack_rows: Any) -> None:
         """Check arguments that the native reader refuses, and set all fields that need no address."""
         if not isinstance(inputs_embeds, Tensor):

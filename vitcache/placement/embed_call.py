@@ -23,7 +23,7 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination, tensor_reader
-from vitcache.placement.levels import level_arguments, list_levels
+from vitcache.placement.levels import index_levels, level_arguments
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
@@ -140,7 +140,7 @@ class EmbedCall:
             check_writable(*self._levels)
             refuse_store(store, "a gradient")
             items, runs = placed.tensors_and_runs()
-            levels = list_levels("out", out, self._deepstack, self._deepstack_rows)
+            levels = index_levels("out", out, self._deepstack, self._deepstack_rows)
             num_packed = self.destination.num_packed
             return autograd.embed(
                 out, levels, num_packed, self._input_ids, weight, items, runs, self._scale, self._text_scale

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor
 
 import vitcache.placement.kernel_variants  # noqa: F401 - guards the loading of the kernels
+from vitcache.device.streams import is_capturing
 from vitcache.placement.destination import Destination
 from vitcache.placement.host_blocks import copy_host_blocks
 from vitcache.placement.placement import Placement
@@ -21,6 +21,7 @@ from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.table_memory import table_memory_of
 from vitcache.rows import KINDS
 from vitcache.triton_kernels.embed_rows import launch_embed_rows
+from vitcache.triton_kernels.rows import NO_LEVELS, LevelForm
 from vitcache.triton_kernels.scatter_rows import launch_scatter_rows
 
 
@@ -36,20 +37,26 @@ def scatter_rows(
             if dtype == skip:
                 continue
             native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
-            num_rows = native.num_rows(kind)
-            if store is None:
-                table = _make_table(2 * num_rows, device, partial(native.write_row_table, kind))
-            else:
+            num_rows, columns, write = native.num_rows(kind), 2, native.write_row_table
+            if store is not None:
                 num_rows += native.num_unplaced_rows(kind)
-                table = _make_table(3 * num_rows, device, partial(native.write_stored_row_table, kind))
+                columns, write = 3, native.write_stored_row_table
+            form = _form(destination, placement, kind)
+            table, level_address = _make_table(
+                (columns + form.is_packed) * num_rows,
+                destination,
+                lambda address, kind=kind, write=write, form=form: write(kind, address, form.is_packed),
+            )
             launch_scatter_rows(
                 table,
                 destination.rows,
-                destination.deepstack,
+                _levels(destination),
                 dtype,
                 scale,
                 aligned=_is_aligned(destination, placement, dtype, store),
                 store=store,
+                form=form,
+                level_address=level_address,
             )
         _keep_pinned_alive(placement, device)
 
@@ -61,11 +68,13 @@ def scatter_table(destination: Destination, table: PlacementTable, scale: float 
         launch_scatter_rows(
             table.rows,
             destination.rows,
-            destination.deepstack,
+            _levels(destination),
             table.dtype,
             scale,
             aligned=aligned,
             has_holes=True,
+            form=_form(destination),
+            level_address=_level_address(destination, table),
         )
 
 
@@ -87,15 +96,20 @@ def embed_rows(
         dtypes = placement.dtypes()
         dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
         native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
-        if store is None:
-            values, write = num_tokens, native.write_token_table
-        else:
-            values, write = 2 * (num_tokens + native.num_unplaced_rows(kind)), native.write_stored_token_table
-        table = _make_table(values, device, lambda address: write(kind, address, num_tokens))
+        num_rows, columns, write = num_tokens, 1, native.write_token_table
+        if store is not None:
+            num_rows += native.num_unplaced_rows(kind)
+            columns, write = 2, native.write_stored_token_table
+        form = _form(destination, placement, kind)
+        table, level_address = _make_table(
+            (columns + form.is_packed) * num_rows,
+            destination,
+            lambda address: write(kind, address, num_tokens, form.is_packed),
+        )
         launch_embed_rows(
             table,
             destination.rows,
-            destination.deepstack,
+            _levels(destination),
             input_ids,
             weight,
             dtype,
@@ -103,6 +117,8 @@ def embed_rows(
             text_scale,
             aligned=_is_aligned(destination, placement, dtype, store),
             store=store,
+            form=form,
+            level_address=level_address,
         )
     scatter_rows(destination, placement, scale, skip=dtype)
 
@@ -125,14 +141,39 @@ def embed_table(
         launch_embed_rows(
             tokens,
             destination.rows,
-            destination.deepstack,
+            _levels(destination),
             input_ids,
             weight,
             table.dtype,
             scale,
             text_scale,
             aligned=aligned,
+            form=_form(destination),
+            level_address=_level_address(destination, table),
         )
+
+
+def _levels(destination: Destination) -> Tensor | list[Tensor] | None:
+    return destination.planes[1:] if destination.is_listed else destination.deepstack
+
+
+def _level_address(destination: Destination, table: PlacementTable) -> int:
+    """The address of a level table for a launch that reads a `PlacementTable`; 0 without a list of levels."""
+    if not destination.is_listed:
+        return 0
+    if is_capturing(destination.device):
+        return table.level_address(destination)
+    address = table_memory_of(destination.device).reserve(2 * destination.levels).data_ptr()
+    destination.native.write_level_table(address)
+    return address
+
+
+def _form(destination: Destination, placement: Placement | None = None, kind: int = 0) -> LevelForm:
+    """The form of the levels for a launch that places rows of `kind`, or for that of a `PlacementTable`."""
+    if destination.levels == 0:
+        return NO_LEVELS
+    has_narrow = placement is not None and placement.native.has_narrow(kind)
+    return LevelForm(destination.is_listed, destination.is_packed, has_narrow)
 
 
 def _store_dtype(placement: Placement, dtype: torch.dtype) -> torch.dtype | None:
@@ -149,11 +190,23 @@ def _is_aligned(
     return destination.hidden * itemsize % 16 == 0 and placement.native.aligned(KINDS[dtype])
 
 
-def _make_table(values: int, device: torch.device, fill: Callable[[int], None]) -> Tensor:
-    """Reserve an int64 table that a launch on `device` reads in place; `fill(address)` writes it."""
-    table = table_memory_of(device).reserve(values)
-    fill(table.data_ptr())
-    return table
+def _make_table(values: int, destination: Destination, fill: Callable[[int], None]) -> tuple[Tensor, int]:
+    """Reserve an int64 table that a launch reads in place; `fill(address)` writes it.
+
+    Returns the table, and the address of the level table behind it, or 0 if the levels are not listed.
+    """
+    memory = table_memory_of(destination.device)
+    if not destination.is_listed:
+        table = memory.reserve(values)
+        fill(table.data_ptr())
+        return table, 0
+    # One reservation for both tables: a second one could reuse the memory of the first.
+    table = memory.reserve(values + 2 * destination.levels)
+    address = table.data_ptr()
+    level_address = address + 8 * values
+    fill(address)
+    destination.native.write_level_table(level_address)
+    return table.narrow(0, 0, values), level_address
 
 
 def _keep_pinned_alive(placement: Placement, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from vitcache.device.streams import is_capturing
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.embed_rows import EmbedVariant, embed_kernel
 from vitcache.triton_kernels.launch import Variant
+from vitcache.triton_kernels.rows import NO_LEVELS, LevelForm
 from vitcache.triton_kernels.scatter_rows import ScatterVariant, scatter_kernel
 
 VECTOR_BYTES = 16
@@ -30,6 +31,7 @@ def scatter_variants(
     stores: Sequence[torch.dtype | None],
     scale: Choices,
     has_holes: Choices,
+    forms: Sequence[LevelForm] = (NO_LEVELS,),
 ) -> Iterator[ScatterVariant]:
     """Yield the kernels of `scatter_embeddings` for rows of any alignment.
 
@@ -41,15 +43,17 @@ def scatter_variants(
         Dtypes in which rows are stored; None stands for calls that store no rows.
     scale, has_holes
         Whether the rows are scaled, and whether the table is that of a `PlacementTable`. Rows of a
-        `PlacementTable` are never stored.
+        `PlacementTable` are never stored, packed or narrow.
+    forms
+        Forms of the deepstack levels.
     """
     shape = block_shape(hidden, device)
-    for source, store, scaled, holes in product(sources, stores, scale, has_holes):
-        if holes and store is not None:
+    for source, store, scaled, holes, form in product(sources, stores, scale, has_holes, forms):
+        if holes and (store is not None or form.is_packed or form.has_narrow):
             continue
         for is_aligned in _alignments(hidden, source, store):
             yield ScatterVariant(
-                device.index, source, store, target, hidden, scaled, holes, is_aligned, shape
+                device.index, source, store, target, hidden, scaled, holes, form, is_aligned, shape
             )
 
 
@@ -62,6 +66,7 @@ def embed_variants(
     stores: Sequence[torch.dtype | None],
     scale: Choices,
     text_scale: Choices,
+    forms: Sequence[LevelForm] = (NO_LEVELS,),
 ) -> Iterator[EmbedVariant]:
     """Yield the kernels of `embed_tokens` for rows of any alignment.
 
@@ -69,18 +74,23 @@ def embed_variants(
     ----------
     weight
         Dtype of the weight. The source of a call without images has it, too.
-    target, sources, stores, scale
+    target, sources, stores, scale, forms
         As in `scatter_variants`.
     text_scale
         Whether the rows of text tokens are scaled.
     """
     shape = block_shape(hidden, device)
     all_sources = dict.fromkeys((weight, *sources))
-    for source, store, scaled, text_scaled in product(all_sources, stores, scale, text_scale):
+    for source, store, scaled, text_scaled, form in product(all_sources, stores, scale, text_scale, forms):
+        constants = device.index, source, store, target, weight, hidden, scaled, text_scaled, form
         for is_aligned in _alignments(hidden, source, store):
-            yield EmbedVariant(
-                device.index, source, store, target, weight, hidden, scaled, text_scaled, is_aligned, shape
-            )
+            yield EmbedVariant(*constants, is_aligned, shape)
+
+
+def level_forms(names: Iterable[str], narrow: bool) -> list[LevelForm]:
+    """The forms of levels with these names, "tensor", "list" or "packed"; no levels are a tensor."""
+    forms = [LevelForm(name == "list", name == "packed") for name in dict.fromkeys(("tensor", *names))]
+    return forms + [form._replace(has_narrow=True) for form in forms if narrow]
 
 
 def load(variants: Iterable[ScatterVariant | EmbedVariant]) -> None:

@@ -58,10 +58,12 @@ def read_levels(name: str, inputs_embeds: Tensor, deepstack: Any, deepstack_rows
     return _view_levels(inputs_embeds, deepstack), ()
 
 
-def list_levels(name: str, inputs_embeds: Tensor, deepstack: Any, deepstack_rows: Any) -> list[Tensor]:
-    """`read_levels`, as a list of L tensors. Each tensor is the caller's own, or one view of it."""
+def index_levels(
+    name: str, inputs_embeds: Tensor, deepstack: Any, deepstack_rows: Any
+) -> Tensor | Sequence[Tensor]:
+    """`read_levels`, as one value whose element ``l`` is level ``l``."""
     levels, listed = read_levels(name, inputs_embeds, deepstack, deepstack_rows)
-    return list(listed) if levels is None else [levels[level] for level in range(levels.shape[0])]
+    return listed if levels is None else levels
 
 
 def level_arguments(deepstack: Any, deepstack_rows: Any) -> list[Any]:
@@ -80,7 +82,8 @@ def _view_levels(inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
         return deepstack
     is_columns = (*shape[:-1], hidden) in token_shapes
     if is_columns and hidden > 0 and shape[-1] % hidden == 0:
-        return deepstack.unflatten(-1, (shape[-1] // hidden, hidden)).movedim(-2, 0)
+        levels: Tensor = deepstack.unflatten(-1, (shape[-1] // hidden, hidden)).movedim(-2, 0)
+        return levels
     raise ValueError(
         f"deepstack has shape {shape}, it must be (L, {num_tokens}, {hidden}), ({num_tokens}, L * {hidden}), "
         f"or a list of L tensors ({num_tokens}, {hidden})"

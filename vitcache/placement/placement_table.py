@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
 from vitcache.placement.table_memory import table_memory_of
 from vitcache.rows import KINDS, check_dtype
+
+# int64 values for the level tables of captured calls: two per deepstack level.
+LEVEL_VALUES = 1 << 13
 
 
 class PlacementTable:
@@ -73,9 +77,9 @@ class PlacementTable:
         pinned = self.device.type == "cuda"
         # A tensor that is made in inference mode cannot be written outside of it.
         with torch.inference_mode(False):
-            self.rows, self._tokens = (
+            self.rows, self._tokens, self._level_tables = (
                 torch.zeros(size, dtype=torch.int64, device="cpu", pin_memory=pinned)
-                for size in (2 * max_rows, max_rows)
+                for size in (2 * max_rows, max_rows, LEVEL_VALUES)
             )
         # Events behind the reads of the table, by stream handle, or by a new object for each captured call.
         self._fences: dict[object, Any] = {}
@@ -83,6 +87,9 @@ class PlacementTable:
         self._width = 0  # row width; 0 until it is known
         self._num_tokens: int | None = None  # tokens of the smallest destination so far
         self._num_embedded = 0  # most tokens of an embed_tokens call so far
+        # The level tables of captured calls with a list of levels: each replay reads them.
+        self._level_addresses: dict[tuple[tuple[int, int], ...], int] = {}
+        self._num_level_values = 0
 
     def update(self, embeddings: Any, spans: Any) -> PlacementTable:
         """Replace the placement. Returns the table itself.
@@ -144,7 +151,7 @@ class PlacementTable:
         self,
         inputs_embeds: Tensor,
         *,
-        deepstack: Tensor | None = None,
+        deepstack: Tensor | Sequence[Tensor] | None = None,
         weight: Tensor | None = None,
         scale: float | None = None,
         text_scale: float | None = None,
@@ -180,17 +187,19 @@ class PlacementTable:
             check_dtype("weight", weight)
         if self.device.type == "cuda":
             from vitcache.placement import kernel_variants
+            from vitcache.triton_kernels.rows import LevelForm
 
             hidden, target = destination.hidden, destination.rows.dtype
             text = target if weight is None else weight.dtype
             sources, scaled, text_scaled = (self.dtype,), (scale is not None,), (text_scale is not None,)
+            forms = (LevelForm(is_listed=destination.is_listed),)
             kernel_variants.load(
                 (
                     *kernel_variants.scatter_variants(
-                        self.device, hidden, target, sources, (None,), scaled, (True,)
+                        self.device, hidden, target, sources, (None,), scaled, (True,), forms
                     ),
                     *kernel_variants.embed_variants(
-                        self.device, hidden, target, text, sources, (None,), scaled, text_scaled
+                        self.device, hidden, target, text, sources, (None,), scaled, text_scaled, forms
                     ),
                 )
             )
@@ -245,6 +254,28 @@ class PlacementTable:
             placement.native.write_token_table(KINDS[self.dtype], self._tokens.data_ptr(), num_tokens)
             self._num_embedded = num_tokens
         return placement, self._tokens[:num_tokens]
+
+    def level_address(self, destination: Destination) -> int:
+        """The address of the level table of a destination with listed levels. It is never rewritten.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no memory for one more level table.
+        """
+        key = tuple((level.data_ptr(), level.stride(0)) for level in destination.planes[1:])
+        address = self._level_addresses.get(key)
+        if address is None:
+            size = self._num_level_values + 2 * len(key)
+            if size > LEVEL_VALUES:
+                raise RuntimeError(
+                    f"this table has memory for {LEVEL_VALUES // 2} deepstack levels in captured lists, the "
+                    f"captures need {size // 2}: pass the same tensors in each capture, or one tensor"
+                )
+            address = self._level_tables.data_ptr() + 8 * self._num_level_values
+            destination.native.write_level_table(address)
+            self._level_addresses[key], self._num_level_values = address, size
+        return address
 
     def record_reader(self) -> None:
         """Record an event behind the launch that reads the table. Under capture, each replay records it."""

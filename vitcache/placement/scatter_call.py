@@ -20,7 +20,7 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination
-from vitcache.placement.levels import level_arguments, list_levels
+from vitcache.placement.levels import index_levels, level_arguments
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
@@ -105,7 +105,7 @@ class ScatterCall:
         if torch.is_grad_enabled() and needs_grad(*self._written, *placed.added_items):
             check_writable(*self._written)
             refuse_store(store, "a gradient")
-            levels = list_levels("inputs_embeds", inputs_embeds, self._deepstack, self._deepstack_rows)
+            levels = index_levels("inputs_embeds", inputs_embeds, self._deepstack, self._deepstack_rows)
             num_packed = self.destination.num_packed
             autograd.scatter(inputs_embeds, levels, num_packed, *placed.tensors_and_runs(), self._scale)
             return inputs_embeds

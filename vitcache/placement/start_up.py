@@ -10,6 +10,8 @@ from vitcache.arguments import to_device, to_int
 from vitcache.placement import dispatch
 from vitcache.rows import DTYPE_NAMES, DTYPES
 
+LEVEL_FORMS = ("tensor", "list", "packed")
+
 
 def warm_up(
     device: torch.device | str | None = None,
@@ -17,6 +19,8 @@ def warm_up(
     hidden: int,
     dtype: torch.dtype = torch.bfloat16,
     levels: int = 0,
+    level_forms: Sequence[str] = LEVEL_FORMS,
+    narrow: bool = True,
     source_dtypes: Sequence[torch.dtype] | None = None,
     scale: bool = False,
     text_scale: bool = False,
@@ -41,6 +45,11 @@ def warm_up(
         stored.
     levels
         Number of deepstack levels. 0: the calls pass no deepstack.
+    level_forms
+        With levels: the forms in which calls pass them, besides one tensor. "list" is a list of tensors, and
+        "packed" is `deepstack_rows`.
+    narrow
+        With levels: whether a pipeline places rows without deepstack columns, too.
     source_dtypes
         Dtypes of the image rows. None: `dtype`.
     scale, text_scale
@@ -76,7 +85,13 @@ def warm_up(
     """
     target = to_device(device)
     hidden, levels = to_int("hidden", hidden, 1), to_int("levels", levels, 0)
-    for name, flag in (("scale", scale), ("text_scale", text_scale), ("store", store), ("table", table)):
+    for name, flag in (
+        ("scale", scale),
+        ("text_scale", text_scale),
+        ("store", store),
+        ("table", table),
+        ("narrow", narrow),
+    ):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool, got {flag!r} of type {type(flag).__name__}")
     sources = (dtype,) if source_dtypes is None else source_dtypes
@@ -86,6 +101,11 @@ def warm_up(
     for name, value in (("dtype", dtype), *(("source_dtypes", source) for source in sources)):
         if value not in DTYPES:
             raise TypeError(f"{name} has {value!r}, it must be one of {DTYPE_NAMES}")
+    if isinstance(level_forms, str) or not isinstance(level_forms, Sequence):
+        raise TypeError(f"level_forms must be a list of names, got {level_forms!r}")
+    for form in level_forms:
+        if form not in LEVEL_FORMS:
+            raise ValueError(f"level_forms has {form!r}, it must be one of {', '.join(LEVEL_FORMS)}")
     if not dispatch.uses_kernels(target):
         return
     from vitcache.placement import kernel_variants
@@ -93,11 +113,12 @@ def warm_up(
     either, never = (False, True), (False,)
     stores = (None, dtype) if store else (None,)
     scales, text_scales, tables = (either if flag else never for flag in (scale, text_scale, table))
+    forms = kernel_variants.level_forms(level_forms if levels else (), narrow and levels > 0)
     kernel_variants.load(
         (
-            *kernel_variants.scatter_variants(target, hidden, dtype, sources, stores, scales, tables),
+            *kernel_variants.scatter_variants(target, hidden, dtype, sources, stores, scales, tables, forms),
             *kernel_variants.embed_variants(
-                target, hidden, dtype, dtype, sources, stores, scales, text_scales
+                target, hidden, dtype, dtype, sources, stores, scales, text_scales, forms
             ),
         )
     )

@@ -17,7 +17,7 @@ from vitcache.placement.call_checks import (
     refuse_out,
     refuse_store,
 )
-from vitcache.placement.levels import level_arguments, list_levels, read_levels
+from vitcache.placement.levels import index_levels, level_arguments, read_levels
 from vitcache.placement.runs import check_lists, list_runs
 
 
@@ -35,7 +35,7 @@ def scatter(
     refuse_store(store, "torch.compile")
     runs, tensors = _as_tensors(embeddings, spans)
     if needs_grad(inputs_embeds, *level_arguments(deepstack, deepstack_rows), *tensors):
-        levels = list_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
+        levels = index_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
         _check_widths(tensors, inputs_embeds.shape[-1], len(levels))
         num_packed = None if deepstack_rows is None else deepstack_rows.shape[1]
         autograd.scatter(inputs_embeds, levels, num_packed, tensors, runs, scale)
@@ -69,7 +69,7 @@ def embed(
     runs, tensors = _as_tensors(embeddings, spans)
     if needs_grad(weight, *level_arguments(deepstack, deepstack_rows), *tensors):
         refuse_out(has_out)
-        levels = list_levels("out", out, deepstack, deepstack_rows)
+        levels = index_levels("out", out, deepstack, deepstack_rows)
         _check_widths(tensors, out.shape[-1], len(levels))
         num_packed = None if deepstack_rows is None else deepstack_rows.shape[1]
         return autograd.embed(out, levels, num_packed, input_ids, weight, tensors, runs, scale, text_scale)
