@@ -24,6 +24,16 @@ from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 HIDDEN = 64
 CASES = ((1, 880), (512, 64))  # items, rows of each item
+# Microseconds of the medians, by number of items and by rows of the call, on the machine that measured the 36 us
+# of a launch through Triton's binder (docs/decisions.md). On another machine, compare two commits.
+TARGETS = {
+    (1, "packed"): 27,
+    (1, "tensors"): 27,
+    (1, "leases"): 27,
+    (512, "packed"): 40,
+    (512, "tensors"): 180,
+    (512, "leases"): 120,
+}
 REPEATS, WARM_UP = 300, 20
 ARCHITECTURE = 90
 
@@ -150,7 +160,7 @@ def measure_scene(scene: Scene) -> Iterator[tuple[str, list[float]]]:
     scatter, embed = vitcache.scatter_embeddings, vitcache.embed_tokens
     yield "scatter, packed", measure(lambda: scatter(out, scene.packed, scene.table))
     yield "scatter, tensors", measure(lambda: scatter(out, scene.rows, spans))
-    yield "scatter, leases in use", measure(lambda: scatter(out, used_leases, spans))
+    yield "scatter, used leases", measure(lambda: scatter(out, used_leases, spans))
     yield "scatter, fresh leases", measure(lambda new_leases: scatter(out, new_leases, spans), scene.leases)
     yield "embed, packed", measure(lambda: embed(ids, weight, scene.packed, scene.table))
     yield "embed, tensors", measure(lambda: embed(ids, weight, scene.rows, spans))
@@ -174,15 +184,20 @@ def measure_scene(scene: Scene) -> Iterator[tuple[str, list[float]]]:
 
 @torch.no_grad()
 def main() -> None:
-    """Print the median and the 10th percentile of every measurement."""
+    """Print the median and the 10th percentile of every measurement, and the target of each whole call."""
     launches = without_launches()
     import triton
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton.__version__}")
     for items, rows in CASES:
-        print(f"{f'{items} x {rows} rows, us':<28} {'median':>8} {'p10':>8}")
+        print(f"{f'{items} x {rows} rows, us':<28} {'median':>8} {'p10':>8} {'target':>8}")
         for label, times in measure_scene(make_scene(items, rows)):
-            print(f"{label:<28} {times[len(times) // 2]:>8.1f} {times[len(times) // 10]:>8.1f}")
+            target = next(
+                (str(us) for (count, form), us in TARGETS.items() if count == items and form in label), ""
+            )
+            target = "" if label.startswith(" ") else target
+            numbers = f"{times[len(times) // 2]:>8.1f} {times[len(times) // 10]:>8.1f}"
+            print(f"{label:<28} {numbers} {target:>8}".rstrip())
     if not launches:
         raise RuntimeError(
             "expected at least one kernel launch, got none: these are not times of a placement"
