@@ -28,6 +28,8 @@ from vitcache.triton_kernels.rows import (
     row_pointer,
 )
 
+MOST_EMBEDDINGS = 1 << 32  # the kernel reads 32 bits of an id
+
 ARGUMENTS = [
     "table_address",
     "num_tokens",
@@ -85,7 +87,7 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
     columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < HIDDEN
     table = table_address.to(tl.pointer_type(tl.int64))
-    # Only the low word of an id is read. The id of a text token is less than 2**31; no other id is used.
+    # Only the low word of an id is read. The id of a text token is less than MOST_EMBEDDINGS.
     id_word = ids_address.to(tl.pointer_type(tl.uint32)) + token * id_words
     COLUMNS: tl.constexpr = (1 if STORE is None else 2) + (1 if PACKED else 0)
     level_row = tl.load(table + token * COLUMNS + COLUMNS - 1) if PACKED else token
@@ -223,6 +225,8 @@ def launch_embed_rows(
         As in `launch_scatter_rows`.
     """
     num_tokens, hidden = rows.shape
+    if weight.shape[0] > MOST_EMBEDDINGS:
+        raise ValueError(f"weight has {weight.shape[0]} rows, on a GPU it may have at most {MOST_EMBEDDINGS}")
     num_programs = table.shape[0] // ((1 if store is None else 2) + form.is_packed)
     if num_programs == 0 or hidden == 0:
         return

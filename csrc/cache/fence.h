@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -26,20 +28,34 @@ struct Fence {
 class FenceSet {
  public:
   void add(const Fence& fence) {
-    if (!fence.is_complete() && std::find(fences_.begin(), fences_.end(), fence) == fences_.end())
-      fences_.push_back(fence);
+    if (!fence.is_complete() && is_new(fence)) fences_.push_back(fence);
   }
 
   void add_all(const FenceSet& other) {
     for (const Fence& fence : other.fences_) add(fence);
   }
 
-  void clear() { fences_.clear(); }
+  void clear() {
+    fences_.clear();
+    events_.clear();
+  }
   bool empty() const { return fences_.empty(); }
   const std::vector<Fence>& fences() const { return fences_; }
 
  private:
+  // The fences of a step that leases many entries are hashed. Most sets are small, and need no hash table.
+  static constexpr std::size_t kMostSearched = 8;
+
+  bool is_new(const Fence& fence) {
+    if (fences_.size() < kMostSearched)
+      return std::find(fences_.begin(), fences_.end(), fence) == fences_.end();
+    if (events_.empty())
+      for (const Fence& known : fences_) events_.insert(known.event.get());
+    return events_.insert(fence.event.get()).second;  // an event is recorded on one stream
+  }
+
   std::vector<Fence> fences_;
+  std::unordered_set<const void*> events_;  // of all fences, once they are more than a few
 };
 
 }  // namespace vitcache

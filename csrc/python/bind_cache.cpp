@@ -188,6 +188,7 @@ void bind_lease_set(py::module_& module) {
             return to_list(leases.use(stream, has_waited));
           },
           py::arg("stream"), py::arg("has_waited"))
+      .def("forget_fences", &LeaseSet::forget_fences, py::arg("events"))
       .def("release_one", &LeaseSet::release_one, py::arg("position"))
       .def("release", &LeaseSet::release);
 }

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -263,6 +264,11 @@ void bind_for_tests(LedgerClass& ledger) {
             return from_keys(books.index().keys_of_policy(tier_of(books, tier)));
           },
           py::arg("tier"))
+      .def_property_readonly("evicted",
+                             [](const LedgerHandle& self) {
+                               const std::list<Key>& keys = self.open().evicted().keys();
+                               return from_keys({keys.begin(), keys.end()});
+                             })
       .def("num_stale_indexes", [](const LedgerHandle& self) { return self.open().num_stale_indexes(); });
 }
 

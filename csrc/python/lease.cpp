@@ -200,9 +200,7 @@ void forget_fences(const py::list& items, const py::set& events) {
   const Mutation mutation;
   for (const py::handle item : items) {
     LeaseObject* const lease = as_lease(item.ptr());
-    if (lease == nullptr || lease->entry == nullptr) continue;
-    Fence& written = lease->entry->written;
-    if (!written.is_complete() && events.contains(object_of(written.event))) written = Fence{};
+    if (lease != nullptr && lease->entry != nullptr) forget_passed(lease->entry->written, events);
   }
 }
 

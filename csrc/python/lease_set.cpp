@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "python/fences.h"
 #include "python/token.h"
 
 namespace vitcache {
@@ -55,6 +56,12 @@ FenceSet LeaseSet::use(std::int64_t stream, bool has_waited) {
       if (entry != nullptr && entry->written.stream != stream) fences.add(entry->written);
   if (fences.empty()) streams_.add(stream);
   return fences;
+}
+
+void LeaseSet::forget_fences(const pybind11::set& events) {
+  const Mutation mutation;
+  for (const EntryPtr& entry : entries_)
+    if (entry != nullptr) forget_passed(entry->written, events);
 }
 
 void LeaseSet::release_one(std::int64_t position) {

@@ -272,6 +272,27 @@ def test_disabled_pipeline_refuses_wrong_arguments_and_a_closed_pipeline(disable
         step.embed([])
 
 
+@pytest.mark.skipif(not hasattr(vitcache.VisionPipeline, "place"), reason="VisionPipeline has no place")
+def test_disabled_place_writes_the_rows_of_embed_and_leaves_text_rows(disable: Any) -> None:
+    step = Step()
+    chunks = [Chunk(step.items(), 0, len(step.ids))]
+    expected, levels, _ = step.embed(chunks)
+    is_image = step.ids == IMAGE
+    before = step.cache.stats()
+    step.tower.take()
+    disable("1")
+    inputs_embeds, deepstack = torch.full_like(expected, 7.0), torch.full_like(levels, 7.0)
+    result = step.pipeline.place(chunks, inputs_embeds, deepstack=deepstack)
+    assert result.inputs_embeds is inputs_embeds
+    assert result.errors == []
+    for found, wanted in ((inputs_embeds, expected), *zip(deepstack, levels, strict=True)):
+        assert torch.equal(found[is_image], wanted[is_image])
+        assert torch.all(found[~is_image] == 7)
+    assert step.tower.take() == 2
+    assert step.pipeline.disabled_calls == 1
+    assert step.cache.stats() == before
+
+
 @pytest.mark.parametrize("chunk_tokens", [3, 8, 64])
 def test_disabled_chunked_prefill_gives_the_stock_logits_without_the_cache(
     disable: Any, chunk_tokens: int, caplog: pytest.LogCaptureFixture

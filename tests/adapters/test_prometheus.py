@@ -134,31 +134,28 @@ class NotACache:
         """Has a method of a cache."""
 
 
-@pytest.mark.parametrize(
-    ("caches", "name", "error", "match"),
-    [
+def test_collector_refuses_invalid_caches_and_names() -> None:
+    cache = make_cache(1)
+    cases: list[tuple[Any, Any, type[Exception], str]] = [
         ({}, None, ValueError, "cache is an empty dict, it must contain at least 1 cache"),
         (None, None, TypeError, "cache must be an EmbeddingCache or a dict of them, got NoneType"),
         (NotACache(), "a", TypeError, "cache must be an EmbeddingCache or a dict of them, got NotACache"),
-        ({"a": NotACache()}, None, TypeError, "cache 'a' must be an EmbeddingCache, got NotACache"),
-        ({"a": make_cache(1)}, "a", ValueError, "name is 'a', but the dict names its 1 caches"),
-        ({3: make_cache(1)}, None, TypeError, "the name of a cache must be str, got 3 of type int"),
-        (make_cache(1), b"a", TypeError, "the name of a cache must be str, got b'a' of type bytes"),
-        (make_cache(1), True, TypeError, "the name of a cache must be str, got True of type bool"),
-        (make_cache(1), "", ValueError, "the name of a cache is '', it must have at least 1 character"),
         (
-            make_cache(1),
-            "a\ud800",
-            ValueError,
-            r"the name of a cache is 'a.ud800', which UTF-8 cannot encode",
+            {"a": cache, "b": NotACache()},
+            None,
+            TypeError,
+            "cache 'b' must be an EmbeddingCache, got NotACache",
         ),
-    ],
-)
-def test_collector_refuses_invalid_caches_and_names(
-    caches: Any, name: Any, error: type[Exception], match: str
-) -> None:
-    with pytest.raises(error, match=match):
-        CacheCollector(caches, name)
+        ({"a": cache}, "a", ValueError, "name is 'a', but the dict names its 1 caches"),
+        ({3: cache}, None, TypeError, "the name of a cache must be str, got 3 of type int"),
+        (cache, b"a", TypeError, "the name of a cache must be str, got b'a' of type bytes"),
+        (cache, True, TypeError, "the name of a cache must be str, got True of type bool"),
+        (cache, "", ValueError, "the name of a cache is '', it must have at least 1 character"),
+        (cache, "a\ud800", ValueError, r"the name of a cache is 'a.ud800', which UTF-8 cannot encode"),
+    ]
+    for caches, name, error, match in cases:
+        with pytest.raises(error, match=match):
+            CacheCollector(caches, name)
 
 
 def test_collector_of_a_cache_that_is_closed_already_is_refused() -> None:

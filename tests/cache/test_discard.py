@@ -89,6 +89,7 @@ def test_take_evicted_names_each_key_once_in_the_order_in_which_it_left() -> Non
     cache.discard(KEYS[5])
     cache.put(KEYS[5], make_rows(1))
     cache.discard(KEYS[5])
+    assert inspect(cache).evicted == [KEYS[0], KEYS[2], KEYS[5]]
     assert cache.take_evicted() == [KEYS[0], KEYS[2], KEYS[5]]
     assert cache.take_evicted() == []
     cache.check_integrity()

@@ -160,6 +160,9 @@ CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
     "epoch": lambda cache, _: cache.epoch,
     "claim": lambda cache, _: cache.claim(KEYS[0]),
     "has_room": lambda cache, _: cache.has_room(1),
+    "pages_for": lambda cache, _: cache.pages_for(1),
+    "discard": lambda cache, _: cache.discard(KEYS[0]),
+    "take_evicted": lambda cache, _: cache.take_evicted(),
     "check_integrity": lambda cache, _: cache.check_integrity(),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from caches import make_cache
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.errors import CudaError
+from vitcache.testing import inspect
 
 
 def test_put_oversize_entry_is_rejected_and_evicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -48,6 +50,40 @@ def test_put_beyond_the_unleased_pages_is_rejected_and_evicts_nothing(
     assert cache.put(KEYS[5], make_rows(3)) is True
     assert present(cache) == [3, 5]
     assert cache.stats().rejections == 1
+
+
+def test_each_reason_is_logged_once_and_every_rejection_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache(2)
+    for _ in range(3):
+        assert not cache.put(KEYS[0], make_rows(3))  # larger than the tier
+        assert cache.reserve(KEYS[0], 9) is None
+    cache.put(KEYS[0], make_rows(1))
+    with cache.get(KEYS[0]):
+        for _ in range(3):
+            assert not cache.put(KEYS[1], make_rows(2))  # a page is leased
+    cache.advance_epoch()
+    for number in range(3):
+        assert not cache.put(KEYS[number], make_rows(1), epoch=0)
+        with cache.reserve(KEYS[number], 1) as reservation:
+            cache.advance_epoch()
+            assert not reservation.commit()
+    reasons = ["raise device_bytes; ", "raise device_bytes or release leases; ", "the rows are of epoch 0, "]
+    assert [reason in record.message for reason, record in zip(reasons, caplog.records, strict=True)] == [
+        True
+    ] * 3
+    assert all("are only counted, in stats().rejections" in record.message for record in caplog.records)
+    assert cache.stats().rejections == 15
+    assert inspect(cache).logged_rejections == ["size device", "room device", "epoch"]
+    assert not make_cache(2).put(KEYS[0], make_rows(3))  # another cache logs again
+    assert len(caplog.records) == 4
+
+
+def test_threads_log_a_reason_once(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache(2)
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda _: cache.put(KEYS[0], make_rows(3)), range(64)))
+    assert not any(results)
+    assert (len(caplog.records), cache.stats().rejections) == (1, 64)
 
 
 def test_has_room_counts_pages_that_are_neither_leased_nor_pending() -> None:

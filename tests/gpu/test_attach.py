@@ -54,6 +54,22 @@ def test_attached_chat_with_pixels_on_the_cpu_equals_the_stock_model(
 
 
 @each_family
+def test_disabled_attached_model_with_pixels_on_the_cpu_equals_the_stock_model(
+    gpu: Machine, family: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, model = (family.model(dtype_of(gpu)).to(gpu.device) for _ in range(2))
+    attachment = attach(model)
+    prompt = family.prompt(family.model(), 0, 1)
+    on_device = on(gpu.device, prompt)
+    mixed = {**on_device, "pixel_values": prompt["pixel_values"]}
+    monkeypatch.setenv("VITCACHE_DISABLE", "1")
+    with torch.no_grad():
+        assert torch.equal(model(**mixed).logits, stock(**on_device).logits)
+    assert attachment.stats().disabled_calls == 1
+    assert len(attachment.cache) == 0
+
+
+@each_family
 def test_get_image_features_lets_the_caller_overwrite_pinned_pixels(gpu: Machine, family: TinyFamily) -> None:
     model = family.model(dtype_of(gpu)).to(gpu.device)
     attach(model)

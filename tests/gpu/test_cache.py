@@ -313,3 +313,62 @@ def test_get_by_threads_on_their_own_streams_returns_the_rows_of_the_key(gpu):
     assert found
     cache.check_integrity()
     assert [total.item() for _, total in found] == [number * rows * width for number, _ in found]
+
+
+@pytest.mark.parametrize("tier", ["host", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_put_in_the_host_tier_behind_a_slow_stream_does_not_block_the_host(gpu, tier, dtype):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    cache = make_entry_cache(gpu, rows, width, host_entries=1)
+    for value in (1, 2):  # the second put reuses the pages of the first
+        source = make_rows(gpu, rows, width, value).to(dtype)
+        gpu.synchronize()
+        with gpu.stream() as side:
+            gpu.slow(100)
+            assert cache.put(KEYS[value], source, tier=tier)
+            assert gpu.is_behind(side)
+            source.fill_(float("nan"))
+        if tier == "both":
+            cache.put(KEYS[0], make_rows(gpu, rows, width, 0))  # demotes the entry without a copy
+        with gpu.stream(), cache.get(KEYS[value]) as lease:
+            assert lease.tier == "host"
+            found = lease.to_tensor()
+        gpu.synchronize()
+        assert (found == value).all()
+    cache.check_integrity()
+
+
+def test_put_of_cpu_rows_in_the_host_tier_waits_for_a_slow_reader(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_entry_cache(gpu, rows, width, host_entries=1)
+    cache.put(KEYS[0], make_rows(gpu, rows, width, 1).cpu(), tier="host")
+    with gpu.stream():
+        gpu.slow(100)
+        with cache.get(KEYS[0]) as lease:
+            found = lease.to_tensor()
+    assert cache.put(KEYS[1], make_rows(gpu, rows, width, 2).cpu(), tier="host")
+    with cache.get(KEYS[1]) as lease:
+        later = lease.to_tensor()
+    gpu.synchronize()
+    assert (found == 1).all()
+    assert (later == 2).all()
+
+
+def test_narrow_rows_keep_their_bits_in_both_tiers(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_entry_cache(gpu, rows, width, host_entries=2, checksum=True)
+    for divisor in (1, 2, 4):
+        narrow = torch.randn(rows, width // divisor, dtype=torch.bfloat16, device=gpu.device)
+        assert cache.put(KEYS[divisor], narrow, tier="both")
+        with cache.get(KEYS[divisor], num_rows=rows, row_width=width // divisor) as lease:
+            assert lease.tier == "device"
+            assert torch.equal(lease.to_tensor(), narrow)
+        assert cache.put(KEYS[0], make_rows(gpu, rows, width, 0))  # demotes the narrow rows
+        with cache.get(KEYS[divisor]) as lease, cache.promote(lease) as reservation:
+            assert (lease.tier, lease.row_width) == ("host", width // divisor)
+            reservation.write(lease.to_tensor())
+            promoted = reservation.commit_lease()
+            assert torch.equal(promoted.to_tensor(), narrow)
+            promoted.release()
+        assert cache.discard(KEYS[divisor])
+    cache.check_integrity()

@@ -37,8 +37,10 @@ using vitcache::Claims;
 using vitcache::Demotion;
 using vitcache::Entry;
 using vitcache::EntryPtr;
+using vitcache::EvictionRecord;
 using vitcache::Fence;
 using vitcache::FenceSet;
+using vitcache::Key;
 using vitcache::Ledger;
 using vitcache::LedgerInspection;
 using vitcache::Pages;
@@ -49,7 +51,7 @@ EntryPtr entry_of(Ledger& ledger, std::uint64_t number) { return *ledger.index()
 
 // Plants a fault in a ledger whose one entry has the device pages 0 and 1. `find_violations` must report it.
 void check_fault(const std::function<void(Ledger&)>& plant, const std::string& message) {
-  Ledger ledger(policy_maker("lru"), make_tier("device", 4, 1), make_tier("host", 4, 1));
+  Ledger ledger(policy_maker("lru"), make_tier("device", 4, 1), make_tier("host", 4, 1), 4);
   CHECK(put(ledger, 0, 2));
   CHECK(ledger.find_violations().empty());
   plant(ledger);
@@ -74,6 +76,8 @@ void planted_faults_of_counts_are_found() {
               "pending host pages: expected 0, recorded 1");
   check_fault([](Ledger& ledger) { LedgerInspection::add_evictions(ledger, 1); },
               "entries: expected 1, recorded 0");
+  check_fault([](Ledger& ledger) { ledger.evicted().add(key_of(0)); },
+              "entries whose key is recorded as evicted: expected 0, recorded 1");
 }
 
 void planted_faults_of_pages_are_found() {
@@ -127,6 +131,38 @@ void entry_has_one_early_copy_at_a_time() {
   CHECK(second->demotions[0]->entry == entry_of(ledger, 1));
   ledger.finish(first, make_fence(), true);
   CHECK(ledger.begin_early_copies({1}) != nullptr);  // the failed copy is made again
+}
+
+void record_keeps_the_last_keys_once() {
+  EvictionRecord record(2);
+  for (const std::uint64_t number : {1, 2, 1, 3, 3}) record.add(key_of(number));
+  CHECK((record.take() == std::vector<Key>{key_of(1), key_of(3)}));
+  CHECK(record.take().empty());
+  record.add(key_of(1));
+  record.remove(key_of(2));
+  record.remove(key_of(1));
+  record.add(key_of(4));
+  CHECK((record.take() == std::vector<Key>{key_of(4)}));
+  EvictionRecord disabled(0);
+  disabled.add(key_of(1));
+  CHECK(!disabled.is_enabled() && disabled.take().empty());
+}
+
+// A page has two rows of two elements.
+void narrow_rows_are_packed_and_looked_up_by_their_width() {
+  Ledger ledger(policy_maker("lru"), make_tier("device", 4, 2), nullptr);
+  CHECK(put(ledger, 0, 5, 1));
+  const EntryPtr entry = entry_of(ledger, 0);
+  CHECK(entry->is_narrow && entry->row_width() == 1 && entry->num_pages == 2);
+  CHECK_EQUAL(entry->num_bytes(), 5 * 4);
+  CHECK_EQUAL(entry->rows.source.row_stride, 4);
+  const std::int64_t page = entry->page_numbers()[1];
+  CHECK_EQUAL(entry->rows.source.row_address(4), 4096 + page * 16);
+  ledger.unpin(*ledger.pin(key_of(0), 5, 1));
+  CHECK_EQUAL(ledger.device().hits.bytes, 5 * 4);
+  CHECK(ledger.pin(key_of(0), 5, 2) == nullptr && !ledger.contains(key_of(0)));
+  CHECK_EQUAL(ledger.device().num_free(), 4);
+  CHECK(ledger.find_violations().empty());
 }
 
 void claims_have_one_owner_per_epoch_and_key() {
@@ -190,6 +226,8 @@ int main() {
   planted_faults_of_pages_are_found();
   planted_faults_of_entries_are_found();
   entry_has_one_early_copy_at_a_time();
+  record_keeps_the_last_keys_once();
+  narrow_rows_are_packed_and_looked_up_by_their_width();
   claims_have_one_owner_per_epoch_and_key();
   close_keeps_memory_only_while_leases_and_writes_need_it();
 }

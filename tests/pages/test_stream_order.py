@@ -92,6 +92,39 @@ def test_use_on_the_writing_stream_does_not_wait(timeline: RecordingTimeline, le
     assert released(ledger) == (1, {WRITER})
 
 
+def test_use_of_a_write_that_has_passed_is_not_asked_again(
+    timeline: RecordingTimeline, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def wait(fence: Fence) -> bool:
+        asked.append(timeline.stream)
+        return True
+
+    monkeypatch.setattr(timeline, "wait", wait)
+    for stream in (A, B, C):
+        timeline.stream = stream
+        with get(ledger) as lease:
+            lease.use()
+    assert asked == [A]
+    timeline.stream = B
+    with get(ledger, KEYS[1]) as lease:  # the write of another entry, with an equal fence
+        lease.use()
+    assert asked == [A, B]
+
+
+def test_use_of_many_leases_waits_once_for_each_event(timeline: RecordingTimeline) -> None:
+    pool = PagePool("device", 40, 2, 3, torch.float32, CPU)
+    tier = LeaseTier(timeline, "device", 2, 3, torch.float32, CPU)  # type: ignore[arg-type]
+    ledger = Ledger("lru", pool.make_tier(), None, Lease, tier, tier)
+    keys = [bytes([number]) * 32 for number in range(40)]
+    events = [f"written {number}" for number in range(20)] * 2
+    for key, event in zip(keys, events, strict=True):
+        assert ledger.finish(ledger.begin_write(key, 1, 3, 1.0, None), Fence(WRITER, event), failed=False)
+    use_all([object(), *(get(ledger, key) for key in keys), torch.zeros(1)])
+    assert timeline.waits == [(A, Fence(WRITER, event)) for event in events[:20]]
+
+
 def test_release_names_every_stream_that_read(timeline: RecordingTimeline, ledger: Ledger) -> None:
     lease = get(ledger)
     for stream in (A, B):

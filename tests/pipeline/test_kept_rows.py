@@ -146,6 +146,8 @@ def test_kept_rows_of_an_earlier_epoch_are_encoded_again(method: str) -> None:
     items = request(0)
     run_chunks(pipeline, items, range(0, 4, 4))
     getattr(pipeline.cache, method)()
+    assert embed(pipeline, [], 1) == []  # any step frees the rows
+    assert len(pipeline._kept) == 0
     assert pipeline._kept.num_bytes == 0
     run_chunks(pipeline, items, range(4, 12, 4))
     assert len(tower.encoded) == 2

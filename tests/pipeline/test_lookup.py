@@ -33,7 +33,7 @@ class Step:
         self.cache = cache
         chunks = [Chunk(items, 0, len(items))]
         requests = read_requests(chunks, Chunk)
-        self.plan = StepPlan(chunks, requests, b"", len(items))
+        self.plan = StepPlan(chunks, requests, b"", len(items), self.cache.row_width)
         self.leases = PlanLeases(cache, self.plan)
         self.step_items = collect_misses(self.plan, requests, self.leases, ())
 

@@ -157,3 +157,13 @@ def test_block_shape_is_the_measured_shape_or_else_as_wide_as_a_row(monkeypatch:
         assert block_shape(4096, cpu) == block_shape(100_000, cpu) == BlockShape(4096, 8)
     finally:
         block_shape.cache_clear()
+
+
+def test_embed_with_more_embeddings_than_the_kernel_can_name_raises(device: str) -> None:
+    out, ids = poisoned(1, 8, dtype=DTYPE, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    weight = torch.zeros(1, 8, dtype=DTYPE, device=device).expand((1 << 32) + 1, 8)
+    with pytest.raises(
+        ValueError, match=r"weight has 4294967297 rows, on a GPU it may have at most 4294967296"
+    ):
+        launch_embed_rows(table_of([0], device), out, None, ids, weight, DTYPE, None, None, aligned=True)
+    assert out.isnan().all()

@@ -20,7 +20,7 @@ from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.placement.ops import embed_tokens
+from vitcache.placement.ops import embed_tokens, scatter_embeddings
 from vitcache.placement.spans import Span, spans_from_token_ids
 
 
@@ -111,6 +111,16 @@ class ModelPipeline(VisionPipeline):
 
         def place(rows: list[Tensor], spans: list[list[Span]]) -> Tensor:
             return embed_tokens(input_ids, weight, rows, spans, **options)
+
+        return self._embed_uncached(chunks, place)
+
+    def place(self, chunks: Sequence[Chunk], inputs_embeds: Tensor, **options: Any) -> EmbedResult:
+        """As `VisionPipeline.place`; see the class."""
+        if not is_disabled():
+            return super().place(chunks, inputs_embeds, **options)
+
+        def place(rows: list[Tensor], spans: list[list[Span]]) -> Tensor:
+            return scatter_embeddings(inputs_embeds, rows, spans, **options)
 
         return self._embed_uncached(chunks, place)
 

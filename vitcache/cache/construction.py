@@ -26,8 +26,8 @@ def construct(
     policy: str,
     has_checksums: bool,
     record_evictions: int,
-) -> tuple[CacheCoordinator, list[Tier]]:
-    """Return the coordinator of a new cache, and the native tier of each name in `num_pages`.
+) -> CacheCoordinator:
+    """Return the coordinator of a new cache.
 
     Raises as the constructor of `EmbeddingCache`, whose arguments these are. `num_pages` has the tier
     ``"device"`` and perhaps the tier ``"host"``, in this order.
@@ -43,14 +43,14 @@ def construct(
         calibrate_cuda(device)
     tiers = [pool.make_tier() for pool in pools]
     python_policies = None if is_native(policy) else PythonPolicies(POLICIES[policy], num_pages)
-    coordinator = CacheCoordinator(
+    return CacheCoordinator(
         _make_ledger(policy, timeline, pools, tiers, device, record_evictions),
+        tiers,
         timeline,
-        pools[0],
+        device,
         python_policies,
         Checksums(timeline) if has_checksums and "host" in num_pages else None,
     )
-    return coordinator, tiers
 
 
 def _make_ledger(

@@ -6,7 +6,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vitcache._native import Entry, Ledger, Pending
+import torch
+
+from vitcache._native import Entry, Ledger, Pending, Tier
 from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.host_copies import HostCopies
 from vitcache.cache.python_policy import PythonPolicies
@@ -14,7 +16,6 @@ from vitcache.cache.refusals import RefusalLog
 from vitcache.device.streams import Fence, Timeline
 from vitcache.pages.host_reservation import HostReservation
 from vitcache.pages.lease import Lease
-from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
 
 
@@ -26,6 +27,8 @@ class CacheCoordinator:
     ledger
         The native ledger (csrc/cache/ledger.h). Every call is one step under the GIL, so no lock guards
         it. After `close` its methods raise RuntimeError.
+    tiers
+        The native device tier, and the host tier if there is one.
     timeline
         The streams of the cache's device.
     has_checksums
@@ -41,14 +44,16 @@ class CacheCoordinator:
     def __init__(
         self,
         ledger: Ledger,
+        tiers: list[Tier],
         timeline: Timeline,
-        device_pool: PagePool,
+        device: torch.device,
         policies: PythonPolicies | None,
         checksums: Checksums | None,
     ) -> None:
         self.ledger = ledger
         self.timeline = timeline
-        self._device = device_pool.rows.device
+        self.tiers = tiers
+        self._device = device
         self._policies = policies
         self._host_copies = HostCopies(timeline, checksums)
         self.has_checksums = checksums is not None
@@ -95,6 +100,20 @@ class CacheCoordinator:
         except BaseException:
             abort(pending, self.timeline, self._finish, self._copy_streams)
             raise
+
+    def write(
+        self, key: bytes, num_rows: int, row_width: int, cost: float, epoch: int | None, tier: str
+    ) -> Reservation | None:
+        """Reserve pages for new rows in a tier, ``"both"`` included; log it if they are rejected."""
+
+        def begin(ledger: Ledger) -> Pending | None:
+            pending = ledger.begin_write(key, num_rows, row_width, cost, epoch, tier)
+            if pending is None:
+                tiers = [each for each in self.tiers if tier in (each.name, "both")]
+                self.refusals.warn_write(ledger, tiers, num_rows, row_width, epoch)
+            return pending
+
+        return self.reserve(begin)
 
     def promote(self, source: Entry) -> Reservation | None:
         """Reserve device pages for a copy of a host entry; see `EmbeddingCache.promote`."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache._native import Ledger, Pending
 from vitcache.arguments import to_bytes, to_device, to_int
 from vitcache.cache.call_arguments import (
     MOST_ROWS,
@@ -160,21 +159,13 @@ class EmbeddingCache:
         self.has_host_tier = host_bytes > 0
         self.device_pages = device_bytes // page_bytes
         self.host_pages = host_bytes // page_bytes
-        self._coordinator, tiers = construct(
-            {"device": self.device_pages} | ({"host": self.host_pages} if host_bytes else {}),
-            page_rows,
-            row_width,
-            dtype,
-            self.device,
-            policy,
-            checksum,
-            record_evictions,
+        num_pages = {"device": self.device_pages} | ({"host": self.host_pages} if host_bytes else {})
+        self._coordinator = construct(
+            num_pages, page_rows, row_width, dtype, self.device, policy, checksum, record_evictions
         )
         self._ledger = self._coordinator.ledger
         self._get = self._ledger.get  # bound once, because every look-up calls it
-        self._tiers = tiers
-        self._device_tier = tiers[0]
-        self._host_tier = tiers[1] if host_bytes else None
+        self._device_tier = self._coordinator.tiers[0]
 
     def put(
         self,
@@ -330,15 +321,7 @@ class EmbeddingCache:
         if epoch is not None:
             epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
         cost = to_cost(encode_ms, num_rows)
-
-        def begin(ledger: Ledger) -> Pending | None:
-            pending = ledger.begin_write(key, num_rows, row_width, cost, epoch, tier)
-            if pending is None:
-                tiers = [each for each in self._tiers if tier in (each.name, "both")]
-                self._coordinator.refusals.warn_write(ledger, tiers, num_rows, row_width, epoch)
-            return pending
-
-        return self._coordinator.reserve(begin)
+        return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier)
 
     def discard(self, key: bytes) -> bool:
         """Drop the entry under `key` from every tier. Counts as an eviction, and not as a miss.
@@ -410,11 +393,9 @@ class EmbeddingCache:
 
         Parameters
         ----------
-        num_rows
-            Number of rows.
-        width
-            Elements of each row; a divisor of the cache's `row_width`. None: the cache's `row_width`. A page
-            has ``page_rows * (row_width // width)`` rows.
+        num_rows, width
+            Number of rows, and elements of each row; see `reserve`. A page has
+            ``page_rows * (row_width // width)`` rows.
 
         Raises
         ------

@@ -80,8 +80,9 @@ class PlanLeases:
         stream = timeline.current()
         fences = self._leases.use(stream, False)
         if fences:
-            for fence in fences:
-                timeline.wait(Fence(*fence))
+            passed = {fence[1] for fence in fences if timeline.wait(Fence(*fence))}
+            if passed:
+                self._leases.forget_fences(passed)
             self._leases.use(stream, True)
         return self._leases.add_sources(placement, destination)
 

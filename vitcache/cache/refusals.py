@@ -13,10 +13,15 @@ class RefusalLog:
 
     The reasons are, per tier: more pages than the tier has, and more than are free or evictable; and rows of
     an earlier epoch. Any thread may call.
+
+    Attributes
+    ----------
+    logged
+        The reasons that were logged.
     """
 
     def __init__(self) -> None:
-        self._logged: dict[str, object] = {}
+        self.logged: dict[str, object] = {}
 
     def warn_write(
         self, ledger: Ledger, tiers: Sequence[Tier], num_rows: int, row_width: int, epoch: int | None
@@ -39,7 +44,7 @@ class RefusalLog:
 
     def _warn(self, kind: str, num_rows: int, row_width: int, tier: Tier, reason: str) -> None:
         mine = object()
-        if self._logged.setdefault(kind, mine) is not mine:
+        if self.logged.setdefault(kind, mine) is not mine:
             return
         logger.warning(
             "put of %d rows rejected: they need %d bytes; the %s tier has %d bytes, %d of them free or "

@@ -28,20 +28,22 @@ class CacheStats:
     hits, misses
         Number of calls of `get` that returned a lease, and that returned None.
     insertions
-        Number of entries that `put` or `Reservation.commit` inserted. Promotions are not counted.
+        Number of entries that `put`, `Reservation.commit` or `commit_lease` inserted. Promotions are not
+        counted.
     evictions
-        Number of entries that left the cache: they were evicted and not demoted, were replaced, did not have
-        the expected number of rows, did not match their checksum, or were in the cache when `clear` or
-        `advance_epoch` was called. While no write is pending, ``entries == insertions - evictions``.
+        Number of entries that left the cache: they were evicted and not demoted, were replaced or discarded,
+        did not have the expected number or width of rows, did not match their checksum, or were in the cache
+        when `clear` or `advance_epoch` was called. While no write is pending, ``entries == insertions -
+        evictions``.
     demotions
         Number of entries that were evicted from the device tier and whose rows are kept in the host tier.
     writebacks
-        Number of copies of entries to the host tier: for a demotion, or early copies for `expect`. A demotion
-        of an entry that has a host copy needs no writeback.
+        Number of copies of device entries to the host tier: for a demotion, early copies for `expect`, or
+        the host copy of a `put` in both tiers. If an entry has a host copy, its demotion needs no writeback.
     promotions
         Number of host entries that were copied to the device tier.
     rejections
-        Number of calls of `put`, `reserve` and `Reservation.commit` that rejected rows.
+        Number of calls of `put`, `reserve`, `Reservation.commit` and `commit_lease` that rejected rows.
     corruptions
         Number of misses because the rows in the host tier did not match their checksum.
     entries

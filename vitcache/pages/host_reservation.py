@@ -23,8 +23,8 @@ class HostReservation(Reservation):
         """Write rows whose shape and dtype were checked and that need no gradient."""
         pending = self._pending[0]
         pool: PagePool = pending.memory.at(pending.row_width)
-        if not rows.is_cuda:
-            # The CPU writes the pages, so the work that used them before must be complete.
+        if not rows.is_cuda or self._timeline.copy_stream == CPU_STREAM:
+            # The host writes the pages, so the work that used them before must be complete.
             for fence in map(Fence._make, pending.fences):
                 self._timeline.wait_on_host(fence)
             pool.write(pending.pages, rows)

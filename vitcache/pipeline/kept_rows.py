@@ -78,7 +78,9 @@ class KeptRows:
             return sum(self._bytes_by_rows().values())
 
     def has_any(self, requests: Requests) -> bool:
-        """Whether rows are kept for one of some requests."""
+        """Whether rows are kept for one of some requests. Drops the rows of earlier epochs."""
+        with self._lock:
+            self._drop_earlier_epochs()
         return not self.requests.keys().isdisjoint(map(id, requests))
 
     def serve(self, plan: StepPlan, requests: Requests, step_items: Iterable[StepItem]) -> None:

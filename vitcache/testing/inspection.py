@@ -52,7 +52,8 @@ class CacheInspection:
     @property
     def host_pool(self) -> Any:
         """The `_native.Tier` of the host tier; None if the cache has no host tier."""
-        return self._cache._host_tier
+        tiers = self._cache._coordinator.tiers
+        return tiers[1] if len(tiers) > 1 else None
 
     @property
     def num_stale_indexes(self) -> int:
@@ -104,6 +105,17 @@ class CacheInspection:
     def num_claims(self) -> int:
         """Number of claimed keys."""
         return int(self._cache._ledger.num_claims)
+
+    @property
+    def evicted(self) -> list[bytes]:
+        """The keys that `EmbeddingCache.take_evicted` would return now; empty if the cache records none."""
+        keys: list[bytes] = self.ledger.evicted
+        return keys
+
+    @property
+    def logged_rejections(self) -> list[str]:
+        """The reasons of the rejections that were logged, which are not logged again."""
+        return list(self._cache._coordinator.refusals.logged)
 
     def entry(self, key: bytes, tier: str = "device") -> Any:
         """Return the `_native.Entry` of a key in a tier, ``"device"`` or ``"host"``.
