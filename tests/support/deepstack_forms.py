@@ -1,4 +1,4 @@
-"""Every form in which a caller may pass deepstack levels, filled with NaN, and what each form contains."""
+"""Every form in which a caller may pass deepstack levels, filled with NaN, and the content of each form."""
 
 from __future__ import annotations
 
