@@ -111,7 +111,8 @@ def row_pointer(  # type: ignore[no-untyped-def]
             entry = deepstack_address.to(tl.pointer_type(tl.int64)) + (level - 1) * 2
             target = tl.load(entry).to(tl.pointer_type(TARGET)) + level_row * tl.load(entry + 1)
         else:
-            plane = deepstack_address.to(tl.pointer_type(TARGET))
+            # The interpreter passes the address of empty levels, 0, as an int32.
+            plane = deepstack_address.to(tl.int64).to(tl.pointer_type(TARGET))
             target = (
                 plane + (level - 1).to(tl.int64) * deepstack_stride_level + level_row * deepstack_stride_row
             )

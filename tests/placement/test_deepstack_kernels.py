@@ -3,11 +3,10 @@
 import pytest
 import torch
 from caches import make_cache
-from deepstack_forms import FORMS, make_levels, written_levels
+from deepstack_forms import FORMS, make_levels, run_scene, scenes, written_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from placement_cases import FLOAT_DTYPES, make_rows, poisoned, same_bits
-from test_deepstack_forms import run_scene, scenes
 
 from vitcache import PlacementTable, Span, embed_tokens, scatter_embeddings
 from vitcache.placement import dispatch, reference
@@ -44,7 +43,7 @@ def launches(monkeypatch):
     return variants
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(scenes())
 def test_every_form_on_kernels_equals_loops_over_rows(scene):
     with pytest.MonkeyPatch.context() as patch:
@@ -154,7 +153,7 @@ def run_narrow_scene(
     return written
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(narrow_scenes())
 def test_narrow_and_wide_rows_equal_the_reference(scene):
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def scatter_rows(
             table, level_address = _make_table(
                 (columns + form.is_packed) * num_rows,
                 destination,
-                lambda address, kind=kind, write=write, form=form: write(kind, address, form.is_packed),
+                partial(write, kind, has_ranks=form.is_packed),
             )
             launch_scatter_rows(
                 table,
@@ -104,7 +105,7 @@ def embed_rows(
         table, level_address = _make_table(
             (columns + form.is_packed) * num_rows,
             destination,
-            lambda address: write(kind, address, num_tokens, form.is_packed),
+            partial(write, kind, num_tokens=num_tokens, has_ranks=form.is_packed),
         )
         launch_embed_rows(
             table,

@@ -261,7 +261,7 @@ class PlacementTable:
         Raises
         ------
         RuntimeError
-            If there is no memory for one more level table.
+            If the memory for level tables is full.
         """
         key = tuple((level.data_ptr(), level.stride(0)) for level in destination.planes[1:])
         address = self._level_addresses.get(key)

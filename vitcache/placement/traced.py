@@ -40,12 +40,12 @@ def scatter(
         num_packed = None if deepstack_rows is None else deepstack_rows.shape[1]
         autograd.scatter(inputs_embeds, planes, num_packed, tensors, runs, scale)
         return inputs_embeds
-    levels, listed = read_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
+    level_tensor, listed = read_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
     if listed:
         torch.ops.vitcache.scatter_listed_(inputs_embeds, listed, tensors, runs, scale)
     else:
         is_packed = deepstack_rows is not None
-        torch.ops.vitcache.scatter_embeddings_(inputs_embeds, levels, tensors, runs, scale, is_packed)
+        torch.ops.vitcache.scatter_embeddings_(inputs_embeds, level_tensor, tensors, runs, scale, is_packed)
     return inputs_embeds
 
 
@@ -72,13 +72,18 @@ def embed(
         planes = index_levels("out", out, deepstack, deepstack_rows)
         _check_widths(tensors, out.shape[-1], len(planes))
         num_packed = None if deepstack_rows is None else deepstack_rows.shape[1]
+<<<<<<< HEAD
         return autograd.embed(out, planes, num_packed, input_ids, weight, tensors, runs, scale, text_scale)
     levels, listed = read_levels("out", out, deepstack, deepstack_rows)
+=======
+        return autograd.embed(out, levels, num_packed, input_ids, weight, tensors, runs, scale, text_scale)
+    level_tensor, listed = read_levels("out", out, deepstack, deepstack_rows)
+>>>>>>> h-place
     ops, arguments = torch.ops.vitcache, (input_ids, weight, tensors, runs, scale, text_scale)
     if listed:
         ops.embed_listed_(out, listed, *arguments)
     else:
-        ops.embed_tokens_(out, levels, *arguments, deepstack_rows is not None)
+        ops.embed_tokens_(out, level_tensor, *arguments, deepstack_rows is not None)
     return out
 
 
