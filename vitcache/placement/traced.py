@@ -35,10 +35,10 @@ def scatter(
     refuse_store(store, "torch.compile")
     runs, tensors = _as_tensors(embeddings, spans)
     if needs_grad(inputs_embeds, *level_arguments(deepstack, deepstack_rows), *tensors):
-        planes = index_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
-        _check_widths(tensors, inputs_embeds.shape[-1], len(planes))
+        levels = index_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
+        _check_widths(tensors, inputs_embeds.shape[-1], len(levels))
         num_packed = None if deepstack_rows is None else deepstack_rows.shape[1]
-        autograd.scatter(inputs_embeds, planes, num_packed, tensors, runs, scale)
+        autograd.scatter(inputs_embeds, levels, num_packed, tensors, runs, scale)
         return inputs_embeds
     level_tensor, listed = read_levels("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
     if listed:
@@ -69,16 +69,11 @@ def embed(
     runs, tensors = _as_tensors(embeddings, spans)
     if needs_grad(weight, *level_arguments(deepstack, deepstack_rows), *tensors):
         refuse_out(has_out)
-        planes = index_levels("out", out, deepstack, deepstack_rows)
-        _check_widths(tensors, out.shape[-1], len(planes))
+        levels = index_levels("out", out, deepstack, deepstack_rows)
+        _check_widths(tensors, out.shape[-1], len(levels))
         num_packed = None if deepstack_rows is None else deepstack_rows.shape[1]
-<<<<<<< HEAD
-        return autograd.embed(out, planes, num_packed, input_ids, weight, tensors, runs, scale, text_scale)
-    levels, listed = read_levels("out", out, deepstack, deepstack_rows)
-=======
         return autograd.embed(out, levels, num_packed, input_ids, weight, tensors, runs, scale, text_scale)
     level_tensor, listed = read_levels("out", out, deepstack, deepstack_rows)
->>>>>>> h-place
     ops, arguments = torch.ops.vitcache, (input_ids, weight, tensors, runs, scale, text_scale)
     if listed:
         ops.embed_listed_(out, listed, *arguments)
