@@ -24,8 +24,8 @@ from vitcache.bench.traffic.simulation import PAGE_ROWS
 
 HIDDEN = 64
 CASES = ((1, 880), (512, 64))  # items, rows of each item
-# Microseconds of the medians by number of items and form of the rows, on the machine where one span took 36 us with
-# Triton's binder (docs/decisions.md). On another machine, compare two commits.
+# Microseconds of the medians by number of items and form of the rows, on the machine where one span took
+# 36 us with Triton's binder (docs/decisions.md). On another machine, compare two commits.
 TARGETS = {
     (1, "packed"): 27,
     (1, "tensors"): 27,
