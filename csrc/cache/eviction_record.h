@@ -20,7 +20,7 @@ class EvictionRecord {
   bool is_enabled() const { return capacity_ > 0; }
   const std::list<Key>& keys() const { return keys_; }
 
-  // Records a key as the newest one. Forgets the oldest key if there is no room.
+  // Records a key as the newest one. Forgets the oldest key if the record is full.
   void add(const Key& key) {
     if (!is_enabled()) return;
     remove(key);

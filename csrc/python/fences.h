@@ -31,7 +31,7 @@ inline pybind11::list to_list(const FenceSet& fences) {
   return list;
 }
 
-// Makes a fence complete if its event is among `events`, which have passed: later reads need not ask again.
+// Makes a fence complete if its event is among `events`, whose work is complete: later reads need not ask.
 inline void forget_passed(Fence& fence, const pybind11::set& events) {
   if (!fence.is_complete() && events.contains(object_of(fence.event))) fence = Fence{};
 }

@@ -48,8 +48,8 @@ class LeaseSet {
   // Marks all entries as read on `stream`. If the stream has to wait for fences before it may read, then
   // nothing is marked unless `has_waited`, and the fences are returned.
   FenceSet use(std::int64_t stream, bool has_waited);
-  // Drops the fences behind the writes of entries: `events` are the events of these fences, which have
-  // passed.
+  // Drops the fences behind the writes of entries: `events` are the events of these fences, whose
+  // work is complete.
   void forget_fences(const pybind11::set& events);
   // Releases the pin at one position, which then counts as a miss.
   void release_one(std::int64_t position);

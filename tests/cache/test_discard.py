@@ -112,7 +112,7 @@ def test_replaced_entry_is_named_only_while_its_key_is_not_in_the_cache() -> Non
     cache.put(KEYS[0], make_rows(1, 1.0))
     assert cache.take_evicted() == []
     with cache.reserve(KEYS[0], 1):
-        pass  # cancelled: the old rows made room and are gone
+        pass  # cancelled: the old rows were dropped for the reservation
     assert cache.take_evicted() == [KEYS[0]]
 
 

@@ -1,4 +1,4 @@
-"""`key_from_id`: different identifiers give different keys, which are no content keys and never change."""
+"""`key_from_id`: different identifiers give different keys, which never change and equal no content key."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// Random histories of the ledger: the books stay consistent, no page has two owners, and no fence of a reused
-// page is lost.
+// Random histories of the ledger: its counts stay consistent, no page has two owners, and no fence of a
+// reused page is lost.
 #include <algorithm>
 #include <array>
 #include <cstddef>

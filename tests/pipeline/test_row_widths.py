@@ -142,7 +142,7 @@ def test_encoder_output_is_checked_against_the_width_of_its_item(
     assert deepstack[:, [0, 3]].all()
 
 
-def test_one_tensor_for_items_of_two_widths_is_refused_and_the_items_are_encoded_alone() -> None:
+def test_one_tensor_for_items_of_two_widths_is_refused_and_they_are_encoded_alone() -> None:
     calls = []
 
     def encode(features: list[torch.Tensor], items: list[Item]) -> torch.Tensor:

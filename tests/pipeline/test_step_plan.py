@@ -351,7 +351,7 @@ def test_items_of_one_key_and_other_widths_are_two_items() -> None:
     assert [plan.find(KEYS[0], 2, width) for width in (4, 2, 1)] == [0, 1, None]
 
 
-def test_a_plan_knows_where_its_chunks_end_and_the_arrays_where_an_item_is_needed_last() -> None:
+def test_a_plan_knows_the_ends_of_its_chunks_and_the_arrays_those_of_their_items() -> None:
     items = Items(
         [
             Item(None, [Span(0, 2), Span(9, 2)], key=KEYS[0], num_rows=2),

@@ -1,4 +1,4 @@
-"""`warm_up` loads the kernels that placements launch: all of them, and no others."""
+"""`warm_up` loads the kernels that placements launch: exactly these kernels."""
 
 from __future__ import annotations
 

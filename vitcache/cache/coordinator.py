@@ -78,7 +78,7 @@ class CacheCoordinator:
         with self._drain_lock:
             while self._abandoned:
                 abort(*self._abandoned[0])
-                self._abandoned.popleft()  # last: if an interrupt comes before, the next call aborts again
+                self._abandoned.popleft()  # last: after an interrupt the next call aborts again
             if self.ledger.num_releases:
                 # Until it is finished, a batch that is destroyed returns its releases to the queue.
                 batch = self.ledger.take_releases()

@@ -196,7 +196,7 @@ class EmbeddingCache:
         tier
             ``"device"``; ``"host"``: only in the host tier, so that no device entry is evicted; or
             ``"both"``: in the device tier with a host copy, so that a later demotion needs no copy. If one of
-            the tiers has no room, ``"both"`` writes neither.
+            the tiers rejects the rows, ``"both"`` writes neither.
 
         Returns
         -------

@@ -154,8 +154,8 @@ class Lease(LeaseBase):
 def use_all(items: Sequence[Any]) -> None:
     """Call `Lease.use` of the leases in a list. Adjacent leases of one cache share one query of the stream.
 
-    The stream waits once for each fence. If a fence has passed, the stream does not wait for it, and no later
-    read of its entries asks again.
+    The stream waits once for each fence, and not for a fence whose work is complete. Later reads of such an
+    entry do not ask again.
 
     Raises
     ------

@@ -268,7 +268,7 @@ class Reservation:
         """Free the pages, and insert nothing. After `commit` or `cancel`, does nothing."""
         if self._pending:
             abort(self._pending[0], self._timeline, self._finish, frozenset(self._streams))
-            self._clear_pending()  # last: if an interrupt comes before, the next `drain` aborts again
+            self._clear_pending()  # last: after an interrupt the next `drain` aborts again
 
     def __enter__(self) -> Reservation:
         self._check_pending()

@@ -55,8 +55,8 @@ class StepItem:
     number
         Number of the item in the plan.
     item, duplicates
-        The first of the equal items, and the others. If the feature of `item` cannot be loaded, `load` tries
-        theirs.
+        The first of the equal items, and the further equal items. If the feature of `item` cannot be loaded,
+        `load` tries theirs.
     num_rows, row_width
         Rows of the item, and the elements of a row. If the step does not accept the width, the item fails.
     key

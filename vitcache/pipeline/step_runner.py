@@ -121,7 +121,7 @@ class StepRunner:
             placement = plan.make_placement()  # equal items are one item now
         leases = PlanLeases(cache, plan)
         try:
-            # A hashed feature may be on its way to the device, even if all items are hits now.
+            # The copy of a hashed feature may be in flight, even if all items are hits now.
             if hashed or leases.num_hits < len(plan) or self._must_visit_hits(plan, requests, leases):
                 return self._run_items(call, requests, plan, leases, hashed)
             rest = leases.add_sources(placement, destination.native)

@@ -136,7 +136,7 @@ class Placement:
         use_all(self.added_items)
 
     def use(self) -> None:
-        """`use_leases`, and the same for the reservations in `stored`. The CPU needs no such order."""
+        """`use_leases`, and the same for the reservations in `stored`. The CPU does not need this order."""
         self.use_leases()
         for reservation in self.stored.values():
             reservation.use()

@@ -36,8 +36,8 @@ def warm_up(
     Parameters
     ----------
     device
-        The CUDA device of the destinations. None: the current CUDA device, or the CPU if there is none. On
-        the CPU no kernel is compiled, and the call only checks its arguments.
+        The CUDA device of the destinations. None: the current CUDA device, or the CPU if torch finds no CUDA
+        device. On the CPU no kernel is compiled, and the call only checks its arguments.
     hidden
         Elements ``H`` of a row of ``inputs_embeds``.
     dtype
