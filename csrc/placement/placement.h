@@ -44,6 +44,8 @@ class Placement {
 
   bool accepts_narrow() const { return accepts_narrow_; }
   void accept_narrow() { accepts_narrow_ = true; }
+  // The rows of source `item`, which is set, have the columns of inputs_embeds alone.
+  void mark_narrow(std::int64_t item) { sources_[static_cast<std::size_t>(item)].narrow = true; }
 
   // Sources are numbered in the order in which they are added.
   void add_source(Source source) { sources_.push_back(std::move(source)); }

@@ -124,22 +124,20 @@ void bind_placement(py::module_& module) {
       .def(
           "set_source",
           [](Placement& placement, std::int64_t item, std::uintptr_t address, std::int64_t row_stride,
-             std::int64_t num_rows, int kind, bool on_host, bool narrow) {
-            Source source = Source::block(address, row_stride, num_rows, kind, on_host);
-            source.narrow = narrow;
-            placement.set_source(item, std::move(source));
+             std::int64_t num_rows, int kind, bool on_host) {
+            placement.set_source(item, Source::block(address, row_stride, num_rows, kind, on_host));
           },
           py::arg("item"), py::arg("address"), py::arg("row_stride"), py::arg("num_rows"), py::arg("kind"),
-          py::arg("on_host"), py::arg("narrow") = false)
+          py::arg("on_host"))
       .def(
           "set_paged_rows",
-          [](Placement& placement, std::int64_t item, const PagedRows& rows, bool on_host, bool narrow) {
+          [](Placement& placement, std::int64_t item, const PagedRows& rows, bool on_host) {
             Source source = rows.source;
             source.on_host = on_host;
-            source.narrow = narrow;
             placement.set_source(item, std::move(source));
           },
-          py::arg("item"), py::arg("rows"), py::arg("on_host"), py::arg("narrow") = false)
+          py::arg("item"), py::arg("rows"), py::arg("on_host"))
+      .def("mark_narrow", &Placement::mark_narrow, py::arg("item"))
       .def(
           "is_narrow",
           [](const Placement& placement, std::size_t item) { return placement.sources().at(item).narrow; },

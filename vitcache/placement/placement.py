@@ -227,7 +227,9 @@ class Placement:
         if rows.device != device:
             raise ValueError(f"item {item} is in a cache on {rows.device}, the destination is on {device}")
         rows.use()
-        self.native.set_paged_rows(item, rows.paged_rows, False, narrow)
+        self.native.set_paged_rows(item, rows.paged_rows, False)
+        if narrow:
+            self.native.mark_narrow(item)
         return rows
 
     def _add_items(self, destination: Destination, items: list[Any]) -> None:
@@ -248,7 +250,9 @@ class Placement:
                 raise ValueError(
                     f"item {item} is a lease of a cache on {rows.device}, the destination is on {device}"
                 )
-            self.native.set_paged_rows(item, _paged_rows_of(item, rows), rows.pool.device != device, narrow)
+            self.native.set_paged_rows(item, _paged_rows_of(item, rows), rows.pool.device != device)
+            if narrow:
+                self.native.mark_narrow(item)
             return rows
         if not isinstance(rows, Tensor):
             kind = type(rows).__name__
@@ -272,8 +276,9 @@ class Placement:
             packed.shape[0],
             KINDS[packed.dtype],
             packed.device != destination.device,
-            narrow,
         )
+        if narrow:
+            self.native.mark_narrow(item)
         return packed
 
     def _is_narrow(self, item: int, width: int, destination: Destination) -> bool:
