@@ -62,10 +62,11 @@ def warm_up(
     Raises
     ------
     ValueError
-        If `hidden` is less than 1, `levels` is negative, or `device` is neither the CPU nor a CUDA device.
+        If `hidden` is less than 1, `levels` is negative, `level_forms` has an unknown name, or `device` is
+        neither the CPU nor a CUDA device.
     TypeError
-        If `hidden` or `levels` is not an int, a flag is not a bool, or a dtype is not float32, float16 or
-        bfloat16.
+        If `hidden` or `levels` is not an int, a flag is not a bool, `level_forms` or `source_dtypes` is not a
+        list, or a dtype is not float32, float16 or bfloat16.
     CudaError
         If `device` is a CUDA device and torch finds none.
     RuntimeError
