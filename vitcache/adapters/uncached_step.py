@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,27 +14,17 @@ from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.results import EmbedResult, ItemError
 from vitcache.pipeline.step_item import load_feature
 from vitcache.pipeline.step_runner import refuse_width
-from vitcache.placement.destination import Destination
+from vitcache.placement.embed_call import EmbedCall
+from vitcache.placement.scatter_call import ScatterCall
 from vitcache.placement.spans import Span, clip_spans
 from vitcache.rows import check_rows
 
 EncodeRows = Callable[[list[Tensor], list[Item]], Tensor]
 
 
-class UncachedCall(Protocol):
-    """The placement of a step without a cache: an `EmbedCall` or a `ScatterCall`."""
-
-    @property
-    def destination(self) -> Destination:
-        """The checked destination."""
-
-    def run(self, embeddings: Any, spans: Any, store: None) -> Tensor:
-        """Write all rows, and return `inputs_embeds`."""
-
-
 @torch.no_grad()
 def embed_uncached(
-    encode: EncodeRows, cache: EmbeddingCache, chunks: Sequence[Chunk], call: UncachedCall
+    encode: EncodeRows, cache: EmbeddingCache, chunks: Sequence[Chunk], call: EmbedCall | ScatterCall
 ) -> EmbedResult:
     """Encode every item that overlaps a chunk, one per call of `encode`, and place its rows.
 
