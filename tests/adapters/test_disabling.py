@@ -242,6 +242,7 @@ def test_disabled_pipeline_reports_items_that_fail_and_places_the_rest(disable: 
     failing = [
         (Item(load, bad.spans, num_rows=bad.num_rows, grid_thw=grid), None, error),
         (Item(None, bad.spans, num_rows=bad.num_rows, grid_thw=grid), None, None),
+        (Item(None, bad.spans, num_rows=1 << 60, grid_thw=grid), None, None),
         (Item(bad.feature, bad.spans, num_rows=bad.num_rows + 1, grid_thw=grid), bad.num_rows, None),
         (Item("photo.jpg", bad.spans, num_rows=bad.num_rows, grid_thw=grid), None, None),
     ]

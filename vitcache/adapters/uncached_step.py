@@ -72,7 +72,8 @@ def embed_uncached(
             rows = encoded[id(item)]
             if isinstance(rows, ItemError):
                 errors.append(rows._replace(chunk=number, item=position))
-                rows = torch.zeros(item.num_rows, cache.row_width, dtype=cache.dtype, device=cache.device)
+                zero = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
+                rows = zero.expand(max(span.source_start + span.length for span in overlap), -1)
             embeddings.append(rows)
             spans.append(
                 [
