@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -101,3 +102,29 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    "room",
+    ["adapters", "pipeline", "cache", "placement", "triton_kernels", "pages", "ring", "keys", "device"],
+)
+def test_architecture_names_every_module_of_a_room(room: str) -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    modules = [path.name for path in (ROOT / "vitcache" / room).glob("*.py") if path.name != "__init__.py"]
+    assert modules
+    assert [name for name in modules if f"`{name}`" not in text] == []
+
+
+def test_table_of_calls_names_only_arguments_that_exist() -> None:
+    wrong: list[str] = []
+    owner: Any = None
+    for cell in first_cells():
+        if cell.startswith(("options", "environment", "`key in", "`python")):
+            continue
+        for path, arguments in re.findall(r"`(\.?[A-Za-z_.]+)(?:\(([^`]*)\))?`", cell):
+            call = getattr(owner, path[1:], None) if path.startswith(".") else find(path)
+            owner = call if isinstance(call, type) else owner
+            names = [part.partition("=")[0] for part in arguments.split(", ") if part]
+            known = ["...", *inspect.signature(call).parameters] if names and call is not None else names
+            wrong += [f"{path}: {name}" for name in names if name not in known]
+    assert wrong == []

@@ -359,10 +359,31 @@ def test_common_prefix_ends_at_equal_rows_with_another_grid() -> None:
     # Positions depend on the grid, so the keys and values differ although the rows are equal.
     chat = Chat()
     rows, input_ids = torch.randn(4, QWEN3.row_width), torch.arange(1, 10)
-    square, wide = ([Item(None, Span(2, 4), rows=rows, grid_thw=grid)] for grid in ([1, 4, 4], [1, 2, 8]))
+    square, wide = (
+        [Item(None, Span(2, 4), rows=rows, key=bytes(32), grid_thw=grid)] for grid in ([1, 4, 4], [1, 2, 8])
+    )
     chat.prefill(input_ids, square)
     assert chat.prefill(input_ids, wide).shape[1] == 7
     assert chat.prefill(input_ids, wide).shape[1] == 1
+
+
+def test_given_rows_match_those_of_an_earlier_prompt_only_by_their_key() -> None:
+    # The caller may overwrite a tensor in place; only a key tells whether its rows are equal.
+    chat = Chat()
+    rows, input_ids = torch.randn(4, QWEN3.row_width), torch.arange(1, 10)
+
+    def prefill(key: bytes | None) -> torch.Tensor:
+        return chat.prefill(input_ids, [Item(None, Span(2, 4), rows=rows, key=key, grid_thw=[1, 4, 4])])
+
+    prefill(None)
+    rows.copy_(torch.randn(rows.shape))
+    again = prefill(None)
+    assert again.shape[1] == 7  # the tokens before the rows are reused
+    chat.driver.reset()
+    assert_close(again[:, -1:], prefill(bytes(32))[:, -1:])
+    assert prefill(bytes(32)).shape[1] == 1
+    assert prefill(bytes(31) + b"1").shape[1] == 7
+    assert prefill(None).shape[1] == 7
 
 
 def test_prompt_with_images_at_both_ends_gives_the_stock_logits() -> None:

@@ -242,6 +242,7 @@ def test_disabled_pipeline_reports_items_that_fail_and_places_the_rest(disable: 
     failing = [
         (Item(load, bad.spans, num_rows=bad.num_rows, grid_thw=grid), None, error),
         (Item(None, bad.spans, num_rows=bad.num_rows, grid_thw=grid), None, None),
+        (Item(None, bad.spans, num_rows=1 << 60, grid_thw=grid), None, None),
         (Item(bad.feature, bad.spans, num_rows=bad.num_rows + 1, grid_thw=grid), bad.num_rows, None),
         (Item("photo.jpg", bad.spans, num_rows=bad.num_rows, grid_thw=grid), None, None),
     ]
@@ -272,7 +273,6 @@ def test_disabled_pipeline_refuses_wrong_arguments_and_a_closed_pipeline(disable
         step.embed([])
 
 
-@pytest.mark.skipif(not hasattr(vitcache.VisionPipeline, "place"), reason="VisionPipeline has no place")
 def test_disabled_place_writes_the_rows_of_embed_and_leaves_text_rows(disable: Any) -> None:
     step = Step()
     chunks = [Chunk(step.items(), 0, len(step.ids))]
@@ -291,6 +291,48 @@ def test_disabled_place_writes_the_rows_of_embed_and_leaves_text_rows(disable: A
     assert step.tower.take() == 2
     assert step.pipeline.disabled_calls == 1
     assert step.cache.stats() == before
+
+
+def test_disabled_pipeline_places_given_rows_as_the_pipeline_does(disable: Any) -> None:
+    """Narrow rows, rows of a width or dtype that the step refuses, and rows that are not rounded."""
+    step = Step()
+    hidden, wide = step.model.get_input_embeddings().weight.shape[1], QWEN3.row_width
+    rows = [torch.randn(2, width) for width in (hidden, wide, hidden, 2 * hidden, 3)]
+    items = [
+        Item(None, Span(0, 2), rows=rows[0], row_width=hidden),
+        Item(None, Span(2, 2), rows=rows[1]),
+        Item(None, Span(4, 2), rows=rows[2]),  # no row_width: the cache's width is expected
+        Item(None, Span(6, 2), rows=rows[3], row_width=2 * hidden),
+        Item(None, Span(8, 2), rows=rows[4], row_width=3),
+        Item(None, Span(10, 2), rows=rows[1].long()),
+    ]
+    chunks, ids = [Chunk(items, 0, 12)], torch.zeros(12, dtype=torch.long)
+    wanted, wanted_levels, wanted_errors = step.embed(chunks, ids)
+    disable("1")
+    found, levels, errors = step.embed(chunks, ids)
+    assert torch.equal(found, wanted)
+    assert torch.equal(levels, wanted_levels)
+    assert not levels[:, :2].any()
+    assert torch.equal(found[:2], rows[0])
+    assert [error.item for error in errors] == [2, 3, 4, 5]
+    for ours, theirs in zip(errors, wanted_errors, strict=True):
+        assert (ours[:4], type(ours.cause)) == (theirs[:4], type(theirs.cause))
+    assert [str(errors[i].cause) for i in (1, 2)] == [
+        f"row_width is {width}, it must be {hidden} or {wide}, the width of the destination's rows"
+        for width in (2 * hidden, 3)
+    ]
+
+
+def test_disabled_pipeline_refuses_a_wrong_destination_before_it_encodes(disable: Any) -> None:
+    step = Step()
+    chunks = [Chunk(step.items(), 0, len(step.ids))]
+    disable("1")
+    for weight, error in ((None, TypeError), (torch.zeros(3), ValueError), (torch.zeros(9, 7), ValueError)):
+        with pytest.raises(error):
+            step.pipeline.embed(chunks, step.ids, weight)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="inputs_embeds must be a tensor, got NoneType"):
+        step.pipeline.place(chunks, None)  # type: ignore[arg-type]
+    assert step.tower.take() == 0
 
 
 @pytest.mark.parametrize("chunk_tokens", [3, 8, 64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +16,8 @@ from caches import make_cache
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.errors import CudaError
 from vitcache.testing import inspect
+
+MOST = sys.maxsize
 
 
 def test_put_oversize_entry_is_rejected_and_evicts_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -153,6 +156,16 @@ def test_look_up_invalid_key_raises_and_counts_no_miss(
             "device_bytes is 31, it must be at least 32: one page of 2 rows",
         ),
         ({"device_bytes": 0}, ValueError, "device_bytes is 0, it must be at least 32: one page of 2 rows"),
+        (
+            {"device_bytes": 1 << 63},
+            ValueError,
+            f"device_bytes is {1 << 63}, it must be at most {sys.maxsize}",
+        ),
+        (
+            {"host_bytes": "8388608TiB"},
+            ValueError,
+            f"host_bytes is {1 << 63}, it must be at most {sys.maxsize}",
+        ),
         (
             {"host_bytes": PAGE_BYTES - 1},
             ValueError,

@@ -326,6 +326,7 @@ def test_closed_pipeline_refuses_embed_and_prefetch_and_closes_again(maybe_ring:
         ),
         ({"input_ids": [1, 2]}, TypeError, "input_ids must be a tensor, got list"),
         ({"weight": None}, TypeError, "weight must be a tensor"),
+        ({"weight": WEIGHT.numpy()}, TypeError, "weight must be a tensor, got ndarray"),
         ({"weight": torch.zeros(5, 3)}, ValueError, "the cache has rows of width 4, expected 3"),
         (
             {"deepstack": torch.zeros(1, 8, HIDDEN)},
@@ -395,3 +396,12 @@ def test_pipeline_refuses_invalid_arguments(
     good: dict[str, Any] = {"encode": Tower(), "cache": make_cache()}
     with pytest.raises(error, match=message):
         VisionPipeline(**{**good, **arguments})
+
+
+def test_encoder_that_empties_its_lists_gets_the_numbers_of_the_call() -> None:
+    def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor]:
+        return [encode_one(features.pop(0)) for _ in range(len(items)) if items.pop(0)]
+
+    pipeline = VisionPipeline(encode, make_cache())
+    items = [Item(feature(seed, 2), Span(2 * seed, 2)) for seed in range(2)]
+    assert embed(pipeline, [Chunk(items, 0, 4)], 4) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from caches import make_cache
 from pipeline_scene import HIDDEN, Tower, embed, feature, make_ids, make_weight
 
-from vitcache import Chunk, Item, Items, Span, VisionPipeline
+from vitcache import Chunk, Item, Items, KeyThreads, Span, VisionPipeline
 from vitcache.testing import inspect
 
 PASSING = [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
@@ -90,6 +92,36 @@ def test_an_interrupt_of_a_loader_passes_after_clean_up(
     check_nothing_is_held(pipeline)
     assert run(pipeline, items, "embed").errors == []
     assert len(pipeline.cache) == 3
+
+
+def test_an_interrupt_of_a_submit_cancels_the_loads_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+    may_load = threading.Event()
+    submit = KeyThreads.submit
+
+    def load(number: int) -> torch.Tensor:
+        may_load.wait(60)
+        loaded.append(number)
+        return feature(number, 2)
+
+    def submit_some(threads: KeyThreads, *args: Any, **kwargs: Any) -> Any:
+        if submitted.pop():
+            raise KeyboardInterrupt("stop")
+        return submit(threads, *args, **kwargs)
+
+    items = Items([Item(partial(load, number), Span(number, 1), num_rows=2) for number in range(12)])
+    submitted = [True, *[False] * 11]
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        monkeypatch.setattr(KeyThreads, "submit", submit_some)
+        with pytest.raises(KeyboardInterrupt, match="stop"):
+            run(pipeline, items, "place")
+        monkeypatch.undo()
+        last = pipeline._keys.submit(b"behind the loads of the step")
+        may_load.set()
+        last.result(60)
+        assert len(loaded) <= pipeline._keys.num_threads  # the loads that had begun
+        check_nothing_is_held(pipeline)
+        assert run(pipeline, items, "place").errors == []
 
 
 @pytest.mark.parametrize("error", PASSING)

@@ -80,6 +80,7 @@ def test_place_refuses_wrong_arguments_and_encodes_nothing() -> None:
     good = torch.ones(8, HIDDEN)
     wrong: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         (None, {}, TypeError, "inputs_embeds must be a tensor, got NoneType"),
+        (good.numpy(), {}, TypeError, "inputs_embeds must be a tensor, got ndarray"),
         (good.double(), {}, TypeError, "inputs_embeds .*float64"),
         (good.to("meta"), {}, ValueError, "inputs_embeds must be on cpu, the cache's device, got meta"),
         (torch.ones(8, HIDDEN + 1), {}, ValueError, "rows of width 4, expected 5"),

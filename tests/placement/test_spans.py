@@ -107,8 +107,13 @@ def test_spans_from_inclusive_of_an_item_without_offsets_is_empty():
     for offsets in (3, [3], [None]):
         with pytest.raises(TypeError):
             spans_from_inclusive(offsets)
-    with pytest.raises(ValueError, match="unpack"):
-        spans_from_inclusive([(1, 2, 3)])
+
+
+def test_spans_from_inclusive_refuses_an_offset_that_is_not_a_pair():
+    for offset in ((1, 2, 3), (1,), ()):
+        message = f"offset 1 has {len(offset)} tokens, it must have 2: first and last"
+        with pytest.raises(ValueError, match=message):
+            spans_from_inclusive([(0, 1), offset])
 
 
 def test_spans_from_inclusive_of_uint8_does_not_wrap():

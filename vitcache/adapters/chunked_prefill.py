@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from vitcache.pipeline.items import Chunk, Item
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.placement.ops import embed_tokens
+from vitcache.placement.embed_call import EmbedCall
 
 
 class ChunkedPrefill:
@@ -199,8 +198,8 @@ class ChunkedPrefill:
         input_ids = prompt.input_ids[start : start + chunk.length]
         if is_disabled():
             self._disabled.count()
-            place = partial(embed_tokens, input_ids, weight, deepstack=deepstack)
-            result = embed_uncached(self._encode, self._pipeline.cache, [chunk], place)
+            call = EmbedCall(input_ids, weight, None, deepstack, None, None)
+            result = embed_uncached(self._encode, self._pipeline.cache, [chunk], call)
         else:
             result = self._pipeline.embed([chunk], input_ids, weight, deepstack=deepstack)
         if result.errors:

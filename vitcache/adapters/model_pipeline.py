@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.families import Family, split_by_grid
 from vitcache.adapters.model_outputs import image_rows
-from vitcache.adapters.uncached_step import EncodeRows, Place, embed_uncached
+from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.content import Namespace
 from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import EmbedResult
-from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.placement.ops import embed_tokens, scatter_embeddings
-from vitcache.placement.spans import Span, spans_from_token_ids
+from vitcache.pipeline.vision_pipeline import Steps, VisionPipeline
+from vitcache.placement.embed_call import EmbedCall
+from vitcache.placement.scatter_call import ScatterCall
+from vitcache.placement.spans import spans_from_token_ids
 
 
 def vision_pipeline(
@@ -94,35 +95,13 @@ class ModelPipeline(VisionPipeline):
 
     def __init__(self, encode: EncodeRows, cache: EmbeddingCache, **options: Any) -> None:
         super().__init__(encode, cache, **options)
-        self._encode = encode
         self._disabled = DisabledCalls("a vision_pipeline")
+        self._steps = _Steps(self._steps, self._disabled, encode, cache)
 
     @property
     def disabled_calls(self) -> int:
         """Number of calls of `embed` and `place` that did not use the cache, because of VITCACHE_DISABLE."""
         return self._disabled.number
-
-    def embed(
-        self, chunks: Sequence[Chunk], input_ids: Tensor, weight: Tensor, **options: Any
-    ) -> EmbedResult:
-        """As `VisionPipeline.embed`; see the class."""
-        if not is_disabled():
-            return super().embed(chunks, input_ids, weight, **options)
-
-        def place(rows: list[Tensor], spans: list[list[Span]]) -> Tensor:
-            return embed_tokens(input_ids, weight, rows, spans, **options)
-
-        return self._embed_uncached(chunks, place)
-
-    def place(self, chunks: Sequence[Chunk], inputs_embeds: Tensor, **options: Any) -> EmbedResult:
-        """As `VisionPipeline.place`; see the class."""
-        if not is_disabled():
-            return super().place(chunks, inputs_embeds, **options)
-
-        def place(rows: list[Tensor], spans: list[list[Span]]) -> Tensor:
-            return scatter_embeddings(inputs_embeds, rows, spans, **options)
-
-        return self._embed_uncached(chunks, place)
 
     def prefetch(self, chunks: Sequence[Chunk], *, encode: bool = True) -> Prefetch:
         """As `VisionPipeline.prefetch`; see the class."""
@@ -133,11 +112,24 @@ class ModelPipeline(VisionPipeline):
         handle.is_refused = True
         return handle
 
-    def _embed_uncached(self, chunks: Sequence[Chunk], place: Place) -> EmbedResult:
-        if self._is_closed:
-            raise RuntimeError("the pipeline was closed")
+
+class _Steps:
+    """Runs the steps of a `ModelPipeline`: without the cache while VITCACHE_DISABLE is set."""
+
+    def __init__(
+        self, steps: Steps, disabled: DisabledCalls, encode: EncodeRows, cache: EmbeddingCache
+    ) -> None:
+        self._steps = steps
+        self._disabled = disabled
+        self._encode = encode
+        self._cache = cache
+
+    def run(self, call: EmbedCall | ScatterCall, chunks: Sequence[Chunk]) -> EmbedResult:
+        """As `StepRunner.run`."""
+        if not is_disabled():
+            return self._steps.run(call, chunks)
         self._disabled.count()
-        return embed_uncached(self._encode, self.cache, chunks, place)
+        return embed_uncached(self._encode, self._cache, chunks, call)
 
 
 def image_encoder(model: nn.Module) -> EncodeRows:

@@ -166,8 +166,8 @@ def _first_token(item: Item) -> int:
 def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
     """Return a value that is equal for two items only if their rows, tokens and positions are equal."""
     content: object
-    if item.rows is not None:
-        content = id(item.rows)
+    if item.rows is not None and item.key is None:
+        content = object()  # equals nothing: the caller may have overwritten the tensor
     else:
         try:
             content = find_key(item)

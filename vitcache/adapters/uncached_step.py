@@ -6,21 +6,25 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pipeline.feature_mover import as_tensor
 from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.results import EmbedResult, ItemError
 from vitcache.pipeline.step_item import load_feature
+from vitcache.pipeline.step_runner import refuse_width
+from vitcache.placement.embed_call import EmbedCall
+from vitcache.placement.scatter_call import ScatterCall
 from vitcache.placement.spans import Span, clip_spans
+from vitcache.rows import check_rows
 
 EncodeRows = Callable[[list[Tensor], list[Item]], Tensor]
-Place = Callable[[list[Tensor], list[list[Span]]], Tensor]
 
 
 @torch.no_grad()
 def embed_uncached(
-    encode: EncodeRows, cache: EmbeddingCache, chunks: Sequence[Chunk], place: Place
+    encode: EncodeRows, cache: EmbeddingCache, chunks: Sequence[Chunk], call: EmbedCall | ScatterCall
 ) -> EmbedResult:
     """Encode every item that overlaps a chunk, one per call of `encode`, and place its rows.
 
@@ -35,8 +39,9 @@ def embed_uncached(
         As in `VisionPipeline`.
     cache
         Gives the device of the features, and the width and the dtype of the rows. It is not used otherwise.
-    place
-        Writes rows to their tokens: ``place(embeddings, spans)`` returns `inputs_embeds`.
+    call
+        Writes the rows to their tokens. Rows of the width of `inputs_embeds` get zeros in the columns of the
+        deepstack levels.
 
     Returns
     -------
@@ -46,11 +51,15 @@ def embed_uncached(
     Raises
     ------
     TypeError
-        If `chunks` is not a list of `Chunk`; as `place`.
-    ValueError, IndexError
-        As `place`.
+        If `chunks` is not a list of `Chunk`; as `call`.
+    ValueError
+        If the rows of `call` have another width than those of the cache; as `call`.
+    IndexError
+        As `call`.
     """
     check_chunks(chunks)
+    if call.destination.width != cache.row_width:
+        refuse_width(call.destination, cache)
     encoded: dict[int, Tensor | ItemError] = {}  # by `id` of the item, which its chunk keeps alive
     embeddings: list[Tensor] = []
     spans: list[list[Span]] = []
@@ -59,11 +68,12 @@ def embed_uncached(
         for position, overlap in chunk.items.within(chunk.start, chunk.start + chunk.length).items():
             item = chunk.items[position]
             if id(item) not in encoded:
-                encoded[id(item)] = _rows_of(item, encode, cache)
+                encoded[id(item)] = _rows_of(item, encode, cache, call.destination.hidden)
             rows = encoded[id(item)]
             if isinstance(rows, ItemError):
                 errors.append(rows._replace(chunk=number, item=position))
-                rows = torch.zeros(item.num_rows, cache.row_width, dtype=cache.dtype, device=cache.device)
+                zero = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
+                rows = zero.expand(max(span.source_start + span.length for span in overlap), -1)
             embeddings.append(rows)
             spans.append(
                 [
@@ -71,22 +81,31 @@ def embed_uncached(
                     for span in clip_spans(overlap, chunk.start, chunk.length)
                 ]
             )
-    return EmbedResult(place(embeddings, spans), sorted(errors, key=lambda error: error[:2]))
+    return EmbedResult(call.run(embeddings, spans, None), sorted(errors, key=lambda error: error[:2]))
 
 
-def _rows_of(item: Item, encode: EncodeRows, cache: EmbeddingCache) -> Tensor | ItemError:
-    """Return the rows of one item in the cache's dtype and on its device, or the error of the item."""
+def _rows_of(item: Item, encode: EncodeRows, cache: EmbeddingCache, hidden: int) -> Tensor | ItemError:
+    """Return the rows of one item, of the cache's width and on its device, or the error of the item."""
     found = None
+    width = cache.row_width if item.row_width is None else item.row_width
     try:
-        if item.rows is not None:
-            return item.rows.detach().to(cache.device)
-        feature = as_tensor(load_feature(item)).detach().to(cache.device)
-        rows = encode([feature], [item])
-        if rows.shape != (item.num_rows, cache.row_width):
-            found = len(rows)
+        if width not in (hidden, cache.row_width):
+            narrow = "" if hidden == cache.row_width else f"{hidden} or "
             raise ValueError(
-                f"encode must return shape {(item.num_rows, cache.row_width)}, got {tuple(rows.shape)}"
+                f"row_width is {width}, it must be {narrow}{cache.row_width}, the width of the "
+                "destination's rows"
             )
-        return rows.to(cache.dtype)
+        if item.rows is not None:
+            rows = check_rows(item.rows, width).to(cache.device)
+        else:
+            feature = as_tensor(load_feature(item)).detach().to(cache.device)
+            rows = encode([feature], [item])
+            if rows.shape != (item.num_rows, width):
+                found = None if len(rows) == item.num_rows else len(rows)
+                raise ValueError(
+                    f"encode must return shape {(item.num_rows, width)}, got {tuple(rows.shape)}"
+                )
+            rows = rows.to(cache.dtype)
+        return pad(rows, (0, cache.row_width - width))
     except Exception as error:
         return ItemError(0, 0, item.num_rows, found, error)

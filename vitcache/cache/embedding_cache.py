@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,6 +152,8 @@ class EmbeddingCache:
                 raise ValueError(
                     f"{name} is {budget}, it must be at least {page_bytes}: one page of {page_rows} rows"
                 )
+            if budget > sys.maxsize:
+                raise ValueError(f"{name} is {budget}, it must be at most {sys.maxsize}")
         make_policy(policy, 1)
         self.row_width = row_width
         self.page_rows = page_rows

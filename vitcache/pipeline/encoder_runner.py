@@ -158,9 +158,8 @@ class EncoderRunner:
 
     def _call(self, step_items: list[StepItem]) -> list[Any]:
         features = [step_item.moved.ready() for step_item in step_items if step_item.moved is not None]
-        items = [step_item.item for step_item in step_items]
-        outputs: Any = self._encode(features, items)
-        counts = [item.num_rows for item in items]
+        outputs: Any = self._encode(features, [step_item.item for step_item in step_items])
+        counts = [step_item.num_rows for step_item in step_items]
         if isinstance(outputs, Tensor):
             if len(step_items) == 1:
                 return [outputs.detach()]
@@ -172,13 +171,13 @@ class EncoderRunner:
             if outputs.dim() != 2 or len(outputs) != sum(counts):
                 shape, total = tuple(outputs.shape), sum(counts)
                 raise ValueError(
-                    f"encode must return {total} rows for {len(items)} items, got a tensor of shape {shape}"
+                    f"encode must return {total} rows for {len(counts)} items, got a tensor of shape {shape}"
                 )
             return list(outputs.detach().split(counts))
         if not isinstance(outputs, list | tuple):
             raise TypeError(f"encode must return tensors, got {type(outputs).__name__}")
-        if len(outputs) != len(items):
-            raise ValueError(f"encode must return {len(items)} tensors, one per item, got {len(outputs)}")
+        if len(outputs) != len(counts):
+            raise ValueError(f"encode must return {len(counts)} tensors, one per item, got {len(outputs)}")
         return list(outputs)
 
     def _accept_rows(self, step_item: StepItem, rows: Any) -> None:

@@ -42,9 +42,9 @@ class KeptRows:
     """Rows of unfinished requests that the cache rejected, so that no item is encoded once per chunk.
 
     Rows are kept for one `Items` object. They are dropped if a chunk that reaches the end of the item's last
-    span was placed, if the `Items` object dies, or if the cache begins a new epoch. The rows of one item are
-    counted once, even if several requests keep them. If `max_bytes` are in use, further rows are not kept:
-    the earliest requests are the first to finish.
+    span was placed, if the `Items` object dies, or if the cache begins a new epoch. If one encode serves
+    several requests, they share its rows, which are counted once. If `max_bytes` are in use, further rows are
+    not kept: the earliest requests are the first to finish.
 
     Parameters
     ----------

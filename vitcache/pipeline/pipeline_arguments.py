@@ -45,8 +45,10 @@ def check_options(
             raise ValueError(f"{name} must be on {cache.device}, the cache's device, got {owner.device}")
 
 
-def refuse_tensor(name: str, tensor: torch.Tensor, device: torch.device) -> NoReturn:
-    """Refuse a tensor that is not on the cache's device, or that `is_traced`."""
+def refuse_tensor(name: str, tensor: Any, device: torch.device) -> NoReturn:
+    """Refuse a tensor that is not on the cache's device, or that `is_traced`; or an array of NumPy."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.device != device:
         raise ValueError(f"{name} must be on {device}, the cache's device, got {tensor.device}")
     raise TypeError(f"{name} must be a plain tensor, got {type(tensor).__name__}, whose rows cannot be read")

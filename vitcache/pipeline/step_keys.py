@@ -63,15 +63,15 @@ def find_keys(
         The items whose features were loaded, by their numbers after the merge. Of equal items, the first.
     """
     hashed: dict[Future[KeyedFeature], StepItem] = {}
-    for number in plan.unkeyed():
-        step_item = StepItem.of(plan, requests, number)
-        key = known_key(step_item.item, namespace)
-        if key is None:
-            future = threads.submit(step_item.load, namespace=namespace, extra=step_item.item.encoder_kwargs)
-            hashed[future] = step_item
-        else:
-            _store_key(plan, requests, namespace, step_item, key)
     try:
+        for number in plan.unkeyed():
+            step_item = StepItem.of(plan, requests, number)
+            key = known_key(step_item.item, namespace)
+            if key is None:
+                extra = step_item.item.encoder_kwargs
+                hashed[threads.submit(step_item.load, namespace=namespace, extra=extra)] = step_item
+            else:
+                _store_key(plan, requests, namespace, step_item, key)
         for future in as_completed(hashed):
             step_item = hashed[future]
             try:

@@ -104,7 +104,7 @@ class StepRunner:
         """
         cache, namespace, destination = self._cache, self._namespace, call.destination
         if destination.width != cache.row_width:
-            _refuse_width(destination, cache)
+            refuse_width(destination, cache)
         requests = read_requests(chunks, Chunk)
         if has_unfolded(requests, namespace):
             fold_given_keys(requests, namespace)
@@ -226,7 +226,8 @@ def _refuse_packed(destination: Destination, placement: NativePlacement) -> NoRe
     )
 
 
-def _refuse_width(destination: Destination, cache: EmbeddingCache) -> NoReturn:
+def refuse_width(destination: Destination, cache: EmbeddingCache) -> NoReturn:
+    """Refuse a destination whose rows have another width than those of the cache."""
     raise ValueError(
         f"the cache has rows of width {cache.row_width}, expected {destination.width} (hidden "
         f"{destination.hidden} x (1 + {destination.levels} deepstack levels))"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,13 @@ from vitcache.placement.call_checks import is_traced
 from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.scatter_call import ScatterCall
 from vitcache.ring.pinned_ring import PinnedRing
+
+
+class Steps(Protocol):
+    """Runs the steps of a pipeline: a `StepRunner`, or an object that stands in for one."""
+
+    def run(self, call: EmbedCall | ScatterCall, chunks: Sequence[Chunk]) -> EmbedResult:
+        """As `StepRunner.run`."""
 
 
 class VisionPipeline:
@@ -192,7 +200,7 @@ class VisionPipeline:
         self._prefetched = PrefetchedFeatures()
         self._kept = KeptRows(cache, keep_bytes)
         self._keys = KeyThreads()
-        self._steps = StepRunner(
+        self._steps: Steps = StepRunner(
             cache,
             self._runner,
             self._mover,

@@ -87,7 +87,7 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]] | None) -> list[Span]:
     Raises
     ------
     ValueError
-        If `last` is less than `first`, or `first` is negative.
+        If `last` is less than `first`, `first` is negative, or an offset is not a pair.
     TypeError
         If a token is not an integer, or is a bool.
 
@@ -100,7 +100,10 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]] | None) -> list[Span]:
     spans: list[Span] = []
     rows = 0
     for offset in () if offsets is None else offsets:
-        first, last = (to_int(f"a token of offset {len(spans)}", token) for token in offset)
+        tokens = [to_int(f"a token of offset {len(spans)}", token) for token in offset]
+        if len(tokens) != 2:
+            raise ValueError(f"offset {len(spans)} has {len(tokens)} tokens, it must have 2: first and last")
+        first, last = tokens
         if last < first:
             raise ValueError(f"offset {len(spans)} ends at token {last}, before its first token {first}")
         spans.append(Span(first, last - first + 1, rows))
