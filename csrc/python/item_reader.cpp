@@ -34,6 +34,14 @@ std::int64_t to_int64(std::int64_t item, py::handle value) {
   return number;
 }
 
+// A bool of Python, or a scalar of NumPy or torch whose dtype is bool: none of them counts tokens.
+bool is_bool(const py::handle value) {
+  if (PyLong_CheckExact(value.ptr())) return false;
+  if (PyBool_Check(value.ptr())) return true;
+  const std::string dtype = py::str(py::getattr(value, "dtype", py::str()));
+  return dtype == "bool" || dtype == "torch.bool";
+}
+
 }  // namespace
 
 ItemReader::ItemReader(py::type lease_type, const TensorReader& tensors)
@@ -100,8 +108,7 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
     throw py::type_error("item " + std::to_string(item) + expected + Py_TYPE(value)->tp_name);
   };
   const auto add_start = [&](std::int64_t item, PyObject* value) {
-    const auto start =
-        py::reinterpret_steal<py::object>(PyBool_Check(value) ? nullptr : PyNumber_Index(value));
+    const auto start = py::reinterpret_steal<py::object>(is_bool(value) ? nullptr : PyNumber_Index(value));
     if (!start) {
       // A NumPy bool has an index that raises.
       if (PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_TypeError) == 0)

@@ -119,7 +119,11 @@ class StepRunner:
         if plan.has_unkeyed:
             hashed = self._find_keys(plan, requests)
             placement = plan.make_placement()  # equal items are one item now
-        leases = PlanLeases(cache, plan)
+        try:
+            leases = PlanLeases(cache, plan)
+        except BaseException:  # such as a cache that was closed meanwhile
+            wait_until_read(hashed)
+            raise
         try:
             # The copy of a hashed feature may be in flight, even if all items are hits now.
             if hashed or leases.num_hits < len(plan) or self._must_visit_hits(plan, requests, leases):
