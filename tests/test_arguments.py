@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,4 +166,11 @@ def test_to_device_without_a_gpu_defaults_to_the_cpu_and_refuses_cuda(
 @pytest.mark.parametrize("device", ["meta", "nonsense", "xpu"])
 def test_to_device_neither_cpu_nor_cuda_is_a_value_error(device: str) -> None:
     with pytest.raises(ValueError, match=f"device is .*{device}.*, it must be the CPU or a CUDA device"):
+        to_device(device)
+
+
+@pytest.mark.parametrize("device", [True, 1.5, torch.tensor(0)], ids=str)
+def test_to_device_of_a_wrong_type_is_a_type_error(device: Any) -> None:
+    message = f"device must be a torch.device or a str, got .* of type {type(device).__name__}"
+    with pytest.raises(TypeError, match=message):
         to_device(device)

@@ -122,6 +122,8 @@ def to_device(device: torch.device | str | None) -> torch.device:
     ------
     ValueError
         If `device` is neither the CPU nor a CUDA device, or torch does not know its name.
+    TypeError
+        If `device` is not a `torch.device`, a str or an int.
     CudaError
         If `device` is a CUDA device and torch finds no CUDA device.
     """
@@ -131,6 +133,9 @@ def to_device(device: torch.device | str | None) -> torch.device:
         device = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device is {device!r}, it must be the CPU or a CUDA device") from None
+    except TypeError:
+        kind = type(device).__name__
+        raise TypeError(f"device must be a torch.device or a str, got {device!r} of type {kind}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device}, it must be the CPU or a CUDA device")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -38,6 +38,17 @@ def test_put_oversize_entry_is_rejected_and_evicts_nothing(caplog: pytest.LogCap
     )
 
 
+def test_put_in_both_tiers_names_the_tier_that_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache(2, 4)
+    for number in range(4):
+        cache.put(KEYS[number], make_rows(1), tier="host")
+    leases = [cache.get(KEYS[number]) for number in range(4)]  # no host page is free or evictable
+    assert cache.put(KEYS[5], make_rows(3), tier="both") is False
+    assert "they need 96 bytes; the device tier has 64 bytes, " in caplog.text
+    assert "; raise device_bytes; " in caplog.text
+    assert all(leases)
+
+
 def test_put_beyond_the_unleased_pages_is_rejected_and_evicts_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -260,6 +260,32 @@ def test_gradients_of_every_form_equal_those_of_levels(form, is_embed, is_compil
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("form", [*FORMS, "slices"])
+@pytest.mark.parametrize("is_embed", [False, True], ids=["scatter", "embed"])
+def test_compiled_calls_keep_the_gradients_of_tensors_of_the_caller(form, is_embed):
+    """The caller reads them after the compiled function, which returns none of them."""
+    torch._dynamo.reset()
+    ids, weight = torch.zeros(TOKENS, dtype=torch.int64), torch.zeros(1, HIDDEN)
+
+    def forward(rows, out, argument):
+        if form == "slices":
+            columns = argument["deepstack"]
+            argument = {"deepstack": [columns[:, :HIDDEN], columns[:, HIDDEN:]]}
+        if is_embed:
+            return embed_tokens(ids, weight, [rows], [4], **argument).sum()
+        scatter_embeddings(out, [rows], [4], **argument)
+        return rows.sum() * 0
+
+    rows, out = torch.ones(3, 3 * HIDDEN, requires_grad=True), torch.zeros(TOKENS, HIDDEN)
+    kind = "columns" if form == "slices" else form
+    argument = make_levels(kind, (TOKENS,), HIDDEN, 2, 3, torch.float32)
+    total = torch.compile(forward, fullgraph=True, backend="aot_eager")(rows, out, argument) + out.sum()
+    for level in written_levels(kind, argument, HIDDEN):
+        total = total + level.nan_to_num().sum()
+    total.backward()
+    assert torch.equal(rows.grad, torch.ones_like(rows))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tokens", [(TOKENS,), (2, TOKENS // 2)], ids=["tokens", "batch"])
 def test_compiled_calls_of_every_form_equal_eager(form, tokens):

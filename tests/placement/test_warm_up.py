@@ -224,6 +224,8 @@ def test_table_warm_up_with_wrong_arguments_raises() -> None:
         ({"inputs_embeds": out, "text_scale": "2"}, TypeError, "text_scale must be a real number"),
         ({"inputs_embeds": out, "weight": torch.zeros(2, 16, dtype=torch.int8)}, TypeError, "weight is"),
         ({"inputs_embeds": out, "weight": 3}, TypeError, "weight must be a tensor or None, got int"),
+        ({"inputs_embeds": out, "weight": out[:, :8]}, ValueError, r"weight has shape \(3, 8\), .*\(V, 16\)"),
+        ({"inputs_embeds": out, "weight": out[0]}, ValueError, r"weight has shape \(16,\), .*\(V, 16\)"),
         ({"inputs_embeds": out, "deepstack": out.float()}, TypeError, "deepstack is torch.float32"),
     ):
         with pytest.raises(error, match=message):

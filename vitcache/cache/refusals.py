@@ -27,7 +27,11 @@ class RefusalLog:
         self, ledger: Ledger, tiers: Sequence[Tier], num_rows: int, row_width: int, epoch: int | None
     ) -> None:
         """Log that the ledger began no write of rows of `epoch` to `tiers`; None: the current epoch."""
-        tier = min(tiers, key=lambda each: each.num_available)
+        # Free pages of the other tier would not help if the rows need more pages than a tier has.
+        tier = min(
+            tiers,
+            key=lambda each: (each.pages_for(num_rows, row_width) <= each.num_pages, each.num_available),
+        )
         current = ledger.last_epoch
         if epoch is not None and epoch != current:
             kind, reason = "epoch", describe_epochs(epoch, current)

@@ -33,7 +33,7 @@ def scatter(
     """
     hidden = inputs_embeds.shape[-1]
     level_runs = _runs_of_levels(runs, num_packed)
-    Scatter.apply(inputs_embeds, runs, scale, *(rows[:, :hidden] for rows in items))
+    _write(inputs_embeds, runs, scale, [rows[:, :hidden] for rows in items])
     _scatter_levels(levels, hidden, items, level_runs, scale)
 
 
@@ -77,7 +77,16 @@ def _scatter_levels(
     for level in range(len(levels)):
         columns = [_columns(rows, hidden, level + 1) for rows in items]
         # Index a tensor of levels here: Dynamo loses the gradient of a view that is older than another write.
-        Scatter.apply(levels[level], runs, scale, *columns)
+        _write(levels[level], runs, scale, columns)
+
+
+def _write(plane: Tensor, runs: Tensor, scale: float | None, items: Sequence[Tensor]) -> None:
+    if torch.compiler.is_compiling():
+        # Dynamo of torch 2.13 records a gradient only for the result of `apply`: not for a plane that the
+        # caller reads outside of the compiled function, and not for the tensor that the plane is a view of.
+        plane.copy_(Scatter.apply(plane.clone(), runs, scale, *items))
+    else:
+        Scatter.apply(plane, runs, scale, *items)
 
 
 def _columns(rows: Tensor, hidden: int, level: int) -> Tensor:

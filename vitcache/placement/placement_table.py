@@ -185,6 +185,10 @@ class PlacementTable:
             if not isinstance(weight, Tensor):
                 raise TypeError(f"weight must be a tensor or None, got {type(weight).__name__}")
             check_dtype("weight", weight)
+            if weight.dim() != 2 or weight.shape[1] != destination.hidden:
+                raise ValueError(
+                    f"weight has shape {tuple(weight.shape)}, it must be (V, {destination.hidden})"
+                )
         if self.device.type == "cuda":
             from vitcache.placement import kernel_variants
             from vitcache.triton_kernels.rows import LevelForm
