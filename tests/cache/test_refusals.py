@@ -219,3 +219,10 @@ def test_device_without_cuda_defaults_to_the_cpu_and_cuda_raises() -> None:
     assert make_cache(1, device=None).device == torch.device("cpu")
     with pytest.raises(CudaError, match="device is cuda, but torch finds no CUDA device"):
         make_cache(1, device="cuda")
+
+
+@pytest.mark.parametrize("num_rows", [5, True, "12"])
+def test_expect_of_one_number_is_refused(num_rows: Any) -> None:
+    cache = make_cache(2, 8)
+    with pytest.raises(TypeError, match="num_rows must be a sequence of ints, got"):
+        cache.expect(num_rows)

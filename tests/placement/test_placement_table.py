@@ -229,3 +229,16 @@ def test_update_while_a_reader_is_in_flight_is_refused(device):
         table.update([bf16(2, device)], [1])
     table._fences["a replay"].is_complete = True
     table.update([bf16(2, device)], [1])
+
+
+def test_table_with_wrong_arguments_raises_and_keeps_its_placement(device):
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        PlacementTable(4, device="gpu")
+    rows, out = bf16(1, device), poisoned(3, HIDDEN, dtype=torch.bfloat16, device=device)
+    table = PlacementTable(4, device=device).update([rows], [1])
+    with pytest.raises(TypeError, match="embeddings must be a list with one entry per item, got int"):
+        table.update(3, [1])
+    with pytest.raises(TypeError, match="spans must be an int, a Span or a list of Span, not Tensor"):
+        table.update([rows], [torch.tensor(True)])
+    scatter_embeddings(out, table, None)
+    assert same_bits(out[1:2], rows)

@@ -484,6 +484,9 @@ class EmbeddingCache:
         >>> cache.stats().writebacks, cache.stats().demotions
         (1, 0)
         """
+        if not isinstance(num_rows, Sequence) or isinstance(num_rows, str | bytes):
+            kind = type(num_rows).__name__
+            raise TypeError(f"num_rows must be a sequence of ints, got {num_rows!r} of type {kind}")
         counts = [to_rows(number) for number in num_rows]
         widths = check_row_widths(row_width, len(counts), self.row_width) or [self.row_width] * len(counts)
         self._coordinator.expect(list(map(self._device_tier.pages_for, counts, widths)))

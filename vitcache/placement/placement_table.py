@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.arguments import to_int
+from vitcache.arguments import to_device, to_int
 from vitcache.device.streams import Event, is_capturing
 from vitcache.pages.reservation import Reservation
 from vitcache.placement.call_checks import check_scale
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
+from vitcache.placement.runs import check_lists
 from vitcache.placement.table_memory import table_memory_of
 from vitcache.rows import KINDS, check_dtype
 
@@ -69,11 +70,9 @@ class PlacementTable:
         max_rows = to_int("max_rows", max_rows, 1)
         if dtype not in KINDS:
             raise TypeError(f"dtype is {dtype}, it must be float32, float16 or bfloat16")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.max_rows = max_rows
         self.dtype = dtype
-        self.device = torch.empty(0, device=device).device  # with a device index
+        self.device = to_device(device)
         pinned = self.device.type == "cuda"
         # A tensor that is made in inference mode cannot be written outside of it.
         with torch.inference_mode(False):
@@ -119,6 +118,8 @@ class PlacementTable:
         for the device.
         """
         self._check_no_reader_in_flight()
+        if not isinstance(embeddings, Tensor):
+            check_lists(embeddings, spans)
         items = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         width = self._width or (_width_of(items[0]) if items else 0)
         placement = Placement(Destination.unbound(width, self.device, self._num_tokens), embeddings, spans)
