@@ -106,6 +106,9 @@ def scatter_embeddings(
     function. It is differentiable in `embeddings`, `inputs_embeds` and the deepstack levels. Rows of a lease
     get no gradient.
 
+    Under torch.compile with gradients, levels in a list must not be slices of one buffer, unless the compiled
+    function itself makes the slices: torch drops the gradients of such slices without an error.
+
     Examples
     --------
     Rows 1 and 2 of an image replace tokens 3 and 4:
