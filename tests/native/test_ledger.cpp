@@ -135,7 +135,7 @@ void entry_has_one_early_copy_at_a_time() {
 
 void record_keeps_the_last_keys_once() {
   EvictionRecord record(2);
-  for (const std::uint64_t number : {1, 2, 1, 3, 3}) record.add(key_of(number));
+  for (const std::uint64_t number : {1U, 2U, 1U, 3U, 3U}) record.add(key_of(number));
   CHECK((record.take() == std::vector<Key>{key_of(1), key_of(3)}));
   CHECK(record.take().empty());
   record.add(key_of(1));
