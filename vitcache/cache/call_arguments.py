@@ -79,15 +79,14 @@ def _estimated_ms(num_rows: int) -> float:
     return num_rows * MS_PER_ROW
 
 
-def check_tier(tier: str, has_host_tier: bool) -> str:
-    """Return the name of the tiers that `EmbeddingCache.put` writes. Raises as `put`."""
+def check_tier(tier: str, has_host_tier: bool) -> None:
+    """Check the name of the tiers that `EmbeddingCache.put` writes. Raises as `put`."""
     if not isinstance(tier, str):
         raise TypeError(f"tier must be a str, got {type(tier).__name__}")
     if tier not in TIERS:
         raise ValueError(f"tier is {tier!r}, it must be one of {', '.join(map(repr, TIERS))}")
     if tier != "device" and not has_host_tier:
         raise ValueError(f"tier is {tier!r}, but the cache has no host tier: host_bytes is 0")
-    return tier
 
 
 def _per_key(name: str, value: int | Sequence[int | None] | None, num_keys: int) -> Sequence[int | None]:

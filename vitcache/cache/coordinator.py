@@ -94,7 +94,8 @@ class CacheCoordinator:
         if pending is None:
             return None
         try:
-            self._host_copies.demote(pending)
+            if pending.demotions:
+                self._host_copies.demote(pending)
             kind = HostReservation if pending.memory.tier == "host" else Reservation
             return kind(pending, self._device, self.timeline, self._finish, self._abandoned)
         except BaseException:

@@ -241,7 +241,8 @@ class EmbeddingCache:
         """
         check_key(key)
         rows = check_rows(rows, self.row_width, True)
-        tier = check_tier(tier, self.has_host_tier)
+        if tier != "device":
+            check_tier(tier, self.has_host_tier)
         reservation = self._reserve(key, rows.shape[0], rows.shape[1], epoch, encode_ms, tier)
         if reservation is None:
             return False

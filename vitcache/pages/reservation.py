@@ -194,7 +194,10 @@ class Reservation:
         """Write rows whose shape and dtype were checked and that need no gradient."""
         self.use()
         pending = self._pending[0]
-        pending.memory.at(self.row_width).write(pending.pages, rows)
+        pool: PagePool = pending.memory
+        if pool.row_width != self.row_width:
+            pool = pool.at(self.row_width)
+        pool.write(pending.pages, rows)
 
     def commit(self) -> bool:
         """Insert the rows. An entry under the same key is replaced.
