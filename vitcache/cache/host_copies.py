@@ -21,10 +21,11 @@ class HostCopies:
         self._checksums = checksums
 
     def demote(self, pending: Pending) -> None:
-        """Queue the demotions of a pending write. Then `pending.fences` has only the fence behind them."""
+        """Queue the demotions of a pending write, at least one.
+
+        Then `pending.fences` has only the fence behind them.
+        """
         demotions = pending.demotions
-        if not demotions:
-            return
         with self._timeline.on_copy_stream():
             stream = self._timeline.copy_stream
             for fence in map(Fence._make, pending.fences):
