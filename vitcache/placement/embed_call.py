@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
-from vitcache.pages.reservation import Reservation
 from vitcache.placement import autograd, dispatch
 from vitcache.placement.call_checks import (
     bump_versions,
@@ -25,11 +24,12 @@ from vitcache.placement.call_checks import (
 from vitcache.placement.destination import Destination, tensor_reader
 from vitcache.placement.levels import index_levels, level_arguments
 from vitcache.placement.placement import Placement
+from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
 
 
-class EmbedCall:
+class EmbedCall(PlacementCall):
     """One call of `embed_tokens`. The constructor checks everything that needs no image rows.
 
     A pipeline thus raises for a wrong argument before it encodes anything. `destination` is the checked
@@ -38,7 +38,6 @@ class EmbedCall:
     """
 
     __slots__ = (
-        "_are_spans_checked",
         "_deepstack",
         "_deepstack_rows",
         "_has_out",
@@ -49,7 +48,6 @@ class EmbedCall:
         "_text",
         "_text_scale",
         "_weight",
-        "destination",
     )
 
     def __init__(
@@ -106,23 +104,6 @@ class EmbedCall:
                 text = dispatch.describe_text(ids, self._weight)
             spans.check_text_ids(text, self.destination.num_tokens)
         self._are_spans_checked = True
-
-    def run(self, embeddings: Any, spans: Any, store: Sequence[Reservation | None] | None) -> Tensor:
-        """Write all rows and return the output. After `check_spans`, `spans` must be the spans passed to it.
-
-        Parameters
-        ----------
-        embeddings, spans, store
-            As in `embed_tokens`.
-        """
-        if isinstance(embeddings, PlacementTable):
-            return self._run_table(embeddings, spans, store)
-        if not self._are_spans_checked:
-            dispatch.refuse_capture(self.destination.device)
-        placed = Placement(
-            self.destination, embeddings, spans, store, is_overlap_checked=self._are_spans_checked
-        )
-        return self.run_placed(placed, store)
 
     def run_placed(self, placed: Placement, store: Any = None) -> Tensor:
         """Write all rows of a placement, and return the output.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
-from vitcache.pages.reservation import Reservation
 from vitcache.placement import autograd, dispatch
 from vitcache.placement.call_checks import (
     bump_versions,
@@ -22,11 +21,12 @@ from vitcache.placement.call_checks import (
 from vitcache.placement.destination import Destination
 from vitcache.placement.levels import index_levels, level_arguments
 from vitcache.placement.placement import Placement
+from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
 
 
-class ScatterCall:
+class ScatterCall(PlacementCall):
     """One call of `scatter_embeddings`. The constructor checks everything that needs no image rows.
 
     It is used like `EmbedCall`. `destination` is the checked `inputs_embeds`. Arguments and exceptions are
@@ -35,13 +35,11 @@ class ScatterCall:
     """
 
     __slots__ = (
-        "_are_spans_checked",
         "_deepstack",
         "_deepstack_rows",
         "_inputs_embeds",
         "_scale",
         "_written",
-        "destination",
     )
 
     def __init__(
@@ -73,23 +71,6 @@ class ScatterCall:
         """
         dispatch.refuse_capture(self.destination.device)
         self._are_spans_checked = True
-
-    def run(self, embeddings: Any, spans: Any, store: Sequence[Reservation | None] | None) -> Tensor:
-        """Write all rows and return `inputs_embeds`. After `check_spans`, pass the spans passed to it.
-
-        Parameters
-        ----------
-        embeddings, spans, store
-            As in `scatter_embeddings`.
-        """
-        if isinstance(embeddings, PlacementTable):
-            return self._run_table(embeddings, spans, store)
-        if not self._are_spans_checked:
-            dispatch.refuse_capture(self.destination.device)
-        placed = Placement(
-            self.destination, embeddings, spans, store, is_overlap_checked=self._are_spans_checked
-        )
-        return self.run_placed(placed, store)
 
     def run_placed(self, placed: Placement, store: Any = None) -> Tensor:
         """Write all rows of a placement, and return `inputs_embeds`.
