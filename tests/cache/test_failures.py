@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-import linecache
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, make_rows, present, read
 from caches import make_cache
 from failure import Failure, fail
+from interrupts import interrupt
 from stream_model import StreamModel
 from torch import Tensor
 
@@ -140,44 +138,6 @@ def make_busy(model: StreamModel) -> EmbeddingCache:
     return cache
 
 
-def interrupt(call: Callable[[], object], line: int) -> bool:
-    """Raise KeyboardInterrupt at the n-th line of a call that is in one of the files `TRACED`.
-
-    Python also traces the exit of a `with` block, at a point where no signal handler can run. An interrupt
-    there would leave the lock locked, so it is not counted.
-
-    Returns
-    -------
-    bool
-        False if the call has fewer lines, so it was not interrupted.
-    """
-    count = 0
-    entered: set[tuple[FrameType, int]] = set()
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal count
-        if frame.f_code.co_filename not in TRACED:
-            return None
-        place = (frame, frame.f_lineno)
-        if event == "line" and place not in entered:
-            if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
-                entered.add(place)
-            count += 1
-            if count == line:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return count >= line
-
-
 @pytest.mark.parametrize("call", CALLS)
 def test_call_interrupted_at_any_line_loses_no_page_lease_or_fence(
     call: Callable[[EmbeddingCache], object],
@@ -187,7 +147,7 @@ def test_call_interrupted_at_any_line_loses_no_page_lease_or_fence(
         model = StreamModel()
         cache = make_busy(model)
         with model.on("d"):
-            is_interrupted = interrupt(functools.partial(call, cache), line)
+            is_interrupted = interrupt(functools.partial(call, cache), line, TRACED)
         gc.collect(1)  # a full collection takes longer than the rest of the test
         assert cache.stats().leased_pages == 0, line
         cache.check_integrity()

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -110,26 +112,116 @@ def test_key_threads_failed_item_raises_in_its_own_future_only(threads: KeyThrea
     assert healthy.result(SECONDS).key == content_key(b"a")
 
 
-def test_key_threads_divide_the_hash_threads_among_few_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, shares, completed = Gate(), [], threading.Semaphore(0)
+@pytest.mark.parametrize(
+    ("num_items", "expected"), [(1, [4]), (2, [2, 2]), (3, [1, 1, 2]), (4, [1] * 4), (6, [1] * 4)]
+)
+def test_key_threads_divide_the_hash_threads_among_the_items_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, num_items: int, expected: list[int]
+) -> None:
+    shares, begun, gate = [], threading.Semaphore(0), Gate()
 
     def record(feature: Any, *, num_threads: int, **options: Any) -> bytes:
         shares.append(num_threads)
+        begun.release()
         gate()
         return b""
 
     monkeypatch.setattr(vitcache.keys.threads, "content_key", record)
     with KeyThreads(4) as threads:
-        for step in ([4, 2, 1, 1, 1, 1], [4], [4, 2]):
-            futures = [threads.submit(number) for number in range(len(step))]
-            for future in futures:
-                future.add_done_callback(lambda _: completed.release())
+        for _ in range(2):
+            futures = threads.submit_many(list(range(num_items)))
+            for _ in expected:
+                assert begun.acquire(timeout=SECONDS)
+            assert sorted(shares) == expected  # the other items wait
             gate.opened.set()
-            for _ in futures:
-                assert completed.acquire(timeout=SECONDS)
-            assert sorted(shares) == sorted(step)
+            for future in futures:
+                future.result(SECONDS)
+            for _ in range(num_items - len(expected)):
+                assert begun.acquire(timeout=SECONDS)
             gate.opened.clear()
             shares.clear()
+
+
+def test_key_threads_hash_with_at_most_num_threads_threads_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashing, most, lock, rng = [0], [0], threading.Lock(), np.random.default_rng(0)
+
+    def record(feature: bytes, *, num_threads: int, **options: Any) -> bytes:
+        with lock:
+            hashing[0] += num_threads
+            most[0] = max(most[0], hashing[0])
+        content_key(feature)
+        with lock:
+            hashing[0] -= num_threads
+        return b""
+
+    monkeypatch.setattr(vitcache.keys.threads, "content_key", record)
+    features = [rng.bytes(100_000) for _ in range(7)]
+    with KeyThreads(3) as threads:
+        for _ in range(30):
+            futures = [threads.submit(feature) for feature in features[: rng.integers(1, 8)]]
+            futures += threads.submit_many(features[: rng.integers(1, 8)])
+            for future in futures:
+                future.result(SECONDS)
+    assert (most, hashing) == ([3], [0])
+
+
+def test_key_threads_share_is_returned_when_content_key_raises() -> None:
+    with KeyThreads(2) as threads:
+        for _ in range(5):
+            assert isinstance(threads.submit("photo.jpg").exception(SECONDS), TypeError)
+        assert threads.submit(torch.rand(600, 700)).result(SECONDS)
+
+
+def test_key_threads_submit_many_gives_each_feature_its_extra_and_key(threads: KeyThreads) -> None:
+    array = np.ones(3)
+    features, extras = (b"a", array, lambda: b"c"), [None, {"grid": 2}, 3]
+    done: SimpleQueue[Any] = SimpleQueue()
+    futures = threads.submit_many(features, namespace=b"n", extras=extras, on_done=done.put)
+    keys = [future.result(SECONDS).key for future in futures]
+    loaded = [b"a", array, b"c"]
+    expected = [
+        content_key(feature, namespace=b"n", extra=extra)
+        for feature, extra in zip(loaded, extras, strict=True)
+    ]
+    assert keys == expected
+    assert {done.get(timeout=SECONDS) for _ in futures} == set(futures)
+    assert threads.submit_many([]) == []
+    without = threads.submit_many([b"a"])
+    assert without[0].result(SECONDS).key == content_key(b"a")
+
+
+def test_key_threads_submit_many_loads_features_in_their_order() -> None:
+    loaded: list[int] = []
+    with KeyThreads(1) as threads:
+        gate = Gate()
+        threads.submit(gate)
+        assert gate.entered.wait(SECONDS)
+        loads = [partial(lambda number: loaded.append(number) or b"", number) for number in range(9)]  # type: ignore[func-returns-value]
+        futures = threads.submit_many(loads)
+        gate.opened.set()
+        for future in futures:
+            future.result(SECONDS)
+    assert loaded == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "error", "message"),
+    [
+        (b"ab", {}, TypeError, "features must be a list or tuple, got bytes"),
+        (torch.ones(2), {}, TypeError, "features must be a list or tuple, got Tensor"),
+        ([b"a"], {"extras": {"a": 1}}, TypeError, "extras must be a list or tuple, got dict"),
+        ([b"a"], {"extras": []}, ValueError, "extras has 0 items, features has 1"),
+        ([], {"extras": [None, 1]}, ValueError, "extras has 2 items, features has 0"),
+        ([b"a"], {"on_done": 3}, TypeError, "on_done must be callable or None, got int"),
+    ],
+)
+def test_key_threads_submit_many_with_a_bad_argument_queues_no_item(
+    threads: KeyThreads, features: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}$"):
+        threads.submit_many(features, **options)
+    assert not threads._workers.unfinished
+    assert not threads._workers.threads
 
 
 def test_key_threads_close_cancels_queued_items_and_finishes_running_ones() -> None:
@@ -163,7 +255,7 @@ def test_key_threads_item_can_be_cancelled_until_a_thread_starts_it() -> None:
 def test_key_threads_end_their_workers_when_garbage_collected() -> None:
     threads = KeyThreads(2)
     threads.submit(b"a").result(SECONDS)
-    workers = threads._executor._threads
+    workers = threads._workers.threads
     del threads
     gc.collect()
     for worker in list(workers):
@@ -273,8 +365,8 @@ def test_key_threads_without_a_thread_keep_no_finished_item(failing_start: Faili
         del feature
         gc.collect()
         assert not any(ref() is not None for ref in alive)
-        assert not threads._unfinished
-        assert threads._executor._work_queue.qsize() == 0
+        assert not threads._workers.unfinished
+        assert threads._workers._queue.qsize() == 0
 
 
 def test_key_threads_without_a_thread_pass_an_interrupt_on_and_hold_no_lock(
@@ -295,7 +387,7 @@ def test_key_threads_without_a_thread_pass_an_interrupt_on_and_hold_no_lock(
     failing_start.fail = True
     with pytest.raises(RuntimeError, match="after shutdown"):
         threads.submit(b"a")
-    assert not threads._unfinished
+    assert not threads._workers.unfinished
 
 
 @pytest.mark.parametrize("error", [RuntimeError("another error"), ValueError("can't start new thread")])
@@ -309,7 +401,7 @@ def test_key_threads_other_error_of_a_start_is_raised(
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(type(error), match=str(error)):
         threads.submit(b"a")
-    assert not threads._unfinished
+    assert not threads._workers.unfinished
     threads.close()
 
 

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from interrupts import interrupt
 from pipeline_scene import HIDDEN, Tower, embed, feature, make_ids, make_weight
 
-from vitcache import Chunk, Item, Items, KeyThreads, Span, VisionPipeline
+import vitcache.keys.threads
+from vitcache import Chunk, Item, Items, KeyThreads, Span, VisionPipeline, content_key
+from vitcache.pipeline import step_keys
 from vitcache.testing import inspect
 
 PASSING = [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
@@ -94,34 +97,71 @@ def test_an_interrupt_of_a_loader_passes_after_clean_up(
     assert len(pipeline.cache) == 3
 
 
-def test_an_interrupt_of_a_submit_cancels_the_loads_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_an_interrupt_of_a_submit_cancels_the_loads_that_wait(
+    monkeypatch: pytest.MonkeyPatch, is_queued: bool
+) -> None:
     loaded: list[int] = []
     may_load = threading.Event()
-    submit = KeyThreads.submit
+    submit_many = KeyThreads.submit_many
 
     def load(number: int) -> torch.Tensor:
         may_load.wait(60)
         loaded.append(number)
         return feature(number, 2)
 
-    def submit_some(threads: KeyThreads, *args: Any, **kwargs: Any) -> Any:
-        if submitted.pop():
-            raise KeyboardInterrupt("stop")
-        return submit(threads, *args, **kwargs)
+    def submit_and_stop(threads: KeyThreads, *args: Any, **kwargs: Any) -> Any:
+        if is_queued:  # the interrupt occurs before the step can store the futures
+            submit_many(threads, *args, **kwargs)
+        raise KeyboardInterrupt("stop")
 
     items = Items([Item(partial(load, number), Span(number, 1), num_rows=2) for number in range(12)])
-    submitted = [True, *[False] * 11]
     with VisionPipeline(Tower(), make_cache()) as pipeline:
-        monkeypatch.setattr(KeyThreads, "submit", submit_some)
-        with pytest.raises(KeyboardInterrupt, match="stop"):
-            run(pipeline, items, "place")
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(KeyThreads, "submit_many", submit_and_stop)
+            with pytest.raises(KeyboardInterrupt, match="stop"):
+                run(pipeline, items, "place")
         last = pipeline._keys.submit(b"behind the loads of the step")
         may_load.set()
         last.result(60)
         assert len(loaded) <= pipeline._keys.num_threads  # the loads that had begun
         check_nothing_is_held(pipeline)
         assert run(pipeline, items, "place").errors == []
+
+
+def test_a_step_interrupted_at_any_line_of_its_hashing_leaves_no_thread_and_no_load() -> None:
+    files = {step_keys.__file__, vitcache.keys.threads.__file__}
+    line, is_interrupted = 1, True
+    before = set(threading.enumerate())
+    while is_interrupted:
+        loaded: list[int] = []
+        may_load = threading.Event()
+
+        def load(number: int, loaded: list[int] = loaded, may_load: threading.Event = may_load) -> Any:
+            loaded.append(number)
+            may_load.wait(60)
+            return feature(number, 2)
+
+        items = Items([Item(partial(load, number), Span(number, 1), num_rows=2) for number in range(3)])
+        with VisionPipeline(Tower(), make_cache()) as pipeline:
+            opener = threading.Timer(0.01, may_load.set)  # a step that waits is interrupted behind its wait
+            opener.start()
+            is_interrupted = interrupt(partial(run, pipeline, items, "place"), line, files)
+            num_begun = len(loaded)
+            if is_interrupted and not may_load.is_set():
+                assert num_begun <= pipeline._keys.num_threads, line
+            opener.join(60)
+            keys: list[bytes] = []
+            other = threading.Thread(target=lambda: keys.append(pipeline._keys.submit(b"a").result(60).key))
+            other.start()
+            other.join(60)
+            assert keys == [content_key(b"a")], line
+            check_nothing_is_held(pipeline)
+            assert len(loaded) - num_begun <= pipeline._keys.num_threads, line
+            assert run(pipeline, items, "place").errors == [], line
+        assert set(threading.enumerate()) <= before, line
+        line += 1
+    assert line > 50
 
 
 @pytest.mark.parametrize("error", PASSING)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 import torch
 
 from vitcache._native import Entry
 from vitcache.device.streams import Fence, Timeline
+from vitcache.device.worker_threads import WorkerThreads
 from vitcache.pages.pool import PagePool
 
 
@@ -18,24 +20,26 @@ class Checksums:
 
     A checksum is the CRC-32 of the rows. It detects every change within 32 adjacent bits, and misses one in
     2^32 of all other changes. It does not protect against an attacker who can write host memory. Any thread
-    may call `compute`. The thread ends when this object is garbage-collected.
+    may call `compute`. The thread ends when this object is garbage-collected. If the process cannot start it,
+    the caller of `compute` waits for the copy and computes the checksum.
     """
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
-        self._executor = ThreadPoolExecutor(1, "vitcache-checksums")
+        self._threads = WorkerThreads("vitcache-checksums", 1)
 
     def compute(
         self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence | None
     ) -> Future[int]:
-        """Return a future of the rows' checksum, computed once `copied` is complete. Does not wait.
+        """Return a future of the rows' checksum, computed once `copied` is complete.
 
         None: the rows are complete.
 
         If the entry is dropped before that, the pages may contain other rows when the checksum is computed.
         But the checksum of a dropped entry is not read.
         """
-        return self._executor.submit(self._compute, pool, pages, num_rows, copied)
+        [future] = self._threads.submit([partial(self._compute, pool, pages, num_rows, copied)])
+        return future
 
     def _compute(self, pool: PagePool, pages: Sequence[int], num_rows: int, copied: Fence | None) -> int:
         if copied is not None:

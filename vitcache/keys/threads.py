@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from vitcache.arguments import to_int
 from vitcache.device.thread_modes import TorchModes, current_streams
+from vitcache.device.worker_threads import WorkerThreads
 from vitcache.keys.content import Namespace, content_key
 
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
@@ -35,15 +39,22 @@ class KeyedFeature(NamedTuple):
 class KeyThreads:
     """Worker threads that load features and compute their keys.
 
-    Submit all items of a step, then read the results in the same order: the threads start the items in the
-    order of submission. While few items are unfinished, BLAKE3 hashes each large feature with several
-    threads. If the process cannot start a thread, `submit` loads and hashes the item itself.
+    Submit all items of a step in one call of `submit_many`, in the order in which the step needs them: the
+    threads start the items in this order. Many items are hashed by one thread each. If fewer items than
+    threads are left, BLAKE3 hashes each large feature with several threads. Together, all items are never
+    hashed by more than `num_threads` threads. If the process cannot start a thread, `submit` and
+    `submit_many` load and hash the items themselves.
+
+    An interrupt, such as KeyboardInterrupt, may be raised at any point of `submit`, `submit_many`, `close`
+    and `Future.result`. It leaves no lock acquired and no thread that cannot end. Other threads can submit
+    items and get their keys. If `submit` or `submit_many` raises, its items are cancelled, except those that
+    a thread has started. If `close` raises, a second call does the rest.
 
     Parameters
     ----------
     num_threads
-        Number of items that are loaded and hashed in parallel, an int of at least 1. None: 4, or the number
-        of cores of this process if that is less.
+        Number of items that are loaded in parallel, and of threads that hash, an int of at least 1. None: 4,
+        or the number of cores of this process if that is less.
 
     Raises
     ------
@@ -57,14 +68,15 @@ class KeyThreads:
     >>> from vitcache import KeyThreads, content_key
     >>> features = [b"one photo", b"another photo"]
     >>> with KeyThreads(2) as threads:
-    ...     futures = [threads.submit(feature) for feature in features]
+    ...     futures = threads.submit_many(features)
     ...     keys = [future.result().key for future in futures]
     >>> keys == [content_key(feature) for feature in features]
     True
 
     Notes
     -----
-    Any thread may call any method at any time. In a forked child `submit` raises RuntimeError. At exit the
+    Any thread may call any method at any time. The threads start with the first items, and belong to the
+    process that submits these: in a child that was forked later, `submit` raises RuntimeError. At exit the
     interpreter waits for all submitted items, unless `close` or `stop` has cancelled them.
 
     A callable runs in the submitting thread's modes (grad, inference, autocast, CUDA device) and on its
@@ -76,12 +88,8 @@ class KeyThreads:
         if num_threads is None:
             num_threads = min(_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
         self.num_threads = to_int("num_threads", num_threads, 1)
-        self._executor = self._new_executor()
-        self._lock = threading.Lock()  # guards `_has_threads` and the replacement of `_executor`
-        self._has_threads = False
-        self._is_closed = False
-        self._unfinished: set[Future[KeyedFeature]] = set()
-        self._pid = os.getpid()
+        self._workers = WorkerThreads("vitcache-keys", self.num_threads)
+        self._shares = _HashShares(self._workers)
 
     def submit(
         self, feature: Any, *, namespace: bytes | Namespace = b"", extra: Any = None
@@ -106,57 +114,87 @@ class KeyThreads:
         Raises
         ------
         RuntimeError
-            If `close` or `stop` was called, the process is a forked child, or the interpreter is exiting.
+            If `close` or `stop` was called, the threads belong to the parent of this process, or the
+            interpreter is exiting.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError(f"the threads belong to process {self._pid}, this is process {os.getpid()}")
-        share = max(self.num_threads // (len(self._unfinished) + 1), 1)
-        future: Future[KeyedFeature] = Future()
-        job = _Job(future, feature, namespace, extra, share)
-        self._unfinished.add(future)
-        future.add_done_callback(self._unfinished.discard)
-        if not self._queue(job, future):
-            job.run(is_caller=True)
+        [future] = self.submit_many([feature], namespace=namespace, extras=[extra])
         return future
 
-    def _queue(self, job: _Job, future: Future[KeyedFeature]) -> bool:
-        """Queue a job for the threads. Return False if the process can start no thread."""
-        with self._lock:
-            try:
-                queued = self._executor.submit(job.run)
-            except BaseException as error:
-                if not isinstance(error, RuntimeError) or "can't start new thread" not in str(error):
-                    future.cancel()
-                    raise
-                # The executor queued the job before it tried to start a thread. A thread that takes the job
-                # later does not run it again. Without any thread, the queue would keep all jobs.
-                if not (self._has_threads or self._is_closed):
-                    self._executor = self._new_executor()
-                return False
-            self._has_threads = True
-        queued.add_done_callback(partial(_cancel_with, future))
-        return True
+    def submit_many(
+        self,
+        features: Sequence[Any],
+        *,
+        namespace: bytes | Namespace = b"",
+        extras: Sequence[Any] | None = None,
+        on_done: Callable[[Future[KeyedFeature]], object] | None = None,
+    ) -> list[Future[KeyedFeature]]:
+        """Queue the items of a step for the threads, which start them in the order of `features`.
 
-    def _new_executor(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.num_threads, "vitcache-keys")
+        Parameters
+        ----------
+        features
+            A list or tuple of features, each as in `submit`. Put the features that are needed first in front.
+        namespace
+            As in `submit`, for all items.
+        extras
+            A list or tuple with the `extra` of each item, as in `submit`. None: no item has one.
+        on_done
+            Called with each future as soon as it is done or cancelled, on the thread that does that. It must
+            not block.
+
+        Returns
+        -------
+        list of Future
+            One future for each feature, in the same order, as `submit` returns it.
+
+        Raises
+        ------
+        TypeError
+            If `features` or `extras` is not a list or tuple, or `on_done` cannot be called. No item is
+            queued.
+        ValueError
+            If `extras` has another length than `features`. No item is queued.
+        RuntimeError
+            As `submit`.
+
+        Examples
+        --------
+        >>> from queue import SimpleQueue
+        >>> from vitcache import KeyThreads
+        >>> done = SimpleQueue()
+        >>> with KeyThreads(2) as threads:
+        ...     futures = threads.submit_many([b"one photo", b"another photo"], on_done=done.put)
+        ...     in_order_of_completion = [done.get() for _ in futures]
+        >>> set(in_order_of_completion) == set(futures)
+        True
+        """
+        _check_list("features", features)
+        if extras is None:
+            extras = [None] * len(features)
+        _check_list("extras", extras)
+        if len(extras) != len(features):
+            raise ValueError(f"extras has {len(extras)} items, features has {len(features)}")
+        if on_done is not None and not callable(on_done):
+            raise TypeError(f"on_done must be callable or None, got {type(on_done).__qualname__}")
+        hash_item = partial(_hash_item, self._shares, TorchModes.capture(), current_streams(), namespace)
+        works = [
+            partial(hash_item, feature, extra) for feature, extra in zip(features, extras, strict=True)
+        ]
+        return self._workers.submit(works, on_done)
 
     def stop(self) -> None:
         """Cancel the items that no thread has started, and let the threads end. Does not wait.
 
         For finalizers, which must not block.
         """
-        self._is_closed = True
-        if os.getpid() == self._pid:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._workers.stop()
 
     def close(self) -> None:
         """Cancel the items that no thread has started, wait for the started items, and end the threads.
 
         A second call does nothing.
         """
-        self._is_closed = True
-        if os.getpid() == self._pid:
-            self._executor.shutdown(cancel_futures=True)
+        self._workers.close()
 
     def __enter__(self) -> KeyThreads:
         return self
@@ -165,43 +203,63 @@ class KeyThreads:
         self.close()
 
 
-class _Job:
-    """One submitted item. The first thread that calls `run` hashes it; then the job refers to nothing."""
+def _check_list(name: str, value: object) -> None:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} must be a list or tuple, got {type(value).__qualname__}")
 
-    def __init__(
-        self,
-        future: Future[KeyedFeature],
-        feature: Any,
-        namespace: bytes | Namespace,
-        extra: Any,
-        num_threads: int,
-    ) -> None:
-        modes, streams = TorchModes.capture(), current_streams()
-        # `pop` is atomic: only one thread gets the arguments.
-        self._arguments = [(future, feature, namespace, extra, num_threads, modes, streams)]
 
-    def run(self, *, is_caller: bool = False) -> None:
-        """Load and hash the item, unless another thread does. `is_caller`: in the submitting thread."""
-        try:
-            future, feature, namespace, extra, num_threads, modes, streams = self._arguments.pop()
-        except IndexError:
+def _hash_item(
+    shares: _HashShares,
+    modes: TorchModes,
+    streams: Sequence[Any],
+    namespace: bytes | Namespace,
+    feature: Any,
+    extra: Any,
+) -> KeyedFeature:
+    """Load and hash one item."""
+    with modes.apply(streams):
+        loaded = feature() if callable(feature) else feature
+        with shares.share() as num_threads:
+            key = content_key(loaded, namespace=namespace, extra=extra, num_threads=num_threads)
+    return KeyedFeature(key, loaded)
+
+
+class _HashShares:
+    """Divides the threads that hash among the items.
+
+    `workers` has the state of all items. This object does not refer to it, so that it can be collected.
+    """
+
+    def __init__(self, workers: WorkerThreads) -> None:
+        self._threads, self._unfinished = workers.threads, workers.unfinished
+        self._hashing: set[int] = set()  # the worker threads that hash an item
+        self._free: SimpleQueue[None] = SimpleQueue()  # an element for each thread that hashes no item
+        for _ in range(workers.num_threads):
+            self._free.put(None)
+        self._lock = threading.Lock()  # one item takes its share at a time
+
+    @contextmanager
+    def share(self) -> Iterator[int]:
+        """Take some of the free threads, at least one, and give them back at the end of the context.
+
+        If there are fewer items than threads, the items share all threads. An item that hashes keeps its
+        share. On a submitting thread, which hashes only if no other thread can be started, the share is one.
+        """
+        if threading.current_thread() not in self._threads:
+            yield 1
             return
-        if not future.set_running_or_notify_cancel():
-            return
+        # No interrupt occurs from here on: Python raises them in the main thread only.
+        thread = threading.get_ident()
+        with self._lock:
+            self._free.get()
+            waiting = len(self._unfinished) - len(self._hashing)  # with this item
+            count = max((self._free.qsize() + 1) // max(waiting, 1), 1)
+            for _ in range(count - 1):
+                self._free.get()
+            self._hashing.add(thread)
         try:
-            with modes.apply(streams):
-                loaded = feature() if callable(feature) else feature
-                key = content_key(loaded, namespace=namespace, extra=extra, num_threads=num_threads)
-        except BaseException as error:
-            future.set_exception(error)
-            del future  # the traceback of `error` refers to this frame
-            if is_caller and not isinstance(error, Exception):
-                raise  # an interrupt of the caller
-        else:
-            future.set_result(KeyedFeature(key, loaded))
-
-
-def _cancel_with(future: Future[KeyedFeature], queued: Future[None]) -> None:
-    """Cancel an item if the executor has removed it from its queue."""
-    if queued.cancelled():
-        future.cancel()
+            yield count
+        finally:
+            self._hashing.discard(thread)
+            for _ in range(count):
+                self._free.put(None)

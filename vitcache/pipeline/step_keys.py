@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
 
 from vitcache._native import StepPlan
 from vitcache.keys.folding import fold_keys
@@ -49,8 +52,10 @@ def find_keys(
 ) -> list[StepItem]:
     """Find the keys of a plan's items that have none yet, and merge the items that are equal.
 
-    Features are loaded and hashed on `threads`, in parallel; the host waits for the keys. The items and the
-    arrays of their requests store the keys. An exception becomes the item's error.
+    Features are loaded and hashed on `threads`, in parallel and in the order in which the step needs them:
+    by chunk, then by first token. The host waits for the keys. The items and the arrays of their requests
+    store the keys. An exception becomes the item's error. If the step is interrupted, the items that no
+    thread has started are neither loaded nor hashed.
 
     Parameters
     ----------
@@ -62,18 +67,26 @@ def find_keys(
     list of StepItem
         The items whose features were loaded, by their numbers after the merge. Of equal items, the first.
     """
-    hashed: dict[Future[KeyedFeature], StepItem] = {}
+    hashed: list[StepItem] = []
+    futures: list[Future[KeyedFeature]] = []
+    done: SimpleQueue[Future[KeyedFeature]] = SimpleQueue()
+    interrupts: list[BaseException] = []
     try:
-        for number in plan.unkeyed():
+        for number in plan.unkeyed():  # in the order in which the step needs the items
             step_item = StepItem.of(plan, requests, number)
             key = known_key(step_item.item, namespace)
             if key is None:
-                extra = step_item.item.encoder_kwargs
-                hashed[threads.submit(step_item.load, namespace=namespace, extra=extra)] = step_item
+                hashed.append(step_item)
             else:
                 _store_key(plan, requests, namespace, step_item, key)
-        for future in as_completed(hashed):
-            step_item = hashed[future]
+        if hashed:
+            loads = [partial(_load, step_item, interrupts) for step_item in hashed]
+            extras = [step_item.item.encoder_kwargs for step_item in hashed]
+            futures = threads.submit_many(loads, namespace=namespace, extras=extras, on_done=done.put)
+        step_item_of = dict(zip(futures, hashed, strict=True))
+        for _ in futures:
+            future = done.get()
+            step_item = step_item_of[future]
             try:
                 key = future.result().key
             except Exception as error:
@@ -81,12 +94,23 @@ def find_keys(
             else:
                 _store_key(plan, requests, namespace, step_item, key)
                 on_key(step_item)
-    except BaseException:
-        for future in hashed:
+    except BaseException as error:
+        interrupts.append(error)
+        for future in futures:
             future.cancel()
-        wait_until_read(hashed.values())
+        wait_until_read(hashed)
         raise
-    return _renumber(hashed.values(), plan, requests)
+    return _renumber(hashed, plan, requests)
+
+
+def _load(step_item: StepItem, interrupts: Sequence[BaseException]) -> Any:
+    """Load the feature of an item, unless its step was interrupted.
+
+    The step can be interrupted after it has submitted its items and before it has their futures to cancel.
+    """
+    if interrupts:
+        raise CancelledError
+    return step_item.load()
 
 
 def _store_key(plan: StepPlan, requests: Requests, namespace: bytes, step_item: StepItem, key: bytes) -> None:

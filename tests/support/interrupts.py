@@ -1,0 +1,47 @@
+"""Raises KeyboardInterrupt at a chosen line of a call."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Collection
+from types import FrameType
+from typing import Any
+
+
+def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> bool:
+    """Raise KeyboardInterrupt at the n-th line of a call that is in one of `files`.
+
+    Python also traces the exit of a `with` block, at a point where no signal handler can run. An interrupt
+    there would leave the lock locked, so it is not counted.
+
+    Returns
+    -------
+    bool
+        False if the call has fewer lines, so it was not interrupted.
+    """
+    count = 0
+    entered: set[tuple[FrameType, int]] = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename not in files:
+            return None
+        place = (frame, frame.f_lineno)
+        if event == "line" and place not in entered:
+            if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+                entered.add(place)
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return count >= line

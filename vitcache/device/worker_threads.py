@@ -1,0 +1,220 @@
+"""`WorkerThreads`: threads that run jobs in the order in which they were queued."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+_T = TypeVar("_T")
+
+
+class WorkerThreads:
+    """Up to `num_threads` threads, which start when jobs need them. Any thread may call any method.
+
+    An interrupt of a call leaves no lock acquired, and no thread that cannot end: the queue is a
+    `SimpleQueue`, whose methods an interrupt cannot stop half-way. If `submit` raises, its jobs are cancelled
+    or done. If `close` or `stop` raises, a second call does the rest.
+
+    If the process cannot start a thread, `submit` runs the jobs itself. The threads belong to the process
+    that starts the first of them. They end when this object is closed or garbage-collected; in the second
+    case they first run all queued jobs, as at exit.
+
+    Attributes
+    ----------
+    unfinished
+        The futures of all jobs that are queued or run.
+    threads
+        The threads that were started.
+    """
+
+    def __init__(self, name: str, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self.unfinished: set[Future[Any]] = set()
+        self.threads: set[threading.Thread] = set()
+        self._name = name
+        self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._starting = threading.RLock()  # of two threads, only one starts threads
+        self._is_closed = False
+        self._pid: int | None = None  # of the process that started the threads
+
+    def submit(
+        self, works: Sequence[Callable[[], _T]], on_done: Callable[[Future[_T]], object] | None = None
+    ) -> list[Future[_T]]:
+        """Queue one job for each callable of `works`. Does not wait, unless a thread cannot be started.
+
+        `on_done` is called with each future as soon as it is done or cancelled, on the thread that does that.
+
+        Raises
+        ------
+        RuntimeError
+            If the threads belong to another process, or `close` or `stop` was called.
+        """
+        self._check_open()
+        jobs: list[_Job[_T]] = []
+        try:
+            for work in works:
+                job = _Job(work)
+                jobs.append(job)
+                if on_done is not None:
+                    job.future.add_done_callback(on_done)
+                job.future.add_done_callback(self.unfinished.discard)
+                self.unfinished.add(job.future)
+            has_started = self._start_threads()
+            if self.threads:
+                for job in jobs:
+                    self._queue.put(job)
+            if not has_started:
+                for job in jobs:
+                    job.run(is_caller=True)  # unless a thread runs it
+            if self._is_closed:  # by another thread, which may have cancelled the other jobs before
+                _cancel(jobs)
+            return [job.future for job in jobs]
+        except BaseException:
+            _cancel(jobs)
+            raise
+
+    def _check_open(self) -> None:
+        pid = os.getpid()
+        if self._pid not in (None, pid):
+            raise RuntimeError(f"the threads belong to process {self._pid}, this is process {pid}")
+        if self._is_closed or _is_exiting:
+            closed = "the interpreter is exiting" if _is_exiting else "close or stop was called"
+            raise RuntimeError(f"{self._name}: cannot submit an item after shutdown, {closed}")
+
+    def _start_threads(self) -> bool:
+        """Start the threads that the unfinished jobs need. Return False if one cannot be started."""
+        needed = min(len(self.unfinished), self.num_threads)
+        if len(self.threads) >= needed:
+            return True
+        self._pid = os.getpid()  # before the lock: a fork may copy an acquired lock
+        with self._starting:
+            while len(self.threads) < needed:
+                if not self._start_thread():
+                    return False
+        return True
+
+    def _start_thread(self) -> bool:
+        thread = threading.Thread(
+            target=_run_jobs,
+            args=(self._queue, self.threads),
+            name=f"{self._name}-{len(self.threads)}",
+            daemon=True,  # or the interpreter would wait for it before it calls `_finish_all`
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            return False
+        self.threads.add(thread)
+        return True
+
+    def stop(self) -> None:
+        """Cancel the jobs that no thread has started, and let the threads end. Takes no lock of its own.
+
+        For finalizers, which must not block.
+        """
+        self._is_closed = True
+        if self._pid in (None, os.getpid()):
+            try:
+                for future in tuple(self.unfinished):
+                    future.cancel()
+            finally:
+                self._queue.put(None)
+
+    def close(self) -> None:
+        """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads."""
+        self.stop()
+        if self._pid == os.getpid():
+            for thread in tuple(self.threads):
+                if thread is not threading.current_thread():
+                    thread.join()
+
+    def __del__(self) -> None:
+        self._queue.put(None)
+
+
+class _Condition(threading.Condition):
+    """A condition that an interrupt cannot leave acquired.
+
+    The `__enter__` of the standard library is a Python function. An interrupt between its last two
+    instructions leaves the lock acquired, and the thread that completes the future would wait for ever.
+    These attributes are the methods of the lock itself, which `with` calls in one instruction.
+    """
+
+    @property
+    def __enter__(self) -> Callable[[], bool]:  # type: ignore[override]
+        return self._lock.__enter__  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def __exit__(self) -> Callable[..., None]:  # type: ignore[override]
+        return self._lock.__exit__  # type: ignore[attr-defined, no-any-return]
+
+
+class _Job(Generic[_T]):
+    """One callable and the future of its result. The first thread that calls `run` runs it.
+
+    Then the job does not refer to the callable any more.
+    """
+
+    def __init__(self, work: Callable[[], _T]) -> None:
+        self.future: Future[_T] = Future()
+        self.future._condition = _Condition()
+        self._work = [work]  # `pop` is atomic: only one thread gets the callable
+
+    def run(self, *, is_caller: bool = False) -> None:
+        """Run the job, unless another thread does. `is_caller`: in the submitting thread."""
+        try:
+            work = self._work.pop()
+        except IndexError:
+            return
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            self.future.set_exception(error)
+            if is_caller and not isinstance(error, Exception):
+                raise  # an interrupt of the caller
+            del self  # the traceback of `error` refers to this frame
+        else:
+            self.future.set_result(result)
+
+
+def _cancel(jobs: Sequence[_Job[_T]]) -> None:
+    for job in jobs:
+        job.future.cancel()
+
+
+# All threads that run, with their queues.
+_queues: dict[threading.Thread, SimpleQueue[_Job[Any] | None]] = {}
+_is_exiting = False
+
+
+def _run_jobs(queue: SimpleQueue[_Job[Any] | None], threads: set[threading.Thread]) -> None:
+    thread = threading.current_thread()
+    # An interrupt of `Thread.start` would keep the caller from adding the thread.
+    threads.add(thread)
+    _queues[thread] = queue
+    while (job := queue.get()) is not None:
+        job.run()
+        del job  # free its future now: `queue.get` may block for long
+    queue.put(None)  # for the next thread
+    del _queues[thread]
+
+
+@atexit.register
+def _finish_all() -> None:
+    """Run all queued jobs, and end all threads."""
+    global _is_exiting
+    _is_exiting = True
+    running = tuple(_queues.items())
+    for _, queue in running:
+        queue.put(None)
+    for thread, _ in running:
+        thread.join()
