@@ -152,7 +152,10 @@ def test_a_step_interrupted_at_any_line_of_its_hashing_leaves_no_thread_and_no_l
                 assert num_begun <= pipeline._keys.num_threads, line
             opener.join(60)
             keys: list[bytes] = []
-            other = threading.Thread(target=lambda: keys.append(pipeline._keys.submit(b"a").result(60).key))
+            submit = pipeline._keys.submit
+            other = threading.Thread(
+                target=lambda keys=keys, submit=submit: keys.append(submit(b"a").result(60).key)
+            )
             other.start()
             other.join(60)
             assert keys == [content_key(b"a")], line

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
+
+from vitcache.device.jobs import Job
 
 _T = TypeVar("_T")
 
@@ -37,8 +40,8 @@ class WorkerThreads:
         self.unfinished: set[Future[Any]] = set()
         self.threads: set[threading.Thread] = set()
         self._name = name
-        self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
-        self._starting = threading.RLock()  # of two threads, only one starts threads
+        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._starting = threading.Lock()  # held while threads are started
         self._is_closed = False
         self._pid: int | None = None  # of the process that started the threads
 
@@ -55,10 +58,10 @@ class WorkerThreads:
             If the threads belong to another process, or `close` or `stop` was called.
         """
         self._check_open()
-        jobs: list[_Job[_T]] = []
+        jobs: list[Job[_T]] = []
         try:
             for work in works:
-                job = _Job(work)
+                job = Job(work)
                 jobs.append(job)
                 if on_done is not None:
                     job.future.add_done_callback(on_done)
@@ -91,28 +94,37 @@ class WorkerThreads:
         needed = min(len(self.unfinished), self.num_threads)
         if len(self.threads) >= needed:
             return True
-        self._pid = os.getpid()  # before the lock: a fork may copy an acquired lock
-        with self._starting:
-            while len(self.threads) < needed:
-                if not self._start_thread():
-                    return False
-        return True
-
-    def _start_thread(self) -> bool:
-        thread = threading.Thread(
-            target=_run_jobs,
-            args=(self._queue, self.threads),
-            name=f"{self._name}-{len(self.threads)}",
-            daemon=True,  # or the interpreter would wait for it before it calls `_finish_all`
-        )
+        self._pid = os.getpid()
+        # An interrupt of `Thread.start` can leave a lock acquired, and a thread that is never started. Python
+        # raises interrupts in the main thread only, so another thread calls `Thread.start`.
+        started: SimpleQueue[BaseException | None] = SimpleQueue()
         try:
-            thread.start()
+            _thread.start_new_thread(self._start, (needed, started))
+            failure = started.get()
+            if failure is not None:
+                raise failure
         except RuntimeError as error:
             if "can't start new thread" not in str(error):
                 raise
             return False
-        self.threads.add(thread)
         return True
+
+    def _start(self, needed: int, started: SimpleQueue[BaseException | None]) -> None:
+        """Start threads until there are `needed`, and put None, or the exception, into `started`."""
+        try:
+            with self._starting:
+                while len(self.threads) < needed and not self._is_closed:
+                    thread = threading.Thread(
+                        target=_run_jobs,
+                        args=(self._queue, self.threads),
+                        name=f"{self._name}-{len(self.threads)}",
+                        daemon=True,  # or the interpreter would wait for it before it calls `_finish_all`
+                    )
+                    thread.start()
+                    self.threads.add(thread)
+            started.put(None)
+        except BaseException as error:
+            started.put(error)
 
     def stop(self) -> None:
         """Cancel the jobs that no thread has started, and let the threads end. Takes no lock of its own.
@@ -131,7 +143,9 @@ class WorkerThreads:
         """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads."""
         self.stop()
         if self._pid == os.getpid():
-            for thread in tuple(self.threads):
+            with self._starting:  # later, no thread is started
+                threads = tuple(self.threads)
+            for thread in threads:
                 if thread is not threading.current_thread():
                     thread.join()
 
@@ -139,66 +153,18 @@ class WorkerThreads:
         self._queue.put(None)
 
 
-class _Condition(threading.Condition):
-    """A condition that an interrupt cannot leave acquired.
-
-    The `__enter__` of the standard library is a Python function. An interrupt between its last two
-    instructions leaves the lock acquired, and the thread that completes the future would wait for ever.
-    These attributes are the methods of the lock itself, which `with` calls in one instruction.
-    """
-
-    @property
-    def __enter__(self) -> Callable[[], bool]:  # type: ignore[override]
-        return self._lock.__enter__  # type: ignore[attr-defined, no-any-return]
-
-    @property
-    def __exit__(self) -> Callable[..., None]:  # type: ignore[override]
-        return self._lock.__exit__  # type: ignore[attr-defined, no-any-return]
-
-
-class _Job(Generic[_T]):
-    """One callable and the future of its result. The first thread that calls `run` runs it.
-
-    Then the job does not refer to the callable any more.
-    """
-
-    def __init__(self, work: Callable[[], _T]) -> None:
-        self.future: Future[_T] = Future()
-        self.future._condition = _Condition()
-        self._work = [work]  # `pop` is atomic: only one thread gets the callable
-
-    def run(self, *, is_caller: bool = False) -> None:
-        """Run the job, unless another thread does. `is_caller`: in the submitting thread."""
-        try:
-            work = self._work.pop()
-        except IndexError:
-            return
-        if not self.future.set_running_or_notify_cancel():
-            return
-        try:
-            result = work()
-        except BaseException as error:
-            self.future.set_exception(error)
-            if is_caller and not isinstance(error, Exception):
-                raise  # an interrupt of the caller
-            del self  # the traceback of `error` refers to this frame
-        else:
-            self.future.set_result(result)
-
-
-def _cancel(jobs: Sequence[_Job[_T]]) -> None:
+def _cancel(jobs: Sequence[Job[_T]]) -> None:
     for job in jobs:
         job.future.cancel()
 
 
 # All threads that run, with their queues.
-_queues: dict[threading.Thread, SimpleQueue[_Job[Any] | None]] = {}
+_queues: dict[threading.Thread, SimpleQueue[Job[Any] | None]] = {}
 _is_exiting = False
 
 
-def _run_jobs(queue: SimpleQueue[_Job[Any] | None], threads: set[threading.Thread]) -> None:
+def _run_jobs(queue: SimpleQueue[Job[Any] | None], threads: set[threading.Thread]) -> None:
     thread = threading.current_thread()
-    # An interrupt of `Thread.start` would keep the caller from adding the thread.
     threads.add(thread)
     _queues[thread] = queue
     while (job := queue.get()) is not None:

@@ -177,9 +177,7 @@ class KeyThreads:
         if on_done is not None and not callable(on_done):
             raise TypeError(f"on_done must be callable or None, got {type(on_done).__qualname__}")
         hash_item = partial(_hash_item, self._shares, TorchModes.capture(), current_streams(), namespace)
-        works = [
-            partial(hash_item, feature, extra) for feature, extra in zip(features, extras, strict=True)
-        ]
+        works = [partial(hash_item, feature, extra) for feature, extra in zip(features, extras, strict=True)]
         return self._workers.submit(works, on_done)
 
     def stop(self) -> None:

@@ -1,0 +1,292 @@
+"""`WorkerThreads`: order, interrupts at every line, threads that cannot start, forks and exits."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any
+
+import pytest
+from interrupts import interrupt
+
+from vitcache.device import jobs, worker_threads
+from vitcache.device.worker_threads import WorkerThreads
+
+SECONDS = 60  # limit of each wait: a test that hangs then fails
+START = threading.Thread.start
+FILES = {worker_threads.__file__, jobs.__file__, concurrent.futures._base.__file__}
+
+
+def run_in_thread(call: Callable[[], object]) -> None:
+    """Run a call in another thread, which would wait for ever for a lock that this thread still holds."""
+    done: list[object] = []
+    thread = threading.Thread(target=lambda: done.append(call()), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert done, "the call has raised, or it waits"
+
+
+def submit_many(threads: WorkerThreads, gate: threading.Event) -> list[Future[bool]]:
+    return threads.submit([lambda: gate.wait(SECONDS)] * 5, on_done=lambda future: None)
+
+
+def submit_and_wait(threads: WorkerThreads, gate: threading.Event) -> None:
+    gate.set()
+    for future in threads.submit([lambda: 1] * 3):
+        assert future.result(SECONDS) == 1
+
+
+def close(threads: WorkerThreads, gate: threading.Event) -> None:
+    running, *queued = threads.submit([lambda: gate.wait(SECONDS), *[lambda: True] * 4])
+    gate.set()
+    threads.close()
+    for future in queued:
+        assert future.done()
+    assert running.done()
+
+
+def refuse_start(thread: threading.Thread) -> None:
+    if thread.name.startswith("test"):
+        raise RuntimeError("can't start new thread")
+    START(thread)
+
+
+@pytest.mark.parametrize(
+    ("call", "can_start"),
+    [(submit_many, True), (submit_and_wait, True), (submit_and_wait, False), (close, True)],
+)
+def test_worker_threads_interrupted_at_any_line_leave_no_lock_and_no_thread(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., object], can_start: bool
+) -> None:
+    if not can_start:
+        monkeypatch.setattr(threading.Thread, "start", refuse_start)
+    before = set(threading.enumerate())
+    line, is_interrupted = 1, True
+    while is_interrupted:
+        threads, gate = WorkerThreads("test", 2), threading.Event()
+        is_interrupted = interrupt(partial(call, threads, gate), line, FILES)
+        gate.set()
+        if call is not close:
+            run_in_thread(partial(submit_and_wait, threads, gate))
+        run_in_thread(threads.close)
+        started = set(threading.enumerate()) - before
+        for thread in started:
+            thread.join(SECONDS)
+            assert not thread.is_alive(), line
+        assert not worker_threads._queues, line
+        gc.collect(1)  # or an object of this round would be finalized in a later, traced round
+        line += 1
+    assert line > 30
+
+
+def test_worker_threads_interrupted_submit_cancels_its_jobs_that_no_thread_has_started() -> None:
+    line, is_interrupted = 1, True
+    while is_interrupted:
+        threads, gate = WorkerThreads("test", 2), threading.Event()
+        begun: list[int] = []
+        done: list[Future[None]] = []
+
+        def work(begun: list[int] = begun, gate: threading.Event = gate) -> None:
+            begun.append(1)
+            gate.wait(SECONDS)
+
+        is_interrupted = interrupt(
+            partial(threads.submit, [work] * 6, on_done=done.append),
+            line,
+            {worker_threads.__file__, jobs.__file__},
+        )
+        if is_interrupted:
+            last = threads.submit([lambda: 1])[0]
+            gate.set()
+            assert last.result(SECONDS) == 1
+            assert len(begun) <= 2, line
+        gate.set()
+        threads.close()
+        assert all(future.done() for future in done), line
+        assert not threads.unfinished, line
+        line += 1
+    assert line > 40
+
+
+def test_future_of_a_job_gives_its_lock_to_with_in_one_instruction() -> None:
+    condition = jobs._Condition()
+    assert type(condition.__enter__).__name__ == "builtin_function_or_method"
+    with condition:
+        assert condition._is_owned()  # type: ignore[attr-defined]
+        assert not condition.wait(0.001)
+        condition.notify_all()
+    assert not condition._is_owned()  # type: ignore[attr-defined]
+    [future] = (threads := WorkerThreads("test", 1)).submit([lambda: 1])
+    assert type(future._condition) is jobs._Condition
+    assert future.result(SECONDS) == 1
+    threads.close()
+
+
+def test_worker_threads_start_outside_of_the_main_thread_which_interrupts_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starters: list[int] = []
+
+    def start(thread: threading.Thread) -> None:
+        starters.append(threading.get_ident())
+        START(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    threads = WorkerThreads("test", 2)
+    for future in threads.submit([lambda: 1] * 4):
+        assert future.result(SECONDS) == 1
+    threads.close()
+    assert len(starters) == 2
+    assert threading.main_thread().ident not in starters
+
+
+@pytest.mark.parametrize("message", ["can't start new thread", "another error"])
+def test_worker_threads_without_any_thread_run_the_jobs_or_raise(
+    monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    def start_new_thread(*arguments: object) -> int:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("_thread.start_new_thread", start_new_thread)
+    threads = WorkerThreads("test", 2)
+    if message == "another error":
+        with pytest.raises(RuntimeError, match=message):
+            threads.submit([lambda: 1])
+    else:
+        [future] = threads.submit([threading.get_ident])
+        assert future.result(0) == threading.get_ident()
+    assert not threads.unfinished
+    assert not threads.threads
+    threads.close()
+
+
+def test_worker_threads_run_jobs_in_order_and_start_no_needless_thread() -> None:
+    order: list[int] = []
+    threads = WorkerThreads("test", 3)
+    for number in range(5):
+        [future] = threads.submit([partial(order.append, number)])
+        future.result(SECONDS)
+        while threads.unfinished:  # the future is done shortly before it leaves the set
+            pass
+    assert order == list(range(5))
+    assert len(threads.threads) == 1
+    threads.close()
+
+
+def test_worker_threads_closed_by_another_thread_during_a_submit_cancel_the_jobs() -> None:
+    threads = WorkerThreads("test", 1)
+
+    def works() -> Any:
+        yield lambda: 1
+        run_in_thread(threads.close)
+        yield lambda: 2
+
+    futures = threads.submit(works())
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(SECONDS)
+    with pytest.raises(RuntimeError, match="close or stop was called"):
+        threads.submit([lambda: 1])
+
+
+def test_worker_threads_that_nobody_refers_to_run_their_queued_jobs_and_end() -> None:
+    gate = threading.Event()
+    threads = WorkerThreads("test", 1)
+    futures = threads.submit([lambda: gate.wait(SECONDS), lambda: True])
+    started = set(threads.threads)
+    del threads
+    gc.collect()
+    gate.set()
+    assert [future.result(SECONDS) for future in futures] == [True, True]
+    for thread in started:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+def test_worker_threads_keep_no_finished_job_alive() -> None:
+    class Feature:
+        pass
+
+    threads, feature = WorkerThreads("test", 1), Feature()
+    alive = weakref.ref(feature)
+    [future] = threads.submit([partial(id, feature)])
+    future.result(SECONDS)
+    threads.submit([lambda: 1])[0].result(SECONDS)
+    del feature, future
+    gc.collect()
+    assert alive() is None
+    threads.close()
+
+
+def test_worker_threads_close_in_a_job_does_not_wait_for_itself() -> None:
+    threads = WorkerThreads("test", 1)
+    [future] = threads.submit([threads.close])
+    assert future.result(SECONDS) is None
+
+
+def in_child(call: Callable[[], object]) -> str:
+    """Return the text of the result or the exception of a call in a forked child."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            text = str(call())
+        except BaseException as error:
+            text = str(error)
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    with os.fdopen(read) as pipe:
+        return pipe.read()
+
+
+def test_worker_threads_not_used_before_a_fork_start_in_the_child() -> None:
+    threads = WorkerThreads("test", 2)
+
+    def use() -> int:
+        result = threads.submit([lambda: 3])[0].result(SECONDS)
+        threads.close()
+        return result
+
+    assert [in_child(use) for _ in range(3)] == ["3", "3", "3"]
+    assert use() == 3
+    assert in_child(use).startswith(f"the threads belong to process {os.getpid()}, this is process ")
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_worker_threads_run_all_submitted_jobs_before_the_interpreter_exits(drops: bool) -> None:
+    code = (
+        "import os, zlib\n"
+        "from vitcache.device.worker_threads import WorkerThreads\n"
+        "threads = WorkerThreads('test', 2)\n"
+        "threads.submit([lambda: (zlib.crc32(bytes(1 << 22)), os.write(1, b'done '))] * 7)\n"
+        f"{'del threads' if drops else ''}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["done"] * 7, "")
+
+
+def test_worker_threads_refuse_jobs_while_the_interpreter_exits() -> None:
+    code = (
+        "import atexit\n"
+        "def submit():\n"
+        "    try:\n"
+        "        threads.submit([print])\n"
+        "    except RuntimeError as error:\n"
+        "        print(error)\n"
+        "atexit.register(submit)\n"  # runs behind the handler that is registered after it
+        "from vitcache.device.worker_threads import WorkerThreads\n"
+        "threads = WorkerThreads('test', 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "test: cannot submit an item after shutdown, the interpreter is exiting\n"
+    assert (done.returncode, done.stderr) == (0, "")
