@@ -4,6 +4,11 @@ The bench measures the work of a cold step before its encode: the step gets the 
 them up, which misses. The keys are given, or `KeyThreads` computes them from the image file, from its decoded
 pixels (uint8) or from the processor's features (float32). The contender "known file" hits: the key of the
 file's bytes leads to the rows, without decoding, image processor and encode.
+
+The bench also measures what a key costs, per image and source, and bytes per second (`key_rates.py`).
+
+A CPU needs minutes to encode one image by a tower of real size. There, the bench measures no encode in these
+cases, and compares with the image processor.
 """
 
 from __future__ import annotations
@@ -18,12 +23,15 @@ import numpy as np
 import torch
 
 from vitcache import EmbeddingCache, KeyAliases, KeyThreads, Namespace, content_key, processor_fingerprint
+from vitcache.bench.claims.key_rates import RateCase, compute, measure_rates
 from vitcache.bench.harness.record import Recorder
-from vitcache.bench.harness.timing import Timer
+from vitcache.bench.harness.timing import Sample, Timer
 
 NAME = "keys"
 GIVEN_PART = 0.01  # target of the design: share of the encode time
 THREADS = (1, 2, 4)
+CLAIMS_CPU = True
+CPU_ROUNDS = 12  # a round runs the image processor on all images, which takes seconds on a CPU
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,16 @@ class KeysCase:
 
 
 CASES = {
-    "full": [KeysCase(images, 1280, 720, "8b") for images in (1, 8)],
-    "smoke": [KeysCase(2, 320, 240, "tiny")],
+    "full": [
+        *(KeysCase(images, 1280, 720, "8b") for images in (1, 8)),
+        *(RateCase(features, 21_600_000) for features in (1, 8)),
+    ],
+    "smoke": [KeysCase(2, 320, 240, "tiny"), RateCase(3, 2_000_000, (1, 2))],
 }
 
 
 class Scene:
-    """The images of a case as files, pixels and features, and the tower that encodes them."""
+    """The images of a case as files, pixels and features, and the tower that encodes them, if `has_tower`."""
 
     def __init__(self, case: KeysCase, device: torch.device) -> None:
         from PIL import Image
@@ -62,7 +73,8 @@ class Scene:
         from vitcache.demo.photos import load_photos
 
         size = SIZES[case.model]
-        self.tower = build_tower(size, device)
+        self.has_tower = device.type == "cuda" or not case.is_judged
+        self.tower = build_tower(size, device) if self.has_tower else None
         self.processor: Any = build_processor(size)
         self.files = []
         for photo in load_photos(case.images):
@@ -93,12 +105,24 @@ class Scene:
 
     def encode(self) -> object:
         """Run the tower on all images; their features are on the device already."""
+        if self.tower is None:
+            raise RuntimeError("this case has no tower")
         with torch.inference_mode():
             return self.tower(*self._batch)
 
 
-def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+def run_case(case: KeysCase | RateCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
+    if timer.device.type == "cpu":
+        timer = Timer(timer.device, min(timer.repeats, CPU_ROUNDS))
+    if isinstance(case, RateCase):
+        yield from measure_rates(case, recorder, timer)
+    else:
+        yield from measure_step(case, recorder, timer)
+
+
+def measure_step(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure the keys of one step; yields a label before each part."""
     yield "photographs and tower"
     scene = Scene(case, timer.device)
     namespace = Namespace("bench", processor=processor_fingerprint(scene.processor)).digest()
@@ -115,7 +139,7 @@ def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         for key, num_rows in zip(given, scene.num_rows, strict=True):
             warm.put(key, torch.zeros(num_rows, scene.row_width, dtype=scene.dtype, device=timer.device))
         contenders: dict[str, Callable[[], object]] = {
-            "encode": scene.encode,
+            **({"encode": scene.encode} if scene.has_tower else {}),
             "process": lambda: [scene.process(scene.decode(file)) for file in scene.files],
             "given": lambda: look_up(cold, given, scene.num_rows),
         }
@@ -124,7 +148,7 @@ def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             threads = stack.enter_context(KeyThreads(count))
             for source, items in sources.items():
                 name = f"{source}, {count} threads"
-                num_bytes[name] = sum(item.nbytes if hasattr(item, "nbytes") else len(item) for item in items)
+                num_bytes[name] = sum(map(size_of, items))
                 keys = compute(threads, items, namespace)
                 if keys != [content_key(item, namespace=namespace) for item in items]:
                     raise RuntimeError(f"{name} returned keys unlike content_key's: it gets no number")
@@ -140,9 +164,10 @@ def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
         contenders["known file"] = known.find
         yield "all in turns"
         samples = timer.rounds_us(contenders)
-    encode_us = samples["encode"].value
+    reference = "encode" if scene.has_tower else "process"
+    reference_us = samples[reference].value
     for name, sample in samples.items():
-        judged = case.is_judged and name == "given"
+        judged = case.is_judged and name == "given" and scene.has_tower
         recorder.add(
             case.name,
             name,
@@ -150,22 +175,36 @@ def run_case(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             "us",
             sample,
             bytes_moved=num_bytes.get(name),
-            against=("encode", encode_us),
+            against=(reference, reference_us),
             target=GIVEN_PART if judged else None,
-            limit=GIVEN_PART * encode_us if judged else None,
+            limit=GIVEN_PART * reference_us if judged else None,
         )
+    yield "a key of each source"
+    keys = {
+        source: lambda items=items: [content_key(item, namespace=namespace) for item in items]
+        for source, items in sources.items()
+    }
+    for source, sample in timer.rounds_us(keys).items():
+        recorder.add(
+            case.name,
+            source,
+            "key_us",
+            "us",
+            Sample(*(us / case.images for us in (sample.value, sample.p20, sample.p80))),
+            bytes_moved=sum(map(size_of, sources[source])) // case.images,
+            against=(reference, reference_us / case.images),
+        )
+
+
+def size_of(item: Any) -> int:
+    """Return the bytes of a file, an array or a tensor."""
+    return item.nbytes if hasattr(item, "nbytes") else len(item)
 
 
 def make_cache(scene: Scene, device: torch.device) -> EmbeddingCache:
     """Make a cache that has space for all images of a case, in pages of one row."""
     size = sum(scene.num_rows) * scene.row_width * scene.dtype.itemsize
     return EmbeddingCache(scene.row_width, dtype=scene.dtype, device=device, device_bytes=size, page_rows=1)
-
-
-def compute(threads: KeyThreads, items: Sequence[Any], namespace: bytes) -> list[bytes]:
-    """Compute the keys of all images of a step."""
-    futures = [threads.submit(item, namespace=namespace) for item in items]
-    return [future.result().key for future in futures]
 
 
 def look_up(cache: EmbeddingCache, keys: list[bytes], num_rows: list[int]) -> int:

@@ -18,6 +18,7 @@ from vitcache.bench.claims import (
     bench_pages,
     bench_placement,
     bench_ring,
+    key_rates,
 )
 from vitcache.bench.harness import published, tune
 from vitcache.bench.harness.record import FIELDS, Recorder
@@ -191,16 +192,53 @@ def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("PIL")
     pytest.importorskip("skimage")
+    pytest.importorskip("blake3")
     code, files = run_bench(tmp_path, "--bench", "keys")
     assert code == 0
     (rows,) = files.values()
+    steps = [row for row in rows if row["metric"] == "done_us"]
     sources = {f"{source}, {n} threads" for source in ("file", "pixels", "features") for n in (1, 2, 4)}
-    assert {row["contender"] for row in rows} == {"encode", "process", "given", "known file"} | sources
-    encode = next(row["value"] for row in rows if row["contender"] == "encode")
-    for row in rows:
+    assert {row["contender"] for row in steps} == {"encode", "process", "given", "known file"} | sources
+    encode = next(row["value"] for row in steps if row["contender"] == "encode")
+    for row in steps:
         assert row["ratio"] == pytest.approx(row["value"] / encode, rel=1e-3)
         assert (row["ratio_to"], row["target"]) == ("encode", None)
         assert (row["bytes"] is not None) is (row["contender"] in sources)
+    costs = {row["contender"]: row for row in rows if row["metric"] == "key_us"}
+    assert set(costs) == {"file", "pixels", "features"}
+    assert costs["pixels"]["bytes"] == 320 * 240 * 3
+    for row in costs.values():
+        assert row["ratio"] == pytest.approx(row["value"] / (encode / 2), rel=1e-3)
+    rates = {row["contender"]: row for row in rows if row["metric"] == "gb_per_s"}
+    names = ("blake3 alone", "content_key", "KeyThreads")
+    threaded = {f"{name}, {n} threads" for name in names for n in (1, 2)}
+    assert set(rates) == threaded | {"sha256 alone, 1 threads"}
+    for name, row in rates.items():
+        raw = f"blake3 alone, {name.split()[-2]} threads"
+        assert (row["ratio_to"], row["bytes"], row["target"]) == (raw, 6_000_000, None)
+        assert row["ratio"] == pytest.approx(row["value"] / rates[raw]["value"], rel=1e-3)
+        assert row["p20"] <= row["value"] <= row["p80"]
+
+
+def test_keys_bench_wrong_hash_of_a_rate_gets_no_number(tmp_path, monkeypatch):
+    pytest.importorskip("blake3")
+    recorder = Recorder("keys", tmp_path, torch.device("cpu"))
+    case, timer = key_rates.RateCase(1, 4000, (1,)), Timer(torch.device("cpu"), 3)
+    monkeypatch.setattr(key_rates, "hash_each", lambda features, count: [bytes(32)])
+    with pytest.raises(RuntimeError, match="content_key, 1 threads returned hashes unlike"):
+        list(bench_keys.run_case(case, recorder, timer))
+    assert not recorder.rows
+
+
+def test_keys_bench_large_features_are_judged_beside_blake3_alone(tmp_path):
+    pytest.importorskip("blake3")
+    recorder = Recorder("keys", tmp_path, torch.device("cpu"))
+    case = key_rates.RateCase(1, key_rates.JUDGED_BYTES, (1,))
+    list(bench_keys.run_case(case, recorder, Timer(torch.device("cpu"), 3)))
+    judged = {row["contender"] for row in recorder.rows if row["target"] == 0.9}
+    assert judged == {"content_key, 1 threads", "KeyThreads, 1 threads"}
+    full = [case for case in bench_keys.CASES["full"] if isinstance(case, key_rates.RateCase)]
+    assert [(case.features, case.num_bytes) for case in full] == [(1, 21_600_000), (8, 21_600_000)]
 
 
 def test_keys_bench_threads_that_return_wrong_keys_get_no_number(tmp_path, monkeypatch, capsys):
@@ -210,12 +248,13 @@ def test_keys_bench_threads_that_return_wrong_keys_get_no_number(tmp_path, monke
     monkeypatch.setattr(bench_keys, "compute", lambda threads, items, namespace: [bytes(32)] * len(items))
     code, files = run_bench(tmp_path, "--bench", "keys")
     assert code == 1
-    assert not files
+    assert not [row for rows in files.values() for row in rows if row["metric"] != "gb_per_s"]
     assert "file, 1 threads returned keys unlike content_key's" in capsys.readouterr().err
 
 
 def test_keys_bench_only_cases_with_the_8b_tower_have_a_target():
-    judged = {case.name: case.is_judged for cases in bench_keys.CASES.values() for case in cases}
+    cases = [case for size in ("full", "smoke") for case in bench_keys.CASES[size]]
+    judged = {case.name: case.is_judged for case in cases if isinstance(case, bench_keys.KeysCase)}
     assert judged == {"1x1280x720": True, "8x1280x720": True, "2x320x240": False}
 
 
