@@ -36,9 +36,9 @@ def measure_rates(case: RateCase, recorder: Recorder, timer: Timer) -> Iterator[
     """Measure one case on the CPU; yields a label before each part."""
     yield "features"
     features = [torch.rand(case.num_bytes // 4) for _ in range(case.features)]
-    views = [memoryview(feature.numpy()).cast("B") for feature in features]
+    views = [feature.numpy().data.cast("B") for feature in features]
     expected = [content_key(feature) for feature in features]
-    contenders: dict[str, Callable[[], Sequence[bytes]]] = {}
+    contenders: dict[str, Callable[[], object]] = {}
     raw = hash_alone(views, 1)
     with ExitStack() as stack:
         for count in case.threads:
@@ -84,9 +84,9 @@ def hash_alone(views: Sequence[memoryview], count: int) -> list[bytes]:
     return [blake3(max_threads=count).update(view).digest() for view in views]
 
 
-def hash_each(features: Sequence[torch.Tensor], count: int) -> list[bytes]:
-    """Compute the keys of features one after the other, each with `count` threads."""
-    return [content_key(feature, num_threads=count) for feature in features]
+def hash_each(items: Sequence[object], count: int, namespace: bytes = b"") -> list[bytes]:
+    """Compute the keys of items one after the other, each with `count` threads."""
+    return [content_key(item, namespace=namespace, num_threads=count) for item in items]
 
 
 def compute(threads: KeyThreads, items: Sequence[object], namespace: bytes) -> list[bytes]:
