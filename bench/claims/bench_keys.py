@@ -5,7 +5,7 @@ them up, which misses. The keys are given, or `KeyThreads` computes them from th
 pixels (uint8) or from the processor's features (float32). The contender "known file" hits: the key of the
 file's bytes leads to the rows, without decoding, image processor and encode.
 
-The bench also measures what a key costs, per image and source, and bytes per second (`key_rates.py`).
+The bench also measures the cost of a key, per image and source, and bytes per second (`key_rates.py`).
 
 A CPU needs minutes to encode one image by a tower of real size. There, the bench measures no encode in these
 cases, and compares with the image processor.
@@ -114,12 +114,12 @@ class Scene:
 
 def run_case(case: KeysCase | RateCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
-    if timer.device.type == "cpu":
-        timer = Timer(timer.device, min(timer.repeats, CPU_ROUNDS))
     if isinstance(case, RateCase):
         yield from measure_rates(case, recorder, timer)
-    else:
-        yield from measure_step(case, recorder, timer)
+        return
+    if timer.device.type == "cpu":
+        timer = Timer(timer.device, min(timer.repeats, CPU_ROUNDS))
+    yield from measure_step(case, recorder, timer)
 
 
 def measure_step(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[str]:

@@ -87,7 +87,7 @@ def test_worker_threads_interrupted_at_any_line_leave_no_lock_and_no_thread(
     assert line > 30
 
 
-def test_worker_threads_interrupted_submit_cancels_its_jobs_that_no_thread_has_started() -> None:
+def test_worker_threads_interrupted_submit_cancels_the_jobs_that_have_not_begun() -> None:
     line, is_interrupted = 1, True
     while is_interrupted:
         threads, gate = WorkerThreads("test", 2), threading.Event()
