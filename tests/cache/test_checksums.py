@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ import torch
 from cache_cases import KEYS, PAGE_BYTES, PAGE_ROWS, WIDTH, make_rows, present, read
 from caches import make_cache
 from failure import Failure, fail
+from interrupts import interrupt
 from stream_model import StreamModel
 
 from vitcache.cache import checksums
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.device import jobs, worker_threads
 from vitcache.testing import inspect
 
 
@@ -160,3 +164,38 @@ def test_get_raises_if_the_copy_to_the_host_tier_failed(monkeypatch: pytest.Monk
         cache.get(KEYS[0])
     assert cache.stats().leased_pages == 0
     cache.check_integrity()
+
+
+def test_checksum_without_a_thread_is_computed_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    cache = make_demoted()
+    assert torch.equal(read(cache, KEYS[0]), make_rows(2))
+    flip(cache)
+    assert cache.get(KEYS[0]) is None
+    assert cache.stats().corruptions == 1
+
+
+def test_put_interrupted_while_its_checksum_is_queued_leaves_the_cache_usable() -> None:
+    files = {checksums.__file__, worker_threads.__file__, jobs.__file__}
+    line, is_interrupted = 1, True
+    while is_interrupted:
+        cache = make_cache(2, 4, checksum=True)
+        cache.put(KEYS[0], make_rows(2))
+        is_interrupted = interrupt(partial(cache.put, KEYS[1], make_rows(2, 1.0)), line, files)
+        cache.check_integrity()
+        inserted: list[bool] = []
+        put = partial(cache.put, KEYS[2], make_rows(2, 2.0))
+        other = threading.Thread(target=lambda inserted=inserted, put=put: inserted.append(put()))
+        other.start()
+        other.join(60)
+        assert inserted == [True], line
+        assert torch.equal(read(cache, KEYS[2]), make_rows(2, 2.0))
+        for key in KEYS[:2]:
+            cache.get(key)
+        cache.check_integrity()
+        gc.collect(1)
+        line += 1
+    assert line > 10

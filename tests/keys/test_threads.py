@@ -281,6 +281,21 @@ def test_key_threads_submit_in_a_forked_child_raises_and_close_returns(threads: 
     assert message == f"the threads belong to process {os.getpid()}, this is process {child}"
 
 
+def test_key_threads_not_used_before_a_fork_hash_in_the_child() -> None:
+    with KeyThreads(2) as threads:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, threads.submit(b"a").result(SECONDS).key)
+            threads.close()
+            os._exit(0)
+        os.close(write)
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.read(read, 100) == content_key(b"a")
+        os.close(read)
+        assert threads.submit(b"a").result(SECONDS).key == content_key(b"a")
+
+
 @pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "import os; os.fork() or sys.exit(); os.wait()"])
 def test_key_threads_with_queued_items_let_the_interpreter_exit(last: str) -> None:
     code = (
@@ -388,6 +403,49 @@ def test_key_threads_without_a_thread_pass_an_interrupt_on_and_hold_no_lock(
     with pytest.raises(RuntimeError, match="after shutdown"):
         threads.submit(b"a")
     assert not threads._workers.unfinished
+
+
+def test_key_threads_without_a_thread_hash_a_step_in_order_until_an_interrupt(
+    failing_start: FailingStart,
+) -> None:
+    loaded: list[int] = []
+    done: list[Any] = []
+
+    def load(number: int) -> bytes:
+        loaded.append(number)
+        if number == 2:
+            raise KeyboardInterrupt
+        return b"a"
+
+    with KeyThreads(2) as threads:
+        with pytest.raises(KeyboardInterrupt):
+            threads.submit_many([partial(load, number) for number in range(5)], on_done=done.append)
+        assert loaded == [0, 1, 2]
+        assert [future.cancelled() for future in done] == [False, False, False, True, True]
+        assert not threads._workers.unfinished
+        assert threads.submit(b"a").result().key == content_key(b"a")
+
+
+def test_key_threads_with_too_few_threads_share_a_step_with_the_caller(failing_start: FailingStart) -> None:
+    failing_start.fail = False
+    gate = Gate()
+    features = [bytes([number]) for number in range(20)]
+    calls: list[int] = []
+
+    def load(number: int) -> bytes:
+        calls.append(number)
+        return features[number]
+
+    with KeyThreads(3) as threads:
+        running = threads.submit(gate)
+        assert gate.entered.wait(SECONDS)
+        failing_start.fail = True
+        futures = threads.submit_many([partial(load, number) for number in range(20)])
+        gate.opened.set()
+        keys = [future.result(SECONDS).key for future in futures]
+        assert running.result(SECONDS).key == content_key(b"gate")
+    assert keys == [content_key(feature) for feature in features]
+    assert sorted(calls) == list(range(20))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("another error"), ValueError("can't start new thread")])
