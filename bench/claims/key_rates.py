@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vitcache import KeyThreads, content_key
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RAW_SHARE = 0.9  # target of the design: share of the speed of BLAKE3 alone with the same number of threads
 JUDGED_BYTES = 20_000_000  # of a feature; the fixed costs of a call dominate the time of smaller features
@@ -107,3 +111,18 @@ def check(
 def gb_per_s(num_bytes: int, us: Sample) -> Sample:
     """Return the rate of a call that takes `us` microseconds."""
     return Sample(*(num_bytes / time / 1e3 for time in (us.value, us.p80, us.p20)))
+
+
+def draw_rates(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Draw a line of the rate over the number of threads for each case and contender."""
+    rates = [row for row in rows if row["metric"] == "gb_per_s"]
+    lines = dict.fromkeys((row["case"], row["contender"].split(",")[0]) for row in rates)
+    for case, name in lines:
+        points = [
+            (row["contender"].split()[-2], row["value"])
+            for row in rates
+            if row["case"] == case and row["contender"].split(",")[0] == name
+        ]
+        axes.plot(*zip(*points, strict=True), marker=".", label=f"{case}, {name}")
+    axes.set(xlabel="threads", ylabel="GB/s", ylim=(0, None))
+    axes.legend(fontsize=8)

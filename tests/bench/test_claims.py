@@ -220,6 +220,20 @@ def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):
         assert row["p20"] <= row["value"] <= row["p80"]
 
 
+def test_keys_bench_draw_has_a_line_of_the_rate_over_threads_per_contender(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("blake3")
+    recorder = Recorder("keys", tmp_path, torch.device("cpu"))
+    case = key_rates.RateCase(2, 4000, (1, 2))
+    recorder.add("2x8x8", "given", "done_us", "us", Sample.of([1.0]), against=("process", 2.0))
+    list(bench_keys.run_case(case, recorder, Timer(torch.device("cpu"), 3)))
+    _, axes = bench_keys.draw(recorder.rows).axes
+    assert [line.get_label().split(", ")[1] for line in axes.lines] == [
+        *("blake3 alone", "content_key", "KeyThreads", "sha256 alone")
+    ]
+    assert [list(line.get_xdata()) for line in axes.lines] == [["1", "2"]] * 3 + [["1"]]
+
+
 def test_keys_bench_wrong_hash_of_a_rate_gets_no_number(tmp_path, monkeypatch):
     pytest.importorskip("blake3")
     recorder = Recorder("keys", tmp_path, torch.device("cpu"))
