@@ -48,6 +48,7 @@ SIGLIP = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "n
 MODULES_WITH_MODEL_EXAMPLES = (
     "vitcache.adapters.chunked_prefill",
     "vitcache.adapters.model_pipeline",
+    "vitcache.adapters.prefill_batch",
     "vitcache.adapters.prompt_items",
     "vitcache.adapters.transformers",
 )

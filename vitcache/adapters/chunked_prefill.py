@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcache.adapters.disabling import DisabledCalls, is_disabled
-from vitcache.adapters.model_pipeline import find_grid_family, image_encoder
-from vitcache.adapters.prompt import Prompt
-from vitcache.adapters.uncached_step import embed_uncached
-from vitcache.adapters.vision_tower import num_levels
+from vitcache.adapters.conversation import Conversation
+from vitcache.adapters.disabling import DisabledCalls
+from vitcache.adapters.prefill_step import PrefillModel
+from vitcache.adapters.prefill_steps import run_steps
 from vitcache.arguments import to_int
-from vitcache.pipeline.items import Chunk, Item
-from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.items import Item
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
-from vitcache.placement.embed_call import EmbedCall
 
 
 class ChunkedPrefill:
@@ -93,35 +90,33 @@ class ChunkedPrefill:
         *,
         encode_ahead: bool = False,
     ) -> None:
-        self._base, _ = find_grid_family(model)
-        self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
-        if self._head is None:
-            raise TypeError(f"{type(model).__name__} has no head, which computes the logits")
-        self._pipeline = pipeline
-        self._chunk_tokens = to_int("chunk_tokens", chunk_tokens, 1)
-        self._encode_ahead = encode_ahead
-        self._encode = image_encoder(model)
-        self._disabled = DisabledCalls("ChunkedPrefill")
-        self.reset()
+        self.chunk_tokens = to_int("chunk_tokens", chunk_tokens, 1)
+        self.encode_ahead = encode_ahead
+        self.disabled = DisabledCalls("ChunkedPrefill")
+        self.conversation = Conversation(PrefillModel(model, pipeline))
+
+    @property
+    def kv(self) -> Any:
+        return self.conversation.kv
+
+    @property
+    def num_cached(self) -> int:
+        return self.conversation.num_cached
 
     @property
     def disabled_calls(self) -> int:
-        return self._disabled.number
+        return self.disabled.number
 
     def reset(self) -> None:
         """Empty the KV cache, to begin another conversation or after the weights changed."""
-        from transformers import DynamicCache
-
-        self.kv = DynamicCache(config=self._base.config.get_text_config())
-        self.num_cached = 0
-        self._prompt: Prompt | None = None
+        self.conversation.reset()
 
     def prefill(self, input_ids: Tensor, items: Sequence[Item]) -> Tensor:
         """Run a prompt as `chunks` does; return the logits ``(1, vocabulary)`` of its last token."""
         for hidden in self.chunks(input_ids, items):
             last = hidden[:, -1]
         with torch.no_grad():
-            logits: Tensor = self._head(last)
+            logits: Tensor = self.conversation.model.head(last)
         return logits
 
     def chunks(self, input_ids: Tensor, items: Sequence[Item]) -> Iterator[Tensor]:
@@ -157,87 +152,16 @@ class ChunkedPrefill:
             `__cause__` is the original exception. Earlier chunks stay in the KV cache. If another prompt was
             run, or `reset` was called, between two chunks of this prompt.
         """
-        prompt = Prompt(self._base, input_ids, items, self._pipeline.key)
-        self._keep_common_prefix(prompt)
-        starts = range(self.num_cached, len(prompt), self._chunk_tokens)
-        prefetch: Prefetch | None = None
-        try:
-            for start in starts:
-                embedded = self._embed(prompt, start)
-                if prefetch is not None:
-                    self._pipeline.cancel(prefetch)  # its chunk is embedded already
-                    prefetch = None
-                if start != starts[-1] and not is_disabled():
-                    chunk = self._window(prompt, start + self._chunk_tokens)
-                    prefetch = self._pipeline.prefetch([chunk], encode=self._encode_ahead)
-                yield self._run(prompt, start, *embedded)
-        finally:
-            if prefetch is not None:
-                self._pipeline.cancel(prefetch)
-
-    def _keep_common_prefix(self, prompt: Prompt) -> None:
-        """Crop the KV cache to its common prefix with `prompt`, without the last token of `prompt`."""
-        common = 0
-        if self._prompt is not None:
-            common = self._prompt.common_prefix(prompt, min(self.num_cached, len(prompt) - 1))
-        if common == 0:
-            self.reset()
-        else:
-            # The caller may have decoded with `kv`, so that it has more than `num_cached` tokens.
-            self.kv.crop(common - self.kv.get_seq_length())
-            self.num_cached = common
-        self._prompt = prompt
-
-    @torch.no_grad()
-    def _embed(self, prompt: Prompt, start: int) -> tuple[Tensor, Tensor | None]:
-        """Return `inputs_embeds` of a chunk, and its deepstack levels if the model has any."""
-        chunk = self._window(prompt, start)
-        weight = self._base.get_input_embeddings().weight
-        levels = num_levels(self._base.config)
-        deepstack = weight.new_empty(levels, chunk.length, weight.shape[1]) if levels else None
-        input_ids = prompt.input_ids[start : start + chunk.length]
-        if is_disabled():
-            self._disabled.count()
-            call = EmbedCall(input_ids, weight, None, deepstack, None, None)
-            result = embed_uncached(self._encode, self._pipeline.cache, [chunk], call)
-        else:
-            result = self._pipeline.embed([chunk], input_ids, weight, deepstack=deepstack)
-        if result.errors:
-            raise RuntimeError(_describe(result.errors)) from result.errors[0].cause
-        return result.inputs_embeds, deepstack
-
-    @torch.no_grad()
-    def _run(self, prompt: Prompt, start: int, inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
-        """Run the language model on a chunk, which adds its tokens to the KV cache."""
-        if self._prompt is not prompt or self.num_cached != start:
-            raise RuntimeError(
-                f"the next chunk begins at token {start}, but another prompt was run or reset() was called "
-                f"since the last chunk: the KV cache has {self.num_cached} tokens"
-            )
-        stop = start + len(inputs_embeds)
-        first, last = np.searchsorted(prompt.image_tokens, (start, stop))
-        visual: dict[str, Any] = {}
-        if deepstack is not None and first < last:
-            tokens = prompt.device_image_tokens[first:last] - start
-            visual["visual_pos_masks"] = prompt.is_image[None, start:stop]
-            visual["deepstack_visual_embeds"] = list(deepstack.index_select(1, tokens))
-        try:
-            output = self._base.language_model(
-                inputs_embeds=inputs_embeds[None],
-                position_ids=prompt.positions[:, :, start:stop],
-                past_key_values=self.kv,
-                use_cache=True,
-                **visual,
-            )
-        except BaseException:
-            self.reset()  # some layers, but not all, may have added the chunk to the KV cache
-            raise
-        self.num_cached = stop
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def _window(self, prompt: Prompt, start: int) -> Chunk:
-        return Chunk(prompt.items, start, min(self._chunk_tokens, len(prompt) - start))
+        chat = self.conversation
+        tokens = chat.accept(chat.compare(input_ids, items), input_ids, items)
+        steps = run_steps(
+            [chat], [tokens], self.chunk_tokens, encode_ahead=self.encode_ahead, disabled=self.disabled
+        )
+        with closing(steps):  # also if the caller stops early: cancels the prefetch of the next chunk
+            for hidden, errors in steps:
+                if errors:
+                    raise RuntimeError(_describe(errors)) from errors[0].cause
+                yield hidden[0]
 
 
 def _describe(errors: Sequence[ItemError]) -> str:

@@ -167,6 +167,8 @@ class Family:
     videos_have_image_tokens
         The tokens of videos have `config.image_token_id`, too; `config.video_start_token_id` and
         `config.video_end_token_id` surround each video.
+    videos_are_frames
+        Each frame of a video is a run of tokens of its own, between other tokens such as its time.
     videos_have_seconds
         The positions of a video's tokens depend on `second_per_grid_ts`.
     """
@@ -174,19 +176,21 @@ class Family:
     tower: str
     splits: dict[str, Split]
     videos_have_image_tokens: bool = False
+    videos_are_frames: bool = False
     videos_have_seconds: bool = False
 
 
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
+_FRAMES = replace(_GRIDS, videos_are_frames=True)
 
 GRID_FAMILIES = {
     "qwen2_vl": _GRIDS,
     "qwen2_5_vl": replace(_GRIDS, videos_have_seconds=True),
-    "qwen3_vl": _GRIDS,
-    "qwen3_vl_moe": _GRIDS,
-    "qwen3_5": _GRIDS,
-    "qwen3_5_moe": _GRIDS,
-    "glm4v": replace(_GRIDS, videos_have_image_tokens=True),
+    "qwen3_vl": _FRAMES,
+    "qwen3_vl_moe": _FRAMES,
+    "qwen3_5": _FRAMES,
+    "qwen3_5_moe": _FRAMES,
+    "glm4v": replace(_FRAMES, videos_have_image_tokens=True),
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 

@@ -1,7 +1,7 @@
 """`attach(model)`: a Hugging Face transformers model reads its vision features from an `EmbeddingCache`.
 
 For callers that run the language model themselves, this module also exports `vision_pipeline`, `image_items`,
-`video_items`, `image_encoder` and `ChunkedPrefill`.
+`video_items`, `image_encoder`, `ChunkedPrefill` and `prefill_batch`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import nn
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.model_pipeline import image_encoder, vision_pipeline
+from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
 from vitcache.adapters.prompt_items import image_items, video_items
 from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
@@ -22,9 +23,11 @@ from vitcache.ring.pinned_ring import PinnedRing
 __all__ = [
     "Attachment",
     "ChunkedPrefill",
+    "PrefillResult",
     "attach",
     "image_encoder",
     "image_items",
+    "prefill_batch",
     "video_items",
     "vision_pipeline",
 ]
