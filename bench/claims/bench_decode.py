@@ -87,12 +87,17 @@ class Pages:
     def decode(self) -> Tensor:
         """Run one more token."""
         self._ids = torch.cat([self._ids, torch.tensor([[7]])], dim=1)
-        logits = self._chat.prefill(self._ids, self._items)
-        if self._chat.num_cached != self._ids.shape[1]:
+        return self._chat.prefill(self._ids, self._items)
+
+    def check(self) -> None:
+        """Raise RuntimeError unless the positions that were kept are those of the stock model."""
+        expected = self.all_positions()[:, 0].numpy()
+        found = self._chat.conversation.transcript.positions(0, expected.shape[1])
+        if not (found == expected).all():
+            wrong = int((found != expected).any(axis=0).sum())
             raise RuntimeError(
-                f"expected {self._ids.shape[1]} tokens, got {self._chat.num_cached}: no number"
+                f"expected the positions of the stock model, got {wrong} wrong ones: no number"
             )
-        return logits
 
     def all_positions(self) -> Tensor:
         """Compute the positions of the prompt before the decoded tokens."""
@@ -115,6 +120,9 @@ def run_case(case: DecodeCase, recorder: Recorder, timer: Timer) -> Iterator[str
     with vision_pipeline(model, cache) as pipeline:
         yield "first prompts"
         chats = {f"{count} pages": Pages(model, pipeline, count) for count in case.pages}
+        for chat in chats.values():
+            chat.decode()
+            chat.check()
         *_, longest = chats.values()
         yield "tokens in turns"
         samples = timer.rounds_us({name: chat.decode for name, chat in chats.items()})

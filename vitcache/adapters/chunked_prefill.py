@@ -22,15 +22,20 @@ from vitcache.pipeline.vision_pipeline import VisionPipeline
 class ChunkedPrefill:
     """Runs the prompts of one conversation through a model in chunks, and reuses its KV cache between them.
 
-    The KV cache keeps the tokens and images that a prompt has in common with the previous prompt; only the
-    rest is prefilled. So each turn of a chat prefills only its new tokens. To decode, append the new token
-    and call `prefill` again: the model then runs one token. While the language model runs on one chunk, the
-    features of the next chunk are hashed and copied to the device.
+    The KV cache keeps the tokens, images and videos that a prompt has in common with the previous prompt;
+    only the rest is prefilled. So each turn of a chat prefills only its new tokens. To decode, append the new
+    token and call `prefill` again: the model then runs one token. While the language model runs on one chunk,
+    the features of the next chunk are hashed and copied to the device. `prefill_batch` runs the prompts of
+    several conversations together.
+
+    The host's work for a prompt is that for its new tokens and items, and one comparison of all token ids.
+    The bench `decode` shows what a token costs after prompts of 30 to 600 images.
 
     Parameters
     ----------
     model
-        A Qwen2.5-VL or Qwen3-VL with its head, in eval mode, all of it on one device.
+        A Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE, Qwen3.5, Qwen3.5-MoE or GLM-4V with its head, in eval
+        mode, all of it on one device.
     pipeline
         Builds `inputs_embeds` and the deepstack levels. `vision_pipeline` makes one.
     chunk_tokens
@@ -46,13 +51,18 @@ class ChunkedPrefill:
         The `DynamicCache` of the language model.
     num_cached
         Number of tokens of the last prompt that are in `kv`, counted from its beginning.
+    chunk_tokens, encode_ahead
+        As given.
+    conversation
+        The KV cache and the tokens in it, for `prefill_batch`.
     disabled_calls
         Number of chunks whose images were encoded without the pipeline, because VITCACHE_DISABLE was set.
 
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL, if it has no head, or if `chunk_tokens` is not an int.
+        If `model` is not one of these families (the message names its model type), if it has no head, or if
+        `chunk_tokens` is not an int.
     ValueError
         If `chunk_tokens` is less than 1.
 
@@ -61,6 +71,10 @@ class ChunkedPrefill:
     An object is for one conversation and for one thread at a time. Any number of objects may share a model
     and a pipeline. Work is queued on the current stream. No gradients are computed. After the weights
     changed, call `reset`.
+
+    If a prompt differs from the previous one before its end, the tokens behind the difference are removed
+    from the KV cache. Layers of linear attention (Qwen3.5) cannot remove tokens, and layers of a sliding
+    window cannot once the window is full: then the prompt is prefilled from its beginning.
 
     While the environment variable VITCACHE_DISABLE is set to another value than ``""`` and ``"0"``, each
     chunk encodes all of its images, one at a time, without the pipeline: nothing is looked up, cached or
@@ -129,9 +143,10 @@ class ChunkedPrefill:
             the host waits. Ids at the tokens of images may be any ints. Keep them the same in every turn: the
             KV cache is reused up to the first id that differs.
         items
-            The images of the prompt, each with its `grid_thw`, such as from `image_items`. Pass the same
-            objects in every turn, or items with keys: the features of other items are hashed to find out
-            whether the KV cache contains them.
+            The images of the prompt, each with its `grid_thw`, and its videos, each with its
+            `video_grid_thw`, such as from `image_items` and `video_items`. Pass the same objects in every
+            turn, or items with keys: the features of other items are hashed to find out whether the KV cache
+            contains them. Given `rows` without a key never match those of an earlier prompt.
 
         Yields
         ------
@@ -143,14 +158,17 @@ class ChunkedPrefill:
         ------
         ValueError
             If `input_ids` has no tokens, more than one prompt, or a placeholder that no item covers. If an
-            item has no `grid_thw` of three ints, or its tokens are not one run of the length that its grid
-            asks for, or end after the prompt, or touch the tokens of another item.
+            item does not have either `grid_thw` or `video_grid_thw`, of three ints; if its tokens are not the
+            run, or the runs of its frames, that its grid asks for; if they end after the prompt, or touch the
+            tokens of another image or video. The KV cache has not changed.
         TypeError
-            If `input_ids` is not a tensor of ints, or an item is not an `Item`.
+            If `input_ids` is not a tensor of int32 or int64, or an item is not an `Item`. The KV cache has
+            not changed.
         RuntimeError
             If the load or the encode of an item failed, or gave another number of rows than expected; its
             `__cause__` is the original exception. Earlier chunks stay in the KV cache. If another prompt was
-            run, or `reset` was called, between two chunks of this prompt.
+            run, or `reset` was called, between two chunks of this prompt. If the language model raises, its
+            exception passes through, and the conversation is reset.
         """
         chat = self.conversation
         tokens = chat.accept(chat.compare(input_ids, items), input_ids, items)

@@ -5,42 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from operator import is_
+from typing import Any
 
 import numpy as np
 
-from vitcache.adapters.families import GRID_FAMILIES
-from vitcache.adapters.token_types import IMAGE, VIDEO
+from vitcache.adapters.grid_runs import Run, grid_of, runs_of
 from vitcache.pipeline.items import Item, Items
 
 FindKey = Callable[[Item], bytes]
-Grid = tuple[int, int, int]
-
-
-class Run(NamedTuple):
-    """Consecutive tokens of one item that the model sees as one grid: an image, a video or a frame of one.
-
-    Attributes
-    ----------
-    first, stop
-        The run's first token, and the token after its last.
-    item
-        Position of the item in the prompt's items.
-    modality
-        `IMAGE` or `VIDEO`.
-    grid
-        t, h and w of the run, in patches.
-    seconds
-        Seconds between two frames of a video, of which positions depend on in Qwen2.5-VL. None: not given.
-    """
-
-    first: int
-    stop: int
-    item: int
-    modality: int
-    grid: Grid
-    seconds: float | None
 
 
 class ItemRuns:
@@ -76,7 +49,7 @@ class ItemRuns:
             shared = _num_shared(earlier.items[:], self.items[:])
             self.runs = [run for run in earlier.runs if run.item < shared]
         for position in range(shared, len(self.items)):
-            self.runs += _runs_of(position, self.items[position], config)
+            self.runs += runs_of(position, self.items[position], config)
         self.runs.sort()
         _check_neighbours(self.runs)
         self._firsts = [run.first for run in self.runs]
@@ -116,7 +89,7 @@ class ItemRuns:
         return token
 
     def token_types(self, start: int, stop: int) -> np.ndarray:
-        """Return 0 (text), `IMAGE` or `VIDEO` for each token of ``[start, stop)``, int64."""
+        """Return 0 (text), `IMAGE` or `VIDEO` of `token_types` for each token of ``[start, stop)``, int64."""
         types = np.zeros(stop - start, np.int64)
         for run in self.within(start, stop):
             types[max(run.first - start, 0) : run.stop - start] = run.modality
@@ -153,60 +126,6 @@ def _num_shared(earlier: Sequence[Item], items: Sequence[Item]) -> int:
     return min(len(earlier), len(items))
 
 
-def _runs_of(position: int, item: Item, config: Any) -> list[Run]:
-    """Return the runs of one item, and check them against its grid."""
-    spans = sorted((span for span in item.spans if span.length), key=attrgetter("start"))
-    if not spans:
-        return []
-    modality, grid, seconds = _grid_of(position, item)
-    merged = config.vision_config.spatial_merge_size
-    per_frame = (grid[1] // merged) * (grid[2] // merged)
-    expected = grid[0] * per_frame
-    covered = sum(span.length for span in spans)
-    if covered != expected:
-        raise ValueError(
-            f"the spans of item {position} must cover {expected} tokens, as its grid is {list(grid)}, "
-            f"got {covered}"
-        )
-    apart = modality == VIDEO and GRID_FAMILIES[config.model_type].videos_are_frames
-    num_runs, length = (grid[0], per_frame) if apart else (1, expected)
-    run_grid = (1, grid[1], grid[2]) if apart else grid
-    # A token's position follows from its distance to the first token of its run, so the rows of a run must be
-    # at consecutive tokens.
-    runs: list[Run] = []
-    row = 0
-    for span in spans:
-        if row % length == 0:
-            runs.append(Run(span.start, span.start + length, position, modality, run_grid, seconds))
-        first = runs[-1].first
-        token = first + row % length
-        if span.start != token or span.source_start != row or row % length + span.length > length:
-            what = f"frame {row // length} of item {position}" if num_runs > 1 else f"item {position}"
-            found = f"token {span.start}" if span.source_start == row else f"row {span.source_start}"
-            raise ValueError(
-                f"the tokens of {what} must be one run that begins at token {first}: expected row "
-                f"{row} at token {token}, got {found}"
-            )
-        row += span.length
-    return runs
-
-
-def _grid_of(position: int, item: Item) -> tuple[int, Grid, float | None]:
-    """Return the modality of an item, its grid, and the seconds between its frames."""
-    arguments = item.encoder_kwargs
-    names = [name for name in ("grid_thw", "video_grid_thw") if arguments.get(name) is not None]
-    if len(names) != 1:
-        found = "both grid_thw and video_grid_thw" if names else "no grid_thw and no video_grid_thw"
-        raise ValueError(f"item {position} has {found}: an image has the first, a video the second")
-    [name] = names
-    grid = arguments[name]
-    is_grid = isinstance(grid, list | tuple) and len(grid) == 3
-    if not is_grid or not all(isinstance(size, int) and not isinstance(size, bool) for size in grid):
-        raise ValueError(f"{name} of item {position} must be a list of three ints, got {grid!r}")
-    modality = IMAGE if name == "grid_thw" else VIDEO
-    return modality, tuple(grid), arguments.get("second_per_grid_t")
-
-
 def _check_neighbours(runs: Sequence[Run]) -> None:
     """Refuse runs that overlap, and runs of one modality without a token between: the model sees one grid."""
     for run, following in pairwise(runs):
@@ -232,4 +151,4 @@ def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
             content = find_key(item)
         except Exception:  # the pipeline will report it; here the item equals only itself
             content = id(item)
-    return content, item.num_rows, item.spans, _grid_of(0, item)
+    return content, item.num_rows, item.spans, grid_of(0, item)
