@@ -25,7 +25,8 @@ class Scene:
 
     def __init__(self, name: str, **options: Any) -> None:
         self.family: GridFamily = GRID_FAMILIES[name]
-        self.model: Any = self.family.model(seed=SEEDS.get(name, 0))
+        self.seed = SEEDS.get(name, 0)
+        self.model: Any = self.family.model(seed=self.seed)
         self.tower = Tower(self.family, self.model)
         cache = make_cache(800, width=self.family.row_width)
         self.pipeline = vision_pipeline(self.model, cache, max_rows_per_encode=8, **options)
