@@ -156,7 +156,7 @@ def _check_total(name: str, found: int, unit: str, reference: str, expected: int
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between model families.
+    """The properties in which model families differ.
 
     Attributes
     ----------

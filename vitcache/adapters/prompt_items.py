@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitcache.adapters.families import GRID_FAMILIES, Family
 from vitcache.adapters.model_pipeline import find_grid_family
 from vitcache.adapters.token_types import IMAGE, VIDEO, token_types
+from vitcache.keys.content import check_key
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span, spans_from_token_ids
 
@@ -71,7 +72,7 @@ def image_items(
     grids = _grids("image_grid_thw", image_grid_thw, base.config)
     features = _features("pixel_values", pixel_values, "image_grid_thw", grids)
     spans, num_rows = _placements(base, family, IMAGE, input_ids, grids)
-    each_key = _keys("image", keys, len(grids))
+    each_key = _keys("image", keys, complete_keys, len(grids))
     return [
         Item(feature, places, num_rows=rows, key=key, complete_key=complete_keys, grid_thw=grid)
         for feature, places, rows, key, grid in zip(features, spans, num_rows, each_key, grids, strict=True)
@@ -144,7 +145,7 @@ def video_items(
     grids = _grids("video_grid_thw", video_grid_thw, base.config)
     features = _features("pixel_values_videos", pixel_values_videos, "video_grid_thw", grids)
     spans, num_rows = _placements(base, family, VIDEO, input_ids, grids)
-    each_key = _keys("video", keys, len(grids))
+    each_key = _keys("video", keys, complete_keys, len(grids))
     options: list[dict[str, Any]] = [{"video_grid_thw": grid} for grid in grids]
     if second_per_grid_ts is not None:
         seconds = _seconds(base, family, second_per_grid_ts, len(grids))
@@ -214,15 +215,22 @@ def _placements(
     return spans_from_token_ids(types, kind, num_rows), num_rows
 
 
-def _keys(noun: str, keys: Sequence[bytes] | None, count: int) -> Sequence[bytes | None]:
+def _keys(noun: str, keys: Sequence[bytes] | None, complete_keys: bool, count: int) -> Sequence[bytes | None]:
+    """Return the key of each item, or None, after a check of each key."""
+    if not isinstance(complete_keys, bool):
+        raise TypeError(f"complete_keys must be a bool, got {type(complete_keys).__name__}")
     if keys is None:
+        if complete_keys:
+            raise ValueError("complete_keys is True, but keys is None")
         return [None] * count
     if len(keys) != count:
         raise ValueError(f"keys must have one key per {noun}: expected {count}, got {len(keys)}")
+    for item, key in enumerate(keys):
+        check_key(key, f"keys[{item}]")
     return keys
 
 
-def _seconds(base: Any, family: Family, seconds: Sequence[float] | Tensor, count: int) -> list[float]:
+def _seconds(base: Any, family: Family, seconds: Any, count: int) -> list[float]:
     """Return the seconds per temporal patch of each video."""
     if not family.videos_have_seconds:
         timed = [name for name, each in GRID_FAMILIES.items() if each.videos_have_seconds]
@@ -230,7 +238,10 @@ def _seconds(base: Any, family: Family, seconds: Sequence[float] | Tensor, count
             f"second_per_grid_ts is for {', '.join(timed)}: the positions of {base.config.model_type} do not "
             "depend on it"
         )
-    values: list[Any] = seconds.tolist() if isinstance(seconds, Tensor) else list(seconds)
+    values: Any = seconds.tolist() if isinstance(seconds, Tensor | np.ndarray) else seconds
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        found = type(seconds).__name__
+        raise TypeError(f"second_per_grid_ts must be a sequence or a tensor of numbers, got {found}")
     if len(values) != count:
         raise ValueError(
             f"second_per_grid_ts must have one number per video: expected {count}, got {len(values)}"
