@@ -2,8 +2,8 @@
 
 `ChunkedPrefill` runs a prompt of many images, and then one more token per call. The language model is
 replaced by one that only counts tokens, so that the time is the host's time in vitcache: comparing the
-prompt, its positions, `inputs_embeds` and the launch. The contender "positions of all tokens" is what
-transformers computes if a caller does not keep the positions: `get_rope_index` of the whole prompt.
+prompt, its positions, `inputs_embeds` and the launch. The contender "positions of all tokens" is a caller
+that does not keep positions: it calls `get_rope_index` of transformers for the whole prompt.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def run_case(case: DecodeCase, recorder: Recorder, timer: Timer) -> Iterator[str
         yield "tokens in turns"
         samples = timer.rounds_us({name: chat.decode for name, chat in chats.items()})
         yield WHOLE_PROMPT
-        # Not in turns with the others: it evicts what they read from the processor's caches.
+        # Not in turns with the chats: this contender evicts their data from the processor's caches.
         samples |= timer.rounds_us({WHOLE_PROMPT: longest.all_positions})
     first = f"{case.pages[0]} pages"
     base = samples[first].value

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from prefill_scene import MEDIA, SEEDS, Scene, assert_close
+from prefill_scene import MEDIA, Scene, assert_close
 from tiny_grids import GRID_FAMILIES
 
 from vitcache import Item, Span
@@ -17,7 +17,7 @@ from vitcache import Item, Span
 pytestmark = pytest.mark.transformers
 
 each_family = pytest.mark.parametrize("name", GRID_FAMILIES)
-LINEAR = list(SEEDS)  # the families with linear attention, whose KV cache cannot remove tokens
+LINEAR = ["qwen3_5", "qwen3_5_moe"]  # the families with linear attention, whose KV cache cannot remove tokens
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 5, 8, 13, 64])
@@ -174,6 +174,10 @@ MISTAKES = [
     ("qwen3_vl", "item 0 has both grid_thw and video_grid_thw", Span(1, 8), {**VIDEO, "grid_thw": [1, 4, 4]}),
     ("qwen3_vl", "video_grid_thw of item 0 must be a list of three ints", Span(1, 8), {"video_grid_thw": 3}),
     ("qwen3_vl", "must be a list of three ints", Span(1, 8), {"video_grid_thw": [True, 4, 4]}),
+    ("qwen3_vl", "of qwen3_vl videos do not depend", Span(1, 8), {**VIDEO, "second_per_grid_t": 1.0}),
+    ("qwen2_5_vl", "images do not depend", Span(1, 4), {"grid_thw": [1, 4, 4], "second_per_grid_t": 1.0}),
+    ("qwen2_5_vl", "second_per_grid_t of item 0 must be", Span(1, 8), {**VIDEO, "second_per_grid_t": "1"}),
+    ("qwen2_5_vl", "must be a finite number", Span(1, 8), {**VIDEO, "second_per_grid_t": float("nan")}),
     ("qwen3_vl", "spans of item 0 must cover 8 tokens, .* got 4", Span(1, 4), VIDEO),
     ("qwen3_vl", "grid_thw of item 0 must have sizes of at least 1", Span(1, 8), {"grid_thw": [-1, -4, 8]}),
     ("qwen3_vl", "frame 0 of item 0 has 4 rows, got a span from row 0 to row 7", Span(1, 8), VIDEO),

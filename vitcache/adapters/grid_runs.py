@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -65,7 +66,13 @@ def runs_of(position: int, item: Item, config: Any) -> list[Run]:
             f"the spans of item {position} must cover {expected} tokens, as its grid is {list(grid)}, "
             f"got {covered}"
         )
-    apart = modality == VIDEO and GRID_FAMILIES[config.model_type].videos_are_frames
+    family = GRID_FAMILIES[config.model_type]
+    if seconds is not None and not (modality == VIDEO and family.videos_have_seconds):
+        raise ValueError(
+            f"item {position} has second_per_grid_t, but the positions of {config.model_type} "
+            f"{'videos' if modality == VIDEO else 'images'} do not depend on it"
+        )
+    apart = modality == VIDEO and family.videos_are_frames
     length, run_grid = (per_frame, (1, grid[1], grid[2])) if apart else (expected, grid)
     # A token's position follows from its distance to the first token of its run, so the rows of a run must be
     # at consecutive tokens.
@@ -106,5 +113,10 @@ def grid_of(position: int, item: Item) -> tuple[int, Grid, float | None]:
         raise ValueError(f"{name} of item {position} must be a list of three ints, got {grid!r}")
     if min(grid) < 1:
         raise ValueError(f"{name} of item {position} must have sizes of at least 1, got {grid!r}")
-    modality = IMAGE if name == "grid_thw" else VIDEO
-    return modality, tuple(grid), arguments.get("second_per_grid_t")
+    seconds = arguments.get("second_per_grid_t")
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 <= seconds < math.inf):
+        raise ValueError(
+            f"second_per_grid_t of item {position} must be a finite number of at least 0, got {seconds!r}"
+        )
+    return IMAGE if name == "grid_thw" else VIDEO, tuple(grid), seconds

@@ -27,6 +27,15 @@ class PrefillResult:
     errors
         The items that failed, sorted by prompt and item; empty if none failed. `ItemError.chunk` is the
         number of the prompt, `ItemError.item` the number of the item in its list.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from vitcache.adapters.transformers import PrefillResult
+    >>> result = PrefillResult(torch.tensor([[0.5, 2.0], [torch.nan, torch.nan]]), errors=[])
+    >>> failed = result.logits.isnan().all(dim=1)
+    >>> result.logits[~failed].argmax(dim=1)
+    tensor([1])
     """
 
     logits: Tensor
