@@ -55,8 +55,9 @@ def token_types(ids: np.ndarray, config: Any) -> np.ndarray:
         raise TypeError(f"ids must be an array of ints, got {found}")
     types: np.ndarray = (ids == config.image_token_id).astype(np.int64)
     if family.videos_have_image_tokens:
-        starts = np.cumsum(ids == config.video_start_token_id, axis=-1)
-        types[(types == IMAGE) & (starts > np.cumsum(ids == config.video_end_token_id, axis=-1))] = VIDEO
+        ends = (ids == config.video_end_token_id).astype(np.int32)
+        open_videos = np.cumsum((ids == config.video_start_token_id) - ends, axis=-1, dtype=np.int32)
+        types[(types == IMAGE) & (open_videos > 0)] = VIDEO
     else:
         types[ids == config.video_token_id] = VIDEO
     return types
