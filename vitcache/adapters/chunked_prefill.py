@@ -28,7 +28,7 @@ class ChunkedPrefill:
     the features of the next chunk are hashed and copied to the device. `prefill_batch` runs the prompts of
     several conversations together.
 
-    The host's work for a prompt is that for its new tokens and items, and one comparison of all token ids.
+    For a prompt the host compares all token ids once; the rest of its work depends on new tokens and items.
     The bench `decode` shows what a token costs after prompts of 30 to 600 images.
 
     Parameters

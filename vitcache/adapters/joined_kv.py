@@ -15,7 +15,7 @@ def can_join(kv: Any) -> bool:
     """Whether all layers of a `DynamicCache` keep the keys and values of every token.
 
     Layers of linear attention keep a state, and layers of a sliding window drop old tokens. Padding would
-    change what such layers keep.
+    change their contents.
     """
     return all(type(layer) is DynamicLayer for layer in kv.layers)
 
@@ -49,7 +49,7 @@ def join_kv(caches: Sequence[Any], lengths: Sequence[int]) -> tuple[Any, Tensor]
 
 
 class _JoinedLayer(DynamicLayer):
-    """One layer of a joined cache: it keeps nothing itself.
+    """One layer of a joined cache. It stores no keys or values itself.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from vitcache.pipeline.results import ItemError
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """What `prefill_batch` returned.
+    """The result of `prefill_batch`.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ def prefill_batch(
 
     A call of the language model for several prompts copies the keys and values of all its conversations, one
     layer at a time, padded to the longest. A model whose KV cache has layers of linear attention (Qwen3.5) or
-    of a sliding window runs each prompt in a call of its own: padding would change what these layers keep.
+    of a sliding window runs each prompt in a call of its own: padding would change the state of these layers.
 
     Examples
     --------
@@ -145,8 +145,8 @@ def _compare(
         for name in ("base", "pipeline"):
             mine, first = (getattr(each.conversation.model, name) for each in (chat, chats[0]))
             if mine is not first:
-                what = "model" if name == "base" else name
-                raise ValueError(f"chat {number} has another {what} than chat 0")
+                noun = "model" if name == "base" else name
+                raise ValueError(f"chat {number} has another {noun} than chat 0")
     prompts = []
     for number, (chat, ids, of_prompt) in enumerate(zip(chats, input_ids, items, strict=True)):
         try:

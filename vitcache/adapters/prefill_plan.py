@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 def plan_steps(remaining: Sequence[range], chunk_tokens: int) -> Iterator[dict[int, range]]:
     """Yield the tokens of each step, per prompt that has any: at most `chunk_tokens` tokens in total.
 
-    The prompts of a step share its tokens equally; what a short prompt does not need goes to longer ones. If
-    there are more prompts than tokens, later prompts wait until earlier ones are complete.
+    The prompts of a step share its tokens equally. Longer prompts use the tokens that a short prompt does not
+    need. If there are more prompts than tokens, later prompts wait until earlier ones are complete.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ class Group(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """What the language model reads of a step: on the device, flattened, in the order of the groups.
+    """The inputs of the language model in one step: on the device, flattened, in the order of the groups.
 
     `errors` are the pipeline's; `ItemError.chunk` is the number of the window.
     """
@@ -159,7 +159,7 @@ class PrefillModel:
 
 
 def _group(windows: Sequence[Window]) -> list[Group]:
-    """Divide windows into groups. At least half of the tokens of each row are no padding."""
+    """Divide windows into groups, in which at most half of the tokens of each row are padding."""
     joined: list[list[int]] = []
     if len(windows) > 1:
         from vitcache.adapters.joined_kv import can_join

@@ -18,7 +18,7 @@ from vitcache.pipeline.results import ItemError
 
 
 class StepResult(NamedTuple):
-    """What one step returned.
+    """The result of one step.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def _embed(
 ) -> tuple[Embedded | None, dict[int, Window], list[ItemError]]:
     """Embed windows, by the number of their prompt. Leave out those with an item that fails.
 
-    Returns what was built, its windows, and the errors. None: no window is left.
+    Returns the inputs of the language model, their windows, and the errors. None: no window is left.
     """
     errors: list[ItemError] = []
     while windows:

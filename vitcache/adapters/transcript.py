@@ -1,4 +1,4 @@
-"""`Transcript`: the tokens of a conversation and their positions. A longer prompt adds only what is new."""
+"""`Transcript`: the tokens of a conversation and their positions. A longer prompt adds its new ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Transcript:
     def compare(
         self, input_ids: Tensor, items: Sequence[Item], num_cached: int, find_key: FindKey
     ) -> NextPrompt:
-        """Check a prompt, find what it has in common with the last one, and compute its new positions.
+        """Check a prompt, compare it with the last one, and compute its new positions.
 
         Parameters
         ----------
