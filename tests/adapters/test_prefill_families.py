@@ -140,7 +140,7 @@ def test_interrupt_inside_kv_crop_resets_the_conversation(monkeypatch: pytest.Mo
     scene.assert_prefills(chat, prompt, items, reused=0)
 
 
-def test_prefill_with_a_sliding_window_that_is_full_starts_anew_if_the_prompt_differs() -> None:
+def test_full_sliding_window_starts_anew_if_the_prompt_differs() -> None:
     scene = Scene("qwen2_vl")
     config = scene.model.config.get_text_config()
     config.sliding_window, config.layer_types = 8, ["full_attention", "sliding_attention", "full_attention"]

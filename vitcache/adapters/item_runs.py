@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitcache.adapters.grid_runs import Run, grid_of, runs_of
+from vitcache.adapters.grid_runs import Run, runs_of
 from vitcache.pipeline.items import Item, Items
 
 FindKey = Callable[[Item], bytes]
+
+
+_PLAIN = (type(None), list, tuple, int, float)
+
+
+class _Placed(NamedTuple):
+    """The first token of an item, and its position in the items."""
+
+    first: int
+    item: int
 
 
 class ItemRuns:
@@ -43,22 +53,24 @@ class ItemRuns:
 
     def __init__(self, items: Sequence[Item], config: Any, earlier: ItemRuns | None = None) -> None:
         self.items = items if isinstance(items, Items) else Items(items)
-        self.runs: list[Run] = []
-        shared = 0
-        if earlier is not None:
-            shared = _num_shared(earlier.items[:], self.items[:])
-            self.runs = [run for run in earlier.runs if run.item < shared]
-        for position in range(shared, len(self.items)):
-            self.runs += runs_of(position, self.items[position], config)
-        self.runs.sort()
-        _check_neighbours(self.runs)
+        old = [] if earlier is None else earlier.items[:]
+        shared = _num_at_equal_tokens(old, self.items[:])
+        kept: list[Run] = [] if earlier is None else earlier.runs
+        placed: list[_Placed] = [] if earlier is None else earlier._placed
+        if shared < len(old):
+            kept = [run for run in kept if run.item < shared]
+            placed = [each for each in placed if each.item < shared]
+        new = [runs_of(position, self.items[position], config) for position in range(shared, len(self.items))]
+        new_placed = sorted(_Placed(runs[0].first, runs[0].item) for runs in new if runs)
+        # Sorting takes almost no time if the new items are behind the old ones.
+        self.runs: list[Run] = sorted(chain(kept, *new))
+        self._placed: list[_Placed] = sorted(chain(placed, new_placed))
         self._firsts = [run.first for run in self.runs]
-        # First token and object of each item that has tokens, ascending.
-        first_runs = {run.item: run.first for run in reversed(self.runs)}
-        placed = [(first, self.items[position]) for position, first in first_runs.items()]
-        self._placed = placed[::-1]
+        if new_placed:
+            _check_neighbours(self.runs[max(bisect_left(self._firsts, new_placed[0].first) - 1, 0) :])
         # The first token of an item that equals no item of a later prompt, not even itself.
-        self._first_unmatched = next((first for first, item in self._placed if not _can_match(item)), None)
+        unmatched = (first for first, position in self._placed if not _can_match(self.items[position]))
+        self._first_unmatched = next(unmatched, None)
 
     @classmethod
     def following(cls, earlier: ItemRuns | None, items: Sequence[Item], config: Any) -> ItemRuns:
@@ -66,7 +78,7 @@ class ItemRuns:
         if earlier is not None:
             if items is earlier.items:
                 return earlier
-            if len(items) == len(earlier.items) and all(map(is_, items, earlier.items[:])):
+            if _are_same(earlier.items[:], items):
                 return earlier
         return cls(items, config, earlier)
 
@@ -100,14 +112,20 @@ class ItemRuns:
 
         Only images and videos that begin before token `end` are hashed. A later one is hashed with its chunk.
         """
-        if self is other:
-            return end if self._first_unmatched is None else min(end, self._first_unmatched)
-        for (first, mine), (other_first, others) in zip(self._placed, other._placed, strict=False):
-            if min(first, other_first) >= end:
-                return end
-            is_equal = mine is others and _can_match(mine)
-            if not is_equal and _content(mine, find_key) != _content(others, find_key):
-                return min(first, other_first)
+        mine, others = self.items[:], other.items[:]
+        num_placed = len(self._placed)
+        if self._placed == other._placed[:num_placed] and _are_same(mine, others[: len(mine)]):
+            # A turn with more items: the objects of the last turn are compared in no Python loop.
+            following = other._placed[num_placed : num_placed + 1]
+            ends = (end, self._first_unmatched, *(first for first, _ in following))
+            return min(first for first in ends if first is not None)
+        for (first, position), (other_first, other_position) in zip(
+            self._placed, other._placed, strict=False
+        ):
+            if first != other_first or first >= end:
+                return min(first, other_first, end)
+            if not _are_equal(mine[position], others[other_position], find_key):
+                return first
         shorter, longer = sorted((self._placed, other._placed), key=len)
         return min([end, *(first for first, _ in longer[len(shorter) : len(shorter) + 1])])
 
@@ -117,13 +135,28 @@ class ItemRuns:
         return index - 1 if index and self.runs[index - 1].stop > token else index
 
 
-def _num_shared(earlier: Sequence[Item], items: Sequence[Item]) -> int:
-    """Return the number of leading objects that two sequences share."""
+def _num_at_equal_tokens(earlier: Sequence[Item], items: Sequence[Item]) -> int:
+    """Return the number of leading items whose runs are those of the earlier items."""
+    if _are_same(earlier, items[: len(earlier)]):
+        return len(earlier)
     number = 0
-    for number, (mine, others) in enumerate(zip(earlier, items, strict=False)):
-        if mine is not others:
-            return number
-    return min(len(earlier), len(items))
+    for mine, others in zip(earlier, items, strict=False):
+        if mine is not others and _runs_key(mine) != _runs_key(others):
+            break
+        number += 1
+    return number
+
+
+def _are_same(earlier: Sequence[Item], items: Sequence[Item]) -> bool:
+    """Whether two sequences have the same objects."""
+    return len(earlier) == len(items) and all(map(is_, earlier, items))
+
+
+def _runs_key(item: Item) -> tuple[object, ...]:
+    """Return the arguments that determine the runs of an item. An object of a wrong type equals no argument."""
+    names = "grid_thw", "video_grid_thw", "second_per_grid_t"
+    values = (item.encoder_kwargs.get(name) for name in names)
+    return item.spans, *(value if isinstance(value, _PLAIN) else object() for value in values)
 
 
 def _check_neighbours(runs: Sequence[Run]) -> None:
@@ -136,19 +169,22 @@ def _check_neighbours(runs: Sequence[Run]) -> None:
             )
 
 
+def _are_equal(mine: Item, others: Item, find_key: FindKey) -> bool:
+    """Whether two items at one first token have equal rows, tokens and positions."""
+    if not (_can_match(mine) and _can_match(others)):
+        return False
+    if mine is others:
+        return True
+    if mine.num_rows != others.num_rows or _runs_key(mine) != _runs_key(others):
+        return False
+    if mine.key is not None and (mine.key, mine.complete_key) == (others.key, others.complete_key):
+        return True
+    try:
+        return find_key(mine) == find_key(others)
+    except Exception:  # the pipeline will report it; here the item equals only itself
+        return False
+
+
 def _can_match(item: Item) -> bool:
-    """Whether an item equals itself in a later prompt: the caller may have overwritten rows without a key."""
+    """Whether an item can equal itself in a later prompt: rows without a key may have been overwritten."""
     return item.rows is None or item.key is not None
-
-
-def _content(item: Item, find_key: FindKey) -> tuple[object, ...]:
-    """Return a value that is equal for two items only if their rows, tokens and positions are equal."""
-    content: object
-    if not _can_match(item):
-        content = object()  # equals nothing
-    else:
-        try:
-            content = find_key(item)
-        except Exception:  # the pipeline will report it; here the item equals only itself
-            content = id(item)
-    return content, item.num_rows, item.spans, grid_of(0, item)
