@@ -82,7 +82,7 @@ def test_write_golden_adds_cases_and_refuses_to_change_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(golden_keys, "FOLDER", tmp_path / "golden")
-    monkeypatch.setattr(digests, "ALGORITHM", "blake3")  # restores what `write_golden` sets
+    monkeypatch.setattr(digests, "ALGORITHM", "blake3")  # so that pytest restores it
     few = dict(list(CASES.items())[:3])
     monkeypatch.setattr(golden_keys, "CASES", few)
     golden_keys.write_golden()

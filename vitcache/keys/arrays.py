@@ -1,4 +1,4 @@
-"""What a key hashes of an array, a tensor or a file: the name of a dtype, a shape, and bytes.
+"""`HashedArray`: an array, a tensor or a file as the parts that a key hashes: a dtype, a shape, and bytes.
 
 The names and the bytes do not depend on the platform, on the versions of NumPy and torch, or on strides.
 """
@@ -41,7 +41,7 @@ class HashedArray(NamedTuple):
 
 
 def hashed_array(value: Tensor | np.ndarray | np.generic, path: str) -> HashedArray:
-    """Return what a key hashes of an array, a NumPy scalar or a tensor. Its bytes are not read yet.
+    """Return the parts of an array, a NumPy scalar or a tensor. Its bytes are not read yet.
 
     Raises
     ------

@@ -75,7 +75,8 @@ def content_key(
         or a `memoryview` of one dimension and items of one byte); a list or tuple of these, at any depth.
         Arrays and tensors may have any shape. Their dtype is bool, int8 to int64, uint8 to uint64, float16,
         float32, float64, bfloat16, float8_e4m3fn, float8_e5m2, complex64 or complex128. A masked array, a
-        Python bool, int, float or str, and a callable are refused.
+        tensor without memory of its own (such as a fake tensor), a Python bool, int, float or str, and a
+        callable are refused.
     namespace
         Names everything that the encoder's output depends on, except the item: a `Namespace`, or bytes such
         as its `digest()`. A `Namespace` and its digest give the same key.
@@ -88,8 +89,7 @@ def content_key(
     num_threads
         Number of threads that hash this feature, an int of at least 1. Only BLAKE3 uses more than one, and
         only for a feature of 1 MiB or more. If the process cannot start these threads, the calling thread
-        hashes. The key does not depend on `num_threads`. To compute many keys in
-        parallel, use `KeyThreads`.
+        hashes. The key does not depend on `num_threads`. To compute many keys in parallel, use `KeyThreads`.
 
     Returns
     -------
@@ -103,7 +103,8 @@ def content_key(
         the position of that part); if `namespace` is neither bytes nor a `Namespace`; if `num_threads` is not
         an int, or is a bool.
     ValueError
-        If `num_threads` is less than 1.
+        If `num_threads` is less than 1; if elements of a tensor are outside of its storage, which was freed
+        or resized (the message gives the position of the tensor, the needed and the found bytes).
 
     Examples
     --------
@@ -124,6 +125,9 @@ def content_key(
     -----
     The algorithm is BLAKE3, or SHA-256 if the package `blake3` is not installed. The algorithm's name is part
     of the hashed bytes. Any thread may call. Calls run in parallel, because hashing releases the GIL.
+
+    Keys do not depend on the process, the platform, or the versions of NumPy and torch: they may be stored.
+    The docstring of the module `vitcache.keys.content` describes the hashed bytes.
 
     An array that is not contiguous is hashed block by block, and never copied as a whole. A CUDA tensor is
     copied to pinned memory block by block; each block is copied while the block before it is hashed. The

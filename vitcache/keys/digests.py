@@ -31,7 +31,7 @@ def digests_of(contents: Iterable[Iterable[Any]], num_threads: int = 1) -> list[
     One hasher computes all of them, so BLAKE3 starts its threads only once.
     """
     hasher = _new_hasher(num_threads)
-    reset = getattr(hasher, "reset", None)  # hashers of hashlib have no such method
+    reset = getattr(hasher, "reset", None)  # hashers of hashlib lack this method
     digests: list[bytes] = []
     for blocks in contents:
         for block in blocks:
