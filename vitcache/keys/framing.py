@@ -106,7 +106,12 @@ class Frames:
 
 def version_node(form: str) -> bytes:
     """Return the first node of a key: its form, such as "content.2", and the name of the algorithm."""
-    return node(b"v", f"vitcache.{form}.{digests.ALGORITHM}".encode())
+    return _version_node(form, digests.ALGORITHM)
+
+
+@lru_cache(maxsize=64)
+def _version_node(form: str, algorithm: str) -> bytes:
+    return node(b"v", f"vitcache.{form}.{algorithm}".encode())
 
 
 def node(tag: bytes, payload: bytes) -> bytes:
