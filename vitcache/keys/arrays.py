@@ -52,8 +52,7 @@ def hashed_array(value: Tensor | np.ndarray | np.generic, path: str) -> HashedAr
     """
     if isinstance(value, Tensor):
         name, bits = tensor_bits(value, path)
-        blocks = read_back(bits) if bits.is_cuda else array_blocks(tensor_array(bits))
-        return HashedArray(name, tuple(bits.shape), bits.nbytes, blocks)
+        return HashedArray(name, tuple(bits.shape), bits.nbytes, _tensor_blocks(bits))
     name = _NUMPY_NAMES.get(value.dtype.type, "")
     if not name or isinstance(value, np.ma.MaskedArray):
         kind = type(value).__qualname__
@@ -118,6 +117,11 @@ def array_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     is_plain = array.flags.c_contiguous and array.dtype == dtype
     for piece in [array] if is_plain else pieces(array, BLOCK_BYTES):
         yield np.ascontiguousarray(piece, dtype=dtype).reshape(-1).view(np.uint8)
+
+
+def _tensor_blocks(bits: Tensor) -> Iterator[np.ndarray]:
+    """`array_blocks` of a tensor. Nothing is copied before the first block is requested."""
+    yield from read_back(bits) if bits.is_cuda else array_blocks(tensor_array(bits))
 
 
 def _check_storage(tensor: Tensor, path: str) -> None:

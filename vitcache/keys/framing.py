@@ -23,7 +23,6 @@ from vitcache.keys.digests import digest_of, digests_of
 # processor; callers do not choose them.
 _NAN = bytes.fromhex("000000000000f87f")
 
-
 # Tuples: a union of types would be built anew by each check.
 _ARRAYS = (Tensor, np.ndarray, np.generic)
 _BUFFERS = (bytes, bytearray, memoryview)
