@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vitcache.keys.content import check_key
+from vitcache.keys.content import KEY_BYTES, check_key
 from vitcache.keys.digests import digests_of
-from vitcache.keys.framing import node, version_node
+from vitcache.keys.framing import count_node, node, version_node
 from vitcache.keys.namespace import Namespace, to_namespace
 
 
@@ -48,5 +48,5 @@ def fold_keys(keys: Iterable[bytes], namespace: bytes | Namespace) -> list[bytes
         check_key(key)
     if not namespace:
         return given
-    head = version_node("given.1") + node(b"b", namespace)
-    return digests_of([head + node(b"b", key)] for key in given)
+    head = version_node("given.1") + node(b"b", namespace) + count_node(b"b", KEY_BYTES)
+    return digests_of([[head + key] for key in given])

@@ -119,7 +119,7 @@ def node(tag: bytes, payload: bytes) -> bytes:
 
 
 def count_node(tag: bytes, count: int) -> bytes:
-    """Return the beginning of a list, a dict or a shape of `count` parts."""
+    """Return the beginning of a list, a dict or a shape of `count` parts, or of a node of `count` bytes."""
     return tag + count.to_bytes(8, "little")
 
 
