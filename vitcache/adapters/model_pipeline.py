@@ -13,7 +13,7 @@ from vitcache.adapters.grid_encoder import GridEncoder
 from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace
+from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.items import Chunk, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import EmbedResult

@@ -17,7 +17,7 @@ from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace
+from vitcache.keys.namespace import Namespace
 from vitcache.ring.pinned_ring import PinnedRing
 
 __all__ = [

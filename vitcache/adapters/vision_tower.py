@@ -11,7 +11,7 @@ from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace, to_namespace
+from vitcache.keys.namespace import Namespace, to_namespace
 
 DEFAULT_ROWS = 32 * 1024
 """Capacity of the default cache in rows: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
