@@ -153,7 +153,7 @@ def _are_same(earlier: Sequence[Item], items: Sequence[Item]) -> bool:
 
 
 def _runs_key(item: Item) -> tuple[object, ...]:
-    """Return the arguments that determine the runs of an item. An object of a wrong type equals no argument."""
+    """Return the arguments that determine the runs of an item. A value of a wrong type equals no argument."""
     names = "grid_thw", "video_grid_thw", "second_per_grid_t"
     values = (item.encoder_kwargs.get(name) for name in names)
     return item.spans, *(value if isinstance(value, _PLAIN) else object() for value in values)
