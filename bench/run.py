@@ -15,7 +15,7 @@ from vitcache.bench.harness.record import ROOT, Recorder
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "cpu", "keys", "limit"),
+    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "keys", "limit"),
     *("multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {

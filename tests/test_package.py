@@ -113,6 +113,7 @@ def test_room_exports_the_public_names_that_it_defines(room):
     [
         ("vitcache.adapters.transformers", "ChunkedPrefill"),
         ("vitcache.adapters.transformers", "image_items"),
+        ("vitcache.adapters.transformers", "video_items"),
         ("vitcache.adapters.transformers", "vision_pipeline"),
         ("vitcache.adapters.distributed", "agree_over"),
         ("vitcache.metrics", "CacheCollector"),

@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     from vitcache.errors import CudaError as CudaError
     from vitcache.keys.aliases import Alias as Alias
     from vitcache.keys.aliases import KeyAliases as KeyAliases
-    from vitcache.keys.content import Namespace as Namespace
     from vitcache.keys.content import content_key as content_key
     from vitcache.keys.identifiers import key_from_id as key_from_id
+    from vitcache.keys.namespace import Namespace as Namespace
     from vitcache.keys.threads import KeyedFeature as KeyedFeature
     from vitcache.keys.threads import KeyThreads as KeyThreads
     from vitcache.pages.lease import Lease as Lease
@@ -65,8 +65,9 @@ _NAMES = {
     "vitcache.cache.stats": ("CacheStats",),
     "vitcache.errors": ("CudaError",),
     "vitcache.keys.aliases": ("Alias", "KeyAliases"),
-    "vitcache.keys.content": ("Namespace", "content_key"),
+    "vitcache.keys.content": ("content_key",),
     "vitcache.keys.identifiers": ("key_from_id",),
+    "vitcache.keys.namespace": ("Namespace",),
     "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
     "vitcache.pages.lease": ("Lease",),
     "vitcache.pages.reservation": ("Reservation",),

@@ -167,7 +167,7 @@ def inspect_gpus() -> Part:
 
 
 def inspect_content_keys() -> Part:
-    from vitcache.keys.content import ALGORITHM
+    from vitcache.keys.digests import ALGORITHM
 
     slower = "" if ALGORITHM == "blake3" else ", slower than blake3: pip install blake3"
     return Part(True, f"hashed with {ALGORITHM}{slower}", {"algorithm": ALGORITHM})

@@ -74,7 +74,7 @@ def test_attach_unknown_family_is_refused() -> None:
             return pixel_values
 
     with pytest.raises(
-        TypeError, match=r"SomeModel \(model type 'some_vl'\) .* model types that can: qwen2_5_vl, .*gemma3"
+        TypeError, match=r"SomeModel \(model type 'some_vl'\) .* model types that can: qwen2_vl, .*gemma3"
     ):
         attach(SomeModel())
 

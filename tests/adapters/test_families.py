@@ -18,7 +18,15 @@ from attached import (
     plain_kernels,  # noqa: F401
     tensors,
 )
-from tiny_models import FAMILIES, VIDEO, Call, TinyFamily, joined_outputs, stock_method
+from tiny_models import (
+    FAMILIES,
+    GRID_FAMILIES,
+    VIDEO,
+    Call,
+    TinyFamily,
+    joined_outputs,
+    stock_method,
+)
 
 from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
@@ -26,26 +34,22 @@ from vitcache.adapters.transformers import attach
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 
 
-def qwen_video(seed: int) -> Call:
-    frames = 1 + seed % 2
-    return {
-        "pixel_values_videos": torch.randn(frames * 16, 96),
-        "video_grid_thw": torch.tensor([[frames, 4, 4]]),
-    }
+VIDEO_FAMILIES = [*GRID_FAMILIES, "llava_onevision"]
 
 
-def llava_video(seed: int) -> Call:
-    return {"pixel_values_videos": torch.randn(1, 2, 3, 8, 8)}
+def video(name: str, seed: int) -> Call:
+    """The arguments of `get_video_features` for one video."""
+    if name == "llava_onevision":
+        return {"pixel_values_videos": torch.randn(1, 2, 3, 8, 8)}
+    names = "pixel_values_videos", "video_grid_thw"
+    return {each: GRID_FAMILIES[name].clip(seed)[each] for each in names}
 
 
-VIDEOS = {"qwen2_5_vl": qwen_video, "qwen3_vl": qwen_video, "llava_onevision": llava_video}
-
-
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", VIDEO_FAMILIES)
 def test_equal_videos_in_two_calls_are_encoded_once(name: str) -> None:
     family = FAMILIES[name]
     _, model, attachment, tower = pair(family)
-    videos = [VIDEOS[name](seed) for seed in (0, 1, 2)]
+    videos = [video(name, seed) for seed in (0, 1, 2)]
     both = [torch.cat(parts) for parts in zip(*(video.values() for video in videos), strict=True)]
     stock = stock_method(family.model(), "video")
     with torch.no_grad():
@@ -68,19 +72,47 @@ def test_same_pixels_as_image_and_as_video_are_two_entries() -> None:
     assert tower.take() == len(attachment.cache) == 2
 
 
-@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("name", VIDEO_FAMILIES)
 def test_prompt_with_image_and_video_gives_the_stock_logits(name: str) -> None:
     family = FAMILIES[name]
     stock, model, _, tower = pair(family)
-    video = VIDEOS[name](0)
-    # LLaVA-OneVision has three placeholders: two frames, and a break that the stock method or forward adds.
-    tokens = {"qwen2_5_vl": 4, "qwen3_vl": 4, "llava_onevision": 3}[name]
-    prompt = family.prompt(stock, 0)
-    for key, value in family.chat([tokens], VIDEO).items():
-        prompt[key] = torch.cat([prompt[key], value], dim=1)
-    for encodes in (2, 0):
-        assert torch.equal(logits(model, prompt | video), logits(stock, prompt | video))
+    if name == "llava_onevision":
+        # Its video has three placeholders: two frames, and a break that the stock method or forward adds.
+        prompt = family.prompt(stock, 0)
+        for key, value in family.chat([3], VIDEO).items():
+            prompt[key] = torch.cat([prompt[key], value], dim=1)
+        prompts, encoded = [prompt | video(name, 0)], 2
+    elif name == "glm4v":  # its stock forward refuses images and videos in one call
+        mixed = GRID_FAMILIES[name].mixed_prompt
+        prompts, encoded = [mixed(("image", 0)), mixed(("video", 0)), mixed(("video", 1))], 3
+    else:
+        media = ("image", 0), ("video", 0), ("image", 1)
+        prompts, encoded = [GRID_FAMILIES[name].mixed_prompt(*media)], 3
+    for encodes in (encoded, 0):
+        for prompt in prompts:
+            assert torch.equal(logits(model, prompt), logits(stock, prompt))
         assert tower.take() == encodes
+
+
+def test_stock_forward_of_glm4v_refuses_a_prompt_with_an_image_and_a_video() -> None:
+    """The reason why `stock_logits` builds the input of its language model."""
+    family = GRID_FAMILIES["glm4v"]
+    with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+        logits(family.model(), family.mixed_prompt(("image", 0), ("video", 0)))
+
+
+@pytest.mark.parametrize("name", GRID_FAMILIES)
+def test_each_image_and_video_changes_the_stock_logits(name: str) -> None:
+    family = GRID_FAMILIES[name]
+    model = family.model()
+    prompt = family.mixed_prompt(("image", 0), ("video", 0), ("image", 1), ("video", 1))
+    before = family.stock_logits(model, prompt)[0, -1]
+    for pixels, grids in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+        for first in (0, int(prompt[grids][0].prod())):
+            changed = prompt[pixels].clone()
+            changed[first] += 1
+            after = family.stock_logits(model, prompt | {pixels: changed})[0, -1]
+            assert (after - before).abs().max() > 1e-3 * before.abs().max()
 
 
 def test_same_patches_in_another_grid_are_another_entry() -> None:

@@ -9,11 +9,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from vitcache.adapters.transcript import Transcript
 from vitcache.bench import plot, run
 from vitcache.bench.chats import contenders
 from vitcache.bench.claims import (
     bench_attach,
     bench_cache,
+    bench_decode,
     bench_keys,
     bench_pages,
     bench_placement,
@@ -186,6 +188,29 @@ def test_attach_bench_compares_hits_with_a_dict(tmp_path):
         assert row["ratio"] == pytest.approx(row["value"] / values[row["case"], "dict"], rel=1e-3)
     targets = [(case.images, case.target_us) for case in bench_attach.CASES["full"]]
     assert targets == [(1, 90.0), (32, 480.0)]
+
+
+def test_decode_bench_compares_a_token_of_long_chats_with_short_ones(tmp_path):
+    pytest.importorskip("transformers")
+    code, files = run_bench(tmp_path, "--bench", "decode")
+    assert code == 0
+    (rows,) = files.values()
+    assert [row["contender"] for row in rows] == ["2 pages", "3 pages", "positions of all tokens"]
+    for row in rows:
+        assert (row["unit"], row["ratio_to"], row["target"]) == ("us", "2 pages", None)
+        assert row["ratio"] == pytest.approx(row["value"] / rows[0]["value"], rel=1e-3)
+    assert bench_decode.CASES["full"][0].pages == (30, 300, 600)
+    assert (bench_decode.TOKEN_US, bench_decode.FLAT) == (2000, 1.3)
+
+
+def test_decode_bench_chat_with_wrong_positions_gets_no_number(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    stock = Transcript.positions
+    monkeypatch.setattr(Transcript, "positions", lambda *arguments: stock(*arguments) + 1)
+    code, files = run_bench(tmp_path, "--bench", "decode")
+    assert code == 1
+    assert not files
+    assert "expected the positions of the stock model, got 132 wrong ones" in capsys.readouterr().err
 
 
 def test_keys_bench_compares_keys_of_every_source_with_the_encode(tmp_path):

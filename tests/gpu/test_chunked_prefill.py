@@ -9,9 +9,10 @@ from caches import make_cache
 pytest.importorskip("transformers")
 
 from machine import Machine
+from prefill_scene import MEDIA, Scene
 from tiny_models import FAMILIES
 
-from vitcache.adapters.transformers import ChunkedPrefill, image_items, vision_pipeline
+from vitcache.adapters.transformers import ChunkedPrefill, image_items, prefill_batch, vision_pipeline
 
 pytestmark = pytest.mark.transformers
 
@@ -42,3 +43,23 @@ def test_prefill_with_features_on_the_cpu_gives_the_stock_logits(
                 wanted = model(**on_device).logits[:, -1]
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
             assert len(cache) == turn
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
+def test_batches_of_images_and_videos_give_the_stock_logits(gpu: Machine, name: str) -> None:
+    scene = Scene(name)
+    model = scene.family.model().to(gpu.device)
+    cache = make_cache(800, width=scene.family.row_width, device=gpu.device)
+    with vision_pipeline(model, cache, max_rows_per_encode=8) as pipeline:
+        chats = [ChunkedPrefill(model, pipeline, 16) for _ in range(3)]
+        for turn in range(1, gpu.size(5, 3)):
+            prompts = [scene.family.mixed_prompt(*media) for media in (MEDIA[:turn], [], MEDIA[-turn:])]
+            items = [scene.items(prompt) for prompt in prompts]
+            for token in (None, 7):  # the turn, and a decoded token
+                if token is not None:
+                    prompts = [scene.longer(prompt, token) for prompt in prompts]
+                result = prefill_batch(chats, [prompt["input_ids"] for prompt in prompts], items)
+                assert not result.errors
+                wanted = torch.cat([scene.stock_logits(prompt)[:, -1] for prompt in prompts])
+                tolerance = 1e-4 * float(wanted.abs().max())
+                torch.testing.assert_close(result.logits.cpu(), wanted, rtol=0, atol=tolerance)

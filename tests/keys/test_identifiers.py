@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitcache import Namespace, content_key, key_from_id
-from vitcache.keys import content
+from vitcache.keys import digests
 
 ALGORITHMS = ("blake3", "sha256")
 
 
 @pytest.fixture(params=ALGORITHMS)
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(content, "ALGORITHM", request.param)
+    monkeypatch.setattr(digests, "ALGORITHM", request.param)
     return request.param
 
 
@@ -69,7 +69,7 @@ def test_key_from_id_never_equals_a_content_key_or_a_namespace(algorithm: str) -
 def test_key_from_id_differs_between_the_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name in ALGORITHMS:
-        monkeypatch.setattr(content, "ALGORITHM", name)
+        monkeypatch.setattr(digests, "ALGORITHM", name)
         found[name] = {key_from_id(identifier) for identifier in IDENTIFIERS}
     assert not found["blake3"] & found["sha256"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitcache import Namespace, content_key
-from vitcache.keys import content
+from vitcache.keys import digests
 from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
 
 EXTRAS: list[Any] = [None, [1, 2, 3], {"b": "x", "a": [True, 1.0, None]}]
@@ -37,7 +37,7 @@ def test_part_keys_equal_the_content_keys_of_the_parts(
 ) -> None:
     if algorithm == "blake3":
         pytest.importorskip("blake3")
-    monkeypatch.setattr(content, "ALGORITHM", algorithm)
+    monkeypatch.setattr(digests, "ALGORITHM", algorithm)
     width = tensor.shape[1]
     rows = [(0, 2), (2, 2), (1, 6)]
     shapes = [(2, width), (0, width), (1, 5, width)]

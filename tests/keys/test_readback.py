@@ -9,32 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from late_copies import LateCopies
 from pairwise import pairwise
 from torch import Tensor
 
 from vitcache.keys.readback import pieces, read_back
 
 SHAPES = [(), (0,), (0, 3), (3, 0), (1,), (7,), (5, 3), (3, 1, 4), (2, 3, 4, 5), (1, 1, 40), (40, 1, 1)]
-
-
-class LateCopies:
-    """Stands for a device. Each copy is made as late as possible: when the caller waits for it."""
-
-    def __init__(self) -> None:
-        self.destinations: list[int] = []
-        self.num_started = self.num_complete = 0
-
-    def __call__(self, destination: Tensor, source: Tensor) -> Callable[[], None]:
-        assert destination.shape == source.shape
-        assert destination.is_contiguous()
-        self.destinations.append(destination.data_ptr())
-        self.num_started += 1
-
-        def wait() -> None:
-            destination.copy_(source)
-            self.num_complete += 1
-
-        return wait
 
 
 def stride_variants(array: np.ndarray) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from math import prod
@@ -156,17 +156,47 @@ def _check_total(name: str, found: int, unit: str, reference: str, expected: int
 
 @dataclass(frozen=True)
 class Family:
-    """The name of the vision tower's attribute in a family's base model, and a `Split` per modality."""
+    """The properties in which model families differ.
+
+    Attributes
+    ----------
+    tower
+        The name of the vision tower's attribute in the base model.
+    splits
+        A `Split` per modality.
+    videos_have_image_tokens
+        The tokens of videos have `config.image_token_id`, too; `config.video_start_token_id` and
+        `config.video_end_token_id` surround each video.
+    videos_are_frames
+        Each frame of a video is a run of tokens of its own, between other tokens such as its time.
+    videos_have_seconds
+        The positions of a video's tokens depend on `second_per_grid_ts`.
+    """
 
     tower: str
     splits: dict[str, Split]
+    videos_have_image_tokens: bool = False
+    videos_are_frames: bool = False
+    videos_have_seconds: bool = False
 
 
-FAMILIES = {
-    "qwen2_5_vl": Family("visual", {"image": split_by_grid, "video": split_by_grid}),
-    "qwen3_vl": Family("visual", {"image": split_by_grid, "video": split_by_grid}),
+_GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
+_FRAMES = replace(_GRIDS, videos_are_frames=True)
+
+GRID_FAMILIES = {
+    "qwen2_vl": _GRIDS,
+    "qwen2_5_vl": replace(_GRIDS, videos_have_seconds=True),
+    "qwen3_vl": _FRAMES,
+    "qwen3_vl_moe": _FRAMES,
+    "qwen3_5": _FRAMES,
+    "qwen3_5_moe": _FRAMES,
+    "glm4v": replace(_FRAMES, videos_have_image_tokens=True),
+}
+"""The families whose images and videos are patches with a grid, by `config.model_type`."""
+
+FAMILIES = GRID_FAMILIES | {
     "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),
     "internvl": Family("vision_tower", {"image": split_by_leading_dim}),
     "gemma3": Family("vision_tower", {"image": split_by_leading_dim}),
 }
-"""By `config.model_type`."""
+"""All families, by `config.model_type`."""

@@ -1,28 +1,25 @@
-"""`vision_pipeline`: a `VisionPipeline` for a transformers model; `image_items`: the items of a prompt."""
+"""`vision_pipeline`: a `VisionPipeline` for a transformers model; `image_encoder`: its encode."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
-from vitcache.adapters.families import Family, split_by_grid
-from vitcache.adapters.model_outputs import image_rows
+from vitcache.adapters.families import GRID_FAMILIES, Family
+from vitcache.adapters.grid_encoder import GridEncoder
 from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace
-from vitcache.pipeline.items import Chunk, Item, check_chunks
+from vitcache.keys.namespace import Namespace
+from vitcache.pipeline.items import Chunk, check_chunks
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.vision_pipeline import Steps, VisionPipeline
 from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.scatter_call import ScatterCall
-from vitcache.placement.spans import spans_from_token_ids
 
 
 def vision_pipeline(
@@ -33,12 +30,14 @@ def vision_pipeline(
     device_bytes: int | str | None = None,
     **options: Any,
 ) -> ModelPipeline:
-    """Return a pipeline that encodes images with `model.get_image_features`, several images per call.
+    """Return a pipeline that encodes images and videos with the stock methods, several items per call.
+
+    The stock methods are `model.get_image_features` and `model.get_video_features`.
 
     Parameters
     ----------
     model
-        A Qwen2.5-VL or Qwen3-VL, in eval mode.
+        A Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE, Qwen3.5, Qwen3.5-MoE or GLM-4V, in eval mode.
     cache, namespace, device_bytes
         As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not check
         them.
@@ -49,7 +48,7 @@ def vision_pipeline(
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL, `namespace` is not a str, bytes or a `Namespace`, or
+        If `model` is of another family, `namespace` is not a str, bytes or a `Namespace`, or
         `device_bytes` is neither an int nor a str.
     ValueError
         If the rows of `cache` have another width or dtype than the model's, or if both `cache` and
@@ -57,9 +56,9 @@ def vision_pipeline(
 
     Notes
     -----
-    `image_items` makes the items. The last bits of an image's rows may depend on the images that are encoded
-    in the same call. With ``max_rows_per_encode=1`` each image is encoded alone. The stock towers read their
-    grids on the host, so the host waits for the device in each of their calls.
+    `image_items` and `video_items` make the items. The last bits of an item's rows may depend on the items
+    that are encoded in the same call. With ``max_rows_per_encode=1`` each item is encoded alone. The stock
+    towers read their grids on the host, so the host waits for the device in each of their calls.
 
     While the environment variable VITCACHE_DISABLE is set to another value than ``""`` and ``"0"``, each call
     of `embed` encodes all items of its chunks, one at a time, and does not use the cache. A running process
@@ -133,15 +132,17 @@ class _Steps:
 
 
 def image_encoder(model: nn.Module) -> EncodeRows:
-    """Return the `encode` of `vision_pipeline`: it runs `model.get_image_features` on items of `image_items`.
+    """Return the `encode` of `vision_pipeline`: it runs the stock methods on images and videos.
 
     ``encode(features, items)`` returns the rows of all items end to end, ``(n, row_width)`` in the vision
-    tower's dtype, on the device of the features.
+    tower's dtype, on the device of the features. Items with `grid_thw`, as from `image_items`, are encoded by
+    one call of `model.get_image_features`, and items with `video_grid_thw`, as from `video_items`, by one
+    call of `model.get_video_features`. An item with neither or both raises ValueError.
 
     Raises
     ------
     TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL.
+        If `model` is not of one of the families that `vision_pipeline` supports.
 
     Examples
     --------
@@ -155,85 +156,7 @@ def image_encoder(model: nn.Module) -> EncodeRows:
     >>> encode([item.feature for item in items], items).shape
     torch.Size([4, 32])
     """
-    base, _ = find_grid_family(model)
-
-    @torch.no_grad()
-    def encode(features: list[Tensor], items: list[Item]) -> Tensor:
-        pixels = features[0] if len(features) == 1 else torch.cat(features)
-        grids = torch.tensor([item.encoder_kwargs["grid_thw"] for item in items], device=pixels.device)
-        return image_rows(base.get_image_features(pixels, grids, return_dict=True))
-
-    return encode
-
-
-def image_items(
-    model: nn.Module,
-    input_ids: Tensor,
-    pixel_values: Tensor,
-    image_grid_thw: Tensor,
-    *,
-    keys: Sequence[bytes] | None = None,
-    complete_keys: bool = False,
-) -> list[Item]:
-    """Return one `Item` per image of a prompt, from the outputs of the model's processor.
-
-    Parameters
-    ----------
-    model
-        A Qwen2.5-VL or Qwen3-VL.
-    input_ids
-        Token ids of the prompt, ``(T,)`` or ``(1, T)``; `config.image_token_id` at the tokens of images.
-    pixel_values
-        Patches of all images, ``(sum of t * h * w, width)``. The items refer to views of this tensor.
-    image_grid_thw
-        t, h and w of each image, in patches: ``(images, 3)``, ints.
-    keys
-        32 bytes per image. The pipeline folds its namespace into them. None: the pipeline hashes the patches.
-    complete_keys
-        True: the keys name the model and its weights, too, and the pipeline uses them unchanged; see `Item`.
-
-    Raises
-    ------
-    TypeError
-        If `model` is not a Qwen2.5-VL or Qwen3-VL, `image_grid_thw` is not a tensor, or `complete_keys` is
-        not a bool.
-    ValueError
-        If the number of patches, keys or placeholders does not agree with `image_grid_thw`, or if
-        `complete_keys` is true and `keys` is None.
-
-    Examples
-    --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor for a prompt of 11 tokens.
-    Four of the tokens are one image.
-
-    >>> from vitcache.adapters.transformers import image_items
-    >>> names = "input_ids", "pixel_values", "image_grid_thw"
-    >>> [item] = image_items(model, *(inputs[name] for name in names))
-    >>> item.spans, item.num_rows
-    ((Span(start=3, length=4, source_start=0),), 4)
-    """
-    base, family = find_grid_family(model)
-    arguments = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-    parts = family.splits["image"](base.config, arguments)
-    if parts is None or parts.identities is None:
-        raise TypeError(f"image_grid_thw must be a tensor, got {type(image_grid_thw).__name__}")
-    grids = parts.identities
-    if keys is not None and len(keys) != len(grids):
-        raise ValueError(f"keys must have one key per image: expected {len(grids)}, got {len(keys)}")
-    merged = base.config.vision_config.spatial_merge_size**2
-    num_rows = [prod(grid) // merged for grid in grids]
-    spans = spans_from_token_ids(input_ids, base.config.image_token_id, num_rows)
-    return [
-        Item(
-            parts.item_call(i).pixels,
-            spans[i],
-            num_rows=num_rows[i],
-            key=None if keys is None else keys[i],
-            complete_key=complete_keys,
-            grid_thw=grid,
-        )
-        for i, grid in enumerate(grids)
-    ]
+    return GridEncoder(find_grid_family(model)[0])
 
 
 def find_grid_family(model: nn.Module) -> tuple[Any, Family]:
@@ -242,12 +165,6 @@ def find_grid_family(model: nn.Module) -> tuple[Any, Family]:
     Raises
     ------
     TypeError
-        If the family's images are not patches with a grid.
+        If the family is not in `GRID_FAMILIES`.
     """
-    base, family = find_family(model, "put on a pipeline")
-    if family.splits["image"] is not split_by_grid:
-        raise TypeError(
-            f"{type(model).__name__} (model type {base.config.model_type!r}) cannot be put on a pipeline: "
-            "its images are not patches with a grid, as those of qwen2_5_vl and qwen3_vl are"
-        )
-    return base, family
+    return find_family(model, "put on a pipeline", GRID_FAMILIES)

@@ -13,7 +13,7 @@ from torch import nn
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace
+from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.shadow import Shadow, logger
 from vitcache.ring.pinned_ring import PinnedRing

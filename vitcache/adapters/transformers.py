@@ -1,7 +1,7 @@
 """`attach(model)`: a Hugging Face transformers model reads its vision features from an `EmbeddingCache`.
 
 For callers that run the language model themselves, this module also exports `vision_pipeline`, `image_items`,
-`image_encoder` and `ChunkedPrefill`.
+`video_items`, `image_encoder`, `ChunkedPrefill` and `prefill_batch`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,27 @@ from torch import nn
 
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
-from vitcache.adapters.model_pipeline import image_encoder, image_items, vision_pipeline
+from vitcache.adapters.model_pipeline import image_encoder, vision_pipeline
+from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
+from vitcache.adapters.prompt_items import image_items, video_items
 from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace
+from vitcache.keys.namespace import Namespace
 from vitcache.ring.pinned_ring import PinnedRing
 
-__all__ = ["Attachment", "ChunkedPrefill", "attach", "image_encoder", "image_items", "vision_pipeline"]
+__all__ = [
+    "Attachment",
+    "ChunkedPrefill",
+    "PrefillResult",
+    "attach",
+    "image_encoder",
+    "image_items",
+    "prefill_batch",
+    "video_items",
+    "vision_pipeline",
+]
 
 
 def attach(
@@ -45,9 +57,9 @@ def attach(
     Parameters
     ----------
     model
-        An `XForConditionalGeneration` or its base model: Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, InternVL or
-        Gemma 3. `pixel_values` may stay on the CPU: only pixels that must be encoded are copied to the vision
-        tower.
+        An `XForConditionalGeneration` or its base model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE,
+        Qwen3.5, Qwen3.5-MoE, GLM-4V, LLaVA-OneVision, InternVL or Gemma 3. `pixel_values` may stay on the
+        CPU: only pixels that must be encoded are copied to the vision tower.
     cache
         An `EmbeddingCache` whose `row_width` is hidden * (1 + deepstack levels) and whose `dtype` is the
         vision tower's. By default a new cache on the vision tower's device.

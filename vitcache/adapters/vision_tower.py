@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,30 +11,32 @@ from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.keys.content import Namespace, to_namespace
+from vitcache.keys.namespace import Namespace, to_namespace
 
 DEFAULT_ROWS = 32 * 1024
 """Capacity of the default cache in rows: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
 
 
-def find_family(model: nn.Module, purpose: str) -> tuple[Any, Family]:
-    """Return the base model of a `transformers` model, and its entry in `FAMILIES`.
+def find_family(
+    model: nn.Module, purpose: str, families: Mapping[str, Family] = FAMILIES
+) -> tuple[Any, Family]:
+    """Return the base model of a `transformers` model, and its entry in `families`.
 
     Raises
     ------
     TypeError
-        If the model has no `get_image_features`, or its family is not in `FAMILIES`. The message says that
-        the model cannot be `purpose`, such as ``"attached"``.
+        If the model has no `get_image_features`, or its family is not in `families`. The message says that
+        the model cannot be `purpose`, such as ``"attached"``, and lists the families that can.
     """
     base: Any = getattr(model, "base_model", model)
     if not callable(getattr(base, "get_image_features", None)):
         raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be {purpose}")
     model_type: Any = getattr(getattr(base, "config", None), "model_type", None)
-    family = FAMILIES.get(model_type)
+    family = families.get(model_type)
     if family is None or not isinstance(getattr(base, family.tower, None), nn.Module):
         raise TypeError(
             f"{type(model).__name__} (model type {model_type!r}) cannot be {purpose}; model types that can: "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(families)}"
         )
     return base, family
 

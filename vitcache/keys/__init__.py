@@ -6,8 +6,9 @@ from vitcache.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vitcache.keys.aliases import Alias, KeyAliases
-    from vitcache.keys.content import Namespace, content_key
+    from vitcache.keys.content import content_key
     from vitcache.keys.identifiers import key_from_id
+    from vitcache.keys.namespace import Namespace
     from vitcache.keys.threads import KeyedFeature, KeyThreads
 
 __all__ = ["Alias", "KeyAliases", "KeyThreads", "KeyedFeature", "Namespace", "content_key", "key_from_id"]
@@ -16,8 +17,9 @@ __getattr__ = lazy_names(
     __name__,
     {
         "vitcache.keys.aliases": ("Alias", "KeyAliases"),
-        "vitcache.keys.content": ("Namespace", "content_key"),
+        "vitcache.keys.content": ("content_key",),
         "vitcache.keys.identifiers": ("key_from_id",),
+        "vitcache.keys.namespace": ("Namespace",),
         "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
     },
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vitcache.keys.content import KEY_BYTES, Namespace, _add_node, _start, check_key, to_namespace
-
-_KEY_HEAD = b"b" + KEY_BYTES.to_bytes(8, "little")  # tag and length of the node of a key
+from vitcache.keys.content import KEY_BYTES, check_key
+from vitcache.keys.digests import digests_of
+from vitcache.keys.framing import count_node, node, version_node
+from vitcache.keys.namespace import Namespace, to_namespace
 
 
 def fold_keys(keys: Iterable[bytes], namespace: bytes | Namespace) -> list[bytes]:
@@ -42,14 +43,10 @@ def fold_keys(keys: Iterable[bytes], namespace: bytes | Namespace) -> list[bytes
     (False, True)
     """
     namespace = to_namespace(namespace)
-    start = _start("given")
-    _add_node(start, b"b", namespace)
-    folded = []
-    for key in keys:
+    given = list(keys)
+    for key in given:
         check_key(key)
-        if namespace:
-            hasher = start.copy()
-            hasher.update(_KEY_HEAD + key)
-            key = bytes(hasher.digest())
-        folded.append(key)
-    return folded
+    if not namespace:
+        return given
+    head = version_node("given.1") + node(b"b", namespace) + count_node(b"b", KEY_BYTES)
+    return digests_of([[head + key] for key in given])

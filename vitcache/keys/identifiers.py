@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vitcache.arguments import to_int
-from vitcache.keys.content import Namespace, _add_extra, _add_node, _start, to_namespace
+from vitcache.keys.framing import Frames, node, version_node
+from vitcache.keys.namespace import Namespace, to_namespace
 
 
 def key_from_id(identifier: str | bytes | int, *, namespace: bytes | Namespace = b"") -> bytes:
@@ -67,7 +68,6 @@ def key_from_id(identifier: str | bytes | int, *, namespace: bytes | Namespace =
         except TypeError:
             kind = type(identifier).__name__
             raise TypeError(f"identifier must be a str, bytes or an int, got {kind}") from None
-    hasher = _start("identifier")
-    _add_node(hasher, b"b", space)
-    _add_extra(hasher, identifier, "identifier")
-    return bytes(hasher.digest())
+    frames = Frames(version_node("identifier.1"), node(b"b", space))
+    frames.add_value(identifier, "identifier")
+    return frames.key()

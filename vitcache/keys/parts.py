@@ -7,50 +7,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from vitcache.keys import content
-from vitcache.keys.content import (
-    Namespace,
-    _add_array,
-    _add_count,
-    _add_extra,
-    _add_node,
-    _bits,
-    _blocks,
-    _start,
-    _to_numpy,
-    to_namespace,
-)
-
-# Up to this size, copying a part takes less time than another call of the hasher.
-_JOINED_BYTES = 16 << 10
-
-
-class _Frames(list[bytes]):
-    """Stands in for a hasher: collects the bytes that are hashed."""
-
-    update = list.append
+from vitcache.keys.arrays import array_blocks, tensor_array, tensor_bits
+from vitcache.keys.content import FORM
+from vitcache.keys.digests import digests_of
+from vitcache.keys.framing import Frames, array_nodes, count_node, node, text_node, version_node
+from vitcache.keys.namespace import Namespace, to_namespace
 
 
 def frame(extra: Any) -> bytes:
-    """Return the bytes that `content_key` hashes for `extra`."""
-    frames = _Frames()
-    _add_extra(frames, extra, "extra")
-    return b"".join(frames)
+    """Return the nodes of `extra` in a content key.
+
+    Raises
+    ------
+    TypeError
+        If `extra` contains an array or a tensor, whose bytes are hashed apart, or a value that cannot be
+        hashed.
+    """
+    frames = Frames()
+    frames.add_value(extra, "extra")
+    if frames.arrays:
+        raise TypeError("extra contains an array or a tensor, which no frame can contain")
+    return b"".join(frames.nodes)
 
 
 def frame_dict(framed: dict[str, bytes]) -> bytes:
     """Return `frame` of a dict, given the frames of its values."""
-    frames = _Frames()
-    _add_count(frames, b"d", len(framed))
+    nodes = [count_node(b"d", len(framed))]
     for name in sorted(framed):
-        _add_extra(frames, name, "extra")
-        frames.append(framed[name])
-    return b"".join(frames)
+        nodes += (text_node(name), framed[name])
+    return b"".join(nodes)
 
 
 def has_parts(tensor: Tensor) -> bool:
@@ -79,36 +68,13 @@ def part_keys(
     namespace
         As in `content_key`.
     """
-    name, bits = _bits(tensor, "feature")
+    name, bits = tensor_bits(tensor, "feature")
     size = bits.itemsize
-    [block] = _blocks(_to_numpy(bits))
+    [block] = array_blocks(tensor_array(bits))
     data = block.data
-    start = _start_in(namespace, content.ALGORITHM)
-    keys = []
-    for (first, last), shape, extra in zip(bounds, shapes, extras, strict=True):
-        hasher = start.copy()
-        part = data[first * size : last * size]
-        if len(part) <= _JOINED_BYTES:
-            hasher.update(b"".join((_head(name, shape), part, extra)))
-        else:
-            hasher.update(_head(name, shape))
-            hasher.update(part)
-            hasher.update(extra)
-        keys.append(hasher.digest())
-    return keys
-
-
-@lru_cache(maxsize=64)
-def _start_in(namespace: bytes | Namespace, algorithm: str) -> Any:
-    """A hasher behind the namespace, to be copied. To make one takes longer than to hash a small part."""
-    start = _start("content")
-    _add_node(start, b"b", to_namespace(namespace))
-    return start
-
-
-@lru_cache(maxsize=1024)
-def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """The bytes that `content_key` hashes between the namespace and the bytes of an array."""
-    frames = _Frames()
-    _add_array(frames, dtype, shape, ())
-    return b"".join(frames)
+    contents = digests_of([data[first * size : last * size]] for first, last in bounds)
+    version, space = version_node(FORM), node(b"b", to_namespace(namespace))
+    return digests_of(
+        [b"".join((version, array_nodes(name, shape), space, extra, content))]
+        for shape, extra, content in zip(shapes, extras, contents, strict=True)
+    )

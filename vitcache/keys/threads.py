@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from vitcache.arguments import to_int
 from vitcache.device.thread_modes import TorchModes, current_streams
 from vitcache.device.worker_threads import WorkerThreads
-from vitcache.keys.content import Namespace, content_key
+from vitcache.keys.content import content_key
+from vitcache.keys.namespace import Namespace
 
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
 _DEFAULT_THREADS = 4

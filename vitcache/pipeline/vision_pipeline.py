@@ -14,7 +14,8 @@ from vitcache.arguments import to_bytes, to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
-from vitcache.keys.content import Namespace, content_key, to_namespace
+from vitcache.keys.content import content_key
+from vitcache.keys.namespace import Namespace, to_namespace
 from vitcache.keys.threads import KeyThreads
 from vitcache.pipeline.encoder_runner import Encode, EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover

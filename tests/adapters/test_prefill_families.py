@@ -1,0 +1,213 @@
+"""`ChunkedPrefill` with images and videos of every family gives the logits of the stock forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from prefill_scene import MEDIA, Scene, assert_close
+from tiny_grids import GRID_FAMILIES
+
+from vitcache import Item, Span
+
+pytestmark = pytest.mark.transformers
+
+each_family = pytest.mark.parametrize("name", GRID_FAMILIES)
+LINEAR = ["qwen3_5", "qwen3_5_moe"]  # the families with linear attention, whose KV cache cannot remove tokens
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 5, 8, 13, 64])
+@each_family
+def test_prefill_of_images_and_videos_gives_the_stock_logits(name: str, chunk_tokens: int) -> None:
+    scene = Scene(name)
+    chat = scene.chat(chunk_tokens)
+    prompt, items = scene.prompt(*MEDIA)
+    scene.assert_prefills(chat, prompt, items, reused=0)
+    assert len(scene.pipeline.cache) == len(MEDIA)
+
+
+@each_family
+def test_chat_with_a_new_image_or_video_per_turn_runs_new_tokens_only(name: str) -> None:
+    scene = Scene(name)
+    chat = scene.chat(6)
+    cached = 0
+    for turn in range(1, len(MEDIA) + 1):
+        prompt, items = scene.prompt(*MEDIA[:turn])
+        # The last token of the turn before is not in this prompt. Linear attention cannot remove it.
+        reused = 0 if name in LINEAR else max(cached - 1, 0)
+        scene.assert_prefills(chat, prompt, items, reused=reused)
+        cached = prompt["input_ids"].shape[1]
+        assert len(scene.pipeline.cache) == turn
+
+
+@each_family
+def test_decoded_tokens_and_a_longer_prompt_run_new_tokens_only(name: str) -> None:
+    scene = Scene(name)
+    chat = scene.chat()
+    prompt, items = scene.prompt(*MEDIA[:2])
+    scene.assert_prefills(chat, prompt, items, reused=0)
+    scene.tower.take()
+    for token in (7, 8, 9):
+        num_tokens = prompt["input_ids"].shape[1]
+        prompt = scene.longer(prompt, token)
+        scene.assert_prefills(chat, prompt, items, reused=num_tokens)
+    assert scene.tower.take() == 0
+
+
+@each_family
+def test_prompt_that_differs_inside_is_run_from_there_or_from_the_beginning(name: str) -> None:
+    scene = Scene(name)
+    chat = scene.chat()
+    prompt, items = scene.prompt(*MEDIA[:3])
+    scene.assert_prefills(chat, prompt, items, reused=0)
+    edited = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    edited["input_ids"][0, -3] = 44
+    num_tokens = prompt["input_ids"].shape[1]
+    scene.assert_prefills(chat, edited, items, reused=0 if name in LINEAR else num_tokens - 3)
+    # Another video at the same token ids: clips 0 and 3 have one grid.
+    other, items = scene.prompt(*MEDIA[:2], ("video", 3))
+    other["input_ids"][0, -3] = 44
+    first = min(span.start for span in items[-1].spans)
+    scene.assert_prefills(chat, other, items, reused=0 if name in LINEAR else first)
+
+
+@each_family
+def test_failed_item_of_any_family_leaves_a_chat_that_can_go_on(name: str) -> None:
+    scene = Scene(name)
+    chat = scene.chat(5)
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+
+    def fail() -> Any:
+        raise OSError("the file is missing")
+
+    video = items[1]
+    broken = Item(fail, video.spans, key=bytes(32), **video.encoder_kwargs)
+    with pytest.raises(RuntimeError, match=r"item 1: expected .* the file is missing"):
+        chat.prefill(prompt["input_ids"], [items[0], broken])
+    kept = chat.num_cached
+    assert kept == chat.kv.get_seq_length() > 0
+    scene.assert_prefills(chat, prompt, items, reused=kept)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_kv_crop_is_called_only_with_tokens_to_remove(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(name)
+    chat = scene.chat()
+    removed: list[int] = []
+    prompt, items = scene.prompt(("image", 0))
+    chat.prefill(prompt["input_ids"], items)
+    crop = chat.kv.crop
+    monkeypatch.setattr(chat.kv, "crop", lambda count: removed.append(count) or crop(count))
+    longer = scene.longer(prompt, 7, 8)
+    chat.prefill(longer["input_ids"], items)
+    assert removed == []
+    chat.prefill(longer["input_ids"], items)  # all tokens are cached: the last one is run again
+    assert removed == [-1]
+
+
+def test_kv_crop_that_raises_halfway_starts_the_conversation_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene("qwen3_vl")
+    chat = scene.chat()
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+    scene.assert_prefills(chat, prompt, items, reused=0)
+
+    def fail(count: int) -> None:
+        raise RuntimeError("this layer cannot remove tokens")
+
+    monkeypatch.setattr(chat.kv.layers[1], "crop", fail)
+    edited = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    edited["input_ids"][0, -2] = 44
+    scene.assert_prefills(chat, edited, items, reused=0)
+
+
+def test_interrupt_inside_kv_crop_resets_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene("qwen3_vl")
+    chat = scene.chat()
+    prompt, items = scene.prompt(("image", 0))
+    chat.prefill(prompt["input_ids"], items)
+
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.kv.layers[1], "crop", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        chat.prefill(prompt["input_ids"], items)
+    assert chat.num_cached == 0
+    scene.assert_prefills(chat, prompt, items, reused=0)
+
+
+def test_full_sliding_window_starts_anew_if_the_prompt_differs() -> None:
+    scene = Scene("qwen2_vl")
+    config = scene.model.config.get_text_config()
+    config.sliding_window, config.layer_types = 8, ["full_attention", "sliding_attention", "full_attention"]
+    for layer, kind in zip(scene.model.model.language_model.layers, config.layer_types, strict=True):
+        layer.attention_type = kind
+        layer.self_attn.sliding_window = 8 if kind == "sliding_attention" else None
+    scene.model.model.language_model.has_sliding_layers = True
+    chat = scene.chat(5)
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+    scene.assert_prefills(chat, prompt, items, reused=0)
+    num_tokens = prompt["input_ids"].shape[1]
+    longer = scene.longer(prompt, 7)
+    scene.assert_prefills(chat, longer, items, reused=num_tokens)
+    edited = {**longer, "input_ids": longer["input_ids"].clone()}
+    edited["input_ids"][0, -2] = 44
+    scene.assert_prefills(chat, edited, items, reused=0)
+
+
+def test_video_of_another_rate_at_the_same_tokens_ends_the_common_prefix() -> None:
+    scene = Scene("qwen2_5_vl")
+    chat = scene.chat()
+    prompt, items = scene.prompt(("video", 1), ("image", 0))
+    scene.assert_prefills(chat, prompt, items, reused=0)
+    slower = {**prompt, "second_per_grid_ts": torch.tensor([4.0])}
+    first = min(span.start for span in items[1].spans)
+    scene.assert_prefills(chat, slower, scene.items(slower), reused=first)
+
+
+VIDEO = {"video_grid_thw": [2, 4, 4]}  # 4 tokens per frame
+MISTAKES = [
+    ("qwen3_vl", "item 0 has both grid_thw and video_grid_thw", Span(1, 8), {**VIDEO, "grid_thw": [1, 4, 4]}),
+    ("qwen3_vl", "video_grid_thw of item 0 must be a list of three ints", Span(1, 8), {"video_grid_thw": 3}),
+    ("qwen3_vl", "must be a list of three ints", Span(1, 8), {"video_grid_thw": [True, 4, 4]}),
+    ("qwen3_vl", "of qwen3_vl videos do not depend", Span(1, 8), {**VIDEO, "second_per_grid_t": 1.0}),
+    ("qwen2_5_vl", "images do not depend", Span(1, 4), {"grid_thw": [1, 4, 4], "second_per_grid_t": 1.0}),
+    ("qwen2_5_vl", "second_per_grid_t of item 0 must be", Span(1, 8), {**VIDEO, "second_per_grid_t": "1"}),
+    ("qwen2_5_vl", "must be a finite number", Span(1, 8), {**VIDEO, "second_per_grid_t": float("nan")}),
+    ("qwen3_vl", "spans of item 0 must cover 8 tokens, .* got 4", Span(1, 4), VIDEO),
+    ("qwen3_vl", "grid_thw of item 0 must have sizes of at least 1", Span(1, 8), {"grid_thw": [-1, -4, 8]}),
+    ("qwen3_vl", "frame 0 of item 0 has 4 rows, got a span from row 0 to row 7", Span(1, 8), VIDEO),
+    ("glm4v", "item 0 ends at token 5 and item 0 begins at token 5", [Span(1, 4), Span(5, 4, 4)], VIDEO),
+    ("qwen2_vl", "must be one run that begins at token 1: expected row 4 at token 5", "apart", VIDEO),
+    ("glm4v", "frame 0 of item 0 must be one run", [Span(1, 2), Span(4, 6, 2)], VIDEO),
+    ("glm4v", "expected row 0 at token 1, got row 4", [Span(1, 4, 4), Span(6, 4)], VIDEO),
+]
+
+
+@pytest.mark.parametrize(("name", "message", "spans", "arguments"), MISTAKES)
+def test_video_with_wrong_tokens_or_grid_raises(name: str, message: str, spans: Any, arguments: Any) -> None:
+    chat = Scene(name).chat()
+    if spans == "apart":
+        spans = [Span(1, 4), Span(7, 4, 4)]
+    item = Item(None, spans, num_rows=8, **arguments)
+    chat.prefill(torch.arange(1, 9), [])
+    with pytest.raises(ValueError, match=message):
+        chat.prefill(torch.arange(1, 20), [item])
+    assert chat.num_cached == 8
+
+
+def test_two_conversations_in_turns_keep_their_own_kv_caches() -> None:
+    scene = Scene("qwen3_vl")
+    one, two = scene.chat(5), scene.chat(7)
+    for turn in range(1, 4):
+        for chat, media in ((one, MEDIA), (two, MEDIA[::-1])):
+            prompt, items = scene.prompt(*media[:turn])
+            hidden = list(chat.chunks(prompt["input_ids"], items))
+            with torch.no_grad():
+                got = scene.model.lm_head(hidden[-1][:, -1])
+            assert_close(got, scene.stock_logits(prompt)[:, -1])
+    assert len(scene.pipeline.cache) == len(MEDIA)

@@ -1,0 +1,86 @@
+"""`Conversation`: the KV cache of one conversation, and the transcript of the tokens in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vitcache.adapters.prefill_step import PrefillModel, Window
+from vitcache.adapters.transcript import NextPrompt, Transcript
+from vitcache.pipeline.items import Item
+
+
+class Conversation:
+    """The state between two prompts of one conversation.
+
+    Attributes
+    ----------
+    model
+        The model and the pipeline, which other conversations may use, too.
+    kv
+        The `DynamicCache` of the language model.
+    num_cached
+        Number of tokens of the last prompt that are in `kv`, counted from its beginning.
+    prompt
+        The last prompt that `accept` got since `reset`, or None.
+    """
+
+    def __init__(self, model: PrefillModel) -> None:
+        self.model = model
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.kv = self.model.new_kv()
+        self.num_cached = 0
+        self.prompt: NextPrompt | None = None
+        self.transcript = Transcript(self.model.base)
+
+    def compare(self, input_ids: Tensor, items: Sequence[Item]) -> NextPrompt:
+        """Check a prompt, and find the tokens that it has in common with the last one. Changes nothing."""
+        return self.transcript.compare(input_ids, items, self.num_cached, self.model.pipeline.key)
+
+    def accept(self, prompt: NextPrompt, input_ids: Tensor, items: Sequence[Item]) -> range:
+        """Make the KV cache the common prefix with a prompt that `compare` returned for the same arguments.
+
+        A KV cache that cannot remove tokens is emptied. Returns the tokens that must be run.
+        """
+        if not self._crop(prompt.common):
+            self.reset()
+            prompt = self.compare(input_ids, items)
+        self.transcript.write(prompt)
+        self.num_cached, self.prompt = prompt.common, prompt
+        return range(prompt.common, self.transcript.length)
+
+    def window(self, tokens: range) -> Window:
+        """Return these tokens of the last prompt as a `Window`."""
+        return Window(self.transcript, self.kv, tokens.start, tokens.stop)
+
+    def check_current(self, prompt: NextPrompt | None, start: int) -> None:
+        """Raise RuntimeError unless `prompt` is the last one and `start` its first token that was not run."""
+        if self.prompt is not prompt or self.num_cached != start:
+            raise RuntimeError(
+                f"the next chunk begins at token {start}, but another prompt was run or reset() was called "
+                f"since the last chunk: the KV cache has {self.num_cached} tokens"
+            )
+
+    def _crop(self, num_tokens: int) -> bool:
+        """Remove all but the first `num_tokens` tokens from the KV cache. Return False if that failed.
+
+        The caller may have decoded with `kv`, so that it has more than `num_cached` tokens. Layers of linear
+        attention, and those whose sliding window is full, cannot remove tokens: they raise.
+        """
+        surplus = self.kv.get_seq_length() - num_tokens
+        if surplus == 0:
+            return True
+        if surplus < 0 or num_tokens == 0:
+            return False
+        try:
+            self.kv.crop(-surplus)
+        except Exception:
+            return False
+        except BaseException:
+            self.reset()  # some layers, but not all, may have removed the tokens
+            raise
+        return bool(self.kv.get_seq_length() == num_tokens)

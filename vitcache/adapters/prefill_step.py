@@ -1,0 +1,183 @@
+"""`PrefillModel`: runs one step of chunked prefill, for one prompt or for a batch of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitcache.adapters.model_pipeline import find_grid_family, image_encoder
+from vitcache.adapters.transcript import Transcript
+from vitcache.adapters.uncached_step import embed_uncached
+from vitcache.adapters.vision_tower import num_levels
+from vitcache.pipeline.items import Chunk
+from vitcache.pipeline.results import ItemError
+from vitcache.pipeline.vision_pipeline import VisionPipeline
+from vitcache.placement.embed_call import EmbedCall
+
+
+class Window(NamedTuple):
+    """Tokens ``[start, stop)`` of one prompt, and the KV cache of its conversation."""
+
+    transcript: Transcript
+    kv: Any
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.stop - self.start
+
+
+class Group(NamedTuple):
+    """Windows that one call of the language model runs, as the rows of a batch padded on the left.
+
+    `offset` is the position of the batch's first token in the step.
+    """
+
+    numbers: list[int]
+    offset: int
+    columns: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens with the padding."""
+        return len(self.numbers) * self.columns
+
+
+class Embedded(NamedTuple):
+    """The inputs of the language model in one step: on the device, flattened, in the order of the groups.
+
+    `errors` are the pipeline's; `ItemError.chunk` is the number of the window.
+    """
+
+    groups: list[Group]
+    inputs_embeds: Tensor
+    positions: Tensor
+    visual_tokens: Tensor
+    deepstack: Tensor | None
+    errors: list[ItemError]
+
+
+class PrefillModel:
+    """A model with its head and a pipeline. Any number of conversations may share one.
+
+    Raises
+    ------
+    TypeError
+        As `ChunkedPrefill`.
+    """
+
+    def __init__(self, model: nn.Module, pipeline: VisionPipeline) -> None:
+        self.base, _ = find_grid_family(model)
+        self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        if self.head is None:
+            raise TypeError(f"{type(model).__name__} has no head, which computes the logits")
+        self.pipeline = pipeline
+        self._encode = image_encoder(model)
+
+    def new_kv(self) -> Any:
+        """Return an empty `DynamicCache` for the language model."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.base.config.get_text_config())
+
+    @torch.no_grad()
+    def embed(self, windows: Sequence[Window], *, uses_cache: bool) -> Embedded:
+        """Build `inputs_embeds` of all windows, and the deepstack levels if the model has any.
+
+        Without the cache, each item is encoded alone, and the pipeline is not used.
+        """
+        groups = _group(windows)
+        num_tokens = sum(group.num_tokens for group in groups)
+        # Rows: the token ids, the three positions. Padding has id 0 and position 0.
+        numbers = np.zeros((4, num_tokens), np.int64)
+        is_visual = np.zeros(num_tokens, np.bool_)
+        chunks: list[Chunk] = [None] * len(windows)  # type: ignore[list-item]
+        for group in groups:
+            for row, number in enumerate(group.numbers):
+                window = windows[number]
+                transcript, start, stop = window.transcript, window.start, window.stop
+                end = group.offset + (row + 1) * group.columns
+                tokens = slice(end - window.length, end)
+                numbers[0, tokens] = transcript.ids(start, stop)
+                numbers[1:, tokens] = transcript.positions(start, stop)
+                is_visual[tokens] = transcript.runs.token_types(start, stop) != 0
+                chunks[number] = Chunk(transcript.runs.items, start, window.length, tokens.start)
+        weight = self.base.get_input_embeddings().weight
+        on_device = _to_device(torch.from_numpy(numbers), weight.device)
+        levels = num_levels(self.base.config)
+        deepstack = weight.new_empty(levels, num_tokens, weight.shape[1]) if levels else None
+        if uses_cache:
+            result = self.pipeline.embed(chunks, on_device[0], weight, deepstack=deepstack)
+        else:
+            call = EmbedCall(on_device[0], weight, None, deepstack, None, None)
+            result = embed_uncached(self._encode, self.pipeline.cache, chunks, call)
+        visual_tokens = torch.from_numpy(np.flatnonzero(is_visual))
+        return Embedded(groups, result.inputs_embeds, on_device[1:], visual_tokens, deepstack, result.errors)
+
+    @torch.no_grad()
+    def run(self, windows: Sequence[Window], embedded: Embedded, group: Group) -> list[Tensor]:
+        """Run the language model on a group, which adds its tokens to the KV caches.
+
+        Returns the hidden states ``(1, tokens, hidden)`` of each window of the group.
+        """
+        rows = [windows[number] for number in group.numbers]
+        tokens = slice(group.offset, group.offset + group.num_tokens)
+        shape = len(rows), group.columns
+        visual: dict[str, Any] = {}
+        if embedded.deepstack is not None:
+            ends = torch.tensor([tokens.start, tokens.stop], device="cpu")
+            first, last = torch.searchsorted(embedded.visual_tokens, ends).tolist()
+            if first < last:
+                device = embedded.inputs_embeds.device
+                visual_tokens = _to_device(embedded.visual_tokens[first:last], device)
+                is_visual = torch.zeros(group.num_tokens, dtype=torch.bool, device=device)
+                is_visual[visual_tokens - group.offset] = True
+                visual["visual_pos_masks"] = is_visual.view(shape)
+                visual["deepstack_visual_embeds"] = list(embedded.deepstack.index_select(1, visual_tokens))
+        kv, attention_mask = rows[0].kv, None
+        if len(rows) > 1:
+            from vitcache.adapters.joined_kv import join_kv
+
+            kv, mask = join_kv([row.kv for row in rows], [row.length for row in rows])
+            attention_mask = _to_device(mask, embedded.inputs_embeds.device)
+        output = self.base.language_model(
+            inputs_embeds=embedded.inputs_embeds[tokens].view(*shape, -1),
+            position_ids=embedded.positions[:, tokens].view(3, *shape),
+            attention_mask=attention_mask,
+            past_key_values=kv,
+            use_cache=True,
+            **visual,
+        )
+        hidden = output.last_hidden_state
+        return [hidden[row : row + 1, group.columns - window.length :] for row, window in enumerate(rows)]
+
+
+def _group(windows: Sequence[Window]) -> list[Group]:
+    """Divide windows into groups, in which at most half of the tokens of each row are padding."""
+    joined: list[list[int]] = []
+    if len(windows) > 1:
+        from vitcache.adapters.joined_kv import can_join
+
+        if all(can_join(window.kv) for window in windows):
+            for number in sorted(range(len(windows)), key=lambda number: -windows[number].length):
+                if joined and 2 * windows[number].length >= windows[joined[-1][0]].length:
+                    joined[-1].append(number)
+                else:
+                    joined.append([number])
+    groups: list[Group] = []
+    offset = 0
+    for numbers in joined or [[number] for number in range(len(windows))]:
+        groups.append(Group(numbers, offset, windows[numbers[0]].length))
+        offset += groups[-1].num_tokens
+    return groups
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a host tensor on a device. The host does not wait: the copy to a GPU reads pinned memory."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,0 +1,141 @@
+"""`run_steps`: runs the prompts of one or several conversations through a model, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vitcache.adapters.conversation import Conversation
+from vitcache.adapters.disabling import DisabledCalls, is_disabled
+from vitcache.adapters.prefill_plan import plan_steps
+from vitcache.adapters.prefill_step import Embedded, PrefillModel, Window
+from vitcache.pipeline.items import Chunk
+from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.results import ItemError
+
+
+class StepResult(NamedTuple):
+    """The result of one step.
+
+    Attributes
+    ----------
+    hidden
+        Hidden states ``(1, tokens, hidden)`` of the step's tokens, by the number of their prompt.
+    errors
+        The items that failed; `ItemError.chunk` is the number of the prompt. Its earlier tokens stay in the
+        KV cache, and the prompt takes no part in the steps that follow.
+    """
+
+    hidden: dict[int, Tensor]
+    errors: list[ItemError]
+
+
+def run_steps(
+    chats: Sequence[Conversation],
+    tokens: Sequence[range],
+    chunk_tokens: int,
+    *,
+    encode_ahead: bool,
+    disabled: DisabledCalls,
+) -> Generator[StepResult]:
+    """Run the given tokens of the last prompt of each conversation; yield the result of each step.
+
+    While the language model runs a step, the features of the next step are hashed and copied to the device.
+
+    Parameters
+    ----------
+    chats
+        Conversations over one model and one pipeline. Each has accepted its prompt.
+    tokens
+        Per conversation, the tokens that its `accept` returned.
+    chunk_tokens
+        Maximum number of tokens of a step, at least 1.
+    encode_ahead
+        As in `ChunkedPrefill`.
+    disabled
+        Counts the steps that did not use the cache, because of VITCACHE_DISABLE.
+
+    Raises
+    ------
+    RuntimeError
+        If a conversation accepted another prompt or was reset between two steps.
+    """
+    model = chats[0].model
+    prompts = [chat.prompt for chat in chats]
+    failed: set[int] = set()
+    prefetch: Prefetch | None = None
+    try:
+        for step, following in pairwise(chain(plan_steps(tokens, chunk_tokens), [{}])):
+            windows: dict[int, Window] = {}
+            for number, part in step.items():
+                if number not in failed:
+                    chats[number].check_current(prompts[number], part.start)
+                    windows[number] = chats[number].window(part)
+            if not windows:
+                continue
+            uses_cache = not is_disabled()
+            if not uses_cache:
+                disabled.count()
+            embedded, windows, errors = _embed(model, windows, uses_cache=uses_cache)
+            failed.update(error.chunk for error in errors)
+            if prefetch is not None:
+                model.pipeline.cancel(prefetch)  # its step is embedded already
+                prefetch = None
+            ahead = [
+                Chunk(chats[number].transcript.runs.items, part.start, len(part))
+                for number, part in following.items()
+                if number not in failed
+            ]
+            if ahead and uses_cache:
+                prefetch = model.pipeline.prefetch(ahead, encode=encode_ahead)
+            yield StepResult(_run(chats, windows, embedded), errors)
+    finally:
+        if prefetch is not None:
+            model.pipeline.cancel(prefetch)
+
+
+def _embed(
+    model: PrefillModel, windows: dict[int, Window], *, uses_cache: bool
+) -> tuple[Embedded | None, dict[int, Window], list[ItemError]]:
+    """Embed windows, by the number of their prompt. Leave out those with an item that fails.
+
+    Returns the inputs of the language model, their windows, and the errors. None: no window is left.
+    """
+    errors: list[ItemError] = []
+    while windows:
+        embedded = model.embed(list(windows.values()), uses_cache=uses_cache)
+        if not embedded.errors:
+            return embedded, windows, errors
+        # Without the window, the layout of the step differs. The other items are found in the cache.
+        numbers = list(windows)
+        found = [error._replace(chunk=numbers[error.chunk]) for error in embedded.errors]
+        errors += found
+        for error in found:
+            windows.pop(error.chunk, None)
+    return None, windows, errors
+
+
+def _run(
+    chats: Sequence[Conversation], windows: dict[int, Window], embedded: Embedded | None
+) -> dict[int, Tensor]:
+    """Run the language model on windows that were embedded. Return the hidden states per prompt."""
+    hidden: dict[int, Tensor] = {}
+    if embedded is None:
+        return hidden
+    numbers, parts = list(windows), list(windows.values())
+    for group in embedded.groups:
+        members = [numbers[position] for position in group.numbers]
+        try:
+            outputs = chats[members[0]].model.run(parts, embedded, group)
+        except BaseException:
+            # Some layers, but not all, may have added the tokens to the KV caches.
+            for number in members:
+                chats[number].reset()
+            raise
+        for number, output in zip(members, outputs, strict=True):
+            chats[number].num_cached = windows[number].stop
+            hidden[number] = output
+    return hidden
