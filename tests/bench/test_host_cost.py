@@ -19,7 +19,7 @@ def test_count_frames_counts_only_frames_of_the_package() -> None:
         content_key(b"feature")
 
     counted = frames.count_frames(call)
-    assert counted["keys/content.py"] > 1
+    assert counted["keys/framing.py"] > 1
     assert set(counted) <= {"keys/content.py", "arguments.py"}
     assert frames.count_frames(call) == counted
     assert not frames.count_frames(lambda: torch.zeros(2).sum())

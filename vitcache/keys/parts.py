@@ -72,9 +72,12 @@ def part_keys(
     size = bits.itemsize
     [block] = array_blocks(tensor_array(bits))
     data = block.data
-    contents = digests_of([data[first * size : last * size]] for first, last in bounds)
+    # Lists, because a generator would enter a frame per part.
+    contents = digests_of([[data[first * size : last * size]] for first, last in bounds])
     version, space = version_node(FORM), node(b"b", to_namespace(namespace))
     return digests_of(
-        [b"".join((version, array_nodes(name, shape), space, extra, content))]
-        for shape, extra, content in zip(shapes, extras, contents, strict=True)
+        [
+            [b"".join((version, array_nodes(name, shape), space, extra, content))]
+            for shape, extra, content in zip(shapes, extras, contents, strict=True)
+        ]
     )
