@@ -20,7 +20,7 @@ def test_count_frames_counts_only_frames_of_the_package() -> None:
 
     counted = frames.count_frames(call)
     assert counted["keys/framing.py"] > 1
-    assert set(counted) <= {"keys/content.py", "arguments.py"}
+    assert all(file == "arguments.py" or file.startswith("keys/") for file in counted)
     assert frames.count_frames(call) == counted
     assert not frames.count_frames(lambda: torch.zeros(2).sum())
 
