@@ -147,6 +147,30 @@ def test_prompt_with_a_failed_item_has_nan_logits_and_the_others_come_out_right(
     batch.assert_stock(batch.run(prompts, [items[0], good, items[2]]), prompts)
 
 
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_step_with_a_failed_item_runs_the_pipeline_once(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With `agree`, the other ranks run one step, even if the item fails on this rank alone.
+    flags: list[int] = []
+
+    def agree(found: list[bool]) -> list[bool]:
+        flags.append(len(found))
+        return found
+
+    batch = Batch("qwen3_vl", 3, 1000, agree=agree)
+    prompts = [batch.family.mixed_prompt(("image", seed), ("video", 1)) for seed in (0, 1, 2)]
+    items = [batch.items(prompt) for prompt in prompts]
+    image = items[failing][0]
+    items[failing][0] = Item(None, image.spans, key=bytes(32), **image.encoder_kwargs)
+    result = batch.run(prompts, items)
+    assert [(error.chunk, error.item) for error in result.errors] == [(failing, 0)]
+    others = [number for number in range(3) if number != failing]
+    assert_close(result.logits[others], batch.wanted([prompts[number] for number in others]))
+    assert len(flags) == 1
+    assert [chat.num_cached == 0 for chat in batch.chats] == [number == failing for number in range(3)]
+
+
 def test_batch_whose_items_all_fail_has_only_nan_logits() -> None:
     batch = Batch("qwen3_vl", 2, 100)
     prompts = [batch.family.mixed_prompt(("image", seed)) for seed in (0, 1)]

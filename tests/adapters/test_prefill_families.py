@@ -13,6 +13,7 @@ from prefill_scene import MEDIA, Scene, assert_close
 from tiny_grids import GRID_FAMILIES
 
 from vitcache import Item, Span
+from vitcache.adapters.transformers import ChunkedPrefill
 
 pytestmark = pytest.mark.transformers
 
@@ -138,6 +139,51 @@ def test_interrupt_inside_kv_crop_resets_the_conversation(monkeypatch: pytest.Mo
         chat.prefill(prompt["input_ids"], items)
     assert chat.num_cached == 0
     scene.assert_prefills(chat, prompt, items, reused=0)
+
+
+def decode_alone(scene: Scene, chat: ChunkedPrefill, count: int) -> None:
+    """Add tokens to the KV cache, as a caller does that decodes without the conversation."""
+    with torch.no_grad():
+        scene.model.model.language_model(
+            input_ids=torch.full((1, count), 7),
+            position_ids=torch.zeros(3, 1, count, dtype=torch.int64),
+            past_key_values=chat.kv,
+            use_cache=True,
+        )
+
+
+def test_interrupt_behind_kv_crop_leaves_no_tokens_of_the_caller_in_the_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene("qwen3_vl")
+    chat = scene.chat()
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+    chat.prefill(prompt["input_ids"], items)
+    edited = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    edited["input_ids"][0, -3] = 44
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.conversation.transcript, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            chat.prefill(edited["input_ids"], items)
+    decode_alone(scene, chat, 20)
+    num_tokens = prompt["input_ids"].shape[1]
+    scene.assert_prefills(chat, prompt, items, reused=num_tokens - 3)
+
+
+def test_kv_cache_that_the_caller_changed_between_two_chunks_raises() -> None:
+    scene = Scene("qwen3_vl")
+    chat = scene.chat(8)
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+    chunks = chat.chunks(prompt["input_ids"], items)
+    next(chunks)
+    decode_alone(scene, chat, 2)
+    with pytest.raises(RuntimeError, match="next chunk begins at token 8, but the KV cache has 10 tokens"):
+        next(chunks)
+    scene.assert_prefills(chat, prompt, items, reused=8)
 
 
 def test_full_sliding_window_starts_anew_if_the_prompt_differs() -> None:

@@ -148,3 +148,46 @@ def test_turn_checks_and_hashes_new_items_only(monkeypatch: pytest.MonkeyPatch) 
     pages.decode()
     assert [item.key for item in keyed] == [old.key, bytes(31) + b"x"]
     assert pages.driver.num_cached == len(pages.ids)
+
+
+def test_turn_with_new_item_objects_enters_few_frames_per_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = Pages(100, monkeypatch)
+    pages.decode()
+    pages.items_ = [
+        Item(None, item.spans, rows=item.rows, key=item.key, **item.encoder_kwargs) for item in pages.items_
+    ]
+    keyed: list[Item] = []
+    monkeypatch.setattr(pages.pipeline, "key", lambda item: keyed.append(item))
+    frames = count_frames(pages.decode)
+    assert keyed == []
+    assert pages.driver.num_cached == len(pages.ids)
+    assert frames["adapters/item_runs.py"] < 8 * 100
+
+
+@pytest.mark.parametrize("wrong", [[True, 4, 4], [1.0, 4, 4], [1, torch.tensor([4, 4]), 4], [1, 4, 4, 4]])
+def test_grid_of_wrong_types_that_equals_an_earlier_one_is_refused(wrong: Any) -> None:
+    scene = Scene("qwen2_vl")
+    chat, ids = scene.chat(), torch.arange(1, 10)
+
+    def item(grid: Any) -> Item:
+        return Item(None, Span(2, 4), rows=torch.zeros(4, 32), key=bytes(32), grid_thw=grid)
+
+    chat.prefill(ids, [item([1, 4, 4])])
+    with pytest.raises(ValueError, match="grid_thw of item 0 must be a list of three ints"):
+        chat.prefill(ids, [item(wrong)])
+    assert chat.num_cached == len(ids)
+
+
+def test_rows_of_another_width_with_an_equal_key_end_the_common_prefix() -> None:
+    scene = Scene("qwen3_vl")
+    chat, ids = scene.chat(), torch.arange(1, 10)
+    rows = torch.ones(4, 96)
+
+    def num_run(rows: torch.Tensor) -> int:
+        width = rows.shape[1]
+        item = Item(None, Span(2, 4), rows=rows, row_width=width, key=bytes(32), grid_thw=[1, 4, 4])
+        return sum(hidden.shape[1] for hidden in chat.chunks(ids, [item]))
+
+    num_run(rows)
+    assert num_run(rows) == 1
+    assert num_run(rows[:, :32]) == 7  # without deepstack columns

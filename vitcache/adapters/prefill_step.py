@@ -52,7 +52,8 @@ class Group(NamedTuple):
 class Embedded(NamedTuple):
     """The inputs of the language model in one step: on the device, flattened, in the order of the groups.
 
-    `errors` are the pipeline's; `ItemError.chunk` is the number of the window.
+    `errors` are the pipeline's; `ItemError.chunk` is the number of the window. A window with a failed item is
+    in no group.
     """
 
     groups: list[Group]
@@ -117,6 +118,9 @@ class PrefillModel:
         else:
             call = EmbedCall(on_device[0], weight, None, deepstack, None, None)
             result = embed_uncached(self._encode, self.pipeline.cache, chunks, call)
+        if result.errors:
+            failed = {error.chunk for error in result.errors}
+            groups = [part for group in groups for part in _without(group, windows, failed)]
         visual_tokens = torch.from_numpy(np.flatnonzero(is_visual))
         return Embedded(groups, result.inputs_embeds, on_device[1:], visual_tokens, deepstack, result.errors)
 
@@ -176,6 +180,22 @@ def _group(windows: Sequence[Window]) -> list[Group]:
         groups.append(Group(numbers, offset, windows[numbers[0]].length))
         offset += groups[-1].num_tokens
     return groups
+
+
+def _without(group: Group, windows: Sequence[Window], failed: set[int]) -> list[Group]:
+    """Return a group without its failed windows: the others are groups of their own then.
+
+    The step was laid out with the failed windows. To embed it again without them would need one more step of
+    the pipeline, which other ranks (`agree`) do not run if the items fail on this rank alone.
+    """
+    if failed.isdisjoint(group.numbers):
+        return [group]
+    parts = []
+    for row, number in enumerate(group.numbers):
+        end, length = group.offset + (row + 1) * group.columns, windows[number].length
+        if number not in failed:
+            parts.append(Group([number], end - length, length))
+    return parts
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
