@@ -238,8 +238,16 @@ def test_batch_with_wrong_arguments_raises_and_changes_no_conversation() -> None
         prefill_batch([], [], [])
     with pytest.raises(ValueError, match=r"input_ids must have one .* expected 2, got 1"):
         prefill_batch([one, two], [PLAIN], [[], []])
-    with pytest.raises(ValueError, match=r"input_ids must have one .* got a tensor of shape \(2, 8\)"):
+    with pytest.raises(TypeError, match=r"input_ids must be a sequence with one .*, got Tensor"):
         prefill_batch([one, two], torch.stack([PLAIN, PLAIN]), [[], []])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"chats must be a sequence with one .*, got ChunkedPrefill"):
+        prefill_batch(one, [PLAIN], [[]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"items must be a sequence with one .*, got NoneType"):
+        prefill_batch([one], [PLAIN], None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prompt 1: items must be a sequence of Item objects, got NoneType"):
+        prefill_batch([one, two], [PLAIN + 1, PLAIN], [[], None])  # type: ignore[list-item]
+    with pytest.raises(IndexError, match="prompt 1: token 2 has id 96, the embedding table has 96 rows"):
+        prefill_batch([one, two], [PLAIN + 1, torch.tensor([1, 2, 96])], [[], []])
     with pytest.raises(ValueError, match=r"items must have one .* expected 2, got 0"):
         prefill_batch([one, two], [PLAIN, PLAIN], [])
     with pytest.raises(ValueError, match="chats 0 and 1 are the same object"):

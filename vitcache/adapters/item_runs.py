@@ -53,11 +53,11 @@ class ItemRuns:
         old = [] if earlier is None else earlier.items[:]
         kept: list[Run] = [] if earlier is None else earlier.runs
         placed: list[_Placed] = [] if earlier is None else earlier._placed
-        first_unmatched = None if earlier is None else earlier._first_unmatched
-        known: list[object] = []
+        first_unmatched: int | None = None if earlier is None else earlier._first_unmatched
+        known: list[tuple[object, ...]] = []
         if earlier is not None and _are_same(old, self.items[: len(old)]):
             known = earlier._identities
-        self._identities = [*known, *map(_identity, self.items[len(known) :])]
+        self._identities: list[tuple[object, ...]] = [*known, *map(_identity, self.items[len(known) :])]
         shared = 0 if earlier is None else _num_equal(earlier._identities, self._identities)
         if shared < len(old):
             kept = [run for run in kept if run.item < shared]
@@ -73,16 +73,15 @@ class ItemRuns:
             _check_neighbours(self.runs[max(bisect_left(self._firsts, new_placed[0].first) - 1, 0) :])
         # The first token of an item that equals no item of a later prompt, not even itself.
         found = [first for first in (first_unmatched, self._find_unmatched(new_placed)) if first is not None]
-        self._first_unmatched = min(found, default=None)
+        self._first_unmatched: int | None = min(found, default=None)
 
     @classmethod
     def following(cls, earlier: ItemRuns | None, items: Sequence[Item], config: Any) -> ItemRuns:
         """Return the runs of `items`, and `earlier` itself if its items are the same objects."""
-        if earlier is not None:
-            if items is earlier.items:
-                return earlier
-            if _are_same(earlier.items[:], items):
-                return earlier
+        if not isinstance(items, Sequence):
+            raise TypeError(f"items must be a sequence of Item objects, got {type(items).__name__}")
+        if earlier is not None and (items is earlier.items or _are_same(earlier.items[:], items)):
+            return earlier
         return cls(items, config, earlier)
 
     @property

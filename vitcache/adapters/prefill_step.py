@@ -75,6 +75,8 @@ class PrefillModel:
 
     def __init__(self, model: nn.Module, pipeline: VisionPipeline) -> None:
         self.base, _ = find_grid_family(model)
+        if not hasattr(pipeline, "embed"):
+            raise TypeError(f"pipeline must be a VisionPipeline, got {type(pipeline).__name__}")
         self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise TypeError(f"{type(model).__name__} has no head, which computes the logits")

@@ -89,7 +89,7 @@ class Transcript:
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, IndexError
             See `ChunkedPrefill.chunks`. The transcript has not changed.
         """
         ids = _one_prompt(input_ids)
@@ -101,7 +101,7 @@ class Transcript:
             common = self._runs.common_prefix(runs, common, find_key)
         start = runs.boundary(common)
         types = runs.token_types(start, len(ids))
-        _check_placeholders(ids[start:], types, start, config)
+        _check_text(ids[start:], types, start, config, len(self._base.get_input_embeddings().weight))
         # The stock method counts from 0. Positions of a suffix that begins outside of all runs differ from
         # that by a constant.
         positions = self._positions[:, start : start + 1] + self._relative_positions(ids, start, types, runs)
@@ -180,8 +180,14 @@ def _check_stop(runs: ItemRuns, num_tokens: int) -> None:
         raise ValueError(f"a span of item {item} ends at token {runs.stop}, the prompt has {num_tokens}")
 
 
-def _check_placeholders(ids: np.ndarray, types: np.ndarray, start: int, config: Any) -> None:
-    """Refuse placeholders outside of all items: they would be embedded as text."""
+def _check_text(ids: np.ndarray, types: np.ndarray, start: int, config: Any, num_ids: int) -> None:
+    """Refuse text tokens without an embedding, and placeholders outside of all items."""
+    wrong = np.flatnonzero(((ids < 0) | (ids >= num_ids)) & (types == 0))
+    if len(wrong):
+        first = int(wrong[0])
+        raise IndexError(
+            f"token {start + first} has id {int(ids[first])}, the embedding table has {num_ids} rows"
+        )
     is_placeholder = (ids == config.image_token_id) | (ids == config.video_token_id)
     stray = np.flatnonzero(is_placeholder & (types == 0))
     if len(stray):
