@@ -28,8 +28,8 @@ class ChunkedPrefill:
     the features of the next chunk are hashed and copied to the device. `prefill_batch` runs the prompts of
     several conversations together.
 
-    For a prompt the host compares all token ids once; the rest of its work depends on new tokens and items.
-    The bench `decode` shows what a token costs after prompts of 30 to 600 images.
+    For a prompt the host compares all token ids once; the rest of its work depends on the new tokens and on
+    the `Item` objects that the last prompt did not have. The bench `decode` measures this work.
 
     Parameters
     ----------
@@ -42,8 +42,7 @@ class ChunkedPrefill:
         Tokens per chunk; the last chunk of a prompt may be shorter. Bounds the memory of a step.
     encode_ahead
         Also encode the images of the next chunk while the language model runs on this one. This gains nothing
-        on a GPU that the prefill keeps busy (the design's measurements on an H100). It may gain time on a GPU
-        with idle capacity.
+        on a GPU that the prefill keeps busy, as measured on an H100.
 
     Attributes
     ----------

@@ -96,21 +96,20 @@ class PrefillModel:
         Without the cache, each item is encoded alone, and the pipeline is not used.
         """
         groups = _group(windows)
-        num_tokens = sum(group.num_tokens for group in groups)
+        num_tokens = groups[-1].offset + groups[-1].num_tokens
         # Rows: the token ids, the three positions. Padding has id 0 and position 0.
         numbers = np.zeros((4, num_tokens), np.int64)
         is_visual = np.zeros(num_tokens, np.bool_)
         chunks: list[Chunk] = [None] * len(windows)  # type: ignore[list-item]
         for group in groups:
             for row, number in enumerate(group.numbers):
-                window = windows[number]
-                transcript, start, stop = window.transcript, window.start, window.stop
+                transcript, _, start, stop = windows[number]
                 end = group.offset + (row + 1) * group.columns
-                tokens = slice(end - window.length, end)
+                tokens = slice(end - (stop - start), end)
                 numbers[0, tokens] = transcript.ids(start, stop)
                 numbers[1:, tokens] = transcript.positions(start, stop)
                 is_visual[tokens] = transcript.runs.token_types(start, stop) != 0
-                chunks[number] = Chunk(transcript.runs.items, start, window.length, tokens.start)
+                chunks[number] = Chunk(transcript.runs.items, start, stop - start, tokens.start)
         weight = self.base.get_input_embeddings().weight
         on_device = _to_device(torch.from_numpy(numbers), weight.device)
         levels = num_levels(self.base.config)
@@ -185,10 +184,10 @@ def _group(windows: Sequence[Window]) -> list[Group]:
 
 
 def _without(group: Group, windows: Sequence[Window], failed: set[int]) -> list[Group]:
-    """Return a group without its failed windows: the others are groups of their own then.
+    """Return a group without its failed windows: if it has any, each window that is left is a group.
 
-    The step was laid out with the failed windows. To embed it again without them would need one more step of
-    the pipeline, which other ranks (`agree`) do not run if the items fail on this rank alone.
+    The windows keep their places in the step. A new layout would need a second step of the pipeline, and with
+    `agree` the ranks whose items did not fail would not run it.
     """
     if failed.isdisjoint(group.numbers):
         return [group]
