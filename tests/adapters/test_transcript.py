@@ -55,6 +55,25 @@ def test_positions_of_any_sequence_of_prompts_equal_the_stock_ones(name: str, se
         num_cached, before = choose.randrange(len(ids) + 1), ids
 
 
+def test_seconds_are_float32_as_the_processor_returns_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene("qwen2_5_vl")
+    monkeypatch.setattr(scene.model.config.vision_config, "tokens_per_second", 4)
+    transcript = Transcript(scene.model.model)
+    ids, seconds = torch.tensor([1, *[91] * 6, 2]), torch.tensor([0.7])
+    # In float64, 5 * 4 * 0.7 is less than 14, because the float32 next to 0.7 is less than 0.7.
+    video = Item(None, Span(1, 6), video_grid_thw=[6, 2, 2], second_per_grid_t=float(seconds))
+    prompt = {"input_ids": ids[None], "mm_token_type_ids": 2 * (ids == 91).int()[None]}
+    prompt |= {"video_grid_thw": torch.tensor([[6, 2, 2]]), "second_per_grid_ts": seconds}
+    wanted = stock_positions(scene, prompt)
+    assert wanted[0, 6] == 1 + 14
+    torch.set_default_dtype(torch.float64)
+    try:
+        transcript.write(transcript.compare(ids, [video], 0, scene.pipeline.key))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (transcript.positions(0, len(ids)) == wanted).all()
+
+
 def test_compare_changes_nothing_until_write() -> None:
     scene = Scene("qwen3_vl")
     transcript = Transcript(scene.model.model)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from vitcache.adapters.conversation import Conversation
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.prefill_step import PrefillModel
-from vitcache.adapters.prefill_steps import run_steps
+from vitcache.adapters.prefill_steps import describe_errors, run_steps
 from vitcache.arguments import to_int
 from vitcache.pipeline.items import Item
-from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
 
 
@@ -55,7 +54,8 @@ class ChunkedPrefill:
     conversation
         The KV cache and the tokens in it, for `prefill_batch`.
     disabled_calls
-        Number of chunks whose images were encoded without the pipeline, because VITCACHE_DISABLE was set.
+        Number of chunks whose images were encoded without the pipeline, because VITCACHE_DISABLE was set. The
+        first conversation of a `prefill_batch` counts its steps.
 
     Raises
     ------
@@ -190,12 +190,5 @@ class ChunkedPrefill:
         with closing(steps):  # also if the caller stops early: cancels the prefetch of the next chunk
             for hidden, errors in steps:
                 if errors:
-                    raise RuntimeError(_describe(errors)) from errors[0].cause
+                    raise RuntimeError(describe_errors(errors)) from errors[0].cause
                 yield hidden[0]
-
-
-def _describe(errors: Sequence[ItemError]) -> str:
-    first = errors[0]
-    found = "none" if first.found is None else first.found
-    rest = f"; {len(errors) - 1} more failed" if len(errors) > 1 else ""
-    return f"item {first.item}: expected {first.expected} rows, got {found}: {first.cause}{rest}"

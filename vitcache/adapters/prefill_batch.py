@@ -85,8 +85,9 @@ def prefill_batch(
 
     A call of the language model for several prompts copies the keys and values of all its conversations, one
     layer at a time, padded to the longest. On a GPU the host may wait for the device once per call:
-    transformers reads the mask to see if the batch has padding. A model whose KV cache has layers of linear attention (Qwen3.5) or
-    of a sliding window runs each prompt in a call of its own: padding would change the state of these layers.
+    transformers reads the mask to see if the batch has padding. A model whose KV cache has layers of linear
+    attention (Qwen3.5) or of a sliding window runs each prompt in a call of its own: padding would change the
+    state of these layers.
 
     Examples
     --------

@@ -116,3 +116,11 @@ def _run(chats: Sequence[Conversation], windows: dict[int, Window], embedded: Em
             chats[number].num_cached = windows[number].stop
             hidden[number] = output
     return hidden
+
+
+def describe_errors(errors: Sequence[ItemError]) -> str:
+    """Return a message with the first error, both its numbers of rows, and the number of other errors."""
+    first = errors[0]
+    found = "none" if first.found is None else first.found
+    rest = f"; {len(errors) - 1} more failed" if len(errors) > 1 else ""
+    return f"item {first.item}: expected {first.expected} rows, got {found}: {first.cause}{rest}"

@@ -140,9 +140,10 @@ class Transcript:
         seconds = [run.seconds for run in new_runs if run.modality == VIDEO]
         options = {}
         if any(value is not None for value in seconds):
-            # The stock method takes 1 second if it is given no times.
+            # The stock method takes 1 second if it is given no times. Processors return float32, and products
+            # of float64 may be one position less.
             times = [1.0 if value is None else value for value in seconds]
-            options["second_per_grid_ts"] = torch.tensor(times, device="cpu")
+            options["second_per_grid_ts"] = torch.tensor(times, dtype=torch.float32, device="cpu")
         positions, _ = self._base.get_rope_index(
             torch.from_numpy(np.append(ids[start:], 0))[None],
             torch.from_numpy(np.append(types, 0))[None],
