@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vitcache.adapters.prefill_step import PrefillModel, Window
+from vitcache.adapters.prefill_step import PrefillModel
 from vitcache.adapters.transcript import NextPrompt, Transcript
+from vitcache.adapters.window_groups import Window
 from vitcache.pipeline.items import Item
 
 

@@ -10,43 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.model_pipeline import find_grid_family, image_encoder
-from vitcache.adapters.transcript import Transcript
 from vitcache.adapters.uncached_step import embed_uncached
 from vitcache.adapters.vision_tower import num_levels
+from vitcache.adapters.window_groups import Group, Window, group_windows, without_windows
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
 from vitcache.placement.embed_call import EmbedCall
-
-
-class Window(NamedTuple):
-    """Tokens ``[start, stop)`` of one prompt, and the KV cache of its conversation."""
-
-    transcript: Transcript
-    kv: Any
-    start: int
-    stop: int
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return self.stop - self.start
-
-
-class Group(NamedTuple):
-    """Windows that one call of the language model runs, as the rows of a batch padded on the left.
-
-    `offset` is the position of the batch's first token in the step.
-    """
-
-    numbers: list[int]
-    offset: int
-    columns: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens with the padding."""
-        return len(self.numbers) * self.columns
 
 
 class Embedded(NamedTuple):
@@ -95,7 +65,7 @@ class PrefillModel:
 
         Without the cache, each item is encoded alone, and the pipeline is not used.
         """
-        groups = _group(windows)
+        groups = group_windows(windows)
         num_tokens = groups[-1].offset + groups[-1].num_tokens
         # Rows: the token ids, the three positions. Padding has id 0 and position 0.
         numbers = np.zeros((4, num_tokens), np.int64)
@@ -121,7 +91,7 @@ class PrefillModel:
             result = embed_uncached(self._encode, self.pipeline.cache, chunks, call)
         if result.errors:
             failed = {error.chunk for error in result.errors}
-            groups = [part for group in groups for part in _without(group, windows, failed)]
+            groups = [part for group in groups for part in without_windows(group, windows, failed)]
         visual_tokens = torch.from_numpy(np.flatnonzero(is_visual))
         return Embedded(groups, result.inputs_embeds, on_device[1:], visual_tokens, deepstack, result.errors)
 
@@ -161,42 +131,6 @@ class PrefillModel:
         )
         hidden = output.last_hidden_state
         return [hidden[row : row + 1, group.columns - window.length :] for row, window in enumerate(rows)]
-
-
-def _group(windows: Sequence[Window]) -> list[Group]:
-    """Divide windows into groups, in which at most half of the tokens of each row are padding."""
-    joined: list[list[int]] = []
-    if len(windows) > 1:
-        from vitcache.adapters.joined_kv import can_join
-
-        if all(can_join(window.kv) for window in windows):
-            for number in sorted(range(len(windows)), key=lambda number: -windows[number].length):
-                if joined and 2 * windows[number].length >= windows[joined[-1][0]].length:
-                    joined[-1].append(number)
-                else:
-                    joined.append([number])
-    groups: list[Group] = []
-    offset = 0
-    for numbers in joined or [[number] for number in range(len(windows))]:
-        groups.append(Group(numbers, offset, windows[numbers[0]].length))
-        offset += groups[-1].num_tokens
-    return groups
-
-
-def _without(group: Group, windows: Sequence[Window], failed: set[int]) -> list[Group]:
-    """Return a group without its failed windows: if it has any, each window that is left is a group.
-
-    The windows keep their places in the step. A new layout would need a second step of the pipeline, and with
-    `agree` the ranks whose items did not fail would not run it.
-    """
-    if failed.isdisjoint(group.numbers):
-        return [group]
-    parts = []
-    for row, number in enumerate(group.numbers):
-        end, length = group.offset + (row + 1) * group.columns, windows[number].length
-        if number not in failed:
-            parts.append(Group([number], end - length, length))
-    return parts
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

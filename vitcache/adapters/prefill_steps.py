@@ -11,7 +11,8 @@ from torch import Tensor
 from vitcache.adapters.conversation import Conversation
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.prefill_plan import plan_steps
-from vitcache.adapters.prefill_step import Embedded, Window
+from vitcache.adapters.prefill_step import Embedded
+from vitcache.adapters.window_groups import Window
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import ItemError
