@@ -60,8 +60,8 @@ def test_seconds_are_float32_as_the_processor_returns_them(monkeypatch: pytest.M
     monkeypatch.setattr(scene.model.config.vision_config, "tokens_per_second", 4)
     transcript = Transcript(scene.model.model)
     ids, seconds = torch.tensor([1, *[91] * 6, 2]), torch.tensor([0.7])
-    # In float64, 5 * 4 * 0.7 is less than 14, because the float32 next to 0.7 is less than 0.7. Older versions
-    # of transformers take int(0.7) seconds.
+    # In float64, 5 * 4 * 0.7 is less than 14, because the float32 next to 0.7 is less than 0.7.
+    # Older versions of transformers take int(0.7) seconds.
     video = Item(None, Span(1, 6), video_grid_thw=[6, 2, 2], second_per_grid_t=float(seconds))
     prompt = {"input_ids": ids[None], "mm_token_type_ids": 2 * (ids == 91).int()[None]}
     prompt |= {"video_grid_thw": torch.tensor([[6, 2, 2]]), "second_per_grid_ts": seconds}
