@@ -20,7 +20,6 @@ from vitcache.adapters.transformers import ChunkedPrefill, PrefillResult, prefil
 
 pytestmark = pytest.mark.transformers
 
-each_family = pytest.mark.parametrize("name", GRID_FAMILIES)
 BATCH = [MEDIA[:1], MEDIA[1:4], [], MEDIA[2:], MEDIA[:2]]
 
 
@@ -57,8 +56,10 @@ class Batch(Scene):
         return torch.cat([self.stock_logits(prompt)[:, -1] for prompt in prompts])
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 7, 64, 1000])
-@each_family
+@pytest.mark.parametrize(
+    ("name", "chunk_tokens"),
+    [*((name, 24) for name in GRID_FAMILIES), *(("qwen3_vl", tokens) for tokens in (1, 7, 1000))],
+)
 def test_batch_of_prompts_gives_the_stock_logits_of_each(name: str, chunk_tokens: int) -> None:
     batch = Batch(name, len(BATCH), chunk_tokens)
     prompts = [batch.family.mixed_prompt(*media) for media in BATCH]
@@ -147,6 +148,30 @@ def test_prompt_with_a_failed_item_has_nan_logits_and_the_others_come_out_right(
     batch.assert_stock(batch.run(prompts, [items[0], good, items[2]]), prompts)
 
 
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_step_with_a_failed_item_runs_the_pipeline_once(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With `agree`, the other ranks run one step, even if the item fails on this rank alone.
+    flags: list[int] = []
+
+    def agree(found: list[bool]) -> list[bool]:
+        flags.append(len(found))
+        return found
+
+    batch = Batch("qwen3_vl", 3, 1000, agree=agree)
+    prompts = [batch.family.mixed_prompt(("image", seed), ("video", 1)) for seed in (0, 1, 2)]
+    items = [batch.items(prompt) for prompt in prompts]
+    image = items[failing][0]
+    items[failing][0] = Item(None, image.spans, key=bytes(32), **image.encoder_kwargs)
+    result = batch.run(prompts, items)
+    assert [(error.chunk, error.item) for error in result.errors] == [(failing, 0)]
+    others = [number for number in range(3) if number != failing]
+    assert_close(result.logits[others], batch.wanted([prompts[number] for number in others]))
+    assert len(flags) == 1
+    assert [chat.num_cached == 0 for chat in batch.chats] == [number == failing for number in range(3)]
+
+
 def test_batch_whose_items_all_fail_has_only_nan_logits() -> None:
     batch = Batch("qwen3_vl", 2, 100)
     prompts = [batch.family.mixed_prompt(("image", seed)) for seed in (0, 1)]
@@ -214,8 +239,16 @@ def test_batch_with_wrong_arguments_raises_and_changes_no_conversation() -> None
         prefill_batch([], [], [])
     with pytest.raises(ValueError, match=r"input_ids must have one .* expected 2, got 1"):
         prefill_batch([one, two], [PLAIN], [[], []])
-    with pytest.raises(ValueError, match=r"input_ids must have one .* got a tensor of shape \(2, 8\)"):
+    with pytest.raises(TypeError, match=r"input_ids must be a sequence with one .*, got Tensor"):
         prefill_batch([one, two], torch.stack([PLAIN, PLAIN]), [[], []])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"chats must be a sequence with one .*, got ChunkedPrefill"):
+        prefill_batch(one, [PLAIN], [[]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"items must be a sequence with one .*, got NoneType"):
+        prefill_batch([one], [PLAIN], None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prompt 1: items must be a sequence of Item objects, got NoneType"):
+        prefill_batch([one, two], [PLAIN + 1, PLAIN], [[], None])  # type: ignore[list-item]
+    with pytest.raises(IndexError, match="prompt 1: token 2 has id 96, the embedding table has 96 rows"):
+        prefill_batch([one, two], [PLAIN + 1, torch.tensor([1, 2, 96])], [[], []])
     with pytest.raises(ValueError, match=r"items must have one .* expected 2, got 0"):
         prefill_batch([one, two], [PLAIN, PLAIN], [])
     with pytest.raises(ValueError, match="chats 0 and 1 are the same object"):

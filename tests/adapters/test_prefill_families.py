@@ -13,6 +13,7 @@ from prefill_scene import MEDIA, Scene, assert_close
 from tiny_grids import GRID_FAMILIES
 
 from vitcache import Item, Span
+from vitcache.adapters.transformers import ChunkedPrefill
 
 pytestmark = pytest.mark.transformers
 
@@ -140,6 +141,51 @@ def test_interrupt_inside_kv_crop_resets_the_conversation(monkeypatch: pytest.Mo
     scene.assert_prefills(chat, prompt, items, reused=0)
 
 
+def decode_alone(scene: Scene, chat: ChunkedPrefill, count: int) -> None:
+    """Add tokens to the KV cache, as a caller does that decodes without the conversation."""
+    with torch.no_grad():
+        scene.model.model.language_model(
+            input_ids=torch.full((1, count), 7),
+            position_ids=torch.zeros(3, 1, count, dtype=torch.int64),
+            past_key_values=chat.kv,
+            use_cache=True,
+        )
+
+
+def test_interrupt_behind_kv_crop_leaves_no_tokens_of_the_caller_in_the_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene("qwen3_vl")
+    chat = scene.chat()
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+    chat.prefill(prompt["input_ids"], items)
+    edited = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    edited["input_ids"][0, -3] = 44
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.conversation.transcript, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            chat.prefill(edited["input_ids"], items)
+    decode_alone(scene, chat, 20)
+    num_tokens = prompt["input_ids"].shape[1]
+    scene.assert_prefills(chat, prompt, items, reused=num_tokens - 3)
+
+
+def test_kv_cache_that_the_caller_changed_between_two_chunks_raises() -> None:
+    scene = Scene("qwen3_vl")
+    chat = scene.chat(8)
+    prompt, items = scene.prompt(("image", 0), ("video", 1))
+    chunks = chat.chunks(prompt["input_ids"], items)
+    next(chunks)
+    decode_alone(scene, chat, 2)
+    with pytest.raises(RuntimeError, match="next chunk begins at token 8, but the KV cache has 10 tokens"):
+        next(chunks)
+    scene.assert_prefills(chat, prompt, items, reused=8)
+
+
 def test_full_sliding_window_starts_anew_if_the_prompt_differs() -> None:
     scene = Scene("qwen2_vl")
     config = scene.model.config.get_text_config()
@@ -176,8 +222,9 @@ MISTAKES = [
     ("qwen3_vl", "must be a list of three ints", Span(1, 8), {"video_grid_thw": [True, 4, 4]}),
     ("qwen3_vl", "of qwen3_vl videos do not depend", Span(1, 8), {**VIDEO, "second_per_grid_t": 1.0}),
     ("qwen2_5_vl", "images do not depend", Span(1, 4), {"grid_thw": [1, 4, 4], "second_per_grid_t": 1.0}),
-    ("qwen2_5_vl", "second_per_grid_t of item 0 must be", Span(1, 8), {**VIDEO, "second_per_grid_t": "1"}),
-    ("qwen2_5_vl", "must be a finite number", Span(1, 8), {**VIDEO, "second_per_grid_t": float("nan")}),
+    ("qwen2_5_vl", "must be finite and at least 0", Span(1, 8), {**VIDEO, "second_per_grid_t": float("nan")}),
+    ("qwen2_5_vl", "must be finite .*, got -1", Span(1, 8), {**VIDEO, "second_per_grid_t": -1}),
+    ("qwen3_vl", "item 0 must have 4 rows, as its grid .*, got 8", Span(1, 4), {"grid_thw": [1, 4, 4]}),
     ("qwen3_vl", "spans of item 0 must cover 8 tokens, .* got 4", Span(1, 4), VIDEO),
     ("qwen3_vl", "grid_thw of item 0 must have sizes of at least 1", Span(1, 8), {"grid_thw": [-1, -4, 8]}),
     ("qwen3_vl", "frame 0 of item 0 has 4 rows, got a span from row 0 to row 7", Span(1, 8), VIDEO),
@@ -198,6 +245,41 @@ def test_video_with_wrong_tokens_or_grid_raises(name: str, message: str, spans: 
     with pytest.raises(ValueError, match=message):
         chat.prefill(torch.arange(1, 20), [item])
     assert chat.num_cached == 8
+
+
+def test_arguments_of_wrong_types_or_range_keep_the_conversation() -> None:
+    scene = Scene("qwen2_5_vl")
+    chat, ids = scene.chat(), torch.arange(1, 9)
+    chat.prefill(ids, [])
+    wrong: Any
+    for wrong in ("1", True):
+        item = Item(None, Span(0, 8), **VIDEO, second_per_grid_t=wrong)
+        with pytest.raises(TypeError, match="second_per_grid_t of item 0 must be a number, got"):
+            chat.prefill(torch.arange(11, 20), [item])
+    for wrong in (None, 3, (item for item in ()), item):
+        with pytest.raises(TypeError, match="items must be a sequence of Item objects, got"):
+            chat.prefill(ids + 10, wrong)
+    for wrong in (-1, 96, 10**9):
+        with pytest.raises(IndexError, match=f"token 8 has id {wrong}, the embedding table has 96 rows"):
+            chat.prefill(torch.tensor([*ids, wrong]), [])
+    assert chat.num_cached == chat.kv.get_seq_length() == 8
+    assert chat.conversation.transcript.length == 8
+
+
+def test_attributes_of_a_conversation_are_checked_when_they_are_set() -> None:
+    scene = Scene("qwen2_vl")
+    chat = scene.chat(8)
+    wrong: Any
+    for wrong, error in ((0, ValueError), (-1, ValueError), (True, TypeError), (2.0, TypeError)):
+        with pytest.raises(error, match="chunk_tokens"):
+            chat.chunk_tokens = wrong
+    with pytest.raises(TypeError, match="encode_ahead must be a bool, got int"):
+        scene.chat(8, encode_ahead=1)
+    with pytest.raises(TypeError, match="pipeline must be a VisionPipeline, got NoneType"):
+        ChunkedPrefill(scene.model, None)  # type: ignore[arg-type]
+    assert chat.chunk_tokens == 8
+    chat.chunk_tokens = 3
+    assert [hidden.shape[1] for hidden in chat.chunks(torch.arange(1, 8), [])] == [3, 3, 1]
 
 
 def test_two_conversations_in_turns_keep_their_own_kv_caches() -> None:

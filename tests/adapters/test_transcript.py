@@ -55,6 +55,25 @@ def test_positions_of_any_sequence_of_prompts_equal_the_stock_ones(name: str, se
         num_cached, before = choose.randrange(len(ids) + 1), ids
 
 
+def test_seconds_are_float32_as_the_processor_returns_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene("qwen2_5_vl")
+    monkeypatch.setattr(scene.model.config.vision_config, "tokens_per_second", 4)
+    transcript = Transcript(scene.model.model)
+    ids, seconds = torch.tensor([1, *[91] * 6, 2]), torch.tensor([0.7])
+    # In float64, 5 * 4 * 0.7 is less than 14, because the float32 next to 0.7 is less than 0.7.
+    # Older versions of transformers take int(0.7) seconds.
+    video = Item(None, Span(1, 6), video_grid_thw=[6, 2, 2], second_per_grid_t=float(seconds))
+    prompt = {"input_ids": ids[None], "mm_token_type_ids": 2 * (ids == 91).int()[None]}
+    prompt |= {"video_grid_thw": torch.tensor([[6, 2, 2]]), "second_per_grid_ts": seconds}
+    wanted = stock_positions(scene, prompt)
+    torch.set_default_dtype(torch.float64)
+    try:
+        transcript.write(transcript.compare(ids, [video], 0, scene.pipeline.key))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (transcript.positions(0, len(ids)) == wanted).all()
+
+
 def test_compare_changes_nothing_until_write() -> None:
     scene = Scene("qwen3_vl")
     transcript = Transcript(scene.model.model)
@@ -148,3 +167,46 @@ def test_turn_checks_and_hashes_new_items_only(monkeypatch: pytest.MonkeyPatch) 
     pages.decode()
     assert [item.key for item in keyed] == [old.key, bytes(31) + b"x"]
     assert pages.driver.num_cached == len(pages.ids)
+
+
+def test_turn_with_new_item_objects_enters_few_frames_per_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = Pages(100, monkeypatch)
+    pages.decode()
+    pages.items_ = [
+        Item(None, item.spans, rows=item.rows, key=item.key, **item.encoder_kwargs) for item in pages.items_
+    ]
+    keyed: list[Item] = []
+    monkeypatch.setattr(pages.pipeline, "key", lambda item: keyed.append(item))
+    frames = count_frames(pages.decode)
+    assert keyed == []
+    assert pages.driver.num_cached == len(pages.ids)
+    assert frames["adapters/item_runs.py"] < 8 * 100
+
+
+@pytest.mark.parametrize("wrong", [[True, 4, 4], [1.0, 4, 4], [1, torch.tensor([4, 4]), 4], [1, 4, 4, 4]])
+def test_grid_of_wrong_types_that_equals_an_earlier_one_is_refused(wrong: Any) -> None:
+    scene = Scene("qwen2_vl")
+    chat, ids = scene.chat(), torch.arange(1, 10)
+
+    def item(grid: Any) -> Item:
+        return Item(None, Span(2, 4), rows=torch.zeros(4, 32), key=bytes(32), grid_thw=grid)
+
+    chat.prefill(ids, [item([1, 4, 4])])
+    with pytest.raises(ValueError, match="grid_thw of item 0 must be a list of three ints"):
+        chat.prefill(ids, [item(wrong)])
+    assert chat.num_cached == len(ids)
+
+
+def test_rows_of_another_width_with_an_equal_key_end_the_common_prefix() -> None:
+    scene = Scene("qwen3_vl")
+    chat, ids = scene.chat(), torch.arange(1, 10)
+    rows = torch.ones(4, 96)
+
+    def num_run(rows: torch.Tensor) -> int:
+        width = rows.shape[1]
+        item = Item(None, Span(2, 4), rows=rows, row_width=width, key=bytes(32), grid_thw=[1, 4, 4])
+        return sum(hidden.shape[1] for hidden in chat.chunks(ids, [item]))
+
+    num_run(rows)
+    assert num_run(rows) == 1
+    assert num_run(rows[:, :32]) == 7  # without deepstack columns

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from vitcache.adapters.conversation import Conversation
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.prefill_step import PrefillModel
-from vitcache.adapters.prefill_steps import run_steps
+from vitcache.adapters.prefill_steps import describe_errors, run_steps
 from vitcache.arguments import to_int
 from vitcache.pipeline.items import Item
-from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
 
 
@@ -28,8 +27,8 @@ class ChunkedPrefill:
     the features of the next chunk are hashed and copied to the device. `prefill_batch` runs the prompts of
     several conversations together.
 
-    For a prompt the host compares all token ids once; the rest of its work depends on new tokens and items.
-    The bench `decode` shows what a token costs after prompts of 30 to 600 images.
+    For a prompt the host compares all token ids once; the rest of its work depends on the new tokens and on
+    the `Item` objects that the last prompt did not have. The bench `decode` measures this work.
 
     Parameters
     ----------
@@ -42,8 +41,7 @@ class ChunkedPrefill:
         Tokens per chunk; the last chunk of a prompt may be shorter. Bounds the memory of a step.
     encode_ahead
         Also encode the images of the next chunk while the language model runs on this one. This gains nothing
-        on a GPU that the prefill keeps busy (the design's measurements on an H100). It may gain time on a GPU
-        with idle capacity.
+        on a GPU that the prefill keeps busy, as measured on an H100.
 
     Attributes
     ----------
@@ -52,17 +50,18 @@ class ChunkedPrefill:
     num_cached
         Number of tokens of the last prompt that are in `kv`, counted from its beginning.
     chunk_tokens, encode_ahead
-        As given.
+        As given. They may be set between two prompts.
     conversation
         The KV cache and the tokens in it, for `prefill_batch`.
     disabled_calls
-        Number of chunks whose images were encoded without the pipeline, because VITCACHE_DISABLE was set.
+        Number of chunks whose images were encoded without the pipeline, because VITCACHE_DISABLE was set. The
+        first conversation of a `prefill_batch` counts its steps.
 
     Raises
     ------
     TypeError
-        If `model` is not one of these families (the message names its model type), if it has no head, or if
-        `chunk_tokens` is not an int.
+        If `model` is not one of these families (the message names its model type), if it has no head, if
+        `pipeline` is not a `VisionPipeline`, `chunk_tokens` is not an int or `encode_ahead` is not a bool.
     ValueError
         If `chunk_tokens` is less than 1.
 
@@ -104,10 +103,20 @@ class ChunkedPrefill:
         *,
         encode_ahead: bool = False,
     ) -> None:
-        self.chunk_tokens = to_int("chunk_tokens", chunk_tokens, 1)
+        self.chunk_tokens = chunk_tokens
+        if not isinstance(encode_ahead, bool):
+            raise TypeError(f"encode_ahead must be a bool, got {type(encode_ahead).__name__}")
         self.encode_ahead = encode_ahead
         self.disabled = DisabledCalls("ChunkedPrefill")
         self.conversation = Conversation(PrefillModel(model, pipeline))
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self._chunk_tokens
+
+    @chunk_tokens.setter
+    def chunk_tokens(self, value: int) -> None:
+        self._chunk_tokens = to_int("chunk_tokens", value, 1)
 
     @property
     def kv(self) -> Any:
@@ -159,11 +168,14 @@ class ChunkedPrefill:
         ValueError
             If `input_ids` has no tokens, more than one prompt, or a placeholder that no item covers. If an
             item does not have either `grid_thw` or `video_grid_thw`, of three ints; if its tokens are not the
-            run, or the runs of its frames, that its grid asks for; if they end after the prompt, or touch the
-            tokens of another image or video. The KV cache has not changed.
+            run, or the runs of its frames, that its grid asks for, or it has another number of rows; if they
+            end after the prompt, or touch the tokens of another image or video. The KV cache has not changed.
         TypeError
-            If `input_ids` is not a tensor of int32 or int64, or an item is not an `Item`. The KV cache has
-            not changed.
+            If `input_ids` is not a tensor of int32 or int64, `items` is not a sequence of `Item`, or
+            `second_per_grid_t` of an item is not a number. The KV cache has not changed.
+        IndexError
+            If the id of a text token is not in the embedding table, or as `Items`. The KV cache has not
+            changed.
         RuntimeError
             If the load or the encode of an item failed, or gave another number of rows than expected; its
             `__cause__` is the original exception. Earlier chunks stay in the KV cache. If another prompt was
@@ -173,17 +185,10 @@ class ChunkedPrefill:
         chat = self.conversation
         tokens = chat.accept(chat.compare(input_ids, items), input_ids, items)
         steps = run_steps(
-            [chat], [tokens], self.chunk_tokens, encode_ahead=self.encode_ahead, disabled=self.disabled
+            [chat], [tokens], self._chunk_tokens, encode_ahead=self.encode_ahead, disabled=self.disabled
         )
         with closing(steps):  # also if the caller stops early: cancels the prefetch of the next chunk
             for hidden, errors in steps:
                 if errors:
-                    raise RuntimeError(_describe(errors)) from errors[0].cause
+                    raise RuntimeError(describe_errors(errors)) from errors[0].cause
                 yield hidden[0]
-
-
-def _describe(errors: Sequence[ItemError]) -> str:
-    first = errors[0]
-    found = "none" if first.found is None else first.found
-    rest = f"; {len(errors) - 1} more failed" if len(errors) > 1 else ""
-    return f"item {first.item}: expected {first.expected} rows, got {found}: {first.cause}{rest}"

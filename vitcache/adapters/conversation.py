@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vitcache.adapters.prefill_step import PrefillModel, Window
+from vitcache.adapters.prefill_step import PrefillModel
 from vitcache.adapters.transcript import NextPrompt, Transcript
+from vitcache.adapters.window_groups import Window
 from vitcache.pipeline.items import Item
 
 
@@ -32,9 +33,9 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self.kv = self.model.new_kv()
-        self.num_cached = 0
+        self.num_cached = 0  # first: after an interrupt, no later prompt may rely on the KV cache
         self.prompt: NextPrompt | None = None
+        self.kv = self.model.new_kv()
         self.transcript = Transcript(self.model.base)
 
     def compare(self, input_ids: Tensor, items: Sequence[Item]) -> NextPrompt:
@@ -46,11 +47,14 @@ class Conversation:
 
         A KV cache that cannot remove tokens is emptied. Returns the tokens that must be run.
         """
+        # First: an interrupt may leave a KV cache without the tokens that are removed below, and the caller
+        # may then decode other tokens in their place.
+        self.num_cached, self.prompt = prompt.common, None
         if not self._crop(prompt.common):
             self.reset()
             prompt = self.compare(input_ids, items)
         self.transcript.write(prompt)
-        self.num_cached, self.prompt = prompt.common, prompt
+        self.prompt = prompt
         return range(prompt.common, self.transcript.length)
 
     def window(self, tokens: range) -> Window:
@@ -58,11 +62,17 @@ class Conversation:
         return Window(self.transcript, self.kv, tokens.start, tokens.stop)
 
     def check_current(self, prompt: NextPrompt | None, start: int) -> None:
-        """Raise RuntimeError unless `prompt` is the last one and `start` its first token that was not run."""
+        """Raise RuntimeError unless `prompt` is the last one, and its first `start` tokens are in `kv`."""
         if self.prompt is not prompt or self.num_cached != start:
             raise RuntimeError(
                 f"the next chunk begins at token {start}, but another prompt was run or reset() was called "
                 f"since the last chunk: the KV cache has {self.num_cached} tokens"
+            )
+        length = self.kv.get_seq_length()
+        if length != start:
+            raise RuntimeError(
+                f"the next chunk begins at token {start}, but the KV cache has {length} tokens: the caller "
+                "changed it since the last chunk"
             )
 
     def _crop(self, num_tokens: int) -> bool:

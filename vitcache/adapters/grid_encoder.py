@@ -73,7 +73,7 @@ class GridEncoder:
 
 def _grid_name(position: int, item: Item) -> str:
     """Return the name of the item's grid."""
-    found = [name for name in METHODS if name in item.encoder_kwargs]
+    found = [name for name in METHODS if item.encoder_kwargs.get(name) is not None]
     if len(found) != 1:
         raise ValueError(
             f"item {position} must have either grid_thw (an image) or video_grid_thw (a video), got "

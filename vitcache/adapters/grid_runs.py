@@ -50,7 +50,7 @@ def runs_of(position: int, item: Item, config: Any) -> list[Run]:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As `ChunkedPrefill.chunks`, if the item's grid is missing or wrong, or its tokens do not fit the grid.
     """
     spans = sorted((span for span in item.spans if span.length), key=attrgetter("start"))
@@ -71,6 +71,10 @@ def runs_of(position: int, item: Item, config: Any) -> list[Run]:
         raise ValueError(
             f"item {position} has second_per_grid_t, but the positions of {config.model_type} "
             f"{'videos' if modality == VIDEO else 'images'} do not depend on it"
+        )
+    if item.num_rows != expected:
+        raise ValueError(
+            f"item {position} must have {expected} rows, as its grid is {list(grid)}, got {item.num_rows}"
         )
     apart = modality == VIDEO and family.videos_are_frames
     length, run_grid = (per_frame, (1, grid[1], grid[2])) if apart else (expected, grid)
@@ -100,7 +104,7 @@ def runs_of(position: int, item: Item, config: Any) -> list[Run]:
 
 
 def grid_of(position: int, item: Item) -> tuple[int, Grid, float | None]:
-    """Return the modality of an item, its grid, and the seconds between its frames, or raise ValueError."""
+    """Return the modality of an item, its grid, and the seconds between its frames, or raise."""
     arguments = item.encoder_kwargs
     names = [name for name in ("grid_thw", "video_grid_thw") if arguments.get(name) is not None]
     if len(names) != 1:
@@ -114,9 +118,11 @@ def grid_of(position: int, item: Item) -> tuple[int, Grid, float | None]:
     if min(grid) < 1:
         raise ValueError(f"{name} of item {position} must have sizes of at least 1, got {grid!r}")
     seconds = arguments.get("second_per_grid_t")
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if seconds is not None and not (is_number and 0 <= seconds < math.inf):
-        raise ValueError(
-            f"second_per_grid_t of item {position} must be a finite number of at least 0, got {seconds!r}"
-        )
+    if seconds is not None:
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+            raise TypeError(f"second_per_grid_t of item {position} must be a number, got {seconds!r}")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(
+                f"second_per_grid_t of item {position} must be finite and at least 0, got {seconds}"
+            )
     return IMAGE if name == "grid_thw" else VIDEO, tuple(grid), seconds

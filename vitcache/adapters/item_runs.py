@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
-from operator import is_
+from itertools import chain, compress, count, pairwise
+from operator import is_, ne
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,6 @@ from vitcache.adapters.grid_runs import Run, runs_of
 from vitcache.pipeline.items import Item, Items
 
 FindKey = Callable[[Item], bytes]
-
-
-_PLAIN = (type(None), list, tuple, int, float)
 
 
 class _Placed(NamedTuple):
@@ -54,12 +51,18 @@ class ItemRuns:
     def __init__(self, items: Sequence[Item], config: Any, earlier: ItemRuns | None = None) -> None:
         self.items = items if isinstance(items, Items) else Items(items)
         old = [] if earlier is None else earlier.items[:]
-        shared = _num_at_equal_tokens(old, self.items[:])
         kept: list[Run] = [] if earlier is None else earlier.runs
         placed: list[_Placed] = [] if earlier is None else earlier._placed
+        first_unmatched: int | None = None if earlier is None else earlier._first_unmatched
+        known: list[tuple[object, ...]] = []
+        if earlier is not None and _are_same(old, self.items[: len(old)]):
+            known = earlier._identities
+        self._identities: list[tuple[object, ...]] = [*known, *map(_identity, self.items[len(known) :])]
+        shared = 0 if earlier is None else _num_equal(earlier._identities, self._identities)
         if shared < len(old):
             kept = [run for run in kept if run.item < shared]
             placed = [each for each in placed if each.item < shared]
+            first_unmatched = self._find_unmatched(placed)
         new = [runs_of(position, self.items[position], config) for position in range(shared, len(self.items))]
         new_placed = sorted(_Placed(runs[0].first, runs[0].item) for runs in new if runs)
         # Sorting takes almost no time if the new items are behind the old ones.
@@ -69,17 +72,16 @@ class ItemRuns:
         if new_placed:
             _check_neighbours(self.runs[max(bisect_left(self._firsts, new_placed[0].first) - 1, 0) :])
         # The first token of an item that equals no item of a later prompt, not even itself.
-        unmatched = (first for first, position in self._placed if not _can_match(self.items[position]))
-        self._first_unmatched = next(unmatched, None)
+        found = [first for first in (first_unmatched, self._find_unmatched(new_placed)) if first is not None]
+        self._first_unmatched: int | None = min(found, default=None)
 
     @classmethod
     def following(cls, earlier: ItemRuns | None, items: Sequence[Item], config: Any) -> ItemRuns:
         """Return the runs of `items`, and `earlier` itself if its items are the same objects."""
-        if earlier is not None:
-            if items is earlier.items:
-                return earlier
-            if _are_same(earlier.items[:], items):
-                return earlier
+        if not isinstance(items, Sequence):
+            raise TypeError(f"items must be a sequence of Item objects, got {type(items).__name__}")
+        if earlier is not None and (items is earlier.items or _are_same(earlier.items[:], items)):
+            return earlier
         return cls(items, config, earlier)
 
     @property
@@ -124,10 +126,15 @@ class ItemRuns:
         ):
             if first != other_first or first >= end:
                 return min(first, other_first, end)
-            if not _are_equal(mine[position], others[other_position], find_key):
+            is_alike = self._identities[position] == other._identities[other_position]
+            if not is_alike or not _have_equal_rows(mine[position], others[other_position], find_key):
                 return first
         shorter, longer = sorted((self._placed, other._placed), key=len)
         return min([end, *(first for first, _ in longer[len(shorter) : len(shorter) + 1])])
+
+    def _find_unmatched(self, placed: Sequence[_Placed]) -> int | None:
+        """Return the first token of the first of these items that cannot match; None if all can."""
+        return next((first for first, position in placed if not _can_match(self.items[position])), None)
 
     def _index_at(self, token: int) -> int:
         """Return the index of the first run that ends after `token`."""
@@ -135,16 +142,9 @@ class ItemRuns:
         return index - 1 if index and self.runs[index - 1].stop > token else index
 
 
-def _num_at_equal_tokens(earlier: Sequence[Item], items: Sequence[Item]) -> int:
-    """Return the number of leading items whose runs are those of the earlier items."""
-    if _are_same(earlier, items[: len(earlier)]):
-        return len(earlier)
-    number = 0
-    for mine, others in zip(earlier, items, strict=False):
-        if mine is not others and _runs_key(mine) != _runs_key(others):
-            break
-        number += 1
-    return number
+def _num_equal(mine: Sequence[object], others: Sequence[object]) -> int:
+    """Return the number of leading elements that are equal."""
+    return next(compress(count(), map(ne, mine, others)), min(len(mine), len(others)))
 
 
 def _are_same(earlier: Sequence[Item], items: Sequence[Item]) -> bool:
@@ -152,11 +152,18 @@ def _are_same(earlier: Sequence[Item], items: Sequence[Item]) -> bool:
     return len(earlier) == len(items) and all(map(is_, earlier, items))
 
 
-def _runs_key(item: Item) -> tuple[object, ...]:
-    """Return the arguments that determine the runs of an item. A value of a wrong type equals no argument."""
-    names = "grid_thw", "video_grid_thw", "second_per_grid_t"
-    values = (item.encoder_kwargs.get(name) for name in names)
-    return item.spans, *(value if isinstance(value, _PLAIN) else object() for value in values)
+def _identity(item: Item) -> tuple[object, ...]:
+    """Return all that two items must have in common besides their rows: tokens, grid, positions, widths."""
+    get = item.encoder_kwargs.get
+    numbers = map(_comparable, (get("grid_thw"), get("video_grid_thw"), get("second_per_grid_t")))
+    return item.spans, item.num_rows, item.row_width, _can_match(item), *numbers
+
+
+def _comparable(value: object) -> object:
+    """Return a value that equals another one only if the types are equal, too: 1 and True are equal."""
+    if isinstance(value, list | tuple):
+        return type(value), *map(type, value), *value
+    return (type(value), value) if value is None or isinstance(value, int | float) else object()
 
 
 def _check_neighbours(runs: Sequence[Run]) -> None:
@@ -169,14 +176,12 @@ def _check_neighbours(runs: Sequence[Run]) -> None:
             )
 
 
-def _are_equal(mine: Item, others: Item, find_key: FindKey) -> bool:
-    """Whether two items at one first token have equal rows, tokens and positions."""
-    if not (_can_match(mine) and _can_match(others)):
+def _have_equal_rows(mine: Item, others: Item, find_key: FindKey) -> bool:
+    """Whether two items with equal identities have equal rows."""
+    if not _can_match(mine):
         return False
     if mine is others:
         return True
-    if mine.num_rows != others.num_rows or _runs_key(mine) != _runs_key(others):
-        return False
     if mine.key is not None and (mine.key, mine.complete_key) == (others.key, others.complete_key):
         return True
     try:

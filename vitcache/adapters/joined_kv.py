@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 
@@ -85,5 +84,8 @@ class _JoinedLayer(DynamicLayer):
         return self._num_before + query_length, 0
 
     def _stack(self, rows: Sequence[Tensor], columns: int) -> Tensor:
-        longest = self._num_before + columns
-        return torch.cat([pad(row, (0, 0, longest - row.shape[-2], 0)) for row in rows])
+        first, longest = rows[0], self._num_before + columns
+        stacked = first.new_zeros(len(rows), first.shape[1], longest, first.shape[3])
+        for number, row in enumerate(rows):
+            stacked[number, :, longest - row.shape[2] :] = row[0]
+        return stacked

@@ -70,12 +70,13 @@ def prefill_batch(
     Raises
     ------
     TypeError
-        If an element of `chats` is not a `ChunkedPrefill`; as `ChunkedPrefill.chunks`, with the number of the
-        prompt.
+        If `chats`, `input_ids` or `items` is not a sequence, or an element of `chats` is not a
+        `ChunkedPrefill`.
     ValueError
         If `chats` is empty, one occurs twice, or they differ in the model or the pipeline; if `input_ids` or
-        `items` has another length than `chats`; as `ChunkedPrefill.chunks`, with the number of the prompt. No
-        KV cache has changed.
+        `items` has another length than `chats`.
+    TypeError, ValueError, IndexError
+        As `ChunkedPrefill.chunks`, with the number of the prompt. No KV cache has changed.
 
     Notes
     -----
@@ -83,8 +84,10 @@ def prefill_batch(
     model raises, the conversations of that call are reset.
 
     A call of the language model for several prompts copies the keys and values of all its conversations, one
-    layer at a time, padded to the longest. A model whose KV cache has layers of linear attention (Qwen3.5) or
-    of a sliding window runs each prompt in a call of its own: padding would change the state of these layers.
+    layer at a time, padded to the longest. On a GPU the host may wait for the device once per call:
+    transformers reads the mask to see if the batch has padding. A model whose KV cache has layers of linear
+    attention (Qwen3.5) or of a sliding window runs each prompt in a call of its own: padding would change the
+    state of these layers.
 
     Examples
     --------
@@ -127,14 +130,16 @@ def _compare(
     chats: Sequence[ChunkedPrefill], input_ids: Sequence[Tensor], items: Sequence[Sequence[Item]]
 ) -> list[NextPrompt]:
     """Check all arguments before the first conversation changes."""
+    for name, found in (("chats", chats), ("input_ids", input_ids), ("items", items)):
+        if not isinstance(found, Sequence):
+            kind = type(found).__name__
+            raise TypeError(f"{name} must be a sequence with one element per conversation, got {kind}")
+        if len(found) != len(chats):
+            raise ValueError(
+                f"{name} must have one element per conversation: expected {len(chats)}, got {len(found)}"
+            )
     if not chats:
         raise ValueError("chats is empty")
-    for name, found in (("input_ids", input_ids), ("items", items)):
-        if isinstance(found, Tensor) or len(found) != len(chats):
-            count = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else len(found)
-            raise ValueError(
-                f"{name} must have one element per conversation: expected {len(chats)}, got {count}"
-            )
     seen: dict[int, int] = {}
     for number, chat in enumerate(chats):
         if not isinstance(chat, ChunkedPrefill):
@@ -151,7 +156,7 @@ def _compare(
     for number, (chat, ids, of_prompt) in enumerate(zip(chats, input_ids, items, strict=True)):
         try:
             prompts.append(chat.conversation.compare(ids, of_prompt))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise type(error)(f"prompt {number}: {error}") from error
     return prompts
 

@@ -10,49 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.model_pipeline import find_grid_family, image_encoder
-from vitcache.adapters.transcript import Transcript
 from vitcache.adapters.uncached_step import embed_uncached
 from vitcache.adapters.vision_tower import num_levels
+from vitcache.adapters.window_groups import Group, Window, group_windows, without_windows
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
 from vitcache.placement.embed_call import EmbedCall
 
 
-class Window(NamedTuple):
-    """Tokens ``[start, stop)`` of one prompt, and the KV cache of its conversation."""
-
-    transcript: Transcript
-    kv: Any
-    start: int
-    stop: int
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return self.stop - self.start
-
-
-class Group(NamedTuple):
-    """Windows that one call of the language model runs, as the rows of a batch padded on the left.
-
-    `offset` is the position of the batch's first token in the step.
-    """
-
-    numbers: list[int]
-    offset: int
-    columns: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens with the padding."""
-        return len(self.numbers) * self.columns
-
-
 class Embedded(NamedTuple):
     """The inputs of the language model in one step: on the device, flattened, in the order of the groups.
 
-    `errors` are the pipeline's; `ItemError.chunk` is the number of the window.
+    `errors` are the pipeline's; `ItemError.chunk` is the number of the window. A window with a failed item is
+    in no group.
     """
 
     groups: list[Group]
@@ -74,6 +45,8 @@ class PrefillModel:
 
     def __init__(self, model: nn.Module, pipeline: VisionPipeline) -> None:
         self.base, _ = find_grid_family(model)
+        if not hasattr(pipeline, "embed"):
+            raise TypeError(f"pipeline must be a VisionPipeline, got {type(pipeline).__name__}")
         self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise TypeError(f"{type(model).__name__} has no head, which computes the logits")
@@ -92,22 +65,21 @@ class PrefillModel:
 
         Without the cache, each item is encoded alone, and the pipeline is not used.
         """
-        groups = _group(windows)
-        num_tokens = sum(group.num_tokens for group in groups)
+        groups = group_windows(windows)
+        num_tokens = groups[-1].offset + groups[-1].num_tokens
         # Rows: the token ids, the three positions. Padding has id 0 and position 0.
         numbers = np.zeros((4, num_tokens), np.int64)
         is_visual = np.zeros(num_tokens, np.bool_)
         chunks: list[Chunk] = [None] * len(windows)  # type: ignore[list-item]
         for group in groups:
             for row, number in enumerate(group.numbers):
-                window = windows[number]
-                transcript, start, stop = window.transcript, window.start, window.stop
+                transcript, _, start, stop = windows[number]
                 end = group.offset + (row + 1) * group.columns
-                tokens = slice(end - window.length, end)
+                tokens = slice(end - (stop - start), end)
                 numbers[0, tokens] = transcript.ids(start, stop)
                 numbers[1:, tokens] = transcript.positions(start, stop)
                 is_visual[tokens] = transcript.runs.token_types(start, stop) != 0
-                chunks[number] = Chunk(transcript.runs.items, start, window.length, tokens.start)
+                chunks[number] = Chunk(transcript.runs.items, start, stop - start, tokens.start)
         weight = self.base.get_input_embeddings().weight
         on_device = _to_device(torch.from_numpy(numbers), weight.device)
         levels = num_levels(self.base.config)
@@ -117,6 +89,9 @@ class PrefillModel:
         else:
             call = EmbedCall(on_device[0], weight, None, deepstack, None, None)
             result = embed_uncached(self._encode, self.pipeline.cache, chunks, call)
+        if result.errors:
+            failed = {error.chunk for error in result.errors}
+            groups = [part for group in groups for part in without_windows(group, windows, failed)]
         visual_tokens = torch.from_numpy(np.flatnonzero(is_visual))
         return Embedded(groups, result.inputs_embeds, on_device[1:], visual_tokens, deepstack, result.errors)
 
@@ -156,26 +131,6 @@ class PrefillModel:
         )
         hidden = output.last_hidden_state
         return [hidden[row : row + 1, group.columns - window.length :] for row, window in enumerate(rows)]
-
-
-def _group(windows: Sequence[Window]) -> list[Group]:
-    """Divide windows into groups, in which at most half of the tokens of each row are padding."""
-    joined: list[list[int]] = []
-    if len(windows) > 1:
-        from vitcache.adapters.joined_kv import can_join
-
-        if all(can_join(window.kv) for window in windows):
-            for number in sorted(range(len(windows)), key=lambda number: -windows[number].length):
-                if joined and 2 * windows[number].length >= windows[joined[-1][0]].length:
-                    joined[-1].append(number)
-                else:
-                    joined.append([number])
-    groups: list[Group] = []
-    offset = 0
-    for numbers in joined or [[number] for number in range(len(windows))]:
-        groups.append(Group(numbers, offset, windows[numbers[0]].length))
-        offset += groups[-1].num_tokens
-    return groups
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from vitcache.adapters.conversation import Conversation
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.prefill_plan import plan_steps
-from vitcache.adapters.prefill_step import Embedded, PrefillModel, Window
+from vitcache.adapters.prefill_step import Embedded
+from vitcache.adapters.window_groups import Window
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.results import ItemError
@@ -79,7 +80,9 @@ def run_steps(
             uses_cache = not is_disabled()
             if not uses_cache:
                 disabled.count()
-            embedded, windows, errors = _embed(model, windows, uses_cache=uses_cache)
+            numbers = list(windows)
+            embedded = model.embed(list(windows.values()), uses_cache=uses_cache)
+            errors = [error._replace(chunk=numbers[error.chunk]) for error in embedded.errors]
             failed.update(error.chunk for error in errors)
             if prefetch is not None:
                 model.pipeline.cancel(prefetch)  # its step is embedded already
@@ -97,34 +100,9 @@ def run_steps(
             model.pipeline.cancel(prefetch)
 
 
-def _embed(
-    model: PrefillModel, windows: dict[int, Window], *, uses_cache: bool
-) -> tuple[Embedded | None, dict[int, Window], list[ItemError]]:
-    """Embed windows, by the number of their prompt. Leave out those with an item that fails.
-
-    Returns the inputs of the language model, their windows, and the errors. None: no window is left.
-    """
-    errors: list[ItemError] = []
-    while windows:
-        embedded = model.embed(list(windows.values()), uses_cache=uses_cache)
-        if not embedded.errors:
-            return embedded, windows, errors
-        # Without the window, the layout of the step differs. The other items are found in the cache.
-        numbers = list(windows)
-        found = [error._replace(chunk=numbers[error.chunk]) for error in embedded.errors]
-        errors += found
-        for error in found:
-            windows.pop(error.chunk, None)
-    return None, windows, errors
-
-
-def _run(
-    chats: Sequence[Conversation], windows: dict[int, Window], embedded: Embedded | None
-) -> dict[int, Tensor]:
-    """Run the language model on windows that were embedded. Return the hidden states per prompt."""
+def _run(chats: Sequence[Conversation], windows: dict[int, Window], embedded: Embedded) -> dict[int, Tensor]:
+    """Run the language model on the windows without a failed item. Return the hidden states per prompt."""
     hidden: dict[int, Tensor] = {}
-    if embedded is None:
-        return hidden
     numbers, parts = list(windows), list(windows.values())
     for group in embedded.groups:
         members = [numbers[position] for position in group.numbers]
@@ -139,3 +117,11 @@ def _run(
             chats[number].num_cached = windows[number].stop
             hidden[number] = output
     return hidden
+
+
+def describe_errors(errors: Sequence[ItemError]) -> str:
+    """Return a message with the first error, both its numbers of rows, and the number of other errors."""
+    first = errors[0]
+    found = "none" if first.found is None else first.found
+    rest = f"; {len(errors) - 1} more failed" if len(errors) > 1 else ""
+    return f"item {first.item}: expected {first.expected} rows, got {found}: {first.cause}{rest}"

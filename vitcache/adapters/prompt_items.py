@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from vitcache.adapters.families import GRID_FAMILIES, Family
+from vitcache.adapters.families import Family
 from vitcache.adapters.model_pipeline import find_grid_family
+from vitcache.adapters.processor_outputs import check_keys, read_grids, read_seconds, split_features
+from vitcache.adapters.prompt_ids import check_prompt
 from vitcache.adapters.token_types import IMAGE, VIDEO, token_types
-from vitcache.keys.content import check_key
 from vitcache.pipeline.items import Item
 from vitcache.placement.spans import Span, spans_from_token_ids
 
@@ -69,10 +68,10 @@ def image_items(
     ((Span(start=3, length=4, source_start=0),), 4)
     """
     base, family = find_grid_family(model)
-    grids = _grids("image_grid_thw", image_grid_thw, base.config)
-    features = _features("pixel_values", pixel_values, "image_grid_thw", grids)
+    grids = read_grids("image_grid_thw", image_grid_thw, base.config)
+    features = split_features("pixel_values", pixel_values, "image_grid_thw", grids)
     spans, num_rows = _placements(base, family, IMAGE, input_ids, grids)
-    each_key = _keys("image", keys, complete_keys, len(grids))
+    each_key = check_keys("image", keys, complete_keys, len(grids))
     return [
         Item(feature, places, num_rows=rows, key=key, complete_key=complete_keys, grid_thw=grid)
         for feature, places, rows, key, grid in zip(features, spans, num_rows, each_key, grids, strict=True)
@@ -142,13 +141,13 @@ def video_items(
     ((Span(start=1, length=8, source_start=0),), {'video_grid_thw': [2, 4, 4], 'second_per_grid_t': 0.5})
     """
     base, family = find_grid_family(model)
-    grids = _grids("video_grid_thw", video_grid_thw, base.config)
-    features = _features("pixel_values_videos", pixel_values_videos, "video_grid_thw", grids)
+    grids = read_grids("video_grid_thw", video_grid_thw, base.config)
+    features = split_features("pixel_values_videos", pixel_values_videos, "video_grid_thw", grids)
     spans, num_rows = _placements(base, family, VIDEO, input_ids, grids)
-    each_key = _keys("video", keys, complete_keys, len(grids))
+    each_key = check_keys("video", keys, complete_keys, len(grids))
     options: list[dict[str, Any]] = [{"video_grid_thw": grid} for grid in grids]
     if second_per_grid_ts is not None:
-        seconds = _seconds(base, family, second_per_grid_ts, len(grids))
+        seconds = read_seconds(base, family, second_per_grid_ts, len(grids))
         for option, value in zip(options, seconds, strict=True):
             option["second_per_grid_t"] = value
     return [
@@ -159,44 +158,11 @@ def video_items(
     ]
 
 
-def _grids(name: str, grids: Any, config: Any) -> list[list[int]]:
-    """Return t, h and w of each item, after a check of each number."""
-    if not isinstance(grids, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(grids).__name__}")
-    if grids.is_floating_point() or grids.is_complex() or grids.dtype == torch.bool:
-        raise TypeError(f"{name} must be a tensor of ints, got {grids.dtype}")
-    if grids.dim() != 2 or grids.shape[1] != 3:
-        raise ValueError(f"{name} must have shape (items, 3), got {tuple(grids.shape)}")
-    merge = config.vision_config.spatial_merge_size
-    found: list[list[int]] = grids.tolist()
-    for item, grid in enumerate(found):
-        if min(grid) < 1:
-            raise ValueError(f"{name}[{item}] must have three numbers of at least 1, got {grid}")
-        if grid[1] % merge or grid[2] % merge:
-            raise ValueError(f"h and w of {name}[{item}] must be multiples of {merge}, got {grid}")
-    return found
-
-
-def _features(name: str, pixels: Any, grid_name: str, grids: list[list[int]]) -> Sequence[Tensor]:
-    """Return the patches of each item, views of `pixels`."""
-    if not isinstance(pixels, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(pixels).__name__}")
-    counts = list(map(math.prod, grids))
-    if not pixels.dim() or len(pixels) != sum(counts):
-        found = len(pixels) if pixels.dim() else "a number"
-        raise ValueError(f"{name} must have {sum(counts)} patches for this {grid_name}, got {found}")
-    parts: Sequence[Tensor] = pixels.split(counts)
-    return parts
-
-
 def _placements(
     base: Any, family: Family, kind: int, input_ids: Any, grids: list[list[int]]
 ) -> tuple[list[list[Span]], list[int]]:
     """Return the spans and the number of rows of each item of a kind, IMAGE or VIDEO."""
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids must be a tensor, got {type(input_ids).__name__}")
-    if input_ids.dim() not in (1, 2) or (input_ids.dim() == 2 and len(input_ids) != 1):
-        raise ValueError(f"input_ids must have shape (tokens,) or (1, tokens), got {tuple(input_ids.shape)}")
+    check_prompt(input_ids)
     ids = input_ids.numpy(force=True).reshape(-1)
     if not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"input_ids must be a tensor of ints, got {input_ids.dtype}")
@@ -213,43 +179,3 @@ def _placements(
             f"the {len(grids)} items have {sum(num_rows)} rows"
         )
     return spans_from_token_ids(types, kind, num_rows), num_rows
-
-
-def _keys(noun: str, keys: Sequence[bytes] | None, complete_keys: bool, count: int) -> Sequence[bytes | None]:
-    """Return the key of each item, or None, after a check of each key."""
-    if not isinstance(complete_keys, bool):
-        raise TypeError(f"complete_keys must be a bool, got {type(complete_keys).__name__}")
-    if keys is None:
-        if complete_keys:
-            raise ValueError("complete_keys is True, but keys is None")
-        return [None] * count
-    if len(keys) != count:
-        raise ValueError(f"keys must have one key per {noun}: expected {count}, got {len(keys)}")
-    for item, key in enumerate(keys):
-        check_key(key, f"keys[{item}]")
-    return keys
-
-
-def _seconds(base: Any, family: Family, seconds: Any, count: int) -> list[float]:
-    """Return the seconds per temporal patch of each video."""
-    if not family.videos_have_seconds:
-        timed = [name for name, each in GRID_FAMILIES.items() if each.videos_have_seconds]
-        raise ValueError(
-            f"second_per_grid_ts is for {', '.join(timed)}: the positions of {base.config.model_type} do not "
-            "depend on it"
-        )
-    values: Any = seconds.tolist() if isinstance(seconds, Tensor | np.ndarray) else seconds
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        found = type(seconds).__name__
-        raise TypeError(f"second_per_grid_ts must be a sequence or a tensor of numbers, got {found}")
-    if len(values) != count:
-        raise ValueError(
-            f"second_per_grid_ts must have one number per video: expected {count}, got {len(values)}"
-        )
-    for video, value in enumerate(values):
-        name = f"second_per_grid_ts[{video}]"
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return [float(value) for value in values]

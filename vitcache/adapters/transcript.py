@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.item_runs import FindKey, ItemRuns
+from vitcache.adapters.prompt_ids import check_text_ids, common_length, one_prompt
 from vitcache.adapters.token_types import IMAGE, VIDEO
 from vitcache.pipeline.items import Item
 
@@ -89,19 +90,19 @@ class Transcript:
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, IndexError
             See `ChunkedPrefill.chunks`. The transcript has not changed.
         """
-        ids = _one_prompt(input_ids)
+        ids = one_prompt(input_ids)
         config = self._base.config
         runs = ItemRuns.following(self._runs, items, config)
         _check_stop(runs, len(ids))
-        common = _common_length(ids, self._ids, min(num_cached, len(ids) - 1))
+        common = common_length(ids, self._ids, min(num_cached, len(ids) - 1))
         if self._runs is not None:
             common = self._runs.common_prefix(runs, common, find_key)
         start = runs.boundary(common)
         types = runs.token_types(start, len(ids))
-        _check_placeholders(ids[start:], types, start, config)
+        check_text_ids(ids[start:], types, start, config, len(self._base.get_input_embeddings().weight))
         # The stock method counts from 0. Positions of a suffix that begins outside of all runs differ from
         # that by a constant.
         positions = self._positions[:, start : start + 1] + self._relative_positions(ids, start, types, runs)
@@ -139,9 +140,10 @@ class Transcript:
         seconds = [run.seconds for run in new_runs if run.modality == VIDEO]
         options = {}
         if any(value is not None for value in seconds):
-            # The stock method takes 1 second if it is given no times.
+            # The stock method takes 1 second if it is given no times. Processors return float32, and products
+            # of float64 may be one position less.
             times = [1.0 if value is None else value for value in seconds]
-            options["second_per_grid_ts"] = torch.tensor(times, device="cpu")
+            options["second_per_grid_ts"] = torch.tensor(times, dtype=torch.float32, device="cpu")
         positions, _ = self._base.get_rope_index(
             torch.from_numpy(np.append(ids[start:], 0))[None],
             torch.from_numpy(np.append(types, 0))[None],
@@ -153,43 +155,10 @@ class Transcript:
         return relative
 
 
-def _one_prompt(input_ids: Any) -> np.ndarray:
-    """Return the token ids of one prompt in host memory, int64 ``(T,)``. Waits for a CUDA tensor."""
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids must be a tensor, got {type(input_ids).__name__}")
-    if input_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"input_ids are {input_ids.dtype}, they must be int64 or int32")
-    if input_ids.dim() not in (1, 2) or (input_ids.dim() == 2 and len(input_ids) != 1):
-        raise ValueError(f"input_ids must have shape (tokens,) or (1, tokens), got {tuple(input_ids.shape)}")
-    ids = input_ids.detach().reshape(-1).to("cpu", torch.int64)
-    if not len(ids):
-        raise ValueError("the prompt has no tokens")
-    return ids.numpy()
-
-
-def _common_length(ids: np.ndarray, others: np.ndarray, limit: int) -> int:
-    """Return the number of leading token ids, at most `limit`, that are equal."""
-    differs = ids[:limit] != others[:limit]
-    first = int(differs.argmax()) if limit else 0
-    return first if limit and differs[first] else limit
-
-
 def _check_stop(runs: ItemRuns, num_tokens: int) -> None:
     if runs.stop > num_tokens:
         item = runs.runs[-1].item
         raise ValueError(f"a span of item {item} ends at token {runs.stop}, the prompt has {num_tokens}")
-
-
-def _check_placeholders(ids: np.ndarray, types: np.ndarray, start: int, config: Any) -> None:
-    """Refuse placeholders outside of all items: they would be embedded as text."""
-    is_placeholder = (ids == config.image_token_id) | (ids == config.video_token_id)
-    stray = np.flatnonzero(is_placeholder & (types == 0))
-    if len(stray):
-        first = int(stray[0])
-        raise ValueError(
-            f"token {start + first} is a placeholder (id {int(ids[first])}), but no item covers it; "
-            f"placeholders without an item: {len(stray)}"
-        )
 
 
 def _grown(array: np.ndarray, length: int) -> np.ndarray:
