@@ -394,6 +394,10 @@ class VisionPipeline:
         which waits for the caller's current stream. Features must not change until the prefetch is done. If
         the worker fails, a later `embed` repeats the work and reports its errors.
 
+        Features are loaded and hashed on the threads that also hash those of `embed`, in the order of the
+        calls: an `embed` that has to hash waits for slow loads of an earlier prefetch. Items with a key do
+        not wait.
+
         Examples
         --------
         >>> import torch
