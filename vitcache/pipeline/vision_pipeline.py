@@ -219,7 +219,9 @@ class VisionPipeline:
         self._worker = PrefetchWorker()
         self._is_closed = False
         # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
-        weakref.finalize(self, _stop_threads, self._worker, self._keys).atexit = False
+        # It does not keep the threads: if an interrupt stops it, they end when they are freed.
+        parts = weakref.ref(self._worker), weakref.ref(self._keys)
+        weakref.finalize(self, _stop_threads, parts).atexit = False
 
     def embed(
         self,
@@ -441,6 +443,8 @@ class VisionPipeline:
         self.close()
 
 
-def _stop_threads(worker: PrefetchWorker, keys: KeyThreads) -> None:
-    worker.stop()
-    keys.stop()
+def _stop_threads(parts: Sequence[weakref.ref[PrefetchWorker] | weakref.ref[KeyThreads]]) -> None:
+    for reference in parts:
+        part = reference()
+        if part is not None:
+            part.stop()
