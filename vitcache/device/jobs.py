@@ -1,7 +1,8 @@
 """`Job`: a callable that runs once, on one of several threads, and the future of its result.
 
 The lock of a future is a private attribute of the standard library. If a version of Python renames it,
-futures work as before, but an interrupt can leave their lock acquired.
+futures work as before, but an interrupt can leave their lock acquired. Versions of Python 3.14 without the
+mend of https://github.com/python/cpython/issues/148874 have such a point in every `with` statement.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class KeyThreads:
     items and get their keys. If `submit` or `submit_many` raises, its items are cancelled, except those that
     a thread has started. If `close` raises, a second call does the rest; `on_done` may not have been called
     with the item that was being cancelled. In rare cases `Future.result` raises RuntimeError in place of the
-    interrupt, which is its `__context__`: the lock of the standard library was released at that point.
+    interrupt, which is its `__context__`: the lock of the standard library was released at that point. In
+    early versions of Python 3.14, an interrupt can leave any lock acquired (see `vitcache.device.jobs`).
 
     Parameters
     ----------
