@@ -16,7 +16,7 @@ from vitcache.device.jobs import Job
 
 _T = TypeVar("_T")
 
-# Jobs. Whatever else a thread takes from its queue ends it.
+# Of jobs. An object that is not a job ends the thread that takes it.
 _Queue = SimpleQueue[Any]
 
 

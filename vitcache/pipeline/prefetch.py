@@ -89,7 +89,7 @@ class PrefetchWorker:
     """
 
     def __init__(self) -> None:
-        # Tuples of a handle and its work. Whatever else the thread takes from the queue ends it.
+        # Tuples of a handle and its work. An object that is not a tuple ends the thread.
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._end = weakref.ref(self, self._queue.put)  # when this object is freed; see `WorkerThreads`
         self._handles: set[Prefetch] = set()
