@@ -18,7 +18,8 @@ from vitcache.bench.harness.timing import Sample, Timer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RAW_SHARE = 0.9  # target of the design: share of the speed of BLAKE3 alone with the same number of threads
+# Share of the speed of BLAKE3 alone with as many threads; a target that the design does not have.
+RAW_SHARE = 0.9
 JUDGED_BYTES = 20_000_000  # of a feature; the fixed costs of a call dominate the time of smaller features
 
 

@@ -81,7 +81,7 @@ def test_worker_threads_interrupted_at_any_line_leave_no_lock_and_no_thread(
         for thread in started:
             thread.join(SECONDS)
             assert not thread.is_alive(), line
-        assert not worker_threads._queues, line
+        assert not [thread for thread in worker_threads._queues if thread.name.startswith("test")], line
         gc.collect(1)  # or an object of this round would be finalized in a later, traced round
         line += 1
     assert line > 30
@@ -230,6 +230,35 @@ def test_worker_threads_close_in_a_job_does_not_wait_for_itself() -> None:
     threads = WorkerThreads("test", 1)
     [future] = threads.submit([threads.close])
     assert future.result(SECONDS) is None
+
+
+def test_worker_threads_closed_in_two_jobs_at_once_do_not_wait_for_each_other() -> None:
+    threads, both = WorkerThreads("test", 2), threading.Barrier(2)
+
+    def close_with_the_other() -> None:
+        both.wait(SECONDS)
+        threads.close()
+
+    for future in threads.submit([close_with_the_other] * 2):
+        assert future.result(SECONDS) is None
+    threads.close()
+
+
+def test_worker_threads_are_known_before_they_run_so_that_an_exit_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: list[bool] = []
+
+    def start(thread: threading.Thread) -> None:
+        known.append(thread in worker_threads._queues)
+        START(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    threads = WorkerThreads("test", 1)
+    assert threads.submit([lambda: 1])[0].result(SECONDS) == 1
+    assert known == [True]
+    threads.close()
+    assert not [thread for thread in worker_threads._queues if thread.name.startswith("test")]
 
 
 def in_child(call: Callable[[], object]) -> str:

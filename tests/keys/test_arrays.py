@@ -205,6 +205,25 @@ def test_content_key_of_a_tensor_without_memory_of_its_own_is_a_type_error() -> 
     torch.vmap(refused)(torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("make", [torch._to_functional_tensor, lambda values: torch._efficientzerotensor(4)])
+def test_content_key_of_a_tensor_whose_storage_has_no_memory_is_a_type_error(
+    make: Callable[[Tensor], Tensor],
+) -> None:
+    tensor = make(torch.ones(4))
+    assert tensor.untyped_storage().nbytes() == 16
+    match = "is a tensor without memory of its own, such as a functional tensor$"
+    with pytest.raises(TypeError, match=f"^feature {match}"):
+        content_key(tensor)
+    with pytest.raises(TypeError, match=f"^feature {match}"):
+        part_keys(tensor, [(0, 1)], [(1,)], [frame(None)], b"")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_content_key_of_a_negative_view_is_by_value(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([1.0, -0.5, 0.0], dtype=dtype)
+    assert content_key(torch._neg_view(tensor)) == content_key(-tensor)
+
+
 # Tensors on a device
 
 

@@ -408,6 +408,37 @@ def test_content_key_of_an_unsupported_extra_names_its_position(extra: Any, matc
         content_key(b"", extra=extra)
 
 
+class Name(str):
+    """A str that equals no other str, and is encoded in its own way."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def encode(self, *arguments: Any) -> bytes:
+        return b"other"
+
+
+def test_content_key_of_a_dict_with_two_keys_of_one_text_is_a_type_error() -> None:
+    assert content_key(b"", extra={Name("a"): 1}) == content_key(b"", extra={"a": 1})
+    with pytest.raises(TypeError, match=r"^extra\['d'\] has two keys of the text 'a'$"):
+        content_key(b"", extra={"d": {Name("a"): 1, Name("a"): 2}})
+
+
+class Growing(list[Any]):
+    """A list that has one part more when it is read than when it is counted, as if a thread had added it."""
+
+    def __len__(self) -> int:
+        return super().__len__() - 1
+
+
+def test_content_key_of_a_list_that_changes_counts_the_parts_that_it_hashes() -> None:
+    parts = [b"a", b"b"]
+    assert content_key(Growing(parts)) == content_key(parts)
+    assert content_key(b"", extra=Growing(parts)) == content_key(b"", extra=parts)
+
+
 @pytest.mark.parametrize("namespace", ["model", bytearray(b"m"), None, Namespace, 3, True])
 def test_content_key_with_a_namespace_of_a_wrong_type_is_a_type_error(namespace: Any) -> None:
     match = f"namespace must be bytes or a Namespace, got {type(namespace).__name__}"

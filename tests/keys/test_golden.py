@@ -78,7 +78,7 @@ def test_golden_keys_hold_in_processes_with_other_hash_seeds_and_without_blake3(
         assert done.stdout == f"{NUM_CASES}\n", done.stderr
 
 
-def test_write_golden_adds_cases_and_refuses_to_change_a_key(
+def test_write_golden_adds_cases_and_refuses_to_change_or_drop_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(golden_keys, "FOLDER", tmp_path / "golden")
@@ -94,5 +94,8 @@ def test_write_golden_adds_cases_and_refuses_to_change_a_key(
     assert key_of(few["tensor of int8"]).hex() in {case["key"] for case in written}
     monkeypatch.setattr(golden_keys, "CASES", more | {"tensor of int8": CASES["tensor of bool"]})
     with pytest.raises(SystemExit, match="the key of 'tensor of int8' has changed"):
+        golden_keys.write_golden()
+    monkeypatch.setattr(golden_keys, "CASES", few)
+    with pytest.raises(SystemExit, match=r"the case 'tensor of int32' of blake3\.json is missing"):
         golden_keys.write_golden()
     assert read_golden("sha256")["cases"] == written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from caches import make_cache
+from interrupts import interrupt
 from pipeline_scene import (
     HIDDEN,
     Tower,
@@ -24,6 +26,8 @@ from pipeline_scene import (
 )
 
 from vitcache import Chunk, Item, PinnedRing, Prefetch, Span, VisionPipeline
+from vitcache.device import jobs
+from vitcache.pipeline import prefetch, vision_pipeline
 from vitcache.pipeline.prefetch import MAX_UNFINISHED
 
 WEIGHT = make_weight()
@@ -248,6 +252,43 @@ def test_collected_pipeline_ends_its_worker_thread() -> None:
     gc.collect()
     thread.join(SECONDS)
     assert not thread.is_alive()
+
+
+def test_prefetch_cancelled_in_an_interrupted_call_can_be_cancelled_again() -> None:
+    files = {prefetch.__file__, jobs.__file__, concurrent.futures._base.__file__, threading.__file__}
+    for line in range(1, 12):
+        handle = Prefetch()
+        handle._future = jobs.new_future()
+        interrupt(handle.cancel, line, files)
+        thread = threading.Thread(target=handle.cancel, daemon=True)
+        thread.start()
+        thread.join(SECONDS)
+        assert not thread.is_alive(), line
+        assert handle.is_cancelled
+        assert handle.done
+
+
+def test_collected_pipeline_whose_finalizer_is_interrupted_ends_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(parts: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vision_pipeline, "_stop_threads", interrupted)
+    pipeline = VisionPipeline(Tower(), make_cache())
+    pipeline.prefetch([Chunk([Item(feature(1, 2), Span(0, 2))], 0, 8)]).wait(SECONDS)
+    threads = {pipeline._worker._thread, *pipeline._keys._workers.threads}
+    assert len(threads) == 2
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    del pipeline
+    gc.collect()
+    monkeypatch.undo()
+    assert len(ignored) == 1
+    for thread in threads:
+        assert thread is not None
+        thread.join(SECONDS)
+        assert not thread.is_alive()
 
 
 def test_prefetch_worker_survives_a_callable_that_raises_system_exit() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from caches import make_cache
 from pipeline_scene import HIDDEN, Tower, feature
 
 from vitcache import Chunk, Item, Items, KeyThreads, Span, VisionPipeline
-from vitcache.pipeline import vision_pipeline
+from vitcache.pipeline import step_keys, vision_pipeline
 
 
 def test_a_step_hashes_the_items_whose_tokens_it_needs_first_at_first(
@@ -35,3 +38,30 @@ def test_a_step_hashes_the_items_whose_tokens_it_needs_first_at_first(
     with VisionPipeline(Tower(), make_cache()) as pipeline:
         pipeline.place(chunks, torch.zeros(20, HIDDEN))
     assert loaded == [21, 20, 11, 13, 10]  # by chunk, then by first token; no item outside of the windows
+
+
+class SilentThreads(KeyThreads):
+    """Threads whose `close` was interrupted at the worst moment: no future is put into the step's queue."""
+
+    def submit_many(
+        self, features: Sequence[Any], *, on_done: Any = None, **options: Any
+    ) -> list[Future[Any]]:
+        return super().submit_many(features, **options)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_step_ends_although_no_future_is_put_into_its_queue(
+    monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    monkeypatch.setattr(step_keys, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(vision_pipeline, "KeyThreads", partial(SilentThreads, 1))
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+
+        def load(number: int) -> torch.Tensor:
+            if is_cancelled:
+                pipeline._keys.stop()  # cancels the second item
+            return feature(number, 2)
+
+        items = [Item(partial(load, number), Span(3 * number, 2), num_rows=2) for number in range(2)]
+        errors = pipeline.place([Chunk(items, 0, 6)], torch.zeros(6, HIDDEN)).errors
+    assert [error.item for error in errors] == ([1] if is_cancelled else [])

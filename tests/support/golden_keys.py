@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:tests/support .venv/bin/python -m golden_keys --write
 
-adds the keys of new cases to the files. It refuses to change a key: keys of one version never change.
+adds the keys of new cases to the files. It refuses to change or to drop a key: keys of one version are fixed.
 
 Inputs are described in JSON, and made by arithmetic alone. A value is null, true, false, a string, a list, or
 an object with one of these names:
@@ -139,20 +139,25 @@ def read_golden(algorithm: str) -> dict[str, Any]:
 
 
 def write_golden() -> None:
-    """Write both files. Exits if the key of a case that is in a file would change."""
+    """Write both files, or none: exits if the key of a case that is in a file would change or be dropped."""
+    texts = {}
     for algorithm in ALGORITHMS:
         digests.ALGORITHM = algorithm
         path = FOLDER / f"{algorithm}.json"
         old = read_golden(algorithm) if path.exists() else {"version": FORM, "cases": []}
-        keys = {case["name"]: case["key"] for case in old["cases"]} if old["version"] == FORM else {}
+        fixed = {case["name"]: case["key"] for case in old["cases"]} if old["version"] == FORM else {}
         cases = [{"name": name, "input": call, "key": key_of(call).hex()} for name, call in CASES.items()]
-        for case in cases:
-            if keys.get(case["name"], case["key"]) != case["key"]:
-                sys.exit(f"the key of {case['name']!r} has changed: the new form needs a version of its own")
+        keys = {case["name"]: case["key"] for case in cases}
+        for name, key in fixed.items():
+            if name not in keys:
+                sys.exit(f"the case {name!r} of {path.name} is missing: its key must stay")
+            if keys[name] != key:
+                sys.exit(f"the key of {name!r} has changed: the new form needs a version of its own")
         lines = ",\n".join(f"  {json.dumps(case)}" for case in cases)
-        head = f'{{"version": "{FORM}", "algorithm": "{algorithm}", "cases": [\n'
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"{head}{lines}\n]}}\n")
+        texts[path] = f'{{"version": "{FORM}", "algorithm": "{algorithm}", "cases": [\n{lines}\n]}}\n'
+    FOLDER.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

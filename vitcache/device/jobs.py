@@ -1,11 +1,16 @@
-"""`Job`: a callable that runs once, on one of several threads, and the future of its result."""
+"""`Job`: a callable that runs once, on one of several threads, and the future of its result.
+
+The lock of a future is a private attribute of the standard library. If a version of Python renames it,
+futures work as before, but an interrupt can leave their lock acquired. Versions of Python 3.14 without the
+mend of https://github.com/python/cpython/issues/148874 have such a point in every `with` statement.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
 
@@ -27,6 +32,13 @@ class _Condition(threading.Condition):
         return self._lock.__exit__  # type: ignore[attr-defined, no-any-return]
 
 
+def new_future() -> Future[Any]:
+    """Return a future whose lock an interrupt cannot leave acquired."""
+    future: Future[Any] = Future()
+    future._condition = _Condition()
+    return future
+
+
 class Job(Generic[_T]):
     """One callable and the future of its result. The first thread that calls `run` runs it.
 
@@ -34,8 +46,7 @@ class Job(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T]) -> None:
-        self.future: Future[_T] = Future()
-        self.future._condition = _Condition()
+        self.future: Future[_T] = new_future()
         self._work = [work]  # `pop` is atomic: only one thread gets the callable
 
     def run(self, *, is_caller: bool = False) -> None:

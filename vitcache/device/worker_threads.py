@@ -6,6 +6,7 @@ import _thread
 import atexit
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -14,6 +15,9 @@ from typing import Any, TypeVar
 from vitcache.device.jobs import Job
 
 _T = TypeVar("_T")
+
+# Of jobs. An object that is not a job ends the thread that takes it.
+_Queue = SimpleQueue[Any]
 
 
 class WorkerThreads:
@@ -40,7 +44,10 @@ class WorkerThreads:
         self.unfinished: set[Future[Any]] = set()
         self.threads: set[threading.Thread] = set()
         self._name = name
-        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._queue: _Queue = SimpleQueue()
+        # Ends the threads when this object is freed. The threads keep this reference. A `__del__` would be
+        # Python code, which an interrupt can stop before it has done anything.
+        self._end = weakref.ref(self, self._queue.put)
         self._starting = threading.Lock()  # held while threads are started
         self._is_closed = False
         self._pid: int | None = None  # of the process that started the threads
@@ -116,11 +123,16 @@ class WorkerThreads:
                 while len(self.threads) < needed and not self._is_closed:
                     thread = threading.Thread(
                         target=_run_jobs,
-                        args=(self._queue, self.threads),
+                        args=(self._queue, self.threads, self._end),
                         name=f"{self._name}-{len(self.threads)}",
                         daemon=True,  # or the interpreter would wait for it before it calls `_finish_all`
                     )
-                    thread.start()
+                    _queues[thread] = self._queue  # before it starts: `_finish_all` must not miss it
+                    try:
+                        thread.start()
+                    except BaseException:
+                        del _queues[thread]
+                        raise
                     self.threads.add(thread)
             started.put(None)
         except BaseException as error:
@@ -140,17 +152,18 @@ class WorkerThreads:
                 self._queue.put(None)
 
     def close(self) -> None:
-        """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads."""
+        """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads.
+
+        In a job of its own, it does not wait.
+        """
         self.stop()
         if self._pid == os.getpid():
             with self._starting:  # later, no thread is started
                 threads = tuple(self.threads)
+            if threading.current_thread() in threads:
+                return  # two jobs that close would wait for each other
             for thread in threads:
-                if thread is not threading.current_thread():
-                    thread.join()
-
-    def __del__(self) -> None:
-        self._queue.put(None)
+                thread.join()
 
 
 def _cancel(jobs: Sequence[Job[_T]]) -> None:
@@ -159,15 +172,14 @@ def _cancel(jobs: Sequence[Job[_T]]) -> None:
 
 
 # All threads that run, with their queues.
-_queues: dict[threading.Thread, SimpleQueue[Job[Any] | None]] = {}
+_queues: dict[threading.Thread, _Queue] = {}
 _is_exiting = False
 
 
-def _run_jobs(queue: SimpleQueue[Job[Any] | None], threads: set[threading.Thread]) -> None:
+def _run_jobs(queue: _Queue, threads: set[threading.Thread], end: weakref.ref[WorkerThreads]) -> None:
     thread = threading.current_thread()
-    threads.add(thread)
-    _queues[thread] = queue
-    while (job := queue.get()) is not None:
+    threads.add(thread)  # now: the first job may ask whether this thread is one of them
+    while isinstance(job := queue.get(), Job):
         job.run()
         del job  # free its future now: `queue.get` may block for long
     queue.put(None)  # for the next thread
@@ -183,4 +195,5 @@ def _finish_all() -> None:
     for _, queue in running:
         queue.put(None)
     for thread, _ in running:
-        thread.join()
+        if thread.is_alive():  # or its start was interrupted, and it has no job
+            thread.join()

@@ -102,7 +102,7 @@ def tensor_bits(tensor: Tensor, path: str) -> tuple[str, Tensor]:
     bits = tensor.detach()
     _check_storage(bits, path)
     if bits.dtype in _BITS:
-        bits = bits.view(_BITS[bits.dtype])
+        bits = bits.resolve_neg().view(_BITS[bits.dtype])
     return name, bits
 
 
@@ -125,7 +125,11 @@ def _tensor_blocks(bits: Tensor) -> Iterator[np.ndarray]:
 
 
 def _check_storage(tensor: Tensor, path: str) -> None:
-    """Raise ValueError if elements are outside of the storage: it may have been resized after the view."""
+    """Raise an exception unless all elements are inside of the storage, and the storage has memory.
+
+    The storage may have been resized after the view was made. A functional tensor (of torch.func) has a
+    storage of the right size, but no memory: NumPy would read the memory of something else.
+    """
     count = tensor.numel()
     if count and not tensor.is_contiguous():
         count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
@@ -138,3 +142,5 @@ def _check_storage(tensor: Tensor, path: str) -> None:
         raise ValueError(
             f"{path} is a tensor whose elements need {needed} bytes of its storage, which has {found} bytes"
         )
+    if needed and tensor.data_ptr() == 0:
+        raise TypeError(f"{path} is a tensor without memory of its own, such as a functional tensor")

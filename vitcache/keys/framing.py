@@ -50,8 +50,9 @@ class Frames:
         elif isinstance(value, _BUFFERS):
             self._add_array(hashed_bytes(value, path))
         elif isinstance(value, list | tuple):
-            self.nodes.append(count_node(b"l", len(value)))
-            for position, part in enumerate(value):
+            parts = tuple(value)  # another thread may change a list: the count is of the parts that follow
+            self.nodes.append(count_node(b"l", len(parts)))
+            for position, part in enumerate(parts):
                 self.add_feature(part, f"{path}[{position}]")
         else:
             raise TypeError(
@@ -74,8 +75,9 @@ class Frames:
         elif isinstance(value, float):
             self.nodes.append(node(b"f", _NAN if math.isnan(value) else struct.pack("<d", value)))
         elif isinstance(value, list | tuple):
-            self.nodes.append(count_node(b"l", len(value)))
-            for position, part in enumerate(value):
+            parts = tuple(value)
+            self.nodes.append(count_node(b"l", len(parts)))
+            for position, part in enumerate(parts):
                 self.add_value(part, f"{path}[{position}]")
         elif isinstance(value, dict):
             self._add_dict(value, path)
@@ -94,13 +96,18 @@ class Frames:
         self.arrays.append(array)
 
     def _add_dict(self, value: dict[Any, Any], path: str) -> None:
-        for name in value:
+        parts: dict[str, Any] = {}
+        for name, part in value.items():
             if not isinstance(name, str):
                 raise TypeError(f"{path} has a key {name!r} of type {_type_name(name)}, keys must be str")
-        self.nodes.append(count_node(b"d", len(value)))
-        for name in sorted(value):
-            self.nodes.append(text_node(name))
-            self.add_value(value[name], f"{path}[{name!r}]")
+            text = str.__str__(name)
+            if text in parts:  # keys of a subclass of str that compares in its own way
+                raise TypeError(f"{path} has two keys of the text {text!r}")
+            parts[text] = part
+        self.nodes.append(count_node(b"d", len(parts)))
+        for text in sorted(parts):
+            self.nodes.append(text_node(text))
+            self.add_value(parts[text], f"{path}[{text!r}]")
 
 
 def version_node(form: str) -> bytes:
@@ -132,7 +139,7 @@ def array_nodes(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 def text_node(text: str) -> bytes:
     """Return the node of a str."""
-    return node(b"s", text.encode("utf-8", "surrogatepass"))
+    return node(b"s", str.encode(text, "utf-8", "surrogatepass"))  # also of a subclass of str
 
 
 def _type_name(value: Any) -> str:

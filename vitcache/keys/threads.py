@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from vitcache.arguments import to_int
 from vitcache.device.thread_modes import TorchModes, current_streams
 from vitcache.device.worker_threads import WorkerThreads
 from vitcache.keys.content import content_key
+from vitcache.keys.hash_shares import HashShares
 from vitcache.keys.namespace import Namespace
 
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
@@ -49,7 +47,10 @@ class KeyThreads:
     An interrupt, such as KeyboardInterrupt, may be raised at any point of `submit`, `submit_many`, `close`
     and `Future.result`. It leaves no lock acquired and no thread that cannot end. Other threads can submit
     items and get their keys. If `submit` or `submit_many` raises, its items are cancelled, except those that
-    a thread has started. If `close` raises, a second call does the rest.
+    a thread has started. If `close` raises, a second call does the rest; `on_done` may not have been called
+    with the item that was being cancelled. In rare cases `Future.result` raises RuntimeError in place of the
+    interrupt, which is its `__context__`: the lock of the standard library was released at that point. In
+    early versions of Python 3.14, an interrupt can leave any lock acquired (see `vitcache.device.jobs`).
 
     Parameters
     ----------
@@ -80,6 +81,10 @@ class KeyThreads:
     process that submits these: in a child that was forked later, `submit` raises RuntimeError. At exit the
     interpreter waits for all submitted items, unless `close` or `stop` has cancelled them.
 
+    Items wait for all items that were submitted before. So a callable must not wait for an item of the same
+    threads: with one thread, neither would end. A `VisionPipeline` has one `KeyThreads` for its steps and its
+    prefetches: a step waits for a free thread if the features of a prefetch load slowly.
+
     A callable runs in the submitting thread's modes (grad, inference, autocast, CUDA device) and on its
     current streams. A CUDA feature is hashed after the work that was queued on those streams when it was
     submitted.
@@ -90,7 +95,7 @@ class KeyThreads:
             num_threads = min(_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
         self.num_threads = to_int("num_threads", num_threads, 1)
         self._workers = WorkerThreads("vitcache-keys", self.num_threads)
-        self._shares = _HashShares(self._workers)
+        self._shares = HashShares(self._workers)
 
     def submit(
         self, feature: Any, *, namespace: bytes | Namespace = b"", extra: Any = None
@@ -191,7 +196,7 @@ class KeyThreads:
     def close(self) -> None:
         """Cancel the items that no thread has started, wait for the started items, and end the threads.
 
-        A second call does nothing.
+        A second call does nothing. In a callable of an item, `close` does not wait.
         """
         self._workers.close()
 
@@ -208,7 +213,7 @@ def _check_list(name: str, value: object) -> None:
 
 
 def _hash_item(
-    shares: _HashShares,
+    shares: HashShares,
     modes: TorchModes,
     streams: Sequence[Any],
     namespace: bytes | Namespace,
@@ -221,44 +226,3 @@ def _hash_item(
         with shares.share() as num_threads:
             key = content_key(loaded, namespace=namespace, extra=extra, num_threads=num_threads)
     return KeyedFeature(key, loaded)
-
-
-class _HashShares:
-    """Divides the threads that hash among the items.
-
-    `workers` has the state of all items. This object does not refer to it, so that it can be collected.
-    """
-
-    def __init__(self, workers: WorkerThreads) -> None:
-        self._threads, self._unfinished = workers.threads, workers.unfinished
-        self._hashing: set[int] = set()  # the worker threads that hash an item
-        self._free: SimpleQueue[None] = SimpleQueue()  # an element for each thread that hashes no item
-        for _ in range(workers.num_threads):
-            self._free.put(None)
-        self._lock = threading.Lock()  # one item takes its share at a time
-
-    @contextmanager
-    def share(self) -> Iterator[int]:
-        """Take some of the free threads, at least one, and give them back at the end of the context.
-
-        If there are fewer items than threads, the items share all threads. An item that hashes keeps its
-        share. On a submitting thread, which hashes only if no other thread can be started, the share is one.
-        """
-        if threading.current_thread() not in self._threads:
-            yield 1
-            return
-        # No interrupt occurs from here on: Python raises them in the main thread only.
-        thread = threading.get_ident()
-        with self._lock:
-            self._free.get()
-            waiting = len(self._unfinished) - len(self._hashing)  # with this item
-            count = max((self._free.qsize() + 1) // max(waiting, 1), 1)
-            for _ in range(count - 1):
-                self._free.get()
-            self._hashing.add(thread)
-        try:
-            yield count
-        finally:
-            self._hashing.discard(thread)
-            for _ in range(count):
-                self._free.put(None)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
+from typing import Any
 from weakref import WeakSet
+
+from vitcache.device.jobs import new_future
 
 Work = Callable[["Prefetch"], None]
 
@@ -25,6 +29,8 @@ class Prefetch:
     ----------
     is_refused
         Whether the pipeline had too many unfinished prefetches. A refused prefetch does nothing.
+    is_cancelled
+        Whether `cancel` was called.
 
     Examples
     --------
@@ -40,7 +46,7 @@ class Prefetch:
 
     def __init__(self) -> None:
         self.is_refused = False
-        self._cancelled = threading.Event()
+        self.is_cancelled = False
         self._future: Future[None] | None = None
 
     def cancel(self) -> None:
@@ -48,14 +54,9 @@ class Prefetch:
 
         Features that were already moved may stay on the device. `VisionPipeline.cancel` also frees these.
         """
-        self._cancelled.set()
+        self.is_cancelled = True
         if self._future is not None:
             self._future.cancel()
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._cancelled.is_set()
 
     @property
     def done(self) -> bool:
@@ -70,8 +71,14 @@ class Prefetch:
         TimeoutError
             If the prefetch is not done within `timeout_s` seconds. None: no limit.
         """
-        if self._future is not None and wait([self._future], timeout_s).not_done:
-            raise TimeoutError(f"the prefetch was not done within {timeout_s} s")
+        if self._future is None:
+            return
+        try:
+            self._future.result(timeout_s)
+        except CancelledError:
+            return
+        except TimeoutError:
+            raise TimeoutError(f"the prefetch was not done within {timeout_s} s") from None
 
 
 class PrefetchWorker:
@@ -82,7 +89,9 @@ class PrefetchWorker:
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Prefetch, Work] | None] = SimpleQueue()
+        # Tuples of a handle and its work. An object that is not a tuple ends the thread.
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._end = weakref.ref(self, self._queue.put)  # when this object is freed; see `WorkerThreads`
         self._handles: set[Prefetch] = set()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -108,12 +117,12 @@ class PrefetchWorker:
                 return handle
             if self._thread is None:
                 thread = threading.Thread(
-                    target=_run_worker, args=(self._queue,), name="vitcache-prefetch", daemon=True
+                    target=_run_worker, args=(self._queue, self._end), name="vitcache-prefetch", daemon=True
                 )
                 thread.start()
                 self._thread = thread
                 _started_workers.add(self)
-            handle._future = Future()
+            handle._future = new_future()
             self._handles.add(handle)
             self._queue.put((handle, work))
         return handle
@@ -144,8 +153,8 @@ def _close_all() -> None:
         worker.close()
 
 
-def _run_worker(queue: SimpleQueue[tuple[Prefetch, Work] | None]) -> None:
-    while (task := queue.get()) is not None:
+def _run_worker(queue: SimpleQueue[Any], end: weakref.ref[PrefetchWorker]) -> None:
+    while isinstance(task := queue.get(), tuple):
         handle, work = task
         future = handle._future
         if future is not None and future.set_running_or_notify_cancel():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from vitcache._native import StepPlan
@@ -13,6 +13,8 @@ from vitcache.keys.folding import fold_keys
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import Requests, StepItem, wait_until_read
+
+_CHECK_SECONDS = 1.0  # between two reads of the futures of a step that waits
 
 
 def known_key(item: Item, namespace: bytes) -> bytes | None:
@@ -84,9 +86,9 @@ def find_keys(
             extras = [step_item.item.encoder_kwargs for step_item in hashed]
             futures = threads.submit_many(loads, namespace=namespace, extras=extras, on_done=done.put)
         step_item_of = dict(zip(futures, hashed, strict=True))
-        for _ in futures:
-            future = done.get()
-            step_item = step_item_of[future]
+        while step_item_of:
+            future = _next_done(done, step_item_of)
+            step_item = step_item_of.pop(future)
             try:
                 key = future.result().key
             except Exception as error:
@@ -101,6 +103,25 @@ def find_keys(
         wait_until_read(hashed)
         raise
     return _renumber(hashed, plan, requests)
+
+
+def _next_done(
+    done: SimpleQueue[Future[KeyedFeature]], unread: Collection[Future[KeyedFeature]]
+) -> Future[KeyedFeature]:
+    """Wait for one of the unread futures, and return it. Each future is put into `done` once.
+
+    A thread that closes `KeyThreads` may be interrupted after it has cancelled a future and before it has
+    put it into `done`. So the futures themselves are read from time to time, too.
+    """
+    while True:
+        try:
+            future = done.get(timeout=_CHECK_SECONDS)
+            if future in unread:
+                return future
+        except Empty:
+            for future in unread:
+                if future.done():
+                    return future
 
 
 def _load(step_item: StepItem, interrupts: Sequence[BaseException]) -> Any:

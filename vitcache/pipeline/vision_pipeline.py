@@ -219,7 +219,9 @@ class VisionPipeline:
         self._worker = PrefetchWorker()
         self._is_closed = False
         # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
-        weakref.finalize(self, _stop_threads, self._worker, self._keys).atexit = False
+        # It does not keep the threads: if an interrupt stops it, they end when they are freed.
+        parts = weakref.ref(self._worker), weakref.ref(self._keys)
+        weakref.finalize(self, _stop_threads, parts).atexit = False
 
     def embed(
         self,
@@ -394,6 +396,10 @@ class VisionPipeline:
         which waits for the caller's current stream. Features must not change until the prefetch is done. If
         the worker fails, a later `embed` repeats the work and reports its errors.
 
+        Features are loaded and hashed on the threads that also hash those of `embed`, in the order of the
+        calls: an `embed` that has to hash waits for slow loads of an earlier prefetch. Items with a key do
+        not wait.
+
         Examples
         --------
         >>> import torch
@@ -437,6 +443,8 @@ class VisionPipeline:
         self.close()
 
 
-def _stop_threads(worker: PrefetchWorker, keys: KeyThreads) -> None:
-    worker.stop()
-    keys.stop()
+def _stop_threads(parts: Sequence[weakref.ref[PrefetchWorker] | weakref.ref[KeyThreads]]) -> None:
+    for reference in parts:
+        part = reference()
+        if part is not None:
+            part.stop()
