@@ -30,7 +30,7 @@ def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:
     rows = [row for row in rows if row["ratio_to"] == limit]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
-    figure = Figure(figsize=(panels * (2 + 1.6 * len(cases)), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(panels * (2 + 1.6 * len(cases)), 6.5), 4.5), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0, 0]
     width = 0.8 / len(contenders)
     for index, contender in enumerate(contenders):
