@@ -179,8 +179,8 @@ class ChunkedPrefill:
         RuntimeError
             If the load or the encode of an item failed, or gave another number of rows than expected; its
             `__cause__` is the original exception. Earlier chunks stay in the KV cache. If another prompt was
-            run, or `reset` was called, between two chunks of this prompt. If the language model raises, its
-            exception passes through, and the conversation is reset.
+            run, `reset` was called, or the caller changed `kv`, between two chunks of this prompt. If the
+            language model raises, its exception passes through, and the conversation is reset.
         """
         chat = self.conversation
         tokens = chat.accept(chat.compare(input_ids, items), input_ids, items)
