@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -384,6 +385,14 @@ def test_given_rows_match_those_of_an_earlier_prompt_only_by_their_key() -> None
     assert prefill(bytes(32)).shape[1] == 1
     assert prefill(bytes(31) + b"1").shape[1] == 7
     assert prefill(None).shape[1] == 7
+
+
+def test_kv_cache_may_be_replaced_by_a_copy() -> None:
+    chat = Chat()
+    prompt, items = chat.prompt(0, 1)
+    chat.assert_prefills(prompt, items)
+    chat.driver.kv = copy.deepcopy(chat.driver.kv)
+    chat.assert_prefills(prompt, items, reused=prompt["input_ids"].shape[1] - 1)
 
 
 def test_prompt_with_images_at_both_ends_gives_the_stock_logits() -> None:

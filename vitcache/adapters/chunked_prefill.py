@@ -46,7 +46,7 @@ class ChunkedPrefill:
     Attributes
     ----------
     kv
-        The `DynamicCache` of the language model.
+        The `DynamicCache` of the language model. It may be replaced by a copy with the same tokens.
     num_cached
         Number of tokens of the last prompt that are in `kv`, counted from its beginning.
     chunk_tokens, encode_ahead
@@ -121,6 +121,10 @@ class ChunkedPrefill:
     @property
     def kv(self) -> Any:
         return self.conversation.kv
+
+    @kv.setter
+    def kv(self, value: Any) -> None:
+        self.conversation.kv = value
 
     @property
     def num_cached(self) -> int:
