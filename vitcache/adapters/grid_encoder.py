@@ -73,10 +73,15 @@ class GridEncoder:
 
 def _grid_name(position: int, item: Item) -> str:
     """Return the name of the item's grid."""
-    found = [name for name in METHODS if item.encoder_kwargs.get(name) is not None]
+    found = grid_names(item)
     if len(found) != 1:
         raise ValueError(
             f"item {position} must have either grid_thw (an image) or video_grid_thw (a video), got "
             f"{' and '.join(found) or 'neither'}"
         )
     return found[0]
+
+
+def grid_names(item: Item) -> list[str]:
+    """Return the names of the grids that an item has. A valid item has one."""
+    return [name for name in METHODS if item.encoder_kwargs.get(name) is not None]

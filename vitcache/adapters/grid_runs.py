@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from vitcache.adapters.families import GRID_FAMILIES
+from vitcache.adapters.grid_encoder import grid_names
 from vitcache.adapters.token_types import IMAGE, VIDEO
 from vitcache.pipeline.items import Item
 
@@ -106,7 +107,7 @@ def runs_of(position: int, item: Item, config: Any) -> list[Run]:
 def grid_of(position: int, item: Item) -> tuple[int, Grid, float | None]:
     """Return the modality of an item, its grid, and the seconds between its frames, or raise."""
     arguments = item.encoder_kwargs
-    names = [name for name in ("grid_thw", "video_grid_thw") if arguments.get(name) is not None]
+    names = grid_names(item)
     if len(names) != 1:
         found = "both grid_thw and video_grid_thw" if names else "no grid_thw and no video_grid_thw"
         raise ValueError(f"item {position} has {found}: an image has the first, a video the second")
