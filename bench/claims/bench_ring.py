@@ -25,7 +25,7 @@ from vitcache.bench.claims.producers import producers
 from vitcache.bench.harness.blocked_stream import blocked_stream
 from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
-from vitcache.bench.harness.timing import Sample, Timer
+from vitcache.bench.harness.timing import Sample, Timer, gb_per_s
 from vitcache.ring.pinned_ring import default_num_threads
 
 if TYPE_CHECKING:
@@ -264,12 +264,6 @@ def add_producers(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor,
             against=(alone, rates[alone].value),
         )
         recorder.add(case.name, name, "cpu_us", "us", cpu_samples[name])
-
-
-def gb_per_s(times_us: Sample, num_bytes: int) -> Sample:
-    """Convert times to GB/s. The 80th percentile of the time gives the 20th percentile of the rate."""
-    times = times_us.value, times_us.p80, times_us.p20
-    return Sample(*(num_bytes / time_us / 1e3 for time_us in times))
 
 
 def add_casts(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, rings: ExitStack) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from vitcache import KeyThreads, content_key
 from vitcache.bench.harness.record import Recorder
-from vitcache.bench.harness.timing import Sample, Timer
+from vitcache.bench.harness.timing import Timer, gb_per_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +59,10 @@ def measure_rates(case: RateCase, recorder: Recorder, timer: Timer) -> Iterator[
         yield "all in turns"
         samples = timer.rounds_us(contenders)
     num_bytes = sum(view.nbytes for view in views)
-    rates = {name: gb_per_s(num_bytes, sample) for name, sample in samples.items()}
+    rates = {name: gb_per_s(sample, num_bytes) for name, sample in samples.items()}
     for name, rate in rates.items():
-        limit = rates[alone(int(name.split()[-2]))].value
+        reference = alone(int(name.split()[-2]))
+        limit = rates[reference].value
         judged = case.num_bytes >= JUDGED_BYTES and "alone" not in name
         recorder.add(
             case.name,
@@ -70,7 +71,7 @@ def measure_rates(case: RateCase, recorder: Recorder, timer: Timer) -> Iterator[
             "GB/s",
             rate,
             bytes_moved=num_bytes,
-            against=(alone(int(name.split()[-2])), limit),
+            against=(reference, limit),
             target=RAW_SHARE if judged else None,
             limit=RAW_SHARE * limit if judged else None,
             at_least=True,
@@ -107,11 +108,6 @@ def check(
     if call() != expected:
         raise RuntimeError(f"{name} returned hashes unlike those of one thread: it gets no number")
     return call
-
-
-def gb_per_s(num_bytes: int, us: Sample) -> Sample:
-    """Return the rate of a call that takes `us` microseconds."""
-    return Sample(*(num_bytes / time / 1e3 for time in (us.value, us.p80, us.p20)))
 
 
 def draw_rates(axes: Axes, rows: list[dict[str, Any]]) -> None:

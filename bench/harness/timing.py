@@ -36,6 +36,12 @@ class Sample:
         return cls(statistics.median(values), fifths[0], fifths[3])
 
 
+def gb_per_s(times_us: Sample, num_bytes: int) -> Sample:
+    """Convert times to GB/s. The 80th percentile of the time gives the 20th percentile of the rate."""
+    times = times_us.value, times_us.p80, times_us.p20
+    return Sample(*(num_bytes / time_us / 1e3 for time_us in times))
+
+
 class TimedBlock:
     """Times a ``with`` block; `ms` returns the time later.
 
