@@ -22,14 +22,15 @@ from vitcache.placement.embed_call import EmbedCall
 class Embedded(NamedTuple):
     """The inputs of the language model in one step: on the device, flattened, in the order of the groups.
 
-    `errors` are the pipeline's; `ItemError.chunk` is the number of the window. A window with a failed item is
-    in no group.
+    `is_visual` tells on the host which tokens are of images or videos, only for a model with deepstack
+    levels. `errors` are the pipeline's; `ItemError.chunk` is the number of the window. A window with a failed
+    item is in no group.
     """
 
     groups: list[Group]
     inputs_embeds: Tensor
     positions: Tensor
-    visual_tokens: Tensor
+    is_visual: np.ndarray
     deepstack: Tensor | None
     errors: list[ItemError]
 
@@ -70,7 +71,8 @@ class PrefillModel:
         # Rows: the token ids, the three positions. Padding has id 0 and position 0.
         numbers = np.zeros((4, num_tokens), np.int64)
         is_visual = np.zeros(num_tokens, np.bool_)
-        chunks: list[Chunk] = [None] * len(windows)  # type: ignore[list-item]
+        levels = num_levels(self.base.config)
+        chunks: dict[int, Chunk] = {}
         for group in groups:
             for row, number in enumerate(group.numbers):
                 transcript, _, start, stop = windows[number]
@@ -78,22 +80,22 @@ class PrefillModel:
                 tokens = slice(end - (stop - start), end)
                 numbers[0, tokens] = transcript.ids(start, stop)
                 numbers[1:, tokens] = transcript.positions(start, stop)
-                is_visual[tokens] = transcript.runs.token_types(start, stop) != 0
+                if levels:  # only deepstack needs to know the tokens of images
+                    is_visual[tokens] = transcript.runs.token_types(start, stop) != 0
                 chunks[number] = Chunk(transcript.runs.items, start, stop - start, tokens.start)
         weight = self.base.get_input_embeddings().weight
         on_device = _to_device(torch.from_numpy(numbers), weight.device)
-        levels = num_levels(self.base.config)
+        in_order = [chunks[number] for number in range(len(windows))]
         deepstack = weight.new_empty(levels, num_tokens, weight.shape[1]) if levels else None
         if uses_cache:
-            result = self.pipeline.embed(chunks, on_device[0], weight, deepstack=deepstack)
+            result = self.pipeline.embed(in_order, on_device[0], weight, deepstack=deepstack)
         else:
             call = EmbedCall(on_device[0], weight, None, deepstack, None, None)
-            result = embed_uncached(self._encode, self.pipeline.cache, chunks, call)
+            result = embed_uncached(self._encode, self.pipeline.cache, in_order, call)
         if result.errors:
             failed = {error.chunk for error in result.errors}
             groups = [part for group in groups for part in without_windows(group, windows, failed)]
-        visual_tokens = torch.from_numpy(np.flatnonzero(is_visual))
-        return Embedded(groups, result.inputs_embeds, on_device[1:], visual_tokens, deepstack, result.errors)
+        return Embedded(groups, result.inputs_embeds, on_device[1:], is_visual, deepstack, result.errors)
 
     @torch.no_grad()
     def run(self, windows: Sequence[Window], embedded: Embedded, group: Group) -> list[Tensor]:
@@ -106,15 +108,15 @@ class PrefillModel:
         shape = len(rows), group.columns
         visual: dict[str, Any] = {}
         if embedded.deepstack is not None:
-            ends = torch.tensor([tokens.start, tokens.stop], device="cpu")
-            first, last = torch.searchsorted(embedded.visual_tokens, ends).tolist()
-            if first < last:
+            indices = np.flatnonzero(embedded.is_visual[tokens])
+            if len(indices):
                 device = embedded.inputs_embeds.device
-                visual_tokens = _to_device(embedded.visual_tokens[first:last], device)
+                visual_tokens = _to_device(torch.from_numpy(indices), device)
                 is_visual = torch.zeros(group.num_tokens, dtype=torch.bool, device=device)
-                is_visual[visual_tokens - group.offset] = True
+                is_visual[visual_tokens] = True
                 visual["visual_pos_masks"] = is_visual.view(shape)
-                visual["deepstack_visual_embeds"] = list(embedded.deepstack.index_select(1, visual_tokens))
+                levels = embedded.deepstack[:, tokens].index_select(1, visual_tokens)
+                visual["deepstack_visual_embeds"] = list(levels)
         kv, attention_mask = rows[0].kv, None
         if len(rows) > 1:
             from vitcache.adapters.joined_kv import join_kv
