@@ -36,6 +36,7 @@ constexpr int kSuccess = 0;
 constexpr int kInvalidValue = 1;
 constexpr int kMemoryAllocation = 2;
 constexpr int kInitializationError = 3;
+constexpr int kInvalidPitch = 12;
 constexpr int kInvalidDevice = 101;
 constexpr int kInvalidContext = 201;
 constexpr int kInvalidHandle = 400;
@@ -178,6 +179,8 @@ EXPORT const char* cudaGetErrorName(int error) {
       return "cudaErrorMemoryAllocation";
     case kInitializationError:
       return "cudaErrorInitializationError";
+    case kInvalidPitch:
+      return "cudaErrorInvalidPitchValue";
     case kInvalidDevice:
       return "cudaErrorInvalidDevice";
     case kInvalidHandle:
@@ -379,6 +382,29 @@ EXPORT int cudaMemcpyAsync(void* destination, const void* source, std::size_t by
   BEGIN("cudaMemcpyAsync");
   Stream* found = find_stream(stream);
   return result(found == nullptr ? kInvalidHandle : push_copy(found, destination, source, bytes));
+}
+
+EXPORT int cudaMemcpy2DAsync(void* destination, std::size_t pitch, const void* source,
+                             std::size_t source_pitch, std::size_t width, std::size_t height, int,
+                             void* stream) {
+  BEGIN("cudaMemcpy2DAsync");
+  if (pitch < width || source_pitch < width) return result(kInvalidPitch);
+  Stream* found = find_stream(stream);
+  if (found == nullptr) return result(kInvalidHandle);
+  if (width == 0 || height == 0) return kSuccess;
+  auto* target = static_cast<std::byte*>(destination);
+  const auto* rows = static_cast<const std::byte*>(source);
+  if (!state().locked.contains(rows, (height - 1) * source_pitch + width) &&
+      !state().locked.contains(target, (height - 1) * pitch + width))
+    count_synchronizing();
+  found->push([=] {
+    if (!begin_copy()) return;
+    for (std::size_t row = 0; row < height; ++row)
+      vitcache::stream_copy(target + row * pitch, rows + row * source_pitch, width);
+    vitcache::order_stores();
+    count_copy(width * height);
+  });
+  return kSuccess;
 }
 
 EXPORT int cudaMemcpyBatchAsync(void* const* destinations, const void* const* sources,

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "check.h"
-#include "ring/pinned_region.h"
+#include "runtime/pinned_region.h"
 #include "ring/ring.h"
 #include "ring_copy.h"
 #include "runtime/error.h"
