@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "runtime/mutex.h"
+#include "stand_in/call_record.h"
 #include "stand_in/hooks.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -117,6 +118,7 @@ using vitcache::stand_in::control;
 EXPORT void vitcache_stand_in_reset() {
   auto& shared = control();
   vitcache_stand_in_pause(0);
+  vitcache::stand_in::stop_recording();
   const Lock lock(shared.mutex);
   shared.devices = 1;
   shared.locked_limit = std::numeric_limits<std::size_t>::max();

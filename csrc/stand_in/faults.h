@@ -10,8 +10,8 @@
 
 extern "C" {
 
-// Sets every control and count below to its initial value, and ends a device loss. Existing streams, events
-// and page-locked memory are not changed.
+// Sets every control and count below to its initial value, and ends a device loss and a record of calls.
+// Existing streams, events and page-locked memory are not changed.
 void vitcache_stand_in_reset();
 
 void vitcache_stand_in_set_devices(int count);  // initially 1
@@ -47,5 +47,22 @@ struct vitcache_stand_in_counts {
   std::uint64_t locking_devices;  // bit d: memory was page-locked while device d was current, since the reset
 };
 vitcache_stand_in_counts vitcache_stand_in_count();
+
+// A call that queued work, waited, queried, or page-locked memory. Streams and events are numbered from 0 in
+// the order in which they first occur in the record. So a sequence of calls can be compared with a list.
+struct vitcache_stand_in_call {
+  const char* entry;     // its name, such as "cudaEventRecord"
+  std::int64_t stream;   // -1: the call has no stream
+  const void* handle;    // of the stream, as the caller passed it
+  std::int64_t event;    // -1: the call has no event
+  std::uint64_t bytes;   // that the call copies or page-locks
+  std::uint64_t copies;  // the ranges that the call copies, more than one in a batch or a 2-D copy
+};
+
+// Begins an empty record of calls, or ends the record. Calls that fail are not recorded.
+void vitcache_stand_in_record_calls(int recording);
+
+// Writes the first `capacity` recorded calls to `calls`, and returns how many calls were recorded.
+std::size_t vitcache_stand_in_recorded_calls(vitcache_stand_in_call* calls, std::size_t capacity);
 
 }  // extern "C"

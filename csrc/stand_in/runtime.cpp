@@ -14,12 +14,14 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <thread>
 #include <utility>
 
 #include "ring/stream_copy.h"
 #include "runtime/mutex.h"
+#include "stand_in/call_record.h"
 #include "stand_in/hooks.h"
 #include "stand_in/locked_memory.h"
 #include "stand_in/stream.h"
@@ -256,7 +258,10 @@ EXPORT int cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   *memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
   if (*memory == nullptr) return result(kMemoryAllocation);
   const int status = lock_memory(*memory, bytes);
-  if (status != kSuccess) std::free(*memory);
+  if (status != kSuccess)
+    std::free(*memory);
+  else
+    record_call({"cudaHostAlloc", 0, nullptr, 0, bytes, 0});
   return result(status);
 }
 
@@ -265,19 +270,24 @@ EXPORT int cudaFreeHost(void* memory) {
   count_synchronizing();
   if (!state().locked.unlock(memory)) return result(kInvalidValue);
   std::free(memory);
+  record_call({"cudaFreeHost"});
   return kSuccess;
 }
 
 EXPORT int cudaHostRegister(void* memory, std::size_t bytes, unsigned) {
   BEGIN_UNSAFE("cudaHostRegister");
   count_synchronizing();
-  return result(lock_memory(memory, bytes));
+  const int status = lock_memory(memory, bytes);
+  if (status == kSuccess) record_call({"cudaHostRegister", 0, nullptr, 0, bytes, 0});
+  return result(status);
 }
 
 EXPORT int cudaHostUnregister(void* memory) {
   BEGIN_UNSAFE("cudaHostUnregister", true);
   count_synchronizing();
-  return result(state().locked.unlock(memory) ? kSuccess : kNotRegistered);
+  if (!state().locked.unlock(memory)) return result(kNotRegistered);
+  record_call({"cudaHostUnregister"});
+  return kSuccess;
 }
 
 EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned) {
@@ -306,6 +316,7 @@ EXPORT int cudaStreamSynchronize(void* stream) {
   Stream* found = find_stream(stream);
   if (found == nullptr) return result(kInvalidHandle);
   count_synchronizing();
+  record_call({"cudaStreamSynchronize", found->serial(), stream});
   push_completion(found)->wait();
   return result(is_lost() ? kIllegalAddress : kSuccess);
 }
@@ -327,6 +338,7 @@ EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
   Stream* found = find_stream(stream);
   const std::shared_ptr<Event> awaited = find_event(event);
   if (found == nullptr || awaited == nullptr) return result(kInvalidHandle);
+  record_call({"cudaStreamWaitEvent", found->serial(), stream, awaited->serial()});
   if (const std::shared_ptr<Completion> completion = awaited->get(); completion != nullptr)
     found->push([completion] { completion->wait(); });
   return kSuccess;
@@ -355,6 +367,7 @@ EXPORT int cudaEventRecord(void* event, void* stream) {
   const std::shared_ptr<Event> recorded = find_event(event);
   if (found == nullptr || recorded == nullptr) return result(kInvalidHandle);
   if (found->device() != recorded->device()) return result(kInvalidHandle);
+  record_call({"cudaEventRecord", found->serial(), stream, recorded->serial()});
   recorded->set(push_completion(found));
   return kSuccess;
 }
@@ -363,6 +376,7 @@ EXPORT int cudaEventQuery(void* event) {
   BEGIN_UNSAFE("cudaEventQuery");
   const std::shared_ptr<Event> queried = find_event(event);
   if (queried == nullptr) return result(kInvalidHandle);
+  record_call({"cudaEventQuery", 0, nullptr, queried->serial()});
   const std::shared_ptr<Completion> completion = queried->get();
   if (completion != nullptr && !completion->query()) return result(kNotReady);
   return result(is_lost() ? kIllegalAddress : kSuccess);
@@ -373,6 +387,7 @@ EXPORT int cudaEventSynchronize(void* event) {
   const std::shared_ptr<Event> awaited = find_event(event);
   if (awaited == nullptr) return result(kInvalidHandle);
   count_synchronizing();
+  record_call({"cudaEventSynchronize", 0, nullptr, awaited->serial()});
   if (const std::shared_ptr<Completion> completion = awaited->get(); completion != nullptr)
     completion->wait();
   return result(is_lost() ? kIllegalAddress : kSuccess);
@@ -381,7 +396,9 @@ EXPORT int cudaEventSynchronize(void* event) {
 EXPORT int cudaMemcpyAsync(void* destination, const void* source, std::size_t bytes, int, void* stream) {
   BEGIN("cudaMemcpyAsync");
   Stream* found = find_stream(stream);
-  return result(found == nullptr ? kInvalidHandle : push_copy(found, destination, source, bytes));
+  if (found == nullptr) return result(kInvalidHandle);
+  record_call({"cudaMemcpyAsync", found->serial(), stream, 0, bytes, 1});
+  return push_copy(found, destination, source, bytes);
 }
 
 EXPORT int cudaMemcpy2DAsync(void* destination, std::size_t pitch, const void* source,
@@ -413,6 +430,8 @@ EXPORT int cudaMemcpyBatchAsync(void* const* destinations, const void* const* so
   BEGIN("cudaMemcpyBatchAsync");
   Stream* found = stream == nullptr ? nullptr : find_stream(stream);
   if (found == nullptr) return result(kInvalidHandle);
+  record_call({"cudaMemcpyBatchAsync", found->serial(), stream, 0,
+               std::accumulate(bytes, bytes + count, std::uint64_t{0}), count});
   for (std::size_t i = 0; i < count; ++i) push_copy(found, destinations[i], sources[i], bytes[i]);
   return kSuccess;
 }
@@ -421,6 +440,7 @@ EXPORT int cudaLaunchHostFunc(void* stream, void (*function)(void*), void* data)
   BEGIN("cudaLaunchHostFunc");
   Stream* found = find_stream(stream);
   if (found == nullptr) return result(kInvalidHandle);
+  record_call({"cudaLaunchHostFunc", found->serial(), stream});
   found->push([=] { function(data); });
   return kSuccess;
 }
@@ -431,6 +451,7 @@ EXPORT int cuStreamWaitValue32_v2(void* stream, unsigned long long address, std:
   Stream* found = find_stream(stream);
   const auto* awaited = reinterpret_cast<const std::uint32_t*>(address);
   if (found == nullptr || !state().locked.contains(awaited, sizeof *awaited)) return result(kInvalidValue);
+  record_call({"cuStreamWaitValue32_v2", found->serial(), stream});
   found->push([awaited, value] { run_wait_value(awaited, value); });
   return kSuccess;
 }

@@ -1,6 +1,8 @@
 // The streams of the stand-in, which are threads, and its events.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -11,6 +13,12 @@
 #include "stand_in/hooks.h"
 
 namespace vitcache::stand_in {
+
+// A number that no earlier stream or event of this process has. An address may be used again.
+inline std::uint64_t next_serial() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
 
 // One recording of an event. A waiting thread keeps the Completion that it waits for, so a later recording of
 // the event does not change the wait.
@@ -41,6 +49,7 @@ class Event {
   explicit Event(int device) : device_(device) {}
 
   int device() const { return device_; }
+  std::uint64_t serial() const { return serial_; }
   std::shared_ptr<Completion> get() {
     const Lock lock(mutex_);
     return completion_;
@@ -52,6 +61,7 @@ class Event {
 
  private:
   const int device_;
+  const std::uint64_t serial_ = next_serial();
   Mutex mutex_;
   std::shared_ptr<Completion> completion_ VITCACHE_GUARDED_BY(mutex_);  // of the last recording
 };
@@ -63,6 +73,7 @@ class Stream {
   }
 
   int device() const { return device_; }
+  std::uint64_t serial() const { return serial_; }
 
   void push(std::function<void()> work) {
     const Lock lock(mutex_);
@@ -97,6 +108,7 @@ class Stream {
   }
 
   const int device_;
+  const std::uint64_t serial_ = next_serial();
   Mutex mutex_;
   Condition changed_;
   std::deque<std::function<void()>> queue_ VITCACHE_GUARDED_BY(mutex_);

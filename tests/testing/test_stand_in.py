@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from vitcache import CudaError
+from vitcache._native import copy_batch
 from vitcache.device.stand_in import open_runtime, path
 from vitcache.testing import stand_in
 
@@ -78,6 +79,58 @@ def test_paused_streams_run_no_copy_until_they_resume(runtime: ctypes.CDLL) -> N
         assert target.raw == bytes(4)
     runtime.cudaStreamSynchronize(None)
     assert target.raw == b"rows"
+
+
+def test_recorded_calls_number_streams_and_events_by_their_first_call(runtime: ctypes.CDLL) -> None:
+    native = open_runtime()
+    first, second = (native.create_stream(0) for _ in range(2))
+    event = ctypes.c_void_p()
+    assert runtime.cudaEventCreateWithFlags(ctypes.byref(event), 2) == 0
+    source, target = ctypes.create_string_buffer(b"rows", 4), ctypes.create_string_buffer(4)
+    ends = [ctypes.addressof(buffer) for buffer in (target, source)]
+    with stand_in.recorded_calls() as calls:
+        copy_batch(native, [(*ends, 3), (ends[0] + 3, ends[1] + 3, 1)], second)
+        assert runtime.cudaEventRecord(event, ctypes.c_void_p(second.handle)) == 0
+        assert runtime.cudaStreamWaitEvent(ctypes.c_void_p(first.handle), event, 0) == 0
+        assert runtime.cudaStreamWaitEvent(None, event, 4) == 0
+        assert runtime.cudaEventRecord(event, ctypes.c_void_p(1 << 40)) == 400  # not recorded: it fails
+        assert runtime.cudaEventSynchronize(event) == 0
+        assert not calls
+    assert runtime.cudaStreamSynchronize(None) == 0  # after the end of the record
+    assert calls == [
+        stand_in.Call("cudaMemcpyBatchAsync", stream=0, bytes=4, copies=2),
+        stand_in.Call("cudaEventRecord", stream=0, event=0),
+        stand_in.Call("cudaStreamWaitEvent", stream=1, event=0),
+        stand_in.Call("cudaStreamWaitEvent", stream=2, event=0),
+        stand_in.Call("cudaEventSynchronize", event=0),
+    ]
+    assert [call.handle for call in calls] == [second.handle, second.handle, first.handle, 0, 0]
+    assert target.raw == b"rows"
+
+
+def test_recorded_calls_include_pinned_bytes_and_exclude_calls_before_the_context(
+    runtime: ctypes.CDLL,
+) -> None:
+    memory = ctypes.c_void_p()
+    copy(runtime)
+    with stand_in.recorded_calls() as calls:
+        assert runtime.cudaHostAlloc(ctypes.byref(memory), ctypes.c_size_t(64), 0) == 0
+        assert runtime.cudaFreeHost(memory) == 0
+    assert calls == [stand_in.Call("cudaHostAlloc", bytes=64), stand_in.Call("cudaFreeHost")]
+
+
+def test_recorded_calls_of_a_context_that_raised_are_kept(runtime: ctypes.CDLL) -> None:
+    calls: list[stand_in.Call] = []
+
+    def fail_while_recording() -> None:
+        nonlocal calls
+        with stand_in.recorded_calls() as calls:
+            copy(runtime)
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail_while_recording()
+    assert [call.entry for call in calls] == ["cudaMemcpyAsync", "cudaStreamSynchronize"]
 
 
 def test_limit_locked_bytes_refuses_the_next_byte(runtime: ctypes.CDLL) -> None:

@@ -1,4 +1,4 @@
-"""Controls of the stand-in for the CUDA runtime: pause its streams, make calls fail, count calls.
+"""Controls of the stand-in for the CUDA runtime: pause its streams, make calls fail, count and record calls.
 
 The controls act on the whole process. csrc/stand_in/faults.h describes each control. Only builds for tests
 contain the controls; wheels do not. `make setup` builds a library with controls. `VITCACHE_STAND_IN` selects
@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 
@@ -37,8 +38,37 @@ class Counts(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class Call:
+    """A recorded call of an entry point.
+
+    `stream` and `event` number the streams and events from 0, in the order in which they first occur in the
+    record; -1 if the call has none. `bytes` counts the bytes that the call copies or pins, and `copies` the
+    ranges that it copies: more than one in a batch or a 2-D copy. `handle` is the stream as the caller passed
+    it; comparisons ignore it.
+    """
+
+    entry: str
+    stream: int = -1
+    event: int = -1
+    bytes: int = 0
+    copies: int = 0
+    handle: int = field(default=0, compare=False)
+
+
+class _NativeCall(ctypes.Structure):
+    _fields_ = [
+        ("entry", ctypes.c_char_p),
+        ("stream", ctypes.c_int64),
+        ("handle", ctypes.c_void_p),
+        ("event", ctypes.c_int64),
+        ("bytes", ctypes.c_uint64),
+        ("copies", ctypes.c_uint64),
+    ]
+
+
 def reset() -> None:
-    """Set the counts to zero, end all failures, limits and pauses, and set the number of devices to one."""
+    """Set the counts to zero, end failures, limits, pauses and the record, and set one device."""
     _library().vitcache_stand_in_reset()
 
 
@@ -61,6 +91,29 @@ def paused() -> Iterator[None]:
         yield
     finally:
         pause(False)
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """Record the calls of all threads inside the context. The list is empty until the context ends.
+
+    A call is recorded when it succeeds in queueing its work or begins to wait; queries are recorded, too.
+    Calls that set a device or a mode, and calls that create or destroy, are not recorded.
+    """
+    library = _library()
+    calls: list[Call] = []
+    library.vitcache_stand_in_record_calls(1)
+    try:
+        yield calls
+    finally:
+        library.vitcache_stand_in_record_calls(0)
+        number = library.vitcache_stand_in_recorded_calls(None, 0)
+        recorded = (_NativeCall * number)()
+        library.vitcache_stand_in_recorded_calls(recorded, number)
+        calls.extend(
+            Call(call.entry.decode(), call.stream, call.event, call.bytes, call.copies, call.handle or 0)
+            for call in recorded
+        )
 
 
 def fail(entry: str, nth: int = 1, error: int = 999) -> None:
@@ -95,6 +148,8 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(_path())
     library.vitcache_stand_in_count.restype = Counts
     library.vitcache_stand_in_limit_locked_bytes.argtypes = [ctypes.c_size_t]
+    library.vitcache_stand_in_recorded_calls.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.vitcache_stand_in_recorded_calls.restype = ctypes.c_size_t
     return library
 
 
