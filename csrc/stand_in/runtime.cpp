@@ -414,6 +414,7 @@ EXPORT int cudaMemcpy2DAsync(void* destination, std::size_t pitch, const void* s
   if (!state().locked.contains(rows, (height - 1) * source_pitch + width) &&
       !state().locked.contains(target, (height - 1) * pitch + width))
     count_synchronizing();
+  record_call({"cudaMemcpy2DAsync", found->serial(), stream, 0, width * height, height});
   found->push([=] {
     if (!begin_copy()) return;
     for (std::size_t row = 0; row < height; ++row)
