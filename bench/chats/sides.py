@@ -96,3 +96,9 @@ def open_ring(device: torch.device, stack: ExitStack) -> PinnedRing | None:
     if device.type == "cpu":
         return None
     return stack.enter_context(PinnedRing(RING_BYTES, backend="cuda", device=device))
+
+
+def stack_levels(inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
+    """Copy `inputs_embeds` and the deepstack levels into one tensor ``(1 + levels, tokens, hidden)``."""
+    levels = [] if deepstack is None else [deepstack]
+    return torch.cat([inputs_embeds[None], *levels])
