@@ -91,6 +91,16 @@ def test_features_of_at_most_one_micro_batch_start_early(monkeypatch: pytest.Mon
         assert (early, moved) == ([0, 1, 2][:num_early], [0, 1, 2])
 
 
+def test_no_feature_starts_early_behind_one_without_free_bytes_in_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = [Item(torch.full((4, 3), float(number)), Span(2 * number, 2)) for number in range(3)]
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        monkeypatch.setattr(pipeline._mover, "has_free_bytes", lambda feature: float(feature[0, 0]) != 1)
+        early, moved = started_features(monkeypatch, pipeline, items)
+    assert (early, moved) == ([0], [0, 1, 2])
+
+
 class SilentThreads(KeyThreads):
     """Threads whose `close` was interrupted at the worst moment: no future is put into the step's queue."""
 
