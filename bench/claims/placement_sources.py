@@ -1,4 +1,4 @@
-"""What the bench `scatter` places: tensors, and the pages of a cache. Each source checks its own counters.
+"""The sources of rows that the placement benches time, and the counts that show which work they did.
 
 A server takes a lease for each image in each step. So all leases are new in each call, except those of
 `UsedLeases`: they have been used on the stream before. The leases are taken outside of the time that is

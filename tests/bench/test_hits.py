@@ -1,4 +1,4 @@
-"""The bench `hits`: each named hit occurs in each step, or there is no number."""
+"""The bench `hits`: which case is timed, and when a row gets no number."""
 
 from __future__ import annotations
 
