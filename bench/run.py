@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from importlib import import_module
@@ -12,6 +13,7 @@ from types import ModuleType
 import torch
 
 from vitcache.bench.harness.record import ROOT, Recorder
+from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
@@ -35,10 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the JSON files"
     )
+    parser.add_argument("--lines", type=Path, metavar="FILE", help="also append each result to this file")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out cases that are finished in the file of --lines"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print a JSON object: for each bench, whether a GPU runs it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed."""
+    if args.list:
+        print(json.dumps({name: runs_on_gpu(bench) for name, bench in BENCHES.items()}))
+        return 0
+    if args.resume and args.lines is None:
+        print("vitcache bench: --resume needs --lines, the file of the earlier results", file=sys.stderr)
+        return 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
@@ -52,20 +67,33 @@ def run(args: argparse.Namespace) -> int:
         bench_device = getattr(bench, "DEVICE", device)
         is_claimed = bench_device.type == "cuda" or getattr(bench, "CLAIMS_CPU", False)
         size = args.cases or ("full" if is_claimed else "smoke")
-        recorder, timer = Recorder(name, args.out, bench_device), Timer(bench_device, REPEATS[size])
+        lines = ResultLines(args.lines) if args.lines else None
+        recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
+        timer = Timer(bench_device, REPEATS[size])
         for number, case in enumerate(bench.CASES[size], 1):
             label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"
+            if recorder.has_finished(case.name):
+                continue
+            recorder.begin(case.name, number, len(bench.CASES[size]))
             try:
                 torch.manual_seed(0)
                 for step in bench.run_case(case, recorder, timer):
                     _progress(f"{label}: {step}")
+                recorder.end(case.name)
             except Exception as error:
+                recorder.end(case.name, error)
                 failures += 1
                 _progress("")
                 print(f"{label} failed: {type(error).__name__}: {error}", file=sys.stderr)
         _progress("")
         _print_table(recorder)
     return 1 if failures else 0
+
+
+def runs_on_gpu(bench: ModuleType) -> bool:
+    """Whether a bench measures a GPU where one exists; a bench whose DEVICE is the CPU does not."""
+    declared: torch.device | None = getattr(bench, "DEVICE", None)
+    return declared is None or declared.type == "cuda"
 
 
 def _progress(text: str) -> None:
