@@ -1,4 +1,4 @@
-"""``python -m vitcache.bench.split FILE``: write the results of `make gpu` as a JSON file per bench and device.
+"""``python -m vitcache.bench.split FILE``: write the results of `make gpu` as a file per bench and device.
 
 The files are those that the bench itself writes, so `vitcache.bench.plot` and `vitcache.bench.tables` read
 them. A bench is complete if each of its cases is finished; with ``--partial``, the results of incomplete
@@ -54,11 +54,8 @@ def missing(cases: list[Case]) -> str:
     finished = [case for case in cases if case.state == "finished"]
     if len(finished) == count:
         return ""
-    named = [
-        f"{case.name} {'failed' if case.state == 'failed' else 'was cut'}"
-        for case in cases
-        if case not in finished
-    ]
+    words = {"begun": "was cut", "failed": "failed"}
+    named = [f"{case.name} {words[case.state]}" for case in cases if case.state in words]
     not_begun = count - len(cases)
     named += [f"{not_begun} not started"] if not_begun else []
     return f"{len(finished)} of {count} cases are finished ({', '.join(named)})"

@@ -1,0 +1,125 @@
+"""The probe at smoke size: every item has a verdict, and a failing item does not stop the next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import pytest
+import torch
+
+from vitcache.bench import probe
+from vitcache.bench.harness.result_lines import read
+from vitcache.bench.probes import copies, graphs, launches
+from vitcache.bench.probes.findings import Finding, Subject
+from vitcache.placement import dispatch
+
+SUBJECT = Subject(torch.device("cpu"))
+
+
+def verdicts(findings: Iterator[Finding]) -> dict[str, str]:
+    with probe.kernels_everywhere(SUBJECT):
+        return {finding.item: finding.verdict for finding in findings}
+
+
+def test_graph_items_check_the_values_of_replays() -> None:
+    assert verdicts(graphs.first_use(SUBJECT)) == {
+        "capture before warm_up": "left out",
+        "capture after warm_up": "ok",
+    }
+    assert verdicts(graphs.update_during_replay(SUBJECT)) == {
+        "update during a replay": "left out",
+        "replay after a refused update": "ok",
+        "update after a replay": "ok",
+    }
+
+
+def test_graph_items_find_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "scatter_embeddings", lambda out, *arguments: out.fill_(2))
+    assert verdicts(graphs.first_use(SUBJECT))["capture after warm_up"] == "BAD"
+    assert verdicts(graphs.update_during_replay(SUBJECT))["update after a replay"] == "BAD"
+
+
+def test_launch_items_time_every_offset_and_every_form_of_rows() -> None:
+    offsets = verdicts(launches.odd_ids(SUBJECT))
+    assert len(offsets) == 7
+    assert offsets.pop("no kernel is loaded for an offset") == "ok"
+    assert set(offsets.values()) == {"number"}
+    assert verdicts(launches.host_time(SUBJECT)) == dict.fromkeys(
+        ("issue one span", "issue 6 packed", "issue 6 fresh leases"), "number"
+    )
+
+
+def test_copy_items_give_rates_and_find_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdicts(copies.host_rows(SUBJECT)) == {
+        **dict.fromkeys(("pinned copy", "a copy per image", "placement, not calibrated"), "number"),
+        "calibration": "left out",
+    }
+    assert verdicts(copies.ring(SUBJECT)) == {"ring, 12 threads, 4 MiB": "number"}
+    monkeypatch.setattr(copies.torch, "equal", lambda *arguments: False)
+    assert verdicts(copies.ring(SUBJECT)) == {"ring, 12 threads, 4 MiB": "BAD"}
+
+
+def test_probe_kernels_are_chosen_only_inside_the_probe() -> None:
+    chosen = dispatch.uses_kernels
+    with probe.kernels_everywhere(SUBJECT):
+        assert dispatch.uses_kernels(SUBJECT.device)
+    assert dispatch.uses_kernels is chosen
+
+
+def raises(subject: Subject) -> Iterator[Finding]:
+    yield Finding.number("first", 1.23456, "GB/s")
+    raise RuntimeError("device lost")
+
+
+def holds(subject: Subject) -> Iterator[Finding]:
+    yield Finding.of("last", True)
+
+
+@pytest.fixture
+def fake_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two items in the process of the probe, one whose process is killed, and one whose process hangs."""
+    killed = 'print(\'{"item": "captured", "verdict": "ok"}\', flush=True); import os; os.abort()'
+    sources = {"killed": killed, "hangs": "import time; time.sleep(60)"}
+    monkeypatch.setattr(probe, "ISOLATED", ("killed", "hangs"))
+    monkeypatch.setattr(probe, "IN_TURN", ("raises", "holds"))
+    monkeypatch.setattr(probe, "items", lambda: {"raises": raises, "holds": holds})
+    monkeypatch.setattr(probe, "MOST_S", 0.5)
+    monkeypatch.setattr(
+        probe,
+        "start_isolated",
+        lambda name: Popen([sys.executable, "-c", sources[name]], stdout=PIPE, stderr=PIPE, text=True),
+    )
+
+
+@pytest.mark.usefixtures("fake_items")
+def test_probe_goes_on_after_items_that_raise_hang_or_are_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert probe.main(["--lines", str(tmp_path / "results.jsonl")]) == 1
+    lines = read(tmp_path / "results.jsonl")
+    assert [(line["item"], line["verdict"]) for line in lines] == [
+        *(("captured", "ok"), ("killed", "BAD"), ("hangs", "BAD")),
+        *(("first", "number"), ("raises", "BAD"), ("last", "ok")),
+    ]
+    assert {line["kind"] for line in lines} == {"probe"}
+    texts = {line["item"]: line["text"] for line in lines}
+    assert texts["killed"].startswith("exit code -6")
+    assert "ended after 0 s" in texts["hangs"]
+    assert texts["raises"] == "RuntimeError: device lost"
+    output = capsys.readouterr().out.splitlines()
+    assert output[3].split() == ["number", "first", "1.235", "GB/s"]
+    assert len(output) == len(lines)
+
+
+@pytest.mark.usefixtures("fake_items")
+def test_probe_leaves_out_the_items_that_do_not_fit_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "ISOLATED", ())
+    now = iter([0.0, 0.0, 18.5])
+    found = list(probe.probe(20, SUBJECT, clock=lambda: next(now)))
+    assert [(finding.item, finding.verdict) for finding in found] == [
+        *(("first", "number"), ("raises", "BAD"), ("holds", "left out"))
+    ]
+    assert found[-1].text == "the probe has 20 s in all"
