@@ -9,7 +9,7 @@
 # make bench        run the benches; ARGS="--cases smoke" passes options to python -m vitcache bench
 # make gpu          run a probe, the GPU tests, the benches and the sanitizers with the machine's own python3, without network
 #                   or .venv, in order of their worth. RESULTS=dir, ONLY="probe tests sanitize <bench>...", DRY=1 for smoke
-#                   sizes on the CPU, BUDGET=seconds to end in time, RESUME=dir to go on where a run ended, COMMIT=name where
+#                   sizes on the CPU, BUDGET=seconds to end in time, RESUME=dir to continue a run, COMMIT=name where
 #                   the sources are not in git
 # make clean        remove all files that these targets create
 #

@@ -80,7 +80,7 @@ def probe(
 ) -> Iterator[Finding]:
     """Yield the findings of all items, within `limit_s` seconds if a limit is given."""
     end = clock() + (float("inf") if limit_s is None else limit_s)
-    # The isolated items measure no time, so they run beside each other, and before the others.
+    # The isolated items measure no time, so they run at the same time, before the items that measure.
     processes = {name: start_isolated(name) for name in ISOLATED}
     for name, process in processes.items():
         yield from read_isolated(name, process, min(end - clock(), MOST_S))

@@ -3,8 +3,8 @@
 #
 #   RESULTS=dir       folder of results.jsonl, gpu.log and the test reports; default results, or results/dry
 #   ONLY="part ..."   only these parts: probe, tests, sanitize, or names of benches
-#   BUDGET=seconds    end after this time, with the results so far and the command that goes on
-#   RESUME=dir        go on from the results in this folder; finished parts, cases and tests do not run again
+#   BUDGET=seconds    end after this time, with the results so far and the command that continues
+#   RESUME=dir        continue from the results in this folder; finished parts, cases and tests do not run again
 #   DRY=1             smoke sizes on the CPU
 #   PYTHON=python3    the interpreter; with DRY=1 the default is .venv/bin/python if it exists
 #   COMMIT=name       the commit to record, where the sources are not in a git repository

@@ -1,4 +1,4 @@
-"""Runs of fake parts: the budget ends them, a later run goes on, and the summary says both."""
+"""Runs of fake parts: the budget ends them, a later run continues, and the summary says both."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Runner:
         self.slow: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.facts: dict[str, Any] = dict(FACTS)
-        monkeypatch.setattr(facts, "ask", lambda settings: {**self.facts, "has_xdist": False})
+        monkeypatch.setattr(facts, "ask", lambda settings, limit_s: {**self.facts, "has_xdist": False})
         benches = {"placement": True, "ring": True, "cache": False}
-        monkeypatch.setattr(facts, "list_benches", lambda settings: benches)
+        monkeypatch.setattr(facts, "list_benches", lambda settings, limit_s: benches)
         monkeypatch.setattr(gpu_run, "bench_names", lambda root: sorted(benches))
         monkeypatch.setattr(gpu_run, "make_part", self.make_part)
 
@@ -66,7 +66,7 @@ class Runner:
 
 
 class LateClock:
-    """A clock at 0 until a file has a line of a case `b`. Then the time of a part in a run of 60 s is over."""
+    """A clock at 0 until a file has a line of a case `b`. Then a part has no time left in a run of 60 s."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._begin = file, 0.0
@@ -89,7 +89,7 @@ def test_run_without_a_budget_runs_all_parts_in_order(runner: Runner, capfdbinar
     ]
     output = capfdbinary.readouterr().out.decode()
     assert "  placement                    0 s  ok\n" in output
-    assert "To go on" not in output
+    assert "To continue" not in output
     assert (runner.root / "out/gpu.log").read_bytes().decode() == output
     assert [line["commit"] for line in runner.lines("run")] == ["abc"]
 
@@ -102,7 +102,7 @@ def test_budget_cuts_a_part_keeps_its_rows_and_names_the_rest(runner: Runner, ca
     output = capfdbinary.readouterr().out.decode()
     assert "CUT  1 of 3 cases: a; 2 rows" in output
     assert f"  {'ring':<24}          not started" in output
-    assert "BUDGET=60 ended the run; nothing failed.\nTo go on: make gpu RESUME=out BUDGET=60\n" in output
+    assert "BUDGET=60 ended the run; nothing failed.\nTo continue: make gpu RESUME=out BUDGET=60\n" in output
     assert [row["value"] for row in runner.lines("row")] == ["a", "b"]
     outcomes = {line["part"]: line["outcome"] for line in runner.lines("part")}
     assert outcomes == {"probe": "ok", "tests": "ok", "placement": "cut"}
@@ -138,7 +138,7 @@ def test_failed_part_fails_the_run_and_is_repeated_by_a_resumed_run(runner: Runn
     assert runner.run() == 1
     output = capfdbinary.readouterr().out.decode()
     assert "FAILED (1)  2 of 3 cases: a, c; 3 rows; failed: b" in output
-    assert "To go on: make gpu RESUME=out\n" in output
+    assert "To continue: make gpu RESUME=out\n" in output
     runner.failed.clear()
     assert runner.run(resume=Path("out"), only=("ring",)) == 0
     assert runner.lines("part")[-1] | {"utc": ""} == {
@@ -170,7 +170,7 @@ def test_results_of_another_commit_are_refused_before_anything_is_written(runner
 
 def test_results_of_a_gpu_are_not_overwritten_but_those_of_a_dry_run_are(runner: Runner) -> None:
     runner.run(only=("ring",))
-    with pytest.raises(ValueError, match="RESULTS=out has results: RESUME=out goes on"):
+    with pytest.raises(ValueError, match="RESULTS=out has results: RESUME=out continues"):
         runner.run(only=("ring",))
     runner.run(results=Path("second"), only=("ring",))
     with pytest.raises(ValueError, match="RESULTS=second has results"):
@@ -234,4 +234,4 @@ def test_interrupted_run_says_which_part_was_interrupted(
     output = capfdbinary.readouterr().out.decode()
     assert f"  {'ring':<24}          interrupted" in output
     assert f"  {'placement':<24}          not started" in output
-    assert 'To go on: make gpu RESUME=out ONLY="ring placement"' in output
+    assert 'To continue: make gpu RESUME=out ONLY="ring placement"' in output

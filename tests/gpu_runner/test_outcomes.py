@@ -1,4 +1,4 @@
-"""The outcomes in the lines of a run: what is finished, and which results may be in one file."""
+"""The outcomes in the lines of a run: finished tests and parts, and which results may be in one file."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_command_output_of_both_streams_and_its_exit_code_are_returned(code: int
     assert clock.output == b"out\nerr\n"
 
 
-def test_command_past_its_limit_gets_sigint_and_may_write_what_it_has() -> None:
+def test_command_past_its_limit_gets_sigint_and_may_write_its_results() -> None:
     clock = FastClock()
     source = f"""
 try:
@@ -124,7 +124,7 @@ def test_interrupt_of_the_run_ends_the_command() -> None:
     assert b"KeyboardInterrupt" in output[1]
 
 
-def test_command_of_a_process_that_handles_sigint_receives_it_though_its_shell_ignores_it() -> None:
+def test_command_receives_sigint_though_the_shell_of_the_run_ignores_it() -> None:
     """A shell that starts a job in the background makes it ignore SIGINT; the runner sets a handler."""
     support = Path(__file__).parents[1] / "support"
     inner = f"{READY}; {SLEEP}"

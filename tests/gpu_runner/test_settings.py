@@ -73,3 +73,12 @@ def test_script_refuses_a_wrong_variable_by_its_name(variables: dict[str, str], 
     assert done.returncode == 1
     assert done.stderr.startswith("make gpu: ")
     assert message in done.stderr
+
+
+def test_script_with_too_short_a_budget_ends_without_a_failure(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHON": sys.executable, "DRY": "1", "BUDGET": "2.1", "ONLY": "keys"}
+    env["RESULTS"] = str(tmp_path / "out")
+    done = subprocess.run(["bash", str(ROOT / "tests/gpu/run.sh")], env=env, capture_output=True, text=True)
+    assert "BUDGET=2.1 ended the run before its first part" in done.stderr
+    assert done.returncode == 0
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 
 from gpu_runner.budget import Budget
-from gpu_runner.facts import NotReady
+from gpu_runner.facts import NotReady, OutOfTime
 from gpu_runner.gpu_run import GpuRun
 from gpu_runner.settings import Settings
 
@@ -28,6 +28,12 @@ def main(python: str) -> int:
         settings = Settings.read(os.environ, python)
         budget = Budget(settings.budget_s, budget.started)
         return GpuRun(settings, budget).run()
+    except OutOfTime as error:
+        print(
+            f"make gpu: BUDGET={budget.seconds:g} ended the run before its first part: {error}",
+            file=sys.stderr,
+        )
+        return 0
     except (ValueError, NotReady) as error:
         print(f"make gpu: {error}", file=sys.stderr)
         return 1

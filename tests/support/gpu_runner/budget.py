@@ -30,7 +30,7 @@ class Budget:
         self.seconds = seconds
         self.clock = clock
         self.started = clock() if started is None else started
-        # A part is interrupted this long before it is killed, so that it can write what it has.
+        # A part is interrupted this long before it is killed, so that it can write its results.
         self.grace_s = min(MOST_GRACE_S, max(LEAST_GRACE_S, (seconds or 0.0) * GRACE_SHARE))
 
     @property

@@ -37,20 +37,22 @@ class NotReady(Exception):
     """The run cannot start; the message says why."""
 
 
-def ask(settings: Settings) -> dict[str, Any]:
+class OutOfTime(Exception):
+    """The budget ended the run before its first part."""
+
+
+def ask(settings: Settings, limit_s: float) -> dict[str, Any]:
     """Return device, torch, commit and whether pytest-xdist is installed.
 
     Raises
     ------
     NotReady
         If torch is missing or too old, or finds no CUDA device.
+    OutOfTime
+        If that takes longer than `limit_s` seconds. So does each function of this module with a limit.
     """
-    command = [settings.python, "-c", QUESTIONS]
-    env = settings.environment()
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=settings.root)
-    if done.returncode:
-        raise NotReady(f"{settings.python} cannot import torch:\n{done.stderr}")
-    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    output = _output_of(settings, ["-c", QUESTIONS], "torch cannot be imported", limit_s)
+    facts: dict[str, Any] = json.loads(output)
     if "error" in facts:
         raise NotReady(facts["error"])
     return {**facts, "commit": commit_of(settings)}
@@ -82,7 +84,7 @@ def build(settings: Settings, write: Callable[[bytes], object], limit_s: float) 
     Raises
     ------
     NotReady
-        If the build fails, or the budget ends it.
+        If the build fails.
     """
     for folder in [*settings.root.glob("build/lib.*"), *settings.root.glob("build/bdist.*")]:
         shutil.rmtree(folder)  # the package would include files of an earlier build, too
@@ -92,12 +94,13 @@ def build(settings: Settings, write: Callable[[bytes], object], limit_s: float) 
     pip = [settings.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-index"]
     options = ["--no-build-isolation", "--no-deps", "--upgrade", "--target", "build/gpu", "."]
     ended = run([*pip, *options], env=env, directory=settings.root, write=write, limit_s=limit_s, grace_s=1.0)
-    if ended.is_cut or ended.code:
-        reason = "the budget ended the build" if ended.is_cut else "the build failed"
-        raise NotReady(f"{reason}, its output is above and in {settings.log}")
+    if ended.is_cut:
+        raise OutOfTime(f"the build is not complete, its output is in {settings.log}")
+    if ended.code:
+        raise NotReady(f"the build failed, its output is above and in {settings.log}")
 
 
-def list_benches(settings: Settings) -> dict[str, bool]:
+def list_benches(settings: Settings, limit_s: float) -> dict[str, bool]:
     """Return, for each bench, whether it declares to measure a GPU.
 
     Raises
@@ -105,11 +108,28 @@ def list_benches(settings: Settings) -> dict[str, bool]:
     NotReady
         If the benches cannot be imported.
     """
-    command = [settings.python, "-m", "vitcache", "bench", "--list"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=settings.environment(), cwd=settings.root
+    command = ["-m", "vitcache", "bench", "--list"]
+    benches: dict[str, bool] = json.loads(
+        _output_of(settings, command, "the benches cannot be listed", limit_s)
     )
-    if done.returncode:
-        raise NotReady(f"the benches cannot be listed:\n{done.stderr}")
-    benches: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
     return benches
+
+
+def _output_of(settings: Settings, arguments: list[str], failure: str, limit_s: float) -> str:
+    """Return the last line that a command of the interpreter prints."""
+    if limit_s <= 0:
+        raise OutOfTime("the time is over")
+    try:
+        done = subprocess.run(
+            [settings.python, *arguments],
+            capture_output=True,
+            text=True,
+            env=settings.environment(),
+            cwd=settings.root,
+            timeout=None if limit_s == float("inf") else limit_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OutOfTime(f"{settings.python} needs more than {limit_s:.0f} s to import torch") from error
+    if done.returncode:
+        raise NotReady(f"{failure}:\n{done.stderr}")
+    return done.stdout.splitlines()[-1]

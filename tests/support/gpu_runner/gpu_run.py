@@ -36,17 +36,18 @@ class GpuRun:
             If ONLY has an unknown part, or the earlier results do not fit this run.
         NotReady
             If the interpreter, the device or the package is not usable.
+        OutOfTime
+            If the budget ends the run before its first part.
         """
         settings = self.settings
         check_only(settings.only, bench_names(settings.root))
-        machine = facts.ask(settings)
+        machine = facts.ask(settings, self.budget.left_s)
         has_xdist = machine.pop("has_xdist")
         self._env["VITCACHE_COMMIT"] = machine["commit"]
         self.folder = ResultsFolder(settings, machine)
         if settings.needs_build:
             facts.build(settings, self.folder.write, self.budget.left_s)
-        chosen = settings.only or in_order(facts.list_benches(settings), dry=settings.dry)
-        self._names = list(dict.fromkeys(chosen))
+        self._names = list(dict.fromkeys(settings.only or self._all_names()))
         finished = outcomes.finished_parts(self.folder.lines()) if settings.resume else set()
         self.folder.add("run", **machine, utc=_utc(), budget_s=settings.budget_s, parts=self._names)
         shutil.rmtree(settings.bench_files, ignore_errors=True)
@@ -61,6 +62,10 @@ class GpuRun:
             self.folder.copy_traces()
             self.print_summary()
         return 1 if self._num_failed else 0
+
+    def _all_names(self) -> list[str]:
+        benches = facts.list_benches(self.settings, self.budget.left_s)
+        return in_order(benches, dry=self.settings.dry)
 
     def run_part(self, part: Part) -> None:
         """Run the commands of a part, and record its outcome."""
@@ -110,7 +115,7 @@ class GpuRun:
             self._unfinished.remove(name)
 
     def print_summary(self) -> None:
-        """Print a line per part, and the command that goes on from here."""
+        """Print a line per part, and the command that continues from here."""
         settings, budget = self.settings, self.budget
         dry = " DRY=1" if settings.dry else ""
         lines = [f"\nmake gpu{dry}, {budget.used_s:.0f} s, results in {settings.results}"]
@@ -120,7 +125,7 @@ class GpuRun:
             state = f"{self._num_failed} parts have failures" if self._num_failed else "nothing failed"
             lines.append(f"BUDGET={settings.budget_s:g} ended the run; {state}.")
         if self._unfinished:
-            lines.append(f"To go on: {settings.command_to_resume()}")
+            lines.append(f"To continue: {settings.command_to_resume()}")
         self.folder.write(("\n".join(lines) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""What the lines of a run say: finished tests, finished parts, and results so far."""
+"""The outcomes in the lines of a run: finished tests, finished parts, and results so far."""
 
 from collections import Counter
 from typing import Any

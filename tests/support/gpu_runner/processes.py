@@ -63,7 +63,7 @@ def run(
                 now = clock()
                 if interrupted_at is None and now - begin >= limit_s:
                     interrupted_at = now
-                    # Only the first process: it ends its own children, and writes what it has.
+                    # Only the first process: it ends its own children, and writes its results.
                     process.send_signal(signal.SIGINT)
                 elif interrupted_at is not None and now - interrupted_at >= grace_s:
                     break

@@ -19,7 +19,7 @@ TRACE = "-timeline.json.gz"
 
 
 class ResultsFolder:
-    """An open folder, with the results of an earlier run if the run resumes one.
+    """An open folder, with the results of an earlier run if the run resumes it.
 
     Raises
     ------
@@ -58,7 +58,7 @@ class ResultsFolder:
         lines = [] if self._settings.dry else read(self._settings.lines)
         if any(line["kind"] in outcomes.RESULTS for line in lines):
             raise ValueError(
-                f"RESULTS={results} has results: RESUME={results} goes on; or choose another folder"
+                f"RESULTS={results} has results: RESUME={results} continues; or choose another folder"
             )
 
     def add(self, kind: str, **fields: Any) -> None:

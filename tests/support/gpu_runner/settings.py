@@ -16,7 +16,7 @@ class Settings:
     """The variables of `make gpu`, with their defaults.
 
     `python` is the interpreter, `results` the folder of the results, and `resume` the folder of the results
-    that the run goes on from, or None.
+    that the run continues, or None.
     """
 
     python: str
@@ -73,7 +73,7 @@ class Settings:
         return env
 
     def command_to_resume(self) -> str:
-        """Return the command that goes on where this run ended."""
+        """Return the command that continues where this run ended."""
         names = {"RESUME": str(self.results), "ONLY": " ".join(self.only), "DRY": "1" if self.dry else ""}
         names["BUDGET"] = "" if self.budget_s is None else f"{self.budget_s:g}"
         names["PYTHON"] = os.environ.get("PYTHON", "")
