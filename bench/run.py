@@ -13,12 +13,13 @@ from types import ModuleType
 import torch
 
 from vitcache.bench.harness.record import ROOT, Recorder
+from vitcache.bench.harness.registry import CPU, GPU, cases_for
 from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "keys", "limit"),
-    *("multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
+    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "hits", "keys"),
+    *("limit", "multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES
@@ -28,7 +29,11 @@ REPEATS = {"full": 50, "smoke": 3}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument("--bench", choices=sorted(BENCHES), help="run only this bench (default: all)")
+    parser.add_argument(
+        "--bench",
+        choices=sorted(BENCHES),
+        help="run only this bench (default: all; on a GPU, all that measure it)",
+    )
     parser.add_argument(
         "--cases",
         choices=sorted(REPEATS),
@@ -49,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed."""
     if args.list:
-        print(json.dumps({name: runs_on_gpu(bench) for name, bench in BENCHES.items()}))
+        on_gpu = names_for(GPU)
+        print(json.dumps({name: name in on_gpu for name in BENCHES}))
         return 0
     if args.resume and args.lines is None:
         print("vitcache bench: --resume needs --lines, the file of the earlier results", file=sys.stderr)
@@ -62,19 +68,26 @@ def run(args: argparse.Namespace) -> int:
         # Triton's interpreter, only to show that they work.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     failures = 0
-    for name in [args.bench] if args.bench else sorted(BENCHES):
+    names = [args.bench] if args.bench else names_for(device.type)
+    for name in sorted(BENCHES.keys() - set(names)) if args.bench is None else ():
+        print(f"{name}: left out, it measures the CPU; choose it with --bench {name}")
+    for name in names:
         bench = BENCHES[name]
         bench_device = getattr(bench, "DEVICE", device)
         is_claimed = bench_device.type == "cuda" or getattr(bench, "CLAIMS_CPU", False)
         size = args.cases or ("full" if is_claimed else "smoke")
+        cases = cases_for(bench.CASES[size], size, bench_device.type)
+        if not cases:
+            print(f"{name}: no case of the size {size} runs on a device of the type {bench_device.type}")
+            continue
         lines = ResultLines(args.lines) if args.lines else None
         recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
         timer = Timer(bench_device, REPEATS[size])
-        for number, case in enumerate(bench.CASES[size], 1):
-            label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"
+        for number, case in enumerate(cases, 1):
+            label = f"{name} {number}/{len(cases)} {case.name}"
             if recorder.has_finished(case.name):
                 continue
-            recorder.begin(case.name, number, len(bench.CASES[size]))
+            recorder.begin(case.name, number, len(cases))
             try:
                 torch.manual_seed(0)
                 for step in bench.run_case(case, recorder, timer):
@@ -90,10 +103,18 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def runs_on_gpu(bench: ModuleType) -> bool:
-    """Whether a bench measures a GPU where one exists; a bench whose DEVICE is the CPU does not."""
-    declared: torch.device | None = getattr(bench, "DEVICE", None)
-    return declared is None or declared.type == "cuda"
+def names_for(device_type: str) -> list[str]:
+    """Return the names of the benches with a claim about a machine: about its GPU if it has one, else all.
+
+    A module with ``DEVICE = torch.device("cpu")`` measures the CPU on every machine.
+    """
+    if device_type == CPU:
+        return sorted(BENCHES)
+    return sorted(
+        name
+        for name, bench in BENCHES.items()
+        if getattr(bench, "DEVICE", None) is None and cases_for(bench.CASES["full"], "full", device_type)
+    )
 
 
 def _progress(text: str) -> None:
