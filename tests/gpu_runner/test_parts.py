@@ -99,7 +99,7 @@ def test_bench_runs_full_cases_on_a_gpu_and_appends_to_the_lines() -> None:
 
 def test_probe_has_20_seconds_on_a_gpu_and_no_limit_in_a_dry_run() -> None:
     part = make_part("probe", GPU, has_xdist=False)
-    assert part.commands[0].arguments[-2:] == ["--seconds", "20"]
+    assert part.commands[0].arguments[-2:] == ["--seconds", "18"]
     assert part.limit_s == 30
     assert make_part("probe", DRY, has_xdist=False).limit_s == float("inf")
 

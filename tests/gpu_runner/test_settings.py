@@ -82,3 +82,10 @@ def test_script_with_too_short_a_budget_ends_without_a_failure(tmp_path: Path) -
     assert "BUDGET=2.1 ended the run before its first part" in done.stderr
     assert done.returncode == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_every_variable_of_the_script_is_passed_on_by_make_and_documented() -> None:
+    script, makefile = (ROOT / "tests/gpu/run.sh").read_text(), (ROOT / "Makefile").read_text()
+    for name in ("RESULTS", "ONLY", "BUDGET", "RESUME", "DRY", "PYTHON", "COMMIT"):
+        assert f"\n#   {name}=" in script
+        assert f"{name}='$({name})'" in makefile
