@@ -1,4 +1,4 @@
-"""The probe at smoke size: every item has a verdict, and a failing item does not stop the next."""
+"""The probe as a command: its lines, its time, and items that fail, hang or are killed."""
 
 from __future__ import annotations
 
@@ -12,54 +12,10 @@ import torch
 
 from vitcache.bench import probe
 from vitcache.bench.harness.result_lines import read
-from vitcache.bench.probes import copies, graphs, launches
 from vitcache.bench.probes.findings import Finding, Subject
 from vitcache.placement import dispatch
 
 SUBJECT = Subject(torch.device("cpu"))
-
-
-def verdicts(findings: Iterator[Finding]) -> dict[str, str]:
-    with probe.kernels_everywhere(SUBJECT):
-        return {finding.item: finding.verdict for finding in findings}
-
-
-def test_graph_items_check_the_values_of_replays() -> None:
-    assert verdicts(graphs.first_use(SUBJECT)) == {
-        "capture before warm_up": "left out",
-        "capture after warm_up": "ok",
-    }
-    assert verdicts(graphs.update_during_replay(SUBJECT)) == {
-        "update during a replay": "left out",
-        "replay after a refused update": "ok",
-        "update after a replay": "ok",
-    }
-
-
-def test_graph_items_find_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "scatter_embeddings", lambda out, *arguments: out.fill_(2))
-    assert verdicts(graphs.first_use(SUBJECT))["capture after warm_up"] == "BAD"
-    assert verdicts(graphs.update_during_replay(SUBJECT))["update after a replay"] == "BAD"
-
-
-def test_launch_items_time_every_offset_and_every_form_of_rows() -> None:
-    offsets = verdicts(launches.odd_ids(SUBJECT))
-    assert len(offsets) == 7
-    assert offsets.pop("no kernel is loaded for an offset") == "ok"
-    assert set(offsets.values()) == {"number"}
-    assert verdicts(launches.host_time(SUBJECT)) == dict.fromkeys(
-        ("issue one span", "issue 6 packed", "issue 6 fresh leases"), "number"
-    )
-
-
-def test_copy_items_give_rates_and_find_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verdicts(copies.host_rows(SUBJECT)) == {
-        **dict.fromkeys(("pinned copy", "a copy per image", "placement, not calibrated"), "number"),
-        "calibration": "left out",
-    }
-    assert verdicts(copies.ring(SUBJECT)) == {"ring, 12 threads, 4 MiB": "number"}
-    monkeypatch.setattr(copies.torch, "equal", lambda *arguments: False)
-    assert verdicts(copies.ring(SUBJECT)) == {"ring, 12 threads, 4 MiB": "BAD"}
 
 
 def test_probe_kernels_are_chosen_only_inside_the_probe() -> None:
