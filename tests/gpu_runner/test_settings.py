@@ -41,6 +41,11 @@ def test_environment_of_a_part_has_the_caller_s_python_path_last(monkeypatch: py
     assert paths == [str(ROOT / "build/gpu"), str(ROOT / "tests/support"), "/site"]
 
 
+def test_dry_run_uses_no_gpu_even_if_the_machine_has_one() -> None:
+    env = Settings("python3", Path("out"), dry=True).environment()
+    assert (env["CUDA_VISIBLE_DEVICES"], env["VITCACHE_GPU_DRY"], env["TRITON_INTERPRET"]) == ("", "1", "1")
+
+
 def test_commit_is_the_variable_else_git_s_else_a_digest_of_the_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

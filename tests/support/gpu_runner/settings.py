@@ -69,7 +69,8 @@ class Settings:
         paths += [str(self.root / "tests/support"), *filter(None, [env.get("VITCACHE_PYTHONPATH")])]
         env["PYTHONPATH"] = os.pathsep.join(paths)
         if self.dry:
-            env.update(VITCACHE_GPU_DRY="1", TRITON_INTERPRET="1")
+            # A dry run does not use a GPU even if the machine has one.
+            env.update(VITCACHE_GPU_DRY="1", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
         return env
 
     def command_to_resume(self) -> str:
