@@ -7,8 +7,10 @@
 # make check        run the linters, the type checker and the formatters' checks
 # make format       format the code, repair lint errors, and write the stub of the native module
 # make bench        run the benches; ARGS="--cases smoke" passes options to python -m vitcache bench
-# make gpu          run the GPU tests, the benches and the sanitizers with the machine's own python3, without network or .venv
-#                   RESULTS=dir, ONLY="tests sanitize <bench>...", DRY=1 for smoke sizes on the CPU
+# make gpu          run a probe, the GPU tests, the benches and the sanitizers with the machine's own python3, without network
+#                   or .venv, in order of their worth. RESULTS=dir, ONLY="probe tests sanitize <bench>...", DRY=1 for smoke
+#                   sizes on the CPU, BUDGET=seconds to end in time, RESUME=dir to continue a run, COMMIT=name where
+#                   the sources are not in git
 # make clean        remove all files that these targets create
 #
 # PYTHON=python3.12 chooses the interpreter, CXX=g++-13 the compiler, MIN_DISK_GB=6 the free disk space to require.
@@ -79,7 +81,8 @@ soak: setup
 
 # A dry run uses .venv if it exists, and updates it first.
 gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
-	@PYTHON='$(PYTHON)' RESULTS='$(RESULTS)' ONLY='$(ONLY)' DRY='$(DRY)' bash tests/gpu/run.sh
+	@PYTHON='$(PYTHON)' RESULTS='$(RESULTS)' ONLY='$(ONLY)' DRY='$(DRY)' BUDGET='$(BUDGET)' RESUME='$(RESUME)' \
+	  COMMIT='$(COMMIT)' bash tests/gpu/run.sh
 
 # The stub of the native module, generated from its bindings. The bindings accept only int for integers; version,
 # compiler and flags of this build are left out.

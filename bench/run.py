@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from importlib import import_module
@@ -12,7 +13,8 @@ from types import ModuleType
 import torch
 
 from vitcache.bench.harness.record import ROOT, Recorder
-from vitcache.bench.harness.registry import CPU, cases_for
+from vitcache.bench.harness.registry import CPU, GPU, cases_for
+from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
@@ -40,10 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the JSON files"
     )
+    parser.add_argument("--lines", type=Path, metavar="FILE", help="also append each result to this file")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out cases that are finished in the file of --lines"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print a JSON object: for each bench, whether a GPU runs it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed."""
+    if args.list:
+        on_gpu = names_for(GPU)
+        print(json.dumps({name: name in on_gpu for name in BENCHES}))
+        return 0
+    if args.resume and args.lines is None:
+        print("vitcache bench: --resume needs --lines, the file of the earlier results", file=sys.stderr)
+        return 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
@@ -64,14 +80,21 @@ def run(args: argparse.Namespace) -> int:
         if not cases:
             print(f"{name}: no case of the size {size} runs on a device of the type {bench_device.type}")
             continue
-        recorder, timer = Recorder(name, args.out, bench_device), Timer(bench_device, REPEATS[size])
+        lines = ResultLines(args.lines) if args.lines else None
+        recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
+        timer = Timer(bench_device, REPEATS[size])
         for number, case in enumerate(cases, 1):
             label = f"{name} {number}/{len(cases)} {case.name}"
+            if recorder.has_finished(case.name):
+                continue
+            recorder.begin(case.name, number, len(cases))
             try:
                 torch.manual_seed(0)
                 for step in bench.run_case(case, recorder, timer):
                     _progress(f"{label}: {step}")
+                recorder.end(case.name)
             except Exception as error:
+                recorder.end(case.name, error)
                 failures += 1
                 _progress("")
                 print(f"{label} failed: {type(error).__name__}: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ failed=0
 slowest() {
   sed -nE -e 's/^ *([0-9]+\.[0-9]+)s (call|setup|teardown) +(.*)/\1 \3 \2/p' \
     -e 's/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: ([^ ]+) .* ([0-9]+\.[0-9]+) sec.*/\2 \1/p' \
-    -e '/^  tests /d; s/^  ([a-z]+) +([0-9]+) s  ok$/\2 bench \1/p' "$log" |
+    -e '/^  (tests|probe) /d; s/^  ([a-z]+) +([0-9]+) s  ok$/\2 bench \1/p' "$log" |
     sed 's/ call$//' | sort -rn | head -n10 | awk '{ time = $1; $1 = ""; printf "    %6.1f s %s\n", time, $0 }'
 }
 
@@ -58,7 +58,7 @@ case $target in
     part "tests and docstring examples" "${pytest[@]}"
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread
-    part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= bash tests/gpu/run.sh
+    part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= BUDGET= RESUME= bash tests/gpu/run.sh
     ;;
   oldest)
     for overlay in "$@"; do

@@ -1,8 +1,12 @@
-"""One schema for all results. Every file is valid JSON after each result."""
+"""One schema for all results. Every file is valid JSON after each result.
+
+With a `ResultLines`, each result is also a line there, between the lines that begin and end its case.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 
+from vitcache.bench.harness.result_lines import ResultLines, cases_of, read
 from vitcache.bench.harness.timing import Sample
 
 ROOT = Path(__file__).resolve().parents[1]  # bench/
@@ -28,13 +33,43 @@ class Recorder:
     Rewrites the file after each result, so that the file of an interrupted run contains all results so far.
     """
 
-    def __init__(self, bench: str, directory: Path, device: torch.device) -> None:
+    def __init__(
+        self,
+        bench: str,
+        directory: Path,
+        device: torch.device,
+        *,
+        lines: ResultLines | None = None,
+        resume: bool = False,
+    ) -> None:
         self.rows: list[dict[str, Any]] = []
         self.bench = bench
         self.machine = describe_machine(device)
         directory.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^a-z0-9]+", "-", self.machine["device"].lower()).strip("-")
-        self.path = directory / f"{bench}-{name}.json"
+        self.path = path_of(bench, self.machine["device"], directory)
+        self._lines = lines
+        self._finished: set[str] = set()
+        if lines is not None and resume:
+            for case in cases_of(read(lines.path)).get(bench, []):
+                if case.state == "finished":
+                    self._finished.add(case.name)
+                    self.rows += case.rows
+
+    def has_finished(self, case: str) -> bool:
+        """Whether an earlier run, which this run resumes, finished the case. Its rows are in `rows`."""
+        return case in self._finished
+
+    def begin(self, case: str, number: int, count: int) -> None:
+        """Record that case `number` of `count` begins. It replaces an earlier attempt at the case."""
+        if self._lines is not None:
+            self._lines.add("case", bench=self.bench, case=case, state="begun", number=number, count=count)
+
+    def end(self, case: str, error: Exception | None = None) -> None:
+        """Record that the case is finished, or failed with an error."""
+        if self._lines is not None:
+            state = "finished" if error is None else "failed"
+            message = None if error is None else f"{type(error).__name__}: {error}"
+            self._lines.add("case", bench=self.bench, case=case, state=state, error=message)
 
     def add(
         self,
@@ -79,13 +114,29 @@ class Recorder:
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.rows.append({name: row[name] for name in FIELDS})
-        lines = ",\n".join(json.dumps(row) for row in self.rows)
-        self.path.write_text(f"[\n{lines}\n]\n")
+        if self._lines is not None:
+            self._lines.add("row", **self.rows[-1])
+        write_rows(self.rows, self.path)
+
+
+def path_of(bench: str, device: str, directory: Path) -> Path:
+    """Return the path of a bench's results on a device with this name."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return directory / f"{bench}-{name}.json"
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write a result file, with one row per line."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n")
 
 
 @cache
-def describe_machine(device: torch.device) -> dict[str, str | None]:
-    """Return the facts that a result depends on: device, driver, torch, triton, commit."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the facts that a result depends on: device, driver, torch, triton, commit.
+
+    The environment variable VITCACHE_COMMIT names the commit where the sources are not in a git repository.
+    """
     try:
         import triton
 
@@ -100,7 +151,8 @@ def describe_machine(device: torch.device) -> dict[str, str | None]:
         else None,
         "torch": torch.__version__,
         "triton": triton_version,
-        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"),
+        "commit": os.environ.get("VITCACHE_COMMIT")
+        or _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"),
     }
 
 

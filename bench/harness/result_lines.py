@@ -1,0 +1,101 @@
+"""All results of a run of `make gpu` in one JSON-lines file, which each process of the run appends to.
+
+Each line is an object, and its ``kind`` says which object:
+
+======== ===========================================================================================
+run      one call of `make gpu`: the machine and the commit
+part     the end of one part: its outcome and its seconds
+case     a case of a bench begins, or ends: ``state`` is begun, finished or failed
+row      one result of the case that has begun, with the fields of `record.FIELDS`
+test     the outcome of one test
+probe    one finding of `vitcache.bench.probe`
+======== ===========================================================================================
+
+A process that is killed leaves at most one cut line, the last one. Readers ignore that line, and the next
+writer removes it. This module imports no other package: `make gpu` reads the file before it has built one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+class ResultLines:
+    """Appends lines to one file. A line is on disk when `add` returns.
+
+    Processes may append to the same file one after the other. A cut last line is removed first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            text = file.read()
+            whole = text.rfind(b"\n") + 1
+            if whole < len(text):
+                file.truncate(whole)
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Append one line."""
+        text = json.dumps({"kind": kind, **fields}) + "\n"
+        with self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+
+
+def read(path: Path) -> list[Line]:
+    """Return all lines of the file; without a file, no line. A cut last line is left out.
+
+    Raises
+    ------
+    ValueError
+        If another line is not an object with a ``kind``.
+    """
+    lines: list[Line] = []
+    # Bytes are split, because a killed process may leave a part of a character.
+    *texts, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is not JSON: {error}") from error
+        if not isinstance(line, dict) or "kind" not in line:
+            raise ValueError(f"{path}:{number} has no kind, expected an object with a kind: {text[:80]!r}")
+        lines.append(line)
+    return lines
+
+
+class Case:
+    """The latest attempt at one case of a bench: its rows, and how it ended."""
+
+    def __init__(self, bench: str, name: str, count: int) -> None:
+        self.bench, self.name = bench, name
+        self.count = count  # cases of the bench
+        self.state = "begun"
+        self.rows: list[Line] = []
+
+
+def cases_of(lines: list[Line]) -> dict[str, list[Case]]:
+    """Return the latest attempt at each case, by bench, in the order of the attempts.
+
+    The rows of an earlier attempt at the same case are left out.
+    """
+    found: dict[str, dict[str, Case]] = {}
+    current: dict[str, Case] = {}  # by bench
+    for line in lines:
+        if line["kind"] == "case":
+            bench, name = line["bench"], line["case"]
+            if line["state"] == "begun":
+                cases = found.setdefault(bench, {})
+                cases.pop(name, None)
+                current[bench] = cases[name] = Case(bench, name, line["count"])
+            else:
+                current[bench].state = line["state"]
+        elif line["kind"] == "row":
+            row = {field: value for field, value in line.items() if field != "kind"}
+            current[line["bench"]].rows.append(row)
+    return {bench: list(cases.values()) for bench, cases in found.items()}

@@ -1,0 +1,114 @@
+"""The parts of `make gpu`: their order, which benches a GPU leaves out, and their commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gpu_runner.lines import ROOT
+from gpu_runner.parts import CORE, ORDER, SANITIZE, bench_names, check_only, in_order, make_part
+from gpu_runner.settings import Settings
+
+from vitcache.bench import run
+
+# Benches by whether they measure a GPU.
+BENCHES = {
+    **dict.fromkeys(("accuracy", "blocks", "hits", "keys", "limit", "multiturn", "placement"), True),
+    **dict.fromkeys(("ring", "scatter", "step", "vision"), True),
+    **dict.fromkeys(("attach", "cache", "cpu"), False),
+}
+ON_GPU = [
+    *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "multiturn", "blocks", "keys"),
+    *("limit", "accuracy", "vision"),
+]
+DRY = Settings("python", Path("out"), dry=True)
+GPU = Settings("python", Path("out"), budget_s=600)
+
+
+def test_parts_on_a_gpu_are_in_the_order_of_their_worth_without_cpu_benches() -> None:
+    assert in_order(BENCHES, dry=False) == [*ON_GPU, "sanitize"]
+
+
+def test_parts_of_a_dry_run_end_with_the_cpu_benches() -> None:
+    assert in_order(BENCHES, dry=True) == [*ON_GPU, "attach", "cache", "cpu"]
+
+
+def test_parts_leave_out_a_bench_of_the_order_that_does_not_exist() -> None:
+    benches = {"placement": True, "step": False}
+    assert in_order(benches, dry=False) == ["probe", "tests", "placement", "sanitize"]
+    assert in_order(benches, dry=True) == ["probe", "tests", "placement", "step"]
+
+
+def test_only_accepts_every_part_and_refuses_an_unknown_one_by_its_name() -> None:
+    check_only(("probe", "tests", "sanitize", "cache"), ["cache"])
+    with pytest.raises(ValueError, match="must be one of: probe tests sanitize cache ring; got placement"):
+        check_only(("ring", "placement"), ["cache", "ring"])
+
+
+def test_bench_names_are_those_of_the_command_and_its_list_says_what_a_gpu_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bench_names(ROOT) == sorted(run.BENCHES)
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    assert run.run(parser.parse_args(["--list"])) == 0
+    benches = json.loads(capsys.readouterr().out)
+    assert sorted(benches) == sorted(run.BENCHES)
+    assert set(ORDER) - {"probe", "tests"} <= {name for name, on_gpu in benches.items() if on_gpu}
+    assert {"attach", "cache", "cpu", "decode", "pages", "policy"} <= {
+        name for name, on_gpu in benches.items() if not on_gpu
+    }
+
+
+@pytest.mark.parametrize("size", sorted(run.REPEATS))
+def test_case_names_of_a_bench_are_distinct_so_that_a_run_can_be_resumed(size: str) -> None:
+    for bench in run.BENCHES.values():
+        names = [case.name for case in bench.CASES[size]]
+        assert len(set(names)) == len(names), bench.__name__
+
+
+def test_tests_begin_with_the_core_files_and_name_every_file_once() -> None:
+    [command] = make_part("tests", GPU, has_xdist=True).commands
+    files = [argument for argument in command.arguments if argument.startswith("tests/gpu/")]
+    assert files[: len(CORE)] == [f"tests/gpu/test_{name}.py" for name in CORE]
+    assert sorted(files) == sorted(f"tests/gpu/{path.name}" for path in (ROOT / "tests/gpu").glob("test_*"))
+    for argument in command.arguments:
+        assert not argument.startswith("tests/") or (ROOT / argument).exists()
+
+
+def test_tests_use_a_worker_only_with_xdist_and_resume_only_when_asked() -> None:
+    [with_worker] = make_part("tests", GPU, has_xdist=True).commands
+    [without] = make_part("tests", GPU, has_xdist=False).commands
+    assert "--max-worker-restart" in with_worker.arguments
+    assert "--max-worker-restart" not in without.arguments
+    assert "VITCACHE_TEST_RESUME" not in without.env
+    [resumed] = make_part("tests", replace(GPU, resume=Path("out")), has_xdist=False).commands
+    assert resumed.env["VITCACHE_TEST_RESUME"] == "1"
+
+
+def test_bench_runs_full_cases_on_a_gpu_and_appends_to_the_lines() -> None:
+    [command] = make_part("ring", GPU, has_xdist=False).commands
+    text = " ".join(command.arguments)
+    assert "--bench ring --cases full" in text
+    assert f"--lines {GPU.lines} --resume" in text
+    assert "--cases smoke" in " ".join(make_part("ring", DRY, has_xdist=False).commands[0].arguments)
+
+
+def test_probe_has_20_seconds_on_a_gpu_and_no_limit_in_a_dry_run() -> None:
+    part = make_part("probe", GPU, has_xdist=False)
+    assert part.commands[0].arguments[-2:] == ["--seconds", "18"]
+    assert part.limit_s == 30
+    assert make_part("probe", DRY, has_xdist=False).limit_s == float("inf")
+
+
+def test_sanitize_runs_two_tools_on_a_gpu_and_the_tests_in_a_dry_run() -> None:
+    part = make_part(SANITIZE, GPU, has_xdist=True)
+    assert [command.suite for command in part.commands] == ["memcheck", "racecheck"]
+    for command in part.commands:
+        assert command.arguments[0] == "compute-sanitizer"
+        assert all((ROOT / argument).exists() for argument in command.arguments if "tests/" in argument)
+    dry = make_part(SANITIZE, DRY, has_xdist=True)
+    assert [command.suite for command in dry.commands] == ["tests"]
