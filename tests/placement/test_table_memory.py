@@ -197,7 +197,7 @@ def in_thread(work):
 
 
 def place_once(stream):
-    """Reserve a table and launch what reads it, on the thread's own memory."""
+    """Reserve a table in the thread's own memory, and queue the launch that reads it."""
     table_memory_of(stream.device).reserve(8)
     stream.launch()
 

@@ -15,7 +15,7 @@ from machine import Machine
 
 
 class SmokeSizes:
-    """The numbers that a dry run uses in place of others: no launch may depend on one of them."""
+    """The numbers that only dry runs use: no launch may depend on one of them."""
 
     def __init__(self) -> None:
         self.numbers: set[Any] = set()

@@ -31,7 +31,7 @@ class LaunchRecorder:
     Parameters
     ----------
     label
-        Returns what runs at the moment, such as the name of a test.
+        Returns the name of the running test or case.
     """
 
     def __init__(self, label: Callable[[], str]) -> None:
@@ -85,7 +85,7 @@ class LaunchRecorder:
 
 
 def read(path: Path) -> dict[Variant, str]:
-    """What `LaunchRecorder.save` wrote."""
+    """The labels that `LaunchRecorder.save` wrote."""
     labels: dict[Variant, str] = pickle.loads(path.read_bytes())
     return labels
 

@@ -173,8 +173,8 @@ def table_memory_of(device: torch.device) -> TableMemory:
 
     Two threads that use one stream do not share a memory: a fence that one thread records does not cover a
     launch that the other thread has yet to queue. When a thread ends, the next new thread that uses the same
-    stream takes its memory. If there is none, a later placement on the device frees it, when a fence behind
-    the launches is complete. Memory of a stream that torch did not make is not freed, as the stream may not
+    stream takes its memory. Otherwise a later placement on the device frees it, when a fence behind the
+    launches is complete. Memory of a stream that torch did not make is not freed, as the stream may not
     exist any more. Memory of cudaStreamPerThread is neither taken nor freed.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
