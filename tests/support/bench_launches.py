@@ -1,12 +1,11 @@
 """Run the full cases of the GPU benches with small counts, and record the variants that they launch.
 
-``python bench_launches.py FILE``. A bench that is bound to the CPU is omitted. Models keep the widths, the
-levels and the dtype of their size; they have fewer layers and a smaller vocabulary.
+``TRITON_INTERPRET=1 python bench_launches.py FILE``. A bench that is bound to the CPU is omitted. Models keep
+the widths, the levels and the dtype of their size; they have fewer layers and a smaller vocabulary.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this variable when a kernel is defined
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")  # some machines report AMX and cannot run its bfloat16
 
 import torch
 from launch_recorder import LaunchRecorder

@@ -64,6 +64,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])),
         "VITCACHE_GPU_DRY": "1",
         "TRITON_INTERPRET": "1",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",  # some virtual machines report AMX and cannot run its bfloat16
     }
     plugin = ["-m", "pytest", "-q", "-m", "gpu", "-p", "gpu_test_launches", "-p", "no:cacheprovider"]
     commands = (
