@@ -94,12 +94,10 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
     if STORE is None:
         address = tl.load(table + token * COLUMNS)
         page = address
-        placed = mask
         token_id = tl.load(id_word).to(tl.int64)
     else:
         address = tl.load(table + token * COLUMNS)
         page = tl.load(table + token * COLUMNS + 1)
-        placed = columns < tl.where(token < num_tokens, HIDDEN, 0)
         token_id = tl.load(id_word, token < num_tokens, other=0).to(tl.int64)
     if address != -1:
         target = row_pointer(
@@ -131,7 +129,8 @@ def embed_rows_kernel(  # type: ignore[no-untyped-def]
                 HAS_NARROW,
                 ALIGNED,
             )
-            tl.store(target + columns, values, placed)
+            if STORE is None or token < num_tokens:
+                tl.store(target + columns, values, mask)
         elif level == 0:
             weight = weight_address.to(tl.pointer_type(WEIGHT)) + token_id * weight_stride_row
             if ALIGNED:

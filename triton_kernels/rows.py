@@ -78,10 +78,10 @@ def load_image_row(  # type: ignore[no-untyped-def]
                 tl.store(target + columns, stored, mask)
     if HAS_SCALE:
         values = cast(values.to(tl.float32) * scale, TARGET)
+        if HAS_NARROW:  # a scale may make -0 or NaN of the zeros
+            values = tl.where(has_columns, values, tl.zeros_like(values))
     elif values.dtype != TARGET:
         values = cast(values.to(tl.float32), TARGET)
-    if HAS_NARROW:  # a scale could make other values of the zeros
-        values = tl.where(has_columns, values, tl.zeros_like(values))
     return values
 
 

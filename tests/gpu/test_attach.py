@@ -21,17 +21,15 @@ def on(device: str, call: Call) -> Call:
     return {name: value.to(device) for name, value in call.items()}
 
 
-def dtype_of(gpu: Machine) -> torch.dtype:
-    return gpu.size(torch.bfloat16, torch.float32)
+DTYPE = torch.bfloat16
 
 
 @each_family
 def test_attached_chat_with_pixels_on_the_cpu_equals_the_stock_model(
     gpu: Machine, family: TinyFamily
 ) -> None:
-    dtype = dtype_of(gpu)
-    stock = one_at_a_time(family, family.model(dtype).to(gpu.device))
-    model = family.model(dtype).to(gpu.device)
+    stock = one_at_a_time(family, family.model(DTYPE).to(gpu.device))
+    model = family.model(DTYPE).to(gpu.device)
     attachment = attach(model)
     assert attachment.cache.device.type == gpu.device
     # This model is float32: some virtual machines report AMX and cannot run its bfloat16.
@@ -57,7 +55,7 @@ def test_attached_chat_with_pixels_on_the_cpu_equals_the_stock_model(
 def test_disabled_attached_model_with_pixels_on_the_cpu_equals_the_stock_model(
     gpu: Machine, family: TinyFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock, model = (family.model(dtype_of(gpu)).to(gpu.device) for _ in range(2))
+    stock, model = (family.model(DTYPE).to(gpu.device) for _ in range(2))
     attachment = attach(model)
     prompt = family.prompt(family.model(), 0, 1)
     on_device = on(gpu.device, prompt)
@@ -71,7 +69,7 @@ def test_disabled_attached_model_with_pixels_on_the_cpu_equals_the_stock_model(
 
 @each_family
 def test_get_image_features_lets_the_caller_overwrite_pinned_pixels(gpu: Machine, family: TinyFamily) -> None:
-    model = family.model(dtype_of(gpu)).to(gpu.device)
+    model = family.model(DTYPE).to(gpu.device)
     attach(model)
     call = family.call(0, 1)
     if not gpu.dry:
@@ -84,7 +82,7 @@ def test_get_image_features_lets_the_caller_overwrite_pinned_pixels(gpu: Machine
         second = model.get_image_features(**unchanged)
         for ours, theirs in zip(first.pooler_output, second.pooler_output, strict=True):
             assert torch.equal(ours, theirs)
-        fresh = family.model(dtype_of(gpu)).to(gpu.device)
+        fresh = family.model(DTYPE).to(gpu.device)
         attach(fresh)
         for ours, theirs in zip(
             first.pooler_output, fresh.get_image_features(**unchanged).pooler_output, strict=True
@@ -96,10 +94,9 @@ def test_get_image_features_lets_the_caller_overwrite_pinned_pixels(gpu: Machine
 def test_attached_model_with_a_cpu_cache_returns_rows_on_its_own_device(
     gpu: Machine, family: TinyFamily
 ) -> None:
-    dtype = dtype_of(gpu)
-    stock = one_at_a_time(family, family.model(dtype).to(gpu.device))
-    model = family.model(dtype).to(gpu.device)
-    cache = make_cache(width=family.row_width, dtype=dtype)
+    stock = one_at_a_time(family, family.model(DTYPE).to(gpu.device))
+    model = family.model(DTYPE).to(gpu.device)
+    cache = make_cache(width=family.row_width, dtype=DTYPE)
     attachment = attach(model, cache)
     call = on(gpu.device, family.call(0, 1))
     with torch.no_grad():
@@ -114,14 +111,13 @@ def test_attached_model_with_a_cpu_cache_returns_rows_on_its_own_device(
 def test_attached_model_on_changing_streams_returns_the_stock_rows(gpu: Machine) -> None:
     """Each call encodes or hits on a stream of its own. The host waits for none of them."""
     family = FAMILIES["qwen3_vl"]
-    dtype = dtype_of(gpu)
-    model = family.model(dtype).to(gpu.device)
+    model = family.model(DTYPE).to(gpu.device)
     call = on(gpu.device, family.call(0, 1))
     with torch.no_grad():
-        stock = one_at_a_time(family, family.model(dtype).to(gpu.device)).get_image_features(**call)
+        stock = one_at_a_time(family, family.model(DTYPE).to(gpu.device)).get_image_features(**call)
     # The cache fits one of the two images, so that each call evicts.
     rows = max(len(item) for item in stock.pooler_output)
-    cache = make_cache(rows, width=family.row_width, dtype=dtype, page_rows=1, device=gpu.device)
+    cache = make_cache(rows, width=family.row_width, dtype=DTYPE, page_rows=1, device=gpu.device)
     attach(model, cache)
     gpu.synchronize()
     found = []

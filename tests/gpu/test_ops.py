@@ -26,7 +26,7 @@ def prompt(gpu, items, rows, hidden, dtype=torch.bfloat16):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_scatter_writes_every_row_bit_for_bit_and_nothing_else(gpu, dtype):
-    items, rows, hidden = gpu.size((9, 880, 4096), (2, 4, 64))
+    (items, rows), hidden = gpu.size((9, 880), (2, 4)), 4096
     embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden, dtype)
     out = poisoned(num_tokens, hidden, dtype=dtype, device=gpu.device)
     scatter_embeddings(out, embeddings, starts)
@@ -36,7 +36,7 @@ def test_scatter_writes_every_row_bit_for_bit_and_nothing_else(gpu, dtype):
 
 
 def test_embed_tokens_writes_text_and_rows_bit_for_bit(gpu):
-    items, rows, hidden, vocabulary = gpu.size((64, 256, 3840, 262_208), (2, 4, 48, 31))
+    (items, rows, vocabulary), hidden = gpu.size((64, 256, 262_208), (2, 4, 31)), 3840
     embeddings, starts, num_tokens = prompt(gpu, items, rows, hidden)
     # The device makes the weight: the CPU needs longer for a billion random numbers than for all tests here.
     weight = torch.randn(vocabulary, hidden, dtype=torch.bfloat16, device=gpu.device)
@@ -51,7 +51,7 @@ def test_embed_tokens_writes_text_and_rows_bit_for_bit(gpu):
 
 
 def test_scatter_into_more_than_2_to_the_31_elements_writes_both_ends(gpu):
-    num_tokens, hidden = gpu.size((560_000, 4096), (40, 64))
+    num_tokens, hidden = gpu.size(560_000, 40), 4096
     out = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16, device=gpu.device)
     rows = make_rows(8, hidden, torch.bfloat16, gpu.device)
     scatter_embeddings(out, [rows, rows], [0, num_tokens - 8])
@@ -111,7 +111,7 @@ def test_scatter_of_pinned_rows_is_equal_for_long_blocks_and_fragments(gpu, monk
     else:
         calibration.calibrate_cuda(device)
     assert device in host_blocks.measured_crossovers
-    num_rows, hidden = gpu.size((20_000, 4096), (12, 64))
+    num_rows, hidden = gpu.size(20_000, 12), 4096
     rows = make_rows(num_rows, hidden, torch.bfloat16)
     pinned = rows if gpu.dry else rows.pin_memory()
     out = poisoned(num_rows + 5, hidden, dtype=torch.bfloat16, device=gpu.device)

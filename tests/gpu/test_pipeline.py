@@ -16,7 +16,7 @@ class Scene:
 
     def __init__(self, gpu, *, items=8, **options):
         self.gpu = gpu
-        self.rows, self.hidden = gpu.size((256, 1024), (6, 16))
+        self.rows, self.hidden = gpu.size(256, 6), 1024
         generator = torch.Generator().manual_seed(0)
         self.project = torch.randn(PATCH, self.hidden, generator=generator).to(gpu.device)
         self.weight = torch.randn(100, self.hidden, generator=generator).to(gpu.device).bfloat16()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from caches import make_cache
 from deepstack_forms import make_levels
-from fake_triton import Driver, FakeFunction
 from placement_cases import make_rows, poisoned
 
 from vitcache import PlacementTable, Span, embed_tokens, scatter_embeddings, warm_up
@@ -22,10 +21,9 @@ from vitcache.placement.scatter_call import ScatterCall
 
 pytest.importorskip("triton")
 
+from fake_kernels import KERNELS, install, loaded
+
 from vitcache.placement import kernel_variants
-from vitcache.triton_kernels import launch
-from vitcache.triton_kernels.embed_rows import ARGUMENTS as EMBED_ARGUMENTS
-from vitcache.triton_kernels.embed_rows import embed_kernel
 from vitcache.triton_kernels.launch import Variant
 from vitcache.triton_kernels.scatter_rows import ARGUMENTS as SCATTER_ARGUMENTS
 from vitcache.triton_kernels.scatter_rows import scatter_kernel
@@ -33,23 +31,11 @@ from vitcache.triton_kernels.scatter_rows import scatter_kernel
 pytestmark = pytest.mark.triton
 
 BF16, F32 = torch.bfloat16, torch.float32
-KERNELS = ((scatter_kernel, SCATTER_ARGUMENTS), (embed_kernel, EMBED_ARGUMENTS))
 
 
 @pytest.fixture(autouse=True)
 def compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that record what they compile and launch, as if the CPU's tensors were those of a GPU."""
-    monkeypatch.setattr(dispatch, "uses_kernels", lambda device: True)
-    monkeypatch.setattr(launch, "driver", Driver())
-    for kernel, arguments in KERNELS:
-        monkeypatch.setattr(kernel, "_function", FakeFunction(len(arguments)))
-        monkeypatch.setattr(kernel, "_is_compiled", True)
-        monkeypatch.setattr(kernel, "_num_arguments", len(arguments))
-        monkeypatch.setattr(kernel, "_loaded", {})
-
-
-def loaded() -> set[Variant]:
-    return {variant for kernel, _ in KERNELS for variant in kernel.variants}
+    install(monkeypatch)
 
 
 def unaligned(rows: torch.Tensor) -> torch.Tensor:
@@ -192,6 +178,8 @@ def test_warm_up_without_kernels_checks_its_arguments_alone(monkeypatch: pytest.
         ({"hidden": 8, "dtype": torch.int8}, TypeError, "dtype has torch.int8"),
         ({"hidden": 8, "source_dtypes": [torch.float64]}, TypeError, "source_dtypes has torch.float64"),
         ({"hidden": 8, "source_dtypes": torch.float32}, TypeError, "source_dtypes must be a list"),
+        ({"hidden": 8, "weight_dtype": torch.int8}, TypeError, "weight_dtype has torch.int8"),
+        ({"hidden": 8, "store_dtype": "bfloat16"}, TypeError, "store_dtype has 'bfloat16'"),
         ({"hidden": 8, "scale": 2.0}, TypeError, "scale must be a bool, got 2.0"),
         ({"hidden": 8, "store": 1}, TypeError, "store must be a bool, got 1"),
         ({"hidden": 8, "narrow": 1}, TypeError, "narrow must be a bool, got 1"),

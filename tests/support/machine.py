@@ -70,7 +70,10 @@ class Machine:
     dry: bool
 
     def size(self, full: T, smoke: T) -> T:
-        """`full` on a GPU, `smoke` in a dry run."""
+        """`full` on a GPU, `smoke` in a dry run: numbers of items, rows, tokens, bytes or repeats.
+
+        Widths and dtypes are equal in both, so that a dry run launches the variants of a GPU.
+        """
         return smoke if self.dry else full
 
     def synchronize(self) -> None:

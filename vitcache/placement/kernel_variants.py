@@ -13,6 +13,7 @@ import torch
 
 from vitcache.device.capture import relaxed_capture_mode
 from vitcache.device.streams import is_capturing
+from vitcache.placement.destination import Destination
 from vitcache.triton_kernels.blocks import block_shape
 from vitcache.triton_kernels.embed_rows import EmbedVariant, embed_kernel
 from vitcache.triton_kernels.launch import Variant
@@ -85,6 +86,18 @@ def embed_variants(
         constants = device.index, source, store, target, weight, hidden, scaled, text_scaled, form
         for is_aligned in _alignments(hidden, source, store):
             yield EmbedVariant(*constants, is_aligned, shape)
+
+
+def table_variants(
+    destination: Destination, source: torch.dtype, weight: torch.dtype, scaled: bool, text_scaled: bool
+) -> Iterator[ScatterVariant | EmbedVariant]:
+    """Yield the kernels of both calls with a `PlacementTable` whose rows are of dtype `source`."""
+    device, hidden, target = destination.device, destination.hidden, destination.rows.dtype
+    forms = (LevelForm(is_listed=destination.is_listed),)
+    yield from scatter_variants(device, hidden, target, (source,), (None,), (scaled,), (True,), forms)
+    yield from embed_variants(
+        device, hidden, target, weight, (source,), (None,), (scaled,), (text_scaled,), forms
+    )
 
 
 def level_forms(names: Iterable[str], narrow: bool) -> list[LevelForm]:

@@ -192,20 +192,11 @@ class PlacementTable:
                 )
         if self.device.type == "cuda":
             from vitcache.placement import kernel_variants
-            from vitcache.triton_kernels.rows import LevelForm
 
-            hidden, target = destination.hidden, destination.rows.dtype
-            text = target if weight is None else weight.dtype
-            sources, scaled, text_scaled = (self.dtype,), (scale is not None,), (text_scale is not None,)
-            forms = (LevelForm(is_listed=destination.is_listed),)
+            text = destination.rows.dtype if weight is None else weight.dtype
             kernel_variants.load(
-                (
-                    *kernel_variants.scatter_variants(
-                        self.device, hidden, target, sources, (None,), scaled, (True,), forms
-                    ),
-                    *kernel_variants.embed_variants(
-                        self.device, hidden, target, text, sources, (None,), scaled, text_scaled, forms
-                    ),
+                kernel_variants.table_variants(
+                    destination, self.dtype, text, scale is not None, text_scale is not None
                 )
             )
         return self

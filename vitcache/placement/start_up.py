@@ -22,6 +22,8 @@ def warm_up(
     level_forms: Sequence[str] = LEVEL_FORMS,
     narrow: bool = True,
     source_dtypes: Sequence[torch.dtype] | None = None,
+    weight_dtype: torch.dtype | None = None,
+    store_dtype: torch.dtype | None = None,
     scale: bool = False,
     text_scale: bool = False,
     store: bool = True,
@@ -41,8 +43,7 @@ def warm_up(
     hidden
         Elements ``H`` of a row of ``inputs_embeds``.
     dtype
-        Dtype of ``inputs_embeds``, of the weight of `embed_tokens`, and of the cache in which rows are
-        stored.
+        Dtype of ``inputs_embeds`` and of the deepstack levels.
     levels
         Number of deepstack levels. 0: the calls pass no deepstack.
     level_forms
@@ -51,7 +52,12 @@ def warm_up(
     narrow
         With levels: whether a pipeline places rows without deepstack columns, too.
     source_dtypes
-        Dtypes of the image rows. None: `dtype`.
+        Dtypes of the image rows: those that an encoder returns, and that of the cache whose rows are placed.
+        None: `dtype` and `store_dtype`.
+    weight_dtype
+        Dtype of the weight of `embed_tokens`. None: `dtype`. It differs only if calls pass ``out=``.
+    store_dtype
+        Dtype of the cache in which rows are stored. None: `dtype`.
     scale, text_scale
         Whether calls pass these factors. Calls without them are always covered.
     store
@@ -77,7 +83,8 @@ def warm_up(
     Any thread may call. While another thread captures a CUDA graph, its capture stays valid. The host waits
     for the compiler, but queues no work on the device. Afterwards, no call that these arguments cover
     compiles or loads anything, whatever its number of tokens and images, its strides, the alignment of its
-    tensors, and the dtype and offset of its ids.
+    tensors, and the dtype and offset of its ids. One call covers one width, one destination dtype, one weight
+    dtype and one cache dtype: for a process with several of them, call `warm_up` for each combination.
 
     Examples
     --------
@@ -95,11 +102,18 @@ def warm_up(
     ):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool, got {flag!r} of type {type(flag).__name__}")
-    sources = (dtype,) if source_dtypes is None else source_dtypes
+    weight = dtype if weight_dtype is None else weight_dtype
+    stored = dtype if store_dtype is None else store_dtype
+    sources = tuple(dict.fromkeys((dtype, stored))) if source_dtypes is None else source_dtypes
     if not isinstance(sources, list | tuple):
         kind = type(sources).__name__
         raise TypeError(f"source_dtypes must be a list of dtypes or None, got {sources!r} of type {kind}")
-    for name, value in (("dtype", dtype), *(("source_dtypes", source) for source in sources)):
+    for name, value in (
+        ("dtype", dtype),
+        ("weight_dtype", weight),
+        ("store_dtype", stored),
+        *(("source_dtypes", source) for source in sources),
+    ):
         if value not in DTYPES:
             raise TypeError(f"{name} has {value!r}, it must be one of {DTYPE_NAMES}")
     if isinstance(level_forms, str) or not isinstance(level_forms, Sequence):
@@ -112,14 +126,14 @@ def warm_up(
     from vitcache.placement import kernel_variants
 
     either, never = (False, True), (False,)
-    stores = (None, dtype) if store else (None,)
+    stores = (None, stored) if store else (None,)
     scales, text_scales, tables = (either if flag else never for flag in (scale, text_scale, table))
     forms = kernel_variants.level_forms(level_forms if levels else (), narrow and levels > 0)
     kernel_variants.load(
         (
             *kernel_variants.scatter_variants(target, hidden, dtype, sources, stores, scales, tables, forms),
             *kernel_variants.embed_variants(
-                target, hidden, dtype, dtype, sources, stores, scales, text_scales, forms
+                target, hidden, dtype, weight, sources, stores, scales, text_scales, forms
             ),
         )
     )
