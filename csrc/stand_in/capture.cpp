@@ -4,11 +4,10 @@
 #include <iterator>
 #include <map>
 #include <memory>
-#include <set>
-#include <thread>
 #include <utility>
 
 #include "runtime/mutex.h"
+#include "stand_in/capture_sequence.h"
 #include "stand_in/entry.h"
 #include "stand_in/faults.h"
 
@@ -20,21 +19,6 @@ constexpr int kRelaxed = 2;
 constexpr int kActive = 1;             // cudaStreamCaptureStatusActive
 constexpr int kInvalidated = 2;        // cudaStreamCaptureStatusInvalidated
 constexpr unsigned kExternalWait = 1;  // cudaEventWaitExternal
-
-using Serial = std::uint64_t;
-
-// One capture sequence.
-struct Capture {
-  Serial origin;
-  int mode;
-  std::thread::id thread;
-  bool is_invalidated = false;
-  std::uint64_t captured = 0;  // calls
-  // The number of captured calls and waits of each stream. A stream is joined if another stream waits for an
-  // event that was recorded after the last of them. The origin needs no join.
-  std::map<Serial, std::uint64_t> positions;
-  std::set<Serial> unjoined;
-};
 
 struct CapturedStream {
   std::shared_ptr<Capture> capture;
@@ -84,19 +68,12 @@ bool conflicts_with_capture(Captures& all, const Stream& stream, bool invalidate
   return conflicts;
 }
 
-// Appends a call or a wait of `stream` to its capture.
-void advance(Capture& capture, Serial stream) {
-  ++capture.positions[stream];
-  if (stream != capture.origin) capture.unjoined.insert(stream);
-}
-
 Use begin_work_locked(Captures& all, const Stream& stream) VITCACHE_REQUIRES(all.mutex) {
   if (conflicts_with_capture(all, stream, true)) return {kCaptureImplicit};
   const std::shared_ptr<Capture> capture = capture_of(all, stream);
   if (capture == nullptr) return {};
   if (capture->is_invalidated) return {kCaptureInvalidated};
-  ++capture->captured;
-  advance(*capture, stream.serial());
+  capture->add_call(stream.serial());
   return {kSuccess, true};
 }
 
@@ -127,11 +104,8 @@ int begin_capture(const Stream& stream, int mode) {
   const Lock lock(all.mutex);
   all.any = true;
   if (capture_of(all, stream) != nullptr) return kIllegalState;  // the documents name no error
-  auto capture = std::make_shared<Capture>();
-  capture->origin = stream.serial();
-  capture->mode = mode;
-  capture->thread = std::this_thread::get_id();
-  all.streams[stream.serial()] = {std::move(capture), stream.device(), stream.kind()};
+  all.streams[stream.serial()] = {std::make_shared<Capture>(stream.serial(), mode), stream.device(),
+                                  stream.kind()};
   return kSuccess;
 }
 
@@ -142,12 +116,12 @@ int end_capture(const Stream& stream, std::uint64_t& captured) {
   const std::shared_ptr<Capture> capture = capture_of(all, stream);
   if (capture == nullptr) return kIllegalState;  // the documents name no error
   if (capture->origin != stream.serial()) return kCaptureUnmatched;
-  if (capture->mode != kRelaxed && capture->thread != std::this_thread::get_id()) return kCaptureWrongThread;
+  if (capture->mode != kRelaxed && !capture->is_of_this_thread()) return kCaptureWrongThread;
   for (auto it = all.streams.begin(); it != all.streams.end();)
     it = it->second.capture == capture ? all.streams.erase(it) : std::next(it);
   if (capture->is_invalidated) return kCaptureInvalidated;
-  if (!capture->unjoined.empty()) return kCaptureUnjoined;
-  captured = capture->captured;
+  if (!capture->is_joined()) return kCaptureUnjoined;
+  captured = capture->num_calls();
   return kSuccess;
 }
 
@@ -167,8 +141,9 @@ int begin_unsafe_call() {
   int status = kSuccess;
   for (auto& [serial, captured] : all.streams) {
     Capture& capture = *captured.capture;
-    const bool is_own = capture.thread == std::this_thread::get_id();
-    if (is_own ? capture.mode == kRelaxed : thread_mode != kGlobal || capture.mode != kGlobal) continue;
+    if (capture.is_of_this_thread() ? capture.mode == kRelaxed
+                                    : thread_mode != kGlobal || capture.mode != kGlobal)
+      continue;
     capture.is_invalidated = true;
     status = kCaptureUnsupported;
   }
@@ -230,7 +205,7 @@ Use begin_record(const Event& event, const Stream& stream) {
     return {};
   }
   if (capture->is_invalidated) return {kCaptureInvalidated};
-  all.events[event.serial()] = {capture, stream.serial(), capture->positions[stream.serial()]};
+  all.events[event.serial()] = {capture, stream.serial(), capture->position(stream.serial())};
   return {kSuccess, true};
 }
 
@@ -253,9 +228,7 @@ Use begin_wait(const Stream& stream, const Event& event, unsigned flags) {
     const Use joined = join(all, stream, record);
     if (joined.error != kSuccess) return joined;
   }
-  Capture& joined = *record.capture;
-  if (joined.positions[record.stream] == record.position) joined.unjoined.erase(record.stream);
-  advance(joined, stream.serial());
+  record.capture->wait(stream.serial(), record.stream, record.position);
   return {kSuccess, true};
 }
 
