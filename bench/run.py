@@ -12,11 +12,12 @@ from types import ModuleType
 import torch
 
 from vitcache.bench.harness.record import ROOT, Recorder
+from vitcache.bench.harness.registry import CPU, cases_for
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "keys", "limit"),
-    *("multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
+    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "hits", "keys"),
+    *("limit", "multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES
@@ -26,7 +27,11 @@ REPEATS = {"full": 50, "smoke": 3}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument("--bench", choices=sorted(BENCHES), help="run only this bench (default: all)")
+    parser.add_argument(
+        "--bench",
+        choices=sorted(BENCHES),
+        help="run only this bench (default: all; on a GPU, all that measure it)",
+    )
     parser.add_argument(
         "--cases",
         choices=sorted(REPEATS),
@@ -47,14 +52,21 @@ def run(args: argparse.Namespace) -> int:
         # Triton's interpreter, only to show that they work.
         os.environ.setdefault("TRITON_INTERPRET", "1")
     failures = 0
-    for name in [args.bench] if args.bench else sorted(BENCHES):
+    names = [args.bench] if args.bench else names_for(device.type)
+    for name in sorted(BENCHES.keys() - set(names)) if args.bench is None else ():
+        print(f"{name}: left out, it measures the CPU; choose it with --bench {name}")
+    for name in names:
         bench = BENCHES[name]
         bench_device = getattr(bench, "DEVICE", device)
         is_claimed = bench_device.type == "cuda" or getattr(bench, "CLAIMS_CPU", False)
         size = args.cases or ("full" if is_claimed else "smoke")
+        cases = cases_for(bench.CASES[size], size, bench_device.type)
+        if not cases:
+            print(f"{name}: no case of the size {size} runs on a device of the type {bench_device.type}")
+            continue
         recorder, timer = Recorder(name, args.out, bench_device), Timer(bench_device, REPEATS[size])
-        for number, case in enumerate(bench.CASES[size], 1):
-            label = f"{name} {number}/{len(bench.CASES[size])} {case.name}"
+        for number, case in enumerate(cases, 1):
+            label = f"{name} {number}/{len(cases)} {case.name}"
             try:
                 torch.manual_seed(0)
                 for step in bench.run_case(case, recorder, timer):
@@ -66,6 +78,20 @@ def run(args: argparse.Namespace) -> int:
         _progress("")
         _print_table(recorder)
     return 1 if failures else 0
+
+
+def names_for(device_type: str) -> list[str]:
+    """Return the names of the benches with a claim about a machine: about its GPU if it has one, else all.
+
+    A module with ``DEVICE = torch.device("cpu")`` measures the CPU on every machine.
+    """
+    if device_type == CPU:
+        return sorted(BENCHES)
+    return sorted(
+        name
+        for name, bench in BENCHES.items()
+        if getattr(bench, "DEVICE", None) is None and cases_for(bench.CASES["full"], "full", device_type)
+    )
 
 
 def _progress(text: str) -> None:

@@ -1,8 +1,8 @@
 """``python -m vitcache.bench.tables FILE...``: fill the tables of a Markdown file from the result files.
 
 A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-- end -->``. It has a row per
-case and a column per contender of the newest result file of the bench. A cell contains the value and, in
-parentheses, its ratio. Without a result file the text says so.
+case and a column per contender of the newest result file of the bench with this metric. A cell contains the
+value and, in parentheses, its ratio. Without such a result the text says so.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def fill(text: str, results: Path) -> str:
     def table(match: re.Match[str]) -> str:
         bench, metric = match["bench"], match["metric"]
         rows = newest(bench, metric, results)
-        lines = render(rows) if rows else [f"No result file of the bench `{bench}` exists yet."]
+        lines = render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
         return "\n".join([f"{bench} {metric} -->", "", *lines, "", ""])
 
     return TABLE.sub(table, text)
 
 
 def newest(bench: str, metric: str, results: Path) -> list[dict[str, Any]]:
-    """Return the results with this metric of the file with the latest result; empty without a file."""
+    """Return the results with this metric of the file with the latest of them; empty without a file."""
     files: list[list[dict[str, Any]]] = [
-        json.loads(path.read_text()) for path in results.glob(f"{bench}-*.json")
+        [row for row in json.loads(path.read_text()) if row["metric"] == metric]
+        for path in results.glob(f"{bench}-*.json")
     ]
-    rows = max((rows for rows in files if rows), key=lambda rows: str(rows[-1]["utc"]), default=[])
-    return [row for row in rows if row["metric"] == metric]
+    return max((rows for rows in files if rows), key=lambda rows: str(rows[-1]["utc"]), default=[])
 
 
 def render(rows: list[dict[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ MAX_ROOT_MODULES = 14
 NATIVE = {
     "runtime": (),
     "ring": ("runtime",),
-    "placement": ("ring",),
+    "placement": ("runtime", "ring"),
     "stand_in": ("runtime", "ring"),
     "cache": ("placement",),
     "pipeline": ("placement", "cache"),

@@ -9,6 +9,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "Cast",
+    "CopyEngine",
     "CostAwarePolicy",
     "CudaDevice",
     "CudaRuntime",
@@ -24,6 +25,8 @@ __all__: list[str] = [
     "LruPolicy",
     "PagedRows",
     "Pending",
+    "PendingCopies",
+    "PinnedRegion",
     "Placement",
     "ReleaseBatch",
     "Ring",
@@ -92,6 +95,9 @@ class CudaRuntime:
     def path(self) -> str: ...
     @property
     def searched(self) -> list[str]: ...
+
+class PinnedRegion:
+    def __init__(self, runtime: CudaRuntime, bytes: int, num_threads: int, device: int) -> None: ...
 
 class Destination:
     def __init__(
@@ -163,9 +169,6 @@ class Placement:
         self, item: int, address: int, row_stride: int, num_rows: int, kind: int, on_host: bool
     ) -> None: ...
     def stores(self, kind: int) -> bool: ...
-    def take_host_blocks(
-        self, kind: int, row_bytes: int, min_bytes: int
-    ) -> list[tuple[int, int, int, int]]: ...
     def write_row_table(self, kind: int, table: int, has_ranks: bool = False) -> None: ...
     def write_stored_row_table(self, kind: int, table: int, has_ranks: bool = False) -> None: ...
     def write_stored_token_table(
@@ -178,6 +181,21 @@ class Placement:
     def num_placed(self) -> int: ...
     @property
     def reads_host(self) -> bool: ...
+
+class PendingCopies:
+    def join(self) -> None: ...
+
+class CopyEngine:
+    def __init__(self, runtime: CudaRuntime, device: int) -> None: ...
+    def start(
+        self,
+        placement: Placement,
+        destination: Destination,
+        stream: Stream,
+        block_bytes: int,
+        rows_bytes: int,
+        row_width: int,
+    ) -> PendingCopies: ...
 
 class ItemReader:
     def __init__(self, lease_type: type, tensors: TensorReader) -> None: ...

@@ -13,11 +13,11 @@ from torch import Tensor
 from vitcache import EmbeddingCache, Item, PinnedRing, VisionPipeline
 from vitcache.bench.chats.chat import Chat, image_key
 from vitcache.bench.chats.engines import Encode, ImageDict, NoCache, RequestKey
+from vitcache.pipeline.feature_mover import RING_BYTES
 
 ENGINES = {"no cache": NoCache, "request key": RequestKey, "dict": ImageDict}
 VITCACHE, COMPUTED, ON_HOST = "vitcache", "vitcache, keys computed", "vitcache, host tier"
 SIDES = (*ENGINES, VITCACHE, COMPUTED, ON_HOST)
-RING_BYTES = 128 << 20
 # Relative difference. The last bits of an image's rows depend on the size of the encoded batch; the rows of
 # two different images differ by 1.4.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -96,3 +96,9 @@ def open_ring(device: torch.device, stack: ExitStack) -> PinnedRing | None:
     if device.type == "cpu":
         return None
     return stack.enter_context(PinnedRing(RING_BYTES, backend="cuda", device=device))
+
+
+def stack_levels(inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
+    """Copy `inputs_embeds` and the deepstack levels into one tensor ``(1 + levels, tokens, hidden)``."""
+    levels = [] if deepstack is None else [deepstack]
+    return torch.cat([inputs_embeds[None], *levels])

@@ -3,9 +3,6 @@
 The model is Qwen3-VL with random weights. One driver (`ChunkedPrefill`) runs all contenders; they differ in
 its `pipeline`. In the cases that end with ``-kv`` the KV cache keeps the tokens of earlier turns. In the
 other cases it loses them between turns, as on a busy server, and each turn prefills the whole history.
-
-`whole_step` has three more claims about one step: eight cold images take about the time of their encode; a
-cache without hits costs almost nothing; a step that hits all its images is short.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ from vitcache.bench.chats.sides import (
     open_ring,
     open_side,
 )
-from vitcache.bench.claims.whole_step import HitsCase, StepCase, run_hits, run_step
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 
@@ -73,7 +69,7 @@ class Turn:
 
 GRIDS = {"1280x720": (1, 44, 80), "1920x1080": (1, 68, 120), "2560x1440": (1, 90, 160)}
 TINY = {"size": "tiny", "turns": 3, "chunk_tokens": 24}
-CASES: dict[str, list[Any]] = {
+CASES: dict[str, list[ChatCase]] = {
     "full": [
         ChatCase("1280x720", GRIDS["1280x720"], keeps_kv=False, passes=2),
         ChatCase("1920x1080", GRIDS["1920x1080"], keeps_kv=False, passes=1),
@@ -81,26 +77,15 @@ CASES: dict[str, list[Any]] = {
         ChatCase("1280x720-kv", GRIDS["1280x720"], keeps_kv=True, passes=3),
         ChatCase("1920x1080-kv", GRIDS["1920x1080"], keeps_kv=True, passes=2),
         ChatCase("2560x1440-kv", GRIDS["2560x1440"], keeps_kv=True, passes=1),
-        StepCase("8x1920x1080", GRIDS["1920x1080"], images=8),
-        HitsCase("32x1280x720", images=32, rows=880),
-        HitsCase("32x1280x720-deepstack3", images=32, rows=880, levels=3),
     ],
     "smoke": [
         ChatCase("tiny", (1, 8, 8), keeps_kv=False, passes=2, **TINY),
         ChatCase("tiny-kv", (1, 8, 8), keeps_kv=True, passes=1, **TINY),
-        StepCase("3xtiny", (1, 8, 8), images=3, size="tiny", max_rows=32),
-        HitsCase("3x7-deepstack2", images=3, rows=7, levels=2, hidden=64, vocabulary=97),
     ],
 }
 
 
-def run_case(case: Any, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields a label before each part."""
-    run = {ChatCase: run_chat, StepCase: run_step, HitsCase: run_hits}[type(case)]
-    yield from run(case, recorder, timer)
-
-
-def run_chat(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+def run_case(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Run the chat with every contender; yields a label before each part.
 
     In each round, every contender runs one pass.

@@ -1,210 +1,66 @@
-"""Claim: with 32 items or more that all hit, a step costs the host less time than with a plain dict.
+"""Claims about one step: it costs the host little time, and cold images take the time of their encode.
 
-A step is one call of `VisionPipeline.embed` on the CPU, on one thread, for one request whose keys are given.
-Rows are tiny, and the encoder returns slices of a tensor, so the time is the host's work: keys to rows, and
-rows to `inputs_embeds`. Each case is measured with all items in the cache, and with no item in the cache.
-The last cases let several threads call `embed` of one pipeline at once, each with its own request; their
-time is that of all threads, divided by the number of all steps.
+A step is one call of `VisionPipeline.embed`. Without a GPU the bench measures the host's time, on one thread,
+for one request whose keys are given: with 32 items or more that all hit, the step costs less than with a
+plain dict. Rows are tiny, and the encoder returns slices of a tensor, so the time is the host's work: keys to
+rows, and rows to `inputs_embeds`. Each case is measured with all items in the cache, and with no item in the
+cache. The last cases let several threads call `embed` of one pipeline at once, each with its own request;
+their time is that of all threads, divided by the number of all steps. `host_steps` contains these cases.
 
-`gathers`, `vllm_gather` and `sglang_gather` contain the contenders. Each must return the values of a loop
-over tokens, for a step that misses and for a step that hits, before any contender is timed.
+On a GPU the bench measures steps with cold images until the device is idle: eight images of 1920x1080 take
+about the time of their encode, and a cache without hits costs almost nothing. `cold_steps` contains these
+cases.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from vitcache import EmbeddingCache, Item, VisionPipeline
-from vitcache.bench.chats.gathers import WIDTH, Gather, MaskedDict, Request, SlicedDict, Vitcache
-from vitcache.bench.chats.sglang_gather import Sglang
-from vitcache.bench.chats.vllm_gather import Vllm
+from vitcache.bench.claims.cold_steps import ColdCase, run_cold
+from vitcache.bench.claims.host_steps import JUDGED, HostCase, ThreadsCase, run_host
+from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
-from vitcache.bench.harness.timing import Sample, Timer, us_per_call
-from vitcache.bench.traffic.simulation import PAGE_ROWS
+from vitcache.bench.harness.timing import Timer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "step"
 CLAIMS_CPU = True
-DEVICE = torch.device("cpu")
-JUDGED, REFERENCE = "vitcache", "dict, cat and mask"
-# Targets of the design for a step whose items all hit: the time as a multiple of REFERENCE's, by items.
-TARGETS = {1: 3.5, 8: 1.8, 32: 0.93, 512: 0.74}
-CONTENDERS: dict[str, Callable[[Request], Gather]] = {
-    REFERENCE: MaskedDict,
-    "dict, slices": SlicedDict,
-    "vLLM": Vllm,
-    "SGLang": Sglang,
-}
-CALLS, MOST_ITEMS_PER_ROUND = 20, 256  # calls of one contender in a round, and the items of these calls
-LONG_ITEMS, LONG_REPEATS = 512, 15  # rounds of a step without a target with at least this number of items
-
-
-@dataclass(frozen=True)
-class StepCase:
-    """A request with `items` items."""
-
-    items: int
-
-    @property
-    def name(self) -> str:
-        """The number of items."""
-        return f"{self.items} items"
-
-    @property
-    def calls(self) -> int:
-        """Calls of each contender in a round: fewer for a long step."""
-        return max(1, min(CALLS, MOST_ITEMS_PER_ROUND // self.items))
-
-
-@dataclass(frozen=True)
-class ThreadsCase(StepCase):
-    """Requests with `items` items, one for each thread."""
-
-    threads: tuple[int, ...] = (1, 2, 4)
-
-    @property
-    def name(self) -> str:
-        """The number of items."""
-        return f"{self.items} items on threads"
-
-
-CASES: dict[str, list[StepCase]] = {
+CASES: dict[str, list[HostCase | ColdCase]] = {
     "full": [
-        *(StepCase(items) for items in (1, 2, 8, 32, 128, 512, 2048)),
+        *(HostCase(items) for items in (1, 2, 8, 32, 128, 512, 2048)),
         *(ThreadsCase(items) for items in (1, 32, 512)),
+        ColdCase("8x1920x1080", (1, 68, 120), images=8),
     ],
-    "smoke": [StepCase(3), StepCase(5), ThreadsCase(3, (1, 2))],
+    "smoke": [
+        HostCase(3),
+        HostCase(5),
+        ThreadsCase(3, (1, 2)),
+        ColdCase("3xtiny", (1, 8, 8), images=3, size="tiny", max_rows=32),
+    ],
 }
 
 
-def run_case(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+def run_case(case: HostCase | ColdCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        if isinstance(case, ThreadsCase):
-            yield from run_threads(case, recorder, timer)
-        else:
-            yield from run_hits_and_misses(case, recorder, timer)
-    finally:
-        torch.set_num_threads(threads_before)
-
-
-def run_hits_and_misses(case: StepCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure steps of one thread for all contenders, in turns."""
-    request = Request(case.items)
-    few = Timer(timer.device, min(timer.repeats, LONG_REPEATS)) if case.items >= LONG_ITEMS else timer
-    with open_vitcache([request]) as [vitcache]:
-        gathers = {JUDGED: vitcache, **{name: make(request) for name, make in CONTENDERS.items()}}
-        for name, gather in gathers.items():
-            check(name, gather)
-        steps: dict[str, Callable[[], object]] = {name: gather.step for name, gather in gathers.items()}
-        forget: dict[str, Callable[[], object]] = {name: gather.forget for name, gather in gathers.items()}
-        yield "hits, in turns"
-        with no_encodes([request]):
-            hits = (timer if case.items in TARGETS else few).rounds_us(steps, calls=case.calls)
-        yield "misses, in turns"
-        misses = few.rounds_us(steps, calls=case.calls, before=forget)
-    add(recorder, f"{case.name}, hits", hits, TARGETS.get(case.items))
-    add(recorder, f"{case.name}, misses", misses)
-
-
-def run_threads(case: ThreadsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure steps that all hit, on several threads that share one pipeline, or one dict each."""
-    for threads in case.threads:
-        requests = [Request(case.items) for _ in range(threads)]
-        with open_vitcache(requests) as shared:
-            gathers: dict[str, list[Gather]] = {JUDGED: [*shared]}
-            gathers[REFERENCE] = [MaskedDict(request) for request in requests]
-            for name, parts in gathers.items():
-                for part in parts:
-                    check(name, part)
-            yield f"{threads} threads, in turns"
-            values: dict[str, list[float]] = {name: [] for name in gathers}
-            with no_encodes(requests):
-                for _ in range(max(3, timer.repeats // 2)):
-                    for name, parts in gathers.items():
-                        values[name].append(us_per_call(run_step, parts * (4 * case.calls), threads))
-        samples = {name: Sample.of(times) for name, times in values.items()}
-        add(recorder, f"{case.items} items, {threads} threads", samples)
-
-
-def run_step(gather: Gather) -> Tensor:
-    """Run one step."""
-    return gather.step()
-
-
-@contextmanager
-def open_vitcache(requests: Sequence[Request]) -> Iterator[list[Vitcache]]:
-    """Yield a contender for each request; all of them share one pipeline and one cache for all rows."""
-    [num_items] = {len(request.keys) for request in requests}
-    with ExitStack() as stack:
-        cache = EmbeddingCache(
-            WIDTH,
-            dtype=torch.float32,
-            device=DEVICE,
-            # One page per item.
-            device_bytes=len(requests) * num_items * PAGE_ROWS * WIDTH * torch.float32.itemsize,
-        )
-        stack.callback(cache.close)
-        request_of = {key: request for request in requests for key in request.keys}
-
-        def encode(features: list[Tensor], items: list[Item]) -> list[Tensor]:
-            request_of[items[0].key or b""].num_encoded += len(items)
-            return features  # an item's feature is its rows: a slice of one tensor
-
-        pipeline = stack.enter_context(VisionPipeline(encode, cache))
-        yield [Vitcache(request, cache, pipeline) for request in requests]
-
-
-def check(name: str, gather: Gather) -> None:
-    """Raise RuntimeError if the rows of an empty contender differ from those of a loop over tokens."""
-    try:
-        gather.check()
-    except RuntimeError as error:
-        raise RuntimeError(f"{name}: {error}: it gets no number") from error
-
-
-@contextmanager
-def no_encodes(requests: Sequence[Request]) -> Iterator[None]:
-    """Raise RuntimeError if a step inside the ``with`` block encodes an item."""
-    before = sum(request.num_encoded for request in requests)
-    yield
-    encoded = sum(request.num_encoded for request in requests) - before
-    if encoded:
-        raise RuntimeError(f"expected only hits, got {encoded} encodes: they get no number")
-
-
-def add(recorder: Recorder, label: str, samples: dict[str, Sample], target: float | None = None) -> None:
-    """Add a result per contender; its ratio is to the dict with a mask. `target` is that of vitcache."""
-    reference_us = samples[REFERENCE].value
-    for name, sample in samples.items():
-        factor = target if name == JUDGED else None
-        recorder.add(
-            label,
-            name,
-            "host_us",
-            "us",
-            sample,
-            against=(REFERENCE, reference_us),
-            target=factor,
-            limit=factor and factor * reference_us,
-        )
+    if isinstance(case, ColdCase):
+        yield from run_cold(case, recorder, timer)
+    else:
+        yield from run_host(case, recorder, timer)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw microseconds per step over the items: steps that hit, steps that miss, and steps on threads."""
+    """Draw microseconds per step over the items: steps that hit, steps that miss, and steps on threads.
+
+    Without such results, as on a GPU, draw bars of the cold steps.
+    """
     from matplotlib.figure import Figure
 
+    if not any(row["metric"] == "host_us" for row in rows):
+        return draw_ratios(rows)
     figure = Figure(figsize=(15, 5), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, kind in zip(panels, ("hits", "misses", r"\d+ threads"), strict=True):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # The plot shows the first of these metrics that has a ratio in the file.
-METRICS = ("device_us", "done_us", "host_us")
+METRICS = ("device_us", "done_us", "step_us", "hits_us", "host_us")
 
 
 def draw_ratios(rows: list[dict[str, Any]], panels: int = 1) -> Figure:

@@ -1,8 +1,25 @@
-"""The cases of the placement benches: the design's shapes, and small shapes that run on every machine."""
+"""Where cases run, and the cases of the placement benches.
+
+The class of a case may have the attribute `RUNS_ON`, `CPU` or `GPU`: its claim is about that kind of device.
+Such a case runs only there. But at smoke size without a GPU, every case runs, only to show that it works.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+CPU, GPU = "cpu", "cuda"  # types of torch devices
+
+_Case = TypeVar("_Case")
+
+
+def cases_for(cases: Sequence[_Case], size: str, device_type: str) -> list[_Case]:
+    """Return the cases of a size that run on a device of this type, in order."""
+    if size == "smoke" and device_type == CPU:
+        return list(cases)
+    return [case for case in cases if getattr(case, "RUNS_ON", device_type) == device_type]
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,17 @@ class PlacementCase:
     def num_tokens(self) -> int:
         """Tokens of the prompt, which has 32 text tokens before its first image."""
         return self.items * (self.rows + self.gap) + 64
+
+    @property
+    def moved_elements(self) -> int:
+        """Elements that a build of ``inputs_embeds`` must read and write.
+
+        It reads the rows of the images, and a row of `hidden` elements for each text token. It writes
+        `hidden` elements for each token, and its deepstack rows: those of text tokens are zeroed, not read.
+        """
+        image_tokens, levels = self.items * self.rows, 1 + self.levels
+        read = image_tokens * levels + (self.num_tokens - image_tokens)
+        return (read + self.num_tokens * levels) * self.hidden
 
     @property
     def is_large(self) -> bool:

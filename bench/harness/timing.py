@@ -19,6 +19,10 @@ FLUSH_BYTES = 256 << 20
 HIDE_CYCLES = 2_000_000
 
 
+def _do_nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Sample:
     """Median, 20th and 80th percentile of repeated measurements, in the unit of the measurement."""
@@ -82,24 +86,31 @@ class Timer:
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device = device
         self.repeats = repeats
-        self._flush = (
+        self._flushed = (
             torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
         )
 
-    def device_us(self, function: Callable[[], object]) -> Sample:
+    def flush(self) -> None:
+        """Queue a write that evicts everything else from the L2 cache of the GPU."""
+        if self._flushed is not None:
+            self._flushed.zero_()
+
+    def device_us(self, function: Callable[[], object], before: Callable[[], object] = _do_nothing) -> Sample:
         """Return the microseconds from the call's first to its last kernel.
 
         A kernel keeps the device busy while the host issues the call. So the result contains no host time,
-        unless the call synchronizes.
+        unless the call synchronizes. `before` runs before each call and is not timed.
         """
-        if self._flush is None:
-            return self.host_us(function)
+        if self.device.type == "cpu":
+            return self.host_us(function, before)
         for _ in range(3):
+            before()
             function()
         values = []
         for _ in range(self.repeats):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._flush.zero_()
+            before()
+            self.flush()
             torch.cuda._sleep(HIDE_CYCLES)
             begin.record()
             function()
@@ -108,10 +119,14 @@ class Timer:
             values.append(begin.elapsed_time(end) * 1e3)
         return Sample.of(values)
 
-    def host_us(self, function: Callable[[], object]) -> Sample:
-        """Return the microseconds until a call returns. On CUDA the device is idle before each call."""
+    def host_us(self, function: Callable[[], object], before: Callable[[], object] = _do_nothing) -> Sample:
+        """Return the microseconds until a call returns. On CUDA the device is idle before each call.
+
+        `before` runs before each call and is not timed.
+        """
         values = []
         for _ in range(self.repeats + 3):
+            before()
             self.synchronize()
             begin = time.perf_counter()
             function()

@@ -1,9 +1,12 @@
 #include "placement/placement.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "runtime/cuda_runtime.h"
 
 namespace vitcache {
 namespace {
@@ -201,14 +204,47 @@ void Placement::check_stores_apart(std::int64_t width, std::int64_t narrow_width
   }
 }
 
-const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t row_bytes,
-                                                          std::int64_t min_bytes) {
+namespace {
+
+// The bytes from which on a copy engine copies rows of `source` to `destination`; none: a kernel reads them.
+std::optional<std::int64_t> copied_bytes(const Source& source, const Destination& destination,
+                                         const CopyThresholds& thresholds) {
+  const std::int64_t row_bytes = destination.row_bytes;
+  if (!source.on_host || source.narrow || source.kind != destination.kind || row_bytes == 0)
+    return std::nullopt;
+  const auto has_pitch = [](std::int64_t stride, std::int64_t width) {
+    return stride >= width && stride <= static_cast<std::int64_t>(CudaRuntime::kMaxPitch);
+  };
+  const auto num_planes = static_cast<std::int64_t>(destination.planes.size());
+  if (num_planes == 1 && source.row_stride == row_bytes && destination.planes[0].row_stride == row_bytes)
+    return thresholds.block;
+  if (row_bytes < thresholds.row_width || !has_pitch(source.row_stride, num_planes * row_bytes) ||
+      !std::all_of(
+          destination.planes.begin(), destination.planes.end(),
+          [&](const Plane& plane) { return has_pitch(plane.row_stride, row_bytes); }))
+    return std::nullopt;
+  return thresholds.rows;
+}
+
+}  // namespace
+
+const std::vector<BlockCopy>& Placement::take_host_blocks(const Destination& destination,
+                                                          const CopyThresholds& thresholds) {
+  const std::vector<std::int64_t> ranks =
+      destination.is_packed() ? first_ranks() : std::vector<std::int64_t>(runs_.size());
   std::vector<Run> remaining;
   remaining.reserve(runs_.size());
-  for (const Run& run : runs_) {
+  const auto leave = [&](const Run& run, std::int64_t rank) {
+    remaining.push_back(run);
+    taken_ranks_.push_back(rank);
+  };
+  for (std::size_t i = 0; i < runs_.size(); ++i) {
+    const Run& run = runs_[i];
     const Source& source = source_of(run);
-    if (!source.on_host || source.kind != kind || source.row_stride != row_bytes || is_stored(run.item)) {
-      remaining.push_back(run);
+    const std::optional<std::int64_t> min_bytes =
+        is_stored(run.item) ? std::nullopt : copied_bytes(source, destination, thresholds);
+    if (!min_bytes) {
+      leave(run, ranks[i]);
       continue;
     }
     for (std::int64_t row = 0; row < run.length;) {
@@ -216,10 +252,10 @@ const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t
       std::int64_t length = 1;
       while (row + length < run.length && source.pool_row(run.source_start + row + length) == first + length)
         ++length;
-      if (length * row_bytes >= min_bytes)
-        blocks_.push_back({run.item, first, run.start + row, length});
+      if (length * destination.row_bytes >= *min_bytes)
+        blocks_.push_back({run.item, first, run.start + row, length, ranks[i] + row});
       else
-        remaining.push_back({run.item, run.start + row, length, run.source_start + row});
+        leave({run.item, run.start + row, length, run.source_start + row}, ranks[i] + row);
       row += length;
     }
   }
@@ -228,6 +264,7 @@ const std::vector<BlockCopy>& Placement::take_host_blocks(int kind, std::int64_t
 }
 
 std::vector<std::int64_t> Placement::first_ranks() const {
+  if (!blocks_.empty()) return taken_ranks_;
   std::vector<std::int64_t> ranks(runs_.size());
   std::int64_t rank = 0;
   for (const Run* run : runs_in_order()) {

@@ -26,12 +26,21 @@ struct Run {
 };
 
 // `num_rows` rows of source `item`, contiguous in memory and beginning with row `source_row`, are written to
-// adjacent tokens, beginning with `token`. In a paged source, `source_row` is a row of the pool.
+// adjacent tokens, beginning with `token`. In a paged source, `source_row` is a row of the pool. `rank` is
+// the number of placed tokens before `token`, if the deepstack levels are packed.
 struct BlockCopy {
   std::int64_t item;
   std::int64_t source_row;
   std::int64_t token;
   std::int64_t num_rows;
+  std::int64_t rank;
+};
+
+// The smallest copies that a copy engine makes faster than a kernel reads the same bytes, in bytes.
+struct CopyThresholds {
+  std::int64_t block;      // of a copy of adjacent rows to adjacent rows
+  std::int64_t rows;       // of a two-dimensional copy: rows with a distance, or one plane of several
+  std::int64_t row_width;  // of a row of a two-dimensional copy
 };
 
 class Placement {
@@ -112,10 +121,11 @@ class Placement {
   // the pages, and are not stored again.
   void read_stores();
 
-  // Removes from the runs, and returns, the blocks that a copy engine moves faster than a kernel: at least
-  // `min_bytes` contiguous bytes of a host source of `kind` that is not stored and has rows of `row_bytes`
-  // bytes. In token tables their tokens become kOtherKind. Call it at most once.
-  const std::vector<BlockCopy>& take_host_blocks(int kind, std::int64_t row_bytes, std::int64_t min_bytes);
+  // Removes from the runs, and returns, the blocks that a copy engine copies faster than a kernel: rows of
+  // host sources of the destination's kind that are not stored and not narrow. In token tables their tokens
+  // become kOtherKind. Call it at most once.
+  const std::vector<BlockCopy>& take_host_blocks(const Destination& destination,
+                                                 const CopyThresholds& thresholds);
 
   const std::vector<Run>& runs() const { return runs_; }
   const std::vector<Source>& sources() const { return sources_; }
@@ -123,7 +133,8 @@ class Placement {
   // The runs that are not empty, in the order of their first tokens. Valid until the runs change.
   std::vector<const Run*> runs_in_order() const;
 
-  // For each run, the number of placed tokens before its first token; 0 for an empty run.
+  // For each run, the number of placed tokens before its first token, blocks that were taken included; 0 for
+  // an empty run.
   std::vector<std::int64_t> first_ranks() const;
 
   // Number of placed rows of all sources.
@@ -208,6 +219,7 @@ class Placement {
   std::map<std::int64_t, Source> stores_;  // by item
   std::vector<Run> runs_;
   std::vector<BlockCopy> blocks_;
+  std::vector<std::int64_t> taken_ranks_;  // `first_ranks` of the runs that `take_host_blocks` left
 };
 
 }  // namespace vitcache

@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "placement/copy_engine.h"
 #include "placement/destination.h"
 #include "placement/paged_rows.h"
 #include "placement/placement.h"
@@ -17,6 +19,7 @@
 #include "python/gil.h"
 #include "python/item_reader.h"
 #include "python/tensor_reader.h"
+#include "runtime/cuda_runtime.h"
 
 namespace py = pybind11;
 
@@ -105,6 +108,32 @@ void bind_destination(py::module_& module) {
       .def("read_text", &TensorReader::read_text, py::arg("ids"), py::arg("weight"));
 }
 
+void bind_copy_engine(py::module_& module) {
+  py::class_<PendingCopies>(module, "PendingCopies").def("join", [](PendingCopies& copies) {
+    without_gil([&] { copies.join(); });
+  });
+  py::class_<CopyEngine>(module, "CopyEngine")
+      .def(py::init([](std::shared_ptr<CudaRuntime> runtime, int device) {
+             return std::make_unique<CopyEngine>(std::move(runtime), device);
+           }),
+           py::arg("runtime").none(false), py::arg("device"))
+      .def(
+          "start",
+          [](const CopyEngine& engine, Placement& placement, const Destination& destination, Stream stream,
+             std::int64_t block_bytes, std::int64_t rows_bytes,
+             std::int64_t row_width) -> std::unique_ptr<PendingCopies> {
+            const auto& blocks =
+                placement.take_host_blocks(destination, {block_bytes, rows_bytes, row_width});
+            if (blocks.empty()) return nullptr;
+            const std::vector<RowsCopy> copies = copies_of(blocks, placement, destination);
+            std::unique_ptr<PendingCopies> pending;
+            without_gil([&] { pending = engine.start(copies, stream); });
+            return pending;
+          },
+          py::arg("placement"), py::arg("destination"), py::arg("stream"), py::arg("block_bytes"),
+          py::arg("rows_bytes"), py::arg("row_width"));
+}
+
 using FourNumbers = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 FourNumbers as_numbers(const Run& run) { return {run.item, run.start, run.length, run.source_start}; }
@@ -178,15 +207,6 @@ void bind_placement(py::module_& module) {
             placement.check_stores_apart(destination.width, destination.hidden());
           },
           py::arg("destination"))
-      .def(
-          "take_host_blocks",
-          [](Placement& placement, int kind, std::int64_t row_bytes, std::int64_t min_bytes) {
-            std::vector<FourNumbers> blocks;
-            for (const BlockCopy& block : placement.take_host_blocks(kind, row_bytes, min_bytes))
-              blocks.emplace_back(block.item, block.source_row, block.token, block.num_rows);
-            return blocks;
-          },
-          py::arg("kind"), py::arg("row_bytes"), py::arg("min_bytes"))
       .def("runs",
            [](const Placement& placement) {
              std::vector<FourNumbers> runs;
@@ -231,6 +251,7 @@ void bind_placement(py::module_& module) {
             placement.write_stored_token_table(kind, table_at(table), num_tokens, has_ranks);
           },
           py::arg("kind"), py::arg("table"), py::arg("num_tokens"), py::arg("has_ranks") = false);
+  bind_copy_engine(module);
   py::class_<ItemReader>(module, "ItemReader")
       .def(py::init<py::type, const TensorReader&>(), py::arg("lease_type"), py::arg("tensors"))
       .def("add", &ItemReader::add, py::arg("placement"), py::arg("items"), py::arg("first"),

@@ -1,15 +1,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "python/bindings.h"
 #include "runtime/cuda_runtime.h"
+#include "runtime/device_guard.h"
 #include "runtime/handles.h"
+#include "runtime/pinned_region.h"
 
 namespace py = pybind11;
 
@@ -33,6 +38,14 @@ void copy_batch(const CudaRuntime& runtime,
   }
   runtime.copy_batch_async(destinations, sources, sizes, stream);
 }
+
+// In a forked child the memory is not mapped, and its addresses may be in use again: the region is leaked.
+struct DeleteRegion {
+  pid_t process = getpid();
+  void operator()(PinnedRegion* region) const {
+    if (getpid() == process) delete region;
+  }
+};
 
 std::uintptr_t address_of(const void* handle) { return reinterpret_cast<std::uintptr_t>(handle); }
 
@@ -73,6 +86,19 @@ void bind_runtime(py::module_& module) {
       .def("exchange_capture_mode", &CudaRuntime::exchange_capture_mode, py::arg("mode"))
       .def("is_done", &CudaRuntime::is_done, py::arg("event"), without_gil)
       .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), without_gil);
+  py::class_<PinnedRegion, std::unique_ptr<PinnedRegion, DeleteRegion>>(module, "PinnedRegion",
+                                                                        py::buffer_protocol())
+      .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t bytes, int num_threads, int device) {
+             const DeviceGuard guard(*runtime, device);
+             return std::unique_ptr<PinnedRegion, DeleteRegion>(
+                 new PinnedRegion(std::move(runtime), bytes, num_threads));
+           }),
+           py::arg("runtime").none(false), py::arg("bytes"), py::arg("num_threads"), py::arg("device"),
+           without_gil)
+      .def_buffer([](PinnedRegion& region) {
+        return py::buffer_info(reinterpret_cast<std::uint8_t*>(region.data()),
+                               static_cast<py::ssize_t>(region.bytes()));
+      });
   module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("copies"), py::arg("stream"),
              without_gil);
 }

@@ -28,14 +28,14 @@
 #include <stdexcept>
 #include <string>
 
-#include "ring/event_pool.h"
 #include "ring/fill_workers.h"
-#include "ring/pinned_region.h"
 #include "ring/slot_flags.h"
 #include "ring/ticket.h"
 #include "runtime/cuda_runtime.h"
+#include "runtime/event_pool.h"
 #include "runtime/mutex.h"
 #include "runtime/owned_stream.h"
+#include "runtime/pinned_region.h"
 
 namespace vitcache {
 

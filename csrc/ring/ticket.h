@@ -17,8 +17,8 @@
 #include <memory>
 #include <utility>
 
-#include "ring/event_pool.h"
 #include "runtime/cuda_runtime.h"
+#include "runtime/event_pool.h"
 
 namespace vitcache {
 

@@ -327,6 +327,14 @@ void CudaRuntime::copy_async(void* destination, const void* source, std::size_t 
   VITCACHE_CUDA_CALL(cudaMemcpyAsync, destination, source, bytes, kDefaultKind, stream.handle);
 }
 
+void CudaRuntime::copy_2d_async(void* destination, std::size_t pitch, const void* source,
+                                std::size_t source_pitch, std::size_t width, std::size_t height,
+                                Stream stream) const {
+  const StreamGuard guard(*this, stream);
+  VITCACHE_CUDA_CALL(cudaMemcpy2DAsync, destination, pitch, source, source_pitch, width, height, kDefaultKind,
+                     stream.handle);
+}
+
 void CudaRuntime::copy_batch_async(const std::vector<void*>& destinations,
                                    const std::vector<const void*>& sources,
                                    const std::vector<std::size_t>& bytes, Stream stream) const {

@@ -27,33 +27,36 @@ namespace vitcache {
 // the same in CUDA 12 and 13; tests/native/check_signatures.cpp compares them with the headers of several
 // versions. Streams and events are `void*`. cudaDeviceProp begins with `char name[256]` in every version; no
 // other field is read.
-#define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                                         \
-  FUNCTION(const char*, cudaGetErrorName, (int))                                  \
-  FUNCTION(const char*, cudaGetErrorString, (int))                                \
-  FUNCTION(int, cudaGetLastError, ())                                             \
-  FUNCTION(int, cudaRuntimeGetVersion, (int*))                                    \
-  FUNCTION(int, cudaDriverGetVersion, (int*))                                     \
-  FUNCTION(int, cudaGetDeviceCount, (int*))                                       \
-  FUNCTION(int, cudaGetDeviceProperties, (void*, int device))                     \
-  FUNCTION(int, cudaDeviceGetAttribute, (int*, int attribute, int device))        \
-  FUNCTION(int, cudaGetDevice, (int*))                                            \
-  FUNCTION(int, cudaSetDevice, (int))                                             \
-  FUNCTION(int, cudaHostAlloc, (void**, std::size_t bytes, unsigned flags))       \
-  FUNCTION(int, cudaFreeHost, (void*))                                            \
-  FUNCTION(int, cudaHostRegister, (void*, std::size_t bytes, unsigned flags))     \
-  FUNCTION(int, cudaHostUnregister, (void*))                                      \
-  FUNCTION(int, cudaStreamCreateWithFlags, (void** stream, unsigned flags))       \
-  FUNCTION(int, cudaStreamDestroy, (void* stream))                                \
-  FUNCTION(int, cudaStreamSynchronize, (void* stream))                            \
-  FUNCTION(int, cudaStreamIsCapturing, (void* stream, int* status))               \
-  FUNCTION(int, cudaThreadExchangeStreamCaptureMode, (int* mode))                 \
-  FUNCTION(int, cudaStreamWaitEvent, (void* stream, void* event, unsigned flags)) \
-  FUNCTION(int, cudaEventCreateWithFlags, (void** event, unsigned flags))         \
-  FUNCTION(int, cudaEventDestroy, (void* event))                                  \
-  FUNCTION(int, cudaEventRecord, (void* event, void* stream))                     \
-  FUNCTION(int, cudaEventQuery, (void* event))                                    \
-  FUNCTION(int, cudaEventSynchronize, (void* event))                              \
-  FUNCTION(int, cudaMemcpyAsync, (void*, const void*, std::size_t bytes, int kind, void* stream))
+#define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                                                         \
+  FUNCTION(const char*, cudaGetErrorName, (int))                                                  \
+  FUNCTION(const char*, cudaGetErrorString, (int))                                                \
+  FUNCTION(int, cudaGetLastError, ())                                                             \
+  FUNCTION(int, cudaRuntimeGetVersion, (int*))                                                    \
+  FUNCTION(int, cudaDriverGetVersion, (int*))                                                     \
+  FUNCTION(int, cudaGetDeviceCount, (int*))                                                       \
+  FUNCTION(int, cudaGetDeviceProperties, (void*, int device))                                     \
+  FUNCTION(int, cudaDeviceGetAttribute, (int*, int attribute, int device))                        \
+  FUNCTION(int, cudaGetDevice, (int*))                                                            \
+  FUNCTION(int, cudaSetDevice, (int))                                                             \
+  FUNCTION(int, cudaHostAlloc, (void**, std::size_t bytes, unsigned flags))                       \
+  FUNCTION(int, cudaFreeHost, (void*))                                                            \
+  FUNCTION(int, cudaHostRegister, (void*, std::size_t bytes, unsigned flags))                     \
+  FUNCTION(int, cudaHostUnregister, (void*))                                                      \
+  FUNCTION(int, cudaStreamCreateWithFlags, (void** stream, unsigned flags))                       \
+  FUNCTION(int, cudaStreamDestroy, (void* stream))                                                \
+  FUNCTION(int, cudaStreamSynchronize, (void* stream))                                            \
+  FUNCTION(int, cudaStreamIsCapturing, (void* stream, int* status))                               \
+  FUNCTION(int, cudaThreadExchangeStreamCaptureMode, (int* mode))                                 \
+  FUNCTION(int, cudaStreamWaitEvent, (void* stream, void* event, unsigned flags))                 \
+  FUNCTION(int, cudaEventCreateWithFlags, (void** event, unsigned flags))                         \
+  FUNCTION(int, cudaEventDestroy, (void* event))                                                  \
+  FUNCTION(int, cudaEventRecord, (void* event, void* stream))                                     \
+  FUNCTION(int, cudaEventQuery, (void* event))                                                    \
+  FUNCTION(int, cudaEventSynchronize, (void* event))                                              \
+  FUNCTION(int, cudaMemcpyAsync, (void*, const void*, std::size_t bytes, int kind, void* stream)) \
+  FUNCTION(int, cudaMemcpy2DAsync,                                                                \
+           (void*, std::size_t pitch, const void*, std::size_t source_pitch, std::size_t width,   \
+            std::size_t height, int kind, void* stream))
 
 // cudaMemcpyAttributes.
 struct CudaCopyAttributes {
@@ -165,6 +168,12 @@ class CudaRuntime {
   void wait_value(Stream stream, std::uint32_t* address, std::uint32_t value) const;
 
   void copy_async(void* destination, const void* source, std::size_t bytes, Stream stream) const;
+
+  // Copies `height` rows of `width` bytes. The rows begin `pitch` bytes apart in the destination and
+  // `source_pitch` bytes apart in the source; both are at least `width` and at most kMaxPitch.
+  void copy_2d_async(void* destination, std::size_t pitch, const void* source, std::size_t source_pitch,
+                     std::size_t width, std::size_t height, Stream stream) const;
+  static constexpr std::size_t kMaxPitch = 0x7FFFFFFF;  // cudaDeviceProp::memPitch of every device
 
   // Queues several copies, in one call if the runtime has cudaMemcpyBatchAsync. The copies may run in any
   // order. Throws std::invalid_argument if `stream` is a default stream.

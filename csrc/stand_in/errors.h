@@ -7,6 +7,7 @@ constexpr int kSuccess = 0;
 constexpr int kInvalidValue = 1;
 constexpr int kMemoryAllocation = 2;
 constexpr int kInitializationError = 3;
+constexpr int kInvalidPitch = 12;
 constexpr int kInvalidDevice = 101;
 constexpr int kInvalidContext = 201;
 constexpr int kInvalidHandle = 400;
@@ -37,6 +38,8 @@ constexpr const char* error_name(int error) {
       return "cudaErrorMemoryAllocation";
     case kInitializationError:
       return "cudaErrorInitializationError";
+    case kInvalidPitch:
+      return "cudaErrorInvalidPitchValue";
     case kInvalidDevice:
       return "cudaErrorInvalidDevice";
     case kInvalidContext:

@@ -64,6 +64,33 @@ EXPORT int cudaMemcpyAsync(void* destination, const void* source, std::size_t by
   return kSuccess;
 }
 
+EXPORT int cudaMemcpy2DAsync(void* destination, std::size_t pitch, const void* source,
+                             std::size_t source_pitch, std::size_t width, std::size_t height, int,
+                             void* stream) {
+  BEGIN("cudaMemcpy2DAsync");
+  if (pitch < width || source_pitch < width) return result(kInvalidPitch);
+  Stream* found = find_stream(stream);
+  if (found == nullptr) return result(kInvalidHandle);
+  if (width == 0 || height == 0) return kSuccess;
+  const Use use = begin_work(*found);
+  VITCACHE_RETURN_IF_ERROR(use.error);
+  record_call({"cudaMemcpy2DAsync", found->serial(), stream, 0, width * height, height});
+  if (use.is_captured) return kSuccess;
+  auto* target = static_cast<std::byte*>(destination);
+  const auto* rows = static_cast<const std::byte*>(source);
+  if (!locked_memory().contains(rows, (height - 1) * source_pitch + width) &&
+      !locked_memory().contains(target, (height - 1) * pitch + width))
+    count_synchronizing();
+  stream_table().push(*found, [=] {
+    if (!begin_copy()) return;
+    for (std::size_t row = 0; row < height; ++row)
+      vitcache::stream_copy(target + row * pitch, rows + row * source_pitch, width);
+    vitcache::order_stores();
+    count_copy(width * height);
+  });
+  return kSuccess;
+}
+
 // As in CUDA, a batch cannot be queued on the legacy stream.
 EXPORT int cudaMemcpyBatchAsync(void* const* destinations, const void* const* sources,
                                 const std::size_t* bytes, std::size_t count, void*, std::size_t*, std::size_t,

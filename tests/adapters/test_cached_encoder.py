@@ -387,6 +387,36 @@ def test_pixels_of_the_next_image_are_copied_during_an_encode(monkeypatch: pytes
         assert torch.equal(image_rows(model, QWEN3.call(0, 1, 2, 3)), expected)
 
 
+def test_pixels_of_the_next_image_that_do_not_fit_the_ring_are_copied_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first encode is called while nothing retires from the ring: a host that waits for a slot hangs."""
+    pictures = QWEN3.pictures(0, 1)
+    num_bytes = max(picture["pixel_values"].nbytes for picture in pictures)
+    with PinnedRing(num_bytes + (8 << 10), backend="host", piece_bytes=4 << 10) as ring:
+        mover = FeatureMover(torch.device("cpu"), ring, None)
+        monkeypatch.setattr(Session, "tower_device", lambda session: torch.device("cpu", 0))
+        monkeypatch.setattr(Session, "mover_to", lambda session, device: mover)
+        model, copies = QWEN3.model(), []
+        expected = torch.cat([stock_rows(model, picture) for picture in pictures])
+        attach(model)
+        image_rows(model, QWEN3.call(3))  # the first image shows the form of the output
+        before = ring.stats().copies
+        held = ring.hold()
+        held.__enter__()
+
+        def release(*_: Any) -> None:
+            copies.append(ring.stats().copies - before)
+            if len(copies) == 1:
+                held.__exit__(None, None, None)
+
+        hook = model.model.visual.register_forward_hook(release)
+        rows = image_rows(model, QWEN3.call(0, 1))
+        hook.remove()
+    assert copies == [2, 4]
+    assert torch.equal(rows, expected)
+
+
 def test_waiter_for_one_image_does_not_wait_for_the_rest_of_the_owners_call() -> None:
     model, first = QWEN3.model(), QWEN3.call(0)
     attachment = attach(model)

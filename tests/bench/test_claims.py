@@ -20,6 +20,7 @@ from vitcache.bench.claims import (
     bench_pages,
     bench_placement,
     bench_ring,
+    bench_scatter,
     key_rates,
 )
 from vitcache.bench.harness import published, tune
@@ -72,7 +73,7 @@ def test_placement_bench_wrong_contender_gets_no_number_and_fails_the_run(tmp_pa
     [
         (
             "scatter",
-            {"copy", "pinned-copy", "tensors", "packed", "device-pages", "host-pages", "tensors-and-pages"},
+            {"copy", "pinned-copy", *bench_scatter.SOURCES},
         ),
         ("cpu", {"slice-loop", "masked-scatter", "scatter", "lookup-and-slices", "embed"}),
     ],
@@ -381,6 +382,16 @@ def test_rounds_us_runs_before_each_call_and_does_not_time_it():
     )
     assert order == ["before", "a"] * 6  # two rounds are not counted
     assert samples["a"].value < 10_000
+
+
+@pytest.mark.parametrize("method", ["device_us", "host_us"])
+def test_device_us_and_host_us_run_before_each_call_and_do_not_time_it(method):
+    order = []
+    sample = getattr(Timer(torch.device("cpu"), 2), method)(
+        lambda: order.append("call"), lambda: (order.append("before"), time.sleep(0.02))
+    )
+    assert order == ["before", "call"] * 5  # three calls are not counted
+    assert sample.value < 10_000
 
 
 def test_us_per_call_gives_each_thread_its_arguments_and_raises_their_error():

@@ -1,4 +1,4 @@
-"""The bench `step`: its contenders build the rows of a loop over tokens, and a wrong one gets no number."""
+"""The host-time cases of the bench `step`: every contender builds the rows of a loop, or gets no number."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from vitcache.bench import run
 from vitcache.bench.chats.gathers import ROWS, Gather, MaskedDict, Request, SlicedDict
 from vitcache.bench.chats.sglang_gather import Sglang, StaticCache
 from vitcache.bench.chats.vllm_gather import PlaceholderRange, Vllm, VllmFeature
-from vitcache.bench.claims import bench_step
+from vitcache.bench.claims import bench_step, host_steps
 
 
 def run_smoke(directory: Path) -> tuple[int, list[dict[str, Any]]]:
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
     arguments = ["--cases", "smoke", "--out", str(directory), "--bench", "step"]
-    code = run.run(parser.parse_args(arguments))
+    cases = [case for case in bench_step.CASES["smoke"] if isinstance(case, host_steps.HostCase)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bench_step.CASES, "smoke", cases)
+        code = run.run(parser.parse_args(arguments))
     return code, [row for path in directory.glob("*.json") for row in json.loads(path.read_text())]
 
 
@@ -31,7 +34,7 @@ def test_step_bench_every_contender_has_a_ratio_for_hits_misses_and_threads(tmp_
     threads_before = torch.get_num_threads()
     code, rows = run_smoke(tmp_path)
     assert (code, torch.get_num_threads()) == (0, threads_before)
-    contenders = {bench_step.JUDGED, *bench_step.CONTENDERS}
+    contenders = {host_steps.JUDGED, *host_steps.CONTENDERS}
     assert "vLLM" in contenders
     for case in ("3 items, hits", "3 items, misses", "5 items, hits", "5 items, misses"):
         assert {row["contender"] for row in rows if row["case"] == case} == contenders
@@ -41,7 +44,7 @@ def test_step_bench_every_contender_has_a_ratio_for_hits_misses_and_threads(tmp_
         reference = next(
             other["value"]
             for other in rows
-            if (other["case"], other["contender"]) == (row["case"], bench_step.REFERENCE)
+            if (other["case"], other["contender"]) == (row["case"], host_steps.REFERENCE)
         )
         assert row["ratio"] == pytest.approx(row["value"] / reference, rel=1e-3)
         assert (row["target"], row["unit"]) == (None, "us")
@@ -65,7 +68,7 @@ def test_step_bench_wrong_contender_gets_no_number_and_fails_the_run(
             out[-1] += 1
             return out
 
-    monkeypatch.setitem(bench_step.CONTENDERS, "vLLM", Wrong)
+    monkeypatch.setitem(host_steps.CONTENDERS, "vLLM", Wrong)
     code, rows = run_smoke(tmp_path)
     assert code == 1
     assert not [row for row in rows if row["contender"] == "vLLM"]

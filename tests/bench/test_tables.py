@@ -23,6 +23,17 @@ def result(case: str, contender: str, value: float, **fields: Any) -> dict[str, 
     }
 
 
+def test_newest_ignores_a_newer_file_without_the_metric(tmp_path: Path) -> None:
+    """The bench `step` has other metrics on a GPU than on a CPU."""
+    on_cpu = [result("5%", "LRU", 100)]
+    on_gpu = [{**result("5%", "LRU", 7), "metric": "step_us", "utc": "2026-12-01T00:00:00"}]
+    (tmp_path / "pages-cpu.json").write_text(json.dumps(on_cpu))
+    (tmp_path / "pages-gpu.json").write_text(json.dumps(on_gpu))
+    assert tables.newest("pages", "encodes", tmp_path) == on_cpu
+    assert tables.newest("pages", "step_us", tmp_path) == on_gpu
+    assert tables.newest("pages", "other", tmp_path) == []
+
+
 def test_fill_writes_a_row_per_case_and_a_column_per_contender(tmp_path: Path) -> None:
     rows = [
         result("5%", "LRU", 100, ratio=1.0, ratio_to="LRU"),
@@ -51,7 +62,7 @@ def test_fill_writes_a_row_per_case_and_a_column_per_contender(tmp_path: Path) -
 
 def test_fill_without_a_result_file_says_that_no_file_exists(tmp_path: Path) -> None:
     filled = tables.fill(TEXT, tmp_path)
-    assert "No result file of the bench `pages` exists yet." in filled
+    assert "No result `encodes` of the bench `pages` exists yet." in filled
     assert "old" not in filled
 
 

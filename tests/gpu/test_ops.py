@@ -124,6 +124,28 @@ def test_scatter_of_pinned_rows_is_equal_for_long_blocks_and_fragments(gpu, monk
     assert out[middle + 5 :].isnan().all()
 
 
+@pytest.mark.parametrize("form", ["tensor", "packed"])
+def test_scatter_of_pinned_deepstack_rows_is_equal_by_copies_and_by_the_kernel(gpu, monkeypatch, form):
+    num_rows, hidden = gpu.size((3000, 4096), (12, 64))
+    device = torch.empty(0, device=gpu.device).device
+    rows = make_rows(num_rows, 3 * hidden, torch.bfloat16)
+    pinned = rows if gpu.dry else rows.pin_memory()
+    for crossovers in (host_blocks.Crossovers(None, None), host_blocks.Crossovers(1, 1)):
+        monkeypatch.setattr(host_blocks, "measured_crossovers", {device: crossovers})
+        out = poisoned(num_rows + 5, hidden, dtype=torch.bfloat16, device=gpu.device)
+        placed = num_rows if form == "packed" else num_rows + 5
+        levels = poisoned(2, placed, hidden, dtype=torch.bfloat16, device=gpu.device)
+        options = {"deepstack_rows" if form == "packed" else "deepstack": levels}
+        scatter_embeddings(out, [pinned], [[Span(4, num_rows - 1, 1), Span(0, 1, 0)]], **options)
+        gpu.synchronize()
+        first = 1 if form == "packed" else 4
+        for plane, columns, start in zip(
+            (out, *levels), rows.split(hidden, 1), (4, first, first), strict=True
+        ):
+            assert same_bits(plane[start : start + num_rows - 1].cpu(), columns[1:])
+            assert same_bits(plane[:1].cpu(), columns[:1])
+
+
 def test_scatter_keeps_pinned_rows_alive_without_the_caller_s_reference(gpu):
     rows = make_rows(5, 64, torch.bfloat16)
     out = poisoned(5, 64, dtype=torch.bfloat16, device=gpu.device)

@@ -101,6 +101,7 @@ static_assert(cudaDevAttrComputeCapabilityMajor == 75 && cudaDevAttrComputeCapab
 namespace stand_in = vitcache::stand_in;
 static_assert(stand_in::kInvalidValue == cudaErrorInvalidValue);
 static_assert(stand_in::kInitializationError == cudaErrorInitializationError);
+static_assert(stand_in::kInvalidPitch == cudaErrorInvalidPitchValue);
 static_assert(stand_in::kInvalidDevice == cudaErrorInvalidDevice);
 static_assert(stand_in::kInvalidContext == cudaErrorDeviceUninitialized);
 static_assert(stand_in::kInvalidHandle == cudaErrorInvalidResourceHandle);

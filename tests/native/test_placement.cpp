@@ -90,28 +90,6 @@ void checks_of_invalid_runs_throw_the_item_and_both_numbers() {
                "expected pages for 5 rows, got 2 pages of 2 rows");
 }
 
-void take_host_blocks_removes_long_blocks_from_runs_and_tables() {
-  Placement placement;
-  placement.add_source(Source::block(1000, 16, 8, kFloat32, true));
-  placement.add_source(Source::paged(2000, 16, 8, kFloat32, true, {4, 5, 9, 1}, 2));
-  placement.add_source(Source::block(9000, 16, 8, kFloat32, false));
-  placement.add_run({0, 0, 3, 1});
-  placement.add_run({1, 10, 8, 0});
-  placement.add_run({2, 20, 8, 0});
-  const auto& blocks = placement.take_host_blocks(kFloat32, 16, 3 * 16);
-  CHECK_EQUAL(blocks.size(), std::size_t{2});
-  CHECK(
-      (blocks[0].item == 0 && blocks[0].source_row == 1 && blocks[0].token == 0 && blocks[0].num_rows == 3));
-  CHECK(
-      (blocks[1].item == 1 && blocks[1].source_row == 8 && blocks[1].token == 10 && blocks[1].num_rows == 4));
-  CHECK_EQUAL(placement.num_rows(kFloat32), 4 + 8);
-  Row tokens(28);
-  placement.write_token_table(kFloat32, tokens.data(), 28);
-  CHECK((Row(tokens.begin(), tokens.begin() + 4) == Row{-1, -1, -1, 0}));
-  CHECK((Row(tokens.begin() + 10, tokens.begin() + 18) ==
-         Row{-1, -1, -1, -1, 2000 + 18 * 16, 2000 + 19 * 16, 2000 + 2 * 16, 2000 + 3 * 16}));
-}
-
 void check_apart_finds_sources_in_the_destination() {
   Placement placement;
   placement.add_source(Source::block(1000, 16, 4, kFloat32, false));
@@ -183,15 +161,6 @@ void stored_tables_contain_the_page_of_each_row_once() {
                "the storage of item 0 shares memory");
   CHECK_THROWS(placement.add_store(1, Source::paged(0, 8, 3, kBfloat16, false, {0, 1}, 2)),
                std::invalid_argument, "item 1 has 2 rows, the pages to store it in have 3");
-}
-
-void take_host_blocks_skips_stored_sources() {
-  Placement placement;
-  placement.add_source(Source::block(1000, 16, 8, kFloat32, true));
-  placement.add_store(0, Source::paged(64000, 16, 8, kFloat32, false, {0, 1}, 4));
-  placement.add_run({0, 0, 8, 0});
-  CHECK(placement.take_host_blocks(kFloat32, 16, 16).empty());
-  CHECK_EQUAL(placement.num_rows(kFloat32), 8);
 }
 
 void scatter_and_embed_with_any_thread_count_write_the_rows(std::int64_t num_rows) {
@@ -436,10 +405,8 @@ void packed_levels_and_narrow_rows_with_any_thread_count_are_written(std::int64_
 int main() {
   row_table_contains_each_placed_row_at_its_page_address();
   checks_of_invalid_runs_throw_the_item_and_both_numbers();
-  take_host_blocks_removes_long_blocks_from_runs_and_tables();
   check_apart_finds_sources_in_the_destination();
   stored_tables_contain_the_page_of_each_row_once();
-  take_host_blocks_skips_stored_sources();
   scatter_and_embed_with_any_thread_count_write_the_rows(5);
   scatter_and_embed_with_any_thread_count_write_the_rows(200'000);
   sources_set_out_of_order_are_written_by_any_thread_count();

@@ -18,10 +18,10 @@
 #include <vector>
 
 #include "check.h"
-#include "ring/pinned_region.h"
 #include "ring/ring.h"
 #include "ring_copy.h"
 #include "runtime/error.h"
+#include "runtime/pinned_region.h"
 #include "stand_in.h"
 
 namespace {

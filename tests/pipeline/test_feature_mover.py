@@ -1,5 +1,7 @@
 """`FeatureMover` with and without a ring; test_features.py tests features through the pipeline."""
 
+import numpy as np
+import pytest
 import torch
 
 from vitcache import PinnedRing
@@ -15,3 +17,26 @@ def test_mover_detaches_a_feature_that_requires_gradients():
             moved = mover.start(feature).ready()
             assert not moved.requires_grad
             assert torch.equal(moved, feature.detach().bfloat16())
+
+
+def test_mover_has_free_bytes_counts_the_bytes_of_the_cast_feature():
+    feature = torch.ones(3000)  # 12,000 bytes of float32, 6,000 of bfloat16
+    with PinnedRing(1 << 14, backend="host", piece_bytes=1024) as ring, ring.hold():
+        cast, uncast = (FeatureMover(torch.device("cpu"), ring, dtype) for dtype in (torch.bfloat16, None))
+        assert cast.has_free_bytes(feature)
+        assert uncast.has_free_bytes(feature)
+        ring.copy_to(torch.zeros(1500), torch.ones(1500))
+        assert cast.has_free_bytes(feature)
+        assert not uncast.has_free_bytes(feature)
+        assert not uncast.has_free_bytes(feature.numpy())
+        assert uncast.has_free_bytes(feature.to(torch.bfloat16))
+
+
+def test_mover_has_free_bytes_for_what_needs_no_ring_and_refuses_what_start_refuses():
+    assert FeatureMover(torch.device("cpu"), None, None).has_free_bytes(torch.ones(1 << 20))
+    with PinnedRing(1 << 12, backend="host") as ring:
+        mover = FeatureMover(torch.device("cpu"), ring, None)
+        assert mover.has_free_bytes(["not a tensor"])
+        assert mover.has_free_bytes(torch.ones(1 << 20, device="meta"))
+        with pytest.raises(TypeError):
+            mover.has_free_bytes(np.array([object()]))

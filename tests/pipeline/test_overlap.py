@@ -14,6 +14,9 @@ from pipeline_scene import HIDDEN, Tower, expected, feature, make_ids, make_weig
 from rings import copy_stream, wait_on_stream
 
 from vitcache import Chunk, Item, PinnedRing, Span, Ticket, VisionPipeline
+from vitcache.pipeline.feature_mover import RING_BYTES
+from vitcache.pipeline.vision_pipeline import MAX_ROWS_PER_ENCODE
+from vitcache.ring.pinned_ring import PIECE_BYTES
 from vitcache.testing import stand_in
 
 WEIGHT = make_weight()
@@ -75,6 +78,88 @@ def test_embed_returns_without_a_synchronizing_call_while_streams_are_paused(
             assert stand_in.count().synchronizing_calls == 0
         assert result.errors == []
         assert tower.calls == 4
+
+
+SCALE = 64  # features and rings have this fraction of their true bytes
+IMAGE_ROWS, IMAGE_BYTES = (
+    2040,
+    8160 * 1536 * 4,
+)  # 1920x1080 pixels in Qwen3-VL: the rows, and the float32 patches
+
+
+class RecordingTower(DeviceTower):
+    """Records its calls, and resumes the streams in the first one: only before it must the host not wait."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def __call__(self, features: list[torch.Tensor], items: list[Item]) -> torch.Tensor:
+        self.log.append(f"encode {len(items)}")
+        stand_in.pause(False)
+        return super().__call__(features, items)
+
+
+def embed_1080p_images(
+    monkeypatch: pytest.MonkeyPatch, ring_bytes: int, *, has_keys: bool, num_images: int = 8
+) -> list[str]:
+    """Embed images in a pipeline with the default options, on paused streams; return the copies and encodes.
+
+    A copy that would wait for a slot before the first encode raises TimeoutError.
+    """
+    log: list[str] = []
+    elements = IMAGE_BYTES // 4 // SCALE
+    items = [
+        Item(
+            torch.full((elements,), float(image)),
+            Span(image * IMAGE_ROWS, IMAGE_ROWS),
+            key=bytes([image]) * 32 if has_keys else None,
+        )
+        for image in range(num_images)
+    ]
+    ids = make_ids(num_images * IMAGE_ROWS)
+    stand_in.reset()
+    with PinnedRing(ring_bytes // SCALE, backend="host", piece_bytes=PIECE_BYTES // SCALE) as ring:
+        copy_to, stream = ring.copy_to, copy_stream(ring)
+
+        def record_copy(*arguments: Any, **options: Any) -> Ticket:
+            log.append("copy")
+            has_encoded = any(line != "copy" for line in log)
+            return copy_to(*arguments, **options, timeout_s=None if has_encoded else 0)
+
+        monkeypatch.setattr(ring, "copy_to", record_copy)
+        monkeypatch.setattr(Ticket, "wait", lambda ticket, _=None: wait_on_stream(ticket, stream))
+        cache = make_cache(num_images * IMAGE_ROWS // 2)
+        with VisionPipeline(RecordingTower(log), cache, ring=ring) as pipeline, stand_in.paused():
+            assert pipeline.embed([Chunk(items, 0, len(ids))], ids, WEIGHT).errors == []
+    return log
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_embed_with_defaults_never_waits_for_a_slot_before_the_first_encode(
+    monkeypatch: pytest.MonkeyPatch, has_keys: bool
+) -> None:
+    """A micro-batch has two images. The default ring has enough bytes for two micro-batches."""
+    log = embed_1080p_images(monkeypatch, RING_BYTES, has_keys=has_keys)
+    assert log[:5] == [*["copy"] * 4, "encode 2"]
+    assert log.count("copy") == 8
+    assert [line for line in log if line != "copy"] == ["encode 2"] * 4
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+@pytest.mark.parametrize(("ring_images", "copies_before"), [(2.1, 2), (3.2, 3)])
+def test_embed_copies_features_without_free_bytes_after_the_call_of_encode(
+    monkeypatch: pytest.MonkeyPatch, has_keys: bool, ring_images: float, copies_before: int
+) -> None:
+    log = embed_1080p_images(monkeypatch, int(ring_images * IMAGE_BYTES), has_keys=has_keys)
+    assert log[: copies_before + 2] == [*["copy"] * copies_before, "encode 2", "copy"]
+    assert log.count("copy") == 8
+    assert log.count("encode 2") == 4
+
+
+def test_pipeline_default_of_max_rows_per_encode_is_the_constant() -> None:
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        assert pipeline.max_rows_per_encode == MAX_ROWS_PER_ENCODE == 4096
 
 
 def test_embed_keeps_features_of_at_most_two_micro_batches(maybe_ring: PinnedRing | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -38,6 +39,66 @@ def test_a_step_hashes_the_items_whose_tokens_it_needs_first_at_first(
     with VisionPipeline(Tower(), make_cache()) as pipeline:
         pipeline.place(chunks, torch.zeros(20, HIDDEN))
     assert loaded == [21, 20, 11, 13, 10]  # by chunk, then by first token; no item outside of the windows
+
+
+def started_features(
+    monkeypatch: pytest.MonkeyPatch, pipeline: VisionPipeline, items: list[Item]
+) -> tuple[list[float], list[float]]:
+    """Embed the items; return the first values of the features that were moved early, and of all."""
+    moved: list[float] = []
+    early: list[float] = []
+    start, run = pipeline._mover.start, pipeline._runner.run
+
+    def note_start(feature: torch.Tensor, **options: Any) -> Any:
+        moved.append(float(feature[0, 0]))
+        return start(feature, **options)
+
+    def note_run(step_items: Any) -> None:
+        early.extend(moved)
+        run(step_items)
+
+    monkeypatch.setattr(pipeline._mover, "start", note_start)
+    monkeypatch.setattr(pipeline._runner, "run", note_run)
+    num_tokens = items[-1].spans[-1].stop
+    assert pipeline.place([Chunk(items, 0, num_tokens)], torch.zeros(num_tokens, HIDDEN)).errors == []
+    return early, moved
+
+
+def test_features_start_early_in_the_order_of_the_step_also_if_a_later_one_is_hashed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    last_is_loaded = threading.Event()
+
+    def load(number: int) -> torch.Tensor:
+        if number == 1:
+            last_is_loaded.set()
+        else:
+            assert last_is_loaded.wait(60)
+        return torch.full((4, 3), float(number))
+
+    monkeypatch.setattr(vision_pipeline, "KeyThreads", partial(KeyThreads, 2))
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        items = [Item(partial(load, number), Span(2 * number, 2), num_rows=2) for number in range(2)]
+        early, _ = started_features(monkeypatch, pipeline, items)
+    assert early == [0, 1]
+
+
+def test_features_of_at_most_one_micro_batch_start_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    for max_rows, num_early in ((5, 2), (4, 2), (3, 1), (1, 1), (6, 3)):
+        items = [Item(torch.full((4, 3), float(number)), Span(2 * number, 2)) for number in range(3)]
+        with VisionPipeline(Tower(), make_cache(), max_rows_per_encode=max_rows) as pipeline:
+            early, moved = started_features(monkeypatch, pipeline, items)
+        assert (early, moved) == ([0, 1, 2][:num_early], [0, 1, 2])
+
+
+def test_no_feature_starts_early_behind_one_without_free_bytes_in_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = [Item(torch.full((4, 3), float(number)), Span(2 * number, 2)) for number in range(3)]
+    with VisionPipeline(Tower(), make_cache()) as pipeline:
+        monkeypatch.setattr(pipeline._mover, "has_free_bytes", lambda feature: float(feature[0, 0]) != 1)
+        early, moved = started_features(monkeypatch, pipeline, items)
+    assert (early, moved) == ([0], [0, 1, 2])
 
 
 class SilentThreads(KeyThreads):

@@ -221,6 +221,9 @@ class CachedEncoder:
     def _encode_all(self, missing: list[CallItem], options: dict[str, Any]) -> None:
         """Encode one item at a time; while an item is encoded, the pixels of the next one are copied.
 
+        If the ring does not have enough free bytes for these pixels, they are copied after the encode: the
+        host waits for no slot before it.
+
         If the cache can admit the rows of an item now, they are inserted immediately. A caller that waits
         for this item then does not wait for the rest of `missing`.
         """
@@ -230,7 +233,7 @@ class CachedEncoder:
                 self._start(item)
                 for next_item in missing[number + 1 : number + 2]:
                     with suppress(Exception):  # the next iteration starts the item again, and raises
-                        self._start(next_item)
+                        self._start(next_item, may_wait=False)
                 output = self._encode(item, options)
                 rows = item_rows(output)
                 if rows.shape[1] != cache.row_width or rows.dtype != cache.dtype:
@@ -256,12 +259,17 @@ class CachedEncoder:
         finally:
             item.wait_until_read()
 
-    def _start(self, item: CallItem) -> None:
-        """Queue the copies of an item's tensors to the tower's device, unless they are queued or done."""
+    def _start(self, item: CallItem, *, may_wait: bool = True) -> None:
+        """Queue the copies of an item's tensors to the tower's device, unless they are queued or done.
+
+        If `may_wait` is false and the ring does not have enough free bytes, queues nothing.
+        """
         device = self._session.tower_device()
         if device is not None and device != item.call.pixels.device and not item.moved:
-            item.start(self._session.mover_to(device))
-            self._session.count(pixel_bytes_moved=item.call.pixels.nbytes)
+            mover = self._session.mover_to(device)
+            if may_wait or item.has_free_bytes(mover):
+                item.start(mover)
+                self._session.count(pixel_bytes_moved=item.call.pixels.nbytes)
 
     def _encode(self, item: CallItem, options: dict[str, Any]) -> Any:
         """Return the stock method's output for one item."""

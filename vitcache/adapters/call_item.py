@@ -52,6 +52,10 @@ class CallItem:
                     self._tickets.append(moved.ticket)
         self.moved = started
 
+    def has_free_bytes(self, mover: FeatureMover) -> bool:
+        """Whether `start` would now queue all copies without waiting for slots of the mover's ring."""
+        return mover.has_free_bytes(*self.call.arguments.values())
+
     def take_arguments(self) -> dict[str, Any]:
         """Return the arguments with the copied tensors in them, and keep no reference to the copies.
 

@@ -74,7 +74,7 @@ def attach(
         Qwen2.5-VL-7B.
     ring
         A `PinnedRing` that copies pixels from pageable memory to a vision tower on a GPU. By default a new
-        ring of 128 MiB, made when the first pixels are copied.
+        ring of 256 MiB, made when the first pixels are copied.
     shadow_every
         Encode every `shadow_every`-th hit again and compare it with its cached rows. `stats()` gives the
         largest difference, and any difference is logged as a warning. The call returns the cached rows. A hit

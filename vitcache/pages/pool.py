@@ -61,10 +61,9 @@ class PagePool:
             raise CudaError(f"a host tier of {device} needs the CUDA runtime: {searched}")
         # A tensor that is made in inference mode cannot be written outside of inference mode.
         with torch.inference_mode(False):
-            if tier == "host" and device.type == "cuda":
-                self.rows = (
-                    allocate_pinned(num_pages * self.page_bytes, device).view(dtype).view(-1, row_width)
-                )
+            if self._runtime is not None:
+                memory = allocate_pinned(num_pages * self.page_bytes, device, self._runtime)
+                self.rows = memory.view(dtype).view(-1, row_width)
             else:
                 place = device if tier == "device" else torch.device("cpu")
                 self.rows = torch.empty((num_pages * page_rows, row_width), dtype=dtype, device=place)

@@ -11,9 +11,10 @@ from vitcache.pipeline.step_item import Identity, StepItem
 class EarlyStart:
     """Starts to move the feature of an item whose key is known now, if the cache lacks the item.
 
-    The first `max_rows` rows are moved early: about one micro-batch. The other features are moved one
-    micro-batch ahead of the encoder, as always, so that they do not fill the device's memory. An object
-    serves one step and one thread.
+    The features of one micro-batch are moved early: at most `max_rows` rows, or one item with more rows. If
+    the ring does not have enough free bytes for a feature, this feature and all later ones are not moved
+    early: the host does not wait. The other features are moved one micro-batch ahead of the encoder, as
+    always, so that they do not fill the device's memory. An object serves one step and one thread.
     """
 
     def __init__(
@@ -32,6 +33,9 @@ class EarlyStart:
             return
         if identity in self._started or identity in self._prefetched or key in self._cache:
             return
+        is_full = bool(self._started) and step_item.num_rows > self._rows_left
+        if is_full or not self._runner.start_ahead([step_item]):
+            self._rows_left = 0
+            return
         self._started.add(identity)
         self._rows_left -= step_item.num_rows
-        self._runner.start([step_item])

@@ -97,8 +97,11 @@ class EncoderRunner:
             row_width=[step_item.row_width for step_item in expected],
         )
         for number, batch in enumerate(batches):
-            # The next features are copied to the device while this micro-batch is encoded.
-            self.start(batches[number + 1] if number + 1 < len(batches) else [])
+            # The next features are copied to the device while this micro-batch is encoded. If the ring does
+            # not have enough free bytes for a feature now, its copy is queued after the call of the encoder:
+            # the host does not wait for a slot before that call.
+            self.start(batch)
+            self.start_ahead(batches[number + 1] if number + 1 < len(batches) else [])
             self.store_fresh(fresh)
             fresh = self._run_batch([step_item for step_item in batch if step_item.state is not State.FAILED])
             for step_item in batch:
@@ -123,13 +126,32 @@ class EncoderRunner:
     def start(self, step_items: Sequence[StepItem]) -> None:
         """Load features, and start to move them to the device; an exception becomes the item's error."""
         for step_item in step_items:
-            if step_item.moved is None and step_item.state is not State.FAILED:
-                try:
-                    feature = step_item.load()
-                    is_moved = self.moves_features
-                    step_item.take_moved(self._mover.start(feature) if is_moved else UnmovedFeature(feature))
-                except Exception as error:
-                    step_item.fail(error)
+            self._start(step_item)
+
+    def start_ahead(self, step_items: Sequence[StepItem]) -> bool:
+        """Start features in order, as `start`, up to the first one for which the host would wait for slots.
+
+        Returns
+        -------
+        bool
+            Whether all features were started.
+        """
+        return all(self._start(step_item, may_wait=False) for step_item in step_items)
+
+    def _start(self, step_item: StepItem, *, may_wait: bool = True) -> bool:
+        """Start to move one feature. False: the host would have to wait, and `may_wait` is false."""
+        if step_item.moved is None and step_item.state is not State.FAILED:
+            try:
+                feature = step_item.load()
+                if not self.moves_features:
+                    step_item.take_moved(UnmovedFeature(feature))
+                elif may_wait or self._mover.has_free_bytes(feature):
+                    step_item.take_moved(self._mover.start(feature))
+                else:
+                    return False
+            except Exception as error:
+                step_item.fail(error)
+        return True
 
     def _run_batch(self, step_items: list[StepItem]) -> list[StepItem]:
         """Encode a micro-batch; return the step items whose rows are in the encoder's memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from vitcache.device.streams import record_event
 from vitcache.ring.arguments import as_strided_view
-from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.ring.pinned_ring import MIN_BYTES, PinnedRing
 from vitcache.ring.ticket import Ticket
 
-RING_BYTES = 128 << 20
+# Enough for the features of two micro-batches, so that the second one is queued before the encode of the
+# first one is called. By default, each has two images of 1920x1080, of 50 MB in float32.
+RING_BYTES = 256 << 20
 
 
 class MovedFeature(NamedTuple):
@@ -120,6 +123,28 @@ class FeatureMover:
             with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
                 target = torch.empty(source.shape, dtype=dtype, device=self.device)
             return MovedFeature(target, ring.copy_to(target, feature, after=ring.stream))
+
+    def has_free_bytes(self, *features: Any) -> bool:
+        """Whether `start` would now move each of some features without waiting for slots of the ring.
+
+        Raises
+        ------
+        TypeError, RuntimeError
+            As `start`, if a feature is in host memory.
+        """
+        num_bytes = 0
+        for feature in features:
+            if not isinstance(feature, Tensor | np.ndarray):
+                continue  # `start` refuses it
+            if isinstance(feature, Tensor) and feature.device.type != "cpu":
+                continue
+            source = as_strided_view(feature)
+            itemsize = self._dtype_for(source.dtype, is_cast=True).itemsize
+            num_bytes += -(-math.prod(source.shape) * itemsize // MIN_BYTES) * MIN_BYTES  # aligned slots
+        if num_bytes == 0:
+            return True
+        ring = self._ring_for_device()
+        return ring is None or ring.has_free_bytes(num_bytes)
 
     def close(self) -> None:
         """Close the ring if the mover made it. Afterwards the mover makes no ring."""

@@ -73,7 +73,8 @@ class PrefetchJob:
                     break
                 if encode:
                     following = batches[number + 1] if number + 1 < len(batches) else []
-                    self._runner.start([*batch, *following])
+                    self._runner.start(batch)
+                    self._runner.start_ahead(following)
                     self._encode(batch, plan, requests)
                 elif self._runner.moves_features:
                     self._move_features(batch, handle)

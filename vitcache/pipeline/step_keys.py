@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -12,7 +13,7 @@ from vitcache._native import StepPlan
 from vitcache.keys.folding import fold_keys
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pipeline.items import Item
-from vitcache.pipeline.step_item import Requests, StepItem, wait_until_read
+from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
 
 _CHECK_SECONDS = 1.0  # between two reads of the futures of a step that waits
 
@@ -62,7 +63,8 @@ def find_keys(
     Parameters
     ----------
     on_key
-        Called with each item whose feature was hashed, as soon as its key is known.
+        Called with each item whose feature was hashed, in the order in which the step needs the items, as
+        soon as the keys of this item and of all items before it are known or have failed.
 
     Returns
     -------
@@ -86,6 +88,7 @@ def find_keys(
             extras = [step_item.item.encoder_kwargs for step_item in hashed]
             futures = threads.submit_many(loads, namespace=namespace, extras=extras, on_done=done.put)
         step_item_of = dict(zip(futures, hashed, strict=True))
+        in_order = deque(step_item_of.items())
         while step_item_of:
             future = _next_done(done, step_item_of)
             step_item = step_item_of.pop(future)
@@ -95,7 +98,10 @@ def find_keys(
                 step_item.fail(error)
             else:
                 _store_key(plan, requests, namespace, step_item, key)
-                on_key(step_item)
+            while in_order and in_order[0][0] not in step_item_of:
+                _, step_item = in_order.popleft()
+                if step_item.state is not State.FAILED:
+                    on_key(step_item)
     except BaseException as error:
         interrupts.append(error)
         for future in futures:

@@ -35,6 +35,10 @@ from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.scatter_call import ScatterCall
 from vitcache.ring.pinned_ring import PinnedRing
 
+# Two images of 1920x1080 in Qwen3-VL. With more rows, more features are copied before the first encode
+# begins, and the ring must be larger (docs/decisions.md).
+MAX_ROWS_PER_ENCODE = 4096
+
 
 class Steps(Protocol):
     """Runs the steps of a pipeline: a `StepRunner`, or an object that stands in for one."""
@@ -78,10 +82,13 @@ class VisionPipeline:
         with items, except keys with `Item.complete_key`.
     ring
         The ring that copies features from host memory to the device. None: on CUDA the pipeline makes a ring
-        of 128 MiB when it first copies a feature; on the CPU features stay in their memory.
+        of 256 MiB when it first copies a feature; on the CPU features stay in their memory. If a ring is
+        too small for the features of two micro-batches, some of the next micro-batch's features are copied
+        after the call of `encode`, not before it.
     max_rows_per_encode
         Most rows of one call of `encode`. This bounds the memory that the vision tower needs. An item with
-        more rows is encoded alone.
+        more rows is encoded alone. The features of a step's first micro-batch are copied before any encode
+        begins, so a smaller number hides more of the copies.
     agree
         For tensor parallel towers, see Notes. ``agree(miss)`` gets a bool tensor on the CPU with one flag per
         unique item without precomputed rows, in the order of the batch. A set flag is a miss. `agree` returns
@@ -181,7 +188,7 @@ class VisionPipeline:
         *,
         namespace: bytes | Namespace = b"",
         ring: PinnedRing | None = None,
-        max_rows_per_encode: int = 16384,
+        max_rows_per_encode: int = MAX_ROWS_PER_ENCODE,
         agree: Agree | None = None,
         feature_dtype: torch.dtype | None = None,
         stream: torch.cuda.Stream | None = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import vitcache.placement.kernel_variants  # noqa: F401 - guards the loading of the kernels
+from vitcache._native import PendingCopies
 from vitcache.device.streams import is_capturing
 from vitcache.placement.destination import Destination
 from vitcache.placement.host_blocks import copy_host_blocks
@@ -26,40 +27,48 @@ from vitcache.triton_kernels.rows import NO_LEVELS, LevelForm
 from vitcache.triton_kernels.scatter_rows import launch_scatter_rows
 
 
-def scatter_rows(
-    destination: Destination, placement: Placement, scale: float | None, *, skip: torch.dtype | None = None
+def scatter_rows(destination: Destination, placement: Placement, scale: float | None) -> None:
+    """Queue one launch per source dtype, and copies of long host blocks. Arguments must be checked.
+
+    All of it is ordered behind earlier and before later work of the current stream.
+    """
+    with _on_device(destination.device):
+        copies = copy_host_blocks(destination, placement, scale)
+        try:
+            _launch_scatters(destination, placement, scale)
+        finally:
+            _finish(copies, placement, destination.device)
+
+
+def _launch_scatters(
+    destination: Destination, placement: Placement, scale: float | None, skip: torch.dtype | None = None
 ) -> None:
-    """Queue one launch per source dtype, except `skip`, on the current stream. Arguments must be checked."""
-    device = destination.device
-    with _on_device(device):
-        if skip is None:
-            copy_host_blocks(destination, placement, scale)
-        for dtype in placement.dtypes():
-            if dtype == skip:
-                continue
-            native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
-            num_rows, columns, write = native.num_rows(kind), 2, native.write_row_table
-            if store is not None:
-                num_rows += native.num_unplaced_rows(kind)
-                columns, write = 3, native.write_stored_row_table
-            form = _form(destination, placement, kind)
-            table, level_address = _make_table(
-                (columns + form.is_packed) * num_rows,
-                destination,
-                partial(write, kind, has_ranks=form.is_packed),
-            )
-            launch_scatter_rows(
-                table,
-                destination.rows,
-                _levels(destination),
-                dtype,
-                scale,
-                aligned=_is_aligned(destination, placement, dtype, store),
-                store=store,
-                form=form,
-                level_address=level_address,
-            )
-        _keep_pinned_alive(placement, device)
+    """Queue one launch per source dtype, except `skip`."""
+    for dtype in placement.dtypes():
+        if dtype == skip:
+            continue
+        native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
+        num_rows, columns, write = native.num_rows(kind), 2, native.write_row_table
+        if store is not None:
+            num_rows += native.num_unplaced_rows(kind)
+            columns, write = 3, native.write_stored_row_table
+        form = _form(destination, placement, kind)
+        table, level_address = _make_table(
+            (columns + form.is_packed) * num_rows,
+            destination,
+            partial(write, kind, has_ranks=form.is_packed),
+        )
+        launch_scatter_rows(
+            table,
+            destination.rows,
+            _levels(destination),
+            dtype,
+            scale,
+            aligned=_is_aligned(destination, placement, dtype, store),
+            store=store,
+            form=form,
+            level_address=level_address,
+        )
 
 
 def scatter_table(destination: Destination, table: PlacementTable, scale: float | None) -> None:
@@ -91,37 +100,52 @@ def embed_rows(
 
     Arguments must be checked. The caller ensures that the weight has a row for the id of each text token.
     """
-    device, num_tokens = destination.device, destination.num_tokens
-    with _on_device(device):
-        copy_host_blocks(destination, placement, scale)
-        dtypes = placement.dtypes()
-        dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
-        native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
-        num_rows, columns, write = num_tokens, 1, native.write_token_table
-        if store is not None:
-            num_rows += native.num_unplaced_rows(kind)
-            columns, write = 2, native.write_stored_token_table
-        form = _form(destination, placement, kind)
-        table, level_address = _make_table(
-            (columns + form.is_packed) * num_rows,
-            destination,
-            partial(write, kind, num_tokens=num_tokens, has_ranks=form.is_packed),
-        )
-        launch_embed_rows(
-            table,
-            destination.rows,
-            _levels(destination),
-            input_ids,
-            weight,
-            dtype,
-            scale,
-            text_scale,
-            aligned=_is_aligned(destination, placement, dtype, store),
-            store=store,
-            form=form,
-            level_address=level_address,
-        )
-    scatter_rows(destination, placement, scale, skip=dtype)
+    with _on_device(destination.device):
+        copies = copy_host_blocks(destination, placement, scale)
+        try:
+            launched = _launch_embed(destination, input_ids, weight, placement, scale, text_scale)
+            _launch_scatters(destination, placement, scale, skip=launched)
+        finally:
+            _finish(copies, placement, destination.device)
+
+
+def _launch_embed(
+    destination: Destination,
+    input_ids: Tensor,
+    weight: Tensor,
+    placement: Placement,
+    scale: float | None,
+    text_scale: float | None,
+) -> torch.dtype:
+    """Queue one launch for all tokens; return the dtype of the image rows that it places."""
+    num_tokens, dtypes = destination.num_tokens, placement.dtypes()
+    dtype = dtypes[0] if dtypes and weight.dtype not in dtypes else weight.dtype
+    native, kind, store = placement.native, KINDS[dtype], _store_dtype(placement, dtype)
+    num_rows, columns, write = num_tokens, 1, native.write_token_table
+    if store is not None:
+        num_rows += native.num_unplaced_rows(kind)
+        columns, write = 2, native.write_stored_token_table
+    form = _form(destination, placement, kind)
+    table, level_address = _make_table(
+        (columns + form.is_packed) * num_rows,
+        destination,
+        partial(write, kind, num_tokens=num_tokens, has_ranks=form.is_packed),
+    )
+    launch_embed_rows(
+        table,
+        destination.rows,
+        _levels(destination),
+        input_ids,
+        weight,
+        dtype,
+        scale,
+        text_scale,
+        aligned=_is_aligned(destination, placement, dtype, store),
+        store=store,
+        form=form,
+        level_address=level_address,
+    )
+    return dtype
 
 
 def embed_table(
@@ -210,11 +234,14 @@ def _make_table(values: int, destination: Destination, fill: Callable[[int], Non
     return table.narrow(0, 0, values), level_address
 
 
-def _keep_pinned_alive(placement: Placement, device: torch.device) -> None:
-    """Keep pinned tensors alive until the launches queued on the current stream have read them.
+def _finish(copies: PendingCopies | None, placement: Placement, device: torch.device) -> None:
+    """Order the current stream after `copies`, and keep pinned tensors alive until they have been read.
 
-    torch's pinned memory allocator tracks copies, not kernels: it would reuse memory that a kernel reads.
+    torch's pinned memory allocator knows the copies that torch has queued, but no kernels and none of these
+    copies: it would reuse memory that the device still reads.
     """
+    if copies is not None:
+        copies.join()
     if not placement.native.reads_host:
         return
     pinned = [item for item in placement.added_items if isinstance(item, Tensor) and item.device != device]

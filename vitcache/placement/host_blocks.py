@@ -1,42 +1,104 @@
 """Rows in pinned host memory: the copy engine copies long blocks, the kernel reads fragments.
 
 A kernel reads host memory at the same speed for every block size. A copy engine is faster on long blocks and
-slower on short ones. The crossover is measured once per device and process, when a cache with a host tier is
-made. Without a measurement the kernel reads all rows.
+slower on short ones. The crossovers are measured once per device and process, when a cache with a host tier
+is made. Without a measurement the kernel reads all rows.
+
+Copies: one batch for the blocks that are contiguous in both memories, and a two-dimensional copy per block
+and plane for all others, such as the planes of deepstack rows. They run on a stream of their own, beside the
+kernel of the same call: an event on each side orders them.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import sys
+from functools import cache
+from typing import NamedTuple
 
+import torch
+
+from vitcache._native import CopyEngine, PendingCopies, Stream
+from vitcache.device.cuda_runtime import open_cuda_runtime
+from vitcache.device.streams import is_capturing
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
-from vitcache.rows import KINDS
 
-# Bytes by device, written by `vitcache.placement.calibration`; see `crossover_bytes`.
-measured_crossovers: dict[torch.device, int | None] = {}
+# Bytes of a row in the measurement of two-dimensional copies: half a row of most models. A copy engine is
+# slower on narrower rows, so the kernel reads these.
+ROW_WIDTH = 4096
+
+
+class Crossovers(NamedTuple):
+    """The smallest copies that the copy engine makes, in bytes. None: it makes no copy of this form.
+
+    Attributes
+    ----------
+    blocks
+        Of a copy of adjacent rows to adjacent rows.
+    rows
+        Of a two-dimensional copy, whose rows have at least `ROW_WIDTH` bytes.
+    """
+
+    blocks: int | None
+    rows: int | None
+
+
+# Written by `vitcache.placement.calibration`.
+measured_crossovers: dict[torch.device, Crossovers] = {}
 
 
 def crossover_bytes(device: torch.device) -> int | None:
     """The smallest block in bytes that the copy engine of `device` copies. None: it copies no block."""
-    return measured_crossovers.get(device)
+    measured = measured_crossovers.get(device)
+    return None if measured is None else measured.blocks
 
 
-def copy_host_blocks(destination: Destination, placement: Placement, scale: float | None) -> None:
-    """Queue copies of long host blocks on the current stream, and remove their runs from the placement.
+@cache
+def copy_engine(device: torch.device) -> CopyEngine:
+    """The copy engine of `device`, with a stream of its own.
 
-    A copy engine can only copy whole rows, unchanged, to adjacent rows. With a scale, deepstack levels or a
-    strided destination, the kernel reads all rows.
+    Raises
+    ------
+    CudaError
+        If no CUDA runtime is found, or a call of it fails.
     """
-    rows = destination.rows
-    threshold = crossover_bytes(rows.device) if placement.native.reads_host else None
-    if threshold is None or scale is not None or destination.levels or not rows.is_contiguous():
-        return
-    row_bytes = destination.hidden * rows.element_size()
-    for item, first, token, length in placement.native.take_host_blocks(
-        KINDS[rows.dtype], row_bytes, threshold
-    ):
-        source = placement.items[item]
-        pool = source if isinstance(source, Tensor) else source.pool
-        rows[token : token + length].copy_(pool[first : first + length], non_blocking=True)
+    return CopyEngine(open_cuda_runtime(), device.index or 0)
+
+
+def copy_host_blocks(
+    destination: Destination, placement: Placement, scale: float | None, crossovers: Crossovers | None = None
+) -> PendingCopies | None:
+    """Queue copies of long host blocks behind the current stream, and remove their runs from the placement.
+
+    The caller queues the launches for the remaining runs, and then calls `join`, so that later work of the
+    current stream waits for the copies. Until that work is complete, the caller keeps all rows alive.
+
+    A copy engine copies rows unchanged. With a scale, or while a CUDA graph is captured, the kernel reads all
+    rows.
+
+    Parameters
+    ----------
+    crossovers
+        None: those that were measured for the device.
+
+    Returns
+    -------
+    PendingCopies or None
+        None: no block is long enough.
+    """
+    if scale is not None or not placement.native.reads_host:
+        return None
+    device = destination.device
+    crossovers = crossovers or measured_crossovers.get(device)
+    if crossovers is None or is_capturing(device):
+        return None
+    blocks, rows = (sys.maxsize if least is None else least for least in crossovers)
+    return copy_engine(device).start(
+        placement.native, destination.native, current_stream(device), blocks, rows, ROW_WIDTH
+    )
+
+
+def current_stream(device: torch.device) -> Stream:
+    """The calling thread's current stream of `device`. On the CPU, the default stream of the stand-in."""
+    handle = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return Stream(handle, device.index or 0)

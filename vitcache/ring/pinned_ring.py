@@ -33,6 +33,7 @@ MAX_THREADS = 64
 # Pieces of 4 to 16 MiB were equally fast in the sketches. The copy of a smaller first piece begins earlier.
 PIECE_BYTES = 4 << 20
 MIN_BYTES = 256  # minimum of `capacity_bytes` and `piece_bytes`: the alignment of slots
+MAX_SLOTS = 1024  # SlotFlags::kCount: most slots that have not retired
 
 _CASTS = {
     (torch.float32, torch.bfloat16): _native.Cast.float32_to_bfloat16,
@@ -180,6 +181,7 @@ class PinnedRing:
         # Also runs at interpreter exit: the worker threads must end before the interpreter does.
         self._close = weakref.finalize(self, _close, self._native, self._in_flight, self.device)
         self.capacity_bytes = self._native.stats().capacity_bytes
+        self._piece_bytes = min(-(-piece_bytes // MIN_BYTES) * MIN_BYTES, self.capacity_bytes)
         self.stream: torch.cuda.Stream | None = None
         if stream is not None:
             self.stream = torch.cuda.ExternalStream(stream.handle, self.device)
@@ -275,6 +277,39 @@ class PinnedRing:
             self._in_flight.append(entry)
             self._in_flight.reap()
         return Ticket(ticket, self.device, self._in_flight)
+
+    def has_free_bytes(self, num_bytes: int) -> bool:
+        """Whether a copy of `num_bytes` bytes, in the destination's dtype, can be queued now without a wait.
+
+        False also if the bytes fit only as long as no slot skips the end of the ring. If another thread
+        reserves the free bytes meanwhile, `copy_to` waits.
+
+        Raises
+        ------
+        TypeError
+            If `num_bytes` is not an int, or is a bool.
+        ValueError
+            If `num_bytes` is negative.
+        RuntimeError
+            If the ring was closed, or the process was forked.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import PinnedRing
+        >>> with PinnedRing(1 << 20, num_threads=1, backend="host") as ring, ring.hold():
+        ...     before = ring.has_free_bytes(300_000)
+        ...     ring.copy_to(torch.zeros(200_000), torch.ones(200_000)).synchronize()
+        ...     before, ring.has_free_bytes(300_000)
+        (True, False)
+        """
+        num_bytes = to_int("num_bytes", num_bytes, 0)
+        stats = self._native.stats()
+        pieces = -(-num_bytes // self._piece_bytes)
+        # Slots are aligned. A slot does not wrap around the end of the ring: it may skip its own bytes.
+        most_bytes = num_bytes + MIN_BYTES * pieces + min(num_bytes, self._piece_bytes)
+        has_bytes = stats.used_bytes + most_bytes <= stats.capacity_bytes
+        return bool(has_bytes and stats.num_slots + pieces <= MAX_SLOTS)
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-#include "ring/event_pool.h"
+#include "runtime/event_pool.h"
 
 #include <new>
 

@@ -1,4 +1,4 @@
-#include "ring/pinned_region.h"
+#include "runtime/pinned_region.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
