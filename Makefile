@@ -1,6 +1,7 @@
 # make demo         run the main job: a chat, stock model and vitcache side by side
 #                   ARGS="--turns 3" passes options to python -m vitcache demo
 # make test         run the tests with the newest supported versions
+# make cudart       install the CUDA runtimes that tests open without a device, in .overlays; make test does it, too
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
 # make soak         run the tests that take minutes
 # make setup        create .venv with the pinned dependencies and the native module; the other targets run it first
@@ -19,7 +20,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest soak setup check check-clang format bench gpu clean
+.PHONY: help demo test cudart test-oldest soak setup check check-clang format bench gpu clean
 
 # If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -37,6 +38,8 @@ installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
 built := .venv/.built-$(call checksum,$(native_sources),$(CXX))
 # The oldest versions that are supported; .venv has the newest.
 overlays := triton-3.6.0 transformers-5.17.0
+# The CUDA runtimes that tests open without a device.
+cudarts := $(shell sed -n '/^[a-z]/s/==/-/p' requirements/cudart.txt)
 
 stub := vitcache/_native.pyi
 generated_stub := build/stub/$(stub)
@@ -70,7 +73,10 @@ demo: setup
 bench: setup
 	@$(python) -m vitcache bench $(ARGS)
 
-test: setup
+# Before the tests are built: CMake compares the headers of these wheels with csrc/runtime/cuda_runtime.h.
+cudart: $(cudarts:%=.overlays/%/.installed)
+
+test: setup cudart
 	@bash tests/run.sh test
 
 test-oldest: setup $(overlays:%=.overlays/%/.installed)

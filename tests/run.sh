@@ -55,6 +55,8 @@ target=${1:?run.sh: expected test, oldest or soak}
 shift
 case $target in
   test)
+    # `make cudart` has installed the wheels. Without this variable, pytest skips their tests if they are missing.
+    export VITCACHE_REQUIRE_CUDART=1
     part "tests and docstring examples" "${pytest[@]}"
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread

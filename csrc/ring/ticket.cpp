@@ -1,7 +1,10 @@
 #include "ring/ticket.h"
 
 #include <chrono>
+#include <stdexcept>
 #include <thread>
+
+#include "runtime/error.h"
 
 namespace vitcache {
 
@@ -15,7 +18,12 @@ bool Ticket::is_in_flight() const {
 
 void Ticket::wait(Stream stream) const {
   raise();
-  if (last_) runtime_->wait_event(stream, last_.get());
+  if (!last_) return;
+  // CUDA would invalidate the capture: a captured stream cannot wait for an event that was recorded outside.
+  VITCACHE_CHECK(!runtime_->is_capturing(stream), std::runtime_error,
+                 "a wait for a copy through the ring cannot be captured in a CUDA graph: wait before the "
+                 "capture");
+  runtime_->wait_event(stream, last_.get());
 }
 
 void Ticket::synchronize() const {

@@ -41,7 +41,8 @@ class Ticket {
   // The methods below throw the cause if the copy failed.
 
   // Work that is queued on `stream` from now on runs after the copy. `stream` may belong to any device. The
-  // host does not wait.
+  // host does not wait. Throws std::runtime_error if `stream` is being captured in a graph, and leaves the
+  // capture valid.
   void wait(Stream stream) const;
 
   // The host waits until the copy is complete.

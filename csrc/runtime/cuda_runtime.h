@@ -24,9 +24,9 @@
 namespace vitcache {
 
 // One line per entry point: result, name, parameters. The table lists only entry points whose signature is
-// the same in CUDA 12 and 13; tests/native/check_signatures.cpp compares them with NVIDIA's headers if they
-// are installed. Streams and events are `void*`. cudaDeviceProp begins with `char name[256]` in every
-// version; no other field is read.
+// the same in CUDA 12 and 13; tests/native/check_signatures.cpp compares them with the headers of several
+// versions. Streams and events are `void*`. cudaDeviceProp begins with `char name[256]` in every version; no
+// other field is read.
 #define VITCACHE_CUDA_FUNCTIONS(FUNCTION)                                                         \
   FUNCTION(const char*, cudaGetErrorName, (int))                                                  \
   FUNCTION(const char*, cudaGetErrorString, (int))                                                \

@@ -6,9 +6,8 @@
 #include <vector>
 
 #include "runtime/mutex.h"
+#include "stand_in/entry.h"
 #include "stand_in/faults.h"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace vitcache::stand_in {
 namespace {

@@ -10,9 +10,9 @@
 
 #include "runtime/mutex.h"
 #include "stand_in/call_record.h"
+#include "stand_in/capture.h"
+#include "stand_in/entry.h"
 #include "stand_in/hooks.h"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace vitcache::stand_in {
 namespace {
@@ -31,7 +31,6 @@ struct Control {
   std::atomic<bool> any_failure{false};
   std::atomic<bool> any_pause{false};
   std::atomic<bool> lost{false};
-  std::atomic<void*> captured{nullptr};
   std::atomic<std::uint64_t> synchronizing{0}, copies{0}, copied_bytes{0}, locking_devices{0};
 };
 
@@ -66,8 +65,6 @@ int take_failure(const char* entry) {
 }
 
 bool is_lost() { return control().lost; }
-
-void* captured_stream() { return control().captured; }
 
 int num_devices() {
   Control& shared = control();
@@ -119,6 +116,7 @@ EXPORT void vitcache_stand_in_reset() {
   auto& shared = control();
   vitcache_stand_in_pause(0);
   vitcache::stand_in::stop_recording();
+  vitcache::stand_in::end_all_captures();
   const Lock lock(shared.mutex);
   shared.devices = 1;
   shared.locked_limit = std::numeric_limits<std::size_t>::max();
@@ -126,7 +124,6 @@ EXPORT void vitcache_stand_in_reset() {
   shared.copies_until_failure = 0;
   shared.delay_us = 0;
   shared.any_failure = shared.lost = false;
-  shared.captured = nullptr;
   shared.synchronizing = shared.copies = shared.copied_bytes = shared.locking_devices = 0;
 }
 
@@ -157,8 +154,6 @@ EXPORT void vitcache_stand_in_pause(int paused) {
   shared.any_pause = paused != 0;
   shared.resumed.notify_all();
 }
-
-EXPORT void vitcache_stand_in_capture(void* stream) { control().captured = stream; }
 
 EXPORT void vitcache_stand_in_delay_copies(int microseconds) { control().delay_us = microseconds; }
 

@@ -10,7 +10,8 @@
 
 extern "C" {
 
-// Sets every control and count below to its initial value, and ends a device loss and a record of calls.
+// Sets every control and count below to its initial value, and ends a device loss, all
+// captures and a record of calls.
 // Existing streams, events and page-locked memory are not changed.
 void vitcache_stand_in_reset();
 
@@ -27,9 +28,12 @@ void vitcache_stand_in_fail_copy(int nth);
 // While paused, no stream executes work. Calls return as usual.
 void vitcache_stand_in_pause(int paused);
 
-// From now on `stream` counts as captured; null ends this. Calls that may wait for the device then fail with
-// 900 (cudaErrorStreamCaptureUnsupported), except in threads in the relaxed capture mode.
-void vitcache_stand_in_capture(void* stream);
+// Begins and ends a capture, as cudaStreamBeginCapture and cudaStreamEndCapture do, and returns their errors.
+// A stream is named as in calls of CUDA. `mode` is 0 (global), 1 (thread-local) or 2 (relaxed). Instead of a
+// graph, the number of captured calls is stored, without records and waits of events. The reset ends all
+// captures. capture.h has the rules.
+int vitcache_stand_in_begin_capture(void* stream, int mode);
+int vitcache_stand_in_end_capture(void* stream, std::uint64_t* captured);
 
 // Each copy takes `microseconds` longer.
 void vitcache_stand_in_delay_copies(int microseconds);

@@ -10,7 +10,7 @@
 
 namespace vitcache::stand_in {
 
-// The number of streams and events that exist, and the bytes of page-locked memory. runtime.cpp counts them.
+// The number of streams and events that exist, and the bytes of page-locked memory. devices.cpp counts them.
 struct Alive {
   std::uint64_t streams;
   std::uint64_t events;
@@ -22,7 +22,6 @@ Alive count_alive();
 
 int take_failure(const char* entry);  // the error that this call of `entry` must return; 0: it must not fail
 bool is_lost();                       // whether a failed copy has lost the device
-void* captured_stream();
 int num_devices();
 std::size_t locked_limit();  // the most bytes that can be page-locked
 void wait_while_paused();    // a stream's thread calls it before each piece of work
@@ -35,7 +34,6 @@ void note_locking(int device);  // memory was page-locked while this device was 
 
 inline int take_failure(const char*) { return 0; }
 inline bool is_lost() { return false; }
-inline void* captured_stream() { return nullptr; }
 inline int num_devices() { return 1; }
 inline std::size_t locked_limit() { return std::numeric_limits<std::size_t>::max(); }
 inline void wait_while_paused() {}

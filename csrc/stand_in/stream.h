@@ -68,11 +68,15 @@ class Event {
 
 class Stream {
  public:
-  explicit Stream(int device) : device_(device) {
+  // How a stream synchronizes with the legacy stream of its device: stream_table.h has the rules.
+  enum class Kind { kLegacy, kBlocking, kNonBlocking };
+
+  Stream(int device, Kind kind) : device_(device), kind_(kind) {
     std::thread([this] { run(); }).detach();
   }
 
   int device() const { return device_; }
+  Kind kind() const { return kind_; }
   std::uint64_t serial() const { return serial_; }
 
   void push(std::function<void()> work) {
@@ -108,6 +112,7 @@ class Stream {
   }
 
   const int device_;
+  const Kind kind_;
   const std::uint64_t serial_ = next_serial();
   Mutex mutex_;
   Condition changed_;

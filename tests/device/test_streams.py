@@ -63,7 +63,7 @@ class FakeStream:
     """A CUDA stream that records the work that is queued on it."""
 
     def __init__(self, name: str, handle: int) -> None:
-        self.name, self.cuda_stream = name, handle
+        self.name, self.cuda_stream, self.device = name, handle, DEVICE
         self.work: list[tuple[str, object]] = []
 
 
@@ -130,6 +130,20 @@ def test_timeline_records_on_the_given_stream_and_waits_on_the_current_one(
     assert default_stream.work == [("wait", fence.event._event)]
     assert copy_stream.work == []
     assert fence.event._event.options == {"blocking": True, "external": False}  # a waiting thread sleeps
+
+
+def test_timeline_refuses_the_per_thread_stream_and_accepts_the_next_stream(
+    cuda: list[FakeStream],
+) -> None:
+    timeline = make_timeline(DEVICE)
+    side = cuda[-1]
+    cuda.append(FakeStream("per thread", 2))
+    with pytest.raises(
+        RuntimeError, match=r"the current stream of cuda:1 is cudaStreamPerThread \(handle 2\)"
+    ):
+        timeline.current()
+    cuda.append(side)
+    assert timeline.current() == side.cuda_stream
 
 
 def test_timeline_records_on_the_copy_stream_before_it_was_ever_current(cuda: list[FakeStream]) -> None:

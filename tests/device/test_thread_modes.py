@@ -69,6 +69,7 @@ class FakeCuda:
     def __init__(self, current: int) -> None:
         self.current = current
         self.calls: list[str] = []
+        self.side_handle = 9
 
     def is_initialized(self) -> bool:
         return True
@@ -80,10 +81,11 @@ class FakeCuda:
         return 3
 
     def current_stream(self, device: int) -> SimpleNamespace:
-        return SimpleNamespace(device=device, name="side" if device == 0 else "default")
+        name = "side" if device == 0 else "default"
+        return SimpleNamespace(device=device, name=name, cuda_stream=self.side_handle if device == 0 else 0)
 
     def default_stream(self, device: int) -> SimpleNamespace:
-        return SimpleNamespace(device=device, name="default")
+        return SimpleNamespace(device=device, name="default", cuda_stream=0)
 
     @contextlib.contextmanager
     def _enter(self, name: str) -> Iterator[None]:
@@ -114,6 +116,13 @@ def test_torch_modes_apply_enters_the_device_first_and_leaves_it_last(cuda: Fake
 
 def test_current_streams_are_side_streams_then_that_of_the_current_device(cuda: FakeCuda) -> None:
     assert [(stream.device, stream.name) for stream in current_streams()] == [(0, "side"), (1, "default")]
+
+
+@pytest.mark.parametrize("current", [0, 1])  # the side stream is the current device's, or another's
+def test_current_streams_refuse_the_per_thread_stream(cuda: FakeCuda, current: int) -> None:
+    cuda.current, cuda.side_handle = current, 2
+    with pytest.raises(RuntimeError, match="the current stream of 0 is cudaStreamPerThread"):
+        current_streams()
 
 
 def test_current_streams_without_cuda_are_empty_and_do_not_initialize_it(

@@ -104,20 +104,6 @@ void copy_waits_for_the_after_stream_and_readers_for_the_ticket() {
   runtime->destroy_stream(reader);
 }
 
-// The calls of a ring neither fail during a capture of another stream nor become part of it.
-void a_ring_works_during_a_capture_and_refuses_the_captured_stream() {
-  const vitcache::SharedRuntime runtime = stand_in::open();
-  const Stream captured = runtime->create_stream(0);
-  VITCACHE_CONTROL(capture)(captured.handle);
-  auto ring = make_ring();
-  Copy(*ring, 3 * kCapacity, 1).check();
-  CHECK_THROWS(Copy(*ring, 1, 2, {}, captured), std::runtime_error, "cannot be captured in a CUDA graph");
-  CHECK_EQUAL(ring->stats().used_bytes, 0U);
-  ring.reset();
-  VITCACHE_CONTROL(reset)();
-  runtime->destroy_stream(captured);
-}
-
 void a_ring_does_not_destroy_a_lent_stream() {
   const vitcache::SharedRuntime runtime = stand_in::open();
   const Stream stream = runtime->create_stream(0);
@@ -324,7 +310,6 @@ int main() {
   copy_to_a_full_ring_times_out_and_describes_the_slots();
   a_ring_on_hold_retires_no_slot();
   copy_waits_for_the_after_stream_and_readers_for_the_ticket();
-  a_ring_works_during_a_capture_and_refuses_the_captured_stream();
   a_ring_does_not_destroy_a_lent_stream();
   copy_makes_no_synchronizing_call();
   a_failed_call_fails_only_its_ticket();

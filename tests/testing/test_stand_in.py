@@ -133,6 +133,22 @@ def test_recorded_calls_of_a_context_that_raised_are_kept(runtime: ctypes.CDLL) 
     assert [call.entry for call in calls] == ["cudaMemcpyAsync", "cudaStreamSynchronize"]
 
 
+def test_capture_counts_the_calls_of_a_stream_and_ends_once(runtime: ctypes.CDLL) -> None:
+    stream = open_runtime().create_stream(0).handle
+    assert stand_in.begin_capture(stream, mode=1) == 0
+    source, target = ctypes.create_string_buffer(b"rows", 4), ctypes.create_string_buffer(4)
+    assert runtime.cudaMemcpyAsync(target, source, ctypes.c_size_t(4), 4, ctypes.c_void_p(stream)) == 0
+    assert stand_in.end_capture(stream) == (0, 1)
+    assert stand_in.end_capture(stream) == (401, 0)
+    assert target.raw == bytes(4)
+
+
+def test_reset_ends_all_captures(runtime: ctypes.CDLL) -> None:
+    assert stand_in.begin_capture(open_runtime().create_stream(0).handle) == 0
+    stand_in.reset()
+    assert runtime.cudaStreamSynchronize(None) == 0
+
+
 def test_limit_locked_bytes_refuses_the_next_byte(runtime: ctypes.CDLL) -> None:
     stand_in.limit_locked_bytes(stand_in.count().locked_bytes + 4096)
     memory, more = ctypes.c_void_p(), ctypes.c_void_p()

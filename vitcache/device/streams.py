@@ -85,6 +85,27 @@ def _runtime() -> CudaRuntime:
     return open_cuda_runtime()
 
 
+PER_THREAD_STREAM = 2  # the handle cudaStreamPerThread
+
+
+def check_names_one_stream(stream: torch.cuda.Stream) -> None:
+    """Refuse cudaStreamPerThread: its handle names another stream in each thread.
+
+    A fence is recorded later, and may be recorded by another thread. So a handle must name the same stream
+    in all threads.
+
+    Raises
+    ------
+    RuntimeError
+        If `stream` is cudaStreamPerThread.
+    """
+    if stream.cuda_stream == PER_THREAD_STREAM:
+        raise RuntimeError(
+            f"the current stream of {stream.device} is cudaStreamPerThread (handle 2), which is another "
+            "stream in each thread: make a torch.cuda.Stream current"
+        )
+
+
 # The stream of the CPU: its work is complete when the call that queued it returns (csrc/cache/fence.h).
 CPU_STREAM = -1
 
@@ -171,10 +192,18 @@ class CudaTimeline:
         return torch.cuda.stream(self._side_stream)
 
     def current(self) -> int:
-        """Return the handle of the calling thread's current stream of this device."""
+        """Return the handle of the calling thread's current stream of this device.
+
+        Raises
+        ------
+        RuntimeError
+            If that stream is cudaStreamPerThread.
+        """
         stream = torch.cuda.current_stream(self._device)
         # Returns the handle, because comparing two torch streams takes longer than placing a row.
         handle: int = stream.cuda_stream
+        if handle == PER_THREAD_STREAM:
+            check_names_one_stream(stream)
         self._streams[handle] = stream
         return handle
 

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from vitcache.device.streams import check_names_one_stream
+
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -54,6 +56,11 @@ def current_streams() -> list[torch.cuda.Stream]:
 
     The current stream of the current device is always included. It is the last, because entering a stream
     also makes its device current.
+
+    Raises
+    ------
+    RuntimeError
+        If one of them is cudaStreamPerThread: a worker thread would enter its own stream of that name.
     """
     if not torch.cuda.is_initialized():
         return []
@@ -62,4 +69,7 @@ def current_streams() -> list[torch.cuda.Stream]:
     streams = [torch.cuda.current_stream(device) for device in other_devices]
     # In a new thread the default stream is current already. Entering it would create a context on its device.
     side_streams = [stream for stream in streams if stream != torch.cuda.default_stream(stream.device)]
-    return [*side_streams, torch.cuda.current_stream(current)]
+    entered = [*side_streams, torch.cuda.current_stream(current)]
+    for stream in entered:
+        check_names_one_stream(stream)
+    return entered

@@ -79,6 +79,8 @@ class Ticket:
             If `stream` is not a `torch.cuda.Stream`, an int or None.
         CudaError
             If the copy failed.
+        RuntimeError
+            If `stream` is being captured in a CUDA graph. The capture stays valid.
         """
         if self._device.type == "cuda":
             self._native.wait(as_native_stream(stream, self._device))

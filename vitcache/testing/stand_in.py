@@ -68,7 +68,7 @@ class _NativeCall(ctypes.Structure):
 
 
 def reset() -> None:
-    """Set the counts to zero, end failures, limits, pauses and the record, and set one device."""
+    """Set the counts to zero, end failures, limits, pauses, captures and the record, and set one device."""
     _library().vitcache_stand_in_reset()
 
 
@@ -126,6 +126,25 @@ def fail_copy(nth: int = 1) -> None:
     _library().vitcache_stand_in_fail_copy(nth)
 
 
+def begin_capture(stream: int, mode: int = 0) -> int:
+    """Begin to capture the stream of handle `stream`, and return the error, or 0.
+
+    `mode` is 0 (global), 1 (thread-local) or 2 (relaxed). Handle 2 is the calling thread's default stream.
+    """
+    error: int = _library().vitcache_stand_in_begin_capture(stream, mode)
+    return error
+
+
+def end_capture(stream: int) -> tuple[int, int]:
+    """End the capture of a stream. Return the error, and the number of captured calls.
+
+    Records and waits of events are not counted. The number is 0 if there is an error.
+    """
+    captured = ctypes.c_uint64()
+    error: int = _library().vitcache_stand_in_end_capture(stream, ctypes.byref(captured))
+    return error, captured.value
+
+
 def set_devices(number: int) -> None:
     """Set the number of devices. `reset` sets it to one."""
     _library().vitcache_stand_in_set_devices(number)
@@ -148,6 +167,8 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(_path())
     library.vitcache_stand_in_count.restype = Counts
     library.vitcache_stand_in_limit_locked_bytes.argtypes = [ctypes.c_size_t]
+    library.vitcache_stand_in_begin_capture.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.vitcache_stand_in_end_capture.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]
     library.vitcache_stand_in_recorded_calls.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.vitcache_stand_in_recorded_calls.restype = ctypes.c_size_t
     return library
