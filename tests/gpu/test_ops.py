@@ -126,7 +126,7 @@ def test_scatter_of_pinned_rows_is_equal_for_long_blocks_and_fragments(gpu, monk
 
 @pytest.mark.parametrize("form", ["tensor", "packed"])
 def test_scatter_of_pinned_deepstack_rows_is_equal_by_copies_and_by_the_kernel(gpu, monkeypatch, form):
-    num_rows, hidden = gpu.size((3000, 4096), (12, 64))
+    num_rows, hidden = gpu.size(3000, 12), 4096
     device = torch.empty(0, device=gpu.device).device
     rows = make_rows(num_rows, 3 * hidden, torch.bfloat16)
     pinned = rows if gpu.dry else rows.pin_memory()

@@ -18,8 +18,9 @@ import torch
 from launch_recorder import LaunchRecorder
 
 from vitcache.bench.harness.record import Recorder
+from vitcache.bench.harness.registry import cases_for
 from vitcache.bench.harness.timing import Timer
-from vitcache.bench.run import BENCHES
+from vitcache.bench.run import BENCHES, names_for
 from vitcache.demo.model import SIZES
 
 # By field of a case: its largest value in a run that only records variants. No variant depends on these.
@@ -73,6 +74,10 @@ KEPT = frozenset(
 )
 
 
+# The benches of a GPU that place no rows.
+WITHOUT_LAUNCHES = frozenset({"keys", "ring"})
+
+
 def shrink(case: Any) -> Any:
     """The case with small counts. Raises TypeError for a field of which nothing is known."""
     changes = {}
@@ -124,11 +129,10 @@ def gpu_cases() -> Iterator[tuple[Any, str, Any]]:
 
     A case that shrinks to an earlier one is omitted.
     """
-    for bench in BENCHES.values():
-        if getattr(bench, "DEVICE", torch.device("cuda")).type == "cpu":
-            continue
+    for name in names_for("cuda"):
+        bench = BENCHES[name]
         seen = []
-        for case in bench.CASES["full"]:
+        for case in cases_for(bench.CASES["full"], "full", "cuda"):
             small = shrink(case)
             values = [getattr(small, field.name) for field in fields(small) if field.name != "name"]
             if (type(small), values) not in seen:
@@ -148,6 +152,9 @@ def main(path: Path) -> None:
             rows = Recorder(bench.NAME, Path(results), device)
             for _ in bench.run_case(case, rows, Timer(device, 1)):
                 pass
+    silent = set(names_for("cuda")) - {label.split()[0] for label in recorder.launchers}
+    if silent != WITHOUT_LAUNCHES:
+        raise RuntimeError(f"the benches {sorted(silent)} launched nothing, expected {set(WITHOUT_LAUNCHES)}")
     recorder.save(path)
 
 

@@ -38,6 +38,7 @@ class LaunchRecorder:
         self._label = label
         self._thread = threading.local()
         self.labels: dict[Variant, str] = {}
+        self.launchers: set[str] = set()  # the labels of all launches
 
     def install(self) -> None:
         uses_kernels = dispatch.uses_kernels
@@ -56,8 +57,9 @@ class LaunchRecorder:
 
     def _recorded(self, launch: Callable[..., None]) -> Callable[..., None]:
         def record(variant: Variant, *rest: Any) -> None:
-            if variant not in self.labels:
-                self.labels[variant] = self._label()
+            label = self._label()
+            self.launchers.add(label)
+            self.labels.setdefault(variant, label)
             if not self._is_recording:
                 launch(variant, *rest)
 
