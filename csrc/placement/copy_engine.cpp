@@ -56,7 +56,13 @@ std::unique_ptr<PendingCopies> CopyEngine::start(const std::vector<RowsCopy>& co
   runtime_->record(before.get(), stream);
   runtime_->wait_event(stream_.get(), before.get());
   const auto record_end = [&] {
-    runtime_->record(behind.get(), stream_.get());
+    try {
+      runtime_->record(behind.get(), stream_.get());
+    } catch (const CudaError&) {
+      // Without the event `stream` cannot wait for the copies, so the host waits.
+      runtime_->synchronize_stream(stream_.get());
+      throw;
+    }
     pending->behind_ = behind;
   };
   try {

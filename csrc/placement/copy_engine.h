@@ -63,7 +63,8 @@ class CopyEngine {
 
   // Queues copies behind all work that is queued on `stream`: blocks in one batch, and other rows by a
   // two-dimensional copy each. The caller keeps all memory alive until later work of `stream` is complete. If
-  // a call fails, `stream` waits for the copies that are queued. Throws CudaError.
+  // a call fails, `stream` waits for the copies that are queued; if it cannot wait, the host does. Throws
+  // CudaError.
   std::unique_ptr<PendingCopies> start(const std::vector<RowsCopy>& copies, Stream stream) const;
 
  private:

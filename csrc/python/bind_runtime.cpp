@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "python/bindings.h"
+#include "python/gil.h"
 #include "runtime/cuda_runtime.h"
 #include "runtime/device_guard.h"
 #include "runtime/handles.h"
@@ -39,11 +40,12 @@ void copy_batch(const CudaRuntime& runtime,
   runtime.copy_batch_async(destinations, sources, sizes, stream);
 }
 
+// Frees a region without the GIL: to unlock and unmap many gigabytes takes seconds, and waits for the device.
 // In a forked child the memory is not mapped, and its addresses may be in use again: the region is leaked.
 struct DeleteRegion {
   pid_t process = getpid();
   void operator()(PinnedRegion* region) const {
-    if (getpid() == process) delete region;
+    if (getpid() == process) without_gil([region] { delete region; });
   }
 };
 
@@ -68,24 +70,24 @@ void bind_handles(py::module_& module) {
 
 void bind_runtime(py::module_& module) {
   bind_handles(module);
-  const py::call_guard<py::gil_scoped_release> without_gil;
+  const py::call_guard<py::gil_scoped_release> releases_gil;
   py::class_<CudaDevice>(module, "CudaDevice")
       .def_readonly("name", &CudaDevice::name)
       .def_readonly("major", &CudaDevice::major)
       .def_readonly("minor", &CudaDevice::minor);
   py::class_<CudaRuntime, std::shared_ptr<CudaRuntime>>(module, "CudaRuntime")
-      .def(py::init(&CudaRuntime::open), py::arg("directories"), without_gil)
-      .def_static("open_file", &CudaRuntime::open_file, py::arg("path"), without_gil)
+      .def(py::init(&CudaRuntime::open), py::arg("directories"), releases_gil)
+      .def_static("open_file", &CudaRuntime::open_file, py::arg("path"), releases_gil)
       .def_property_readonly("available", &CudaRuntime::available)
       .def_property_readonly("path", &CudaRuntime::path)
       .def_property_readonly("searched", &CudaRuntime::searched)
-      .def("version", &CudaRuntime::version, without_gil)
-      .def("driver_version", &CudaRuntime::driver_version, without_gil)
-      .def("devices", &CudaRuntime::devices, without_gil)
-      .def("create_stream", &CudaRuntime::create_stream, py::arg("device"), without_gil)
+      .def("version", &CudaRuntime::version, releases_gil)
+      .def("driver_version", &CudaRuntime::driver_version, releases_gil)
+      .def("devices", &CudaRuntime::devices, releases_gil)
+      .def("create_stream", &CudaRuntime::create_stream, py::arg("device"), releases_gil)
       .def("exchange_capture_mode", &CudaRuntime::exchange_capture_mode, py::arg("mode"))
-      .def("is_done", &CudaRuntime::is_done, py::arg("event"), without_gil)
-      .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), without_gil);
+      .def("is_done", &CudaRuntime::is_done, py::arg("event"), releases_gil)
+      .def("synchronize", &CudaRuntime::synchronize, py::arg("event"), releases_gil);
   py::class_<PinnedRegion, std::unique_ptr<PinnedRegion, DeleteRegion>>(module, "PinnedRegion",
                                                                         py::buffer_protocol())
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t bytes, int num_threads, int device) {
@@ -94,13 +96,13 @@ void bind_runtime(py::module_& module) {
                  new PinnedRegion(std::move(runtime), bytes, num_threads));
            }),
            py::arg("runtime").none(false), py::arg("bytes"), py::arg("num_threads"), py::arg("device"),
-           without_gil)
+           releases_gil)
       .def_buffer([](PinnedRegion& region) {
         return py::buffer_info(reinterpret_cast<std::uint8_t*>(region.data()),
                                static_cast<py::ssize_t>(region.bytes()));
       });
   module.def("copy_batch", &copy_batch, py::arg("runtime"), py::arg("copies"), py::arg("stream"),
-             without_gil);
+             releases_gil);
 }
 
 }  // namespace vitcache

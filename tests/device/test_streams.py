@@ -11,7 +11,7 @@ import torch
 
 from vitcache import _native
 from vitcache.device import stand_in, streams
-from vitcache.device.streams import CpuTimeline, Event, is_capturing, make_timeline
+from vitcache.device.streams import CpuTimeline, Event, check_current_stream, is_capturing, make_timeline
 
 
 def test_cpu_timeline_has_one_stream_and_complete_fences() -> None:
@@ -144,6 +144,16 @@ def test_timeline_refuses_the_per_thread_stream_and_accepts_the_next_stream(
         timeline.current()
     cuda.append(side)
     assert timeline.current() == side.cuda_stream
+
+
+def test_check_current_stream_refuses_the_per_thread_stream_of_a_cuda_device(
+    cuda: list[FakeStream],
+) -> None:
+    check_current_stream(DEVICE)
+    cuda.append(FakeStream("per thread", 2))
+    check_current_stream(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"cuda:1 is cudaStreamPerThread \(handle 2\)"):
+        check_current_stream(DEVICE)
 
 
 def test_timeline_records_on_the_copy_stream_before_it_was_ever_current(cuda: list[FakeStream]) -> None:

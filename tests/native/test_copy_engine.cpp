@@ -210,6 +210,18 @@ void start_that_fails_joins_the_copies_that_are_queued() {
   }
 }
 
+// No event is behind the copies then, so no stream could wait for them.
+void start_that_cannot_record_the_end_waits_on_the_host() {
+  Scene scene;
+  const CopyEngine engine(scene.runtime, 0);
+  VITCACHE_CONTROL(reset)();
+  VITCACHE_CONTROL(delay_copies)(20000);
+  VITCACHE_CONTROL(fail)("cudaEventRecord", 2, 999);  // the first call is for the event before the copies
+  CHECK_THROWS(engine.start(scene.copies(), scene.stream), vitcache::CudaError, "cudaEventRecord");
+  CHECK_EQUAL(stand_in::count().copies, 2U);
+  VITCACHE_CONTROL(reset)();
+}
+
 void start_without_copies_makes_no_call() {
   Scene scene;
   const CopyEngine engine(scene.runtime, 0);
@@ -229,5 +241,6 @@ int main() {
   start_copies_rows_and_join_orders_the_stream();
   destructor_joins();
   start_that_fails_joins_the_copies_that_are_queued();
+  start_that_cannot_record_the_end_waits_on_the_host();
   start_without_copies_makes_no_call();
 }

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import mmap
 import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +40,17 @@ def resident_bytes(address: int) -> int | None:
     text = Path("/proc/self/smaps").read_text()
     found = re.search(rf"^{address:x}-.*?^Rss: +(\d+) kB", text, re.M | re.S)
     return None if found is None else int(found[1]) * 1024
+
+
+@contextmanager
+def switch_interval(seconds: float) -> Iterator[None]:
+    """Let a thread run for this time before it must release the GIL to another thread."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_pinned_memory_is_exact_and_locked_while_a_view_is_alive(runtime: CudaRuntime) -> None:
@@ -83,6 +100,41 @@ def test_allocate_pinned_failed_registration_raises_with_the_size(runtime: CudaR
 def test_allocate_pinned_beyond_the_address_space_raises_with_the_size(runtime: CudaRuntime) -> None:
     with pytest.raises(MemoryError, match=rf"cannot page-lock {1 << 62} bytes"):
         allocate_pinned(1 << 62, CPU, runtime)
+
+
+def test_pinned_memory_is_freed_without_the_gil(runtime: CudaRuntime) -> None:
+    memory = allocate_pinned(128 << 20, CPU, runtime)
+    steps, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            steps[0] += 1
+            time.sleep(0)  # gives the GIL back
+
+    thread = threading.Thread(target=count)
+    with switch_interval(60.0):  # the counting thread runs only while this thread has released the GIL
+        thread.start()
+        before = steps[0]
+        del memory
+        after = steps[0]
+        stop.set()
+    thread.join()
+    assert after > before
+
+
+def test_pinned_memory_in_a_forked_child_does_not_unmap_new_memory(runtime: CudaRuntime) -> None:
+    memory = allocate_pinned(PAGE, CPU, runtime)
+    address = memory.data_ptr()
+    if (child := os.fork()) == 0:
+        private, anonymous, fixed = mmap.MAP_PRIVATE, mmap.MAP_ANONYMOUS, 0x10
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 3, private | anonymous | fixed, -1, 0)
+        del memory
+        gc.collect()
+        ctypes.memset(address, 1, PAGE)  # a segmentation fault if the memory was unmapped
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_pinned_memory_in_a_forked_child_is_not_unlocked(runtime: CudaRuntime) -> None:

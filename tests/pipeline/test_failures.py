@@ -297,6 +297,21 @@ def test_embed_with_a_closed_cache_raises_and_encodes_nothing() -> None:
     assert tower.calls == []
 
 
+def test_embed_on_a_refused_stream_raises_and_encodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device) -> None:
+        raise RuntimeError("the current stream is refused")
+
+    tower = Tower()
+    pipeline = VisionPipeline(tower, make_cache())
+    chunks = [Chunk([Item(feature(0, 2), Span(0, 2))], 0, 3)]
+    with monkeypatch.context() as patch:
+        patch.setattr("vitcache.pipeline.step_runner.check_current_stream", refuse)
+        with pytest.raises(RuntimeError, match="the current stream is refused"):
+            pipeline.embed(chunks, make_ids(3), WEIGHT)
+    assert tower.calls == []
+    assert embed(pipeline, chunks, 3) == []
+
+
 def test_closed_pipeline_refuses_embed_and_prefetch_and_closes_again(maybe_ring: PinnedRing | None) -> None:
     with VisionPipeline(Tower(), make_cache(), ring=maybe_ring) as pipeline:
         pass

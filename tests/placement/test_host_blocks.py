@@ -7,7 +7,9 @@ the code takes the path of a GPU. Triton interprets the kernel.
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from vitcache.placement import calibration, dispatch, host_blocks
 from vitcache.placement.destination import Destination
 from vitcache.placement.host_blocks import Crossovers
 from vitcache.placement.placement import Placement
+from vitcache.placement.table_memory import table_memory_of
 from vitcache.testing import stand_in
 from vitcache.testing.stand_in import Call
 
@@ -86,6 +89,22 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     monkeypatch.setattr("vitcache.placement.gpu_kernels.copy_host_blocks", copy_and_record)
     return copied
+
+
+class InstantEvent:
+    """A CUDA event that the test's device reaches when the stand-in has executed all work."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.enable_timing = enable_timing
+
+    def record(self) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        synchronize()
+
+    def elapsed_time(self, end: InstantEvent) -> float:
+        return 1.0
 
 
 def synchronize() -> None:
@@ -273,14 +292,35 @@ def test_scatter_whose_copy_fails_raises_and_orders_the_stream() -> None:
     assert [call.entry for call in calls][-2:] == ["cudaEventRecord", "cudaStreamWaitEvent"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "nth"),
+    [("cudaMemcpy2DAsync", 2), ("cudaStreamWaitEvent", 2)],
+    ids=["a later copy fails", "the wait for the copies fails"],
+)
+def test_scatter_whose_copy_or_wait_fails_keeps_pinned_rows_alive(entry, nth, monkeypatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(
+        "vitcache.placement.gpu_kernels._keep_pinned_alive",
+        lambda placement, device: kept.extend(placement.items),
+    )
+    items = [make_rows(8, 2 * HIDDEN, DTYPE)[:, :HIDDEN] for _ in range(2)]
+    out = poisoned(30, HIDDEN, dtype=DTYPE)  # alive until the copies have written it
+    stand_in.fail(entry, nth)
+    with pytest.raises(CudaError, match=entry):
+        scatter_embeddings(out, items, [0, 10])
+    synchronize()
+    assert [item.data_ptr() for item in kept] == [item.data_ptr() for item in items]
+
+
 def test_scatter_whose_launch_fails_orders_the_stream_behind_the_copies(monkeypatch) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("no launch")
 
     monkeypatch.setattr("vitcache.placement.gpu_kernels.launch_scatter_rows", fail)
     rows = make_rows(8, HIDDEN, DTYPE)
+    out = poisoned(30, HIDDEN, dtype=DTYPE)  # alive until the copies have written it
     with stand_in.recorded_calls() as calls, pytest.raises(RuntimeError, match="no launch"):
-        scatter_embeddings(poisoned(30, HIDDEN, dtype=DTYPE), [rows], [[Span(0, 5), Span(9, 2, 5)]])
+        scatter_embeddings(out, [rows], [[Span(0, 5), Span(9, 2, 5)]])
     assert calls[-1] == Call("cudaStreamWaitEvent", stream=0, event=1)
     synchronize()
 
@@ -315,6 +355,27 @@ def test_calibrate_finds_the_crossovers_of_blocks_and_of_rows_apart(monkeypatch)
         lambda size: 10.0 if size >= smallest["rows"] else 10.1,
     )
     assert found == Crossovers(**smallest)
+
+
+def test_calibrate_cuda_frees_its_pinned_memory(monkeypatch) -> None:
+    """The kernel's launches keep pinned rows alive until they are complete, and are complete at the end."""
+
+    def keep_alive(destination: Destination, placement: Placement, size: int) -> None:
+        table_memory_of(CPU).keep_alive(list(placement.items))
+
+    runtime = stand_in_library.open_runtime()
+    monkeypatch.setattr(host_blocks, "measured_crossovers", {})
+    monkeypatch.setattr(calibration, "TOTAL_BYTES", 1 << 17)
+    monkeypatch.setattr(calibration, "SIZES", [1 << 16])
+    monkeypatch.setattr(calibration, "open_cuda_runtime", lambda: runtime)
+    monkeypatch.setattr(calibration, "run_kernel", keep_alive)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(torch.cuda, "Event", InstantEvent)
+    before = stand_in.count().locked_bytes
+    assert calibration.calibrate_cuda(CPU) == Crossovers(1 << 16, 1 << 16)
+    gc.collect()
+    assert stand_in.count().locked_bytes == before
 
 
 @pytest.mark.parametrize(("planes", "size"), [(1, 1 << 20), (1, 1 << 24), (2, 1 << 22)])

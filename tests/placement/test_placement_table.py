@@ -231,6 +231,22 @@ def test_update_while_a_reader_is_in_flight_is_refused(device):
     table.update([bf16(2, device)], [1])
 
 
+def test_table_on_a_refused_stream_raises_and_writes_nothing(device, monkeypatch):
+    def refuse(device):
+        raise RuntimeError(f"the current stream of {device} is refused")
+
+    rows, out = bf16(1, device), poisoned(3, HIDDEN, dtype=torch.bfloat16, device=device)
+    ids, weight = torch.zeros(3, dtype=torch.int64, device=device), bf16(2, device)
+    table = PlacementTable(4, device=device).update([rows], [1])
+    monkeypatch.setattr(placement_table, "check_current_stream", refuse)
+    with pytest.raises(RuntimeError, match=f"the current stream of {device}.* is refused"):
+        scatter_embeddings(out, table, None)
+    with pytest.raises(RuntimeError, match="is refused"):
+        embed_tokens(ids, weight, table, None, out=out)
+    assert out.isnan().all()
+    assert not table._fences
+
+
 def test_table_with_wrong_arguments_raises_and_keeps_its_placement(device):
     with pytest.raises(ValueError, match="device is 'gpu'"):
         PlacementTable(4, device="gpu")

@@ -89,6 +89,7 @@ class CacheCoordinator:
 
     def reserve(self, begin: Callable[[Ledger], Pending | None]) -> Reservation | None:
         """Call `begin`, and queue the demotions of the pending write that it returns."""
+        self.timeline.current()  # refuses a stream on which nothing can be written, before an eviction
         self.drain()
         pending = begin(self.ledger)
         if pending is None:
@@ -122,6 +123,7 @@ class CacheCoordinator:
 
     def expect(self, num_pages: Sequence[int]) -> None:
         """Queue early copies of the device entries that items of `num_pages` pages would evict."""
+        self.timeline.current()  # as in `reserve`
         self.drain()
         copies = self.ledger.begin_early_copies(num_pages)
         if copies is None:

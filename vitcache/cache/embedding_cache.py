@@ -220,7 +220,8 @@ class EmbeddingCache:
             If `key` is not bytes, `rows` is not a dense tensor of float32, float16 or bfloat16 on the CPU or
             CUDA, `epoch` is not an int, `encode_ms` is not a number, or `tier` is not a str.
         RuntimeError
-            If the cache was closed.
+            If the cache was closed. If the current stream is cudaStreamPerThread, a different stream in each
+            thread; nothing is evicted then.
 
         Notes
         -----
@@ -290,7 +291,7 @@ class EmbeddingCache:
             If `key` is not bytes, `num_rows`, `epoch` or `row_width` is not an int, or `encode_ms` is not a
             number.
         RuntimeError
-            If the cache was closed.
+            If the cache was closed. If the current stream is cudaStreamPerThread; nothing is evicted then.
 
         Notes
         -----
@@ -464,7 +465,7 @@ class EmbeddingCache:
         TypeError
             If a number is not an int.
         RuntimeError
-            If the cache was closed.
+            If the cache was closed. If the current stream is cudaStreamPerThread.
 
         Notes
         -----

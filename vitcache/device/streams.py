@@ -106,6 +106,12 @@ def check_names_one_stream(stream: torch.cuda.Stream) -> None:
         )
 
 
+def check_current_stream(device: torch.device) -> None:
+    """Refuse cudaStreamPerThread as the calling thread's current stream of a CUDA device."""
+    if device.type == "cuda":
+        check_names_one_stream(torch.cuda.current_stream(device))
+
+
 # The stream of the CPU: its work is complete when the call that queued it returns (csrc/cache/fence.h).
 CPU_STREAM = -1
 

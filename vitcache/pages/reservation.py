@@ -212,9 +212,11 @@ class Reservation:
         Raises
         ------
         RuntimeError
-            If the reservation was committed or cancelled.
+            If the reservation was committed or cancelled. If the current stream is cudaStreamPerThread; the
+            reservation is kept.
         """
         pending = self._check_pending()
+        self._timeline.current()  # refuses a stream that cannot be joined, before the rows are lost
         try:
             result = self._finish(pending, self._fence(), failed=False)
         except BaseException:
@@ -237,7 +239,8 @@ class Reservation:
         Raises
         ------
         RuntimeError
-            If the reservation was committed or cancelled.
+            If the reservation was committed or cancelled. If the current stream is cudaStreamPerThread; the
+            reservation is kept.
 
         Examples
         --------
@@ -253,6 +256,7 @@ class Reservation:
         0
         """
         pending = self._check_pending()
+        self._timeline.current()  # as in `commit`
         try:
             result = self._finish(pending, self._fence(), failed=False, leased=True)
         except BaseException:

@@ -14,6 +14,7 @@ from vitcache._native import Placement as NativePlacement
 from vitcache._native import StepPlan, has_unfolded, read_requests
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
+from vitcache.device.streams import check_current_stream
 from vitcache.keys.threads import KeyThreads
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.early_start import EarlyStart
@@ -158,6 +159,7 @@ class StepRunner:
         cache = self._cache
         with ExitStack() as cleanup:
             cleanup.callback(wait_until_read, hashed)
+            check_current_stream(cache.device)  # before an encode whose rows could not be stored
             step_items = collect_misses(plan, requests, leases, hashed)
             cleanup.callback(cancel_stored, step_items.values())
             moved = [

@@ -33,8 +33,9 @@ def scatter_rows(destination: Destination, placement: Placement, scale: float | 
     All of it is ordered behind earlier and before later work of the current stream.
     """
     with _on_device(destination.device):
-        copies = copy_host_blocks(destination, placement, scale)
+        copies = None
         try:
+            copies = copy_host_blocks(destination, placement, scale)
             _launch_scatters(destination, placement, scale)
         finally:
             _finish(copies, placement, destination.device)
@@ -101,8 +102,9 @@ def embed_rows(
     Arguments must be checked. The caller ensures that the weight has a row for the id of each text token.
     """
     with _on_device(destination.device):
-        copies = copy_host_blocks(destination, placement, scale)
+        copies = None
         try:
+            copies = copy_host_blocks(destination, placement, scale)
             launched = _launch_embed(destination, input_ids, weight, placement, scale, text_scale)
             _launch_scatters(destination, placement, scale, skip=launched)
         finally:
@@ -238,12 +240,18 @@ def _finish(copies: PendingCopies | None, placement: Placement, device: torch.de
     """Order the current stream after `copies`, and keep pinned tensors alive until they have been read.
 
     torch's pinned memory allocator knows the copies that torch has queued, but no kernels and none of these
-    copies: it would reuse memory that the device still reads.
+    copies: it would reuse memory that the device still reads. That is also true of copies that were queued
+    before a call failed.
     """
-    if copies is not None:
-        copies.join()
-    if not placement.native.reads_host:
-        return
+    try:
+        if copies is not None:
+            copies.join()
+    finally:
+        if placement.native.reads_host:
+            _keep_pinned_alive(placement, device)
+
+
+def _keep_pinned_alive(placement: Placement, device: torch.device) -> None:
     pinned = [item for item in placement.added_items if isinstance(item, Tensor) and item.device != device]
     if pinned:
         table_memory_of(device).keep_alive(pinned)

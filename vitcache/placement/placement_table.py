@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitcache.arguments import to_device, to_int
-from vitcache.device.streams import Event, is_capturing
+from vitcache.device.streams import Event, check_current_stream, is_capturing
 from vitcache.pages.reservation import Reservation
 from vitcache.placement.call_checks import check_scale
 from vitcache.placement.destination import Destination
@@ -50,7 +50,8 @@ class PlacementTable:
     Use a table from one thread at a time. The graph reads the rows when it runs. The work that writes the
     rows must therefore be ordered before the replay, and a lease in the table must not be released until the
     last replay that reads it is complete. The table keeps its tensors alive until the next `update`. The
-    table must outlive the graphs that captured it.
+    table must outlive the graphs that captured it. A call that reads the table is refused on
+    cudaStreamPerThread.
 
     Examples
     --------
@@ -207,13 +208,15 @@ class PlacementTable:
         Raises
         ------
         RuntimeError
-            If `update` was never called, or a lease in the table was released.
+            If `update` was never called, or a lease in the table was released. If the current stream is
+            cudaStreamPerThread: the event behind a launch is found by its stream's handle.
         ValueError, IndexError
             If the destination has another device or width than the table, or a span does not fit in it.
         """
         if self._placement is None:
             raise RuntimeError("this table is empty: call its update method first")
         self._check_device(destination)
+        check_current_stream(self.device)
         if self._width not in (0, destination.width):
             raise ValueError(
                 f"the table has rows of width {self._width}, the destination takes {destination.width}"

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from vitcache.device.capture import relaxed_capture_mode
-from vitcache.device.streams import Event
+from vitcache.device.streams import PER_THREAD_STREAM, Event
 
 # int64 values. The first block is 64 KiB: the row tables of 4,096 rows. Each full block is followed by one of
 # twice the size, up to 1 MiB. A thread with many rows records few fences, one with few rows pins few bytes.
 FIRST_BLOCK_VALUES = 1 << 13
 BLOCK_VALUES = 1 << 17
-PER_THREAD_STREAM = 2  # cudaStreamPerThread: one handle for a different stream in each thread
 
 
 class RecordedFence(Protocol):
@@ -104,9 +103,13 @@ class TableMemory:
 
     def keep_alive(self, value: object) -> None:
         """Keep `value` alive at least until the launches queued so far are complete."""
+        self.drop_read()
+        self._kept_alive.append((self._record_fence(), value))
+
+    def drop_read(self) -> None:
+        """Drop the values of `keep_alive` whose launches are complete."""
         while self._kept_alive and self._kept_alive[0][0].query():
             self._kept_alive.popleft()
-        self._kept_alive.append((self._record_fence(), value))
 
     def is_read(self) -> bool:
         """Whether all launches queued so far are known to be complete. The owning thread must have ended.
