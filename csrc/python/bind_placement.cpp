@@ -213,7 +213,6 @@ void bind_placement(py::module_& module) {
              for (const Run& run : placement.runs()) runs.push_back(as_numbers(run));
              return runs;
            })
-      .def("first_ranks", &Placement::first_ranks)
       .def_property_readonly("num_placed", &Placement::num_placed)
       .def("num_rows", &Placement::num_rows, py::arg("kind"))
       .def("kinds",

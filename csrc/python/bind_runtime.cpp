@@ -40,7 +40,7 @@ void copy_batch(const CudaRuntime& runtime,
   runtime.copy_batch_async(destinations, sources, sizes, stream);
 }
 
-// Frees a region without the GIL: to unlock and unmap many gigabytes takes seconds, and waits for the device.
+// Frees a region without the GIL: to unlock and unmap many gigabytes takes seconds.
 // In a forked child the memory is not mapped, and its addresses may be in use again: the region is leaked.
 struct DeleteRegion {
   pid_t process = getpid();
@@ -91,12 +91,14 @@ void bind_runtime(py::module_& module) {
   py::class_<PinnedRegion, std::unique_ptr<PinnedRegion, DeleteRegion>>(module, "PinnedRegion",
                                                                         py::buffer_protocol())
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t bytes, int num_threads, int device) {
-             const DeviceGuard guard(*runtime, device);
-             return std::unique_ptr<PinnedRegion, DeleteRegion>(
-                 new PinnedRegion(std::move(runtime), bytes, num_threads));
+             std::unique_ptr<PinnedRegion, DeleteRegion> region;
+             without_gil([&] {
+               const DeviceGuard guard(*runtime, device);
+               region.reset(new PinnedRegion(runtime, bytes, num_threads));
+             });
+             return region;
            }),
-           py::arg("runtime").none(false), py::arg("bytes"), py::arg("num_threads"), py::arg("device"),
-           releases_gil)
+           py::arg("runtime").none(false), py::arg("bytes"), py::arg("num_threads"), py::arg("device"))
       .def_buffer([](PinnedRegion& region) {
         return py::buffer_info(reinterpret_cast<std::uint8_t*>(region.data()),
                                static_cast<py::ssize_t>(region.bytes()));
