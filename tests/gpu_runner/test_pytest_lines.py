@@ -50,8 +50,10 @@ OUTCOMES = {
 
 def run_tests(folder: Path, *options: str, **variables: str) -> str:
     (folder / "test_example.py").write_text(TESTS)
+    # This test itself may run in a worker of xdist.
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     env = {
-        **os.environ,
+        **outer,
         "PYTHONPATH": str(ROOT / "tests/support"),
         "VITCACHE_TEST_LINES": str(folder / "results.jsonl"),
         "VITCACHE_TEST_SUITE": "tests",

@@ -484,6 +484,8 @@ class FakeCuda:
 
 
 class FakeStream:
+    cuda_stream = 0
+
     def __init__(self, name: str, device: int) -> None:
         self.name, self.device = name, device
 

@@ -64,7 +64,7 @@ def started_features(
     return early, moved
 
 
-def test_features_start_early_in_the_order_of_the_step_also_if_a_later_one_is_hashed_first(
+def test_features_start_early_in_step_order_whichever_is_hashed_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     last_is_loaded = threading.Event()
