@@ -28,9 +28,8 @@ COPY_FACTOR, TABLE_US = 1.02, 2.0
 # than transformers.
 AHEAD_OF_ENGINES, AHEAD_OF_TRANSFORMERS = 4.0, 20.0
 ENGINES = ("vllm", "sglang", "tensorrt-llm")
-CROSS_CHECKED = (
-    "32x880"  # the case that other tools measure, too; on the device it takes longer than on the host
-)
+# The case that other tools measure, too: on the device it takes longer than on the host.
+CROSS_CHECKED = "32x880"
 
 
 def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[str]:

@@ -13,6 +13,7 @@ from vitcache.placement import host_blocks
 from vitcache.placement.destination import Destination
 from vitcache.placement.host_blocks import ROW_WIDTH, Crossovers
 from vitcache.placement.placement import Placement
+from vitcache.placement.table_memory import table_memory_of
 
 SIZES = [1 << power for power in range(16, 25)]  # 64 KiB to 16 MiB
 # Bytes that a measurement moves. One block alone would mostly measure the start of a copy: with several
@@ -84,6 +85,7 @@ def calibrate_cuda(device: torch.device) -> Crossovers:
             return lambda size: _median_us(*pieces(pinned, target, planes, size), run, size)
 
         kernel_us = times(1, run_kernel)(SIZES[-1])  # the same for every size
+        table_memory_of(device).drop_read()  # the kernel's launches keep the pinned memory alive
         return calibrate(device, lambda size: kernel_us, times(1, run_copies), times(2, run_copies))
 
 

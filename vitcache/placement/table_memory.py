@@ -104,9 +104,13 @@ class TableMemory:
 
     def keep_alive(self, value: object) -> None:
         """Keep `value` alive at least until the launches queued so far are complete."""
+        self.drop_read()
+        self._kept_alive.append((self._record_fence(), value))
+
+    def drop_read(self) -> None:
+        """Drop the values that `keep_alive` keeps, up to the first one whose launches are not complete."""
         while self._kept_alive and self._kept_alive[0][0].query():
             self._kept_alive.popleft()
-        self._kept_alive.append((self._record_fence(), value))
 
     def is_read(self) -> bool:
         """Whether all launches queued so far are known to be complete. The owning thread must have ended.
