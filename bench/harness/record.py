@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from bisect import bisect_right
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,9 @@ class Recorder:
         lines: ResultLines | None = None,
         resume: bool = False,
     ) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # in the order of the cases, also if a resumed run repeats one
+        self._numbers: list[int] = []  # by row: the number of its case
+        self._number = 0  # of the case that has begun
         self.bench = bench
         self.machine = describe_machine(device)
         directory.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,7 @@ class Recorder:
                 if case.state == "finished":
                     self._finished.add(case.name)
                     self.rows += case.rows
+                    self._numbers += [case.number] * len(case.rows)
 
     def has_finished(self, case: str) -> bool:
         """Whether an earlier run, which this run resumes, finished the case. Its rows are in `rows`."""
@@ -61,6 +65,7 @@ class Recorder:
 
     def begin(self, case: str, number: int, count: int) -> None:
         """Record that case `number` of `count` begins. It replaces an earlier attempt at the case."""
+        self._number = number
         if self._lines is not None:
             self._lines.add("case", bench=self.bench, case=case, state="begun", number=number, count=count)
 
@@ -113,9 +118,12 @@ class Recorder:
             **self.machine,
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.rows.append({name: row[name] for name in FIELDS})
+        row = {name: row[name] for name in FIELDS}
+        place = bisect_right(self._numbers, self._number)
+        self._numbers.insert(place, self._number)
+        self.rows.insert(place, row)
         if self._lines is not None:
-            self._lines.add("row", **self.rows[-1])
+            self._lines.add("row", **row)
         write_rows(self.rows, self.path)
 
 

@@ -72,17 +72,18 @@ def read(path: Path) -> list[Line]:
 class Case:
     """The latest attempt at one case of a bench: its rows, and how it ended."""
 
-    def __init__(self, bench: str, name: str, count: int) -> None:
+    def __init__(self, bench: str, name: str, number: int, count: int) -> None:
         self.bench, self.name = bench, name
-        self.count = count  # cases of the bench
+        self.number, self.count = number, count  # the first case is number 1 of `count` cases of the bench
         self.state = "begun"
         self.rows: list[Line] = []
 
 
 def cases_of(lines: list[Line]) -> dict[str, list[Case]]:
-    """Return the latest attempt at each case, by bench, in the order of the attempts.
+    """Return the latest attempt at each case, by bench, in the order of the bench.
 
-    The rows of an earlier attempt at the same case are left out.
+    So a case that a resumed run repeats keeps its place in tables and plots. The rows of an earlier attempt
+    at the same case are left out.
     """
     found: dict[str, dict[str, Case]] = {}
     current: dict[str, Case] = {}  # by bench
@@ -90,12 +91,11 @@ def cases_of(lines: list[Line]) -> dict[str, list[Case]]:
         if line["kind"] == "case":
             bench, name = line["bench"], line["case"]
             if line["state"] == "begun":
-                cases = found.setdefault(bench, {})
-                cases.pop(name, None)
-                current[bench] = cases[name] = Case(bench, name, line["count"])
+                made = Case(bench, name, line["number"], line["count"])
+                current[bench] = found.setdefault(bench, {})[name] = made
             else:
                 current[bench].state = line["state"]
         elif line["kind"] == "row":
             row = {field: value for field, value in line.items() if field != "kind"}
             current[line["bench"]].rows.append(row)
-    return {bench: list(cases.values()) for bench, cases in found.items()}
+    return {bench: sorted(cases.values(), key=lambda case: case.number) for bench, cases in found.items()}

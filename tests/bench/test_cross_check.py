@@ -104,3 +104,30 @@ def test_add_cross_checks_judges_the_deviation_in_both_directions(
 def test_placement_bench_cross_checks_one_large_case() -> None:
     [case] = [case for case in bench_placement.CASES["full"] if case.name == bench_placement.CROSS_CHECKED]
     assert case.is_large
+
+
+def test_tool_that_fails_costs_no_other_result_of_its_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no permission to profile")
+
+    built = torch.zeros(2), None
+    names = ("vitcache", "vllm", "transformers")
+    monkeypatch.setattr(bench_placement, "add_cross_checks", fail)
+    monkeypatch.setattr(bench_placement, "CONTENDERS", dict.fromkeys(names, lambda scene: built))
+    monkeypatch.setattr(bench_placement, "Scene", lambda case, device: SimpleNamespace(dtype=torch.bfloat16))
+    monkeypatch.setattr(bench_placement, "slice_loop", lambda scene: built)
+    monkeypatch.setattr(bench_placement, "time_copy", lambda moved_bytes, timer: Sample.of([2.0]))
+    timer = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"),
+        device_us=lambda call: Sample.of([2.0]),
+        host_us=lambda call: Sample.of([2.0]),
+        peak_bytes=lambda call: 0,
+    )
+    recorder = Recorder("placement", tmp_path, CPU)
+    [case] = [case for case in bench_placement.CASES["full"] if case.name == bench_placement.CROSS_CHECKED]
+    with pytest.raises(RuntimeError, match="no permission"):
+        list(bench_placement.run_case(case, recorder, timer))
+    found = {row["contender"] for row in recorder.rows}
+    assert found == {"copy", *names, "ahead of vllm", "ahead of transformers"}

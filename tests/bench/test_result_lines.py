@@ -54,17 +54,26 @@ def test_broken_line_that_is_not_the_last_one_is_refused_by_its_number(
         read(path)
 
 
-def test_cases_have_the_rows_of_their_latest_attempt(tmp_path: Path) -> None:
+def test_cases_have_the_rows_of_their_latest_attempt_in_the_order_of_the_bench(tmp_path: Path) -> None:
     def case(name: str, *rows: int, state: str | None = "finished") -> list[dict[str, object]]:
-        begun = {"kind": "case", "bench": "ring", "case": name, "state": "begun", "number": 1, "count": 2}
+        number = {"a": 1, "b": 2}[name]
+        begun = {
+            "kind": "case",
+            "bench": "ring",
+            "case": name,
+            "state": "begun",
+            "number": number,
+            "count": 2,
+        }
         lines = [begun, *({"kind": "row", "bench": "ring", "value": row} for row in rows)]
         return lines if state is None else [*lines, {**begun, "state": state}]
 
     lines = [
-        *case("a", 1, 2),
+        *case("a", 0, state="failed"),
         *case("b", 3, state="failed"),
         {"kind": "test", "test": "other"},
         *case("b", 4, state=None),
+        *case("a", 1, 2),
     ]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -128,7 +128,9 @@ def test_resumed_run_repeats_only_parts_and_cases_that_are_not_finished(
 
 def test_resumed_run_in_another_folder_has_the_results_of_both(runner: Runner) -> None:
     runner.run(only=("placement",))
+    (runner.root / "out/notes.md").write_text("not a result")
     assert runner.run(results=Path("second"), resume=Path("out"), only=("ring",)) == 0
+    assert not (runner.root / "second/notes.md").exists()
     assert [line["part"] for line in runner.lines("part", "second")] == ["placement", "ring"]
     assert [line["part"] for line in runner.lines("part")] == ["placement"]
 

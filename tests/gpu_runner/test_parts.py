@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +89,27 @@ def test_tests_use_a_worker_only_with_xdist_and_resume_only_when_asked() -> None
     assert "VITCACHE_TEST_RESUME" not in without.env
     [resumed] = make_part("tests", replace(GPU, resume=Path("out")), has_xdist=False).commands
     assert resumed.env["VITCACHE_TEST_RESUME"] == "1"
+
+
+@pytest.mark.parametrize("has_xdist", [False, True])
+def test_a_test_file_that_cannot_be_imported_stops_no_other_file(tmp_path: Path, has_xdist: bool) -> None:
+    if has_xdist:
+        pytest.importorskip("xdist")
+    [command] = make_part("tests", GPU, has_xdist=has_xdist).commands
+    options = [argument for argument in command.arguments if argument.startswith("--continue-on")]
+    (tmp_path / "test_broken.py").write_text("import no_such_module")
+    (tmp_path / "test_whole.py").write_text("def test_passes(): pass")
+    arguments = [
+        "-q",
+        *options,
+        *(["-n", "1"] if has_xdist else []),
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run([sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "1 passed, 1 error" in done.stdout
 
 
 def test_bench_runs_full_cases_on_a_gpu_and_appends_to_the_lines() -> None:

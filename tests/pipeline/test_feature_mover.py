@@ -40,3 +40,12 @@ def test_mover_has_free_bytes_for_what_needs_no_ring_and_refuses_what_start_refu
         assert mover.has_free_bytes(torch.ones(1 << 20, device="meta"))
         with pytest.raises(TypeError):
             mover.has_free_bytes(np.array([object()]))
+
+
+def test_mover_has_free_bytes_accepts_every_feature_that_start_accepts():
+    wanting, sparse = torch.ones(5, requires_grad=True), torch.eye(3).to_sparse()
+    with PinnedRing(1 << 12, backend="host") as ring:
+        assert FeatureMover(torch.device("cpu"), ring, None).has_free_bytes(wanting, torch.ones(0))
+    mover = FeatureMover(torch.device("cpu"), None, None)
+    assert mover.has_free_bytes(wanting, sparse)
+    assert mover.start(sparse).ready() is not None

@@ -157,6 +157,23 @@ def test_embed_copies_features_without_free_bytes_after_the_call_of_encode(
     assert log.count("encode 2") == 4
 
 
+@pytest.mark.parametrize("is_hashed", [False, True])
+def test_features_that_require_gradients_are_encoded_in_every_micro_batch(
+    maybe_ring: PinnedRing | None, is_hashed: bool
+) -> None:
+    items = make_items(4)
+    for item in items:
+        item.feature.requires_grad_()
+        if is_hashed:
+            item.key = None
+    chunks, ids = [Chunk(items, 0, 8)], make_ids(8)
+    wanted = expected(chunks, ids, WEIGHT)[0].detach()
+    with VisionPipeline(Tower(), make_cache(), ring=maybe_ring, max_rows_per_encode=2) as pipeline:
+        result = pipeline.embed(chunks, ids, WEIGHT)
+    assert result.errors == []
+    assert torch.equal(result.inputs_embeds, wanted)
+
+
 def test_pipeline_default_of_max_rows_per_encode_is_the_constant() -> None:
     with VisionPipeline(Tower(), make_cache()) as pipeline:
         assert pipeline.max_rows_per_encode == MAX_ROWS_PER_ENCODE == 4096

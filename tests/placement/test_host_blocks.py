@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from machine import CpuEvent
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
+from torch import Tensor
 
 from vitcache import CudaError, Span, _native, embed_tokens, scatter_embeddings
 from vitcache.device import stand_in as stand_in_library
@@ -400,3 +403,40 @@ def test_calibration_times_queued_copies_of_64_mib_in_one_native_call(planes: in
         rows = pinned.view(-1, planes, calibration.ROW_WIDTH)
         assert torch.equal(target.view(planes, -1, calibration.ROW_WIDTH), rows.transpose(0, 1))
     assert [call.entry for call in calls if not call.copies] == 2 * ["cudaEventRecord", "cudaStreamWaitEvent"]
+
+
+def test_calibrate_cuda_frees_its_pinned_memory_and_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, with fakes of the CUDA calls, few bytes, and a launch that keeps the rows alive."""
+    monkeypatch.setattr(host_blocks, "measured_crossovers", {})
+    monkeypatch.setattr(calibration, "TOTAL_BYTES", 1 << 16)
+    monkeypatch.setattr(calibration, "SIZES", [1 << 14, 1 << 15])
+    monkeypatch.setattr(calibration, "open_cuda_runtime", stand_in_library.open_runtime)
+
+    class Event(CpuEvent):
+        def synchronize(self) -> None:
+            synchronize()
+
+    for name, fake in {
+        "device": lambda device: nullcontext(),
+        "Event": lambda enable_timing: Event(),
+        "_sleep": lambda cycles: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    allocated: list[weakref.ref[Tensor]] = []
+
+    def allocate(num_bytes: int, device: torch.device, runtime: _native.CudaRuntime) -> Tensor:
+        memory = torch.zeros(num_bytes, dtype=torch.uint8)
+        allocated.append(weakref.ref(memory.untyped_storage()))
+        return memory
+
+    def run_kernel(destination: Destination, placement: Placement, size: int) -> None:
+        table_memory_of(CPU).keep_alive(list(placement.added_items))
+
+    monkeypatch.setattr(calibration, "allocate_pinned", allocate)
+    monkeypatch.setattr(calibration, "run_kernel", run_kernel)
+    measured = calibration.calibrate_cuda(CPU)
+    assert set(measured) <= {None, 1 << 14, 1 << 15}
+    assert calibration.calibrate_cuda(CPU) is measured
+    assert len(allocated) == 1
+    is_freed = allocated[0]() is None  # pytest would print all bytes of the memory
+    assert is_freed

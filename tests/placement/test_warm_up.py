@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from caches import make_cache
@@ -150,6 +151,16 @@ def test_calls_after_warm_up_load_nothing_and_use_every_kernel_that_it_loaded(
     assert at_start - used == set()
 
 
+def test_text_with_a_weight_of_another_dtype_loads_nothing_after_warm_up() -> None:
+    """Without images, the weight's dtype is that of the source, too."""
+    warm_up("cpu", hidden=16, dtype=BF16, weight_dtype=F32)
+    at_start = loaded()
+    ids, out = torch.zeros(5, dtype=torch.int64), poisoned(5, 16, dtype=BF16)
+    with torch.no_grad():
+        embed_tokens(ids, make_rows(9, 16, F32), [], [], out=out)
+    assert loaded() == at_start
+
+
 def test_warm_up_a_second_time_compiles_nothing() -> None:
     warm_up("cpu", hidden=16)
     functions = [kernel._function for kernel, _ in KERNELS]
@@ -179,6 +190,7 @@ def test_warm_up_without_kernels_checks_its_arguments_alone(monkeypatch: pytest.
         ({"hidden": 8, "source_dtypes": [torch.float64]}, TypeError, "source_dtypes has torch.float64"),
         ({"hidden": 8, "source_dtypes": torch.float32}, TypeError, "source_dtypes must be a list"),
         ({"hidden": 8, "weight_dtype": torch.int8}, TypeError, "weight_dtype has torch.int8"),
+        ({"hidden": 8, "weight_dtype": np.zeros(2)}, TypeError, r"weight_dtype has array\(\[0., 0.\]\)"),
         ({"hidden": 8, "store_dtype": "bfloat16"}, TypeError, "store_dtype has 'bfloat16'"),
         ({"hidden": 8, "scale": 2.0}, TypeError, "scale must be a bool, got 2.0"),
         ({"hidden": 8, "store": 1}, TypeError, "store must be a bool, got 1"),

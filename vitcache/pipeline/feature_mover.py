@@ -129,22 +129,25 @@ class FeatureMover:
 
         Raises
         ------
-        TypeError, RuntimeError
-            As `start`, if a feature is in host memory.
+        TypeError, ValueError, RuntimeError
+            As `start`, if a feature in host memory has to pass a ring that cannot copy it.
         """
+        on_host = [
+            feature.detach() if isinstance(feature, Tensor) else feature
+            for feature in features
+            # `start` refuses other objects.
+            if isinstance(feature, np.ndarray)
+            or (isinstance(feature, Tensor) and feature.device.type == "cpu")
+        ]
+        ring = self._ring_for_device() if on_host else None
+        if ring is None:
+            return True
         num_bytes = 0
-        for feature in features:
-            if not isinstance(feature, Tensor | np.ndarray):
-                continue  # `start` refuses it
-            if isinstance(feature, Tensor) and feature.device.type != "cpu":
-                continue
+        for feature in on_host:
             source = as_strided_view(feature)
             itemsize = self._dtype_for(source.dtype, is_cast=True).itemsize
             num_bytes += -(-math.prod(source.shape) * itemsize // MIN_BYTES) * MIN_BYTES  # aligned slots
-        if num_bytes == 0:
-            return True
-        ring = self._ring_for_device()
-        return ring is None or ring.has_free_bytes(num_bytes)
+        return ring.has_free_bytes(num_bytes)
 
     def close(self) -> None:
         """Close the ring if the mover made it. Afterwards the mover makes no ring."""

@@ -114,7 +114,7 @@ def warm_up(
         ("store_dtype", stored),
         *(("source_dtypes", source) for source in sources),
     ):
-        if value not in DTYPES:
+        if not isinstance(value, torch.dtype) or value not in DTYPES:
             raise TypeError(f"{name} has {value!r}, it must be one of {DTYPE_NAMES}")
     if isinstance(level_forms, str) or not isinstance(level_forms, Sequence):
         raise TypeError(f"level_forms must be a list of names, got {level_forms!r}")

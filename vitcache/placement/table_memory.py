@@ -107,7 +107,7 @@ class TableMemory:
         self._kept_alive.append((self._record_fence(), value))
 
     def drop_read(self) -> None:
-        """Drop the values of `keep_alive` whose launches are complete."""
+        """Drop the values that `keep_alive` keeps, up to the first one whose launches are not complete."""
         while self._kept_alive and self._kept_alive[0][0].query():
             self._kept_alive.popleft()
 

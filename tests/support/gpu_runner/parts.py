@@ -123,7 +123,9 @@ def _tests(settings: Settings, has_xdist: bool) -> Command:
     core = [folder / f"test_{name}.py" for name in CORE]
     rest = sorted(set(folder.glob("test_*.py")) - set(core))
     files = [str(path.relative_to(settings.root)) for path in (*core, *rest)]
-    options = ["-n", "1", "--max-worker-restart", "3"] if has_xdist else []
+    options = ["--continue-on-collection-errors"]  # a file that cannot be imported must not stop all others
+    if has_xdist:
+        options += ["-n", "1", "--max-worker-restart", "3"]
     if settings.dry or settings.budget_s is not None:  # one hanging test must not use up the budget
         options += ["-o", "timeout=90", "-o", "faulthandler_timeout=80"]
     arguments = [settings.python, "-m", "pytest", *PLUGIN, *files, *ELSEWHERE, "-m", "gpu", "--durations=10"]

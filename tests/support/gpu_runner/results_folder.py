@@ -5,7 +5,6 @@ At most 8 files return from a borrowed machine: the lines, the log, three test r
 
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 from gpu_runner import outcomes
@@ -16,6 +15,7 @@ from gpu_runner.settings import Settings
 
 MOST_TRACES, MOST_BYTES = 3, 16 << 20
 TRACE = "-timeline.json.gz"
+OWN_FILES = ("results.jsonl", "gpu.log", "gpu-*.xml", f"*{TRACE}")
 
 
 class ResultsFolder:
@@ -45,7 +45,7 @@ class ResultsFolder:
                 settings.lines.write_bytes(b"")
                 settings.log.write_bytes(b"")
             elif source != self.path:
-                for path in sorted(filter(Path.is_file, source.iterdir())):
+                for path in (path for pattern in OWN_FILES for path in sorted(source.glob(pattern))):
                     shutil.copyfile(path, self.path / path.name)
             self._lines = ResultLines(settings.lines)
             self._log = settings.log.open("ab", buffering=0)
