@@ -65,6 +65,20 @@ def test_bench_names_are_those_of_the_command_and_its_list_says_what_a_gpu_runs(
     }
 
 
+@pytest.mark.parametrize(
+    ("settings", "limit_s"),
+    [
+        (GPU, 240),
+        (replace(GPU, budget_s=None), float("inf")),
+        (replace(GPU, only=("tests",)), float("inf")),
+        (replace(GPU, only=("tests", "ring")), 240),
+    ],
+    ids=["budget", "no budget", "tests alone", "tests and a bench"],
+)
+def test_tests_use_a_share_of_the_budget_if_other_parts_follow(settings: Settings, limit_s: float) -> None:
+    assert make_part("tests", settings, has_xdist=True).limit_s == limit_s
+
+
 @pytest.mark.parametrize("size", sorted(run.REPEATS))
 def test_case_names_of_a_bench_are_distinct_so_that_a_run_can_be_resumed(size: str) -> None:
     for bench in run.BENCHES.values():

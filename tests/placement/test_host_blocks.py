@@ -7,7 +7,6 @@ the code takes the path of a GPU. Triton interprets the kernel.
 from __future__ import annotations
 
 import ctypes
-import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -358,27 +357,6 @@ def test_calibrate_finds_the_crossovers_of_blocks_and_of_rows_apart(monkeypatch)
         lambda size: 10.0 if size >= smallest["rows"] else 10.1,
     )
     assert found == Crossovers(**smallest)
-
-
-def test_calibrate_cuda_frees_its_pinned_memory(monkeypatch) -> None:
-    """The kernel's launches keep pinned rows alive until they are complete, and are complete at the end."""
-
-    def keep_alive(destination: Destination, placement: Placement, size: int) -> None:
-        table_memory_of(CPU).keep_alive(list(placement.items))
-
-    runtime = stand_in_library.open_runtime()
-    monkeypatch.setattr(host_blocks, "measured_crossovers", {})
-    monkeypatch.setattr(calibration, "TOTAL_BYTES", 1 << 17)
-    monkeypatch.setattr(calibration, "SIZES", [1 << 16])
-    monkeypatch.setattr(calibration, "open_cuda_runtime", lambda: runtime)
-    monkeypatch.setattr(calibration, "run_kernel", keep_alive)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
-    monkeypatch.setattr(torch.cuda, "Event", InstantEvent)
-    before = stand_in.count().locked_bytes
-    assert calibration.calibrate_cuda(CPU) == Crossovers(1 << 16, 1 << 16)
-    gc.collect()
-    assert stand_in.count().locked_bytes == before
 
 
 @pytest.mark.parametrize(("planes", "size"), [(1, 1 << 20), (1, 1 << 24), (2, 1 << 22)])

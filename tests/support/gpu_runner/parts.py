@@ -16,6 +16,10 @@ PROBE, TESTS, SANITIZE = "probe", "tests", "sanitize"
 PROBE_S = 18.0  # 20 seconds in all, with the import of torch
 PROBE_GRACE_S = 12.0  # the probe ends by itself; it is interrupted this long after it should have ended
 
+# The share of the budget that the tests use at most if other parts follow: on a new machine they compile their
+# kernels first. The core tests run first, and RESUME runs the rest.
+TESTS_SHARE = 0.4
+
 # The tests of these files decide whether the results of the benches mean anything.
 CORE = ("ops", "graphs", "ring", "cache", "pipeline")
 # The tests of other folders that have a CUDA variant.
@@ -96,7 +100,9 @@ def make_part(name: str, settings: Settings, *, has_xdist: bool) -> Part:
         seconds = ["--seconds", f"{PROBE_S:g}"]
         return Part(name, [Command([*arguments, *seconds])], limit_s=PROBE_S + PROBE_GRACE_S)
     if name == TESTS or (name == SANITIZE and settings.dry):
-        return Part(name, [_tests(settings, has_xdist)])
+        is_alone = list(settings.only) == [name]
+        limit_s = float("inf") if settings.budget_s is None or is_alone else TESTS_SHARE * settings.budget_s
+        return Part(name, [_tests(settings, has_xdist)], limit_s)
     if name == SANITIZE:
         # Without torch's caching allocator each tensor is an allocation of its own, so a read past the
         # tensor's end is found.
