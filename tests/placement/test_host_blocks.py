@@ -189,13 +189,6 @@ def test_scatter_with_scale_or_cast_copies_no_block(copies):
     assert copies == []
 
 
-def test_scatter_while_a_graph_is_captured_copies_no_block(copies, monkeypatch) -> None:
-    monkeypatch.setattr(host_blocks, "is_capturing", lambda device: True)
-    rows = make_rows(8, HIDDEN, DTYPE)
-    scatter_and_compare([rows], [rows], [0])
-    assert copies == []
-
-
 def test_scatter_copies_strided_rows_by_one_2d_copy(copies):
     wide = make_rows(8, 2 * HIDDEN, DTYPE)
     with stand_in.recorded_calls() as calls:

@@ -19,7 +19,6 @@ import torch
 
 from vitcache._native import CopyEngine, PendingCopies, Stream
 from vitcache.device.cuda_runtime import open_cuda_runtime
-from vitcache.device.streams import is_capturing
 from vitcache.placement.destination import Destination
 from vitcache.placement.placement import Placement
 
@@ -73,8 +72,7 @@ def copy_host_blocks(
     The caller queues the launches for the remaining runs, and then calls `join`, so that later work of the
     current stream waits for the copies. Until that work is complete, the caller keeps all rows alive.
 
-    A copy engine copies rows unchanged. With a scale, or while a CUDA graph is captured, the kernel reads all
-    rows.
+    A copy engine copies rows unchanged: with a scale, the kernel reads all rows.
 
     Parameters
     ----------
@@ -90,7 +88,7 @@ def copy_host_blocks(
         return None
     device = destination.device
     crossovers = crossovers or measured_crossovers.get(device)
-    if crossovers is None or is_capturing(device):
+    if crossovers is None:
         return None
     blocks, rows = (sys.maxsize if least is None else least for least in crossovers)
     return copy_engine(device).start(

@@ -16,7 +16,7 @@ PROBE, TESTS, SANITIZE = "probe", "tests", "sanitize"
 PROBE_S = 18.0  # 20 seconds in all, with the import of torch
 PROBE_GRACE_S = 12.0  # the probe ends by itself; it is interrupted this long after it should have ended
 
-# The share of the budget that the tests use at most if other parts follow: on a new machine they compile their
+# The tests use at most this share of the budget if other parts follow: on a new machine they compile their
 # kernels first. The core tests run first, and RESUME runs the rest.
 TESTS_SHARE = 0.4
 
