@@ -11,21 +11,24 @@ import torch
 from cache_cases import KEYS, make_full, make_rows, present, read
 
 from vitcache import EmbeddingCache
+from vitcache.testing import inspect
 
 Refuse = Callable[[EmbeddingCache], AbstractContextManager[None]]
 
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> Refuse:
-    """Return a context in which the cache's timeline refuses the current stream."""
+    """Return a context in which the current stream of a cache's device is refused."""
 
     @contextmanager
     def refuse(cache: EmbeddingCache) -> Iterator[None]:
-        def current() -> int:
+        def raise_refusal(*_: object) -> int:
             raise RuntimeError("the current stream is refused")
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache._coordinator.timeline, "current", current)
+            patch.setattr("vitcache.cache.coordinator.check_current_stream", raise_refusal)
+            patch.setattr("vitcache.pages.reservation.check_current_stream", raise_refusal)
+            patch.setattr(inspect(cache).timeline, "current", raise_refusal)
             yield
 
     return refuse

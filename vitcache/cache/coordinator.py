@@ -13,7 +13,7 @@ from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.host_copies import HostCopies
 from vitcache.cache.python_policy import PythonPolicies
 from vitcache.cache.refusals import RefusalLog
-from vitcache.device.streams import Fence, Timeline
+from vitcache.device.streams import Fence, Timeline, check_current_stream
 from vitcache.pages.host_reservation import HostReservation
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
@@ -89,7 +89,7 @@ class CacheCoordinator:
 
     def reserve(self, begin: Callable[[Ledger], Pending | None]) -> Reservation | None:
         """Call `begin`, and queue the demotions of the pending write that it returns."""
-        self.timeline.current()  # refuses a stream on which nothing can be written, before an eviction
+        check_current_stream(self._device)  # before an eviction
         self.drain()
         pending = begin(self.ledger)
         if pending is None:
@@ -123,7 +123,7 @@ class CacheCoordinator:
 
     def expect(self, num_pages: Sequence[int]) -> None:
         """Queue early copies of the device entries that items of `num_pages` pages would evict."""
-        self.timeline.current()  # as in `reserve`
+        check_current_stream(self._device)
         self.drain()
         copies = self.ledger.begin_early_copies(num_pages)
         if copies is None:

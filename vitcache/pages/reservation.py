@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcache._native import PagedRows, Pending
-from vitcache.device.streams import Fence, Timeline
+from vitcache.device.streams import Fence, Timeline, check_current_stream
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
@@ -216,7 +216,7 @@ class Reservation:
             reservation is kept.
         """
         pending = self._check_pending()
-        self._timeline.current()  # refuses a stream that cannot be joined, before the rows are lost
+        check_current_stream(self.device)  # before the rows are lost
         try:
             result = self._finish(pending, self._fence(), failed=False)
         except BaseException:
@@ -256,7 +256,7 @@ class Reservation:
         0
         """
         pending = self._check_pending()
-        self._timeline.current()  # as in `commit`
+        check_current_stream(self.device)
         try:
             result = self._finish(pending, self._fence(), failed=False, leased=True)
         except BaseException:
