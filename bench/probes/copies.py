@@ -9,7 +9,7 @@ import torch
 
 from vitcache import PinnedRing, scatter_embeddings
 from vitcache.bench.harness.timing import Timer
-from vitcache.bench.probes.findings import Finding, Subject
+from vitcache.bench.probes.findings import LEFT_OUT, Finding, Subject
 from vitcache.placement import host_blocks
 from vitcache.placement.calibration import calibrate_cuda
 
@@ -41,7 +41,7 @@ def host_rows(subject: Subject) -> Iterator[Finding]:
     before = host_blocks.crossover_bytes(subject.device)
     yield rate("placement, not calibrated", place, f"crossover {before}; None: the kernel reads all rows")
     if not subject.on_gpu:
-        yield Finding("calibration", "left out", text="only a GPU is calibrated")
+        yield Finding("calibration", LEFT_OUT, text="only a GPU is calibrated")
         return
     begin = time.perf_counter()
     measured = calibrate_cuda(subject.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitcache import PlacementTable, scatter_embeddings
-from vitcache.bench.probes.findings import Finding, Subject
+from vitcache.bench.probes.findings import LEFT_OUT, Finding, Subject
 
 NUM_ROWS, NUM_TOKENS = 4, 8
 SLEEP_CYCLES = 200_000_000  # about 100 ms at 2 GHz
@@ -59,7 +59,7 @@ def first_use(subject: Subject) -> Iterator[Finding]:
             yield Finding.of(item, "PlacementTable.warm_up" in str(error), str(error))
         subject.synchronize()
     else:
-        yield Finding(item, "left out", text="only a GPU captures")
+        yield Finding(item, LEFT_OUT, text="only a GPU captures")
     table.warm_up(out)
     replay = capture(subject, place)
     out.zero_()
@@ -86,7 +86,7 @@ def update_during_replay(subject: Subject) -> Iterator[Finding]:
             yield Finding.of(item, "in flight" in str(error), str(error))
     else:
         replay()
-        yield Finding(item, "left out", text="without a GPU no replay is in flight")
+        yield Finding(item, LEFT_OUT, text="without a GPU no replay is in flight")
     yield Finding.of("replay after a refused update", is_placed(subject, out, 3), "values of the replay")
     table.update([rows], [1])
     out.zero_()
