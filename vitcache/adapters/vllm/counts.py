@@ -1,0 +1,124 @@
+"""The counters of vitcache in vLLM: their names and meanings, and an object that collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Counter:
+    """One counter: a number that only increases.
+
+    Attributes
+    ----------
+    family
+        Name of the metric: counters that differ only in `label` have one family.
+    text
+        Meaning of the family.
+    unit
+        Unit of the values: ``""`` for numbers of events.
+    label
+        Name and value of the label of this counter; None: the family has one counter.
+    """
+
+    family: str
+    text: str
+    unit: str = ""
+    label: tuple[str, str] | None = None
+
+
+def _by(label: str, values: tuple[str, str], family: str, text: str, unit: str = "") -> dict[str, Counter]:
+    return {f"{family}_{value}": Counter(family, text, unit, (label, value)) for value in values}
+
+
+def _one(family: str, text: str, unit: str = "") -> dict[str, Counter]:
+    return {family: Counter(family, text, unit)}
+
+
+_TIERS = ("tier", ("device", "host"))
+_OVERLAP = ("overlap", ("hidden", "exposed"))
+
+# Maps the name of each counter, as it travels between vLLM's processes, to its description.
+COUNTERS: dict[str, Counter] = {
+    **_by(*_TIERS, "hits", "Items that a request needed and that were in the cache, by tier."),
+    **_by(*_TIERS, "hit_bytes", "Bytes of the rows of hits, by tier.", "bytes"),
+    **_by(*_TIERS, "saved_ms", "Milliseconds of encoding that hits saved, by tier.", "ms"),
+    **_one("encodes", "Items that the vision or audio encoder encoded."),
+    **_one("encode_ms", "Milliseconds of these encodes.", "ms"),
+    **_by(
+        *_OVERLAP,
+        "loads",
+        "Copies of an entry from the host tier to the device tier; exposed: the model waited for the copy.",
+    ),
+    **_one("load_bytes", "Bytes of these copies.", "bytes"),
+    **_one("load_exposed_ms", "Milliseconds that the model waited for these copies.", "ms"),
+    **_one("stores", "Entries that were inserted."),
+    **_one("store_bytes", "Bytes of the rows of inserted entries.", "bytes"),
+    **_one("demotions", "Entries that were demoted from the device tier to the host tier."),
+    **_one("evictions", "Entries that were removed from the cache because their pages were needed."),
+    **_one("refusals", "Items that were not stored because too few pages were free or evictable."),
+    **_one("losses", "Entries that a worker did not find; their requests failed."),
+    **_one("deferrals", "Requests that waited a step because the state of an entry was not known yet."),
+    **_one("resets", "Resets of the cache, for example after an update of the weights."),
+    **_one("compactions", "Entries that were moved so that another entry could have adjacent pages."),
+}
+
+
+class Counts:
+    """Collects values of `COUNTERS` between two reports. One thread uses it.
+
+    Examples
+    --------
+    >>> counts = Counts()
+    >>> counts.add("encodes")
+    >>> counts.add("encode_ms", 27.5)
+    >>> counts.take()
+    {'encodes': 1.0, 'encode_ms': 27.5}
+    >>> counts.take()
+    {}
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def add(self, name: str, value: float = 1.0) -> None:
+        """Add `value` to the counter `name`.
+
+        Raises
+        ------
+        KeyError
+            If `name` is not in `COUNTERS`.
+        ValueError
+            If `value` is negative.
+        """
+        add_counts(self._values, {name: value})
+
+    def add_all(self, values: Mapping[str, float]) -> None:
+        """Add the values of several counters. Raises as `add`, and then adds nothing."""
+        add_counts(self._values, values)
+
+    def take(self) -> dict[str, float]:
+        """Return the values since the last call, without counters that are 0."""
+        values, self._values = self._values, {}
+        return values
+
+
+def add_counts(totals: dict[str, float], values: Mapping[str, float]) -> None:
+    """Add `values` to `totals`. Counters that are 0 get no item.
+
+    Raises
+    ------
+    KeyError
+        If a name is not in `COUNTERS`.
+    ValueError
+        If a value is negative.
+    """
+    for name, value in values.items():
+        if name not in COUNTERS:
+            raise KeyError(f"{name!r} is not a counter; counters: {', '.join(COUNTERS)}")
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}, it must be at least 0")
+    for name, value in values.items():
+        if value:
+            totals[name] = totals.get(name, 0.0) + float(value)
