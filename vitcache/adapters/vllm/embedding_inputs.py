@@ -1,8 +1,8 @@
 """Finds requests that carry embeddings in place of images.
 
-vLLM accepts such requests if a connector has the role ``"ec_both"``. Its front end does not check the width of
-the embeddings, and accepts their metadata without the embeddings. Either can raise in the model, which ends the
-engine.
+vLLM accepts such requests if a connector has the role ``"ec_both"``. Its front end does not check the width
+of the embeddings, and accepts their metadata without the embeddings. Either can raise in the model, and then
+the engine ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SUFFIX = "_embeds"  # of the fields that contain embeddings
-# Fields that an item has beside its pixels, its audio features or its embeddings. Alone, they are not an item.
+# Fields beside the pixels, the audio features or the embeddings of an item. Alone, they are not an item.
 METADATA = frozenset(
     {
         "image_grid_thw",
