@@ -11,7 +11,7 @@ from vllm_scene.engine import Engine, run_traffic
 from vllm_scene.requests import make_settings
 from vllm_scene.store_worker import StoreWorker, make_rows
 
-from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 
 WIDTH = 8
@@ -190,7 +190,12 @@ def test_encoder_cache_that_lacks_freed_rows_was_not_cleared() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((3, WIDTH), "(3, 8), expected 4 rows"), ((4, 3), "(4, 3)"), ((4, 16), "(4, 16)"), ((4, WIDTH, 1), "(4, 8, 1)")],
+    [
+        ((3, WIDTH), "(3, 8), expected 4 rows"),
+        ((4, 3), "(4, 3)"),
+        ((4, 16), "(4, 16)"),
+        ((4, WIDTH, 1), "(4, 8, 1)"),
+    ],
 )
 def test_rows_of_an_unexpected_shape_are_not_kept_and_serve_this_request(
     shape: tuple[int, ...], message: str, caplog: pytest.LogCaptureFixture
@@ -261,9 +266,9 @@ def test_random_traffic_reads_the_right_rows_from_views_of_pages(
 ) -> None:
     import random
 
-    books = Books(make_settings(device_pages, host_pages))
-    workers = [StoreWorker(books.settings, waits_after_encoder=bool(lag % 2)) for _ in range(2)]
-    engine = Engine(books, EncoderCacheModel(books), workers, random.Random(lag), lag, bool(lag // 2))
+    inventory = Inventory(make_settings(device_pages, host_pages))
+    workers = [StoreWorker(inventory.settings, waits_after_encoder=bool(lag % 2)) for _ in range(2)]
+    engine = Engine(inventory, EncoderCacheModel(inventory), workers, random.Random(lag), lag, bool(lag // 2))
     run_traffic(engine, 400, salts=(None, None, "a"))
     for worker in workers:
         worker.store.cache.check_integrity()
@@ -276,11 +281,11 @@ def test_random_traffic_reads_the_right_rows_from_views_of_pages(
 def test_random_traffic_with_refused_saves_reads_the_right_rows() -> None:
     import random
 
-    books = Books(make_settings(8, 30))
-    workers = [StoreWorker(books.settings) for _ in range(2)]
+    inventory = Inventory(make_settings(8, 30))
+    workers = [StoreWorker(inventory.settings) for _ in range(2)]
     dice = random.Random(1)
     workers[1].refuses = lambda key: dice.random() < 0.1
-    engine = Engine(books, EncoderCacheModel(books), workers, random.Random(1), 2, True)
+    engine = Engine(inventory, EncoderCacheModel(inventory), workers, random.Random(1), 2, True)
     run_traffic(engine, 400)
     workers[0].store.cache.check_integrity()
-    assert books.counts.take()["refusals"] > 5
+    assert inventory.counts.take()["refusals"] > 5
