@@ -1,0 +1,206 @@
+"""A random scheduler over the books and model workers: preemptions, aborts, resets, late reports."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.orders import StepOrders, StepReport
+from vllm_scene.requests import Request, make_request
+from vllm_scene.worker import Broken, WorkerModel
+
+
+@dataclass
+class Step:
+    """A step on its way through the workers."""
+
+    orders: StepOrders | None
+    freed: list[str]
+    encodes: list[tuple[str, Any]]
+    reads: list[tuple[str, Any]]  # identifier, content
+    computed: list[tuple[Request, int]]
+    report: StepReport | None = None
+
+
+@dataclass
+class Engine:
+    """Books, a manager of vLLM's encoder cache, workers, and requests in random traffic."""
+
+    books: Books
+    manager: Any
+    workers: list[WorkerModel]
+    rng: random.Random
+    lag: int
+    is_v2: bool
+    most_tokens: int = 40
+    weights: int = 0
+    running: list[Request] = field(default_factory=list)
+    in_flight: deque[Step] = field(default_factory=deque)
+    failed: list[str] = field(default_factory=list)
+    num_encodes: int = 0
+    num_made: int = 0
+
+    def add_request(self, items: list[tuple[str, int]], salt: str | None = None) -> Request:
+        self.num_made += 1
+        request = make_request(f"r{self.num_made}", items, salt)
+        self.running.append(request)
+        return request
+
+    def step(self) -> None:
+        """Run one pass and its step on the workers. Take in the report of `lag` steps ago."""
+        step = self._schedule()
+        self._execute(step)
+        self.in_flight.append(step)
+        while len(self.in_flight) > self.lag:
+            self._update(self.in_flight.popleft())
+
+    def finish(self, request: Request) -> None:
+        self.running.remove(request)
+        self.books.finish(request)
+        self.manager.free(request)
+
+    def preempt(self, request: Request) -> None:
+        self.manager.free(request)
+        request.num_computed_tokens = 0
+
+    def reset(self) -> None:
+        """Reset the encoder cache after a change of the weights, as vLLM's `reset_encoder_cache` does."""
+        self.weights += 1
+        self.manager.reset()
+        for worker in self.workers:
+            worker.rows.clear()
+
+    def _schedule(self) -> Step:
+        budget_tokens, budget_rows = self.most_tokens, self.most_tokens
+        encodes: list[tuple[str, Any]] = []
+        reads: list[tuple[str, Any]] = []
+        computed: list[tuple[Request, int]] = []
+        scheduled: dict[str, Any] = {}
+        for request in list(self.running):
+            if not self.books.admit(request, request.num_computed_tokens) or budget_tokens <= 0:
+                continue
+            start = request.num_computed_tokens
+            tokens = min(budget_tokens, request.num_tokens - start, self.rng.choice((3, 7, 40)))
+            plan = self._plan(request, start, tokens, budget_rows)
+            tokens, encode, load, rows_left = plan
+            if tokens == 0:
+                continue
+            if self.rng.random() < 0.05:  # no KV blocks
+                self.manager.free(request)
+                continue
+            budget_rows = rows_left
+            budget_tokens -= tokens
+            for index in encode + load:
+                self.manager.allocate(request, index)
+                self.books.allocate(request, index)
+            for index in encode:
+                feature = request.mm_features[index]
+                content = (request.cache_salt or "", feature.identifier, feature.num_rows, self.weights)
+                encodes.append((feature.identifier, content))
+                scheduled[feature.identifier] = content
+                self.num_encodes += 1
+            for feature in request.mm_features:
+                if feature.offset < start + tokens and feature.end > start:
+                    reads.append((feature.identifier, (feature.identifier, feature.num_rows, self.weights)))
+            request.num_computed_tokens += tokens
+            computed.append((request, request.num_computed_tokens))
+        freed = self.manager.get_freed_mm_hashes()
+        return Step(self.books.close_step(freed, bool(computed)), freed, encodes, reads, computed)
+
+    def _plan(
+        self, request: Request, start: int, tokens: int, budget: int
+    ) -> tuple[int, list[int], list[int], int]:
+        """vLLM's `_try_schedule_encoder_inputs`, from what it computes."""
+        encode: list[int] = []
+        load: list[int] = []
+        names: set[str] = set()
+        rows_before = 0
+        for index, feature in enumerate(request.mm_features):
+            if feature.end <= start or feature.offset >= start + tokens or feature.identifier in names:
+                continue
+            cached = self.manager.get_cached_num_encoder_embeds(request, index)
+            if cached is not None and cached != feature.num_rows:
+                return 0, [], [], budget
+            if self.manager.check_and_update_cache(request, index):
+                continue
+            if not self.manager.can_allocate(request, index, budget, rows_before):
+                return max(0, feature.offset - start), encode, load, budget
+            rows_before += feature.num_rows
+            names.add(feature.identifier)
+            if self.books.has(feature.identifier):
+                load.append(index)
+            else:
+                encode.append(index)
+                budget -= feature.num_rows
+        return tokens, encode, load, budget
+
+    def _execute(self, step: Step) -> None:
+        reports = []
+        for worker in self.workers:
+            for identifier in step.freed:
+                worker.rows.pop(identifier, None)
+            if step.orders is None:
+                continue
+            worker.begin(step.orders)
+            for identifier, content in step.encodes:
+                worker.encode(identifier, content, is_v2=self.is_v2)
+            for identifier, expected in step.reads:
+                found = worker.rows.get(identifier)
+                if found is None:
+                    raise Broken(f"step {step.orders.step}: the encoder cache lacks {identifier}")
+                if found[1:] != expected:
+                    raise Broken(f"step {step.orders.step}: {identifier} is {found}, expected {expected}")
+            reports.append(worker.end())
+        reports = [report for report in reports if report is not None]
+        for report in reports:
+            step.report = report if step.report is None else step.report.merge(report)
+
+    def _update(self, step: Step) -> None:
+        for request, num_computed in step.computed:
+            if request not in self.running:
+                continue
+            for index, feature in enumerate(request.mm_features):
+                if feature.end <= min(num_computed, request.num_computed_tokens):
+                    self.manager.free_encoder_input(request, index)
+            if num_computed >= request.num_tokens and request.num_computed_tokens >= request.num_tokens:
+                self.finish(request)
+        self.failed += self.books.take_failed()
+        if step.report is not None:
+            self.books.report(step.report)
+
+
+def make_engine(
+    books: Books,
+    make_manager: Callable[[Books], Any],
+    *,
+    seed: int = 0,
+    ranks: int = 1,
+    lag: int = 0,
+    is_v2: bool = False,
+) -> Engine:
+    """Return an engine with model workers."""
+    workers = [WorkerModel(books.settings) for _ in range(ranks)]
+    return Engine(books, make_manager(books), workers, random.Random(seed), lag, is_v2)
+
+
+def run_traffic(
+    engine: Engine, num_steps: int, *, num_items: int = 24, salts: tuple[str | None, ...] = (None,)
+) -> None:
+    """Run random traffic. Raises `Broken` where the books and the workers disagree."""
+    rng = engine.rng
+    sizes = [rng.choice((1, 3, 4, 5, 8, 9, 13, 16)) for _ in range(num_items)]
+    for _ in range(num_steps):
+        if len(engine.running) < 5 and rng.random() < 0.6:
+            chosen = [min(int(rng.expovariate(0.15)), num_items - 1) for _ in range(rng.randint(1, 4))]
+            engine.add_request([(f"i{each}", sizes[each]) for each in chosen], rng.choice(salts))
+        if engine.running and rng.random() < 0.04:
+            engine.preempt(rng.choice(engine.running))
+        if engine.running and rng.random() < 0.04:
+            engine.finish(rng.choice(engine.running))
+        if rng.random() < 0.003:
+            engine.reset()
+        engine.step()

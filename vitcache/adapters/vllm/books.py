@@ -1,0 +1,362 @@
+"""The scheduler's books: which rows each worker has, in which tier, and what it must do in the next step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from vitcache.adapters.vllm.counts import Counts
+from vitcache.adapters.vllm.host_tier import HostTier
+from vitcache.adapters.vllm.in_flight import StepsInFlight
+from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
+from vitcache.adapters.vllm.settings import Settings
+
+logger = logging.getLogger("vitcache.adapters.vllm")
+
+# A request waits in vain at most so often for the report of a save. Then its item is encoded again.
+MOST_DEFERRALS = 1000
+
+
+class EncoderCacheOwner(Protocol):
+    """vLLM's encoder cache as the scheduler sees it: `VitCacheManager`."""
+
+    def forget(self, identifier: str) -> set[str]:
+        """Drop the rows of an identifier. Return the requests that use them."""
+
+    def forget_all(self) -> set[str]:
+        """Reset the cache. Return the requests that use any rows."""
+
+
+class BookEntry:
+    """The rows of one item in the workers' pages."""
+
+    __slots__ = ("deferrals", "num_pages", "num_rows", "on_device", "on_host", "saved_in", "step")
+
+    def __init__(self, num_rows: int, num_pages: int, step: int) -> None:
+        self.num_rows = num_rows
+        self.num_pages = num_pages
+        self.on_device = True
+        self.on_host = False
+        self.step = step  # of the last order that needs the rows: they are not dropped in this step
+        self.saved_in: int | None = step  # None: every rank has reported the save
+        self.deferrals = 0
+
+
+class Books:
+    """Decides what the workers keep. The workers evict nothing by themselves.
+
+    vLLM's encoder cache is the device tier: `VitCacheManager` bounds its pages, and evicts from it. An
+    evicted entry moves to the host tier, and is loaded from there when a request needs it again. If the host
+    tier is full, it first drops copies of entries that are in the device tier, too, and then its least
+    recently used entries.
+
+    Parameters
+    ----------
+    settings
+        Sizes of the tiers.
+
+    Attributes
+    ----------
+    owner
+        The manager of vLLM's encoder cache.
+    counts
+        Counters since the last report to vLLM.
+
+    Notes
+    -----
+    Only the scheduler's thread may call. One pass of the scheduler calls, for each request, `admit`, `has`
+    and `allocate`, and at its end `close_step`. Reports may arrive several passes later (asynchronous
+    scheduling): until the report of its save, an entry is in the books, but is not loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.owner: EncoderCacheOwner | None = None
+        self.counts = Counts()
+        self._encode_ms = 0.0
+        self._encoded_rows = 0
+        self._epoch = -1
+        self._step = 0
+        self._failed: set[str] = set()
+        self._seen: dict[str, set[int]] = {}  # request -> its items that were counted
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all entries. The workers drop them before the next step."""
+        self._epoch += 1
+        self._entries: dict[ItemKey, BookEntry] = {}
+        self._resident: dict[str, ItemKey] = {}  # what vLLM's encoder cache contains
+        self._host = HostTier(self.settings.host_pages)
+        self._orders = StepOrders(epoch=self._epoch)
+        self._promised: set[ItemKey] = set()  # `has` was true in this pass
+        self._in_flight = StepsInFlight()
+        self._num_waiting = 0  # entries that were evicted before the report of their save
+        self._request: Any = None
+        self._rows: dict[str, int] | None = None
+
+    # One pass of the scheduler
+
+    def admit(self, request: Any, num_computed_tokens: int) -> bool:
+        """Begin with a request. Return False if it must wait for the report of a save."""
+        self._request, self._rows = request, None
+        if not self._num_waiting:
+            return True
+        salt = salt_of(request)
+        for index, feature in enumerate(request.mm_features):
+            entry = self._entries.get(ItemKey(salt, feature.identifier))
+            if entry is None or entry.saved_in is None or entry.on_device:
+                continue
+            position = feature.mm_position
+            is_computed = position.offset + position.length <= num_computed_tokens
+            if is_computed or entry.num_rows != request.get_num_encoder_embeds(index):
+                continue
+            entry.deferrals += 1
+            if entry.deferrals <= MOST_DEFERRALS:
+                self.counts.add("deferrals")
+                return False
+        return True
+
+    def has(self, identifier: str) -> bool:
+        """Whether the workers have the rows of an item of the request that was admitted last."""
+        key, num_rows = self._find(identifier)
+        entry = self._entries.get(key)
+        if entry is None or (num_rows is not None and entry.num_rows != num_rows):
+            return False
+        if self._resident.get(identifier) == key:
+            # Evicted from vLLM's encoder cache in this pass, so the workers have not released the rows.
+            return entry.saved_in != self._step
+        if entry.saved_in is not None or not entry.on_host:
+            return False
+        self._promised.add(key)
+        return True
+
+    def allocate(self, request: Any, index: int) -> None:
+        """Order a load or a save of an item that vLLM's encoder cache has made room for."""
+        feature = request.mm_features[index]
+        identifier: str = feature.identifier
+        key = ItemKey(salt_of(request), identifier)
+        num_rows = request.get_num_encoder_embeds(index)
+        self._seen.setdefault(request.request_id, set()).add(index)
+        self._in_flight.add_user(identifier, request.request_id)
+        entry = self._entries.get(key)
+        is_same = entry is not None and entry.num_rows == num_rows
+        if identifier in self._resident:
+            if entry is not None and is_same and self._resident[identifier] == key:
+                if entry.saved_in != self._step:
+                    self._count_hit("device", feature, num_rows)
+                return
+            self._release(identifier)  # other rows are needed under this identifier
+            entry = self._entries.get(key)
+        self._resident[identifier] = key
+        if entry is not None and is_same and entry.on_host and entry.saved_in is None:
+            self._count_hit("host", feature, num_rows)
+            self._load(identifier, key, entry)
+            self._in_flight.add_load(self._step, identifier, request.request_id)
+        else:
+            self._save(identifier, key, num_rows, self.pages_of(request, index))
+
+    def hit(self, request: Any, index: int) -> None:
+        """Count an item that vLLM's encoder cache contains, once per request."""
+        feature = request.mm_features[index]
+        self._in_flight.add_user(feature.identifier, request.request_id)
+        seen = self._seen.setdefault(request.request_id, set())
+        if index not in seen:
+            seen.add(index)
+            self._host.touch(self._resident.get(feature.identifier))
+            self._count_hit("device", feature, request.get_num_encoder_embeds(index))
+
+    def close_step(self, freed: Iterable[str], is_executed: bool) -> StepOrders | None:
+        """End a pass. Return the orders for the workers, or None if the step is not executed.
+
+        Parameters
+        ----------
+        freed
+            Identifiers that vLLM's encoder cache evicted in this pass.
+        is_executed
+            Whether the step schedules tokens. vLLM's Model Runner V1 does not call the connector in other
+            steps, so their orders are added to the next ones.
+        """
+        for identifier in freed:
+            self._release(identifier)
+        self._promised.clear()
+        self._request = self._rows = None
+        if not is_executed:
+            return None
+        orders, self._orders = self._orders, StepOrders(epoch=self._epoch)
+        orders.step = self._step
+        self._step += 1
+        return orders
+
+    # Between the passes
+
+    def report(self, report: StepReport) -> None:
+        """Take in the report of a step: of the next step that has none yet, or of a later one."""
+        self.counts.add_all(report.counts)
+        self._encode_ms += report.counts.get("encode_ms", 0.0)
+        self._encoded_rows += report.encoded_rows
+        if report.epoch != self._epoch:
+            return  # of a step before a reset
+        for step, key in self._in_flight.take_saves(report.step):
+            self._end_save(key, step, step == report.step and key in report.saved)
+        for key in report.missing:
+            entry = self._entries.get(key)
+            if entry is not None and not entry.on_device and entry.saved_in is None:
+                logger.error(
+                    "a worker lacks %d rows that it was to demote: they are encoded again", entry.num_rows
+                )
+                self._drop(key, entry)
+        for identifier, requests in self._in_flight.take_loads(report.step):
+            if identifier in report.lost:
+                self._fail(identifier, requests)
+        if report.is_cleared:
+            logger.warning(
+                "a worker's encoder cache was cleared without reset_encoder_cache: its requests fail"
+            )
+            self._failed |= self._in_flight.users()
+            if self.owner is not None:
+                self._failed |= self.owner.forget_all()
+
+    def take_failed(self) -> set[str]:
+        """Return the requests that used rows which a worker has lost, and forget them."""
+        failed, self._failed = self._failed, set()
+        return failed
+
+    def finish(self, request: Any) -> None:
+        """Forget a finished request."""
+        self._seen.pop(request.request_id, None)
+
+    def pages_of(self, request: Any, index: int) -> int:
+        """Return how many pages an item occupies in a tier."""
+        modality = getattr(request.mm_features[index], "modality", "")
+        return self.settings.pages_for(
+            request.get_num_encoder_embeds(index), self.settings.width_of(modality)
+        )
+
+    # Parts
+
+    def _find(self, identifier: str) -> tuple[ItemKey, int | None]:
+        """Return the key of an item of the current request, and its number of rows if it is known."""
+        request = self._request
+        if request is None:
+            return ItemKey("", identifier), None
+        if self._rows is None:
+            features = enumerate(request.mm_features)
+            self._rows = {each.identifier: request.get_num_encoder_embeds(i) for i, each in features}
+        num_rows = self._rows.get(identifier)
+        return ItemKey("" if num_rows is None else salt_of(request), identifier), num_rows
+
+    def _load(self, identifier: str, key: ItemKey, entry: BookEntry) -> None:
+        entry.on_device = True
+        entry.step = self._step
+        self._host.keep_as_copy(key)
+        self._orders.loads[identifier] = LoadOrder(key, entry.num_rows)
+
+    def _save(self, identifier: str, key: ItemKey, num_rows: int, num_pages: int) -> None:
+        old = self._entries.get(key)
+        if old is not None:
+            self._drop(key, old)
+        entry = self._entries[key] = BookEntry(num_rows, num_pages, self._step)
+        if num_pages <= self._host.num_free:
+            entry.on_host = True
+            self._host.add_copy(key, num_pages)
+        self._orders.saves[identifier] = SaveOrder(key, num_rows, num_pages, entry.on_host)
+        self._in_flight.add_save(self._step, key)
+        self.counts.add("encodes")
+
+    def _release(self, identifier: str) -> None:
+        """Evict an item from the device tier, as vLLM's encoder cache no longer contains it."""
+        key = self._resident.pop(identifier, None)
+        self._orders.releases.append(identifier)
+        entry = None if key is None else self._entries.get(key)
+        if key is None or entry is None or not entry.on_device:
+            return
+        entry.on_device = False
+        if self._orders.loads.pop(identifier, None):  # ordered in this pass, and not needed after all
+            self._in_flight.cancel_load(self._step, identifier)
+            self._host.keep_alone(key)
+            return
+        if self._orders.saves.pop(identifier, None):
+            self._in_flight.cancel_save(self._step, key)
+            self._num_waiting += 1
+            self._drop(key, entry)
+            return
+        self._num_waiting += entry.saved_in is not None
+        if entry.on_host:
+            self._host.keep_alone(key)
+        elif self._make_room(entry.num_pages):
+            entry.on_host = True
+            self._host.add_alone(key, entry.num_pages)
+        else:
+            self._drop(key, entry)
+            self.counts.add("evictions")
+            return
+        self._orders.demotions[key] = None
+
+    def _make_room(self, num_pages: int) -> bool:
+        """Free host pages. Return False, and drop nothing, if too few can be freed in this step."""
+        victims = self._host.choose_victims(num_pages, self._is_needed)
+        if victims is None:
+            return False
+        for key in victims:
+            entry = self._entries[key]
+            if entry.on_device:
+                self._host.remove(key)
+                entry.on_host = False
+                self._orders.host_drops[key] = None
+            else:
+                self._drop(key, entry)
+                self.counts.add("evictions")
+        return True
+
+    def _is_needed(self, key: ItemKey) -> bool:
+        """Whether the rows of an entry are read or written in this step."""
+        return key in self._promised or self._entries[key].step == self._step
+
+    def _drop(self, key: ItemKey, entry: BookEntry) -> None:
+        """Remove an entry from the books, and order the workers to drop it."""
+        del self._entries[key]
+        if entry.on_host:
+            self._host.remove(key)
+        self._num_waiting -= entry.saved_in is not None and not entry.on_device
+        self._orders.demotions.pop(key, None)
+        self._orders.host_drops.pop(key, None)
+        self._orders.drops[key] = None
+
+    def _end_save(self, key: ItemKey, step: int, is_saved: bool) -> None:
+        entry = self._entries.get(key)
+        if entry is None or entry.saved_in != step:
+            return  # dropped, or saved again in a later step
+        if not is_saved:
+            self.counts.add("refusals")
+            self._drop(key, entry)
+            return
+        entry.saved_in = None
+        self._num_waiting -= not entry.on_device
+
+    def _fail(self, identifier: str, requests: set[str]) -> None:
+        """Fail the requests that were given zeros for an item that a worker has lost."""
+        self.counts.add("losses")
+        key = self._resident.get(identifier)
+        entry = None if key is None else self._entries.get(key)
+        if key is not None and entry is not None:
+            self._drop(key, entry)
+        users = self.owner.forget(identifier) if self.owner else set()
+        self._failed |= requests | users
+        logger.error(
+            "a worker lost the rows of %r: the requests %s fail, the next one encodes the item again",
+            identifier,
+            sorted(requests | users),
+        )
+
+    def _count_hit(self, tier: str, feature: Any, num_rows: int) -> None:
+        width = self.settings.width_of(getattr(feature, "modality", ""))
+        self.counts.add(f"hits_{tier}")
+        self.counts.add(f"hit_bytes_{tier}", num_rows * width * self.settings.dtype.itemsize)
+        if self._encoded_rows:
+            self.counts.add(f"saved_ms_{tier}", num_rows * self._encode_ms / self._encoded_rows)
+
+
+def salt_of(request: Any) -> str:
+    """Return the `cache_salt` of a request, "" if it has none."""
+    return getattr(request, "cache_salt", None) or ""

@@ -1,0 +1,195 @@
+"""`VitCacheConnector`: vitcache as an encoder cache (EC) connector of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed.ec_transfer.ec_connector.base import (
+    ECConnectorBase,
+    ECConnectorMetadata,
+    ECConnectorRole,
+    ECConnectorWorkerMetadata,
+)
+from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
+
+from vitcache.adapters.disabling import DisabledCalls, is_disabled
+from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.engine_books import enter_books
+from vitcache.adapters.vllm.metrics import VitCachePromMetrics
+from vitcache.adapters.vllm.orders import StepOrders, StepReport
+from vitcache.adapters.vllm.plugin import check_version
+from vitcache.adapters.vllm.settings import Settings
+from vitcache.adapters.vllm.stats import VitCacheStats
+from vitcache.adapters.vllm.store import Store
+
+
+@dataclass
+class OrdersMetadata(ECConnectorMetadata):
+    """Orders of one step on their way to the workers.
+
+    None: the step is not executed, or vitcache is disabled.
+    """
+
+    orders: StepOrders | None
+
+
+@dataclass
+class ReportMetadata(ECConnectorWorkerMetadata):
+    """Report of one step on its way to the scheduler."""
+
+    report: StepReport
+
+    def aggregate(self, other: ECConnectorWorkerMetadata) -> ReportMetadata:
+        """Return the report of this and another rank."""
+        if not isinstance(other, ReportMetadata):
+            raise TypeError(f"expected ReportMetadata of another rank, got {type(other).__name__}")
+        return ReportMetadata(self.report.merge(other.report))
+
+
+class VitCacheConnector(ECConnectorBase):
+    """Keeps the encoder's rows in pages on the GPU and in pinned host memory, so that an image is encoded once.
+
+    Name it in ``--ec-transfer-config``, together with `VitCacheManager`; see docs/vllm.md.
+
+    Parameters
+    ----------
+    vllm_config
+        The engine's config.
+    role
+        The scheduler or a worker. vLLM makes one connector for each.
+
+    Raises
+    ------
+    RuntimeError
+        If this version of vLLM was not tested.
+    ValueError, TypeError
+        If an option is wrong: `vitcache.adapters.vllm.settings.Settings`.
+
+    Notes
+    -----
+    vLLM calls each object from one thread. With VITCACHE_DISABLE set when the engine starts, the connector
+    stores nothing and finds nothing.
+    """
+
+    def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None:
+        super().__init__(vllm_config, role)
+        check_version()
+        self._is_disabled = is_disabled()
+        self._books: Books | None = None
+        self._store: Store | None = None
+        self._settings = Settings.from_config(vllm_config)
+        if self._is_disabled:
+            DisabledCalls("vLLM's VitCacheConnector").count()
+        elif role == ECConnectorRole.SCHEDULER:
+            self._books = Books(self._settings)
+            enter_books(vllm_config, self._books)
+
+    # Worker
+
+    def start_worker_services(self) -> None:
+        """Allocate both tiers. vLLM calls it before it measures the free memory."""
+        from vllm.distributed.parallel_state import get_pp_group
+        from vllm.platforms import current_platform
+
+        if self._is_disabled or self._store is not None or not get_pp_group().is_first_rank:
+            return  # only the first pipeline stage runs the encoder
+        device = torch.device(current_platform.device_type)
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        uses_v2 = bool(getattr(self._vllm_config, "use_v2_model_runner", True))
+        self._store = Store(self._settings, device, waits_after_encoder=not uses_v2)
+
+    def start_load_caches(self, encoder_cache: dict[str, Tensor], **kwargs: Any) -> None:
+        """Execute the orders of this step, up to its loads."""
+        orders = self._step_orders()
+        if orders is not None and self._store is not None:
+            self._store.begin(orders, encoder_cache)
+
+    def save_caches(self, encoder_cache: dict[str, Tensor], mm_hash: str, **kwargs: Any) -> None:
+        """Store the fresh rows of one item in device pages."""
+        if self._store is not None and self._step_orders() is not None:
+            self._store.save(encoder_cache, mm_hash)
+
+    def build_connector_worker_meta(self) -> ReportMetadata | None:
+        """Return the report of this step."""
+        if self._store is None or self._step_orders() is None:
+            return None
+        report = self._store.end()
+        return None if report is None else ReportMetadata(report)
+
+    def _step_orders(self) -> StepOrders | None:
+        metadata = self._connector_metadata  # None while vLLM profiles
+        return metadata.orders if isinstance(metadata, OrdersMetadata) else None
+
+    # Scheduler
+
+    def ensure_cache_available(self, request: Any, num_computed_tokens: int) -> bool:
+        """Return False if the request must wait one step for the report of a save."""
+        return self._books is None or self._books.admit(request, num_computed_tokens)
+
+    def has_cache_item(self, identifier: str) -> bool:
+        """Whether the workers have the rows of an item of the current request."""
+        return self._books is not None and self._books.has(identifier)
+
+    def update_state_after_alloc(self, request: Any, index: int) -> None:
+        """Order the load or the save of an item."""
+        if self._books is not None:
+            self._books.allocate(request, index)
+
+    def build_connector_meta(self, scheduler_output: Any) -> OrdersMetadata:
+        """Return the orders of this step."""
+        if self._books is None:
+            return OrdersMetadata(None)
+        is_executed = getattr(scheduler_output, "total_num_scheduled_tokens", 1) > 0
+        return OrdersMetadata(self._books.close_step(scheduler_output.free_encoder_mm_hashes, is_executed))
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """Take in the report of a step."""
+        metadata = connector_output.ec_connector_worker_meta
+        if self._books is not None and isinstance(metadata, ReportMetadata):
+            self._books.report(metadata.report)
+
+    def take_unavailable_requests(self) -> set[str]:
+        """Return the requests that fail because a worker lost their rows."""
+        return set() if self._books is None else self._books.take_failed()
+
+    def request_finished(self, request: Any) -> tuple[bool, dict[str, Any] | None]:
+        """Forget a finished request."""
+        if self._books is not None:
+            self._books.finish(request)
+        return False, None
+
+    # Both
+
+    def get_ec_connector_stats(self) -> VitCacheStats | None:
+        """Return the counters since the last call, from the scheduler. They contain those of the workers."""
+        if self._books is None:
+            return None
+        stats = VitCacheStats(data=self._books.counts.take())
+        return None if stats.is_empty() else stats
+
+    def shutdown(self) -> None:
+        """Free the worker's memory."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    @classmethod
+    def build_ec_connector_stats(cls, data: dict[str, Any] | None = None) -> ECConnectorStats | None:
+        """Return counters that were sent to another process."""
+        return VitCacheStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: Mapping[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> VitCachePromMetrics:
+        """Return the Prometheus metrics of the counters."""
+        return VitCachePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

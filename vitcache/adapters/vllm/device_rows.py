@@ -1,0 +1,130 @@
+"""The rows in device pages that vLLM's encoder cache shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.pages.lease import Lease
+from vitcache.pages.reservation import Reservation
+
+EncoderCache = dict[str, Tensor]  # vLLM's: identifier -> rows
+
+
+class ShownRows(NamedTuple):
+    """A lease on device pages, the view of them in vLLM's encoder cache, and their key in the cache."""
+
+    lease: Lease
+    view: Tensor
+    key: bytes
+
+
+class DeviceRows:
+    """The entries whose device pages vLLM's encoder cache shows, and room for further ones.
+
+    The pages of each entry are adjacent, so that one view shows them. As long as vLLM's encoder cache shows
+    an entry, its pages are leased.
+
+    Attributes
+    ----------
+    shown
+        The entries by identifier.
+    zeros
+        Identifiers of rows that were lost. vLLM's encoder cache contains zeros for them.
+    num_compactions
+        How often entries were moved to make free pages adjacent.
+
+    Notes
+    -----
+    Only the worker's thread may call. Copies run on the current stream.
+    """
+
+    def __init__(self, cache: EmbeddingCache) -> None:
+        self._cache = cache
+        self.shown: dict[str, ShownRows] = {}
+        self.zeros: set[str] = set()
+        self.num_compactions = 0
+
+    def show(self, identifier: str, key: bytes, lease: Lease, rows: EncoderCache) -> None:
+        """Put a view of leased device pages into vLLM's encoder cache. Call `use` before it is read."""
+        self.release(identifier)
+        segments = lease.segments()
+        if len(segments) != 1:
+            lease.release()
+            raise ValueError(
+                f"{lease.num_rows} rows lie in {len(segments)} runs of pages, they must lie in 1"
+            )
+        rows[identifier] = segments[0]
+        self.shown[identifier] = ShownRows(lease, segments[0], key)
+
+    def use(self, identifiers: Iterable[str]) -> None:
+        """Allow the current stream to read entries: it waits for their copies."""
+        for identifier in identifiers:
+            self.shown[identifier].lease.use()
+
+    def show_zeros(self, identifier: str, num_rows: int, rows: EncoderCache) -> None:
+        """Put zeros into vLLM's encoder cache, without which its engine would stop."""
+        self.release(identifier)
+        shape = (num_rows, self._cache.row_width)
+        rows[identifier] = torch.zeros(shape, dtype=self._cache.dtype, device=self._cache.device)
+        self.zeros.add(identifier)
+
+    def release(self, identifier: str) -> None:
+        """Release the pages of an entry that vLLM's encoder cache shows no more, if it did."""
+        self.zeros.discard(identifier)
+        shown = self.shown.pop(identifier, None)
+        if shown is not None:
+            shown.lease.release()
+
+    def release_all(self, rows: EncoderCache) -> None:
+        """Remove all entries, and zeros, from vLLM's encoder cache."""
+        for identifier in [*self.shown, *self.zeros]:
+            rows.pop(identifier, None)
+            self.release(identifier)
+
+    def find_cleared(self, rows: EncoderCache, released: Iterable[str]) -> list[tuple[str, int]]:
+        """Return identifier and number of rows of all entries, if vLLM's encoder cache was cleared.
+
+        It was not if it lacks only entries of `released`. Then the list is empty.
+        """
+        lacking = self.shown.keys() - rows.keys()
+        if lacking <= set(released):
+            return []
+        return [(identifier, shown.lease.num_rows) for identifier, shown in self.shown.items()]
+
+    def reserve(self, key: bytes, num_rows: int, row_width: int, rows: EncoderCache) -> Reservation | None:
+        """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""
+        return self._with_room(
+            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True), rows
+        )
+
+    def promote(self, source: Lease, rows: EncoderCache) -> Reservation | None:
+        """Reserve adjacent device pages for a host entry. Returns None if too few pages are free."""
+        return self._with_room(lambda: self._cache.promote(source, contiguous=True), rows)
+
+    def _with_room(self, reserve: Callable[[], Found | None], rows: EncoderCache) -> Found | None:
+        found = reserve()
+        if found is None:
+            self._compact(rows)
+            found = reserve()
+        return found
+
+    def _compact(self, rows: EncoderCache) -> None:
+        """Move entries so that all free device pages are adjacent, and replace the views of them."""
+        shown, self.shown = self.shown, {}
+        for entry in shown.values():
+            entry.lease.release()
+        self.num_compactions += self._cache.compact()
+        for identifier, entry in shown.items():
+            lease = self._cache.get(entry.key)
+            if lease is None:
+                raise RuntimeError(f"the rows of {identifier!r} have left the cache while they were moved")
+            self.show(identifier, entry.key, lease, rows)
+        self.use(shown)
+
+
+Found = TypeVar("Found")

@@ -1,0 +1,52 @@
+"""Saves and loads of steps that the workers have not reported yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitcache.adapters.vllm.orders import ItemKey
+
+
+class StepsInFlight:
+    """What steps without a report were ordered: saves, and loads with the requests that use them."""
+
+    def __init__(self) -> None:
+        self._saves: dict[int, dict[ItemKey, None]] = {}
+        self._loads: dict[int, dict[str, set[str]]] = {}
+
+    def add_save(self, step: int, key: ItemKey) -> None:
+        """Note that a step saves an entry."""
+        self._saves.setdefault(step, {})[key] = None
+
+    def cancel_save(self, step: int, key: ItemKey) -> None:
+        """Note that a step does not save an entry after all."""
+        self._saves[step].pop(key, None)
+
+    def add_load(self, step: int, identifier: str, request_id: str) -> None:
+        """Note that a step loads an item for a request."""
+        self._loads.setdefault(step, {})[identifier] = {request_id}
+
+    def cancel_load(self, step: int, identifier: str) -> None:
+        """Note that a step does not load an item after all."""
+        self._loads[step].pop(identifier, None)
+
+    def add_user(self, identifier: str, request_id: str) -> None:
+        """Note that a further request uses an item, which may be one that is being loaded."""
+        for loads in self._loads.values():
+            if identifier in loads:
+                loads[identifier].add(request_id)
+
+    def take_saves(self, step: int) -> Iterator[tuple[int, ItemKey]]:
+        """Yield and forget the saves up to a step, each with its step."""
+        for each in [each for each in self._saves if each <= step]:
+            for key in self._saves.pop(each):
+                yield each, key
+
+    def take_loads(self, step: int) -> Iterator[tuple[str, set[str]]]:
+        """Yield and forget the loads up to a step, each with the requests that use it."""
+        for each in [each for each in self._loads if each <= step]:
+            yield from self._loads.pop(each).items()
+
+    def users(self) -> set[str]:
+        """Return the requests that use an item which is being loaded."""
+        return {name for loads in self._loads.values() for users in loads.values() for name in users}
