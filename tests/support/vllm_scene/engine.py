@@ -149,11 +149,10 @@ class Engine:
             for identifier, content in step.encodes:
                 worker.encode(identifier, content, is_v2=self.is_v2)
             for identifier, expected in step.reads:
-                found = worker.rows.get(identifier)
-                if found is None:
+                if identifier not in worker.rows:
                     raise Broken(f"step {step.orders.step}: the encoder cache lacks {identifier}")
-                if found[1:] != expected:
-                    raise Broken(f"step {step.orders.step}: {identifier} is {found}, expected {expected}")
+                if not worker.shows(identifier, expected):
+                    raise Broken(f"step {step.orders.step}: {identifier} is not {expected}")
             reports.append(worker.end())
         reports = [report for report in reports if report is not None]
         for report in reports:

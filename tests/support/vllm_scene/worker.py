@@ -79,6 +79,10 @@ class WorkerModel:
         self.report.saved.add(order.key)
         self._check_pages()
 
+    def shows(self, identifier: str, expected: tuple[str, int, int]) -> bool:
+        """Whether vLLM's encoder cache has (identifier, rows, epoch of the weights)."""
+        return self.rows[identifier][1:] == expected
+
     def release(self, identifier: str) -> None:
         self.shown.pop(identifier, None)
         self.dropped.pop(identifier, None)

@@ -51,7 +51,7 @@ class ReportMetadata(ECConnectorWorkerMetadata):
 
 
 class VitCacheConnector(ECConnectorBase):
-    """Keeps the encoder's rows in pages on the GPU and in pinned host memory, so that an image is encoded once.
+    """Keeps an encoder's rows in pages on the GPU and in pinned host memory, so that it encodes an image once.
 
     Name it in ``--ec-transfer-config``, together with `VitCacheManager`; see docs/vllm.md.
 

@@ -116,7 +116,10 @@ class DeviceRows:
     def _compact(self, rows: EncoderCache) -> None:
         """Move entries so that all free device pages are adjacent, and replace the views of them."""
         shown, self.shown = self.shown, {}
-        for entry in shown.values():
+        for identifier, entry in list(shown.items()):
+            if entry.key not in self._cache:  # dropped, and still read until vLLM frees it
+                rows[identifier] = entry.view.clone()
+                del shown[identifier]
             entry.lease.release()
         self.num_compactions += self._cache.compact()
         for identifier, entry in shown.items():

@@ -135,6 +135,6 @@ def check_largest_item(books: Books, vllm_config: Any) -> None:
             raise ValueError(
                 f"device_bytes is {settings.device_bytes}: {settings.device_pages} pages, but the largest "
                 f"{modality} of this model has {num_rows} rows, which need {num_pages} pages: set "
-                f"device_bytes to at least {num_pages * settings.page_bytes}, or limit the size of a {modality} "
-                "(--mm-processor-kwargs)"
+                f"device_bytes to at least {num_pages * settings.page_bytes}, or limit the "
+                f"size of a {modality} with --mm-processor-kwargs"
             )
