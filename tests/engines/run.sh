@@ -3,7 +3,7 @@
 # tests/engines/full.log is the log of the last run of all engines that passed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PYTHONSAFEPATH=1
+export PYTHONSAFEPATH=1 VLLM_TARGET_DEVICE=cpu
 options=(-c tests/engines/pytest.ini tests/engines -v --capture=no --durations=5)
 .venv-vllm/bin/python -m pytest "${options[@]}" "$@"
 # With other options, only a part of the tests ran.

@@ -190,7 +190,12 @@ def test_encoder_cache_that_lacks_freed_rows_was_not_cleared() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((3, WIDTH), "(3, 8), expected 4 rows"), ((4, 3), "(4, 3)"), ((4, 16), "(4, 16)"), ((4, WIDTH, 1), "(4, 8, 1)")],
+    [
+        ((3, WIDTH), "(3, 8), expected 4 rows"),
+        ((4, 3), "(4, 3)"),
+        ((4, 16), "(4, 16)"),
+        ((4, WIDTH, 1), "(4, 8, 1)"),
+    ],
 )
 def test_rows_of_an_unexpected_shape_are_not_kept_and_serve_this_request(
     shape: tuple[int, ...], message: str, caplog: pytest.LogCaptureFixture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -71,14 +72,14 @@ def environment(folder: Path) -> dict[str, str]:
 class Pool:
     """The engines of one run.
 
-    `python` is the interpreter of .venv-vllm, `folder` gets models, logs and results, and `say` gets a line when
-    an engine starts or ends. One thread uses the pool.
+    `python` is the interpreter of .venv-vllm, `folder` gets models, logs and results, and `say` gets a line
+    when an engine starts or ends. One thread uses the pool.
     """
 
     def __init__(self, python: str, folder: Path, say: Callable[[str], None]) -> None:
         self.python = python
         self.folder = folder
-        self._say = say
+        self.say = say
         self._threads = ThreadPoolExecutor(MOST_AT_A_TIME)
         self._models: dict[str, Path] = {}
         self._running: dict[str, Future[Outcome]] = {}
@@ -88,14 +89,19 @@ class Pool:
     def model(self, family: str) -> Path:
         """The folder of a model, which is made at its first use."""
         if family not in self._models:
-            folder = self.folder / "models" / family
-            command = [self.python, "-m", "engine_runner.tiny_model", family, str(folder)]
-            ended, output, seconds = self._execute(command, {}, MODEL_LIMIT_S)
-            if ended.code != 0:
-                raise RuntimeError(f"the model {family} was not made\n{output}")
-            self._say(f"model {family} made in {seconds:.0f} s")
+            maker = hashlib.sha256((SUPPORT / "engine_runner/tiny_model.py").read_bytes()).hexdigest()[:8]
+            folder = self.folder / "models" / f"{family}-{maker}"
+            if not Path(f"{folder}-other").exists():  # the last one that is made
+                self._make_model(family, folder)
             self._models[family] = folder
         return self._models[family]
+
+    def _make_model(self, family: str, folder: Path) -> None:
+        command = [self.python, "-m", "engine_runner.tiny_model", family, str(folder)]
+        ended, output, seconds = self._execute(command, {}, MODEL_LIMIT_S)
+        if ended.code != 0:
+            raise RuntimeError(f"the model {family} was not made\n{output}")
+        self.say(f"model {family} made in {seconds:.0f} s")
 
     def start(self, names: Iterable[str]) -> None:
         """Queue engines in this order; an engine that is queued already is left out."""
@@ -108,6 +114,10 @@ class Pool:
         """Wait for an engine, whether its process failed or not."""
         self.start([name])
         return self._running[name].result()
+
+    def wait(self) -> None:
+        """Wait until all queued engines have ended."""
+        wait(self._running.values())
 
     def outcomes(self) -> list[Outcome]:
         """The engines that have ended so far."""
@@ -132,10 +142,10 @@ class Pool:
             str(self._models[case.model]),
             str(result),
         ]
-        self._say(f"{case.name} starts")
+        self.say(f"{case.name} starts")
         ended, output, seconds = self._execute(command, case.variables(), case.limit_s)
         (self.folder / "results" / f"{case.name}.log").write_text(output)
-        self._say(f"{case.name} ended after {seconds:.0f} s with exit code {ended.code}")
+        self.say(f"{case.name} ended after {seconds:.0f} s with exit code {ended.code}")
         answer = json.loads(result.read_text()) if ended.code == 0 else {}
         return Outcome(case, ended.code, ended.is_cut, seconds, answer, output)
 

@@ -1,8 +1,8 @@
 """Makes a small model with random weights that vLLM can serve, without a download.
 
-`python -m engine_runner.tiny_model FAMILY FOLDER` writes the model, its tokenizer and its processors to FOLDER,
-and the same model with other weights to FOLDER-other. The tokenizer has one token per byte and eight special
-tokens.
+`python -m engine_runner.tiny_model FAMILY FOLDER` writes the model, its tokenizer and its processors to
+FOLDER, and the same model with other weights to FOLDER-other. The tokenizer has one token per byte and eight
+special tokens.
 """
 
 from __future__ import annotations
