@@ -38,6 +38,12 @@ def to_int(name: str, value: SupportsIndex, minimum: int | None = None) -> int:
     return number
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raise TypeError if `value` is not a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
+
+
 def to_bytes(name: str, value: SupportsIndex | str, minimum: int) -> int:
     """Return a size in bytes as an int.
 

@@ -60,6 +60,7 @@ struct alignas(64) Entry : PolicyNode {
   // The rows are narrower than those of the tier. First, so that it lies in the space behind the last member
   // of PolicyNode: a look-up of full rows does not read `rows`.
   bool is_narrow;
+  bool is_moving = false;  // a pending compaction moves the rows, so no look-up may find them
   std::int64_t leases = 0;
   std::int64_t hits = 0;  // since the entry was inserted into its tier
   std::int64_t num_rows;

@@ -20,7 +20,7 @@ EntryPtr Ledger::pin(const Key& key, std::int64_t num_rows, std::int64_t row_wid
     drop(key);
     found = nullptr;
   }
-  if (found == nullptr) {
+  if (found == nullptr || (*found)->is_moving) {
     ++counts_.misses;
     return nullptr;
   }
@@ -109,21 +109,28 @@ void Ledger::make_room(const Tier& tier, std::int64_t count, const Key& key) {
   if (old != nullptr && (*old)->tier == &tier && (*old)->leases == 0 && tier.num_free() < count) drop(key);
 }
 
-PendingPtr Ledger::begin_promotion(const EntryPtr& source) {
+PendingPtr Ledger::begin_promotion(const EntryPtr& source, bool is_contiguous) {
   const EntryPtr* current = index_->find(source->key);
   const bool is_host_entry = current != nullptr && *current == source && source->tier == host_.get();
   if (!is_host_entry || source->num_pages > device_->num_available()) return nullptr;
   PendingPtr pending = make_pending(source->key, source->num_rows, source->row_width(), source->cost);
   pending->source = source;
-  allocate_device_pages(*pending, false);
+  if (!is_contiguous)
+    allocate_device_pages(*pending, false);
+  else if (!allocate_device_run(*pending))
+    return nullptr;
   pending_.insert(pending);
   return pending;
 }
 
 bool Ledger::finish(const PendingPtr& pending, const std::optional<Fence>& fence, bool failed) {
   if (!close_pending(pending)) return false;
-  if (!pending->is_early) return finish_write(*pending, fence, failed);
-  finish_early_copies(*pending, fence, failed);
+  if (pending->is_early)
+    finish_early_copies(*pending, fence, failed);
+  else if (pending->is_compaction)
+    finish_compaction(*pending, fence, failed);
+  else
+    return finish_write(*pending, fence, failed);
   return false;
 }
 
@@ -218,7 +225,7 @@ void Ledger::advance() {
 
 void Ledger::clear() {
   advance();
-  while (!stale_.empty()) reclaim_one();
+  reclaim_all();
 }
 
 void Ledger::close() {
@@ -360,6 +367,10 @@ void Ledger::reclaim_one() {
     for (const EntryPtr& entry : stale_.back()->pop()) free(entry);
   else
     stale_.pop_back();
+}
+
+void Ledger::reclaim_all() {
+  while (!stale_.empty()) reclaim_one();
 }
 
 // Removes the entry of a key, and its host copy, from the cache.

@@ -79,14 +79,45 @@ class Ledger {
   PendingPtr begin_write(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost,
                          std::int64_t epoch, WriteTo target = WriteTo::kDevice);
   // Allocates device pages for a copy of a host entry, and evicts victims. Returns null if `source` has left
-  // the host tier, or if too few pages are available.
-  PendingPtr begin_promotion(const EntryPtr& source);
+  // the host tier, or if too few pages are available. With `is_contiguous`, the pages are one run of free
+  // pages: nothing is evicted, and it returns null if no run is long enough.
+  PendingPtr begin_promotion(const EntryPtr& source, bool is_contiguous = false);
   // Allocates host pages for early copies of the device entries that items of these numbers of pages would
   // evict. Returns null if no entry needs an early copy.
   PendingPtr begin_early_copies(const std::vector<std::int64_t>& num_pages);
-  // Ends a pending write or pending early copies: inserts the rows that were written before `fence`. If the
-  // write failed, or its epoch is not the current epoch, frees the pages instead. A failed write may have no
-  // fence. Returns whether an entry was inserted. A second call does nothing.
+
+  // The steps of a caller that chooses itself which entries leave a tier (orders.cpp, compaction.cpp). None
+  // of them evicts an entry.
+
+  // `begin_write` to the device tier, into one run of free pages. Returns null if no run is long enough. Only
+  // rows that need more pages than the tier has, or that are not of the current epoch, count as rejected.
+  PendingPtr begin_contiguous_write(const Key& key, std::int64_t num_rows, std::int64_t row_width,
+                                    double cost, std::int64_t epoch);
+  // Allocates free host pages for an early copy of the device entry of a key. Returns null for a key that is
+  // not in the device tier, if the entry has a host copy or a pending copy, or if too few host pages are
+  // free.
+  PendingPtr begin_copy_to_host(const Key& key);
+  // Whether the entry of a key is in the device tier and has a host copy.
+  bool has_host_copy(const Key& key) const;
+  // Whether the entry of a key is in the device tier and has no lease.
+  bool is_demotable(const Key& key) const;
+  // Demotes an entry that is demotable and has a host copy. Returns false, and changes nothing, for other
+  // keys.
+  bool demote_to_copy(const Key& key);
+  // Drops the rows of a key that are in the host tier or are being demoted to it: a host copy, whose entry
+  // stays in the device tier, or the entry itself. Returns whether there were any.
+  bool discard_from_host(const Key& key);
+  // Begins to move all device entries to the lowest pages. Returns null if a device page is leased or
+  // pending, or is read by a pending early copy. Until the compaction is finished, the entries that move are
+  // pinned, and look-ups do not find them.
+  PendingPtr begin_compaction();
+
+  // Ends a pending write, pending early copies or a compaction: inserts the rows that were written before
+  // `fence`. If the write failed, or its epoch is not the current epoch, frees the pages instead. A failed
+  // write may have no fence. Returns whether an entry was inserted. A second call does nothing.
+  //
+  // After a failed compaction, the entries that were to move have lost their device pages: those with a host
+  // copy are demoted to it, the other ones leave the cache.
   bool finish(const PendingPtr& pending, const std::optional<Fence>& fence, bool failed);
   // Inserts the rows of a pending write or promotion, and pins the new entry; null if it was not inserted.
   EntryPtr finish_and_pin(const PendingPtr& pending, const std::optional<Fence>& fence);
@@ -121,15 +152,18 @@ class Ledger {
   PendingPtr make_pending(const Key& key, std::int64_t num_rows, std::int64_t row_width, double cost) const;
   void make_room(const Tier& tier, std::int64_t count, const Key& key);
   void allocate_device_pages(Pending& pending, bool has_host_copy);
+  bool allocate_device_run(Pending& pending);
   Pages allocate_host_pages(std::int64_t count, FenceSet& fences);
   bool finish_write(Pending& pending, const std::optional<Fence>& fence, bool failed);
   void finish_early_copies(Pending& pending, const std::optional<Fence>& fence, bool failed);
+  void finish_compaction(Pending& pending, const std::optional<Fence>& fence, bool failed);
   bool close_pending(const PendingPtr& pending);
   bool end_demotion(const DemotionPtr& demotion);
   std::vector<EntryPtr> choose_victims(Tier& tier, std::int64_t count);
   DemotionPtr demote(const EntryPtr& entry, FenceSet& fences);
   void reclaim(const Tier& tier, std::int64_t count);
   void reclaim_one();
+  void reclaim_all();
   void drop(const Key& key);
   void count_eviction(const Key& key);
   void free(const EntryPtr& entry);

@@ -10,6 +10,7 @@
 #include "cache/entry.h"
 #include "cache/fence.h"
 #include "cache/tier.h"
+#include "placement/paged_rows.h"
 
 namespace vitcache {
 
@@ -39,10 +40,26 @@ struct HostCopy {
   std::optional<Fence> copied;  // behind the copy, once it is queued
 };
 
-// A pending `put`, reservation or promotion; or, without `pages`, pending early copies to the host tier.
+// The move of a device entry to other pages by a pending compaction. Until it ends, the entry is pinned and
+// owns its old pages.
+struct Move {
+  EntryPtr entry;
+  PagedRows rows;  // in the new pages
+};
+
+// A run of pages that are copied to lower pages of their tier.
+struct PageMove {
+  std::int64_t page;
+  std::int64_t source_page;
+  std::int64_t count;
+};
+
+// A pending `put`, reservation or promotion; or, without `pages`, pending early copies to the host tier; or a
+// pending compaction, which owns the free pages that it moves rows to.
 struct Pending {
   bool is_early = false;  // early copies only: nothing was evicted
-  bool is_open = true;    // neither inserted nor freed yet
+  bool is_compaction = false;
+  bool is_open = true;  // neither inserted nor freed yet
 
   std::int64_t epoch = 0;
   Key key{};
@@ -59,6 +76,7 @@ struct Pending {
 
   // Copies of entries to the host tier. They own the host pages that they write.
   std::vector<DemotionPtr> demotions;
+  std::vector<Move> moves;  // of a compaction
   // Wait for them before writing `pages` or the pages of `demotions`. Once the copies are queued, the set
   // contains only `copied`, the fence behind the copies.
   FenceSet fences;
@@ -69,6 +87,9 @@ struct Pending {
     fences.add(fence);
     copied = std::move(fence);
   }
+
+  // The copies of a compaction, the lowest page first: no copy writes pages that a later copy reads.
+  std::vector<PageMove> page_moves() const;
 
   // Number of pages of a tier that the write and its copies own.
   std::int64_t num_pages_of(const Tier& owner) const {

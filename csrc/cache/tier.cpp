@@ -1,6 +1,8 @@
 #include "cache/tier.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <iterator>
 #include <utility>
 
 namespace vitcache {
@@ -22,13 +24,46 @@ std::int64_t Tier::pages_for(std::int64_t num_rows, std::int64_t row_width) cons
 Pages Tier::allocate(std::int64_t count, FenceSet& fences) {
   Pages pages(free_pages_.rbegin(), free_pages_.rbegin() + count);
   free_pages_.resize(free_pages_.size() - static_cast<std::size_t>(count));
+  take_fences(pages, fences);
+  return pages;
+}
+
+Pages Tier::allocate_run(std::int64_t count, FenceSet& fences) {
+  std::vector<bool> is_free(static_cast<std::size_t>(layout_.num_pages));
+  for (const std::int64_t page : free_pages_) is_free[static_cast<std::size_t>(page)] = true;
+  std::int64_t best = -1, best_length = 0, length = 0;
+  for (std::int64_t page = 0; page <= layout_.num_pages; ++page) {
+    if (page < layout_.num_pages && is_free[static_cast<std::size_t>(page)]) {
+      ++length;
+      continue;
+    }
+    if (length >= count && (best < 0 || length < best_length)) {
+      best = page - length;
+      best_length = length;
+    }
+    length = 0;
+  }
+  return best < 0 ? Pages{} : allocate_range(best, best + count, fences);
+}
+
+Pages Tier::allocate_range(std::int64_t first, std::int64_t last, FenceSet& fences) {
+  const auto is_taken = [=](std::int64_t page) { return page >= first && page < last; };
+  Pages pages;
+  std::copy_if(free_pages_.begin(), free_pages_.end(), std::back_inserter(pages), is_taken);
+  free_pages_.erase(std::remove_if(free_pages_.begin(), free_pages_.end(), is_taken), free_pages_.end());
+  std::sort(pages.begin(), pages.end());
+  take_fences(pages, fences);
+  return pages;
+}
+
+// Adds the fences of pages that were free to `fences`, and forgets them.
+void Tier::take_fences(const Pages& pages, FenceSet& fences) {
   for (const std::int64_t page : pages) {
     auto& kept = fences_[static_cast<std::size_t>(page)];
     if (kept == nullptr) continue;
     fences.add_all(*kept);
     kept.reset();
   }
-  return pages;
 }
 
 void Tier::free(const Pages& pages, const FenceSet& fences) {

@@ -78,6 +78,11 @@ class Tier {
 
   // Allocates `count` free pages, in the order in which they were freed, and adds their fences to `fences`.
   Pages allocate(std::int64_t count, FenceSet& fences);
+  // Allocates `count` adjacent pages, ascending, from the shortest run of free pages that is long enough.
+  // Returns no page, and changes nothing, if no run is long enough. Takes time in proportion to all pages.
+  Pages allocate_run(std::int64_t count, FenceSet& fences);
+  // Allocates the free pages among pages [first, last), ascending. Takes time as `allocate_run` does.
+  Pages allocate_range(std::int64_t first, std::int64_t last, FenceSet& fences);
   // All work on `pages` is complete once `fences` are complete.
   void free(const Pages& pages, const FenceSet& fences);
   const Pages& free_pages() const { return free_pages_; }
@@ -91,6 +96,8 @@ class Tier {
   HitCounts hits;
 
  private:
+  void take_fences(const Pages& pages, FenceSet& fences);
+
   TierLayout layout_;
   std::shared_ptr<void> memory_;
   Pages free_pages_;                                     // the next page to allocate is the last

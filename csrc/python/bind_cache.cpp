@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -47,6 +48,8 @@ void bind_pages(py::module_& module) {
       .def_property_readonly("name", [](const Tier& tier) { return tier.layout().name; })
       .def_property_readonly("num_pages", [](const Tier& tier) { return tier.layout().num_pages; })
       .def_property_readonly("num_free", &Tier::num_free)
+      .def_property_readonly("free_pages",  // in any order; for tests
+                             [](const Tier& tier) { return py::tuple(py::cast(tier.free_pages())); })
       .def_property_readonly("num_available", &Tier::num_available)
       .def_readonly("leased_pages", &Tier::leased_pages)
       .def_readonly("pending_pages", &Tier::pending_pages)
@@ -129,6 +132,14 @@ void bind_pending(py::module_& module) {
                              })
       .def_property_readonly("demotions",
                              [](const PendingHandle& handle) { return handle.pending->demotions; })
+      // The copies of a compaction, in order, as (page, source page, number of pages).
+      .def_property_readonly("page_moves",
+                             [](const PendingHandle& handle) {
+                               std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>> runs;
+                               for (const PageMove& run : handle.pending->page_moves())
+                                 runs.emplace_back(run.page, run.source_page, run.count);
+                               return runs;
+                             })
       .def_property_readonly("fences",
                              [](const PendingHandle& handle) { return to_list(handle.pending->fences); })
       .def_property_readonly("copied",

@@ -86,10 +86,10 @@ void bind_writes(LedgerClass& ledger) {
           py::arg("tier") = "device")
       .def(
           "begin_promotion",
-          [](const LedgerHandle& self, const EntryPtr& source) {
-            return self.begin([&](Ledger& ledger) { return ledger.begin_promotion(source); });
+          [](const LedgerHandle& self, const EntryPtr& source, bool contiguous) {
+            return self.begin([&](Ledger& ledger) { return ledger.begin_promotion(source, contiguous); });
           },
-          py::arg("source"))
+          py::arg("source"), py::arg("contiguous") = false)
       .def(
           "begin_early_copies",
           [](const LedgerHandle& self, const std::vector<std::int64_t>& num_pages) {
@@ -104,6 +104,52 @@ void bind_writes(LedgerClass& ledger) {
           },
           py::arg("pending"), py::arg("fence"), py::arg("failed"))
       .def("finish_leased", &LedgerHandle::finish_leased, py::arg("pending"), py::arg("fence"));
+}
+
+// The calls of a caller that chooses itself which entries leave a tier.
+void bind_orders(LedgerClass& ledger) {
+  ledger
+      .def(
+          "begin_contiguous_write",
+          [](const LedgerHandle& self, py::handle key, std::int64_t num_rows, std::int64_t row_width,
+             double cost, std::optional<std::int64_t> epoch) {
+            return self.begin([&](Ledger& ledger) {
+              return ledger.begin_contiguous_write(read_key(key), num_rows, row_width, cost,
+                                                   epoch.value_or(ledger.epoch()));
+            });
+          },
+          py::arg("key"), py::arg("num_rows"), py::arg("row_width"), py::arg("cost"), py::arg("epoch"))
+      .def(
+          "begin_copy_to_host",
+          [](const LedgerHandle& self, py::handle key) {
+            return self.begin([&](Ledger& ledger) { return ledger.begin_copy_to_host(read_key(key)); });
+          },
+          py::arg("key"))
+      .def(
+          "has_host_copy",
+          [](const LedgerHandle& self, py::handle key) { return self.open().has_host_copy(read_key(key)); },
+          py::arg("key"))
+      .def(
+          "is_demotable",
+          [](const LedgerHandle& self, py::handle key) { return self.open().is_demotable(read_key(key)); },
+          py::arg("key"))
+      .def(
+          "demote_to_copy",
+          [](const LedgerHandle& self, py::handle key) {
+            const Mutation mutation;
+            return self.open().demote_to_copy(read_key(key));
+          },
+          py::arg("key"))
+      .def(
+          "discard_from_host",
+          [](const LedgerHandle& self, py::handle key) {
+            const Mutation mutation;
+            return self.open().discard_from_host(read_key(key));
+          },
+          py::arg("key"))
+      .def("begin_compaction", [](const LedgerHandle& self) {
+        return self.begin([](Ledger& ledger) { return ledger.begin_compaction(); });
+      });
 }
 
 void bind_releases(LedgerClass& ledger) {
@@ -282,6 +328,7 @@ void bind_ledger(py::module_& module) {
              py::arg("device_tier"), py::arg("host_tier"), py::arg("num_recorded") = 0);
   bind_look_ups(ledger);
   bind_writes(ledger);
+  bind_orders(ledger);
   bind_releases(ledger);
   bind_state(ledger);
   bind_claims(ledger);

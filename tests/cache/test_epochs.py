@@ -162,6 +162,9 @@ CALLS: dict[str, Callable[[EmbeddingCache, Lease], object]] = {
     "has_room": lambda cache, _: cache.has_room(1),
     "pages_for": lambda cache, _: cache.pages_for(1),
     "discard": lambda cache, _: cache.discard(KEYS[0]),
+    "copy_to_host": lambda cache, _: cache.copy_to_host(KEYS[0]),
+    "demote": lambda cache, _: cache.demote(KEYS[0]),
+    "compact": lambda cache, _: cache.compact(),
     "take_evicted": lambda cache, _: cache.take_evicted(),
     "check_integrity": lambda cache, _: cache.check_integrity(),
 }

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from cache_cases import read_entry, runs_of
 from cache_model import CacheModel, Item, PendingWrite, same_rows
 from caches import make_cache
 from failure import Failure, fail
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
+from vitcache.testing import inspect
 
 PAGE_ROWS, WIDTH, NUM_RECORDED = 2, 4, 3
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4
@@ -84,6 +86,31 @@ class CacheMachine(RuleBasedStateMachine):
         if reservation is not None and pending is not None:
             self.reserved.append((reservation, pending))
 
+    @rule(key=keys, num_rows=st.integers(0, 14), width=widths)
+    def reserve_run(self, key: bytes, num_rows: int, width: int) -> None:
+        reservation = self.cache.reserve(key, num_rows, row_width=width, contiguous=True)
+        self.check_run(reservation, self.model.pages_for(num_rows, width))
+        has_run = reservation is not None
+        pending = self.model.reserve_run(key, num_rows, width, has_run=has_run)
+        if reservation is not None and pending is not None:
+            self.reserved.append((reservation, pending))
+
+    @precondition(lambda self: self.leases)
+    @rule(key=keys, data=st.data(), contiguous=st.booleans())
+    def write_leased_rows(self, key: bytes, data: st.DataObject, contiguous: bool) -> None:
+        lease, item = self.leases[data.draw(st.integers(0, len(self.leases) - 1))]
+        shape = (lease.num_rows, lease.row_width)
+        reservation = self.cache.reserve(key, shape[0], row_width=shape[1], contiguous=contiguous)
+        if contiguous:
+            pending = self.model.reserve_run(key, *shape, has_run=reservation is not None)
+        else:
+            pending = self.model.reserve(key, *shape)
+        assert (reservation is None) == (pending is None)
+        if reservation is not None and pending is not None:
+            reservation.write(lease)
+            assert same_rows(reservation.to_tensor(), item.rows)
+            assert reservation.commit() == self.model.commit(pending, item.rows)
+
     @precondition(lambda self: self.reserved)
     @rule(data=st.data(), end=st.sampled_from(["commit", "commit_lease", "cancel", "forget"]))
     def end_reservation(self, data: st.DataObject, end: str) -> None:
@@ -129,6 +156,60 @@ class CacheMachine(RuleBasedStateMachine):
     def discard(self, key: bytes) -> None:
         assert self.cache.discard(key) == self.model.discard(key)
 
+    @rule(key=keys)
+    def discard_from_host(self, key: bytes) -> None:
+        assert self.cache.discard(key, tier="host") == self.model.discard_from_host(key)
+
+    @rule(key=keys)
+    def copy_to_host(self, key: bytes) -> None:
+        assert self.cache.copy_to_host(key) == self.model.copy_to_host(key)
+
+    @rule(key=keys)
+    def demote(self, key: bytes) -> None:
+        assert self.cache.demote(key) == self.model.demote(key)
+
+    @rule(key=keys, method=st.sampled_from(["copy_to_host", "demote"]))
+    def copy_while_it_fails(self, key: bytes, method: str) -> None:
+        before = self.cache.stats().writebacks
+        item = self.model.items().get(key)
+        is_leased = item is not None and item.leases > 0 and method == "demote"
+        has_copy = not is_leased and self.model.copy_to_host(key)
+        copies = self.model.counts["writebacks"] - before
+        self.model.forget_copies(copies)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PagePool, "copy_pages", fail)
+            with pytest.raises(Failure) if copies else nullcontext():
+                assert getattr(self.cache, method)(key) == has_copy
+        if method == "demote" and not copies:
+            self.model.demote(key)
+
+    @rule()
+    def compact(self) -> None:
+        order = {tier: self.eviction_order(tier) for tier in ("device", "host")}
+        assert self.cache.compact() == self.model.can_compact()
+        if self.model.can_compact():
+            free = sorted(inspect(self.cache).device_pool.free_pages)
+            used = sum(item.pages for item in self.model.tiers["device"])
+            assert free == list(range(used, self.model.capacity["device"]))
+        for item in self.model.tiers["device"]:
+            assert same_rows(read_entry(self.cache, item.key), item.rows)
+        assert order == {tier: self.eviction_order(tier) for tier in ("device", "host")}
+
+    @rule()
+    def compact_while_moves_fail(self) -> None:
+        entries = sorted(
+            (inspect(self.cache).entry(item.key) for item in self.model.tiers["device"]),
+            key=lambda entry: entry.pages[0],
+        )
+        used = sorted(page for entry in entries for page in entry.pages)
+        moving = [entry.key for entry in entries if any(used.index(page) != page for page in entry.pages)]
+        will_move = moving if self.model.can_compact() else []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PagePool, "move_pages", fail)
+            with pytest.raises(Failure) if self.model.can_compact() else nullcontext():
+                assert not self.cache.compact()
+        self.model.lose_device_pages(will_move)
+
     @rule()
     def take_evicted(self) -> None:
         assert self.cache.take_evicted() == self.model.take_evicted()
@@ -143,13 +224,17 @@ class CacheMachine(RuleBasedStateMachine):
             self.leases.append((lease, item))
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def promote(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), contiguous=st.booleans(), directly=st.booleans())
+    def promote(self, data: st.DataObject, contiguous: bool, directly: bool) -> None:
         lease, item = self.leases[data.draw(st.integers(0, len(self.leases) - 1))]
-        reservation, pending = self.cache.promote(lease), self.model.promote(item)
+        reservation = self.cache.promote(lease, contiguous=contiguous)
+        if contiguous and item in self.model.tiers["host"]:
+            self.check_run(reservation, item.pages)
+        has_run = reservation is not None if contiguous else None
+        pending = self.model.promote(item, has_run=has_run)
         assert (reservation is None) == (pending is None)
         if reservation is not None and pending is not None:
-            reservation.write(lease.to_tensor())
+            reservation.write(lease if directly else lease.to_tensor())
             self.reserved.append((reservation, pending))
 
     @precondition(lambda self: self.leases)
@@ -206,6 +291,22 @@ class CacheMachine(RuleBasedStateMachine):
         for lease, item in self.leases:
             assert same_rows(lease.to_tensor(), item.rows)
             lease.release()
+
+    def check_run(self, reservation: Reservation | None, pages: int) -> None:
+        """Check that a reservation took the start of the shortest run that is long enough."""
+        free = set(inspect(self.cache).device_pool.free_pages)
+        taken = [] if reservation is None else inspect(self.cache).pages_of(reservation)
+        free |= set(taken)
+        runs = [run for run in runs_of(free) if len(run) >= pages]
+        assert bool(taken) == bool(runs)
+        if taken:
+            shortest = min(runs, key=len)
+            assert taken == shortest[:pages]
+            assert len(reservation.segments()) == (reservation.num_rows > 0)
+
+    def eviction_order(self, tier: str) -> list[bytes]:
+        has_tier = tier == "device" or self.cache.has_host_tier
+        return inspect(self.cache).eviction_order(tier) if has_tier else []
 
     def new_rows(self, num_rows: int, width: int = WIDTH) -> torch.Tensor:
         self.value += 1.0

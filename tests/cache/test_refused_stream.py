@@ -41,9 +41,13 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Refuse:
         lambda cache: cache.put(KEYS[5], make_rows(1), tier="host"),
         lambda cache: cache.put(KEYS[0], make_rows(1, 9.0)),
         lambda cache: cache.reserve(KEYS[5], 2),
+        lambda cache: cache.reserve(KEYS[5], 1, contiguous=True),
         lambda cache: cache.expect([2]),
+        lambda cache: cache.copy_to_host(KEYS[0]),
+        lambda cache: cache.demote(KEYS[0]),
+        lambda cache: cache.compact(),
     ],
-    ids=["new key", "host", "known key", "reserve", "expect"],
+    ids=["new key", "host", "known key", "reserve", "run", "expect", "copy_to_host", "demote", "compact"],
 )
 def test_write_on_a_refused_stream_raises_and_evicts_nothing(
     write: Callable[[EmbeddingCache], Any], refused: Refuse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from caches import make_cache
 from torch import Tensor
 
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.testing import inspect
 
 PAGE_ROWS, WIDTH = 2, 4
 PAGE_BYTES = PAGE_ROWS * WIDTH * 4
@@ -31,6 +33,24 @@ def make_full(device_pages: int, host_pages: int = 0, **options: Any) -> Embeddi
 def present(cache: EmbeddingCache) -> list[int]:
     """The indices in `KEYS` of the keys whose entries are in the cache."""
     return [number for number, key in enumerate(KEYS) if key in cache]
+
+
+def runs_of(pages: Iterable[int]) -> list[list[int]]:
+    """The runs of adjacent pages, in ascending order."""
+    runs: list[list[int]] = []
+    for page in sorted(pages):
+        if runs and page == runs[-1][-1] + 1:
+            runs[-1].append(page)
+        else:
+            runs.append([page])
+    return runs
+
+
+def read_entry(cache: EmbeddingCache, key: bytes, tier: str = "device") -> Tensor:
+    """A copy of the rows of an entry or a host copy, read from its pages: it counts no hit."""
+    entry = inspect(cache).entry(key, tier)
+    segments = entry.memory.at(entry.row_width).segments(entry.pages, entry.num_rows)
+    return torch.cat([torch.empty(0, entry.row_width), *segments])
 
 
 def read(cache: EmbeddingCache, key: bytes) -> Tensor:

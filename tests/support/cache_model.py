@@ -117,6 +117,71 @@ class CacheModel:
         self.pending.append(pending)
         return pending
 
+    def reserve_run(self, key: bytes, num_rows: int, width: int, *, has_run: bool) -> PendingWrite | None:
+        """Reserve one run of free pages; the caller knows whether there is a run."""
+        pages = self.pages_for(num_rows, width)
+        if pages > self.capacity["device"]:
+            self.counts["rejections"] += 1
+        if not has_run:
+            return None
+        assert pages <= self.free_pages("device")
+        return self.take_run(PendingWrite(key, pages, self.epoch))
+
+    def take_run(self, pending: PendingWrite) -> PendingWrite:
+        pending.device_pages = pending.pages
+        self.pending.append(pending)
+        return pending
+
+    def copy_to_host(self, key: bytes) -> bool:
+        item = self.items().get(key)
+        if item not in self.tiers["device"]:
+            return False
+        if self.copy_of(item) is None:
+            if item.pages > self.free_pages("host"):
+                return False
+            self.host_copies.append(Item(key, item.rows, item.pages))
+            self.counts["writebacks"] += 1
+        return True
+
+    def demote(self, key: bytes) -> bool:
+        item = self.items().get(key)
+        if item not in self.tiers["device"] or item.leases or not self.copy_to_host(key):
+            return False
+        self.demote_to_copy(item)
+        return True
+
+    def demote_to_copy(self, item: Item) -> None:
+        copy = self.copy_of(item)
+        assert copy is not None
+        self.tiers["device"].remove(item)
+        self.host_copies.remove(copy)
+        self.tiers["host"].append(copy)
+        copy.hits = 0
+        self.counts["demotions"] += 1
+
+    def discard_from_host(self, key: bytes) -> bool:
+        item = self.items().get(key)
+        if item not in self.tiers["device"]:
+            return self.discard(key)
+        copy = self.copy_of(item)
+        if copy is None:
+            return False
+        self.host_copies.remove(copy)
+        self.dropped["host"].append(copy)
+        return True
+
+    def can_compact(self) -> bool:
+        return self.leased_pages("device") == 0 and self.in_flight("device") == 0
+
+    def lose_device_pages(self, keys: list[bytes]) -> None:
+        """Demote device items to their host copies, and drop those without one: their move failed."""
+        for key in keys:
+            item = self.items()[key]
+            if self.copy_of(item):
+                self.demote_to_copy(item)
+            else:
+                self.drop(item)
+
     def evict_from_host(self, pages: int) -> None:
         for victim in self.victims("host", pages):
             if victim in self.host_copies:
@@ -144,9 +209,13 @@ class CacheModel:
         self.counts["writebacks"] -= count
         del self.host_copies[len(self.host_copies) - count :]
 
-    def promote(self, source: Item) -> PendingWrite | None:
+    def promote(self, source: Item, *, has_run: bool | None = None) -> PendingWrite | None:
+        """`has_run`: whether there is a run of free pages, which the promotion must use. None: any pages."""
         if source not in self.tiers["host"] or source.pages > self.available("device"):
             return None
+        if has_run is not None:
+            pending = PendingWrite(source.key, source.pages, self.epoch, source)
+            return self.take_run(pending) if has_run else None
         return self.begin(PendingWrite(source.key, source.pages, self.epoch, source))
 
     def begin(self, pending: PendingWrite) -> PendingWrite:
@@ -155,14 +224,11 @@ class CacheModel:
         taken = min(pages, self.free_pages("device"))
         without_copy: list[Item] = []
         for victim in reversed(self.victims("device", pages)):
-            self.tiers["device"].remove(victim)
             taken += victim.pages
-            if copy := self.copy_of(victim):
-                self.host_copies.remove(copy)
-                self.tiers["host"].append(copy)
-                copy.hits = 0
-                self.counts["demotions"] += 1
+            if self.copy_of(victim):
+                self.demote_to_copy(victim)
             else:
+                self.tiers["device"].remove(victim)
                 without_copy.append(victim)
         if pending.tier == "both":
             self.evict_from_host(pages)

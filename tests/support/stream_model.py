@@ -157,4 +157,12 @@ def make_pool_type(model: StreamModel) -> type[PagePool]:
                 model.access((self.tier, page), write=True)
             super().copy_pages(pages, source, source_pages)
 
+        def move_pages(self, moves: Sequence[tuple[int, int, int]]) -> None:
+            model.note_call("move")
+            for first, first_source, count in moves:
+                for offset in range(count):
+                    model.access((self.tier, first_source + offset), write=False)
+                    model.access((self.tier, first + offset), write=True)
+            super().move_pages(moves)
+
     return ModelPool

@@ -89,6 +89,14 @@ def check_tier(tier: str, has_host_tier: bool) -> None:
         raise ValueError(f"tier is {tier!r}, but the cache has no host tier: host_bytes is 0")
 
 
+def check_discard_tier(tier: str) -> None:
+    """Check the name of the tier that `EmbeddingCache.discard` drops rows from. Raises as `discard`."""
+    if not isinstance(tier, str):
+        raise TypeError(f"tier must be a str or None, got {type(tier).__name__}")
+    if tier != "host":
+        raise ValueError(f"tier is {tier!r}, it must be 'host' or None")
+
+
 def _per_key(name: str, value: int | Sequence[int | None] | None, num_keys: int) -> Sequence[int | None]:
     if value is None or not isinstance(value, Sequence):
         return [value] * num_keys

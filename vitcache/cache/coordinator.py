@@ -117,15 +117,65 @@ class CacheCoordinator:
 
         return self.reserve(begin)
 
-    def promote(self, source: Entry) -> Reservation | None:
+    def write_contiguous(
+        self, key: bytes, num_rows: int, row_width: int, cost: float, epoch: int | None
+    ) -> Reservation | None:
+        """Reserve one run of free device pages for new rows; log it if they are rejected."""
+
+        def begin(ledger: Ledger) -> Pending | None:
+            pending = ledger.begin_contiguous_write(key, num_rows, row_width, cost, epoch)
+            if pending is None:
+                self.refusals.warn_write(ledger, self.tiers[:1], num_rows, row_width, epoch, of_room=False)
+            return pending
+
+        return self.reserve(begin)
+
+    def promote(self, source: Entry, contiguous: bool = False) -> Reservation | None:
         """Reserve device pages for a copy of a host entry; see `EmbeddingCache.promote`."""
-        return self.reserve(lambda ledger: ledger.begin_promotion(source))
+        return self.reserve(lambda ledger: ledger.begin_promotion(source, contiguous))
 
     def expect(self, num_pages: Sequence[int]) -> None:
         """Queue early copies of the device entries that items of `num_pages` pages would evict."""
+        self._copy_early(lambda ledger: ledger.begin_early_copies(num_pages))
+
+    def copy_to_host(self, key: bytes) -> bool:
+        """Queue an early copy of a device entry to free host pages; see `EmbeddingCache.copy_to_host`."""
+        self._copy_early(lambda ledger: ledger.begin_copy_to_host(key))
+        return self.ledger.has_host_copy(key)
+
+    def demote(self, key: bytes) -> bool:
+        """Demote a device entry to its host copy, which is made if it has none."""
         check_current_stream(self._device)
         self.drain()
-        copies = self.ledger.begin_early_copies(num_pages)
+        if not self.ledger.is_demotable(key):
+            return False
+        self._copy_early(lambda ledger: ledger.begin_copy_to_host(key))
+        return self.ledger.demote_to_copy(key)
+
+    def compact(self) -> bool:
+        """Move the device entries to the lowest pages, on the current stream."""
+        check_current_stream(self._device)
+        self.drain()
+        compaction = self.ledger.begin_compaction()
+        if compaction is None:
+            return False
+        try:
+            stream = self.timeline.current()
+            for fence in map(Fence._make, compaction.fences):
+                if fence.stream != stream:
+                    self.timeline.wait(fence)
+            compaction.memory.move_pages(compaction.page_moves)
+            self.ledger.finish(compaction, self.timeline.record(stream), False)
+        except BaseException:
+            abort(compaction, self.timeline, self._finish)
+            raise
+        return True
+
+    def _copy_early(self, begin: Callable[[Ledger], Pending | None]) -> None:
+        """Queue the early copies that `begin` returns."""
+        check_current_stream(self._device)
+        self.drain()
+        copies = begin(self.ledger)
         if copies is None:
             return
         try:

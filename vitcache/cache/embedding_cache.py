@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.arguments import to_bytes, to_device, to_int
+from vitcache.arguments import check_bool, to_bytes, to_device, to_int
 from vitcache.cache.call_arguments import (
     MOST_ROWS,
+    check_discard_tier,
     check_keys,
     check_num_rows,
     check_row_widths,
@@ -259,12 +260,17 @@ class EmbeddingCache:
         epoch: int | None = None,
         encode_ms: float | None = None,
         row_width: int | None = None,
+        contiguous: bool = False,
     ) -> Reservation | None:
         """Reserve device pages for the rows of `key`: a `put` whose rows are written and inserted later.
 
         This call evicts the entries whose pages it needs. Their copies to the host tier run on the cache's
         own stream, and the first write to the pages waits for the copies. If you reserve before the rows are
         encoded, the copies run during the encode.
+
+        With ``contiguous=True`` the pages are one run of adjacent pages, and this call evicts nothing. It is
+        for a caller that chooses itself which entries leave the device tier, with `demote` and `discard`, and
+        that reads the rows as one tensor.
 
         Parameters
         ----------
@@ -276,11 +282,18 @@ class EmbeddingCache:
             As in `put`.
         row_width
             Elements of each row; a divisor of the cache's `row_width`. None: the cache's `row_width`.
+        contiguous
+            Whether the pages must be one run of adjacent pages, so that `Reservation.segments`, and later
+            `Lease.segments`, return one view. It is taken from the shortest run of free pages that is long
+            enough. Pages of earlier epochs are freed before; no entry of this epoch is evicted.
 
         Returns
         -------
         Reservation or None
-            None if the rows are rejected, as in `put`.
+            None if the rows are rejected, as in `put`. With ``contiguous=True``, also None if no run of free
+            pages is long enough: this is neither counted nor logged, and nothing changes. Then free pages, or
+            call `compact`, and reserve again. Rows of another epoch, and rows that need more pages than the
+            tier has, are rejected as in `put`.
 
         Raises
         ------
@@ -288,8 +301,8 @@ class EmbeddingCache:
             If `key` is not of 32 bytes, `num_rows` or `epoch` is negative, `encode_ms` is negative or not
             finite, or `row_width` does not divide the cache's.
         TypeError
-            If `key` is not bytes, `num_rows`, `epoch` or `row_width` is not an int, or `encode_ms` is not a
-            number.
+            If `key` is not bytes, `num_rows`, `epoch` or `row_width` is not an int, `encode_ms` is not a
+            number, or `contiguous` is not a bool.
         RuntimeError
             If the cache was closed. If the current stream is cudaStreamPerThread; nothing is evicted then.
 
@@ -308,10 +321,13 @@ class EmbeddingCache:
         ...     reservation.write(torch.ones(2, 4))  # or store=[reservation] of `scatter_embeddings`
         ...     reservation.commit()
         True
+        >>> print(cache.reserve(bytes([1]) * 32, 2, contiguous=True))  # the one page is not free
+        None
         """
         check_key(key)
         width = to_row_width("row_width", row_width, self.row_width)
-        return self._reserve(key, to_rows(num_rows), width, epoch, encode_ms, "device")
+        check_bool("contiguous", contiguous)
+        return self._reserve(key, to_rows(num_rows), width, epoch, encode_ms, "device", contiguous)
 
     def _reserve(
         self,
@@ -321,31 +337,42 @@ class EmbeddingCache:
         epoch: int | None,
         encode_ms: float | None,
         tier: str,
+        contiguous: bool = False,
     ) -> Reservation | None:
         """`reserve` in a tier, with a key and numbers that were checked."""
         if epoch is not None:
             epoch = min(to_int("epoch", epoch, 0), MOST_ROWS)
         cost = to_cost(encode_ms, num_rows)
+        if contiguous:
+            return self._coordinator.write_contiguous(key, num_rows, row_width, cost, epoch)
         return self._coordinator.write(key, num_rows, row_width, cost, epoch, tier)
 
-    def discard(self, key: bytes) -> bool:
-        """Drop the entry under `key` from every tier. Counts as an eviction, and not as a miss.
+    def discard(self, key: bytes, *, tier: str | None = None) -> bool:
+        """Drop the entry under `key`. Counts as an eviction if the entry leaves the cache, and not as a miss.
 
         Leases on the entry stay readable. An entry that is being demoted, and that no look-up finds for this
         reason, is dropped, too. A promotion of the entry inserts nothing. But `discard` does not cancel a
         `put` or reservation under this key: it may insert its rows later.
 
+        Parameters
+        ----------
+        key
+            32 bytes.
+        tier
+            None: from every tier. ``"host"``: only from the host tier. Then an entry of the device tier loses
+            its host copy and stays, and an entry that is only in the host tier leaves the cache.
+
         Returns
         -------
         bool
-            Whether an entry was dropped.
+            Whether an entry, or a host copy, was dropped.
 
         Raises
         ------
         ValueError
-            If `key` is not of 32 bytes.
+            If `key` is not of 32 bytes, or `tier` is neither None nor ``"host"``.
         TypeError
-            If `key` is not bytes.
+            If `key` is not bytes, or `tier` is neither None nor a str.
         RuntimeError
             If the cache was closed.
 
@@ -360,7 +387,135 @@ class EmbeddingCache:
         (True, False, 0)
         """
         check_key(key)
-        return self._ledger.discard(key)
+        if tier is None:
+            return self._ledger.discard(key)
+        check_discard_tier(tier)
+        return self._ledger.discard_from_host(key)
+
+    def copy_to_host(self, key: bytes) -> bool:
+        """Make a host copy of a device entry in free host pages, so that a later `demote` needs no copy.
+
+        This is the early copy that `expect` makes, of an entry that the caller chooses. The entry may be
+        leased. No entry is evicted; host pages of earlier epochs are freed if they are needed.
+
+        Returns
+        -------
+        bool
+            Whether the entry has a host copy now. False, and nothing changes, if the device tier has no entry
+            under `key`, if the cache has no host tier, or if too few host pages are free.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed. If the current stream is cudaStreamPerThread; nothing changes then.
+
+        Notes
+        -----
+        On CUDA the copy runs on the cache's own stream, and neither the host nor the current stream waits for
+        it. If the copy fails, the entry stays as it was. While another thread copies or moves the entry, the
+        call returns False.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(
+        ...     4, dtype=torch.float32, device="cpu", device_bytes=64, host_bytes=64, page_rows=4
+        ... )
+        >>> cache.put(bytes(32), torch.ones(4, 4))
+        True
+        >>> cache.copy_to_host(bytes(32)), cache.stats().writebacks
+        (True, 1)
+        """
+        check_key(key)
+        return self._coordinator.copy_to_host(key)
+
+    def demote(self, key: bytes) -> bool:
+        """Move a device entry to the host tier, and free its device pages.
+
+        If the entry has no host copy, `copy_to_host` makes it first. With a host copy, nothing is copied. No
+        entry is evicted. Counts as a demotion.
+
+        Returns
+        -------
+        bool
+            Whether the entry was demoted. False, and nothing changes, if the device tier has no entry under
+            `key`, if the entry is leased, or if it has no host copy and `copy_to_host` returns False.
+
+        Raises
+        ------
+        ValueError
+            If `key` is not of 32 bytes.
+        TypeError
+            If `key` is not bytes.
+        RuntimeError
+            If the cache was closed. If the current stream is cudaStreamPerThread; nothing changes then.
+
+        Notes
+        -----
+        The device pages can be reserved at once. The first write to them waits for the copy to the host tier
+        and for the streams that read them.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(
+        ...     4, dtype=torch.float32, device="cpu", device_bytes=64, host_bytes=64, page_rows=4
+        ... )
+        >>> cache.put(bytes(32), torch.ones(4, 4))
+        True
+        >>> cache.demote(bytes(32)), cache.get(bytes(32)).tier
+        (True, 'host')
+        """
+        check_key(key)
+        return self._coordinator.demote(key)
+
+    def compact(self) -> bool:
+        """Move the device entries to the lowest pages, so that all free device pages are one run at the end.
+
+        Call it if `reserve` with ``contiguous=True`` finds no run although enough pages are free. Rows that
+        lay in one run stay in one run. The host tier, the order of eviction and all counts of hits stay as
+        they are.
+
+        Returns
+        -------
+        bool
+            False, and nothing changes, if a device page is leased, reserved or being copied to the host tier.
+
+        Raises
+        ------
+        RuntimeError
+            If the cache was closed. If the current stream is cudaStreamPerThread; nothing changes then.
+
+        Notes
+        -----
+        The moves run on the current stream, behind the last reads and writes of the entries that move. The
+        host does not wait, and no memory is allocated. Keep no view of a released lease's pages: they contain
+        other rows afterwards.
+
+        During the call, look-ups of other threads miss the entries that move. If a move fails or is
+        interrupted, these entries leave the device tier: the ones with a host copy are demoted, the other
+        ones leave the cache.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(4, dtype=torch.float32, device="cpu", device_bytes=192, page_rows=4)
+        >>> first, second, third = bytes(32), bytes([1]) * 32, bytes([2]) * 32
+        >>> cache.put(first, torch.ones(4, 4)), cache.put(second, torch.ones(4, 4)), cache.discard(first)
+        (True, True, True)
+        >>> print(cache.reserve(third, 8, contiguous=True))  # pages 0 and 2 are free
+        None
+        >>> cache.compact(), len(cache.reserve(third, 8, contiguous=True).segments())
+        (True, 1)
+        """
+        return self._coordinator.compact()
 
     def take_evicted(self) -> list[bytes]:
         """Return the keys whose last copy has left the cache since the last call, and forget them.
@@ -493,14 +648,15 @@ class EmbeddingCache:
         widths = check_row_widths(row_width, len(counts), self.row_width) or [self.row_width] * len(counts)
         self._coordinator.expect(list(map(self._device_tier.pages_for, counts, widths)))
 
-    def promote(self, lease: Lease) -> Reservation | None:
+    def promote(self, lease: Lease, *, contiguous: bool = False) -> Reservation | None:
         """Reserve device pages for a copy of a host entry, so that later hits read it in the device tier.
 
         Write the leased rows to the reservation, call `Reservation.commit`, and release the lease. The best
         way to write them is the launch that places them: `scatter_embeddings` and `embed_tokens`, with the
-        lease as the source and ``store=[reservation]``, read the rows from host memory once. After the
-        commit, the entry is in the device tier, and its pages in the host tier are its host copy. As
-        `reserve` does, this call evicts the entries whose device pages it needs.
+        lease as the source and ``store=[reservation]``, read the rows from host memory once. If no launch
+        places them, pass the lease to `Reservation.write`. After the commit, the entry is in the device tier,
+        and its pages in the host tier are its host copy. As `reserve` does, this call evicts the entries
+        whose device pages it needs.
 
         The caller decides when to promote. A good rule is to promote an entry at its second hit in the host
         tier: ``lease.tier == "host" and lease.hits > 1``.
@@ -509,19 +665,22 @@ class EmbeddingCache:
         ----------
         lease
             A lease that `get` of this cache returned.
+        contiguous
+            As in `reserve`: the pages are one run of free pages, and no entry is evicted.
 
         Returns
         -------
         Reservation or None
             None if the entry is in the device tier, has left the cache, or needs more device pages than are
-            free or evictable. Then no entry changes, and nothing is logged or counted.
+            free or evictable; with ``contiguous=True``, if no run of free pages is long enough. Then no entry
+            changes, and nothing is logged or counted.
 
         Raises
         ------
         ValueError
             If `lease` is a lease of another cache.
         TypeError
-            If `lease` is not a `Lease`.
+            If `lease` is not a `Lease`, or `contiguous` is not a bool.
         RuntimeError
             If the lease was released, or the cache was closed.
 
@@ -536,7 +695,7 @@ class EmbeddingCache:
         >>> cache.put(first, torch.ones(4, 4)), cache.put(second, torch.ones(4, 4))  # demotes the first
         (True, True)
         >>> with cache.get(first) as lease, cache.promote(lease) as reservation:
-        ...     reservation.write(lease.to_tensor())
+        ...     reservation.write(lease)
         ...     print(lease.tier, reservation.commit())
         host True
         >>> cache.get(first).tier
@@ -547,7 +706,8 @@ class EmbeddingCache:
         source = self._ledger.lease_entry(lease)
         if source is None:
             raise ValueError(f"lease of {lease.num_rows} rows is of another cache, it must be of this one")
-        return self._coordinator.promote(source)
+        check_bool("contiguous", contiguous)
+        return self._coordinator.promote(source, contiguous)
 
     def get(self, key: bytes, *, num_rows: int | None = None, row_width: int | None = None) -> Lease | None:
         """Look up `key` in both tiers. Return a lease on its rows, or None if it is a miss.

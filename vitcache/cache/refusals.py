@@ -24,9 +24,19 @@ class RefusalLog:
         self.logged: dict[str, object] = {}
 
     def warn_write(
-        self, ledger: Ledger, tiers: Sequence[Tier], num_rows: int, row_width: int, epoch: int | None
+        self,
+        ledger: Ledger,
+        tiers: Sequence[Tier],
+        num_rows: int,
+        row_width: int,
+        epoch: int | None,
+        *,
+        of_room: bool = True,
     ) -> None:
-        """Log that the ledger began no write of rows of `epoch` to `tiers`; None: the current epoch."""
+        """Log that the ledger began no write of rows of `epoch` to `tiers`; None: the current epoch.
+
+        `of_room`: whether too few free or evictable pages are a reason to log.
+        """
         # Free pages of the other tier would not help if the rows need more pages than a tier has.
         tier = min(
             tiers,
@@ -37,6 +47,8 @@ class RefusalLog:
             kind, reason = "epoch", describe_epochs(epoch, current)
         elif tier.pages_for(num_rows, row_width) > tier.num_pages:
             kind, reason = f"size {tier.name}", f"raise {tier.name}_bytes"
+        elif not of_room:
+            return
         else:
             kind, reason = f"room {tier.name}", f"raise {tier.name}_bytes or release leases"
         self._warn(kind, num_rows, row_width, tier, reason)

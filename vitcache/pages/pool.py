@@ -14,6 +14,9 @@ from vitcache.errors import CudaError
 from vitcache.pages.pinned import allocate_pinned
 from vitcache.rows import KINDS
 
+# Handles of the legacy default stream. cudaStreamPerThread is refused earlier.
+DEFAULT_STREAMS = (0, 1)
+
 
 class PagePool:
     """The memory of one tier: a tensor of `num_pages * page_rows` rows.
@@ -121,18 +124,35 @@ class PagePool:
     def copy_pages(self, pages: Sequence[int], source: PagePool, source_pages: Sequence[int]) -> None:
         """Copy whole pages from another pool. One copy moves a run of pages that are adjacent in both pools.
 
-        From a GPU, one call queues all copies on the GPU's current stream, which must not be the default
-        stream.
+        Between a GPU and its host tier, one call queues all copies on the GPU's current stream. Only on a
+        default stream, where a batch of copies is not allowed, there is one call for each copy. The host does
+        not wait.
         """
         runs = list(_joint_runs(pages, source_pages))
-        if self._runtime is not None:
+        runtime = self._runtime or source._runtime
+        if runtime is not None:
             current = torch.cuda.current_stream(self._for_device)
-            stream = Stream(current.cuda_stream, current.device.index)
-            self.queue_copies(runs, source, self._runtime, stream)
-            return
+            if current.cuda_stream not in DEFAULT_STREAMS:
+                self.queue_copies(runs, source, runtime, Stream(current.cuda_stream, current.device.index))
+                return
         for page, source_page, count in runs:
             length = count * self.page_rows
-            self._run(page, length).copy_(source._run(source_page, length))
+            self._run(page, length).copy_(source._run(source_page, length), non_blocking=True)
+
+    def move_pages(self, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Move runs of pages to lower pages on the current stream, which the host does not wait for.
+
+        Parameters
+        ----------
+        moves
+            ``(page, source page, number of pages)`` of each run, in ascending order. A run that overlaps the
+            pages that it moves to is moved in parts that do not.
+        """
+        for page, source_page, count in moves:
+            shift = source_page - page
+            for first in range(0, count, shift):
+                length = min(shift, count - first) * self.page_rows
+                self._run(page + first, length).copy_(self._run(source_page + first, length))
 
     def queue_copies(
         self, runs: Sequence[tuple[int, int, int]], source: PagePool, runtime: CudaRuntime, stream: Stream

@@ -167,28 +167,65 @@ class Reservation:
                     self._timeline.wait(fence)
             self._streams.add(stream)
 
-    def write(self, rows: Tensor) -> None:
+    def write(self, rows: Tensor | Lease) -> None:
         """Copy `rows` into the pages on the current stream, rounded to the cache's dtype.
 
         Parameters
         ----------
         rows
-            Shape ``(num_rows, row_width)``. Dtype, device and stream as in `EmbeddingCache.put`.
+            Shape ``(num_rows, row_width)``. Dtype, device and stream as in `EmbeddingCache.put`. Or a lease
+            of the same cache on as many rows of the same width, in either tier: its pages are copied, and the
+            host does not wait. The lease may be released after the call, because later writers of its pages
+            wait for the copy.
 
         Raises
         ------
         ValueError
-            If the shape of `rows` is not ``(num_rows, row_width)``.
+            If the shape of `rows` is not ``(num_rows, row_width)``, or the lease is of another cache.
         TypeError
-            If `rows` is not a dense tensor of float32, float16 or bfloat16 on the CPU or CUDA.
+            If `rows` is neither a lease nor a dense tensor of float32, float16 or bfloat16 on the CPU or
+            CUDA.
         RuntimeError
-            If the reservation was committed or cancelled.
+            If the reservation was committed or cancelled, or the lease was released.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from vitcache import EmbeddingCache
+        >>> cache = EmbeddingCache(
+        ...     2, dtype=torch.float32, device="cpu", device_bytes=64, host_bytes=64, page_rows=2
+        ... )
+        >>> cache.put(bytes(32), torch.ones(1, 2), tier="host")
+        True
+        >>> with cache.get(bytes(32)) as lease, cache.promote(lease) as reservation:
+        ...     reservation.write(lease)
+        ...     reservation.commit()
+        True
         """
         self._check_pending()
+        if isinstance(rows, Lease):
+            self._write_lease(rows)
+            return
         rows = check_rows(rows, self.row_width)
         if rows.shape[0] != self.num_rows:  # `len` of a tensor takes longer
             raise ValueError(f"rows has {len(rows)} rows, it must have {self.num_rows}, as reserved")
         self.write_checked(rows)
+
+    def _write_lease(self, lease: Lease) -> None:
+        """Write the rows of a lease: copy its pages, whole."""
+        lease.check_unreleased()
+        if lease._tier.timeline is not self._timeline:
+            raise ValueError(
+                f"rows is a lease of {lease.num_rows} rows of another cache than the reservation"
+            )
+        shape, reserved = (lease.num_rows, lease.row_width), (self.num_rows, self.row_width)
+        if shape != reserved:
+            raise ValueError(f"rows is a lease of shape {shape}, it must have the reserved shape {reserved}")
+        self.use()
+        lease.use()
+        pending = self._pending[0]
+        pool: PagePool = pending.memory
+        pool.copy_pages(pending.pages, lease._memory, lease.pages)
 
     def write_checked(self, rows: Tensor) -> None:
         """Write rows whose shape and dtype were checked and that need no gradient."""

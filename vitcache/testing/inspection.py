@@ -136,6 +136,10 @@ class CacheInspection:
         """Return the `_native.Entry` that an unreleased lease of the cache pins."""
         return self.ledger.lease_entry(lease)
 
+    def pages_of(self, reservation: Any) -> list[int]:
+        """Return the page numbers, in row order, of an open `Reservation`."""
+        return list(reservation._pending[0].pages)
+
     def eviction_order(self, tier: str) -> list[bytes]:
         """Return the keys in the policy of a tier, the next victim first."""
         order: list[bytes] = self.ledger.eviction_order(tier)

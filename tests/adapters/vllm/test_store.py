@@ -220,7 +220,7 @@ def test_rows_that_need_more_pages_than_counted_are_not_kept(caplog: pytest.LogC
     scene.worker.begin(scene.orders(saves={"a": SaveOrder(key("a"), 8, 1, False)}))
     scene.worker.encode("a", ("", "a", 8, 0), is_v2=False)
     assert scene.end().saved == set()
-    assert "needs 2 pages, 1" in caplog.text
+    assert "needs 2 pages, the scheduler counted 1" in caplog.text
     assert len(scene.cache) == 0
 
 

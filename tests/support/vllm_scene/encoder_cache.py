@@ -50,7 +50,8 @@ class EncoderCacheModel:
         return True
 
     def can_allocate(self, request: Request, index: int, budget: int, num_rows_before: int) -> bool:
-        if request.get_num_encoder_embeds(index) > budget:
+        has_rows = self._books.has(request.mm_features[index].identifier)
+        if request.get_num_encoder_embeds(index) > budget and not has_rows:
             return False
         if not num_rows_before:
             self.asked = 0

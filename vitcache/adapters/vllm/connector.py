@@ -16,12 +16,12 @@ from vllm.distributed.ec_transfer.ec_connector.base import (
 )
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 
-from vitcache.adapters.disabling import DisabledCalls, is_disabled
+from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.vllm.books import Books
 from vitcache.adapters.vllm.engine_books import enter_books
 from vitcache.adapters.vllm.metrics import VitCachePromMetrics
 from vitcache.adapters.vllm.orders import StepOrders, StepReport
-from vitcache.adapters.vllm.plugin import check_version
+from vitcache.adapters.vllm.plugin import check_version, logger
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.stats import VitCacheStats
 from vitcache.adapters.vllm.store import Store
@@ -77,14 +77,15 @@ class VitCacheConnector(ECConnectorBase):
 
     def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None:
         super().__init__(vllm_config, role)
-        check_version()
-        self._is_disabled = is_disabled()
         self._books: Books | None = None
         self._store: Store | None = None
+        self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
+        if is_disabled():
+            logger.warning("VITCACHE_DISABLE is set: vLLM encodes every image, and VitCacheConnector keeps none")
+            return
+        check_version()
         self._settings = Settings.from_config(vllm_config)
-        if self._is_disabled:
-            DisabledCalls("vLLM's VitCacheConnector").count()
-        elif role == ECConnectorRole.SCHEDULER:
+        if role == ECConnectorRole.SCHEDULER:
             self._books = Books(self._settings)
             enter_books(vllm_config, self._books)
 
@@ -95,7 +96,7 @@ class VitCacheConnector(ECConnectorBase):
         from vllm.distributed.parallel_state import get_pp_group
         from vllm.platforms import current_platform
 
-        if self._is_disabled or self._store is not None or not get_pp_group().is_first_rank:
+        if self._settings is None or self._store is not None or not get_pp_group().is_first_rank:
             return  # only the first pipeline stage runs the encoder
         device = torch.device(current_platform.device_type)
         if device.type == "cuda":

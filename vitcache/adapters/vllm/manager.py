@@ -92,9 +92,10 @@ class VitCacheManager(EncoderCacheManager):
         """Whether pages for an item are free or can be freed. If so, frees them.
 
         `num_embeds_to_schedule` are the rows of earlier items of the request in this pass, 0 for the first
-        one. Their pages are counted here.
+        one. Their pages are counted here. An item that is loaded needs no compute budget.
         """
-        if request.get_num_encoder_embeds(input_id) > encoder_compute_budget:
+        is_within_budget = request.get_num_encoder_embeds(input_id) <= encoder_compute_budget
+        if not is_within_budget and not self._books.has(request.mm_features[input_id].identifier):
             return False
         if not num_embeds_to_schedule:
             self._asked_pages = 0

@@ -64,6 +64,7 @@ class Store:
         self._orders = StepOrders()
         self._report = StepReport(0, 0)
         self._unawaited: list[str] = []  # identifiers of loads
+        self._logged: set[str] = set()
         self._namespace_of = lru_cache(maxsize=1024)(
             lambda salt: key_from_id(encode(salt), namespace=settings.namespace)
         )
@@ -203,7 +204,7 @@ class Store:
         digest = self._digest(order.key)
         reservation = self._on_device.reserve(digest, order.num_rows, fresh.shape[1], rows)
         if reservation is None:
-            logger.error("no %d device pages are free: an item is not kept", order.num_pages)
+            self._log_once("an item is not kept: %d device pages are not free", order.num_pages)
             return False
         with reservation:
             reservation.write(fresh)
@@ -221,13 +222,8 @@ class Store:
 
     def _fits(self, order: SaveOrder, fresh: Tensor) -> bool:
         width = self.cache.row_width
-        if (
-            fresh.ndim != 2
-            or fresh.shape[0] != order.num_rows
-            or not fresh.shape[1]
-            or width % fresh.shape[1]
-        ):
-            logger.error(
+        if fresh.ndim != 2 or fresh.shape[0] != order.num_rows or not fresh.shape[1] or width % fresh.shape[1]:
+            self._log_once(
                 "an item is not kept: its shape is %s, expected %d rows whose width divides %d",
                 tuple(fresh.shape),
                 order.num_rows,
@@ -236,13 +232,17 @@ class Store:
             return False
         num_pages = self.cache.pages_for(order.num_rows, fresh.shape[1])
         if num_pages > order.num_pages:
-            logger.error(
-                "an item needs %d pages, %d pages were counted for it: it is not kept",
-                num_pages,
-                order.num_pages,
+            self._log_once(
+                "an item is not kept: it needs %d pages, the scheduler counted %d", num_pages, order.num_pages
             )
             return False
         return True
+
+    def _log_once(self, message: str, *values: object) -> None:
+        """Log the first refusal of a kind. All are counted by the scheduler."""
+        if message not in self._logged:
+            self._logged.add(message)
+            logger.error(message + "; further ones are only counted", *values)
 
     def _on_load_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self._load_stream is None else torch.cuda.stream(self._load_stream)
