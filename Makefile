@@ -4,6 +4,8 @@
 # make cudart       install the CUDA runtimes that tests open without a device, in .overlays; make test does it, too
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
 # make soak         run the tests that take minutes
+# make engines      run vLLM on the CPU with vitcache and without it, in .venv-vllm, which it installs first (x86-64, 5 GB)
+#                   FULL=1 runs all engines and `vllm serve`; ARGS="-k chunks" passes options to pytest
 # make setup        create .venv with the pinned dependencies and the native module; the other targets run it first
 # make check        run the linters, the type checker and the formatters' checks
 # make format       format the code, repair lint errors, and write the stub of the native module
@@ -20,13 +22,14 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cudart test-oldest soak setup check check-clang format bench gpu clean
+.PHONY: help demo test cudart test-oldest soak engines setup check check-clang format bench gpu clean
 
 # If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
 export CXX
 # The disk space of .venv and its overlays with torch for the CPU. torch for CUDA needs about 5 GB more.
 export MIN_DISK_GB ?= 4
+export MIN_ENGINES_DISK_GB ?= 5
 
 python := .venv/bin/python
 native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py $(wildcard csrc/*/*))
@@ -40,6 +43,10 @@ built := .venv/.built-$(call checksum,$(native_sources),$(CXX))
 overlays := triton-3.6.0 transformers-5.17.0
 # The CUDA runtimes that tests open without a device.
 cudarts := $(shell sed -n '/^[a-z]/s/==/-/p' requirements/cudart.txt)
+
+# vLLM and its packages, and in them the vitcache that `make setup` has built.
+vllm_installed := .venv-vllm/.installed-$(call checksum,$(wildcard requirements/vllm/*) requirements/triton.txt requirements/dev.txt)
+vllm_linked := .venv-vllm/.linked-$(call checksum,$(native_sources) $(wildcard requirements/*.txt) requirements/vllm/link.sh,$(CXX))
 
 stub := vitcache/_native.pyi
 generated_stub := build/stub/$(stub)
@@ -84,6 +91,20 @@ test-oldest: setup $(overlays:%=.overlays/%/.installed)
 
 soak: setup
 	@bash tests/run.sh soak
+
+# `make setup` writes it when it makes .venv: an interpreter of another version needs other packages.
+.venv/pyvenv.cfg: | $(built) ;
+
+$(vllm_installed): .venv/pyvenv.cfg
+	@bash requirements/vllm/venv.sh
+	@rm -f .venv-vllm/.installed-* && touch $@
+
+$(vllm_linked): $(built) $(vllm_installed)
+	@bash requirements/vllm/link.sh
+	@rm -f .venv-vllm/.linked-* && touch $@
+
+engines: $(vllm_linked)
+	@bash tests/engines/run.sh $(if $(FULL),--full) $(ARGS)
 
 # A dry run uses .venv if it exists, and updates it first.
 gpu: $(if $(DRY),$(if $(PYTHON),,$(if $(wildcard .venv),setup)))
@@ -134,4 +155,4 @@ format: setup $(generated_stub)
 	.venv/bin/clang-format -i $(cpp_sources)
 
 clean:
-	rm -rf .venv .overlays build results vitcache.egg-info vitcache/*.so
+	rm -rf .venv .venv-vllm .overlays build results vitcache.egg-info vitcache/*.so

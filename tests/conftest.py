@@ -23,6 +23,8 @@ from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.testing import stand_in
 
 GPU_TESTS = Path(__file__).parent / "gpu"
+# These tests need vLLM, which .venv-vllm has: `make engines` runs them with their own pytest.ini.
+collect_ignore = ["engines"]
 
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -133,6 +135,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     header = [f"{versions}; CUDA device: {'yes' if CUDA else 'no'}"]
     if not gpu_tests_are_wanted(config):
         header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")
+    header.append("tests of tests/engines are left out: `make engines` runs them in .venv-vllm")
     if not soak_is_wanted(config):
         header.append("tests marked soak are left out: `make soak` runs them")
     return header

@@ -1,0 +1,73 @@
+"""`vllm serve` over HTTP with its three processes: answers, counters, a killed process, and a new start."""
+
+from __future__ import annotations
+
+import urllib.error
+from collections.abc import Callable
+
+import pytest
+from engine_runner.cases import Case
+from engine_runner.chat import NUM_IMAGES, TURNS
+from engine_runner.pool import Pool
+from engine_runner.server import Server, shared_memory
+
+pytestmark = pytest.mark.full
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def serve(pool: Pool) -> Serve:
+    """Makes a server. The engines of the pool end first: two engines at a time are enough for two cores."""
+    pool.wait()
+
+    def make(name: str, **variables: str) -> Server:
+        pool.say(f"server {name} starts")
+        case = Case(f"server-{name}", mode="vitcache")
+        return Server(pool.python, pool.model("qwen3"), pool.folder / "servers", case, variables)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def stock_answers(serve: Serve) -> list[list[int]]:
+    """The answers of a server with vitcache's flags and VITCACHE_DISABLE=1."""
+    with serve("disabled", VITCACHE_DISABLE="1") as server:
+        answers = [server.ask(turn) for turn in TURNS]
+        assert server.counters() == {}
+        server.stop()
+        server.wait_for_end()
+    return answers
+
+
+def answers_or_ends(server: Server) -> bool:
+    """Ask until the server has ended, or tells that it is broken."""
+    try:
+        server.ask([0])
+    except urllib.error.HTTPError as error:
+        return error.code >= 500
+    except OSError:
+        return True
+    return server.has_ended()
+
+
+@pytest.mark.parametrize("title", ["VLLM::EngineCore", "VLLM::Worker"])
+def test_killed_process_ends_the_server_and_a_new_one_answers(
+    title: str, serve: Serve, stock_answers: list[list[int]]
+) -> None:
+    before = shared_memory()
+    with serve(f"before-{title[6:]}-is-killed") as server:
+        assert len([name for name in server.processes().values() if "VLLM::" in name]) == 2
+        assert [server.ask(turn) for turn in TURNS] == stock_answers
+        counters = server.counters()
+        assert counters["vllm:vitcache_encodes_total"] == NUM_IMAGES
+        assert counters['vllm:vitcache_hits_total tier="host"'] > 0
+        server.kill(title)
+        server.wait_for(lambda: answers_or_ends(server), 60, "answers as if no process was killed")
+        server.stop()
+        server.wait_for_end()
+    assert shared_memory() <= before
+    with serve(f"after-{title[6:]}-was-killed") as server:
+        assert [server.ask(turn) for turn in TURNS[:2]] == stock_answers[:2]
+        server.stop()
+        server.wait_for_end()
+    assert shared_memory() <= before

@@ -1,0 +1,118 @@
+"""The program of one engine: `python -m engine_runner.child CASE MODEL_FOLDER RESULT`.
+
+It starts the engine of a case, takes the steps of the case, and writes a result as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine_runner import chat
+from engine_runner.cases import CASES, Case
+
+FAMILIES = {
+    "qwen3": ("qwen3_vl", "Qwen3VLForConditionalGeneration"),
+    "qwen2_5": ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+}
+
+
+class Engine:
+    """An `LLM`, and the number of images that its vision tower has encoded since the engine was up."""
+
+    def __init__(self, case: Case, model: Path) -> None:
+        from vllm import LLM, SamplingParams
+
+        self.model = model
+        self.encodes = 0
+        self._count_encodes(case)
+        begin = time.monotonic()
+        self.llm = LLM(str(model), **case.options())
+        self.up_s = time.monotonic() - begin
+        self.encodes = 0  # the engine encodes dummy images while it starts
+        self._sampling = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+    def _count_encodes(self, case: Case) -> None:
+        module, name = FAMILIES[case.model]
+        family = importlib.import_module(f"vllm.model_executor.models.{module}")
+        if case.model_runner == 2 and case.model == "qwen3":
+            # In Triton's interpreter this kernel gives NaN. Both engines of a pair use the version in torch.
+            family.triton_pos_embed_interpolate = family.pos_embed_interpolate_native
+        model_class = getattr(family, name)
+        encode = model_class.embed_multimodal
+
+        def embed_multimodal(model: Any, **arguments: Any) -> Any:
+            rows = encode(model, **arguments)
+            self.encodes += len(rows)
+            return rows
+
+        model_class.embed_multimodal = embed_multimodal
+
+    def ask(self, numbers: list[int]) -> dict[str, Any]:
+        """Answer one turn. Return its tokens, the number of its encodes, and its time."""
+        encodes, begin = self.encodes, time.monotonic()
+        [answer] = self.llm.generate(chat.prompt(numbers), self._sampling, use_tqdm=False)
+        return {
+            "images": numbers,
+            "tokens": list(answer.outputs[0].token_ids),
+            "encodes": self.encodes - encodes,
+            "ms": round(1e3 * (time.monotonic() - begin), 1),
+        }
+
+    def counters(self) -> dict[str, float]:
+        """The values of vitcache's metrics, by name and labels."""
+        found: dict[str, float] = {}
+        for metric in self.llm.get_metrics():
+            if "vitcache" in metric.name and hasattr(metric, "value"):
+                labels = {key: value for key, value in metric.labels.items() if key not in LABELS_OF_ENGINES}
+                found[" ".join([metric.name, *(f"{key}={value}" for key, value in labels.items())])] = (
+                    metric.value
+                )
+        return found
+
+
+LABELS_OF_ENGINES = ("model_name", "engine")
+
+
+def take_chat(engine: Engine) -> Any:
+    return [engine.ask(turn) for turn in chat.TURNS]
+
+
+def take_reset(engine: Engine) -> Any:
+    """One image that is cached, and the same image after `reset_encoder_cache`."""
+    cached = engine.ask([1])
+    engine.llm.llm_engine.reset_encoder_cache()
+    return [cached, engine.ask([1]), engine.ask([1])]
+
+
+def take_reload(engine: Engine) -> Any:
+    """One image after the weights of another model are loaded."""
+    engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": f"{engine.model}-other"})
+    engine.llm.llm_engine.reset_encoder_cache()
+    return [engine.ask([1]), engine.ask([1])]
+
+
+STEPS: dict[str, Callable[[Engine], Any]] = {"chat": take_chat, "reset": take_reset, "reload": take_reload}
+
+
+def main(name: str, model: str, result: str) -> None:
+    case = CASES[name]
+    engine = Engine(case, Path(model))
+    taken = {step: STEPS[step](engine) for step in case.steps}
+    answer = {
+        "up_s": round(engine.up_s, 1),
+        "counters": engine.counters(),
+        "runner": "V2" if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1" else "V1",
+        **taken,
+    }
+    Path(result).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
