@@ -30,7 +30,7 @@ from vitcache.adapters.vllm.store import Store
 
 @dataclass
 class OrdersMetadata(ECConnectorMetadata):
-    """Orders of one step on their way to the workers.
+    """Carries the orders of one step to the workers.
 
     None: the step is not executed, or vitcache is disabled.
     """
@@ -40,7 +40,7 @@ class OrdersMetadata(ECConnectorMetadata):
 
 @dataclass
 class ReportMetadata(ECConnectorWorkerMetadata):
-    """Report of one step on its way to the scheduler."""
+    """Carries the report of one step to the scheduler."""
 
     report: StepReport
 

@@ -1,8 +1,10 @@
 """Refuses requests that carry embeddings in place of images.
 
 With the role ``"ec_both"``, vLLM 0.33.0 accepts such requests, which it refuses by default. It also accepts
-their metadata without the embeddings. Both can raise an error in the model, and such an error stops the engine.
+their metadata without the embeddings. Both can raise an error in the model, which stops the
+engine.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -67,8 +69,8 @@ class EmbeddingGate:
         if has_embedding_input(request.mm_features):
             if request.request_id not in self._refused:
                 logger.warning(
-                    "request %s has embeddings as its input, or metadata without an image: refused. The option "
-                    "accept_embeds of ec_connector_extra_config accepts them",
+                    "request %s has embeddings or only metadata as an input, and is refused: the option "
+                    "accept_embeds of ec_connector_extra_config is False",
                     request.request_id,
                 )
             self._refused.add(request.request_id)

@@ -44,7 +44,7 @@ class InventoryEntry:
 
 
 class Inventory:
-    """Decides what the workers keep. The workers evict nothing by themselves.
+    """Decides which rows the workers keep. The workers evict nothing by themselves.
 
     vLLM's encoder cache is the device tier: `VitCacheManager` bounds its pages, and evicts from it. An
     evicted entry moves to the host tier, and is loaded from there when a request needs it again. If the host
@@ -132,7 +132,7 @@ class Inventory:
         return True
 
     def allocate(self, request: Any, index: int) -> None:
-        """Order a load or a save of an item that vLLM's encoder cache has made room for."""
+        """Order the load or the save of an item for which vLLM's encoder cache has allocated pages."""
         feature = request.mm_features[index]
         identifier: str = feature.identifier
         key = ItemKey(salt_of(request), identifier)

@@ -16,7 +16,13 @@ from vitcache.cache.call_arguments import to_row_width
 from vitcache.keys.namespace import Namespace
 from vitcache.rows import DTYPE_NAMES, DTYPES
 
-OPTIONS = ("device_bytes", "host_bytes", "page_rows", "row_width", "accept_embeds")  # of ec_connector_extra_config
+OPTIONS = (
+    "device_bytes",
+    "host_bytes",
+    "page_rows",
+    "row_width",
+    "accept_embeds",
+)  # of ec_connector_extra_config
 PAGE_ROWS = 16
 
 
@@ -159,8 +165,9 @@ def accepts_embeds(vllm_config: Any) -> bool:
     TypeError
         If the option is not a bool.
     """
-    value = vllm_config.ec_transfer_config.ec_connector_extra_config.get("accept_embeds", False)
-    return check_bool(_option("accept_embeds"), value)
+    accepts: bool = vllm_config.ec_transfer_config.ec_connector_extra_config.get("accept_embeds", False)
+    check_bool(_option("accept_embeds"), accepts)
+    return accepts
 
 
 def _option(name: str) -> str:

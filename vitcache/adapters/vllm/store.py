@@ -133,7 +133,7 @@ class Store:
         return report if is_news else None
 
     def close(self) -> None:
-        """Free the memory, except that vLLM's encoder cache keeps what it shows."""
+        """Free the memory, except the pages that vLLM's encoder cache shows."""
         for identifier in list(self._on_device.shown):
             self._on_device.release(identifier)
         self.cache.close()
