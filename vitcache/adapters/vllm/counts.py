@@ -59,7 +59,8 @@ COUNTERS: dict[str, Counter] = {
     **_one("evictions", "Entries that were removed from the cache because their pages were needed."),
     **_one(
         "refusals",
-        "Items that were to be stored and were not: their step did not encode them, or their rows had an unexpected shape.",
+        "Items that were to be stored and were not: their step did not encode them, or their rows had an "
+        "unexpected shape.",
     ),
     **_one("losses", "Entries that a worker did not find; their requests failed."),
     **_one("deferrals", "Times that a request waited for the report of a worker that had stored an entry."),
