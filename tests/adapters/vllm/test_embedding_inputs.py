@@ -1,12 +1,13 @@
-"""has_embedding_input: requests that vLLM would accept and that can end the engine."""
+"""Requests with embeddings as inputs are refused, because they can stop the engine."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import pytest
+from vllm_scene.requests import Request, make_request
 
-from vitcache.adapters.vllm.embedding_inputs import has_embedding_input
+from vitcache.adapters.vllm.embedding_inputs import EmbeddingGate, has_embedding_input
 
 PIXELS = ("pixel_values", "image_grid_thw")
 
@@ -46,3 +47,34 @@ def test_has_embedding_input_is_false_for_media(items: tuple[tuple[str, ...] | N
 def test_has_embedding_input_finds_embeddings_and_metadata_alone(item: tuple[str, ...]) -> None:
     assert has_embedding_input(features(item))
     assert has_embedding_input(features(PIXELS, item))
+
+
+def request(*items: tuple[str, ...]) -> Request:
+    made = make_request("r", [("a", 4)])
+    made.mm_features = features(*items)  # type: ignore[assignment]
+    return made
+
+
+def test_gate_refuses_a_request_with_embeddings_until_it_is_finished() -> None:
+    gate = EmbeddingGate(False)
+    bad = request(("image_embeds",))
+    assert not gate.admits(bad)
+    assert not gate.admits(bad)
+    assert gate.take_refused() == {"r"}
+    assert gate.take_refused() == set()
+    gate.finish(bad)
+    assert gate.admits(request(PIXELS))
+
+
+def test_gate_checks_an_admitted_request_once() -> None:
+    gate = EmbeddingGate(False)
+    good = request(PIXELS)
+    assert gate.admits(good)
+    good.mm_features = None  # type: ignore[assignment]
+    assert gate.admits(good)
+
+
+def test_gate_that_accepts_embeddings_admits_all_requests() -> None:
+    gate = EmbeddingGate(True)
+    assert gate.admits(request(("image_embeds",)))
+    assert gate.take_refused() == set()

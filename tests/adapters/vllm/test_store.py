@@ -11,7 +11,7 @@ from vllm_scene.engine import Engine, run_traffic
 from vllm_scene.requests import make_settings
 from vllm_scene.store_worker import StoreWorker, make_rows
 
-from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 
 WIDTH = 8
@@ -266,9 +266,9 @@ def test_random_traffic_reads_the_right_rows_from_views_of_pages(
 ) -> None:
     import random
 
-    books = Books(make_settings(device_pages, host_pages))
-    workers = [StoreWorker(books.settings, waits_after_encoder=bool(lag % 2)) for _ in range(2)]
-    engine = Engine(books, EncoderCacheModel(books), workers, random.Random(lag), lag, bool(lag // 2))
+    inventory = Inventory(make_settings(device_pages, host_pages))
+    workers = [StoreWorker(inventory.settings, waits_after_encoder=bool(lag % 2)) for _ in range(2)]
+    engine = Engine(inventory, EncoderCacheModel(inventory), workers, random.Random(lag), lag, bool(lag // 2))
     run_traffic(engine, 400, salts=(None, None, "a"))
     for worker in workers:
         worker.store.cache.check_integrity()
@@ -281,11 +281,11 @@ def test_random_traffic_reads_the_right_rows_from_views_of_pages(
 def test_random_traffic_with_refused_saves_reads_the_right_rows() -> None:
     import random
 
-    books = Books(make_settings(8, 30))
-    workers = [StoreWorker(books.settings) for _ in range(2)]
+    inventory = Inventory(make_settings(8, 30))
+    workers = [StoreWorker(inventory.settings) for _ in range(2)]
     dice = random.Random(1)
     workers[1].refuses = lambda key: dice.random() < 0.1
-    engine = Engine(books, EncoderCacheModel(books), workers, random.Random(1), 2, True)
+    engine = Engine(inventory, EncoderCacheModel(inventory), workers, random.Random(1), 2, True)
     run_traffic(engine, 400)
     workers[0].store.cache.check_integrity()
-    assert books.counts.take()["refusals"] > 5
+    assert inventory.counts.take()["refusals"] > 5

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.inventory import Inventory
 from vllm_scene.requests import Request
 
 
 class EncoderCacheModel:
     """Which identifiers are cached, and which requests hold them; evicts the one that was released first."""
 
-    def __init__(self, books: Books) -> None:
-        self._books = books
-        books.owner = self
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        inventory.owner = self
         self.reset_rows()
 
     def reset_rows(self) -> None:
@@ -24,7 +24,7 @@ class EncoderCacheModel:
 
     def reset(self) -> None:
         self.reset_rows()
-        self._books.reset()
+        self._inventory.reset()
 
     def forget(self, identifier: str) -> set[str]:
         if identifier not in self.pages:
@@ -46,27 +46,27 @@ class EncoderCacheModel:
         if identifier not in self.pages:
             return False
         self._hold(identifier, request, index)
-        self._books.hit(request, index)
+        self._inventory.hit(request, index)
         return True
 
     def can_allocate(self, request: Request, index: int, budget: int, num_rows_before: int) -> bool:
-        has_rows = self._books.has(request.mm_features[index].identifier)
+        has_rows = self._inventory.has(request.mm_features[index].identifier)
         if request.get_num_encoder_embeds(index) > budget and not has_rows:
             return False
         if not num_rows_before:
             self.asked = 0
-        needed = self.asked + self._books.pages_of(request, index)
+        needed = self.asked + self._inventory.pages_of(request, index)
         held = sum(pages for name, pages in self.pages.items() if name not in self.unheld)
-        if held + needed > self._books.settings.device_pages:
+        if held + needed > self._inventory.settings.device_pages:
             return False
-        while sum(self.pages.values()) + needed > self._books.settings.device_pages:
+        while sum(self.pages.values()) + needed > self._inventory.settings.device_pages:
             self._remove(self.unheld[0])
         self.asked = needed
         return True
 
     def allocate(self, request: Request, index: int) -> None:
         identifier = request.mm_features[index].identifier
-        self.pages[identifier] = self._books.pages_of(request, index)
+        self.pages[identifier] = self._inventory.pages_of(request, index)
         self.rows[identifier] = request.get_num_encoder_embeds(index)
         self.holders[identifier] = set()
         self._hold(identifier, request, index)

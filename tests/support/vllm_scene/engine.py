@@ -1,4 +1,4 @@
-"""A random scheduler over the books and model workers: preemptions, aborts, resets, late reports."""
+"""A random scheduler over the inventory and model workers: preemptions, aborts, resets, late reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import StepOrders, StepReport
 from vllm_scene.requests import Request, make_request
 from vllm_scene.worker import Broken, WorkerModel
@@ -16,7 +16,7 @@ from vllm_scene.worker import Broken, WorkerModel
 
 @dataclass
 class Step:
-    """A step on its way through the workers."""
+    """A step in flight."""
 
     orders: StepOrders | None
     freed: list[str]
@@ -28,9 +28,9 @@ class Step:
 
 @dataclass
 class Engine:
-    """Books, a manager of vLLM's encoder cache, workers, and requests in random traffic."""
+    """Inventory, a manager of vLLM's encoder cache, workers, and requests in random traffic."""
 
-    books: Books
+    inventory: Inventory
     manager: Any
     workers: list[WorkerModel]
     rng: random.Random
@@ -60,7 +60,7 @@ class Engine:
 
     def finish(self, request: Request) -> None:
         self.running.remove(request)
-        self.books.finish(request)
+        self.inventory.finish(request)
         self.manager.free(request)
 
     def preempt(self, request: Request) -> None:
@@ -81,7 +81,7 @@ class Engine:
         computed: list[tuple[Request, int]] = []
         scheduled: dict[str, Any] = {}
         for request in list(self.running):
-            if not self.books.admit(request, request.num_computed_tokens) or budget_tokens <= 0:
+            if not self.inventory.admit(request, request.num_computed_tokens) or budget_tokens <= 0:
                 continue
             start = request.num_computed_tokens
             tokens = min(budget_tokens, request.num_tokens - start, self.rng.choice((3, 7, 40)))
@@ -96,7 +96,7 @@ class Engine:
             budget_tokens -= tokens
             for index in encode + load:
                 self.manager.allocate(request, index)
-                self.books.allocate(request, index)
+                self.inventory.allocate(request, index)
             for index in encode:
                 feature = request.mm_features[index]
                 content = (request.cache_salt or "", feature.identifier, feature.num_rows, self.weights)
@@ -109,12 +109,12 @@ class Engine:
             request.num_computed_tokens += tokens
             computed.append((request, request.num_computed_tokens))
         freed = self.manager.get_freed_mm_hashes()
-        return Step(self.books.close_step(freed, bool(computed)), freed, encodes, reads, computed)
+        return Step(self.inventory.close_step(freed, bool(computed)), freed, encodes, reads, computed)
 
     def _plan(
         self, request: Request, start: int, tokens: int, budget: int
     ) -> tuple[int, list[int], list[int], int]:
-        """vLLM's `_try_schedule_encoder_inputs`, from what it computes."""
+        """Choose the items of a request, as vLLM's `_try_schedule_encoder_inputs` does."""
         encode: list[int] = []
         load: list[int] = []
         names: set[str] = set()
@@ -131,7 +131,7 @@ class Engine:
                 return max(0, feature.offset - start), encode, load, budget
             rows_before += feature.num_rows
             names.add(feature.identifier)
-            if self.books.has(feature.identifier):
+            if self.inventory.has(feature.identifier):
                 load.append(index)
             else:
                 encode.append(index)
@@ -167,14 +167,14 @@ class Engine:
                     self.manager.free_encoder_input(request, index)
             if num_computed >= request.num_tokens and request.num_computed_tokens >= request.num_tokens:
                 self.finish(request)
-        self.failed += self.books.take_failed()
+        self.failed += self.inventory.take_failed()
         if step.report is not None:
-            self.books.report(step.report)
+            self.inventory.report(step.report)
 
 
 def make_engine(
-    books: Books,
-    make_manager: Callable[[Books], Any],
+    inventory: Inventory,
+    make_manager: Callable[[Inventory], Any],
     *,
     seed: int = 0,
     ranks: int = 1,
@@ -182,14 +182,14 @@ def make_engine(
     is_v2: bool = False,
 ) -> Engine:
     """Return an engine with model workers."""
-    workers = [WorkerModel(books.settings) for _ in range(ranks)]
-    return Engine(books, make_manager(books), workers, random.Random(seed), lag, is_v2)
+    workers = [WorkerModel(inventory.settings) for _ in range(ranks)]
+    return Engine(inventory, make_manager(inventory), workers, random.Random(seed), lag, is_v2)
 
 
 def run_traffic(
     engine: Engine, num_steps: int, *, num_items: int = 24, salts: tuple[str | None, ...] = (None,)
 ) -> None:
-    """Run random traffic. Raises `Broken` where the books and the workers disagree."""
+    """Run random traffic. Raises `Broken` where inventory and workers disagree."""
     rng = engine.rng
     sizes = [rng.choice((1, 3, 4, 5, 8, 9, 13, 16)) for _ in range(num_items)]
     for _ in range(num_steps):

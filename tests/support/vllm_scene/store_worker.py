@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from vllm_scene.worker import Broken, Content
 
 from vitcache.adapters.vllm.orders import ItemKey, StepOrders, StepReport
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.store import Store
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vllm_scene.worker import Broken, Content
 
 
 def make_rows(identifier: str, num_rows: int, weights: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ Content = tuple[str, str, int, int]  # salt of the encode, identifier, rows, epo
 
 
 class Broken(AssertionError):
-    """The books ordered what a worker cannot do."""
+    """The inventory gave an order that a worker cannot execute."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class WorkerModel:
         for identifier in orders.releases:
             self.release(identifier)
         for key in orders.host_drops:
-            self.host.pop(key, None)  # there is none if the save was refused
+            self.host.pop(key, None)  # a refused save made no copy
         for key in orders.drops:
             if self.shown.get(key.identifier) == key and key in self.device:
                 self.dropped[key.identifier] = self.device[key]

@@ -17,19 +17,20 @@ from vllm.distributed.ec_transfer.ec_connector.base import (
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.vllm.books import Books
-from vitcache.adapters.vllm.engine_books import enter_books
+from vitcache.adapters.vllm.embedding_inputs import EmbeddingGate
+from vitcache.adapters.vllm.engine_inventory import enter_inventory
+from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.metrics import VitCachePromMetrics
 from vitcache.adapters.vllm.orders import StepOrders, StepReport
 from vitcache.adapters.vllm.plugin import check_version, logger
-from vitcache.adapters.vllm.settings import Settings
+from vitcache.adapters.vllm.settings import Settings, accepts_embeds
 from vitcache.adapters.vllm.stats import VitCacheStats
 from vitcache.adapters.vllm.store import Store
 
 
 @dataclass
 class OrdersMetadata(ECConnectorMetadata):
-    """Orders of one step on their way to the workers.
+    """Carries the orders of one step to the workers.
 
     None: the step is not executed, or vitcache is disabled.
     """
@@ -39,7 +40,7 @@ class OrdersMetadata(ECConnectorMetadata):
 
 @dataclass
 class ReportMetadata(ECConnectorWorkerMetadata):
-    """Report of one step on its way to the scheduler."""
+    """Carries the report of one step to the scheduler."""
 
     report: StepReport
 
@@ -51,7 +52,7 @@ class ReportMetadata(ECConnectorWorkerMetadata):
 
 
 class VitCacheConnector(ECConnectorBase):
-    """Keeps an encoder's rows in pages on the GPU and in pinned host memory, so that it encodes an image once.
+    """Keeps encoded rows in pages on the GPU and in pinned host memory, so that an image is encoded once.
 
     Name it in ``--ec-transfer-config``, together with `VitCacheManager`; see docs/vllm.md.
 
@@ -77,17 +78,18 @@ class VitCacheConnector(ECConnectorBase):
 
     def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None:
         super().__init__(vllm_config, role)
-        self._books: Books | None = None
+        self._gate = EmbeddingGate(accepts_embeds(vllm_config))
+        self._inventory: Inventory | None = None
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
         if is_disabled():
-            logger.warning("VITCACHE_DISABLE is set: vLLM encodes every image, and VitCacheConnector keeps none")
+            logger.warning("VITCACHE_DISABLE is set: VitCacheConnector keeps no rows")
             return
         check_version()
         self._settings = Settings.from_config(vllm_config)
         if role == ECConnectorRole.SCHEDULER:
-            self._books = Books(self._settings)
-            enter_books(vllm_config, self._books)
+            self._inventory = Inventory(self._settings)
+            enter_inventory(vllm_config, self._inventory)
 
     # Worker
 
@@ -129,48 +131,54 @@ class VitCacheConnector(ECConnectorBase):
     # Scheduler
 
     def ensure_cache_available(self, request: Any, num_computed_tokens: int) -> bool:
-        """Return False if the request must wait one step for the report of a save."""
-        return self._books is None or self._books.admit(request, num_computed_tokens)
+        """Return False if the request is refused, or must wait one step for the report of a save."""
+        if not self._gate.admits(request):
+            return False
+        return self._inventory is None or self._inventory.admit(request, num_computed_tokens)
 
     def has_cache_item(self, identifier: str) -> bool:
         """Whether the workers have the rows of an item of the current request."""
-        return self._books is not None and self._books.has(identifier)
+        return self._inventory is not None and self._inventory.has(identifier)
 
     def update_state_after_alloc(self, request: Any, index: int) -> None:
         """Order the load or the save of an item."""
-        if self._books is not None:
-            self._books.allocate(request, index)
+        if self._inventory is not None:
+            self._inventory.allocate(request, index)
 
     def build_connector_meta(self, scheduler_output: Any) -> OrdersMetadata:
         """Return the orders of this step."""
-        if self._books is None:
+        if self._inventory is None:
             return OrdersMetadata(None)
         is_executed = getattr(scheduler_output, "total_num_scheduled_tokens", 1) > 0
-        return OrdersMetadata(self._books.close_step(scheduler_output.free_encoder_mm_hashes, is_executed))
+        return OrdersMetadata(
+            self._inventory.close_step(scheduler_output.free_encoder_mm_hashes, is_executed)
+        )
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Take in the report of a step."""
         metadata = connector_output.ec_connector_worker_meta
-        if self._books is not None and isinstance(metadata, ReportMetadata):
-            self._books.report(metadata.report)
+        if self._inventory is not None and isinstance(metadata, ReportMetadata):
+            self._inventory.report(metadata.report)
 
     def take_unavailable_requests(self) -> set[str]:
-        """Return the requests that fail because a worker lost their rows."""
-        return set() if self._books is None else self._books.take_failed()
+        """Return the requests that are refused, or that fail because a worker lost their rows."""
+        refused = self._gate.take_refused()
+        return refused if self._inventory is None else refused | self._inventory.take_failed()
 
     def request_finished(self, request: Any) -> tuple[bool, dict[str, Any] | None]:
         """Forget a finished request."""
-        if self._books is not None:
-            self._books.finish(request)
+        self._gate.finish(request)
+        if self._inventory is not None:
+            self._inventory.finish(request)
         return False, None
 
     # Both
 
     def get_ec_connector_stats(self) -> VitCacheStats | None:
         """Return the counters since the last call, from the scheduler. They contain those of the workers."""
-        if self._books is None:
+        if self._inventory is None:
             return None
-        stats = VitCacheStats(data=self._books.counts.take())
+        stats = VitCacheStats(data=self._inventory.counts.take())
         return None if stats.is_empty() else stats
 
     def shutdown(self) -> None:

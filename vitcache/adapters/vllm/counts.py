@@ -57,11 +57,15 @@ COUNTERS: dict[str, Counter] = {
     **_one("store_bytes", "Bytes of the rows of inserted entries.", "bytes"),
     **_one("demotions", "Entries that were demoted from the device tier to the host tier."),
     **_one("evictions", "Entries that were removed from the cache because their pages were needed."),
-    **_one("refusals", "Items that were not stored because too few pages were free or evictable."),
+    **_one(
+        "refusals",
+        "Items that were to be stored and were not: their step did not encode them, or their rows had an "
+        "unexpected shape.",
+    ),
     **_one("losses", "Entries that a worker did not find; their requests failed."),
-    **_one("deferrals", "Requests that waited a step because the state of an entry was not known yet."),
+    **_one("deferrals", "Times that a request waited for the report of a worker that had stored an entry."),
     **_one("resets", "Resets of the cache, for example after an update of the weights."),
-    **_one("compactions", "Entries that were moved so that another entry could have adjacent pages."),
+    **_one("compactions", "Times that entries were moved so that another entry could have adjacent pages."),
 }
 
 

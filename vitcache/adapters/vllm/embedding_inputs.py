@@ -1,14 +1,16 @@
-"""Finds requests that carry embeddings in place of images.
+"""Refuses requests that carry embeddings in place of images.
 
-vLLM accepts such requests if a connector has the role ``"ec_both"``. Its front end does not check the width
-of the embeddings, and accepts their metadata without the embeddings. Either can raise in the model, and then
-the engine ends.
+With the role ``"ec_both"``, vLLM 0.33.0 accepts such requests, which it refuses by default. It also accepts
+their metadata without the embeddings. Both can raise an error in the model, which stops the
+engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+
+from vitcache.adapters.vllm.plugin import logger
 
 SUFFIX = "_embeds"  # of the fields that contain embeddings
 # Fields beside the pixels, the audio features or the embeddings of an item. Alone, they are not an item.
@@ -34,8 +36,53 @@ def has_embedding_input(features: Iterable[Any]) -> bool:
     features
         `mm_features` of vLLM's request. An item whose data is not in this process counts as an image.
     """
-    return any(_is_embedding(feature.data) for feature in features if feature.data)
+    return any(_is_embedding(feature.data) for feature in features if getattr(feature, "data", None))
 
 
 def _is_embedding(data: Any) -> bool:
     return any(name.endswith(SUFFIX) for name in data) or METADATA.issuperset(data)
+
+
+class EmbeddingGate:
+    """Refuses requests with embeddings, or with metadata alone, as inputs.
+
+    Parameters
+    ----------
+    accepts
+        Whether all requests are admitted.
+
+    Notes
+    -----
+    Only the scheduler's thread may call. Each request is checked once. vLLM ends a refused request with the
+    finish reason "error".
+    """
+
+    def __init__(self, accepts: bool) -> None:
+        self._accepts = accepts
+        self._checked: set[str] = set()
+        self._refused: set[str] = set()
+
+    def admits(self, request: Any) -> bool:
+        """Return False if a request is refused. It must not be scheduled then."""
+        if self._accepts or request.request_id in self._checked:
+            return True
+        if has_embedding_input(request.mm_features):
+            if request.request_id not in self._refused:
+                logger.warning(
+                    "request %s has embeddings or only metadata as an input, and is refused: the option "
+                    "accept_embeds of ec_connector_extra_config is False",
+                    request.request_id,
+                )
+            self._refused.add(request.request_id)
+            return False
+        self._checked.add(request.request_id)
+        return True
+
+    def take_refused(self) -> set[str]:
+        """Return the refused requests, and forget them."""
+        refused, self._refused = self._refused, set()
+        return refused
+
+    def finish(self, request: Any) -> None:
+        """Forget a finished request."""
+        self._checked.discard(request.request_id)

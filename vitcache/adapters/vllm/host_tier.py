@@ -1,4 +1,4 @@
-"""The books' view of the host tier: its pages, and the order in which its entries are dropped."""
+"""The host tier in the inventory: its pages, and the order in which its entries are dropped."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.vllm.books import Books
-from vitcache.adapters.vllm.engine_books import find_books
+from vitcache.adapters.vllm.engine_inventory import find_inventory
+from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.plugin import check_version
 
 
@@ -36,25 +36,25 @@ class VitCacheManager(EncoderCacheManager):
         if is_disabled():
             return EncoderCacheManager.create_manager(cache_size=cache_size, vllm_config=vllm_config)
         check_version()
-        books = find_books(vllm_config)
-        settings = books.settings
+        inventory = find_inventory(vllm_config)
+        settings = inventory.settings
         if settings.pages_for(cache_size) > settings.device_pages:
-            check_largest_item(books, vllm_config)
-        return cls(books)
+            check_largest_item(inventory, vllm_config)
+        return cls(inventory)
 
-    def __init__(self, books: Books) -> None:
-        super().__init__(books.settings.device_pages)
-        self._books = books
+    def __init__(self, inventory: Inventory) -> None:
+        super().__init__(inventory.settings.device_pages)
+        self._inventory = inventory
         self._num_rows: dict[str, int] = {}  # by identifier
         self._asked_pages = 0  # of items of one request that `can_allocate` has accepted in this pass
-        books.owner = self
+        inventory.owner = self
 
     def reset(self) -> None:
         """Forget all rows. Every worker drops them from every tier before its next step."""
         super().reset()
         self._num_rows.clear()
-        self._books.counts.add("resets")
-        self._books.reset()
+        self._inventory.counts.add("resets")
+        self._inventory.reset()
 
     def forget(self, identifier: str) -> set[str]:
         """Drop the rows of an identifier. Return the requests that use them."""
@@ -83,7 +83,7 @@ class VitCacheManager(EncoderCacheManager):
         """Whether the rows of an item are cached. If so, the request holds them."""
         is_cached: bool = super().check_and_update_cache(request, input_id)
         if is_cached:
-            self._books.hit(request, input_id)
+            self._inventory.hit(request, input_id)
         return is_cached
 
     def can_allocate(
@@ -95,11 +95,11 @@ class VitCacheManager(EncoderCacheManager):
         one. Their pages are counted here. An item that is loaded needs no compute budget.
         """
         is_within_budget = request.get_num_encoder_embeds(input_id) <= encoder_compute_budget
-        if not is_within_budget and not self._books.has(request.mm_features[input_id].identifier):
+        if not is_within_budget and not self._inventory.has(request.mm_features[input_id].identifier):
             return False
         if not num_embeds_to_schedule:
             self._asked_pages = 0
-        needed = self._asked_pages + self._books.pages_of(request, input_id)
+        needed = self._asked_pages + self._inventory.pages_of(request, input_id)
         if needed > self.num_freeable_slots:
             return False
         while needed > self.num_free_slots:
@@ -113,7 +113,7 @@ class VitCacheManager(EncoderCacheManager):
     def allocate(self, request: Any, input_id: int) -> None:
         """Enter an item for which `can_allocate` was true."""
         identifier = request.mm_features[input_id].identifier
-        num_pages = self._books.pages_of(request, input_id)
+        num_pages = self._inventory.pages_of(request, input_id)
         self.cached.setdefault(identifier, set()).add(request.request_id)
         self.num_embeds_by_hash[identifier] = num_pages
         self._num_rows[identifier] = request.get_num_encoder_embeds(input_id)
@@ -122,12 +122,12 @@ class VitCacheManager(EncoderCacheManager):
         self.num_freeable_slots -= num_pages
 
 
-def check_largest_item(books: Books, vllm_config: Any) -> None:
+def check_largest_item(inventory: Inventory, vllm_config: Any) -> None:
     """Raise ValueError if the device tier is smaller than the largest item of the model."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.encoder_budget import MultiModalBudget
 
-    settings = books.settings
+    settings = inventory.settings
     budget = MultiModalBudget(vllm_config, MULTIMODAL_REGISTRY)
     for modality, num_rows in budget.mm_max_toks_per_item.items():
         width = settings.width_of(modality)

@@ -1,4 +1,4 @@
-"""What the scheduler orders a worker to do in one step, and what the worker reports about it.
+"""Orders of the scheduler for one step of a worker, and the worker's report about them.
 
 Both travel between processes, so they contain only plain values.
 """
@@ -65,7 +65,7 @@ class StepOrders:
 
 @dataclass
 class StepReport:
-    """What a worker did in one step.
+    """The results of one step of a worker.
 
     Attributes
     ----------

@@ -11,12 +11,18 @@ import torch
 
 from vitcache.adapters.vllm.row_width import default_row_width
 from vitcache.adapters.vllm.start_up import check_deployment
-from vitcache.arguments import to_bytes, to_int
+from vitcache.arguments import check_bool, to_bytes, to_int
 from vitcache.cache.call_arguments import to_row_width
 from vitcache.keys.namespace import Namespace
 from vitcache.rows import DTYPE_NAMES, DTYPES
 
-OPTIONS = ("device_bytes", "host_bytes", "page_rows", "row_width")  # of ec_connector_extra_config
+OPTIONS = (
+    "device_bytes",
+    "host_bytes",
+    "page_rows",
+    "row_width",
+    "accept_embeds",
+)  # of ec_connector_extra_config
 PAGE_ROWS = 16
 
 
@@ -81,6 +87,7 @@ class Settings:
         transfer, model_config = vllm_config.ec_transfer_config, vllm_config.model_config
         options = transfer.ec_connector_extra_config
         _check_names(options)
+        accepts_embeds(vllm_config)
         if model_config.dtype not in DTYPES:
             raise TypeError(f"the model's dtype is {model_config.dtype}, it must be one of {DTYPE_NAMES}")
         page_rows = to_int(_option("page_rows"), options.get("page_rows", PAGE_ROWS), 1)
@@ -148,6 +155,19 @@ class Settings:
                     f"the encoder's rows of modality {modality!r} have width {width}, which does not divide "
                     f"row_width, {self.row_width}: set row_width in ec_connector_extra_config to {multiple}"
                 )
+
+
+def accepts_embeds(vllm_config: Any) -> bool:
+    """Whether requests may carry embeddings in place of images: the option `accept_embeds`, by default False.
+
+    Raises
+    ------
+    TypeError
+        If the option is not a bool.
+    """
+    accepts: bool = vllm_config.ec_transfer_config.ec_connector_extra_config.get("accept_embeds", False)
+    check_bool(_option("accept_embeds"), accepts)
+    return accepts
 
 
 def _option(name: str) -> str:

@@ -15,7 +15,7 @@ HIDDEN_MS = 0.02
 
 
 class StepTimes:
-    """Times of one worker's steps, added to counters once the device has passed them.
+    """Times of one worker's steps, added to counters once their marks are complete.
 
     Parameters
     ----------
@@ -80,6 +80,6 @@ class StepTimes:
         self._stopwatch.measure(start, self._loaded, count)
 
     def collect(self) -> None:
-        """Add the times that the device has passed."""
+        """Add the times whose marks are complete."""
         self._encode_start = None
         self._stopwatch.collect()

@@ -13,7 +13,7 @@ Mark = Any  # a torch.cuda.Event, or a time in seconds on the CPU
 
 
 class Stopwatch:
-    """Measures the time between two marks of a stream, once the device has passed both.
+    """Measures the time between two marks of a stream, once both are complete.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Stopwatch:
         self._open.append((start, end, report))
 
     def collect(self) -> None:
-        """Report the times whose marks the device has passed, in the order of `measure`."""
+        """Report the times whose marks are complete, in the order of `measure`."""
         while self._open:
             start, end, report = self._open[0]
             if self._on_cuda:

@@ -133,7 +133,7 @@ class Store:
         return report if is_news else None
 
     def close(self) -> None:
-        """Free the memory, except that vLLM's encoder cache keeps what it shows."""
+        """Free the memory, except the pages that vLLM's encoder cache shows."""
         for identifier in list(self._on_device.shown):
             self._on_device.release(identifier)
         self.cache.close()
@@ -222,7 +222,12 @@ class Store:
 
     def _fits(self, order: SaveOrder, fresh: Tensor) -> bool:
         width = self.cache.row_width
-        if fresh.ndim != 2 or fresh.shape[0] != order.num_rows or not fresh.shape[1] or width % fresh.shape[1]:
+        if (
+            fresh.ndim != 2
+            or fresh.shape[0] != order.num_rows
+            or not fresh.shape[1]
+            or width % fresh.shape[1]
+        ):
             self._log_once(
                 "an item is not kept: its shape is %s, expected %d rows whose width divides %d",
                 tuple(fresh.shape),

@@ -1,4 +1,4 @@
-"""The scheduler's books: which rows are loaded, saved, demoted and dropped, and when."""
+"""The scheduler's inventory: which rows are loaded, saved, demoted and dropped, and when."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import pytest
 from vllm_scene.encoder_cache import EncoderCacheModel
 from vllm_scene.requests import Request, make_request, make_settings
 
-from vitcache.adapters.vllm.books import MOST_DEFERRALS, Books
+from vitcache.adapters.vllm.inventory import MOST_DEFERRALS, Inventory
 from vitcache.adapters.vllm.orders import ItemKey, StepOrders, StepReport
 
 
 class Pass:
-    """One pass of the scheduler over books and an encoder cache."""
+    """One pass of the scheduler over inventory and an encoder cache."""
 
     def __init__(self, device_pages: int = 8, host_pages: int = 8) -> None:
-        self.books = Books(make_settings(device_pages, host_pages))
-        self.manager = EncoderCacheModel(self.books)
+        self.inventory = Inventory(make_settings(device_pages, host_pages))
+        self.manager = EncoderCacheModel(self.inventory)
         self.number = 0
 
     def ask(self, name: str, num_rows: int = 4, salt: str | None = None) -> tuple[Request, str]:
         """Schedule a request with one item. Return it, and how it gets its rows."""
         self.number += 1
         request = make_request(f"r{self.number}", [(name, num_rows)], salt)
-        if not self.books.admit(request, 0):
+        if not self.inventory.admit(request, 0):
             return request, "wait"
         if self.manager.check_and_update_cache(request, 0):
             return request, "cached"
         assert self.manager.can_allocate(request, 0, 1000, 0)
-        how = "load" if self.books.has(name) else "encode"
+        how = "load" if self.inventory.has(name) else "encode"
         self.manager.allocate(request, 0)
-        self.books.allocate(request, 0)
+        self.inventory.allocate(request, 0)
         return request, how
 
     def close(self) -> StepOrders:
-        orders = self.books.close_step(self.manager.get_freed_mm_hashes(), True)
+        orders = self.inventory.close_step(self.manager.get_freed_mm_hashes(), True)
         assert orders is not None
         return orders
 
@@ -41,9 +41,9 @@ class Pass:
         """Schedule, execute, report and finish a request."""
         request, how = self.ask(name, num_rows, salt)
         orders = self.close()
-        self.books.report(done(orders))
+        self.inventory.report(done(orders))
         self.manager.free(request)
-        self.books.finish(request)
+        self.inventory.finish(request)
         return how, orders
 
 
@@ -127,14 +127,14 @@ def test_promised_entry_is_not_dropped_before_its_allocation() -> None:
     scene.run("a")
     scene.run("b", 12)
     request = make_request("two", [("c", 4), ("a", 4)])
-    assert scene.books.admit(request, 0)
+    assert scene.inventory.admit(request, 0)
     assert scene.manager.can_allocate(request, 0, 100, 0)
-    assert not scene.books.has("c")
+    assert not scene.inventory.has("c")
     assert scene.manager.can_allocate(request, 1, 100, 4)
-    assert scene.books.has("a")
+    assert scene.inventory.has("a")
     for index in (0, 1):
         scene.manager.allocate(request, index)
-        scene.books.allocate(request, index)
+        scene.inventory.allocate(request, index)
     orders = scene.close()
     assert key("a") not in orders.drops
     assert "a" in orders.loads
@@ -151,9 +151,9 @@ def test_entry_evicted_before_its_report_makes_requests_wait_for_it(is_saved: bo
     scene.manager.free(second)
     assert scene.ask("a")[1] == "wait"
     report = done(saving)
-    scene.books.report(report if is_saved else StepReport(report.step, report.epoch))
+    scene.inventory.report(report if is_saved else StepReport(report.step, report.epoch))
     assert scene.ask("a")[1] == ("load" if is_saved else "encode")
-    assert scene.books.counts.take()["deferrals"] == 1
+    assert scene.inventory.counts.take()["deferrals"] == 1
 
 
 def test_request_that_waited_in_vain_is_encoded_again() -> None:
@@ -174,8 +174,8 @@ def test_report_of_a_later_step_refuses_saves_without_report() -> None:
     scene.ask("a")
     scene.close()
     scene.ask("b")
-    scene.books.report(done(scene.close()))
-    counts = scene.books.counts.take()
+    scene.inventory.report(done(scene.close()))
+    counts = scene.inventory.counts.take()
     assert counts["refusals"] == 1
     assert list(scene.close().drops) == [key("a")]
 
@@ -185,7 +185,7 @@ def test_report_of_another_epoch_confirms_nothing() -> None:
     scene.ask("a")
     old = scene.close()
     scene.manager.reset()
-    scene.books.report(done(old))
+    scene.inventory.report(done(old))
     assert scene.run("a")[0] == "encode"
     assert scene.run("b")[0] == "encode"
     assert scene.run("a")[0] == "load"
@@ -228,13 +228,13 @@ def test_item_evicted_and_wanted_again_in_one_pass_is_neither_loaded_nor_encoded
     scene.run("a")
     scene.run("b")
     request = make_request("both", [("c", 4), ("a", 4)])
-    assert scene.books.admit(request, 0)
+    assert scene.inventory.admit(request, 0)
     assert scene.manager.can_allocate(request, 0, 100, 0)  # evicts a
     assert scene.manager.can_allocate(request, 1, 100, 4)  # evicts b
-    assert scene.books.has("a")
+    assert scene.inventory.has("a")
     for index in (0, 1):
         scene.manager.allocate(request, index)
-        scene.books.allocate(request, index)
+        scene.inventory.allocate(request, index)
     orders = scene.close()
     assert list(orders.saves) == ["c"]
     assert not orders.loads
@@ -247,7 +247,7 @@ def test_orders_of_steps_that_are_not_executed_go_with_the_next_step() -> None:
     scene.run("b")
     request = make_request("c", [("c", 8)])
     assert scene.manager.can_allocate(request, 0, 100, 0)  # and then there are no KV blocks
-    assert scene.books.close_step(scene.manager.get_freed_mm_hashes(), False) is None
+    assert scene.inventory.close_step(scene.manager.get_freed_mm_hashes(), False) is None
     how, orders = scene.run("a")
     assert how == "load"
     assert sorted(orders.releases) == ["a", "b"]
@@ -262,8 +262,8 @@ def test_save_that_is_freed_in_its_own_pass_is_cancelled() -> None:
     orders = scene.close()
     assert list(orders.saves) == ["b"]
     assert not orders.demotions
-    scene.books.report(done(orders))
-    assert scene.books.counts.take().get("refusals", 0) == 0
+    scene.inventory.report(done(orders))
+    assert scene.inventory.counts.take().get("refusals", 0) == 0
 
 
 def test_lost_rows_fail_the_requests_that_use_them_and_are_encoded_again() -> None:
@@ -277,10 +277,10 @@ def test_lost_rows_fail_the_requests_that_use_them_and_are_encoded_again() -> No
     orders = scene.close()
     report = done(orders)
     report.lost.add("a")
-    scene.books.report(report)
-    assert scene.books.take_failed() == {loader.request_id, user.request_id}
-    assert scene.books.take_failed() == set()
-    assert scene.books.counts.take()["losses"] == 1
+    scene.inventory.report(report)
+    assert scene.inventory.take_failed() == {loader.request_id, user.request_id}
+    assert scene.inventory.take_failed() == set()
+    assert scene.inventory.counts.take()["losses"] == 1
     for request in (loader, user):
         scene.manager.free(request)
     how, orders = scene.run("a")
@@ -294,8 +294,8 @@ def test_worker_that_was_cleared_alone_fails_its_requests_and_resets_all() -> No
     orders = scene.close()
     report = done(orders)
     report.is_cleared = True
-    scene.books.report(report)
-    assert scene.books.take_failed() == {request.request_id}
+    scene.inventory.report(report)
+    assert scene.inventory.take_failed() == {request.request_id}
     assert scene.run("a")[0] == "encode"
     assert scene.run("b")[1].epoch == 1
 
@@ -304,7 +304,7 @@ def test_entry_that_one_rank_lacks_is_not_loaded() -> None:
     scene = Pass(device_pages=1)
     request, _ = scene.ask("a")
     orders = scene.close()
-    scene.books.report(done(orders).merge(StepReport(orders.step, orders.epoch)))
+    scene.inventory.report(done(orders).merge(StepReport(orders.step, orders.epoch)))
     scene.manager.free(request)
     scene.run("b")
     assert scene.run("a")[0] == "encode"
@@ -321,7 +321,7 @@ def test_hits_are_counted_once_per_request_with_bytes_and_milliseconds_by_tier()
     orders = scene.close()
     report = done(orders)
     report.counts, report.encoded_rows = {"encode_ms": 8.0}, 4
-    scene.books.report(report)
+    scene.inventory.report(report)
     again = make_request("again", [("a", 4)])
     for _ in range(3):  # chunks
         assert scene.manager.check_and_update_cache(again, 0)
@@ -329,14 +329,14 @@ def test_hits_are_counted_once_per_request_with_bytes_and_milliseconds_by_tier()
     scene.manager.free(again)
     scene.run("b")
     scene.run("a")
-    counts = scene.books.counts.take()
+    counts = scene.inventory.counts.take()
     assert counts["hits_device"] == 1
     assert counts["hits_host"] == 1
     assert counts["hit_bytes_host"] == 4 * 8 * 4
     assert counts["saved_ms_device"] == pytest.approx(8.0)
     assert counts["encodes"] == 2
     assert counts["encode_ms"] == 8.0
-    assert scene.books.counts.take() == {}
+    assert scene.inventory.counts.take() == {}
 
 
 def test_request_with_a_lone_surrogate_in_its_identifier_is_served() -> None:

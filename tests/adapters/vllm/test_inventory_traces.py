@@ -1,4 +1,4 @@
-"""Random traffic over the books: no worker is asked for rows that it lacks, and no tier exceeds its pages."""
+"""Random traffic: no worker is asked for rows that it lacks, and no tier exceeds its pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vllm_scene.encoder_cache import EncoderCacheModel
 from vllm_scene.engine import make_engine, run_traffic
 from vllm_scene.requests import make_settings
 
-from vitcache.adapters.vllm.books import Books
+from vitcache.adapters.vllm.inventory import Inventory
 
 
 @pytest.mark.parametrize("lag", range(4))
@@ -18,8 +18,8 @@ from vitcache.adapters.vllm.books import Books
 def test_random_traffic_keeps_books_and_workers_together(
     lag: int, device_pages: int, host_pages: int, is_v2: bool
 ) -> None:
-    books = Books(make_settings(device_pages, host_pages))
-    engine = make_engine(books, EncoderCacheModel, seed=lag, ranks=2, lag=lag, is_v2=is_v2)
+    inventory = Inventory(make_settings(device_pages, host_pages))
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, ranks=2, lag=lag, is_v2=is_v2)
     run_traffic(engine, 1000, salts=(None, None, "a", "b"))
     assert engine.num_encodes > 50
     assert (engine.workers[0].num_loads > 20) == (host_pages > 0)
@@ -30,11 +30,11 @@ def test_random_traffic_keeps_books_and_workers_together(
 
 @pytest.mark.parametrize("lag", range(4))
 def test_random_traffic_with_saves_that_a_rank_refuses_loads_no_missing_rows(lag: int) -> None:
-    books = Books(make_settings(8, 30))
-    engine = make_engine(books, EncoderCacheModel, seed=lag, ranks=3, lag=lag)
+    inventory = Inventory(make_settings(8, 30))
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, ranks=3, lag=lag)
     dice = random.Random(lag)
     for worker in engine.workers[1:]:
         worker.refuses = lambda key: dice.random() < 0.1
     run_traffic(engine, 2000)
-    assert books.counts.take()["refusals"] > 20
+    assert inventory.counts.take()["refusals"] > 20
     assert engine.workers[0].num_loads > 20

@@ -1,4 +1,4 @@
-"""The scheduler's books: which rows each worker has, in which tier, and what it must do in the next step."""
+"""The scheduler's inventory: which rows each worker has, in which tier, and its next orders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EncoderCacheOwner(Protocol):
         """Reset the cache. Return the requests that use any rows."""
 
 
-class BookEntry:
+class InventoryEntry:
     """The rows of one item in the workers' pages."""
 
     __slots__ = ("deferrals", "num_pages", "num_rows", "on_device", "on_host", "saved_in", "step")
@@ -43,8 +43,8 @@ class BookEntry:
         self.deferrals = 0
 
 
-class Books:
-    """Decides what the workers keep. The workers evict nothing by themselves.
+class Inventory:
+    """Decides which rows the workers keep. The workers evict nothing by themselves.
 
     vLLM's encoder cache is the device tier: `VitCacheManager` bounds its pages, and evicts from it. An
     evicted entry moves to the host tier, and is loaded from there when a request needs it again. If the host
@@ -67,7 +67,7 @@ class Books:
     -----
     Only the scheduler's thread may call. One pass of the scheduler calls, for each request, `admit`, `has`
     and `allocate`, and at its end `close_step`. Reports may arrive several passes later (asynchronous
-    scheduling): until the report of its save, an entry is in the books, but is not loaded.
+    scheduling): until the report of its save, an entry is in the inventory, but is not loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -85,7 +85,7 @@ class Books:
     def reset(self) -> None:
         """Forget all entries. The workers drop them before the next step."""
         self._epoch += 1
-        self._entries: dict[ItemKey, BookEntry] = {}
+        self._entries: dict[ItemKey, InventoryEntry] = {}
         self._resident: dict[str, ItemKey] = {}  # what vLLM's encoder cache contains
         self._host = HostTier(self.settings.host_pages)
         self._orders = StepOrders(epoch=self._epoch)
@@ -132,7 +132,7 @@ class Books:
         return True
 
     def allocate(self, request: Any, index: int) -> None:
-        """Order a load or a save of an item that vLLM's encoder cache has made room for."""
+        """Order the load or the save of an item for which vLLM's encoder cache has allocated pages."""
         feature = request.mm_features[index]
         identifier: str = feature.identifier
         key = ItemKey(salt_of(request), identifier)
@@ -246,7 +246,7 @@ class Books:
         num_rows = self._rows.get(identifier)
         return ItemKey("" if num_rows is None else salt_of(request), identifier), num_rows
 
-    def _load(self, identifier: str, key: ItemKey, entry: BookEntry) -> None:
+    def _load(self, identifier: str, key: ItemKey, entry: InventoryEntry) -> None:
         entry.on_device = True
         entry.step = self._step
         self._host.keep_as_copy(key)
@@ -256,7 +256,7 @@ class Books:
         old = self._entries.get(key)
         if old is not None:
             self._drop(key, old)
-        entry = self._entries[key] = BookEntry(num_rows, num_pages, self._step)
+        entry = self._entries[key] = InventoryEntry(num_rows, num_pages, self._step)
         if num_pages <= self._host.num_free:
             entry.on_host = True
             self._host.add_copy(key, num_pages)
@@ -313,8 +313,8 @@ class Books:
         """Whether the rows of an entry are read or written in this step."""
         return key in self._promised or self._entries[key].step == self._step
 
-    def _drop(self, key: ItemKey, entry: BookEntry) -> None:
-        """Remove an entry from the books, and order the workers to drop it."""
+    def _drop(self, key: ItemKey, entry: InventoryEntry) -> None:
+        """Remove an entry from the inventory, and order the workers to drop it."""
         del self._entries[key]
         if entry.on_host:
             self._host.remove(key)
