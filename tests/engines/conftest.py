@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_runner.full_log import write_log
 from engine_runner.pool import Outcome, Pool
+
+if find_spec("vllm") is None:
+    raise pytest.UsageError("tests/engines needs vLLM: `make engines` runs these tests in .venv-vllm")
 
 ROOT = Path(__file__).parents[2]
 BEGIN = time.monotonic()
