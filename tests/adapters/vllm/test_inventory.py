@@ -288,7 +288,7 @@ def test_lost_rows_fail_the_requests_that_use_them_and_are_encoded_again() -> No
     assert key("a") in orders.drops
 
 
-def test_worker_that_was_cleared_alone_fails_the_requests_that_read_rows_and_resets_all() -> None:
+def test_worker_that_was_cleared_alone_fails_the_requests_that_read_rows() -> None:
     scene = Pass()
     scene.run("a")
     scene.run("b")

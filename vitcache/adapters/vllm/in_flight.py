@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from vitcache.adapters.vllm.orders import ItemKey
 
-# vLLM has two steps in flight, or one per pipeline stage. A report is never so many steps late.
+# vLLM has two steps in flight, or one per pipeline stage: no report is later than this number of steps.
 MOST_STEPS = 256
 
 
 class StepsInFlight:
-    """What steps without a report were ordered: saves, and loads with the requests that use them."""
+    """The saves, loads and reads of steps without a report."""
 
     def __init__(self) -> None:
         self._saves: dict[int, dict[ItemKey, None]] = {}

@@ -86,7 +86,7 @@ class Inventory:
         """Forget all entries. The workers drop them before the next step."""
         self._epoch += 1
         self._entries: dict[ItemKey, InventoryEntry] = {}
-        self._resident: dict[str, ItemKey] = {}  # what vLLM's encoder cache contains
+        self._resident: dict[str, ItemKey] = {}  # entries that vLLM's encoder cache shows
         self._host = HostTier(self.settings.host_pages)
         self._orders = StepOrders(epoch=self._epoch)
         self._promised: set[ItemKey] = set()  # `has` was true in this pass
