@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -242,4 +244,42 @@ def test_entry_that_leaves_the_cache_during_the_moves_frees_its_pages(
         assert torch.equal(read(cache, KEYS[5]), make_rows(5, 5.0))
     assert cache.put(KEYS[6], make_rows(18, 6.0))
     assert torch.equal(read(cache, KEYS[6]), make_rows(18, 6.0))
+    cache.check_integrity()
+
+
+def test_threads_read_the_right_rows_while_one_thread_compacts() -> None:
+    cache = make_cache(24, 12)
+    wrong: list[int] = []
+    ended = threading.Event()
+
+    def use(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(1500):
+            number = rng.randrange(len(KEYS))
+            if rng.random() < 0.4:
+                cache.put(KEYS[number], torch.full((rng.randint(1, 9), WIDTH), float(number)))
+            elif rng.random() < 0.2:
+                cache.demote(KEYS[number])
+            elif lease := cache.get(KEYS[number]):
+                with lease:
+                    if not (lease.to_tensor() == number).all():
+                        wrong.append(number)
+
+    def compact() -> None:
+        while not ended.is_set():
+            if cache.compact():
+                moved.append(True)
+
+    moved: list[bool] = []
+    with ThreadPoolExecutor(3) as threads:
+        compacting = threads.submit(compact)
+        users = [threads.submit(use, seed) for seed in range(2)]
+        try:
+            for user in users:
+                user.result()
+        finally:
+            ended.set()
+        compacting.result()
+    assert moved
+    assert wrong == []
     cache.check_integrity()

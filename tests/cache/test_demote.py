@@ -1,4 +1,4 @@
-"""`copy_to_host`, `demote` and `discard(tier="host")`: the caller chooses the entries, and none is evicted."""
+"""`copy_to_host`, `demote` and `discard(tier="host")`: the caller chooses the entries; none is evicted."""
 
 from __future__ import annotations
 
