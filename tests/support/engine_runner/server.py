@@ -165,6 +165,8 @@ class Server:
 def flags(case: Case) -> Iterator[str]:
     """The options of a case as flags of `vllm serve`."""
     for name, value in case.options().items():
+        if name == "disable_log_stats":
+            continue  # False is the default of a server
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"
