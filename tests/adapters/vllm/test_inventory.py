@@ -288,14 +288,20 @@ def test_lost_rows_fail_the_requests_that_use_them_and_are_encoded_again() -> No
     assert key("a") in orders.drops
 
 
-def test_worker_that_was_cleared_alone_fails_its_requests_and_resets_all() -> None:
+def test_worker_that_was_cleared_alone_fails_the_requests_that_read_rows() -> None:
     scene = Pass()
-    request, _ = scene.ask("a")
+    scene.run("a")
+    scene.run("b")
+    readers = [scene.ask("a")[0], scene.ask("a")[0]]
     orders = scene.close()
+    late = scene.ask("b")[0]  # scheduled before the report
+    scene.close()
+    for request in (*readers, late):
+        scene.manager.free(request)
     report = done(orders)
     report.is_cleared = True
     scene.inventory.report(report)
-    assert scene.inventory.take_failed() == {request.request_id}
+    assert scene.inventory.take_failed() == {request.request_id for request in (*readers, late)}
     assert scene.run("a")[0] == "encode"
     assert scene.run("b")[1].epoch == 1
 

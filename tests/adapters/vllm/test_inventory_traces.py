@@ -20,9 +20,9 @@ def test_random_traffic_keeps_books_and_workers_together(
 ) -> None:
     inventory = Inventory(make_settings(device_pages, host_pages))
     engine = make_engine(inventory, EncoderCacheModel, seed=lag, ranks=2, lag=lag, is_v2=is_v2)
-    run_traffic(engine, 1000, salts=(None, None, "a", "b"))
+    run_traffic(engine, 600, salts=(None, None, "a", "b"))
     assert engine.num_encodes > 50
-    assert (engine.workers[0].num_loads > 20) == (host_pages > 0)
+    assert (engine.workers[0].num_loads > 10) == (host_pages > 0)
     assert not engine.failed
     assert engine.workers[0].device == engine.workers[1].device
     assert engine.workers[0].host == engine.workers[1].host

@@ -104,6 +104,7 @@ CASES = {
     for case in (
         *pair("qwen3-whole", steps=RESET),
         *pair("qwen3-chunks", num_batched_tokens=CHUNK),
+        Case("qwen3-faults", mode="vitcache", device_pages=8, steps=("embeddings", "loss", "reload_alone")),
         # The engines below run with FULL=1.
         *pair("qwen2_5-whole", model="qwen2_5"),
         *pair("qwen2_5-chunks", model="qwen2_5", num_batched_tokens=CHUNK),

@@ -56,11 +56,18 @@ class Engine:
 
     def ask(self, numbers: list[int]) -> dict[str, Any]:
         """Answer one turn. Return its tokens, the number of its encodes, and its time."""
+        return {"images": numbers, **self._answer(chat.prompt(numbers))}
+
+    def ask_with(self, image: Any) -> dict[str, Any]:
+        """Answer a prompt with one input in place of an image."""
+        return self._answer({**chat.prompt([0]), "multi_modal_data": {"image": image}})
+
+    def _answer(self, prompt: Any) -> dict[str, Any]:
         encodes, begin = self.encodes, time.monotonic()
-        [answer] = self.llm.generate(chat.prompt(numbers), self._sampling, use_tqdm=False)
+        [answer] = self.llm.generate(prompt, self._sampling, use_tqdm=False)
         return {
-            "images": numbers,
             "tokens": list(answer.outputs[0].token_ids),
+            "ends": answer.outputs[0].finish_reason,
             "encodes": self.encodes - encodes,
             "ms": round(1e3 * (time.monotonic() - begin), 1),
         }
@@ -98,7 +105,35 @@ def take_reload(engine: Engine) -> Any:
     return [engine.ask([1]), engine.ask([1])]
 
 
-STEPS: dict[str, Callable[[Engine], Any]] = {"chat": take_chat, "reset": take_reset, "reload": take_reload}
+def take_embeddings(engine: Engine) -> Any:
+    """An image, two inputs that stop an engine if its front end accepts them, and the image again."""
+    import torch
+
+    grid = torch.tensor([[1, 12, 16]])
+    bad = [{"image_grid_thw": grid}, {"image_embeds": torch.zeros(48, 7), "image_grid_thw": grid}]
+    return [engine.ask([1]), *map(engine.ask_with, bad), engine.ask([1])]
+
+
+def take_loss(engine: Engine) -> Any:
+    """Two turns, and one whose rows a worker has lost; then the same again."""
+    from vllm.distributed.ec_transfer import get_ec_transfer
+
+    first = engine.ask([1])
+    engine.ask([2, 3]), engine.ask([4, 5])  # evict it from the device tier
+    get_ec_transfer()._store.cache.clear()  # as no known case does
+    return [first, engine.ask([1]), engine.ask([1])]
+
+
+def take_reload_alone(engine: Engine) -> Any:
+    """A cached image after the weights are loaded again, without a reset of the scheduler; then it again."""
+    first = engine.ask([1])
+    engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(engine.model)})
+    return [first, engine.ask([1]), engine.ask([1])]
+
+
+STEPS: dict[str, Callable[[Engine], Any]] = {
+    name.removeprefix("take_"): step for name, step in list(globals().items()) if name.startswith("take_")
+}
 
 
 def main(name: str, model: str, result: str) -> None:

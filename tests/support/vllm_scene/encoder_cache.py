@@ -33,11 +33,6 @@ class EncoderCacheModel:
         self._remove(identifier)
         return users
 
-    def forget_all(self) -> set[str]:
-        users = {name for holders in self.holders.values() for name, _ in holders}
-        self.reset()
-        return users
-
     def get_cached_num_encoder_embeds(self, request: Request, index: int) -> int | None:
         return self.rows.get(request.mm_features[index].identifier)
 

@@ -24,7 +24,7 @@ class ShownRows(NamedTuple):
 
 
 class DeviceRows:
-    """The entries whose device pages vLLM's encoder cache shows, and room for further ones.
+    """The entries whose device pages vLLM's encoder cache shows, and pages for further ones.
 
     The pages of each entry are adjacent, so that one view shows them. As long as vLLM's encoder cache shows
     an entry, its pages are leased.

@@ -1,18 +1,23 @@
-"""Saves and loads of steps that the workers have not reported yet."""
+"""Saves, loads and reads of steps that the workers have not reported yet."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from vitcache.adapters.vllm.orders import ItemKey
 
+# vLLM has two steps in flight, or one per pipeline stage: no report is later than this number of steps.
+MOST_STEPS = 256
+
 
 class StepsInFlight:
-    """What steps without a report were ordered: saves, and loads with the requests that use them."""
+    """The saves, loads and reads of steps without a report."""
 
     def __init__(self) -> None:
         self._saves: dict[int, dict[ItemKey, None]] = {}
         self._loads: dict[int, dict[str, set[str]]] = {}
+        self._readers: deque[tuple[int, set[str]]] = deque(maxlen=MOST_STEPS)
 
     def add_save(self, step: int, key: ItemKey) -> None:
         """Note that a step saves an entry."""
@@ -30,8 +35,11 @@ class StepsInFlight:
         """Note that a step does not load an item after all."""
         self._loads[step].pop(identifier, None)
 
-    def add_user(self, identifier: str, request_id: str) -> None:
-        """Note that a further request uses an item, which may be one that is being loaded."""
+    def add_reader(self, step: int, identifier: str, request_id: str) -> None:
+        """Note that a step reads cached rows for a request, which may be rows that are being loaded."""
+        if not self._readers or self._readers[-1][0] != step:
+            self._readers.append((step, set()))
+        self._readers[-1][1].add(request_id)
         for loads in self._loads.values():
             if identifier in loads:
                 loads[identifier].add(request_id)
@@ -47,6 +55,6 @@ class StepsInFlight:
         for each in [each for each in self._loads if each <= step]:
             yield from self._loads.pop(each).items()
 
-    def users(self) -> set[str]:
-        """Return the requests that use an item which is being loaded."""
-        return {name for loads in self._loads.values() for users in loads.values() for name in users}
+    def readers_since(self, step: int) -> set[str]:
+        """Return the requests for which a step, or a later one, reads cached or loaded rows."""
+        return {name for each, names in self._readers if each >= step for name in names}

@@ -24,8 +24,8 @@ class EncoderCacheOwner(Protocol):
     def forget(self, identifier: str) -> set[str]:
         """Drop the rows of an identifier. Return the requests that use them."""
 
-    def forget_all(self) -> set[str]:
-        """Reset the cache. Return the requests that use any rows."""
+    def reset(self) -> None:
+        """Forget all rows, also those of the inventory."""
 
 
 class InventoryEntry:
@@ -86,7 +86,7 @@ class Inventory:
         """Forget all entries. The workers drop them before the next step."""
         self._epoch += 1
         self._entries: dict[ItemKey, InventoryEntry] = {}
-        self._resident: dict[str, ItemKey] = {}  # what vLLM's encoder cache contains
+        self._resident: dict[str, ItemKey] = {}  # entries that vLLM's encoder cache shows
         self._host = HostTier(self.settings.host_pages)
         self._orders = StepOrders(epoch=self._epoch)
         self._promised: set[ItemKey] = set()  # `has` was true in this pass
@@ -138,7 +138,7 @@ class Inventory:
         key = ItemKey(salt_of(request), identifier)
         num_rows = request.get_num_encoder_embeds(index)
         self._seen.setdefault(request.request_id, set()).add(index)
-        self._in_flight.add_user(identifier, request.request_id)
+        self._in_flight.add_reader(self._step, identifier, request.request_id)
         entry = self._entries.get(key)
         is_same = entry is not None and entry.num_rows == num_rows
         if identifier in self._resident:
@@ -159,7 +159,7 @@ class Inventory:
     def hit(self, request: Any, index: int) -> None:
         """Count an item that vLLM's encoder cache contains, once per request."""
         feature = request.mm_features[index]
-        self._in_flight.add_user(feature.identifier, request.request_id)
+        self._in_flight.add_reader(self._step, feature.identifier, request.request_id)
         seen = self._seen.setdefault(request.request_id, set())
         if index not in seen:
             seen.add(index)
@@ -213,9 +213,9 @@ class Inventory:
             logger.warning(
                 "a worker's encoder cache was cleared without reset_encoder_cache: its requests fail"
             )
-            self._failed |= self._in_flight.users()
+            self._failed |= self._in_flight.readers_since(report.step)
             if self.owner is not None:
-                self._failed |= self.owner.forget_all()
+                self.owner.reset()
 
     def take_failed(self) -> set[str]:
         """Return the requests that used rows which a worker has lost, and forget them."""

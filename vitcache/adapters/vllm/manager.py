@@ -69,12 +69,6 @@ class VitCacheManager(EncoderCacheManager):
         self.freed.append(identifier)
         return set(users)
 
-    def forget_all(self) -> set[str]:
-        """Reset the cache. Return the requests that use any rows."""
-        users = {name for names in self.cached.values() for name in names}
-        self.reset()
-        return users
-
     def get_cached_num_encoder_embeds(self, request: Any, input_id: int) -> int | None:
         """Return the number of rows under the identifier of an item, or None."""
         return self._num_rows.get(request.mm_features[input_id].identifier)
