@@ -45,8 +45,9 @@ class EncoderCacheModel:
         return True
 
     def can_allocate(self, request: Request, index: int, budget: int, num_rows_before: int) -> bool:
-        has_rows = self._inventory.has(request.mm_features[index].identifier)
-        if request.get_num_encoder_embeds(index) > budget and not has_rows:
+        is_within_budget = request.get_num_encoder_embeds(index) <= budget
+        # `has` reserves the host pages of the entry until the step ends, so it is asked only if needed.
+        if not is_within_budget and not self._inventory.has(request.mm_features[index].identifier):
             return False
         if not num_rows_before:
             self.asked = 0
