@@ -59,6 +59,28 @@ def test_items_are_encoded_once_and_return_from_both_tiers(make: Make, model_run
     assert [ask(scheduled, name) for name in names] == [0] * 20
 
 
+def test_orders_tell_whether_the_encoder_runs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduled = make(device_pages=12)
+    told: list[tuple[bool, bool]] = []  # whether the encoder runs, and whether rows are loaded
+    execute = scheduled._execute
+
+    def note(planned: Any) -> Any:
+        orders = planned.ec_connector_metadata.orders
+        told.append((orders.runs_encoder, bool(orders.loads)))
+        return execute(planned)
+
+    monkeypatch.setattr(scheduled, "_execute", note)
+    for number in range(6):
+        ask(scheduled, f"item {number}")
+    assert (True, False) in told
+    told.clear()
+    assert ask(scheduled, "item 0") == 0
+    assert told == [(False, True), (False, False)]
+    told.clear()
+    assert ask(scheduled, "item 1", "new") == 1
+    assert (True, True) in told
+
+
 @runners
 def test_reset_encoder_cache_reaches_both_tiers(make: Make, model_runner: int) -> None:
     scheduled = make(model_runner, device_pages=12)

@@ -54,7 +54,7 @@ class Scene:
 
     def save(self, *names: str, loads: tuple[str, ...] = ()) -> StepReport | None:
         saves = {name: SaveOrder(ItemKey("", name), self.num_rows, self.pages, False) for name in names}
-        return self.run(saves=saves, loads=self.orders(loads))
+        return self.run(saves=saves, loads=self.orders(loads), runs_encoder=True)
 
     def load(self, *names: str) -> StepReport | None:
         return self.run(loads=self.orders(names))

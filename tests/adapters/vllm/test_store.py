@@ -156,6 +156,25 @@ def test_load_of_missing_rows_gives_zeros_and_is_reported() -> None:
     scene.expect_rows("a", 5)
 
 
+@pytest.mark.parametrize("runs_encoder", [False, True])
+def test_v1_defers_the_wait_for_loads_only_if_the_encoder_runs(
+    runs_encoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene()
+    store = scene.worker.store
+    store._waits_after_encoder = True
+    scene.save("a")
+    scene.evict("a")
+    used: list[str] = []
+    monkeypatch.setattr(store._on_device, "use", used.extend)
+    saves = {"b": SaveOrder(key("b"), 4, 1, False)}  # of a request that may have been preempted
+    scene.worker.begin(scene.orders(loads=load("a"), saves=saves, runs_encoder=runs_encoder))
+    assert used == ([] if runs_encoder else ["a"])
+    scene.rows["c"] = torch.ones(4, WIDTH)  # not ordered
+    store.save(scene.rows, "c")
+    assert used == ["a"]
+
+
 def test_load_with_another_number_of_rows_gives_zeros_and_is_reported() -> None:
     scene = Scene()
     scene.save("a")
@@ -179,6 +198,21 @@ def test_encoder_cache_that_was_cleared_alone_is_noticed_and_gives_zeros() -> No
     assert not scene.run().is_cleared
     scene.worker.begin(StepOrders(9, 1))
     assert scene.rows == {}
+
+
+def test_cleared_encoder_cache_gets_zeros_of_the_width_in_use_and_none_for_freed_rows() -> None:
+    scene = Scene()
+    scene.save("freed", "used")
+    scene.worker.begin(scene.orders(saves={"narrow": SaveOrder(key("narrow"), 8, 1, False)}))
+    scene.rows["narrow"] = torch.ones(8, WIDTH // 2)
+    scene.worker.store.save(scene.rows, "narrow")
+    scene.end()
+    scene.rows.clear()
+    assert scene.run(releases=["freed"]).is_cleared
+    assert {name: tuple(rows.shape) for name, rows in scene.rows.items()} == {
+        "used": (4, WIDTH),
+        "narrow": (8, WIDTH // 2),
+    }
 
 
 def test_encoder_cache_that_lacks_freed_rows_was_not_cleared() -> None:
@@ -213,6 +247,18 @@ def test_rows_of_an_unexpected_shape_are_not_kept_and_serve_this_request(
     assert torch.equal(scene.rows["a"], torch.ones(shape))
     assert scene.rows["a"].untyped_storage().nbytes() == torch.ones(shape).nbytes
     assert len(scene.cache) == 0
+
+
+def test_rows_of_an_unexpected_dtype_are_not_kept_and_serve_this_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    scene.worker.begin(scene.orders(saves={"a": SaveOrder(key("a"), 4, 1, False)}))
+    scene.rows["a"] = torch.ones(4, WIDTH, dtype=torch.float64)
+    scene.worker.store.save(scene.rows, "a")
+    assert scene.end().saved == set()
+    assert "float64" in caplog.text
+    assert scene.rows["a"].dtype == torch.float64
 
 
 def test_rows_that_need_more_pages_than_counted_are_not_kept(caplog: pytest.LogCaptureFixture) -> None:

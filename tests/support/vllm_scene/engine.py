@@ -109,7 +109,10 @@ class Engine:
             request.num_computed_tokens += tokens
             computed.append((request, request.num_computed_tokens))
         freed = self.manager.get_freed_mm_hashes()
-        return Step(self.inventory.close_step(freed, bool(computed)), freed, encodes, reads, computed)
+        orders = self.inventory.close_step(freed, bool(computed))
+        if orders is not None:
+            orders.runs_encoder = bool(encodes)
+        return Step(orders, freed, encodes, reads, computed)
 
     def _plan(
         self, request: Request, start: int, tokens: int, budget: int

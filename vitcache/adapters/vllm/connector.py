@@ -157,9 +157,10 @@ class VitCacheConnector(ECConnectorBase):
         if self._inventory is None:
             return OrdersMetadata(None)
         is_executed = getattr(scheduler_output, "total_num_scheduled_tokens", 1) > 0
-        return OrdersMetadata(
-            self._inventory.close_step(scheduler_output.free_encoder_mm_hashes, is_executed)
-        )
+        orders = self._inventory.close_step(scheduler_output.free_encoder_mm_hashes, is_executed)
+        if orders is not None:
+            orders.runs_encoder = bool(scheduler_output.scheduled_encoder_inputs)
+        return OrdersMetadata(orders)
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Take in the report of a step."""

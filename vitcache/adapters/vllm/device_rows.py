@@ -66,10 +66,9 @@ class DeviceRows:
         for identifier in identifiers:
             self.shown[identifier].lease.use()
 
-    def show_zeros(self, identifier: str, num_rows: int, rows: EncoderCache) -> None:
+    def show_zeros(self, identifier: str, shape: tuple[int, int], rows: EncoderCache) -> None:
         """Put zeros into vLLM's encoder cache, without which its engine would stop."""
         self.release(identifier)
-        shape = (num_rows, self._cache.row_width)
         rows[identifier] = torch.zeros(shape, dtype=self._cache.dtype, device=self._cache.device)
         self.zeros.add(identifier)
 
@@ -86,15 +85,18 @@ class DeviceRows:
             rows.pop(identifier, None)
             self.release(identifier)
 
-    def find_cleared(self, rows: EncoderCache, released: Iterable[str]) -> list[tuple[str, int]]:
-        """Return identifier and number of rows of all entries, if vLLM's encoder cache was cleared.
+    def find_cleared(self, rows: EncoderCache, released: Iterable[str]) -> list[tuple[str, tuple[int, int]]]:
+        """Return identifier and shape of the entries that vLLM still uses, if its encoder cache was cleared.
 
         It was not if it lacks only entries of `released`. Then the list is empty.
         """
-        lacking = self.shown.keys() - rows.keys()
-        if lacking <= set(released):
+        if self.shown.keys() <= rows.keys():
+            return []  # as in most steps
+        used = self.shown.keys() - released
+        if used <= rows.keys():
             return []
-        return [(identifier, shown.lease.num_rows) for identifier, shown in self.shown.items()]
+        leases = {identifier: self.shown[identifier].lease for identifier in used}
+        return [(identifier, (lease.num_rows, lease.row_width)) for identifier, lease in leases.items()]
 
     def reserve(self, key: bytes, num_rows: int, row_width: int, rows: EncoderCache) -> Reservation | None:
         """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""

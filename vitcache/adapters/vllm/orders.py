@@ -51,6 +51,9 @@ class StepOrders:
         Entries that move from the device tier to the host tier. The dict is an ordered set.
     loads, saves
         By identifier. Loads are queued before the encoder runs, saves after it.
+    runs_encoder
+        Whether the encoder runs in this step. It does not run for the saves of a request that is preempted in
+        the pass that scheduled it.
     """
 
     step: int = 0
@@ -61,6 +64,7 @@ class StepOrders:
     demotions: dict[ItemKey, None] = field(default_factory=dict)
     loads: dict[str, LoadOrder] = field(default_factory=dict)
     saves: dict[str, SaveOrder] = field(default_factory=dict)
+    runs_encoder: bool = False
 
 
 @dataclass

@@ -17,6 +17,7 @@ from vitcache.adapters.vllm.step_times import StepTimes
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.identifiers import key_from_id
 from vitcache.pages.lease import Lease
+from vitcache.rows import DTYPE_NAMES, DTYPES
 
 logger = logging.getLogger("vitcache.adapters.vllm")
 
@@ -150,8 +151,8 @@ class Store:
             return
         self._on_device.release_all(rows)
         self.cache.clear()
-        for identifier, num_rows in cleared:
-            self._on_device.show_zeros(identifier, num_rows, rows)
+        for identifier, shape in cleared:
+            self._on_device.show_zeros(identifier, shape, rows)
         self._report.is_cleared = True
 
     def _demote(self, key: ItemKey) -> None:
@@ -167,14 +168,15 @@ class Store:
         for identifier, order in loads.items():
             lease = self._load(order, rows)
             if lease is None:
-                self._on_device.show_zeros(identifier, order.num_rows, rows)
+                self._on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width), rows)
                 self._report.lost.add(identifier)
                 continue
             self._on_device.show(identifier, self._digest(order.key), lease, rows)
             self._unawaited.append(identifier)
             self._counts.add("load_bytes", lease.num_rows * lease.row_width * lease.dtype.itemsize)
         self._times.end_loads(self._on_load_stream())
-        if not (self._waits_after_encoder and self._orders.saves):
+        # Without an encoder, `save` is not called before the rows are read.
+        if not (self._waits_after_encoder and self._orders.runs_encoder):
             self._wait_for_loads()
 
     def _load(self, order: LoadOrder, rows: EncoderCache) -> Lease | None:
@@ -222,6 +224,11 @@ class Store:
 
     def _fits(self, order: SaveOrder, fresh: Tensor) -> bool:
         width = self.cache.row_width
+        if fresh.dtype not in DTYPES:
+            self._log_once(
+                "an item is not kept: its dtype is %s, expected one of %s", fresh.dtype, DTYPE_NAMES
+            )
+            return False
         if (
             fresh.ndim != 2
             or fresh.shape[0] != order.num_rows
