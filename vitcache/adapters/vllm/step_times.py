@@ -61,7 +61,8 @@ class StepTimes:
 
     def start_loads(self) -> None:
         """Note that loads begin."""
-        self._load_start = self._stopwatch.mark()
+        if not self._on_cuda:
+            self._load_start = self._stopwatch.mark()
 
     def end_loads(self, load_stream: AbstractContextManager[object]) -> None:
         """Note that all copies of the step's loads are queued on the load stream."""
