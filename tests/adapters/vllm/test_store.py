@@ -11,6 +11,7 @@ from vllm_scene.engine import Engine, run_traffic
 from vllm_scene.requests import make_settings
 from vllm_scene.store_worker import StoreWorker, make_rows
 
+from vitcache.adapters.vllm.device_rows import MARK
 from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
 
@@ -45,6 +46,10 @@ class Scene:
     def evict(self, name: str) -> None:
         self.rows.pop(name)
         self.run(releases=[name], demotions={key(name): None})
+
+    @property
+    def identifiers(self) -> list[str]:
+        return [identifier for identifier in self.rows if identifier != MARK]
 
     def end(self) -> StepReport:
         return self.worker.store.end() or StepReport(self.step, 0)
@@ -142,7 +147,7 @@ def test_new_epoch_drops_all_rows_and_their_views() -> None:
     scene.save("a", to_host=True)
     scene.worker.begin(StepOrders(5, 1))
     scene.worker.store.end()
-    assert scene.rows == {}
+    assert scene.identifiers == []
     assert len(scene.cache) == 0
     assert scene.cache.stats().leased_pages == 0
 
@@ -197,7 +202,7 @@ def test_encoder_cache_that_was_cleared_alone_is_noticed_and_gives_zeros() -> No
     assert len(scene.cache) == 0
     assert not scene.run().is_cleared
     scene.worker.begin(StepOrders(9, 1))
-    assert scene.rows == {}
+    assert scene.identifiers == []
 
 
 def test_cleared_encoder_cache_gets_zeros_of_the_width_in_use_and_none_for_freed_rows() -> None:
@@ -209,10 +214,30 @@ def test_cleared_encoder_cache_gets_zeros_of_the_width_in_use_and_none_for_freed
     scene.end()
     scene.rows.clear()
     assert scene.run(releases=["freed"]).is_cleared
-    assert {name: tuple(rows.shape) for name, rows in scene.rows.items()} == {
-        "used": (4, WIDTH),
-        "narrow": (8, WIDTH // 2),
-    }
+    assert sorted(scene.identifiers) == ["narrow", "used"]
+    assert scene.rows["used"].shape == (4, WIDTH)
+    assert scene.rows["narrow"].shape == (8, WIDTH // 2)
+
+
+def test_encoder_cache_that_was_cleared_before_all_its_rows_are_freed_is_noticed() -> None:
+    scene = Scene()
+    scene.save("a", "b", to_host=True)
+    scene.evict("b")
+    scene.rows.clear()  # new weights, and then one request that needs all pages
+    report = scene.run(releases=["a"], demotions={key("a"): None}, loads=load("b"))
+    assert report.is_cleared
+    assert report.lost == {"b"}
+    assert len(scene.cache) == 0
+    assert not scene.run().is_cleared
+
+
+def test_new_epoch_of_a_cleared_encoder_cache_is_not_reported_as_cleared() -> None:
+    scene = Scene()
+    scene.save("a")
+    scene.rows.clear()  # as `reset_encoder_cache` does
+    for step in (5, 6):
+        scene.worker.begin(StepOrders(step, 1))
+        assert not scene.end().is_cleared
 
 
 def test_encoder_cache_that_lacks_freed_rows_was_not_cleared() -> None:
@@ -318,7 +343,7 @@ def test_random_traffic_reads_the_right_rows_from_views_of_pages(
     run_traffic(engine, 400, salts=(None, None, "a"))
     for worker in workers:
         worker.store.cache.check_integrity()
-        assert all(worker.owns(identifier) for identifier in worker.rows)
+        assert all(worker.owns(identifier) for identifier in worker.rows if identifier != MARK)
     assert not engine.failed
     assert (workers[0].num_loads > 10) == (host_pages > 0)
     assert workers[0].counts["compactions"] > 0

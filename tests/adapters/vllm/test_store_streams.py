@@ -1,4 +1,4 @@
-"""The order of a worker's work on its streams: the encoder's stream, the loads' stream and the copies' stream."""
+"""The order of a worker's work on its streams: of the encoder, of loads, and of copies to the host tier."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
 
 EncoderCache = dict[str, Tensor]  # vLLM's: identifier -> rows
+# An item of vLLM's encoder cache that vLLM removes only if it clears the cache. No identifier is equal to it.
+MARK: Any = ("vitcache",)
 
 
 class ShownRows(NamedTuple):
@@ -48,6 +50,7 @@ class DeviceRows:
         self.shown: dict[str, ShownRows] = {}
         self.zeros: set[str] = set()
         self.num_compactions = 0
+        self._is_marked = False
 
     def show(self, identifier: str, key: bytes, lease: Lease, rows: EncoderCache) -> None:
         """Put a view of leased device pages into vLLM's encoder cache. Call `use` before it is read."""
@@ -85,18 +88,13 @@ class DeviceRows:
             rows.pop(identifier, None)
             self.release(identifier)
 
-    def find_cleared(self, rows: EncoderCache, released: Iterable[str]) -> list[tuple[str, tuple[int, int]]]:
-        """Return identifier and shape of the entries that vLLM still uses, if its encoder cache was cleared.
-
-        It was not if it lacks only entries of `released`. Then the list is empty.
-        """
-        if self.shown.keys() <= rows.keys():
-            return []  # as in most steps
-        used = self.shown.keys() - released
-        if used <= rows.keys():
-            return []
-        leases = {identifier: self.shown[identifier].lease for identifier in used}
-        return [(identifier, (lease.num_rows, lease.row_width)) for identifier, lease in leases.items()]
+    def was_cleared(self, rows: EncoderCache) -> bool:
+        """Whether vLLM's encoder cache was cleared since the last call."""
+        if MARK in rows:
+            return False
+        rows[MARK] = torch.empty(0)
+        was_marked, self._is_marked = self._is_marked, True
+        return was_marked
 
     def reserve(self, key: bytes, num_rows: int, row_width: int, rows: EncoderCache) -> Reservation | None:
         """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""

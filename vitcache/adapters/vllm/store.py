@@ -83,11 +83,12 @@ class Store:
         """
         self._orders = orders
         self._report = StepReport(orders.step, orders.epoch)
+        was_cleared = self._on_device.was_cleared(rows)
         if orders.epoch != self._epoch:
             self._epoch = orders.epoch
             self._on_device.release_all(rows)
             self.cache.clear()
-        else:
+        elif was_cleared:
             self._recover(rows)
         for identifier in orders.releases:
             self._on_device.release(identifier)
@@ -145,14 +146,13 @@ class Store:
         return key_from_id(encode(key.identifier), namespace=self._namespace_of(key.salt))
 
     def _recover(self, rows: EncoderCache) -> None:
-        """If vLLM's encoder cache was cleared by the worker alone, drop all rows, and report it."""
-        cleared = self._on_device.find_cleared(rows, self._orders.releases)
-        if not cleared:
-            return
+        """Drop all rows, as vLLM's encoder cache was cleared by the worker alone, and report it."""
+        used = self._on_device.shown.keys() - self._orders.releases
+        leases = {identifier: self._on_device.shown[identifier].lease for identifier in used}
         self._on_device.release_all(rows)
         self.cache.clear()
-        for identifier, shape in cleared:
-            self._on_device.show_zeros(identifier, shape, rows)
+        for identifier, lease in leases.items():
+            self._on_device.show_zeros(identifier, (lease.num_rows, lease.row_width), rows)
         self._report.is_cleared = True
 
     def _demote(self, key: ItemKey) -> None:
