@@ -307,6 +307,26 @@ def test_narrow_rows_are_packed_and_loaded_again() -> None:
     assert torch.equal(scene.rows["a"], narrow)
 
 
+@pytest.mark.parametrize("inference", [(True, False), (False, True)])
+def test_rows_that_were_made_in_inference_mode_are_moved_outside_of_it_and_reverse(
+    inference: tuple[bool, bool],
+) -> None:
+    first, second = inference
+    with torch.inference_mode(first):
+        scene = Scene(device_pages=4)
+        scene.save("a", "b", "c", "d", to_host=True)
+        scene.run(loads=load("lost"), releases=["b"], demotions={key("b"): None})
+    with torch.inference_mode(second):
+        scene.rows.pop("b"), scene.rows.pop("d")
+        scene.run(releases=["d"], demotions={key("d"): None})
+        assert scene.save("e", num_rows=8).counts["compactions"] == 1
+        for name, num_rows in (("a", 4), ("c", 4), ("e", 8)):
+            scene.expect_rows(name, num_rows)
+        scene.rows.pop("e")
+        scene.run(releases=["e"], demotions={key("e"): None}, loads=load("b"))
+        scene.expect_rows("b")
+
+
 def test_rows_without_an_order_are_left_alone() -> None:
     scene = Scene()
     scene.worker.begin(scene.orders())
