@@ -95,7 +95,7 @@ def test_encode_time_is_counted_once_with_the_rows_of_the_step(clock: Clock) -> 
     assert clock.num_events == 2
 
 
-def test_encoder_that_saves_nothing_is_not_timed_and_does_not_last_until_the_next_step(clock: Clock) -> None:
+def test_encoder_that_saves_nothing_is_not_timed_in_the_next_step(clock: Clock) -> None:
     counts = Counts()
     times = StepTimes(torch.device("cuda", 0), counts)
     times.start_encoder()

@@ -205,7 +205,7 @@ def test_encoder_cache_that_was_cleared_alone_is_noticed_and_gives_zeros() -> No
     assert scene.identifiers == []
 
 
-def test_cleared_encoder_cache_gets_zeros_of_the_width_in_use_and_none_for_freed_rows() -> None:
+def test_cleared_encoder_cache_gets_zeros_of_the_same_shape_but_not_if_freed() -> None:
     scene = Scene()
     scene.save("freed", "used")
     scene.worker.begin(scene.orders(saves={"narrow": SaveOrder(key("narrow"), 8, 1, False)}))

@@ -166,12 +166,13 @@ class Store:
     def _load_all(self, loads: dict[str, LoadOrder], rows: EncoderCache) -> None:
         self._times.start_loads()
         for identifier, order in loads.items():
-            lease = self._load(order, rows)
+            digest = self._digest(order.key)
+            lease = self._load(digest, order.num_rows, rows)
             if lease is None:
                 self._on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width), rows)
                 self._report.lost.add(identifier)
                 continue
-            self._on_device.show(identifier, self._digest(order.key), lease, rows)
+            self._on_device.show(identifier, digest, lease, rows)
             self._unawaited.append(identifier)
             self._counts.add("load_bytes", lease.num_rows * lease.row_width * lease.dtype.itemsize)
         self._times.end_loads(self._on_load_stream())
@@ -179,9 +180,9 @@ class Store:
         if not (self._waits_after_encoder and self._orders.runs_encoder):
             self._wait_for_loads()
 
-    def _load(self, order: LoadOrder, rows: EncoderCache) -> Lease | None:
+    def _load(self, digest: bytes, num_rows: int, rows: EncoderCache) -> Lease | None:
         """Copy a host entry to device pages. Return a lease on them, or None if the entry is lost."""
-        source = self.cache.get(self._digest(order.key), num_rows=order.num_rows)
+        source = self.cache.get(digest, num_rows=num_rows)
         if source is None or source.tier == "device":
             return source
         with source:
