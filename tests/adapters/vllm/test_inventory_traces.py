@@ -15,7 +15,7 @@ from vitcache.adapters.vllm.inventory import Inventory
 @pytest.mark.parametrize("lag", range(4))
 @pytest.mark.parametrize(("device_pages", "host_pages"), [(8, 0), (8, 6), (20, 7), (12, 100)])
 @pytest.mark.parametrize("is_v2", [False, True])
-def test_random_traffic_keeps_books_and_workers_together(
+def test_random_traffic_keeps_inventory_and_workers_together(
     lag: int, device_pages: int, host_pages: int, is_v2: bool
 ) -> None:
     inventory = Inventory(make_settings(device_pages, host_pages))
@@ -38,3 +38,14 @@ def test_random_traffic_with_saves_that_a_rank_refuses_loads_no_missing_rows(lag
     run_traffic(engine, 2000)
     assert inventory.counts.take()["refusals"] > 20
     assert engine.workers[0].num_loads > 20
+
+
+@pytest.mark.parametrize("lag", range(4))
+def test_random_traffic_with_requests_that_their_own_pass_preempts_misses_no_rows(lag: int) -> None:
+    inventory = Inventory(make_settings(12, 20), shares_saves=False)
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, lag=lag, is_priority=True)
+    run_traffic(engine, 2000)
+    counts = inventory.counts.take()
+    assert counts["encodes"] == engine.num_encodes
+    assert "refusals" not in counts
+    assert engine.workers[0].num_loads > 10

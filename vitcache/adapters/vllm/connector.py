@@ -78,17 +78,20 @@ class VitCacheConnector(ECConnectorBase):
 
     def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None:
         super().__init__(vllm_config, role)
-        self._gate = EmbeddingGate(accepts_embeds(vllm_config))
         self._inventory: Inventory | None = None
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
-        if is_disabled():
+        if is_disabled():  # wrong options are no error then
+            options = vllm_config.ec_transfer_config.ec_connector_extra_config
+            self._gate = EmbeddingGate(options.get("accept_embeds") is True)
             logger.warning("VITCACHE_DISABLE is set: VitCacheConnector keeps no rows")
             return
         check_version()
+        self._gate = EmbeddingGate(accepts_embeds(vllm_config))
         self._settings = Settings.from_config(vllm_config)
         if role == ECConnectorRole.SCHEDULER:
-            self._inventory = Inventory(self._settings)
+            policy = getattr(getattr(vllm_config, "scheduler_config", None), "policy", None)
+            self._inventory = Inventory(self._settings, shares_saves=policy != "priority")
             enter_inventory(vllm_config, self._inventory)
 
     # Worker
