@@ -82,3 +82,41 @@ def test_request_with_an_item_above_the_device_tier_fails_once() -> None:
     assert scene.inventory.take_failed() == set()
     assert scene.run("a")[0] == "encode"
     assert key("large") not in scene.close().drops
+
+
+def test_reset_keeps_the_requests_of_steps_in_flight() -> None:
+    scene = Pass(device_pages=1)
+    scene.run("a")
+    scene.run("b")
+    loader, _ = scene.ask("a")
+    report = done(scene.close())
+    report.lost.add("a")
+    scene.manager.reset()
+    other, how = scene.ask("a")
+    assert how == "encode"
+    orders = scene.close()
+    scene.inventory.report(report)
+    assert scene.inventory.take_failed() == {loader.request_id}
+    scene.inventory.report(done(orders))
+    scene.manager.free(other)
+    assert scene.run("b")[0] == "encode"
+    assert scene.run("a")[0] == "load"
+
+
+def test_worker_that_was_cleared_before_a_reset_fails_its_readers_and_resets_nothing() -> None:
+    scene = Pass()
+    scene.run("a")
+    reader, how = scene.ask("a")
+    assert how == "cached"
+    report = done(scene.close())
+    report.is_cleared = True
+    scene.manager.reset()
+    other, how = scene.ask("a")
+    assert how == "encode"
+    orders = scene.close()
+    scene.inventory.report(report)
+    assert scene.inventory.take_failed() == {reader.request_id}
+    scene.inventory.report(done(orders))
+    scene.manager.free(other)
+    assert scene.run("a")[0] == "cached"
+    assert scene.close().epoch == 1

@@ -84,6 +84,7 @@ class Inventory:
         self._epoch = -1
         self._step = 0
         self._failed: set[str] = set()
+        self._in_flight = StepsInFlight()
         self._seen: dict[str, set[int]] = {}  # request -> its items that were counted
         self.reset()
 
@@ -97,7 +98,8 @@ class Inventory:
         self._asked: tuple[ItemKey, int] | None = None  # the item of `has`, and its rows
         self._promised: set[ItemKey] = set()  # `has` was true in this pass
         self._savers: dict[str, list[str]] = {}  # request -> identifiers that it is to encode in this pass
-        self._in_flight = StepsInFlight()
+        # Their numbers are unique, so the steps before and after a reset cannot be mixed up.
+        self._in_flight.reset(self._step)
         self._num_waiting = 0  # entries that were evicted before the report of their save
 
     # One pass of the scheduler
@@ -221,26 +223,25 @@ class Inventory:
         self.counts.add_all(report.counts)
         self._encode_ms += report.counts.get("encode_ms", 0.0)
         self._encoded_rows += report.encoded_rows
-        if report.epoch != self._epoch:
-            return  # of a step before a reset
+        is_old = report.epoch != self._epoch  # of a step before a reset: only its requests matter
         for step, key in self._in_flight.take_saves(report.step):
             self._end_save(key, step, step == report.step and key in report.saved)
         for key in report.missing:
             entry = self._entries.get(key)
-            if entry is not None and not entry.on_device and entry.saved_in is None:
+            if entry is not None and not is_old and not entry.on_device and entry.saved_in is None:
                 logger.error(
                     "a worker lacks %d rows that it was to demote: they are encoded again", entry.num_rows
                 )
                 self._drop(key, entry)
         for identifier, requests in self._in_flight.take_loads(report.step):
             if identifier in report.lost:
-                self._fail(identifier, requests)
+                self._fail(identifier, requests if is_old else requests | self._forget(identifier))
         if report.is_cleared:
             logger.warning(
                 "a worker's encoder cache was cleared without reset_encoder_cache: its requests fail"
             )
             self._failed |= self._in_flight.readers_since(report.step)
-            if self.owner is not None:
+            if self.owner is not None and not is_old:
                 self.owner.reset()
 
     def take_failed(self) -> set[str]:
@@ -363,19 +364,22 @@ class Inventory:
         entry.saved_in = None
         self._num_waiting -= not entry.on_device
 
-    def _fail(self, identifier: str, requests: set[str]) -> None:
-        """Fail the requests that were given zeros for an item that a worker has lost."""
-        self.counts.add("losses")
+    def _forget(self, identifier: str) -> set[str]:
+        """Drop the rows of an identifier that a worker has lost. Return the requests that use them."""
         key = self._resident.get(identifier)
         entry = None if key is None else self._entries.get(key)
         if key is not None and entry is not None:
             self._drop(key, entry)
-        users = self.owner.forget(identifier) if self.owner else set()
-        self._failed |= requests | users
+        return self.owner.forget(identifier) if self.owner else set()
+
+    def _fail(self, identifier: str, requests: set[str]) -> None:
+        """Fail the requests that were given zeros for an item that a worker has lost."""
+        self.counts.add("losses")
+        self._failed |= requests
         logger.error(
             "a worker lost the rows of %r: the requests %s fail, the next one encodes the item again",
             identifier,
-            sorted(requests | users),
+            sorted(requests),
         )
 
     def _count_hit(self, tier: str, feature: Any, num_rows: int) -> None:
