@@ -125,7 +125,11 @@ class VitCacheConnector(ECConnectorBase):
         if self._store is None or self._step_orders() is None:
             return None
         report = self._store.end()
-        return None if report is None else ReportMetadata(report)
+        if report is None:
+            return None
+        if self._vllm_config.parallel_config.rank > 0:
+            report.counts, report.encoded_rows = {}, 0  # each rank has the same entries: the first one counts
+        return ReportMetadata(report)
 
     def _step_orders(self) -> StepOrders | None:
         metadata = self._connector_metadata  # None while vLLM profiles
