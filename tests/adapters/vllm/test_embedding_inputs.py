@@ -44,6 +44,10 @@ def test_has_embedding_input_is_false_for_media(items: tuple[tuple[str, ...] | N
         ("image_grid_thw",),
         ("video_grid_thw", "timestamps"),
         ("audio_feature_lengths",),
+        ("audio_feature_lengths", "feature_attention_mask"),
+        ("video_grid_thw", "second_per_grid_ts", "use_audio_in_video"),
+        ("image_sizes", "tgt_sizes"),
+        ("image_grid_thw", "patch_positions"),
     ],
 )
 def test_has_embedding_input_finds_embeddings_and_metadata_alone(item: tuple[str, ...]) -> None:

@@ -49,3 +49,22 @@ def test_random_traffic_with_requests_that_their_own_pass_preempts_misses_no_row
     assert counts["encodes"] == engine.num_encodes
     assert "refusals" not in counts
     assert engine.workers[0].num_loads > 10
+
+
+@pytest.mark.parametrize("lag", range(3))
+def test_nothing_is_kept_about_requests_that_ended(lag: int) -> None:
+    inventory = Inventory(make_settings(8, 30))
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, lag=lag)
+    run_traffic(engine, 300)
+    for request in list(engine.running):
+        engine.finish(request)
+    for _ in range(lag + 1):
+        engine.step()
+    kept = (inventory._seen, inventory._savers, inventory._promised, inventory._failed)
+    assert not any(kept)
+    assert not inventory._in_flight._saves
+    assert not inventory._in_flight._loads
+    assert inventory._num_waiting == 0
+    assert set(inventory._resident) == set(engine.manager.pages)
+    pages = {key: entry.num_pages for key, entry in inventory._entries.items() if entry.on_host}
+    assert inventory._host.num_used == sum(pages.values()) <= 30

@@ -25,6 +25,12 @@ METADATA = frozenset(
         "timestamps",
         "audio_num_tokens",
         "audio_feature_lengths",
+        # Not required from clients, and accepted with the names above.
+        "feature_attention_mask",
+        "patch_positions",
+        "tgt_sizes",
+        "use_audio_in_video",
+        "video_tgt_sizes",
     }
 )
 
