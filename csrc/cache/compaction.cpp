@@ -25,6 +25,10 @@ PendingPtr Ledger::begin_compaction() {
   index_->visit_all([&](const EntryPtr& entry) {
     if (entry->tier == device_.get()) entries.push_back(entry);
   });
+  // So that the entries that a failed compaction drops leave in an order that does not depend on their keys.
+  std::sort(entries.begin(), entries.end(), [](const EntryPtr& a, const EntryPtr& b) {
+    return a->page_numbers().front() < b->page_numbers().front();
+  });
   const auto num_pages = static_cast<std::size_t>(device_->layout().num_pages);
   std::vector<bool> is_used(num_pages);
   for (const EntryPtr& entry : entries)

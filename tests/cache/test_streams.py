@@ -14,10 +14,11 @@ from failure import Failure, fail
 from stream_model import StreamModel
 
 from vitcache._native import Ledger, Pending, ReleaseBatch, use_leases
+from vitcache.cache.coordinator import CacheCoordinator
 from vitcache.cache.host_copies import HostCopies
 from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages import reservation as reservations
-from vitcache.pages.lease import Lease
+from vitcache.pages.lease import Lease, release_all
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
 from vitcache.testing import inspect
@@ -62,14 +63,20 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                 read(model, rng.choice(leases))
             elif action < 0.85:
                 lease = rng.choice(leases) if leases else None
-                reservation = cache.reserve(rng.choice(KEYS), 1) if lease is None else cache.promote(lease)
-                if reservation is not None:
-                    reservation.write(
-                        torch.zeros(reservation.num_rows, 2) if lease is None else lease.to_tensor()
+                contiguous = rng.random() < 0.3
+                if lease is None or rng.random() < 0.2:
+                    shape = (1, 2) if lease is None else (lease.num_rows, lease.row_width)
+                    reservation = cache.reserve(
+                        rng.choice(KEYS), shape[0], row_width=shape[1], contiguous=contiguous
                     )
+                else:
+                    reservation = cache.promote(lease, contiguous=contiguous)
+                if reservation is not None:
+                    if lease is None:
+                        reservation.write(torch.zeros(reservation.num_rows, 2))
+                    else:
+                        reservation.write(lease if rng.random() < 0.5 else lease.to_tensor())
                     open_reservations.append(reservation)
-                if lease is not None:
-                    read(model, lease)
             elif open_reservations and action < 0.88:
                 end = rng.choice([Reservation.commit, Reservation.commit_lease, Reservation.cancel])
                 lease = end(open_reservations.pop())
@@ -77,7 +84,17 @@ def exercise(model: StreamModel, seed: int, *, steps: int = 300) -> None:
                     read(model, lease)
                     leases.append(lease)
             elif action < 0.89:
-                cache.discard(rng.choice(KEYS))
+                cache.discard(rng.choice(KEYS), tier=rng.choice([None, "host"]))
+            elif action < 0.91:
+                rng.choice([cache.demote, cache.copy_to_host])(rng.choice(KEYS))
+            elif action < 0.92:
+                release_all(leases)
+                while open_reservations:
+                    open_reservations.pop().cancel()
+                with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Failure):
+                    if rng.random() < 0.2:
+                        patch.setattr(PagePool, "move_pages", fail)
+                    assert cache.compact()
             elif leases:
                 leases.pop(rng.randrange(len(leases))).release()
             if rng.random() < 0.02:
@@ -120,6 +137,40 @@ def forget_which_stream_read(patch: pytest.MonkeyPatch) -> None:
 
 def read_without_use(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "use", lambda self: None)
+
+
+def copy_leased_rows_without_use(patch: pytest.MonkeyPatch) -> None:
+    write = Reservation.write
+
+    def write_without_use(reservation: Reservation, rows: Any) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            if isinstance(rows, Lease):
+                read_without_use(inner)
+            write(reservation, rows)
+
+    patch.setattr(Reservation, "write", write_without_use)
+
+
+def move_without_a_wait(patch: pytest.MonkeyPatch) -> None:
+    compact = CacheCoordinator.compact
+
+    def compact_without_fences(coordinator: CacheCoordinator) -> bool:
+        with pytest.MonkeyPatch.context() as inner:
+            forget_fences_of_pages(inner)
+            return compact(coordinator)
+
+    patch.setattr(CacheCoordinator, "compact", compact_without_fences)
+
+
+def forget_the_moves(patch: pytest.MonkeyPatch) -> None:
+    compact = CacheCoordinator.compact
+
+    def compact_without_a_fence(coordinator: CacheCoordinator) -> bool:
+        with pytest.MonkeyPatch.context() as inner:
+            change_fences(inner, lambda _, fence: Fence(fence.stream, None))
+            return compact(coordinator)
+
+    patch.setattr(CacheCoordinator, "compact", compact_without_a_fence)
 
 
 def change_fences(patch: pytest.MonkeyPatch, change: Callable[[Pending, Fence], Fence]) -> None:
@@ -243,6 +294,9 @@ PLANTS = [
     forget_some_readers,
     forget_which_stream_read,
     read_without_use,
+    copy_leased_rows_without_use,
+    move_without_a_wait,
+    forget_the_moves,
     forget_the_writer,
     forget_early_copies,
     fence_before_the_copy,
@@ -267,8 +321,10 @@ def test_planted_fault_is_reported_as_a_race(
 ) -> None:
     plant(monkeypatch)
     model = StreamModel()
-    for seed in range(10):
+    for seed in range(40):
         exercise(model, seed)
+        if model.races:
+            break
     assert model.races
 
 
@@ -349,6 +405,101 @@ def test_expect_copies_at_once_and_only_the_later_put_waits() -> None:
     assert cache.stats().demotions == 1
     assert model.inconsistent_calls == []
     assert model.races == []
+
+
+def test_later_writer_of_leased_host_pages_waits_for_the_copy_from_them() -> None:
+    model = StreamModel()
+    cache = model.make_cache(1, 1)
+    with model.on("a"):
+        cache.put(KEYS[0], torch.zeros(1, 2), tier="host")
+    with model.on("b"), cache.get(KEYS[0]) as lease, cache.promote(lease, contiguous=True) as reservation:
+        reservation.write(lease)
+        assert reservation.commit()
+    assert cache.discard(KEYS[0], tier="host")
+    with model.on("c"):
+        assert cache.put(KEYS[1], torch.zeros(1, 2), tier="host")  # writes the page that b reads
+    assert model.clocks["host"]["b"] > 0  # the host waited for the copy
+    assert model.races == []
+    assert model.inconsistent_calls == []
+
+
+def test_demote_waits_for_nothing_and_the_next_writer_of_the_pages_for_all_readers() -> None:
+    model = StreamModel()
+    cache = model.make_cache(1, 1)
+    with model.on("a"):
+        cache.put(KEYS[0], torch.zeros(1, 2))
+    with model.on("b"), cache.get(KEYS[0]) as lease:
+        read(model, lease)
+    with model.on("d"):
+        assert cache.demote(KEYS[0])
+        assert model.clocks["d"] == {}  # the copy runs on the copy stream
+    assert model.clocks["copy"]["a"] > 0
+    with model.on("c"), cache.reserve(KEYS[1], 1, contiguous=True) as reservation:
+        reservation.write(torch.zeros(1, 2))
+        assert model.clocks["c"]["b"] > 0
+        assert model.clocks["c"]["copy"] > 0
+        assert reservation.commit()
+    assert model.races == []
+    assert model.inconsistent_calls == []
+
+
+def test_moves_wait_for_all_users_of_the_pages_and_readers_for_the_moves() -> None:
+    model = StreamModel()
+    cache = model.make_cache(4, 4)
+    for stream, key in zip("abc", KEYS, strict=False):
+        with model.on(stream):
+            assert cache.put(key, torch.zeros(1, 2))
+    with model.on("d"), cache.get(KEYS[0]) as lease:
+        read(model, lease)
+    with model.on("d"), cache.get(KEYS[2]) as lease:
+        read(model, lease)
+    assert cache.copy_to_host(KEYS[1])
+    assert cache.discard(KEYS[0])
+    with model.on("main"):
+        assert cache.compact()
+        assert all(model.clocks["main"][stream] > 0 for stream in ("b", "c", "d", "copy"))
+    assert model.num_synchronizations == 1  # when the memory was allocated
+    with model.on("other"), cache.get(KEYS[2]) as lease:
+        read(model, lease)
+        assert model.clocks["other"]["main"] > 0
+    with model.on("other"):
+        assert cache.put(KEYS[3], torch.zeros(2, 2))  # in the pages that the moves have read
+    assert model.races == []
+    assert model.inconsistent_calls == []
+
+
+def test_compact_of_entries_of_one_stream_waits_for_nothing() -> None:
+    model = StreamModel()
+    cache = model.make_cache(3)
+    for key in KEYS[:3]:
+        assert cache.put(key, torch.zeros(1, 2))
+    assert cache.discard(KEYS[0])
+    assert cache.compact()
+    assert model.num_waits == 0
+    assert model.races == []
+
+
+def test_moves_that_fail_after_queueing_leave_a_fence_behind_their_work() -> None:
+    model = StreamModel()
+    cache = model.make_cache(3)
+    for key in KEYS[:3]:
+        assert cache.put(key, torch.zeros(1, 2))
+    assert cache.discard(KEYS[0])
+    pool = type(inspect(cache).entry(KEYS[1]).memory)
+    move_pages = pool.move_pages
+
+    def fail_late(*arguments: object) -> None:
+        move_pages(*arguments)  # type: ignore[arg-type]
+        raise Failure
+
+    with pytest.MonkeyPatch.context() as patch, model.on("a"):
+        patch.setattr(pool, "move_pages", fail_late)
+        with pytest.raises(Failure):
+            cache.compact()
+    with model.on("b"):
+        assert cache.put(KEYS[4], torch.zeros(3, 2))
+    assert model.races == []
+    assert model.inconsistent_calls == []
 
 
 def test_commit_without_a_write_still_waits_for_the_copies() -> None:

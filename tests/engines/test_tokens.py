@@ -101,4 +101,4 @@ def test_disabled_vitcache_is_the_stock_engine(result: Result) -> None:
     stock, found = result("qwen3-whole-stock"), result("qwen3-disabled")
     assert tokens(found) == tokens(stock)
     assert encodes(found) == encodes(stock)
-    assert found["counters"] == {}
+    assert set(found["counters"].values()) == {0}

@@ -194,6 +194,74 @@ def test_demotion_waits_for_the_slow_put_of_the_victim(gpu):
     assert (found == 1).all()
 
 
+def test_demote_and_write_of_a_lease_behind_a_slow_stream_do_not_block_the_host(gpu):
+    rows, width = gpu.size((880, 16384), (70, 24))
+    cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)
+    sources = [make_rows(gpu, rows, width, number) for number in range(2)]
+    gpu.synchronize()
+    with gpu.no_host_sync(), gpu.stream() as side:
+        spare = [torch.empty_like(source) for source in sources]
+        del spare  # torch's allocator keeps the memory for the copies below
+        gpu.slow(300)
+        for key, source in zip(KEYS, sources, strict=False):
+            assert cache.put(key, source)
+        assert cache.demote(KEYS[0])
+        assert cache.copy_to_host(KEYS[1])
+        with cache.get(KEYS[0]) as lease, cache.promote(lease, contiguous=True) as reservation:
+            assert lease.tier == "host"
+            reservation.write(lease)
+            assert reservation.commit()
+        copies = []
+        for key in KEYS[:2]:
+            with cache.get(key) as lease:
+                assert lease.tier == "device"
+                [view] = lease.segments()
+                lease.use()
+                copies.append(view.clone())
+        assert gpu.is_behind(side)
+    gpu.synchronize()
+    for number, copy in enumerate(copies):
+        assert (copy == number).all()
+
+
+def test_lease_is_written_on_the_default_stream(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=1)
+    assert cache.put(KEYS[0], make_rows(gpu, rows, width, 3), tier="host")
+    for key in KEYS[:2]:
+        with cache.get(KEYS[0]) as lease, cache.reserve(key, rows, contiguous=True) as reservation:
+            reservation.write(lease)  # from the host tier, then from the device tier
+            assert reservation.commit()
+    with cache.get(KEYS[1]) as lease:
+        assert (lease.to_tensor() == 3).all()
+
+
+def test_compact_waits_for_slow_readers_and_allocates_no_memory(gpu):
+    rows, width = gpu.size((880, 4096), (70, 24))
+    cache = make_entry_cache(gpu, rows, width, entries=4)
+    for number in range(4):
+        assert cache.put(KEYS[number], make_rows(gpu, rows, width, number))
+    assert cache.put(KEYS[0], make_rows(gpu, PAGE_ROWS, width, 0))  # frees most of its pages
+    gpu.synchronize()
+    with gpu.stream() as side:
+        with cache.get(KEYS[1]) as lease:
+            lease.use()
+            gpu.slow(100)
+            found = torch.cat(lease.segments())
+        assert gpu.is_behind(side)
+    before = device_memory(gpu, "allocation.all.allocated")
+    with gpu.no_host_sync():
+        assert cache.compact()
+    assert device_memory(gpu, "allocation.all.allocated") == before
+    for number in (1, 2, 3):
+        with cache.get(KEYS[number]) as lease:
+            assert len(lease.segments()) == 1
+            assert (lease.to_tensor() == number).all()
+    gpu.synchronize()
+    assert (found == 1).all()
+    cache.check_integrity()
+
+
 def test_expect_beside_a_busy_stream_copies_on_the_copy_stream(gpu):
     rows, width = gpu.size((880, 16384), (70, 24))
     cache = make_entry_cache(gpu, rows, width, entries=2, host_entries=2)

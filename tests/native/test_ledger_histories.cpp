@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <random>
@@ -68,12 +69,15 @@ struct Write {
 struct Seen {
   int reads = 0, inserted = 0, rejected = 0, demotions = 0, early_copies = 0, reused_with_fences = 0;
   int narrow = 0, discarded = 0, recorded = 0, in_host = 0, in_both = 0;
+  int runs = 0, ordered_copies = 0, ordered_demotions = 0, moves = 0, failed_moves = 0;
 };
 
 class History {
  public:
-  History(const std::string& policy, bool has_host, std::uint64_t seed)
+  // `has_orders`: the history has the steps of a caller that chooses itself which entries leave a tier.
+  History(const std::string& policy, bool has_host, bool has_orders, std::uint64_t seed)
       : is_external_(policy == "external"),
+        has_orders_(has_orders),
         random_(seed),
         num_recorded_(seed % 2 == 0 ? kManyRecorded : kFewRecorded),
         device_(make_tier("device", kDevicePages, 2)),
@@ -88,6 +92,8 @@ class History {
       discard();
     else if (action < 3)
       take_evicted();
+    else if (has_orders_ && action < 6)
+      order();
     else if (action < 25)
       pin();
     else if (action < 29)
@@ -146,7 +152,7 @@ class History {
     if (random_() % 32 == 0) width = 1 + static_cast<std::int64_t>(random_() % 2);
     EntryPtr entry = ledger_.pin(key_of(number), num_rows, width);
     ++num_look_ups_;
-    CHECK(entry == nullptr || (entry->key == key_of(number) && num_rows != 99));
+    CHECK(entry == nullptr || (entry->key == key_of(number) && num_rows != 99 && !entry->is_moving));
     CHECK(entry == nullptr || width == -1 || entry->row_width() == width);
     if (entry == nullptr) return;
     num_hit_bytes_ += entry->num_rows * entry->row_width() * 4;
@@ -156,10 +162,110 @@ class History {
 
   void discard() {
     const Key key = key_of(random_() % kNumKeys);
+    if (has_orders_ && random_() % 4 == 0) return discard_from_host(key);
     const bool was_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
     CHECK(ledger_.discard(key) == was_here);
     CHECK(!ledger_.contains(key) && !LedgerInspection::is_being_demoted(ledger_, key));
     seen_.discarded += was_here;
+  }
+
+  void order() {
+    const std::uint64_t choice = random_() % 8;
+    if (choice < 3)
+      demote();
+    else if (choice < 7)
+      copy_to_host();
+    else
+      begin_compaction();
+  }
+
+  void discard_from_host(const Key& key) {
+    const bool was_in_device = is_in_device(key), had_copy = ledger_.has_host_copy(key);
+    const bool was_here = ledger_.contains(key) || LedgerInspection::is_being_demoted(ledger_, key);
+    CHECK(ledger_.discard_from_host(key) == (was_in_device ? had_copy : was_here));
+    CHECK(is_in_device(key) == was_in_device && ledger_.contains(key) == was_in_device);
+    CHECK(!ledger_.has_host_copy(key) && !LedgerInspection::is_being_demoted(ledger_, key));
+  }
+
+  void copy_to_host() {
+    const Key key = key_of(random_() % kNumKeys);
+    const std::int64_t num_evictions = ledger_.counts().evictions;
+    PendingPtr pending = ledger_.begin_copy_to_host(key);
+    CHECK_EQUAL(ledger_.counts().evictions, num_evictions);
+    if (pending == nullptr) return;
+    CHECK(is_in_device(key) && !ledger_.has_host_copy(key) && pending->demotions.size() == 1);
+    ++seen_.ordered_copies;
+    add_write({std::move(pending), std::nullopt, {}});
+  }
+
+  // Demotes an entry to its host copy, if it has one.
+  void demote() {
+    Key key = key_of(random_() % kNumKeys);
+    for (int i = 0; i < 4 && !ledger_.has_host_copy(key); ++i) key = key_of(random_() % kNumKeys);
+    const std::int64_t num_evictions = ledger_.counts().evictions;
+    const bool is_possible =
+        is_in_device(key) && ledger_.has_host_copy(key) && (*ledger_.index().find(key))->leases == 0;
+    CHECK(ledger_.demote_to_copy(key) == is_possible);
+    CHECK_EQUAL(ledger_.counts().evictions, num_evictions);
+    CHECK(!is_possible || (ledger_.contains(key) && !is_in_device(key) && !ledger_.has_host_copy(key)));
+    seen_.ordered_demotions += is_possible;
+  }
+
+  // Releases the leases first, in most cases: with a leased device page, no compaction begins.
+  void begin_compaction() {
+    if (random_() % 8 != 0) {
+      while (!writes_.empty()) finish();
+      while (!leases_.empty()) release();
+      finish_releases();
+      take_releases();
+      finish_releases();
+    }
+    const bool has_early = std::any_of(writes_.begin(), writes_.end(),
+                                       [](const Write& write) { return write.pending->is_early; });
+    const bool is_possible = !has_early && device_->leased_pages == 0 && device_->pending_pages == 0;
+    PendingPtr pending = ledger_.begin_compaction();
+    CHECK((pending != nullptr) == is_possible);
+    if (pending == nullptr) return;
+    const Clock covered = clocks_.covered_by(pending->fences);
+    check_unused(*device_, pending->pages);
+    device_pages_.hand_out(pending->pages, covered);
+    for (const vitcache::Move& move : pending->moves)
+      device_pages_.hand_out(move.entry->page_numbers(), covered);  // other moves overwrite these pages
+    writes_.push_back({std::move(pending), std::nullopt, {}});
+  }
+
+  // Moves the rows on a stream, perhaps not all of them, and perhaps without a fence behind the moves.
+  void finish_compaction(const vitcache::PendingPtr& pending) {
+    const bool failed = random_() % 4 == 0;
+    const std::int64_t stream = any_stream();
+    std::optional<Fence> fence;
+    if (!failed || random_() % 2 == 0) {
+      clocks_.wait(stream, pending->fences);
+      const Work work = clocks_.work(stream);
+      for (const vitcache::PageMove& move : pending->page_moves()) {
+        for (std::int64_t page = 0; page < move.count; ++page)
+          device_pages_.add_work({move.page + page, move.source_page + page}, work);
+      }
+      fence = clocks_.record(stream);
+    }
+    device_pages_.release(pending->pages);
+    for (const vitcache::Move& move : pending->moves) device_pages_.release(move.entry->page_numbers());
+    const auto pages_of_move = [](const vitcache::Move& move) { return *move.rows.source.pages; };
+    std::vector<Pages> moved;
+    std::transform(pending->moves.begin(), pending->moves.end(), std::back_inserter(moved), pages_of_move);
+    CHECK(!ledger_.finish(pending, fence, failed));
+    CHECK(!ledger_.finish(pending, fence, failed));
+    for (std::size_t i = 0; i < moved.size(); ++i) {
+      const EntryPtr& entry = pending->moves[i].entry;
+      CHECK(!entry->is_moving && entry->leases == 0);
+      CHECK(failed ? !is_current(entry) : entry->page_numbers() == moved[i] && entry->written == *fence);
+    }
+    (failed ? seen_.failed_moves : seen_.moves) += !moved.empty();
+  }
+
+  bool is_in_device(const Key& key) {
+    const EntryPtr* const found = ledger_.index().find(key);
+    return found != nullptr && (*found)->tier == device_.get();
   }
 
   // Keys that left since the last step; those that are back are forgotten.
@@ -247,8 +353,10 @@ class History {
     const std::int64_t width = random_() % 4 == 0 ? 1 : kWidth;
     const std::uint64_t choice = host_ == nullptr ? 9 : random_() % 10;
     const WriteTo target = choice == 0 ? WriteTo::kHost : choice < 3 ? WriteTo::kBoth : WriteTo::kDevice;
-    PendingPtr pending =
-        ledger_.begin_write(key_of(random_() % kNumKeys), num_rows, width, cost, epoch, target);
+    const Key key = key_of(random_() % kNumKeys);
+    if (has_orders_ && target == WriteTo::kDevice && random_() % 4 == 0)
+      return begin_run(key, num_rows, width, epoch);
+    PendingPtr pending = ledger_.begin_write(key, num_rows, width, cost, epoch, target);
     if (pending == nullptr) return;
     CHECK_EQUAL(epoch, ledger_.epoch());
     CHECK((pending->tier == host_) == (target == WriteTo::kHost));
@@ -257,14 +365,38 @@ class History {
     add_write({std::move(pending), std::nullopt, {}});
   }
 
+  // Begins a write into one run of free pages, which evicts nothing.
+  void begin_run(const Key& key, std::int64_t num_rows, std::int64_t width, std::int64_t epoch) {
+    const std::int64_t num_evictions = ledger_.counts().evictions, size = ledger_.size();
+    PendingPtr pending = ledger_.begin_contiguous_write(key, num_rows, width, 1.0, epoch);
+    CHECK(ledger_.counts().evictions == num_evictions && ledger_.size() == size);
+    if (pending == nullptr) return;
+    CHECK_EQUAL(epoch, ledger_.epoch());
+    check_run(*pending);
+    add_write({std::move(pending), std::nullopt, {}});
+  }
+
+  void check_run(const vitcache::Pending& pending) {
+    const auto count = static_cast<std::int64_t>(pending.pages.size());
+    CHECK_EQUAL(count, device_->pages_for(pending.num_rows, pending.row_width));
+    CHECK(pending.leftover_pages.empty() && pending.demotions.empty());
+    CHECK(std::is_sorted(pending.pages.begin(), pending.pages.end()));
+    CHECK_EQUAL(pending.pages.back() - pending.pages.front(), count - 1);
+    ++seen_.runs;
+  }
+
   // Promotes a leased entry, which may have left the host tier.
   void begin_promotion() {
     if (leases_.empty()) return;
     const EntryPtr source = leases_[pick(leases_)].entry;
     Lease lease = lease_again(source);
-    PendingPtr pending = ledger_.begin_promotion(source);
+    const bool is_contiguous = has_orders_ && random_() % 3 == 0;
+    const std::int64_t num_evictions = ledger_.counts().evictions;
+    PendingPtr pending = ledger_.begin_promotion(source, is_contiguous);
+    CHECK(!is_contiguous || ledger_.counts().evictions == num_evictions);
     if (pending == nullptr) return release(std::move(lease));
     CHECK(source->tier == host_.get());
+    if (is_contiguous) check_run(*pending);
     add_write({std::move(pending), std::move(lease), {}});
   }
 
@@ -317,6 +449,7 @@ class History {
     if (writes_.empty()) return;
     Write write = take(writes_);
     vitcache::Pending& pending = *write.pending;
+    if (pending.is_compaction) return finish_compaction(write.pending);
     const bool is_copied = pending.demotions.empty() || pending.copied;
     std::optional<Fence> fence = pending.copied;
     bool failed = !is_copied || random_() % 8 == 0;
@@ -468,6 +601,7 @@ class History {
   }
 
   bool is_external_;
+  bool has_orders_;
   std::mt19937_64 random_;
   std::int64_t num_recorded_;
   std::shared_ptr<Tier> device_;
@@ -495,7 +629,8 @@ int main() {
   for (const char* policy : {"lru", "s3fifo", "cost", "external"}) {
     for (const bool has_host : {false, true}) {
       for (int run = 0; run < 4; ++run) {
-        History history(policy, has_host, ++seed);
+        const bool has_orders = run >= 2;
+        History history(policy, has_host, has_orders, ++seed);
         for (int step = 0; step < 10'000; ++step) history.step();
         const Seen seen = history.end();
         CHECK(seen.reads > 500 && seen.inserted > 500 && seen.rejected > 150);
@@ -503,6 +638,8 @@ int main() {
         CHECK(!has_host || (seen.demotions > 25 && seen.early_copies > 25));
         CHECK(seen.narrow > 100 && seen.discarded > 25 && seen.recorded > 50);
         CHECK(!has_host || (seen.in_host > 25 && seen.in_both > 25));
+        CHECK(!has_orders || (seen.runs > 50 && seen.moves > 10 && seen.failed_moves > 1));
+        CHECK(!has_orders || !has_host || (seen.ordered_copies > 10 && seen.ordered_demotions > 10));
       }
     }
   }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +167,72 @@ def test_queue_copies_gives_the_cpu_result_with_one_copy_per_joint_run(
         ring.copy_to(torch.empty(1), torch.zeros(1)).synchronize()  # on the same stream
         assert stand_in.count().copies == copies + 1
     assert torch.equal(pool.rows.nan_to_num(), expected.rows.nan_to_num())
+
+
+@pytest.mark.parametrize("to_host", [True, False])
+@pytest.mark.parametrize("on_default_stream", [True, False])
+def test_copies_between_tiers_are_one_batch_except_on_a_default_stream(
+    to_host: bool, on_default_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_pool, host_pool = make_pool(), make_pool(tier="host")
+    source, pool = (device_pool, host_pool) if to_host else (host_pool, device_pool)
+    source.rows.copy_(torch.randn(32, 3))
+    batches: list[int] = []
+    with PinnedRing(1 << 16, backend="host") as ring:
+        handle = 0 if on_default_stream else copy_stream(ring).handle
+        current = SimpleNamespace(cuda_stream=handle, device=SimpleNamespace(index=0))
+        queue_copies = PagePool.queue_copies
+
+        def queue(pool: PagePool, runs: Any, *arguments: Any) -> None:
+            batches.append(len(runs))
+            queue_copies(pool, runs, *arguments)
+
+        with monkeypatch.context() as patch:  # the pools of a GPU
+            patch.setattr(host_pool, "_runtime", open_runtime())
+            patch.setattr(torch.cuda, "current_stream", lambda _: current)
+            patch.setattr(PagePool, "queue_copies", queue)
+            pool.copy_pages((2, 3, 0), source, (5, 6, 7))
+        ring.copy_to(torch.empty(1), torch.zeros(1)).synchronize()  # on the same stream
+    assert batches == ([] if on_default_stream else [2])
+    for page, source_page in ((2, 5), (3, 6), (0, 7)):
+        assert torch.equal(
+            pool.rows[page * 4 : page * 4 + 4], source.rows[source_page * 4 : source_page * 4 + 4]
+        )
+    assert pool.rows.isfinite().all(dim=1).sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("moves", "num_copies"),
+    [
+        ([], 0),
+        ([(0, 4, 4)], 1),
+        ([(0, 1, 7)], 7),  # each part is as long as the shift
+        ([(0, 2, 5)], 3),
+        ([(1, 2, 1), (2, 5, 3)], 2),
+    ],
+)
+def test_move_pages_gives_the_result_of_a_copy_through_other_memory(
+    moves: list[tuple[int, int, int]], num_copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool()
+    pool.rows.copy_(torch.randn(32, 3))
+    expected = pool.rows.clone()
+    for page, source_page, count in moves:
+        expected[page * 4 : (page + count) * 4] = expected[
+            source_page * 4 : (source_page + count) * 4
+        ].clone()
+    copies: list[int] = []
+    copy_ = torch.Tensor.copy_
+
+    def count_copy(self: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        assert self.data_ptr() + self.nbytes <= source.data_ptr()  # no copy overlaps itself
+        copies.append(len(source))
+        return copy_(self, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", count_copy)
+    pool.move_pages(moves)
+    assert torch.equal(pool.rows, expected)
+    assert (len(copies), sum(copies)) == (num_copies, 4 * sum(count for _, _, count in moves))
 
 
 def test_random_allocate_and_free_never_returns_a_page_twice() -> None:

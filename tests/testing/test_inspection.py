@@ -45,6 +45,13 @@ def test_inspect_entry_includes_host_copies_and_refuses_absent_keys() -> None:
             inspect(cache).entry(KEYS[1], tier)
 
 
+def test_inspect_shows_the_pages_of_a_reservation_and_the_free_pages() -> None:
+    cache = make_cache(3)
+    reservation = cache.reserve(KEYS[0], 3)
+    assert inspect(cache).pages_of(reservation) == [0, 1]
+    assert inspect(cache).device_pool.free_pages == (2,)
+
+
 def test_inspect_reads_the_cache_at_each_access() -> None:
     model = StreamModel()
     cache = model.make_cache(2)

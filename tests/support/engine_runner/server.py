@@ -102,7 +102,7 @@ class Server:
         """vitcache's metrics by name, with all labels but those of the engine."""
         found: dict[str, float] = {}
         for line in self._get("/metrics").decode().splitlines():
-            if match := re.match(r"(\w*vitcache\w*)(\{[^}]*\})? (\S+)", line):
+            if match := re.match(r"(\w*:?vitcache\w*)(\{[^}]*\})? (\S+)", line):
                 own = re.sub(r'(engine|model_name)="[^"]*",?', "", match[2] or "").strip("{},")
                 found[f"{match[1]} {own}".strip()] = float(match[3])
         return found
@@ -165,6 +165,8 @@ class Server:
 def flags(case: Case) -> Iterator[str]:
     """The options of a case as flags of `vllm serve`."""
     for name, value in case.options().items():
+        if name == "disable_log_stats":
+            continue  # False is the default of a server
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"

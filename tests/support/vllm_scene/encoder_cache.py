@@ -47,6 +47,7 @@ class EncoderCacheModel:
     def can_allocate(self, request: Request, index: int, budget: int, num_rows_before: int) -> bool:
         self._inventory.ask(request, index)
         is_within_budget = request.get_num_encoder_embeds(index) <= budget
+        # `has` reserves the host pages of the entry until the step ends, so it is asked only if needed.
         if not is_within_budget and not self._inventory.has(request.mm_features[index].identifier):
             return False
         num_pages = self._inventory.pages_of(request, index)

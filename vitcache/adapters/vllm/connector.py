@@ -98,16 +98,23 @@ class VitCacheConnector(ECConnectorBase):
 
     def start_worker_services(self) -> None:
         """Allocate both tiers. vLLM calls it before it measures the free memory."""
-        from vllm.distributed.parallel_state import get_pp_group
         from vllm.platforms import current_platform
 
-        if self._settings is None or self._store is not None or not get_pp_group().is_first_rank:
-            return  # only the first pipeline stage runs the encoder
+        if self._settings is None or self._store is not None or not self._runs_encoder():
+            return
         device = torch.device(current_platform.device_type)
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         uses_v2 = bool(getattr(self._vllm_config, "use_v2_model_runner", True))
         self._store = Store(self._settings, device, waits_after_encoder=not uses_v2)
+
+    def _runs_encoder(self) -> bool:
+        """Whether this worker is of the first pipeline stage, which alone runs the encoder."""
+        from vllm.distributed.parallel_state import get_pp_group
+
+        parallel_config = getattr(self._vllm_config, "parallel_config", None)
+        num_stages = getattr(parallel_config, "pipeline_parallel_size", 1)
+        return num_stages == 1 or bool(get_pp_group().is_first_rank)
 
     def start_load_caches(self, encoder_cache: dict[str, Tensor], **kwargs: Any) -> None:
         """Execute the orders of this step, up to its loads."""
