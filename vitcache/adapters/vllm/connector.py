@@ -134,7 +134,7 @@ class VitCacheConnector(ECConnectorBase):
         report = self._store.end()
         if report is None:
             return None
-        if self._vllm_config.parallel_config.rank > 0:
+        if getattr(getattr(self._vllm_config, "parallel_config", None), "rank", 0):
             report.counts, report.encoded_rows = {}, 0  # each rank has the same entries: the first one counts
         return ReportMetadata(report)
 
