@@ -81,7 +81,7 @@ class VitCacheConnector(ECConnectorBase):
         self._inventory: Inventory | None = None
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
-        if is_disabled():  # wrong options are no error then
+        if is_disabled():  # also with wrong options
             options = vllm_config.ec_transfer_config.ec_connector_extra_config
             self._gate = EmbeddingGate(options.get("accept_embeds") is True)
             logger.warning("VITCACHE_DISABLE is set: VitCacheConnector keeps no rows")
