@@ -99,8 +99,8 @@ class StepReport:
     def merge(self, other: StepReport) -> StepReport:
         """Return the report of two ranks: an entry is saved if both have it, and lost if one lacks it.
 
-        The counters are those of the first rank: each rank holds the same entries. If the two reports are of
-        different steps, nothing counts as saved.
+        The counters are those of the first report: each rank holds the same entries, and only the first rank
+        reports counters. If the two reports are of different steps, nothing counts as saved.
         """
         is_same = (self.step, self.epoch) == (other.step, other.epoch)
         return StepReport(
