@@ -49,6 +49,16 @@ def test_vllm_version_is_a_tested_one() -> None:
     plugin.check_version()
 
 
+@pytest.mark.parametrize("is_disabled", [False, True])
+def test_register_of_an_untested_version_needs_a_disabled_connector(
+    is_disabled: bool, registry: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "vllm_version", lambda: "0.99.0")
+    monkeypatch.setenv("VITCACHE_DISABLE", "1" if is_disabled else "0")
+    plugin.register()
+    assert ("VitCacheConnector" in registry) == is_disabled
+
+
 def config(manager: str | None = MANAGERS[0], role: str = "ec_both", **options: object) -> SimpleNamespace:
     transfer = ECTransferConfig(
         ec_connector="VitCacheConnector",

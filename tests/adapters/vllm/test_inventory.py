@@ -301,3 +301,14 @@ def test_hits_are_counted_once_per_request_with_bytes_and_milliseconds_by_tier()
 
 def test_request_with_a_lone_surrogate_in_its_identifier_is_served() -> None:
     assert Pass().run("\ud800")[0] == "encode"
+
+
+def test_item_is_found_by_its_identifier_alone_with_the_salt_of_the_admitted_request() -> None:
+    scene = Pass(device_pages=1)
+    scene.run("a", salt="one")
+    scene.run("b", salt="one")
+    assert not scene.inventory.has("a")
+    assert scene.inventory.admit(make_request("r", [("a", 4)], "two"), 0)
+    assert not scene.inventory.has("a")
+    assert scene.inventory.admit(make_request("r", [("a", 4)], "one"), 0)
+    assert scene.inventory.has("a")

@@ -95,6 +95,7 @@ class Inventory:
         self._resident: dict[str, ItemKey] = {}  # entries that vLLM's encoder cache shows
         self._host = HostTier(self.settings.host_pages)
         self._orders = StepOrders(epoch=self._epoch)
+        self._salt = ""  # of the last request of `admit`
         self._asked: tuple[ItemKey, int] | None = None  # the item of `has`, and its rows
         self._promised: set[ItemKey] = set()  # `has` was true in this pass
         self._savers: dict[str, list[str]] = {}  # request -> identifiers that it is to encode in this pass
@@ -106,10 +107,10 @@ class Inventory:
 
     def admit(self, request: Any, num_computed_tokens: int) -> bool:
         """Return False if a request must wait until an item is saved, or for the report of the save."""
+        salt = self._salt = salt_of(request)
         saves = {} if self._shares_saves else self._orders.saves
         if not self._num_waiting and not saves:
             return True
-        salt = salt_of(request)
         for index, feature in enumerate(request.mm_features):
             position = feature.mm_position
             if position.offset + position.length <= num_computed_tokens:
@@ -134,12 +135,15 @@ class Inventory:
         self._asked = (key, request.get_num_encoder_embeds(index))
 
     def has(self, identifier: str) -> bool:
-        """Whether the workers have the rows of the item of the last `ask`."""
-        if self._asked is None:
-            return False
-        key, num_rows = self._asked
+        """Whether the workers have the rows of the item of the last `ask`.
+
+        For another identifier: whether they have rows of any number for the request that was admitted last.
+        """
+        key, num_rows = self._asked or (None, None)
+        if key is None or key.identifier != identifier:
+            key, num_rows = ItemKey(self._salt, identifier), None
         entry = self._entries.get(key)
-        if entry is None or entry.num_rows != num_rows or key.identifier != identifier:
+        if entry is None or num_rows not in (None, entry.num_rows):
             return False
         if self._resident.get(identifier) == key:
             # Evicted from vLLM's encoder cache in this pass, so the workers have not released the rows.
@@ -207,7 +211,7 @@ class Inventory:
             self._release(identifier)
         self._promised.clear()
         self._savers.clear()
-        self._asked = None
+        self._asked, self._salt = None, ""
         if not is_executed:
             return None
         orders, self._orders = self._orders, StepOrders(epoch=self._epoch)
