@@ -19,6 +19,7 @@ if find_spec("vllm") is None:
 ROOT = Path(__file__).parents[2]
 BEGIN = time.monotonic()
 POOL = pytest.StashKey[Pool]()
+REPORTS: list[tuple[str, str, float]] = []  # test, outcome, seconds
 
 
 def say(line: str) -> None:
@@ -50,9 +51,6 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
         REPORTS.append((report.nodeid, report.outcome, report.duration))
-
-
-REPORTS: list[tuple[str, str, float]] = []
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

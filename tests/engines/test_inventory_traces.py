@@ -22,8 +22,10 @@ def test_no_worker_is_asked_for_rows_that_it_lacks_and_no_tier_exceeds_its_pages
 ) -> None:
     num_loads = 0
     for seed, (device_pages, host_pages) in enumerate([(8, 0), (8, 6), (8, 30), (20, 7), (12, 100)]):
-        inventory = Inventory(make_settings(device_pages, host_pages))
-        engine = make_engine(inventory, VitCacheManager, seed=seed, ranks=1 + seed % 3, lag=lag, is_v2=is_v2)
+        is_priority = seed == 3
+        inventory = Inventory(make_settings(device_pages, host_pages), shares_saves=not is_priority)
+        options = {"lag": lag, "is_v2": is_v2, "is_priority": is_priority}
+        engine = make_engine(inventory, VitCacheManager, seed=seed, ranks=1 + seed % 3, **options)
         if seed == 4:
             dice = random.Random(lag)
             engine.workers[0].refuses = lambda key, dice=dice: dice.random() < 0.05

@@ -11,9 +11,12 @@ pytest.importorskip("vllm")
 import torch
 from vllm.config import ECTransferConfig
 from vllm.config.ec_manager_config import EncoderCacheManagerConfig
+from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorRole
 from vllm.distributed.ec_transfer.ec_connector.factory import ECConnectorFactory
 
-from vitcache.adapters.vllm import plugin
+from vitcache.adapters.vllm import VitCacheConnector, plugin
+from vitcache.adapters.vllm.connector import OrdersMetadata
+from vitcache.adapters.vllm.orders import StepOrders, StepReport
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.start_up import MANAGERS
 
@@ -44,6 +47,16 @@ def test_register_loads_no_connector_before_the_factory_needs_it(registry: dict[
 def test_vllm_version_is_a_tested_one() -> None:
     assert plugin.vllm_version() in plugin.TESTED_VERSIONS
     plugin.check_version()
+
+
+@pytest.mark.parametrize("is_disabled", [False, True])
+def test_register_of_an_untested_version_needs_a_disabled_connector(
+    is_disabled: bool, registry: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "vllm_version", lambda: "0.99.0")
+    monkeypatch.setenv("VITCACHE_DISABLE", "1" if is_disabled else "0")
+    plugin.register()
+    assert ("VitCacheConnector" in registry) == is_disabled
 
 
 def config(manager: str | None = MANAGERS[0], role: str = "ec_both", **options: object) -> SimpleNamespace:
@@ -88,3 +101,33 @@ def test_widths_that_vllm_has_measured_are_checked() -> None:
         Settings.from_config(measured)
     measured.ec_transfer_config.ec_connector_extra_config["row_width"] = 256
     assert Settings.from_config(measured).width_of("image") == 256
+
+
+@pytest.mark.parametrize("options", [{"accept_embeds": "yes"}, {"devise_bytes": 1}])
+def test_disabled_connector_starts_with_wrong_options(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = config(None, **options)
+    with pytest.raises((TypeError, ValueError)):
+        VitCacheConnector(wrong, ECConnectorRole.SCHEDULER)
+    monkeypatch.setenv("VITCACHE_DISABLE", "1")
+    connector = VitCacheConnector(wrong, ECConnectorRole.SCHEDULER)
+    item = SimpleNamespace(data={"image_embeds": None})
+    request = SimpleNamespace(request_id="r", mm_features=[item])
+    assert not connector.ensure_cache_available(request, 0)  # as without vitcache's role
+    assert connector.take_unavailable_requests() == {"r"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_reports_counters(rank: int) -> None:
+    """A time that is known one step later on another rank would count twice."""
+    made = config()
+    made.parallel_config = SimpleNamespace(rank=rank)
+    connector = VitCacheConnector(made, ECConnectorRole.WORKER)
+    report = StepReport(3, 0, encoded_rows=4, counts={"encode_ms": 2.0})
+    connector._store = SimpleNamespace(end=lambda: report)
+    connector.bind_connector_metadata(OrdersMetadata(StepOrders()))
+    sent = connector.build_connector_worker_meta()
+    assert sent is not None
+    expected = ({"encode_ms": 2.0}, 4) if rank == 0 else ({}, 0)
+    assert (sent.report.counts, sent.report.encoded_rows) == expected

@@ -21,7 +21,8 @@ def make(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     made: list[Scheduled] = []
 
     def start(model_runner: int = 1, mode: str = "vitcache", **options: Any) -> Scheduled:
-        sizes = {name: options.pop(name) for name in ("device_pages", "host_pages") if name in options}
+        names = ("device_pages", "host_pages", "num_batched_tokens", "settings")
+        sizes = {name: options.pop(name) for name in names if name in options}
         case = Case("scheduled", mode=mode, model_runner=model_runner, **sizes)
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(model_runner - 1))
         made.append(Scheduled(pool.model("qwen3"), case, **options))
@@ -120,3 +121,48 @@ def test_random_requests_get_the_right_rows_and_finish(
             scheduled.reset()
     scheduled.run()
     assert not scheduled.scheduler.requests
+
+
+@runners
+def test_uuid_of_two_images_of_one_request_ends_the_request_alone(make: Make, model_runner: int) -> None:
+    scheduled = make(model_runner, device_pages=12, num_batched_tokens=64)
+    scheduled.add("small", [("uuid", 4)])
+    scheduled.run()
+    assert sum(ask(scheduled, f"item {number}") for number in range(8)) == 8  # evict it
+    scheduled.add("both", [("uuid", 64), ("uuid", 4)])  # the second one is in another chunk
+    scheduled.run()
+    assert "both" in scheduled.finished
+    assert ask(scheduled, "item 0") == 0
+
+
+@runners
+def test_item_above_the_device_tier_ends_its_request_alone(make: Make, model_runner: int) -> None:
+    scheduled = make(model_runner, device_pages=12)  # 192 rows; vLLM's own cache has 512
+    scheduled.add("large", [("large", 200)])
+    assert ask(scheduled, "small") == 1
+    scheduled.run()
+    assert "large" in scheduled.finished
+    assert scheduled.encodes == 1
+
+
+@runners
+@lags
+@pytest.mark.parametrize("shared", [False, True])
+def test_request_that_its_own_pass_preempts_takes_no_rows_from_others(
+    make: Make, model_runner: int, lag: int, shared: bool
+) -> None:
+    settings = {"scheduling_policy": "priority", "long_prefill_token_threshold": 16}
+    sizes = {"device_pages": 64, "num_batched_tokens": 64, "num_blocks": 21}
+    scheduled = make(model_runner, lag=lag, settings=settings, **sizes)
+    scheduled.add("first", [(f"low {number}", 6) for number in range(30)], priority=2)
+    scheduled.step()
+    # Each step encodes two items of each request. The second request needs those of the first, or its own.
+    names = [f"low {number + 8}" if shared else f"own {number}" for number in range(18)]
+    scheduled.add("second", [(name, 6) for name in names], priority=1)
+    scheduled.step()
+    scheduled.add("urgent", [(f"high {number}", 6) for number in range(18)], priority=0)
+    for _ in range(40):
+        scheduled.step()
+    assert scheduled.preempted[:1] == ["first"]
+    scheduled.run()
+    assert set(scheduled.finished) == {"first", "second", "urgent"}

@@ -3,57 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from vllm_scene.encoder_cache import EncoderCacheModel
-from vllm_scene.requests import Request, make_request, make_settings
+from vllm_scene.passes import Pass, done, key
+from vllm_scene.requests import make_request
 
-from vitcache.adapters.vllm.inventory import MOST_DEFERRALS, Inventory
-from vitcache.adapters.vllm.orders import ItemKey, StepOrders, StepReport
-
-
-class Pass:
-    """One pass of the scheduler over inventory and an encoder cache."""
-
-    def __init__(self, device_pages: int = 8, host_pages: int = 8) -> None:
-        self.inventory = Inventory(make_settings(device_pages, host_pages))
-        self.manager = EncoderCacheModel(self.inventory)
-        self.number = 0
-
-    def ask(self, name: str, num_rows: int = 4, salt: str | None = None) -> tuple[Request, str]:
-        """Schedule a request with one item. Return it, and how it gets its rows."""
-        self.number += 1
-        request = make_request(f"r{self.number}", [(name, num_rows)], salt)
-        if not self.inventory.admit(request, 0):
-            return request, "wait"
-        if self.manager.check_and_update_cache(request, 0):
-            return request, "cached"
-        assert self.manager.can_allocate(request, 0, 1000, 0)
-        how = "load" if self.inventory.has(name) else "encode"
-        self.manager.allocate(request, 0)
-        self.inventory.allocate(request, 0)
-        return request, how
-
-    def close(self) -> StepOrders:
-        orders = self.inventory.close_step(self.manager.get_freed_mm_hashes(), True)
-        assert orders is not None
-        return orders
-
-    def run(self, name: str, num_rows: int = 4, salt: str | None = None) -> tuple[str, StepOrders]:
-        """Schedule, execute, report and finish a request."""
-        request, how = self.ask(name, num_rows, salt)
-        orders = self.close()
-        self.inventory.report(done(orders))
-        self.manager.free(request)
-        self.inventory.finish(request)
-        return how, orders
-
-
-def done(orders: StepOrders) -> StepReport:
-    """Return the report of a worker that has saved everything."""
-    return StepReport(orders.step, orders.epoch, {order.key for order in orders.saves.values()})
-
-
-def key(name: str, salt: str = "") -> ItemKey:
-    return ItemKey(salt, name)
+from vitcache.adapters.vllm.inventory import MOST_DEFERRALS
+from vitcache.adapters.vllm.orders import StepReport
 
 
 def test_item_is_encoded_then_cached_then_loaded_after_eviction() -> None:
@@ -347,3 +301,14 @@ def test_hits_are_counted_once_per_request_with_bytes_and_milliseconds_by_tier()
 
 def test_request_with_a_lone_surrogate_in_its_identifier_is_served() -> None:
     assert Pass().run("\ud800")[0] == "encode"
+
+
+def test_item_is_found_by_its_identifier_alone_with_the_salt_of_the_admitted_request() -> None:
+    scene = Pass(device_pages=1)
+    scene.run("a", salt="one")
+    scene.run("b", salt="one")
+    assert not scene.inventory.has("a")
+    assert scene.inventory.admit(make_request("r", [("a", 4)], "two"), 0)
+    assert not scene.inventory.has("a")
+    assert scene.inventory.admit(make_request("r", [("a", 4)], "one"), 0)
+    assert scene.inventory.has("a")

@@ -15,7 +15,7 @@ from vitcache.adapters.vllm.inventory import Inventory
 @pytest.mark.parametrize("lag", range(4))
 @pytest.mark.parametrize(("device_pages", "host_pages"), [(8, 0), (8, 6), (20, 7), (12, 100)])
 @pytest.mark.parametrize("is_v2", [False, True])
-def test_random_traffic_keeps_books_and_workers_together(
+def test_random_traffic_keeps_inventory_and_workers_together(
     lag: int, device_pages: int, host_pages: int, is_v2: bool
 ) -> None:
     inventory = Inventory(make_settings(device_pages, host_pages))
@@ -38,3 +38,33 @@ def test_random_traffic_with_saves_that_a_rank_refuses_loads_no_missing_rows(lag
     run_traffic(engine, 2000)
     assert inventory.counts.take()["refusals"] > 20
     assert engine.workers[0].num_loads > 20
+
+
+@pytest.mark.parametrize("lag", range(4))
+def test_random_traffic_with_requests_that_their_own_pass_preempts_misses_no_rows(lag: int) -> None:
+    inventory = Inventory(make_settings(12, 20), shares_saves=False)
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, lag=lag, is_priority=True)
+    run_traffic(engine, 2000)
+    counts = inventory.counts.take()
+    assert counts["encodes"] == engine.num_encodes
+    assert "refusals" not in counts
+    assert engine.workers[0].num_loads > 10
+
+
+@pytest.mark.parametrize("lag", range(3))
+def test_nothing_is_kept_about_requests_that_ended(lag: int) -> None:
+    inventory = Inventory(make_settings(8, 30))
+    engine = make_engine(inventory, EncoderCacheModel, seed=lag, lag=lag)
+    run_traffic(engine, 300)
+    for request in list(engine.running):
+        engine.finish(request)
+    for _ in range(lag + 1):
+        engine.step()
+    kept = (inventory._seen, inventory._savers, inventory._promised, inventory._failed)
+    assert not any(kept)
+    assert not inventory._in_flight._saves
+    assert not inventory._in_flight._loads
+    assert inventory._num_waiting == 0
+    assert set(inventory._resident) == set(engine.manager.pages)
+    pages = {key: entry.num_pages for key, entry in inventory._entries.items() if entry.on_host}
+    assert inventory._host.num_used == sum(pages.values()) <= 30

@@ -46,6 +46,20 @@ def test_check_deployment_accepts_a_complete_configuration() -> None:
     check_deployment(config(device_config=Namespace(device_type="cpu")))
 
 
+def test_check_deployment_accepts_pipelines_and_pooling_models_with_model_runner_v2() -> None:
+    stages = Namespace(pipeline_parallel_size=2)
+    pooling = model(runner_type="pooling")
+    check_deployment(config(use_v2_model_runner=True, parallel_config=stages, model_config=pooling))
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_check_deployment_accepts_model_runner_v1_without_a_pipeline(tensor_parallel_size: int) -> None:
+    ranks = Namespace(pipeline_parallel_size=1, tensor_parallel_size=tensor_parallel_size)
+    check_deployment(
+        config(use_v2_model_runner=False, parallel_config=ranks, model_config=model(runner_type="generate"))
+    )
+
+
 @pytest.mark.parametrize("path", MANAGERS)
 def test_check_deployment_accepts_both_paths_of_the_manager(path: str) -> None:
     check_deployment(config(ec_manager_config=manager(path)))
@@ -81,6 +95,14 @@ def test_check_deployment_skips_parts_that_a_hand_made_configuration_lacks() -> 
         (
             {"model_config": model(multimodal_config=Namespace(mm_encoder_only=True))},
             "mm_encoder_only is True, it must be False",
+        ),
+        (
+            {"use_v2_model_runner": False, "parallel_config": Namespace(pipeline_parallel_size=2)},
+            "pipeline_parallel_size is 2, it must be 1 with Model Runner V1.*VLLM_USE_V2_MODEL_RUNNER=1",
+        ),
+        (
+            {"use_v2_model_runner": False, "model_config": model(runner_type="pooling")},
+            "runner_type is 'pooling', which Model Runner V1 cannot serve.*VLLM_USE_V2_MODEL_RUNNER=1",
         ),
         ({"device_config": Namespace(device_type="xpu")}, r"device type is 'xpu', .*'cuda', 'cpu'"),
     ],

@@ -118,6 +118,7 @@ def test_import_of_the_plugin_loads_neither_torch_nor_other_rooms() -> None:
         "vitcache",
         "vitcache._version",
         "vitcache.adapters",
+        "vitcache.adapters.disabling",
         "vitcache.adapters.vllm",
         "vitcache.adapters.vllm.plugin",
         "vitcache.lazy",

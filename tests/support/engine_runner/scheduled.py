@@ -79,13 +79,19 @@ class Scheduled:
         self.weights = 0
         self.encodes = 0
         self.finished: dict[str, int] = {}  # request -> number of its tokens
+        self.preempted: list[str] = []
 
     def close(self) -> None:
         self.scheduler.shutdown()
         ec_transfer_state.ensure_ec_transfer_shutdown()
 
     def add(
-        self, name: str, items: list[tuple[str, int]], num_tokens: int = 2, salt: str | None = None
+        self,
+        name: str,
+        items: list[tuple[str, int]],
+        num_tokens: int = 2,
+        salt: str | None = None,
+        priority: int = 0,
     ) -> None:
         """Add a request with items, given as identifier and number of rows."""
         features, position = [], 4
@@ -100,7 +106,15 @@ class Scheduled:
         sampling.update_from_generation_config({}, eos_token_id=0)
         self._features[name] = features
         self.scheduler.add_request(
-            Request(name, [1] * (position + 4), sampling, None, mm_features=features, cache_salt=salt)
+            Request(
+                name,
+                [1] * (position + 4),
+                sampling,
+                None,
+                mm_features=features,
+                cache_salt=salt,
+                priority=priority,
+            )
         )
 
     def abort(self, name: str) -> None:
@@ -117,6 +131,7 @@ class Scheduled:
     def step(self) -> None:
         """Schedule a step and execute it. The scheduler gets the output `lag` steps later."""
         planned = self.scheduler.schedule()
+        self.preempted += sorted(planned.preempted_req_ids or ())
         self._waiting.append((planned, self._execute(planned)))
         if len(self._waiting) > self._lag:
             self._update()

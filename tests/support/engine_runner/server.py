@@ -102,7 +102,7 @@ class Server:
         """vitcache's metrics by name, with all labels but those of the engine."""
         found: dict[str, float] = {}
         for line in self._get("/metrics").decode().splitlines():
-            if match := re.match(r"(\w*:?vitcache\w*)(\{[^}]*\})? (\S+)", line):
+            if match := re.match(r"(\w*:?vitcache\w*_total)(\{[^}]*\})? (\S+)", line):
                 own = re.sub(r'(engine|model_name)="[^"]*",?', "", match[2] or "").strip("{},")
                 found[f"{match[1]} {own}".strip()] = float(match[3])
         return found

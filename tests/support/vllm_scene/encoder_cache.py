@@ -45,13 +45,18 @@ class EncoderCacheModel:
         return True
 
     def can_allocate(self, request: Request, index: int, budget: int, num_rows_before: int) -> bool:
+        self._inventory.ask(request, index)
         is_within_budget = request.get_num_encoder_embeds(index) <= budget
         # `has` reserves the host pages of the entry until the step ends, so it is asked only if needed.
         if not is_within_budget and not self._inventory.has(request.mm_features[index].identifier):
             return False
+        num_pages = self._inventory.pages_of(request, index)
+        if num_pages > self._inventory.settings.device_pages:
+            self._inventory.fail_too_large(request, index)
+            return False
         if not num_rows_before:
             self.asked = 0
-        needed = self.asked + self._inventory.pages_of(request, index)
+        needed = self.asked + num_pages
         held = sum(pages for name, pages in self.pages.items() if name not in self.unheld)
         if held + needed > self._inventory.settings.device_pages:
             return False
@@ -78,6 +83,7 @@ class EncoderCacheModel:
     def free(self, request: Request) -> None:
         for index in range(len(request.mm_features)):
             self.free_encoder_input(request, index)
+        self._inventory.preempt(request)
 
     def get_freed_mm_hashes(self) -> list[str]:
         freed, self.freed = [name for name in self.freed if name not in self.pages], []

@@ -36,6 +36,7 @@ class Engine:
     rng: random.Random
     lag: int
     is_v2: bool
+    is_priority: bool = False  # a pass may preempt a request that it has scheduled
     most_tokens: int = 40
     weights: int = 0
     running: list[Request] = field(default_factory=list)
@@ -76,11 +77,15 @@ class Engine:
 
     def _schedule(self) -> Step:
         budget_tokens, budget_rows = self.most_tokens, self.most_tokens
-        encodes: list[tuple[str, Any]] = []
-        reads: list[tuple[str, Any]] = []
-        computed: list[tuple[Request, int]] = []
-        scheduled: dict[str, Any] = {}
+        encodes: dict[str, list[tuple[str, Any]]] = {}  # by request
+        reads: dict[str, list[tuple[str, Any]]] = {}
+        computed: dict[str, tuple[Request, int]] = {}
         for request in list(self.running):
+            if self.is_priority and computed and self.rng.random() < 0.05:
+                victim, _ = computed.pop(self.rng.choice(list(computed)))
+                encodes.pop(victim.request_id)
+                reads.pop(victim.request_id)
+                self.preempt(victim)
             if not self.inventory.admit(request, request.num_computed_tokens) or budget_tokens <= 0:
                 continue
             start = request.num_computed_tokens
@@ -97,22 +102,29 @@ class Engine:
             for index in encode + load:
                 self.manager.allocate(request, index)
                 self.inventory.allocate(request, index)
+            encodes[request.request_id], reads[request.request_id] = [], []
             for index in encode:
                 feature = request.mm_features[index]
                 content = (request.cache_salt or "", feature.identifier, feature.num_rows, self.weights)
-                encodes.append((feature.identifier, content))
-                scheduled[feature.identifier] = content
-                self.num_encodes += 1
+                encodes[request.request_id].append((feature.identifier, content))
             for feature in request.mm_features:
                 if feature.offset < start + tokens and feature.end > start:
-                    reads.append((feature.identifier, (feature.identifier, feature.num_rows, self.weights)))
+                    rows = (feature.identifier, feature.num_rows, self.weights)
+                    reads[request.request_id].append((feature.identifier, rows))
             request.num_computed_tokens += tokens
-            computed.append((request, request.num_computed_tokens))
+            computed[request.request_id] = (request, request.num_computed_tokens)
         freed = self.manager.get_freed_mm_hashes()
+        self.num_encodes += sum(map(len, encodes.values()))
         orders = self.inventory.close_step(freed, bool(computed))
         if orders is not None:
-            orders.runs_encoder = bool(encodes)
-        return Step(orders, freed, encodes, reads, computed)
+            orders.runs_encoder = any(encodes.values())
+        return Step(
+            orders,
+            freed,
+            [each for items in encodes.values() for each in items],
+            [each for items in reads.values() for each in items],
+            list(computed.values()),
+        )
 
     def _plan(
         self, request: Request, start: int, tokens: int, budget: int
@@ -183,10 +195,11 @@ def make_engine(
     ranks: int = 1,
     lag: int = 0,
     is_v2: bool = False,
+    is_priority: bool = False,
 ) -> Engine:
     """Return an engine with model workers."""
     workers = [WorkerModel(inventory.settings) for _ in range(ranks)]
-    return Engine(inventory, make_manager(inventory), workers, random.Random(seed), lag, is_v2)
+    return Engine(inventory, make_manager(inventory), workers, random.Random(seed), lag, is_v2, is_priority)
 
 
 def run_traffic(

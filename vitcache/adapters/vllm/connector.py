@@ -78,17 +78,20 @@ class VitCacheConnector(ECConnectorBase):
 
     def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None:
         super().__init__(vllm_config, role)
-        self._gate = EmbeddingGate(accepts_embeds(vllm_config))
         self._inventory: Inventory | None = None
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
-        if is_disabled():
+        if is_disabled():  # also with wrong options
+            options = vllm_config.ec_transfer_config.ec_connector_extra_config
+            self._gate = EmbeddingGate(options.get("accept_embeds") is True)
             logger.warning("VITCACHE_DISABLE is set: VitCacheConnector keeps no rows")
             return
         check_version()
+        self._gate = EmbeddingGate(accepts_embeds(vllm_config))
         self._settings = Settings.from_config(vllm_config)
         if role == ECConnectorRole.SCHEDULER:
-            self._inventory = Inventory(self._settings)
+            policy = getattr(getattr(vllm_config, "scheduler_config", None), "policy", None)
+            self._inventory = Inventory(self._settings, shares_saves=policy != "priority")
             enter_inventory(vllm_config, self._inventory)
 
     # Worker
@@ -129,7 +132,11 @@ class VitCacheConnector(ECConnectorBase):
         if self._store is None or self._step_orders() is None:
             return None
         report = self._store.end()
-        return None if report is None else ReportMetadata(report)
+        if report is None:
+            return None
+        if getattr(getattr(self._vllm_config, "parallel_config", None), "rank", 0):
+            report.counts, report.encoded_rows = {}, 0  # each rank has the same entries: the first one counts
+        return ReportMetadata(report)
 
     def _step_orders(self) -> StepOrders | None:
         metadata = self._connector_metadata  # None while vLLM profiles

@@ -63,7 +63,9 @@ COUNTERS: dict[str, Counter] = {
         "unexpected shape.",
     ),
     **_one("losses", "Entries that a worker did not find; their requests failed."),
-    **_one("deferrals", "Times that a request waited for the report of a worker that had stored an entry."),
+    **_one(
+        "deferrals", "Times that a request waited for an item that a worker was storing for another request."
+    ),
     **_one("resets", "Resets of the cache, for example after an update of the weights."),
     **_one("compactions", "Times that entries were moved so that another entry could have adjacent pages."),
 }

@@ -12,7 +12,8 @@ from typing import Any
 
 from vitcache.adapters.vllm.plugin import logger
 
-SUFFIX = "_embeds"  # of the fields that contain embeddings
+# Fields that contain embeddings. Phi-4-multimodal names its pixels "input_image_embeds".
+EMBEDDINGS = frozenset({"image_embeds", "video_embeds", "audio_embeds"})
 # Fields beside the pixels, the audio features or the embeddings of an item. Alone, they are not an item.
 METADATA = frozenset(
     {
@@ -24,6 +25,12 @@ METADATA = frozenset(
         "timestamps",
         "audio_num_tokens",
         "audio_feature_lengths",
+        # Not required from clients, and accepted with the names above.
+        "feature_attention_mask",
+        "patch_positions",
+        "tgt_sizes",
+        "use_audio_in_video",
+        "video_tgt_sizes",
     }
 )
 
@@ -40,7 +47,7 @@ def has_embedding_input(features: Iterable[Any]) -> bool:
 
 
 def _is_embedding(data: Any) -> bool:
-    return any(name.endswith(SUFFIX) for name in data) or METADATA.issuperset(data)
+    return not EMBEDDINGS.isdisjoint(data) or METADATA.issuperset(data)
 
 
 class EmbeddingGate:
@@ -53,20 +60,23 @@ class EmbeddingGate:
 
     Notes
     -----
-    Only the scheduler's thread may call. Each request is checked once. vLLM ends a refused request with the
-    finish reason "error".
+    Only the scheduler's thread may call. Each item is checked once; a streaming session gets further items
+    later. vLLM ends a refused request with the finish reason "error".
     """
 
     def __init__(self, accepts: bool) -> None:
         self._accepts = accepts
-        self._checked: set[str] = set()
+        self._checked: dict[str, int] = {}  # request -> number of its items that were checked
         self._refused: set[str] = set()
 
     def admits(self, request: Any) -> bool:
         """Return False if a request is refused. It must not be scheduled then."""
-        if self._accepts or request.request_id in self._checked:
+        if self._accepts:
             return True
-        if has_embedding_input(request.mm_features):
+        num_items, num_checked = len(request.mm_features), self._checked.get(request.request_id, 0)
+        if num_items == num_checked:
+            return True
+        if has_embedding_input(request.mm_features[num_checked:]):
             if request.request_id not in self._refused:
                 logger.warning(
                     "request %s has embeddings or only metadata as an input, and is refused: the option "
@@ -75,7 +85,7 @@ class EmbeddingGate:
                 )
             self._refused.add(request.request_id)
             return False
-        self._checked.add(request.request_id)
+        self._checked[request.request_id] = num_items
         return True
 
     def take_refused(self) -> set[str]:
@@ -85,4 +95,4 @@ class EmbeddingGate:
 
     def finish(self, request: Any) -> None:
         """Forget a finished request."""
-        self._checked.discard(request.request_id)
+        self._checked.pop(request.request_id, None)

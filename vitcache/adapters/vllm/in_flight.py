@@ -18,6 +18,11 @@ class StepsInFlight:
         self._saves: dict[int, dict[ItemKey, None]] = {}
         self._loads: dict[int, dict[str, set[str]]] = {}
         self._readers: deque[tuple[int, set[str]]] = deque(maxlen=MOST_STEPS)
+        self._first = 0  # step since the last reset: it and later ones read other rows than earlier ones
+
+    def reset(self, step: int) -> None:
+        """Note that all rows are dropped before a step. The earlier steps keep their requests."""
+        self._first = step
 
     def add_save(self, step: int, key: ItemKey) -> None:
         """Note that a step saves an entry."""
@@ -40,8 +45,8 @@ class StepsInFlight:
         if not self._readers or self._readers[-1][0] != step:
             self._readers.append((step, set()))
         self._readers[-1][1].add(request_id)
-        for loads in self._loads.values():
-            if identifier in loads:
+        for each, loads in self._loads.items():
+            if each >= self._first and identifier in loads:
                 loads[identifier].add(request_id)
 
     def take_saves(self, step: int) -> Iterator[tuple[int, ItemKey]]:
@@ -56,5 +61,8 @@ class StepsInFlight:
             yield from self._loads.pop(each).items()
 
     def readers_since(self, step: int) -> set[str]:
-        """Return the requests for which a step, or a later one, reads cached or loaded rows."""
-        return {name for each, names in self._readers if each >= step for name in names}
+        """Return the requests for which a step, or a later one up to a reset, reads cached or loaded rows."""
+        readers = [(each, names) for each, names in self._readers if each >= step]
+        if step < self._first:
+            readers = [(each, names) for each, names in readers if each < self._first]
+        return {name for _, names in readers for name in names}

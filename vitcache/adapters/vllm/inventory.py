@@ -55,6 +55,9 @@ class Inventory:
     ----------
     settings
         Sizes of the tiers.
+    shares_saves
+        Whether a request may read rows that another request encodes in the same step. It must not if the pass
+        can still preempt the other one, whose items are not encoded then (vLLM's policy "priority").
 
     Attributes
     ----------
@@ -65,13 +68,15 @@ class Inventory:
 
     Notes
     -----
-    Only the scheduler's thread may call. One pass of the scheduler calls, for each request, `admit`, `has`
-    and `allocate`, and at its end `close_step`. Reports may arrive several passes later (asynchronous
-    scheduling): until the report of its save, an entry is in the inventory, but is not loaded.
+    Only the scheduler's thread may call. One pass of the scheduler calls, for each request, `admit`, for each
+    of its items `ask`, `has` and `allocate`, and at its end `close_step`. Reports may arrive several passes
+    later (asynchronous scheduling): until the report of its save, an entry is in the inventory, but is not
+    loaded.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, shares_saves: bool = True) -> None:
         self.settings = settings
+        self._shares_saves = shares_saves
         self.owner: EncoderCacheOwner | None = None
         self.counts = Counts()
         self._encode_ms = 0.0
@@ -79,6 +84,7 @@ class Inventory:
         self._epoch = -1
         self._step = 0
         self._failed: set[str] = set()
+        self._in_flight = StepsInFlight()
         self._seen: dict[str, set[int]] = {}  # request -> its items that were counted
         self.reset()
 
@@ -89,27 +95,33 @@ class Inventory:
         self._resident: dict[str, ItemKey] = {}  # entries that vLLM's encoder cache shows
         self._host = HostTier(self.settings.host_pages)
         self._orders = StepOrders(epoch=self._epoch)
+        self._salt = ""  # of the last request of `admit`
+        self._asked: tuple[ItemKey, int] | None = None  # the item of `has`, and its rows
         self._promised: set[ItemKey] = set()  # `has` was true in this pass
-        self._in_flight = StepsInFlight()
+        self._savers: dict[str, list[str]] = {}  # request -> identifiers that it is to encode in this pass
+        # Their numbers are unique, so the steps before and after a reset cannot be mixed up.
+        self._in_flight.reset(self._step)
         self._num_waiting = 0  # entries that were evicted before the report of their save
-        self._request: Any = None
-        self._rows: dict[str, int] | None = None
 
     # One pass of the scheduler
 
     def admit(self, request: Any, num_computed_tokens: int) -> bool:
-        """Begin with a request. Return False if it must wait for the report of a save."""
-        self._request, self._rows = request, None
-        if not self._num_waiting:
+        """Return False if a request must wait until an item is saved, or for the report of the save."""
+        salt = self._salt = salt_of(request)
+        saves = {} if self._shares_saves else self._orders.saves
+        if not self._num_waiting and not saves:
             return True
-        salt = salt_of(request)
         for index, feature in enumerate(request.mm_features):
+            position = feature.mm_position
+            if position.offset + position.length <= num_computed_tokens:
+                continue
+            if feature.identifier in saves:
+                self.counts.add("deferrals")
+                return False
             entry = self._entries.get(ItemKey(salt, feature.identifier))
             if entry is None or entry.saved_in is None or entry.on_device:
                 continue
-            position = feature.mm_position
-            is_computed = position.offset + position.length <= num_computed_tokens
-            if is_computed or entry.num_rows != request.get_num_encoder_embeds(index):
+            if entry.num_rows != request.get_num_encoder_embeds(index):
                 continue
             entry.deferrals += 1
             if entry.deferrals <= MOST_DEFERRALS:
@@ -117,11 +129,21 @@ class Inventory:
                 return False
         return True
 
+    def ask(self, request: Any, index: int) -> None:
+        """Note the item that `has` is asked for next. Items of one request may have equal identifiers."""
+        key = ItemKey(salt_of(request), request.mm_features[index].identifier)
+        self._asked = (key, request.get_num_encoder_embeds(index))
+
     def has(self, identifier: str) -> bool:
-        """Whether the workers have the rows of an item of the request that was admitted last."""
-        key, num_rows = self._find(identifier)
+        """Whether the workers have the rows of the item of the last `ask`.
+
+        For another identifier: whether they have rows of any number for the request that was admitted last.
+        """
+        key, num_rows = self._asked or (None, None)
+        if key is None or key.identifier != identifier:
+            key, num_rows = ItemKey(self._salt, identifier), None
         entry = self._entries.get(key)
-        if entry is None or (num_rows is not None and entry.num_rows != num_rows):
+        if entry is None or num_rows not in (None, entry.num_rows):
             return False
         if self._resident.get(identifier) == key:
             # Evicted from vLLM's encoder cache in this pass, so the workers have not released the rows.
@@ -155,6 +177,14 @@ class Inventory:
             self._in_flight.add_load(self._step, identifier, request.request_id)
         else:
             self._save(identifier, key, num_rows, self.pages_of(request, index))
+            self._savers.setdefault(request.request_id, []).append(identifier)
+
+    def preempt(self, request: Any) -> None:
+        """Cancel the saves that the present pass has ordered for a request: it is not scheduled after all."""
+        for identifier in self._savers.pop(request.request_id, ()):
+            if self.owner is not None:
+                self.owner.forget(identifier)
+            self._release(identifier)
 
     def hit(self, request: Any, index: int) -> None:
         """Count an item that vLLM's encoder cache contains, once per request."""
@@ -180,11 +210,13 @@ class Inventory:
         for identifier in freed:
             self._release(identifier)
         self._promised.clear()
-        self._request = self._rows = None
+        self._savers.clear()
+        self._asked, self._salt = None, ""
         if not is_executed:
             return None
         orders, self._orders = self._orders, StepOrders(epoch=self._epoch)
         orders.step = self._step
+        self.counts.add("encodes", len(orders.saves))
         self._step += 1
         return orders
 
@@ -195,32 +227,46 @@ class Inventory:
         self.counts.add_all(report.counts)
         self._encode_ms += report.counts.get("encode_ms", 0.0)
         self._encoded_rows += report.encoded_rows
-        if report.epoch != self._epoch:
-            return  # of a step before a reset
+        is_old = report.epoch != self._epoch  # of a step before a reset: only its requests matter
         for step, key in self._in_flight.take_saves(report.step):
             self._end_save(key, step, step == report.step and key in report.saved)
         for key in report.missing:
             entry = self._entries.get(key)
-            if entry is not None and not entry.on_device and entry.saved_in is None:
+            if entry is not None and not is_old and not entry.on_device and entry.saved_in is None:
                 logger.error(
                     "a worker lacks %d rows that it was to demote: they are encoded again", entry.num_rows
                 )
                 self._drop(key, entry)
         for identifier, requests in self._in_flight.take_loads(report.step):
             if identifier in report.lost:
-                self._fail(identifier, requests)
+                self._fail(identifier, requests if is_old else requests | self._forget(identifier))
         if report.is_cleared:
             logger.warning(
                 "a worker's encoder cache was cleared without reset_encoder_cache: its requests fail"
             )
             self._failed |= self._in_flight.readers_since(report.step)
-            if self.owner is not None:
+            if self.owner is not None and not is_old:
                 self.owner.reset()
 
     def take_failed(self) -> set[str]:
         """Return the requests that used rows which a worker has lost, and forget them."""
         failed, self._failed = self._failed, set()
         return failed
+
+    def fail_too_large(self, request: Any, index: int) -> None:
+        """Fail a request with an item that the device tier cannot contain."""
+        if request.request_id in self._failed:
+            return
+        self._failed.add(request.request_id)
+        logger.error(
+            "request %s fails: its item %d has %d rows, which need %d pages; device_bytes is %d: %d pages",
+            request.request_id,
+            index,
+            request.get_num_encoder_embeds(index),
+            self.pages_of(request, index),
+            self.settings.device_bytes,
+            self.settings.device_pages,
+        )
 
     def finish(self, request: Any) -> None:
         """Forget a finished request."""
@@ -234,17 +280,6 @@ class Inventory:
         )
 
     # Parts
-
-    def _find(self, identifier: str) -> tuple[ItemKey, int | None]:
-        """Return the key of an item of the current request, and its number of rows if it is known."""
-        request = self._request
-        if request is None:
-            return ItemKey("", identifier), None
-        if self._rows is None:
-            features = enumerate(request.mm_features)
-            self._rows = {each.identifier: request.get_num_encoder_embeds(i) for i, each in features}
-        num_rows = self._rows.get(identifier)
-        return ItemKey("" if num_rows is None else salt_of(request), identifier), num_rows
 
     def _load(self, identifier: str, key: ItemKey, entry: InventoryEntry) -> None:
         entry.on_device = True
@@ -262,7 +297,6 @@ class Inventory:
             self._host.add_copy(key, num_pages)
         self._orders.saves[identifier] = SaveOrder(key, num_rows, num_pages, entry.on_host)
         self._in_flight.add_save(self._step, key)
-        self.counts.add("encodes")
 
     def _release(self, identifier: str) -> None:
         """Evict an item from the device tier, as vLLM's encoder cache no longer contains it."""
@@ -334,19 +368,22 @@ class Inventory:
         entry.saved_in = None
         self._num_waiting -= not entry.on_device
 
-    def _fail(self, identifier: str, requests: set[str]) -> None:
-        """Fail the requests that were given zeros for an item that a worker has lost."""
-        self.counts.add("losses")
+    def _forget(self, identifier: str) -> set[str]:
+        """Drop the rows of an identifier that a worker has lost. Return the requests that use them."""
         key = self._resident.get(identifier)
         entry = None if key is None else self._entries.get(key)
         if key is not None and entry is not None:
             self._drop(key, entry)
-        users = self.owner.forget(identifier) if self.owner else set()
-        self._failed |= requests | users
+        return self.owner.forget(identifier) if self.owner else set()
+
+    def _fail(self, identifier: str, requests: set[str]) -> None:
+        """Fail the requests that were given zeros for an item that a worker has lost."""
+        self.counts.add("losses")
+        self._failed |= requests
         logger.error(
             "a worker lost the rows of %r: the requests %s fail, the next one encodes the item again",
             identifier,
-            sorted(requests | users),
+            sorted(requests),
         )
 
     def _count_hit(self, tier: str, feature: Any, num_rows: int) -> None:

@@ -86,14 +86,20 @@ class VitCacheManager(EncoderCacheManager):
         """Whether pages for an item are free or can be freed. If so, frees them.
 
         `num_embeds_to_schedule` are the rows of earlier items of the request in this pass, 0 for the first
-        one. Their pages are counted here. An item that is loaded needs no compute budget.
+        one. Their pages are counted here. An item that is loaded needs no compute budget. A request whose
+        item needs more pages than the device tier has can never run, so it ends with an error.
         """
+        self._inventory.ask(request, input_id)
         is_within_budget = request.get_num_encoder_embeds(input_id) <= encoder_compute_budget
         if not is_within_budget and not self._inventory.has(request.mm_features[input_id].identifier):
             return False
+        num_pages = self._inventory.pages_of(request, input_id)
+        if num_pages > self.cache_size:
+            self._inventory.fail_too_large(request, input_id)
+            return False
         if not num_embeds_to_schedule:
             self._asked_pages = 0
-        needed = self._asked_pages + self._inventory.pages_of(request, input_id)
+        needed = self._asked_pages + num_pages
         if needed > self.num_freeable_slots:
             return False
         while needed > self.num_free_slots:
@@ -114,6 +120,11 @@ class VitCacheManager(EncoderCacheManager):
         self._add_cached_input_id(request.request_id, input_id, identifier)
         self.num_free_slots -= num_pages
         self.num_freeable_slots -= num_pages
+
+    def free(self, request: Any) -> None:
+        """Release all items of a request that ends or is preempted."""
+        super().free(request)
+        self._inventory.preempt(request)
 
 
 def check_largest_item(inventory: Inventory, vllm_config: Any) -> None:

@@ -52,8 +52,7 @@ class StepOrders:
     loads, saves
         By identifier. Loads are queued before the encoder runs, saves after it.
     runs_encoder
-        Whether the encoder runs in this step. It does not run for the saves of a request that is preempted in
-        the pass that scheduled it.
+        Whether vLLM has scheduled its encoder for this step.
     """
 
     step: int = 0
@@ -103,8 +102,8 @@ class StepReport:
     def merge(self, other: StepReport) -> StepReport:
         """Return the report of two ranks: an entry is saved if both have it, and lost if one lacks it.
 
-        The counters are those of the first rank: each rank holds the same entries. If the two reports are of
-        different steps, nothing counts as saved.
+        The counters are those of the first report: each rank holds the same entries, and only the first rank
+        reports counters. If the two reports are of different steps, nothing counts as saved.
         """
         is_same = (self.step, self.epoch) == (other.step, other.epoch)
         return StepReport(

@@ -1,6 +1,6 @@
 """The plug-in of vLLM's group `vllm.general_plugins`: registers the connector by its name.
 
-Imports only the standard library, because every process of vLLM loads it, with and without vitcache's flags.
+Imports no other package, because every process of vLLM loads it, with and without vitcache's flags.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import logging
 import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+
+from vitcache.adapters.disabling import is_disabled
 
 TESTED_VERSIONS = ("0.33.0",)
 ANY_VERSION = "VITCACHE_VLLM_ANY_VERSION"
@@ -21,10 +23,12 @@ def register() -> None:
 
     vLLM calls it in each of its processes, before it reads its configuration. Further calls change nothing.
     If the version of vLLM was not tested, one line is logged as an error and nothing is registered: vLLM
-    works as without vitcache, and an engine with vitcache's flags does not start.
+    works as without vitcache, and an engine with vitcache's flags does not start. With VITCACHE_DISABLE set,
+    the connector does nothing in every version.
     """
     try:
-        check_version()
+        if not is_disabled():
+            check_version()
     except RuntimeError as error:
         logger.error("%s", error)
         return

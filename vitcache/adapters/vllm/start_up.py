@@ -22,13 +22,14 @@ def check_deployment(vllm_config: Any) -> None:
     ------
     ValueError
         If the connector or the manager is not vitcache's, the role is not ``"ec_both"``, `manager_config` is
-        not empty, the model has no multimodal encoder or is an encoder-decoder, the instance only encodes, or
-        the platform is neither CUDA nor the CPU.
+        not empty, the model has no multimodal encoder or is an encoder-decoder, the instance only encodes,
+        the model runner drops the workers' reports, or the platform is neither CUDA nor the CPU.
     """
     _check_connector(getattr(vllm_config, "ec_transfer_config", None))
     if hasattr(vllm_config, "ec_manager_config"):
         _check_manager(vllm_config.ec_manager_config)
     _check_model(vllm_config)
+    _check_runner(vllm_config)
     _check_platform(getattr(vllm_config, "device_config", None))
 
 
@@ -87,6 +88,24 @@ def _check_model(vllm_config: Any) -> None:
         raise ValueError(
             f"mm_encoder_only is True, it must be False: {CONNECTOR} serves the language model of its own "
             "instance"
+        )
+
+
+def _check_runner(vllm_config: Any) -> None:
+    """Model Runner V1 sends the output of a connector from the last pipeline stage, after it has sampled."""
+    if getattr(vllm_config, "use_v2_model_runner", True):
+        return
+    num_stages = getattr(getattr(vllm_config, "parallel_config", None), "pipeline_parallel_size", 1)
+    if num_stages > 1:
+        raise ValueError(
+            f"pipeline_parallel_size is {num_stages}, it must be 1 with Model Runner V1, which drops the "
+            f"reports of {CONNECTOR}: set VLLM_USE_V2_MODEL_RUNNER=1, or use --tensor-parallel-size"
+        )
+    kind = getattr(vllm_config.model_config, "runner_type", None)
+    if kind == "pooling":
+        raise ValueError(
+            f"runner_type is {kind!r}, which Model Runner V1 cannot serve with {CONNECTOR}, whose reports it "
+            "drops: set VLLM_USE_V2_MODEL_RUNNER=1"
         )
 
 
