@@ -166,7 +166,7 @@ class VitCacheConnector(ECConnectorBase):
         is_executed = getattr(scheduler_output, "total_num_scheduled_tokens", 1) > 0
         orders = self._inventory.close_step(scheduler_output.free_encoder_mm_hashes, is_executed)
         if orders is not None:
-            orders.runs_encoder = bool(scheduler_output.scheduled_encoder_inputs)
+            orders.runs_encoder = bool(getattr(scheduler_output, "scheduled_encoder_inputs", True))
         return OrdersMetadata(orders)
 
     def update_connector_output(self, connector_output: Any) -> None:

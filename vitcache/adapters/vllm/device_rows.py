@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +14,6 @@ from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
 
 EncoderCache = dict[str, Tensor]  # vLLM's: identifier -> rows
-# An item of vLLM's encoder cache that vLLM removes only if it clears the cache. No identifier is equal to it.
-MARK: Any = ("vitcache",)
 
 
 class ShownRows(NamedTuple):
@@ -50,7 +49,7 @@ class DeviceRows:
         self.shown: dict[str, ShownRows] = {}
         self.zeros: set[str] = set()
         self.num_compactions = 0
-        self._is_marked = False
+        self._size = 0  # bytes of vLLM's dict at the end of the last step
 
     def show(self, identifier: str, key: bytes, lease: Lease, rows: EncoderCache) -> None:
         """Put a view of leased device pages into vLLM's encoder cache. Call `use` before it is read."""
@@ -88,13 +87,17 @@ class DeviceRows:
             rows.pop(identifier, None)
             self.release(identifier)
 
+    def end_step(self, rows: EncoderCache) -> None:
+        """Note the size of vLLM's encoder cache, for `was_cleared`."""
+        self._size = sys.getsizeof(rows)
+
     def was_cleared(self, rows: EncoderCache) -> bool:
-        """Whether vLLM's encoder cache was cleared since the last call."""
-        if MARK in rows:
-            return False
-        rows[MARK] = torch.empty(0)
-        was_marked, self._is_marked = self._is_marked, True
-        return was_marked
+        """Whether vLLM has cleared its encoder cache since the last step.
+
+        `dict.clear` frees the table of a dict. `dict.pop`, by which vLLM evicts, keeps it, also if all items
+        are evicted.
+        """
+        return sys.getsizeof(rows) < self._size
 
     def reserve(self, key: bytes, num_rows: int, row_width: int, rows: EncoderCache) -> Reservation | None:
         """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""

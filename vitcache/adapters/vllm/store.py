@@ -62,6 +62,7 @@ class Store:
         is_cuda = self.cache.device.type == "cuda"
         self._load_stream = torch.cuda.Stream(self.cache.device) if is_cuda else None
         self._epoch = 0
+        self._rows: EncoderCache = {}
         self._orders = StepOrders()
         self._report = StepReport(0, 0)
         self._unawaited: list[str] = []  # identifiers of loads
@@ -83,12 +84,12 @@ class Store:
         """
         self._orders = orders
         self._report = StepReport(orders.step, orders.epoch)
-        was_cleared = self._on_device.was_cleared(rows)
+        self._rows = rows
         if orders.epoch != self._epoch:
             self._epoch = orders.epoch
             self._on_device.release_all(rows)
             self.cache.clear()
-        elif was_cleared:
+        elif self._on_device.was_cleared(rows):
             self._recover(rows)
         for identifier in orders.releases:
             self._on_device.release(identifier)
@@ -124,6 +125,7 @@ class Store:
     def end(self) -> StepReport | None:
         """End the step. Return its report, or None if there is nothing to report."""
         self._wait_for_loads()
+        self._on_device.end_step(self._rows)
         self._times.collect()
         orders, report = self._orders, self._report
         self._orders = StepOrders(orders.step, orders.epoch)
