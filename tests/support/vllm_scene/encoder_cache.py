@@ -51,16 +51,16 @@ class EncoderCacheModel:
         if not is_within_budget and not self._inventory.has(request.mm_features[index].identifier):
             return False
         num_pages = self._inventory.pages_of(request, index)
-        if num_pages > self._inventory.settings.device_pages:
+        if num_pages > self._inventory.settings.shown_pages:
             self._inventory.fail_too_large(request, index)
             return False
         if not num_rows_before:
             self.asked = 0
         needed = self.asked + num_pages
         held = sum(pages for name, pages in self.pages.items() if name not in self.unheld)
-        if held + needed > self._inventory.settings.device_pages:
+        if held + needed > self._inventory.settings.shown_pages:
             return False
-        while sum(self.pages.values()) + needed > self._inventory.settings.device_pages:
+        while sum(self.pages.values()) + needed > self._inventory.settings.shown_pages:
             self._remove(self.unheld[0])
         self.asked = needed
         return True

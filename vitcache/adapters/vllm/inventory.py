@@ -265,7 +265,7 @@ class Inventory:
             request.get_num_encoder_embeds(index),
             self.pages_of(request, index),
             self.settings.device_bytes,
-            self.settings.device_pages,
+            self.settings.shown_pages,
         )
 
     def finish(self, request: Any) -> None:

@@ -15,7 +15,8 @@ from vitcache.adapters.vllm.plugin import check_version
 class VitCacheManager(EncoderCacheManager):
     """Manages vLLM's encoder cache, whose rows lie in the device tier of `VitCacheConnector`.
 
-    The size is that of the device tier, counted in pages. `reset` reaches every tier of every worker.
+    The size is that of the device tier, less one page in sixteen, counted in pages. `reset` reaches every
+    tier of every worker.
 
     Notes
     -----
@@ -38,12 +39,12 @@ class VitCacheManager(EncoderCacheManager):
         check_version()
         inventory = find_inventory(vllm_config)
         settings = inventory.settings
-        if settings.pages_for(cache_size) > settings.device_pages:
+        if settings.pages_for(cache_size) > settings.shown_pages:
             check_largest_item(inventory, vllm_config)
         return cls(inventory)
 
     def __init__(self, inventory: Inventory) -> None:
-        super().__init__(inventory.settings.device_pages)
+        super().__init__(inventory.settings.shown_pages)
         self._inventory = inventory
         self._num_rows: dict[str, int] = {}  # by identifier
         self._asked_pages = 0  # of items of one request that `can_allocate` has accepted in this pass
@@ -137,10 +138,11 @@ def check_largest_item(inventory: Inventory, vllm_config: Any) -> None:
     for modality, num_rows in budget.mm_max_toks_per_item.items():
         width = settings.width_of(modality)
         num_pages = settings.pages_for(num_rows, width)
-        if num_pages > settings.device_pages:
+        if num_pages > settings.shown_pages:
+            sufficient = -(-num_pages * 16 // 15) * settings.page_bytes
             raise ValueError(
-                f"device_bytes is {settings.device_bytes}: {settings.device_pages} pages, but the largest "
+                f"device_bytes is {settings.device_bytes}: {settings.shown_pages} pages, but the largest "
                 f"{modality} of this model has {num_rows} rows, which need {num_pages} pages: set "
-                f"device_bytes to at least {num_pages * settings.page_bytes}, or limit the "
-                f"size of a {modality} with --mm-processor-kwargs"
+                f"device_bytes to at least {sufficient}, or limit the size of a {modality} with "
+                "--mm-processor-kwargs"
             )
