@@ -10,6 +10,7 @@ from vllm_scene.engine import make_engine, run_traffic
 from vllm_scene.requests import make_settings
 
 from vitcache.adapters.vllm.inventory import Inventory
+from vitcache.testing import inspect_inventory
 
 
 @pytest.mark.parametrize("lag", range(4))
@@ -60,11 +61,9 @@ def test_nothing_is_kept_about_requests_that_ended(lag: int) -> None:
         engine.finish(request)
     for _ in range(lag + 1):
         engine.step()
-    kept = (inventory._seen, inventory._savers, inventory._promised, inventory._failed)
-    assert not any(kept)
-    assert not inventory._in_flight._saves
-    assert not inventory._in_flight._loads
-    assert inventory._num_waiting == 0
-    assert set(inventory._resident) == set(engine.manager.pages)
-    pages = {key: entry.num_pages for key, entry in inventory._entries.items() if entry.on_host}
-    assert inventory._host.num_used == sum(pages.values()) <= 30
+    state = inspect_inventory(inventory)
+    assert state.requests == set()
+    assert state.orders_in_flight == []
+    assert state.num_waiting == 0
+    assert state.resident == set(engine.manager.pages)
+    assert state.host_pages == state.entry_pages <= 30
