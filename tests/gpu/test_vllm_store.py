@@ -48,7 +48,7 @@ class Scene:
         for name in list(fields.get("saves", ())):  # type: ignore[call-overload]
             batch = torch.cat([self.value(name), self.value(name)])
             self.rows[name] = batch[: self.num_rows]
-            self.store.save(self.rows, name)
+            self.store.save(name)
             batch.fill_(float("nan"))
         return self.store.end()
 

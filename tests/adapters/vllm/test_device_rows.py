@@ -30,7 +30,7 @@ def compactions_per_entry(num_pages: int, capacity: int) -> float:
         while sum(entries.values()) + size > capacity:
             cache.discard(entries.popitem(last=False)[0])
         key = each.to_bytes(32, "big")
-        reservation = on_device.reserve(key, size, 1, {})
+        reservation = on_device.reserve(key, size, 1)
         assert reservation is not None
         with reservation:
             reservation.write(torch.zeros(size, 1))
@@ -49,3 +49,10 @@ def test_one_free_page_in_sixteen_makes_compactions_rare() -> None:
 @pytest.mark.parametrize(("device_pages", "shown_pages"), [(1, 1), (15, 15), (16, 15), (160, 150)])
 def test_small_device_tiers_are_shown_whole(device_pages: int, shown_pages: int) -> None:
     assert make_settings(device_pages, 0).shown_pages == shown_pages
+
+
+@pytest.mark.parametrize("num_pages", [1, 14, 15, 16, 17, 150, 4000])
+def test_device_bytes_to_show_are_sufficient(num_pages: int) -> None:
+    settings = make_settings(1, 0)
+    sufficient = settings.device_bytes_to_show(num_pages) // settings.page_bytes
+    assert num_pages <= make_settings(sufficient, 0).shown_pages <= num_pages + 1

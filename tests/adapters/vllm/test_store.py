@@ -175,7 +175,7 @@ def test_v1_defers_the_wait_for_loads_only_if_the_encoder_runs(
     scene.worker.begin(scene.orders(loads=load("a"), saves=saves, runs_encoder=runs_encoder))
     assert used == ([] if runs_encoder else ["a"])
     scene.rows["c"] = torch.ones(4, WIDTH)  # not ordered
-    store.save(scene.rows, "c")
+    store.save("c")
     assert used == ["a"]
 
 
@@ -209,7 +209,7 @@ def test_cleared_encoder_cache_gets_zeros_of_the_same_shape_but_not_if_freed() -
     scene.save("freed", "used")
     scene.worker.begin(scene.orders(saves={"narrow": SaveOrder(key("narrow"), 8, 1, False)}))
     scene.rows["narrow"] = torch.ones(8, WIDTH // 2)
-    scene.worker.store.save(scene.rows, "narrow")
+    scene.worker.store.save("narrow")
     scene.end()
     scene.rows.clear()
     assert scene.run(releases=["freed"]).is_cleared
@@ -274,7 +274,7 @@ def test_rows_of_an_unexpected_shape_are_not_kept_and_serve_this_request(
     batch = torch.ones(100, *shape)
     scene.rows["a"] = batch[3]
     with caplog.at_level(logging.ERROR):
-        scene.worker.store.save(scene.rows, "a")
+        scene.worker.store.save("a")
     report = scene.worker.store.end()
     assert report is not None
     assert report.saved == set()
@@ -290,7 +290,7 @@ def test_rows_of_an_unexpected_dtype_are_not_kept_and_serve_this_request(
     scene = Scene()
     scene.worker.begin(scene.orders(saves={"a": SaveOrder(key("a"), 4, 1, False)}))
     scene.rows["a"] = torch.ones(4, WIDTH, dtype=torch.float64)
-    scene.worker.store.save(scene.rows, "a")
+    scene.worker.store.save("a")
     assert scene.end().saved == set()
     assert "float64" in caplog.text
     assert scene.rows["a"].dtype == torch.float64
@@ -310,7 +310,7 @@ def test_narrow_rows_are_packed_and_loaded_again() -> None:
     narrow = torch.randn(8, WIDTH // 2)
     scene.worker.begin(scene.orders(saves={"a": SaveOrder(key("a"), 8, 1, False)}))
     scene.rows["a"] = narrow.clone()
-    scene.worker.store.save(scene.rows, "a")
+    scene.worker.store.save("a")
     assert scene.end().saved == {key("a")}
     scene.evict("a")
     scene.run(loads=load("a", 8))
@@ -341,7 +341,7 @@ def test_rows_without_an_order_are_left_alone() -> None:
     scene = Scene()
     scene.worker.begin(scene.orders())
     scene.rows["a"] = rows = torch.ones(4, WIDTH)
-    scene.worker.store.save(scene.rows, "a")
+    scene.worker.store.save("a")
     assert scene.rows["a"] is rows
     assert scene.worker.store.end() is None
 

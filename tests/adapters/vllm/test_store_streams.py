@@ -87,10 +87,10 @@ def forget_that_saved_rows_are_read(patch: pytest.MonkeyPatch) -> None:
 def forget_that_moved_rows_are_read(patch: pytest.MonkeyPatch) -> None:
     compact = DeviceRows._compact
 
-    def compact_only(device_rows: DeviceRows, rows: Any) -> None:
+    def compact_only(device_rows: DeviceRows) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(DeviceRows, "use", lambda *_: None)
-            compact(device_rows, rows)
+            compact(device_rows)
 
     patch.setattr(DeviceRows, "_compact", compact_only)
 

@@ -48,7 +48,7 @@ class StoreWorker:
         self.rows[identifier] = batch[num_rows : 2 * num_rows]
         order = self.orders.saves.get(identifier)
         if order is None or not self.refuses(order.key):
-            self.store.save(self.rows, identifier)
+            self.store.save(identifier)
         batch[:num_rows] = batch[2 * num_rows :] = 0
 
     def end(self) -> StepReport | None:

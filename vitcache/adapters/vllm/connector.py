@@ -125,7 +125,7 @@ class VitCacheConnector(ECConnectorBase):
     def save_caches(self, encoder_cache: dict[str, Tensor], mm_hash: str, **kwargs: Any) -> None:
         """Store the fresh rows of one item in device pages."""
         if self._store is not None and self._step_orders() is not None:
-            self._store.save(encoder_cache, mm_hash)
+            self._store.save(mm_hash)
 
     def build_connector_worker_meta(self) -> ReportMetadata | None:
         """Return the report of this step."""

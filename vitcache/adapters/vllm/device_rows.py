@@ -32,6 +32,8 @@ class DeviceRows:
 
     Attributes
     ----------
+    rows
+        vLLM's encoder cache, the same dict in every step.
     shown
         The entries by identifier.
     zeros
@@ -46,12 +48,13 @@ class DeviceRows:
 
     def __init__(self, cache: EmbeddingCache) -> None:
         self._cache = cache
+        self.rows: EncoderCache = {}
         self.shown: dict[str, ShownRows] = {}
         self.zeros: set[str] = set()
         self.num_compactions = 0
         self._size = 0  # bytes of vLLM's dict at the end of the last step
 
-    def show(self, identifier: str, key: bytes, lease: Lease, rows: EncoderCache) -> None:
+    def show(self, identifier: str, key: bytes, lease: Lease) -> None:
         """Put a view of leased device pages into vLLM's encoder cache. Call `use` before it is read."""
         self.release(identifier)
         segments = lease.segments()
@@ -60,7 +63,7 @@ class DeviceRows:
             raise ValueError(
                 f"{lease.num_rows} rows lie in {len(segments)} runs of pages, they must lie in 1"
             )
-        rows[identifier] = segments[0]
+        self.rows[identifier] = segments[0]
         self.shown[identifier] = ShownRows(lease, segments[0], key)
 
     def use(self, identifiers: Iterable[str]) -> None:
@@ -68,10 +71,10 @@ class DeviceRows:
         for identifier in identifiers:
             self.shown[identifier].lease.use()
 
-    def show_zeros(self, identifier: str, shape: tuple[int, int], rows: EncoderCache) -> None:
+    def show_zeros(self, identifier: str, shape: tuple[int, int]) -> None:
         """Put zeros into vLLM's encoder cache, without which its engine would stop."""
         self.release(identifier)
-        rows[identifier] = torch.zeros(shape, dtype=self._cache.dtype, device=self._cache.device)
+        self.rows[identifier] = torch.zeros(shape, dtype=self._cache.dtype, device=self._cache.device)
         self.zeros.add(identifier)
 
     def release(self, identifier: str) -> None:
@@ -81,47 +84,47 @@ class DeviceRows:
         if shown is not None:
             shown.lease.release()
 
-    def release_all(self, rows: EncoderCache) -> None:
+    def release_all(self) -> None:
         """Remove all entries, and zeros, from vLLM's encoder cache."""
         for identifier in [*self.shown, *self.zeros]:
-            rows.pop(identifier, None)
+            self.rows.pop(identifier, None)
             self.release(identifier)
 
-    def end_step(self, rows: EncoderCache) -> None:
+    def end_step(self) -> None:
         """Note the size of vLLM's encoder cache, for `was_cleared`."""
-        self._size = sys.getsizeof(rows)
+        self._size = sys.getsizeof(self.rows)
 
-    def was_cleared(self, rows: EncoderCache) -> bool:
+    def was_cleared(self) -> bool:
         """Whether vLLM has cleared its encoder cache since the last step.
 
         `dict.clear` frees the table of a dict. `dict.pop`, by which vLLM evicts, keeps it, also if all items
         are evicted.
         """
-        return sys.getsizeof(rows) < self._size
+        return sys.getsizeof(self.rows) < self._size
 
-    def reserve(self, key: bytes, num_rows: int, row_width: int, rows: EncoderCache) -> Reservation | None:
+    def reserve(self, key: bytes, num_rows: int, row_width: int) -> Reservation | None:
         """Reserve adjacent device pages for new rows. Returns None if too few pages are free."""
         return self._with_room(
-            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True), rows
+            lambda: self._cache.reserve(key, num_rows, row_width=row_width, contiguous=True)
         )
 
-    def promote(self, source: Lease, rows: EncoderCache) -> Reservation | None:
+    def promote(self, source: Lease) -> Reservation | None:
         """Reserve adjacent device pages for a host entry. Returns None if too few pages are free."""
-        return self._with_room(lambda: self._cache.promote(source, contiguous=True), rows)
+        return self._with_room(lambda: self._cache.promote(source, contiguous=True))
 
-    def _with_room(self, reserve: Callable[[], Found | None], rows: EncoderCache) -> Found | None:
+    def _with_room(self, reserve: Callable[[], Found | None]) -> Found | None:
         found = reserve()
         if found is None:
-            self._compact(rows)
+            self._compact()
             found = reserve()
         return found
 
-    def _compact(self, rows: EncoderCache) -> None:
+    def _compact(self) -> None:
         """Move entries so that all free device pages are adjacent, and replace the views of them."""
         shown, self.shown = self.shown, {}
         for identifier, entry in list(shown.items()):
             if entry.key not in self._cache:  # dropped, and still read until vLLM frees it
-                rows[identifier] = entry.view.clone()
+                self.rows[identifier] = entry.view.clone()
                 del shown[identifier]
             entry.lease.release()
         self.num_compactions += self._cache.compact()
@@ -129,7 +132,7 @@ class DeviceRows:
             lease = self._cache.get(entry.key)
             if lease is None:
                 raise RuntimeError(f"the rows of {identifier!r} have left the cache while they were moved")
-            self.show(identifier, entry.key, lease, rows)
+            self.show(identifier, entry.key, lease)
         self.use(shown)
 
 

@@ -139,10 +139,9 @@ def check_largest_item(inventory: Inventory, vllm_config: Any) -> None:
         width = settings.width_of(modality)
         num_pages = settings.pages_for(num_rows, width)
         if num_pages > settings.shown_pages:
-            sufficient = -(-num_pages * 16 // 15) * settings.page_bytes
             raise ValueError(
                 f"device_bytes is {settings.device_bytes}: {settings.shown_pages} pages, but the largest "
                 f"{modality} of this model has {num_rows} rows, which need {num_pages} pages: set "
-                f"device_bytes to at least {sufficient}, or limit the size of a {modality} with "
-                "--mm-processor-kwargs"
+                f"device_bytes to at least {settings.device_bytes_to_show(num_pages)}, or limit the size of "
+                f"a {modality} with --mm-processor-kwargs"
             )

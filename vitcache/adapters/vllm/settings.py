@@ -24,6 +24,7 @@ OPTIONS = (
     "accept_embeds",
 )  # of ec_connector_extra_config
 PAGE_ROWS = 16
+SPARE = 16  # of this number of device pages, one stays free
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,16 @@ class Settings:
 
     @property
     def shown_pages(self) -> int:
-        """Device pages that vLLM's encoder cache may show: all but one in sixteen.
+        """Device pages that vLLM's encoder cache may show: all but one in `SPARE`.
 
         With free pages, a new entry nearly always finds adjacent ones. Without, half of the entries of 40 to
         70 pages in a tier of 4096 pages need a compaction (tests/adapters/vllm/test_device_rows.py).
         """
-        return self.device_pages - self.device_pages // 16
+        return self.device_pages - self.device_pages // SPARE
+
+    def device_bytes_to_show(self, num_pages: int) -> int:
+        """Return a size of the device tier that is sufficient for `num_pages` shown pages."""
+        return -(-num_pages * SPARE // (SPARE - 1)) * self.page_bytes
 
     @property
     def host_pages(self) -> int:

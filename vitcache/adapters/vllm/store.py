@@ -62,7 +62,6 @@ class Store:
         is_cuda = self.cache.device.type == "cuda"
         self._load_stream = torch.cuda.Stream(self.cache.device) if is_cuda else None
         self._epoch = 0
-        self._rows: EncoderCache = {}
         self._orders = StepOrders()
         self._report = StepReport(0, 0)
         self._unawaited: list[str] = []  # identifiers of loads
@@ -84,13 +83,13 @@ class Store:
         """
         self._orders = orders
         self._report = StepReport(orders.step, orders.epoch)
-        self._rows = rows
+        self._on_device.rows = rows
         if orders.epoch != self._epoch:
             self._epoch = orders.epoch
-            self._on_device.release_all(rows)
+            self._on_device.release_all()
             self.cache.clear()
-        elif self._on_device.was_cleared(rows):
-            self._recover(rows)
+        elif self._on_device.was_cleared():
+            self._recover()
         for identifier in orders.releases:
             self._on_device.release(identifier)
         for key in orders.host_drops:
@@ -103,11 +102,11 @@ class Store:
             rows.pop(identifier, None)
             self._on_device.release(identifier)
         if orders.loads:
-            self._load_all(orders.loads, rows)
+            self._load_all(orders.loads)
         if orders.saves:
             self._times.start_encoder()
 
-    def save(self, rows: EncoderCache, identifier: str) -> None:
+    def save(self, identifier: str) -> None:
         """Copy fresh rows of vLLM's encoder cache to device pages, and replace them by a view of the pages.
 
         Rows that the scheduler has not ordered to save are left alone. Rows that cannot be saved are copied,
@@ -118,14 +117,14 @@ class Store:
         if order is None or order.key in self._report.saved:
             return
         self._times.stop_encoder(sum(each.num_rows for each in self._orders.saves.values()))
-        fresh = rows[identifier]
-        if not self._save(identifier, order, fresh, rows):
-            rows[identifier] = fresh.clone()
+        fresh = self._on_device.rows[identifier]
+        if not self._save(identifier, order, fresh):
+            self._on_device.rows[identifier] = fresh.clone()
 
     def end(self) -> StepReport | None:
         """End the step. Return its report, or None if there is nothing to report."""
         self._wait_for_loads()
-        self._on_device.end_step(self._rows)
+        self._on_device.end_step()
         self._times.collect()
         orders, report = self._orders, self._report
         self._orders = StepOrders(orders.step, orders.epoch)
@@ -147,14 +146,14 @@ class Store:
     def _digest(self, key: ItemKey) -> bytes:
         return key_from_id(encode(key.identifier), namespace=self._namespace_of(key.salt))
 
-    def _recover(self, rows: EncoderCache) -> None:
+    def _recover(self) -> None:
         """Drop all rows, as vLLM's encoder cache was cleared by the worker alone, and report it."""
         used = self._on_device.shown.keys() - self._orders.releases
         leases = {identifier: self._on_device.shown[identifier].lease for identifier in used}
-        self._on_device.release_all(rows)
+        self._on_device.release_all()
         self.cache.clear()
         for identifier, lease in leases.items():
-            self._on_device.show_zeros(identifier, (lease.num_rows, lease.row_width), rows)
+            self._on_device.show_zeros(identifier, (lease.num_rows, lease.row_width))
         self._report.is_cleared = True
 
     def _demote(self, key: ItemKey) -> None:
@@ -165,16 +164,16 @@ class Store:
             self.cache.discard(digest)
             self._report.missing.add(key)
 
-    def _load_all(self, loads: dict[str, LoadOrder], rows: EncoderCache) -> None:
+    def _load_all(self, loads: dict[str, LoadOrder]) -> None:
         self._times.start_loads()
         for identifier, order in loads.items():
             digest = self._digest(order.key)
-            lease = self._load(digest, order.num_rows, rows)
+            lease = self._load(digest, order.num_rows)
             if lease is None:
-                self._on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width), rows)
+                self._on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width))
                 self._report.lost.add(identifier)
                 continue
-            self._on_device.show(identifier, digest, lease, rows)
+            self._on_device.show(identifier, digest, lease)
             self._unawaited.append(identifier)
             self._counts.add("load_bytes", lease.num_rows * lease.row_width * lease.dtype.itemsize)
         self._times.end_loads(self._on_load_stream())
@@ -182,13 +181,13 @@ class Store:
         if not (self._waits_after_encoder and self._orders.runs_encoder):
             self._wait_for_loads()
 
-    def _load(self, digest: bytes, num_rows: int, rows: EncoderCache) -> Lease | None:
+    def _load(self, digest: bytes, num_rows: int) -> Lease | None:
         """Copy a host entry to device pages. Return a lease on them, or None if the entry is lost."""
         source = self.cache.get(digest, num_rows=num_rows)
         if source is None or source.tier == "device":
             return source
         with source:
-            reservation = self._on_device.promote(source, rows)
+            reservation = self._on_device.promote(source)
             if reservation is None:
                 return None
             with self._on_load_stream(), reservation:
@@ -202,12 +201,12 @@ class Store:
             self._on_device.use(self._unawaited)
             self._unawaited.clear()
 
-    def _save(self, identifier: str, order: SaveOrder, fresh: Tensor, rows: EncoderCache) -> bool:
+    def _save(self, identifier: str, order: SaveOrder, fresh: Tensor) -> bool:
         """Write fresh rows to pages. Return False if they are not those that the scheduler has counted."""
         if not self._fits(order, fresh):
             return False
         digest = self._digest(order.key)
-        reservation = self._on_device.reserve(digest, order.num_rows, fresh.shape[1], rows)
+        reservation = self._on_device.reserve(digest, order.num_rows, fresh.shape[1])
         if reservation is None:
             self._log_once("an item is not kept: %d device pages are not free", order.num_pages)
             return False
@@ -216,7 +215,7 @@ class Store:
             lease = reservation.commit_lease()
         if lease is None:
             return False
-        self._on_device.show(identifier, digest, lease, rows)
+        self._on_device.show(identifier, digest, lease)
         self._on_device.use([identifier])
         if order.to_host:
             self.cache.copy_to_host(digest)
