@@ -17,6 +17,7 @@ from vllm.multimodal.inputs import (
     MultiModalSharedField,
 )
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
+from vllm.utils.jsontree import json_iter_leaves
 
 from vitcache import PinnedRing
 from vitcache.adapters.vllm import field_copies
@@ -48,9 +49,9 @@ class Field:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.dtype = rng.choice(DTYPES)
-        self.kind = rng.choice(KINDS)
+        self.kind = rng.choice((*KINDS, "batched", "flat"))
         self.width = rng.choice((1, 3, 40))
-        self.form = rng.choice(("equal", "equal", "unequal", "nested", "strided", "scalar"))
+        self.form = rng.choice(("equal", "equal", "equal", "unequal", "nested", "strided", "scalar"))
         keep_on_cpu = rng.random() < 0.2
         if self.kind == "batched":
             self.field: Any = MultiModalBatchedField(keep_on_cpu=keep_on_cpu)
@@ -79,6 +80,8 @@ class Field:
             width = self.rng.randint(1, 40)
         elif self.kind in ("flat inner", "flat last"):
             rows, width = 5, self.rng.randint(0, 12)
+        if self.form == "nested" and self.kind == "batched" and self.rng.random() < 0.5:
+            return {"a": self.tensor(2, width), "b": (self.tensor(rows, 1), 7)}
         if self.form == "nested" and getattr(self.field, "dim", 0) == 0:
             return [self.tensor(self.rng.randint(0, 6), width) for _ in range(self.rng.randint(0, 3))]
         return self.tensor(rows, width)
@@ -92,12 +95,12 @@ def random_step(rng: random.Random) -> tuple[list[tuple[str, MultiModalKwargsIte
     """Items of several modalities in any order, and their numbers of rows."""
     forms = {
         modality: {f"key{number}": Field(rng) for number in range(rng.randint(1, 4))}
-        for modality in rng.sample(("image", "video", "audio"), rng.randint(1, 3))
+        for modality in rng.sample(("image", "video", "audio"), rng.choice((1, 1, 2, 3)))
     }
-    items = []
-    for _ in range(rng.randint(1, 14)):
+    items, lacks_keys = [], rng.random() < 0.2
+    for _ in range(rng.randint(1, 20)):
         modality, fields = rng.choice(list(forms.items()))
-        keys = [key for key in fields if rng.random() < 0.95] or list(fields)
+        keys = [key for key in fields if not lacks_keys or rng.random() < 0.9] or list(fields)
         items.append((modality, MultiModalKwargsItem({key: fields[key].elem() for key in keys})))
     return items, [rng.choice((0, 1, 3, 8, 30)) for _ in items]
 
@@ -120,7 +123,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def check(batches: FeatureBatches, rng: random.Random, max_rows: int) -> Iterator[int]:
+def check(batches: FeatureBatches, rng: random.Random, max_rows: int, has_ring: bool) -> Iterator[int]:
     """Encode one step; yield the number of items of each micro-batch."""
     items, num_rows = random_step(rng)
     order = sorted(range(len(items)), key=lambda position: items[position][0])
@@ -134,6 +137,10 @@ def check(batches: FeatureBatches, rng: random.Random, max_rows: int) -> Iterato
         encoded.extend(positions)
         [expected] = group_and_batch_mm_kwargs([items[position] for position in positions], device=CPU)
         assert_same((modality, num_items, arguments), expected)
+        if has_ring:  # vLLM's copies to a GPU are contiguous, too
+            fields = items[positions[0]][1]
+            moved = [value for key, value in arguments.items() if not fields[key].field.keep_on_cpu]
+            assert all(leaf.is_contiguous() for leaf in json_iter_leaves(moved) if isinstance(leaf, Tensor))
         return [torch.tensor(position) for position in positions]
 
     ends = []
@@ -163,7 +170,7 @@ def test_arguments_of_random_items_through_a_small_ring_are_those_of_vllm(seed: 
         torch.inference_mode(),
     ):
         batches = FeatureBatches(CPU, ring, max_rows)
-        sizes = [size for _ in range(6) for size in check(batches, rng, max_rows)]
+        sizes = [size for _ in range(6) for size in check(batches, rng, max_rows, has_ring=True)]
         copies = ring.stats().copies
         ring.check_integrity()
     assert copies > len(sizes) / 2
@@ -173,5 +180,30 @@ def test_arguments_of_random_items_through_a_small_ring_are_those_of_vllm(seed: 
 def test_arguments_without_a_ring_are_those_of_vllm(seed: int) -> None:
     rng = random.Random(seed)
     batches = FeatureBatches(CPU, None, 20)
-    sizes = [size for _ in range(6) for size in check(batches, rng, 20)]
+    sizes = [size for _ in range(6) for size in check(batches, rng, 20, has_ring=False)]
     assert max(sizes) > 1
+
+
+@pytest.mark.parametrize(
+    ("field", "copies"),
+    [
+        (MultiModalBatchedField(), 8),
+        (MultiModalFlatField(slices=[]), 8),
+        (MultiModalFlatField(slices=[], dim=-2), 8),
+        (MultiModalFlatField(slices=[], dim=1), 1),
+        (MultiModalSharedField(batch_size=8), 1),
+    ],
+    ids=["batched", "flat", "flat from behind", "flat inner", "shared"],
+)
+def test_large_tensors_are_copied_one_by_one_if_vllm_lays_them_in_a_row(field: Any, copies: int) -> None:
+    """The module knows vLLM's classes by their names. Under other names it would copy once after a join."""
+    pixels = torch.randn(40, 60)
+    items = [("image", MultiModalKwargsItem({"pixels": MultiModalFieldElem(pixels, field)}))] * 8
+    with PinnedRing(1 << 20, backend="host", num_threads=1) as ring:
+        [(positions, [joined])] = FeatureBatches(CPU, ring).run(
+            items, [1] * 8, lambda modality, num_items, arguments: [arguments["pixels"]]
+        )
+        assert ring.stats().copies == copies
+    assert positions == list(range(8))
+    [(_, _, expected)] = group_and_batch_mm_kwargs(items)
+    assert_same(joined, expected["pixels"])

@@ -24,7 +24,6 @@ from vitcache.testing import stand_in
 
 CPU = torch.device("cpu")
 WIDTH = 4096  # 4 rows are a field that is copied item by item
-ITEM_BYTES = 4 * WIDTH * 4
 
 
 @pytest.fixture(autouse=True)
@@ -115,20 +114,26 @@ def test_run_queues_the_next_copies_before_it_calls_encode(
     assert torch.equal(torch.cat(encoder.pixels), pixels_of(items))
 
 
-def test_run_with_a_full_ring_calls_encode_before_the_host_waits(ring: PinnedRing) -> None:
-    """The ring holds 12 items. No slot retires before the first call of encode."""
-    used: list[int] = []
-    hold = ring.hold()
+def test_run_with_a_full_ring_calls_encode_before_the_host_waits(
+    ring: PinnedRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring holds less than 16 items. No slot retires before the first call of encode."""
+    copies: list[int] = []
+    copy_to, hold = ring.copy_to, ring.hold()
+
+    def copy_without_wait(*arguments: Any, **options: Any) -> Ticket:
+        return copy_to(*arguments, **options, timeout_s=None if copies else 0)
 
     def before(call: int) -> None:
         if call == 0:
-            used.append(ring.stats().copies)
+            copies.append(ring.stats().copies)
             hold.__exit__(None, None, None)
 
+    monkeypatch.setattr(ring, "copy_to", copy_without_wait)
     items, encoder = make_items(20), Encoder(before)
     hold.__enter__()
     list(FeatureBatches(CPU, ring, max_rows=40).run(items, [4] * 20, encoder))
-    assert 10 < used[0] < 20
+    assert 10 < copies[0] < 16
     assert torch.equal(torch.cat(encoder.pixels), pixels_of(items))
 
 
@@ -266,3 +271,16 @@ def test_run_without_a_ring_starts_nothing_ahead_and_encodes_all_items() -> None
     steps = FeatureBatches(CPU, None, max_rows=8).run(items, [4] * 5, encoder)
     assert [positions for positions, _ in steps] == [[0, 1], [2, 3], [4]]
     assert torch.equal(torch.cat(encoder.pixels), pixels_of(items))
+
+
+def test_tensor_that_no_ring_can_copy_is_an_argument_as_it_is(ring: PinnedRing) -> None:
+    sparse, flags = torch.eye(3).to_sparse(), ["a", None, 3]
+    item = {key: Elem(data, MultiModalFlatField()) for key, data in (("mask", sparse), ("flags", flags))}
+    found: list[dict[str, Any]] = []
+    list(
+        FeatureBatches(CPU, ring).run([("image", item)], [1], lambda *call: found.append(call[2]) or [sparse])
+    )
+    [arguments] = found
+    assert arguments["mask"].layout == torch.sparse_coo
+    assert torch.equal(arguments["mask"].to_dense(), torch.eye(3))
+    assert arguments["flags"] == flags

@@ -41,7 +41,7 @@ class MultiModalFlatField(StandInField):
     """Joined along `dim`."""
 
     def join(self, data: list[Any]) -> Any:
-        return torch.cat(data, dim=self.dim)
+        return data[0] if len(data) == 1 else torch.cat(data, dim=self.dim)
 
 
 @dataclass

@@ -94,7 +94,7 @@ class FieldCopies:
         elems, mover = self._elems, self._mover
         field, data = elems[0].field, [elem.data for elem in elems]
         if mover is None or field.keep_on_cpu:
-            if is_ahead:  # without a ring vLLM copies on the current stream: ahead of the encode it delays it
+            if is_ahead:  # vLLM copies on the current stream: a copy ahead of the encode would delay it
                 return False
             self._value = field.reduce_data(elems, device=self._device, pin_memory=self._pin_memory)
         elif are_large(data) and (shape := joined_shape(field, data)) is not None:
@@ -103,7 +103,7 @@ class FieldCopies:
             targets = [part.view(source.shape) for part, source in zip(slices, data, strict=True)]
             self._unstarted.extend(zip(targets, data, strict=True))
             self._value = joined
-        elif is_ahead and are_large(data) and field_name(field) != BATCHED:
+        elif is_ahead and are_large(data) and field_name(field) == FLAT:
             return False
         else:
             self._value = map_tensors(self._target_of, field.reduce_data(elems))
