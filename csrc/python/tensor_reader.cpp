@@ -29,6 +29,21 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
   return true;
 }
 
+using Extent = std::pair<std::uint64_t, std::uint64_t>;
+
+// The address of the first byte of a tensor, and the address after its last byte.
+Extent extent_of(const dlpack::Tensor& tensor) {
+  std::int64_t reach = 0;
+  for (std::int32_t dimension = 0; dimension < tensor.ndim; ++dimension) {
+    if (tensor.shape[dimension] == 0) return {0, 0};
+    reach += (tensor.shape[dimension] - 1) * tensor.strides[dimension];
+  }
+  const std::uint64_t first = address_of(tensor);
+  return {first, first + static_cast<std::uint64_t>((reach + 1) * tensor.type_bits * tensor.type_lanes / 8)};
+}
+
+bool are_apart(const Extent& a, const Extent& b) { return a.second <= b.first || b.second <= a.first; }
+
 }  // namespace
 
 int kind_of(const dlpack::Tensor& tensor) {
@@ -95,6 +110,36 @@ std::optional<Destination> TensorReader::read_rows(const py::object& rows) const
                      kind,
                      tensor.device_type == dlpack::kCuda,
                      tensor.device_id};
+}
+
+std::optional<Destination> TensorReader::read_planes(const py::object& rows, const py::list& levels) const {
+  dlpack::Tensor tensor{};
+  if (!read(rows.ptr(), tensor) || tensor.ndim != 2) return std::nullopt;
+  std::optional<Destination> planes = read_rows(rows);
+  if (!planes) return std::nullopt;
+  const std::int64_t shape[] = {tensor.shape[0], tensor.shape[1]};
+  for (const py::handle level : levels) {
+    const std::optional<Destination> plane = read_rows(py::reinterpret_borrow<py::object>(level));
+    if (!plane || !read(level.ptr(), tensor) || tensor.ndim != 2 || tensor.shape[0] != shape[0] ||
+        tensor.shape[1] != shape[1] || plane->kind != planes->kind || plane->on_cuda != planes->on_cuda ||
+        plane->device_id != planes->device_id)
+      return std::nullopt;
+    const Extent extent = plane->extent(0);
+    for (std::size_t index = 0; index < planes->planes.size(); ++index)
+      if (!are_apart(planes->extent(index), extent)) return std::nullopt;
+    planes->planes.push_back(plane->planes.front());
+    planes->width += shape[1];
+  }
+  return planes;
+}
+
+bool TensorReader::is_apart(const Destination& destination, const py::object& object) const {
+  dlpack::Tensor tensor{};
+  if (!read_memory(object.ptr(), tensor)) return false;
+  const Extent extent = extent_of(tensor);
+  for (std::size_t index = 0; index < destination.planes.size(); ++index)
+    if (!are_apart(destination.extent(index), extent)) return false;
+  return true;
 }
 
 std::optional<TextTokens> TensorReader::read_text(const py::object& ids, const py::object& weight) const {

@@ -27,6 +27,13 @@ class TensorReader {
   // dtype. None for a refused tensor.
   std::optional<Destination> read_rows(const pybind11::object& rows) const;
 
+  // The destination of a plain tensor (T, H), and of a plain tensor (T, H) of the same dtype and device per
+  // deepstack level. None if a tensor is refused, or if two of them have overlapping memory.
+  std::optional<Destination> read_planes(const pybind11::object& rows, const pybind11::list& levels) const;
+
+  // Whether `object` is a plain tensor whose memory does not overlap that of a destination.
+  bool is_apart(const Destination& destination, const pybind11::object& object) const;
+
   // The text tokens of plain tensors on one device: contiguous ids, and a weight (V, H) of a supported dtype.
   // None for refused tensors.
   std::optional<TextTokens> read_text(const pybind11::object& ids, const pybind11::object& weight) const;

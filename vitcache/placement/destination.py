@@ -66,8 +66,11 @@ class Destination:
         deepstack: Tensor | Sequence[Tensor] | None,
         deepstack_rows: Tensor | None = None,
     ) -> None:
-        has_levels = deepstack is not None or deepstack_rows is not None
-        native = None if has_levels else tensor_reader.read_rows(inputs_embeds)
+        native, listed = None, ()
+        if deepstack is None and deepstack_rows is None:
+            native = tensor_reader.read_rows(inputs_embeds)
+        elif type(deepstack) is list and deepstack_rows is None:
+            native, listed = tensor_reader.read_planes(inputs_embeds, deepstack), deepstack
         if native is None:
             self._check(name, inputs_embeds, deepstack, deepstack_rows)
             self.device = self.rows.device
@@ -75,11 +78,13 @@ class Destination:
             return
         self.native, self.device = native, inputs_embeds.device
         self.num_tokens, self.hidden = native.num_tokens, native.hidden
-        self.deepstack, self.num_packed, self.levels, self.width = None, None, 0, self.hidden
+        self.num_packed, self.levels = None, len(listed)
+        self.width = self.hidden * (1 + self.levels)
         self.rows = (
             inputs_embeds if inputs_embeds.dim() == 2 else inputs_embeds.view(self.num_tokens, self.hidden)
         )
-        self.planes = [self.rows]
+        self.deepstack = listed[0][None] if self.levels == 1 else None
+        self.planes = [self.rows, *listed]
 
     @property
     def is_listed(self) -> bool:
@@ -135,6 +140,8 @@ class Destination:
 
     def check_apart_from(self, name: str, other: Tensor) -> None:
         """Raise ValueError if the memory of `other` overlaps that of the destination."""
+        if tensor_reader.is_apart(self.native, other):
+            return
         first, last = extent(other)
         for plane in self.planes:
             begin, end = extent(plane)
