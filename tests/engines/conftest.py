@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,3 +84,20 @@ def result(pool: Pool) -> Callable[[str], dict[str, Any]]:
 def outcome(pool: Pool) -> Callable[[str], Outcome]:
     """How the process of an engine ended, by the engine's name."""
     return pool.outcome
+
+
+@pytest.fixture
+def make_states(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Makes a `States` with its options. It is closed after the test."""
+    from engine_runner.states import States
+
+    made = []
+
+    def make(**options: Any) -> States:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(options.get("model_runner", 2) - 1))
+        made.append(States(pool.model("qwen3"), **options))
+        return made[-1]
+
+    yield make
+    for states in made:
+        states.close()

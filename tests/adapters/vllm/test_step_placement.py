@@ -127,6 +127,24 @@ def test_masked_tokens_of_an_item_are_text() -> None:
     assert torch.equal(out, expected)
 
 
+def test_draft_tokens_behind_a_prompt_are_text_and_may_be_dropped() -> None:
+    worker = make_worker("a")
+    worker.features["r"] = make_request("r", [("a", 4)]).mm_features
+    batch = SimpleNamespace(
+        req_ids=["r"],
+        num_tokens=4,  # three draft tokens of five are dropped
+        num_scheduled_tokens=np.array([7]),
+        num_computed_tokens_np=np.array([3]),
+        prefill_len_np=np.array([5]),
+        query_start_loc_np=np.array([0, 4]),
+    )
+    ids = torch.arange(4, dtype=torch.int32)
+    out = torch.full((4, worker.hidden), torch.nan)
+    assert worker.placement.place(batch, ids, out, None, worker.store) == 2
+    rows = make_rows("a", 4, 0, worker.settings.row_width)
+    assert torch.equal(out, torch.cat([rows[2:], worker.table[2:4]]))
+
+
 def test_decode_writes_text_rows_and_leaves_deepstack_levels_alone() -> None:
     worker = make_worker("a")
     request = make_request("r", [("a", 4)])

@@ -65,14 +65,15 @@ class Scheduled:
             block_size=BLOCK_TOKENS,
             log_stats=True,
         )
+        self.cache = EncoderCache()
+        self.rows = self.cache.encoder_outputs  # vLLM's dict: identifier -> rows
         self.connector: Any = None
         if self.config.ec_transfer_config is not None:
             join_group_of_one(self.config)
             ec_transfer_state.ensure_ec_transfer_initialized(self.config)
             self.connector = ec_transfer_state.get_ec_transfer()
+            self._load_model()
             self.connector.start_worker_services()
-        self.cache = EncoderCache()
-        self.rows = self.cache.encoder_outputs  # vLLM's dict: identifier -> rows
         self._v2 = ActiveECConnector(self.config, self.rows) if self.connector else None
         self._waiting: deque[tuple[Any, ModelRunnerOutput]] = deque()
         self._features: dict[str, list[MultiModalFeatureSpec]] = {}
@@ -151,6 +152,9 @@ class Scheduled:
         """The rows of an item with the present weights."""
         generator = torch.Generator().manual_seed(hash((identifier, self.weights)) % (1 << 40))
         return torch.randn(num_rows, ROW_WIDTH, generator=generator).bfloat16()
+
+    def _load_model(self) -> None:
+        """Do nothing: this worker has no model."""
 
     def _update(self) -> None:
         planned, output = self._waiting.popleft()

@@ -21,12 +21,16 @@ ARCHITECTURES = {
 }
 
 
-def register_models() -> None:
-    """Register the classes with vLLM in place of its own. A class of another plug-in stays."""
+def register_models(version: str) -> None:
+    """Register the classes with vLLM in place of its own. A class of another plug-in stays.
+
+    The name of a registered class ends with `version`, that of vLLM. vLLM keeps the interfaces of a class in
+    a file, by its name and the text of its module: it must not read those of another version's class.
+    """
     from vllm import ModelRegistry
 
     for name, (module, of_vllm) in ARCHITECTURES.items():
         present = ModelRegistry.models.get(name)
         place = (getattr(present, "module_name", None), getattr(present, "class_name", None))
         if place == (f"{MODELS}.{module}", of_vllm):
-            ModelRegistry.register_model(name, f"{PLACED_MODELS}:{name}")
+            ModelRegistry.register_model(name, f"{PLACED_MODELS}:{name}@{version}")

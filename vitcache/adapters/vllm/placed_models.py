@@ -5,6 +5,7 @@ Each has the name of vLLM's class. It is made when vLLM asks for it, so that a p
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -31,10 +32,14 @@ class PlacesRows:
 
 
 def __getattr__(name: str) -> Any:
+    name = name.partition("@")[0]
     if name not in ARCHITECTURES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _make_class(name)
+
+
+@cache
+def _make_class(name: str) -> Any:
     module, of_vllm = ARCHITECTURES[name]
     stock = getattr(import_module(f"{MODELS}.{module}"), of_vllm)
-    placed = type(of_vllm, (PlacesRows, stock), {"__module__": __name__, "__doc__": stock.__doc__})
-    globals()[name] = placed
-    return placed
+    return type(of_vllm, (PlacesRows, stock), {"__module__": __name__, "__doc__": stock.__doc__})

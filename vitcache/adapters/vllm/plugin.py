@@ -41,7 +41,7 @@ def register() -> None:
     if not disabled:
         from vitcache.adapters.vllm.architectures import register_models
 
-        register_models()
+        register_models(vllm_version())
 
 
 def check_version() -> None:

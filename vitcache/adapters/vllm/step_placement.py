@@ -124,7 +124,9 @@ class StepPlacement:
             items = self._items.get(request)
             if items is None:
                 items = self._items[request] = make_items(features)
-            start, length = int(computed[index]), int(batch.num_scheduled_tokens[index])
+            start = int(computed[index])
+            # Draft tokens may follow the prompt. vLLM can drop some of them after it has counted them here.
+            length = min(int(batch.num_scheduled_tokens[index]), int(batch.prefill_len_np[index]) - start)
             chunks.append(Chunk(items, start, length, int(batch.query_start_loc_np[index])))
             features_of.append(features)
         return chunks, features_of
