@@ -35,8 +35,8 @@ class StreamWorker(StoreWorker):
         self.store._on_load_stream = self._on_load_stream  # type: ignore[method-assign]
 
     def shows(self, identifier: str, expected: tuple[str, int, int]) -> bool:
-        if identifier in self.store._on_device.shown:
-            for page in self.store._on_device.shown[identifier].lease.pages:
+        if identifier in self.store.on_device.shown:
+            for page in self.store.on_device.shown[identifier].lease.pages:
                 self.model.access(("device", page), write=False)
         return super().shows(identifier, expected)
 
@@ -65,12 +65,12 @@ def test_random_traffic_reads_and_writes_pages_in_order(is_v1: bool, lag: int) -
 
 
 def await_no_load(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Store, "_wait_for_loads", lambda store: store._unawaited.clear())
+    patch.setattr(Store, "wait_for_loads", lambda store: store._unawaited.clear())
 
 
 def await_loads_after_the_step(patch: pytest.MonkeyPatch) -> None:
-    wait, end = Store._wait_for_loads, Store.end
-    patch.setattr(Store, "_wait_for_loads", lambda store: None)
+    wait, end = Store.wait_for_loads, Store.end
+    patch.setattr(Store, "wait_for_loads", lambda store: None)
 
     def wait_and_end(store: Store) -> Any:
         wait(store)
