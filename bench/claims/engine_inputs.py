@@ -7,9 +7,8 @@ is the host's work. Each contender must give the rows of a loop over images befo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from vitcache.bench.engines.step_scene import StepScene
 
 STOCK, VITCACHE = "stock", "vitcache"
+WHOLE = "vitcache, with the connector's calls of the step"
 JUDGED = (1, 8, 32)  # hits of a step that must cost less than stock's
 TARGET = 1.0
 CALLS = 20  # calls of one contender in a round
@@ -47,15 +47,6 @@ class InputsCase:
         return f"{kind}, {self.levels} deepstack levels" if self.levels else kind
 
 
-class Step(Protocol):
-    """One contender: a model with its model state."""
-
-    model: Any
-
-    def __call__(self) -> Tensor:
-        """Build `inputs_embeds` and the deepstack buffers once."""
-
-
 class StockStep:
     """vLLM's `DefaultModelState`, with its `EncoderRunner` and its `EncoderCache`."""
 
@@ -74,31 +65,24 @@ class StockStep:
         return embeds
 
 
-@contextmanager
-def open_stock(scene: StepScene) -> Iterator[Step]:
-    """Yield stock's step."""
-    yield StockStep(scene)
-
-
-OPENERS: dict[str, Callable[[StepScene], Any]] = {STOCK: open_stock}
-
-
 def run_inputs(case: InputsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case on one thread of torch; yields a label before each part."""
     use_vllm_on(CPU)
     from vitcache.bench.engines.step_scene import StepScene
+    from vitcache.bench.engines.vitcache_step import open_vitcache_step
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         scene = StepScene(case.hits, case.levels)
-        with ExitStack() as stack:
-            steps = {name: stack.enter_context(make(scene)) for name, make in OPENERS.items()}
+        # As the model runner does, all calls are in inference mode.
+        with torch.inference_mode(), open_vitcache_step(scene) as placed:
+            stock = StockStep(scene)
             yield "check, and in turns"
-            with torch.inference_mode():  # as the model runner does
-                for name, step in steps.items():
-                    check(name, step, scene)
-                samples = timer.rounds_us(steps, calls=CALLS)
+            steps: dict[str, Callable[[], Tensor]] = {STOCK: stock, VITCACHE: placed, WHOLE: placed.whole}
+            for name, step in steps.items():
+                check(name, step, stock.model if name == STOCK else placed.model, scene)
+            samples = timer.rounds_us(dict(steps), calls=CALLS)
     finally:
         torch.set_num_threads(threads_before)
     reference_us = samples[STOCK].value
@@ -116,13 +100,13 @@ def run_inputs(case: InputsCase, recorder: Recorder, timer: Timer) -> Iterator[s
         )
 
 
-def check(name: str, step: Step, scene: StepScene) -> None:
+def check(name: str, step: Callable[[], Tensor], model: Any, scene: StepScene) -> None:
     """Raise RuntimeError if a contender's buffers differ from those of a loop over images.
 
     The deepstack buffers are zero before the step, as the model leaves them. A step without images may leave
     them alone.
     """
-    buffers = list(getattr(step.model, "deepstack_input_embeds", ()))
+    buffers = list(getattr(model, "deepstack_input_embeds", ()))
     embeds, deepstack = scene.truth()
     for _ in range(2):  # the second call must not depend on the buffers of the first one
         for buffer in buffers:

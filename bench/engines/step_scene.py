@@ -119,14 +119,16 @@ class StepScene:
         return embeds, deepstack
 
     def _config(self) -> Any:
-        """The options that `DefaultModelState` reads."""
+        """The options that both model states and vitcache's connector read."""
         model_config = SimpleNamespace(
             dtype=DTYPE,
             enable_prompt_embeds=False,
             enforce_eager=True,
             get_inputs_embeds_size=lambda: HIDDEN,
             max_model_len=self.num_tokens,
-            multimodal_config=None,
+            model="scene",
+            multimodal_config=SimpleNamespace(),
+            revision=None,
             uses_mrope=False,
         )
         return SimpleNamespace(
@@ -144,4 +146,7 @@ class StepScene:
         computed, prompt = (0, self.num_tokens) if self.items else (1, 1)
         batch.num_computed_tokens_np = np.array([computed], dtype=np.int32)
         batch.prefill_len_np = np.array([prompt], dtype=np.int32)
+        batch.num_computed_prefill_tokens_np = batch.num_computed_tokens_np
+        batch.is_prefilling_np = batch.num_computed_tokens_np < batch.prefill_len_np
+        batch.has_prefill = bool(batch.is_prefilling_np.any())
         return batch
