@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.claims.engine_chats import ChatCase, GpuChatCase, run_chat
 from vitcache.bench.claims.engine_inputs import InputsCase, run_inputs
+from vitcache.bench.claims.engine_wins import MEASURES, WinsCase, run_wins
 from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
@@ -23,20 +24,31 @@ if TYPE_CHECKING:
 NAME = "engines"
 REQUIRES = "vllm"
 CLAIMS_CPU = True
-CASES: dict[str, list[InputsCase | ChatCase]] = {
+Case = InputsCase | ChatCase | WinsCase
+CASES: dict[str, list[Case]] = {
     "full": [
         *(InputsCase(hits, levels) for levels in (0, 3) for hits in (0, 1, 8, 32)),
         ChatCase(24),
         GpuChatCase(24, "8b", cache_rows=8192),
+        *(WinsCase(wins) for wins in MEASURES.values()),
     ],
-    "smoke": [InputsCase(0), InputsCase(2), InputsCase(2, levels=3), ChatCase(6, cache_rows=128)],
+    "smoke": [
+        InputsCase(0),
+        InputsCase(2),
+        InputsCase(2, levels=3),
+        ChatCase(6, cache_rows=128),
+        WinsCase((1, 2, 3, 4)),
+        WinsCase((5, 7, 9, 10)),
+    ],
 }
 
 
-def run_case(case: InputsCase | ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+def run_case(case: Case, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
     if isinstance(case, InputsCase):
         yield from run_inputs(case, recorder, timer)
+    elif isinstance(case, WinsCase):
+        yield from run_wins(case, recorder, timer)
     else:
         yield from run_chat(case, recorder, timer)
 

@@ -97,8 +97,9 @@ def add_counts(
         "feature_bytes": (total(chat, "feature_bytes"), total(stock["chat"], "feature_bytes"), None),
         "written_bytes": (total(hits, "written_bytes"), total(stock["hits"], "written_bytes"), None),
     }
-    if LOAD_BYTES in result["counters"]:
-        values["load_bytes"] = (result["counters"][LOAD_BYTES], 0.0, None)
+    counters = result["chat counters"]
+    if LOAD_BYTES in counters:
+        values["load_bytes"] = (counters[LOAD_BYTES], 0.0, None)
     for metric, (value, reference, limit) in values.items():
         recorder.add(
             case.name,

@@ -28,7 +28,9 @@ class EngineOptions:
     model_runner
         1 or 2, the version of vLLM's model runner.
     cache_rows
-        The rows of vLLM's encoder cache, and of the device tier of vitcache.
+        The rows of vLLM's encoder cache.
+    device_rows
+        The rows of the device tier of vitcache. None: as many as `cache_rows`.
     host_rows
         The rows of the host tier, for a contender that has one.
     """
@@ -37,6 +39,7 @@ class EngineOptions:
     size: str = WITH_WEIGHTS
     model_runner: int = 2
     cache_rows: int = 512
+    device_rows: int | None = None
     host_rows: int = 4096
 
     def arguments(self) -> dict[str, Any]:
@@ -71,7 +74,8 @@ class EngineOptions:
         host_bytes = self.host_rows * row_bytes
         if self.contender == CPU_OFFLOAD:
             return {"ec_transfer_config": self._transfer("ECCPUConnector", ec_cpu_bytes=host_bytes)}
-        sizes: dict[str, Any] = {"device_bytes": self.cache_rows * row_bytes, "host_bytes": host_bytes}
+        device_rows = self.cache_rows if self.device_rows is None else self.device_rows
+        sizes: dict[str, Any] = {"device_bytes": device_rows * row_bytes, "host_bytes": host_bytes}
         if self.contender == CONNECTOR:
             sizes["place_rows"] = False
         return {

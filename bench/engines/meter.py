@@ -72,6 +72,8 @@ class Meter:
         self._device = device
         self._runner = runner
         self.counts_bytes = False
+        self.new_requests: list[int] = []  # for each request, the number of its first step
+        self._num_steps = 0
         self._clear()
         self._wrap(runner, "execute_model", self._step)
         self._wrap(runner.get_model(), "embed_multimodal", self._encode)
@@ -109,6 +111,9 @@ class Meter:
         setattr(owner, name, wrapped)
 
     def _step(self, call: Call, *arguments: Any, **named: Any) -> Any:
+        scheduled = arguments[0]
+        self.new_requests += [self._num_steps] * len(scheduled.scheduled_new_reqs)
+        self._num_steps += 1
         self.steps += 1
         with self._timed("step"):
             return call(*arguments, **named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -22,11 +23,24 @@ TAIL_LINES = 30
 class EngineFailed(RuntimeError):
     """The process of an engine did not end well; the message has the end of its output."""
 
+    @property
+    def reason(self) -> str:
+        """The last line that names an error, else the first line."""
+        lines = str(self).splitlines()
+        return next((line for line in reversed(lines) if "Error" in line), lines[0])
+
 
 def run_engine(
-    options: EngineOptions, steps: dict[str, dict[str, Any]], folder: Path, device_type: str = CPU
+    options: EngineOptions,
+    steps: dict[str, dict[str, Any]],
+    folder: Path,
+    device_type: str = CPU,
+    *,
+    is_killed: bool = False,
 ) -> dict[str, Any]:
-    """Run one engine and return what its steps returned, by name.
+    """Run one engine and return the results of its steps, by name.
+
+    With `is_killed`, the process of the engine kills itself after the steps.
 
     Raises
     ------
@@ -36,9 +50,10 @@ def run_engine(
     folder.mkdir(parents=True, exist_ok=True)
     model, result = make_model(options.size, folder), folder / "result.json"
     result.unlink(missing_ok=True)
-    given = json.dumps({"engine": asdict(options), "steps": steps})
+    given = json.dumps({"engine": asdict(options), "steps": steps, "is_killed": is_killed})
     variables = of_child(device_type, options.model_runner, folder)
-    _run(["vitcache.bench.engines.child", given, str(model), str(result)], variables, folder)
+    expected = -signal.SIGKILL if is_killed else 0
+    _run(["vitcache.bench.engines.child", given, str(model), str(result)], variables, folder, expected)
     answer: dict[str, Any] = json.loads(result.read_text())
     return answer
 
@@ -52,7 +67,7 @@ def make_model(size: str, folder: Path) -> Path:
     return model
 
 
-def _run(module: list[str], variables: dict[str, str], folder: Path) -> None:
+def _run(module: list[str], variables: dict[str, str], folder: Path, expected: int = 0) -> None:
     try:
         done = subprocess.run(
             [sys.executable, "-m", *module],
@@ -67,6 +82,6 @@ def _run(module: list[str], variables: dict[str, str], folder: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise EngineFailed(f"{module[0]} ran longer than {LIMIT_S} s") from error
-    if done.returncode:
+    if done.returncode != expected:
         tail = "\n".join(done.stdout.splitlines()[-TAIL_LINES:])
         raise EngineFailed(f"{module[0]} ended with exit code {done.returncode}:\n{tail}")

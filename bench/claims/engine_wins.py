@@ -1,0 +1,157 @@
+"""The ten differences between vitcache and vLLM's ECCPUConnector, each measured in a real engine.
+
+This module is a part of the bench `engines`. ECCPUConnector runs on a GPU only, and the wins 1 to 4 are about
+its copies: without a GPU they are skipped, each with one line, and the skipped wins are counted. The other
+wins are measured for vitcache on the CPU, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitcache.bench.claims.engine_chats import FOLDER
+from vitcache.bench.engines.contenders import CPU_OFFLOAD, PLACED, STOCK, EngineOptions
+from vitcache.bench.engines.start import EngineFailed, run_engine
+from vitcache.bench.harness.record import Recorder
+from vitcache.bench.harness.registry import CPU, GPU
+from vitcache.bench.harness.timing import Sample, Timer
+
+SHARED_MEMORY = Path("/dev/shm")
+WINS = {
+    1: "milliseconds of a mixed step that a load adds",
+    2: "time of prepare_inputs_embeds, and bytes written",
+    3: "bytes that stay allocated after a partial eviction",
+    4: "microseconds that queue a load after evictions",
+    5: "encodes after reset_encoder_cache",
+    6: "encodes of two images of nearly the largest size when they return",
+    7: "steps from the encode to a hit",
+    8: "turns answered by Model Runner V1, and on a CPU",
+    9: "metrics that the engine has more than stock",
+    10: "files in /dev/shm after SIGKILL",
+}
+NEEDS_GPU = (1, 2, 3, 4)
+GPU_SIZE = {"size": "8b", "cache_rows": 8192}  # of engines whose times are measured
+Add = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class WinsCase:
+    """Some of `WINS`, which share engines."""
+
+    wins: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The numbers of the wins."""
+        return f"win {self.wins[0]}" if len(self.wins) == 1 else f"wins {', '.join(map(str, self.wins))}"
+
+
+def run_wins(case: WinsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """Measure one case; yields a label before each engine."""
+    device_type = timer.device.type
+    skipped = [win for win in case.wins if win in NEEDS_GPU and device_type != GPU]
+    for win in skipped:
+        print(f"engines: win {win} is skipped, it needs a GPU: {WINS[win]}")
+    recorder.add(case.name, PLACED, "skipped_wins", "wins", Sample.of([len(skipped)]))
+    if len(skipped) == len(case.wins):
+        return
+
+    def add(win: int, contender: str, metric: str, unit: str, values: list[float], **options: Any) -> None:
+        recorder.add(f"win {win}: {WINS[win]}", contender, metric, unit, Sample.of(values), **options)
+
+    contenders = [PLACED, CPU_OFFLOAD] if device_type == GPU else [PLACED]
+    if device_type != GPU:
+        print(f"engines: {CPU_OFFLOAD} is left out of the {case.name}, it needs a GPU")
+    for measure, wins in MEASURES.items():
+        if set(wins) & set(case.wins):
+            yield from measure(add, contenders, device_type)
+
+
+def measure_copies(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
+    """Measure the wins 1 to 4, on a GPU."""
+    steps: dict[str, dict[str, Any]] = {
+        "mixed": {"repeats": 10},
+        "hits": {"num_images": 12},
+        "memory": {},
+        "submit": {"num_images": 24},
+    }
+    for contender in contenders:
+        yield f"{contender}, copies"
+        found = run_engine(EngineOptions(contender, **GPU_SIZE), steps, FOLDER, device_type)
+        evicted, resident = found["mixed"]
+        added = [late - early for late, early in zip(evicted, resident, strict=True)]
+        add(1, contender, "exposed_ms", "ms", added)
+        add(2, contender, "inputs_ms", "ms", [turn["inputs_ms"] for turn in found["hits"]])
+        add(2, contender, "written_bytes", "bytes", [turn["written_bytes"] for turn in found["hits"]])
+        before, after = found["memory"]
+        add(3, contender, "kept_bytes", "bytes", [after - before])
+        add(4, contender, "submit_us", "us", found["submit"])
+
+
+def measure_hits(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
+    """Measure the wins 5, 7, 9 and 10. The engine kills itself at the end."""
+    steps: dict[str, dict[str, Any]] = {"reset": {}, "distance": {"image": 1}}
+    yield f"{STOCK}, its metrics"
+    stock = run_engine(EngineOptions(STOCK), {}, FOLDER, device_type)
+    for contender in contenders:
+        yield f"{contender}, hits"
+        files = shared_memory()
+        found = run_engine(EngineOptions(contender), steps, FOLDER, device_type, is_killed=True)
+        left = shared_memory() - files
+        cached, after_reset = found["reset"]
+        if cached["encodes"] or found["distance"]["encodes"] != 1:
+            raise RuntimeError(f"{contender} encodes a cached image: its hits get no number")
+        judged = {"target": 1, "limit": 1} if contender == PLACED else {}
+        none = {"target": 0, "limit": 0} if contender == PLACED else {}
+        add(5, contender, "encodes", "items", [after_reset["encodes"]], at_least=True, **judged)
+        add(7, contender, "steps", "steps", [found["distance"]["steps"]], **judged)
+        metrics = set(found["metrics"]) - set(stock["metrics"])
+        add(9, contender, "metrics", "metrics", [len(metrics)], at_least=True, **judged)
+        add(10, contender, "files", "files", [len(left)], **none)
+
+
+def measure_sizes(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
+    """Measure the win 6: vLLM's encoder cache holds one of the images, the device tier of the user holds both."""
+    for contender in (STOCK, *contenders):
+        yield f"{contender}, two large images"
+        options = EngineOptions(
+            contender, cache_rows=64, device_rows=160, host_rows=0 if contender == PLACED else 64
+        )
+        found = run_engine(options, {"return": {"images": [0, 2]}}, FOLDER, device_type)
+        none = {"target": 0, "limit": 0} if contender == PLACED else {}
+        add(6, contender, "encodes", "items", [sum(turn["encodes"] for turn in found["return"])], **none)
+
+
+def measure_runners(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
+    """Measure the win 8: an engine that does not start answers no turn."""
+    runners = [
+        (PLACED, 1),
+        (CPU_OFFLOAD, 1),
+        *([(PLACED, 2), (CPU_OFFLOAD, 2)] if device_type == CPU else []),
+    ]
+    for contender, model_runner in runners:
+        yield f"{contender}, V{model_runner}"
+        options = EngineOptions(contender, model_runner=model_runner)
+        try:
+            answered = len(run_engine(options, {"return": {"images": [0, 1]}}, FOLDER, device_type)["return"])
+        except EngineFailed as error:
+            answered = 0
+            print(f"engines: {contender} does not start with V{model_runner}: {error.reason}")
+        judged = {"target": 1, "limit": 1} if contender == PLACED else {}
+        add(8, f"{contender}, V{model_runner}", "turns", "turns", [answered], at_least=True, **judged)
+
+
+MEASURES: dict[Callable[[Add, list[str], str], Iterator[str]], tuple[int, ...]] = {
+    measure_copies: (1, 2, 3, 4),
+    measure_hits: (5, 7, 9, 10),
+    measure_sizes: (6,),
+    measure_runners: (8,),
+}
+
+
+def shared_memory() -> set[str]:
+    """The names of the files in /dev/shm."""
+    return {path.name for path in SHARED_MEMORY.iterdir()}
