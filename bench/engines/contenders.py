@@ -32,7 +32,7 @@ class EngineOptions:
     device_rows
         The rows of the device tier of vitcache. None: as many as `cache_rows`.
     host_rows
-        The rows of the host tier, for a contender that has one.
+        The rows of the host tier, for a contender that has one. None: eight times as many as `cache_rows`.
     """
 
     contender: str
@@ -40,7 +40,7 @@ class EngineOptions:
     model_runner: int = 2
     cache_rows: int = 512
     device_rows: int | None = None
-    host_rows: int = 4096
+    host_rows: int | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `LLM`, without the model."""
@@ -71,7 +71,7 @@ class EngineOptions:
     def _plug_in(self, row_bytes: int) -> dict[str, Any]:
         if self.contender == STOCK:
             return {}
-        host_bytes = self.host_rows * row_bytes
+        host_bytes = (8 * self.cache_rows if self.host_rows is None else self.host_rows) * row_bytes
         if self.contender == CPU_OFFLOAD:
             return {"ec_transfer_config": self._transfer("ECCPUConnector", ec_cpu_bytes=host_bytes)}
         device_rows = self.cache_rows if self.device_rows is None else self.device_rows

@@ -59,6 +59,12 @@ class BufferWrites:
             buffer.fill_(torch.nan)
 
     def __exit__(self, *_: object) -> None:
+        from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+        with gpu_sync_allowed():  # a run may forbid the step to wait for the GPU
+            self._restore()
+
+    def _restore(self) -> None:
         for buffer, value in zip(self._buffers, self._values, strict=True):
             is_kept = buffer.isnan()
             self.bytes += int((~is_kept).sum()) * buffer.itemsize
