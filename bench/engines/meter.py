@@ -14,61 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vitcache.bench.engines.written_bytes import BufferWrites, TorchWrites
 from vitcache.bench.harness.timing import TimedBlock
 
 Call = Callable[..., Any]
-
-
-class TorchWrites(TorchDispatchMode):
-    """Adds up the bytes that torch operations write, and notes whether one of them writes to `buffers`."""
-
-    def __init__(self, buffers: list[Tensor]) -> None:
-        super().__init__()
-        self.bytes = 0
-        self.writes_buffers = False
-        self._storages = {buffer.untyped_storage().data_ptr() for buffer in buffers}
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operation(*args, **(kwargs or {}))
-        if not operation.is_view:
-            written = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            # `index_put_` returns the whole tensor and writes only the rows of its values.
-            is_part = operation.overloadpacket.__name__ == "index_put_"
-            self.bytes += args[2].nbytes if is_part else sum(tensor.nbytes for tensor in written)
-            if any(tensor.untyped_storage().data_ptr() in self._storages for tensor in written):
-                self.writes_buffers = True
-        return result
-
-
-class BufferWrites:
-    """Counts the bytes of `buffers` that are written in a ``with`` block, by any code.
-
-    The buffers contain NaN in the block. Afterwards, elements that were not written have their old values.
-    """
-
-    def __init__(self, buffers: list[Tensor]) -> None:
-        self.bytes = 0
-        self._buffers = buffers
-        self._values = [buffer.clone() for buffer in buffers]
-
-    def __enter__(self) -> None:
-        for buffer in self._buffers:
-            buffer.fill_(torch.nan)
-
-    def __exit__(self, *_: object) -> None:
-        from vllm.utils.gpu_sync_debug import gpu_sync_allowed
-
-        with gpu_sync_allowed():  # a run may forbid the step to wait for the GPU
-            self._restore()
-
-    def _restore(self) -> None:
-        for buffer, value in zip(self._buffers, self._values, strict=True):
-            is_kept = buffer.isnan()
-            self.bytes += int((~is_kept).sum()) * buffer.itemsize
-            torch.where(is_kept, value, buffer, out=buffer)
 
 
 class Meter:
@@ -139,11 +90,15 @@ class Meter:
 
     def _count(self, call: Call, *arguments: Any, **named: Any) -> Any:
         """Count written bytes. A launch that torch does not see is counted by the buffers that it writes."""
+        from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
         buffers = [self._runner.model_state.encoder_runner.inputs_embeds]
         buffers += getattr(self._runner.get_model(), "deepstack_input_embeds", None) or []
         in_buffers, by_torch = BufferWrites(buffers), TorchWrites(buffers)
-        with in_buffers, by_torch:
+        with by_torch:
             embeds = call(*arguments, **named)
+        with gpu_sync_allowed():  # a run may forbid the step to wait for the GPU
+            in_buffers.restore()
         self.written_bytes += by_torch.bytes + (0 if by_torch.writes_buffers else in_buffers.bytes)
         return embeds
 
