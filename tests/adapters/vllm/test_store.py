@@ -161,7 +161,7 @@ def test_load_of_missing_rows_gives_zeros_and_is_reported() -> None:
 
 
 @pytest.mark.parametrize("runs_encoder", [False, True])
-def test_v1_defers_thewait_for_loads_only_if_the_encoder_runs(
+def test_v1_defers_the_wait_for_loads_only_if_the_encoder_runs(
     runs_encoder: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene()

@@ -109,7 +109,7 @@ class VitCacheConnector(ECConnectorBase):
     def may_place(self, model: Any) -> bool:
         """Whether a model may have a `VitCacheModelState`.
 
-        The options must allow it, and vLLM's own choice must be `DefaultModelState`: the model states of models
+        The options must allow it, and vLLM's own choice must be `DefaultModelState`: the states of models
         with recurrent layers, for example, do more.
         """
         from vllm.v1.worker.gpu.model_states import resolve_model_state_cls

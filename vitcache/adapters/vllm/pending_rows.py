@@ -48,6 +48,10 @@ class PendingRows:
         """Return an entry, or None."""
         return self._entries.get(identifier)
 
+    def unwritten(self) -> list[str]:
+        """Return the identifiers of the entries that no launch has written."""
+        return [identifier for identifier in self._entries if identifier not in self._written]
+
     def mark_written(self, identifiers: Iterable[str]) -> None:
         """Note that a launch on the current stream writes the rows of entries to their pages."""
         self._written.update(identifiers)

@@ -42,7 +42,7 @@ class StepTimes:
         self._encode_start: Mark = None
         self._load_start: Mark = None
         self._loaded: Mark = None
-        self._placement_start: Mark = None
+        self._reads_start: Mark = None
 
     def start_encoder(self) -> None:
         """Note that the encoder is about to run on the current stream."""
@@ -81,18 +81,18 @@ class StepTimes:
 
         self._stopwatch.measure(start, self._loaded, count)
 
-    def start_placement(self) -> None:
-        """Note that a launch is about to read rows of the host tier, on the current stream."""
-        self._placement_start = self._stopwatch.mark()
+    def start_host_reads(self) -> None:
+        """Note that the current stream is about to read rows of the host tier."""
+        self._reads_start = self._stopwatch.mark()
 
-    def stop_placement(self, number: int) -> None:
-        """Note that the launch is queued, which reads `number` entries of the host tier."""
+    def stop_host_reads(self, number: int, overlap: str) -> None:
+        """Note that the reads of `number` entries are queued: `overlap` is "placed" or "exposed"."""
 
         def count(exposed_ms: float) -> None:
-            self._counts.add("loads_placed", number)
+            self._counts.add(f"loads_{overlap}", number)
             self._counts.add("load_exposed_ms", exposed_ms)
 
-        self._stopwatch.measure(self._placement_start, self._stopwatch.mark(), count)
+        self._stopwatch.measure(self._reads_start, self._stopwatch.mark(), count)
 
     def collect(self) -> None:
         """Add the times whose marks are complete."""

@@ -165,8 +165,19 @@ class Store:
                 self.pending.add(identifier, PendingEntry(key, fresh, reservation))
 
     def commit(self) -> None:
-        """Insert the pending entries into the cache, and show them in vLLM's encoder cache."""
-        for identifier, (entry, lease) in self.pending.commit().items():
+        """Insert the pending entries into the cache, and show them in vLLM's encoder cache.
+
+        Rows that no launch has written to their pages are copied now.
+        """
+        if not len(self.pending):
+            return
+        num_copied = sum(identifier in self._orders.loads for identifier in self.pending.unwritten())
+        if num_copied:
+            self._times.start_host_reads()
+        committed = self.pending.commit()
+        if num_copied:
+            self._times.stop_host_reads(num_copied, "exposed")
+        for identifier, (entry, lease) in committed.items():
             order = self._orders.saves.get(identifier)
             if lease is None:
                 if order is None:
@@ -186,10 +197,10 @@ class Store:
         """
         num_loads = sum(identifier in self._orders.loads for identifier in identifiers)
         if num_loads:
-            self._times.start_placement()
+            self._times.start_host_reads()
         yield
         if num_loads:
-            self._times.stop_placement(num_loads)
+            self._times.stop_host_reads(num_loads, "placed")
         self.pending.mark_written(identifiers)
         self.commit()
 
