@@ -9,17 +9,12 @@ Model Runner V2, so the bench records no time of a whole step there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.claims.engine_chats import ChatCase, GpuChatCase, run_chat
 from vitcache.bench.claims.engine_inputs import InputsCase, run_inputs
 from vitcache.bench.claims.engine_wins import MEASURES, WinsCase, run_wins
-from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAME = "engines"
 REQUIRES = "vllm"
@@ -51,8 +46,3 @@ def run_case(case: Case, recorder: Recorder, timer: Timer) -> Iterator[str]:
         yield from run_wins(case, recorder, timer)
     else:
         yield from run_chat(case, recorder, timer)
-
-
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw bars of the host's time, as multiples of stock's."""
-    return draw_ratios(rows)

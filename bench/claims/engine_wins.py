@@ -20,17 +20,19 @@ from vitcache.bench.harness.registry import CPU, GPU
 from vitcache.bench.harness.timing import Sample, Timer
 
 SHARED_MEMORY = Path("/dev/shm")
+METRIC, UNIT = "win", "as the case says"
+# The measurement of each, by its number.
 WINS = {
-    1: "milliseconds of a mixed step that a load adds",
-    2: "time of prepare_inputs_embeds, and bytes written",
+    1: "milliseconds that a load adds to a mixed step",
+    2: "milliseconds of prepare_inputs_embeds",
     3: "bytes that stay allocated after a partial eviction",
     4: "microseconds that queue a load after evictions",
     5: "encodes after reset_encoder_cache",
-    6: "encodes of two images of nearly the largest size when they return",
+    6: "encodes of two large images that return",
     7: "steps from the encode to a hit",
-    8: "turns answered by Model Runner V1, and on a CPU",
-    9: "metrics that the engine has more than stock",
-    10: "files in /dev/shm after SIGKILL",
+    8: "turns answered of 2",
+    9: "metrics that stock does not have",
+    10: "files left in /dev/shm by SIGKILL",
 }
 NEEDS_GPU = (1, 2, 3, 4)
 # The engines whose times are measured. Their encoder cache holds three images of the conversation.
@@ -60,8 +62,9 @@ def run_wins(case: WinsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     if len(skipped) == len(case.wins):
         return
 
-    def add(win: int, contender: str, metric: str, unit: str, values: list[float], **options: Any) -> None:
-        recorder.add(f"win {win}: {WINS[win]}", contender, metric, unit, Sample.of(values), **options)
+    def add(win: int, contender: str, values: list[float], suffix: str = "", **options: Any) -> None:
+        name = f"win {win}: {WINS[win]}{suffix}"
+        recorder.add(name, contender, METRIC, UNIT, Sample.of(values), **options)
 
     contenders = [PLACED, CPU_OFFLOAD] if device_type == GPU else [PLACED]
     if device_type != GPU:
@@ -84,12 +87,13 @@ def measure_copies(add: Add, contenders: list[str], device_type: str) -> Iterato
         found = run_engine(EngineOptions(contender, **GPU_SIZE), steps, FOLDER, device_type)
         evicted, resident = found["mixed"]
         added = [late - early for late, early in zip(evicted, resident, strict=True)]
-        add(1, contender, "exposed_ms", "ms", added)
-        add(2, contender, "inputs_ms", "ms", [turn["inputs_ms"] for turn in found["hits"]])
-        add(2, contender, "written_bytes", "bytes", [turn["written_bytes"] for turn in found["hits"]])
+        add(1, contender, added)
+        add(2, contender, [turn["inputs_ms"] for turn in found["hits"]])
+        written = [turn["written_bytes"] for turn in found["hits"]]
+        add(2, contender, written, ", and the bytes that it writes")
         before, after = found["memory"]
-        add(3, contender, "kept_bytes", "bytes", [after - before])
-        add(4, contender, "submit_us", "us", found["submit"])
+        add(3, contender, [after - before])
+        add(4, contender, found["submit"])
 
 
 def measure_hits(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
@@ -107,11 +111,11 @@ def measure_hits(add: Add, contenders: list[str], device_type: str) -> Iterator[
             raise RuntimeError(f"{contender} encodes a cached image: its hits get no number")
         judged = {"target": 1, "limit": 1} if contender == PLACED else {}
         none = {"target": 0, "limit": 0} if contender == PLACED else {}
-        add(5, contender, "encodes", "items", [after_reset["encodes"]], at_least=True, **judged)
-        add(7, contender, "steps", "steps", [found["distance"]["steps"]], **judged)
+        add(5, contender, [after_reset["encodes"]], at_least=True, **judged)
+        add(7, contender, [found["distance"]["steps"]], **judged)
         metrics = set(found["metrics"]) - set(stock["metrics"])
-        add(9, contender, "metrics", "metrics", [len(metrics)], at_least=True, **judged)
-        add(10, contender, "files", "files", [len(left)], **none)
+        add(9, contender, [len(metrics)], at_least=True, **judged)
+        add(10, contender, [len(left)], **none)
 
 
 def measure_sizes(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
@@ -123,7 +127,7 @@ def measure_sizes(add: Add, contenders: list[str], device_type: str) -> Iterator
         )
         found = run_engine(options, {"return": {"images": [0, 2]}}, FOLDER, device_type)
         none = {"target": 0, "limit": 0} if contender == PLACED else {}
-        add(6, contender, "encodes", "items", [sum(turn["encodes"] for turn in found["return"])], **none)
+        add(6, contender, [sum(turn["encodes"] for turn in found["return"])], **none)
 
 
 def measure_runners(add: Add, contenders: list[str], device_type: str) -> Iterator[str]:
@@ -137,12 +141,14 @@ def measure_runners(add: Add, contenders: list[str], device_type: str) -> Iterat
         yield f"{contender}, V{model_runner}"
         options = EngineOptions(contender, model_runner=model_runner)
         try:
-            answered = len(run_engine(options, {"return": {"images": [0, 1]}}, FOLDER, device_type)["return"])
+            found = run_engine(options, {"return": {"images": [0, 1]}}, FOLDER, device_type)
+            answered = len(found["return"])
         except EngineFailed as error:
             answered = 0
             print(f"engines: {contender} does not start with V{model_runner}: {error.reason}")
-        judged = {"target": 1, "limit": 1} if contender == PLACED else {}
-        add(8, f"{contender}, V{model_runner}", "turns", "turns", [answered], at_least=True, **judged)
+        judged = {"target": 2, "limit": 2} if contender == PLACED else {}
+        suffix = f", Model Runner V{model_runner}, {device_type}"
+        add(8, contender, [answered], suffix, at_least=True, **judged)
 
 
 MEASURES: dict[Callable[[Add, list[str], str], Iterator[str]], tuple[int, ...]] = {
