@@ -24,9 +24,7 @@ from vitcache.adapters.vllm.plugin import logger
 from vitcache.adapters.vllm.step_placement import StepPlacement
 from vitcache.adapters.vllm.store import Store
 from vitcache.adapters.vllm.text_rows import TextRows
-from vitcache.pipeline.feature_mover import RING_BYTES
 from vitcache.placement.start_up import warm_up
-from vitcache.ring.pinned_ring import PinnedRing
 
 
 class VitCacheModelState(DefaultModelState):
@@ -65,8 +63,7 @@ class VitCacheModelState(DefaultModelState):
         self._merge_reason = self._find_merge_reason(text)
         lora = vllm_config.lora_config
         self._has_encoder_lora = bool(lora and getattr(lora, "enable_tower_connector_lora", False))
-        ring = PinnedRing(RING_BYTES, device=device) if device.type == "cuda" else None
-        self._batches = FeatureBatches(device, ring)
+        self._batches = FeatureBatches(device, self._connector.make_ring(device))
         self._warm_up(text)
         self._connector.expect_model_state(places_rows=self._merge_reason is None)
         self._log_start(text)
