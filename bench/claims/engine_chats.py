@@ -1,8 +1,8 @@
 """One conversation through real engines: encodes, bytes moved, and milliseconds by stage.
 
 This module is a part of the bench `engines`. Each engine is a process of its own. An engine of the tiny model
-whose tokens differ from stock's gets no number. On the CPU, Triton's interpreter runs Model Runner V2, so the times of the
-encoder and of whole steps are recorded on a GPU only.
+whose tokens differ from stock's gets no number. On the CPU, Triton's interpreter runs Model Runner V2, and
+two processes run at different times on a shared machine: times are recorded on a GPU only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from vitcache.bench.harness.timing import Sample, Timer
 
 FOLDER = Path("build/bench-engines").absolute()
 LOAD_BYTES = "vllm:vitcache_load_bytes"
-TIMES = ("encoder_ms", "inputs_ms", "step_ms", "first_token_ms")
+TIMES = {
+    **dict.fromkeys(("encoder_ms", "inputs_ms", "step_ms", "first_token_ms"), "ms"),
+    "inputs_host_us": "us",
+}
 HITS_IMAGES = 4  # of the conversation whose written bytes are counted
 
 
@@ -67,7 +70,8 @@ def run_chat(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             check(name, results[name]["chat"], results[STOCK]["chat"])
     for name, result in results.items():
         add_counts(case, name, result, results[STOCK], recorder)
-        add_times(case, name, result["chat"], results[STOCK]["chat"], recorder, device_type)
+        if device_type == GPU:
+            add_times(case, name, result["chat"], results[STOCK]["chat"], recorder)
 
 
 def check(name: str, answers: Sequence[dict[str, Any]], stock: Sequence[dict[str, Any]]) -> None:
@@ -121,11 +125,9 @@ def add_times(
     chat: Sequence[dict[str, Any]],
     stock: Sequence[dict[str, Any]],
     recorder: Recorder,
-    device_type: str,
 ) -> None:
     """Add the times of a turn: median and percentiles over all turns."""
-    metrics = {"inputs_host_us": "us", **(dict.fromkeys(TIMES, "ms") if device_type == GPU else {})}
-    for metric, unit in metrics.items():
+    for metric, unit in TIMES.items():
         sample, reference = (Sample.of([turn[metric] for turn in answers]) for answers in (chat, stock))
         against = (STOCK, reference.value) if reference.value else None
         recorder.add(case.name, name, metric, unit, sample, against=against)
