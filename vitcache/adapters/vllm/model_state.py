@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interfaces import supports_realtime
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import sanity_check_mm_encoder_outputs
 
@@ -176,7 +175,7 @@ class VitCacheModelState(DefaultModelState):
             return "pruning"
         if self.prompt_embeds_state is not None:
             return "prompt_embeds"
-        if supports_realtime(self.model):
+        if self.encoder_runner.is_realtime:
             return "realtime"
         if text.source == "model" and getattr(self.model, "_has_oov_mm_tokens", False):
             return "vocabulary"
