@@ -76,7 +76,8 @@ class Meter:
             return call(*arguments, **named)
 
     def _encode(self, call: Call, *arguments: Any, **named: Any) -> Any:
-        self.feature_bytes += sum(leaf.nbytes for leaf in tree_leaves(named) if isinstance(leaf, Tensor))
+        tensors = [leaf for leaf in tree_leaves(named) if isinstance(leaf, Tensor)]
+        self.feature_bytes += sum(each.nbytes for each in tensors if each.device.type == self._device.type)
         with self._timed("encoder"):
             rows = call(*arguments, **named)
         self.encodes += len(rows)

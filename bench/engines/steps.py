@@ -22,8 +22,8 @@ def take_chat(engine: Engine, num_images: int) -> Any:
 def take_hits(engine: Engine, num_images: int) -> Any:
     """Answer each turn three times. The second and third answer are all hits.
 
-    The times are those of the second answer, and the written bytes those of the third one, whose times contain
-    the counting.
+    The times are those of the second answer, and the written bytes those of the third one, whose times
+    contain the counting.
     """
     answers = []
     for turn in conversation.turns(num_images):
