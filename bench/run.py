@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +19,7 @@ from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "hits", "keys"),
+    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "engines", "hits", "keys"),
     *("limit", "multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {
@@ -52,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed."""
+    """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed.
+
+    Without a name, benches whose package is not installed are left out. With its name, such a bench gives 1.
+    """
     if args.list:
         on_gpu = names_for(GPU)
         print(json.dumps({name: name in on_gpu for name in BENCHES}))
@@ -73,6 +77,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name}: left out, it measures the CPU; choose it with --bench {name}")
     for name in names:
         bench = BENCHES[name]
+        missing = missing_requirement(name)
+        if missing and args.bench:
+            print(f"vitcache bench: {name} needs {missing}, which is not installed", file=sys.stderr)
+            return 1
+        if missing:
+            print(f"{name}: left out, it needs {missing}, which is not installed")
+            continue
         bench_device = getattr(bench, "DEVICE", device)
         is_claimed = bench_device.type == "cuda" or getattr(bench, "CLAIMS_CPU", False)
         size = args.cases or ("full" if is_claimed else "smoke")
@@ -115,6 +126,12 @@ def names_for(device_type: str) -> list[str]:
         for name, bench in BENCHES.items()
         if getattr(bench, "DEVICE", None) is None and cases_for(bench.CASES["full"], "full", device_type)
     )
+
+
+def missing_requirement(name: str) -> str | None:
+    """Return the name of the package that a bench needs and that is not installed, else None."""
+    package: str | None = getattr(BENCHES[name], "REQUIRES", None)
+    return package if package is not None and find_spec(package) is None else None
 
 
 def _progress(text: str) -> None:

@@ -34,7 +34,7 @@ ORDER = (
     *("testing", "errors", "_version", "lazy", "_native", "rows", "arguments"),
     *("device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline", "adapters"),
     *("metrics", "info", "demo"),
-    *("bench.harness", "bench.traffic", "bench.chats", "bench.claims", "bench", "__main__"),
+    *("bench.harness", "bench.traffic", "bench.chats", "bench.engines", "bench.claims", "bench", "__main__"),
 )
 LOWEST_USER = "demo"  # this room and higher ones may import the public names, as callers do
 

@@ -2,7 +2,8 @@
 # Runs the GPU tests and the benches, part by part, in order of their worth. `make gpu` calls it.
 #
 #   RESULTS=dir       folder of results.jsonl, gpu.log and the test reports; default results, or results/dry
-#   ONLY="part ..."   only these parts: probe, tests, sanitize, or names of benches
+#   ONLY="part ..."   only these parts: probe, tests, sanitize, or names of benches. The part engines also runs the
+#                     tests with real engines of vLLM; without a vLLM for CUDA it is skipped, which the summary counts
 #   BUDGET=seconds    end after this time, with the results so far and the command that continues
 #   RESUME=dir        continue from the results in this folder; finished parts, cases and tests do not run again
 #   DRY=1             smoke sizes on the CPU

@@ -13,7 +13,7 @@ from gpu_runner import facts, gpu_run
 from gpu_runner.budget import Budget
 from gpu_runner.gpu_run import GpuRun
 from gpu_runner.lines import ROOT, read
-from gpu_runner.parts import Command, Part
+from gpu_runner.parts import Command, Part, make_part
 from gpu_runner.settings import VENV_PYTHON, Settings
 
 FACTS = {"device": "NVIDIA H200", "torch": "2.11.0", "commit": "abc"}
@@ -45,13 +45,14 @@ class Runner:
         self.slow: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self.facts: dict[str, Any] = dict(FACTS)
-        monkeypatch.setattr(facts, "ask", lambda settings, limit_s: {**self.facts, "has_xdist": False})
+        self.installed: dict[str, Any] = {"has_xdist": False, "why_no_vllm": None}
+        monkeypatch.setattr(facts, "ask", lambda settings, limit_s: {**self.facts, **self.installed})
         benches = {"placement": True, "ring": True, "cache": False}
         monkeypatch.setattr(facts, "list_benches", lambda settings, limit_s: benches)
         monkeypatch.setattr(gpu_run, "bench_names", lambda root: sorted(benches))
         monkeypatch.setattr(gpu_run, "make_part", self.make_part)
 
-    def make_part(self, name: str, settings: Settings, *, has_xdist: bool) -> Part:
+    def make_part(self, name: str, settings: Settings, **installed: Any) -> Part:
         if name not in ("placement", "ring", "cache"):
             return Part(name, [])
         arguments = [str(settings.lines), name, self.slow.get(name, "-"), self.failed.get(name, "-")]
@@ -205,16 +206,32 @@ def test_command_that_is_not_on_path_fails_its_part_by_name(
     assert "FAILED (127)" in output
 
 
+def test_part_that_the_machine_cannot_run_is_skipped_with_its_reason_and_counted(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
+    runner.installed["why_no_vllm"] = "python3 has no vLLM"
+    monkeypatch.setattr(gpu_run, "make_part", make_part)
+    monkeypatch.setattr(gpu_run, "bench_names", lambda root: ["engines"])
+    assert runner.run(only=("engines",)) == 0
+    output = capfdbinary.readouterr().out.decode()
+    assert f"  {'engines':<24}          skipped: python3 has no vLLM\nSkipped parts: 1\n" in output
+    assert "To continue" not in output
+    [line] = runner.lines("part")
+    assert (line["outcome"], line["reason"]) == ("skipped", "python3 has no vLLM")
+    assert runner.run(resume=Path("out"), only=("engines",)) == 0  # it is asked again
+    assert len(runner.lines("part")) == 2
+
+
 def test_results_have_at_most_8_files_with_three_timelines(runner: Runner) -> None:
     traces = runner.root / "build/gpu-benches"
     original = runner.make_part
 
-    def record(name: str, settings: Settings, *, has_xdist: bool) -> Part:
+    def record(name: str, settings: Settings, **installed: Any) -> Part:
         traces.mkdir(parents=True, exist_ok=True)
         for number in range(2):
             (traces / f"{name}-{number}-timeline.json.gz").write_bytes(b"trace")
         (traces / f"{name}-nvidia-h200.json").write_text("[]")
-        return original(name, settings, has_xdist=has_xdist)
+        return original(name, settings, **installed)
 
     gpu_run.make_part = record  # the fixture restores it
     runner.run()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gpu_runner import facts
 from gpu_runner.lines import ROOT
 from gpu_runner.parts import CORE, ORDER, SANITIZE, bench_names, check_only, in_order, make_part
 from gpu_runner.settings import Settings
@@ -19,12 +20,12 @@ from vitcache.bench import run
 # Benches by whether they measure a GPU.
 BENCHES = {
     **dict.fromkeys(("accuracy", "blocks", "hits", "keys", "limit", "multiturn", "placement"), True),
-    **dict.fromkeys(("ring", "scatter", "step", "vision"), True),
+    **dict.fromkeys(("ring", "scatter", "step", "vision", "engines"), True),
     **dict.fromkeys(("attach", "cache", "cpu"), False),
 }
 ON_GPU = [
     *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "multiturn", "blocks", "keys"),
-    *("limit", "accuracy", "vision"),
+    *("limit", "engines", "accuracy", "vision"),
 ]
 DRY = Settings("python", Path("out"), dry=True)
 GPU = Settings("python", Path("out"), budget_s=600)
@@ -132,6 +133,29 @@ def test_bench_runs_full_cases_on_a_gpu_and_appends_to_the_lines() -> None:
     assert "--bench ring --cases full" in text
     assert f"--lines {GPU.lines} --resume" in text
     assert "--cases smoke" in " ".join(make_part("ring", DRY, has_xdist=False).commands[0].arguments)
+
+
+def test_engines_run_their_tests_and_their_bench_and_refuse_waits_for_the_gpu() -> None:
+    part = make_part("engines", GPU, has_xdist=True)
+    assert part.skipped is None
+    tests, bench = part.commands
+    assert all(command.env["VLLM_GPU_SYNC_CHECK"] == "error" for command in part.commands)
+    assert (tests.suite, tests.env["ENGINES_DEVICE"]) == ("engines", "cuda")
+    assert all((ROOT / argument).exists() for argument in tests.arguments if argument.startswith("tests/"))
+    assert "--bench engines --cases full" in " ".join(bench.arguments)
+    resumed = make_part("engines", replace(GPU, resume=Path("out")), has_xdist=True)
+    assert resumed.commands[0].env["VITCACHE_TEST_RESUME"] == "1"
+
+
+def test_engines_are_skipped_where_vllm_cannot_use_the_gpu_and_no_other_part_is() -> None:
+    reason = "python3 has no vLLM"
+    assert make_part("engines", GPU, has_xdist=True, why_no_vllm=reason).skipped == reason
+    assert make_part("ring", GPU, has_xdist=True, why_no_vllm=reason).skipped is None
+
+
+def test_facts_of_a_dry_run_say_why_no_engine_runs() -> None:
+    settings = Settings(sys.executable, Path("out"), dry=True)
+    assert facts.ask(settings, 120.0)["why_no_vllm"] == "a dry run has no GPU"
 
 
 def test_probe_has_20_seconds_on_a_gpu_and_no_limit_in_a_dry_run() -> None:

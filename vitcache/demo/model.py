@@ -108,15 +108,16 @@ def build_model(size: Size, device: torch.device) -> Any:
 
     The weights are the same in every call. The caller's random state does not change.
     """
-    return _build(AutoModelForImageTextToText.from_config, _config(size), size, device)
+    return _build(AutoModelForImageTextToText.from_config, make_config(size), size, device)
 
 
 def build_tower(size: Size, device: torch.device) -> Any:
     """Return only the vision tower, with random weights that are the same in every call."""
-    return _build(Qwen3VLVisionModel._from_config, _config(size).vision_config, size, device)
+    return _build(Qwen3VLVisionModel._from_config, make_config(size).vision_config, size, device)
 
 
-def _config(size: Size) -> Qwen3VLConfig:
+def make_config(size: Size) -> Qwen3VLConfig:
+    """Return the configuration of the model."""
     vision = {**size.vision, "patch_size": size.patch_size}
     return Qwen3VLConfig(text_config=size.text, vision_config=vision, **size.special_tokens)
 

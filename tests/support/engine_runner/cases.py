@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine_runner.device import runs_on_gpu
+
 # Bytes of a page of 16 rows in bfloat16: 128 columns, and three deepstack levels in Qwen3-VL.
 PAGE_BYTES = {"qwen3": 16 * 512 * 2, "qwen2_5": 16 * 128 * 2}
 MAX_PIXELS = 256 * 256
@@ -58,7 +60,9 @@ class Case:
     def variables(self) -> dict[str, str]:
         """The environment variables of the process, beside those of every engine."""
         variables = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-        if self.model_runner == 2:
+        if self.model_runner == 2 and runs_on_gpu():
+            variables = {"VLLM_USE_V2_MODEL_RUNNER": "1"}
+        elif self.model_runner == 2:
             # Triton has no backend for the CPU: its interpreter runs the kernels of Model Runner V2.
             variables = {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         return variables | self.environment

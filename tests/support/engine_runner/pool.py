@@ -16,6 +16,7 @@ from typing import Any
 from gpu_runner.processes import Ended, run
 
 from engine_runner.cases import CASES, Case
+from engine_runner.device import KEPT, runs_on_gpu
 
 MOST_AT_A_TIME = 2
 GRACE_S = 5
@@ -52,12 +53,15 @@ def environment(folder: Path) -> dict[str, str]:
     own = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("VLLM_", "VITCACHE_", "TRITON_", "HF_", "CUDA_"))
+        if name in KEPT or not name.startswith(("VLLM_", "VITCACHE_", "TRITON_", "HF_", "CUDA_"))
     }
+    if runs_on_gpu():
+        own |= {name: value for name, value in os.environ.items() if name.startswith("CUDA_")}
+    else:
+        own["VLLM_TARGET_DEVICE"] = "cpu"
     return {
         **own,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SUPPORT), own.get("PYTHONPATH")])),
-        "VLLM_TARGET_DEVICE": "cpu",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would bind both engines to the same core
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",

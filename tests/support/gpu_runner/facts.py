@@ -27,8 +27,18 @@ if not dry and not torch.cuda.is_available():
     name = f"torch {torch.__version__} of {sys.executable}"
     answer(error=f"{name} finds no CUDA device; DRY=1 runs the same on the CPU")
 from importlib.util import find_spec
+def find_why_no_vllm():
+    if find_spec("vllm") is None:
+        return f"{sys.executable} has no vLLM"
+    try:
+        from vllm.platforms import current_platform
+    except Exception as error:
+        return f"vLLM cannot be imported: {type(error).__name__}: {error}"
+    return None if current_platform.is_cuda() else f"vLLM of {sys.executable} does not run on CUDA"
+why_no_vllm = "a dry run has no GPU" if dry else find_why_no_vllm()
 device = f"cpu {platform.machine()}" if dry else torch.cuda.get_device_name()
-answer(device=device, torch=torch.__version__, has_xdist=find_spec("xdist") is not None)
+has_xdist = find_spec("xdist") is not None
+answer(device=device, torch=torch.__version__, has_xdist=has_xdist, why_no_vllm=why_no_vllm)
 """
 SOURCES = ("vitcache", "triton_kernels", "csrc", "bench", "tests")
 
@@ -42,7 +52,7 @@ class OutOfTime(Exception):
 
 
 def ask(settings: Settings, limit_s: float) -> dict[str, Any]:
-    """Return device, torch, commit and whether pytest-xdist is installed.
+    """Return device, torch, commit, whether pytest-xdist is installed, and why vLLM cannot use the GPU.
 
     Raises
     ------

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from gpu_runner import facts, outcomes
 from gpu_runner.budget import Budget
-from gpu_runner.outcomes import CUT, FAILED, OK
+from gpu_runner.outcomes import CUT, FAILED, OK, SKIPPED
 from gpu_runner.parts import Command, Part, bench_names, check_only, in_order, make_part
 from gpu_runner.processes import Ended, run
 from gpu_runner.results_folder import ResultsFolder
@@ -25,7 +25,7 @@ class GpuRun:
         self._names: list[str] = []
         self._ends: dict[str, str] = {}  # by part: its seconds and its outcome, in words
         self._unfinished: set[str] = set()
-        self._num_failed = 0
+        self._num_failed = self._num_skipped = 0
 
     def run(self) -> int:
         """Run the chosen parts; return the exit code: 1 if a part failed, else 0.
@@ -42,7 +42,7 @@ class GpuRun:
         settings = self.settings
         check_only(settings.only, bench_names(settings.root))
         machine = facts.ask(settings, self.budget.left_s)
-        has_xdist = machine.pop("has_xdist")
+        installed = {name: machine.pop(name) for name in ("has_xdist", "why_no_vllm")}
         self._env["VITCACHE_COMMIT"] = machine["commit"]
         self.folder = ResultsFolder(settings, machine)
         if settings.needs_build:
@@ -57,7 +57,7 @@ class GpuRun:
                 if name in finished:
                     self._ends[name] = f"{NO_TIME}  ok in an earlier run"
                 elif self.budget.allows():
-                    self.run_part(make_part(name, settings, has_xdist=has_xdist))
+                    self.run_part(make_part(name, settings, **installed))
         finally:
             self.folder.copy_traces()
             self.print_summary()
@@ -69,6 +69,9 @@ class GpuRun:
 
     def run_part(self, part: Part) -> None:
         """Run the commands of a part, and record its outcome."""
+        if part.skipped is not None:
+            self._skip(part.name, part.skipped)
+            return
         self.folder.write(f"\n{part.name}\n".encode())
         self._ends[part.name] = f"{NO_TIME}  interrupted"  # until it ends
         begin = self.budget.clock()
@@ -82,6 +85,13 @@ class GpuRun:
                     self.folder.write_report(command.suite)
         suites = [command.suite for command in part.commands if command.suite]
         self._end_part(part.name, self.budget.clock() - begin, ends, suites)
+
+    def _skip(self, name: str, reason: str) -> None:
+        """Record that this machine cannot run a part. A resumed run asks the machine again."""
+        self._num_skipped += 1
+        self.folder.add("part", part=name, outcome=SKIPPED, seconds=0.0, utc=_utc(), reason=reason)
+        self._ends[name] = f"{NO_TIME}  skipped: {reason}"
+        self._unfinished.remove(name)
 
     def run_command(self, command: Command, left_s: float) -> Ended:
         """Run one command; its output is printed and added to the log."""
@@ -121,6 +131,8 @@ class GpuRun:
         lines = [f"\nmake gpu{dry}, {budget.used_s:.0f} s, results in {settings.results}"]
         for name in self._names:
             lines.append(f"  {name:<24} {self._ends.get(name, f'{NO_TIME}  not started')}")
+        if self._num_skipped:
+            lines.append(f"Skipped parts: {self._num_skipped}")
         if self._unfinished and settings.budget_s is not None and not budget.allows():
             state = f"{self._num_failed} parts have failures" if self._num_failed else "nothing failed"
             lines.append(f"BUDGET={settings.budget_s:g} ended the run; {state}.")

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpu_runner.lines import Lines, cases_of
 
-OK, FAILED, CUT = "ok", "failed", "cut"
+OK, FAILED, CUT, SKIPPED = "ok", "failed", "cut", "skipped"
 # Facts that must be equal for all results of one file.
 FACTS = ("device", "torch", "commit")
 RESULTS = ("row", "test", "probe")

@@ -9,10 +9,12 @@ from gpu_runner.settings import Settings
 # The parts that tell most come first, as the budget may end before the last part.
 ORDER = (
     *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "multiturn", "blocks"),
-    *("keys", "limit"),
+    *("keys", "limit", "engines"),
 )
 # `sanitize` is the last part: it takes longest. A dry run omits it, as it checks only code on a GPU.
 PROBE, TESTS, SANITIZE = "probe", "tests", "sanitize"
+# Real engines of vLLM, and the bench of this name.
+ENGINES = "engines"
 PROBE_S = 18.0  # 20 seconds in all, with the import of torch
 PROBE_GRACE_S = 12.0  # the probe ends by itself; it is interrupted this long after it should have ended
 
@@ -50,11 +52,15 @@ class Command(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One part of a run; its commands run one after the other."""
+    """One part of a run; its commands run one after the other.
+
+    `skipped` is the reason why a machine cannot run them, or None.
+    """
 
     name: str
     commands: list[Command]
     limit_s: float = float("inf")
+    skipped: str | None = None
 
 
 def bench_names(root: Path) -> list[str]:
@@ -90,8 +96,11 @@ def check_only(only: Sequence[str], benches: Sequence[str]) -> None:
         raise ValueError(f"each part in ONLY must be one of: {' '.join(known)}; got {unknown[0]}")
 
 
-def make_part(name: str, settings: Settings, *, has_xdist: bool) -> Part:
-    """Return a part with its commands."""
+def make_part(name: str, settings: Settings, *, has_xdist: bool, why_no_vllm: str | None = None) -> Part:
+    """Return a part with its commands.
+
+    `has_xdist` says whether pytest-xdist is installed, `why_no_vllm` why vLLM cannot use the GPU, or None.
+    """
     python = settings.python
     if name == PROBE:
         arguments = [python, "-m", "vitcache.bench.probe", "--lines", str(settings.lines)]
@@ -114,10 +123,28 @@ def make_part(name: str, settings: Settings, *, has_xdist: bool) -> Part:
                 _sanitize(settings, "racecheck", KERNELS, {}),
             ],
         )
+    if name == ENGINES:
+        # A call that lets the host wait for the GPU is an error in each of these engines.
+        no_waits = {"VLLM_GPU_SYNC_CHECK": "error"}
+        commands = [_engine_tests(settings, no_waits), Command(_bench(name, settings), no_waits)]
+        return Part(name, commands, skipped=why_no_vllm)
+    return Part(name, [Command(_bench(name, settings))])
+
+
+def _bench(name: str, settings: Settings) -> list[str]:
     cases = "smoke" if settings.dry else "full"
-    arguments = [python, "-m", "vitcache", "bench", "--bench", name, "--cases", cases]
-    arguments += ["--out", str(settings.bench_files), "--lines", str(settings.lines), "--resume"]
-    return Part(name, [Command(arguments)])
+    arguments = [settings.python, "-m", "vitcache", "bench", "--bench", name, "--cases", cases]
+    return [*arguments, "--out", str(settings.bench_files), "--lines", str(settings.lines), "--resume"]
+
+
+def _engine_tests(settings: Settings, variables: Mapping[str, str]) -> Command:
+    """The tests start each engine in a process of its own."""
+    folder = "tests/engines"
+    arguments = [settings.python, "-m", "pytest", *PLUGIN, "-c", f"{folder}/pytest.ini", folder, "--full"]
+    lines = {"VITCACHE_TEST_LINES": str(settings.lines), "VITCACHE_TEST_SUITE": ENGINES}
+    if settings.resume:
+        lines["VITCACHE_TEST_RESUME"] = "1"
+    return Command(arguments, {**variables, **lines, "ENGINES_DEVICE": "cuda"}, ENGINES)
 
 
 def _tests(settings: Settings, has_xdist: bool) -> Command:
