@@ -64,6 +64,10 @@ def accept_embeds(config: Any) -> None:
     config.model_config.enable_prompt_embeds = True
 
 
+def share_context(config: Any) -> None:
+    config.parallel_config.prefill_context_parallel_size = 2
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"is_placed": False},
     "model_runner": {"model_runner": 1},
@@ -71,7 +75,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pruning": {"model": SmallModel},
     "prompt_embeds": {"change": accept_embeds},
     "realtime": {"model": Realtime, "inner": Normalized},
-    "context_parallel": {"change_batch": share_prompts},
+    "context_parallel": {"change": share_context, "change_batch": share_prompts},
     "vocabulary": {"inner": Shifted, "placeholder": NUM_IDS + 3},
 }
 
@@ -138,8 +142,9 @@ def record(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, events: list[
     monkeypatch.setattr(owner, name, call)
 
 
-def test_sharded_table_and_ids_outside_of_the_vocabulary_use_the_merge(make_states: Make) -> None:
+def test_sharded_table_and_ids_outside_of_the_vocabulary_are_placed(make_states: Make) -> None:
     with torch.compiler.set_stance("force_eager"):
         states = make_states(inner=Sharded, placeholder=NUM_IDS + 3)
         run_traffic(states, 20)
-    assert states.counts["merges_vocabulary"] > 10
+    assert states.counts["placements_model"] > 10
+    assert "merges_vocabulary" not in states.counts

@@ -40,7 +40,7 @@ class Scene:
             host_bytes=settings.host_bytes // 2,
         )
         self.pages = pages
-        self.store = Store(settings, self.device, waits_after_encoder=True, places_rows=True)
+        self.store = Store(settings, self.device, waits_after_encoder=True, merge_reason=None)
         self.rows: dict[str, torch.Tensor] = {}
         self.table = torch.randn(NUM_IDS, HIDDEN, device=self.device).to(DTYPE)
         module = None if by_model else SimpleNamespace(weight=self.table)

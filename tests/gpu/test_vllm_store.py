@@ -23,7 +23,12 @@ class Scene:
         self.pages = -(-self.num_rows // PAGE_ROWS)
         sizes = {"page_rows": PAGE_ROWS, "row_width": WIDTH}
         settings = make_settings(device_items * self.pages, 8 * self.pages, **sizes)
-        self.store = Store(settings, torch.device(gpu.device), waits_after_encoder=waits_after_encoder)
+        self.store = Store(
+            settings,
+            torch.device(gpu.device),
+            waits_after_encoder=waits_after_encoder,
+            merge_reason="model",
+        )
         self.rows: dict[str, torch.Tensor] = {}
         self.step = 0
         for name in "ab":  # CUDA loads kernels at their first use, and that may wait for the device

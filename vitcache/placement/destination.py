@@ -66,11 +66,13 @@ class Destination:
         deepstack: Tensor | Sequence[Tensor] | None,
         deepstack_rows: Tensor | None = None,
     ) -> None:
-        native, listed = None, ()
+        native = None
+        listed: Sequence[Tensor] = ()
         if deepstack is None and deepstack_rows is None:
             native = tensor_reader.read_rows(inputs_embeds)
         elif type(deepstack) is list and deepstack_rows is None:
-            native, listed = tensor_reader.read_planes(inputs_embeds, deepstack), deepstack
+            listed = deepstack
+            native = tensor_reader.read_planes(inputs_embeds, deepstack)
         if native is None:
             self._check(name, inputs_embeds, deepstack, deepstack_rows)
             self.device = self.rows.device

@@ -32,7 +32,7 @@ class StoreWorker:
             settings,
             torch.device("cpu"),
             waits_after_encoder=waits_after_encoder or places_rows,
-            places_rows=places_rows,
+            merge_reason=None if places_rows else "model",
         )
         self.rows: dict[str, Tensor] = {}
         self.refuses: Callable[[ItemKey], bool] = lambda key: False

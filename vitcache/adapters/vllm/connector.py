@@ -84,7 +84,8 @@ class VitCacheConnector(ECConnectorBase):
         self._inventory: Inventory | None = None
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
-        self._has_model_state = self._places_rows = False
+        self._has_model_state = False
+        self._merge_reason: str | None = None
         self._ring: PinnedRing | None = None
         if is_disabled():  # also with wrong options
             options = vllm_config.ec_transfer_config.ec_connector_extra_config
@@ -123,15 +124,15 @@ class VitCacheConnector(ECConnectorBase):
         plain = SimpleNamespace(modules=model.modules)  # without the attribute that vLLM looks for first
         return resolve_model_state_cls(self._vllm_config, plain) is DefaultModelState
 
-    def expect_model_state(self, *, places_rows: bool) -> None:
+    def expect_model_state(self, merge_reason: str | None) -> None:
         """Note that the worker has a `VitCacheModelState`. It calls this before `start_worker_services`.
 
         Parameters
         ----------
-        places_rows
-            Whether it places the rows of each step. If not, it lets vLLM's merge wait for loads.
+        merge_reason
+            Why vLLM's merge must write the rows of each step. None: the model state places them.
         """
-        self._has_model_state, self._places_rows = True, places_rows
+        self._has_model_state, self._merge_reason = True, merge_reason
 
     def make_ring(self, device: torch.device) -> PinnedRing | None:
         """Return a ring for features, which `shutdown` closes. None: the encoder is on the CPU."""
@@ -154,16 +155,16 @@ class VitCacheConnector(ECConnectorBase):
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         uses_v2 = bool(getattr(self._vllm_config, "use_v2_model_runner", True))
-        reason = None if self._has_model_state else self._find_merge_reason(uses_v2)
+        if not self._has_model_state:
+            self._merge_reason = self._find_merge_reason(uses_v2)
         self._store = Store(
             self._settings,
             device,
             waits_after_encoder=self._has_model_state or not uses_v2,
-            places_rows=self._places_rows,
-            merge_reason=reason,
+            merge_reason=self._merge_reason,
         )
-        if reason is not None:
-            logger.info("vLLM's merge writes the rows of items, because of: %s", reason)
+        if self._merge_reason is not None:
+            logger.warning("vLLM's merge writes the rows of items, because of: %s", self._merge_reason)
 
     def _find_merge_reason(self, uses_v2: bool) -> str:
         """Why no model state of vitcache was made in this worker."""

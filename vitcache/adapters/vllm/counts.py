@@ -77,7 +77,7 @@ COUNTERS: dict[str, Counter] = {
         "reason",
         MERGE_REASONS,
         "merges",
-        "Steps with tokens of prompts whose rows of items vLLM's own merge wrote, by the reason.",
+        "Steps whose rows of items vLLM's own merge wrote, by the reason.",
     ),
     **_one(
         "stock_encodes",

@@ -30,7 +30,7 @@ FUNCTIONS: dict[tuple[str, str], tuple[str, ...]] = {
 BATCH = ("vllm.v1.worker.gpu.input_batch", "InputBatch")
 BATCH_FIELDS = (
     *("req_ids", "num_tokens", "num_tokens_after_padding", "num_scheduled_tokens", "num_computed_tokens_np"),
-    *("prefill_len_np", "query_start_loc_np", "has_prefill", "input_ids", "pcp"),
+    *("prefill_len_np", "query_start_loc_np", "has_prefill", "input_ids"),
 )
 # Attributes of objects that a model state has.
 RUNNER_ATTRIBUTES = ("inputs_embeds", "encoder_cache", "is_realtime", "cudagraph_manager", "model")

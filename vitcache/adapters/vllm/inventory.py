@@ -161,6 +161,7 @@ class Inventory:
         num_rows = request.get_num_encoder_embeds(index)
         self._seen.setdefault(request.request_id, set()).add(index)
         self._in_flight.add_reader(self._step, identifier, request.request_id)
+        self._orders.reads_items = True
         entry = self._entries.get(key)
         is_same = entry is not None and entry.num_rows == num_rows
         if identifier in self._resident:
@@ -190,6 +191,7 @@ class Inventory:
         """Count an item that vLLM's encoder cache contains, once per request."""
         feature = request.mm_features[index]
         self._in_flight.add_reader(self._step, feature.identifier, request.request_id)
+        self._orders.reads_items = True
         seen = self._seen.setdefault(request.request_id, set())
         if index not in seen:
             seen.add(index)

@@ -33,10 +33,9 @@ class VitCacheModelState(DefaultModelState):
     cross the bus through a pinned ring. Then one launch writes text rows, rows of items and deepstack levels.
     It also writes fresh rows to their pages, and reads rows of the host tier from pinned memory.
 
-    In these cases, vLLM's merge writes the rows, which is counted by its reason and logged once: the model
-    prunes rows of videos, takes embeddings in place of prompts, or is a realtime model; ranks share a prompt
-    (prefill context parallelism); or the model looks text rows up itself, and ids of placeholders are outside
-    of its table.
+    In these cases, vLLM's merge writes the rows: the model prunes rows of videos, takes embeddings in place
+    of prompts, or is a realtime model; ranks share a prompt (prefill context parallelism); or the model looks
+    text rows up itself, and cannot look up ids of placeholders.
 
     Notes
     -----
@@ -64,7 +63,7 @@ class VitCacheModelState(DefaultModelState):
         self._has_encoder_lora = bool(lora and getattr(lora, "enable_tower_connector_lora", False))
         self._batches = FeatureBatches(device, self._connector.make_ring(device))
         self._warm_up(text)
-        self._connector.expect_model_state(places_rows=self._merge_reason is None)
+        self._connector.expect_model_state(self._merge_reason)
         self._log_start(text)
 
     def remove_request(self, req_id: str) -> None:
@@ -79,11 +78,7 @@ class VitCacheModelState(DefaultModelState):
     ) -> Tensor:
         """Encode the items of this step, and return its `inputs_embeds` with all rows."""
         store = None if self._connector is None else self._connector.store
-        reason = self._merge_reason or ("context_parallel" if input_batch.pcp is not None else None)
-        if store is None or reason is not None:
-            if store is not None and reason is not None and input_batch.has_prefill:
-                self._log_once(f"vLLM's merge writes the rows of items, because of: {reason}")
-                store.counts.add(f"merges_{reason}")
+        if store is None or self._merge_reason is not None:
             merged: Tensor = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
             return merged
         if scheduled_encoder_inputs:
@@ -177,7 +172,9 @@ class VitCacheModelState(DefaultModelState):
             return "prompt_embeds"
         if self.encoder_runner.is_realtime:
             return "realtime"
-        if text.source == "model" and getattr(self.model, "_has_oov_mm_tokens", False):
+        if self.vllm_config.parallel_config.prefill_context_parallel_size > 1:
+            return "context_parallel"  # a batch has parts of requests
+        if text.refuses_foreign_ids and getattr(self.model, "_has_oov_mm_tokens", False):
             return "vocabulary"
         return None
 

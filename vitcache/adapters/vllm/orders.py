@@ -53,6 +53,8 @@ class StepOrders:
         By identifier. Loads are queued before the encoder runs, saves after it.
     runs_encoder
         Whether vLLM has scheduled its encoder for this step.
+    reads_items
+        Whether the step reads rows of items, those of hits included.
     """
 
     step: int = 0
@@ -64,6 +66,7 @@ class StepOrders:
     loads: dict[str, LoadOrder] = field(default_factory=dict)
     saves: dict[str, SaveOrder] = field(default_factory=dict)
     runs_encoder: bool = False
+    reads_items: bool = False
 
 
 @dataclass

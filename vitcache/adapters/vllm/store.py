@@ -38,11 +38,10 @@ class Store:
         Whether the encoder's stream waits for loads only after the encoder: `save` is called between the
         encoder and the reads of vLLM's encoder cache, as Model Runner V1 does, or a placement calls
         `wait_for_loads`.
-    places_rows
-        Whether a placement reads the rows of each step. Then a load of a step without an encoder is not
-        copied first: the launch of the placement reads the pinned memory, and writes the device pages, too.
     merge_reason
-        Why vLLM's merge reads the rows of every step, as a label of the counter "merges". None: it does not.
+        Why vLLM's merge reads the rows of each step: a label of the counter "merges". None: a placement reads
+        them. Then a load of a step without an encoder is not copied first: the launch of the placement reads
+        the pinned memory, and writes the device pages, too.
 
     Attributes
     ----------
@@ -67,8 +66,7 @@ class Store:
         device: torch.device,
         *,
         waits_after_encoder: bool,
-        places_rows: bool = False,
-        merge_reason: str | None = None,
+        merge_reason: str | None,
     ) -> None:
         self.cache = EmbeddingCache(
             settings.row_width,
@@ -83,7 +81,6 @@ class Store:
         self.counts = Counts()
         self._times = StepTimes(self.cache.device, self.counts)
         self._waits_after_encoder = waits_after_encoder
-        self._places_rows = places_rows
         self._merge_reason = merge_reason
         is_cuda = self.cache.device.type == "cuda"
         self._load_stream = torch.cuda.Stream(self.cache.device) if is_cuda else None
@@ -239,7 +236,7 @@ class Store:
         self._orders = StepOrders(orders.step, orders.epoch)
         self.counts.add("compactions", self.on_device.num_compactions)
         self.on_device.num_compactions = 0
-        if self._merge_reason is not None and (orders.saves or orders.loads):
+        if self._merge_reason is not None and orders.reads_items:
             self.counts.add(f"merges_{self._merge_reason}")
         report.counts = self.counts.take()
         report.encoded_rows, self._times.encoded_rows = self._times.encoded_rows, 0
@@ -298,7 +295,7 @@ class Store:
             if reservation is None:
                 source.release()
                 return False
-            if self._places_rows and not self._orders.runs_encoder:
+            if self._merge_reason is None and not self._orders.runs_encoder:
                 self.pending.add(identifier, PendingEntry(key, source, reservation))
                 return True
             with source, self._on_load_stream(), reservation:

@@ -32,6 +32,8 @@ class TextRows:
         vLLM's module of the token embedding, whose `weight` is the table. None: the model looks rows up.
     factor
         A tensor with the number that the model multiplies rows of the table by. None: no multiplication.
+    is_shared
+        Whether the model looks rows up in a table that tensor parallel ranks share.
 
     Notes
     -----
@@ -40,9 +42,15 @@ class TextRows:
     """
 
     def __init__(
-        self, look_up: Callable[[Tensor], Tensor], table: Any = None, factor: Tensor | None = None
+        self,
+        look_up: Callable[[Tensor], Tensor],
+        table: Any = None,
+        factor: Tensor | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
         self._look_up = look_up
+        self._is_shared = is_shared
         self._table = table
         self._factor = factor
         self._scale = None if factor is None else float(factor)
@@ -63,7 +71,8 @@ class TextRows:
         inner = getattr(language_model, "model", language_model)
         table = getattr(inner, "embed_tokens", None)
         if not _is_plain(table, dtype):
-            return cls(look_up)
+            is_shared = getattr(table, "tp_size", 1) > 1
+            return cls(look_up, is_shared=is_shared)
         for factor in (None, getattr(inner, "normalizer", None)):
             found = cls(look_up, table, factor)
             if found.agrees():
@@ -74,6 +83,14 @@ class TextRows:
     def source(self) -> str:
         """``"table"`` or ``"model"``: the label of the counter "placements"."""
         return "model" if self._table is None else "table"
+
+    @property
+    def refuses_foreign_ids(self) -> bool:
+        """Whether `begin` fails for ids of items that lie outside of the table.
+
+        A launch does not look these ids up. A table that tensor parallel ranks share masks them.
+        """
+        return self._table is None and not self._is_shared
 
     @property
     def scale(self) -> float | None:
