@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_runner.cases import CHUNK
-from engine_runner.chat import NUM_IMAGES, SIZES, TURNS
+from engine_runner.cases import CHUNK, OTHERS
+from engine_runner.chat import BEFORE, LONG, NUM_IMAGES, SIZES, TOGETHER, TURNS
+from engine_runner.tiny_models import FAMILIES
 
 Result = Callable[[str], dict[str, Any]]
 
@@ -29,13 +30,17 @@ def encodes(result: dict[str, Any], step: str = "chat") -> list[int]:
     return [turn["encodes"] for turn in result[step]]
 
 
+FULL = pytest.mark.full
+IN_CHUNKS = [both(f"{name}-v2-chunks", FULL) for name in FAMILIES]
 PAIRS = [
     both("qwen3-whole"),
     both("qwen3-chunks"),
-    both("qwen2_5-whole", pytest.mark.full),
-    both("qwen2_5-chunks", pytest.mark.full),
-    both("qwen3-v2-whole", pytest.mark.full),
-    both("qwen3-v2-chunks", pytest.mark.full),
+    both("qwen3-v2-whole"),
+    *(both(f"{name}-whole", FULL) for name in OTHERS),
+    both("qwen2_5-chunks", FULL),
+    *(both(f"{name}-v2-whole", FULL) for name in OTHERS),
+    *IN_CHUNKS,
+    both("gemma3-v2-unsplit", FULL),
 ]
 
 
@@ -55,6 +60,39 @@ def test_stock_tokens_in_chunks_are_those_of_whole_prompts(result: Result) -> No
     assert (
         max(height * width for height, width in SIZES) // 32**2 * 2 > CHUNK
     )  # two images are several chunks
+
+
+@pytest.mark.parametrize("first", IN_CHUNKS)
+def test_steps_of_chunks_end_inside_of_images(first: str, result: Result) -> None:
+    for name in names(first):
+        assert result(name)["planned"]["splits"] > len(TURNS) // 2
+
+
+@pytest.mark.full
+@pytest.mark.engines(*names("gemma3-v2-unsplit"))
+def test_option_of_vllm_keeps_images_in_one_step(result: Result) -> None:
+    assert [result(name)["planned"]["splits"] for name in names("gemma3-v2-unsplit")] == [0, 0]
+
+
+@pytest.mark.full
+@pytest.mark.engines(*names("qwen3-v2-together"))
+def test_hits_and_misses_of_one_step_give_stock_tokens(result: Result) -> None:
+    stock, found = map(result, names("qwen3-v2-together"))
+    assert found["planned"]["most_requests"] > 2
+    assert tokens(found, "together") == tokens(stock, "together")
+    images = {image for turn in (*BEFORE, *TOGETHER) for image in turn}
+    assert sum(encodes(found, "together")) == len(images)
+    assert found["counters"]["vllm:vitcache_hits tier=device"] > 0
+    assert found["counters"]["vllm:vitcache_hits tier=host"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.engines(*names("qwen3-v2-preempted"))
+def test_preempted_requests_give_stock_tokens_without_a_second_encode(result: Result) -> None:
+    stock, found = map(result, names("qwen3-v2-preempted"))
+    assert min(run["planned"]["preemptions"] for run in (stock, found)) > 0
+    assert tokens(found, "long") == tokens(stock, "long")
+    assert sum(encodes(found, "long")) == len({image for turn in LONG for image in turn})
 
 
 @pytest.mark.engines("qwen3-whole-vitcache")
