@@ -32,6 +32,7 @@ __all__: list[str] = [
     "Ring",
     "RingStats",
     "S3FifoPolicy",
+    "SourceTable",
     "StepPlan",
     "Stream",
     "TensorReader",
@@ -421,6 +422,25 @@ class StepPlan:
         """
     @property
     def has_unkeyed(self) -> bool: ...
+
+class SourceTable:
+    """
+    Rows in device pages by key. The caller holds leases on the rows in the table.
+    """
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def add_sources(self, plan: StepPlan, placement: Placement, destination: Destination) -> list[int]:
+        """
+        Add the rows in the table to a placement of the plan. Return the items that Python must add.
+        """
+    def remove(self, key: bytes) -> bool:
+        """
+        Remove the rows of a key. Return False if the table does not have the key.
+        """
+    def set(self, key: bytes, rows: PagedRows) -> None:
+        """
+        Enter the rows of a key, in place of earlier ones.
+        """
 
 class LeaseBase:
     def __enter__(self) -> typing_extensions.Self: ...

@@ -11,7 +11,10 @@
 #include <vector>
 
 #include "pipeline/item_arrays.h"
+#include "pipeline/source_table.h"
 #include "pipeline/step_plan.h"
+#include "placement/destination.h"
+#include "placement/paged_rows.h"
 #include "placement/placement.h"
 #include "python/bindings.h"
 #include "python/chunk_reader.h"
@@ -99,6 +102,25 @@ void bind_item_arrays(py::module_& module) {
           },
           py::arg("position"), py::arg("key_namespace"),
           "The end of the last span of an item and of its equals.");
+}
+
+void bind_source_table(py::module_& module) {
+  py::class_<SourceTable>(module, "SourceTable",
+                          "Rows in device pages by key. The caller holds leases on the rows in the table.")
+      .def(py::init<>())
+      .def("__len__", &SourceTable::size)
+      .def(
+          "set",
+          [](SourceTable& table, const py::bytes& key, const PagedRows& rows) {
+            table.set(read_key(key), rows);
+          },
+          py::arg("key"), py::arg("rows"), "Enter the rows of a key, in place of earlier ones.")
+      .def(
+          "remove", [](SourceTable& table, const py::bytes& key) { return table.remove(read_key(key)); },
+          py::arg("key"), "Remove the rows of a key. Return False if the table does not have the key.")
+      .def("add_sources", &SourceTable::add_sources, py::arg("plan"), py::arg("placement"),
+           py::arg("destination"),
+           "Add the rows in the table to a placement of the plan. Return the items that Python must add.");
 }
 
 }  // namespace
@@ -197,6 +219,7 @@ void bind_pipeline(py::module_& module) {
           runs.emplace_back(run.item, run.start, run.length, run.source_start);
         return runs;
       });
+  bind_source_table(module);
 }
 
 }  // namespace vitcache

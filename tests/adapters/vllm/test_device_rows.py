@@ -16,7 +16,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 def compactions_per_entry(num_pages: int, capacity: int) -> float:
     """Fill pages with entries of 40 to 70 pages in LRU order, and count the compactions after 300."""
     cache = EmbeddingCache(1, dtype=torch.float32, device="cpu", device_bytes=4 * num_pages, page_rows=1)
-    on_device = DeviceRows(cache)
+    on_device = DeviceRows(cache, lambda: None)
     chance = random.Random(0)
     entries: OrderedDict[bytes, int] = OrderedDict()
     number = 800

@@ -170,7 +170,7 @@ def test_v1_defers_the_wait_for_loads_only_if_the_encoder_runs(
     scene.save("a")
     scene.evict("a")
     used: list[str] = []
-    monkeypatch.setattr(store._on_device, "use", used.extend)
+    monkeypatch.setattr(store.on_device, "use", used.extend)
     saves = {"b": SaveOrder(key("b"), 4, 1, False)}
     scene.worker.begin(scene.orders(loads=load("a"), saves=saves, runs_encoder=runs_encoder))
     assert used == ([] if runs_encoder else ["a"])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,10 +34,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
                 assert name not in registry
                 registry[name] = (module, cls)
 
+        class ModelRegistry:
+            models: ClassVar[dict[str, Any]] = {}
+
         path = "vllm.distributed.ec_transfer.ec_connector.factory"
         for parent in (path.rsplit(".", number)[0] for number in range(path.count(".") + 1)):
             monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
         sys.modules[path].ECConnectorFactory = ECConnectorFactory  # type: ignore[attr-defined]
+        sys.modules["vllm"].ModelRegistry = ModelRegistry  # type: ignore[attr-defined]
         return registry
 
     return install

@@ -6,12 +6,21 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import StepOrders, StepReport
 from vllm_scene.requests import Request, make_request
 from vllm_scene.worker import Broken, WorkerModel
+
+
+class Window(NamedTuple):
+    """The tokens of a request that a step computes, and the epoch of the weights."""
+
+    request: Request
+    start: int
+    stop: int
+    weights: int
 
 
 @dataclass
@@ -23,6 +32,7 @@ class Step:
     encodes: list[tuple[str, Any]]
     reads: list[tuple[str, Any]]  # identifier, content
     computed: list[tuple[Request, int]]
+    windows: list[Window]
     report: StepReport | None = None
 
 
@@ -80,11 +90,13 @@ class Engine:
         encodes: dict[str, list[tuple[str, Any]]] = {}  # by request
         reads: dict[str, list[tuple[str, Any]]] = {}
         computed: dict[str, tuple[Request, int]] = {}
+        windows: dict[str, Window] = {}
         for request in list(self.running):
             if self.is_priority and computed and self.rng.random() < 0.05:
                 victim, _ = computed.pop(self.rng.choice(list(computed)))
                 encodes.pop(victim.request_id)
                 reads.pop(victim.request_id)
+                windows.pop(victim.request_id)
                 self.preempt(victim)
             if not self.inventory.admit(request, request.num_computed_tokens) or budget_tokens <= 0:
                 continue
@@ -111,6 +123,7 @@ class Engine:
                 if feature.offset < start + tokens and feature.end > start:
                     rows = (feature.identifier, feature.num_rows, self.weights)
                     reads[request.request_id].append((feature.identifier, rows))
+            windows[request.request_id] = Window(request, start, start + tokens, self.weights)
             request.num_computed_tokens += tokens
             computed[request.request_id] = (request, request.num_computed_tokens)
         freed = self.manager.get_freed_mm_hashes()
@@ -124,6 +137,7 @@ class Engine:
             [each for items in encodes.values() for each in items],
             [each for items in reads.values() for each in items],
             list(computed.values()),
+            list(windows.values()),
         )
 
     def _plan(
@@ -163,6 +177,7 @@ class Engine:
             worker.begin(step.orders)
             for identifier, content in step.encodes:
                 worker.encode(identifier, content, is_v2=self.is_v2)
+            worker.place(step.windows)
             for identifier, expected in step.reads:
                 if identifier not in worker.rows:
                     raise Broken(f"step {step.orders.step}: the encoder cache lacks {identifier}")

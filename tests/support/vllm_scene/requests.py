@@ -45,7 +45,7 @@ class Feature:
     @property
     def mm_position(self) -> Any:
         """Where its tokens are."""
-        return SimpleNamespace(offset=self.offset, length=self.num_rows)
+        return SimpleNamespace(offset=self.offset, length=self.num_rows, is_embed=None)
 
     @property
     def end(self) -> int:

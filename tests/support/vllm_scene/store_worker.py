@@ -24,9 +24,16 @@ def make_rows(identifier: str, num_rows: int, weights: int, width: int) -> Tenso
 class StoreWorker:
     """One rank: a store, and vLLM's encoder cache, with the calls of `WorkerModel`."""
 
-    def __init__(self, settings: Settings, *, waits_after_encoder: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, waits_after_encoder: bool = False, places_rows: bool = False
+    ) -> None:
         self.settings = settings
-        self.store = Store(settings, torch.device("cpu"), waits_after_encoder=waits_after_encoder)
+        self.store = Store(
+            settings,
+            torch.device("cpu"),
+            waits_after_encoder=waits_after_encoder or places_rows,
+            places_rows=places_rows,
+        )
         self.rows: dict[str, Tensor] = {}
         self.refuses: Callable[[ItemKey], bool] = lambda key: False
         self.num_loads = 0
@@ -50,6 +57,9 @@ class StoreWorker:
         if order is None or not self.refuses(order.key):
             self.store.save(identifier)
         batch[:num_rows] = batch[2 * num_rows :] = 0
+
+    def place(self, windows: object) -> None:
+        """Do nothing: vLLM's merge reads the rows."""
 
     def end(self) -> StepReport | None:
         report = self.store.end()

@@ -79,6 +79,9 @@ class WorkerModel:
         self.report.saved.add(order.key)
         self._check_pages()
 
+    def place(self, windows: object) -> None:
+        """Do nothing: vLLM's merge reads the rows."""
+
     def shows(self, identifier: str, expected: tuple[str, int, int]) -> bool:
         """Whether vLLM's encoder cache has (identifier, rows, epoch of the weights)."""
         return self.rows[identifier][1:] == expected

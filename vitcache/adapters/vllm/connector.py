@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ class VitCacheConnector(ECConnectorBase):
         self._inventory: Inventory | None = None
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
+        self._has_model_state = self._places_rows = False
         if is_disabled():  # also with wrong options
             options = vllm_config.ec_transfer_config.ec_connector_extra_config
             self._gate = EmbeddingGate(options.get("accept_embeds") is True)
@@ -96,6 +98,43 @@ class VitCacheConnector(ECConnectorBase):
 
     # Worker
 
+    @classmethod
+    def of_worker(cls) -> VitCacheConnector | None:
+        """Return the connector of the worker in this process. None: it has none, or that of another class."""
+        from vllm.distributed.ec_transfer import get_ec_transfer, has_ec_transfer
+
+        connector = get_ec_transfer() if has_ec_transfer() else None
+        return connector if isinstance(connector, cls) else None
+
+    def may_place(self, model: Any) -> bool:
+        """Whether a model may have a `VitCacheModelState`.
+
+        The options must allow it, and vLLM's own choice must be `DefaultModelState`: the states of models
+        with recurrent layers, for example, do more.
+        """
+        from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        if self._settings is None or not self._settings.place_rows:
+            return False
+        plain = SimpleNamespace(modules=model.modules)  # without the attribute that vLLM looks for first
+        return resolve_model_state_cls(self._vllm_config, plain) is DefaultModelState
+
+    def expect_model_state(self, *, places_rows: bool) -> None:
+        """Note that the worker has a `VitCacheModelState`. It calls this before `start_worker_services`.
+
+        Parameters
+        ----------
+        places_rows
+            Whether it places the rows of each step. If not, it lets vLLM's merge wait for loads.
+        """
+        self._has_model_state, self._places_rows = True, places_rows
+
+    @property
+    def store(self) -> Store | None:
+        """The worker's store. None outside of steps, and in a worker without an encoder."""
+        return self._store if self._step_orders() is not None else None
+
     def start_worker_services(self) -> None:
         """Allocate both tiers. vLLM calls it before it measures the free memory."""
         from vllm.platforms import current_platform
@@ -106,7 +145,22 @@ class VitCacheConnector(ECConnectorBase):
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         uses_v2 = bool(getattr(self._vllm_config, "use_v2_model_runner", True))
-        self._store = Store(self._settings, device, waits_after_encoder=not uses_v2)
+        reason = None if self._has_model_state else self._find_merge_reason(uses_v2)
+        self._store = Store(
+            self._settings,
+            device,
+            waits_after_encoder=self._has_model_state or not uses_v2,
+            places_rows=self._places_rows,
+            merge_reason=reason,
+        )
+        if reason is not None:
+            logger.info("vLLM's merge writes the rows of items, because of: %s", reason)
+
+    def _find_merge_reason(self, uses_v2: bool) -> str:
+        """Why no model state of vitcache was made in this worker."""
+        if not uses_v2:
+            return "model_runner"
+        return "model" if self._settings is None or self._settings.place_rows else "option"
 
     def _runs_encoder(self) -> bool:
         """Whether this worker is of the first pipeline stage, which alone runs the encoder."""

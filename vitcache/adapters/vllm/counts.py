@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -28,7 +28,7 @@ class Counter:
     label: tuple[str, str] | None = None
 
 
-def _by(label: str, values: tuple[str, str], family: str, text: str, unit: str = "") -> dict[str, Counter]:
+def _by(label: str, values: Sequence[str], family: str, text: str, unit: str = "") -> dict[str, Counter]:
     return {f"{family}_{value}": Counter(family, text, unit, (label, value)) for value in values}
 
 
@@ -37,7 +37,19 @@ def _one(family: str, text: str, unit: str = "") -> dict[str, Counter]:
 
 
 _TIERS = ("tier", ("device", "host"))
-_OVERLAP = ("overlap", ("hidden", "exposed"))
+_OVERLAP = ("overlap", ("hidden", "exposed", "placed"))
+_TEXT = ("text", ("table", "model"))
+# Why vLLM's merge writes the rows of a step.
+MERGE_REASONS = (
+    "model",
+    "model_runner",
+    "option",
+    "pruning",
+    "prompt_embeds",
+    "realtime",
+    "context_parallel",
+    "vocabulary",
+)
 
 # Maps the name of each counter, as it travels between vLLM's processes, to its description.
 COUNTERS: dict[str, Counter] = {
@@ -49,10 +61,25 @@ COUNTERS: dict[str, Counter] = {
     **_by(
         *_OVERLAP,
         "loads",
-        "Copies of an entry from the host tier to the device tier; exposed: the model waited for the copy.",
+        "Copies of an entry from the host tier to the device tier; exposed: the model waited for the copy; "
+        "placed: the launch that placed the rows made the copy.",
     ),
     **_one("load_bytes", "Bytes of these copies.", "bytes"),
-    **_one("load_exposed_ms", "Milliseconds that the model waited for these copies.", "ms"),
+    **_one("load_exposed_ms", "Milliseconds that the model waited for exposed and placed copies.", "ms"),
+    **_by(
+        *_TEXT,
+        "placements",
+        "Steps whose rows of items one launch of vitcache placed in inputs_embeds; table: the launch also "
+        "wrote the text rows; model: the model wrote them first.",
+    ),
+    **_one("placed_rows", "Rows that these launches placed."),
+    **_by(
+        "reason", MERGE_REASONS, "merges", "Steps whose rows of items vLLM's own merge wrote, by the reason."
+    ),
+    **_one(
+        "stock_encodes",
+        "Steps whose items vLLM encoded in its own batches, because the encoder has LoRA adapters.",
+    ),
     **_one("stores", "Entries that were inserted."),
     **_one("store_bytes", "Bytes of the rows of inserted entries.", "bytes"),
     **_one("demotions", "Entries that were demoted from the device tier to the host tier."),

@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from vitcache._native import SourceTable
+from vitcache.adapters.vllm.identifiers import source_key
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
@@ -30,12 +32,21 @@ class DeviceRows:
     The pages of each entry are adjacent, so that one view shows them. As long as vLLM's encoder cache shows
     an entry, its pages are leased.
 
+    Parameters
+    ----------
+    cache
+        The cache.
+    before_compaction
+        Commits reservations that are not committed yet: no entry can be moved while there are any.
+
     Attributes
     ----------
     rows
         vLLM's encoder cache, the same dict in every step.
     shown
         The entries by identifier.
+    sources
+        The rows of these entries, by `source_key`, for placements.
     zeros
         Identifiers of rows that were lost. vLLM's encoder cache contains zeros for them.
     num_compactions
@@ -46,10 +57,12 @@ class DeviceRows:
     Only the worker's thread may call. Copies run on the current stream.
     """
 
-    def __init__(self, cache: EmbeddingCache) -> None:
+    def __init__(self, cache: EmbeddingCache, before_compaction: Callable[[], None]) -> None:
         self._cache = cache
+        self._before_compaction = before_compaction
         self.rows: EncoderCache = {}
         self.shown: dict[str, ShownRows] = {}
+        self.sources = SourceTable()
         self.zeros: set[str] = set()
         self.num_compactions = 0
         self._size = 0  # bytes of vLLM's dict at the end of the last step
@@ -57,14 +70,15 @@ class DeviceRows:
     def show(self, identifier: str, key: bytes, lease: Lease) -> None:
         """Put a view of leased device pages into vLLM's encoder cache. Call `use` before it is read."""
         self.release(identifier)
-        segments = lease.segments()
-        if len(segments) != 1:
+        segments, paged_rows = lease.segments(), lease.paged_rows
+        if len(segments) != 1 or paged_rows is None:
             lease.release()
             raise ValueError(
                 f"{lease.num_rows} rows lie in {len(segments)} runs of pages, they must lie in 1"
             )
         self.rows[identifier] = segments[0]
         self.shown[identifier] = ShownRows(lease, segments[0], key)
+        self.sources.set(source_key(identifier), paged_rows)
 
     def use(self, identifiers: Iterable[str]) -> None:
         """Allow the current stream to read entries: it waits for their copies."""
@@ -82,6 +96,7 @@ class DeviceRows:
         self.zeros.discard(identifier)
         shown = self.shown.pop(identifier, None)
         if shown is not None:
+            self.sources.remove(source_key(identifier))  # first: the table has addresses of the pages
             shown.lease.release()
 
     def release_all(self) -> None:
@@ -115,18 +130,19 @@ class DeviceRows:
     def _with_room(self, reserve: Callable[[], Found | None]) -> Found | None:
         found = reserve()
         if found is None:
+            self._before_compaction()
             self._compact()
             found = reserve()
         return found
 
     def _compact(self) -> None:
         """Move entries so that all free device pages are adjacent, and replace the views of them."""
-        shown, self.shown = self.shown, {}
+        shown = dict(self.shown)
         for identifier, entry in list(shown.items()):
             if entry.key not in self._cache:  # dropped, and still read until vLLM frees it
                 self.rows[identifier] = entry.view.clone()
                 del shown[identifier]
-            entry.lease.release()
+            self.release(identifier)
         self.num_compactions += self._cache.compact()
         for identifier, entry in shown.items():
             lease = self._cache.get(entry.key)

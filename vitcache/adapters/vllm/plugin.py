@@ -19,15 +19,17 @@ logger = logging.getLogger("vllm.vitcache")  # below vLLM's logger, so that its 
 
 
 def register() -> None:
-    """Register the connector with vLLM under the name ``"VitCacheConnector"``.
+    """Register the connector with vLLM under the name ``"VitCacheConnector"``, and the placed models.
 
     vLLM calls it in each of its processes, before it reads its configuration. Further calls change nothing.
+    The placed models are those of vLLM, and behave so in an engine without vitcache's flags.
     If the version of vLLM was not tested, one line is logged as an error and nothing is registered: vLLM
     works as without vitcache, and an engine with vitcache's flags does not start. With VITCACHE_DISABLE set,
-    the connector does nothing in every version.
+    the connector does nothing in every version, and no model is registered.
     """
+    disabled = is_disabled()
     try:
-        if not is_disabled():
+        if not disabled:
             check_version()
     except RuntimeError as error:
         logger.error("%s", error)
@@ -36,6 +38,10 @@ def register() -> None:
 
     if CONNECTOR not in ECConnectorFactory._registry:  # a second registration of a name raises
         ECConnectorFactory.register_connector(CONNECTOR, "vitcache.adapters.vllm.connector", CONNECTOR)
+    if not disabled:
+        from vitcache.adapters.vllm.placed_models import register_models
+
+        register_models()
 
 
 def check_version() -> None:

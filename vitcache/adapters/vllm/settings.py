@@ -22,6 +22,7 @@ OPTIONS = (
     "page_rows",
     "row_width",
     "accept_embeds",
+    "place_rows",
 )  # of ec_connector_extra_config
 PAGE_ROWS = 16
 SPARE = 16  # of this number of device pages, one stays free
@@ -39,6 +40,8 @@ class Settings:
         Layout of a page: rows, elements of a row, and their dtype.
     namespace
         32 bytes that name the model, its revision and the options that its encoder's output depends on.
+    place_rows
+        Whether vitcache places rows in `inputs_embeds`, in Model Runner V2. If not, vLLM's merge does.
     widths
         Measured width of the rows of each modality. Empty until vLLM has measured them, and on workers.
 
@@ -65,6 +68,7 @@ class Settings:
     row_width: int
     dtype: torch.dtype
     namespace: bytes
+    place_rows: bool = True
     widths: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -102,6 +106,7 @@ class Settings:
             row_width=row_width,
             dtype=model_config.dtype,
             namespace=_namespace(model_config),
+            place_rows=_flag(options, "place_rows", True),
             widths=dict(getattr(transfer, "mm_encoder_output_widths", None) or {}),
         )
         settings._check_sizes()
@@ -179,9 +184,13 @@ def accepts_embeds(vllm_config: Any) -> bool:
     TypeError
         If the option is not a bool.
     """
-    accepts: bool = vllm_config.ec_transfer_config.ec_connector_extra_config.get("accept_embeds", False)
-    check_bool(_option("accept_embeds"), accepts)
-    return accepts
+    return _flag(vllm_config.ec_transfer_config.ec_connector_extra_config, "accept_embeds", False)
+
+
+def _flag(options: Mapping[str, Any], name: str, default: bool) -> bool:
+    value: bool = options.get(name, default)
+    check_bool(_option(name), value)
+    return value
 
 
 def _option(name: str) -> str:

@@ -22,7 +22,7 @@ class StepTimes:
     device
         The worker's device.
     counts
-        Gets the counters "encode_ms", "loads_hidden", "loads_exposed" and "load_exposed_ms".
+        Gets the counters "encode_ms", "loads_hidden", "loads_exposed", "loads_placed" and "load_exposed_ms".
 
     Attributes
     ----------
@@ -42,6 +42,7 @@ class StepTimes:
         self._encode_start: Mark = None
         self._load_start: Mark = None
         self._loaded: Mark = None
+        self._reads_start: Mark = None
 
     def start_encoder(self) -> None:
         """Note that the encoder is about to run on the current stream."""
@@ -79,6 +80,19 @@ class StepTimes:
             self._counts.add("load_exposed_ms", max(exposed_ms, 0.0))
 
         self._stopwatch.measure(start, self._loaded, count)
+
+    def start_host_reads(self) -> None:
+        """Note that the current stream is about to read rows of the host tier."""
+        self._reads_start = self._stopwatch.mark()
+
+    def stop_host_reads(self, number: int, overlap: str) -> None:
+        """Note that the reads of `number` entries are queued: `overlap` is "placed" or "exposed"."""
+
+        def count(exposed_ms: float) -> None:
+            self._counts.add(f"loads_{overlap}", number)
+            self._counts.add("load_exposed_ms", exposed_ms)
+
+        self._stopwatch.measure(self._reads_start, self._stopwatch.mark(), count)
 
     def collect(self) -> None:
         """Add the times whose marks are complete."""

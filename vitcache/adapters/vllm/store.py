@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from vitcache.adapters.vllm.counts import Counts
 from vitcache.adapters.vllm.device_rows import DeviceRows, EncoderCache
+from vitcache.adapters.vllm.identifiers import encode
 from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders, StepReport
+from vitcache.adapters.vllm.pending_rows import PendingEntry, PendingRows
 from vitcache.adapters.vllm.settings import Settings
 from vitcache.adapters.vllm.step_times import StepTimes
 from vitcache.cache.embedding_cache import EmbeddingCache
@@ -32,13 +35,25 @@ class Store:
     device
         The worker's device.
     waits_after_encoder
-        Whether `save` is called between the encoder and the reads of vLLM's encoder cache, as Model Runner V1
-        does. Then the encoder's stream waits for loads there, and not before the encoder runs.
+        Whether the encoder's stream waits for loads only after the encoder: `save` is called between the
+        encoder and the reads of vLLM's encoder cache, as Model Runner V1 does, or a placement calls
+        `wait_for_loads`.
+    places_rows
+        Whether a placement reads the rows of each step. Then a load of a step without an encoder is not
+        copied first: the launch of the placement reads the pinned memory, and writes the device pages, too.
+    merge_reason
+        Why vLLM's merge reads the rows of every step, as a label of the counter "merges". None: it does not.
 
     Attributes
     ----------
     cache
         The cache. It is allocated here, all of it.
+    on_device
+        The entries that vLLM's encoder cache shows.
+    pending
+        Entries of this step whose pages are not written yet.
+    counts
+        Counters since the last report.
 
     Notes
     -----
@@ -46,7 +61,15 @@ class Store:
     stream of their own. No call waits for the device.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, *, waits_after_encoder: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        device: torch.device,
+        *,
+        waits_after_encoder: bool,
+        places_rows: bool = False,
+        merge_reason: str | None = None,
+    ) -> None:
         self.cache = EmbeddingCache(
             settings.row_width,
             dtype=settings.dtype,
@@ -55,23 +78,27 @@ class Store:
             host_bytes=settings.host_bytes,
             page_rows=settings.page_rows,
         )
-        self._on_device = DeviceRows(self.cache)
-        self._counts = Counts()
-        self._times = StepTimes(self.cache.device, self._counts)
+        self.on_device = DeviceRows(self.cache, self.commit)
+        self.pending = PendingRows()
+        self.counts = Counts()
+        self._times = StepTimes(self.cache.device, self.counts)
         self._waits_after_encoder = waits_after_encoder
+        self._places_rows = places_rows
+        self._merge_reason = merge_reason
         is_cuda = self.cache.device.type == "cuda"
         self._load_stream = torch.cuda.Stream(self.cache.device) if is_cuda else None
         self._epoch = 0
         self._orders = StepOrders()
         self._report = StepReport(0, 0)
         self._unawaited: list[str] = []  # identifiers of loads
+        self._is_encoding = False
         self._logged: set[str] = set()
         self._namespace_of = lru_cache(maxsize=1024)(
             lambda salt: key_from_id(encode(salt), namespace=settings.namespace)
         )
 
     def begin(self, orders: StepOrders, rows: EncoderCache) -> None:
-        """Execute the orders of a step, up to its loads. The encoder has not run yet.
+        """Begin a step: release, drop and demote entries, and queue loads.
 
         Parameters
         ----------
@@ -83,15 +110,15 @@ class Store:
         """
         self._orders = orders
         self._report = StepReport(orders.step, orders.epoch)
-        self._on_device.rows = rows
+        self.on_device.rows = rows
         if orders.epoch != self._epoch:
             self._epoch = orders.epoch
-            self._on_device.release_all()
+            self.on_device.release_all()
             self.cache.clear()
-        elif self._on_device.was_cleared():
+        elif self.on_device.was_cleared():
             self._recover()
         for identifier in orders.releases:
-            self._on_device.release(identifier)
+            self.on_device.release(identifier)
         for key in orders.host_drops:
             self.cache.discard(self._digest(key), tier="host")
         for key in orders.drops:
@@ -100,11 +127,82 @@ class Store:
             self._demote(key)
         for identifier in orders.saves:
             rows.pop(identifier, None)
-            self._on_device.release(identifier)
+            self.on_device.release(identifier)
         if orders.loads:
             self._load_all(orders.loads)
         if orders.saves:
             self._times.start_encoder()
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Time the encoder inside of the context, which may call `save` between its micro-batches."""
+        self._times.start_encoder()
+        self._is_encoding = True
+        try:
+            yield
+        finally:
+            self._is_encoding = False
+            self._stop_encoder()
+
+    def reserve(self, identifiers: Iterable[str]) -> None:
+        """Reserve device pages for fresh rows of vLLM's encoder cache, which become pending entries.
+
+        Rows that the scheduler has not ordered to save, that cannot be saved, or for which too few pages are
+        free are left alone.
+        """
+        for identifier in identifiers:
+            order = self._orders.saves.get(identifier)
+            if order is None or order.key in self._report.saved or identifier in self.pending:
+                continue
+            fresh = self.on_device.rows[identifier]
+            if not self._fits(order, fresh):
+                continue
+            key = self._digest(order.key)
+            reservation = self.on_device.reserve(key, order.num_rows, fresh.shape[1])
+            if reservation is None:
+                self._log_once("an item is not kept: %d device pages are not free", order.num_pages)
+            else:
+                self.pending.add(identifier, PendingEntry(key, fresh, reservation))
+
+    def commit(self) -> None:
+        """Insert the pending entries into the cache, and show them in vLLM's encoder cache.
+
+        Rows that no launch has written to their pages are copied now.
+        """
+        if not len(self.pending):
+            return
+        num_copied = sum(identifier in self._orders.loads for identifier in self.pending.unwritten())
+        if num_copied:
+            self._times.start_host_reads()
+        committed = self.pending.commit()
+        if num_copied:
+            self._times.stop_host_reads(num_copied, "exposed")
+        for identifier, (entry, lease) in committed.items():
+            order = self._orders.saves.get(identifier)
+            if lease is None:
+                if order is None:
+                    self._lose(identifier, self._orders.loads[identifier])
+                continue
+            if order is None:
+                self._show_loaded(identifier, entry.key, lease)
+            else:
+                self._show_saved(identifier, order, entry.key, lease)
+            self.on_device.use([identifier])
+
+    @contextmanager
+    def placing(self, identifiers: Sequence[str]) -> Iterator[None]:
+        """Commit pending entries after the context, in which a launch writes their rows to their pages.
+
+        If the context raises, the entries stay pending.
+        """
+        num_loads = sum(identifier in self._orders.loads for identifier in identifiers)
+        if num_loads:
+            self._times.start_host_reads()
+        yield
+        if num_loads:
+            self._times.stop_host_reads(num_loads, "placed")
+        self.pending.mark_written(identifiers)
+        self.commit()
 
     def save(self, identifier: str) -> None:
         """Copy fresh rows of vLLM's encoder cache to device pages, and replace them by a view of the pages.
@@ -112,33 +210,47 @@ class Store:
         Rows that the scheduler has not ordered to save are left alone. Rows that cannot be saved are copied,
         so that vLLM's encoder cache does not keep the output of a whole batch alive.
         """
-        self._wait_for_loads()
+        if not self._is_encoding:
+            self.wait_for_loads()
         order = self._orders.saves.get(identifier)
         if order is None or order.key in self._report.saved:
             return
-        self._times.stop_encoder(sum(each.num_rows for each in self._orders.saves.values()))
-        fresh = self._on_device.rows[identifier]
-        if not self._save(identifier, order, fresh):
-            self._on_device.rows[identifier] = fresh.clone()
+        if not self._is_encoding:
+            self._stop_encoder()
+        self.reserve([identifier])
+        self.commit()
+        if order.key not in self._report.saved:
+            self.on_device.rows[identifier] = self.on_device.rows[identifier].clone()
+
+    def wait_for_loads(self) -> None:
+        """Let the current stream wait for the copies of this step's loads."""
+        if self._unawaited:
+            self._times.await_loads(len(self._unawaited))
+            self.on_device.use(self._unawaited)
+            self._unawaited.clear()
 
     def end(self) -> StepReport | None:
         """End the step. Return its report, or None if there is nothing to report."""
-        self._wait_for_loads()
-        self._on_device.end_step()
+        self.commit()
+        self.wait_for_loads()
+        self.on_device.end_step()
         self._times.collect()
         orders, report = self._orders, self._report
         self._orders = StepOrders(orders.step, orders.epoch)
-        self._counts.add("compactions", self._on_device.num_compactions)
-        self._on_device.num_compactions = 0
-        report.counts = self._counts.take()
+        self.counts.add("compactions", self.on_device.num_compactions)
+        self.on_device.num_compactions = 0
+        if self._merge_reason is not None and (orders.saves or orders.loads):
+            self.counts.add(f"merges_{self._merge_reason}")
+        report.counts = self.counts.take()
         report.encoded_rows, self._times.encoded_rows = self._times.encoded_rows, 0
         is_news = orders.saves or orders.loads or report.missing or report.is_cleared or report.counts
         return report if is_news else None
 
     def close(self) -> None:
         """Free the memory, except the pages that vLLM's encoder cache shows."""
-        for identifier in list(self._on_device.shown):
-            self._on_device.release(identifier)
+        self.pending.cancel()
+        for identifier in list(self.on_device.shown):
+            self.on_device.release(identifier)
         self.cache.close()
 
     # Parts
@@ -148,18 +260,18 @@ class Store:
 
     def _recover(self) -> None:
         """Drop all rows, as vLLM's encoder cache was cleared by the worker alone, and report it."""
-        used = self._on_device.shown.keys() - self._orders.releases
-        leases = {identifier: self._on_device.shown[identifier].lease for identifier in used}
-        self._on_device.release_all()
+        used = self.on_device.shown.keys() - self._orders.releases
+        leases = {identifier: self.on_device.shown[identifier].lease for identifier in used}
+        self.on_device.release_all()
         self.cache.clear()
         for identifier, lease in leases.items():
-            self._on_device.show_zeros(identifier, (lease.num_rows, lease.row_width))
+            self.on_device.show_zeros(identifier, (lease.num_rows, lease.row_width))
         self._report.is_cleared = True
 
     def _demote(self, key: ItemKey) -> None:
         digest = self._digest(key)
         if self.cache.demote(digest):
-            self._counts.add("demotions")
+            self.counts.add("demotions")
         else:
             self.cache.discard(digest)
             self._report.missing.add(key)
@@ -167,62 +279,55 @@ class Store:
     def _load_all(self, loads: dict[str, LoadOrder]) -> None:
         self._times.start_loads()
         for identifier, order in loads.items():
-            digest = self._digest(order.key)
-            lease = self._load(digest, order.num_rows)
-            if lease is None:
-                self._on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width))
-                self._report.lost.add(identifier)
-                continue
-            self._on_device.show(identifier, digest, lease)
-            self._unawaited.append(identifier)
-            self._counts.add("load_bytes", lease.num_rows * lease.row_width * lease.dtype.itemsize)
+            if not self._load(identifier, order):
+                self._lose(identifier, order)
         self._times.end_loads(self._on_load_stream())
         # Without an encoder, `save` is not called before the rows are read.
         if not (self._waits_after_encoder and self._orders.runs_encoder):
-            self._wait_for_loads()
+            self.wait_for_loads()
 
-    def _load(self, digest: bytes, num_rows: int) -> Lease | None:
-        """Copy a host entry to device pages. Return a lease on them, or None if the entry is lost."""
-        source = self.cache.get(digest, num_rows=num_rows)
-        if source is None or source.tier == "device":
-            return source
-        with source:
-            reservation = self._on_device.promote(source)
+    def _load(self, identifier: str, order: LoadOrder) -> bool:
+        """Load a host entry into device pages. Return False if it is lost."""
+        key = self._digest(order.key)
+        source = self.cache.get(key, num_rows=order.num_rows)
+        if source is None:
+            return False
+        lease: Lease | None = source  # in the device tier, the rows need no copy
+        if source.tier == "host":
+            reservation = self.on_device.promote(source)
             if reservation is None:
-                return None
-            with self._on_load_stream(), reservation:
+                source.release()
+                return False
+            if self._places_rows and not self._orders.runs_encoder:
+                self.pending.add(identifier, PendingEntry(key, source, reservation))
+                return True
+            with source, self._on_load_stream(), reservation:
                 reservation.write(source)
-                return reservation.commit_lease()
-
-    def _wait_for_loads(self) -> None:
-        """Let the current stream wait for the loads of this step."""
-        if self._unawaited:
-            self._times.await_loads(len(self._unawaited))
-            self._on_device.use(self._unawaited)
-            self._unawaited.clear()
-
-    def _save(self, identifier: str, order: SaveOrder, fresh: Tensor) -> bool:
-        """Write fresh rows to pages. Return False if they are not those that the scheduler has counted."""
-        if not self._fits(order, fresh):
-            return False
-        digest = self._digest(order.key)
-        reservation = self._on_device.reserve(digest, order.num_rows, fresh.shape[1])
-        if reservation is None:
-            self._log_once("an item is not kept: %d device pages are not free", order.num_pages)
-            return False
-        with reservation:
-            reservation.write(fresh)
-            lease = reservation.commit_lease()
+                lease = reservation.commit_lease()
         if lease is None:
             return False
-        self._on_device.show(identifier, digest, lease)
-        self._on_device.use([identifier])
-        if order.to_host:
-            self.cache.copy_to_host(digest)
-        self._report.saved.add(order.key)
-        self._counts.add("stores")
-        self._counts.add("store_bytes", fresh.shape[0] * fresh.shape[1] * self.cache.dtype.itemsize)
+        self._show_loaded(identifier, key, lease)
+        self._unawaited.append(identifier)
         return True
+
+    def _lose(self, identifier: str, order: LoadOrder) -> None:
+        self.on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width))
+        self._report.lost.add(identifier)
+
+    def _show_loaded(self, identifier: str, key: bytes, lease: Lease) -> None:
+        self.on_device.show(identifier, key, lease)
+        self.counts.add("load_bytes", lease.num_rows * lease.row_width * lease.dtype.itemsize)
+
+    def _show_saved(self, identifier: str, order: SaveOrder, key: bytes, lease: Lease) -> None:
+        self.on_device.show(identifier, key, lease)
+        if order.to_host:
+            self.cache.copy_to_host(key)
+        self._report.saved.add(order.key)
+        self.counts.add("stores")
+        self.counts.add("store_bytes", lease.num_rows * lease.row_width * self.cache.dtype.itemsize)
+
+    def _stop_encoder(self) -> None:
+        self._times.stop_encoder(sum(order.num_rows for order in self._orders.saves.values()))
 
     def _fits(self, order: SaveOrder, fresh: Tensor) -> bool:
         width = self.cache.row_width
@@ -260,8 +365,3 @@ class Store:
 
     def _on_load_stream(self) -> AbstractContextManager[object]:
         return nullcontext() if self._load_stream is None else torch.cuda.stream(self._load_stream)
-
-
-def encode(text: str) -> bytes:
-    """Return a text of a client, which may contain surrogates, as bytes."""
-    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,198 @@
+"""`VitCacheModelState`: the part of vLLM's Model Runner V2 that makes `inputs_embeds`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.interfaces import supports_realtime
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.utils import sanity_check_mm_encoder_outputs
+
+from vitcache.adapters.vllm.connector import VitCacheConnector
+from vitcache.adapters.vllm.feature_batches import FeatureBatches
+from vitcache.adapters.vllm.internals import (
+    DEEPSTACK_ATTRIBUTES,
+    RUNNER_ATTRIBUTES,
+    STATE_ATTRIBUTES,
+    check_attributes,
+    check_internals,
+)
+from vitcache.adapters.vllm.plugin import logger
+from vitcache.adapters.vllm.step_placement import StepPlacement
+from vitcache.adapters.vllm.text_rows import TextRows
+from vitcache.pipeline.feature_mover import RING_BYTES
+from vitcache.placement.start_up import warm_up
+from vitcache.ring.pinned_ring import PinnedRing
+
+
+class VitCacheModelState(DefaultModelState):
+    """vLLM's `DefaultModelState`, whose rows vitcache places.
+
+    `prepare_inputs_embeds` encodes the items that vLLM's encoder cache lacks in micro-batches, whose features
+    cross the bus through a pinned ring. Then one launch writes text rows, rows of items and deepstack levels.
+    It also writes fresh rows to their pages, and reads rows of the host tier from pinned memory.
+
+    In these cases, vLLM's merge writes the rows, which is counted by its reason and logged once: the model
+    prunes rows of videos, takes embeddings in place of prompts, or is a realtime model; ranks share a prompt
+    (prefill context parallelism); or the model looks text rows up itself, and ids of placeholders are outside
+    of its table.
+
+    Notes
+    -----
+    vLLM makes one for each worker of Model Runner V2, and calls it from the worker's thread.
+    """
+
+    def __init__(self, vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> None:
+        check_internals()
+        super().__init__(vllm_config, model, encoder_cache, device)
+        check_attributes(self, STATE_ATTRIBUTES)
+        self._connector = VitCacheConnector.of_worker()
+        self._merge_reason: str | None = "model"  # a later pipeline stage has no encoder
+        self._logged: set[str] = set()
+        self._has_levels = False
+        if not self.supports_mm_inputs or self._connector is None:
+            return
+        check_attributes(self.encoder_runner, RUNNER_ATTRIBUTES)
+        self._has_levels = bool(getattr(model, DEEPSTACK_ATTRIBUTES[0], None))
+        if self._has_levels:
+            check_attributes(model, DEEPSTACK_ATTRIBUTES)
+        text = TextRows.of_model(model, self.dtype)
+        self._placement = StepPlacement(text, encoder_cache.mm_features)
+        self._merge_reason = self._find_merge_reason(text)
+        lora = vllm_config.lora_config
+        self._has_encoder_lora = bool(lora and getattr(lora, "enable_tower_connector_lora", False))
+        ring = PinnedRing(RING_BYTES, device=device) if device.type == "cuda" else None
+        self._batches = FeatureBatches(device, ring)
+        self._warm_up(text)
+        self._connector.expect_model_state(places_rows=self._merge_reason is None)
+        self._log_start(text)
+
+    def remove_request(self, req_id: str) -> None:
+        """Forget a request."""
+        super().remove_request(req_id)
+        if self._has_placement:
+            self._placement.forget(req_id)
+
+    @torch.inference_mode()
+    def prepare_inputs_embeds(
+        self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: Any, req_states: Any
+    ) -> Tensor:
+        """Encode the items of this step, and return its `inputs_embeds` with all rows."""
+        store = None if self._connector is None else self._connector.store
+        reason = self._merge_reason or ("context_parallel" if input_batch.pcp is not None else None)
+        if store is None or reason is not None:
+            if store is not None and reason is not None and input_batch.has_prefill:
+                self._log_once(f"vLLM's merge writes the rows of items, because of: {reason}")
+                store.counts.add(f"merges_{reason}")
+            merged: Tensor = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
+            return merged
+        if scheduled_encoder_inputs:
+            self.execute_mm_encoder(scheduled_encoder_inputs)
+        num_tokens = input_batch.num_tokens
+        inputs_embeds: Tensor = self.encoder_runner.inputs_embeds
+        ids, out = input_batch.input_ids[:num_tokens], inputs_embeds[:num_tokens]
+        levels = None
+        if self._has_levels and input_batch.has_prefill:
+            levels = [level[:num_tokens] for level in self.model.deepstack_input_embeds]
+        num_placed = self._placement.place(input_batch, ids, out, levels, store)
+        if levels and num_placed:
+            self.model.deepstack_input_embeds_num_tokens = num_tokens
+        return inputs_embeds[: input_batch.num_tokens_after_padding]
+
+    def execute_mm_encoder(self, scheduled_encoder_inputs: dict[str, list[int]]) -> None:
+        """Encode items in micro-batches. Those of the last micro-batch have pages, which are not written."""
+        store = None if self._connector is None else self._connector.store
+        if store is None or self._has_encoder_lora:
+            if store is not None and scheduled_encoder_inputs:
+                self._log_once("the encoder has LoRA adapters: vLLM encodes items in its own batches")
+                store.counts.add("stock_encodes")
+            super().execute_mm_encoder(scheduled_encoder_inputs)
+            return
+        identifiers, features = self.encoder_runner.prepare_mm_inputs(scheduled_encoder_inputs)
+        if not features:
+            return
+        num_rows = self._count_rows(scheduled_encoder_inputs)
+        rows = self.encoder_cache.encoder_outputs
+        last: list[str] = []
+        requests = scheduled_encoder_inputs.keys()
+        with self.encoder_runner.timed_encoder_operation(requests), store.encoding():
+            batches = self._batches.run(features, [num_rows[each] for each in identifiers], self._encode)
+            for positions, outputs in batches:
+                for identifier in last:
+                    store.save(identifier)
+                last = [identifiers[position] for position in positions]
+                rows.update(zip(last, outputs, strict=True))
+        store.reserve(last)
+
+    def gather_mm_embeddings(self, input_batch: Any, draft_lookahead: int = 0) -> tuple[list[Tensor], Tensor]:
+        """Gather rows for vLLM's own merge, and for a model that drafts tokens."""
+        store = None if self._connector is None else self._connector.store
+        if store is not None:
+            store.commit()
+            store.wait_for_loads()
+        gathered: tuple[list[Tensor], Tensor] = super().gather_mm_embeddings(input_batch, draft_lookahead)
+        return gathered
+
+    # Parts
+
+    def _encode(self, modality: str, num_items: int, features: dict[str, Any]) -> Sequence[Tensor]:
+        """Run the encoder for one micro-batch: its captured graph, if vLLM has one that fits."""
+        graphs = self.encoder_runner.cudagraph_manager
+        rows = None
+        if graphs is not None and graphs.is_captured() and graphs.supports_modality(modality):
+            rows = graphs.execute(features)
+        if rows is None:
+            rows = self.model.embed_multimodal(**features)
+        sanity_check_mm_encoder_outputs(rows, expected_num_items=num_items)
+        encoded: Sequence[Tensor] = rows
+        return encoded
+
+    def _count_rows(self, scheduled_encoder_inputs: dict[str, list[int]]) -> dict[str, int]:
+        """The number of rows of each item, by identifier."""
+        features = self.encoder_cache.mm_features
+        return {
+            features[request][index].identifier: features[request][index].mm_position.get_num_embeds()
+            for request, indices in scheduled_encoder_inputs.items()
+            for index in indices
+        }
+
+    @property
+    def _has_placement(self) -> bool:
+        return hasattr(self, "_placement")
+
+    def _find_merge_reason(self, text: TextRows) -> str | None:
+        """Why vLLM's merge must write the rows of every step; None: it need not."""
+        if self.mm_pruner is not None:
+            return "pruning"
+        if self.prompt_embeds_state is not None:
+            return "prompt_embeds"
+        if supports_realtime(self.model):
+            return "realtime"
+        if text.source == "model" and getattr(self.model, "_has_oov_mm_tokens", False):
+            return "vocabulary"
+        return None
+
+    def _warm_up(self, text: TextRows) -> None:
+        levels = len(self.model.deepstack_input_embeds) if self._has_levels else 0
+        warm_up(
+            self.device,
+            hidden=self.inputs_embeds_size,
+            dtype=self.dtype,
+            levels=levels,
+            level_forms=("list",),
+            text_scale=text.scale is not None,
+            table=False,
+        )
+
+    def _log_start(self, text: TextRows) -> None:
+        if self._merge_reason is None:
+            lookup = "in the same launch as text rows" if text.source == "table" else "after text rows"
+            logger.info("vitcache places rows of items in inputs_embeds, %s", lookup)
+
+    def _log_once(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            logger.warning("%s; further steps are only counted", message)
