@@ -117,7 +117,7 @@ def test_place_rows_false_leaves_the_merge_to_vllm(result: Result) -> None:
 @pytest.mark.parametrize("first", IN_CHUNKS)
 def test_steps_of_chunks_end_inside_of_images(first: str, result: Result) -> None:
     for name in names(first):
-        assert result(name)["planned"]["splits"] > len(TURNS) // 2
+        assert result(name)["planned"]["splits"] > 0
 
 
 @pytest.mark.full
