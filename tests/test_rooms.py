@@ -39,7 +39,11 @@ ORDER = (
 LOWEST_USER = "demo"  # this room and higher ones may import the public names, as callers do
 
 # Modules that may compute the name of a module to import, for example from the chosen command.
-DYNAMIC = {"vitcache.lazy", "vitcache.__main__", "vitcache.bench.run", "vitcache.bench.plot"}
+DYNAMIC = {
+    *("vitcache.lazy", "vitcache.__main__", "vitcache.bench.run", "vitcache.bench.plot"),
+    # They import modules of vLLM.
+    *("vitcache.adapters.vllm.internals", "vitcache.adapters.vllm.placed_models"),
+}
 LOADERS = {"import_module", "__import__"}
 
 

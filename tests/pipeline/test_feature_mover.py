@@ -49,3 +49,21 @@ def test_mover_has_free_bytes_accepts_every_feature_that_start_accepts():
     mover = FeatureMover(torch.device("cpu"), None, None)
     assert mover.has_free_bytes(wanting, sparse)
     assert mover.start(sparse).ready() is not None
+
+
+def test_start_into_copies_features_to_the_slices_of_one_tensor(maybe_ring: PinnedRing | None):
+    features = [np.full((2, 3), 5.0, np.float32), torch.ones(2, 3), torch.arange(6.0).view(3, 2).T]
+    mover = FeatureMover(torch.device("cpu"), maybe_ring, None)
+    for context in (torch.inference_mode, torch.enable_grad):
+        with context():
+            joined = mover.empty((3, 2, 3), torch.bfloat16).fill_(float("nan"))
+            assert not joined.is_inference()
+            moved = [
+                mover.start_into(target, feature) for target, feature in zip(joined, features, strict=True)
+            ]
+            assert all(
+                part.ready().data_ptr() == target.data_ptr()
+                for part, target in zip(moved, joined, strict=True)
+            )
+        expected = torch.stack([torch.as_tensor(feature).bfloat16() for feature in features])
+        assert torch.equal(joined, expected)

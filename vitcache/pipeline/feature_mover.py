@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -119,10 +120,41 @@ class FeatureMover:
                 return MovedFeature(tensor.to(self.device, self._dtype_for(tensor.dtype, is_cast)))
             source = as_strided_view(feature)
             dtype = self._dtype_for(source.dtype, is_cast)
-            # Allocated and written on the ring's stream, so that the copy does not wait for an encode.
-            with nullcontext() if ring.stream is None else torch.cuda.stream(ring.stream):
-                target = torch.empty(source.shape, dtype=dtype, device=self.device)
-            return MovedFeature(target, ring.copy_to(target, feature, after=ring.stream))
+            return self.start_into(self.empty(source.shape, dtype), feature)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Allocate a tensor on the device, whose slices are targets of `start_into`.
+
+        Raises
+        ------
+        RuntimeError
+            If the mover is closed and would have to make a ring.
+        """
+        ring = self._ring_for_device()
+        # Allocated and written on the ring's stream, so that the copy does not wait for an encode.
+        with (
+            torch.inference_mode(False),
+            nullcontext() if ring is None or ring.stream is None else torch.cuda.stream(ring.stream),
+        ):
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+
+    def start_into(self, target: Tensor, feature: Tensor | np.ndarray) -> MovedFeature:
+        """Start to copy a feature in host memory to a contiguous slice of a tensor from `empty`.
+
+        Parameters
+        ----------
+        target
+            The slice, of the feature's shape. Its dtype is the feature's, or bfloat16 or float16 for float32.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As `PinnedRing.copy_to`.
+        """
+        ring = self._ring_for_device()
+        if ring is None:
+            return MovedFeature(target.copy_(as_tensor(feature)))
+        return MovedFeature(target, ring.copy_to(target, feature, after=ring.stream))
 
     def has_free_bytes(self, *features: Any) -> bool:
         """Whether `start` would now move each of some features without waiting for slots of the ring.

@@ -27,6 +27,8 @@ from vitcache.adapters.vllm.plugin import check_version, logger
 from vitcache.adapters.vllm.settings import Settings, accepts_embeds
 from vitcache.adapters.vllm.stats import VitCacheStats
 from vitcache.adapters.vllm.store import Store
+from vitcache.pipeline.feature_mover import RING_BYTES
+from vitcache.ring.pinned_ring import PinnedRing
 
 
 @dataclass
@@ -83,6 +85,7 @@ class VitCacheConnector(ECConnectorBase):
         self._store: Store | None = None
         self._settings: Settings | None = None  # None: VITCACHE_DISABLE is set
         self._has_model_state = self._places_rows = False
+        self._ring: PinnedRing | None = None
         if is_disabled():  # also with wrong options
             options = vllm_config.ec_transfer_config.ec_connector_extra_config
             self._gate = EmbeddingGate(options.get("accept_embeds") is True)
@@ -129,6 +132,12 @@ class VitCacheConnector(ECConnectorBase):
             Whether it places the rows of each step. If not, it lets vLLM's merge wait for loads.
         """
         self._has_model_state, self._places_rows = True, places_rows
+
+    def make_ring(self, device: torch.device) -> PinnedRing | None:
+        """Return a ring for features, which `shutdown` closes. None: the encoder is on the CPU."""
+        if device.type == "cuda":
+            self._ring = PinnedRing(RING_BYTES, backend="cuda", device=device)
+        return self._ring
 
     @property
     def store(self) -> Store | None:
@@ -255,6 +264,9 @@ class VitCacheConnector(ECConnectorBase):
         if self._store is not None:
             self._store.close()
             self._store = None
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
 
     @classmethod
     def build_ec_connector_stats(cls, data: dict[str, Any] | None = None) -> ECConnectorStats | None:

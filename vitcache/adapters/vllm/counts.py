@@ -74,7 +74,10 @@ COUNTERS: dict[str, Counter] = {
     ),
     **_one("placed_rows", "Rows that these launches placed."),
     **_by(
-        "reason", MERGE_REASONS, "merges", "Steps whose rows of items vLLM's own merge wrote, by the reason."
+        "reason",
+        MERGE_REASONS,
+        "merges",
+        "Steps with tokens of prompts whose rows of items vLLM's own merge wrote, by the reason.",
     ),
     **_one(
         "stock_encodes",

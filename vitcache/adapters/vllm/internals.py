@@ -24,7 +24,8 @@ FUNCTIONS: dict[tuple[str, str], tuple[str, ...]] = {
     (RUNNER, "EncoderRunner.execute_mm_encoder"): ("self", "mm_kwargs"),
     (RUNNER, "EncoderRunner.timed_encoder_operation"): ("self", "request_ids"),
     (RUNNER, "sanity_check_mm_encoder_outputs"): ("mm_embeddings", "expected_num_items"),
-    (BATCHING, "group_and_batch_mm_items"): ("items", "device", "pin_memory"),
+    (BATCHING, "_can_batch_mm_items"): ("left", "right"),
+    ("vllm.multimodal.inputs", "BaseMultiModalField.reduce_data"): ("self", "elems", "device", "pin_memory"),
 }
 BATCH = ("vllm.v1.worker.gpu.input_batch", "InputBatch")
 BATCH_FIELDS = (

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interfaces import supports_realtime
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import sanity_check_mm_encoder_outputs
 
@@ -22,10 +21,9 @@ from vitcache.adapters.vllm.internals import (
 )
 from vitcache.adapters.vllm.plugin import logger
 from vitcache.adapters.vllm.step_placement import StepPlacement
+from vitcache.adapters.vllm.store import Store
 from vitcache.adapters.vllm.text_rows import TextRows
-from vitcache.pipeline.feature_mover import RING_BYTES
 from vitcache.placement.start_up import warm_up
-from vitcache.ring.pinned_ring import PinnedRing
 
 
 class VitCacheModelState(DefaultModelState):
@@ -64,8 +62,7 @@ class VitCacheModelState(DefaultModelState):
         self._merge_reason = self._find_merge_reason(text)
         lora = vllm_config.lora_config
         self._has_encoder_lora = bool(lora and getattr(lora, "enable_tower_connector_lora", False))
-        ring = PinnedRing(RING_BYTES, device=device) if device.type == "cuda" else None
-        self._batches = FeatureBatches(device, ring)
+        self._batches = FeatureBatches(device, self._connector.make_ring(device))
         self._warm_up(text)
         self._connector.expect_model_state(places_rows=self._merge_reason is None)
         self._log_start(text)
@@ -90,7 +87,7 @@ class VitCacheModelState(DefaultModelState):
             merged: Tensor = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
             return merged
         if scheduled_encoder_inputs:
-            self.execute_mm_encoder(scheduled_encoder_inputs)
+            self._encode_items(scheduled_encoder_inputs, store)
         num_tokens = input_batch.num_tokens
         inputs_embeds: Tensor = self.encoder_runner.inputs_embeds
         ids, out = input_batch.input_ids[:num_tokens], inputs_embeds[:num_tokens]
@@ -103,12 +100,32 @@ class VitCacheModelState(DefaultModelState):
         return inputs_embeds[: input_batch.num_tokens_after_padding]
 
     def execute_mm_encoder(self, scheduled_encoder_inputs: dict[str, list[int]]) -> None:
-        """Encode items in micro-batches. Those of the last micro-batch have pages, which are not written."""
+        """Encode items for vLLM's own merge, which reads them, and the loads of the step, next."""
         store = None if self._connector is None else self._connector.store
-        if store is None or self._has_encoder_lora:
-            if store is not None and scheduled_encoder_inputs:
-                self._log_once("the encoder has LoRA adapters: vLLM encodes items in its own batches")
-                store.counts.add("stock_encodes")
+        if store is None:
+            super().execute_mm_encoder(scheduled_encoder_inputs)
+            return
+        if scheduled_encoder_inputs:
+            self._encode_items(scheduled_encoder_inputs, store)
+        store.commit()
+        store.wait_for_loads()
+
+    def gather_mm_embeddings(self, input_batch: Any, draft_lookahead: int = 0) -> tuple[list[Tensor], Tensor]:
+        """Gather rows for a model that drafts tokens."""
+        store = None if self._connector is None else self._connector.store
+        if store is not None:
+            store.commit()
+            store.wait_for_loads()
+        gathered: tuple[list[Tensor], Tensor] = super().gather_mm_embeddings(input_batch, draft_lookahead)
+        return gathered
+
+    # Parts
+
+    def _encode_items(self, scheduled_encoder_inputs: dict[str, list[int]], store: Store) -> None:
+        """Encode items in micro-batches. Those of the last micro-batch have pages, which are not written."""
+        if self._has_encoder_lora:
+            self._log_once("the encoder has LoRA adapters: vLLM encodes items in its own batches")
+            store.counts.add("stock_encodes")
             super().execute_mm_encoder(scheduled_encoder_inputs)
             return
         identifiers, features = self.encoder_runner.prepare_mm_inputs(scheduled_encoder_inputs)
@@ -126,17 +143,6 @@ class VitCacheModelState(DefaultModelState):
                 last = [identifiers[position] for position in positions]
                 rows.update(zip(last, outputs, strict=True))
         store.reserve(last)
-
-    def gather_mm_embeddings(self, input_batch: Any, draft_lookahead: int = 0) -> tuple[list[Tensor], Tensor]:
-        """Gather rows for vLLM's own merge, and for a model that drafts tokens."""
-        store = None if self._connector is None else self._connector.store
-        if store is not None:
-            store.commit()
-            store.wait_for_loads()
-        gathered: tuple[list[Tensor], Tensor] = super().gather_mm_embeddings(input_batch, draft_lookahead)
-        return gathered
-
-    # Parts
 
     def _encode(self, modality: str, num_items: int, features: dict[str, Any]) -> Sequence[Tensor]:
         """Run the encoder for one micro-batch: its captured graph, if vLLM has one that fits."""
@@ -169,7 +175,7 @@ class VitCacheModelState(DefaultModelState):
             return "pruning"
         if self.prompt_embeds_state is not None:
             return "prompt_embeds"
-        if supports_realtime(self.model):
+        if self.encoder_runner.is_realtime:
             return "realtime"
         if text.source == "model" and getattr(self.model, "_has_oov_mm_tokens", False):
             return "vocabulary"

@@ -39,7 +39,7 @@ def register() -> None:
     if CONNECTOR not in ECConnectorFactory._registry:  # a second registration of a name raises
         ECConnectorFactory.register_connector(CONNECTOR, "vitcache.adapters.vllm.connector", CONNECTOR)
     if not disabled:
-        from vitcache.adapters.vllm.placed_models import register_models
+        from vitcache.adapters.vllm.architectures import register_models
 
         register_models()
 
