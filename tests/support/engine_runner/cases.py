@@ -123,9 +123,7 @@ CASES = {
         *(case for name in OTHERS for case in pair(f"{name}-whole", model=name)),
         *pair("qwen2_5-chunks", model="qwen2_5", num_batched_tokens=CHUNK),
         # On CUDA and ROCm, vLLM sets this option for Gemma 3, whose image tokens attend to each other.
-        *pair(
-            "gemma3-v2-unsplit", model="gemma3", model_runner=2, num_batched_tokens=CHUNK, settings=UNSPLIT
-        ),
+        *pair("gemma3-v2-unsplit", model="gemma3", model_runner=2, num_batched_tokens=96, settings=UNSPLIT),
         *pair("qwen3-v2-together", model_runner=2, device_pages=12, steps=("together",)),
         *pair("qwen3-v2-preempted", model_runner=2, steps=("long",), settings=FEW_BLOCKS),
         Case("qwen3-v2-merged", mode="vitcache", model_runner=2, connector={"place_rows": False}),

@@ -1,4 +1,4 @@
-"""Gemma 3: 36 rows for each image, and text rows that are scaled."""
+"""Gemma 3: 64 rows for each image, and text rows that are scaled."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from engine_runner.tiny_models.folder import change_json
 # vLLM joins the line ends around an image to these tokens.
 LINE_ENDS = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
 SPECIAL = ("<start_of_image>", "<end_of_image>", "<image_soft_token>", *LINE_ENDS)
-SIDE = 168
-ROWS = 36
+SIDE = 224
+ROWS = 64
 SIGLIP = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
