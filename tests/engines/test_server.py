@@ -20,10 +20,10 @@ def serve(pool: Pool) -> Serve:
     """Makes a server. The engines of the pool end first: two engines at a time are enough for two cores."""
     pool.wait()
 
-    def make(name: str, **variables: str) -> Server:
+    def make(name: str, model: str = "qwen3", model_runner: int = 1, **variables: str) -> Server:
         pool.say(f"server {name} starts")
-        case = Case(f"server-{name}", mode="vitcache")
-        return Server(pool.python, pool.model("qwen3"), pool.folder / "servers", case, variables)
+        case = Case(f"server-{name}", model=model, mode="vitcache", model_runner=model_runner)
+        return Server(pool.python, pool.model(model), pool.folder / "servers", case, variables)
 
     return make
 
@@ -72,3 +72,19 @@ def test_killed_process_ends_the_server_and_a_new_one_answers(
         server.stop()
         server.wait_for_end()
     assert shared_memory() <= before
+
+
+def test_server_with_v2_places_all_rows_and_gives_the_answers_of_a_disabled_one(serve: Serve) -> None:
+    # No kernel of Qwen2.5-VL needs a replacement in Triton's interpreter, which runs in all three processes.
+    answers = {}
+    for name, variables in (("v2-disabled", {"VITCACHE_DISABLE": "1"}), ("v2", {})):
+        with serve(name, "qwen2_5", 2, **variables) as server:
+            answers[name] = [server.ask(turn) for turn in TURNS]
+            counters = server.counters()
+            server.stop()
+            server.wait_for_end()
+    assert answers["v2"] == answers["v2-disabled"]
+    assert len(set(map(tuple, answers["v2"]))) > len(TURNS) // 2
+    assert counters["vllm:vitcache_encodes_total"] == NUM_IMAGES
+    assert counters['vllm:vitcache_placements_total text="table"'] >= len(TURNS)
+    assert {value for name, value in counters.items() if "vitcache_merges" in name} == {0}

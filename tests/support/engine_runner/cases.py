@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine_runner.device import runs_on_gpu
+from engine_runner.tiny_models import FAMILIES
 
-# Bytes of a page of 16 rows in bfloat16: 128 columns, and three deepstack levels in Qwen3-VL.
-PAGE_BYTES = {"qwen3": 16 * 512 * 2, "qwen2_5": 16 * 128 * 2}
-MAX_PIXELS = 256 * 256
+# Bytes of a page of 16 rows in bfloat16.
+PAGE_BYTES = {family.name: 16 * family.columns * 2 for family in FAMILIES.values()}
 # The rows of vLLM's own encoder cache: about 17 of the 34 images.
 WHOLE = 512
 CHUNK = 64
@@ -21,8 +21,9 @@ MANAGER = "vitcache.adapters.vllm.VitCacheManager"
 class Case:
     """One engine: its model, options and requests.
 
-    `steps` are functions of `child`, called in order. `settings` replaces options of `LLM`, and `environment`
-    adds variables. Sizes are in pages, as the bytes of a page depend on the model.
+    `steps` are functions of `child`, called in order. `connector` adds settings of the connector, `settings`
+    replaces options of `LLM`, and `environment` adds variables. Sizes are in pages, as the bytes of a page
+    depend on the model.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case:
     host_pages: int = 256
     steps: tuple[str, ...] = ("chat",)
     limit_s: float = 300
+    connector: dict[str, Any] = field(default_factory=dict, hash=False)
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     environment: dict[str, str] = field(default_factory=dict, hash=False)
 
@@ -49,10 +51,10 @@ class Case:
             "disable_log_stats": False,
             "kv_cache_memory_bytes": 64 << 20,
             "limit_mm_per_prompt": {"image": 4, "video": 0},
-            "mm_processor_kwargs": {"size": {"shortest_edge": 64 * 64, "longest_edge": MAX_PIXELS}},
+            **FAMILIES[self.model].options,
         }
         if self.mode == "vitcache":
-            options |= plug_in(self.model, self.device_pages, self.host_pages)
+            options |= plug_in(self.model, self.device_pages, self.host_pages, **self.connector)
         if self.model_runner == 2:
             options["kernel_config"] = {"enable_jit_warmup": False}
         return options | self.settings
@@ -102,6 +104,16 @@ def extra(**values: Any) -> dict[str, Any]:
     return {"ec_connector_extra_config": {**right, **values}}
 
 
+def pairs_of(model: str) -> list[Case]:
+    """The pairs of one family in Model Runner V2: whole prompts, and prompts in chunks."""
+    whole = pair(f"{model}-v2-whole", model=model, model_runner=2)
+    return [*whole, *pair(f"{model}-v2-chunks", model=model, model_runner=2, num_batched_tokens=CHUNK)]
+
+
+OTHERS = [name for name in FAMILIES if name != "qwen3"]
+UNSPLIT = {"disable_chunked_mm_input": True}
+# Each of four requests needs a second block of 128 tokens for its answer.
+FEW_BLOCKS = {"kv_cache_memory_bytes": 6 * (128 * 512), "max_model_len": 256}
 RESET = ("chat", "reset", "reload")
 CASES = {
     case.name: case
@@ -109,11 +121,15 @@ CASES = {
         *pair("qwen3-whole", steps=RESET),
         *pair("qwen3-chunks", num_batched_tokens=CHUNK),
         Case("qwen3-faults", mode="vitcache", device_pages=8, steps=("embeddings", "loss", "reload_alone")),
-        # The engines below run with FULL=1.
-        *pair("qwen2_5-whole", model="qwen2_5"),
+        # The engines below run with FULL=1, but for `qwen3-v2-whole`, which runs in each `make engines`.
+        *(case for name in FAMILIES for case in pairs_of(name)),
+        *(case for name in OTHERS for case in pair(f"{name}-whole", model=name)),
         *pair("qwen2_5-chunks", model="qwen2_5", num_batched_tokens=CHUNK),
-        *pair("qwen3-v2-whole", model_runner=2),
-        *pair("qwen3-v2-chunks", model_runner=2, num_batched_tokens=CHUNK),
+        # On CUDA and ROCm, vLLM sets this option for Gemma 3, whose image tokens attend to each other.
+        *pair("gemma3-v2-unsplit", model="gemma3", model_runner=2, num_batched_tokens=96, settings=UNSPLIT),
+        *pair("qwen3-v2-together", model_runner=2, device_pages=12, steps=("together",)),
+        *pair("qwen3-v2-preempted", model_runner=2, steps=("long",), settings=FEW_BLOCKS),
+        Case("qwen3-v2-merged", mode="vitcache", model_runner=2, connector={"place_rows": False}),
         # Thirteen images of two pages on average, and a device tier that holds one prompt of the chat.
         Case("qwen3-host-of-13", mode="vitcache", device_pages=8, host_pages=26),
         Case("qwen3-no-host", mode="vitcache", host_pages=0),

@@ -10,41 +10,40 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine_runner import chat
 from engine_runner.cases import CASES, Case
-
-FAMILIES = {
-    "qwen3": ("qwen3_vl", "Qwen3VLForConditionalGeneration"),
-    "qwen2_5": ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
-}
+from engine_runner.planned_steps import PlannedSteps
+from engine_runner.tiny_models import FAMILIES
 
 
 class Engine:
     """An `LLM`, and the number of images that its vision tower has encoded since the engine was up."""
 
     def __init__(self, case: Case, model: Path) -> None:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
 
         self.model = model
+        self.family = FAMILIES[case.model]
         self.encodes = 0
         self._count_encodes(case)
+        self.steps = PlannedSteps()
+        self.steps.watch()
         begin = time.monotonic()
         self.llm = LLM(str(model), **case.options())
         self.up_s = time.monotonic() - begin
         self.encodes = 0  # the engine encodes dummy images while it starts
-        self._sampling = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
     def _count_encodes(self, case: Case) -> None:
-        module, name = FAMILIES[case.model]
-        family = importlib.import_module(f"vllm.model_executor.models.{module}")
-        if case.model_runner == 2 and case.model == "qwen3":
+        module = importlib.import_module(f"vllm.model_executor.models.{self.family.module}")
+        if case.model_runner == 2 and self.family.name.startswith("qwen3"):
             # In Triton's interpreter this kernel gives NaN. Both engines of a pair use the version in torch.
-            family.triton_pos_embed_interpolate = family.pos_embed_interpolate_native
-        model_class = getattr(family, name)
+            qwen3_vl = importlib.import_module("vllm.model_executor.models.qwen3_vl")
+            qwen3_vl.triton_pos_embed_interpolate = qwen3_vl.pos_embed_interpolate_native
+        model_class = getattr(module, self.family.architecture)
         encode = model_class.embed_multimodal
 
         def embed_multimodal(model: Any, **arguments: Any) -> Any:
@@ -56,21 +55,39 @@ class Engine:
 
     def ask(self, numbers: list[int]) -> dict[str, Any]:
         """Answer one turn. Return its tokens, the number of its encodes, and its time."""
-        return {"images": numbers, **self._answer(chat.prompt(numbers))}
+        return self.ask_together([numbers], 6)[0]
+
+    def ask_together(self, turns: Sequence[list[int]], num_tokens: int) -> list[dict[str, Any]]:
+        """Answer several turns at once. The encodes and the time of all are those of the first."""
+        prompts = [chat.prompt(numbers, self.family.placeholder) for numbers in turns]
+        answers = self._answer(prompts, num_tokens)
+        return [{"images": numbers, **answer} for numbers, answer in zip(turns, answers, strict=True)]
 
     def ask_with(self, image: Any) -> dict[str, Any]:
         """Answer a prompt with one input in place of an image."""
-        return self._answer({**chat.prompt([0]), "multi_modal_data": {"image": image}})
+        prompt = chat.prompt([0], self.family.placeholder)
+        return self._answer([{**prompt, "multi_modal_data": {"image": image}}], 6)[0]
 
-    def _answer(self, prompt: Any) -> dict[str, Any]:
+    def _answer(self, prompts: list[Any], num_tokens: int) -> list[dict[str, Any]]:
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
         encodes, begin = self.encodes, time.monotonic()
-        [answer] = self.llm.generate(prompt, self._sampling, use_tqdm=False)
-        return {
-            "tokens": list(answer.outputs[0].token_ids),
-            "ends": answer.outputs[0].finish_reason,
+        answers = self.llm.generate(prompts, sampling, use_tqdm=False)
+        found = [
+            {
+                "tokens": list(answer.outputs[0].token_ids),
+                "ends": answer.outputs[0].finish_reason,
+                "encodes": 0,
+                "ms": 0.0,
+            }
+            for answer in answers
+        ]
+        found[0] |= {
             "encodes": self.encodes - encodes,
             "ms": round(1e3 * (time.monotonic() - begin), 1),
         }
+        return found
 
     def counters(self) -> dict[str, float]:
         """The values of vitcache's metrics, by name and labels."""
@@ -89,6 +106,16 @@ LABELS_OF_ENGINES = ("model_name", "engine")
 
 def take_chat(engine: Engine) -> Any:
     return [engine.ask(turn) for turn in chat.TURNS]
+
+
+def take_together(engine: Engine) -> Any:
+    """Turns one after the other, and then several at once."""
+    return [*map(engine.ask, chat.BEFORE), *engine.ask_together(chat.TOGETHER, 6)]
+
+
+def take_long(engine: Engine) -> Any:
+    """Several turns at once, with answers that need more of the KV cache than the case has."""
+    return engine.ask_together(chat.LONG, 40)
 
 
 def take_reset(engine: Engine) -> Any:
@@ -143,6 +170,7 @@ def main(name: str, model: str, result: str) -> None:
     answer = {
         "up_s": round(engine.up_s, 1),
         "counters": engine.counters(),
+        "planned": engine.steps.counts(),
         "runner": "V2" if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1" else "V1",
         **taken,
     }

@@ -93,15 +93,17 @@ class Pool:
     def model(self, family: str) -> Path:
         """The folder of a model, which is made at its first use."""
         if family not in self._models:
-            maker = hashlib.sha256((SUPPORT / "engine_runner/tiny_model.py").read_bytes()).hexdigest()[:8]
-            folder = self.folder / "models" / f"{family}-{maker}"
-            if not Path(f"{folder}-other").exists():  # the last one that is made
+            maker = hashlib.sha256()
+            for path in sorted((SUPPORT / "engine_runner/tiny_models").glob("*.py")):
+                maker.update(path.read_bytes())
+            folder = self.folder / "models" / f"{family}-{maker.hexdigest()[:8]}"
+            if not folder.exists():
                 self._make_model(family, folder)
             self._models[family] = folder
         return self._models[family]
 
     def _make_model(self, family: str, folder: Path) -> None:
-        command = [self.python, "-m", "engine_runner.tiny_model", family, str(folder)]
+        command = [self.python, "-m", "engine_runner.tiny_models", family, str(folder)]
         ended, output, seconds = self._execute(command, {}, MODEL_LIMIT_S)
         if ended.code != 0:
             raise RuntimeError(f"the model {family} was not made\n{output}")

@@ -41,7 +41,9 @@ STATE_ATTRIBUTES = (
     "prompt_embeds_state",
     "supports_mm_inputs",
 )
-DEEPSTACK_ATTRIBUTES = ("deepstack_input_embeds", "deepstack_input_embeds_num_tokens")
+# Qwen3-VL-MoE has `deepstack_input_embeds_num_tokens` only after its first rows, so the check asks for the
+# method that reads it.
+DEEPSTACK_ATTRIBUTES = ("deepstack_input_embeds", "_clear_deepstack_input_embeds")
 
 
 def check_internals() -> None:
