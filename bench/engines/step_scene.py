@@ -133,6 +133,7 @@ class StepScene:
         )
         return SimpleNamespace(
             model_config=model_config,
+            parallel_config=SimpleNamespace(prefill_context_parallel_size=1),
             scheduler_config=SimpleNamespace(max_num_seqs=1, max_num_batched_tokens=self.num_tokens),
             observability_config=None,
         )
