@@ -56,3 +56,17 @@ def test_device_bytes_to_show_are_sufficient(num_pages: int) -> None:
     settings = make_settings(1, 0)
     sufficient = settings.device_bytes_to_show(num_pages) // settings.page_bytes
     assert num_pages <= make_settings(sufficient, 0).shown_pages <= num_pages + 1
+
+
+def test_source_key_of_an_entry_is_the_same_before_while_and_after_it_is_shown() -> None:
+    cache = EmbeddingCache(1, dtype=torch.float32, device="cpu", device_bytes=64, page_rows=1)
+    on_device = DeviceRows(cache, lambda: None)
+    before = on_device.source_key("image")
+    assert before != on_device.source_key("another image")
+    cache.put(bytes(32), torch.zeros(4, 1))
+    lease = cache.get(bytes(32))
+    assert lease is not None
+    on_device.show("image", bytes(32), lease)
+    assert (on_device.source_key("image"), len(on_device.sources)) == (before, 1)
+    on_device.release("image")
+    assert (on_device.source_key("image"), len(on_device.sources)) == (before, 0)

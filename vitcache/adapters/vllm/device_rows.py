@@ -19,11 +19,15 @@ EncoderCache = dict[str, Tensor]  # vLLM's: identifier -> rows
 
 
 class ShownRows(NamedTuple):
-    """A lease on device pages, the view of them in vLLM's encoder cache, and their key in the cache."""
+    """A lease on device pages, the view of them in vLLM's encoder cache, and their keys.
+
+    `key` is that of the cache, `source_key` that of `DeviceRows.sources`.
+    """
 
     lease: Lease
     view: Tensor
     key: bytes
+    source_key: bytes
 
 
 class DeviceRows:
@@ -46,7 +50,7 @@ class DeviceRows:
     shown
         The entries by identifier.
     sources
-        The rows of these entries, by `source_key`, for placements.
+        The rows of these entries for placements, by the keys that `source_key` returns.
     zeros
         Identifiers of rows that were lost. vLLM's encoder cache contains zeros for them.
     num_compactions
@@ -77,8 +81,17 @@ class DeviceRows:
                 f"{lease.num_rows} rows lie in {len(segments)} runs of pages, they must lie in 1"
             )
         self.rows[identifier] = segments[0]
-        self.shown[identifier] = ShownRows(lease, segments[0], key)
-        self.sources.set(source_key(identifier), paged_rows)
+        shown = ShownRows(lease, segments[0], key, source_key(identifier))
+        self.shown[identifier] = shown
+        self.sources.set(shown.source_key, paged_rows)
+
+    def source_key(self, identifier: str) -> bytes:
+        """Return the key of an entry in `sources`, also of one that is not shown yet.
+
+        The keys of shown entries are not hashed again: their items are most of those of a new request.
+        """
+        shown = self.shown.get(identifier)
+        return source_key(identifier) if shown is None else shown.source_key
 
     def use(self, identifiers: Iterable[str]) -> None:
         """Allow the current stream to read entries: it waits for their copies."""
@@ -96,7 +109,7 @@ class DeviceRows:
         self.zeros.discard(identifier)
         shown = self.shown.pop(identifier, None)
         if shown is not None:
-            self.sources.remove(source_key(identifier))  # first: the table has addresses of the pages
+            self.sources.remove(shown.source_key)  # first: the table has addresses of the pages
             shown.lease.release()
 
     def release_all(self) -> None:

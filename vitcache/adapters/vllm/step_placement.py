@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from vitcache._native import StepPlan, read_requests
-from vitcache.adapters.vllm.identifiers import source_key
 from vitcache.adapters.vllm.planned_rows import PlannedRows
 from vitcache.adapters.vllm.store import Store
 from vitcache.adapters.vllm.text_rows import TextRows
@@ -86,7 +85,7 @@ class StepPlacement:
         ValueError
             If the rows of an item are fewer or of another width than its tokens need.
         """
-        chunks, features = self._chunks_of(batch)
+        chunks, features = self._chunks_of(batch, store.on_device.source_key)
         plan = None
         if chunks:
             plan = StepPlan(chunks, read_requests(chunks, Chunk), b"", batch.num_tokens)
@@ -111,7 +110,9 @@ class StepPlacement:
         store.counts.add("placed_rows", num_rows)
         return num_rows
 
-    def _chunks_of(self, batch: StepBatch) -> tuple[list[Chunk], list[Sequence[Any]]]:
+    def _chunks_of(
+        self, batch: StepBatch, key_of: Callable[[str], bytes]
+    ) -> tuple[list[Chunk], list[Sequence[Any]]]:
         """Return the tokens of each request in prefill that has items, and vLLM's items of each chunk."""
         chunks: list[Chunk] = []
         features_of: list[Sequence[Any]] = []
@@ -123,7 +124,7 @@ class StepPlacement:
                 continue
             items = self._items.get(request)
             if items is None:
-                items = self._items[request] = make_items(features)
+                items = self._items[request] = make_items(features, key_of)
             start = int(computed[index])
             # Draft tokens may follow the prompt. vLLM can drop some of them after it has counted them here.
             length = min(int(batch.num_scheduled_tokens[index]), int(batch.prefill_len_np[index]) - start)
@@ -132,11 +133,14 @@ class StepPlacement:
         return chunks, features_of
 
 
-def make_items(features: Sequence[Any]) -> Items:
-    """Return vLLM's items of a request, in their order, with the keys of their rows in `SourceTable`."""
+def make_items(features: Sequence[Any], key_of: Callable[[str], bytes]) -> Items:
+    """Return vLLM's items of a request, in their order, with the keys of their rows in `SourceTable`.
+
+    `key_of` returns the key of an identifier.
+    """
     items = []
     for feature in features:
         position = feature.mm_position
         spans = spans_from_placeholder(position.offset, position.length, position.is_embed)
-        items.append(Item(None, spans, key=source_key(feature.identifier)))
+        items.append(Item(None, spans, key=key_of(feature.identifier)))
     return Items(items)
