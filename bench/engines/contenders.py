@@ -11,7 +11,6 @@ from vitcache.bench.engines.model_folder import ROW_PIXELS, WITH_WEIGHTS
 STOCK, CONNECTOR, PLACED, CPU_OFFLOAD = "stock", "vitcache, place_rows false", "vitcache", "ECCPUConnector"
 NAMES = (STOCK, CONNECTOR, PLACED, CPU_OFFLOAD)
 MOST_IMAGES = 3  # of one prompt
-PAGE_ROWS = 16
 DTYPE_BYTES = 2
 
 

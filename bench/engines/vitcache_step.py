@@ -16,7 +16,7 @@ from vitcache.adapters.vllm import plugin
 from vitcache.adapters.vllm.connector import OrdersMetadata, VitCacheConnector
 from vitcache.adapters.vllm.model_state import VitCacheModelState
 from vitcache.adapters.vllm.orders import ItemKey, SaveOrder, StepOrders
-from vitcache.bench.engines.step_scene import ROWS_PER_ITEM, StepScene
+from vitcache.bench.engines.step_scene import REQUEST, ROWS_PER_ITEM, StepScene
 
 PAGE_ROWS = 16
 
@@ -42,6 +42,10 @@ class VitcacheStep:
         self.end()
         self.begin(StepOrders(self._next()))
         return self()
+
+    def forget(self) -> None:
+        """Let the next call be the first step of the request."""
+        self._state.remove_request(REQUEST)
 
     def begin(self, orders: StepOrders) -> None:
         """Begin a step of the connector."""
