@@ -70,7 +70,10 @@ def test_removed_field_of_a_batch_is_named(monkeypatch: pytest.MonkeyPatch, fiel
     assert f"{module}.{name} lacks the fields {field}: " in refusal()
 
 
-@pytest.mark.parametrize("group", ["RUNNER_ATTRIBUTES", "STATE_ATTRIBUTES", "DEEPSTACK_ATTRIBUTES"])
+GROUPS = ("RUNNER", "STATE", "MODEL", "LORA", "DEEPSTACK")
+
+
+@pytest.mark.parametrize("group", [f"{name}_ATTRIBUTES" for name in GROUPS])
 def test_missing_attribute_of_an_object_is_named(group: str) -> None:
     names = getattr(internals, group)
     for missing in names:

@@ -41,6 +41,8 @@ STATE_ATTRIBUTES = (
     "prompt_embeds_state",
     "supports_mm_inputs",
 )
+MODEL_ATTRIBUTES = ("_has_oov_mm_tokens",)
+LORA_ATTRIBUTES = ("enable_tower_connector_lora",)
 # Qwen3-VL-MoE has `deepstack_input_embeds_num_tokens` only after its first rows, so the check asks for the
 # method that reads it.
 DEEPSTACK_ATTRIBUTES = ("deepstack_input_embeds", "_clear_deepstack_input_embeds")

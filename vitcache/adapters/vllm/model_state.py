@@ -14,6 +14,8 @@ from vitcache.adapters.vllm.connector import VitCacheConnector
 from vitcache.adapters.vllm.feature_batches import FeatureBatches
 from vitcache.adapters.vllm.internals import (
     DEEPSTACK_ATTRIBUTES,
+    LORA_ATTRIBUTES,
+    MODEL_ATTRIBUTES,
     RUNNER_ATTRIBUTES,
     STATE_ATTRIBUTES,
     check_attributes,
@@ -53,6 +55,7 @@ class VitCacheModelState(DefaultModelState):
         if not self.supports_mm_inputs or self._connector is None:
             return
         check_attributes(self.encoder_runner, RUNNER_ATTRIBUTES)
+        check_attributes(model, MODEL_ATTRIBUTES)
         self._has_levels = bool(getattr(model, DEEPSTACK_ATTRIBUTES[0], None))
         if self._has_levels:
             check_attributes(model, DEEPSTACK_ATTRIBUTES)
@@ -60,7 +63,9 @@ class VitCacheModelState(DefaultModelState):
         self._placement = StepPlacement(text, encoder_cache.mm_features)
         self._merge_reason = self._find_merge_reason(text)
         lora = vllm_config.lora_config
-        self._has_encoder_lora = bool(lora and getattr(lora, "enable_tower_connector_lora", False))
+        if lora is not None:
+            check_attributes(lora, LORA_ATTRIBUTES)
+        self._has_encoder_lora = lora is not None and lora.enable_tower_connector_lora
         self._batches = FeatureBatches(device, self._connector.make_ring(device))
         self._warm_up(text)
         self._connector.expect_model_state(self._merge_reason)
@@ -174,7 +179,7 @@ class VitCacheModelState(DefaultModelState):
             return "realtime"
         if self.vllm_config.parallel_config.prefill_context_parallel_size > 1:
             return "context_parallel"  # a batch has parts of requests
-        if text.refuses_foreign_ids and getattr(self.model, "_has_oov_mm_tokens", False):
+        if text.refuses_foreign_ids and self.model._has_oov_mm_tokens:
             return "vocabulary"
         return None
 
