@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -14,9 +15,13 @@ import pytest
 import torch
 from vllm_page import MODELS, SIZES, Model, load_table, metric_table, size_table
 
+from vitcache.adapters.vllm.architectures import ARCHITECTURES
+from vitcache.adapters.vllm.counts import MERGE_REASONS
+from vitcache.adapters.vllm.feature_batches import FeatureBatches
 from vitcache.adapters.vllm.plugin import ANY_VERSION, TESTED_VERSIONS
 from vitcache.adapters.vllm.row_width import num_packed
 from vitcache.adapters.vllm.settings import OPTIONS, PAGE_ROWS, Settings
+from vitcache.pipeline.feature_mover import RING_BYTES
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/vllm.md").read_text()
@@ -124,6 +129,19 @@ def test_vectors_and_rows_of_the_table_are_those_of_the_configurations() -> None
     assert named("Qwen3-VL-30B").vectors == num_packed(transformers.Qwen3VLMoeConfig())
     assert named("Qwen2.5-VL").vectors == num_packed(transformers.Qwen2_5_VLConfig())
     assert named("gemma-3").num_rows(*SIZES[0]) == transformers.Gemma3Config().mm_tokens_per_image
+
+
+def test_table_of_placements_lists_every_architecture_and_every_reason() -> None:
+    section = PAGE.split("\n### Rows go straight into", 1)[1].split("\n## ", 1)[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert re.findall(r"`(\w+)`", table[1][0]) == list(ARCHITECTURES)
+    assert {cells[-1].strip("`") for cells in table} == set(MERGE_REASONS)
+
+
+def test_page_has_the_sizes_of_a_micro_batch_and_of_its_ring() -> None:
+    max_rows = inspect.signature(FeatureBatches).parameters["max_rows"].default
+    assert f"micro-batches of at most {max_rows} rows" in PAGE
+    assert f"a pinned ring of {RING_BYTES >> 20} MiB" in PAGE
 
 
 def test_every_message_of_the_page_is_a_message_of_the_code() -> None:

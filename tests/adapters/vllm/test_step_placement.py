@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from vllm_scene.store_worker import make_rows
 
 from vitcache.adapters.vllm.inventory import Inventory
 from vitcache.adapters.vllm.orders import ItemKey, SaveOrder, StepOrders
+from vitcache.placement import dispatch
 
 
 @pytest.mark.parametrize("lag", range(3))
@@ -40,6 +42,29 @@ def test_random_traffic_places_the_rows_of_a_loop_over_tokens(
     if host_pages > 10:
         assert loads[2] > 3
         assert loads[0] + loads[1] > 3
+
+
+@pytest.mark.parametrize(("by_model", "launch"), [(False, "embed"), (True, "scatter")])
+def test_steps_with_hits_fresh_rows_and_loads_are_one_launch_each(
+    by_model: bool, launch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = []
+    for name in ("embed", "scatter"):
+        function = getattr(dispatch, name)
+
+        def note(*args: Any, name: str = name, function: Any = function, **kwargs: Any) -> None:
+            launches.append(name)
+            function(*args, **kwargs)
+
+        monkeypatch.setattr(dispatch, name, note)
+    inventory = Inventory(make_settings(12, 40))
+    worker = PlacedWorker(inventory.settings, levels=3, by_model=by_model)
+    engine = Engine(inventory, EncoderCacheModel(inventory), [worker], random.Random(0), 1, True)
+    run_traffic(engine, 200)
+    steps = worker.counts[f"placements_{'model' if by_model else 'table'}"]
+    assert set(launches) == {launch}
+    assert len(launches) == steps > 100
+    assert worker.counts["loads_placed"] > 3
 
 
 def test_random_traffic_with_refused_saves_places_the_right_rows() -> None:
