@@ -142,6 +142,7 @@ def test_engines_run_their_tests_and_their_bench_and_refuse_waits_for_the_gpu() 
     assert all(command.env["VLLM_GPU_SYNC_CHECK"] == "error" for command in part.commands)
     assert (tests.suite, tests.env["ENGINES_DEVICE"]) == ("engines", "cuda")
     assert all((ROOT / argument).exists() for argument in tests.arguments if argument.startswith("tests/"))
+    assert tests.arguments[-2:] == ["-m", "engines or full"]
     assert "--bench engines --cases full" in " ".join(bench.arguments)
     resumed = make_part("engines", replace(GPU, resume=Path("out")), has_xdist=True)
     assert resumed.commands[0].env["VITCACHE_TEST_RESUME"] == "1"

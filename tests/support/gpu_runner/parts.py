@@ -138,9 +138,13 @@ def _bench(name: str, settings: Settings) -> list[str]:
 
 
 def _engine_tests(settings: Settings, variables: Mapping[str, str]) -> Command:
-    """The tests start each engine in a process of its own."""
+    """The tests start each engine in a process of its own.
+
+    The folder's other tests make a worker on the CPU in their own process, where vLLM would choose CUDA.
+    """
     folder = "tests/engines"
     arguments = [settings.python, "-m", "pytest", *PLUGIN, "-c", f"{folder}/pytest.ini", folder, "--full"]
+    arguments += ["-m", "engines or full"]
     lines = {"VITCACHE_TEST_LINES": str(settings.lines), "VITCACHE_TEST_SUITE": ENGINES}
     if settings.resume:
         lines["VITCACHE_TEST_RESUME"] = "1"
