@@ -1,8 +1,8 @@
 """One conversation through real engines: encodes, bytes moved, and milliseconds by stage.
 
 This module is a part of the bench `engines`. Each engine is a process of its own. An engine of the tiny model
-whose tokens differ from stock's gets no number. On the CPU, Triton's interpreter runs Model Runner V2, and
-two processes run at different times on a shared machine: times are recorded on a GPU only.
+whose tokens differ from stock's gets no number. On the CPU, Triton's interpreter runs the kernels of Model
+Runner V2, but none in the encoder and in `prepare_inputs_embeds`: only the times of these are recorded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TIMES = {
     **dict.fromkeys(("encoder_ms", "inputs_ms", "step_ms", "first_token_ms"), "ms"),
     "inputs_host_us": "us",
 }
+WITHOUT_TRITON = {name: TIMES[name] for name in ("encoder_ms", "inputs_ms", "inputs_host_us")}
 HITS_IMAGES = 4  # of the conversation whose written bytes are counted
 
 
@@ -70,8 +71,8 @@ def run_chat(case: ChatCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             check(name, results[name]["chat"], results[STOCK]["chat"])
     for name, result in results.items():
         add_counts(case, name, result, results[STOCK], recorder)
-        if device_type == GPU:
-            add_times(case, name, result["chat"], results[STOCK]["chat"], recorder)
+        stages = TIMES if device_type == GPU else WITHOUT_TRITON
+        add_times(case, name, stages, result["chat"], results[STOCK]["chat"], recorder)
 
 
 def check(name: str, answers: Sequence[dict[str, Any]], stock: Sequence[dict[str, Any]]) -> None:
@@ -122,12 +123,13 @@ def add_counts(
 def add_times(
     case: ChatCase,
     name: str,
+    stages: dict[str, str],
     chat: Sequence[dict[str, Any]],
     stock: Sequence[dict[str, Any]],
     recorder: Recorder,
 ) -> None:
-    """Add the times of a turn: median and percentiles over all turns."""
-    for metric, unit in TIMES.items():
+    """Add the times of a turn by stage: median and percentiles over all turns."""
+    for metric, unit in stages.items():
         sample, reference = (Sample.of([turn[metric] for turn in answers]) for answers in (chat, stock))
         against = (STOCK, reference.value) if reference.value else None
         recorder.add(case.name, name, metric, unit, sample, against=against)

@@ -138,7 +138,7 @@ def test_bench_runs_full_cases_on_a_gpu_and_appends_to_the_lines() -> None:
 def test_engines_run_their_tests_and_their_bench_and_refuse_waits_for_the_gpu() -> None:
     part = make_part("engines", GPU, has_xdist=True)
     assert part.skipped is None
-    tests, bench = part.commands
+    bench, tests = part.commands
     assert all(command.env["VLLM_GPU_SYNC_CHECK"] == "error" for command in part.commands)
     assert (tests.suite, tests.env["ENGINES_DEVICE"]) == ("engines", "cuda")
     assert all((ROOT / argument).exists() for argument in tests.arguments if argument.startswith("tests/"))

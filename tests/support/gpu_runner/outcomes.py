@@ -47,7 +47,11 @@ def describe(lines: Lines, part: str, suites: list[str]) -> tuple[bool, str]:
     if suites:
         counts = Counter(line["outcome"] for suite in suites for line in test_outcomes(lines, suite).values())
         text = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped") if counts[name])
-        return counts["failed"] > 0, f"{text or 'no'} tests"
+        tests = f"{text or 'no'} tests"
+        if part not in cases_of(lines):
+            return counts["failed"] > 0, tests
+        has_failed, cases_text = describe(lines, part, [])
+        return has_failed or counts["failed"] > 0, f"{tests}; {cases_text}"
     findings = {line["item"]: line["verdict"] for line in lines if line["kind"] == "probe"}
     if part == "probe":
         bad = [item for item, verdict in findings.items() if verdict == "BAD"]

@@ -126,7 +126,7 @@ def make_part(name: str, settings: Settings, *, has_xdist: bool, why_no_vllm: st
     if name == ENGINES:
         # A call that lets the host wait for the GPU is an error in each of these engines.
         no_waits = {"VLLM_GPU_SYNC_CHECK": "error"}
-        commands = [_engine_tests(settings, no_waits), Command(_bench(name, settings), no_waits)]
+        commands = [Command(_bench(name, settings), no_waits), _engine_tests(settings, no_waits)]
         return Part(name, commands, skipped=why_no_vllm)
     return Part(name, [Command(_bench(name, settings))])
 
