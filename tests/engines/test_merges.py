@@ -105,7 +105,7 @@ def test_merge_gives_the_rows_of_vllm_and_is_counted_and_logged_once(
     assert states.counts[f"merges_{reason}"] > 15
     assert not [name for name in states.counts if name.startswith("placements")]
     assert states.counts["loads_hidden"] + states.counts["loads_exposed"] > 5
-    assert len([line for line in lines if f"because of: {reason}" in line]) == 1, lines
+    assert len([line for line in lines if f"{MERGE_REASONS[reason]} ({reason})" in line]) == 1, lines
     if states.config.use_v2_model_runner:
         is_ours = reason not in ("model", "option")
         assert type(states.ours) is (VitCacheModelState if is_ours else DefaultModelState)

@@ -145,7 +145,7 @@ def test_engines_run_their_tests_and_their_bench_and_refuse_waits_for_the_gpu() 
     assert tests.arguments[-2:] == ["-m", "engines or full"]
     assert "--bench engines --cases full" in " ".join(bench.arguments)
     resumed = make_part("engines", replace(GPU, resume=Path("out")), has_xdist=True)
-    assert resumed.commands[0].env["VITCACHE_TEST_RESUME"] == "1"
+    assert resumed.commands[1].env["VITCACHE_TEST_RESUME"] == "1"
 
 
 def test_engines_are_skipped_where_vllm_cannot_use_the_gpu_and_no_other_part_is() -> None:

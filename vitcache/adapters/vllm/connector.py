@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from vllm.distributed.ec_transfer.ec_connector.base import (
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 
 from vitcache.adapters.disabling import is_disabled
+from vitcache.adapters.vllm.counts import MERGE_REASONS
 from vitcache.adapters.vllm.embedding_inputs import EmbeddingGate
 from vitcache.adapters.vllm.engine_inventory import enter_inventory
 from vitcache.adapters.vllm.inventory import Inventory
@@ -164,7 +166,9 @@ class VitCacheConnector(ECConnectorBase):
             merge_reason=self._merge_reason,
         )
         if self._merge_reason is not None:
-            logger.warning("vLLM's merge writes the rows of items, because of: %s", self._merge_reason)
+            level = logging.INFO if self._merge_reason == "option" else logging.WARNING
+            reason = MERGE_REASONS[self._merge_reason]
+            logger.log(level, "vLLM's merge writes the rows of items: %s (%s)", reason, self._merge_reason)
 
     def _find_merge_reason(self, uses_v2: bool) -> str:
         """Why no model state of vitcache was made in this worker."""

@@ -39,17 +39,17 @@ def _one(family: str, text: str, unit: str = "") -> dict[str, Counter]:
 _TIERS = ("tier", ("device", "host"))
 _OVERLAP = ("overlap", ("hidden", "exposed", "placed"))
 _TEXT = ("text", ("table", "model"))
-# Why vLLM's merge writes the rows of a step.
-MERGE_REASONS = (
-    "model",
-    "model_runner",
-    "option",
-    "pruning",
-    "prompt_embeds",
-    "realtime",
-    "context_parallel",
-    "vocabulary",
-)
+# Why vLLM's merge writes the rows of a step: the label, and the reason in words.
+MERGE_REASONS = {
+    "model": "the architecture is not placed, or vLLM's model state for it is not the default one",
+    "model_runner": "Model Runner V1 has no hook for a placement",
+    "option": "place_rows is false",
+    "pruning": "the model prunes rows of videos",
+    "prompt_embeds": "prompt embeddings are enabled",
+    "realtime": "the model is a realtime model",
+    "context_parallel": "prefill context parallelism splits prompts",
+    "vocabulary": "the model cannot look up the ids of placeholders",
+}
 
 # Maps the name of each counter, as it travels between vLLM's processes, to its description.
 COUNTERS: dict[str, Counter] = {
@@ -75,7 +75,7 @@ COUNTERS: dict[str, Counter] = {
     **_one("placed_rows", "Rows that these launches placed."),
     **_by(
         "reason",
-        MERGE_REASONS,
+        tuple(MERGE_REASONS),
         "merges",
         "Steps whose rows of items vLLM's own merge wrote, by the reason.",
     ),
