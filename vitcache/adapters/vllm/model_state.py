@@ -86,6 +86,7 @@ class VitCacheModelState(DefaultModelState):
         num_tokens = input_batch.num_tokens
         inputs_embeds: Tensor = self.encoder_runner.inputs_embeds
         ids, out = input_batch.input_ids[:num_tokens], inputs_embeds[:num_tokens]
+        self._clear_levels()
         levels = None
         if self._has_levels and input_batch.has_prefill:
             levels = [level[:num_tokens] for level in self.model.deepstack_input_embeds]
@@ -115,6 +116,20 @@ class VitCacheModelState(DefaultModelState):
         return gathered
 
     # Parts
+
+    def _clear_levels(self) -> None:
+        """Clear the deepstack levels of the last step, if its forward pass was the replay of a CUDA graph.
+
+        vLLM's `forward` clears them. A graph that contains the whole pass does not: vLLM replays one for
+        decodes and chunks of one token, which may be a token of an item.
+        """
+        if not self._has_levels:
+            return
+        num_tokens = self.model.deepstack_input_embeds_num_tokens
+        if num_tokens:
+            for level in self.model.deepstack_input_embeds:
+                level[:num_tokens].zero_()
+            self.model.deepstack_input_embeds_num_tokens = 0
 
     def _encode_items(self, scheduled_encoder_inputs: dict[str, list[int]], store: Store) -> None:
         """Encode items in micro-batches. Those of the last micro-batch have pages, which are not written."""
