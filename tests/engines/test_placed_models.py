@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,7 @@ def test_placed_class_is_vllms_with_its_name_and_interfaces(models: dict[str, An
     assert placed is not stock
     assert issubclass(placed, stock)
     assert (placed.__name__, placed.__doc__) == (stock.__name__, stock.__doc__)
+    assert pickle.loads(pickle.dumps(placed)) is placed
     assert registry._ModelInfo.from_model_cls(placed) == registry._ModelInfo.from_model_cls(stock)
 
 

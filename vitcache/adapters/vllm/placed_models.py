@@ -42,4 +42,6 @@ def __getattr__(name: str) -> Any:
 def _make_class(name: str) -> Any:
     module, of_vllm = ARCHITECTURES[name]
     stock = getattr(import_module(f"{MODELS}.{module}"), of_vllm)
-    return type(of_vllm, (PlacesRows, stock), {"__module__": __name__, "__doc__": stock.__doc__})
+    # pickle finds a class by its qualified name, which is that of the registry.
+    names = {"__module__": __name__, "__qualname__": name, "__doc__": stock.__doc__}
+    return type(of_vllm, (PlacesRows, stock), names)
