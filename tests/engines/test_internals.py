@@ -70,7 +70,9 @@ def test_removed_field_of_a_batch_is_named(monkeypatch: pytest.MonkeyPatch, fiel
     assert f"{module}.{name} lacks the fields {field}: " in refusal()
 
 
-@pytest.mark.parametrize("group", ["RUNNER_ATTRIBUTES", "STATE_ATTRIBUTES", "DEEPSTACK_ATTRIBUTES"])
+@pytest.mark.parametrize(
+    "group", ["RUNNER_ATTRIBUTES", "STATE_ATTRIBUTES", "ENCODER_ATTRIBUTES", "DEEPSTACK_ATTRIBUTES"]
+)
 def test_missing_attribute_of_an_object_is_named(group: str) -> None:
     names = getattr(internals, group)
     for missing in names:

@@ -122,6 +122,14 @@ def test_model_with_a_connector_gets_the_state_of_vitcache(make_states: Make) ->
     assert resolve_model_state_cls(states.config, states.ours.model) is VitCacheModelState
 
 
+def test_worker_without_an_encoder_starts_and_forgets_requests(make_states: Make) -> None:
+    states = make_states(model=SmallModel)
+    later_stage = states.make_state(None)
+    assert isinstance(later_stage, VitCacheModelState)
+    assert not later_stage.supports_mm_inputs
+    later_stage.remove_request("unknown")
+
+
 @pytest.mark.parametrize("option", [{"place_rows": False}, {"is_placed": False}], ids=str)
 def test_model_that_is_not_placed_gets_the_state_of_vllm(make_states: Make, option: dict[str, bool]) -> None:
     states = make_states(model=SmallModel, **option)

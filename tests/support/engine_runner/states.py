@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,11 @@ class States(Scheduled):
             Request(name, prompt, sampling, None, mm_features=features, cache_salt=salt, priority=priority)
         )
 
+    def make_state(self, cache: EncoderCache | None) -> Any:
+        """Make the state that vLLM chooses for the placed model. None: the worker has no encoder."""
+        with self._as_vllm():
+            return init_model_state(self.config, self._make_model(self._placed_class), cache, CPU)
+
     @property
     def encoded(self) -> Counter[int]:
         """How often the encoder encoded each item."""
@@ -155,14 +161,19 @@ class States(Scheduled):
         self.stock_cache = EncoderCache()
         if not self.config.use_v2_model_runner:
             return
+        with self._as_vllm():
+            model = self._make_model(self._model_class)
+            self.stock = default.DefaultModelState(self.config, model, self.stock_cache, CPU)
+        self.ours = self.make_state(self.cache)
+
+    @contextmanager
+    def _as_vllm(self) -> Iterator[None]:
         # The states of positions need Triton, and no row depends on them.
         with (
             set_current_vllm_config(self.config),
             patch.object(default, "get_rope_state", lambda *_, **__: None),
         ):
-            model = self._make_model(self._model_class)
-            self.stock = default.DefaultModelState(self.config, model, self.stock_cache, CPU)
-            self.ours = init_model_state(self.config, self._make_model(self._placed_class), self.cache, CPU)
+            yield
 
     def _execute(self, planned: Any) -> ModelRunnerOutput:
         self._planned, self._batch = planned, None

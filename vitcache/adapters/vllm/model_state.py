@@ -14,6 +14,7 @@ from vitcache.adapters.vllm.connector import VitCacheConnector
 from vitcache.adapters.vllm.feature_batches import FeatureBatches
 from vitcache.adapters.vllm.internals import (
     DEEPSTACK_ATTRIBUTES,
+    ENCODER_ATTRIBUTES,
     RUNNER_ATTRIBUTES,
     STATE_ATTRIBUTES,
     check_attributes,
@@ -52,6 +53,7 @@ class VitCacheModelState(DefaultModelState):
         self._has_levels = False
         if not self.supports_mm_inputs or self._connector is None:
             return
+        check_attributes(self, ENCODER_ATTRIBUTES)
         check_attributes(self.encoder_runner, RUNNER_ATTRIBUTES)
         self._has_levels = bool(getattr(model, DEEPSTACK_ATTRIBUTES[0], None))
         if self._has_levels:
