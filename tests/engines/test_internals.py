@@ -70,7 +70,7 @@ def test_removed_field_of_a_batch_is_named(monkeypatch: pytest.MonkeyPatch, fiel
     assert f"{module}.{name} lacks the fields {field}: " in refusal()
 
 
-GROUPS = ("RUNNER", "STATE", "MODEL", "LORA", "DEEPSTACK")
+GROUPS = ("RUNNER", "STATE", "ENCODER", "MODEL", "LORA", "DEEPSTACK")
 
 
 @pytest.mark.parametrize("group", [f"{name}_ATTRIBUTES" for name in GROUPS])

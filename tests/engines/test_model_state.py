@@ -94,6 +94,24 @@ def test_gather_before_a_placement_reads_the_loads_of_the_step(make_states: Make
     assert states.encoded[0] == 1
 
 
+@pytest.mark.parametrize("inner", [Inner, Sharded], ids=["table", "two ranks"])
+def test_levels_that_a_replayed_graph_leaves_do_not_reach_the_next_step(
+    make_states: Make, inner: Any
+) -> None:
+    with torch.compiler.set_stance("force_eager"):
+        states = make_states(inner=inner, replays_graph=lambda: states.num_steps == 1)
+        run_two_prompts(states)
+    assert states.num_steps == 2
+    assert states.counts["placed_rows"] == 40 + 16 + 6
+
+
+def run_two_prompts(states: States) -> None:
+    states.add("first", [("a", 40)], num_tokens=1)
+    states.run()
+    states.add("second", [("b", 16), ("c", 6)], num_tokens=1)
+    states.run()
+
+
 def test_placeholders_outside_of_the_vocabulary_are_not_looked_up(make_states: Make) -> None:
     states = make_states(placeholder=NUM_IDS + 3)
     run_traffic(states, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,7 @@ def test_placed_class_is_vllms_with_its_name_and_interfaces(models: dict[str, An
     assert placed is not stock
     assert issubclass(placed, stock)
     assert (placed.__name__, placed.__doc__) == (stock.__name__, stock.__doc__)
+    assert pickle.loads(pickle.dumps(placed)) is placed
     assert registry._ModelInfo.from_model_cls(placed) == registry._ModelInfo.from_model_cls(stock)
 
 
@@ -120,6 +122,14 @@ def test_model_with_a_connector_gets_the_state_of_vitcache(make_states: Make) ->
     assert resolve_model_state_cls(states.config, states.ours.model) is VitCacheModelState
 
 
+def test_worker_without_an_encoder_starts_and_forgets_requests(make_states: Make) -> None:
+    states = make_states(model=SmallModel)
+    later_stage = states.make_state(None)
+    assert isinstance(later_stage, VitCacheModelState)
+    assert not later_stage.supports_mm_inputs
+    later_stage.remove_request("unknown")
+
+
 @pytest.mark.parametrize("option", [{"place_rows": False}, {"is_placed": False}], ids=str)
 def test_model_that_is_not_placed_gets_the_state_of_vllm(make_states: Make, option: dict[str, bool]) -> None:
     states = make_states(model=SmallModel, **option)
@@ -132,3 +142,14 @@ def test_model_with_another_state_of_vllm_keeps_it(
     states = make_states(model=SmallModel)
     monkeypatch.setattr(ModelConfig, "is_hybrid", True)
     assert resolve_model_state_cls(states.config, states.ours.model) is MambaHybridModelState
+
+
+def test_missing_attribute_of_vllm_is_not_taken_for_a_model_without_a_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(model: Any) -> None:
+        raise AttributeError("resolve_model_state_cls is missing")
+
+    monkeypatch.setattr(placed_models, "_find_state", fail)
+    with pytest.raises(RuntimeError, match="resolve_model_state_cls is missing"):
+        hasattr(placed_models.PlacesRows(), "get_model_state_cls")

@@ -284,3 +284,14 @@ def test_tensor_that_no_ring_can_copy_is_an_argument_as_it_is(ring: PinnedRing) 
     assert arguments["mask"].layout == torch.sparse_coo
     assert torch.equal(arguments["mask"].to_dense(), torch.eye(3))
     assert arguments["flags"] == flags
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_features_that_require_gradients_pass_the_ring_without_them(ring: PinnedRing, count: int) -> None:
+    items, encoder = make_items(count), Encoder()
+    for _, item in items:
+        item["pixel_values"].data.requires_grad_()
+    list(FeatureBatches(CPU, ring).run(items, [4] * count, encoder))
+    [pixels] = encoder.pixels
+    assert torch.equal(pixels, pixels_of(items))
+    assert not pixels.requires_grad

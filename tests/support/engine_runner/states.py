@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +48,8 @@ class States(Scheduled):
 
     `model` is the class of both models, and `inner` makes their text parts. `change` changes vLLM's
     configuration before the states are made, and `change_batch` the batch of each step. If not `is_placed`,
-    the model is of an architecture that vitcache does not place.
+    the model is of an architecture that vitcache does not place. If `replays_graph()`, the forward pass of
+    the step is the replay of a CUDA graph, in which vLLM's models do not clear their deepstack levels.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class States(Scheduled):
         host_pages: int = 256,
         change: Callable[[Any], None] = lambda config: None,
         change_batch: Callable[[InputBatch], InputBatch] = lambda batch: batch,
+        replays_graph: Callable[[], bool] = lambda: False,
         **extra: Any,
     ) -> None:
         self._make_model = lambda kind: kind(self.config, inner(), placeholder)
@@ -71,6 +74,7 @@ class States(Scheduled):
         self._placed_class = type(model.__name__, (PlacesRows, model), {}) if is_placed else model
         self._placeholder = placeholder
         self._change, self._change_batch = change, change_batch
+        self._replays_graph = replays_graph
         self._prompts: dict[str, list[int]] = {}  # with the output tokens of a preempted request
         self._batch: InputBatch | None = None
         self._planned: Any = None
@@ -125,6 +129,11 @@ class States(Scheduled):
             Request(name, prompt, sampling, None, mm_features=features, cache_salt=salt, priority=priority)
         )
 
+    def make_state(self, cache: EncoderCache | None) -> Any:
+        """Make the state that vLLM chooses for the placed model. None: the worker has no encoder."""
+        with self._as_vllm():
+            return init_model_state(self.config, self._make_model(self._placed_class), cache, CPU)
+
     @property
     def encoded(self) -> Counter[int]:
         """How often the encoder encoded each item."""
@@ -152,14 +161,19 @@ class States(Scheduled):
         self.stock_cache = EncoderCache()
         if not self.config.use_v2_model_runner:
             return
+        with self._as_vllm():
+            model = self._make_model(self._model_class)
+            self.stock = default.DefaultModelState(self.config, model, self.stock_cache, CPU)
+        self.ours = self.make_state(self.cache)
+
+    @contextmanager
+    def _as_vllm(self) -> Iterator[None]:
         # The states of positions need Triton, and no row depends on them.
         with (
             set_current_vllm_config(self.config),
             patch.object(default, "get_rope_state", lambda *_, **__: None),
         ):
-            model = self._make_model(self._model_class)
-            self.stock = default.DefaultModelState(self.config, model, self.stock_cache, CPU)
-            self.ours = init_model_state(self.config, self._make_model(self._placed_class), self.cache, CPU)
+            yield
 
     def _execute(self, planned: Any) -> ModelRunnerOutput:
         self._planned, self._batch = planned, None
@@ -242,7 +256,7 @@ class States(Scheduled):
         self._require(f"deepstack_input_embeds_num_tokens: {numbers}", numbers[0] == numbers[1])
         for levels in zip(*(model.deepstack_input_embeds for model in models), strict=True):
             self._require("a deepstack level", are_equal(*(level[: batch.num_tokens] for level in levels)))
-        for model in models:  # as their `forward` does
+        for model in () if self._replays_graph() else models:  # as their `forward` does
             model._clear_deepstack_input_embeds(batch.num_tokens_after_padding)
 
     def _compare_gathered(self, batch: InputBatch) -> None:

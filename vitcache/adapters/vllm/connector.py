@@ -139,6 +139,8 @@ class VitCacheConnector(ECConnectorBase):
     def make_ring(self, device: torch.device) -> PinnedRing | None:
         """Return a ring for features, which `shutdown` closes. None: the encoder is on the CPU."""
         if device.type == "cuda":
+            if self._ring is not None:  # of an earlier model state
+                self._ring.close()
             self._ring = PinnedRing(RING_BYTES, backend="cuda", device=device)
         return self._ring
 

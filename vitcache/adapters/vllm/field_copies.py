@@ -70,7 +70,7 @@ class FieldCopies:
             target, source = self._unstarted[0]
             if is_ahead and not mover.has_free_bytes(source):
                 return
-            self._moved.append(mover.start_into(target, source))
+            self._moved.append(mover.start_into(target, source.detach()))  # the encoder needs no gradient
             self._unstarted.popleft()
 
     def take(self) -> Any:

@@ -34,13 +34,8 @@ BATCH_FIELDS = (
 )
 # Attributes of objects that a model state has.
 RUNNER_ATTRIBUTES = ("inputs_embeds", "encoder_cache", "is_realtime", "cudagraph_manager", "model")
-STATE_ATTRIBUTES = (
-    "encoder_runner",
-    "encoder_cache",
-    "mm_pruner",
-    "prompt_embeds_state",
-    "supports_mm_inputs",
-)
+STATE_ATTRIBUTES = ("mm_pruner", "prompt_embeds_state", "supports_mm_inputs")
+ENCODER_ATTRIBUTES = ("encoder_runner", "encoder_cache")  # not in a later pipeline stage
 MODEL_ATTRIBUTES = ("_has_oov_mm_tokens",)
 LORA_ATTRIBUTES = ("enable_tower_connector_lora",)
 # Qwen3-VL-MoE has `deepstack_input_embeds_num_tokens` only after its first rows, so the check asks for the

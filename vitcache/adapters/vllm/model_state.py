@@ -14,6 +14,7 @@ from vitcache.adapters.vllm.connector import VitCacheConnector
 from vitcache.adapters.vllm.feature_batches import FeatureBatches
 from vitcache.adapters.vllm.internals import (
     DEEPSTACK_ATTRIBUTES,
+    ENCODER_ATTRIBUTES,
     LORA_ATTRIBUTES,
     MODEL_ATTRIBUTES,
     RUNNER_ATTRIBUTES,
@@ -54,6 +55,7 @@ class VitCacheModelState(DefaultModelState):
         self._has_levels = False
         if not self.supports_mm_inputs or self._connector is None:
             return
+        check_attributes(self, ENCODER_ATTRIBUTES)
         check_attributes(self.encoder_runner, RUNNER_ATTRIBUTES)
         check_attributes(model, MODEL_ATTRIBUTES)
         self._has_levels = bool(getattr(model, DEEPSTACK_ATTRIBUTES[0], None))
@@ -91,6 +93,7 @@ class VitCacheModelState(DefaultModelState):
         num_tokens = input_batch.num_tokens
         inputs_embeds: Tensor = self.encoder_runner.inputs_embeds
         ids, out = input_batch.input_ids[:num_tokens], inputs_embeds[:num_tokens]
+        self._clear_levels()
         levels = None
         if self._has_levels and input_batch.has_prefill:
             levels = [level[:num_tokens] for level in self.model.deepstack_input_embeds]
@@ -120,6 +123,20 @@ class VitCacheModelState(DefaultModelState):
         return gathered
 
     # Parts
+
+    def _clear_levels(self) -> None:
+        """Clear the deepstack levels of the last step, if its forward pass was the replay of a CUDA graph.
+
+        vLLM's `forward` clears them. A graph that contains the whole pass does not: vLLM replays one for
+        decodes and chunks of one token, which may be a token of an item.
+        """
+        if not self._has_levels:
+            return
+        num_tokens = getattr(self.model, "deepstack_input_embeds_num_tokens", 0)
+        if num_tokens:
+            for level in self.model.deepstack_input_embeds:
+                level[:num_tokens].zero_()
+            self.model.deepstack_input_embeds_num_tokens = 0
 
     def _encode_items(self, scheduled_encoder_inputs: dict[str, list[int]], store: Store) -> None:
         """Encode items in micro-batches. Those of the last micro-batch have pages, which are not written."""

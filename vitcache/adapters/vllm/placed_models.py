@@ -21,14 +21,25 @@ class PlacesRows:
     @property
     def get_model_state_cls(self) -> Any:
         """A function that returns the class of the model state."""
-        from vitcache.adapters.vllm.connector import VitCacheConnector
-
-        connector = VitCacheConnector.of_worker()
-        if connector is None or not connector.may_place(self):
+        try:
+            state = _find_state(self)
+        except AttributeError as error:  # `hasattr` would hide it
+            raise RuntimeError(f"vitcache cannot choose the model state of vLLM: {error}") from error
+        if state is None:
             raise AttributeError("get_model_state_cls")  # vLLM asks `hasattr`
-        from vitcache.adapters.vllm.model_state import VitCacheModelState
+        return lambda: state
 
-        return lambda: VitCacheModelState
+
+def _find_state(model: Any) -> type | None:
+    """Return vitcache's model state; None if vLLM chooses the state of a model itself."""
+    from vitcache.adapters.vllm.connector import VitCacheConnector
+
+    connector = VitCacheConnector.of_worker()
+    if connector is None or not connector.may_place(model):
+        return None
+    from vitcache.adapters.vllm.model_state import VitCacheModelState
+
+    return VitCacheModelState
 
 
 def __getattr__(name: str) -> Any:
@@ -42,4 +53,6 @@ def __getattr__(name: str) -> Any:
 def _make_class(name: str) -> Any:
     module, of_vllm = ARCHITECTURES[name]
     stock = getattr(import_module(f"{MODELS}.{module}"), of_vllm)
-    return type(of_vllm, (PlacesRows, stock), {"__module__": __name__, "__doc__": stock.__doc__})
+    # pickle finds a class by its qualified name, which is that of the registry.
+    names = {"__module__": __name__, "__qualname__": name, "__doc__": stock.__doc__}
+    return type(of_vllm, (PlacesRows, stock), names)

@@ -69,7 +69,7 @@ class StepPlacement:
         out
             ``(T, H)``, of the model's dtype.
         levels
-            Deepstack levels ``(T, H)``. They are zero, and stay so if the step has no rows of items.
+            Deepstack levels ``(T, H)``. If the step has no rows of items, they are not written.
         store
             The worker's store, in a step.
 

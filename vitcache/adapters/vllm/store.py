@@ -178,7 +178,7 @@ class Store:
             order = self._orders.saves.get(identifier)
             if lease is None:
                 if order is None:
-                    self._lose(identifier, self._orders.loads[identifier])
+                    self._lose(identifier, entry.reservation.num_rows)
                 continue
             if order is None:
                 self._show_loaded(identifier, entry.key, lease)
@@ -277,7 +277,7 @@ class Store:
         self._times.start_loads()
         for identifier, order in loads.items():
             if not self._load(identifier, order):
-                self._lose(identifier, order)
+                self._lose(identifier, order.num_rows)
         self._times.end_loads(self._on_load_stream())
         # Without an encoder, `save` is not called before the rows are read.
         if not (self._waits_after_encoder and self._orders.runs_encoder):
@@ -307,8 +307,8 @@ class Store:
         self._unawaited.append(identifier)
         return True
 
-    def _lose(self, identifier: str, order: LoadOrder) -> None:
-        self.on_device.show_zeros(identifier, (order.num_rows, self.cache.row_width))
+    def _lose(self, identifier: str, num_rows: int) -> None:
+        self.on_device.show_zeros(identifier, (num_rows, self.cache.row_width))
         self._report.lost.add(identifier)
 
     def _show_loaded(self, identifier: str, key: bytes, lease: Lease) -> None:

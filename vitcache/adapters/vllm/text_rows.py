@@ -128,11 +128,13 @@ class TextRows:
         out
             ``(T, H)``.
         levels
-            Deepstack levels ``(T, H)``, which are zero. None: the model has none.
+            Deepstack levels ``(T, H)``. None: the model has none.
         """
         if self._table is not None:
             return EmbedCall(ids, self._table.weight, out, levels, None, self._scale)
         self.write(ids, out)
+        for level in levels or ():
+            level.zero_()  # a scatter leaves the levels of text tokens alone
         return ScatterCall(out, levels, None)
 
 
