@@ -47,9 +47,8 @@ def render(rows: list[dict[str, Any]]) -> list[str]:
     lines += [[case, *(cells.get((case, contender), "") for contender in contenders)] for case in cases]
     first = rows[0]
     ratios = {row["ratio_to"] for row in rows if row["ratio"] is not None}
-    unit = f"{first['metric']}, {first['unit']}" + (
-        f" (ratio to {', '.join(sorted(ratios))})" if ratios else ""
-    )
+    units = ", ".join(dict.fromkeys(row["unit"] for row in rows))
+    unit = f"{first['metric']}, {units}" + (f" (ratio to {', '.join(sorted(ratios))})" if ratios else "")
     machine = f"{first['device']}, torch {first['torch']}, commit {first['commit']}, {first['utc'][:10]}"
     return [*("| " + " | ".join(line) + " |" for line in lines), "", f"{unit}; {machine}."]
 
