@@ -50,10 +50,10 @@ class VitCacheModelState(DefaultModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         check_attributes(self, STATE_ATTRIBUTES)
         self._connector = VitCacheConnector.of_worker()
-        self._merge_reason: str | None = "model"  # a later pipeline stage has no encoder
-        self._logged: set[str] = set()
-        self._has_levels = False
-        if not self.supports_mm_inputs or self._connector is None:
+        self._placement: StepPlacement | None = None  # None: vLLM's merge writes the rows
+        self._batches: FeatureBatches | None = None  # None: vLLM encodes in its own batches
+        self._has_levels = self._has_logged = False
+        if not self.supports_mm_inputs or self._connector is None:  # a later pipeline stage has no encoder
             return
         check_attributes(self, ENCODER_ATTRIBUTES)
         check_attributes(self.encoder_runner, RUNNER_ATTRIBUTES)
@@ -62,21 +62,23 @@ class VitCacheModelState(DefaultModelState):
         if self._has_levels:
             check_attributes(model, DEEPSTACK_ATTRIBUTES)
         text = TextRows.of_model(model, self.dtype)
-        self._placement = StepPlacement(text, encoder_cache.mm_features)
-        self._merge_reason = self._find_merge_reason(text)
         lora = vllm_config.lora_config
         if lora is not None:
             check_attributes(lora, LORA_ATTRIBUTES)
-        self._has_encoder_lora = lora is not None and lora.enable_tower_connector_lora
-        self._batches = FeatureBatches(device, self._connector.make_ring(device))
-        self._warm_up(text)
-        self._connector.expect_model_state(self._merge_reason)
-        self._log_start(text)
+        if lora is None or not lora.enable_tower_connector_lora:
+            self._batches = FeatureBatches(device, self._connector.make_ring(device))
+        merge_reason = self._find_merge_reason(text)
+        self._connector.expect_model_state(merge_reason)
+        if merge_reason is None:
+            self._placement = StepPlacement(text, encoder_cache.mm_features)
+            self._warm_up(text)
+            lookup = "in the same launch as text rows" if text.source == "table" else "after text rows"
+            logger.info("vitcache places rows of items in inputs_embeds, %s", lookup)
 
     def remove_request(self, req_id: str) -> None:
         """Forget a request."""
         super().remove_request(req_id)
-        if self._has_placement:
+        if self._placement is not None:
             self._placement.forget(req_id)
 
     @torch.inference_mode()
@@ -85,7 +87,7 @@ class VitCacheModelState(DefaultModelState):
     ) -> Tensor:
         """Encode the items of this step, and return its `inputs_embeds` with all rows."""
         store = None if self._connector is None else self._connector.store
-        if store is None or self._merge_reason is not None:
+        if store is None or self._placement is None:
             merged: Tensor = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
             return merged
         if scheduled_encoder_inputs:
@@ -140,8 +142,13 @@ class VitCacheModelState(DefaultModelState):
 
     def _encode_items(self, scheduled_encoder_inputs: dict[str, list[int]], store: Store) -> None:
         """Encode items in micro-batches. Those of the last micro-batch have pages, which are not written."""
-        if self._has_encoder_lora:
-            self._log_once("the encoder has LoRA adapters: vLLM encodes items in its own batches")
+        if self._batches is None:
+            if not self._has_logged:
+                self._has_logged = True
+                logger.warning(
+                    "the encoder has LoRA adapters: vLLM encodes items in its own batches; further steps are "
+                    "only counted"
+                )
             store.counts.add("stock_encodes")
             super().execute_mm_encoder(scheduled_encoder_inputs)
             return
@@ -182,10 +189,6 @@ class VitCacheModelState(DefaultModelState):
             for index in indices
         }
 
-    @property
-    def _has_placement(self) -> bool:
-        return hasattr(self, "_placement")
-
     def _find_merge_reason(self, text: TextRows) -> str | None:
         """Why vLLM's merge must write the rows of every step; None: it need not."""
         if self.mm_pruner is not None:
@@ -211,13 +214,3 @@ class VitCacheModelState(DefaultModelState):
             text_scale=text.scale is not None,
             table=False,
         )
-
-    def _log_start(self, text: TextRows) -> None:
-        if self._merge_reason is None:
-            lookup = "in the same launch as text rows" if text.source == "table" else "after text rows"
-            logger.info("vitcache places rows of items in inputs_embeds, %s", lookup)
-
-    def _log_once(self, message: str) -> None:
-        if message not in self._logged:
-            self._logged.add(message)
-            logger.warning("%s; further steps are only counted", message)
