@@ -124,6 +124,31 @@ def test_item_that_two_requests_need_is_placed_for_both() -> None:
     assert worker.num_placed == 8
 
 
+def test_pending_rows_of_two_items_with_one_identifier_are_stored_once() -> None:
+    worker = make_worker()
+    worker.begin(StepOrders(3, saves={"a": SaveOrder(ItemKey("", "a"), 4, 1, False)}))
+    worker.encode("a", ("", "a", 4, 0), is_v2=True)
+    worker.store.reserve(["a"])
+    requests = [make_request(name, [("a", rows)]) for name, rows in (("whole", 4), ("part", 3))]
+    worker.features.update({request.request_id: request.mm_features for request in requests})
+    lengths = np.array([request.num_tokens for request in requests])
+    batch = SimpleNamespace(
+        req_ids=[request.request_id for request in requests],
+        num_tokens=int(lengths.sum()),
+        num_scheduled_tokens=lengths,
+        num_computed_tokens_np=np.zeros(2, dtype=np.int32),
+        prefill_len_np=lengths,
+        query_start_loc_np=np.concatenate([[0], np.cumsum(lengths)]),
+    )
+    ids, out = torch.zeros(batch.num_tokens, dtype=torch.int32), torch.full((batch.num_tokens, 8), torch.nan)
+    assert worker.placement.place(batch, ids, out, None, worker.store) == 7
+    rows = make_rows("a", 4, 0, worker.settings.row_width)
+    assert torch.equal(out[1:5], rows)
+    assert torch.equal(out[lengths[0] + 1 : lengths[0] + 4], rows[:3])
+    assert torch.equal(worker.rows["a"], rows)
+    assert worker.owns("a")
+
+
 def test_request_whose_items_have_changed_is_planned_again_after_forget() -> None:
     worker = make_worker("a", "b")
     assert place(worker, ("a", 4)) == 4

@@ -38,11 +38,12 @@ class PlannedRows(MutableSequence[Any]):
         pending = self._store.pending
         if not len(pending):
             return []
-        found = []
+        found: list[str] = []
         for item in items:
             identifier = self._identifier(item)
             entry = pending.get(identifier)
-            if entry is not None:
+            # Items of other numbers of rows can have the same identifier: the pages are written once.
+            if entry is not None and identifier not in found:
                 self._pending[item] = entry.reservation
                 found.append(identifier)
         return found
