@@ -18,7 +18,7 @@ from vitcache.adapters.vllm.step_placement import StepPlacement
 from vitcache.adapters.vllm.store import Store
 from vitcache.adapters.vllm.text_rows import TextRows
 
-HIDDEN, LEVELS, PAGE_ROWS, NUM_IDS = 1024, 3, 16, 64
+HIDDEN, LEVELS, PAGE_ROWS, NUM_IDS = 4096, 3, 16, 64  # the rows of Qwen3-VL-8B
 WIDTH = HIDDEN * (1 + LEVELS)
 DTYPE = torch.bfloat16
 GAP = 5  # text tokens before each item, and after the last one
