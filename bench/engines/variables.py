@@ -30,13 +30,9 @@ def on_cpu() -> dict[str, str]:
     }
 
 
-def of_child(device_type: str, model_runner: int, folder: Path) -> dict[str, str]:
-    """The environment of a process that runs one engine. All files that vLLM writes are in `folder`."""
-    own = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(REMOVED)}
+def of_every_engine(folder: Path) -> dict[str, str]:
+    """The variables of every engine, on each device. All files that vLLM writes are in `folder`."""
     return {
-        **own,
-        **(on_cpu() if device_type == CPU else {}),
-        "VLLM_USE_V2_MODEL_RUNNER": str(model_runner - 1),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(folder / "cache"),
@@ -44,5 +40,16 @@ def of_child(device_type: str, model_runner: int, folder: Path) -> dict[str, str
         "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+    }
+
+
+def of_child(device_type: str, model_runner: int, folder: Path) -> dict[str, str]:
+    """The environment of a process that runs one engine, as `of_every_engine`."""
+    own = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(REMOVED)}
+    return {
+        **own,
+        **(on_cpu() if device_type == CPU else {}),
+        **of_every_engine(folder),
+        "VLLM_USE_V2_MODEL_RUNNER": str(model_runner - 1),
         "PYTHONSAFEPATH": "1",
     }

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from machine import Machine
+from vllm_scene.placed_worker import make_batch
 from vllm_scene.requests import make_settings
 
 from vitcache import warm_up
@@ -101,14 +101,7 @@ class Scene:
             torch.full((num_tokens, HIDDEN), torch.nan, dtype=DTYPE, device=self.device),
             *(torch.zeros(num_tokens, HIDDEN, dtype=DTYPE, device=self.device) for _ in range(LEVELS)),
         ]
-        batch = SimpleNamespace(
-            req_ids=[names],
-            num_tokens=num_tokens,
-            num_scheduled_tokens=np.array([num_tokens], dtype=np.int32),
-            num_computed_tokens_np=np.array([0], dtype=np.int32),
-            prefill_len_np=np.array([num_tokens], dtype=np.int32),
-            query_start_loc_np=np.array([0, num_tokens], dtype=np.int32),
-        )
+        batch = make_batch((names, 0, num_tokens, num_tokens))
         placed = self.placement.place(batch, self.ids(num_tokens), planes[0], planes[1:], self.store)
         assert placed == len(names) * self.num_rows
         for name in fresh:

@@ -7,12 +7,11 @@ import zlib
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from vllm_scene.encoder_cache import EncoderCacheModel
 from vllm_scene.engine import Engine, Window, run_traffic
-from vllm_scene.placed_worker import PlacedWorker
+from vllm_scene.placed_worker import PlacedWorker, make_batch
 from vllm_scene.requests import make_request, make_settings
 from vllm_scene.store_worker import make_rows
 
@@ -131,14 +130,9 @@ def test_pending_rows_of_two_items_with_one_identifier_are_stored_once() -> None
     worker.store.reserve(["a"])
     requests = [make_request(name, [("a", rows)]) for name, rows in (("whole", 4), ("part", 3))]
     worker.features.update({request.request_id: request.mm_features for request in requests})
-    lengths = np.array([request.num_tokens for request in requests])
-    batch = SimpleNamespace(
-        req_ids=[request.request_id for request in requests],
-        num_tokens=int(lengths.sum()),
-        num_scheduled_tokens=lengths,
-        num_computed_tokens_np=np.zeros(2, dtype=np.int32),
-        prefill_len_np=lengths,
-        query_start_loc_np=np.concatenate([[0], np.cumsum(lengths)]),
+    lengths = [request.num_tokens for request in requests]
+    batch = make_batch(
+        *((request.request_id, 0, request.num_tokens, request.num_tokens) for request in requests)
     )
     ids, out = torch.zeros(batch.num_tokens, dtype=torch.int32), torch.full((batch.num_tokens, 8), torch.nan)
     assert worker.placement.place(batch, ids, out, None, worker.store) == 7
@@ -161,14 +155,7 @@ def test_masked_tokens_of_an_item_are_text() -> None:
     mask = torch.tensor([True, False, True, True, False, True])
     position = SimpleNamespace(offset=1, length=6, is_embed=mask)
     worker.features["r"] = [SimpleNamespace(identifier="a", mm_position=position)]
-    batch = SimpleNamespace(
-        req_ids=["r"],
-        num_tokens=8,
-        num_scheduled_tokens=np.array([8]),
-        num_computed_tokens_np=np.array([0]),
-        prefill_len_np=np.array([8]),
-        query_start_loc_np=np.array([0, 8]),
-    )
+    batch = make_batch(("r", 0, 8, 8))
     ids = torch.arange(8, dtype=torch.int32)
     out = torch.full((8, worker.hidden), torch.nan)
     assert worker.placement.place(batch, ids, out, None, worker.store) == 4
@@ -180,14 +167,7 @@ def test_masked_tokens_of_an_item_are_text() -> None:
 def test_draft_tokens_behind_a_prompt_are_text_and_may_be_dropped() -> None:
     worker = make_worker("a")
     worker.features["r"] = make_request("r", [("a", 4)]).mm_features
-    batch = SimpleNamespace(
-        req_ids=["r"],
-        num_tokens=4,  # three draft tokens of five are dropped
-        num_scheduled_tokens=np.array([7]),
-        num_computed_tokens_np=np.array([3]),
-        prefill_len_np=np.array([5]),
-        query_start_loc_np=np.array([0, 4]),
-    )
+    batch = make_batch(("r", 3, 10, 5), num_dropped=3)  # of five draft tokens
     ids = torch.arange(4, dtype=torch.int32)
     out = torch.full((4, worker.hidden), torch.nan)
     assert worker.placement.place(batch, ids, out, None, worker.store) == 2
@@ -199,14 +179,7 @@ def test_decode_writes_text_rows_and_leaves_deepstack_levels_alone() -> None:
     worker = make_worker("a")
     request = make_request("r", [("a", 4)])
     levels = [torch.full((1, worker.hidden), 7.0)]
-    batch = SimpleNamespace(
-        req_ids=["r"],
-        num_tokens=1,
-        num_scheduled_tokens=np.array([1]),
-        num_computed_tokens_np=np.array([request.num_tokens]),
-        prefill_len_np=np.array([request.num_tokens]),
-        query_start_loc_np=np.array([0, 1]),
-    )
+    batch = make_batch(("r", request.num_tokens, request.num_tokens + 1, request.num_tokens))
     worker.features["r"] = request.mm_features
     out = torch.full((1, worker.hidden), torch.nan)
     assert worker.placement.place(batch, torch.tensor([3]), out, levels, worker.store) == 0

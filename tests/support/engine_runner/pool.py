@@ -17,6 +17,7 @@ from gpu_runner.processes import Ended, run
 
 from engine_runner.cases import CASES, Case
 from engine_runner.device import KEPT, runs_on_gpu
+from vitcache.bench.engines.variables import of_every_engine
 
 MOST_AT_A_TIME = 2
 GRACE_S = 5
@@ -62,14 +63,8 @@ def environment(folder: Path) -> dict[str, str]:
     return {
         **own,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SUPPORT), own.get("PYTHONPATH")])),
+        **of_every_engine(folder),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would bind both engines to the same core
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CACHE_ROOT": str(folder / "cache"),
-        "VLLM_CONFIG_ROOT": str(folder / "config"),
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -21,6 +21,25 @@ from vllm_scene.worker import Broken, Content
 NUM_IDS = 50
 
 
+def make_batch(*requests: tuple[str, int, int, int], num_dropped: int = 0) -> SimpleNamespace:
+    """The fields of vLLM's `InputBatch` for requests: name, first and last token of the step, and prompt.
+
+    vLLM has dropped the last `num_dropped` tokens again.
+    """
+    names, starts, stops, prompts = zip(*requests, strict=True) if requests else ((),) * 4
+    lengths = np.subtract(stops, starts, dtype=np.int32)
+    firsts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    firsts[-1] -= num_dropped
+    return SimpleNamespace(
+        req_ids=list(names),
+        num_tokens=int(lengths.sum()) - num_dropped,
+        num_scheduled_tokens=lengths,
+        num_computed_tokens_np=np.array(starts, dtype=np.int32),
+        prefill_len_np=np.array(prompts, dtype=np.int32),
+        query_start_loc_np=firsts,
+    )
+
+
 class PlacedWorker(StoreWorker):
     """One rank of Model Runner V2: encodes in micro-batches, then one launch writes all rows.
 
@@ -62,15 +81,12 @@ class PlacedWorker(StoreWorker):
         """Write the rows of a step, and compare them. Then save the other fresh rows, as vLLM does."""
         self.store.reserve([identifier for identifier in self.batch if not self.is_refused(identifier)])
         self.features.update((window.request.request_id, window.request.mm_features) for window in windows)
-        lengths = np.array([window.stop - window.start for window in windows], dtype=np.int32)
-        num_tokens = int(lengths.sum())
-        batch = SimpleNamespace(
-            req_ids=[window.request.request_id for window in windows],
-            num_tokens=num_tokens,
-            num_scheduled_tokens=lengths,
-            num_computed_tokens_np=np.array([window.start for window in windows], dtype=np.int32),
-            prefill_len_np=np.array([window.request.num_tokens for window in windows], dtype=np.int32),
-            query_start_loc_np=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        num_tokens = sum(window.stop - window.start for window in windows)
+        batch = make_batch(
+            *(
+                (window.request.request_id, window.start, window.stop, window.request.num_tokens)
+                for window in windows
+            )
         )
         ids = torch.tensor([self.rng.randrange(NUM_IDS) for _ in range(num_tokens)], dtype=torch.int32)
         out = torch.full((num_tokens, self.hidden), torch.nan)

@@ -86,7 +86,7 @@ class VitCacheModelState(DefaultModelState):
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: Any, req_states: Any
     ) -> Tensor:
         """Encode the items of this step, and return its `inputs_embeds` with all rows."""
-        store = None if self._connector is None else self._connector.store
+        store = self._store
         if store is None or self._placement is None:
             merged: Tensor = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
             return merged
@@ -106,25 +106,27 @@ class VitCacheModelState(DefaultModelState):
 
     def execute_mm_encoder(self, scheduled_encoder_inputs: dict[str, list[int]]) -> None:
         """Encode items for vLLM's own merge, which reads them, and the loads of the step, next."""
-        store = None if self._connector is None else self._connector.store
+        store = self._store
         if store is None:
             super().execute_mm_encoder(scheduled_encoder_inputs)
             return
         if scheduled_encoder_inputs:
             self._encode_items(scheduled_encoder_inputs, store)
-        store.commit()
-        store.wait_for_loads()
+        store.show_all()
 
     def gather_mm_embeddings(self, input_batch: Any, draft_lookahead: int = 0) -> tuple[list[Tensor], Tensor]:
         """Gather rows for a model that drafts tokens."""
-        store = None if self._connector is None else self._connector.store
-        if store is not None:
-            store.commit()
-            store.wait_for_loads()
+        if self._store is not None:
+            self._store.show_all()
         gathered: tuple[list[Tensor], Tensor] = super().gather_mm_embeddings(input_batch, draft_lookahead)
         return gathered
 
     # Parts
+
+    @property
+    def _store(self) -> Store | None:
+        """The worker's store. None outside of steps, and in a worker without an encoder."""
+        return None if self._connector is None else self._connector.store
 
     def _clear_levels(self) -> None:
         """Clear the deepstack levels of the last step, if its forward pass was the replay of a CUDA graph.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,7 +23,7 @@ class PendingRows:
     """The entries of one step whose device pages are reserved and not written yet, by identifier.
 
     The launch that places the rows of the step may write them to their pages, too: then each row is read
-    once. `write` copies the rows that no launch has written.
+    once. `commit` copies the rows that no launch has written.
 
     Notes
     -----
@@ -32,10 +32,12 @@ class PendingRows:
 
     def __init__(self) -> None:
         self._entries: dict[str, PendingEntry] = {}
-        self._written: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
 
     def __contains__(self, identifier: str) -> bool:
         return identifier in self._entries
@@ -48,16 +50,14 @@ class PendingRows:
         """Return an entry, or None."""
         return self._entries.get(identifier)
 
-    def unwritten(self) -> list[str]:
-        """Return the identifiers of the entries that no launch has written."""
-        return [identifier for identifier in self._entries if identifier not in self._written]
+    def commit(self, written: Collection[str] = ()) -> dict[str, tuple[PendingEntry, Lease | None]]:
+        """Insert all entries into the cache.
 
-    def mark_written(self, identifiers: Iterable[str]) -> None:
-        """Note that a launch on the current stream writes the rows of entries to their pages."""
-        self._written.update(identifiers)
-
-    def commit(self) -> dict[str, tuple[PendingEntry, Lease | None]]:
-        """Write the rows that no launch has written, and insert all entries into the cache.
+        Parameters
+        ----------
+        written
+            Entries whose rows a launch on the current stream writes to their pages. Those of others are
+            copied.
 
         Returns
         -------
@@ -67,14 +67,13 @@ class PendingRows:
         committed: dict[str, tuple[PendingEntry, Lease | None]] = {}
         while self._entries:
             identifier, entry = next(iter(self._entries.items()))
-            if identifier not in self._written:
+            if identifier not in written:
                 entry.reservation.write(entry.source)
             lease = entry.reservation.commit_lease()
             if isinstance(entry.source, Lease):
                 entry.source.release()
             del self._entries[identifier]
             committed[identifier] = (entry, lease)
-        self._written.clear()
         return committed
 
     def cancel(self) -> None:
@@ -84,4 +83,3 @@ class PendingRows:
             if isinstance(entry.source, Lease):
                 entry.source.release()
         self._entries.clear()
-        self._written.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
@@ -161,17 +161,21 @@ class Store:
             else:
                 self.pending.add(identifier, PendingEntry(key, fresh, reservation))
 
-    def commit(self) -> None:
+    def commit(self, written: Collection[str] = ()) -> None:
         """Insert the pending entries into the cache, and show them in vLLM's encoder cache.
 
-        Rows that no launch has written to their pages are copied now.
+        Parameters
+        ----------
+        written
+            Entries whose rows a launch on the current stream writes to their pages. Those of others are
+            copied now.
         """
         if not len(self.pending):
             return
-        num_copied = sum(identifier in self._orders.loads for identifier in self.pending.unwritten())
+        num_copied = sum(name in self._orders.loads and name not in written for name in self.pending)
         if num_copied:
             self._times.start_host_reads()
-        committed = self.pending.commit()
+        committed = self.pending.commit(written)
         if num_copied:
             self._times.stop_host_reads(num_copied, "exposed")
         for identifier, (entry, lease) in committed.items():
@@ -198,8 +202,7 @@ class Store:
         yield
         if num_loads:
             self._times.stop_host_reads(num_loads, "placed")
-        self.pending.mark_written(identifiers)
-        self.commit()
+        self.commit(identifiers)
 
     def save(self, identifier: str) -> None:
         """Copy fresh rows of vLLM's encoder cache to device pages, and replace them by a view of the pages.
@@ -226,10 +229,14 @@ class Store:
             self.on_device.use(self._unawaited)
             self._unawaited.clear()
 
-    def end(self) -> StepReport | None:
-        """End the step. Return its report, or None if there is nothing to report."""
+    def show_all(self) -> None:
+        """Commit the pending entries and wait for loads: vLLM's encoder cache has all rows of the step."""
         self.commit()
         self.wait_for_loads()
+
+    def end(self) -> StepReport | None:
+        """End the step. Return its report, or None if there is nothing to report."""
+        self.show_all()
         self.on_device.end_step()
         self._times.collect()
         orders, report = self._orders, self._report
