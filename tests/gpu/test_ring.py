@@ -10,7 +10,7 @@ import torch
 
 from vitcache import PinnedRing
 from vitcache.adapters.call_item import CallItem
-from vitcache.adapters.families import ItemCall
+from vitcache.adapters.splits.call_parts import ItemCall
 from vitcache.pipeline.feature_mover import FeatureMover
 
 

@@ -42,13 +42,7 @@ class TinyFamily:
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        model = self.build().to(dtype).eval()
-        # With the small initial weights, images do not change the logits. Gemma 3's initial projector is 0.
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(0, 0.5 if "embed" in name else parameter.shape[-1] ** -0.5)
-        return model
+        return randomize(self.build().to(dtype).eval())
 
     def pictures(self, *seeds: int) -> list[Call]:
         return [self.picture(seed) for seed in seeds]
@@ -74,6 +68,18 @@ class TinyFamily:
             "attention_mask": torch.ones_like(input_ids),
             **self.token_types(input_ids),
         }
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> nn.Module:
+    """Give a model larger random weights, and return it.
+
+    With the small initial weights, images do not change the logits. Gemma 3's initial projector is 0.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, 0.5 if "embed" in name else parameter.shape[-1] ** -0.5)
+    return model
 
 
 def stock_method(model: nn.Module, modality: str) -> Callable[..., Any]:

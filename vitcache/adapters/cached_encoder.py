@@ -14,9 +14,9 @@ from torch import Tensor
 from vitcache.adapters.arguments_by_name import ArgumentsByName
 from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.disabling import is_disabled
-from vitcache.adapters.families import CallParts, Split
 from vitcache.adapters.model_outputs import OutputForm, item_rows
 from vitcache.adapters.session import Session
+from vitcache.adapters.splits.call_parts import CallParts, Split, parts_of
 from vitcache.keys.content import content_key
 from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
 from vitcache.pages.lease import Lease, release_all
@@ -59,11 +59,13 @@ class CachedEncoder:
         if is_disabled():
             return self._serve_disabled(args, kwargs)
         arguments = self._bind(args, kwargs)
-        parts, namespace = None, b""
+        parts: CallParts | None = None
+        namespace = b""
         if not self._must_bypass(arguments):
             namespace = session.current_namespace()  # before `tower_device`, which it updates
             if not self._is_autocast(arguments):
-                parts = self._split(session.config, arguments)
+                split = self._split(session.config, arguments)
+                parts = parts_of(split) if isinstance(split, list) else split
         if parts is not None and parts.shapes:
             options = {name: value for name, value in arguments.items() if name not in parts.names}
             key_options = {
@@ -133,7 +135,7 @@ class CachedEncoder:
             for name, option in options.items()
             if (value := getattr(config, name, None) if option is None else option) is not None
         }
-        if has_parts(pixels):
+        if parts.bounds is not None and has_parts(pixels):
             framed = frame(given) if given else _NO_OPTIONS
             if parts.identities is None:
                 extras = [_frame_extra(self._modality, framed)] * len(parts.shapes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitcache.adapters.families import ItemCall
+from vitcache.adapters.splits.call_parts import ItemCall
 from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease

@@ -1,0 +1,56 @@
+"""Every family that `attach` serves: logits and tokens of the stock model, and one encode per item."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from attached import plain_kernels  # noqa: F401
+from tiny_zoo import ZOO, ZooModel, stock_each
+from torch import Tensor, nn
+
+from vitcache.adapters.transformers import attach
+
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
+
+PROMPTS = ((0,), (0, 1), (1, 0, 2), (2, 2))
+"""The items of four prompts: a chat's first turn, its second, another order with a new item, duplicates."""
+
+CASES = [(zoo, modality) for zoo in ZOO.values() for modality in zoo.media]
+
+
+@pytest.fixture(params=CASES, ids=[f"{zoo.name}-{modality}" for zoo, modality in CASES])
+def case(request: pytest.FixtureRequest) -> tuple[ZooModel, str]:
+    return request.param
+
+
+@torch.no_grad()
+def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
+    case: tuple[ZooModel, str],
+) -> None:
+    zoo, modality = case
+    stock, model = zoo.model(), zoo.model()
+    use = stock_each(zoo, stock, modality)
+    attachment = attach(model)
+    for seeds, encoded in zip(PROMPTS, (1, 2, 3, 3), strict=True):
+        prompt = zoo.prompt(model, modality, *seeds)
+        use(*seeds)
+        assert torch.equal(logits(model, prompt), logits(stock, prompt))
+        assert attachment.stats().encoded == encoded
+    tokens = {"max_new_tokens": 3, "do_sample": False}
+    use(0, 1)
+    prompt = zoo.prompt(model, modality, 0, 1)
+    assert torch.equal(model.generate(**prompt, **tokens), stock.generate(**prompt, **tokens))
+    stats = attachment.stats()
+    assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (3, 0, zoo.row_width)
+
+    name = next(iter(zoo.media[modality].make(0)))
+    before = logits(model, prompt)
+    changed = prompt | {name: prompt[name] + 1 * (prompt[name] != 0)}
+    assert not torch.equal(logits(model, changed), before)  # the items decide the logits
+
+
+def logits(model: nn.Module, prompt: dict) -> Tensor:
+    return model(**prompt).logits

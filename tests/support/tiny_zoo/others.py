@@ -1,0 +1,7 @@
+"""Members of the zoo, to come."""
+
+from __future__ import annotations
+
+from tiny_zoo.zoo_model import ZooModel
+
+OTHERS: list[ZooModel] = []

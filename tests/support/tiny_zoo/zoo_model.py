@@ -1,0 +1,119 @@
+"""`ZooModel`: a tiny model of one family, its images, videos and audio clips, and prompts with them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tiny_family import END, HIDDEN, IMAGE, START, Call, cat, joined_outputs, randomize
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Medium:
+    """The items of one modality.
+
+    Attributes
+    ----------
+    make
+        `make(seed)` returns the arguments of the stock method for one item, as the processor would. The first
+        is the pixels or the sound. Seeds 0, 1 and 2 give items of different shapes, where the model has any.
+    join
+        Makes one call of the calls of several items, as the processor does for a prompt with several items.
+    token
+        The id of the placeholder tokens.
+    tokens
+        `tokens(length)` returns the tokens of one item with `length` rows. None: START, placeholders, END.
+    joined
+        Makes one output of the stock outputs for one item each.
+    """
+
+    make: Callable[[int], Call]
+    join: Callable[[list[Call]], Call] = cat
+    token: int = IMAGE
+    tokens: Callable[[int], list[int]] | None = None
+    joined: Callable[[list[Any]], Any] = joined_outputs
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A model of one family.
+
+    Attributes
+    ----------
+    name
+        A name for the test, such as the model type.
+    build
+        Makes the model: the object that users call, with random weights.
+    media
+        `Medium` objects by modality: "image", "video", "audio".
+    row_width
+        Elements of a cached row.
+    owner
+        The attribute path from the model to the module whose `get_*_features` its forward calls.
+    token_types
+        Further arguments of `forward`, given the ids.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    media: dict[str, Medium]
+    row_width: int = HIDDEN
+    owner: str = "model"
+    token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
+
+    def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        torch.manual_seed(0)
+        return randomize(self.build().to(dtype).eval())
+
+    def features_owner(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.owner)
+
+    @torch.no_grad()
+    def prompt(self, model: nn.Module, modality: str, *seeds: int) -> Call:
+        """The arguments of `forward` and `generate` for a chat with the items of these seeds."""
+        medium = self.media[modality]
+        calls = [medium.make(seed) for seed in seeds]
+        ids = [1]
+        for number, call in enumerate(calls):
+            length = num_rows(self.stock(model, modality)(**call))
+            run = medium.tokens(length) if medium.tokens else [START, *[medium.token] * length, END]
+            ids += [2 + number, *run, 40, 41]
+        input_ids = torch.tensor([[*ids, 42]])
+        tokens = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        return tokens | self.token_types(input_ids) | medium.join(calls)
+
+    def stock(self, model: nn.Module, modality: str) -> Callable[..., Any]:
+        """The method that the class defines, even if the object has an attribute of that name."""
+        owner = self.features_owner(model)
+        return functools.partial(getattr(type(owner), f"get_{modality}_features"), owner, return_dict=True)
+
+
+def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., None]:
+    """Make a stock model encode the items of `use(*seeds)` with one call each, whatever call it gets."""
+    stock, medium, seeds = zoo.stock(model, modality), zoo.media[modality], []
+    name = f"get_{modality}_features"
+    owner = zoo.features_owner(model)
+
+    @functools.wraps(getattr(owner, name))
+    def encode_each(*args: Any, **kwargs: Any) -> Any:
+        names = [*medium.make(0), "return_dict"]
+        rest = {key: value for key, value in kwargs.items() if key not in names}
+        return medium.joined([stock(**medium.make(seed), **rest) for seed in seeds])
+
+    setattr(owner, name, encode_each)
+
+    def use(*chosen: int) -> None:
+        seeds[:] = chosen
+
+    return use
+
+
+def num_rows(output: Any) -> int:
+    """Number of rows of a stock output for one item."""
+    features = output.last_hidden_state if output.pooler_output is None else output.pooler_output
+    items = [features] if isinstance(features, Tensor) else features
+    return sum(item.flatten(0, -2).shape[0] for item in items)

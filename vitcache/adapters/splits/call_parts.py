@@ -1,0 +1,116 @@
+"""`CallParts`: the items of one call of a stock method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ItemCall:
+    """The call for one item: with `arguments` the stock method encodes this item alone.
+
+    The first argument is the item's pixels, a view of the call's pixels.
+    """
+
+    arguments: dict[str, Any]
+
+    @property
+    def pixels(self) -> Tensor:
+        pixels: Tensor = next(iter(self.arguments.values()))
+        return pixels
+
+
+class CallParts(NamedTuple):
+    """How the pixels of a call are divided into items. It has no object per item: most items are hits.
+
+    Attributes
+    ----------
+    names
+        The arguments of the call that `item_call` replaces by those of one item. The pixels are the first.
+    bounds
+        Per item, the numbers of its first element and of the element after its last. Elements are counted in
+        the call's pixels in C order. None: an item's pixels are not consecutive elements.
+    shapes
+        Shape of the pixels of each item.
+    identities
+        Per item, the values other than the pixels that its key depends on: ints, or arguments by name. None:
+        no item has such values.
+    item_call
+        Returns the `ItemCall` of an item, given its number.
+    groups
+        Number of items of each element of the stock output, if the stock method returns several items as one
+        element. None: one item each.
+    """
+
+    names: tuple[str, ...]
+    bounds: list[tuple[int, int]] | None
+    shapes: list[tuple[int, ...]]
+    identities: list[Any] | None
+    item_call: Callable[[int], ItemCall]
+    groups: list[int] | None = None
+
+
+Split = Callable[[Any, dict[str, Any]], CallParts | list[dict[str, Any]] | None]
+"""(config, arguments in the order of the stock signature) -> items; None: call the stock method instead.
+
+The items are `CallParts`, or a list with the arguments of each item: `parts_of` describes it.
+"""
+
+
+def parts_of(calls: list[dict[str, Any]], groups: list[int] | None = None) -> CallParts:
+    """Return the parts of a call, given the arguments that encode each item alone.
+
+    Parameters
+    ----------
+    calls
+        Per item, arguments by name: with these in place of those of the call, the stock method encodes this
+        item alone. The first one is the item's pixels, a tensor. All of them are part of the item's key. All
+        items have the same names.
+    groups
+        As in `CallParts`.
+
+    Raises
+    ------
+    TypeError
+        If an item is not a dict whose first value is a tensor.
+    ValueError
+        If two items have other names.
+    """
+    names: tuple[str, ...] = ()
+    for item, call in enumerate(calls):
+        if not isinstance(call, dict) or not isinstance(next(iter(call.values()), None), Tensor):
+            raise TypeError(
+                f"item {item} of a split must be a dict whose first value is a tensor, got "
+                f"{_types(call) if isinstance(call, dict) else type(call).__name__}"
+            )
+        names = names or tuple(call)
+        if tuple(call) != names:
+            raise ValueError(f"item {item} of a split must have the arguments {names}, got {tuple(call)}")
+    return CallParts(
+        names,
+        bounds=None,
+        shapes=[tuple(call[names[0]].shape) for call in calls],
+        identities=[{name: call[name] for name in names[1:]} for call in calls],
+        item_call=lambda item: ItemCall(calls[item]),
+        groups=groups,
+    )
+
+
+def bounds_of(ends: Iterable[int], size: int) -> list[tuple[int, int]]:
+    """Return the bounds of consecutive parts, from their ends in units of `size` elements."""
+    return list(pairwise([end * size for end in ends]))
+
+
+def check_total(name: str, found: int, unit: str, reference: str, expected: int) -> None:
+    """Refuse a call whose arguments disagree about a number."""
+    if found != expected:
+        raise ValueError(f"{name} must have {expected} {unit} for this {reference}, got {found}")
+
+
+def _types(call: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{name!r}: {type(value).__name__}" for name, value in call.items()) + "}"
