@@ -50,7 +50,14 @@ GRID_FAMILIES = {
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
-_MORE_GRIDS: dict[str, Family] = {}
+_MORE_GRIDS = {
+    "glm46v": _GRIDS,
+    "glm4v_moe": _GRIDS,
+    "glm_ocr": _GRIDS,
+    "kimi_k25": replace(_GRIDS, tower="vision_tower"),
+    "paddleocr_vl": _GRIDS,
+    "ernie4_5_vl_moe": replace(_GRIDS, tower="vision_tower"),
+}
 
 _SQUARES = {
     "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),

@@ -27,6 +27,8 @@ class Medium:
         The id of the placeholder tokens.
     tokens
         `tokens(length)` returns the tokens of one item with `length` rows. None: START, placeholders, END.
+    layout
+        `layout(call, length)` does so if the tokens also depend on the item's arguments.
     joined
         Makes one output of the stock outputs for one item each.
     """
@@ -35,7 +37,14 @@ class Medium:
     join: Callable[[list[Call]], Call] = cat
     token: int = IMAGE
     tokens: Callable[[int], list[int]] | None = None
+    layout: Callable[[Call, int], list[int]] | None = None
     joined: Callable[[list[Any]], Any] = joined_outputs
+
+    def run(self, call: Call, length: int) -> list[int]:
+        """The tokens of the item with these arguments and `length` rows."""
+        if self.layout:
+            return self.layout(call, length)
+        return self.tokens(length) if self.tokens else [START, *[self.token] * length, END]
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,7 @@ class ZooModel:
         ids = [1]
         for number, call in enumerate(calls):
             length = num_rows(self.stock(model, modality)(**call))
-            run = medium.tokens(length) if medium.tokens else [START, *[medium.token] * length, END]
-            ids += [2 + number, *run, 40, 41]
+            ids += [2 + number, *medium.run(call, length), 40, 41]
         input_ids = torch.tensor([[*ids, 42]])
         tokens = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         return tokens | self.token_types(input_ids) | medium.join(calls)
