@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vitcache.adapters.splits.call_parts import Split
+from vitcache.adapters.splits.clips import split_by_frame_mask
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.tiles import split_by_image_size
@@ -50,13 +51,34 @@ GRID_FAMILIES = {
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
+_GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
+_OMNI = replace(_GRIDS, splits=_GRIDS.splits | {"audio": split_by_frame_mask})
+
 _MORE_GRIDS = {
     "glm46v": _GRIDS,
     "glm4v_moe": _GRIDS,
     "glm_ocr": _GRIDS,
-    "kimi_k25": replace(_GRIDS, tower="vision_tower"),
+    "kimi_k25": _GRIDS_OF_TOWER,
     "paddleocr_vl": _GRIDS,
-    "ernie4_5_vl_moe": replace(_GRIDS, tower="vision_tower"),
+    "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
+    "qwen2_5_omni_thinker": _OMNI,
+    "qwen3_omni_moe_thinker": _OMNI,
+    "qwen4_exp": _GRIDS,
+    "exaone4_5": _GRIDS,
+    "cohere_compass": _GRIDS,
+    "cosmos3_edge": _GRIDS,
+    "cosmos3_omni": _GRIDS,
+    "hyperclovax_vision_v2": replace(_GRIDS, tower="vision_model"),
+    "lfm3_vl": _GRIDS_OF_TOWER,
+    "minimax_m3_vl": _GRIDS_OF_TOWER,
+    "muse_glimmer": _GRIDS_OF_TOWER,
+    "muse_spark": _GRIDS_OF_TOWER,
+    "dots3_note": _GRIDS_OF_TOWER,
+    "video_llama_3": replace(_GRIDS, tower="vision_model"),
+    "hunyuan_vl": _GRIDS_OF_TOWER,
+    "glm5_next": _GRIDS,
+    "inkling2": _GRIDS_OF_TOWER,
+    "glmga": _GRIDS,
 }
 
 _SQUARES = {
