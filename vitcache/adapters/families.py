@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vitcache.adapters.splits.call_parts import Split
-from vitcache.adapters.splits.clips import split_by_frame_mask
-from vitcache.adapters.splits.grids import split_by_grid
+from vitcache.adapters.splits.clips import split_by_frame_mask, split_by_sample_length, split_by_sample_mask
+from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.tiles import split_by_image_size
 
@@ -37,6 +37,10 @@ class Family:
     videos_have_seconds: bool = False
 
 
+def _with_audio(family: Family, split: Split) -> Family:
+    return replace(family, splits=family.splits | {"audio": split})
+
+
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
 _FRAMES = replace(_GRIDS, videos_are_frames=True)
 
@@ -52,7 +56,7 @@ GRID_FAMILIES = {
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
 _GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
-_OMNI = replace(_GRIDS, splits=_GRIDS.splits | {"audio": split_by_frame_mask})
+_OMNI = _with_audio(_GRIDS, split_by_frame_mask)
 
 _MORE_GRIDS = {
     "glm46v": _GRIDS,
@@ -72,9 +76,11 @@ _MORE_GRIDS = {
     "lfm3_vl": _GRIDS_OF_TOWER,
     "minimax_m3_vl": _GRIDS_OF_TOWER,
     "muse_glimmer": _GRIDS_OF_TOWER,
-    "muse_spark": _GRIDS_OF_TOWER,
-    "dots3_note": _GRIDS_OF_TOWER,
-    "video_llama_3": replace(_GRIDS, tower="vision_model"),
+    "muse_spark": _with_audio(_GRIDS_OF_TOWER, split_by_sample_mask),
+    "dots3_note": _with_audio(_GRIDS_OF_TOWER, split_by_sample_length),
+    "video_llama_3": Family(
+        "vision_model", {"image": split_by_grid_and_merge, "video": split_by_grid_and_merge}
+    ),
     "hunyuan_vl": _GRIDS_OF_TOWER,
     "glm5_next": _GRIDS,
     "inkling2": _GRIDS_OF_TOWER,

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from tiny_family import HIDDEN
+from dataclasses import replace
+
+import torch
+from tiny_family import END, HIDDEN, START, VIDEO, Call
 from tiny_grids import DEEPSTACK, INTERLEAVED, QWEN2_5_VISION, ROPE
 
 from tiny_zoo.grid_media import WHOLE, frame_videos, glm_videos, grid_images, grid_videos
 from tiny_zoo.grid_model import GLM_VISION, grid_model
-from tiny_zoo.zoo_model import ZooModel
+from tiny_zoo.zoo_model import Medium, ZooModel
+
+
+def _merged(medium: Medium, size_name: str, sizes: tuple[int, ...]) -> Medium:
+    """Items with a merge size each: so many rows and columns of patches are one row of features."""
+
+    def make(seed: int) -> Call:
+        return medium.make(seed) | {size_name: torch.tensor([sizes[seed % len(sizes)]])}
+
+    return replace(medium, make=make)
+
+
+def _kept(calls: list[Call]) -> Call:
+    """The mask of the rows of videos that `forward` keeps: all but the first row of each video."""
+    rows = [int(call["video_grid_thw"].prod() // call["video_merge_sizes"] ** 2) for call in calls]
+    return {"video_compression_mask": torch.cat([torch.arange(length) > 0 for length in rows])}
+
+
+def _kept_tokens(length: int) -> list[int]:
+    return [START, *[VIDEO] * (length - 1), END]
+
 
 GRIDS_MORE: list[ZooModel] = [
+    grid_model(
+        "video_llama_3",
+        "VideoLlama3",
+        {
+            "image": _merged(grid_images(48), "image_merge_sizes", (1, 2, 1)),
+            "video": replace(
+                _merged(grid_videos(48), "video_merge_sizes", (2, 1, 2)), tokens=_kept_tokens, extras=_kept
+            ),
+        },
+        has_types=False,
+    ),
     grid_model(
         "qwen4_exp",
         "Qwen4Exp",

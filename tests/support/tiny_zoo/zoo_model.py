@@ -31,6 +31,8 @@ class Medium:
         `layout(call, length)` does so if the tokens also depend on the item's arguments.
     joined
         Makes one output of the stock outputs for one item each.
+    extras
+        `extras(calls)` returns arguments of `forward` about these items that the stock method does not get.
     """
 
     make: Callable[[int], Call]
@@ -39,6 +41,7 @@ class Medium:
     tokens: Callable[[int], list[int]] | None = None
     layout: Callable[[Call, int], list[int]] | None = None
     joined: Callable[[list[Any]], Any] = joined_outputs
+    extras: Callable[[list[Call]], Call] = field(default=lambda calls: {})
 
     def run(self, call: Call, length: int) -> list[int]:
         """The tokens of the item with these arguments and `length` rows."""
@@ -92,7 +95,7 @@ class ZooModel:
             ids += [2 + number, *medium.run(call, length), 40, 41]
         input_ids = torch.tensor([[*ids, 42]])
         tokens = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        return tokens | self.token_types(input_ids) | medium.join(calls)
+        return tokens | self.token_types(input_ids) | medium.join(calls) | medium.extras(calls)
 
     def stock(self, model: nn.Module, modality: str) -> Callable[..., Any]:
         """The method that the class defines, even if the object has an attribute of that name."""
