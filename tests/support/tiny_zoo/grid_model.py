@@ -21,22 +21,22 @@ def grid_model(
     media: dict[str, Medium],
     *,
     head: str | None = None,
-    config_class: str | None = None,
     row_width: int = HIDDEN,
     has_types: bool = True,
+    since: tuple[int, int] = (5, 17),
     **changes: Any,
 ) -> ZooModel:
     """Return the model of the classes of transformers with this prefix.
 
-    `head` and `config_class` name the classes if the prefix does not. `has_types`: `forward` needs
-    `mm_token_type_ids`. `changes` replace values of the tiny config.
+    `head` names the class of the model if the prefix does not. `has_types`: `forward` needs
+    `mm_token_type_ids`. `since` is as in `ZooModel`. `changes` replace values of the tiny config.
     """
 
     def build() -> nn.Module:
         import transformers
 
-        config = tiny_config(getattr(transformers, config_class or f"{prefix}Config"), **changes)
+        config = tiny_config(getattr(transformers, f"{prefix}Config"), **changes)
         return getattr(transformers, head or f"{prefix}ForConditionalGeneration")(config)
 
     options = {"token_types": grid_token_types} if has_types else {}
-    return ZooModel(name, build, media, row_width, **options)
+    return ZooModel(name, build, media, row_width, since=since, **options)

@@ -14,7 +14,7 @@ from tiny_zoo.zoo_model import Medium, ZooModel
 
 
 def _merged(medium: Medium, size_name: str, sizes: tuple[int, ...]) -> Medium:
-    """Items with a merge size each: so many rows and columns of patches are one row of features."""
+    """Items with a merge size each: a square of patches with this side is one row of features."""
 
     def make(seed: int) -> Call:
         return medium.make(seed) | {size_name: torch.tensor([sizes[seed % len(sizes)]])}
@@ -52,7 +52,7 @@ GRIDS_MORE: list[ZooModel] = [
             "rope_parameters": INTERLEAVED | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
             "hc_count": 2,
             "hc_lowrank": 8,
-            "layer_types": ["linear_attention", "indexed_attention"],
+            "layer_types": ["linear_attention", "full_attention"],
             "indexer_n_heads": 2,
             "indexer_kv_heads": 1,
             "indexer_head_dim": 8,
@@ -100,6 +100,7 @@ GRIDS_MORE: list[ZooModel] = [
         "HyperCLOVAXVisionV2",
         {"image": grid_images(WHOLE), "video": grid_videos(WHOLE)},
         has_types=False,
+        since=(5, 23),
         vision_config=QWEN2_5_VISION,
     ),
     grid_model(
@@ -107,6 +108,7 @@ GRIDS_MORE: list[ZooModel] = [
         "Lfm3Vl",
         {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
         has_types=False,
+        since=(5, 23),
         projector_hidden_size=48,
         vision_config={"layer_types": ["conv", "full_attention"]},
         text_config={"layer_types": ["conv", "full_attention"]},
@@ -118,6 +120,7 @@ GRIDS_MORE: list[ZooModel] = [
         has_types=False,
         head="MiniMaxM3SparseForConditionalGeneration",
         projector_hidden_size=48,
+        merged_hidden_size=4 * HIDDEN,
         text_config={"dense_intermediate_size": 48, "shared_intermediate_size": 16, "rotary_dim": 8},
     ),
     grid_model(
@@ -148,7 +151,7 @@ GRIDS_MORE: list[ZooModel] = [
             "q_lora_rank": 16,
             "v_head_dim": 16,
             "qk_nope_head_dim": 16,
-            "layer_types": ["linear_attention", "indexed_attention"],
+            "layer_types": ["linear_attention", "full_attention"],
             "mlp_layer_types": ["dense", "sparse"],
             "indexer_types": ["full", "full"],
             "index_topk": 16,
@@ -165,6 +168,7 @@ GRIDS_MORE: list[ZooModel] = [
         "Inkling2",
         {"image": grid_images(8, 8, 3)},
         has_types=False,
+        since=(5, 23),
         vision_config={"text_hidden_size": HIDDEN, "posemb_grid_size": 4, "projection_hidden_dim": 48},
         text_config={
             "layer_types": ["hybrid_sliding", "hybrid"],

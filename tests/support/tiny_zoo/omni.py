@@ -116,6 +116,7 @@ OMNI: list[ZooModel] = [
             "audio": Medium(_waves, padded_clips, AUDIO, _tokens),
         },
         has_types=False,
+        since=(5, 23),
         out_hidden_size=4 * HIDDEN,
         projector_hidden_size=48,
         vision_config={"pos_emb_height": 2, "pos_emb_width": 2},
@@ -137,6 +138,7 @@ OMNI: list[ZooModel] = [
             "audio": Medium(_chunks, padded_clips, AUDIO, _tokens),
         },
         has_types=False,
+        since=(5, 23),
         vision_config={
             "adapter_in_dim": HIDDEN,
             "adapter_out_dim": HIDDEN,
