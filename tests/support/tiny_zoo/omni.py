@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tiny_family import END, HIDDEN, START, Call, one_of, random_tensor
 from tiny_grids import DEEPSTACK, INTERLEAVED, QWEN2_5_VISION, ROPE
+from torch import Tensor
 from torch.nn.functional import pad
 
 from tiny_zoo.configs import AUDIO
@@ -30,13 +31,19 @@ def _clip(seed: int) -> Call:
 
 
 def padded_clips(calls: list[Call]) -> Call:
-    """Clips, padded to the longest of them along the last dimension."""
+    """Clips, padded with zeros to the longest of them."""
     joined = {}
     for name in calls[0]:
         tensors = [call[name] for call in calls]
-        length = max(tensor.shape[-1] for tensor in tensors)
-        joined[name] = torch.cat([pad(tensor, (0, length - tensor.shape[-1])) for tensor in tensors])
+        shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+        joined[name] = torch.cat([_grown(tensor, shape) for tensor in tensors])
     return joined
+
+
+def _grown(tensor: Tensor, shape: list[int]) -> Tensor:
+    grown = tensor.new_zeros(shape)
+    grown[tuple(map(slice, tensor.shape))] = tensor
+    return grown
 
 
 def _joined(outputs: list[Any]) -> Any:

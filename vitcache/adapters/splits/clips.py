@@ -64,3 +64,19 @@ def split_by_sample_length(config: Any, arguments: dict[str, Any]) -> list[dict[
         one = slice(chunk, chunk + 1)
         calls.append({feature_name: features[one, :, :frames], length_name: lengths[one]})
     return calls
+
+
+def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split features `(clips, T, mels)` by a mask `(clips, T)` of the valid frames.
+
+    The transform of a whole clip has one frame more than its mask is true for, so each clip keeps one frame
+    more. Without a mask, all frames are valid.
+    """
+    (feature_name, features), (mask_name, mask) = islice(arguments.items(), 2)
+    if mask is None:
+        return [{feature_name: clip[None], mask_name: None} for clip in features]
+    check_total(mask_name, len(mask), "clips", feature_name, len(features))
+    return [
+        {feature_name: clip[None, : length + 1], mask_name: valid[None, : length + 1]}
+        for clip, valid, length in zip(features, mask, mask.sum(-1).tolist(), strict=True)
+    ]
