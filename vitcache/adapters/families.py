@@ -16,7 +16,6 @@ from vitcache.adapters.splits.clips import (
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.tiles import split_by_image_size
-from vitcache.adapters.splits.whole import split_as_whole
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,7 @@ _MORE_GRIDS = {
     "hunyuan_vl": _GRIDS_OF_TOWER,
     "glm5_next": _GRIDS,
     "inkling2": _GRIDS_OF_TOWER,
-    "nemotron_h_omni": Family(
-        "vision_model", {"image": split_by_grid, "video": split_as_whole, "audio": split_by_stft_mask}
-    ),
+    "nemotron_h_omni": Family("vision_model", {"image": split_by_grid, "audio": split_by_stft_mask}),
     "glmga": _GRIDS,
 }
 
