@@ -60,6 +60,7 @@ def _with_audio(family: Family, split: Split) -> Family:
 
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
 _FRAMES = replace(_GRIDS, videos_are_frames=True)
+_GLM = replace(_FRAMES, videos_have_image_tokens=True)
 
 GRID_FAMILIES = {
     "qwen2_vl": _GRIDS,
@@ -68,7 +69,14 @@ GRID_FAMILIES = {
     "qwen3_vl_moe": _FRAMES,
     "qwen3_5": _FRAMES,
     "qwen3_5_moe": _FRAMES,
-    "glm4v": replace(_FRAMES, videos_have_image_tokens=True),
+    "cosmos3_omni": _FRAMES,
+    "cosmos3_edge": _FRAMES,
+    "cohere_compass": _FRAMES,
+    "qwen4_exp": _FRAMES,
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm46v": _GLM,
+    "glm_ocr": _GLM,
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
@@ -76,19 +84,12 @@ _GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
 _OMNI = _with_audio(_GRIDS, split_by_frame_mask)
 
 _MORE_GRIDS = {
-    "glm46v": _GRIDS,
-    "glm4v_moe": _GRIDS,
-    "glm_ocr": _GRIDS,
     "kimi_k25": _GRIDS_OF_TOWER,
     "paddleocr_vl": _GRIDS,
     "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
     "qwen2_5_omni_thinker": _OMNI,
     "qwen3_omni_moe_thinker": _OMNI,
-    "qwen4_exp": _GRIDS,
     "exaone4_5": _GRIDS,
-    "cohere_compass": _GRIDS,
-    "cosmos3_edge": _GRIDS,
-    "cosmos3_omni": _GRIDS,
     "hyperclovax_vision_v2": replace(_GRIDS, tower="vision_model"),
     "lfm3_vl": _GRIDS_OF_TOWER,
     "minimax_m3_vl": _GRIDS_OF_TOWER,
