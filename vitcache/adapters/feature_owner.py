@@ -75,14 +75,16 @@ _CALLED: dict[type, dict[str, bool]] = {}
 
 def _codes_of(cls: type) -> Iterator[CodeType]:
     """Yield the code of the methods of a class, except of those that encode items."""
-    encoders = {method_name(modality) for modality in MODALITIES}
-    for base in cls.__mro__:
+    methods: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
         if base not in (nn.Module, object):
-            for name, value in vars(base).items():
-                if name not in encoders and callable(value) and not isinstance(value, type):
-                    code = getattr(inspect.unwrap(value), "__code__", None)
-                    if code is not None:
-                        yield from _nested(code)
+            methods.update(vars(base))
+    encoders = {method_name(modality) for modality in MODALITIES}
+    for name, value in methods.items():
+        if name not in encoders and callable(value) and not isinstance(value, type):
+            code = getattr(inspect.unwrap(value), "__code__", None)
+            if code is not None:
+                yield from _nested(code)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
