@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vitcache.adapters.splits.call_parts import Split
+from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.tiles import split_by_image_size
@@ -52,10 +53,30 @@ GRID_FAMILIES = {
 
 _MORE_GRIDS: dict[str, Family] = {}
 
+_SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
+_CROPS = Family("vision_tower", {"image": split_by_crop})
+_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
+
 _SQUARES = {
-    "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),
-    "internvl": Family("vision_tower", {"image": split_by_leading_dim}),
-    "gemma3": Family("vision_tower", {"image": split_by_leading_dim}),
+    "llava_onevision": _TILES,
+    "internvl": _SQUARE,
+    "gemma3": _SQUARE,
+    "llava": _CROPS,
+    "mistral3": _CROPS,
+    "mistral_large4": _CROPS,
+    "lighton_ocr": replace(_CROPS, tower="vision_encoder"),
+    "llava_next": _TILES,
+    "llava_next_video": _TILES,
+    "paligemma": _SQUARE,
+    "cohere2_vision": _SQUARE,
+    "aya_vision": _SQUARE,
+    "janus": replace(_SQUARE, tower="vision_model"),
+    "got_ocr2": _SQUARE,
+    "pp_chart2table": _SQUARE,
+    "vipllava": _SQUARE,
+    "qianfan_ocr": _SQUARE,
+    "deepseek_vl": replace(_SQUARE, tower="vision_model"),
+    "fast_vlm": _SQUARE,
 }
 
 _OTHERS: dict[str, Family] = {}

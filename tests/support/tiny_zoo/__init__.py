@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from tiny_zoo.core import CORE
+from tiny_zoo.crops import CROPS
 from tiny_zoo.grids import GRIDS
 from tiny_zoo.others import OTHERS
 from tiny_zoo.squares import SQUARES
+from tiny_zoo.tiles import TILES
 from tiny_zoo.zoo_model import Medium, ZooModel, stock_each
 
 __all__ = ["ZOO", "Medium", "ZooModel", "stock_each"]
 
-ZOO: dict[str, ZooModel] = {model.name: model for model in (*CORE, *GRIDS, *SQUARES, *OTHERS)}
+ZOO: dict[str, ZooModel] = {model.name: model for model in (*CORE, *GRIDS, *SQUARES, *CROPS, *TILES, *OTHERS)}

@@ -56,6 +56,8 @@ class ZooModel:
         The attribute path from the model to the module whose `get_*_features` its forward calls.
     token_types
         Further arguments of `forward`, given the ids.
+    since
+        The first version of `transformers` that has this family.
     """
 
     name: str
@@ -64,6 +66,14 @@ class ZooModel:
     row_width: int = HIDDEN
     owner: str = "model"
     token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
+    since: tuple[int, int] = (5, 17)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the installed `transformers` has this family."""
+        from transformers import __version__ as version
+
+        return tuple(map(int, version.split(".")[:2])) >= self.since
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         torch.manual_seed(0)
@@ -89,7 +99,13 @@ class ZooModel:
     def stock(self, model: nn.Module, modality: str) -> Callable[..., Any]:
         """The method that the class defines, even if the object has an attribute of that name."""
         owner = self.features_owner(model)
-        return functools.partial(getattr(type(owner), f"get_{modality}_features"), owner, return_dict=True)
+        method = getattr(type(owner), f"get_{modality}_features")
+
+        def encode(**call: Any) -> Any:
+            first, *others = call  # older versions of some models have another name for the pixels of videos
+            return method(owner, call[first], **{name: call[name] for name in others}, return_dict=True)
+
+        return encode
 
 
 def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., None]:
