@@ -9,6 +9,7 @@ from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.tiles import split_by_image_size
+from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ _SQUARES = {
     "qianfan_ocr": _SQUARE,
     "deepseek_vl": replace(_SQUARE, tower="vision_model"),
     "fast_vlm": _SQUARE,
+    "florence2": _SQUARE,
+    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
 }
 
 _OTHERS: dict[str, Family] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tiny_zoo.core import CORE
 from tiny_zoo.crops import CROPS
+from tiny_zoo.deepseek import DEEPSEEK
+from tiny_zoo.encoder_decoders import ENCODER_DECODERS
 from tiny_zoo.grids import GRIDS
 from tiny_zoo.others import OTHERS
 from tiny_zoo.squares import SQUARES
@@ -12,4 +14,7 @@ from tiny_zoo.zoo_model import Medium, ZooModel, stock_each
 
 __all__ = ["ZOO", "Medium", "ZooModel", "stock_each"]
 
-ZOO: dict[str, ZooModel] = {model.name: model for model in (*CORE, *GRIDS, *SQUARES, *CROPS, *TILES, *OTHERS)}
+ZOO: dict[str, ZooModel] = {
+    model.name: model
+    for model in (*CORE, *GRIDS, *SQUARES, *CROPS, *TILES, *DEEPSEEK, *ENCODER_DECODERS, *OTHERS)
+}

@@ -40,7 +40,7 @@ def _sam_picture(seed: int) -> Call:
     return {"pixel_values": random_tensor(seed, 1, 3, 32, 32)}
 
 
-def _large_picture(seed: int) -> Call:
+def large_picture(seed: int) -> Call:
     return {"pixel_values": random_tensor(seed, 1, 3, 64, 64)}
 
 
@@ -84,6 +84,5 @@ SQUARES = [
         builder("QianfanOCR", vision_config={**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]}),
         _MEDIA,
     ),
-    ZooModel("deepseek_vl", builder("DeepseekVL", vision_config=SIGLIP), _MEDIA),
-    ZooModel("fast_vlm", builder("FastVlm", vision_config=_CONVNEXT), {"image": Medium(_large_picture)}),
+    ZooModel("fast_vlm", builder("FastVlm", vision_config=_CONVNEXT), {"image": Medium(large_picture)}),
 ]
