@@ -8,6 +8,7 @@ from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
 from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
 
@@ -79,6 +80,10 @@ _SQUARES = {
     "deepseek_vl": replace(_SQUARE, tower="vision_model"),
     "fast_vlm": _SQUARE,
     "florence2": _SQUARE,
+    "shieldgemma2": _SQUARE,
+    "t5gemma2_encoder": _SQUARE,
+    "video_llava": Family("image_tower", {"image": split_by_leading_dim, "video": split_by_stack}),
+    "perception_lm": replace(_SQUARE, splits={"image": split_by_stack}),
     "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
 }
 

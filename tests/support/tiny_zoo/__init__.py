@@ -9,6 +9,7 @@ from tiny_zoo.encoder_decoders import ENCODER_DECODERS
 from tiny_zoo.grids import GRIDS
 from tiny_zoo.others import OTHERS
 from tiny_zoo.squares import SQUARES
+from tiny_zoo.stacks import STACKS
 from tiny_zoo.tiles import TILES
 from tiny_zoo.zoo_model import Medium, ZooModel, stock_each
 
@@ -16,5 +17,5 @@ __all__ = ["ZOO", "Medium", "ZooModel", "stock_each"]
 
 ZOO: dict[str, ZooModel] = {
     model.name: model
-    for model in (*CORE, *GRIDS, *SQUARES, *CROPS, *TILES, *DEEPSEEK, *ENCODER_DECODERS, *OTHERS)
+    for model in (*CORE, *GRIDS, *SQUARES, *CROPS, *TILES, *STACKS, *DEEPSEEK, *ENCODER_DECODERS, *OTHERS)
 }

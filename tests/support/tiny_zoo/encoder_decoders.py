@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tiny_family import HIDDEN
+from tiny_family import HEADS, HIDDEN, IMAGE, PADS, TEXT
 
 from tiny_zoo.builder import builder
-from tiny_zoo.squares import large_picture
+from tiny_zoo.squares import SIGLIP, large_picture, picture
 from tiny_zoo.zoo_model import Medium, ZooModel
 
 _DAVIT = {
@@ -28,11 +28,24 @@ _BART = {
     "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
 }
+_DECODER = {**TEXT, **HEADS, **PADS, "sliding_window": 8}
+_T5GEMMA2 = {
+    "text_config": _DECODER,
+    "vision_config": SIGLIP,
+    "mm_tokens_per_image": 4,
+    "image_token_index": IMAGE,
+}
 
 ENCODER_DECODERS = [
     ZooModel(
         "florence2",
         builder("Florence2", vision_config=_DAVIT, text_config=_BART),
         {"image": Medium(large_picture)},
+    ),
+    ZooModel(
+        "t5gemma2",
+        builder("T5Gemma2", encoder=_T5GEMMA2, decoder=_DECODER, image_token_index=IMAGE),
+        {"image": Medium(picture)},
+        owner="model.encoder",
     ),
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from tiny_family import HIDDEN, Call, random_tensor
+from torch import nn
 
 from tiny_zoo.builder import builder
+from tiny_zoo.configs import tiny_config
 from tiny_zoo.zoo_model import Medium, ZooModel
 
 SIGLIP = {"image_size": 16, "patch_size": 4, "hidden_size": 24, "intermediate_size": 32}
 CLIP = {**SIGLIP, "num_hidden_layers": 3}
-COHERE2 = {"sliding_window": 8}
+_SLIDING = {"sliding_window": 8}
 
 
 def picture(seed: int) -> Call:
@@ -44,6 +46,14 @@ def large_picture(seed: int) -> Call:
     return {"pixel_values": random_tensor(seed, 1, 3, 64, 64)}
 
 
+def _shieldgemma2() -> nn.Module:
+    from transformers import ShieldGemma2Config, ShieldGemma2ForImageClassification
+
+    changes = {"vision_config": SIGLIP, "text_config": _SLIDING, "mm_tokens_per_image": 4}
+    config = tiny_config(ShieldGemma2Config, **changes, yes_token_index=5, no_token_index=6)
+    return ShieldGemma2ForImageClassification(config)
+
+
 _MEDIA = {"image": Medium(picture)}
 
 SQUARES = [
@@ -53,8 +63,8 @@ SQUARES = [
         builder("PaliGemma", vision_config={**SIGLIP, "projection_dim": HIDDEN}, projection_dim=HIDDEN),
         _MEDIA,
     ),
-    ZooModel("cohere2_vision", builder("Cohere2Vision", vision_config=SIGLIP, text_config=COHERE2), _MEDIA),
-    ZooModel("aya_vision", builder("AyaVision", vision_config=SIGLIP, text_config=COHERE2), _MEDIA),
+    ZooModel("cohere2_vision", builder("Cohere2Vision", vision_config=SIGLIP, text_config=_SLIDING), _MEDIA),
+    ZooModel("aya_vision", builder("AyaVision", vision_config=SIGLIP, text_config=_SLIDING), _MEDIA),
     ZooModel(
         "janus",
         builder(
@@ -85,4 +95,5 @@ SQUARES = [
         _MEDIA,
     ),
     ZooModel("fast_vlm", builder("FastVlm", vision_config=_CONVNEXT), {"image": Medium(large_picture)}),
+    ZooModel("shieldgemma2", _shieldgemma2, _MEDIA, owner="model.model", generates=False),
 ]

@@ -56,6 +56,8 @@ class ZooModel:
         The attribute path from the model to the module whose `get_*_features` its forward calls.
     token_types
         Further arguments of `forward`, given the ids.
+    generates
+        Whether the model has `generate`.
     since
         The first version of `transformers` that has this family.
     """
@@ -66,6 +68,7 @@ class ZooModel:
     row_width: int = HIDDEN
     owner: str = "model"
     token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
+    generates: bool = True
     since: tuple[int, int] = (5, 17)
 
     @property
