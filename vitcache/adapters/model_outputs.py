@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from itertools import accumulate, repeat
 from typing import Any
 
@@ -21,7 +22,8 @@ Features = Tensor | tuple[Tensor, ...] | list[Tensor]
 # The fields of an output: those with rows, those that `attach` leaves out, and those that it makes again.
 _ROWS = "pooler_output", "last_hidden_state"
 _LEVELS = "deepstack_features"
-_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions"}
+_HIGH_RES = {f"high_res_vision_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
+_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES}
 _MASK = "attention_mask"  # which rows of stacked features are valid
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 
@@ -155,7 +157,7 @@ class OutputForm:
         output = {self.rows_in: _contain(self.pooler, features, parts)}
         if levels:
             output[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
-        return self.cls(**output, **self.constants)
+        return _make(self.cls, output | self.constants)
 
     def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
         """Return an output whose items are stacked and padded to the longest, with a mask."""
@@ -163,7 +165,28 @@ class OutputForm:
         positions = torch.arange(stacked.shape[1], device=self.device)
         ends = torch.tensor(lengths, device=self.device)
         valid = (positions < ends[:, None]).to(self.mask)
-        return self.cls(**{self.rows_in: stacked, _MASK: valid})
+        return _make(self.cls, {self.rows_in: stacked, _MASK: valid})
+
+
+def _make(cls: type, values: dict[str, Any]) -> Any:
+    """Return an output of a class of `transformers`.
+
+    Some classes require a field that has no rows; it is None. Some lack the field of the rows: the stock
+    method sets it as an attribute.
+    """
+    names, required = _fields_of(cls)
+    output = cls(**required | {name: value for name, value in values.items() if name in names})
+    for name in values.keys() - names:
+        setattr(output, name, values[name])
+    return output
+
+
+@lru_cache(maxsize=64)
+def _fields_of(cls: Any) -> tuple[set[str], dict[str, None]]:
+    """Return the names of the fields of a dataclass, and a value for each field that has no default."""
+    known = fields(cls)
+    required = [each.name for each in known if each.default is MISSING and each.default_factory is MISSING]
+    return {each.name for each in known}, dict.fromkeys(required)
 
 
 def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:

@@ -47,5 +47,6 @@ ENCODER_DECODERS = [
         builder("T5Gemma2", encoder=_T5GEMMA2, decoder=_DECODER, image_token_index=IMAGE),
         {"image": Medium(picture)},
         owner="model.encoder",
+        token_types=lambda input_ids: {"decoder_input_ids": input_ids[:, :2]},
     ),
 ]
