@@ -16,14 +16,16 @@ _CLIP = {**CLIP, "image_size": 8}
 _IMAGE = Medium(_ONEVISION.picture, _ONEVISION.join)
 
 
-def video(seed: int) -> Call:
+def _video(seed: int) -> Call:
     return {"pixel_values_videos": random_tensor(seed, 1, 2, 3, 8, 8)}
 
 
-def _with_newline(length: int) -> list[int]:
-    """Two frames of one row each, and a break."""
+def _with_break(length: int) -> list[int]:
+    """Two frames of one row each, and a break that the stock method or forward adds."""
     return [START, *[VIDEO] * 3, END]
 
+
+VIDEO_OF_ONEVISION = Medium(_video, token=VIDEO, tokens=_with_break)
 
 TILES = [
     ZooModel(
@@ -34,11 +36,6 @@ TILES = [
     ZooModel(
         "llava_next_video",
         builder("LlavaNextVideo", vision_config=_CLIP, image_grid_pinpoints=_PINPOINTS),
-        {"image": _IMAGE, "video": Medium(video, token=VIDEO)},
-    ),
-    ZooModel(
-        "llava_onevision_video",
-        _ONEVISION.build,
-        {"video": Medium(video, token=VIDEO, tokens=_with_newline)},
+        {"image": _IMAGE, "video": Medium(_video, token=VIDEO)},
     ),
 ]
