@@ -104,5 +104,15 @@ _OTHERS: dict[str, Family] = {}
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
 
-REFUSED: dict[str, str] = {}
+_OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
+_OF_THE_PROMPT = "its features depend on the text of the prompt"
+
+REFUSED: dict[str, str] = {
+    "chameleon": _OF_THE_TEXT,
+    "emu3": _OF_THE_TEXT,
+    "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
+    "instructblip": _OF_THE_PROMPT,
+    "instructblipvideo": _OF_THE_PROMPT,
+    "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
+}
 """The reasons why models cannot be attached, by `config.model_type`."""

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+pytest.importorskip("transformers")
+
+from attached import plain_kernels  # noqa: F401
+from tiny_family import IMAGE, VIDEO
+from tiny_zoo import ZOO
+
 from vitcache.adapters.splits.stacks import split_by_stack
+from vitcache.adapters.transformers import attach
+
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 
 
 def test_items_are_consecutive_and_have_one_slice_per_frame() -> None:
@@ -19,3 +29,16 @@ def test_items_are_consecutive_and_have_one_slice_per_frame() -> None:
         assert call.slices == pixels.shape[1]
     rows = 7  # of each frame
     assert parts.elements([rows * pixels.shape[1]] * len(pixels)) == [rows] * (len(pixels) * pixels.shape[1])
+
+
+@torch.no_grad()
+def test_videos_of_perception_lm_are_items_of_its_image_method() -> None:
+    zoo = ZOO["perception_lm"]
+    model = zoo.model()
+    attachment = attach(model)
+    prompt = zoo.prompt(model, "image", 0, 1)
+    as_image = model(**prompt).logits
+    prompt["pixel_values_videos"] = prompt.pop("pixel_values")
+    prompt["input_ids"][prompt["input_ids"] == IMAGE] = VIDEO
+    assert model(**prompt).logits.shape == as_image.shape
+    assert (attachment.stats().encoded, attachment.stats().hits) == (2, 2)
