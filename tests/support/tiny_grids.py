@@ -114,8 +114,11 @@ def _part(call: Call) -> list[Call]:
     ]
 
 
-def _types(input_ids: Tensor) -> Call:
-    return {"mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()}
+def grid_token_types(input_ids: Tensor) -> Call:
+    """The types of tokens. Image tokens between VIDEO_START and VIDEO_END are of a video, as in GLM-4V."""
+    is_open = ((input_ids == VIDEO_START).int() - (input_ids == VIDEO_END).int()).cumsum(-1).int()
+    images, videos = (input_ids == IMAGE).int(), (input_ids == VIDEO).int()
+    return {"mm_token_type_ids": images * (1 + is_open) + 2 * videos}
 
 
 # The tokens of an image and of a video.
@@ -196,7 +199,7 @@ def _family(
         _part,
         "visual",
         row_width,
-        _types,
+        grid_token_types,
         video_tokens=video_tokens,
         has_seconds=has_seconds,
     )

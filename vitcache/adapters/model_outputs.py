@@ -86,7 +86,7 @@ class OutputForm:
     cls, device
         Class of the output, and device of its features.
     rows_in
-        The field with the rows.
+        The fields with the rows.
     pooler, levels, levels_in
         Containers of the rows, of each deepstack level, and of all levels: a class, or the dimensions of a
         tensor.
@@ -100,7 +100,7 @@ class OutputForm:
 
     cls: type
     device: torch.device
-    rows_in: str
+    rows_in: tuple[str, ...]
     pooler: type | int
     levels: tuple[type | int, ...]
     levels_in: type
@@ -114,10 +114,11 @@ class OutputForm:
         """Return the form of `output`, which has one item with these `rows`."""
         features, levels, mask = rows_of(output), _levels(output), _mask_of(output)
         constant = getattr(output, _CONSTANT, None)
+        rows_in = tuple(name for name in _ROWS if getattr(output, name, None) is features)
         return cls(
             cls=type(output),
             device=rows.device,
-            rows_in=_ROWS[getattr(output, _ROWS[0], None) is None],
+            rows_in=rows_in,
             pooler=_container(features),
             levels=tuple(_container(level) for level in levels),
             levels_in=type(levels),
@@ -154,10 +155,10 @@ class OutputForm:
         parts = lengths if elements is None else elements
         if self.mask is not None:
             return self._masked(features, parts)
-        output = {self.rows_in: _contain(self.pooler, features, parts)}
+        values = dict.fromkeys(self.rows_in, _contain(self.pooler, features, parts)) | self.constants
         if levels:
-            output[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
-        return _make(self.cls, output | self.constants)
+            values[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
+        return _make(self.cls, values)
 
     def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
         """Return an output whose items are stacked and padded to the longest, with a mask."""
@@ -165,7 +166,7 @@ class OutputForm:
         positions = torch.arange(stacked.shape[1], device=self.device)
         ends = torch.tensor(lengths, device=self.device)
         valid = (positions < ends[:, None]).to(self.mask)
-        return _make(self.cls, {self.rows_in: stacked, _MASK: valid})
+        return _make(self.cls, dict.fromkeys(self.rows_in, stacked) | {_MASK: valid})
 
 
 def _make(cls: type, values: dict[str, Any]) -> Any:
