@@ -110,6 +110,14 @@ _MORE_GRIDS = {
 
 _SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
 _CROPS = Family("vision_tower", {"image": split_by_crop})
+
+
+def _granite4_vision_row(config: Any) -> int:
+    """The elements of a row: the features for each layer of the language model that reads features."""
+    layers = len(config.deepstack_layer_map) + len(config.spatial_target_layers)
+    return int(config.text_config.hidden_size) * layers
+
+
 _TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
 
 _SQUARES = {
@@ -122,6 +130,7 @@ _SQUARES = {
     "lighton_ocr": replace(_CROPS, tower="vision_encoder"),
     "llava_next": _TILES,
     "llava_next_video": _TILES,
+    "granite4_vision": replace(_TILES, row_width=_granite4_vision_row),
     "paligemma": _SQUARE,
     "cohere2_vision": _SQUARE,
     "aya_vision": _SQUARE,

@@ -57,7 +57,13 @@ def image_rows(output: Any) -> Tensor:
 
 
 def rows_of(output: Any) -> Features:
-    """Return the features of an output: its pooled ones, or its last hidden states if it has no others."""
+    """Return the features of an output: its pooled ones, or its last hidden states if it has no others.
+
+    The features of an output that only has features for layers of the language model are those of the first
+    layer.
+    """
+    if _layers(output):
+        return getattr(output, _LEVELS)[0][1]
     features: Features | None = getattr(output, _ROWS[0], None)
     return output.last_hidden_state if features is None else features
 
@@ -90,6 +96,8 @@ class OutputForm:
     pooler, levels, levels_in
         Containers of the rows, of each deepstack level, and of all levels: a class, or the dimensions of a
         tensor.
+    layers
+        The layers of the language model that the features and the levels are for, if the output names them.
     width, dtype
         Of a row with its deepstack levels.
     mask
@@ -104,6 +112,7 @@ class OutputForm:
     pooler: type | int
     levels: tuple[type | int, ...]
     levels_in: type
+    layers: tuple[int, ...]
     width: int
     dtype: torch.dtype
     mask: torch.dtype | None = None
@@ -122,6 +131,7 @@ class OutputForm:
             pooler=_container(features),
             levels=tuple(_container(level) for level in levels),
             levels_in=type(levels),
+            layers=_layers(output),
             width=rows.shape[1],
             dtype=rows.dtype,
             mask=None if mask is None else mask.dtype,
@@ -155,9 +165,12 @@ class OutputForm:
         parts = lengths if elements is None else elements
         if self.mask is not None:
             return self._masked(features, parts)
-        values = dict.fromkeys(self.rows_in, _contain(self.pooler, features, parts)) | self.constants
+        contained = _contain(self.pooler, features, parts)
+        values = dict.fromkeys(self.rows_in, contained) | self.constants
         if levels:
             values[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
+        if self.layers:
+            values[_LEVELS] = list(zip(self.layers, (contained, *values.get(_LEVELS, ())), strict=True))
         return _make(self.cls, values)
 
     def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
@@ -206,7 +219,16 @@ def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
 
 
 def _levels(output: Any) -> Any:
-    return getattr(output, _LEVELS, None) or ()
+    levels = getattr(output, _LEVELS, None) or ()
+    return [features for _, features in levels[1:]] if _layers(output) else levels
+
+
+def _layers(output: Any) -> tuple[int, ...]:
+    """Return the layers if the levels are pairs of a layer and its features, and all features are in them."""
+    levels = getattr(output, _LEVELS, None) or ()
+    if all(isinstance(level, tuple) and isinstance(level[0], int) for level in levels):
+        return tuple(level[0] for level in levels)
+    return ()
 
 
 def _mask_of(output: Any) -> Tensor | None:

@@ -147,5 +147,7 @@ def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., 
 def num_rows(output: Any) -> int:
     """Number of rows of a stock output for one item."""
     features = output.last_hidden_state if output.pooler_output is None else output.pooler_output
+    if features is None:  # the output only has pairs of a layer and its features
+        _, features = output.deepstack_features[0]
     items = [features] if isinstance(features, Tensor) else features
     return sum(item.flatten(0, -2).shape[0] for item in items)
