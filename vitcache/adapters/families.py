@@ -164,6 +164,7 @@ REFUSED: dict[str, str] = {
     "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
     "instructblip": _OF_THE_PROMPT,
     "instructblipvideo": _OF_THE_PROMPT,
+    "glm_image": "its forward makes token ids of the image features, which are maps and not rows",
     "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
 }
 """The reasons why models cannot be attached, by `config.model_type`."""

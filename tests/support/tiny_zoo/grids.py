@@ -16,9 +16,9 @@ GLM = {"image": grid_images(WHOLE), "video": glm_videos(WHOLE)}
 GRIDS: list[ZooModel] = [
     grid_model(
         "glmga",
-        "Glmga",
+        "Glm46V",
         GLM,
-        head="Glm46VForConditionalGeneration",
+        config="Glmga",
         vision_config=GLM_VISION,
         text_config={"rope_parameters": ROPE},
     ),

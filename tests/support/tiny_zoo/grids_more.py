@@ -72,10 +72,10 @@ GRIDS_MORE: list[ZooModel] = [
     ),
     grid_model(
         "minimax_m3_vl",
-        "MiniMaxM3VL",
+        "MiniMaxM3Sparse",
         {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
         has_types=False,
-        head="MiniMaxM3SparseForConditionalGeneration",
+        config="MiniMaxM3VL",
         projector_hidden_size=48,
         merged_hidden_size=4 * HIDDEN,
         text_config={"dense_intermediate_size": 48, "shared_intermediate_size": 16, "rotary_dim": 8},

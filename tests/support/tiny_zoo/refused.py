@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from tiny_zoo.builder import builder
+from tiny_zoo.grid_model import GLM_VISION
 from tiny_zoo.squares import SIGLIP
 
 # The codes of a VQ-VAE as tokens of the text.
@@ -20,5 +21,6 @@ REFUSED_MODELS: dict[str, Callable[[], nn.Module]] = {
     "instructblip": builder("InstructBlip", vision_config=SIGLIP),
     "instructblipvideo": builder("InstructBlipVideo", vision_config=SIGLIP),
     "inkling_mm_model": builder("Inkling"),
+    "glm_image": builder("GlmImage", vision_config=GLM_VISION, vq_config={"embed_dim": 16}),
 }
 """Functions that make the models, by model type."""
