@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitcache.adapters.splits.call_parts import Split
-from vitcache.adapters.splits.grids import split_by_grid
+from vitcache.adapters.splits.clips import (
+    split_by_frame_mask,
+    split_by_sample_length,
+    split_by_sample_mask,
+    split_by_stft_mask,
+)
+from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.tiles import split_by_image_size
 
@@ -48,8 +54,13 @@ class Family:
     audio_tower: str = "audio_tower"
 
 
+def _with_audio(family: Family, split: Split) -> Family:
+    return replace(family, splits=family.splits | {"audio": split})
+
+
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
 _FRAMES = replace(_GRIDS, videos_are_frames=True)
+_GLM = replace(_FRAMES, videos_have_image_tokens=True)
 
 GRID_FAMILIES = {
     "qwen2_vl": _GRIDS,
@@ -58,11 +69,42 @@ GRID_FAMILIES = {
     "qwen3_vl_moe": _FRAMES,
     "qwen3_5": _FRAMES,
     "qwen3_5_moe": _FRAMES,
-    "glm4v": replace(_FRAMES, videos_have_image_tokens=True),
+    "cosmos3_omni": _FRAMES,
+    "cosmos3_edge": _FRAMES,
+    "cohere_compass": _FRAMES,
+    "qwen4_exp": _FRAMES,
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm46v": _GLM,
+    "glm_ocr": _GLM,
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
-_MORE_GRIDS: dict[str, Family] = {}
+_GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
+_OMNI = _with_audio(_GRIDS, split_by_frame_mask)
+
+_MORE_GRIDS = {
+    "kimi_k25": _GRIDS_OF_TOWER,
+    "paddleocr_vl": _GRIDS,
+    "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
+    "qwen2_5_omni_thinker": _OMNI,
+    "qwen3_omni_moe_thinker": _OMNI,
+    "exaone4_5": _GRIDS,
+    "hyperclovax_vision_v2": replace(_GRIDS, tower="vision_model"),
+    "lfm3_vl": _GRIDS_OF_TOWER,
+    "minimax_m3_vl": _GRIDS_OF_TOWER,
+    "muse_glimmer": _GRIDS_OF_TOWER,
+    "muse_spark": _with_audio(_GRIDS_OF_TOWER, split_by_sample_mask),
+    "dots3_note": _with_audio(_GRIDS_OF_TOWER, split_by_sample_length),
+    "video_llama_3": Family(
+        "vision_model", {"image": split_by_grid_and_merge, "video": split_by_grid_and_merge}
+    ),
+    "hunyuan_vl": _GRIDS_OF_TOWER,
+    "glm5_next": _GRIDS,
+    "inkling2": _GRIDS_OF_TOWER,
+    "nemotron_h_omni": Family("vision_model", {"image": split_by_grid, "audio": split_by_stft_mask}),
+    "glmga": _GRIDS,
+}
 
 _SQUARES = {
     "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),

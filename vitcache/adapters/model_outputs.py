@@ -84,7 +84,7 @@ class OutputForm:
     cls, device
         Class of the output, and device of its features.
     rows_in
-        The field with the rows.
+        The fields with the rows.
     pooler, levels, levels_in
         Containers of the rows, of each deepstack level, and of all levels: a class, or the dimensions of a
         tensor.
@@ -94,11 +94,13 @@ class OutputForm:
         Dtype of the mask of valid rows. None: the output has no mask.
     constants
         Fields whose values depend on the weights alone.
+    attributes
+        The fields with rows that the stock method sets although the class does not have them.
     """
 
     cls: type
     device: torch.device
-    rows_in: str
+    rows_in: tuple[str, ...]
     pooler: type | int
     levels: tuple[type | int, ...]
     levels_in: type
@@ -106,16 +108,19 @@ class OutputForm:
     dtype: torch.dtype
     mask: torch.dtype | None = None
     constants: dict[str, Tensor] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, output: Any, rows: Tensor) -> OutputForm:
         """Return the form of `output`, which has one item with these `rows`."""
         features, levels, mask = rows_of(output), _levels(output), _mask_of(output)
         constant = getattr(output, _CONSTANT, None)
+        rows_in = tuple(name for name in _ROWS if getattr(output, name, None) is features)
+        fields = getattr(output, "__dataclass_fields__", rows_in)
         return cls(
             cls=type(output),
             device=rows.device,
-            rows_in=_ROWS[getattr(output, _ROWS[0], None) is None],
+            rows_in=rows_in,
             pooler=_container(features),
             levels=tuple(_container(level) for level in levels),
             levels_in=type(levels),
@@ -123,6 +128,7 @@ class OutputForm:
             dtype=rows.dtype,
             mask=None if mask is None else mask.dtype,
             constants={} if constant is None else {_CONSTANT: constant},
+            attributes=tuple(name for name in rows_in if name not in fields),
         )
 
     def assemble(
@@ -152,10 +158,10 @@ class OutputForm:
         parts = lengths if elements is None else elements
         if self.mask is not None:
             return self._masked(features, parts)
-        output = {self.rows_in: _contain(self.pooler, features, parts)}
+        values = dict.fromkeys(self.rows_in, _contain(self.pooler, features, parts)) | self.constants
         if levels:
-            output[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
-        return self.cls(**output, **self.constants)
+            values[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
+        return self._output(values)
 
     def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
         """Return an output whose items are stacked and padded to the longest, with a mask."""
@@ -163,7 +169,16 @@ class OutputForm:
         positions = torch.arange(stacked.shape[1], device=self.device)
         ends = torch.tensor(lengths, device=self.device)
         valid = (positions < ends[:, None]).to(self.mask)
-        return self.cls(**{self.rows_in: stacked, _MASK: valid})
+        return self._output(dict.fromkeys(self.rows_in, stacked) | {_MASK: valid})
+
+    def _output(self, values: dict[str, Any]) -> Any:
+        """Return a new output with these values."""
+        if not self.attributes:
+            return self.cls(**values)
+        output = self.cls(**{name: value for name, value in values.items() if name not in self.attributes})
+        for name in self.attributes:
+            setattr(output, name, values[name])
+        return output
 
 
 def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
