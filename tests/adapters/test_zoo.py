@@ -48,7 +48,8 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
     tokens = {"max_new_tokens": 3, "do_sample": False}
     use(0, 1)
     prompt = zoo.prompt(stock, modality, 0, 1)
-    assert torch.equal(model.generate(**prompt, **tokens), stock.generate(**prompt, **tokens))
+    if zoo.generates:
+        assert torch.equal(model.generate(**prompt, **tokens), stock.generate(**prompt, **tokens))
     stats = attachment.stats()
     assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (3, 0, zoo.row_width)
 

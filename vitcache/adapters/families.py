@@ -13,9 +13,12 @@ from vitcache.adapters.splits.clips import (
     split_by_sample_mask,
     split_by_stft_mask,
 )
+from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
+from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,45 @@ _MORE_GRIDS = {
     "glmga": _GRIDS,
 }
 
+_SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
+_CROPS = Family("vision_tower", {"image": split_by_crop})
+
+
+def _granite4_vision_row(config: Any) -> int:
+    """The elements of a row: the features for each layer of the language model that reads features."""
+    layers = len(config.deepstack_layer_map) + len(config.spatial_target_layers)
+    return int(config.text_config.hidden_size) * layers
+
+
+_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
+
 _SQUARES = {
-    "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),
-    "internvl": Family("vision_tower", {"image": split_by_leading_dim}),
-    "gemma3": Family("vision_tower", {"image": split_by_leading_dim}),
+    "llava_onevision": _TILES,
+    "internvl": _SQUARE,
+    "gemma3": _SQUARE,
+    "llava": _CROPS,
+    "mistral3": _CROPS,
+    "mistral_large4": _CROPS,
+    "lighton_ocr": replace(_CROPS, tower="vision_encoder"),
+    "llava_next": _TILES,
+    "llava_next_video": _TILES,
+    "granite4_vision": replace(_TILES, row_width=_granite4_vision_row),
+    "paligemma": _SQUARE,
+    "cohere2_vision": _SQUARE,
+    "aya_vision": _SQUARE,
+    "janus": replace(_SQUARE, tower="vision_model"),
+    "got_ocr2": _SQUARE,
+    "pp_chart2table": _SQUARE,
+    "vipllava": _SQUARE,
+    "qianfan_ocr": _SQUARE,
+    "deepseek_vl": replace(_SQUARE, tower="vision_model"),
+    "fast_vlm": _SQUARE,
+    "florence2": _SQUARE,
+    "shieldgemma2": _SQUARE,
+    "t5gemma2_encoder": _SQUARE,
+    "video_llava": Family("image_tower", {"image": split_by_leading_dim, "video": split_by_stack}),
+    "perception_lm": replace(_SQUARE, splits={"image": split_by_stack}),
+    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
 }
 
 _OTHERS: dict[str, Family] = {}
@@ -117,5 +155,15 @@ _OTHERS: dict[str, Family] = {}
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
 
-REFUSED: dict[str, str] = {}
+_OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
+_OF_THE_PROMPT = "its features depend on the text of the prompt"
+
+REFUSED: dict[str, str] = {
+    "chameleon": _OF_THE_TEXT,
+    "emu3": _OF_THE_TEXT,
+    "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
+    "instructblip": _OF_THE_PROMPT,
+    "instructblipvideo": _OF_THE_PROMPT,
+    "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
+}
 """The reasons why models cannot be attached, by `config.model_type`."""

@@ -8,6 +8,7 @@ from tiny_family import VIDEO, Call, TinyFamily
 from tiny_grids import GridFamily
 from tiny_models import FAMILIES
 
+from tiny_zoo.tiles import VIDEO_OF_ONEVISION
 from tiny_zoo.zoo_model import Medium, ZooModel
 
 
@@ -15,6 +16,8 @@ def _zoo_model(family: TinyFamily) -> ZooModel:
     media = {"image": Medium(family.picture, family.join)}
     if isinstance(family, GridFamily):
         media["video"] = _video(family)
+    if family.name == "llava_onevision":
+        media["video"] = VIDEO_OF_ONEVISION
     return ZooModel(family.name, family.build, media, family.row_width, token_types=family.token_types)
 
 

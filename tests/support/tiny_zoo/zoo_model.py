@@ -68,6 +68,8 @@ class ZooModel:
         The attribute path from the model to the module whose `get_*_features` its forward calls.
     token_types
         Further arguments of `forward`, given the ids.
+    generates
+        Whether the model has `generate`.
     since
         The first version of `transformers` that has this family.
     """
@@ -78,6 +80,7 @@ class ZooModel:
     row_width: int = HIDDEN
     owner: str = "model"
     token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
+    generates: bool = True
     since: tuple[int, int] = (5, 17)
 
     @property
@@ -144,5 +147,7 @@ def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., 
 def num_rows(output: Any) -> int:
     """Number of rows of a stock output for one item."""
     features = output.last_hidden_state if output.pooler_output is None else output.pooler_output
+    if features is None:  # the output only has pairs of a layer and its features
+        _, features = output.deepstack_features[0]
     items = [features] if isinstance(features, Tensor) else features
     return sum(item.flatten(0, -2).shape[0] for item in items)
