@@ -35,13 +35,13 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
     use = stock_each(zoo, stock, modality)
     attachment = attach(model)
     for seeds, encoded in zip(PROMPTS, (1, 2, 3, 3), strict=True):
-        prompt = zoo.prompt(model, modality, *seeds)
+        prompt = zoo.prompt(stock, modality, *seeds)
         use(*seeds)
         assert torch.equal(logits(model, prompt), logits(stock, prompt))
         assert attachment.stats().encoded == encoded
     tokens = {"max_new_tokens": 3, "do_sample": False}
     use(0, 1)
-    prompt = zoo.prompt(model, modality, 0, 1)
+    prompt = zoo.prompt(stock, modality, 0, 1)
     assert torch.equal(model.generate(**prompt, **tokens), stock.generate(**prompt, **tokens))
     stats = attachment.stats()
     assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (3, 0, zoo.row_width)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vitcache.adapters.splits.call_parts import Split
+from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.navit import split_navit
+from vitcache.adapters.splits.nested import split_nested, split_nested_sizes
+from vitcache.adapters.splits.rows import rows_of
 from vitcache.adapters.splits.tiles import split_by_image_size
 
 
@@ -58,7 +62,18 @@ _SQUARES = {
     "gemma3": Family("vision_tower", {"image": split_by_leading_dim}),
 }
 
-_OTHERS: dict[str, Family] = {}
+_NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
+
+_OTHERS = {
+    "gemma4": Family("vision_tower", {"image": rows_of("image_position_ids"), "video": split_by_frames}),
+    "idefics2": Family("vision_model", {"image": split_nested_sizes}),
+    "idefics3": Family("vision_model", {"image": split_nested}),
+    "smolvlm": Family("vision_model", {"image": split_nested}),
+    "minicpmv4_6": _NAVIT,
+    "minicpmv4_7": _NAVIT,
+    "minicpm_ocr": _NAVIT,
+    "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
+}
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""

@@ -1,7 +1,11 @@
-"""Members of the zoo, to come."""
+"""The members of the zoo whose calls have other forms than patches with a grid or images of one size."""
 
 from __future__ import annotations
 
+from tiny_zoo.gemma4 import GEMMA4
+from tiny_zoo.idefics import IDEFICS
+from tiny_zoo.lfm2 import LFM2
+from tiny_zoo.minicpm import MINICPM
 from tiny_zoo.zoo_model import ZooModel
 
-OTHERS: list[ZooModel] = []
+OTHERS: list[ZooModel] = [*GEMMA4, *IDEFICS, *MINICPM, *LFM2]
