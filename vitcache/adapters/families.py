@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vitcache.adapters.splits.call_parts import Split
+from vitcache.adapters.splits.clips import split_clips
 from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.navit import split_navit
 from vitcache.adapters.splits.nested import split_nested, split_nested_sizes
+from vitcache.adapters.splits.pooling import split_by_pooling
 from vitcache.adapters.splits.rows import rows_of
 from vitcache.adapters.splits.tiles import split_by_image_size
 
@@ -64,8 +66,11 @@ _SQUARES = {
 
 _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
 
+_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_clips}
+
 _OTHERS = {
-    "gemma4": Family("vision_tower", {"image": rows_of("image_position_ids"), "video": split_by_frames}),
+    "gemma4": Family("vision_tower", _PATCH_ROWS),
+    "gemma4_unified": Family("embed_vision", _PATCH_ROWS),
     "idefics2": Family("vision_model", {"image": split_nested_sizes}),
     "idefics3": Family("vision_model", {"image": split_nested}),
     "smolvlm": Family("vision_model", {"image": split_nested}),
@@ -73,6 +78,10 @@ _OTHERS = {
     "minicpmv4_7": _NAVIT,
     "minicpm_ocr": _NAVIT,
     "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
+    "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
+    "llama4": Family("vision_model", {"image": split_by_leading_dim}),
+    "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
+    "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
 }
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS

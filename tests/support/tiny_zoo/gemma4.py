@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from tiny_family import IMAGE, VIDEO, Call, one_of, random_tensor
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tiny_zoo.configs import AUDIO, tiny_config
 from tiny_zoo.zoo_model import Medium, ZooModel
 
-POOL, PATCHES, VALUES = 3, 36, 3 * 4 * 4
+PATCHES, VALUES = 36, 3 * 4 * 4
 GRIDS = (6, 6), (3, 6), (6, 3)
-MELS = 16
+MELS = 8
 TEXT = {"sliding_window": 8, "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8}
 VISION = {"hidden_size": 24, "head_dim": 12, "num_key_value_heads": 2, "position_embedding_size": 64}
 SOUND = {"hidden_size": 24, "subsampling_conv_channels": [8, 4], "output_proj_dims": 24}
 SOUND |= {"attention_chunk_size": 4, "attention_context_left": 5}
+UNIFIED_VISION = {"pooling_kernel_size": 1, "mm_embed_dim": 24, "mm_posemb_size": 64, "output_proj_dims": 24}
+UNIFIED_SOUND = {"audio_embed_dim": MELS}
 
 
 def picture(seed: int) -> Call:
@@ -46,23 +51,63 @@ def frames(seed: int, count: int) -> tuple[Tensor, Tensor]:
     return pixels, positions
 
 
+def sound(seed: int) -> Call:
+    length = (20, 9, 14)[seed % 3]
+    mask = torch.ones(1, length, dtype=torch.bool)
+    return {"input_features": random_tensor(2000 + seed, 1, length, MELS), "input_features_mask": mask}
+
+
+def pad_to_longest(calls: list[Call]) -> Call:
+    longest = max(call["input_features"].shape[1] for call in calls)
+    edges = {"input_features": (0, 0), "input_features_mask": ()}
+    return {
+        name: torch.cat([pad(call[name], (*edge, 0, longest - call[name].shape[1])) for call in calls])
+        for name, edge in edges.items()
+    }
+
+
+def joined_sounds(outputs: list[Any]) -> Any:
+    """One output with the valid rows of all outputs, as one clip."""
+    first = outputs[0]
+    rows = torch.cat([output.pooler_output[output.attention_mask] for output in outputs])
+    first.pooler_output, first.attention_mask = rows[None], torch.ones(1, len(rows), dtype=torch.bool)
+    return first
+
+
 def token_types(input_ids: Tensor) -> Call:
     return {"mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()}
 
 
-def build() -> nn.Module:
-    import transformers
+def builder(prefix: str, vision: Call, audio: Call) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import transformers
 
-    config = transformers.Gemma4Config(
-        text_config=tiny_config(transformers.Gemma4TextConfig, **TEXT),
-        vision_config=tiny_config(transformers.Gemma4VisionConfig, **VISION),
-        audio_config=tiny_config(transformers.Gemma4AudioConfig, **SOUND),
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        audio_token_id=AUDIO,
-    )
-    return transformers.Gemma4ForConditionalGeneration(config)
+        def part(name: str, **changes: Any) -> Any:
+            return tiny_config(getattr(transformers, f"{prefix}{name}Config"), **changes)
+
+        tokens = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": AUDIO}
+        config = getattr(transformers, f"{prefix}Config")(
+            text_config=part("Text", **TEXT),
+            vision_config=part("Vision", **vision),
+            audio_config=part("Audio", **audio),
+            **tokens,
+        )
+        return getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+
+    return build
 
 
-MEDIA = {"image": Medium(picture), "video": Medium(clip, token=VIDEO)}
-GEMMA4 = [ZooModel("gemma4", build, MEDIA, token_types=token_types)]
+MEDIA = {
+    "image": Medium(picture),
+    "video": Medium(clip, token=VIDEO),
+    "audio": Medium(sound, pad_to_longest, token=AUDIO, joined=joined_sounds),
+}
+GEMMA4 = [
+    ZooModel("gemma4", builder("Gemma4", VISION, SOUND), MEDIA, token_types=token_types),
+    ZooModel(
+        "gemma4_unified",
+        builder("Gemma4Unified", UNIFIED_VISION, UNIFIED_SOUND),
+        MEDIA,
+        token_types=token_types,
+    ),
+]

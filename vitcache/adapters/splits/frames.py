@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vitcache.adapters.splits.call_parts import check_total
+from vitcache.adapters.splits.call_parts import CallParts, check_total
 from vitcache.adapters.splits.rows import rows_of
 
 
-def split_by_frames(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+def split_by_frames(config: Any, arguments: dict[str, Any]) -> CallParts | list[dict[str, Any]] | None:
     """Split frames `(sum of frames, patches, values)` of all videos by `num_frames_per_video`, as in Gemma 4.
 
     In transformers 5.17 the frames are `(videos, frames, patches, values)`, without that argument.
