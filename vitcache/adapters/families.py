@@ -82,7 +82,7 @@ _PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames,
 
 _OTHERS = {
     "gemma4": Family("vision_tower", _PATCH_ROWS),
-    "gemma4_unified": Family("embed_vision", _PATCH_ROWS),
+    "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
     "idefics2": Family("vision_model", {"image": split_nested_sizes}),
     "idefics3": Family("vision_model", {"image": split_nested}),
     "smolvlm": Family("vision_model", {"image": split_nested}),
@@ -91,7 +91,11 @@ _OTHERS = {
     "minicpm_ocr": _NAVIT,
     "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
     "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
-    "llama4": Family("vision_model", {"image": split_by_leading_dim}),
+    "llama4": Family(
+        "vision_model",
+        {"image": split_by_leading_dim},
+        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
+    ),
     "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
     "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
 }

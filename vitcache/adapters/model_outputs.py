@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, repeat
 from typing import Any
 
@@ -155,7 +157,7 @@ class OutputForm:
         output = {self.rows_in: _contain(self.pooler, features, parts)}
         if levels:
             output[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
-        return self.cls(**output, **self.constants)
+        return self._output(output | self.constants)
 
     def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
         """Return an output whose items are stacked and padded to the longest, with a mask."""
@@ -163,7 +165,15 @@ class OutputForm:
         positions = torch.arange(stacked.shape[1], device=self.device)
         ends = torch.tensor(lengths, device=self.device)
         valid = (positions < ends[:, None]).to(self.mask)
-        return self.cls(**{self.rows_in: stacked, _MASK: valid})
+        return self._output({self.rows_in: stacked, _MASK: valid})
+
+    def _output(self, values: dict[str, Any]) -> Any:
+        """Return an output with these values. Some older stock methods set attributes that are not fields."""
+        added = _not_fields(self.cls, *values)
+        output = self.cls(**{name: value for name, value in values.items() if name not in added})
+        for name in added:
+            setattr(output, name, values[name])
+        return output
 
 
 def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
@@ -179,6 +189,15 @@ def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
         return False
     planes.copy_(segments[0].view(planes.shape[1], planes.shape[0], planes.shape[2]).transpose(0, 1))
     return True
+
+
+@lru_cache(maxsize=256)
+def _not_fields(cls: type, *names: str) -> list[str]:
+    """Return the names that are not fields of a dataclass."""
+    if not dataclasses.is_dataclass(cls):
+        return []
+    fields = {each.name for each in dataclasses.fields(cls)}
+    return [name for name in names if name not in fields]
 
 
 def _levels(output: Any) -> Any:

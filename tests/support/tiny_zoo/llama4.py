@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from tiny_family import IMAGE, Call, random_tensor
 from torch import nn
 
@@ -15,7 +18,23 @@ TEXT = {"intermediate_size_mlp": 48, "num_experts_per_tok": 1}
 
 
 def picture(seed: int) -> Call:
-    return {"pixel_values": random_tensor(seed, 1, 3, 16, 16)}
+    from transformers import Llama4ForConditionalGeneration
+
+    call = {"pixel_values": random_tensor(seed, 1, 3, 16, 16)}
+    # An older stock method must have this argument, and ignores it.
+    option = "vision_feature_select_strategy"
+    has_option = option in Llama4ForConditionalGeneration.get_image_features.__annotations__
+    return call | {option: "default"} if has_option else call
+
+
+def cat_pixels(calls: list[Call]) -> Call:
+    return calls[0] | {"pixel_values": torch.cat([call["pixel_values"] for call in calls])}
+
+
+def cat_states(outputs: list[Any]) -> Any:
+    first = outputs[0]
+    first.last_hidden_state = torch.cat([output.last_hidden_state for output in outputs])
+    return first
 
 
 def build() -> nn.Module:
@@ -25,4 +44,5 @@ def build() -> nn.Module:
     return Llama4ForConditionalGeneration(config)
 
 
-LLAMA4 = [ZooModel("llama4", build, {"image": Medium(picture)}, ROW_WIDTH, owner="")]
+MEDIA = {"image": Medium(picture, cat_pixels, joined=cat_states)}
+LLAMA4 = [ZooModel("llama4", build, MEDIA, ROW_WIDTH, owner="")]

@@ -56,6 +56,8 @@ class ZooModel:
         The attribute path from the model to the module whose `get_*_features` its forward calls.
     token_types
         Further arguments of `forward`, given the ids.
+    since
+        The first version of `transformers` that has this family.
     """
 
     name: str
@@ -64,10 +66,20 @@ class ZooModel:
     row_width: int = HIDDEN
     owner: str = "model"
     token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
+    since: tuple[int, int] = (5, 17)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the installed `transformers` has this family."""
+        from transformers import __version__ as version
+
+        return tuple(map(int, version.split(".")[:2])) >= self.since
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         torch.manual_seed(0)
-        return randomize(self.build().to(dtype).eval())
+        model = self.build().eval()
+        # Even a cast to the same dtype would make real numbers of the complex buffers of Llama 4.
+        return randomize(model if model.dtype == dtype else model.to(dtype))
 
     def features_owner(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.owner)
