@@ -16,6 +16,7 @@ from vitcache.adapters.splits.nested import split_nested, split_nested_sizes
 from vitcache.adapters.splits.pooling import split_by_pooling
 from vitcache.adapters.splits.rows import rows_of
 from vitcache.adapters.splits.tiles import split_by_image_size
+from vitcache.adapters.splits.views import split_views
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ _OTHERS = {
     ),
     "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
     "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
+    "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
+    "step3p7": Family("vision_model", {"image": split_views}),
+    "unlimited_ocr": Family("vision_tower", {"image": split_views}),
 }
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS

@@ -24,6 +24,7 @@ Features = Tensor | tuple[Tensor, ...] | list[Tensor]
 _ROWS = "pooler_output", "last_hidden_state"
 _LEVELS = "deepstack_features"
 _LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions"}
+_LEFT_OUT |= {f"local_{name}" for name in _LEFT_OUT}  # of tiles beside a global view
 _MASK = "attention_mask"  # which rows of stacked features are valid
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 

@@ -9,7 +9,8 @@ from tiny_zoo.lfm2 import LFM2
 from tiny_zoo.llama4 import LLAMA4
 from tiny_zoo.minicpm import MINICPM
 from tiny_zoo.molmo2 import MOLMO2
+from tiny_zoo.ocr import OCR
 from tiny_zoo.ovis2 import OVIS2
 from tiny_zoo.zoo_model import ZooModel
 
-OTHERS: list[ZooModel] = [*GEMMA4, *IDEFICS, *MINICPM, *LFM2, *OVIS2, *LLAMA4, *ARIA, *MOLMO2]
+OTHERS: list[ZooModel] = [*GEMMA4, *IDEFICS, *MINICPM, *LFM2, *OVIS2, *LLAMA4, *ARIA, *MOLMO2, *OCR]
