@@ -12,7 +12,7 @@ from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 from vitcache.adapters.splits.navit import split_navit
-from vitcache.adapters.splits.nested import split_nested, split_nested_sizes
+from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
 from vitcache.adapters.splits.pooling import split_by_pooling
 from vitcache.adapters.splits.rows import rows_of
 from vitcache.adapters.splits.tiles import split_by_image_size
@@ -99,6 +99,9 @@ _OTHERS = {
     ),
     "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
     "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
+    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
+    "diffusion_gemma": Family("vision_tower", {"image": rows_of("image_position_ids")}),
+    "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
     "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
     "step3p7": Family("vision_model", {"image": split_views}),
     "unlimited_ocr": Family("vision_tower", {"image": split_views}),

@@ -1,4 +1,4 @@
-"""`split_nested` and `split_nested_sizes`: the images of each prompt, without the padding."""
+"""`split_nested`, `split_nested_sizes`, `split_nested_tiles`: the images of each prompt without padding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.splits.call_parts import CallParts
-from vitcache.adapters.splits.nested import split_nested, split_nested_sizes
+from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
 
 
 def nested(*images: Tensor | None, per_prompt: int, size: tuple[int, int]) -> dict:
@@ -66,3 +66,30 @@ def test_split_nested_refuses_a_mask_of_another_number_of_images() -> None:
         ValueError, match="pixel_attention_mask must have 2 images for this pixel_values, got 1"
     ):
         split_nested(None, call)
+
+
+def tiles() -> dict:
+    """Two prompts with one and with two tiles."""
+    mask = torch.tensor([[True, False], [True, True]])
+    return {"pixel_values": torch.randn(2, 2, 3, 8, 8), "pixel_attention_mask": mask, "tile_fine_mask": None}
+
+
+def test_split_nested_tiles_has_one_group_per_prompt_and_no_item_for_padding() -> None:
+    call = tiles()
+    parts = split_nested_tiles(None, call)
+    assert isinstance(parts, CallParts)
+    assert parts.groups == [1, 2]
+    for item, (prompt, tile) in enumerate([(0, 0), (1, 0), (1, 1)]):
+        assert torch.equal(parts.item_call(item).pixels[0, 0], call["pixel_values"][prompt, tile])
+
+
+def test_split_nested_tiles_gives_each_tile_the_route_of_its_prompt() -> None:
+    parts = split_nested_tiles(None, tiles() | {"tile_fine_mask": torch.tensor([True, False])})
+    assert isinstance(parts, CallParts)
+    routes = [parts.item_call(item).arguments["tile_fine_mask"].tolist() for item in range(3)]
+    assert routes == [[True], [False], [False]]
+
+
+def test_split_nested_tiles_refuses_a_route_for_another_number_of_prompts() -> None:
+    with pytest.raises(ValueError, match="tile_fine_mask must have 2 prompts for this pixel_values, got 1"):
+        split_nested_tiles(None, tiles() | {"tile_fine_mask": torch.tensor([True])})

@@ -17,6 +17,7 @@ from tiny_zoo.zoo_model import Medium, ZooModel
 PATCHES, VALUES = 36, 3 * 4 * 4
 GRIDS = (6, 6), (3, 6), (6, 3)
 MELS = 8
+CANVAS = 4
 TEXT = {"sliding_window": 8, "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8}
 VISION = {"hidden_size": 24, "head_dim": 12, "num_key_value_heads": 2, "position_embedding_size": 64}
 SOUND = {"hidden_size": 24, "subsampling_conv_channels": [8, 4], "output_proj_dims": 24}
@@ -97,6 +98,25 @@ def builder(prefix: str, vision: Call, audio: Call) -> Callable[[], nn.Module]:
     return build
 
 
+def canvas(input_ids: Tensor) -> Call:
+    """The tokens that a diffusion model denoises."""
+    return token_types(input_ids) | {"decoder_input_ids": torch.arange(CANVAS)[None] + 50}
+
+
+def diffusion() -> nn.Module:
+    import transformers
+
+    config = transformers.DiffusionGemmaConfig(
+        text_config=tiny_config(transformers.DiffusionGemmaTextConfig, sliding_window=8, top_k_experts=2),
+        vision_config=tiny_config(transformers.Gemma4VisionConfig, **VISION),
+        image_token_id=IMAGE,
+        canvas_length=CANVAS,
+    )
+    model = transformers.DiffusionGemmaForBlockDiffusion(config)
+    model.generation_config.disable_compile = True
+    return model
+
+
 MEDIA = {
     "image": Medium(picture),
     "video": Medium(clip, token=VIDEO),
@@ -109,5 +129,12 @@ GEMMA4 = [
         builder("Gemma4Unified", UNIFIED_VISION, UNIFIED_SOUND),
         MEDIA,
         token_types=token_types,
+    ),
+    ZooModel(
+        "diffusion_gemma",
+        diffusion,
+        {"image": MEDIA["image"]},
+        owner="model.encoder",
+        token_types=canvas,
     ),
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tiny_zoo.aria import ARIA
+from tiny_zoo.fuyu import FUYU
 from tiny_zoo.gemma4 import GEMMA4
+from tiny_zoo.granite_docling import GRANITE_DOCLING
 from tiny_zoo.idefics import IDEFICS
 from tiny_zoo.lfm2 import LFM2
 from tiny_zoo.llama4 import LLAMA4
@@ -13,4 +15,16 @@ from tiny_zoo.ocr import OCR
 from tiny_zoo.ovis2 import OVIS2
 from tiny_zoo.zoo_model import ZooModel
 
-OTHERS: list[ZooModel] = [*GEMMA4, *IDEFICS, *MINICPM, *LFM2, *OVIS2, *LLAMA4, *ARIA, *MOLMO2, *OCR]
+OTHERS: list[ZooModel] = [
+    *GEMMA4,
+    *IDEFICS,
+    *MINICPM,
+    *LFM2,
+    *OVIS2,
+    *LLAMA4,
+    *ARIA,
+    *MOLMO2,
+    *OCR,
+    *FUYU,
+    *GRANITE_DOCLING,
+]

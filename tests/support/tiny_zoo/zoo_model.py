@@ -101,7 +101,13 @@ class ZooModel:
     def stock(self, model: nn.Module, modality: str) -> Callable[..., Any]:
         """The method that the class defines, even if the object has an attribute of that name."""
         owner = self.features_owner(model)
-        return functools.partial(getattr(type(owner), f"get_{modality}_features"), owner, return_dict=True)
+        method = getattr(type(owner), f"get_{modality}_features")
+
+        def encode(**call: Any) -> Any:
+            first, *others = call  # older versions of some models have another name for the pixels of videos
+            return method(owner, call[first], **{name: call[name] for name in others}, return_dict=True)
+
+        return encode
 
 
 def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""`split_nested` and `split_nested_sizes`: the images of each prompt, in the forms of Idefics."""
+"""Splits of calls with the images of each prompt: `(prompts, images, C, H, W)`, in the forms of Idefics."""
 
 from __future__ import annotations
 
@@ -26,6 +26,30 @@ def split_nested_sizes(config: Any, arguments: dict[str, Any]) -> CallParts | No
     images, so it is not part of the item.
     """
     return _split(arguments, crop=True)
+
+
+def split_nested_tiles(config: Any, arguments: dict[str, Any]) -> CallParts | None:
+    """Split `(prompts, tiles, C, H, W)` by a mask `(prompts, tiles)`, which is false for padding.
+
+    This is the form of Granite Docling. `tile_fine_mask`, if given, has one value per prompt.
+    """
+    (pixel_name, pixels), (mask_name, masks), (fine_name, fine) = islice(arguments.items(), 3)
+    if pixels.dim() != 5 or not isinstance(masks, Tensor) or not masks.any():
+        return None
+    prompts, tiles = pixels.shape[:2]
+    check_total(mask_name, masks.numel(), "tiles", pixel_name, prompts * tiles)
+    if isinstance(fine, Tensor):
+        check_total(fine_name, len(fine), "prompts", pixel_name, prompts)
+    calls = []
+    for prompt, tile in masks.nonzero().tolist():
+        call = {
+            pixel_name: pixels[prompt : prompt + 1, tile : tile + 1],
+            mask_name: masks[prompt : prompt + 1, tile : tile + 1],
+        }
+        if isinstance(fine, Tensor):
+            call[fine_name] = fine[prompt : prompt + 1]
+        calls.append(call)
+    return parts_of(calls, masks.sum(1).tolist())
 
 
 def _split(arguments: dict[str, Any], *, crop: bool) -> CallParts | None:
