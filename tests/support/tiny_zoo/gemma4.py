@@ -113,7 +113,7 @@ def diffusion() -> nn.Module:
         canvas_length=CANVAS,
     )
     model = transformers.DiffusionGemmaForBlockDiffusion(config)
-    model.generation_config.disable_compile = True
+    model.generation_config.max_denoising_steps = 2
     return model
 
 
