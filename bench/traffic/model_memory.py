@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitcache.bench.traffic.simulation import pages_for
@@ -76,11 +75,12 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the rows of each image, and how many images each size of memory holds.
 
-    Returns 0, or 1 if there is no such model or if it cannot be cached: then stderr has a line with the
+    Returns 0, or 1 if the model is not found or cannot be cached. In this case a line on stderr has the
     reason.
     """
-    for package in ("transformers", "PIL"):  # the command line names a missing package and how to install it
-        import_module(package)
+    import PIL  # noqa: F401  # if it is missing, the command line names it and how to install it
+    import transformers  # noqa: F401
+
     from vitcache.adapters.row_counts.image_rows import RowCounter
     from vitcache.adapters.row_counts.model_source import find_model
 

@@ -144,7 +144,7 @@ class RowCounter:
 
 
 def _form(call: ItemCall) -> Any:
-    """Return what an item's number of rows depends on: the shape of its pixels and its other arguments."""
+    """Return the shape of the pixels and the other arguments: items that agree in them have as many rows."""
     _, *others = call.arguments.values()
     values = [value.tolist() if isinstance(value, Tensor) else value for value in others]
     return call.pixels.shape, repr(values)

@@ -18,11 +18,11 @@ class ModelSource:
     Attributes
     ----------
     name
-        What the user asked for.
+        The name that the user gave.
     config
         The configuration object of transformers.
     folder
-        The folder that may have the settings of the image processor. None: there is no folder.
+        The folder that may have the settings of the image processor. None: the model has none.
     is_default
         Whether `config` is the default configuration of its class.
     """
@@ -46,7 +46,7 @@ def find_model(name: str) -> ModelSource:
     Raises
     ------
     OSError
-        If there is no such file, folder, model type or checkpoint, or if the file cannot be read.
+        If `name` is none of these, or if the file cannot be read.
     ValueError
         If the file is not the configuration of a model that the installed transformers knows.
     """

@@ -63,7 +63,7 @@ class WeightlessModel:
 
 
 class _Shapes(TorchDispatchMode):
-    """Runs operations that have a fake input in the fake mode, and all others as usual."""
+    """Runs operations that have a fake input in the fake mode, and all other operations as usual."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
