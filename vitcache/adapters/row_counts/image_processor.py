@@ -14,7 +14,6 @@ from torch import Tensor
 from vitcache.adapters.row_counts.image_settings import settings_for
 from vitcache.adapters.row_counts.model_source import ModelSource, first_line
 
-_FILES = ("processor_config.json", "preprocessor_config.json")
 # Model types that transformers lists without an image processor: the type that has the same one.
 _SAME_PROCESSOR = {"glm_ocr": "glm46v"}
 _BACKENDS = ("pil", "torchvision")  # the first one needs fewer packages
@@ -41,14 +40,17 @@ class ImageProcessor:
 
     def __init__(self, source: ModelSource) -> None:
         model_type = _model_type(source.config)
-        folder = source.folder
-        self.is_saved = folder is not None and any((folder / name).is_file() for name in _FILES)
-        if folder is not None and self.is_saved:
-            self._stock = _load(folder)
-        else:
-            stock_class = _find_class(model_type)
-            self._stock = stock_class(**settings_for(source.config, stock_class))
-        self.name = type(self._stock).__name__
+        saved = _saved_settings(source.folder)
+        stock_class = _find_class(model_type, saved.get("image_processor_type"))
+        self.is_saved = bool(saved)
+        try:
+            settings = saved or settings_for(source.config, stock_class)
+            self._stock = stock_class.from_dict(settings)
+        except Exception as error:  # each class checks its settings in its own way
+            raise ValueError(
+                f"{source.name}: {stock_class.__name__} refuses its settings: {first_line(error)}"
+            ) from error
+        self.name = stock_class.__name__
         self._options = _call_options(model_type)
 
     def process(self, height: int, width: int) -> dict[str, Tensor]:
@@ -67,23 +69,24 @@ def _model_type(config: Any) -> str:
     return _SAME_PROCESSOR.get(model_type, model_type.removesuffix("_thinker"))
 
 
-def _load(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
-
+def _saved_settings(folder: Path | None) -> dict[str, Any]:
+    """Return the settings that a checkpoint's folder has, or an empty dict."""
+    if folder is None:
+        return {}
+    auto = import_module("transformers.models.auto.image_processing_auto")
     try:
-        return AutoImageProcessor.from_pretrained(
-            str(folder), backend="pil", local_files_only=True, trust_remote_code=False
-        )
-    except ImportError:
-        raise
-    except Exception as error:  # the classes check their settings in their own ways
-        raise ValueError(f"{folder}: the image processor cannot be loaded: {first_line(error)}") from error
+        settings: dict[str, Any] = auto.get_image_processor_config(str(folder), local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: the image processor cannot be read: {first_line(error)}") from error
+    return settings
 
 
-def _find_class(model_type: str) -> Any:
+def _find_class(model_type: str, saved: str | None) -> Any:
+    """Return the class of this name, or the class that transformers lists for the model type."""
     auto = import_module("transformers.models.auto.image_processing_auto")
     listed = auto.IMAGE_PROCESSOR_MAPPING_NAMES
-    names = listed.get(model_type)
+    name = (saved or "").removesuffix("Fast")  # transformers 4 had two classes
+    names = next((classes for classes in listed.values() if name in classes.values()), listed.get(model_type))
     if names is None:  # listed under the model type whose processor it uses
         processor = _processor_class(model_type)
         owner = processor.__module__.split(".")[-2] if processor is not None else ""

@@ -46,7 +46,7 @@ def find_model(name: str) -> ModelSource:
     Raises
     ------
     OSError
-        If `name` is none of these, or if the file cannot be read.
+        If `name` does not stand for a configuration, or if the file cannot be read.
     ValueError
         If the file is not the configuration of a model that the installed transformers knows.
     """
