@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.grids import split_by_grid
@@ -17,9 +19,16 @@ class Family:
     Attributes
     ----------
     tower
-        The name of the vision tower's attribute in the base model.
+        The attribute of the vision tower in the module that owns the stock methods.
     splits
-        A `Split` per modality.
+        A `Split` per modality: "image", "video" or "audio".
+    unproved
+        The modalities whose splits no test has proved. The first call with several items compares them with
+        the stock method.
+    row_width
+        Returns the elements of a row for a config. None: hidden * (1 + deepstack levels).
+    audio_tower
+        The attribute of the audio tower.
     videos_have_image_tokens
         The tokens of videos have `config.image_token_id`, too; `config.video_start_token_id` and
         `config.video_end_token_id` surround each video.
@@ -34,6 +43,9 @@ class Family:
     videos_have_image_tokens: bool = False
     videos_are_frames: bool = False
     videos_have_seconds: bool = False
+    unproved: frozenset[str] = frozenset()
+    row_width: Callable[[Any], int] | None = None
+    audio_tower: str = "audio_tower"
 
 
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
@@ -62,3 +74,6 @@ _OTHERS: dict[str, Family] = {}
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
+
+REFUSED: dict[str, str] = {}
+"""The reasons why models cannot be attached, by `config.model_type`."""

@@ -1,14 +1,15 @@
-"""Converts the output of a model's `get_image_features` to rows, and rows to an output of the same form."""
+"""Converts the output of a stock `get_*_features` method to rows, and rows to an output of the same form."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
@@ -17,15 +18,58 @@ from vitcache.placement.ops import scatter_embeddings
 Features = Tensor | tuple[Tensor, ...] | list[Tensor]
 """Features of all items: one tensor per item, or one tensor in which items are stacked or end to end."""
 
+# The fields of an output: those with rows, those that `attach` leaves out, and those that it makes again.
+_ROWS = "pooler_output", "last_hidden_state"
+_LEVELS = "deepstack_features"
+_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions"}
+_MASK = "attention_mask"  # which rows of stacked features are valid
+_CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 
-def item_rows(output: Any) -> Tensor:
-    """Return rows `(n, hidden * (1 + deepstack levels))` of the one item in `output`."""
-    return torch.cat([_only(features) for features in (output.pooler_output, *_levels(output))], dim=-1)
+KNOWN_FIELDS = {*_ROWS, _LEVELS, *_LEFT_OUT, _MASK, _CONSTANT}
+"""The fields of a stock output that `attach` understands. It refuses a model whose output has another."""
+
+
+def item_rows(output: Any, slices: int = 1) -> Tensor:
+    """Return rows `(n, hidden * (1 + deepstack levels))` of the one item in `output`.
+
+    Parameters
+    ----------
+    slices
+        Number of tensors, or of indices of a stacked tensor, in which the stock method returns the item.
+
+    Raises
+    ------
+    RuntimeError
+        If the features are in another number of tensors.
+    """
+    features = rows_of(output)
+    mask = _mask_of(output)
+    if mask is not None and isinstance(features, Tensor):
+        features = features[mask.to(features.device, torch.bool)]
+    return torch.cat([_only(part, slices) for part in (features, *_levels(output))], dim=-1)
 
 
 def image_rows(output: Any) -> Tensor:
     """Return rows `(n, hidden * (1 + deepstack levels))` of all items in `output`, end to end."""
     return torch.cat([_flat(features) for features in (output.pooler_output, *_levels(output))], dim=-1)
+
+
+def rows_of(output: Any) -> Features:
+    """Return the features of an output: its pooled ones, or its last hidden states if it has no others."""
+    features: Features | None = getattr(output, _ROWS[0], None)
+    return output.last_hidden_state if features is None else features
+
+
+def unknown_fields(output: Any) -> list[str]:
+    """Return the names of the fields of `output` that have values which `attach` does not understand."""
+    if not isinstance(output, Mapping):
+        return [] if hasattr(output, _ROWS[0]) else [type(output).__name__]
+    unknown = [name for name in output if name not in KNOWN_FIELDS]
+    if not _is_features(rows_of(output)):
+        unknown.append(_ROWS[0])
+    if not all(map(_is_features, _levels(output))):
+        unknown.append(_LEVELS)
+    return unknown
 
 
 @dataclass(frozen=True)
@@ -34,34 +78,68 @@ class OutputForm:
 
     The containers differ between models and versions: a tuple, a list or one tensor; deepstack levels by item
     or end to end. So they are read from an output of the model itself.
+
+    Attributes
+    ----------
+    cls, device
+        Class of the output, and device of its features.
+    rows_in
+        The field with the rows.
+    pooler, levels, levels_in
+        Containers of the rows, of each deepstack level, and of all levels: a class, or the dimensions of a
+        tensor.
+    width, dtype
+        Of a row with its deepstack levels.
+    mask
+        Dtype of the mask of valid rows. None: the output has no mask.
+    constants
+        Fields whose values depend on the weights alone.
     """
 
     cls: type
     device: torch.device
+    rows_in: str
     pooler: type | int
     levels: tuple[type | int, ...]
     levels_in: type
+    width: int
+    dtype: torch.dtype
+    mask: torch.dtype | None = None
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, output: Any) -> OutputForm:
-        """Return the form of `output`, which has one item."""
-        levels = _levels(output)
+    def of(cls, output: Any, rows: Tensor) -> OutputForm:
+        """Return the form of `output`, which has one item with these `rows`."""
+        features, levels, mask = rows_of(output), _levels(output), _mask_of(output)
+        constant = getattr(output, _CONSTANT, None)
         return cls(
             cls=type(output),
-            device=_only(output.pooler_output).device,
-            pooler=_container(output.pooler_output),
+            device=rows.device,
+            rows_in=_ROWS[getattr(output, _ROWS[0], None) is None],
+            pooler=_container(features),
             levels=tuple(_container(level) for level in levels),
             levels_in=type(levels),
+            width=rows.shape[1],
+            dtype=rows.dtype,
+            mask=None if mask is None else mask.dtype,
+            constants={} if constant is None else {_CONSTANT: constant},
         )
 
-    def assemble(self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache) -> Any:
+    def assemble(
+        self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache, elements: Sequence[int] | None = None
+    ) -> Any:
         """Return a new output for items with these rows. Its memory is new; each row is written once.
 
-        Rows have the cache's width and dtype. A tensor may be on any device.
+        Parameters
+        ----------
+        rows
+            The rows of each item, in the form's width and the cache's dtype. A tensor may be on any device.
+        elements
+            Number of rows of each element of the stock container. None: one element per item.
         """
         lengths = [item.num_rows if isinstance(item, Lease) else item.shape[0] for item in rows]
         num_levels, num_rows = len(self.levels), sum(lengths)
-        shape = 1 + num_levels, num_rows, cache.row_width // (1 + num_levels)
+        shape = 1 + num_levels, num_rows, self.width // (1 + num_levels)
         planes = torch.empty(shape, dtype=cache.dtype, device=cache.device)
         if not _copy_segment(planes, rows):
             sources = [item if isinstance(item, Lease) else item.to(cache.device) for item in rows]
@@ -71,11 +149,21 @@ class OutputForm:
         if cache.device != self.device:
             planes = planes.to(self.device)
         features, *levels = planes.unbind()
-        pooler = _contain(self.pooler, features, lengths)
-        if not levels:
-            return self.cls(pooler_output=pooler)
-        parts = map(_contain, self.levels, levels, repeat(lengths))
-        return self.cls(pooler_output=pooler, deepstack_features=self.levels_in(parts))
+        parts = lengths if elements is None else elements
+        if self.mask is not None:
+            return self._masked(features, parts)
+        output = {self.rows_in: _contain(self.pooler, features, parts)}
+        if levels:
+            output[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
+        return self.cls(**output, **self.constants)
+
+    def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
+        """Return an output whose items are stacked and padded to the longest, with a mask."""
+        stacked = pad_sequence(list(features.split_with_sizes(list(lengths))), batch_first=True)
+        positions = torch.arange(stacked.shape[1], device=self.device)
+        ends = torch.tensor(lengths, device=self.device)
+        valid = (positions < ends[:, None]).to(self.mask)
+        return self.cls(**{self.rows_in: stacked, _MASK: valid})
 
 
 def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
@@ -94,31 +182,40 @@ def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
 
 
 def _levels(output: Any) -> Any:
-    return getattr(output, "deepstack_features", None) or ()
+    return getattr(output, _LEVELS, None) or ()
 
 
-def _only(features: Features) -> Tensor:
+def _mask_of(output: Any) -> Tensor | None:
+    return getattr(output, _MASK, None)
+
+
+def _is_features(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(part, Tensor) and 2 <= part.dim() <= 3 for part in parts)
+
+
+def _only(features: Features, slices: int) -> Tensor:
     if isinstance(features, Tensor) and features.dim() == 2:
         return features
-    if len(features) != 1:
-        raise RuntimeError(f"the model returned features of {len(features)} items, expected 1")
-    return features[0]
+    if len(features) != slices:
+        raise RuntimeError(f"the model returned features of {len(features)} items, expected {slices}")
+    return _flat(features)
 
 
 def _flat(features: Features) -> Tensor:
     if isinstance(features, Tensor):
         return features.flatten(0, -2)
-    return features[0] if len(features) == 1 else torch.cat(features)
+    return features[0].flatten(0, -2) if len(features) == 1 else torch.cat([*features])
 
 
 def _container(features: Features) -> type | int:
     return features.dim() if isinstance(features, Tensor) else type(features)
 
 
-def _contain(container: type | int, flat: Tensor, lengths: list[int]) -> Any:
+def _contain(container: type | int, flat: Tensor, lengths: Sequence[int]) -> Any:
     if isinstance(container, type):
         if len(lengths) == 1:
             return container((flat,))
         # `Tensor.split` is a Python function: it takes several times as long.
-        return container(flat.split_with_sizes(lengths))
+        return container(flat.split_with_sizes(list(lengths)))
     return flat if container == 2 else flat.unflatten(0, (len(lengths), lengths[0]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.weights import WeightsFingerprint
@@ -70,9 +71,13 @@ class Session:
         namespace: Namespace,
         ring: PinnedRing | None,
         shadow_every: int,
+        remake_cache: Callable[[int, torch.dtype], EmbeddingCache] | None = None,
+        knows_width: bool = True,
     ) -> None:
         self.model = model
         self.cache = cache
+        self._remake_cache = remake_cache
+        self._knows_width = knows_width
         self.namespace = namespace.digest()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
@@ -82,6 +87,7 @@ class Session:
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
         self._weights = WeightsFingerprint(self.model, self.tower)
+        self._warned = False
         self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())
         del self._counts["disabled_calls"]  # counted by `disabled`
@@ -146,6 +152,36 @@ class Session:
         """
         device = self._weights.tower_device
         return None if device.type == "meta" else device
+
+    def fit_cache(self, rows: Tensor) -> None:
+        """Replace a default cache that cannot hold `rows`, the first rows that the model returned.
+
+        The config does not describe the dtype of each weight, nor the width of the rows of every model. So
+        the first output of the model decides. A cache that the caller gave is not replaced.
+        """
+        with self._lock:
+            remake, self._remake_cache = self._remake_cache, None
+            if remake is not None and not self.fits(rows):
+                width = self.cache.row_width  # of rows with deepstack levels; rows without may come first
+                is_divisor = width % max(rows.shape[1], 1) == 0
+                if is_divisor or not self._knows_width:
+                    self.cache = remake(width if is_divisor else rows.shape[1], rows.dtype)
+
+    def fits(self, rows: Tensor) -> bool:
+        """Whether the cache can hold rows of this width and dtype."""
+        cache = self.cache
+        return cache.row_width % max(rows.shape[1], 1) == 0 and rows.dtype == cache.dtype
+
+    def warn_training(self) -> None:
+        """Log once that calls in training mode are not cached."""
+        with self._lock:
+            warned, self._warned = self._warned, True
+        if not warned:
+            logger.warning(
+                "%s is in training mode: nothing is cached, because each step changes the weights; call "
+                "model.eval()",
+                type(self.model).__name__,
+            )
 
     def mover_to(self, device: torch.device) -> FeatureMover:
         """Return the `FeatureMover` of `device`. The session has one per device, as the tower may be moved.

@@ -6,15 +6,20 @@ For callers that run the language model themselves, this module also exports `vi
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
+from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
+from vitcache.adapters.feature_owner import method_name
 from vitcache.adapters.model_pipeline import image_encoder, vision_pipeline
 from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
 from vitcache.adapters.prompt_items import image_items, video_items
 from vitcache.adapters.session import AttachStats, Session
-from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
+from vitcache.adapters.splits.call_parts import Split
+from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, row_width
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace
@@ -34,11 +39,15 @@ __all__ = [
 
 
 def attach(
-    model: nn.Module,
+    model: Any,
     cache: EmbeddingCache | None = None,
     *,
     namespace: str | bytes | Namespace | None = None,
     device_bytes: int | str | None = None,
+    host_bytes: int | str | None = None,
+    policy: str | None = None,
+    checksum: bool | None = None,
+    splits: Mapping[str, Split] | None = None,
     ring: PinnedRing | None = None,
     shadow_every: int = 0,
 ) -> Attachment:
@@ -160,17 +169,21 @@ def attach(
     >>> attachment.detach()
     """
     shadow_every = to_int("shadow_every", shadow_every, 0)
-    base, family = find_family(model, "attached")
-    if isinstance(vars(base).get("get_image_features"), CachedEncoder):
-        raise RuntimeError(f"this {type(model).__name__} is attached already: call Attachment.detach() first")
-    tower = getattr(base, family.tower)
-    shared = namespace_for(base, tower, namespace)  # raises before the cache allocates its memory
-    cache = cache_for(base, tower, cache, device_bytes)
-    session = Session(base, family.tower, cache, shared, ring, shadow_every)
+    owner, family = find_attachable(model, splits)
+    if any(isinstance(value, CachedEncoder) for value in vars(owner).values()):
+        raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")
+    tower = getattr(owner, family.tower)
+    shared = namespace_for(owner, tower, namespace)  # raises before the cache allocates its memory
+    options = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
+    width = None if "image" in family.unproved else row_width(owner.config)
+    made = cache_for(owner, tower, cache, device_bytes, width, **options)
+    remake = None
+    if cache is None:
+        remake = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
+    session = Session(owner, family.tower, made, shared, ring, shadow_every, remake, width is not None)
     encoders = {
-        name: CachedEncoder(session, getattr(base, name), modality, split)
-        for modality, split in family.splits.items()
-        if hasattr(base, name := f"get_{modality}_features")
+        method_name(modality): CachedEncoder(session, getattr(owner, method_name(modality)), modality, family)
+        for modality in family.splits
     }
     return Attachment(session, encoders)
 

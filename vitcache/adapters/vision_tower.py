@@ -1,26 +1,27 @@
-"""A model's vision tower: the width of its rows, their namespace, and a cache for them."""
+"""A model's vision tower: its module, the width of its rows, their namespace, and a cache for them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
+from vitcache.adapters.feature_owner import find_language_model, find_owner
+from vitcache.adapters.wrappers import unwrap
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace, to_namespace
+from vitcache.rows import DTYPES
 
 DEFAULT_ROWS = 32 * 1024
 """Capacity of the default cache in rows: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
 
 
-def find_family(
-    model: nn.Module, purpose: str, families: Mapping[str, Family] = FAMILIES
-) -> tuple[Any, Family]:
-    """Return the base model of a `transformers` model, and its entry in `families`.
+def find_family(model: Any, purpose: str, families: Mapping[str, Family] = FAMILIES) -> tuple[Any, Family]:
+    """Return the module that owns the stock methods of a `transformers` model, and its entry in `families`.
 
     Raises
     ------
@@ -28,54 +29,115 @@ def find_family(
         If the model has no `get_image_features`, or its family is not in `families`. The message says that
         the model cannot be `purpose`, such as ``"attached"``, and lists the families that can.
     """
-    base: Any = getattr(model, "base_model", model)
-    if not callable(getattr(base, "get_image_features", None)):
-        raise TypeError(f"{type(model).__name__} has no get_image_features, so it cannot be {purpose}")
-    model_type: Any = getattr(getattr(base, "config", None), "model_type", None)
-    family = families.get(model_type)
-    if family is None or not isinstance(getattr(base, family.tower, None), nn.Module):
+    owner = owner_of(model, purpose, families)
+    family = families.get(owner.config.model_type)
+    if family is None or not isinstance(getattr(owner, family.tower, None), nn.Module):
         raise TypeError(
-            f"{type(model).__name__} (model type {model_type!r}) cannot be {purpose}; model types that can: "
-            f"{', '.join(families)}"
+            f"{name_of(model, owner)} cannot be {purpose}; model types that can: {', '.join(families)}"
         )
-    return base, family
+    return owner, family
+
+
+def owner_of(model: Any, purpose: str, families: Mapping[str, Family] = FAMILIES) -> Any:
+    """Return the module that owns the stock methods of a `transformers` model, whatever wraps the model."""
+    inner = unwrap(model)
+    if not isinstance(inner, nn.Module):
+        raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    owner = find_owner(inner)
+    if owner is None or not hasattr(getattr(owner, "config", None), "model_type"):
+        named = type(inner).__name__
+        if not any(callable(getattr(module, "get_image_features", None)) for module in inner.modules()):
+            raise TypeError(f"{named} has no get_image_features, so it cannot be {purpose}")
+        model_type = getattr(getattr(inner, "config", None), "model_type", None)
+        raise TypeError(
+            f"{named} (model type {model_type!r}) cannot be {purpose}: none of its methods calls its "
+            f"get_image_features; model types that can: {', '.join(families)}"
+        )
+    return owner
+
+
+def name_of(model: Any, owner: Any) -> str:
+    """Return the name of a model for an error message."""
+    return f"{type(unwrap(model)).__name__} (model type {owner.config.model_type!r})"
 
 
 def cache_for(
-    base: Any, tower: Any, cache: EmbeddingCache | None, device_bytes: int | str | None
+    base: Any,
+    tower: Any,
+    cache: EmbeddingCache | None,
+    device_bytes: int | str | None,
+    width: int | None = None,
+    **options: Any,
 ) -> EmbeddingCache:
     """Return `cache` if it fits the tower's rows, or a new cache for None.
+
+    Parameters
+    ----------
+    width
+        Elements of a row, if they are known. None: `row_width` of the config is a guess, and the first output
+        of the model decides.
+    **options
+        Further options of the new cache. None: the default of `EmbeddingCache`.
 
     Raises
     ------
     ValueError
-        If the rows of `cache` have another width or dtype than the tower's, or if both `cache` and
-        `device_bytes` are given.
+        If the rows of `cache` have another width or dtype than the tower's, or if both `cache` and an option
+        of the new cache are given.
     """
-    width, dtype = row_width(base.config), tower.dtype
+    given = {name: value for name, value in options.items() if value is not None}
+    dtype = weights_dtype(tower)
     if cache is None:
-        if device_bytes is None:
-            device_bytes = DEFAULT_ROWS * width * dtype.itemsize
-        return EmbeddingCache(width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes)
+        elements = row_width(base.config) if width is None else width
+        return new_cache(base, tower, elements, dtype, device_bytes, options)
     if device_bytes is not None:
+        given = {"device_bytes": device_bytes} | given
+    if given:
+        name = next(iter(given))
+        meaning = "is the budget" if name.endswith("_bytes") else "is an option"
+        raise ValueError(f"{name} {meaning} of the default cache: give cache or {name}, not both")
+    # A tower with weights of several dtypes returns rows in one of these: its first output decides.
+    possible = {dtype, *_dtypes(base)}
+    if (width is not None and cache.row_width != width) or cache.dtype not in possible:
+        expected = f"{cache.row_width if width is None else width} {dtype}"
         raise ValueError(
-            "device_bytes is the budget of the default cache: give cache or device_bytes, not both"
-        )
-    if cache.row_width != width or cache.dtype != dtype:
-        raise ValueError(
-            f"cache must have rows of {width} {dtype} for {type(base).__name__}, "
+            f"cache must have rows of {expected} for {type(base).__name__}, "
             f"got rows of {cache.row_width} {cache.dtype}"
         )
     return cache
 
 
+def new_cache(
+    base: Any,
+    tower: Any,
+    width: int,
+    dtype: torch.dtype,
+    device_bytes: int | str | None,
+    options: Mapping[str, Any],
+) -> EmbeddingCache:
+    """Return a new cache on the tower's device, with pages for `DEFAULT_ROWS` rows unless the caller says."""
+    if device_bytes is None:
+        device_bytes = DEFAULT_ROWS * width * dtype.itemsize
+    given = {name: value for name, value in options.items() if value is not None}
+    return EmbeddingCache(width, dtype=dtype, device=_device(base, tower), device_bytes=device_bytes, **given)
+
+
+def weights_dtype(tower: nn.Module) -> torch.dtype:
+    """Return the dtype of the tower's first weight that rows can have. The rows may have another one."""
+    found = (weight.dtype for weight in tower.parameters())
+    return next((dtype for dtype in found if dtype in DTYPES), torch.get_default_dtype())
+
+
 def num_levels(config: Any) -> int:
     """Number of deepstack levels of a model with this config."""
-    return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+    return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
 def row_width(config: Any) -> int:
-    """Number of elements of a row: hidden * (1 + deepstack levels)."""
+    """Number of elements of a row: hidden * (1 + deepstack levels), or what the family says."""
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.row_width is not None:
+        return family.row_width(config)
     hidden: int = config.get_text_config().hidden_size
     return hidden * (1 + num_levels(config))
 
@@ -101,15 +163,25 @@ def namespace_for(model: Any, tower: Any, shared: str | bytes | Namespace | None
         processor = f"namespace {to_namespace(shared).hex()}"
     else:
         raise TypeError(f"namespace must be a str, bytes, a Namespace or None, got {type(shared).__name__}")
-    config, attention = model.config, tower.config._attn_implementation
+    config = model.config
+    attention = getattr(getattr(tower, "config", None), "_attn_implementation", None)
     name = (type(model).__qualname__, config.name_or_path, config.to_json_string(use_diff=False))
     return Namespace(
         model=" ".join(name),
         revision=f"{getattr(config, '_commit_hash', None)} {attention}",
         processor=processor,
-        dtype=str(tower.dtype),
+        dtype=str(weights_dtype(tower)),
         tenant=tenant,
     )
+
+
+def _dtypes(owner: nn.Module) -> Iterator[torch.dtype]:
+    """Yield the dtypes of the weights outside of the language model."""
+    language_model = find_language_model(owner)
+    own = {id(weight) for weight in language_model.parameters()} if language_model is not None else set()
+    for weight in owner.parameters():
+        if id(weight) not in own:
+            yield weight.dtype
 
 
 def _device(model: nn.Module, tower: nn.Module) -> torch.device:

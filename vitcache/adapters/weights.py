@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcache._native import TensorTables
+from vitcache.adapters.feature_owner import find_language_model
 from vitcache.placement.destination import tensor_reader
 
 _read_tables = itemgetter("_parameters", "_buffers", "_modules")
@@ -34,7 +35,7 @@ class WeightsFingerprint:
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module) -> None:
-        language_model = getattr(model, "language_model", None)
+        language_model = find_language_model(model)
         modules: list[nn.Module] = []
         pending: list[nn.Module | None] = [model]
         while pending:

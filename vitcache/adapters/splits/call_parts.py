@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,10 +14,12 @@ from torch import Tensor
 class ItemCall:
     """The call for one item: with `arguments` the stock method encodes this item alone.
 
-    The first argument is the item's pixels, a view of the call's pixels.
+    The first argument is the item's pixels, a view of the call's pixels. The stock output has the item's rows
+    in `slices` tensors of equal length, or in as many indices of a stacked tensor.
     """
 
     arguments: dict[str, Any]
+    slices: int = 1
 
     @property
     def pixels(self) -> Tensor:
@@ -43,8 +45,10 @@ class CallParts(NamedTuple):
     item_call
         Returns the `ItemCall` of an item, given its number.
     groups
-        Number of items of each element of the stock output, if the stock method returns several items as one
-        element. None: one item each.
+        Number of items of each tensor of the stock output, if the stock method returns the rows of several
+        items as one tensor. None: one item each.
+    slices
+        Number of tensors of each item in the stock output, as in `ItemCall`. None: one each.
     """
 
     names: tuple[str, ...]
@@ -53,6 +57,27 @@ class CallParts(NamedTuple):
     identities: list[Any] | None
     item_call: Callable[[int], ItemCall]
     groups: list[int] | None = None
+    slices: list[int] | None = None
+
+    def elements(self, lengths: list[int]) -> list[int]:
+        """Return the number of rows of each tensor of the stock output, given the rows of each item.
+
+        Raises
+        ------
+        RuntimeError
+            If the rows of an item are not a multiple of its slices.
+        """
+        if self.groups is not None:
+            ends = [0, *accumulate(self.groups)]
+            return [sum(lengths[first:last]) for first, last in pairwise(ends)]
+        if self.slices is None:
+            return lengths
+        found: list[int] = []
+        for item, (length, count) in enumerate(zip(lengths, self.slices, strict=True)):
+            if length % count:
+                raise RuntimeError(f"item {item} has {length} rows, expected {count} slices of equal length")
+            found += [length // count] * count
+        return found
 
 
 Split = Callable[[Any, dict[str, Any]], CallParts | list[dict[str, Any]] | None]
@@ -62,7 +87,9 @@ The items are `CallParts`, or a list with the arguments of each item: `parts_of`
 """
 
 
-def parts_of(calls: list[dict[str, Any]], groups: list[int] | None = None) -> CallParts:
+def parts_of(
+    calls: list[dict[str, Any]], groups: list[int] | None = None, slices: list[int] | None = None
+) -> CallParts:
     """Return the parts of a call, given the arguments that encode each item alone.
 
     Parameters
@@ -71,7 +98,7 @@ def parts_of(calls: list[dict[str, Any]], groups: list[int] | None = None) -> Ca
         Per item, arguments by name: with these in place of those of the call, the stock method encodes this
         item alone. The first one is the item's pixels, a tensor. All of them are part of the item's key. All
         items have the same names.
-    groups
+    groups, slices
         As in `CallParts`.
 
     Raises
@@ -96,8 +123,9 @@ def parts_of(calls: list[dict[str, Any]], groups: list[int] | None = None) -> Ca
         bounds=None,
         shapes=[tuple(call[names[0]].shape) for call in calls],
         identities=[{name: call[name] for name in names[1:]} for call in calls],
-        item_call=lambda item: ItemCall(calls[item]),
+        item_call=lambda item: ItemCall(calls[item], slices[item] if slices else 1),
         groups=groups,
+        slices=slices,
     )
 
 

@@ -1,0 +1,94 @@
+"""`find_owner`: the module whose forward calls its own `get_image_features`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+MODALITIES = ("image", "video", "audio")
+
+
+def method_name(modality: str) -> str:
+    """Return the name of the stock method that encodes items of a modality."""
+    return f"get_{modality}_features"
+
+
+def find_owner(model: nn.Module) -> Any | None:
+    """Return the module in which the stock methods must be replaced, so that the model's forward calls ours.
+
+    This is usually the base model. It is the head in Llama 4, and the encoder of an encoder-decoder. A method
+    that no other method of its class calls only passes calls on.
+    """
+    base = getattr(model, "base_model", model)
+    for module in (base, model, *model.modules()):
+        if any(serves(module, modality) for modality in MODALITIES):
+            return module
+    return None
+
+
+def serves(module: Any, modality: str) -> bool:
+    """Whether the module has the stock method of a modality, and another method of it calls that method."""
+    name = method_name(modality)
+    return callable(getattr(module, name, None)) and _is_called(type(module), name)
+
+
+def tower_names(owner: nn.Module) -> list[str]:
+    """Return the names of the children with weights that do not belong to the language model."""
+    language_model = find_language_model(owner)
+    return [
+        name
+        for name, child in owner.named_children()
+        if child is not language_model and any(True for _ in child.parameters())
+    ]
+
+
+def find_language_model(owner: nn.Module) -> nn.Module | None:
+    """Return the child that has the embedding of the text tokens. None: no child has it."""
+    named = owner._modules.get("language_model")
+    if named is not None:
+        return named
+    try:
+        embedding = owner.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    for child in owner.children():
+        if any(module is embedding for module in child.modules()):
+            return child
+    return None
+
+
+def _is_called(cls: type, name: str) -> bool:
+    if cls not in _CALLED:
+        _CALLED[cls] = {}
+    known = _CALLED[cls]
+    if name not in known:
+        known[name] = any(name in code.co_names for code in _codes_of(cls))
+    return known[name]
+
+
+_CALLED: dict[type, dict[str, bool]] = {}
+
+
+def _codes_of(cls: type) -> Iterator[CodeType]:
+    """Yield the code of the methods of a class, except of those that encode items."""
+    methods: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base not in (nn.Module, object):
+            methods.update(vars(base))
+    encoders = {method_name(modality) for modality in MODALITIES}
+    for name, value in methods.items():
+        if name not in encoders and callable(value) and not isinstance(value, type):
+            code = getattr(inspect.unwrap(value), "__code__", None)
+            if code is not None:
+                yield from _nested(code)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
