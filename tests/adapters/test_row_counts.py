@@ -104,7 +104,7 @@ def test_count_gives_the_dtype_of_the_stock_rows(dtype: torch.dtype) -> None:
 
 
 def test_counter_of_a_model_that_cannot_be_cached_raises_with_its_reason() -> None:
-    with pytest.raises(TypeError, match="BertModel has no get_image_features, so it cannot be cached"):
+    with pytest.raises(TypeError, match="BertModel has no get_image_features, so it cannot be attached"):
         RowCounter(find_model("bert"), torch.float32)
 
 

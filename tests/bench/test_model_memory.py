@@ -68,7 +68,7 @@ def test_memory_of_a_model_of_tiles_counts_the_pages_of_each_tile(
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("bert", "BertModel has no get_image_features, so it cannot be cached"),
+        ("bert", "BertModel has no get_image_features, so it cannot be attached"),
         ("some/model", "is not a file, a folder, a model type of transformers, or a checkpoint in the local"),
         ("gemma3", "this is the default configuration of its class: give the config.json of a checkpoint"),
     ],

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vitcache.adapters.arguments_by_name import ArgumentsByName
+from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.model_outputs import item_rows
 from vitcache.adapters.row_counts.image_processor import ImageProcessor
 from vitcache.adapters.row_counts.model_source import ModelSource, first_line
 from vitcache.adapters.row_counts.weightless_model import WeightlessModel
 from vitcache.adapters.splits.call_parts import ItemCall, parts_of
-from vitcache.adapters.vision_tower import find_family
 
 # The default configuration of some classes mixes the sizes of different checkpoints.
 _HINT = "; this is the default configuration of its class: give the config.json of a checkpoint"
@@ -87,7 +87,7 @@ class RowCounter:
                 f"{source.name}: no model has this configuration: {first_line(error)}"
                 + _HINT * source.is_default
             ) from error
-        self._owner, family = find_family(self._weightless.model, "cached")
+        self._owner, family = find_attachable(self._weightless.model, None)
         if "image" not in family.splits:
             raise TypeError(f"{type(self._owner).__name__} has no images")
         self._split = family.splits["image"]
@@ -138,7 +138,7 @@ class RowCounter:
             if form not in found:
                 with self._weightless.running():
                     output = self._owner.get_image_features(**options, **call.arguments, return_dict=True)
-                    found[form] = item_rows(output)
+                    found[form] = item_rows(output, call.slices)
             rows.append(found[form])
         return rows
 
