@@ -44,7 +44,7 @@ class ImageProcessor:
         stock_class = _find_class(model_type, saved.get("image_processor_type"))
         self.is_saved = bool(saved)
         try:
-            settings = saved or settings_for(source.config, stock_class)
+            settings = saved or settings_for(source.part, stock_class)
             self._stock = stock_class.from_dict(settings)
         except Exception as error:  # each class checks its settings in its own way
             raise ValueError(

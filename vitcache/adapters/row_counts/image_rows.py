@@ -77,9 +77,8 @@ class RowCounter:
     """
 
     def __init__(self, source: ModelSource, dtype: torch.dtype) -> None:
-        config = getattr(source.config, "thinker_config", source.config)
         try:
-            self._weightless = WeightlessModel(config, dtype)
+            self._weightless = WeightlessModel(source.part, dtype)
         except ImportError:
             raise
         except Exception as error:  # each class checks its configuration in its own way

@@ -32,6 +32,11 @@ class ModelSource:
     folder: Path | None
     is_default: bool = False
 
+    @property
+    def part(self) -> Any:
+        """The configuration of the part that has the towers and the language model: an omni model's thinker."""
+        return getattr(self.config, "thinker_config", self.config)
+
 
 def find_model(name: str) -> ModelSource:
     """Return the configuration that `name` stands for. The network is not used.
