@@ -34,7 +34,7 @@ class ModelSource:
 
     @property
     def part(self) -> Any:
-        """The configuration of the part that has the towers and the language model: an omni model's thinker."""
+        """The configuration of the part with the towers and the language model: the thinker, if there is one."""
         return getattr(self.config, "thinker_config", self.config)
 
 
