@@ -34,7 +34,7 @@ class ModelSource:
 
     @property
     def part(self) -> Any:
-        """The configuration of the part with the towers and the language model: the thinker, if there is one."""
+        """The configuration of the part with the towers and the language model, such as a thinker."""
         return getattr(self.config, "thinker_config", self.config)
 
 
