@@ -9,16 +9,23 @@ from typing import Any
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.clips import (
     split_by_frame_mask,
+    split_by_last_frame,
     split_by_sample_length,
     split_by_sample_mask,
     split_by_stft_mask,
 )
 from vitcache.adapters.splits.crops import split_by_crop
+from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.navit import split_navit
+from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
+from vitcache.adapters.splits.pooling import split_by_pooling
+from vitcache.adapters.splits.rows import rows_of
 from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
 from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
+from vitcache.adapters.splits.views import split_views
 
 
 @dataclass(frozen=True)
@@ -150,21 +157,35 @@ _SQUARES = {
     "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
 }
 
-_OTHERS: dict[str, Family] = {}
+_NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
+
+_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
+
+_OTHERS = {
+    "gemma4": Family("vision_tower", _PATCH_ROWS),
+    "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
+    "idefics2": Family("vision_model", {"image": split_nested_sizes}),
+    "idefics3": Family("vision_model", {"image": split_nested}),
+    "smolvlm": Family("vision_model", {"image": split_nested}),
+    "minicpmv4_6": _NAVIT,
+    "minicpmv4_7": _NAVIT,
+    "minicpm_ocr": _NAVIT,
+    "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
+    "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
+    "llama4": Family(
+        "vision_model",
+        {"image": split_by_leading_dim},
+        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
+    ),
+    "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
+    "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
+    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
+    "diffusion_gemma": Family("vision_tower", {"image": rows_of("image_position_ids")}),
+    "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
+    "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
+    "step3p7": Family("vision_model", {"image": split_views}),
+    "unlimited_ocr": Family("vision_tower", {"image": split_views}),
+}
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
-
-_OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
-_OF_THE_PROMPT = "its features depend on the text of the prompt"
-
-REFUSED: dict[str, str] = {
-    "chameleon": _OF_THE_TEXT,
-    "emu3": _OF_THE_TEXT,
-    "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
-    "instructblip": _OF_THE_PROMPT,
-    "instructblipvideo": _OF_THE_PROMPT,
-    "glm_image": "its forward makes token ids of the image features, which are maps and not rows",
-    "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
-}
-"""The reasons why models cannot be attached, by `config.model_type`."""

@@ -24,6 +24,7 @@ _ROWS = "pooler_output", "last_hidden_state"
 _LEVELS = "deepstack_features"
 _HIGH_RES = {f"high_res_vision_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES}
+_LEFT_OUT |= {f"local_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _MASK = "attention_mask"  # which rows of stacked features are valid
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 
@@ -63,7 +64,8 @@ def rows_of(output: Any) -> Features:
     layer.
     """
     if _layers(output):
-        return getattr(output, _LEVELS)[0][1]
+        first: Features = getattr(output, _LEVELS)[0][1]
+        return first
     features: Features | None = getattr(output, _ROWS[0], None)
     return output.last_hidden_state if features is None else features
 
