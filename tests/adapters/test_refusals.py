@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from tiny_zoo.refused import REFUSED_MODELS
 
-from vitcache.adapters.families import REFUSED
+from vitcache.adapters.refused_models import REFUSED
 from vitcache.adapters.transformers import attach
 
 pytestmark = pytest.mark.transformers
