@@ -86,6 +86,7 @@ GRID_FAMILIES = {
     "glm4v": _GLM,
     "glm4v_moe": _GLM,
     "glm46v": _GLM,
+    "glmga": _GLM,
     "glm_ocr": _GLM,
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
@@ -113,7 +114,6 @@ _MORE_GRIDS = {
     "glm5_next": _GRIDS,
     "inkling2": _GRIDS_OF_TOWER,
     "nemotron_h_omni": Family("vision_model", {"image": split_by_grid, "audio": split_by_stft_mask}),
-    "glmga": _GRIDS,
 }
 
 _SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
