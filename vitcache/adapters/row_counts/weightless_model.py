@@ -36,13 +36,16 @@ class WeightlessModel:
     """
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        from transformers import AutoModel
+        from transformers import AutoModel, AutoModelForImageTextToText
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         # Two steps, as transformers loads checkpoints: constructors may read values of tensors on the CPU,
         # which a fake tensor does not have.
         with torch.device("meta"):
-            model = AutoModel.from_config(config, dtype=dtype)
+            has_base = type(config) in MODEL_MAPPING  # else the head itself has the stock methods
+            auto_class = AutoModel if has_base else AutoModelForImageTextToText
+            model = auto_class.from_config(config, dtype=dtype)
         with self._mode:
             self.model: nn.Module = model.to_empty(device="cpu").eval()
 
