@@ -62,9 +62,9 @@ def rows_of(output: Any) -> Features:
     The features of an output that only has features for layers of the language model are those of the first
     layer.
     """
-    if _layers(output):
-        return getattr(output, _LEVELS)[0][1]
     features: Features | None = getattr(output, _ROWS[0], None)
+    if _layers(output):
+        _, features = getattr(output, _LEVELS)[0]
     return output.last_hidden_state if features is None else features
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from tiny_zoo.builder import builder
-from tiny_zoo.squares import SIGLIP
+from tiny_zoo.towers import SIGLIP
 
 # The codes of a VQ-VAE as tokens of the text.
 _CODES = {"<image>": 90, "IMGIMGAZ": 5, "<|visual token 000001|>": 5}
