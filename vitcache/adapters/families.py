@@ -9,16 +9,23 @@ from typing import Any
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.clips import (
     split_by_frame_mask,
+    split_by_last_frame,
     split_by_sample_length,
     split_by_sample_mask,
     split_by_stft_mask,
 )
 from vitcache.adapters.splits.crops import split_by_crop
+from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.navit import split_navit
+from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
+from vitcache.adapters.splits.pooling import split_by_pooling
+from vitcache.adapters.splits.rows import rows_of
 from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
 from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
+from vitcache.adapters.splits.views import split_views
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def _with_audio(family: Family, split: Split) -> Family:
 
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
 _FRAMES = replace(_GRIDS, videos_are_frames=True)
+_GLM = replace(_FRAMES, videos_have_image_tokens=True)
 
 GRID_FAMILIES = {
     "qwen2_vl": _GRIDS,
@@ -71,7 +79,14 @@ GRID_FAMILIES = {
     "qwen3_vl_moe": _FRAMES,
     "qwen3_5": _FRAMES,
     "qwen3_5_moe": _FRAMES,
-    "glm4v": replace(_FRAMES, videos_have_image_tokens=True),
+    "cosmos3_omni": _FRAMES,
+    "cosmos3_edge": _FRAMES,
+    "cohere_compass": _FRAMES,
+    "qwen4_exp": _FRAMES,
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm46v": _GLM,
+    "glm_ocr": _GLM,
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
@@ -79,19 +94,12 @@ _GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
 _OMNI = _with_audio(_GRIDS, split_by_frame_mask)
 
 _MORE_GRIDS = {
-    "glm46v": _GRIDS,
-    "glm4v_moe": _GRIDS,
-    "glm_ocr": _GRIDS,
     "kimi_k25": _GRIDS_OF_TOWER,
     "paddleocr_vl": _GRIDS,
     "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
     "qwen2_5_omni_thinker": _OMNI,
     "qwen3_omni_moe_thinker": _OMNI,
-    "qwen4_exp": _GRIDS,
     "exaone4_5": _GRIDS,
-    "cohere_compass": _GRIDS,
-    "cosmos3_edge": _GRIDS,
-    "cosmos3_omni": _GRIDS,
     "hyperclovax_vision_v2": replace(_GRIDS, tower="vision_model"),
     "lfm3_vl": _GRIDS_OF_TOWER,
     "minimax_m3_vl": _GRIDS_OF_TOWER,
@@ -148,20 +156,35 @@ _SQUARES = {
     "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
 }
 
-_OTHERS: dict[str, Family] = {}
+_NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
+
+_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
+
+_OTHERS = {
+    "gemma4": Family("vision_tower", _PATCH_ROWS),
+    "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
+    "idefics2": Family("vision_model", {"image": split_nested_sizes}),
+    "idefics3": Family("vision_model", {"image": split_nested}),
+    "smolvlm": Family("vision_model", {"image": split_nested}),
+    "minicpmv4_6": _NAVIT,
+    "minicpmv4_7": _NAVIT,
+    "minicpm_ocr": _NAVIT,
+    "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
+    "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
+    "llama4": Family(
+        "vision_model",
+        {"image": split_by_leading_dim},
+        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
+    ),
+    "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
+    "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
+    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
+    "diffusion_gemma": Family("vision_tower", {"image": rows_of("image_position_ids")}),
+    "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
+    "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
+    "step3p7": Family("vision_model", {"image": split_views}),
+    "unlimited_ocr": Family("vision_tower", {"image": split_views}),
+}
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
-
-_OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
-_OF_THE_PROMPT = "its features depend on the text of the prompt"
-
-REFUSED: dict[str, str] = {
-    "chameleon": _OF_THE_TEXT,
-    "emu3": _OF_THE_TEXT,
-    "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
-    "instructblip": _OF_THE_PROMPT,
-    "instructblipvideo": _OF_THE_PROMPT,
-    "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
-}
-"""The reasons why models cannot be attached, by `config.model_type`."""

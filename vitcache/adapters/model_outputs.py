@@ -24,6 +24,7 @@ _ROWS = "pooler_output", "last_hidden_state"
 _LEVELS = "deepstack_features"
 _HIGH_RES = {f"high_res_vision_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES}
+_LEFT_OUT |= {f"local_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _MASK = "attention_mask"  # which rows of stacked features are valid
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 
@@ -62,9 +63,10 @@ def rows_of(output: Any) -> Features:
     The features of an output that only has features for layers of the language model are those of the first
     layer.
     """
-    features: Features | None = getattr(output, _ROWS[0], None)
     if _layers(output):
-        _, features = getattr(output, _LEVELS)[0]
+        first: Features = getattr(output, _LEVELS)[0][1]
+        return first
+    features: Features | None = getattr(output, _ROWS[0], None)
     return output.last_hidden_state if features is None else features
 
 

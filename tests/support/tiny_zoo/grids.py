@@ -14,7 +14,6 @@ EVEN_CLIPS = (2, 4, 4), (4, 2, 4), (2, 4, 6)
 GLM = {"image": grid_images(WHOLE), "video": glm_videos(WHOLE)}
 
 GRIDS: list[ZooModel] = [
-    grid_model("glm46v", "Glm46V", GLM, vision_config=GLM_VISION, text_config={"rope_parameters": ROPE}),
     grid_model(
         "glmga",
         "Glmga",
@@ -23,14 +22,6 @@ GRIDS: list[ZooModel] = [
         vision_config=GLM_VISION,
         text_config={"rope_parameters": ROPE},
     ),
-    grid_model(
-        "glm4v_moe",
-        "Glm4vMoe",
-        GLM,
-        vision_config=GLM_VISION,
-        text_config={"rope_parameters": ROPE | {"mrope_section": [1, 2, 1]}},
-    ),
-    grid_model("glm_ocr", "GlmOcr", GLM, vision_config=GLM_VISION, text_config={"rope_parameters": ROPE}),
     grid_model(
         "kimi_k25",
         "Kimi_K25",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from tiny_family import END, HIDDEN, START, VIDEO, Call
-from tiny_grids import DEEPSTACK, INTERLEAVED, QWEN2_5_VISION, ROPE
+from tiny_grids import QWEN2_5_VISION, ROPE
 
 from tiny_zoo.grid_media import WHOLE, frame_videos, glm_videos, grid_images, grid_videos
 from tiny_zoo.grid_model import GLM_VISION, grid_model
@@ -45,55 +45,12 @@ GRIDS_MORE: list[ZooModel] = [
         has_types=False,
     ),
     grid_model(
-        "qwen4_exp",
-        "Qwen4Exp",
-        {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
-        text_config={
-            "rope_parameters": INTERLEAVED | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
-            "hc_count": 2,
-            "hc_lowrank": 8,
-            "layer_types": ["linear_attention", "full_attention"],
-            "indexer_n_heads": 2,
-            "indexer_kv_heads": 1,
-            "indexer_head_dim": 8,
-            "indexer_budget": 16,
-            "indexer_compress_ratio": 4,
-        },
-    ),
-    grid_model(
         "exaone4_5",
         "Exaone4_5_",
         {"image": grid_images(WHOLE), "video": grid_videos(WHOLE)},
         has_types=False,
         vision_config=QWEN2_5_VISION,
         text_config={"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
-    ),
-    grid_model(
-        "cohere_compass",
-        "CohereCompass",
-        {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
-        row_width=3 * HIDDEN,
-        vision_config=DEEPSTACK,
-        text_config={
-            "layer_types": ["full_attention", "full_attention"],
-            "rope_parameters": {"full_attention": INTERLEAVED},
-            "sliding_window": 16,
-        },
-    ),
-    grid_model(
-        "cosmos3_edge",
-        "Cosmos3Edge",
-        {"image": grid_images(48), "video": frame_videos(48)},
-        projector_hidden_size=48,
-        text_config={"rope_parameters": ROPE},
-    ),
-    grid_model(
-        "cosmos3_omni",
-        "Cosmos3Omni",
-        {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
-        row_width=3 * HIDDEN,
-        vision_config=DEEPSTACK,
-        text_config={"rope_parameters": INTERLEAVED},
     ),
     grid_model(
         "hyperclovax_vision_v2",

@@ -80,3 +80,21 @@ def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str,
         {feature_name: clip[None, : length + 1], mask_name: valid[None, : length + 1]}
         for clip, valid, length in zip(features, mask, mask.sum(-1).tolist(), strict=True)
     ]
+
+
+def split_by_last_frame(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Split features `(clips, frames, values)` by a mask `(clips, frames)`, up to the last valid frame.
+
+    This is the form of Gemma 4. Frames before the last valid one may be masked, too.
+    """
+    (feature_name, features), (mask_name, masks) = islice(arguments.items(), 2)
+    if not isinstance(masks, Tensor) or masks.dim() != 2:
+        return None
+    check_total(mask_name, len(masks), "clips", feature_name, len(features))
+    check_total(mask_name, masks.shape[1], "frames", feature_name, features.shape[1])
+    valid = [mask.nonzero() for mask in masks]
+    ends = [int(frames[-1]) + 1 if len(frames) else features.shape[1] for frames in valid]
+    return [
+        {feature_name: features[clip : clip + 1, :end], mask_name: masks[clip : clip + 1, :end]}
+        for clip, end in enumerate(ends)
+    ]
