@@ -13,6 +13,7 @@ from vitcache.adapters.model_pipeline import find_grid_family, image_encoder
 from vitcache.adapters.uncached_step import embed_uncached
 from vitcache.adapters.vision_tower import num_levels
 from vitcache.adapters.window_groups import Group, Window, group_windows, without_windows
+from vitcache.adapters.wrappers import unwrap
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.results import ItemError
 from vitcache.pipeline.vision_pipeline import VisionPipeline
@@ -48,7 +49,7 @@ class PrefillModel:
         self.base, _ = find_grid_family(model)
         if not hasattr(pipeline, "embed"):
             raise TypeError(f"pipeline must be a VisionPipeline, got {type(pipeline).__name__}")
-        self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self.head: Any = unwrap(model).get_output_embeddings()
         if self.head is None:
             raise TypeError(f"{type(model).__name__} has no head, which computes the logits")
         self.pipeline = pipeline

@@ -1,4 +1,4 @@
-"""`split_clips`: the clips of a call, without the padding to the longest clip."""
+"""`split_by_valid_frames`: the clips of a call, without the padding to the longest clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache.adapters.splits.clips import split_clips
+from vitcache.adapters.splits.masked_clips import split_by_valid_frames
 
 
 def padded(*clips: Tensor) -> dict:
@@ -18,23 +18,23 @@ def padded(*clips: Tensor) -> dict:
     return {"input_features": features, "input_features_mask": masks}
 
 
-def test_split_clips_leaves_out_the_padding_by_a_longer_clip() -> None:
+def test_split_by_valid_frames_leaves_out_the_padding_by_a_longer_clip() -> None:
     short, long = torch.randn(5, 4), torch.randn(8, 4)
-    (alone,) = split_clips(None, padded(short)) or ()
-    _, beside = split_clips(None, padded(long, short)) or ()
+    (alone,) = split_by_valid_frames(None, padded(short)) or ()
+    _, beside = split_by_valid_frames(None, padded(long, short)) or ()
     assert list(alone) == list(beside)
     assert all(torch.equal(beside[name], value) for name, value in alone.items())
 
 
-def test_split_clips_keeps_a_clip_without_valid_frames() -> None:
+def test_split_by_valid_frames_keeps_a_clip_without_valid_frames() -> None:
     call = padded(torch.randn(5, 4))
     call["input_features_mask"][:] = False
-    (item,) = split_clips(None, call) or ()
+    (item,) = split_by_valid_frames(None, call) or ()
     assert item["input_features"].shape == (1, 5, 4)
 
 
-def test_split_clips_without_a_mask_calls_the_stock_method() -> None:
-    assert split_clips(None, padded(torch.randn(5, 4)) | {"input_features_mask": None}) is None
+def test_split_by_valid_frames_without_a_mask_calls_the_stock_method() -> None:
+    assert split_by_valid_frames(None, padded(torch.randn(5, 4)) | {"input_features_mask": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,10 @@ def test_split_clips_without_a_mask_calls_the_stock_method() -> None:
         ((slice(None), slice(5)), "must have 8 frames for this input_features, got 5"),
     ],
 )
-def test_split_clips_refuses_a_mask_of_another_shape(part: tuple[slice, slice], message: str) -> None:
+def test_split_by_valid_frames_refuses_a_mask_of_another_shape(
+    part: tuple[slice, slice], message: str
+) -> None:
     call = padded(torch.randn(5, 4), torch.randn(8, 4))
     call["input_features_mask"] = call["input_features_mask"][part]
     with pytest.raises(ValueError, match=f"input_features_mask {message}"):
-        split_clips(None, call)
+        split_by_valid_frames(None, call)
