@@ -17,7 +17,7 @@ from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
-from vitcache.adapters.splits.masked_clips import split_by_valid_frames
+from vitcache.adapters.splits.masked_clips import split_by_padding_mask, split_by_valid_frames
 from vitcache.adapters.splits.navit import split_navit
 from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
 from vitcache.adapters.splits.pooling import split_by_pooling
@@ -166,6 +166,7 @@ _PATCH_ROWS = {
 }
 
 _OTHERS = {
+    "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
     "gemma4": Family("vision_tower", _PATCH_ROWS),
     "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
     "idefics2": Family("vision_model", {"image": split_nested_sizes}),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache.adapters.splits.masked_clips import split_by_valid_frames
+from vitcache.adapters.splits.masked_clips import split_by_padding_mask, split_by_valid_frames
 
 
 def padded(*clips: Tensor) -> dict:
@@ -24,6 +24,16 @@ def test_split_by_valid_frames_leaves_out_the_padding_by_a_longer_clip() -> None
     _, beside = split_by_valid_frames(None, padded(long, short)) or ()
     assert list(alone) == list(beside)
     assert all(torch.equal(beside[name], value) for name, value in alone.items())
+
+
+def test_split_by_padding_mask_gives_the_clips_of_the_opposite_mask() -> None:
+    call = padded(torch.randn(8, 4), torch.randn(5, 4))
+    opposite = call | {"input_features_mask": ~call["input_features_mask"]}
+    clips = split_by_valid_frames(None, call) or []
+    others = split_by_padding_mask(None, opposite) or []
+    for clip, other in zip(clips, others, strict=True):
+        assert torch.equal(clip["input_features"], other["input_features"])
+        assert not other["input_features_mask"].any()
 
 
 def test_split_by_valid_frames_keeps_a_clip_without_valid_frames() -> None:
