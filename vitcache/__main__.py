@@ -10,7 +10,10 @@ from importlib import import_module
 COMMANDS = {
     "demo": ("vitcache.demo", "run a chat about photographs through a stock model and through vitcache"),
     "bench": ("vitcache.bench.run", "measure the claims of vitcache"),
-    "memory": ("vitcache.bench.traffic.memory", "compute how much memory a trace of image requests needs"),
+    "memory": (
+        "vitcache.bench.traffic.memory",
+        "compute how much memory a trace of image requests or the images of a model need",
+    ),
     "info": ("vitcache.info", "list the parts that this build and this machine have or lack"),
 }
 

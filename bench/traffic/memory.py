@@ -1,4 +1,4 @@
-"""``python -m vitcache memory``: print the encode time that each size of memory saves on a trace."""
+"""``python -m vitcache memory``: the memory that a trace needs, or the images of a model that fit in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from vitcache.bench.traffic import model_memory
 from vitcache.bench.traffic.simulation import PAGE_ROWS, bound, footprint, simulate
+from vitcache.bench.traffic.size_text import size_text
 from vitcache.bench.traffic.trace_file import load_trace
 from vitcache.bench.traffic.traces import TRACES, Access, make_trace
 from vitcache.cache.policies import POLICIES
@@ -18,14 +20,23 @@ HALVINGS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument(
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument(
         "--trace",
-        required=True,
         metavar="FILE",
         help='a file of lines {"key": "cat.jpg", "tokens": 405, "encode_ms": 27.1}; encode_ms is optional; '
         f"or a generated trace: {', '.join(TRACES)}",
     )
+    model_memory.add_model_option(sources)
     parser.add_argument(
+        "--page-rows", type=_count, default=PAGE_ROWS, metavar="N", help="default: %(default)s"
+    )
+    model_memory.add_arguments(parser.add_argument_group("with --model"))
+    _add_trace_arguments(parser.add_argument_group("with --trace"))
+
+
+def _add_trace_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--row-bytes",
         type=_row_bytes,
         default=8192,
@@ -33,11 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bytes of a row, such as 8192 or 8KiB: elements, deepstack levels included, times bytes of the "
         "dtype (default: 8192)",
     )
-    parser.add_argument(
-        "--page-rows", type=_count, default=PAGE_ROWS, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument("--policy", choices=list(POLICIES), default="lru", help="default: %(default)s")
-    parser.add_argument(
+    group.add_argument("--policy", choices=list(POLICIES), default="lru", help="default: %(default)s")
+    group.add_argument(
         "--target",
         type=_share,
         default=0.9,
@@ -47,10 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the savings of each size and the smallest size that reaches the target.
+    """Run the command; return 0, or 1 if the trace or the model cannot be used."""
+    return model_memory.run(args) if args.model is not None else _run_trace(args)
 
-    Returns 0, or 1 if the trace cannot be read.
-    """
+
+def _run_trace(args: argparse.Namespace) -> int:
+    """Print the savings of each size and the smallest size that reaches the target."""
     try:
         is_generated = args.trace in TRACES
         trace = make_trace(args.trace, LENGTH) if is_generated else load_trace(Path(args.trace))
@@ -68,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         outcome = simulate(trace, args.policy, pages, page_rows=args.page_rows)
         limit = bound(trace, pages, page_rows=args.page_rows)
         print(
-            f"{_size(pages * page_bytes):>10} {outcome.hit_share:>7.1%} {outcome.saved_share:>11.1%} "
+            f"{size_text(pages * page_bytes):>10} {outcome.hit_share:>7.1%} {outcome.saved_share:>11.1%} "
             f"{limit.saved_share:>8.1%}"
         )
     if best.saved_ms == 0:
@@ -76,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     pages = smallest(trace, args.policy, args.target * best.saved_ms, max_pages, args.page_rows)
     print(
-        f"device_bytes={pages * page_bytes} ({_size(pages * page_bytes)}) saves at least {args.target:g} of "
-        "the encode time that unlimited memory saves"
+        f"device_bytes={pages * page_bytes} ({size_text(pages * page_bytes)}) saves at least "
+        f"{args.target:g} of the encode time that unlimited memory saves"
     )
     return 0
 
@@ -120,11 +130,3 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {share:g}")
     return share
-
-
-def _size(num_bytes: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.4g} GiB"

@@ -1,4 +1,4 @@
-"""Results of the tests of model families; `tests/models_table.py` makes a page of the documentation of them."""
+"""Results of the tests of model families, for `tests/models_table.py`."""
 
 from __future__ import annotations
 

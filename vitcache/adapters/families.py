@@ -9,6 +9,8 @@ from typing import Any
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.clips import (
     split_by_frame_mask,
+    split_by_last_frame,
+    split_by_padding_mask,
     split_by_sample_length,
     split_by_sample_mask,
     split_by_stft_mask,
@@ -17,7 +19,6 @@ from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
-from vitcache.adapters.splits.masked_clips import split_by_padding_mask, split_by_valid_frames
 from vitcache.adapters.splits.navit import split_navit
 from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
 from vitcache.adapters.splits.pooling import split_by_pooling
@@ -159,11 +160,7 @@ _SQUARES = {
 
 _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
 
-_PATCH_ROWS = {
-    "image": rows_of("image_position_ids"),
-    "video": split_by_frames,
-    "audio": split_by_valid_frames,
-}
+_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
 
 _OTHERS = {
     "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
@@ -194,16 +191,3 @@ _OTHERS = {
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
-
-_OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
-_OF_THE_PROMPT = "its features depend on the text of the prompt"
-
-REFUSED: dict[str, str] = {
-    "chameleon": _OF_THE_TEXT,
-    "emu3": _OF_THE_TEXT,
-    "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
-    "instructblip": _OF_THE_PROMPT,
-    "instructblipvideo": _OF_THE_PROMPT,
-    "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
-}
-"""The reasons why models cannot be attached, by `config.model_type`."""

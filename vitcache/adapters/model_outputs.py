@@ -23,8 +23,8 @@ Features = Tensor | tuple[Tensor, ...] | list[Tensor]
 _ROWS = "pooler_output", "last_hidden_state"
 _LEVELS = "deepstack_features"
 _HIGH_RES = {f"high_res_vision_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
-_LOCAL = {f"local_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
-_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES, *_LOCAL}
+_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES}
+_LEFT_OUT |= {f"local_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _MASKS = {"attention_mask": True, "audio_mel_mask": False}  # their values at valid rows of stacked features
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 

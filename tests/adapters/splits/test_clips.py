@@ -1,4 +1,4 @@
-"""`split_by_valid_frames`: the clips of a call, without the padding to the longest clip."""
+"""`split_by_last_frame`: the clips of a call, without the padding to the longest clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache.adapters.splits.masked_clips import split_by_padding_mask, split_by_valid_frames
+from vitcache.adapters.splits.clips import split_by_last_frame, split_by_padding_mask
 
 
 def padded(*clips: Tensor) -> dict:
@@ -18,10 +18,10 @@ def padded(*clips: Tensor) -> dict:
     return {"input_features": features, "input_features_mask": masks}
 
 
-def test_split_by_valid_frames_leaves_out_the_padding_by_a_longer_clip() -> None:
+def test_split_by_last_frame_leaves_out_the_padding_by_a_longer_clip() -> None:
     short, long = torch.randn(5, 4), torch.randn(8, 4)
-    (alone,) = split_by_valid_frames(None, padded(short)) or ()
-    _, beside = split_by_valid_frames(None, padded(long, short)) or ()
+    (alone,) = split_by_last_frame(None, padded(short)) or ()
+    _, beside = split_by_last_frame(None, padded(long, short)) or ()
     assert list(alone) == list(beside)
     assert all(torch.equal(beside[name], value) for name, value in alone.items())
 
@@ -29,22 +29,22 @@ def test_split_by_valid_frames_leaves_out_the_padding_by_a_longer_clip() -> None
 def test_split_by_padding_mask_gives_the_clips_of_the_opposite_mask() -> None:
     call = padded(torch.randn(8, 4), torch.randn(5, 4))
     opposite = call | {"input_features_mask": ~call["input_features_mask"]}
-    clips = split_by_valid_frames(None, call) or []
-    others = split_by_padding_mask(None, opposite) or []
-    for clip, other in zip(clips, others, strict=True):
-        assert torch.equal(clip["input_features"], other["input_features"])
-        assert not other["input_features_mask"].any()
+    clips = split_by_last_frame(None, call) or []
+    opposites = split_by_padding_mask(None, opposite) or []
+    for clip, item in zip(clips, opposites, strict=True):
+        assert torch.equal(clip["input_features"], item["input_features"])
+        assert not item["input_features_mask"].any()
 
 
-def test_split_by_valid_frames_keeps_a_clip_without_valid_frames() -> None:
+def test_split_by_last_frame_keeps_a_clip_without_valid_frames() -> None:
     call = padded(torch.randn(5, 4))
     call["input_features_mask"][:] = False
-    (item,) = split_by_valid_frames(None, call) or ()
+    (item,) = split_by_last_frame(None, call) or ()
     assert item["input_features"].shape == (1, 5, 4)
 
 
-def test_split_by_valid_frames_without_a_mask_calls_the_stock_method() -> None:
-    assert split_by_valid_frames(None, padded(torch.randn(5, 4)) | {"input_features_mask": None}) is None
+def test_split_by_last_frame_without_a_mask_calls_the_stock_method() -> None:
+    assert split_by_last_frame(None, padded(torch.randn(5, 4)) | {"input_features_mask": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,8 @@ def test_split_by_valid_frames_without_a_mask_calls_the_stock_method() -> None:
         ((slice(None), slice(5)), "must have 8 frames for this input_features, got 5"),
     ],
 )
-def test_split_by_valid_frames_refuses_a_mask_of_another_shape(
-    part: tuple[slice, slice], message: str
-) -> None:
+def test_split_by_last_frame_refuses_a_mask_of_another_shape(part: tuple[slice, slice], message: str) -> None:
     call = padded(torch.randn(5, 4), torch.randn(8, 4))
     call["input_features_mask"] = call["input_features_mask"][part]
     with pytest.raises(ValueError, match=f"input_features_mask {message}"):
-        split_by_valid_frames(None, call)
+        split_by_last_frame(None, call)
