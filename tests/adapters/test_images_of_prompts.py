@@ -1,6 +1,8 @@
-"""Calls with the images of several prompts: the stock output has one element per prompt."""
+"""Calls with the images of several prompts: the stock output has one element per prompt, or one tensor."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ pytest.importorskip("transformers")
 
 from attached import plain_kernels  # noqa: F401
 from tiny_zoo import ZOO, ZooModel
+from torch import Tensor
 
 from vitcache.adapters.transformers import attach
 
@@ -38,11 +41,20 @@ def test_attach_gives_the_rows_of_all_images_of_a_prompt_as_the_stock_method_doe
         value[0, 1] = 0
 
     whole = stock(**batch)
-    rows = [torch.cat([*stock(**call).pooler_output]) for call in (one, two, three)]
+    rows = [flat(stock(**call).pooler_output) for call in (one, two, three)]
     attachment = attach(model)
     for _ in range(2):  # the images are encoded, then they are hits
         served = zoo.features_owner(model).get_image_features(**batch, return_dict=True)
         assert type(served.pooler_output) is type(whole.pooler_output)
-        assert [len(part) for part in served.pooler_output] == [len(part) for part in whole.pooler_output]
-        assert torch.equal(torch.cat([*served.pooler_output]), torch.cat(rows))
+        assert shapes(served.pooler_output) == shapes(whole.pooler_output)
+        assert torch.equal(flat(served.pooler_output), torch.cat(rows))
     assert attachment.stats().encoded == 3
+
+
+def shapes(features: Any) -> list[torch.Size]:
+    return [part.shape for part in ([features] if isinstance(features, Tensor) else features)]
+
+
+def flat(features: Any) -> Tensor:
+    """The rows of all images. Older stock methods return one tensor: stacked images, or rows."""
+    return features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat([*features])
