@@ -22,7 +22,7 @@ HEAD = """# Models that `attach` serves
 Each row is a test result. *exact*: with four prompts (a first turn, a second turn, another order with a new
 item, and duplicates), the logits and the tokens of `generate` equal bit for bit those of the stock model that
 encodes each item with a call of its own, and each item is encoded once. *stock*: the stock method encodes
-this modality, and nothing is cached. An empty cell: the model has no such modality. The tests are
+this modality, and nothing is cached. An empty cell: the model lacks this modality. The tests are
 `tests/adapters/test_zoo.py` and `tests/adapters/test_refused.py`, on transformers {versions}; `make models`
 writes this page.
 

@@ -1,4 +1,4 @@
-"""`find_attachable`: what `attach` replaces in a model, and how its calls are split; or why it cannot."""
+"""`find_attachable`: the module in which `attach` replaces methods, and its splits; or a refusal."""
 
 from __future__ import annotations
 

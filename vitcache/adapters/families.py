@@ -119,6 +119,7 @@ _MORE_GRIDS = {
 
 _SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
 _CROPS = Family("vision_tower", {"image": split_by_crop})
+_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
 
 
 def _granite4_vision_row(config: Any) -> int:
@@ -126,8 +127,6 @@ def _granite4_vision_row(config: Any) -> int:
     layers = len(config.deepstack_layer_map) + len(config.spatial_target_layers)
     return int(config.text_config.hidden_size) * layers
 
-
-_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
 
 _SQUARES = {
     "llava_onevision": _TILES,

@@ -59,7 +59,7 @@ def image_rows(output: Any) -> Tensor:
 
 
 def rows_of(output: Any) -> Features:
-    """Return the features of an output: its pooled ones, or its last hidden states if it has no others.
+    """Return the features of an output: its pooled ones if it has any, else its last hidden states.
 
     The features of an output that only has features for layers of the language model are those of the first
     layer.
