@@ -10,6 +10,7 @@ from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.clips import (
     split_by_frame_mask,
     split_by_last_frame,
+    split_by_padding_mask,
     split_by_sample_length,
     split_by_sample_mask,
     split_by_stft_mask,
@@ -161,6 +162,7 @@ _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
 _PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
 
 _OTHERS = {
+    "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
     "gemma4": Family("vision_tower", _PATCH_ROWS),
     "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
     "idefics2": Family("vision_model", {"image": split_nested_sizes}),
