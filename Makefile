@@ -3,6 +3,8 @@
 # make test         run the tests with the newest supported versions
 # make cudart       install the CUDA runtimes that tests open without a device, in .overlays; make test does it, too
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
+# make test-newest  run the tests of transformers with the newest release of its major version, which may fail
+# make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
 # make soak         run the tests that take minutes
 # make engines      run vLLM on the CPU with vitcache and without it, in .venv-vllm, which it installs first (x86-64, 5 GB)
 #                   FULL=1 runs all engines and `vllm serve`; ARGS="-k chunks" passes options to pytest
@@ -22,7 +24,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cudart test-oldest soak engines setup check check-clang format bench gpu clean
+.PHONY: help demo test cudart test-oldest test-newest models soak engines setup check check-clang format bench gpu clean
 
 # If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -88,6 +90,14 @@ test: setup cudart
 
 test-oldest: setup $(overlays:%=.overlays/%/.installed)
 	@bash tests/run.sh oldest $(overlays)
+
+test-newest: setup
+	rm -rf .overlays/transformers-newest
+	$(python) -m pip install -q --no-deps --target .overlays/transformers-newest 'transformers<6'
+	@bash tests/run.sh newest transformers-newest
+
+models: setup $(filter .overlays/transformers%,$(overlays:%=.overlays/%/.installed))
+	@bash tests/run.sh models $(filter transformers%,$(overlays))
 
 soak: setup
 	@bash tests/run.sh soak

@@ -3,6 +3,8 @@
 #
 #   run.sh test                   all tests but those marked `soak`, with the versions in .venv; native tests; a dry run of the GPU tests
 #   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
+#   run.sh newest NAME            the tests of transformers, with the release in .overlays/NAME
+#   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
 #   run.sh soak                   the tests marked `soak`
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -55,23 +57,45 @@ target=${1:?run.sh: expected test, oldest or soak}
 shift
 case $target in
   test)
+    results=build/families-newest.jsonl
+    rm -f "$results"
     # `make cudart` has installed the wheels. Without this variable, pytest skips their tests if they are missing.
     export VITCACHE_REQUIRE_CUDART=1
-    part "tests and docstring examples" "${pytest[@]}"
+    part "tests and docstring examples" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}"
+    part "table of models" "$python" tests/models_table.py --check "$results"
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread
     part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= BUDGET= RESUME= bash tests/gpu/run.sh
     ;;
   oldest)
+    results=build/families-oldest.jsonl
+    rm -f "$results"
     for overlay in "$@"; do
-      part "tests with $overlay" env PYTHONPATH=".overlays/$overlay" "${pytest[@]}" -m "${overlay%%-*}"
+      part "tests with $overlay" env PYTHONPATH=".overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \
+        "${pytest[@]}" -m "${overlay%%-*}"
     done
+    part "table of models" "$python" tests/models_table.py --check "$results"
     target=test-oldest
+    ;;
+  newest)
+    part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}" -m transformers
+    target=test-newest
+    ;;
+  models)
+    results=build/families.jsonl
+    rm -f "$results"
+    families=(tests/adapters/test_zoo.py tests/adapters/test_refused.py)
+    part "newest versions" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}" "${families[@]}"
+    for overlay in "$@"; do
+      part "$overlay" env PYTHONPATH=".overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \
+        "${pytest[@]}" "${families[@]}"
+    done
+    ((failed)) || part "docs/models.md" "$python" tests/models_table.py "$results"
     ;;
   # All soak tests are in one file, so tests, not files, are distributed to the processes.
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
-    echo "run.sh: expected test, oldest or soak, got $target" >&2
+    echo "run.sh: expected test, oldest, newest, models or soak, got $target" >&2
     exit 2
     ;;
 esac

@@ -121,6 +121,19 @@ class UncalledVlm(SomeVlm):
         return self.vision(features["pixel_values"])
 
 
+class LoggingVlm(SomeVlm):
+    def forward(self, **features: Any) -> Any:
+        return super().forward(**features)
+
+
+def test_attach_model_that_calls_its_method_through_super_is_served() -> None:
+    model = LoggingVlm()
+    attachment = attach(model)
+    rows(model, 0)
+    rows(model, 0)
+    assert attachment.stats() == AttachStats(encoded=1, hits=1)
+
+
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [

@@ -82,7 +82,7 @@ def test_prompt_with_image_and_video_gives_the_stock_logits(name: str) -> None:
         for key, value in family.chat([3], VIDEO).items():
             prompt[key] = torch.cat([prompt[key], value], dim=1)
         prompts, encoded = [prompt | video(name, 0)], 2
-    elif name == "glm4v":  # its stock forward refuses images and videos in one call
+    elif GRID_FAMILIES[name].is_glm:  # its stock forward refuses images and videos in one call
         mixed = GRID_FAMILIES[name].mixed_prompt
         prompts, encoded = [mixed(("image", 0)), mixed(("video", 0)), mixed(("video", 1))], 3
     else:

@@ -18,7 +18,8 @@ from vitcache.adapters.transformers import ChunkedPrefill
 pytestmark = pytest.mark.transformers
 
 each_family = pytest.mark.parametrize("name", GRID_FAMILIES)
-LINEAR = ["qwen3_5", "qwen3_5_moe"]  # the families with linear attention, whose KV cache cannot remove tokens
+# The families with linear attention, whose KV cache cannot remove tokens.
+LINEAR = ["qwen3_5", "qwen3_5_moe", "qwen4_exp"]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 5, 8, 13, 64])

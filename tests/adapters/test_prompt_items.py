@@ -130,7 +130,7 @@ def test_seconds_of_videos_are_refused_where_positions_ignore_them(name: str) ->
 def test_wrong_number_of_tokens_raises_with_both_numbers(name: str) -> None:
     family = GRID_FAMILIES[name]
     model, prompt = family.model(), family.mixed_prompt(*MEDIA)
-    is_glm = name == "glm4v"
+    is_glm = family.is_glm
     types = prompt["mm_token_type_ids"]
     for make, kind, token_id, place, rows in (
         (images_of, 1, 90, " outside of videos" if is_glm else "", 10),
@@ -211,5 +211,7 @@ def test_wrong_arguments_of_video_items_raise(change: Call, error: type[Exceptio
 def test_items_of_a_family_without_grids_are_refused_by_name() -> None:
     model, one = FAMILIES["internvl"].model(), torch.ones(1, 3, dtype=torch.int64)
     for make in (image_items, video_items):
-        with pytest.raises(TypeError, match=r"model type 'internvl'\) cannot be put on a pipeline; .*glm4v$"):
+        with pytest.raises(
+            TypeError, match=r"model type 'internvl'\) cannot be put on a pipeline; .*glm_ocr$"
+        ):
             make(model, one[0], torch.zeros(1, 96), one)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.transformers
 
 def config_of(name: str) -> Any:
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
-    if name == "glm4v":
+    if name.startswith("glm"):
         ids |= {"video_start_token_id": VIDEO_START, "video_end_token_id": VIDEO_END}
     return SimpleNamespace(model_type=name, **ids)
 
@@ -32,7 +32,7 @@ def of_the_processor(name: str, ids: np.ndarray) -> np.ndarray:
     from transformers.processing_utils import ProcessorMixin
 
     processor: Any
-    if name == "glm4v":
+    if name.startswith("glm"):
         method: Any = Glm4vProcessor.create_mm_token_type_ids
         processor = SimpleNamespace(image_token_id=IMAGE, video_start_id=VIDEO_START, video_end_id=VIDEO_END)
     else:
@@ -70,7 +70,7 @@ def test_token_types_of_random_ids_are_those_of_the_processor(name: str) -> None
 
 def test_token_types_refuses_other_families_and_other_types() -> None:
     ids = np.array([1, 2])
-    with pytest.raises(TypeError, match=r"model type 'gemma3' are not known; .*: qwen2_vl, .*, glm4v$"):
+    with pytest.raises(TypeError, match=r"model type 'gemma3' are not known; .*: qwen2_vl, .*, glm_ocr$"):
         token_types(ids, config_of("gemma3"))
     with pytest.raises(TypeError, match="ids must be an array of ints, got float64"):
         token_types(ids / 2, config_of("qwen3_vl"))

@@ -5,7 +5,9 @@ A clip is the output that the family's processor would return for one video.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -41,16 +43,19 @@ class GridFamily(TinyFamily):
     """A family whose images and videos are patches with a grid.
 
     `video_tokens` returns the tokens of one video, given its grid. `has_seconds`: the positions of a video's
-    tokens depend on `second_per_grid_ts`.
+    tokens depend on `second_per_grid_ts`. `patch`: elements of a patch. `is_glm`: the tokens of videos have
+    the id of those of images.
     """
 
     video_tokens: Callable[[list[int]], list[Token]]
     has_seconds: bool = False
+    patch: int = PATCH
+    is_glm: bool = False
 
     def clip(self, seed: int) -> Call:
         grid = one_of(seed, (2, 4, 4), (3, 2, 4), (1, 4, 6))
         clip = {
-            "pixel_values_videos": random_tensor(1000 + seed, prod(grid), PATCH),
+            "pixel_values_videos": random_tensor(1000 + seed, prod(grid), self.patch),
             "video_grid_thw": torch.tensor([grid]),
         }
         if self.has_seconds:
@@ -81,10 +86,10 @@ class GridFamily(TinyFamily):
     def stock_logits(self, model: nn.Module, prompt: Call) -> Tensor:
         """The logits of the stock forward.
 
-        The stock forward of GLM-4V cannot run images and videos in one call, because both have the same token
+        The stock forward of GLM cannot run images and videos in one call, because both have the same token
         id. There the rows of its stock methods and the stock positions are the input of its language model.
         """
-        if self.name != "glm4v" or not {"pixel_values", "pixel_values_videos"} <= set(prompt):
+        if not self.is_glm or not {"pixel_values", "pixel_values_videos"} <= set(prompt):
             return type(model).forward(model, **prompt).logits
         base: Any = model.base_model
         embeds, types = base.get_input_embeddings()(prompt["input_ids"]), prompt["mm_token_type_ids"]
@@ -99,9 +104,9 @@ class GridFamily(TinyFamily):
         return type(model).forward(model, inputs_embeds=embeds, position_ids=positions).logits
 
 
-def _picture(seed: int) -> Call:
+def _picture(seed: int, patch: int = PATCH) -> Call:
     grid = one_of(seed, (1, 4, 4), (1, 4, 6), (1, 2, 4))
-    return {"pixel_values": random_tensor(seed, prod(grid), PATCH), "image_grid_thw": torch.tensor([grid])}
+    return {"pixel_values": random_tensor(seed, prod(grid), patch), "image_grid_thw": torch.tensor([grid])}
 
 
 def _part(call: Call) -> list[Call]:
@@ -114,8 +119,11 @@ def _part(call: Call) -> list[Call]:
     ]
 
 
-def _types(input_ids: Tensor) -> Call:
-    return {"mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()}
+def grid_token_types(input_ids: Tensor) -> Call:
+    """The types of tokens. Image tokens between VIDEO_START and VIDEO_END are of a video, as in GLM-4V."""
+    is_open = ((input_ids == VIDEO_START).int() - (input_ids == VIDEO_END).int()).cumsum(-1).int()
+    images, videos = (input_ids == IMAGE).int(), (input_ids == VIDEO).int()
+    return {"mm_token_type_ids": images * (1 + is_open) + 2 * videos}
 
 
 # The tokens of an image and of a video.
@@ -172,8 +180,9 @@ def _model(prefix: str, vision: Call, text: Call, tokens: Call = TOKENS) -> Call
     def build() -> nn.Module:
         import transformers
 
+        sizes = deepcopy({**TEXT, **HEADS, **PADS, **text})  # a config may change its rotary parameters
         config = getattr(transformers, f"{prefix}Config")(
-            text_config={**TEXT, **HEADS, **PADS, **text}, vision_config={**VISION, **vision}, **tokens
+            text_config=sizes, vision_config={**VISION, **vision}, **tokens
         )
         return getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
 
@@ -186,25 +195,42 @@ def _family(
     video_tokens: Callable[[list[int]], list[Token]],
     *,
     row_width: int = HIDDEN,
-    has_seconds: bool = False,
+    patch: int = PATCH,
+    **options: Any,
 ) -> GridFamily:
     return GridFamily(
         name,
         build,
-        _picture,
+        functools.partial(_picture, patch=patch),
         cat,
         _part,
         "visual",
         row_width,
-        _types,
+        grid_token_types,
         video_tokens=video_tokens,
-        has_seconds=has_seconds,
+        patch=patch,
+        **options,
     )
 
 
 QWEN2_VISION = {"hidden_size": HIDDEN, "embed_dim": 24, "mlp_ratio": 2}
 QWEN2_5_VISION = {"window_size": 16, "fullatt_block_indexes": [1]}
 GLM_VISION = {"hidden_size": HIDDEN, "image_size": 16}
+
+GLM_EXPERTS: Call = {"rope_parameters": ROPE | {"mrope_section": [1, 2, 1]}}
+GLM_EXPERTS |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+STILL = {"num_hidden_layers": 2, "num_attention_heads": 2}
+COMPASS = {"layer_types": ["full_attention"] * 3, "sliding_window": 16}
+COMPASS |= {"rope_parameters": {"full_attention": INTERLEAVED}}
+QWEN4 = {"hc_count": 2, "hc_lowrank": 8, "shared_expert_intermediate_size": 16}
+QWEN4 |= {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+QWEN4 |= {"indexer_budget": 64, "indexer_compress_ratio": 4}
+
+
+def _glm(name: str, prefix: str, **text: Any) -> GridFamily:
+    build = _model(prefix, GLM_VISION, {"rope_parameters": ROPE} | text, GLM_TOKENS)
+    return _family(name, build, _image_tokens_per_frame, is_glm=True)
+
 
 GRID_FAMILIES = {
     family.name: family
@@ -235,9 +261,27 @@ GRID_FAMILIES = {
             _run_per_frame,
         ),
         _family(
-            "glm4v",
-            _model("Glm4v", GLM_VISION, {"rope_parameters": ROPE}, GLM_TOKENS),
-            _image_tokens_per_frame,
+            "cosmos3_omni",
+            _model("Cosmos3Omni", POSITIONS | DEEPSTACK, {"rope_parameters": INTERLEAVED}),
+            _run_per_frame,
+            row_width=3 * HIDDEN,
         ),
+        _family(
+            "cosmos3_edge",
+            _model("Cosmos3Edge", STILL, {"rope_parameters": ROPE}, TOKENS | {"projector_hidden_size": 48}),
+            _run_per_frame,
+            patch=PATCH // 2,
+        ),
+        _family(
+            "cohere_compass",
+            _model("CohereCompass", POSITIONS | DEEPSTACK, COMPASS),
+            _run_per_frame,
+            row_width=3 * HIDDEN,
+        ),
+        _family("qwen4_exp", _model("Qwen4Exp", POSITIONS, LINEAR | EXPERTS | QWEN4), _run_per_frame),
+        _glm("glm4v", "Glm4v"),
+        _glm("glm4v_moe", "Glm4vMoe", **GLM_EXPERTS),
+        _glm("glm46v", "Glm46V"),
+        _glm("glm_ocr", "GlmOcr"),
     )
 }

@@ -10,12 +10,14 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from vitcache.adapters.families import FAMILIES, REFUSED, Family
+from vitcache.adapters.families import FAMILIES, Family
 from vitcache.adapters.feature_owner import MODALITIES, method_name, serves, tower_names
 from vitcache.adapters.model_outputs import KNOWN_FIELDS
+from vitcache.adapters.refused_models import REFUSED
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.signature import UnknownForm, split_for_signature
 from vitcache.adapters.vision_tower import name_of, owner_of
+from vitcache.adapters.wrappers import unwrap
 
 
 def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any, Family]:
@@ -36,12 +38,13 @@ def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any
     ValueError
         If `splits` has a modality that the model does not have.
     """
+    inner = unwrap(model)
+    reason = REFUSED.get(getattr(getattr(inner, "config", None), "model_type", ""))
+    if reason is not None:
+        raise TypeError(f"{name_of(inner)} cannot be attached: {reason}")
     owner = owner_of(model, "attached")
-    name = name_of(model, owner)
+    name = name_of(inner)
     given = _check_splits(splits, owner, name)
-    reason = REFUSED.get(owner.config.model_type)
-    if reason is not None and "image" not in given:
-        raise TypeError(f"{name} cannot be attached: {reason}")
     family = FAMILIES.get(owner.config.model_type)
     if family is None or not isinstance(getattr(owner, family.tower, None), nn.Module):
         family = _family_by_signature(owner, name, given)

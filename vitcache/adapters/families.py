@@ -7,9 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitcache.adapters.splits.call_parts import Split
-from vitcache.adapters.splits.grids import split_by_grid
+from vitcache.adapters.splits.clips import (
+    split_by_frame_mask,
+    split_by_last_frame,
+    split_by_sample_length,
+    split_by_sample_mask,
+    split_by_stft_mask,
+)
+from vitcache.adapters.splits.crops import split_by_crop
+from vitcache.adapters.splits.frames import split_by_frames
+from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.navit import split_navit
+from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
+from vitcache.adapters.splits.pooling import split_by_pooling
+from vitcache.adapters.splits.rows import rows_of
+from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
+from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
+from vitcache.adapters.splits.views import split_views
 
 
 @dataclass(frozen=True)
@@ -48,8 +64,13 @@ class Family:
     audio_tower: str = "audio_tower"
 
 
+def _with_audio(family: Family, split: Split) -> Family:
+    return replace(family, splits=family.splits | {"audio": split})
+
+
 _GRIDS = Family("visual", {"image": split_by_grid, "video": split_by_grid})
 _FRAMES = replace(_GRIDS, videos_are_frames=True)
+_GLM = replace(_FRAMES, videos_have_image_tokens=True)
 
 GRID_FAMILIES = {
     "qwen2_vl": _GRIDS,
@@ -58,22 +79,113 @@ GRID_FAMILIES = {
     "qwen3_vl_moe": _FRAMES,
     "qwen3_5": _FRAMES,
     "qwen3_5_moe": _FRAMES,
-    "glm4v": replace(_FRAMES, videos_have_image_tokens=True),
+    "cosmos3_omni": _FRAMES,
+    "cosmos3_edge": _FRAMES,
+    "cohere_compass": _FRAMES,
+    "qwen4_exp": _FRAMES,
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm46v": _GLM,
+    "glm_ocr": _GLM,
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
 
-_MORE_GRIDS: dict[str, Family] = {}
+_GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
+_OMNI = _with_audio(_GRIDS, split_by_frame_mask)
 
-_SQUARES = {
-    "llava_onevision": Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim}),
-    "internvl": Family("vision_tower", {"image": split_by_leading_dim}),
-    "gemma3": Family("vision_tower", {"image": split_by_leading_dim}),
+_MORE_GRIDS = {
+    "kimi_k25": _GRIDS_OF_TOWER,
+    "paddleocr_vl": _GRIDS,
+    "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
+    "qwen2_5_omni_thinker": _OMNI,
+    "qwen3_omni_moe_thinker": _OMNI,
+    "exaone4_5": _GRIDS,
+    "hyperclovax_vision_v2": replace(_GRIDS, tower="vision_model"),
+    "lfm3_vl": _GRIDS_OF_TOWER,
+    "minimax_m3_vl": _GRIDS_OF_TOWER,
+    "muse_glimmer": _GRIDS_OF_TOWER,
+    "muse_spark": _with_audio(_GRIDS_OF_TOWER, split_by_sample_mask),
+    "dots3_note": _with_audio(_GRIDS_OF_TOWER, split_by_sample_length),
+    "video_llama_3": Family(
+        "vision_model", {"image": split_by_grid_and_merge, "video": split_by_grid_and_merge}
+    ),
+    "hunyuan_vl": _GRIDS_OF_TOWER,
+    "glm5_next": _GRIDS,
+    "inkling2": _GRIDS_OF_TOWER,
+    "nemotron_h_omni": Family("vision_model", {"image": split_by_grid, "audio": split_by_stft_mask}),
+    "glmga": _GRIDS,
 }
 
-_OTHERS: dict[str, Family] = {}
+_SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
+_CROPS = Family("vision_tower", {"image": split_by_crop})
+
+
+def _granite4_vision_row(config: Any) -> int:
+    """The elements of a row: the features for each layer of the language model that reads features."""
+    layers = len(config.deepstack_layer_map) + len(config.spatial_target_layers)
+    return int(config.text_config.hidden_size) * layers
+
+
+_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
+
+_SQUARES = {
+    "llava_onevision": _TILES,
+    "internvl": _SQUARE,
+    "gemma3": _SQUARE,
+    "llava": _CROPS,
+    "mistral3": _CROPS,
+    "mistral_large4": _CROPS,
+    "lighton_ocr": replace(_CROPS, tower="vision_encoder"),
+    "llava_next": _TILES,
+    "llava_next_video": _TILES,
+    "granite4_vision": replace(_TILES, row_width=_granite4_vision_row),
+    "paligemma": _SQUARE,
+    "cohere2_vision": _SQUARE,
+    "aya_vision": _SQUARE,
+    "janus": replace(_SQUARE, tower="vision_model"),
+    "got_ocr2": _SQUARE,
+    "pp_chart2table": _SQUARE,
+    "vipllava": _SQUARE,
+    "qianfan_ocr": _SQUARE,
+    "deepseek_vl": replace(_SQUARE, tower="vision_model"),
+    "fast_vlm": _SQUARE,
+    "florence2": _SQUARE,
+    "shieldgemma2": _SQUARE,
+    "t5gemma2_encoder": _SQUARE,
+    "video_llava": Family("image_tower", {"image": split_by_leading_dim, "video": split_by_stack}),
+    "perception_lm": replace(_SQUARE, splits={"image": split_by_stack}),
+    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
+}
+
+_NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
+
+_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
+
+_OTHERS = {
+    "gemma4": Family("vision_tower", _PATCH_ROWS),
+    "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
+    "idefics2": Family("vision_model", {"image": split_nested_sizes}),
+    "idefics3": Family("vision_model", {"image": split_nested}),
+    "smolvlm": Family("vision_model", {"image": split_nested}),
+    "minicpmv4_6": _NAVIT,
+    "minicpmv4_7": _NAVIT,
+    "minicpm_ocr": _NAVIT,
+    "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
+    "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
+    "llama4": Family(
+        "vision_model",
+        {"image": split_by_leading_dim},
+        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
+    ),
+    "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
+    "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
+    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
+    "diffusion_gemma": Family("vision_tower", {"image": rows_of("image_position_ids")}),
+    "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
+    "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
+    "step3p7": Family("vision_model", {"image": split_views}),
+    "unlimited_ocr": Family("vision_tower", {"image": split_views}),
+}
 
 FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
 """All families, by `config.model_type`."""
-
-REFUSED: dict[str, str] = {}
-"""The reasons why models cannot be attached, by `config.model_type`."""

@@ -74,20 +74,26 @@ _CALLED: dict[type, dict[str, bool]] = {}
 
 
 def _codes_of(cls: type) -> Iterator[CodeType]:
-    """Yield the code of the methods of a class, except of those that encode items."""
-    methods: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if base not in (nn.Module, object):
-            methods.update(vars(base))
-    encoders = {method_name(modality) for modality in MODALITIES}
-    for name, value in methods.items():
-        if name not in encoders and callable(value) and not isinstance(value, type):
-            code = getattr(inspect.unwrap(value), "__code__", None)
-            if code is not None:
-                yield from _nested(code)
+    """Yield the code of the methods of a class, except of those that encode items.
+
+    A method that was overridden is included only if the class uses `super()` in the method that replaced it.
+    """
+    overridden = {method_name(modality) for modality in MODALITIES}
+    for base in cls.__mro__:
+        if base in (nn.Module, object):
+            continue
+        for name, value in vars(base).items():
+            if name in overridden or not callable(value) or isinstance(value, type):
+                continue
+            codes = list(_nested(getattr(inspect.unwrap(value), "__code__", None)))
+            yield from codes
+            if not any("super" in code.co_names for code in codes):
+                overridden.add(name)
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def _nested(code: CodeType | None) -> Iterator[CodeType]:
+    if code is None:
+        return
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from itertools import accumulate, repeat
 from typing import Any
 
@@ -21,7 +22,9 @@ Features = Tensor | tuple[Tensor, ...] | list[Tensor]
 # The fields of an output: those with rows, those that `attach` leaves out, and those that it makes again.
 _ROWS = "pooler_output", "last_hidden_state"
 _LEVELS = "deepstack_features"
-_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions"}
+_HIGH_RES = {f"high_res_vision_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
+_LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES}
+_LEFT_OUT |= {f"local_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _MASK = "attention_mask"  # which rows of stacked features are valid
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 
@@ -55,7 +58,14 @@ def image_rows(output: Any) -> Tensor:
 
 
 def rows_of(output: Any) -> Features:
-    """Return the features of an output: its pooled ones, or its last hidden states if it has no others."""
+    """Return the features of an output: its pooled ones, or its last hidden states if it has no others.
+
+    The features of an output that only has features for layers of the language model are those of the first
+    layer.
+    """
+    if _layers(output):
+        first: Features = getattr(output, _LEVELS)[0][1]
+        return first
     features: Features | None = getattr(output, _ROWS[0], None)
     return output.last_hidden_state if features is None else features
 
@@ -84,10 +94,12 @@ class OutputForm:
     cls, device
         Class of the output, and device of its features.
     rows_in
-        The field with the rows.
+        The fields with the rows.
     pooler, levels, levels_in
         Containers of the rows, of each deepstack level, and of all levels: a class, or the dimensions of a
         tensor.
+    layers
+        The layers of the language model that the features and the levels are for, if the output names them.
     width, dtype
         Of a row with its deepstack levels.
     mask
@@ -98,10 +110,11 @@ class OutputForm:
 
     cls: type
     device: torch.device
-    rows_in: str
+    rows_in: tuple[str, ...]
     pooler: type | int
     levels: tuple[type | int, ...]
     levels_in: type
+    layers: tuple[int, ...]
     width: int
     dtype: torch.dtype
     mask: torch.dtype | None = None
@@ -112,13 +125,15 @@ class OutputForm:
         """Return the form of `output`, which has one item with these `rows`."""
         features, levels, mask = rows_of(output), _levels(output), _mask_of(output)
         constant = getattr(output, _CONSTANT, None)
+        rows_in = tuple(name for name in _ROWS if getattr(output, name, None) is features)
         return cls(
             cls=type(output),
             device=rows.device,
-            rows_in=_ROWS[getattr(output, _ROWS[0], None) is None],
+            rows_in=rows_in,
             pooler=_container(features),
             levels=tuple(_container(level) for level in levels),
             levels_in=type(levels),
+            layers=_layers(output),
             width=rows.shape[1],
             dtype=rows.dtype,
             mask=None if mask is None else mask.dtype,
@@ -152,10 +167,13 @@ class OutputForm:
         parts = lengths if elements is None else elements
         if self.mask is not None:
             return self._masked(features, parts)
-        output = {self.rows_in: _contain(self.pooler, features, parts)}
+        contained = _contain(self.pooler, features, parts)
+        values = dict.fromkeys(self.rows_in, contained) | self.constants
         if levels:
-            output[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
-        return self.cls(**output, **self.constants)
+            values[_LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
+        if self.layers:
+            values[_LEVELS] = list(zip(self.layers, (contained, *values.get(_LEVELS, ())), strict=True))
+        return _make(self.cls, values)
 
     def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
         """Return an output whose items are stacked and padded to the longest, with a mask."""
@@ -163,7 +181,28 @@ class OutputForm:
         positions = torch.arange(stacked.shape[1], device=self.device)
         ends = torch.tensor(lengths, device=self.device)
         valid = (positions < ends[:, None]).to(self.mask)
-        return self.cls(**{self.rows_in: stacked, _MASK: valid})
+        return _make(self.cls, dict.fromkeys(self.rows_in, stacked) | {_MASK: valid})
+
+
+def _make(cls: type, values: dict[str, Any]) -> Any:
+    """Return an output of a class of `transformers`.
+
+    Some classes require a field that has no rows; it is None. Some lack the field of the rows: the stock
+    method sets it as an attribute.
+    """
+    names, required = _fields_of(cls)
+    output = cls(**required | {name: value for name, value in values.items() if name in names})
+    for name in values.keys() - names:
+        setattr(output, name, values[name])
+    return output
+
+
+@lru_cache(maxsize=64)
+def _fields_of(cls: Any) -> tuple[set[str], dict[str, None]]:
+    """Return the names of the fields of a dataclass, and a value for each field that has no default."""
+    known = fields(cls)
+    required = [each.name for each in known if each.default is MISSING and each.default_factory is MISSING]
+    return {each.name for each in known}, dict.fromkeys(required)
 
 
 def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
@@ -182,7 +221,16 @@ def _copy_segment(planes: Tensor, rows: Sequence[Tensor | Lease]) -> bool:
 
 
 def _levels(output: Any) -> Any:
-    return getattr(output, _LEVELS, None) or ()
+    levels = getattr(output, _LEVELS, None) or ()
+    return [features for _, features in levels[1:]] if _layers(output) else levels
+
+
+def _layers(output: Any) -> tuple[int, ...]:
+    """Return the layers if the levels are pairs of a layer and its features, and all features are in them."""
+    levels = getattr(output, _LEVELS, None) or ()
+    if all(isinstance(level, tuple) and isinstance(level[0], int) for level in levels):
+        return tuple(level[0] for level in levels)
+    return ()
 
 
 def _mask_of(output: Any) -> Tensor | None:

@@ -33,7 +33,7 @@ def find_family(model: Any, purpose: str, families: Mapping[str, Family] = FAMIL
     family = families.get(owner.config.model_type)
     if family is None or not isinstance(getattr(owner, family.tower, None), nn.Module):
         raise TypeError(
-            f"{name_of(model, owner)} cannot be {purpose}; model types that can: {', '.join(families)}"
+            f"{name_of(unwrap(model))} cannot be {purpose}; model types that can: {', '.join(families)}"
         )
     return owner, family
 
@@ -48,17 +48,17 @@ def owner_of(model: Any, purpose: str, families: Mapping[str, Family] = FAMILIES
         named = type(inner).__name__
         if not any(callable(getattr(module, "get_image_features", None)) for module in inner.modules()):
             raise TypeError(f"{named} has no get_image_features, so it cannot be {purpose}")
-        model_type = getattr(getattr(inner, "config", None), "model_type", None)
         raise TypeError(
-            f"{named} (model type {model_type!r}) cannot be {purpose}: none of its methods calls its "
+            f"{name_of(inner)} cannot be {purpose}: none of its methods calls its "
             f"get_image_features; model types that can: {', '.join(families)}"
         )
     return owner
 
 
-def name_of(model: Any, owner: Any) -> str:
-    """Return the name of a model for an error message."""
-    return f"{type(unwrap(model)).__name__} (model type {owner.config.model_type!r})"
+def name_of(model: Any) -> str:
+    """Return the class and the model type of a model for an error message."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return f"{type(model).__name__} (model type {model_type!r})"
 
 
 def cache_for(

@@ -27,15 +27,27 @@ class Medium:
         The id of the placeholder tokens.
     tokens
         `tokens(length)` returns the tokens of one item with `length` rows. None: START, placeholders, END.
+    layout
+        `layout(call, length)` does so if the tokens also depend on the item's arguments.
     joined
         Makes one output of the stock outputs for one item each.
+    extras
+        `extras(calls)` returns arguments of `forward` about these items that the stock method does not get.
     """
 
     make: Callable[[int], Call]
     join: Callable[[list[Call]], Call] = cat
     token: int = IMAGE
     tokens: Callable[[int], list[int]] | None = None
+    layout: Callable[[Call, int], list[int]] | None = None
     joined: Callable[[list[Any]], Any] = joined_outputs
+    extras: Callable[[list[Call]], Call] = field(default=lambda calls: {})
+
+    def run(self, call: Call, length: int) -> list[int]:
+        """The tokens of the item with these arguments and `length` rows."""
+        if self.layout:
+            return self.layout(call, length)
+        return self.tokens(length) if self.tokens else [START, *[self.token] * length, END]
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,10 @@ class ZooModel:
         The attribute path from the model to the module whose `get_*_features` its forward calls.
     token_types
         Further arguments of `forward`, given the ids.
+    generates
+        Whether the model has `generate`.
+    since
+        The first version of `transformers` that has this family.
     """
 
     name: str
@@ -64,13 +80,26 @@ class ZooModel:
     row_width: int = HIDDEN
     owner: str = "model"
     token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
+    generates: bool = True
+    since: tuple[int, int] = (5, 17)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the installed `transformers` has this family."""
+        from transformers import __version__ as version
+
+        return tuple(map(int, version.split(".")[:2])) >= self.since
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         torch.manual_seed(0)
-        return randomize(self.build().to(dtype).eval())
+        model = self.build().eval()
+        # Even a cast to the same dtype would make real numbers of the complex buffers of Llama 4.
+        return randomize(model if model.dtype == dtype else model.to(dtype))
 
     def features_owner(self, model: nn.Module) -> nn.Module:
-        return model.get_submodule(self.owner)
+        """The module at `owner`, or the head, which has the methods in older releases of some families."""
+        owner = model.get_submodule(self.owner)
+        return owner if any(hasattr(owner, f"get_{modality}_features") for modality in self.media) else model
 
     @torch.no_grad()
     def prompt(self, model: nn.Module, modality: str, *seeds: int) -> Call:
@@ -80,16 +109,21 @@ class ZooModel:
         ids = [1]
         for number, call in enumerate(calls):
             length = num_rows(self.stock(model, modality)(**call))
-            run = medium.tokens(length) if medium.tokens else [START, *[medium.token] * length, END]
-            ids += [2 + number, *run, 40, 41]
+            ids += [2 + number, *medium.run(call, length), 40, 41]
         input_ids = torch.tensor([[*ids, 42]])
         tokens = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        return tokens | self.token_types(input_ids) | medium.join(calls)
+        return tokens | self.token_types(input_ids) | medium.join(calls) | medium.extras(calls)
 
     def stock(self, model: nn.Module, modality: str) -> Callable[..., Any]:
         """The method that the class defines, even if the object has an attribute of that name."""
         owner = self.features_owner(model)
-        return functools.partial(getattr(type(owner), f"get_{modality}_features"), owner, return_dict=True)
+        method = getattr(type(owner), f"get_{modality}_features")
+
+        def encode(**call: Any) -> Any:
+            first, *others = call  # older versions of some models have another name for the pixels of videos
+            return method(owner, call[first], **{name: call[name] for name in others}, return_dict=True)
+
+        return encode
 
 
 def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., None]:
@@ -115,5 +149,7 @@ def stock_each(zoo: ZooModel, model: nn.Module, modality: str) -> Callable[..., 
 def num_rows(output: Any) -> int:
     """Number of rows of a stock output for one item."""
     features = output.last_hidden_state if output.pooler_output is None else output.pooler_output
+    if features is None:  # the output only has pairs of a layer and its features
+        _, features = output.deepstack_features[0]
     items = [features] if isinstance(features, Tensor) else features
     return sum(item.flatten(0, -2).shape[0] for item in items)

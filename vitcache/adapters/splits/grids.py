@@ -28,3 +28,19 @@ def split_by_grid(config: Any, arguments: dict[str, Any]) -> CallParts | None:
     patch = tuple(pixels.shape[1:])
     shapes = [(count, *patch) for count in counts]
     return CallParts((pixel_name, grid_name), bounds_of(ends, prod(patch)), shapes, identities, item_call)
+
+
+def split_by_grid_and_merge(config: Any, arguments: dict[str, Any]) -> CallParts | None:
+    """`split_by_grid` of a call whose third argument is the merge size `(items,)` of each item."""
+    parts = split_by_grid(config, arguments)
+    name, sizes = next(islice(arguments.items(), 2, None))
+    if parts is None or not isinstance(sizes, Tensor):
+        return None
+    check_total(name, len(sizes), "sizes", parts.names[1], len(parts.shapes))
+    identities = [[*grid, size] for grid, size in zip(parts.identities or (), sizes.tolist(), strict=True)]
+
+    def item_call(item: int) -> ItemCall:
+        arguments = parts.item_call(item).arguments
+        return ItemCall(arguments | {name: sizes[item : item + 1]})
+
+    return parts._replace(names=(*parts.names, name), identities=identities, item_call=item_call)

@@ -1,4 +1,4 @@
-"""`split_by_image_size`: the tiles of each image, in the forms of LLaVA-OneVision."""
+"""`split_by_image_size`: the tiles of each image, in the forms of LLaVA-NeXT and LLaVA-OneVision."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import torch
 
 from vitcache.adapters.splits.call_parts import CallParts, ItemCall, check_total
 
+_GROUPS = "batch_num_images"
+
 
 def split_by_image_size(config: Any, arguments: dict[str, Any]) -> CallParts | None:
-    """Split by the tiles per image: `image_sizes` gives their number, but it is 1 among several images.
+    """Split by the tiles per image: `image_sizes` gives their number.
 
-    `pixel_values` is `(images, tiles, C, H, W)`, padded to the largest number of tiles, or the tiles of all
-    images, end to end. The padding depends on the other images, so it is not part of the item.
+    If `batch_num_images` is given, each image of a prompt with several images has one tile. `pixel_values` is
+    `(images, tiles, C, H, W)`, padded to the largest number of tiles, or the tiles of all images, end to end.
+    The padding depends on the other images, so it is not part of the item.
     """
     (pixel_name, pixels), (size_name, sizes) = islice(arguments.items(), 2)
     identities = torch.as_tensor(sizes, device="cpu").tolist()
-    groups = arguments["batch_num_images"]
+    has_groups = _GROUPS in arguments
+    groups = arguments[_GROUPS] if has_groups else None
     groups = [1] * len(identities) if groups is None else torch.as_tensor(groups, device="cpu").tolist()
-    check_total(size_name, len(identities), "sizes", "batch_num_images", sum(groups))
+    check_total(size_name, len(identities), "sizes", _GROUPS, sum(groups))
     images_in_prompt = [images for images in groups for _ in range(images)]
     num_tiles = _tile_counter(tuple(map(tuple, config.image_grid_pinpoints)), config.vision_config.image_size)
     counts = [
@@ -46,12 +50,12 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> CallParts | N
         start, count = starts[item], counts[item]
         tiles = pixels[item : item + 1, :count] if is_padded else pixels[start : start + count]
         # Lists, because the stock method reads these numbers on the host: it would wait for a CUDA tensor.
-        options = {size_name: [identities[item]], "batch_num_images": [images_in_prompt[item]]}
-        return ItemCall({pixel_name: tiles, **options})
+        options = {_GROUPS: [images_in_prompt[item]]} if has_groups else {}
+        return ItemCall({pixel_name: tiles, size_name: [identities[item]], **options})
 
     size = prod(tile)
     bounds = [(start * size, (start + count) * size) for start, count in zip(starts, counts, strict=True)]
-    names = (pixel_name, size_name, "batch_num_images")
+    names = (pixel_name, size_name, *([_GROUPS] if has_groups else []))
     return CallParts(names, bounds, shapes, identities, item_call)
 
 

@@ -1,0 +1,31 @@
+"""`REFUSED`: the reasons why models cannot be attached, by `config.model_type`."""
+
+_CROSS_ATTENTION = (
+    "its language model reads images by cross-attention, so that no rows are placed among tokens"
+)
+_IMAGE_ENCODER = "its images are the input of an encoder, so that no rows are placed among tokens"
+_OWN_CALL = "its forward calls the vision model itself, and no get_image_features"
+_OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
+_OF_THE_PROMPT = "its features depend on the text of the prompt"
+
+REFUSED: dict[str, str] = {
+    "blip": _CROSS_ATTENTION,
+    "blip-2": "its forward returns the outputs of its vision model and its Q-Former, which attach leaves out",
+    "chameleon": _OF_THE_TEXT,
+    "emu3": _OF_THE_TEXT,
+    "evolla": "its inputs are proteins, not images",
+    "git": _OWN_CALL,
+    "idefics": _CROSS_ATTENTION,
+    "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
+    "instructblip": _OF_THE_PROMPT,
+    "instructblipvideo": _OF_THE_PROMPT,
+    "kosmos-2": _OWN_CALL,
+    "kosmos-2.5": _OWN_CALL,
+    "mistral4": "it is a language model without a vision tower",
+    "mllama": _CROSS_ATTENTION,
+    "pi0": "it generates the actions of a robot, not text",
+    "pix2struct": _IMAGE_ENCODER,
+    "pp_formulanet": _IMAGE_ENCODER,
+    "udop": _IMAGE_ENCODER,
+    "vision-encoder-decoder": _IMAGE_ENCODER,
+}

@@ -1,0 +1,100 @@
+"""Audio clips, padded to the longest one of the call: each is cropped to its own length.
+
+The padding depends on the other clips, so it is not part of an item.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcache.adapters.splits.call_parts import check_total
+
+
+def split_by_frame_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Split features `(clips, mels, T)` by a mask `(clips, T)` of the valid frames.
+
+    With a mask, the stock methods of the Omni models do not read the third argument: the lengths.
+    """
+    (feature_name, features), (mask_name, mask), (length_name, _) = islice(arguments.items(), 3)
+    if not isinstance(mask, Tensor):
+        return None
+    check_total(mask_name, len(mask), "clips", feature_name, len(features))
+    calls = []
+    for clip, valid in zip(features, mask.bool(), strict=True):
+        frames = clip[None, :, valid.to(clip.device)]
+        ones = mask.new_ones(1, frames.shape[2])
+        calls.append({feature_name: frames, mask_name: ones, length_name: None})
+    return calls
+
+
+def split_by_sample_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split samples `(clips, T)` by a mask `(clips, T)`: each clip keeps the samples of its tokens.
+
+    The number of samples per token is in the config. Without a mask, all samples are valid.
+    """
+    (sample_name, samples), (mask_name, mask) = islice(arguments.items(), 2)
+    if mask is None:
+        return [{sample_name: clip[None], mask_name: None} for clip in samples]
+    check_total(mask_name, len(mask), "clips", sample_name, len(samples))
+    size = config.audio_config.samples_per_token
+    calls = []
+    for clip, length in zip(samples, mask.sum(-1).tolist(), strict=True):
+        end = -(-length // size) * size
+        valid = (torch.arange(end, device=mask.device) < length).to(mask.dtype)
+        calls.append({sample_name: clip[None, :end], mask_name: valid[None]})
+    return calls
+
+
+def split_by_sample_length(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split features `(chunks, mels, T)` by the samples `(chunks,)` that each chunk of a clip had.
+
+    Each chunk keeps the frames of its tokens. The samples per token and per frame are in the config.
+    """
+    (feature_name, features), (length_name, lengths) = islice(arguments.items(), 2)
+    check_total(length_name, len(lengths), "chunks", feature_name, len(features))
+    audio = config.audio_config
+    size, frames_per_token = audio.samples_per_token, audio.samples_per_token // audio.hop_length
+    calls = []
+    for chunk, length in enumerate(lengths.tolist()):
+        frames = -(-length // size) * frames_per_token
+        one = slice(chunk, chunk + 1)
+        calls.append({feature_name: features[one, :, :frames], length_name: lengths[one]})
+    return calls
+
+
+def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split features `(clips, T, mels)` by a mask `(clips, T)` of the valid frames.
+
+    The transform of a whole clip has one frame more than its mask is true for, so each clip keeps one frame
+    more. Without a mask, all frames are valid.
+    """
+    (feature_name, features), (mask_name, mask) = islice(arguments.items(), 2)
+    if mask is None:
+        return [{feature_name: clip[None], mask_name: None} for clip in features]
+    check_total(mask_name, len(mask), "clips", feature_name, len(features))
+    return [
+        {feature_name: clip[None, : length + 1], mask_name: valid[None, : length + 1]}
+        for clip, valid, length in zip(features, mask, mask.sum(-1).tolist(), strict=True)
+    ]
+
+
+def split_by_last_frame(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Split features `(clips, frames, values)` by a mask `(clips, frames)`, up to the last valid frame.
+
+    This is the form of Gemma 4. Frames before the last valid one may be masked, too.
+    """
+    (feature_name, features), (mask_name, masks) = islice(arguments.items(), 2)
+    if not isinstance(masks, Tensor) or masks.dim() != 2:
+        return None
+    check_total(mask_name, len(masks), "clips", feature_name, len(features))
+    check_total(mask_name, masks.shape[1], "frames", feature_name, features.shape[1])
+    valid = [mask.nonzero() for mask in masks]
+    ends = [int(frames[-1]) + 1 if len(frames) else features.shape[1] for frames in valid]
+    return [
+        {feature_name: features[clip : clip + 1, :end], mask_name: masks[clip : clip + 1, :end]}
+        for clip, end in enumerate(ends)
+    ]
