@@ -159,6 +159,7 @@ FAMILIES: dict[str, Family] = {
             },
             "vision_config": {**_TOWER, "num_key_value_heads": 4, "head_dim": 32, "patch_size": 16},
             "audio_config": None,
+            "audio_token_id": 260,
         },
         "Gemma4ImageProcessorPil",
         {"max_soft_tokens": 70},
