@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.datasets import load_digits
 
-from vitcache.demo.conversation import Picture, Prompt, make_prompt, process
+from vitcache.demo.conversation import Picture, Prompt, grid_runs, make_prompt, process
 from vitcache.demo.photos import Photo
 
 SIDE = 8  # width and height of a digit in pixels
@@ -94,7 +94,7 @@ def _card(pixels: np.ndarray, labels: list[int], processor: Any) -> Card:
     """Make a card of four digits ``(4, 8, 8)``."""
     square = pixels.reshape(2, 2, SIDE, SIDE).swapaxes(1, 2).reshape(2 * SIDE, 2 * SIDE)
     photo = Photo("".join(map(str, labels)), np.repeat(square[:, :, None], 3, axis=2))
-    return Card(process(photo, processor), tuple(labels))
+    return Card(process(photo, processor, grid_runs(processor)), tuple(labels))
 
 
 def deal(cards: Sequence[Card], turns: int, rng: random.Random, *, ask_all: bool = False) -> Chat:

@@ -103,7 +103,7 @@ def _loss(model: Any, chats: list[Chat]) -> Tensor:
         input_ids=input_ids,
         mm_token_type_ids=(input_ids == config.image_token_id).int(),
         pixel_values=torch.cat([picture.pixel_values for picture in pictures]),
-        image_grid_thw=torch.cat([picture.grid_thw for picture in pictures]),
+        image_grid_thw=torch.cat([picture.features["image_grid_thw"] for picture in pictures]),
     ).logits
     answers = torch.tensor(answered_at[0])  # the same positions in all chats
     return nn.functional.cross_entropy(logits[:, answers - 1].flatten(0, 1), input_ids[:, answers].flatten())

@@ -15,12 +15,22 @@ from pathlib import Path
 _REQUIRED = ("torch", "transformers", "skimage", "sklearn", "PIL", "rich")
 
 
+_DEFAULT = "qwen3_vl"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options to `parser`."""
     parser.add_argument(
+        "--model",
+        default=_DEFAULT,
+        metavar="FAMILY",
+        help="a family of models such as gemma3; an unknown name lists the families (default: %(default)s)",
+    )
+    parser.add_argument(
         "--size",
         choices=("tiny", "8b"),
-        help="tiny, or the shape of Qwen3-VL-8B, which needs a GPU (default: 8b with a GPU, else tiny)",
+        help="tiny, or the shape of Qwen3-VL-8B, which needs a GPU (default: 8b with a GPU and qwen3_vl, "
+        "else tiny)",
     )
     parser.add_argument(
         "--turns", type=int, default=6, metavar="N", help="turns, one new image each (default: %(default)s)"
@@ -64,6 +74,13 @@ def _check(args: argparse.Namespace) -> None:
 
     if not 1 <= args.turns <= MAX_PHOTOS:
         raise _Refusal(f"--turns must be from 1 to {MAX_PHOTOS}, one photograph each, got {args.turns}")
+    if args.model != _DEFAULT:
+        from vitcache.demo.families import FAMILIES
+
+        if args.model not in FAMILIES:
+            raise _Refusal(f"--model must be one of {', '.join(FAMILIES)}, got {args.model}")
+        if args.size == "8b":
+            raise _Refusal(f"--size 8b is a size of {_DEFAULT}, --model is {args.model}")
     if args.size == "8b":
         import torch
 
@@ -97,14 +114,15 @@ def _run(args: argparse.Namespace) -> int:
         progress.step("importing torch and transformers")
         import torch
 
-        from vitcache.demo.turns import converse, describe
+        from vitcache.demo.turns import converse, describe, find_family
 
-        size = args.size or ("8b" if torch.cuda.is_available() else "tiny")
+        is_large = args.model == _DEFAULT and torch.cuda.is_available()
+        family = find_family(args.model, args.size or ("8b" if is_large else "tiny"))
         try:
-            rows = converse(size, args.turns, progress.step)
+            rows = converse(family, args.turns, progress.step)
         except torch.OutOfMemoryError as error:
             raise _Refusal(f"out of GPU memory, try --size tiny or fewer --turns: {error}") from None
-    machine = describe(size)
+    machine = describe(family)
     title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
     print_report(rows, title)
     try:

@@ -1,4 +1,4 @@
-"""Qwen3-VL with random weights, in two sizes, and its image processor."""
+"""Models with random weights: Qwen3-VL in two sizes, its image processor, and models of other families."""
 
 from __future__ import annotations
 
@@ -108,12 +108,21 @@ def build_model(size: Size, device: torch.device) -> Any:
 
     The weights are the same in every call. The caller's random state does not change.
     """
-    return _build(AutoModelForImageTextToText.from_config, make_config(size), size, device)
+    return random_model(make_config(size), size.dtype, device)
+
+
+def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return the stock model of this configuration, as `build_model`.
+
+    Weights that the stock class initialises with zeros, such as Gemma 3's projector, are random, too:
+    otherwise images would not change the logits.
+    """
+    return _build(AutoModelForImageTextToText.from_config, config, dtype, device)
 
 
 def build_tower(size: Size, device: torch.device) -> Any:
     """Return only the vision tower, with random weights that are the same in every call."""
-    return _build(Qwen3VLVisionModel._from_config, make_config(size).vision_config, size, device)
+    return _build(Qwen3VLVisionModel._from_config, make_config(size).vision_config, size.dtype, device)
 
 
 def make_config(size: Size) -> Qwen3VLConfig:
@@ -122,11 +131,14 @@ def make_config(size: Size) -> Qwen3VLConfig:
     return Qwen3VLConfig(text_config=size.text, vision_config=vision, **size.special_tokens)
 
 
-def _build(from_config: Callable[..., Any], config: Any, size: Size, device: torch.device) -> Any:
+def _build(from_config: Callable[..., Any], config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), device:
         torch.manual_seed(0)
-        model = from_config(config, dtype=size.dtype, attn_implementation="sdpa")
+        model = from_config(config, dtype=dtype, attn_implementation="sdpa")
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     return model.eval()
 
 
@@ -138,11 +150,16 @@ def share_weights(model: Any) -> Any:
 
 def build_processor(size: Size) -> Qwen2VLImageProcessorPil:
     """Return Qwen3-VL's image processor: the settings of the checkpoints, except for the size of images."""
-    return Qwen2VLImageProcessorPil(
-        patch_size=size.patch_size,
-        temporal_patch_size=2,
-        merge_size=2,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-        size={"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
-    )
+    return Qwen2VLImageProcessorPil(**processor_settings(size))
+
+
+def processor_settings(size: Size, patch_size: int | None = None) -> dict[str, Any]:
+    """Return the settings of the image processor of a model of this size; `patch_size` is that of `size`."""
+    return {
+        "patch_size": size.patch_size if patch_size is None else patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.demo.conversation import Picture, Prompt
+from vitcache.demo.conversation import Features, Picture, Prompt
 from vitcache.demo.model import share_weights
 from vitcache.demo.stopwatch import Stopwatch
 
@@ -58,12 +59,11 @@ class StockSide:
         `encoded` and `pixel_bytes` are those of the prompt, because no hook on the model counts them.
         """
         with Stopwatch(self.device) as vision:
-            pixel_values, grid_thw = prompt.pixel_values.to(self.device), prompt.grid_thw.to(self.device)
-            self.model.get_image_features(pixel_values, grid_thw)
+            encode(self.model, prompt.features)
         with Stopwatch(self.device) as total:
-            inputs = text_inputs(prompt, self.device)
+            inputs = text_inputs(self.model, prompt)
             hidden = prefill(self.model, **inputs, pixel_values=prompt.pixel_values.to(self.device))
-        num_images, pixel_bytes = len(prompt.grid_thw), prompt.pixel_values.nbytes
+        num_images, pixel_bytes = len(prompt.pictures), prompt.pixel_values.nbytes
         return TimedAnswer(hidden, num_images, 0, pixel_bytes, total.ms, vision.ms)
 
     def answer_one_at_a_time(self, prompt: Prompt) -> Tensor:
@@ -73,7 +73,7 @@ class StockSide:
         model that shares its weights.
         """
         features = self._encode_one_at_a_time(prompt)
-        inputs = text_inputs(prompt, self.device)
+        inputs = text_inputs(self.model, prompt)
         if takes_encoder_outputs(self.model):
             return prefill(self.model, **inputs, mm_encoder_outputs={"image": features})
         twin = share_weights(self.model)
@@ -84,11 +84,10 @@ class StockSide:
         """Return the features of all images as ``get_image_features`` would, from one call per image."""
         outputs = [encode_alone(self.model, picture) for picture in prompt.pictures]
         features = outputs[0]
-        features.pooler_output = tuple(chain.from_iterable(output.pooler_output for output in outputs))
-        features.deepstack_features = [
-            torch.cat(level) if isinstance(level[0], Tensor) else tuple(chain.from_iterable(level))
-            for level in zip(*(output.deepstack_features for output in outputs), strict=True)
-        ]
+        features.pooler_output = _join([output.pooler_output for output in outputs])
+        if getattr(features, "deepstack_features", None) is not None:
+            levels = zip(*(output.deepstack_features for output in outputs), strict=True)
+            features.deepstack_features = [_join(level) for level in levels]
         return features
 
 
@@ -97,9 +96,19 @@ def takes_encoder_outputs(model: Any) -> bool:
     return "mm_encoder_outputs" in inspect.signature(model.model.forward).parameters
 
 
+def _join(parts: Sequence[Any]) -> Any:
+    """Return the features of all images in the container of the first: a tensor, or a tuple of them."""
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else tuple(chain.from_iterable(parts))
+
+
 def encode_alone(model: Any, picture: Picture) -> Any:
     """Return the stock model's features of one image, after copying its pixels to the model's device."""
-    return model.get_image_features(picture.pixel_values.to(model.device), picture.grid_thw.to(model.device))
+    return encode(model, picture.features)
+
+
+def encode(model: Any, features: Features) -> Any:
+    """Return the output of ``get_image_features`` for features on any device."""
+    return model.get_image_features(**{name: value.to(model.device) for name, value in features.items()})
 
 
 def prefill(model: Any, **inputs: Any) -> Tensor:
@@ -117,10 +126,13 @@ def pick_token(model: Any, hidden: Tensor) -> int:
     return int(model.lm_head(hidden[:, -1:]).argmax())
 
 
-def text_inputs(prompt: Prompt, device: torch.device) -> dict[str, Tensor]:
-    """Return all arguments of a stock forward except the pixels, on `device`."""
-    return {
-        "input_ids": prompt.input_ids.to(device),
-        "mm_token_type_ids": prompt.token_types.to(device),
-        "image_grid_thw": prompt.grid_thw.to(device),
-    }
+def text_inputs(model: Any, prompt: Prompt) -> dict[str, Tensor]:
+    """Return all arguments of a stock forward except the pixels, on the model's device."""
+    inputs = {"input_ids": prompt.input_ids, **token_type_inputs(model, prompt), **prompt.sizes}
+    return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def token_type_inputs(model: Any, prompt: Prompt) -> dict[str, Tensor]:
+    """Return the argument of the forward that marks the image tokens, if it has one, in host memory."""
+    known = inspect.signature(model.model.forward).parameters
+    return {name: prompt.token_types for name in ("mm_token_type_ids", "token_type_ids") if name in known}

@@ -11,11 +11,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from vitcache.demo.conversation import Picture, Prompt, build_prompt, process
-from vitcache.demo.model import SIZES, Size, build_model, build_processor, share_weights
+from vitcache.adapters.model_outputs import image_rows
+from vitcache.demo.conversation import Features, Picture, Prompt, build_prompt, process
+from vitcache.demo.families import FAMILIES, LARGE, Family
+from vitcache.demo.model import random_model, share_weights
 from vitcache.demo.photos import load_photos
 from vitcache.demo.report import Row
-from vitcache.demo.stock_side import StockSide
+from vitcache.demo.stock_side import StockSide, encode
 from vitcache.demo.vitcache_side import AttachedSide, CachedSide, make_cache
 
 _POSITIONS_PER_COMPARISON = 1024  # bounds the logits in memory: 0.3 GB in bfloat16 with 152 k token ids
@@ -29,9 +31,39 @@ class Sides(NamedTuple):
     attached: AttachedSide
 
 
-def build_sides(size: Size, device: torch.device, processor: Any, pictures: list[Picture]) -> Sides:
-    """Build the model and a copy of it. The stock side uses the model, the other two sides share the copy."""
-    stock = build_model(size, device)
+def find_family(name: str, size: str) -> Family:
+    """Return the family of this name, with a model of this size: ``"tiny"`` or ``"8b"``."""
+    return (LARGE if size == "8b" else FAMILIES)[name]
+
+
+def build(family: Family, device: torch.device) -> Any:
+    """Return the model of a family, with random weights."""
+    return random_model(family.make_config(), family.dtype, device)
+
+
+def process_photos(family: Family, model: Any, turns: int) -> tuple[Any, list[Picture]]:
+    """Return the image processor, and the first photographs as it prepares them.
+
+    The stock model encodes each image once, to tell its number of rows.
+    """
+    processor = family.make_processor()
+
+    def count_runs(features: Features) -> tuple[int, ...]:
+        num_rows = len(image_rows(encode(model, features)))
+        if family.row_pixels is None:
+            return (num_rows,)
+        _, width = features["image_sizes"][0].tolist()
+        line = int(width) // family.row_pixels
+        return (line,) * (num_rows // line)
+
+    pictures = [
+        process(photo, processor, count_runs, family.inputs, family.images_in) for photo in load_photos(turns)
+    ]
+    return processor, pictures
+
+
+def build_sides(stock: Any, processor: Any, pictures: list[Picture]) -> Sides:
+    """Copy the stock model. The stock side uses the model, the other two sides share the copy."""
     copied = copy.deepcopy(stock)
     return Sides(
         StockSide(stock),
@@ -106,20 +138,20 @@ def compare_logits(first: tuple[Any, Tensor], second: tuple[Any, Tensor]) -> tup
     return equal, largest
 
 
-def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
+def converse(family: Family, turns: int, step: Callable[[str], None]) -> list[Row]:
     """Run the whole conversation, on the GPU if there is one, and return one row per turn.
 
     `step` is called with a description of each step. Without a GPU, PyTorch runs on one thread: a model that
     is small enough for a CPU gains little from more threads, which wait for each other on a busy machine.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step("preparing photographs")
-    processor = build_processor(SIZES[size])
-    pictures = [process(photo, processor) for photo in load_photos(turns)]
-    step(f"building Qwen3-VL ({size}) with random weights on {device.type}")
+    step(f"building {family.title} with random weights on {device.type}")
     rows = []
     with torch.no_grad(), nullcontext() if device.type == "cuda" else one_thread():
-        sides = build_sides(SIZES[size], device, processor, pictures)
+        stock = build(family, device)
+        step("preparing photographs")
+        processor, pictures = process_photos(family, stock, turns)
+        sides = build_sides(stock, processor, pictures)
         config = sides.stock.model.config
         step("warming up: every turn through stock, the longest prompt through every side")
         warm_up(sides, pictures)
@@ -129,13 +161,13 @@ def converse(size: str, turns: int, step: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def describe(size: str) -> dict[str, str]:
+def describe(family: Family) -> dict[str, str]:
     """Return the device, the model and the versions that `converse` measures with."""
     on_gpu = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu, one thread",
-        "model": f"Qwen3-VL ({size})",
-        "dtype": str(SIZES[size].dtype).removeprefix("torch."),
+        "model": family.title,
+        "dtype": str(family.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -19,9 +19,19 @@ from vitcache import (
     processor_fingerprint,
     spans_from_token_ids,
 )
+from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.model_outputs import image_rows
+from vitcache.adapters.vision_tower import num_levels, row_width
 from vitcache.demo.conversation import Picture, Prompt
-from vitcache.demo.stock_side import Answer, TimedAnswer, pick_token, prefill, text_inputs
+from vitcache.demo.stock_side import (
+    Answer,
+    TimedAnswer,
+    encode,
+    pick_token,
+    prefill,
+    text_inputs,
+    token_type_inputs,
+)
 from vitcache.demo.stopwatch import Stopwatch
 
 _PAGE_ROWS = 16  # as in the cache that `attach` makes
@@ -38,10 +48,9 @@ class CachedSide:
         self.device: torch.device = model.device
         self.cache = cache
         self._meter = TowerMeter(model)
-        self._hidden = model.config.text_config.hidden_size
-        self._levels = _levels(model)
+        self._levels = num_levels(model.config)
         self._namespace = Namespace(
-            model=f"Qwen3-VL, {model.num_parameters()} parameters",
+            model=f"{type(model).__name__}, {model.num_parameters()} parameters",
             revision="seed 0",
             processor=processor_fingerprint(processor),
             dtype=str(model.dtype),
@@ -66,8 +75,11 @@ class CachedSide:
         hits = len(prompt.pictures) - self._encoded
         return TimedAnswer(hidden, self._encoded, hits, pixel_bytes, total.ms, vision.ms)
 
-    def _embed(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Return `inputs_embeds` ``(1, T, H)`` and deepstack ``(levels, T, H)`` of a prompt, as one chunk."""
+    def _embed(self, prompt: Prompt) -> tuple[Tensor, Tensor | None]:
+        """Return `inputs_embeds` ``(1, T, H)`` and deepstack ``(levels, T, H)`` of a prompt, as one chunk.
+
+        The deepstack is None if the model has no levels.
+        """
         pictures, num_tokens = prompt.pictures, prompt.input_ids.numel()
         items = [
             Item(
@@ -75,14 +87,19 @@ class CachedSide:
                 spans,
                 key=self.key(picture),
                 complete_key=True,
-                grid=picture.grid_thw,
+                **_sizes(picture),
             )
             for picture, spans in zip(pictures, self._spans(prompt), strict=True)
         ]
-        weight = self.model.get_input_embeddings().weight
-        deepstack = weight.new_empty(self._levels, num_tokens, self._hidden)
+        table = self.model.get_input_embeddings()
+        shape = self._levels, num_tokens, table.weight.shape[1]
+        deepstack = table.weight.new_empty(shape) if self._levels else None
         result = self._pipeline.embed(
-            [Chunk(items, 0, num_tokens)], prompt.input_ids.to(self.device), weight, deepstack=deepstack
+            [Chunk(items, 0, num_tokens)],
+            prompt.input_ids.to(self.device),
+            table.weight,
+            deepstack=deepstack,
+            text_scale=getattr(table, "scalar_embed_scale", None),  # Gemma scales the rows of text
         )
         for error in result.errors:
             raise error.cause
@@ -90,28 +107,33 @@ class CachedSide:
 
     def _encode(self, features: list[Tensor], items: list[Item]) -> list[Tensor]:
         self._encoded += len(items)
-        grids = [item.encoder_kwargs["grid"].to(self.device) for item in items]
         return [
-            image_rows(self.model.get_image_features(pixels, grid))
-            for pixels, grid in zip(features, grids, strict=True)
+            image_rows(encode(self.model, {"pixel_values": pixels, **item.encoder_kwargs}))
+            for pixels, item in zip(features, items, strict=True)
         ]
 
     def _spans(self, prompt: Prompt) -> list[list[Span]]:
         num_rows = [picture.num_rows for picture in prompt.pictures]
         return spans_from_token_ids(prompt.input_ids, self.model.config.image_token_id, num_rows)
 
-    def _language_model(self, prompt: Prompt, inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
+    def _language_model(self, prompt: Prompt, inputs_embeds: Tensor, deepstack: Tensor | None) -> Tensor:
         base = self.model.model
-        # Computed on the host, where all inputs are, so that the host does not wait for the device.
-        positions, _ = base.get_rope_index(
-            prompt.input_ids, prompt.token_types, image_grid_thw=prompt.grid_thw
-        )
+        inputs: dict[str, Any] = {}
+        if hasattr(base, "get_rope_index"):
+            # Computed on the host, where all inputs are, so that the host does not wait for the device.
+            positions, _ = base.get_rope_index(prompt.input_ids, prompt.token_types, **prompt.sizes)
+            inputs["position_ids"] = positions.to(self.device)
+        if deepstack is None:
+            for name, types in token_type_inputs(self.model, prompt).items():
+                inputs[name] = types.to(self.device)
+            hidden: Tensor = base(inputs_embeds=inputs_embeds, **inputs).last_hidden_state
+            return hidden
         visual_tokens = _tokens(self._spans(prompt)).to(self.device)
-        hidden: Tensor = base.language_model(
+        hidden = base.language_model(
             inputs_embeds=inputs_embeds,
-            position_ids=positions.to(self.device),
             visual_pos_masks=prompt.token_types.bool().to(self.device),
             deepstack_visual_embeds=list(deepstack.index_select(1, visual_tokens)),
+            **inputs,
         ).last_hidden_state
         return hidden
 
@@ -129,7 +151,8 @@ class AttachedSide:
         """Run one turn. The vision part is inside the forward and is not timed separately."""
         before = self.attachment.stats()
         with Stopwatch(self.device) as total:
-            hidden = prefill(self.model, **text_inputs(prompt, self.device), pixel_values=prompt.pixel_values)
+            inputs = text_inputs(self.model, prompt)
+            hidden = prefill(self.model, **inputs, pixel_values=prompt.pixel_values)
         after = self.attachment.stats()
         encoded, hits = after.encoded - before.encoded, after.hits - before.hits
         moved = after.pixel_bytes_moved - before.pixel_bytes_moved
@@ -148,7 +171,7 @@ def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = N
     for all.
     """
     return EmbeddingCache(
-        model.config.text_config.hidden_size * (1 + _levels(model)),
+        row_width(model.config),
         dtype=model.dtype,
         device=model.device,
         device_bytes=_bytes_for(pictures[:on_device], model),
@@ -163,7 +186,8 @@ class TowerMeter:
     def __init__(self, model: Any) -> None:
         self._images = 0
         self._elements = 0
-        model.model.visual.register_forward_pre_hook(self._count, with_kwargs=True)
+        owner, family = find_attachable(model, None)
+        getattr(owner, family.tower).register_forward_pre_hook(self._count, with_kwargs=True)
 
     def take(self, prompt: Prompt, encoded: int) -> int:
         """Return the bytes of the pixels that entered the tower since the last call, in the prompt's dtype.
@@ -182,19 +206,19 @@ class TowerMeter:
         return elements * prompt.pixel_values.itemsize
 
     def _count(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._images += len(kwargs["grid_thw"])
-        self._elements += args[0].numel()
+        grids = kwargs.get("grid_thw")
+        self._images += 1 if grids is None else len(grids)  # without grids, a call encodes one image
+        self._elements += next(iter((*args, *kwargs.values()))).numel()
 
 
-def _levels(model: Any) -> int:
-    return len(model.config.vision_config.deepstack_visual_indexes)
+def _sizes(picture: Picture) -> dict[str, Any]:
+    return {name: value for name, value in picture.features.items() if name != "pixel_values"}
 
 
 def _bytes_for(pictures: list[Picture], model: Any) -> int:
     """Return the bytes of the pages that the rows of all pictures need in a cache."""
     pages = sum(-(-picture.num_rows // _PAGE_ROWS) for picture in pictures)
-    row_width = model.config.text_config.hidden_size * (1 + _levels(model))
-    return int(pages * _PAGE_ROWS * row_width * model.dtype.itemsize)
+    return int(pages * _PAGE_ROWS * row_width(model.config) * model.dtype.itemsize)
 
 
 def _tokens(spans: list[list[Span]]) -> Tensor:
