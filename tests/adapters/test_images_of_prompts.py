@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+import transformers
 from attached import plain_kernels  # noqa: F401
 from tiny_zoo import ZOO, ZooModel
 from torch import Tensor
@@ -49,6 +50,16 @@ def test_attach_gives_the_rows_of_all_images_of_a_prompt_as_the_stock_method_doe
         assert shapes(served.pooler_output) == shapes(whole.pooler_output)
         assert torch.equal(flat(served.pooler_output), torch.cat(rows))
     assert attachment.stats().encoded == 3
+
+
+def test_attach_granite_docling_with_a_density_router_is_refused() -> None:
+    zoo = ZOO["granite_docling"]
+    if not zoo.exists:
+        pytest.skip("this transformers has no granite_docling")
+    config = zoo.model().config
+    config.density_router_hidden_size = 8
+    with pytest.raises(TypeError, match=r"'granite_docling'.*cannot be attached: its density router"):
+        attach(transformers.GraniteDoclingForConditionalGeneration(config))
 
 
 def shapes(features: Any) -> list[torch.Size]:
