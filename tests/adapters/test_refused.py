@@ -29,7 +29,9 @@ OTHERS = sorted(CLASSES.keys() - EXACT)
 
 # Model types whose default config makes no model, with the values that it lacks.
 CONFIGS: dict[str, dict[str, Any]] = {
-    name: {"vocabulary_map": {"<image>": 0}} for name in ("chameleon", "emu3")
+    "chameleon": {"vocabulary_map": {"<image>": 0}},
+    "emu3": {"vocabulary_map": {"<image>": 0}},
+    "vision-encoder-decoder": {"encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}},
 }
 
 

@@ -269,4 +269,7 @@ def _contain(container: type | int, flat: Tensor, lengths: Sequence[int]) -> Any
             return container((flat,))
         # `Tensor.split` is a Python function: it takes several times as long.
         return container(flat.split_with_sizes(list(lengths)))
-    return flat if container == 2 else flat.unflatten(0, (len(lengths), lengths[0]))
+    if container == 2:
+        return flat
+    # Items of different lengths cannot be stacked: such a stock output has all rows at one index.
+    return flat.unflatten(0, (-1, lengths[0])) if len(set(lengths)) == 1 else flat[None]

@@ -94,7 +94,6 @@ GRIDS_MORE: list[ZooModel] = [
         "hunyuan_vl",
         "HunYuanVL",
         {"image": grid_images(48)},
-        since=(5, 23),  # older stock methods put items of other lengths end to end in one index
         vision_config={"max_image_size": 32},
         text_config={"rope_parameters": ROPE | {"mrope_section": [2, 2, 2, 2]}},
     ),
