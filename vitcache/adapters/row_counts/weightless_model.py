@@ -36,13 +36,15 @@ class WeightlessModel:
     """
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        from transformers import AutoModel
+        from transformers import AutoModel, AutoModelForImageTextToText
 
+        # transformers lists a base model of most configurations, and only a model with a head of the rest.
+        auto = AutoModel if type(config) in AutoModel._model_mapping else AutoModelForImageTextToText
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         # Two steps, as transformers loads checkpoints: constructors may read values of tensors on the CPU,
         # which a fake tensor does not have.
         with torch.device("meta"):
-            model = AutoModel.from_config(config, dtype=dtype)
+            model = auto.from_config(config, dtype=dtype)
         with self._mode:
             self.model: nn.Module = model.to_empty(device="cpu").eval()
 
