@@ -31,11 +31,20 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel  # noqa:
 from vitcache.adapters.model_outputs import image_rows  # noqa: E402
 from vitcache.adapters.session import Session  # noqa: E402
 from vitcache.demo import stock_side, turns, vitcache_side  # noqa: E402
-from vitcache.demo.conversation import Picture, build_prompt, process  # noqa: E402
-from vitcache.demo.model import SIZES, build_model, build_processor  # noqa: E402
+from vitcache.demo.conversation import Picture, build_prompt  # noqa: E402
+from vitcache.demo.families import FAMILIES  # noqa: E402
+from vitcache.demo.model import random_model  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
 from vitcache.demo.report import Row, closing_words  # noqa: E402
-from vitcache.demo.turns import Sides, build_sides, measure_turn, one_thread, warm_up  # noqa: E402
+from vitcache.demo.turns import (  # noqa: E402
+    Sides,
+    build,
+    build_sides,
+    measure_turn,
+    one_thread,
+    process_photos,
+    warm_up,
+)
 
 pytestmark = pytest.mark.transformers
 
@@ -66,16 +75,20 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return Result(code, stdout.getvalue(), json.loads(paths[0].read_text()), paths[1])
 
 
+FAMILY = FAMILIES["qwen3_vl"]
+
+
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
-    processor = build_processor(SIZES["tiny"])
-    return [process(photo, processor) for photo in load_photos(TURNS)]
+    with torch.no_grad(), one_thread():
+        _, pictures = process_photos(FAMILY, build(FAMILY, torch.device("cpu")), TURNS)
+    return pictures
 
 
 @pytest.fixture
 def sides(pictures: list[Picture]) -> Iterator[Sides]:
     with torch.no_grad(), one_thread():
-        yield build_sides(SIZES["tiny"], torch.device("cpu"), build_processor(SIZES["tiny"]), pictures)
+        yield build_sides(build(FAMILY, torch.device("cpu")), FAMILY.make_processor(), pictures)
 
 
 def measure(sides: Sides, pictures: list[Picture]) -> Row:
@@ -99,9 +112,9 @@ def test_warm_up_runs_every_stock_batch_size_and_empties_the_caches(
     batches = []
     stock = sides.stock.model.get_image_features
 
-    def recorded(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
-        batches.append(len(grids))
-        return stock(pixels, grids)
+    def recorded(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> Any:
+        batches.append(len(image_grid_thw))
+        return stock(pixel_values, image_grid_thw)
 
     monkeypatch.setattr(sides.stock.model, "get_image_features", recorded)
     warm_up(sides, pictures)
@@ -215,7 +228,7 @@ def test_run_sets_no_attribute_or_hook_on_the_stock_model(
     observed: list[str] = []
 
     def build_and_watch(*args: Any) -> Any:
-        built.append(build_model(*args))
+        built.append(random_model(*args))
         watched.update(map(id, built[0].modules()))
         return built[0]
 
@@ -231,7 +244,7 @@ def test_run_sets_no_attribute_or_hook_on_the_stock_model(
 
     for name in ("__setattr__", "__delattr__", "register_forward_hook", "register_forward_pre_hook"):
         watch(name)
-    monkeypatch.setattr(turns, "build_model", build_and_watch)
+    monkeypatch.setattr(turns, "random_model", build_and_watch)
     assert run(parse("--size", "tiny", "--turns", "2")) == 0
     assert set(observed) == {"__setattr__ rope_deltas"}
     assert not {"get_image_features", "get_video_features"} & set(vars(built[0].model))
@@ -243,7 +256,7 @@ def test_measure_turn_raises_if_the_tower_ran_on_more_images_than_counted(
 ) -> None:
     tower = getattr(sides, side).model.model.visual
     with torch.no_grad():
-        tower(pictures[0].pixel_values, grid_thw=pictures[0].grid_thw)
+        tower(pictures[0].pixel_values, grid_thw=pictures[0].features["image_grid_thw"])
     with pytest.raises(
         RuntimeError, match="expected 1 images in the vision tower, as counted by the caller, got 2"
     ):
@@ -303,7 +316,7 @@ def test_build_prompt_repeats_the_prompt_before_and_adds_one_image(
         assert ids.count(config.vision_start_token_id) == turn
         assert max(ids) < config.text_config.vocab_size
         assert torch.equal(prompt.token_types.bool(), prompt.input_ids == config.image_token_id)
-        assert len(prompt.pixel_values) == prompt.grid_thw.prod(-1).sum()
+        assert len(prompt.pixel_values) == prompt.features["image_grid_thw"].prod(-1).sum()
     for shorter, longer in itertools.pairwise(prompts):
         assert torch.equal(longer.input_ids[:, : shorter.input_ids.shape[1]], shorter.input_ids)
 

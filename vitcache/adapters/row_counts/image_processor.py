@@ -15,12 +15,17 @@ from vitcache.adapters.row_counts.image_settings import settings_for
 from vitcache.adapters.row_counts.model_source import ModelSource, first_line
 
 # Model types that transformers lists without an image processor: the type that has the same one.
-_SAME_PROCESSOR = {"glm_ocr": "glm46v"}
+_SAME_PROCESSOR = {"glm_ocr": "glm46v", "fast_vlm": "llava"}
 _BACKENDS = ("pil", "torchvision")  # the first one needs fewer packages
 
 
 class ImageProcessor:
     """The stock image processor of a model, and the options with which the model's processor calls it.
+
+    Parameters
+    ----------
+    config
+        The configuration that has the vision tower's: of `source`, or of a part of the model.
 
     Attributes
     ----------
@@ -38,20 +43,22 @@ class ImageProcessor:
         If the image processor needs a package that is not installed.
     """
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, config: Any) -> None:
         model_type = _model_type(source.config)
         saved = _saved_settings(source.folder)
         stock_class = _find_class(model_type, saved.get("image_processor_type"))
         self.is_saved = bool(saved)
         try:
-            settings = saved or settings_for(source.part, stock_class)
+            settings = saved or settings_for(config, stock_class)
             self._stock = stock_class.from_dict(settings)
         except Exception as error:  # each class checks its settings in its own way
             raise ValueError(
                 f"{source.name}: {stock_class.__name__} refuses its settings: {first_line(error)}"
             ) from error
         self.name = stock_class.__name__
-        self._options = _call_options(model_type)
+        options = _call_options(model_type)
+        fitted = {} if saved else settings
+        self._options = {name: value for name, value in options.items() if name not in fitted}
 
     def process(self, height: int, width: int) -> dict[str, Tensor]:
         """Return the output tensors for one image of this size, by name.

@@ -19,6 +19,8 @@ from vitcache.adapters.splits.call_parts import ItemCall, parts_of
 # The default configuration of some classes mixes the sizes of different checkpoints.
 _HINT = "; this is the default configuration of its class: give the config.json of a checkpoint"
 
+_OTHER_PIXELS = "pixel_values_images"  # in models that name the pixels of images and of videos apart
+
 
 @dataclass(frozen=True)
 class ImageRows:
@@ -93,7 +95,7 @@ class RowCounter:
         self._bind = ArgumentsByName(self._owner.get_image_features)
         self._dtype = dtype
         self._source = source
-        self.processor = ImageProcessor(source)
+        self.processor = ImageProcessor(source, self._owner.config)
 
     def count(self, height: int, width: int) -> ImageRows:
         """Return the rows of an image of this size in pixels.
@@ -105,8 +107,7 @@ class RowCounter:
             an image of this size.
         """
         try:
-            outputs = self.processor.process(height, width)
-            shapes = self._encode(outputs)
+            shapes = self._encode(self.arguments(height, width))
         except Exception as error:
             raise ValueError(
                 f"{self._source.name} cannot encode an image of {width}x{height}: {first_line(error)}"
@@ -115,14 +116,19 @@ class RowCounter:
         [(row_width, dtype)] = {(rows.shape[1], rows.dtype) for rows in shapes}
         return ImageRows(tuple(rows.shape[0] for rows in shapes), row_width, dtype)
 
-    def _encode(self, outputs: dict[str, Tensor]) -> list[Tensor]:
-        """Return the rows of each item, as tensors without memory."""
-        known = self._bind.signature.parameters
-        given = {
+    def arguments(self, height: int, width: int) -> dict[str, Tensor]:
+        """Return the arguments of the stock method for one image: the outputs of the image processor."""
+        outputs = self.processor.process(height, width)
+        pixel_name, *names = self._bind.signature.parameters
+        arguments = {pixel_name: _pixels(outputs, pixel_name)}
+        arguments |= {name: outputs[name] for name in names if name in outputs and name != _OTHER_PIXELS}
+        return {
             name: value.to(self._dtype) if value.is_floating_point() else value
-            for name, value in outputs.items()
-            if name in known
+            for name, value in arguments.items()
         }
+
+    def _encode(self, given: dict[str, Tensor]) -> list[Tensor]:
+        """Return the rows of each item, as tensors without memory."""
         arguments = self._bind((), given)
         split = self._split(self._owner.config, arguments)
         parts = parts_of(split) if isinstance(split, list) else split
@@ -140,6 +146,13 @@ class RowCounter:
                     found[form] = item_rows(output, call.slices)
             rows.append(found[form])
         return rows
+
+
+def _pixels(outputs: dict[str, Tensor], name: str) -> Tensor:
+    pixels = outputs.get(name, outputs.get(_OTHER_PIXELS))
+    if pixels is None:
+        raise ValueError(f"the image processor gives no {name}, but {', '.join(outputs) or 'no tensor'}")
+    return pixels
 
 
 def _form(call: ItemCall) -> Any:

@@ -9,12 +9,16 @@ _TOWER_NAMES = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
     "merge_size": "spatial_merge_size",
+    "encoder_patch_size": "patch_size",
     "pooling_kernel_size": "pooling_kernel_size",
 }
 _MODEL_NAMES = {
     "image_grid_pinpoints": "image_grid_pinpoints",
+    "downsample_factor": "downsample_factor",
     "max_soft_tokens": "vision_soft_tokens_per_image",
 }
+# Settings that a configuration does not have.
+_FIXED: dict[str, dict[str, Any]] = {"dots3_note": {"temporal_patch_size": 1}}
 
 
 def settings_for(config: Any, processor_class: Any) -> dict[str, Any]:
@@ -25,29 +29,43 @@ def settings_for(config: Any, processor_class: Any) -> dict[str, Any]:
     the largest number of pixels, are the defaults of `processor_class`.
     """
     tower = getattr(config, "vision_config", None)
-    settings: dict[str, Any] = {}
+    settings = dict(_FIXED.get(config.model_type, {}))
+    defaults = _Defaults(processor_class)
     for owner, names in ((tower, _TOWER_NAMES), (config, _MODEL_NAMES)):
         for name, source in names.items():
             value = getattr(owner, source, None)
-            if value is not None and isinstance(getattr(processor_class, name, None), type(value)):
+            if value is not None and isinstance(defaults.get(name), type(value)):
                 settings[name] = value
     side = getattr(tower, "image_size", None)
     if isinstance(side, list | tuple):
         side = side[0]
     if isinstance(side, int):
-        settings |= _image_sizes(side, processor_class)
-    patch = getattr(processor_class, "patch_size", None)
-    if isinstance(patch, dict):  # Pixtral: the patches of a merged row
-        merged = tower.patch_size * getattr(config, "spatial_merge_size", 1)  # type: ignore[union-attr]
+        settings |= _image_sizes(side, defaults)
+    patch = defaults.get("patch_size")
+    if isinstance(patch, dict) and tower is not None:  # Pixtral: the patches of a merged row
+        merged = tower.patch_size * getattr(config, "spatial_merge_size", 1)
         settings["patch_size"] = {"height": merged, "width": merged}
+    high = getattr(getattr(config, "high_res_vision_config", None), "image_size", None)
+    if isinstance(high, int):
+        settings["high_res_size"] = {"height": high, "width": high}
     return settings
 
 
-def _image_sizes(side: int, processor_class: Any) -> dict[str, Any]:
+class _Defaults:
+    """The default settings of an image processor: attributes of its class, or of an object."""
+
+    def __init__(self, processor_class: Any) -> None:
+        self._class = processor_class
+        self._object = processor_class()
+
+    def get(self, name: str) -> Any:
+        """Return a setting, or None."""
+        return getattr(self._class, name, None) or getattr(self._object, name, None)
+
+
+def _image_sizes(side: int, defaults: _Defaults) -> dict[str, Any]:
     """Return the settings that contain the tower's image size: a tower of squares of `side` pixels."""
-    size, crop, tile = (
-        getattr(processor_class, name, None) for name in ("size", "crop_size", "max_image_size")
-    )
+    size, crop, tile = map(defaults.get, ("size", "crop_size", "max_image_size"))
     settings: dict[str, Any] = {}
     if isinstance(tile, dict) and isinstance(
         size, dict

@@ -36,16 +36,15 @@ class WeightlessModel:
     """
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        from transformers import AutoModel, AutoModelForImageTextToText
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+        from transformers import MODEL_MAPPING, AutoModel, AutoModelForImageTextToText
 
+        # transformers lists a base model of most configurations, and only a model with a head of the rest.
+        auto = AutoModel if type(config) in MODEL_MAPPING else AutoModelForImageTextToText
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         # Two steps, as transformers loads checkpoints: constructors may read values of tensors on the CPU,
         # which a fake tensor does not have.
         with torch.device("meta"):
-            has_base = type(config) in MODEL_MAPPING  # else the head itself has the stock methods
-            auto_class = AutoModel if has_base else AutoModelForImageTextToText
-            model = auto_class.from_config(config, dtype=dtype)
+            model = auto.from_config(config, dtype=dtype)
         with self._mode:
             self.model: nn.Module = model.to_empty(device="cpu").eval()
 
