@@ -27,11 +27,11 @@ this modality, and nothing is cached. An empty cell: the model lacks this modali
 writes this page.
 
 An audio clip is cut behind its last valid frame, so that padding to longer clips is not part of it; alone
-means the stock model on the cut clip. An entry is one image, video or clip, except: one entry per tile where the
-call does not tell which tiles are one image, per frame of a video in MiniCPM-V, and per chunk of a clip in
-Dots3. The models of the tests are tiny and have random weights; towers of timm, which is not installed there,
-are replaced by a convolution in Gemma 3n, a ConvNeXt in FastVLM and a SigLIP in PerceptionLM. The full Omni
-models are attached through their thinkers.
+means the stock model on the cut clip. An entry is one image, video or clip, except: one entry per tile where
+the call does not tell which tiles are one image, per frame of a video in MiniCPM-V, and per chunk of a clip
+in Dots3. The models of the tests are tiny and have random weights; towers of timm, which is not installed
+there, are replaced by a convolution in Gemma 3n, a ConvNeXt in FastVLM and a SigLIP in PerceptionLM. The full
+Omni models are attached through their thinkers.
 
 A model that is not in this table is split by the signature of its stock methods if they have a known form,
 and its first call with several items is checked; else `attach` refuses it with the reason. Pass a split of
