@@ -82,7 +82,7 @@ class Session:
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
         self._given_namespace = namespace
-        self._tower_name = tower_name
+        self.tower_name = tower_name
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
@@ -100,7 +100,7 @@ class Session:
 
     @property
     def tower(self) -> Any:
-        return self.model._modules[self._tower_name]  # `getattr` would take several times as long
+        return self.model._modules[self.tower_name]  # `getattr` would take several times as long
 
     @property
     def config(self) -> Any:
