@@ -14,6 +14,9 @@ from vitcache.demo.model import AFTER_BYTES, SIZES, make_config, processor_setti
 class Family:
     """One model family, as classes of transformers and their arguments.
 
+    Its methods raise ImportError if the installed transformers lacks the class, or if the class needs a
+    package that is not installed.
+
     Attributes
     ----------
     title
@@ -55,7 +58,10 @@ class Family:
 def _class(name: str) -> Any:
     import transformers
 
-    return getattr(transformers, name)
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ImportError(f"transformers {transformers.__version__} has no {name}")
+    return found
 
 
 _TEXT: dict[str, Any] = {
