@@ -22,9 +22,16 @@ HEAD = """# Models that `attach` serves
 Each row is a test result. *exact*: with four prompts (a first turn, a second turn, another order with a new
 item, and duplicates), the logits and the tokens of `generate` equal bit for bit those of the stock model that
 encodes each item with a call of its own, and each item is encoded once. *stock*: the stock method encodes
-this modality, and nothing is cached. An empty cell: the model has no such modality. The tests are
+this modality, and nothing is cached. An empty cell: the model lacks this modality. The tests are
 `tests/adapters/test_zoo.py` and `tests/adapters/test_refused.py`, on transformers {versions}; `make models`
 writes this page.
+
+An audio clip is cut behind its last valid frame, so that padding to longer clips is not part of it; alone
+means the stock model on the cut clip. An entry is one image, video or clip, except: one entry per tile where
+the call does not tell which tiles are one image, per frame of a video in MiniCPM-V, and per chunk of a clip
+in Dots3. The models of the tests are tiny and have random weights; towers of timm, which is not installed
+there, are replaced by a convolution in Gemma 3n, a ConvNeXt in FastVLM and a SigLIP in PerceptionLM. The full
+Omni models are attached through their thinkers.
 
 A model that is not in this table is split by the signature of its stock methods if they have a known form,
 and its first call with several items is checked; else `attach` refuses it with the reason. Pass a split of

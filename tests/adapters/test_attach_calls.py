@@ -1,4 +1,4 @@
-"""`attach` and what does not fit: training, placeholders that disagree with images, dtypes, caches."""
+"""Calls and options that do not fit: training mode, placeholders and images, dtypes, caches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_prompt_whose_placeholders_and_images_disagree_raises_the_stock_error(na
     with pytest.raises(type(theirs.value)) as ours:
         logits(model, prompt)
     assert str(ours.value) == str(theirs.value)
-    # What was encoded before the stock model refused the prompt is right: the next prompt reads it.
+    # The entries of the refused prompt are right: the next prompt reads them.
     right = family.prompt(stock, 0)
     assert torch.equal(logits(model, right), logits(one_at_a_time(family, stock), right))
     assert attachment.cache.stats().leased_pages == 0

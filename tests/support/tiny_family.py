@@ -118,7 +118,8 @@ def joined_outputs(outputs: list[Any]) -> Any:
 
 def _joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
+        # A stack with all rows at one index grows in its second dimension.
+        return torch.cat(parts, int(len({part.shape[1:] for part in parts}) > 1))
     return type(parts[0])(item for part in parts for item in part)
 
 

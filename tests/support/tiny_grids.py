@@ -174,14 +174,16 @@ GLM_TOKENS |= {"image_start_token_id": START, "image_end_token_id": END}
 GLM_TOKENS |= {"video_start_token_id": VIDEO_START, "video_end_token_id": VIDEO_END}
 
 
-def _model(prefix: str, vision: Call, text: Call, tokens: Call = TOKENS) -> Callable[[], nn.Module]:
+def _model(
+    prefix: str, vision: Call, text: Call, tokens: Call = TOKENS, config_prefix: str | None = None
+) -> Callable[[], nn.Module]:
     """Return a function that makes a model of the classes of transformers with this prefix."""
 
     def build() -> nn.Module:
         import transformers
 
         sizes = deepcopy({**TEXT, **HEADS, **PADS, **text})  # a config may change its rotary parameters
-        config = getattr(transformers, f"{prefix}Config")(
+        config = getattr(transformers, f"{config_prefix or prefix}Config")(
             text_config=sizes, vision_config={**VISION, **vision}, **tokens
         )
         return getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
@@ -227,8 +229,8 @@ QWEN4 |= {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
 QWEN4 |= {"indexer_budget": 64, "indexer_compress_ratio": 4}
 
 
-def _glm(name: str, prefix: str, **text: Any) -> GridFamily:
-    build = _model(prefix, GLM_VISION, {"rope_parameters": ROPE} | text, GLM_TOKENS)
+def _glm(name: str, prefix: str, config_prefix: str | None = None, **text: Any) -> GridFamily:
+    build = _model(prefix, GLM_VISION, {"rope_parameters": ROPE} | text, GLM_TOKENS, config_prefix)
     return _family(name, build, _image_tokens_per_frame, is_glm=True)
 
 
@@ -282,6 +284,7 @@ GRID_FAMILIES = {
         _glm("glm4v", "Glm4v"),
         _glm("glm4v_moe", "Glm4vMoe", **GLM_EXPERTS),
         _glm("glm46v", "Glm46V"),
+        _glm("glmga", "Glm46V", "Glmga"),
         _glm("glm_ocr", "GlmOcr"),
     )
 }

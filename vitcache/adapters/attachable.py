@@ -1,4 +1,4 @@
-"""`find_attachable`: what `attach` replaces in a model, and how its calls are split; or why it cannot."""
+"""`find_attachable`: the module in which `attach` replaces methods, and its splits; or a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from vitcache.adapters.families import FAMILIES, Family
 from vitcache.adapters.feature_owner import MODALITIES, method_name, serves, tower_names
 from vitcache.adapters.model_outputs import KNOWN_FIELDS
-from vitcache.adapters.refused_models import REFUSED
+from vitcache.adapters.refused_models import refusal_of
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.signature import UnknownForm, split_for_signature
 from vitcache.adapters.vision_tower import name_of, owner_of
@@ -39,7 +39,7 @@ def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any
         If `splits` has a modality that the model does not have.
     """
     inner = unwrap(model)
-    reason = REFUSED.get(getattr(getattr(inner, "config", None), "model_type", ""))
+    reason = refusal_of(getattr(inner, "config", None))
     if reason is not None:
         raise TypeError(f"{name_of(inner)} cannot be attached: {reason}")
     owner = owner_of(model, "attached")

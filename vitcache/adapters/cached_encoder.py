@@ -273,7 +273,9 @@ class CachedEncoder:
             chosen = shadow.choose(hits)
         items = [rows[key] for key in keys]
         elements = None
-        if parts.groups is not None or parts.slices is not None:
+        # Older stock methods stack the items of several prompts in one tensor: it has an index per item.
+        is_grouped = parts.groups is not None and isinstance(form.pooler, type)
+        if is_grouped or parts.slices is not None:
             elements = parts.elements(
                 [item.num_rows if isinstance(item, Lease) else len(item) for item in items]
             )

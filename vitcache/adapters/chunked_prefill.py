@@ -33,8 +33,8 @@ class ChunkedPrefill:
     Parameters
     ----------
     model
-        A Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE, Qwen3.5, Qwen3.5-MoE or GLM-4V with its head, in eval
-        mode, all of it on one device.
+        A model of one of the families that `vision_pipeline` supports, with its head, in eval mode, all of it
+        on one device.
     pipeline
         Builds `inputs_embeds` and the deepstack levels. `vision_pipeline` makes one.
     chunk_tokens

@@ -10,6 +10,7 @@ from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.splits.clips import (
     split_by_frame_mask,
     split_by_last_frame,
+    split_by_padding_mask,
     split_by_sample_length,
     split_by_sample_mask,
     split_by_stft_mask,
@@ -86,6 +87,7 @@ GRID_FAMILIES = {
     "glm4v": _GLM,
     "glm4v_moe": _GLM,
     "glm46v": _GLM,
+    "glmga": _GLM,
     "glm_ocr": _GLM,
 }
 """The families whose images and videos are patches with a grid, by `config.model_type`."""
@@ -113,11 +115,11 @@ _MORE_GRIDS = {
     "glm5_next": _GRIDS,
     "inkling2": _GRIDS_OF_TOWER,
     "nemotron_h_omni": Family("vision_model", {"image": split_by_grid, "audio": split_by_stft_mask}),
-    "glmga": _GRIDS,
 }
 
 _SQUARE = Family("vision_tower", {"image": split_by_leading_dim})
 _CROPS = Family("vision_tower", {"image": split_by_crop})
+_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
 
 
 def _granite4_vision_row(config: Any) -> int:
@@ -125,8 +127,6 @@ def _granite4_vision_row(config: Any) -> int:
     layers = len(config.deepstack_layer_map) + len(config.spatial_target_layers)
     return int(config.text_config.hidden_size) * layers
 
-
-_TILES = Family("vision_tower", {"image": split_by_image_size, "video": split_by_leading_dim})
 
 _SQUARES = {
     "llava_onevision": _TILES,
@@ -162,6 +162,7 @@ _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
 _PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
 
 _OTHERS = {
+    "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
     "gemma4": Family("vision_tower", _PATCH_ROWS),
     "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
     "idefics2": Family("vision_model", {"image": split_nested_sizes}),

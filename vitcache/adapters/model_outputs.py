@@ -25,10 +25,10 @@ _LEVELS = "deepstack_features"
 _HIGH_RES = {f"high_res_vision_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
 _LEFT_OUT = {"last_hidden_state", "hidden_states", "attentions", *_HIGH_RES}
 _LEFT_OUT |= {f"local_{name}" for name in ("last_hidden_state", "hidden_states", "attentions")}
-_MASK = "attention_mask"  # which rows of stacked features are valid
+_MASKS = {"attention_mask": True, "audio_mel_mask": False}  # their values at valid rows of stacked features
 _CONSTANT = "visual_indicator_features"  # of the weights alone, equal in all outputs
 
-KNOWN_FIELDS = {*_ROWS, _LEVELS, *_LEFT_OUT, _MASK, _CONSTANT}
+KNOWN_FIELDS = {*_ROWS, _LEVELS, *_LEFT_OUT, *_MASKS, _CONSTANT}
 """The fields of a stock output that `attach` understands. It refuses a model whose output has another."""
 
 
@@ -46,9 +46,10 @@ def item_rows(output: Any, slices: int = 1) -> Tensor:
         If the features are in another number of tensors.
     """
     features = rows_of(output)
-    mask = _mask_of(output)
+    mask = _mask_in(output)
     if mask is not None and isinstance(features, Tensor):
-        features = features[mask.to(features.device, torch.bool)]
+        values = getattr(output, mask).to(features.device, torch.bool)
+        features = features[values == _MASKS[mask]]
     return torch.cat([_only(part, slices) for part in (features, *_levels(output))], dim=-1)
 
 
@@ -58,7 +59,7 @@ def image_rows(output: Any) -> Tensor:
 
 
 def rows_of(output: Any) -> Features:
-    """Return the features of an output: its pooled ones, or its last hidden states if it has no others.
+    """Return the features of an output: its pooled ones if it has any, else its last hidden states.
 
     The features of an output that only has features for layers of the language model are those of the first
     layer.
@@ -102,8 +103,8 @@ class OutputForm:
         The layers of the language model that the features and the levels are for, if the output names them.
     width, dtype
         Of a row with its deepstack levels.
-    mask
-        Dtype of the mask of valid rows. None: the output has no mask.
+    mask, mask_in
+        Dtype and field of the mask of valid rows. None: the output has no mask.
     constants
         Fields whose values depend on the weights alone.
     """
@@ -118,12 +119,13 @@ class OutputForm:
     width: int
     dtype: torch.dtype
     mask: torch.dtype | None = None
+    mask_in: str | None = None
     constants: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: Any, rows: Tensor) -> OutputForm:
         """Return the form of `output`, which has one item with these `rows`."""
-        features, levels, mask = rows_of(output), _levels(output), _mask_of(output)
+        features, levels, mask = rows_of(output), _levels(output), _mask_in(output)
         constant = getattr(output, _CONSTANT, None)
         rows_in = tuple(name for name in _ROWS if getattr(output, name, None) is features)
         return cls(
@@ -136,7 +138,8 @@ class OutputForm:
             layers=_layers(output),
             width=rows.shape[1],
             dtype=rows.dtype,
-            mask=None if mask is None else mask.dtype,
+            mask=None if mask is None else getattr(output, mask).dtype,
+            mask_in=mask,
             constants={} if constant is None else {_CONSTANT: constant},
         )
 
@@ -165,8 +168,8 @@ class OutputForm:
             planes = planes.to(self.device)
         features, *levels = planes.unbind()
         parts = lengths if elements is None else elements
-        if self.mask is not None:
-            return self._masked(features, parts)
+        if self.mask_in is not None:
+            return self._masked(features, parts, self.mask_in)
         contained = _contain(self.pooler, features, parts)
         values = dict.fromkeys(self.rows_in, contained) | self.constants
         if levels:
@@ -175,13 +178,13 @@ class OutputForm:
             values[_LEVELS] = list(zip(self.layers, (contained, *values.get(_LEVELS, ())), strict=True))
         return _make(self.cls, values)
 
-    def _masked(self, features: Tensor, lengths: Sequence[int]) -> Any:
+    def _masked(self, features: Tensor, lengths: Sequence[int], name: str) -> Any:
         """Return an output whose items are stacked and padded to the longest, with a mask."""
         stacked = pad_sequence(list(features.split_with_sizes(list(lengths))), batch_first=True)
         positions = torch.arange(stacked.shape[1], device=self.device)
         ends = torch.tensor(lengths, device=self.device)
-        valid = (positions < ends[:, None]).to(self.mask)
-        return _make(self.cls, dict.fromkeys(self.rows_in, stacked) | {_MASK: valid})
+        mask = ((positions < ends[:, None]) == _MASKS[name]).to(self.mask)
+        return _make(self.cls, dict.fromkeys(self.rows_in, stacked) | {name: mask})
 
 
 def _make(cls: type, values: dict[str, Any]) -> Any:
@@ -233,8 +236,8 @@ def _layers(output: Any) -> tuple[int, ...]:
     return ()
 
 
-def _mask_of(output: Any) -> Tensor | None:
-    return getattr(output, _MASK, None)
+def _mask_in(output: Any) -> str | None:
+    return next((name for name in _MASKS if getattr(output, name, None) is not None), None)
 
 
 def _is_features(value: Any) -> bool:
@@ -266,4 +269,7 @@ def _contain(container: type | int, flat: Tensor, lengths: Sequence[int]) -> Any
             return container((flat,))
         # `Tensor.split` is a Python function: it takes several times as long.
         return container(flat.split_with_sizes(list(lengths)))
-    return flat if container == 2 else flat.unflatten(0, (len(lengths), lengths[0]))
+    if container == 2:
+        return flat
+    # Items of different lengths cannot be stacked: such a stock output has all rows at one index.
+    return flat.unflatten(0, (-1, lengths[0])) if len(set(lengths)) == 1 else flat[None]

@@ -99,7 +99,7 @@ def video_items(
         A model of one of the families that `vision_pipeline` supports.
     input_ids
         Token ids of the prompt, ``(T,)`` or ``(1, T)``. The tokens of videos have `config.video_token_id`. In
-        GLM-4V they have `config.image_token_id`, and are between `config.video_start_token_id` and
+        GLM they have `config.image_token_id`, and are between `config.video_start_token_id` and
         `config.video_end_token_id`. The prompt may have images, too: `image_items` makes their items.
     pixel_values_videos
         Patches of all videos, ``(sum of t * h * w, width)``. The items refer to views of this tensor.

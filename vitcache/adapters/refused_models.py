@@ -1,4 +1,8 @@
-"""`REFUSED`: the reasons why models cannot be attached, by `config.model_type`."""
+"""`refusal_of`: the reason why a model cannot be attached."""
+
+from __future__ import annotations
+
+from typing import Any
 
 _CROSS_ATTENTION = (
     "its language model reads images by cross-attention, so that no rows are placed among tokens"
@@ -15,6 +19,7 @@ REFUSED: dict[str, str] = {
     "emu3": _OF_THE_TEXT,
     "evolla": "its inputs are proteins, not images",
     "git": _OWN_CALL,
+    "glm_image": "its forward makes token ids of the image features, which are maps and not rows",
     "idefics": _CROSS_ATTENTION,
     "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
     "instructblip": _OF_THE_PROMPT,
@@ -29,3 +34,11 @@ REFUSED: dict[str, str] = {
     "udop": _IMAGE_ENCODER,
     "vision-encoder-decoder": _IMAGE_ENCODER,
 }
+"""The reasons, by `config.model_type`."""
+
+
+def refusal_of(config: Any) -> str | None:
+    """Return the reason why no model with this config can be attached, or None."""
+    if getattr(config, "density_router_hidden_size", None) is not None:  # of Granite Docling
+        return "its density router returns a value for all tiles of a prompt"
+    return REFUSED.get(getattr(config, "model_type", ""))

@@ -14,7 +14,7 @@ TEXT, IMAGE, VIDEO = 0, 1, 2
 def token_types(ids: np.ndarray, config: Any) -> np.ndarray:
     """Return the type of each token: 0 is text, 1 an image, 2 a video.
 
-    These are the `mm_token_type_ids` that the model's processor computes. GLM-4V has the same id at the
+    These are the `mm_token_type_ids` that the model's processor computes. GLM has the same id at the
     tokens of images and of videos: a token with that id is a video's if more video starts than video ends
     precede it in its row of `ids`.
 

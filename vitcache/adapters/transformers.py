@@ -51,27 +51,31 @@ def attach(
     ring: PinnedRing | None = None,
     shadow_every: int = 0,
 ) -> Attachment:
-    """Cache the image and video features of a model: an item that is in the cache is not encoded again.
+    """Cache the image, video and audio features of a model: an item in the cache is not encoded again.
 
-    `attach` replaces the stock methods `get_image_features` and `get_video_features` of this one base model.
-    `forward`, `generate` and the model's merge of image and text embeddings do not change. The cache has one
-    entry per image, tile or video. Items that are not in the cache are encoded by the stock method, one at a
-    time.
+    `attach` replaces the stock methods `get_image_features`, `get_video_features` and `get_audio_features` of
+    the module whose forward calls them, usually the base model. `forward`, `generate` and the model's merge
+    of image and text embeddings do not change. The cache has one entry per image, tile, video or audio clip.
+    Items that are not in the cache are encoded by the stock method, one at a time.
 
     The logits equal bit for bit those of the stock model, the model without `attach`, with its items encoded
     one at a time. Each call of a replaced method returns a new output object of the stock class. The object
-    has `pooler_output` and, if the model has deepstack levels, `deepstack_features`, in the same containers
-    as the stock output. All other fields have the value None.
+    has the rows (`pooler_output` or `last_hidden_state`) and, if the model has them, `deepstack_features`,
+    `attention_mask` and `visual_indicator_features`, in the same containers as the stock output. Fields that
+    the stock forward does not read, such as `hidden_states`, have the value None.
 
     Parameters
     ----------
     model
-        An `XForConditionalGeneration` or its base model: Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE,
-        Qwen3.5, Qwen3.5-MoE, GLM-4V, LLaVA-OneVision, InternVL or Gemma 3. `pixel_values` may stay on the
-        CPU: only pixels that must be encoded are copied to the vision tower.
+        A generative vision-language model of transformers, its base model, or a wrapper of one: a PeftModel,
+        DistributedDataParallel, DataParallel, a module of `torch.compile` or of FSDP2, or a `pipeline()`.
+        docs/models.md lists the models that tests prove. `pixel_values` may stay on the CPU: only pixels that
+        must be encoded are copied to the vision tower.
     cache
-        An `EmbeddingCache` whose `row_width` is hidden * (1 + deepstack levels) and whose `dtype` is the
-        vision tower's. By default a new cache on the vision tower's device.
+        An `EmbeddingCache` whose `row_width` is hidden * (1 + deepstack levels) and whose `dtype` is that of
+        the rows. By default a new cache on the vision tower's device. If the tower has weights of several
+        dtypes, the first output of the model decides the dtype of the rows; if the default cache has another
+        one, `Attachment.cache` is then another, empty cache of the same budget.
     namespace
         A name for the weights: a str, bytes or a `Namespace`. Attachments share the entries of one cache if
         their `namespace`, model class, config, name, revision, attention implementation and dtype are equal.
@@ -80,7 +84,13 @@ def attach(
     device_bytes
         Size of the default cache in bytes, an int or a str such as ``"2GiB"``. By default the cache has pages
         for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for
-        Qwen2.5-VL-7B.
+        Qwen2.5-VL-7B. ``vitcache memory --model`` tells how many images a size holds.
+    host_bytes, policy, checksum
+        Options of the default cache, as in `EmbeddingCache`: its host tier, its eviction policy, and whether
+        rows in the host tier are checked.
+    splits
+        Functions that split a call into items, by modality: ``"image"``, ``"video"`` or ``"audio"``. They
+        replace those that `attach` would use; see *A split of your own* below.
     ring
         A `PinnedRing` that copies pixels from pageable memory to a vision tower on a GPU. By default a new
         ring of 256 MiB, made when the first pixels are copied.
@@ -97,16 +107,19 @@ def attach(
     Raises
     ------
     TypeError
-        If `model` has no `get_image_features` or is not one of the models above; if `namespace` is not a str,
-        bytes or a `Namespace`; if `device_bytes` is neither an int nor a str; if `shadow_every` is not an
-        int. A bool is not an int.
+        If `model` cannot be attached: the message names the model and the reason. If `namespace` is not a
+        str, bytes or a `Namespace`; if a size is neither an int nor a str; if `shadow_every` is not an int;
+        if `splits` is not a mapping of functions. A bool is not an int.
     ValueError
-        If the rows of `cache` have another width or dtype than the model's; if both `cache` and
-        `device_bytes` are given; if `device_bytes` is less than a page or not a size in bytes; if
-        `shadow_every` is negative.
+        If the rows of `cache` have another width or dtype than the model's; if both `cache` and an option of
+        the default cache are given; if a size is less than a page or not a size in bytes; if `policy` is not
+        the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` is
+        negative.
     RuntimeError
         If the model is attached already. A later call of the model raises RuntimeError if its features no
-        longer have the cache's width and dtype.
+        longer have the cache's width and dtype, and TypeError if its output has a field that `attach` does
+        not understand, or if a split that no test proves does not give the rows of the stock method. Such a
+        call caches nothing.
 
     Notes
     -----
@@ -116,6 +129,27 @@ def attach(
     the tower may use it. If such an argument is not None, a number, a string, or a list or tuple of these,
     the call bypasses the cache, too. The arguments `return_dict`, `use_cache`, `num_items_in_batch` and
     `output_router_logits` are not part of the key.
+
+    The first call in training mode is logged as a warning: nothing is cached then.
+
+    *Models without a name.* If docs/models.md does not have the model, `attach` splits its calls by the
+    signature of the stock method: patches with an argument ``*_grid_thw``, or one item per index of the first
+    dimension; every other tensor must have one index per item. The first call with several items is encoded
+    both ways, once together and once one by one. If the numbers of rows differ, or the rows differ by more
+    than rounding, the call raises TypeError and nothing is cached.
+
+    *A split of your own.* A split is ``split(config, arguments)``. `arguments` has all arguments of the stock
+    method by name. It returns a list with the arguments of each item: with these in place of those of the
+    call, the stock method encodes this item alone. The first one is the item's pixels, and all of them are
+    part of its key, so leave out padding that depends on the other items. None means: call the stock method
+    instead. The first call with several items is checked as above::
+
+        def split(config, arguments):
+            pixels, counts = arguments["pixel_values"], arguments["num_tiles"]
+            tiles = pixels.split(counts.tolist())
+            return [{"pixel_values": t, "num_tiles": c[None]} for t, c in zip(tiles, counts)]
+
+        attachment = vitcache.attach(model, splits={"image": split})
 
     *VITCACHE_DISABLE.* While this environment variable is set to another value than ``""`` and ``"0"``, the
     stock method serves every call, and nothing is looked up or cached. The entries stay in the cache. A
@@ -135,10 +169,10 @@ def attach(
     After one of these changes, call ``attachment.cache.advance_epoch()``. The rows of an encode that began
     before the call of `advance_epoch` are returned, but not inserted.
 
-    *The first item.* The first item of a modality is always encoded, because the stock output shows which
-    containers the model uses. LLaVA-OneVision encodes the only image of a prompt as several tiles, and each
-    image of a prompt with several images as one tile. So the first image of a chat is encoded again in the
-    second turn.
+    *The first item.* The first item of a modality, and of each set of options of its calls, is always
+    encoded, because the stock output shows which containers the model uses. LLaVA-OneVision encodes the only
+    image of a prompt as several tiles, and each image of a prompt with several images as one tile. So the
+    first image of a chat is encoded again in the second turn.
 
     *Devices.* A model that is spread over devices (`device_map`) keeps its hooks: calls of the stock method
     run the hooks. Features are returned on the device of the stock features. The hook of an offloaded tower
@@ -231,8 +265,8 @@ class Attachment:
         Raises
         ------
         RuntimeError
-            If `get_image_features` or `get_video_features` of the model was replaced after `attach`. Remove
-            the replacement first; until then the model stays attached.
+            If a stock method of the model was replaced again after `attach`. Remove that replacement first;
+            until then the model stays attached.
         """
         model = self._session.model
         for name, encoder in self._encoders.items():

@@ -134,7 +134,7 @@ def num_levels(config: Any) -> int:
 
 
 def row_width(config: Any) -> int:
-    """Number of elements of a row: hidden * (1 + deepstack levels), or what the family says."""
+    """Number of elements of a row: hidden * (1 + deepstack levels), unless the family has its own."""
     family = FAMILIES.get(config.model_type)
     if family is not None and family.row_width is not None:
         return family.row_width(config)

@@ -14,7 +14,7 @@ _INNER = ("_orig_mod", "module")
 def unwrap(model: Any) -> Any:
     """Return the model inside of a `pipeline()`, a PeftModel, a compiled module or a data-parallel wrapper.
 
-    Wrappers may be nested. An object that is none of these is returned as it is.
+    Wrappers may be nested. Any other object is returned as it is.
     """
     seen: set[int] = set()
     while id(model) not in seen:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache.adapters.splits.clips import split_by_last_frame
+from vitcache.adapters.splits.clips import split_by_last_frame, split_by_padding_mask
 
 
 def padded(*clips: Tensor) -> dict:
@@ -24,6 +24,16 @@ def test_split_by_last_frame_leaves_out_the_padding_by_a_longer_clip() -> None:
     _, beside = split_by_last_frame(None, padded(long, short)) or ()
     assert list(alone) == list(beside)
     assert all(torch.equal(beside[name], value) for name, value in alone.items())
+
+
+def test_split_by_padding_mask_gives_the_clips_of_the_opposite_mask() -> None:
+    call = padded(torch.randn(8, 4), torch.randn(5, 4))
+    opposite = call | {"input_features_mask": ~call["input_features_mask"]}
+    clips = split_by_last_frame(None, call) or []
+    opposites = split_by_padding_mask(None, opposite) or []
+    for clip, item in zip(clips, opposites, strict=True):
+        assert torch.equal(clip["input_features"], item["input_features"])
+        assert not item["input_features_mask"].any()
 
 
 def test_split_by_last_frame_keeps_a_clip_without_valid_frames() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from tiny_family import HIDDEN, Call, one_of, random_tensor
+from tiny_family import Call, one_of, random_tensor
 from torch import nn
 
 from tiny_zoo.builder import builder
+from tiny_zoo.towers import PIXTRAL
 from tiny_zoo.zoo_model import Medium, ZooModel
-
-PIXTRAL = {"model_type": "pixtral", "image_size": 32, "hidden_size": HIDDEN}
 
 
 def _picture(seed: int) -> Call:

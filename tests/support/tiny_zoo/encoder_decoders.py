@@ -5,8 +5,8 @@ from __future__ import annotations
 from tiny_family import HEADS, HIDDEN, IMAGE, PADS, TEXT
 
 from tiny_zoo.builder import builder
-from tiny_zoo.squares import SIGLIP, large_picture, picture
-from tiny_zoo.zoo_model import Medium, ZooModel
+from tiny_zoo.towers import SIGLIP, squares
+from tiny_zoo.zoo_model import ZooModel
 
 _DAVIT = {
     "depths": [1, 1, 1, 1],
@@ -40,12 +40,12 @@ ENCODER_DECODERS = [
     ZooModel(
         "florence2",
         builder("Florence2", vision_config=_DAVIT, text_config=_BART),
-        {"image": Medium(large_picture)},
+        squares(64),
     ),
     ZooModel(
         "t5gemma2",
         builder("T5Gemma2", encoder=_T5GEMMA2, decoder=_DECODER, image_token_index=IMAGE),
-        {"image": Medium(picture)},
+        squares(16),
         owner="model.encoder",
         token_types=lambda input_ids: {"decoder_input_ids": input_ids[:, :2]},
     ),

@@ -6,9 +6,8 @@ from typing import Any
 
 from tiny_family import HIDDEN
 from tiny_grids import grid_token_types
-from torch import nn
 
-from tiny_zoo.configs import tiny_config
+from tiny_zoo.builder import builder
 from tiny_zoo.zoo_model import Medium, ZooModel
 
 GLM_VISION = {"hidden_size": HIDDEN, "image_size": 16}
@@ -20,23 +19,15 @@ def grid_model(
     prefix: str,
     media: dict[str, Medium],
     *,
-    head: str | None = None,
+    config: str | None = None,
     row_width: int = HIDDEN,
     has_types: bool = True,
     since: tuple[int, int] = (5, 17),
     **changes: Any,
 ) -> ZooModel:
-    """Return the model of the classes of transformers with this prefix.
+    """Return the model that `builder(prefix, config, **changes)` makes.
 
-    `head` names the class of the model if the prefix does not. `has_types`: `forward` needs
-    `mm_token_type_ids`. `since` is as in `ZooModel`. `changes` replace values of the tiny config.
+    `has_types`: `forward` needs `mm_token_type_ids`. `since` is as in `ZooModel`.
     """
-
-    def build() -> nn.Module:
-        import transformers
-
-        config = tiny_config(getattr(transformers, f"{prefix}Config"), **changes)
-        return getattr(transformers, head or f"{prefix}ForConditionalGeneration")(config)
-
     options = {"token_types": grid_token_types} if has_types else {}
-    return ZooModel(name, build, media, row_width, since=since, **options)
+    return ZooModel(name, builder(prefix, config, **changes), media, row_width, since=since, **options)

@@ -1,4 +1,4 @@
-"""GLM and other families whose images and videos are patches with a grid."""
+"""Families whose images and videos are patches with a grid."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ from tiny_family import HIDDEN
 from tiny_grids import ROPE
 
 from tiny_zoo.configs import EXPERTS
-from tiny_zoo.grid_media import IMAGES, STILL, WHOLE, glm_videos, grid_images, grid_videos
+from tiny_zoo.grid_media import IMAGES, STILL, grid_images, grid_videos
 from tiny_zoo.grid_model import GLM_VISION, grid_model
 from tiny_zoo.zoo_model import ZooModel
 
 EVEN_CLIPS = (2, 4, 4), (4, 2, 4), (2, 4, 6)
-GLM = {"image": grid_images(WHOLE), "video": glm_videos(WHOLE)}
 
 GRIDS: list[ZooModel] = [
-    grid_model(
-        "glmga",
-        "Glmga",
-        GLM,
-        head="Glm46VForConditionalGeneration",
-        vision_config=GLM_VISION,
-        text_config={"rope_parameters": ROPE},
-    ),
     grid_model(
         "kimi_k25",
         "Kimi_K25",

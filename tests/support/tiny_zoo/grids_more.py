@@ -72,10 +72,10 @@ GRIDS_MORE: list[ZooModel] = [
     ),
     grid_model(
         "minimax_m3_vl",
-        "MiniMaxM3VL",
+        "MiniMaxM3Sparse",
         {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
         has_types=False,
-        head="MiniMaxM3SparseForConditionalGeneration",
+        config="MiniMaxM3VL",
         projector_hidden_size=48,
         merged_hidden_size=4 * HIDDEN,
         text_config={"dense_intermediate_size": 48, "shared_intermediate_size": 16, "rotary_dim": 8},
@@ -94,7 +94,6 @@ GRIDS_MORE: list[ZooModel] = [
         "hunyuan_vl",
         "HunYuanVL",
         {"image": grid_images(48)},
-        since=(5, 23),  # older stock methods put items of other lengths end to end in one index
         vision_config={"max_image_size": 32},
         text_config={"rope_parameters": ROPE | {"mrope_section": [2, 2, 2, 2]}},
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tiny_zoo.aria import ARIA
 from tiny_zoo.fuyu import FUYU
+from tiny_zoo.gemma3n import GEMMA3N
 from tiny_zoo.gemma4 import GEMMA4
 from tiny_zoo.granite_docling import GRANITE_DOCLING
 from tiny_zoo.idefics import IDEFICS
@@ -16,6 +17,7 @@ from tiny_zoo.ovis2 import OVIS2
 from tiny_zoo.zoo_model import ZooModel
 
 OTHERS: list[ZooModel] = [
+    *GEMMA3N,
     *GEMMA4,
     *IDEFICS,
     *MINICPM,

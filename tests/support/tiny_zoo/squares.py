@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-from tiny_family import HIDDEN, Call, random_tensor
+from tiny_family import HIDDEN
 from torch import nn
 
 from tiny_zoo.builder import builder
 from tiny_zoo.configs import tiny_config
-from tiny_zoo.zoo_model import Medium, ZooModel
+from tiny_zoo.towers import CLIP, CONVNEXT, SAM, SIGLIP, squares
+from tiny_zoo.zoo_model import ZooModel
 
-SIGLIP = {"image_size": 16, "patch_size": 4, "hidden_size": 24, "intermediate_size": 32}
-CLIP = {**SIGLIP, "num_hidden_layers": 3}
 _SLIDING = {"sliding_window": 8}
-
-
-def picture(seed: int) -> Call:
-    return {"pixel_values": random_tensor(seed, 1, 3, 16, 16)}
-
-
-# A tower of convolutions. The real one needs the package timm.
-_CONVNEXT = {
-    "model_type": "convnext",
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "num_stages": 4,
-    "patch_size": 4,
-    "hidden_size": 16,
-}
-# GOT-OCR's tower is that of SAM: its convolutions make one row of 16 patches.
-_SAM = {
-    "image_size": 32,
-    "hidden_size": 24,
-    "mlp_dim": 32,
-    "output_channels": 8,
-    "window_size": 4,
-    "global_attn_indexes": [1],
-}
-
-
-def _sam_picture(seed: int) -> Call:
-    return {"pixel_values": random_tensor(seed, 1, 3, 32, 32)}
-
-
-def large_picture(seed: int) -> Call:
-    return {"pixel_values": random_tensor(seed, 1, 3, 64, 64)}
 
 
 def _shieldgemma2() -> nn.Module:
@@ -54,7 +21,7 @@ def _shieldgemma2() -> nn.Module:
     return ShieldGemma2ForImageClassification(config)
 
 
-_MEDIA = {"image": Medium(picture)}
+_MEDIA = squares(16)
 
 SQUARES = [
     ZooModel("llava", builder("Llava", vision_config=CLIP), _MEDIA),
@@ -81,11 +48,11 @@ SQUARES = [
         ),
         _MEDIA,
     ),
-    ZooModel("got_ocr2", builder("GotOcr2", vision_config=_SAM), {"image": Medium(_sam_picture)}),
+    ZooModel("got_ocr2", builder("GotOcr2", vision_config=SAM), squares(32)),
     ZooModel(
         "pp_chart2table",
-        builder("GotOcr2", "PPChart2Table", vision_config=_SAM),
-        {"image": Medium(_sam_picture)},
+        builder("GotOcr2", "PPChart2Table", vision_config=SAM),
+        squares(32),
     ),
     # The projector reads the layers -2, -5, -8, -11 and 6 of the tower.
     ZooModel("vipllava", builder("VipLlava", vision_config={**CLIP, "num_hidden_layers": 11}), _MEDIA),
@@ -94,6 +61,6 @@ SQUARES = [
         builder("QianfanOCR", vision_config={**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]}),
         _MEDIA,
     ),
-    ZooModel("fast_vlm", builder("FastVlm", vision_config=_CONVNEXT), {"image": Medium(large_picture)}),
+    ZooModel("fast_vlm", builder("FastVlm", vision_config=CONVNEXT), squares(64)),
     ZooModel("shieldgemma2", _shieldgemma2, _MEDIA, owner="model.model", generates=False),
 ]

@@ -9,7 +9,7 @@ from torch import nn
 
 from tiny_zoo.builder import builder
 from tiny_zoo.configs import tiny_config
-from tiny_zoo.squares import CLIP, SIGLIP, picture
+from tiny_zoo.towers import CLIP, SIGLIP, square
 from tiny_zoo.zoo_model import Medium, ZooModel
 
 _SLICES = 3
@@ -33,7 +33,7 @@ def _picture(seed: int) -> Call:
     names = inspect.signature(VideoLlavaModel.forward).parameters
     # Older versions have only the second name.
     name = "pixel_values" if "pixel_values" in names else "pixel_values_images"
-    return {name: picture(seed)["pixel_values"]}
+    return {name: square(seed)["pixel_values"]}
 
 
 def _perception_lm() -> nn.Module:

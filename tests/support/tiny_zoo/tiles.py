@@ -8,7 +8,7 @@ from tiny_family import END, HIDDEN, START, VIDEO, Call, random_tensor
 from tiny_models import FAMILIES
 
 from tiny_zoo.builder import builder
-from tiny_zoo.squares import CLIP
+from tiny_zoo.towers import CLIP
 from tiny_zoo.zoo_model import Medium, ZooModel
 
 # The tiles, image sizes and pinpoints of the tiny LLaVA-OneVision.

@@ -36,10 +36,10 @@ class WeightlessModel:
     """
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        from transformers import AutoModel, AutoModelForImageTextToText
+        from transformers import MODEL_MAPPING, AutoModel, AutoModelForImageTextToText
 
         # transformers lists a base model of most configurations, and only a model with a head of the rest.
-        auto = AutoModel if type(config) in AutoModel._model_mapping else AutoModelForImageTextToText
+        auto = AutoModel if type(config) in MODEL_MAPPING else AutoModelForImageTextToText
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         # Two steps, as transformers loads checkpoints: constructors may read values of tensors on the CPU,
         # which a fake tensor does not have.

@@ -87,13 +87,22 @@ def split_by_last_frame(config: Any, arguments: dict[str, Any]) -> list[dict[str
 
     This is the form of Gemma 4. Frames before the last valid one may be masked, too.
     """
+    return _split_to_last(arguments, valid=True)
+
+
+def split_by_padding_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """As `split_by_last_frame`, with a mask that is true for padding, as in Gemma 3n."""
+    return _split_to_last(arguments, valid=False)
+
+
+def _split_to_last(arguments: dict[str, Any], *, valid: bool) -> list[dict[str, Any]] | None:
     (feature_name, features), (mask_name, masks) = islice(arguments.items(), 2)
     if not isinstance(masks, Tensor) or masks.dim() != 2:
         return None
     check_total(mask_name, len(masks), "clips", feature_name, len(features))
     check_total(mask_name, masks.shape[1], "frames", feature_name, features.shape[1])
-    valid = [mask.nonzero() for mask in masks]
-    ends = [int(frames[-1]) + 1 if len(frames) else features.shape[1] for frames in valid]
+    frames = [(mask.bool() == valid).nonzero() for mask in masks]
+    ends = [int(clip[-1]) + 1 if len(clip) else features.shape[1] for clip in frames]
     return [
         {feature_name: features[clip : clip + 1, :end], mask_name: masks[clip : clip + 1, :end]}
         for clip, end in enumerate(ends)
