@@ -17,7 +17,8 @@ pytest.importorskip("sklearn")
 
 from vitcache.demo import add_arguments, run
 from vitcache.demo.conversation import build_prompt
-from vitcache.demo.families import FAMILIES, LARGE, Family
+from vitcache.demo.families import FAMILIES, LARGE
+from vitcache.demo.family import Family
 from vitcache.demo.turns import build, build_sides, measure_turn, one_thread, process_photos
 
 pytestmark = pytest.mark.transformers
