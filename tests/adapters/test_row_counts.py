@@ -35,7 +35,8 @@ NOT_COUNTED = {
     "aria": "images have 490x490 pixels or more, which are 15,000 tiny patches",
     "deepseek_ocr2": "images have 1024x1024 pixels, which are 65,536 tiny patches",
     "unlimited_ocr": "images have 1024x1024 pixels, which are 65,536 tiny patches",
-    "perception_lm": "the size of a tile is in arguments of timm",
+    "perception_lm": "the tower is timm's, so the configuration has no size of an image",
+    "gemma3n": "the tower is timm's, so the configuration has no size of an image",
     "dots3_note": "the shapes of grouped products are only known for bfloat16",
     "inkling2": "the sizes of the tiny tower have other names than the settings of the image processor",
     "molmo2": "the sizes of the tiny tower have other names than the settings of the image processor",
@@ -57,6 +58,8 @@ def zoo(request: pytest.FixtureRequest) -> ZooModel:
 def test_count_gives_the_entries_and_bytes_that_an_attached_model_caches(
     zoo: ZooModel, size: tuple[int, int]
 ) -> None:
+    if not zoo.exists:
+        pytest.skip(f"transformers {'.'.join(map(str, zoo.since))} is the first one that has {zoo.name}")
     if zoo.name in NOT_COUNTED:
         pytest.skip(NOT_COUNTED[zoo.name])
     try:
@@ -79,7 +82,8 @@ def test_count_gives_the_entries_and_bytes_that_an_attached_model_caches(
 
 def test_every_family_with_images_has_a_model_in_the_test_above() -> None:
     families = {name for name, family in FAMILIES.items() if "image" in family.splits}
-    assert families <= {zoo.features_owner(zoo.build()).config.model_type for zoo in WITH_IMAGES}
+    built = {zoo.features_owner(zoo.build()).config.model_type for zoo in WITH_IMAGES if zoo.exists}
+    assert families <= built | {zoo.name for zoo in WITH_IMAGES if not zoo.exists}
 
 
 def test_count_uses_the_saved_settings_of_the_image_processor(tmp_path: Path) -> None:

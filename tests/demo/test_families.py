@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,10 @@ pytest.importorskip("rich")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
-import transformers
-
 from vitcache.demo import add_arguments, run
 from vitcache.demo.conversation import build_prompt
-from vitcache.demo.families import FAMILIES, LARGE, Family
+from vitcache.demo.families import FAMILIES, LARGE
+from vitcache.demo.family import Family
 from vitcache.demo.turns import build, build_sides, measure_turn, one_thread, process_photos
 
 pytestmark = pytest.mark.transformers
@@ -35,11 +35,13 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 
 def known(name: str) -> Family:
-    """Return a family, if the installed transformers has its classes."""
+    """Return a family, if the installed packages are enough for it."""
     family = FAMILIES[name]
-    for cls in (family.config_class, family.processor_class):
-        if not hasattr(transformers, cls):
-            pytest.skip(f"transformers {transformers.__version__} has no {cls}")
+    try:
+        family.make_config()
+        family.make_processor()
+    except ImportError as error:
+        pytest.skip(" ".join(str(error).split()))
     return family
 
 
@@ -80,6 +82,17 @@ def test_unknown_family_is_refused_with_the_known_ones(capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"vitcache demo: error: --model must be one of {', '.join(FAMILIES)}, got spam\n"
+
+
+@pytest.mark.parametrize("lacks", ["config_class", "processor_class"])
+def test_family_that_the_installed_transformers_lacks_is_refused(
+    lacks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(FAMILIES, "gemma3", replace(FAMILIES["gemma3"], **{lacks: "SpamClass"}))
+    assert run(parse("--model", "gemma3", "--turns", "1")) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("vitcache demo: error: --model gemma3: transformers ")
+    assert last.endswith(" has no SpamClass")
 
 
 def test_size_8b_of_a_family_without_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

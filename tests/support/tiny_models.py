@@ -50,6 +50,8 @@ MODULES_WITH_MODEL_EXAMPLES = (
     "vitcache.adapters.model_pipeline",
     "vitcache.adapters.prefill_batch",
     "vitcache.adapters.prompt_items",
+    "vitcache.adapters.row_counts.image_rows",
+    "vitcache.adapters.row_counts.weightless_model",
     "vitcache.adapters.transformers",
 )
 

@@ -122,6 +122,8 @@ def _run(args: argparse.Namespace) -> int:
             rows = converse(family, args.turns, progress.step)
         except torch.OutOfMemoryError as error:
             raise _Refusal(f"out of GPU memory, try --size tiny or fewer --turns: {error}") from None
+        except ImportError as error:
+            raise _Refusal(f"--model {args.model}: {' '.join(str(error).split())}") from None
     machine = describe(family)
     title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
     print_report(rows, title)

@@ -2,61 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from vitcache.demo.model import AFTER_BYTES, SIZES, make_config, processor_settings
-
-
-@dataclass(frozen=True)
-class Family:
-    """One model family, as classes of transformers and their arguments.
-
-    Attributes
-    ----------
-    title
-        The name for people.
-    config_class, config
-        The configuration of the model.
-    processor_class, processor
-        The image processor.
-    inputs
-        The outputs of the image processor that the model encodes. The first one is the pixels.
-    dtype
-        The dtype of the weights.
-    images_in
-        The dimension of `inputs` that counts images.
-    row_pixels
-        Height and width of the pixels of a row, if a token stands between the lines of rows of an image.
-        None: the tokens of an image are its rows between a start and an end.
-    """
-
-    title: str
-    config_class: str
-    config: dict[str, Any]
-    processor_class: str
-    processor: dict[str, Any]
-    inputs: tuple[str, ...] = ("pixel_values",)
-    dtype: torch.dtype = torch.float32
-    images_in: int = 0
-    row_pixels: int | None = None
-
-    def make_config(self) -> Any:
-        """Return a new configuration. Text tokens are bytes in all families."""
-        return _class(self.config_class)(**{**AFTER_BYTES, **self.config})
-
-    def make_processor(self) -> Any:
-        """Return a new image processor."""
-        return _class(self.processor_class)(**self.processor)
-
-
-def _class(name: str) -> Any:
-    import transformers
-
-    return getattr(transformers, name)
-
+from vitcache.demo.family import Family
+from vitcache.demo.model import SIZES, make_config, processor_settings
 
 _TEXT: dict[str, Any] = {
     "hidden_size": 128,

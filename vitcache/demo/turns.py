@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vitcache.adapters.model_outputs import image_rows
 from vitcache.demo.conversation import Features, Picture, Prompt, build_prompt, process
-from vitcache.demo.families import FAMILIES, LARGE, Family
+from vitcache.demo.families import FAMILIES, LARGE
+from vitcache.demo.family import Family
 from vitcache.demo.model import random_model, share_weights
 from vitcache.demo.photos import load_photos
 from vitcache.demo.report import Row

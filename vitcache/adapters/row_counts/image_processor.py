@@ -15,7 +15,7 @@ from vitcache.adapters.row_counts.image_settings import settings_for
 from vitcache.adapters.row_counts.model_source import ModelSource, first_line
 
 # Model types that transformers lists without an image processor: the type that has the same one.
-_SAME_PROCESSOR = {"glm_ocr": "glm46v", "fast_vlm": "llava"}
+_SAME_PROCESSOR = {"glm_ocr": "glm46v", "fast_vlm": "llava", "diffusion_gemma": "gemma4"}
 _BACKENDS = ("pil", "torchvision")  # the first one needs fewer packages
 
 
@@ -56,9 +56,12 @@ class ImageProcessor:
                 f"{source.name}: {stock_class.__name__} refuses its settings: {first_line(error)}"
             ) from error
         self.name = stock_class.__name__
-        options = _call_options(model_type)
         fitted = {} if saved else settings
-        self._options = {name: value for name, value in options.items() if name not in fitted}
+        self._options = {
+            name: value
+            for name, value in _call_options(model_type).items()
+            if name not in fitted and hasattr(stock_class, name)
+        }
 
     def process(self, height: int, width: int) -> dict[str, Tensor]:
         """Return the output tensors for one image of this size, by name.
