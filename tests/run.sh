@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs tests part by part, and prints the time of each part and its ten slowest tests. The Makefile calls it.
 #
-#   run.sh test                   all tests but those marked `soak`, with the versions in .venv; native tests; a dry run of the GPU tests
+#   run.sh test TORCHVISION       all tests but those marked `soak`, with the versions in .venv; rows of images with torchvision in
+#                                 .overlays/TORCHVISION; native tests; a dry run of the GPU tests
 #   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
 #   run.sh newest NAME            the tests of transformers, with the release in .overlays/NAME
 #   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
@@ -63,6 +64,9 @@ case $target in
     export VITCACHE_REQUIRE_CUDART=1
     part "tests and docstring examples" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}"
     part "table of models" "$python" tests/models_table.py --check "$results"
+    # The module declares operations of torchvision, which PyPI builds for CUDA.
+    part "rows of images with $1" env PYTHONPATH="requirements/vllm:.overlays/$1" \
+      "${pytest[@]}" --dist load -p torchvision_operations tests/adapters/test_row_counts.py
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread
     part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= BUDGET= RESUME= bash tests/gpu/run.sh
