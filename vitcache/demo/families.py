@@ -7,19 +7,8 @@ from typing import Any
 from vitcache.demo.family import Family
 from vitcache.demo.model import SIZES, make_config, processor_settings
 
-_TEXT: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 272,
-    "max_position_embeddings": 32768,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_TEXT = {name: value for name, value in SIZES["tiny"].text.items() if name != "rope_parameters"}
+_TEXT |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _TOWER: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 512,

@@ -53,6 +53,15 @@ SIZES: dict[str, Any] = {
     "video_start_token_id": VIDEO_START,
     "video_end_token_id": VIDEO_END,
 }
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+"""Sizes of attention with latent keys and values."""
+
 # One value per layer of the default sizes, or names of a file: the class computes or needs none of these.
 DERIVED = {"layer_types", "mlp_layer_types", "no_rope_layers", "moe_layers", "per_layer_config"}
 DERIVED |= {"id2label", "label2id", "transformers_version", "architectures", "_name_or_path"}

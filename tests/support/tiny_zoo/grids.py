@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiny_family import HIDDEN
 from tiny_grids import ROPE
 
-from tiny_zoo.configs import EXPERTS
+from tiny_zoo.configs import EXPERTS, LATENT
 from tiny_zoo.grid_media import IMAGES, STILL, grid_images, grid_videos
 from tiny_zoo.grid_model import GLM_VISION, grid_model
 from tiny_zoo.zoo_model import ZooModel
@@ -20,11 +20,7 @@ GRIDS: list[ZooModel] = [
         {"image": grid_images(*STILL), "video": grid_videos(*STILL, grids=IMAGES)},
         has_types=False,
         text_config={
-            "kv_lora_rank": 16,
-            "q_lora_rank": 16,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
+            **LATENT,
             "n_group": 1,
             "topk_group": 1,
             "first_k_dense_replace": 1,

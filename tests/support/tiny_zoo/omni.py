@@ -11,7 +11,7 @@ from tiny_grids import DEEPSTACK, INTERLEAVED, QWEN2_5_VISION, ROPE
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tiny_zoo.configs import AUDIO
+from tiny_zoo.configs import AUDIO, LATENT
 from tiny_zoo.grid_media import WHOLE, frame_videos, grid_images, grid_videos
 from tiny_zoo.grid_model import grid_model
 from tiny_zoo.zoo_model import Medium, ZooModel
@@ -161,11 +161,7 @@ OMNI: list[ZooModel] = [
             "adapter_out_dim": HIDDEN,
         },
         text_config={
-            "kv_lora_rank": 16,
-            "q_lora_rank": 16,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
+            **LATENT,
             "num_key_value_heads": 2,
             "index_topk": 16,
             "index_head_dim": 16,
