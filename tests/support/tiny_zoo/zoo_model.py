@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tiny_family import END, HIDDEN, IMAGE, START, Call, cat, joined_outputs, randomize
+from tiny_family import END, HIDDEN, IMAGE, START, Call, cat, joined_outputs, random_tensor, randomize
 from torch import Tensor, nn
+
+_OTHER_PIXELS = 9999
+"""Seeds from here on are those of no item of a test."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,16 @@ class ZooModel:
         input_ids = torch.tensor([[*ids, 42]])
         tokens = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         return tokens | self.token_types(input_ids) | medium.join(calls) | medium.extras(calls)
+
+    def changed(self, prompt: Call, modality: str, *seeds: int, item: int) -> Call:
+        """The `prompt` of these seeds with other pixels or samples of one item, except in its padding."""
+        medium = self.media[modality]
+        calls = [medium.make(seed) for seed in seeds]
+        name, pixels = next(iter(calls[item].items()))
+        calls[item][name] = torch.where(
+            pixels != 0, random_tensor(_OTHER_PIXELS + item, *pixels.shape), pixels
+        )
+        return prompt | medium.join(calls)
 
     def stock(self, model: nn.Module, modality: str) -> Callable[..., Any]:
         """The method that the class defines, even if the object has an attribute of that name."""
