@@ -1,4 +1,4 @@
-"""Every vision-language model of transformers is served exactly, or refused for a stated reason."""
+"""Every multimodal language model of transformers is served exactly, or refused for a stated reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from family_results import note
 from tiny_zoo import ZOO
 from torch import nn
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from vitcache.adapters.families import FAMILIES
 from vitcache.adapters.refused_models import REFUSED
@@ -22,8 +25,13 @@ from vitcache.adapters.transformers import attach
 
 pytestmark = pytest.mark.transformers
 
-# The mapping lacks models that generate images, although they read images, too.
-CLASSES = {**MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "glm_image": "GlmImageForConditionalGeneration"}
+CLASSES = {
+    **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    # Models that the mappings lack: one generates images, and one has a mapping of its own.
+    "glm_image": "GlmImageForConditionalGeneration",
+    "musicflamingo": "MusicFlamingoForConditionalGeneration",
+}
 EXACT = set(ZOO)
 OTHERS = sorted(CLASSES.keys() - EXACT)
 

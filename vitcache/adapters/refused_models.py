@@ -10,6 +10,7 @@ _CROSS_ATTENTION = (
 _IMAGE_ENCODER = "its images are the input of an encoder, so that no rows are placed among tokens"
 _OWN_CALL = "its forward calls the vision model itself, and no get_image_features"
 _OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
+_NAME_OF_THE_TOWER = "its module named encoder is not known to be the audio tower"
 _OF_THE_PROMPT = "its features depend on the text of the prompt"
 
 REFUSED: dict[str, str] = {
@@ -20,19 +21,29 @@ REFUSED: dict[str, str] = {
     "evolla": "its inputs are proteins, not images",
     "git": _OWN_CALL,
     "glm_image": "its forward makes token ids of the image features, which are maps and not rows",
+    "granite_speech": _NAME_OF_THE_TOWER,
+    "granite_speech_plus": _NAME_OF_THE_TOWER,
     "idefics": _CROSS_ATTENTION,
     "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
     "instructblip": _OF_THE_PROMPT,
     "instructblipvideo": _OF_THE_PROMPT,
     "kosmos-2": _OWN_CALL,
     "kosmos-2.5": _OWN_CALL,
+    "kyutai_speech_to_text": "its forward reads codes of the audio, and no features of a tower",
     "mistral4": "it is a language model without a vision tower",
     "mllama": _CROSS_ATTENTION,
+    "moss_transcribe_diarize": "a call of get_audio_features has a mask per clip and features per 30 seconds",
+    "musicflamingo": _OF_THE_PROMPT,
+    "nemo_speechlm": "its generate reads outputs of get_audio_features that attach leaves out",
+    "phi4_multimodal": "its forward calls its vision and audio towers itself, and no get_image_features",
     "pi0": "it generates the actions of a robot, not text",
     "pix2struct": _IMAGE_ENCODER,
     "pp_formulanet": _IMAGE_ENCODER,
+    "qwen2_audio": "its forward calls the audio tower itself, and no get_audio_features",
     "udop": _IMAGE_ENCODER,
+    "vibevoice_asr": "its get_audio_features adds random noise",
     "vision-encoder-decoder": _IMAGE_ENCODER,
+    "voxtral_realtime": "its audio encoder continues from the audio of the call before",
 }
 """The reasons, by `config.model_type`."""
 

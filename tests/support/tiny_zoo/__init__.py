@@ -11,9 +11,11 @@ from tiny_zoo.grids_more import GRIDS_MORE
 from tiny_zoo.nemotron import NEMOTRON
 from tiny_zoo.omni import OMNI
 from tiny_zoo.others import OTHERS
+from tiny_zoo.speech import SPEECH
 from tiny_zoo.squares import SQUARES
 from tiny_zoo.stacks import STACKS
 from tiny_zoo.tiles import TILES
+from tiny_zoo.whole_omni import WHOLE_OMNI
 from tiny_zoo.zoo_model import Medium, ZooModel, stock_each
 
 __all__ = ["ZOO", "Medium", "ZooModel", "stock_each"]
@@ -25,6 +27,7 @@ ZOO: dict[str, ZooModel] = {
         *GRIDS,
         *GRIDS_MORE,
         *OMNI,
+        *WHOLE_OMNI,
         *NEMOTRON,
         *SQUARES,
         *CROPS,
@@ -33,5 +36,6 @@ ZOO: dict[str, ZooModel] = {
         *DEEPSEEK,
         *ENCODER_DECODERS,
         *OTHERS,
+        *SPEECH,
     )
 }

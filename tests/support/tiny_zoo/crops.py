@@ -57,6 +57,5 @@ CROPS = [
         "mistral_large4",
         builder("MistralLarge4", vision_config=PIXTRAL, text_config=_LARGE4),
         _MEDIA,
-        since=(5, 23),
     ),
 ]

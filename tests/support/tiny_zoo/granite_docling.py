@@ -31,4 +31,4 @@ def build() -> nn.Module:
 
 
 MEDIA = {"image": Medium(tile, one_prompt)}
-GRANITE_DOCLING = [ZooModel("granite_docling", build, MEDIA, 2 * HIDDEN, since=(5, 23))]
+GRANITE_DOCLING = [ZooModel("granite_docling", build, MEDIA, 2 * HIDDEN)]

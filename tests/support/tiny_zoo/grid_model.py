@@ -22,12 +22,12 @@ def grid_model(
     config: str | None = None,
     row_width: int = HIDDEN,
     has_types: bool = True,
-    since: tuple[int, int] = (5, 17),
+    note: str = "",
     **changes: Any,
 ) -> ZooModel:
     """Return the model that `builder(prefix, config, **changes)` makes.
 
-    `has_types`: `forward` needs `mm_token_type_ids`. `since` is as in `ZooModel`.
+    `has_types`: `forward` needs `mm_token_type_ids`. `note` is as in `ZooModel`.
     """
     options = {"token_types": grid_token_types} if has_types else {}
-    return ZooModel(name, builder(prefix, config, **changes), media, row_width, since=since, **options)
+    return ZooModel(name, builder(prefix, config, **changes), media, row_width, note=note, **options)

@@ -57,7 +57,6 @@ GRIDS_MORE: list[ZooModel] = [
         "HyperCLOVAXVisionV2",
         {"image": grid_images(WHOLE), "video": grid_videos(WHOLE)},
         has_types=False,
-        since=(5, 23),
         vision_config=QWEN2_5_VISION,
     ),
     grid_model(
@@ -65,7 +64,6 @@ GRIDS_MORE: list[ZooModel] = [
         "Lfm3Vl",
         {"image": grid_images(WHOLE), "video": frame_videos(WHOLE)},
         has_types=False,
-        since=(5, 23),
         projector_hidden_size=48,
         vision_config={"layer_types": ["conv", "full_attention"]},
         text_config={"layer_types": ["conv", "full_attention"]},
@@ -125,7 +123,6 @@ GRIDS_MORE: list[ZooModel] = [
         "Inkling2",
         {"image": grid_images(8, 8, 3)},
         has_types=False,
-        since=(5, 23),
         vision_config={"text_hidden_size": HIDDEN, "posemb_grid_size": 4, "projection_hidden_dim": 48},
         text_config={
             "layer_types": ["hybrid_sliding", "hybrid"],

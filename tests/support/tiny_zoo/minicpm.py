@@ -68,7 +68,6 @@ MINICPM = [
         builder("MiniCPMV4_7", image_start_id=START, image_end_id=END),
         MEDIA,
         token_types=token_types,
-        since=(5, 23),
     ),
-    ZooModel("minicpm_ocr", builder("MiniCPMOcr"), MEDIA, since=(5, 23)),
+    ZooModel("minicpm_ocr", builder("MiniCPMOcr"), MEDIA),
 ]

@@ -58,4 +58,4 @@ def build() -> nn.Module:
 
 
 MEDIA = {"image": Medium(picture, joined), "video": Medium(clip, joined)}
-MOLMO2 = [ZooModel("molmo2", build, MEDIA, since=(5, 23))]
+MOLMO2 = [ZooModel("molmo2", build, MEDIA)]

@@ -74,6 +74,5 @@ NEMOTRON: list[ZooModel] = [
             "audio": Medium(_sound, padded_clips, AUDIO),
         },
         owner="",
-        since=(5, 23),
     )
 ]

@@ -70,6 +70,5 @@ OCR = [
         "unlimited_ocr",
         builder("UnlimitedOcr", vision_config={"sam_config": SAM}, text_config=SLIDING),
         {"image": Medium(page_with_grid, joined)},
-        since=(5, 23),
     ),
 ]

@@ -123,7 +123,6 @@ OMNI: list[ZooModel] = [
             "audio": Medium(_waves, padded_clips, AUDIO, _tokens),
         },
         has_types=False,
-        since=(5, 23),
         out_hidden_size=4 * HIDDEN,
         projector_hidden_size=48,
         vision_config={"pos_emb_height": 2, "pos_emb_width": 2},
@@ -145,7 +144,6 @@ OMNI: list[ZooModel] = [
             "audio": Medium(_chunks, padded_clips, AUDIO, _tokens),
         },
         has_types=False,
-        since=(5, 23),
         vision_config={
             "adapter_in_dim": HIDDEN,
             "adapter_out_dim": HIDDEN,

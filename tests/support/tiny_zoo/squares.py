@@ -62,5 +62,5 @@ SQUARES = [
         _MEDIA,
     ),
     ZooModel("fast_vlm", builder("FastVlm", vision_config=CONVNEXT), squares(64)),
-    ZooModel("shieldgemma2", _shieldgemma2, _MEDIA, owner="model.model", generates=False),
+    ZooModel("shieldgemma2", _shieldgemma2, _MEDIA, owner="model.model", options=None),
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from tiny_family import END, HIDDEN, IMAGE, START, Call, cat, joined_outputs, random_tensor, randomize
 from torch import Tensor, nn
 
+_MISSING = re.compile(r"(?:module transformers has no attribute|cannot import name) '?(\w+)")
 _OTHER_PIXELS = 9999
 """Seeds from here on are those of no item of a test."""
 
@@ -71,10 +74,12 @@ class ZooModel:
         The attribute path from the model to the module whose `get_*_features` its forward calls.
     token_types
         Further arguments of `forward`, given the ids.
-    generates
-        Whether the model has `generate`.
-    since
-        The first version of `transformers` that has this family.
+    head
+        The attribute path from the model to the module whose `forward` returns logits.
+    options
+        Arguments of `generate` beside the prompt. None: the model has no `generate`.
+    note
+        What a reader of docs/models.md must know of this model's test. Often empty.
     """
 
     name: str
@@ -83,15 +88,26 @@ class ZooModel:
     row_width: int = HIDDEN
     owner: str = "model"
     token_types: Callable[[Tensor], Call] = field(default=lambda input_ids: {})
-    generates: bool = True
-    since: tuple[int, int] = (5, 17)
+    head: str = ""
+    options: Call | None = field(default_factory=lambda: {"max_new_tokens": 3, "do_sample": False})
+    note: str = ""
+
+    @cached_property
+    def lacks(self) -> str | None:
+        """The class of this family that the installed `transformers` lacks, or None."""
+        try:
+            self.build()
+        except (AttributeError, ImportError) as error:
+            missing = _MISSING.match(str(error))
+            if missing is None:
+                raise
+            return missing[1]
+        return None
 
     @property
     def exists(self) -> bool:
         """Whether the installed `transformers` has this family."""
-        from transformers import __version__ as version
-
-        return tuple(map(int, version.split(".")[:2])) >= self.since
+        return self.lacks is None
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         torch.manual_seed(0)
@@ -100,9 +116,19 @@ class ZooModel:
         return randomize(model if model.dtype == dtype else model.to(dtype))
 
     def features_owner(self, model: nn.Module) -> nn.Module:
-        """The module at `owner`, or the head, which has the methods in older releases of some families."""
+        """The module at `owner`, or the one around it, which has the methods in older releases."""
         owner = model.get_submodule(self.owner)
-        return owner if any(hasattr(owner, f"get_{modality}_features") for modality in self.media) else model
+        if any(hasattr(owner, f"get_{modality}_features") for modality in self.media):
+            return owner
+        return model.get_submodule(self.owner.rpartition(".")[0])
+
+    def logits(self, model: nn.Module, prompt: Call) -> Tensor:
+        return model.get_submodule(self.head)(**prompt).logits
+
+    def generated(self, model: nn.Module, prompt: Call) -> Tensor:
+        torch.manual_seed(0)  # a diffusion model begins with random tokens
+        output = model.generate(**prompt, **self.options)
+        return output if isinstance(output, Tensor) else output.sequences
 
     @torch.no_grad()
     def prompt(self, model: nn.Module, modality: str, *seeds: int) -> Call:
