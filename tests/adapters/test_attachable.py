@@ -37,23 +37,29 @@ def test_attach_unnamed_model_splits_by_the_leading_dimension_and_caches_each_im
     assert attachment.stats().bypassed == 0
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "glm4v", "llava_onevision", "internvl", "gemma3"])
-@pytest.mark.parametrize("modality", ["image", "video"])
+NAMED = [
+    *((name, modality) for name in ("qwen2_vl", "qwen3_vl", "glm4v") for modality in ("image", "video")),
+    ("llava_onevision", "video"),
+    ("internvl", "image"),
+    ("gemma3", "image"),
+]
+
+
+@pytest.mark.parametrize(("name", "modality"), NAMED)
 def test_attach_known_family_by_its_signature_gives_the_stock_logits(
     name: str, modality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachable, "FAMILIES", {})
     zoo = ZOO[name]
-    if modality not in zoo.media:
-        modality = "image"
     stock, model = zoo.model(), zoo.model()
     use = stock_each(zoo, stock, modality)
     attachment = attach(model)
-    for seeds in ((0,), (0, 1), (1, 0, 2)):
-        prompt = zoo.prompt(model, modality, *seeds)
+    for seeds, encoded in (((0,), 1), ((0, 1), 2), ((1, 0, 2), 3)):
+        prompt = zoo.prompt(stock, modality, *seeds)
         use(*seeds)
         with torch.no_grad():
             assert torch.equal(model(**prompt).logits, stock(**prompt).logits)
+        assert attachment.stats().encoded == encoded
     assert (attachment.stats().bypassed, attachment.cache.row_width) == (0, zoo.row_width)
 
 

@@ -59,12 +59,17 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
         assert torch.equal(zoo.logits(model, prompt), zoo.logits(stock, prompt))
         assert attachment.stats().encoded == encoded
         assert len(calls) == encoded + (len(PROMPTS[1]) + 1 if is_checked and len(seeds) > 1 else 0)
+    for seeds in (apart := zoo.media[modality].apart):
+        prompt = zoo.prompt(stock, modality, *seeds)
+        use(*seeds)
+        assert torch.equal(zoo.logits(model, prompt), zoo.logits(stock, prompt))
+    num_items = len({seed for seeds in (*PROMPTS, *apart) for seed in seeds})
     use(0, 1)
     prompt = zoo.prompt(stock, modality, 0, 1)
     if zoo.options is not None:
         assert torch.equal(zoo.generated(model, prompt), zoo.generated(stock, prompt))
     stats = attachment.stats()
-    assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (3, 0, zoo.row_width)
+    assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (num_items, 0, zoo.row_width)
 
     calls.clear()
     before = zoo.logits(model, prompt)
@@ -88,7 +93,7 @@ def is_named(zoo: ZooModel, model: nn.Module) -> bool:
 
 
 def count_calls(zoo: ZooModel, model: nn.Module, modality: str, patch: pytest.MonkeyPatch) -> list[None]:
-    """Return a list that grows with each call of the stock method of this model, whoever calls it."""
+    """Return a list that grows with each call of this model's stock method."""
     owner, name, calls = zoo.features_owner(model), f"get_{modality}_features", []
     stock = getattr(type(owner), name)
 

@@ -9,9 +9,9 @@ from tiny_family import IMAGE, Call, random_tensor
 from torch import nn
 
 from tiny_zoo.configs import tiny_config
-from tiny_zoo.zoo_model import Medium, ZooModel
+from tiny_zoo.zoo_model import APART, Medium, ZooModel
 
-PATCHES, VALUES = 6, 3 * 4 * 4
+VALUES = 3 * 4 * 4
 
 
 def patches(seed: int) -> Call:
@@ -19,7 +19,7 @@ def patches(seed: int) -> Call:
 
     older = "image_patches"  # the name in the forward of transformers 5.17
     name = older if older in FuyuModel.forward.__annotations__ else "pixel_values"
-    return {name: random_tensor(seed, 1, PATCHES, VALUES)}
+    return {name: random_tensor(seed, 1, 6 if seed < min(APART)[0] else 4, VALUES)}
 
 
 def cat_states(outputs: list[Any]) -> Any:
@@ -34,4 +34,4 @@ def build() -> nn.Module:
     return FuyuForCausalLM(tiny_config(FuyuConfig, image_token_id=IMAGE))
 
 
-FUYU = [ZooModel("fuyu", build, {"image": Medium(patches, joined=cat_states)})]
+FUYU = [ZooModel("fuyu", build, {"image": Medium(patches, joined=cat_states, apart=APART)})]

@@ -88,4 +88,4 @@ MEDIA = {
     "image": Medium(picture),
     "audio": Medium(clip, pad_for_forward, token=AUDIO, tokens=clip_tokens, joined=stacked),
 }
-GEMMA3N = [ZooModel("gemma3n", build, MEDIA)]
+GEMMA3N = [ZooModel("gemma3n", build, MEDIA, note="a convolution stands in for the tower of timm")]

@@ -31,4 +31,6 @@ def build() -> nn.Module:
 
 
 MEDIA = {"image": Medium(tile, one_prompt)}
-GRANITE_DOCLING = [ZooModel("granite_docling", build, MEDIA, 2 * HIDDEN)]
+GRANITE_DOCLING = [
+    ZooModel("granite_docling", build, MEDIA, 2 * HIDDEN, note="an entry is a tile of an image")
+]

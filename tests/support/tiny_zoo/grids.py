@@ -16,9 +16,9 @@ GRIDS: list[ZooModel] = [
     grid_model(
         "kimi_k25",
         "Kimi_K25",
-        # In 5.23 the stock method has the wrong row counts for a chunk of several frames, and raises.
         {"image": grid_images(*STILL), "video": grid_videos(*STILL, grids=IMAGES)},
         has_types=False,
+        note="videos of one frame: for more frames, the stock method raises",
         text_config={
             **LATENT,
             "n_group": 1,

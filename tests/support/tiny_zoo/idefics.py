@@ -17,7 +17,10 @@ PERCEIVER = {"resampler_n_latents": 3, "resampler_n_heads": 2, "resampler_head_d
 
 
 def square(seed: int) -> Call:
-    return {"pixel_values": random_tensor(seed, 1, 1, 3, 16, 16), "pixel_attention_mask": mask(16, 16)}
+    """An image within a square of 16x16 pixels, which the tower must have."""
+    call = photo(seed)
+    *_, height, width = call["pixel_values"].shape
+    return {name: pad(value, (0, 16 - width, 0, 16 - height)) for name, value in call.items()}
 
 
 def photo(seed: int) -> Call:

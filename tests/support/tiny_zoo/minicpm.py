@@ -61,13 +61,15 @@ def builder(prefix: str, **tokens: int) -> Callable[[], nn.Module]:
 
 
 MEDIA = {"image": Medium(picture, side_by_side), "video": Medium(frame, side_by_side, token=VIDEO)}
+_FRAMES = "an entry is a frame of a video"
 MINICPM = [
-    ZooModel("minicpmv4_6", builder("MiniCPMV4_6"), MEDIA),
+    ZooModel("minicpmv4_6", builder("MiniCPMV4_6"), MEDIA, note=_FRAMES),
     ZooModel(
         "minicpmv4_7",
         builder("MiniCPMV4_7", image_start_id=START, image_end_id=END),
         MEDIA,
         token_types=token_types,
+        note=_FRAMES,
     ),
-    ZooModel("minicpm_ocr", builder("MiniCPMOcr"), MEDIA),
+    ZooModel("minicpm_ocr", builder("MiniCPMOcr"), MEDIA, note=_FRAMES),
 ]

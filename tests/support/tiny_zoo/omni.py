@@ -144,6 +144,7 @@ OMNI: list[ZooModel] = [
             "audio": Medium(_chunks, padded_clips, AUDIO, _tokens),
         },
         has_types=False,
+        note="an entry is a chunk of a clip",
         vision_config={
             "adapter_in_dim": HIDDEN,
             "adapter_out_dim": HIDDEN,

@@ -61,6 +61,18 @@ SQUARES = [
         builder("QianfanOCR", vision_config={**SIGLIP, "image_size": [16, 16], "patch_size": [4, 4]}),
         _MEDIA,
     ),
-    ZooModel("fast_vlm", builder("FastVlm", vision_config=CONVNEXT), squares(64)),
-    ZooModel("shieldgemma2", _shieldgemma2, _MEDIA, owner="model.model", options=None),
+    ZooModel(
+        "fast_vlm",
+        builder("FastVlm", vision_config=CONVNEXT),
+        squares(64),
+        note="a ConvNeXt stands in for the tower of timm",
+    ),
+    ZooModel(
+        "shieldgemma2",
+        _shieldgemma2,
+        _MEDIA,
+        owner="model.model",
+        options=None,
+        note="it has no generate: the logits are equal",
+    ),
 ]

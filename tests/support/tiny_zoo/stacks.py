@@ -10,13 +10,11 @@ from torch import nn
 from tiny_zoo.builder import builder
 from tiny_zoo.configs import tiny_config
 from tiny_zoo.towers import CLIP, SIGLIP, square
-from tiny_zoo.zoo_model import Medium, ZooModel
-
-_SLICES = 3
+from tiny_zoo.zoo_model import APART, Medium, ZooModel
 
 
 def _stack(name: str, seed: int) -> Call:
-    return {name: random_tensor(seed, 1, _SLICES, 3, 16, 16)}
+    return {name: random_tensor(seed, 1, 3 if seed < min(APART)[0] else 2, 3, 16, 16)}
 
 
 def _video(seed: int) -> Call:
@@ -50,7 +48,12 @@ STACKS = [
     ZooModel(
         "video_llava",
         builder("VideoLlava", vision_config=CLIP),
-        {"image": Medium(_picture), "video": Medium(_video, token=VIDEO)},
+        {"image": Medium(_picture), "video": Medium(_video, token=VIDEO, apart=APART)},
     ),
-    ZooModel("perception_lm", _perception_lm, {"image": Medium(_tiles)}),
+    ZooModel(
+        "perception_lm",
+        _perception_lm,
+        {"image": Medium(_tiles, apart=APART)},
+        note="a SigLIP stands in for the tower of timm",
+    ),
 ]

@@ -9,7 +9,7 @@ from tiny_models import FAMILIES
 
 from tiny_zoo.builder import builder
 from tiny_zoo.towers import CLIP
-from tiny_zoo.zoo_model import Medium, ZooModel
+from tiny_zoo.zoo_model import APART, Medium, ZooModel
 
 # The tiles, image sizes and pinpoints of the tiny LLaVA-OneVision.
 _ONEVISION = FAMILIES["llava_onevision"]
@@ -19,15 +19,17 @@ _IMAGE = Medium(_ONEVISION.picture, _ONEVISION.join)
 
 
 def _video(seed: int) -> Call:
-    return {"pixel_values_videos": random_tensor(seed, 1, 2, 3, 8, 8)}
+    frames = 2 if seed < min(APART)[0] else 3
+    return {"pixel_values_videos": random_tensor(seed, 1, frames, 3, 8, 8)}
 
 
-def _with_break(length: int) -> list[int]:
-    """Two frames of one row each, and a break that the stock method or forward adds."""
-    return [START, *[VIDEO] * 3, END]
+def _with_break(call: Call, length: int) -> list[int]:
+    """A row for each frame, and a break that the stock method or forward adds."""
+    frames = call["pixel_values_videos"].shape[1]
+    return [START, *[VIDEO] * (frames + 1), END]
 
 
-VIDEO_OF_ONEVISION = Medium(_video, token=VIDEO, tokens=_with_break)
+VIDEO_OF_ONEVISION = Medium(_video, token=VIDEO, layout=_with_break, apart=APART)
 
 
 _QFORMER = {
@@ -59,7 +61,7 @@ TILES = [
     ZooModel(
         "llava_next_video",
         builder("LlavaNextVideo", vision_config=_CLIP, image_grid_pinpoints=_PINPOINTS),
-        {"image": _IMAGE, "video": Medium(_video, token=VIDEO)},
+        {"image": _IMAGE, "video": Medium(_video, token=VIDEO, apart=APART)},
     ),
     ZooModel(
         "granite4_vision",

@@ -18,6 +18,10 @@ _OTHER_PIXELS = 9999
 """Seeds from here on are those of no item of a test."""
 
 
+APART = (3,), (3, 4)
+"""Prompts with items of another shape than seeds 0, 1 and 2."""
+
+
 @dataclass(frozen=True)
 class Medium:
     """The items of one modality.
@@ -37,6 +41,9 @@ class Medium:
         `layout(call, length)` does so if the tokens also depend on the item's arguments.
     joined
         Makes one output of the stock outputs for one item each.
+    apart
+        Further prompts. Their items have another shape than seeds 0, 1 and 2, because all items of a call
+        must have one shape.
     extras
         `extras(calls)` returns arguments of `forward` about these items that the stock method does not get.
     """
@@ -47,6 +54,7 @@ class Medium:
     tokens: Callable[[int], list[int]] | None = None
     layout: Callable[[Call, int], list[int]] | None = None
     joined: Callable[[list[Any]], Any] = joined_outputs
+    apart: tuple[tuple[int, ...], ...] = ()
     extras: Callable[[list[Call]], Call] = field(default=lambda calls: {})
 
     def run(self, call: Call, length: int) -> list[int]:
@@ -79,7 +87,7 @@ class ZooModel:
     options
         Arguments of `generate` beside the prompt. None: the model has no `generate`.
     note
-        What a reader of docs/models.md must know of this model's test. Often empty.
+        A limit of this model's test, or of its entries, for docs/models.md. Mostly empty.
     """
 
     name: str
