@@ -21,20 +21,20 @@ HEAD = """# Models that `attach` serves
 
 Each row is a test result. *exact*: with four prompts (a first turn, a second turn, another order with a new
 item, and duplicates), the logits and the tokens of `generate` equal bit for bit those of the stock model that
-encodes each item with a call of its own, and each item is encoded once. *stock*: the stock method encodes
-this modality, and nothing is cached. An empty cell: the model lacks this modality. The tests are
-`tests/adapters/test_zoo.py` and `tests/adapters/test_refused.py`, on transformers {versions}; `make models`
-writes this page.
+encodes each item with a call of its own, and each item is encoded once; each item alone changes the logits by
+at least 1 % of the largest one. *name*: the split is made for this model type. *signature*: it follows from
+the names of the arguments, and the first call with several items is checked. *stock*: the stock method
+encodes this modality, and nothing is cached. An empty cell: the model lacks this modality. The tests are
+`tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
+`tests/adapters/test_prefill_families.py`, on transformers {versions}; `make models` writes this page.
 
 An audio clip is cut behind its last valid frame, so that padding to longer clips is not part of it; alone
 means the stock model on the cut clip. An entry is one image, video or clip, except: one entry per tile where
-the call does not tell which tiles are one image, per frame of a video in MiniCPM-V, and per chunk of a clip
-in Dots3. The models of the tests are tiny and have random weights; towers of timm, which is not installed
-there, are replaced by a convolution in Gemma 3n, a ConvNeXt in FastVLM and a SigLIP in PerceptionLM. The full
-Omni models are attached through their thinkers.
+the call does not tell which tiles are one image, and as the notes say. The models of the tests are tiny and
+have random weights.
 
-A model that is not in this table is split by the signature of its stock methods if they have a known form,
-and its first call with several items is checked; else `attach` refuses it with the reason. Pass a split of
+A model that is not in this table is split by the signature of its stock methods if they have a known form;
+else `attach` refuses it with the reason. Pass a split of
 your own as `attach(model, splits=...)`: its docstring describes one.
 
 """
@@ -65,13 +65,14 @@ def render(results: dict[str, dict[str, Any]]) -> str:
         f"## Exact: {len(exact)} model types, {sum(m['by'] == 'name' for m in exact.values())} by name\n\n"
     )
     columns = ["model type", "class", "known by", *(f"{each}s" for each in MODALITIES[:2]), "audio"]
-    columns += ["chunked prefill", *(f"transformers {version}" for version in oldest)]
+    columns += ["chunked prefill", *(f"transformers {version}" for version in oldest), "notes"]
     lines.append(_row(columns) + _row(["---"] * len(columns)))
     for name, model in exact.items():
         cells = [f"`{name}`", f"`{model['cls']}`", model["by"]]
         cells += [_modality(model, modality) for modality in MODALITIES]
-        cells.append("yes" if model["chunked_prefill"] else "")
-        cells += [_at(results[version], name) for version in oldest]
+        cells.append("yes" if model.get("chunked_prefill") else "")
+        cells += [_at(results[version], name, version) for version in oldest]
+        cells.append("; ".join(model["notes"]))
         lines.append(_row(cells))
     lines.append(f"\n## Refused: {len(refused)} model types\n\n" + _row(["model type", "class", "reason"]))
     lines.append(_row(["---"] * 3))
@@ -89,9 +90,11 @@ def _modality(model: dict[str, Any], modality: str) -> str:
     return "stock" if modality in model["has"] else ""
 
 
-def _at(models: dict[str, Any], name: str) -> str:
+def _at(models: dict[str, Any], name: str, version: str) -> str:
     model = models.get(name)
-    return "not there" if model is None else ", ".join(model["exact"]) if "exact" in model else "refused"
+    if model is None:
+        return f"not in {version}"
+    return ", ".join(model["exact"]) if "exact" in model else "refused"
 
 
 def main(arguments: list[str]) -> int:

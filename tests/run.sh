@@ -89,6 +89,7 @@ case $target in
     results=build/families.jsonl
     rm -f "$results"
     families=(tests/adapters/test_zoo.py tests/adapters/test_refused.py)
+    families+=(tests/adapters/test_prefill_families.py::test_prefill_of_images_and_videos_gives_the_stock_logits)
     part "newest versions" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}" "${families[@]}"
     for overlay in "$@"; do
       part "$overlay" env PYTHONPATH=".overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \

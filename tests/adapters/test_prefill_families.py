@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from family_results import note
 from prefill_scene import MEDIA, Scene, assert_close
 from tiny_grids import GRID_FAMILIES
 
@@ -30,6 +31,7 @@ def test_prefill_of_images_and_videos_gives_the_stock_logits(name: str, chunk_to
     prompt, items = scene.prompt(*MEDIA)
     scene.assert_prefills(chat, prompt, items, reused=0)
     assert len(scene.pipeline.cache) == len(MEDIA)
+    note(model_type=scene.model.config.model_type, chunked_prefill=True)
 
 
 @each_family
