@@ -6,6 +6,7 @@ import argparse
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vitcache.bench.traffic import model_memory
 from vitcache.bench.traffic.simulation import PAGE_ROWS, bound, footprint, simulate
@@ -16,10 +17,12 @@ from vitcache.cache.policies import POLICIES
 
 LENGTH = 20_000  # accesses of a generated trace
 HALVINGS = 8
+_DEFAULTS: dict[str, Any] = {"row_bytes": 8192, "policy": "lru", "target": 0.9}  # of the options with --trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
+    parser.set_defaults(refuse=parser.error)
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
         "--trace",
@@ -39,24 +42,43 @@ def _add_trace_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--row-bytes",
         type=_row_bytes,
-        default=8192,
+        default=argparse.SUPPRESS,
         metavar="SIZE",
         help="bytes of a row, such as 8192 or 8KiB: elements, deepstack levels included, times bytes of the "
-        "dtype (default: 8192)",
+        f"dtype (default: {_DEFAULTS['row_bytes']})",
     )
-    group.add_argument("--policy", choices=list(POLICIES), default="lru", help="default: %(default)s")
+    group.add_argument(
+        "--policy",
+        choices=list(POLICIES),
+        default=argparse.SUPPRESS,
+        help=f"default: {_DEFAULTS['policy']}",
+    )
     group.add_argument(
         "--target",
         type=_share,
-        default=0.9,
+        default=argparse.SUPPRESS,
         metavar="SHARE",
-        help="share of the encode time that unlimited memory saves (default: %(default)s)",
+        help=f"share of the encode time that unlimited memory saves (default: {_DEFAULTS['target']})",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; return 0, or 1 if the trace or the model cannot be used."""
-    return model_memory.run(args) if args.model is not None else _run_trace(args)
+    """Run the command; return 0, or 1 if the trace or the model cannot be used.
+
+    Exits with 2 if an option of traces was given with a model, or the other way round.
+    """
+    if args.model is not None:
+        return model_memory.run(_with_defaults(args, "--model", model_memory.DEFAULTS, _DEFAULTS))
+    return _run_trace(_with_defaults(args, "--trace", _DEFAULTS, model_memory.DEFAULTS))
+
+
+def _with_defaults(
+    args: argparse.Namespace, source: str, own: dict[str, Any], foreign: dict[str, Any]
+) -> argparse.Namespace:
+    for name in foreign:
+        if name in args:
+            args.refuse(f"argument --{name.replace('_', '-')}: not allowed with argument {source}")
+    return argparse.Namespace(**own | vars(args))
 
 
 def _run_trace(args: argparse.Namespace) -> int:

@@ -34,6 +34,8 @@ class ImageSize(NamedTuple):
 
 
 _IMAGES = ImageSize(1280, 720), ImageSize(1920, 1080), ImageSize(2560, 1440)
+DEFAULTS: dict[str, Any] = {"device_bytes": _SIZES, "images": _IMAGES, "dtype": None}
+"""Of the options with ``--model``."""
 
 
 def add_model_option(sources: argparse._ActionsContainer) -> None:
@@ -53,7 +55,7 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
         "--device-bytes",
         nargs="+",
         type=_bytes,
-        default=_SIZES,
+        default=argparse.SUPPRESS,
         metavar="SIZE",
         help=f"sizes of the cache, such as 8GiB (default: {', '.join(map(size_text, _SIZES))})",
     )
@@ -61,13 +63,14 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
         "--images",
         nargs="+",
         type=_image_size,
-        default=_IMAGES,
+        default=argparse.SUPPRESS,
         metavar="WxH",
         help=f"widths and heights of images in pixels (default: {' '.join(map(str, _IMAGES))})",
     )
     group.add_argument(
         "--dtype",
         choices=_DTYPES,
+        default=argparse.SUPPRESS,
         help="dtype of the model (default: that of its configuration, else bfloat16)",
     )
 

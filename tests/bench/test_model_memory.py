@@ -70,6 +70,11 @@ def test_memory_of_a_model_of_tiles_counts_the_pages_of_each_tile(
     [
         ("bert", "BertModel has no get_image_features, so it cannot be attached"),
         ("some/model", "is not a file, a folder, a model type of transformers, or a checkpoint in the local"),
+        (
+            "fuyu",
+            "fuyu: its rows are not counted, because not its image processor, but the model's processor",
+        ),
+        ("gemma4", "gemma4: its configuration has no vision_config; this is the default configuration of"),
         ("gemma3", "this is the default configuration of its class: give the config.json of a checkpoint"),
     ],
 )
@@ -102,6 +107,9 @@ def test_memory_of_a_wrong_config_prints_one_line_that_names_the_file(
         (["--images", "99999x1"], "argument --images: expected a width and a height"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--trace", "chats"], "argument --trace: not allowed with argument --model"),
+        (["--row-bytes", "1"], "argument --row-bytes: not allowed with argument --model"),
+        (["--policy", "s3fifo"], "argument --policy: not allowed with argument --model"),
+        (["--target", "0.1"], "argument --target: not allowed with argument --model"),
     ],
 )
 def test_memory_of_a_model_with_a_wrong_option_exits_with_2(
@@ -118,3 +126,15 @@ def test_memory_without_a_trace_and_a_model_exits_with_2(capsys: pytest.CaptureF
         command_line.main(["memory"])
     assert exit_.value.code == 2
     assert "one of the arguments --trace --model is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [["--images", "32x32"], ["--device-bytes", "1GiB"], ["--dtype", "float32"]]
+)
+def test_memory_of_a_trace_with_an_option_of_models_exits_with_2(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(["memory", "--trace", "chats", *option])
+    assert exit_.value.code == 2
+    assert f"argument {option[0]}: not allowed with argument --trace" in capsys.readouterr().err

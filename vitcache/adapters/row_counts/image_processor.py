@@ -108,7 +108,9 @@ def _find_class(model_type: str, saved: str | None) -> Any:
             found = auto.get_image_processor_class_from_name(names.get(backend, ""))
             if found is not None and not getattr(found, "is_dummy", False):
                 return found
-    raise ImportError(f"{' or '.join(names.values())} needs torchvision, which is not installed")
+    raise ImportError(
+        f"{' or '.join(names.values())} needs torchvision, which is not installed", name="torchvision"
+    )
 
 
 def _call_options(model_type: str) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from vitcache.adapters.splits.call_parts import ItemCall, parts_of
 # The default configuration of some classes mixes the sizes of different checkpoints.
 _HINT = "; this is the default configuration of its class: give the config.json of a checkpoint"
 
+# The image processor gives whole images, so that its outputs are not the arguments of the stock method.
+_CUT_BY_PROCESSOR = {"fuyu"}
+
 _OTHER_PIXELS = "pixel_values_images"  # in models that name the pixels of images and of videos apart
 
 
@@ -63,7 +66,8 @@ class RowCounter:
     TypeError
         If the model cannot be attached, or if it has no images. The message says why.
     ValueError
-        If the configuration does not give a model, or has no image processor.
+        If the configuration gives no model, or no vision tower; if the model has no image processor, or
+        one that does not cut images into the model's patches.
     ImportError
         If the model or its image processor needs a package that is not installed.
 
@@ -79,6 +83,13 @@ class RowCounter:
     """
 
     def __init__(self, source: ModelSource, dtype: torch.dtype) -> None:
+        if source.config.model_type in _CUT_BY_PROCESSOR:
+            raise ValueError(
+                f"{source.name}: its rows are not counted, because not its image processor, but the model's "
+                "processor cuts images into patches"
+            )
+        if source.is_default and getattr(source.part, "vision_config", self) is None:
+            raise ValueError(f"{source.name}: its configuration has no vision_config{_HINT}")
         try:
             self._weightless = WeightlessModel(source.part, dtype)
         except ImportError:
