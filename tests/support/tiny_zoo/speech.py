@@ -55,7 +55,10 @@ SPEECH = [
     ZooModel("audioflamingo3", builder("AudioFlamingo3", audio_config=_TOWER), _media(_clip), note=_WINDOWS),
     ZooModel("glmasr", builder("GlmAsr", audio_config=_TOWER), _media(_clip), note=_WINDOWS),
     ZooModel(
-        "qwen3_asr", builder("Qwen3ASR", audio_config=_QWEN, eos_token_id=127), _media(_clips(200, 130, 60))
+        "qwen3_asr",
+        builder("Qwen3ASR", audio_config=_QWEN, eos_token_id=127),
+        _media(_clips(200, 130, 60)),
+        note=_PADDED,
     ),
     ZooModel(
         "fun_asr_nano",
