@@ -20,7 +20,7 @@ from vitcache.adapters.item_encoder import ItemEncoder, insert
 from vitcache.adapters.model_outputs import OutputForm
 from vitcache.adapters.session import Session
 from vitcache.adapters.split_check import check_split
-from vitcache.adapters.splits.call_parts import CallParts, Split, parts_of
+from vitcache.adapters.splits.call_parts import CallParts, Split, as_parts
 from vitcache.pages.lease import Lease, release_all
 from vitcache.pipeline.lookup import claim_all
 
@@ -61,8 +61,7 @@ class CachedEncoder(ItemEncoder):
         if not self._must_bypass(arguments):
             namespace = session.current_namespace()  # before `tower_device`, which it updates
             if not self._is_autocast(arguments):
-                split = self._split(config, arguments)
-                parts = parts_of(split) if isinstance(split, list) else split
+                parts = as_parts(self._split(config, arguments))
         if parts is not None and parts.shapes:
             options = {name: value for name, value in arguments.items() if name not in parts.names}
             keyed = key_options(options, config)
@@ -195,7 +194,7 @@ class CachedEncoder(ItemEncoder):
         elements = None
         # Older stock methods stack the items of several prompts in one tensor: it has an index per item.
         is_grouped = parts.groups is not None and isinstance(form.pooler, type)
-        if is_grouped or parts.slices is not None:
+        if is_grouped or parts.slices > 1:
             elements = parts.elements(
                 [item.num_rows if isinstance(item, Lease) else len(item) for item in items]
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcache.adapters.splits.call_parts import CallParts
 from vitcache.keys.content import content_key
-from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
+from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys, tensor_keys
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
 # so `return_dict` is not part of the key; the other three concern the language model and its loss. Any other
@@ -49,21 +49,24 @@ def keys_of(
     On the host, all keys are computed from one view of the bytes of `pixels`, if the items are consecutive
     elements of it.
     """
+    identities = parts.identities
+    if identities and isinstance(identities[0], dict):
+        return [
+            content_key(
+                parts.arguments(item)[parts.names[0]],
+                namespace=namespace,
+                extra={"modality": modality, "item": identity, "options": given},
+            )
+            for item, identity in enumerate(identities)
+        ]
+    if identities is None:
+        extras = [_frame_extra(modality, framed)] * len(parts.shapes)
+    else:
+        extras = [_frame_extra(modality, framed, *identity) for identity in identities]
     if parts.bounds is not None and has_parts(pixels):
-        if parts.identities is None:
-            extras = [_frame_extra(modality, framed)] * len(parts.shapes)
-        else:
-            extras = [_frame_extra(modality, framed, *numbers) for numbers in parts.identities]
         return part_keys(pixels, parts.bounds, parts.shapes, extras, namespace)
-    identities = parts.identities or [None] * len(parts.shapes)
-    return [
-        content_key(
-            parts.item_call(item).pixels,
-            namespace=namespace,
-            extra={"modality": modality, "item": identity, "options": given},
-        )
-        for item, identity in enumerate(identities)
-    ]
+    items = [parts.arguments(item)[parts.names[0]] for item in range(len(parts.shapes))]
+    return tensor_keys(items, extras, namespace)
 
 
 @lru_cache(maxsize=4096, typed=True)

@@ -18,14 +18,11 @@ from vitcache.adapters.splits.clips import (
 from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
-from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.leading_dim import split_by_index, split_by_leading_dim, split_by_stack
 from vitcache.adapters.splits.navit import split_navit
 from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
 from vitcache.adapters.splits.pooling import split_by_pooling
-from vitcache.adapters.splits.rows import rows_of
-from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
-from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
 from vitcache.adapters.splits.views import split_views
 
 
@@ -154,12 +151,16 @@ _SQUARES = {
     "t5gemma2_encoder": _SQUARE,
     "video_llava": Family("image_tower", {"image": split_by_leading_dim, "video": split_by_stack}),
     "perception_lm": replace(_SQUARE, splits={"image": split_by_stack}),
-    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
+    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_index("high_res_pixel_values")}),
 }
 
 _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
 
-_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
+_PATCH_ROWS = {
+    "image": split_by_index("image_position_ids"),
+    "video": split_by_frames,
+    "audio": split_by_last_frame,
+}
 
 _OTHERS = {
     "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
@@ -171,17 +172,17 @@ _OTHERS = {
     "minicpmv4_6": _NAVIT,
     "minicpmv4_7": _NAVIT,
     "minicpm_ocr": _NAVIT,
-    "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
+    "lfm2_vl": Family("vision_tower", {"image": split_by_index("spatial_shapes", "pixel_attention_mask")}),
     "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
     "llama4": Family(
         "vision_model",
         {"image": split_by_leading_dim},
         row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
     ),
-    "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
+    "aria": Family("vision_tower", {"image": split_by_index("pixel_mask")}),
     "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
     "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
-    "diffusion_gemma": Family("vision_tower", {"image": rows_of("image_position_ids")}),
+    "diffusion_gemma": Family("vision_tower", {"image": split_by_index("image_position_ids")}),
     "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
     "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
     "step3p7": Family("vision_model", {"image": split_views}),

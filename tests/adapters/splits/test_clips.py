@@ -29,8 +29,10 @@ def test_split_by_last_frame_leaves_out_the_padding_by_a_longer_clip() -> None:
 def test_split_by_padding_mask_gives_the_clips_of_the_opposite_mask() -> None:
     call = padded(torch.randn(8, 4), torch.randn(5, 4))
     opposite = call | {"input_features_mask": ~call["input_features_mask"]}
-    clips = split_by_last_frame(None, call) or []
-    opposites = split_by_padding_mask(None, opposite) or []
+    clips, opposites = split_by_last_frame(None, call), split_by_padding_mask(None, opposite)
+    assert clips is not None
+    assert opposites is not None
+    assert [len(clip["input_features"][0]) for clip in clips] == [8, 5]
     for clip, item in zip(clips, opposites, strict=True):
         assert torch.equal(clip["input_features"], item["input_features"])
         assert not item["input_features_mask"].any()
