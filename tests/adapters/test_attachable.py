@@ -166,7 +166,7 @@ def test_output_field_that_is_not_understood_is_refused_before_anything_is_cache
 
 
 class AttributeVlm(SomeVlm):
-    """Its output has an attribute that is no field of its class."""
+    """Its output has an attribute outside of the fields of its class."""
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> Any:
         output = super().get_image_features(pixel_values)

@@ -12,7 +12,7 @@ from vitcache.keys.content import content_key
 from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
-# so `return_dict` is not part of the key; the others concern the language model and its loss. Any other
+# so `return_dict` is not part of the key; the rest concern the language model and its loss. Any other
 # argument may change the rows.
 _IGNORED_BY_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "output_router_logits"}
 _IGNORED_BY_THE_TOWER |= {"logits_to_keep"}

@@ -173,7 +173,10 @@ class Session:
                     self._replace_cache(old.row_width if is_divisor else rows.shape[1], rows.dtype)
                 self.is_settled, self.settled_by = True, method
         cache = self.cache
-        holds_dtype = cache.dtype in (rows.dtype, torch.float32)  # float32 holds every value of the others
+        holds_dtype = cache.dtype in (
+            rows.dtype,
+            torch.float32,
+        )  # float32 holds every value of the narrower ones
         return holds_dtype and cache.row_width % max(rows.shape[1], 1) == 0
 
     def _replace_cache(self, row_width: int, dtype: torch.dtype) -> None:

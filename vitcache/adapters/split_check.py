@@ -76,7 +76,7 @@ class SplitCheck:
     def _compare(
         self, whole: Any, rows: Sequence[Tensor | Lease], form: OutputForm, elements: Sequence[int]
     ) -> bool:
-        """Compare one call; return whether its items differ so much that a mistake would have shown."""
+        """Compare one call; return whether its items differ by more than the tolerance."""
         features = ReadOutput.of(whole).features
         if isinstance(features, Tensor) and features.dim() == 2:
             found, expected = [len(features)], [sum(elements)]
