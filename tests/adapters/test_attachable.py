@@ -165,6 +165,66 @@ def test_output_field_that_is_not_understood_is_refused_before_anything_is_cache
     assert attachment.stats().encoded == len(attachment.cache) == 0
 
 
+class AttributeVlm(SomeVlm):
+    """Its output has an attribute outside of the fields of its class."""
+
+    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Any:
+        output = super().get_image_features(pixel_values)
+        output.router_logits = pixel_values
+        return output
+
+
+class TensorVlm(SomeVlm):
+    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Any:
+        return self.vision(pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (AttributeVlm, "AttributeVlm returned fields that attach does not know: router_logits"),
+        (
+            TensorVlm,
+            "TensorVlm returned a Tensor, expected an object with pooler_output or last_hidden_state",
+        ),
+    ],
+)
+def test_output_of_another_form_is_refused_before_anything_is_cached(
+    cls: type[SomeVlm], message: str
+) -> None:
+    model = cls()
+    attachment = attach(model)
+    with torch.no_grad(), pytest.raises(TypeError, match=message):
+        model.get_image_features(images(0))
+    assert attachment.stats().encoded == len(attachment.cache) == 0
+
+
+class AudioVlm(SomeVlm):
+    """Encodes sounds to rows that are wider than the language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audio_tower = torch.nn.Linear(SIDE, HIDDEN + 4)
+        self.eval()
+
+    def get_audio_features(self, input_features: Tensor, **options: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(pooler_output=self.audio_tower(input_features))
+
+    get_image_features = None
+
+    def forward(self, **features: Any) -> Any:
+        return self.get_audio_features(**features).pooler_output
+
+
+@torch.no_grad()
+def test_attach_unnamed_audio_model_takes_the_width_of_its_first_output() -> None:
+    model = AudioVlm()
+    attachment = attach(model)
+    for _ in range(2):
+        assert model(input_features=images(0, 1)).shape == (2, SIDE, HIDDEN + 4)
+    assert (attachment.cache.row_width, attachment.stats().encoded) == (HIDDEN + 4, 2)
+
+
 class TiledVlm(SomeVlm):
     """`tiles[i]` consecutive indices of the first dimension are one image."""
 

@@ -12,9 +12,11 @@ from vitcache.keys.content import content_key
 from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys, tensor_keys
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
-# so `return_dict` is not part of the key; the other three concern the language model and its loss. Any other
+# so `return_dict` is not part of the key; the rest concern the language model and its loss. Any other
 # argument may change the rows.
 _IGNORED_BY_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "output_router_logits"}
+_IGNORED_BY_THE_TOWER |= {"logits_to_keep"}
+_FLAGS = {"output_attentions", "output_hidden_states"}  # false is their default
 
 _NO_OPTIONS = frame({})
 
@@ -31,7 +33,7 @@ def key_options(options: dict[str, Any], config: Any) -> tuple[dict[str, Any], b
             if not _is_plain(option):
                 return None
             value = getattr(config, name, None) if option is None else option
-            if value is not None:
+            if value is not None and not (name in _FLAGS and value is False):
                 given[name] = value
     return given, frame(given) if given else _NO_OPTIONS
 
