@@ -87,12 +87,16 @@ GRID_FAMILIES = {
     "glmga": _GLM,
     "glm_ocr": _GLM,
 }
-"""The families whose images and videos are patches with a grid, by `config.model_type`."""
+"""The families that `vision_pipeline` runs, by `config.model_type`.
+
+Their images and videos are patches with a grid.
+"""
 
 _GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
 _OMNI = _with_audio(_GRIDS, split_by_frame_mask)
 
-_MORE_GRIDS = {
+# Images of these families are patches with a grid, too. `vision_pipeline` does not run them.
+_GRIDS_FOR_ATTACH = {
     "kimi_k25": _GRIDS_OF_TOWER,
     "paddleocr_vl": _GRIDS,
     "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
@@ -125,7 +129,8 @@ def _granite4_vision_row(config: Any) -> int:
     return int(config.text_config.hidden_size) * layers
 
 
-_SQUARES = {
+# An image of these families is an index, a crop or the tiles of the pixels.
+_IMAGES = {
     "llava_onevision": _TILES,
     "internvl": _SQUARE,
     "gemma3": _SQUARE,
@@ -151,7 +156,13 @@ _SQUARES = {
     "t5gemma2_encoder": _SQUARE,
     "video_llava": Family("image_tower", {"image": split_by_leading_dim, "video": split_by_stack}),
     "perception_lm": replace(_SQUARE, splits={"image": split_by_stack}),
-    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_index("high_res_pixel_values")}),
+    "ovis2": _SQUARE,
+    "llama4": Family(
+        "vision_model",
+        {"image": split_by_leading_dim},
+        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
+    ),
+    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
 }
 
 _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
@@ -162,7 +173,8 @@ _PATCH_ROWS = {
     "audio": split_by_last_frame,
 }
 
-_OTHERS = {
+# The pixels of these families have companions: masks, positions, sizes or a second resolution.
+_WITH_COMPANIONS = {
     "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
     "gemma4": Family("vision_tower", _PATCH_ROWS),
     "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
@@ -173,15 +185,9 @@ _OTHERS = {
     "minicpmv4_7": _NAVIT,
     "minicpm_ocr": _NAVIT,
     "lfm2_vl": Family("vision_tower", {"image": split_by_index("spatial_shapes", "pixel_attention_mask")}),
-    "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
-    "llama4": Family(
-        "vision_model",
-        {"image": split_by_leading_dim},
-        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
-    ),
     "aria": Family("vision_tower", {"image": split_by_index("pixel_mask")}),
+    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_index("high_res_pixel_values")}),
     "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
-    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
     "diffusion_gemma": Family("vision_tower", {"image": split_by_index("image_position_ids")}),
     "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
     "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
@@ -189,5 +195,5 @@ _OTHERS = {
     "unlimited_ocr": Family("vision_tower", {"image": split_views}),
 }
 
-FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
+FAMILIES = GRID_FAMILIES | _GRIDS_FOR_ATTACH | _IMAGES | _WITH_COMPANIONS
 """All families, by `config.model_type`."""
