@@ -26,7 +26,7 @@ CALLS: dict[str, tuple[str, Call]] = {
     "aria": ("image", {"pixel_values": torch.randn(2, 3, 4, 4), "pixel_mask": ones(2, 4, 4)}),
     "deepseek_vl_hybrid": (
         "image",
-        {"pixel_values": torch.randn(2, 3, 2, 2), "high_res_pixel_values": torch.randn(2, 3, 4, 4)},
+        {"pixel_values": torch.randn(2, 3, 2, 2), "high_res_pixel_values": torch.ones(2, 3, 4, 4)},
     ),
     "gemma4": ("image", {"pixel_values": torch.randn(2, 9, 5), "image_position_ids": ones(2, 9, 2)}),
     "gemma4 video": (
