@@ -33,6 +33,7 @@ IMAGES = {
     "the last pixel alone": zeros_but(-1, -1.0),
     "a small pixel": zeros_but(-1, 1e-6),
     "a tiny pixel": zeros_but(7, 1e-30),
+    "not a number": zeros_but(7, float("nan")),
     "noise": torch.randn(SIZE, generator=torch.Generator().manual_seed(1)),
 }
 

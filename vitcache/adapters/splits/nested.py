@@ -8,17 +8,13 @@ from itertools import islice
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitcache.adapters.splits.call_parts import CallParts, check_total
 from vitcache.adapters.splits.companions import identities_of
 from vitcache.adapters.splits.extents import Extent, find_extents
+from vitcache.adapters.splits.padding_images import find_images
 from vitcache.keys.parts import part_digests
-
-# The smallest positive float16. The stock methods cast pixels to the dtype of the model before they compare
-# them with zero. A larger pixel is not zero in any of these dtypes.
-_NEVER_ZERO = 2.0**-24
 
 
 def split_nested(config: Any, arguments: dict[str, Any]) -> CallParts | None:
@@ -79,7 +75,7 @@ def _split(arguments: dict[str, Any], *, crop: bool) -> CallParts | None:
         check_total(mask_name, masks.shape[:2].numel(), "images", pixel_name, prompts * images)
         if masks.shape != (prompts, images, *sizes):
             return None
-    places = _find_images(pixels)
+    places = find_images(pixels)
     if not places:
         return None
     if not has_mask:
@@ -106,32 +102,6 @@ def _split(arguments: dict[str, Any], *, crop: bool) -> CallParts | None:
         return parts
     shapes: list[tuple[int, ...]] = [(1, 1, channels, *extent[:2]) for extent in extents]
     return parts._replace(bounds=None, shapes=shapes)
-
-
-def _find_images(pixels: Tensor) -> list[tuple[int, int]] | None:
-    """Return prompt and index of the images that are not padding: the stock method drops images of zeros.
-
-    The first pixel of an image is seldom 0. Only if it is, the whole image is read. None: the dtype of the
-    model decides whether an image is zero.
-    """
-    found = []
-    for prompt, corners in enumerate(pixels[:, :, 0, 0, 0].tolist()):
-        for image, corner in enumerate(corners):
-            is_image = _is_not_zero(corner, corner)
-            if not is_image:
-                is_image = _is_not_zero(*torch.stack(pixels[prompt, image].aminmax()).tolist())
-                if is_image is None:
-                    return None
-            if is_image:
-                found.append((prompt, image))
-    return found
-
-
-def _is_not_zero(low: float, high: float) -> bool | None:
-    """Whether pixels from `low` to `high` are not all 0 after a cast. None: this depends on the dtype."""
-    if low == high == 0:
-        return False
-    return None if low >= -_NEVER_ZERO and high <= _NEVER_ZERO else True  # NaN is not 0
 
 
 def _mask_identity(mask: Tensor, extent: Extent) -> tuple[Any, ...]:
