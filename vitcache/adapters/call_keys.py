@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcache.adapters.splits.call_parts import CallParts
 from vitcache.keys.content import content_key
-from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys, tensor_keys
+from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys, region_keys, tensor_keys
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
 # so `return_dict` is not part of the key; the rest concern the language model and its loss. Any other
@@ -48,8 +48,7 @@ def keys_of(
 ) -> list[bytes]:
     """Return the key of each item: of its pixels and of the options that are `given`, also `framed`.
 
-    On the host, all keys are computed from one view of the bytes of `pixels`, if the items are consecutive
-    elements of it.
+    On the host, all keys are computed from one view of `pixels`, if the parts have bounds or regions in it.
     """
     identities = parts.identities
     if identities and isinstance(identities[0], dict):
@@ -67,6 +66,8 @@ def keys_of(
         extras = [_frame_extra(modality, framed, *identity) for identity in identities]
     if parts.bounds is not None and has_parts(pixels):
         return part_keys(pixels, parts.bounds, parts.shapes, extras, namespace)
+    if parts.regions is not None and pixels.device.type == "cpu":
+        return region_keys(pixels, parts.regions, parts.shapes, extras, namespace)
     items = [parts.arguments(item)[parts.names[0]] for item in range(len(parts.shapes))]
     return tensor_keys(items, extras, namespace)
 

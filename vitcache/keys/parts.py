@@ -77,6 +77,23 @@ def part_digests(tensor: Tensor, bounds: Iterable[tuple[int, int]]) -> list[byte
     return _digests(tensor_bits(tensor, "tensor")[1], bounds)
 
 
+def region_keys(
+    tensor: Tensor,
+    regions: Iterable[Any],
+    shapes: Sequence[tuple[int, ...]],
+    extras: Iterable[bytes],
+    namespace: bytes | Namespace,
+) -> list[bytes]:
+    """As `part_keys`, for parts that are not consecutive elements, of any tensor in host memory.
+
+    `regions` are indices of slices: each part is ``tensor[region]``.
+    """
+    name, bits = tensor_bits(tensor, "feature")
+    array = tensor_array(bits)
+    contents = digests_of([array_blocks(array[region]) for region in regions])
+    return _keys([name] * len(shapes), shapes, extras, contents, namespace)
+
+
 def tensor_keys(
     tensors: Iterable[Tensor], extras: Iterable[bytes], namespace: bytes | Namespace
 ) -> list[bytes]:

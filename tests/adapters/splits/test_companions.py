@@ -139,6 +139,38 @@ def test_sizes_of_as_many_patches_in_another_order_change_the_key() -> None:
     assert other != second
 
 
+def padded(size: int, *images: Tensor) -> Call:
+    """One prompt with these images and their mask, padded to squares of this size."""
+    shape = len(images), size, size
+    pixels, masks = torch.zeros(1, shape[0], 3, size, size), torch.zeros(1, *shape, dtype=torch.long)
+    for place, image in enumerate(images):
+        height, width = image.shape[1:]
+        pixels[0, place, :, :height, :width] = image
+        masks[0, place, :height, :width] = 1
+    return {"pixel_values": pixels, "pixel_attention_mask": masks}
+
+
+def test_image_of_a_mask_of_ones_has_the_same_key_in_a_call_with_padding() -> None:
+    small, large = torch.randn(3, 4, 4), torch.randn(3, 6, 6)
+    [alone] = keys("idefics2", "image", padded(4, small))
+    together = padded(6, large, small)
+    assert keys("idefics2", "image", together)[1] == alone
+    together["pixel_attention_mask"][0, 1, 0, 0] = 0
+    with_a_hole = keys("idefics2", "image", together)[1]
+    assert with_a_hole != alone
+    hole_alone = padded(4, small)
+    hole_alone["pixel_attention_mask"][0, 0, 0, 0] = 0
+    assert keys("idefics2", "image", hole_alone) == [with_a_hole]
+
+
+def test_image_with_its_padding_has_another_key_for_each_size_of_its_mask() -> None:
+    """Of Idefics 3: an item has the padding, so the valid size alone tells two images apart."""
+    calls = [padded(4, torch.ones(3, 4, 4)) for _ in range(4)]
+    for rows, call in enumerate(calls):
+        call["pixel_attention_mask"][..., rows:, :] = 0
+    assert len({key for call in calls for key in keys("idefics3", "image", call)}) == len(calls)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_keys_of_items_do_not_depend_on_strides(name: str) -> None:
     """Keys of items that are consecutive elements, and of views whose elements have gaps."""

@@ -37,6 +37,9 @@ class CallParts(NamedTuple):
     bounds
         Per item, the numbers of its first element and of the element after its last. Elements are counted in
         the call's pixels in C order. None: an item's pixels are not consecutive elements.
+    regions
+        Per item, its index into the call's pixels: a tuple of slices and `...`. If neither `bounds` nor these
+        are given, `arguments` makes the pixels of each item for its key.
     shapes
         Shape of the pixels of each item.
     identities
@@ -58,6 +61,7 @@ class CallParts(NamedTuple):
     arguments: Callable[[int], dict[str, Any]]
     groups: list[int] | None = None
     slices: int = 1
+    regions: list[tuple[Any, ...]] | None = None
 
     def item_call(self, item: int) -> ItemCall:
         """Return the `ItemCall` of an item, given its number."""

@@ -23,11 +23,13 @@ def split_navit(config: Any, arguments: dict[str, Any]) -> CallParts | None:
     *rest, patch, columns = pixels.shape
     ends = list(accumulate((patch * height * width for height, width in sizes.tolist()), initial=0))
     check_total(pixel_name, columns, "columns", size_name, ends[-1])
+    regions = [(..., slice(start, end)) for start, end in pairwise(ends)]
     parts = CallParts(
         (pixel_name,),
         bounds=None,
         shapes=[(*rest, patch, end - start) for start, end in pairwise(ends)],
         identities=None,
-        arguments=lambda item: {pixel_name: pixels[..., ends[item] : ends[item + 1]]},
+        arguments=lambda item: {pixel_name: pixels[regions[item]]},
+        regions=regions,
     )
     return add_tensors(parts, {size_name: sizes})

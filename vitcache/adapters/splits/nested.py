@@ -86,22 +86,24 @@ def _split(arguments: dict[str, Any], *, crop: bool) -> CallParts | None:
     all_extents = find_extents(masks)
     extents = [all_extents[prompt * images + image] for prompt, image in places]
 
+    own_sizes = [list(extent[:2]) if crop else sizes for extent in extents]
+    regions = [
+        (*map(_one, place), ..., slice(height), slice(width))
+        for place, (height, width) in zip(places, own_sizes, strict=True)
+    ]
+
     def item_arguments(item: int) -> dict[str, Any]:
-        height, width, _ = extents[item] if crop else (*sizes, True)
-        return {
-            name: _at(value, places[item])[..., :height, :width]
-            for name, value in ((pixel_name, pixels), (mask_name, masks))
-        }
+        return {pixel_name: pixels[regions[item]], mask_name: masks[regions[item]]}
 
     head = mask_name, str(masks.dtype)
     identities = [
         (head, *_mask_identity(masks[place], extent)) for place, extent in zip(places, extents, strict=True)
     ]
     parts = _nested((pixel_name, mask_name), pixels, places, identities, item_arguments)
-    if not crop or all(extent[:2] == tuple(sizes) for extent in extents):
+    if all(size == sizes for size in own_sizes):
         return parts
-    shapes: list[tuple[int, ...]] = [(1, 1, channels, *extent[:2]) for extent in extents]
-    return parts._replace(bounds=None, shapes=shapes)
+    shapes: list[tuple[int, ...]] = [(1, 1, channels, *size) for size in own_sizes]
+    return parts._replace(bounds=None, shapes=shapes, regions=regions)
 
 
 def _mask_identity(mask: Tensor, extent: Extent) -> tuple[Any, ...]:
@@ -137,5 +139,8 @@ def _nested(
 
 def _at(values: Tensor, place: tuple[int, int]) -> Tensor:
     """Return one image or mask with both outer dimensions."""
-    prompt, image = place
-    return values[prompt : prompt + 1, image : image + 1]
+    return values[tuple(map(_one, place))]
+
+
+def _one(index: int) -> slice:
+    return slice(index, index + 1)
