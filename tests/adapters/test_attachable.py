@@ -272,6 +272,7 @@ def test_split_of_the_caller_that_is_wrong_is_refused_and_caches_nothing() -> No
 @pytest.mark.parametrize(
     ("split", "error", "message"),
     [
+        (lambda config, arguments: (17,), TypeError, "must return a list of dicts or None, got tuple"),
         (lambda config, arguments: [17], TypeError, "item 0 of a split must be a dict .* got int"),
         (lambda config, arguments: [{"tiles": 1}], TypeError, r"first value is a tensor, got {'tiles': int}"),
         (
@@ -304,6 +305,21 @@ def test_attach_splits_of_a_wrong_type_or_modality_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         attach(TiledVlm(), splits=splits)
+
+
+class ScaledVlm(SomeVlm):
+    def get_image_features(self, pixel_values: Tensor, scales: Any) -> BaseModelOutputWithPooling:
+        rows = self.vision(pixel_values) * torch.tensor(scales)[:, None, None]
+        return BaseModelOutputWithPooling(pooler_output=rows)
+
+
+def test_list_with_one_value_per_item_is_refused_by_the_signature() -> None:
+    model = ScaledVlm()
+    attachment = attach(model)
+    for seeds, scales in (((0,), [2.0]), ((0, 1), [1.0, 2.0])):
+        with torch.no_grad(), pytest.raises(TypeError, match="scales is a list with one value for each of"):
+            model(pixel_values=images(*seeds), scales=scales)
+    assert len(attachment.cache) == 0
 
 
 def test_tensor_without_one_index_per_item_is_refused_by_the_signature() -> None:

@@ -53,7 +53,7 @@ def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any
         for modality, split in family.splits.items()
         if serves(owner, modality) and (modality != "audio" or _has_module(owner, family.audio_tower))
     }
-    return owner, replace(family, splits=served | given, unproved=family.unproved | given.keys())
+    return owner, replace(family, splits=served | given, unverified=family.unverified | given.keys())
 
 
 def _has_module(owner: Any, name: str) -> bool:
@@ -97,7 +97,7 @@ def _family_by_signature(owner: Any, name: str, given: Mapping[str, Split]) -> F
     understood = {*splits, *given}
     if not understood or (serves(owner, "image") and "image" not in understood):
         raise TypeError(f"{name} cannot be attached: {'; '.join(reasons)}")
-    family = Family((vision or towers)[0], splits, unproved=frozenset(splits))
+    family = Family((vision or towers)[0], splits, unverified=frozenset(splits), has_name=False)
     return replace(family, audio_tower=audio[0]) if audio else family
 
 

@@ -71,7 +71,8 @@ class CachedEncoder(ItemEncoder):
         if not self._must_bypass(arguments):
             namespace = session.current_namespace()  # before `tower_device`, which it updates
             if not self._is_autocast(arguments):
-                parts = as_parts(self._split(config, arguments))
+                split = self._split(config, arguments)
+                parts = split if isinstance(split, CallParts) else as_parts(split)
         if parts is not None and parts.shapes:
             options = {name: value for name, value in arguments.items() if name not in parts.names}
             keyed = key_options(options, config)

@@ -36,8 +36,10 @@ class Family:
         The attribute of the vision tower in the module that owns the stock methods.
     splits
         A `Split` per modality: "image", "video" or "audio".
-    unproved
-        The modalities whose splits no test has proved. The first call with several items compares them with
+    has_name
+        Whether the tables of this module have the family. Then `row_width` is known.
+    unverified
+        The modalities whose splits no test has verified. The first call with several items compares them with
         the stock method.
     row_width
         Returns the elements of a row for a config. None: hidden * (1 + deepstack levels).
@@ -57,7 +59,8 @@ class Family:
     videos_have_image_tokens: bool = False
     videos_are_frames: bool = False
     videos_have_seconds: bool = False
-    unproved: frozenset[str] = frozenset()
+    unverified: frozenset[str] = frozenset()
+    has_name: bool = True
     row_width: Callable[[Any], int] | None = None
     audio_tower: str = "audio_tower"
 

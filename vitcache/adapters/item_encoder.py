@@ -32,7 +32,7 @@ class ItemEncoder:
         self.stock = stock
         self._session = session
         self._audio_tower = family.audio_tower if modality == "audio" else None
-        self._checks_splits = modality in family.unproved
+        self._checks_splits = modality in family.unverified
         self._tower_name = self._audio_tower or session.tower_name
         self._dtype: torch.dtype | None = None  # of the rows of this modality, once an item was encoded
 

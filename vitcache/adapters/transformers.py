@@ -213,7 +213,7 @@ def attach(
     tower = getattr(owner, family.tower)
     shared = namespace_for(owner, tower, namespace)  # raises before the cache allocates its memory
     options = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
-    width = None if family.unproved else row_width(owner.config)
+    width = row_width(owner.config) if family.has_name else None
     made = cache_for(owner, tower, cache, device_bytes, width, **options)
     make = None
     if cache is None:

@@ -108,12 +108,14 @@ def as_parts(items: CallParts | list[dict[str, Any]] | None) -> CallParts | None
     Raises
     ------
     TypeError
-        If an item is not a dict whose first value is a tensor.
+        If `items` is not a list, or an item is not a dict whose first value is a tensor.
     ValueError
         If two items have other names.
     """
-    if not isinstance(items, list):
+    if items is None or isinstance(items, CallParts):
         return items
+    if not isinstance(items, list):
+        raise TypeError(f"a split must return a list of dicts or None, got {type(items).__name__}")
     names: tuple[str, ...] = ()
     for item, call in enumerate(items):
         if not isinstance(call, dict) or not isinstance(next(iter(call.values()), None), Tensor):
@@ -135,7 +137,7 @@ def as_parts(items: CallParts | list[dict[str, Any]] | None) -> CallParts | None
 
 def bounds_of(ends: Iterable[int], size: int) -> list[tuple[int, int]]:
     """Return the bounds of consecutive parts, from their ends in units of `size` elements."""
-    return list(pairwise([end * size for end in ends]))
+    return list(pairwise(map(size.__mul__, ends)))
 
 
 def check_total(name: str, found: int, unit: str, reference: str, expected: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, islice
+from itertools import accumulate, islice, repeat
 from math import prod
 from typing import Any
 
@@ -26,7 +26,7 @@ def split_by_grid(config: Any, arguments: dict[str, Any]) -> CallParts | None:
         return {pixel_name: pixels[ends[item] : ends[item + 1]], grid_name: grids[item : item + 1]}
 
     patch = tuple(pixels.shape[1:])
-    shapes = [(count, *patch) for count in counts]
+    shapes = list(zip(counts, *map(repeat, patch), strict=False))
     return CallParts(
         (pixel_name, grid_name), bounds_of(ends, prod(patch)), shapes, identities, item_arguments
     )

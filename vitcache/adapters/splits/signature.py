@@ -13,6 +13,7 @@ from vitcache.adapters.splits.companions import add_tensors
 from vitcache.adapters.splits.grids import split_by_grid
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 
+_LAYERS = "vision_feature_"  # options such as a list of the tower's layers, which all items share
 _PIXELS = ("pixel_values", "input_features", "input_values", "high_res_pixel_values")
 
 
@@ -52,6 +53,13 @@ def split_for_signature(method: Callable[..., Any]) -> Split:
             for name, value in arguments.items()
             if isinstance(value, Tensor) and name not in parts.names
         }
+        for name, value in arguments.items():
+            is_plain = not isinstance(value, list | tuple) or name.startswith(_LAYERS)
+            if not is_plain and len(value) == len(parts.shapes):
+                raise UnknownForm(
+                    f"{name} is a {type(value).__name__} with one value for each of the {len(parts.shapes)} "
+                    f"items of {pixel_name}: pass a split of your own, or a tensor"
+                )
         for name, value in tensors.items():
             found = len(value) if value.dim() else "a number"
             if found != len(parts.shapes):
