@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ pytest.importorskip("transformers")
 
 from attached import QWEN3, logits, plain_kernels  # noqa: F401
 from tiny_models import FAMILIES, IMAGE, TinyFamily, one_at_a_time
+from tiny_zoo import ZOO
 
 from vitcache import EmbeddingCache
 from vitcache.adapters import vision_tower
+from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
@@ -95,6 +98,105 @@ def test_attach_default_cache_has_the_dtype_of_the_first_output(
     assert attachment.cache.dtype == dtype
     capacity = 32768 * family.row_width * dtype.itemsize if device_bytes is None else device_bytes
     assert attachment.cache.stats().device_capacity_bytes == capacity
+
+
+@torch.no_grad()
+def test_default_cache_is_closed_before_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EmbeddingCache] = []
+
+    def make(*args: Any, **options: Any) -> EmbeddingCache:
+        for earlier in made:
+            with pytest.raises(RuntimeError, match="closed"):
+                earlier.get(bytes(32))
+        made.append(EmbeddingCache(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(vision_tower, "EmbeddingCache", make)
+    family = FAMILIES["qwen2_5_vl"]
+    model = mixed(torch.float32)
+    attachment = attach(model)
+    first = attachment.cache
+    model.model.get_image_features(**family.call(0))
+    assert made == [first, attachment.cache]
+    with pytest.raises(RuntimeError, match="closed"):
+        first.advance_epoch()  # a handle to the closed cache does not fail in silence
+
+
+@torch.no_grad()
+def test_replacement_that_fails_raises_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES["qwen2_5_vl"]
+    model = mixed(torch.float32)
+    attachment = attach(model)
+    full = [True]
+
+    def make(width: int, *, dtype: torch.dtype, **options: Any) -> EmbeddingCache:
+        if full[0] and dtype == torch.float32:
+            raise torch.OutOfMemoryError("the device is full")
+        return EmbeddingCache(width, dtype=dtype, **options)
+
+    monkeypatch.setattr(vision_tower, "EmbeddingCache", make)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError, match="the device is full"):
+            model.model.get_image_features(**family.call(0))
+    full[0] = False
+    for _ in range(2):
+        model.model.get_image_features(**family.call(0))
+    assert (attachment.cache.dtype, len(attachment.cache)) == (torch.float32, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["image", "audio"])
+def test_modalities_of_two_dtypes_are_served_as_by_the_stock_model(
+    first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    zoo = ZOO["gemma4"]
+
+    def build() -> nn.Module:
+        model = zoo.model(torch.bfloat16)
+        embed = model.model.embed_audio.float()
+        embed.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {n: v.float() for n, v in kwargs.items()}), with_kwargs=True
+        )
+        return model
+
+    model, stock = build(), build()
+    attachment = attach(model)
+    second = {"image": "audio", "audio": "image"}[first]
+    for modality in (first, second, first, second):
+        item = zoo.media[modality].make(0)
+        ours = getattr(model.model, f"get_{modality}_features")(**item).pooler_output
+        theirs = zoo.stock(stock, modality)(**item).pooler_output
+        assert ours[0].dtype == theirs[0].dtype
+        assert torch.equal(ours[0], theirs[0])
+    warnings = [record.message for record in caplog.records if "another modality" in record.message]
+    if first == "audio":  # float32 holds the rows of both
+        assert (attachment.stats(), warnings) == (AttachStats(encoded=2, hits=2), [])
+    else:
+        assert attachment.stats() == AttachStats(encoded=1, hits=1, bypassed=2)
+        assert len(warnings) == 1
+        assert "get_audio_features returned rows of 32 torch.float32" in warnings[0]
+
+
+@torch.no_grad()
+def test_first_calls_of_several_threads_share_the_replaced_cache() -> None:
+    family = FAMILIES["qwen2_5_vl"]
+    stock, model = one_at_a_time(family, mixed(torch.float32)), mixed(torch.float32)
+    attachment = attach(model)
+    found: list[Any] = [None] * 6
+
+    def run(number: int) -> None:
+        with torch.no_grad():
+            found[number] = model.model.get_image_features(**family.call(number % 3)).pooler_output
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, rows in enumerate(found):
+        expected = stock.model.get_image_features(**family.call(number % 3)).pooler_output
+        assert torch.equal(rows[0], expected[0])
+    assert (len(attachment.cache), attachment.cache.dtype) == (3, torch.float32)
 
 
 def test_attach_given_cache_may_have_any_dtype_of_the_towers_weights() -> None:

@@ -171,6 +171,66 @@ def test_output_field_that_is_not_understood_is_refused_before_anything_is_cache
     assert attachment.stats().encoded == len(attachment.cache) == 0
 
 
+class AttributeVlm(SomeVlm):
+    """Its output has an attribute outside of the fields of its class."""
+
+    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Any:
+        output = super().get_image_features(pixel_values)
+        output.router_logits = pixel_values
+        return output
+
+
+class TensorVlm(SomeVlm):
+    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Any:
+        return self.vision(pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (AttributeVlm, "AttributeVlm returned fields that attach does not know: router_logits"),
+        (
+            TensorVlm,
+            "TensorVlm returned a Tensor, expected an object with pooler_output or last_hidden_state",
+        ),
+    ],
+)
+def test_output_of_another_form_is_refused_before_anything_is_cached(
+    cls: type[SomeVlm], message: str
+) -> None:
+    model = cls()
+    attachment = attach(model)
+    with torch.no_grad(), pytest.raises(TypeError, match=message):
+        model.get_image_features(images(0))
+    assert attachment.stats().encoded == len(attachment.cache) == 0
+
+
+class AudioVlm(SomeVlm):
+    """Encodes sounds to rows that are wider than the language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audio_tower = torch.nn.Linear(SIDE, HIDDEN + 4)
+        self.eval()
+
+    def get_audio_features(self, input_features: Tensor, **options: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(pooler_output=self.audio_tower(input_features))
+
+    get_image_features = None
+
+    def forward(self, **features: Any) -> Any:
+        return self.get_audio_features(**features).pooler_output
+
+
+@torch.no_grad()
+def test_attach_unnamed_audio_model_takes_the_width_of_its_first_output() -> None:
+    model = AudioVlm()
+    attachment = attach(model)
+    for _ in range(2):
+        assert model(input_features=images(0, 1)).shape == (2, SIDE, HIDDEN + 4)
+    assert (attachment.cache.row_width, attachment.stats().encoded) == (HIDDEN + 4, 2)
+
+
 class TiledVlm(SomeVlm):
     """`tiles[i]` consecutive indices of the first dimension are one image."""
 
@@ -218,6 +278,7 @@ def test_split_of_the_caller_that_is_wrong_is_refused_and_caches_nothing() -> No
 @pytest.mark.parametrize(
     ("split", "error", "message"),
     [
+        (lambda config, arguments: (17,), TypeError, "must return a list of dicts or None, got tuple"),
         (lambda config, arguments: [17], TypeError, "item 0 of a split must be a dict .* got int"),
         (lambda config, arguments: [{"tiles": 1}], TypeError, r"first value is a tensor, got {'tiles': int}"),
         (
@@ -250,6 +311,21 @@ def test_attach_splits_of_a_wrong_type_or_modality_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         attach(TiledVlm(), splits=splits)
+
+
+class ScaledVlm(SomeVlm):
+    def get_image_features(self, pixel_values: Tensor, scales: Any) -> BaseModelOutputWithPooling:
+        rows = self.vision(pixel_values) * torch.tensor(scales)[:, None, None]
+        return BaseModelOutputWithPooling(pooler_output=rows)
+
+
+def test_list_with_one_value_per_item_is_refused_by_the_signature() -> None:
+    model = ScaledVlm()
+    attachment = attach(model)
+    for seeds, scales in (((0,), [2.0]), ((0, 1), [1.0, 2.0])):
+        with torch.no_grad(), pytest.raises(TypeError, match="scales is a list with one value for each of"):
+            model(pixel_values=images(*seeds), scales=scales)
+    assert len(attachment.cache) == 0
 
 
 def test_tensor_without_one_index_per_item_is_refused_by_the_signature() -> None:

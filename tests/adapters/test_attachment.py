@@ -22,6 +22,7 @@ from attached import (
     stock_rows,
 )
 from tiny_models import FAMILIES, Call, one_at_a_time
+from tiny_zoo import ZOO
 
 from vitcache import Namespace
 from vitcache.adapters.session import AttachStats
@@ -258,3 +259,38 @@ def test_attach_wrong_shadow_every_raises_with_its_name_and_value(every: Any, er
     with pytest.raises(error, match=f"shadow_every .* {every}"):
         attach(model, shadow_every=every)
     attach(model).detach()
+
+
+def test_detach_after_the_methods_were_deleted_ends_the_attachment() -> None:
+    model = QWEN3.model()
+    attachment = attach(model)
+    model.model.get_image_features = lambda *args: None
+    with pytest.raises(RuntimeError, match="get_image_features was replaced after attach"):
+        attachment.detach()
+    del model.model.get_image_features
+    attachment.detach()
+    attach(model).detach()
+    assert "get_video_features" not in vars(model.model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache": 3}, "cache must be a EmbeddingCache or None, got int"),
+        ({"ring": "256 MiB"}, "ring must be a PinnedRing or None, got str"),
+    ],
+)
+def test_attach_cache_or_ring_of_a_wrong_type_is_refused(options: Call, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        attach(QWEN3.model(), **options)
+
+
+def test_attach_model_without_an_audio_tower_leaves_its_audio_method_alone() -> None:
+    zoo = ZOO["gemma4"]
+    model = zoo.model()
+    model.model.audio_tower = None
+    attachment = attach(model)
+    assert {"get_image_features", "get_video_features"} <= vars(model.model).keys()
+    with torch.no_grad(), pytest.raises(ValueError, match="initialized without an audio_config"):
+        model.model.get_audio_features(**zoo.media["audio"].make(0))
+    attachment.detach()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from tiny_zoo import ZOO
 from torch import Tensor, nn
 
 from vitcache.testing import inspect
@@ -505,3 +506,56 @@ def test_offloaded_tower_runs_through_its_hooks_on_misses_only(name: str) -> Non
             assert torch.equal(model(**prompt).logits, stock(**prompt).logits)
     assert offload.runs == 2
     assert attachment.stats() == AttachStats(encoded=2, hits=2)
+
+
+def test_key_ignores_flags_that_are_false() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    for options in ({}, {"output_attentions": False}, {"output_hidden_states": False}, {"logits_to_keep": 1}):
+        image_rows(model, call, **options)
+    assert attachment.stats().encoded == len(attachment.cache) == 1
+
+
+@pytest.mark.parametrize("capacity", [None, 500])
+def test_threads_whose_first_calls_have_one_image_encode_it_once(capacity: int | None) -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    expected = stock_rows(model, call)
+    cache = None if capacity is None else make_cache(capacity, width=QWEN3.row_width)
+    attachment = attach(model, cache)
+    together = threading.Barrier(8)
+    found: list[Tensor] = []
+
+    def run() -> None:
+        together.wait()
+        found.append(image_rows(model, call))
+
+    threads = [threading.Thread(target=run) for _ in range(together.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(rows, expected) for rows in found)
+    assert (len(found), attachment.stats().encoded) == (8, 1)
+
+
+def test_options_without_end_keep_giving_the_stock_rows() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    expected = stock_rows(model, call)
+    for number in range(100):  # more than the forms that are kept
+        assert torch.equal(image_rows(model, call, unknown_option=number), expected)
+    assert attachment.stats().encoded == 100
+
+
+@torch.no_grad()
+def test_output_that_a_caller_writes_to_keeps_constants() -> None:
+    zoo = ZOO["ovis2"]
+    model = zoo.model()
+    attach(model)
+    call = zoo.media["image"].make(0)
+    for _ in range(2):
+        output = model.model.get_image_features(**call)
+        assert torch.equal(
+            output.visual_indicator_features, zoo.stock(model, "image")(**call).visual_indicator_features
+        )
+        output.visual_indicator_features.mul_(2)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcache.adapters.model_outputs import OutputForm, item_rows
+from vitcache.adapters.model_outputs import item_rows
+from vitcache.adapters.output_form import OutputForm
 from vitcache.cache.embedding_cache import EmbeddingCache
 
 

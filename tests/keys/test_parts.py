@@ -1,4 +1,4 @@
-"""`part_keys`: each key equals `content_key` of the part."""
+"""`part_keys`, `region_keys`, `tensor_keys`: each key equals `content_key` of the part or the tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from torch import Tensor
 
 from vitcache import Namespace, content_key
 from vitcache.keys import digests
-from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
+from vitcache.keys.parts import (
+    frame,
+    frame_dict,
+    has_parts,
+    part_digests,
+    part_keys,
+    region_keys,
+    tensor_keys,
+)
 
 EXTRAS: list[Any] = [None, [1, 2, 3], {"b": "x", "a": [True, 1.0, None]}]
 NAMESPACE = b"namespace"
@@ -47,6 +55,32 @@ def test_part_keys_equal_the_content_keys_of_the_parts(
         content_key(tensor[first:last].reshape(shape), namespace=NAMESPACE, extra=extra)
         for (first, last), shape, extra in zip(rows, shapes, EXTRAS, strict=True)
     ]
+
+
+def test_region_keys_equal_the_content_keys_of_the_views() -> None:
+    for tensor in (torch.randn(3, 4, 5), torch.randn(3, 5, 4).to(torch.bfloat16).transpose(1, 2)):
+        regions = [(slice(0, 1),), (..., slice(1, 3)), (slice(2, 3), slice(None), slice(0))]
+        shapes = [tuple(tensor[region].shape) for region in regions]
+        keys = region_keys(tensor, regions, shapes, [frame(extra) for extra in EXTRAS], NAMESPACE)
+        assert keys == [
+            content_key(tensor[region], namespace=NAMESPACE, extra=extra)
+            for region, extra in zip(regions, EXTRAS, strict=True)
+        ]
+
+
+def test_tensor_keys_equal_the_content_keys_of_the_tensors() -> None:
+    tensors = [torch.randn(2, 3), torch.randn(3, 700_000)[:, ::2], torch.arange(4).to(torch.bfloat16)]
+    keys = tensor_keys(tensors, [frame(extra) for extra in EXTRAS], NAMESPACE)
+    assert keys == [
+        content_key(tensor, namespace=NAMESPACE, extra=extra)
+        for tensor, extra in zip(tensors, EXTRAS, strict=True)
+    ]
+
+
+def test_part_digests_are_equal_for_equal_bytes() -> None:
+    one, two, three, four = part_digests(torch.tensor([1, 2, 1, 2]), [(0, 2), (1, 3), (2, 4), (0, 1)])
+    assert one == three
+    assert len({one, two, four}) == 3
 
 
 def test_part_keys_in_a_namespace_object_equal_those_in_its_digest() -> None:

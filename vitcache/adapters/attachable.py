@@ -46,10 +46,19 @@ def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any
     name = name_of(inner)
     given = _check_splits(splits, owner, name)
     family = FAMILIES.get(owner.config.model_type)
-    if family is None or not isinstance(getattr(owner, family.tower, None), nn.Module):
+    if family is None or not _has_module(owner, family.tower):
         family = _family_by_signature(owner, name, given)
-    served = {modality: split for modality, split in family.splits.items() if serves(owner, modality)}
-    return owner, replace(family, splits=served | given, unproved=family.unproved | given.keys())
+    served = {
+        modality: split
+        for modality, split in family.splits.items()
+        if serves(owner, modality) and (modality != "audio" or _has_module(owner, family.audio_tower))
+    }
+    return owner, replace(family, splits=served | given, unverified=family.unverified | given.keys())
+
+
+def _has_module(owner: Any, name: str) -> bool:
+    """Whether a model was made with a tower: a config may leave one out."""
+    return isinstance(getattr(owner, name, None), nn.Module)
 
 
 def _check_splits(splits: Any, owner: Any, name: str) -> dict[str, Split]:
@@ -88,7 +97,7 @@ def _family_by_signature(owner: Any, name: str, given: Mapping[str, Split]) -> F
     understood = {*splits, *given}
     if not understood or (serves(owner, "image") and "image" not in understood):
         raise TypeError(f"{name} cannot be attached: {'; '.join(reasons)}")
-    family = Family((vision or towers)[0], splits, unproved=frozenset(splits))
+    family = Family((vision or towers)[0], splits, unverified=frozenset(splits), has_name=False)
     return replace(family, audio_tower=audio[0]) if audio else family
 
 

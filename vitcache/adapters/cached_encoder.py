@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,33 +18,39 @@ from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.call_keys import key_options, keys_of
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import Family
-from vitcache.adapters.item_encoder import ItemEncoder, insert
-from vitcache.adapters.model_outputs import OutputForm
+from vitcache.adapters.item_encoder import ItemEncoder, UnfitRows
+from vitcache.adapters.output_form import OutputForm
 from vitcache.adapters.session import Session
-from vitcache.adapters.split_check import check_split
-from vitcache.adapters.splits.call_parts import CallParts, Split, parts_of
+from vitcache.adapters.split_check import SplitCheck
+from vitcache.adapters.splits.call_parts import CallParts, Split, as_parts
 from vitcache.pages.lease import Lease, release_all
 from vitcache.pipeline.lookup import claim_all
 
+Kind = tuple[bytes, tuple[bool, ...]]
+"""A kind of call: its framed options, and which of the arguments of its items are None."""
+
 _NO_FORM: tuple[bytes, int, Any] = b"", 0, None
+_MOST_FORMS = 64  # a caller with ever new options must not fill the memory
 
 
 class CachedEncoder(ItemEncoder):
     """Has the signature of `stock` and returns its output; encodes only the items that are not cached.
 
-    The output equals, bit for bit, that of `stock` with its items encoded one at a time.
+    The output equals, bit for bit, that of `stock` with its items encoded one at a time. Any thread may call
+    it; until the session's first output, calls run one after the other.
     """
 
     def __init__(self, session: Session, stock: Callable[..., Any], modality: str, family: Family) -> None:
-        super().__init__(session, stock, modality, family.audio_tower)
+        super().__init__(session, stock, modality, family)
         functools.update_wrapper(self, stock)
         self._bind = ArgumentsByName(stock)
         self.__signature__ = self._bind.signature  # `generate` reads it to choose the arguments
         self._modality = modality
         self._split: Split = family.splits[modality]
-        self._is_proved = modality not in family.unproved
-        # By the options of a call, once an item was encoded: namespace of the weights, epoch, form.
-        self._forms: dict[bytes, tuple[bytes, int, OutputForm]] = {}
+        # By kind of call: namespace of the weights, epoch, form of an item's output; the check of a split.
+        self._forms: dict[Kind, tuple[bytes, int, OutputForm]] = {}
+        self._checks: dict[Kind, SplitCheck] = {}
+        self._is_unfit = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model, by deepcopy or pickle, gets its own stock method in place of this object."""
@@ -55,6 +63,8 @@ class CachedEncoder(ItemEncoder):
             return self.stock(*args, **kwargs)
         if is_disabled():
             return self._serve_disabled(args, kwargs)
+        if self._is_unfit:
+            return self._serve_unfit(args, kwargs)
         arguments, config = self._bind(args, kwargs), session.model.config
         parts: CallParts | None = None
         namespace = b""
@@ -62,18 +72,32 @@ class CachedEncoder(ItemEncoder):
             namespace = session.current_namespace()  # before `tower_device`, which it updates
             if not self._is_autocast(arguments):
                 split = self._split(config, arguments)
-                parts = parts_of(split) if isinstance(split, list) else split
+                parts = split if isinstance(split, CallParts) else as_parts(split)
         if parts is not None and parts.shapes:
             options = {name: value for name, value in arguments.items() if name not in parts.names}
             keyed = key_options(options, config)
             if keyed is not None:
                 given, framed = keyed
                 keys = keys_of(parts, arguments[parts.names[0]], self._modality, given, framed, namespace)
-                if not self._is_proved and len(keys) > 1:
-                    self._prove(parts, options, args, kwargs)
-                return self._serve(parts, keys, options, framed, namespace)
+                # Without one of its arguments, a stock method may return other containers.
+                kind = framed, tuple(map(is_, map(arguments.get, parts.names), repeat(None)))
+                whole = partial(self.run_whole, args, kwargs) if self._checks_splits else None
+                try:
+                    if session.is_settled and kind in self._forms:
+                        return self._serve(parts, keys, options, kind, namespace, whole)
+                    with session.first_output:
+                        return self._serve(parts, keys, options, kind, namespace, whole)
+                except UnfitRows as error:
+                    self._is_unfit = True
+                    session.warn(str(error))
+                    return self._serve_unfit(args, kwargs)
         session.count(bypassed=1)
         return self.stock(*args, **kwargs)
+
+    def _serve_unfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the stock method's output for a modality whose rows the cache cannot hold."""
+        self._session.count(bypassed=1)
+        return self.run_whole(args, kwargs)
 
     def _serve_disabled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the stock method's output. The image method is stock, too, if this video method calls it.
@@ -85,23 +109,6 @@ class CachedEncoder(ItemEncoder):
         if session.model.training or self.tower.training:
             session.forget()  # as in `_must_bypass`
         return self.run_whole(args, kwargs)
-
-    def _prove(
-        self, parts: CallParts, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Compare the split with the stock method, in the first call with several items; cache nothing.
-
-        Raises
-        ------
-        TypeError
-            If the stock method gives the items other numbers of rows, or other rows, than each item alone.
-        """
-        items = [CallItem(b"", parts.item_call(item)) for item in range(len(parts.shapes))]
-        rows = [self.encode_alone(item, options) for item in items]
-        whole = self.run_whole(args, kwargs)
-        name = f"{self.name} of {type(self._session.model).__name__}"
-        check_split(name, whole, rows, parts.elements(list(map(len, rows))))
-        self._is_proved = True
 
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
@@ -135,58 +142,87 @@ class CachedEncoder(ItemEncoder):
         parts: CallParts,
         keys: list[bytes],
         options: dict[str, Any],
-        framed: bytes,
+        kind: Kind,
         namespace: bytes,
+        whole: Callable[[], Any] | None,
     ) -> Any:
-        """Return the stock method's output for the items with these keys."""
+        """Return the stock method's output for the items with these keys.
+
+        Parameters
+        ----------
+        whole
+            Returns the stock method's output for all items at once, to check the split before anything is
+            inserted. None: the split needs no check.
+        """
         session = self._session
         rows: dict[bytes, Any] = dict.fromkeys(keys)
         wanted = list(rows)
-        of_weights, epoch, form = self._forms.get(framed, _NO_FORM)
+        if whole is not None and (len(wanted) == 1 or self._check_of(kind).is_done):
+            whole = None
+        of_weights, epoch, form = self._forms.get(kind, _NO_FORM)
         # A form ends with its weights. A new epoch tells of a change that the namespace does not show.
         is_known = of_weights == namespace and (not form.constants or epoch == session.cache.epoch)
+        first: list[CallItem] = []
         if not is_known:  # encode the first item even if it is in the cache: its output shows the form
-            first = CallItem(keys[0], parts.item_call(0))
+            first = [CallItem(keys[0], parts.item_call(0))]
             epoch = session.cache.epoch
-            form = self._encode_first(first, options)
-            self._forms[framed] = namespace, epoch, form
-            rows[keys[0]] = first.rows
+            form = self._encode_first(first[0], options, inserts=whole is None)
+            if len(self._forms) >= _MOST_FORMS:
+                self._forms = {}
+            self._forms[kind] = namespace, epoch, form
+            rows[keys[0]] = first[0].rows
             del wanted[0]
-        cache = session.cache
-        found = cache.get_many(wanted)
+        found = session.cache.get_many(wanted)
         rows.update(zip(wanted, found, strict=True))
         leases = [lease for lease in found if lease is not None]
         try:
             if len(leases) == len(wanted):
                 session.count(hits=len(leases), duplicates=len(keys) - len(rows))
-                output, chosen = self._assemble(parts, keys, rows, form)
+                output, chosen = self._assemble(parts, keys, rows, kind, form, whole)
             else:
-                output, chosen = self._encode_missing(parts, keys, rows, leases, options, form)
+                output, chosen = self._encode_missing(parts, keys, rows, leases, options, kind, form, whole)
         finally:
             release_all(leases)
+        if first:
+            self.insert(first)
         if session.shadow is not None:
             for key, _, cached in chosen:
                 item = CallItem(key, parts.item_call(keys.index(key)))
                 session.shadow.check(key, cached, partial(self.encode_alone, item, options))
         return output
 
-    def _encode_first(self, item: CallItem, options: dict[str, Any]) -> Any:
-        """Encode and insert the first item of the calls with these options; return the output's form."""
+    def _check_of(self, kind: Kind) -> SplitCheck:
+        """Return the check of the calls of a kind."""
+        if kind not in self._checks:
+            self._checks[kind] = SplitCheck(f"{self.name} of {type(self._session.model).__name__}")
+        return self._checks[kind]
+
+    def _encode_first(self, item: CallItem, options: dict[str, Any], *, inserts: bool) -> OutputForm:
+        """Encode the first item of the calls with these options; return the output's form.
+
+        If `inserts` is false, the caller inserts the rows; the claim on the key is released before.
+        """
         session = self._session
         with ExitStack() as cleanup:
             cache = session.cache
             claim_all(cache, [item], cleanup)
-            form = self.encode_all([item], options, None)
+            form = self.encode_first(item, options)
             if session.cache is not cache:  # the first output has shown that another cache is needed
-                is_current, item.claim = item.claim is None or item.claim.epoch == cache.epoch, None
-                claim_all(session.cache, [item] if is_current else [], cleanup)
-            insert([item])
+                claim_all(session.cache, [item], cleanup)
+            if inserts:
+                self.insert([item])
         return form
 
     def _assemble(
-        self, parts: CallParts, keys: list[bytes], rows: dict[bytes, Any], form: OutputForm
+        self,
+        parts: CallParts,
+        keys: list[bytes],
+        rows: dict[bytes, Any],
+        kind: Kind,
+        form: OutputForm,
+        whole: Callable[[], Any] | None,
     ) -> tuple[Any, list[Any]]:
-        """Return the output for rows by key, and the hits that the shadow chose."""
+        """Return the output for rows by key, and the hits that the shadow chose. Check the split before."""
         shadow, chosen = self._session.shadow, []
         if shadow is not None:
             hits = ((key, key, lease) for key, lease in rows.items() if isinstance(lease, Lease))
@@ -195,10 +231,10 @@ class CachedEncoder(ItemEncoder):
         elements = None
         # Older stock methods stack the items of several prompts in one tensor: it has an index per item.
         is_grouped = parts.groups is not None and isinstance(form.pooler, type)
-        if is_grouped or parts.slices is not None:
-            elements = parts.elements(
-                [item.num_rows if isinstance(item, Lease) else len(item) for item in items]
-            )
+        if is_grouped or parts.slices > 1:
+            elements = parts.elements(_lengths(items))
+        if whole is not None:
+            self._check_of(kind).run(whole, items, form, elements or _lengths(items))
         return form.assemble(items, self._session.cache, elements), chosen
 
     def _encode_missing(
@@ -208,7 +244,9 @@ class CachedEncoder(ItemEncoder):
         rows: dict[bytes, Any],
         leases: list[Lease],
         options: dict[str, Any],
+        kind: Kind,
         form: OutputForm,
+        whole: Callable[[], Any] | None,
     ) -> tuple[Any, list[Any]]:
         """`_assemble` after the items whose rows are None were encoded; insert their rows."""
         session, cache = self._session, self._session.cache
@@ -218,10 +256,17 @@ class CachedEncoder(ItemEncoder):
         with ExitStack() as cleanup:
             missing = claim_missing(cache, items, leases, cleanup)
             session.count(hits=len(leases), duplicates=len(keys) - len(rows))
+            inserted = missing if whole is None else []  # those of a split that needs a check: after it
             try:
-                self.encode_all(missing, options, form)
+                self.encode_all(missing, options, form, inserts=whole is None)
                 rows.update((item.key, item.rows) for item in items)
-                return self._assemble(parts, keys, rows, form)
+                assembled = self._assemble(parts, keys, rows, kind, form, whole)
+                inserted = missing
+                return assembled
             finally:
                 release_all(leases)  # before the insertions, which may need to evict these entries
-                insert(missing)
+                self.insert(inserted)
+
+
+def _lengths(items: list[Any]) -> list[int]:
+    return [item.num_rows if isinstance(item, Lease) else len(item) for item in items]

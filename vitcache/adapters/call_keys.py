@@ -9,12 +9,14 @@ from torch import Tensor
 
 from vitcache.adapters.splits.call_parts import CallParts
 from vitcache.keys.content import content_key
-from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys
+from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys, region_keys, tensor_keys
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
-# so `return_dict` is not part of the key; the other three concern the language model and its loss. Any other
+# so `return_dict` is not part of the key; the rest concern the language model and its loss. Any other
 # argument may change the rows.
 _IGNORED_BY_THE_TOWER = {"return_dict", "use_cache", "num_items_in_batch", "output_router_logits"}
+_IGNORED_BY_THE_TOWER |= {"logits_to_keep"}
+_FLAGS = {"output_attentions", "output_hidden_states"}  # false is their default
 
 _NO_OPTIONS = frame({})
 
@@ -31,7 +33,7 @@ def key_options(options: dict[str, Any], config: Any) -> tuple[dict[str, Any], b
             if not _is_plain(option):
                 return None
             value = getattr(config, name, None) if option is None else option
-            if value is not None:
+            if value is not None and not (name in _FLAGS and value is False):
                 given[name] = value
     return given, frame(given) if given else _NO_OPTIONS
 
@@ -46,24 +48,28 @@ def keys_of(
 ) -> list[bytes]:
     """Return the key of each item: of its pixels and of the options that are `given`, also `framed`.
 
-    On the host, all keys are computed from one view of the bytes of `pixels`, if the items are consecutive
-    elements of it.
+    On the host, all keys are computed from one view of `pixels`, if the parts have bounds or regions in it.
     """
+    identities = parts.identities
+    if identities and isinstance(identities[0], dict):
+        return [
+            content_key(
+                parts.arguments(item)[parts.names[0]],
+                namespace=namespace,
+                extra={"modality": modality, "item": identity, "options": given},
+            )
+            for item, identity in enumerate(identities)
+        ]
+    if identities is None:
+        extras = [_frame_extra(modality, framed)] * len(parts.shapes)
+    else:
+        extras = [_frame_extra(modality, framed, *identity) for identity in identities]
     if parts.bounds is not None and has_parts(pixels):
-        if parts.identities is None:
-            extras = [_frame_extra(modality, framed)] * len(parts.shapes)
-        else:
-            extras = [_frame_extra(modality, framed, *numbers) for numbers in parts.identities]
         return part_keys(pixels, parts.bounds, parts.shapes, extras, namespace)
-    identities = parts.identities or [None] * len(parts.shapes)
-    return [
-        content_key(
-            parts.item_call(item).pixels,
-            namespace=namespace,
-            extra={"modality": modality, "item": identity, "options": given},
-        )
-        for item, identity in enumerate(identities)
-    ]
+    if parts.regions is not None and pixels.device.type == "cpu":
+        return region_keys(pixels, parts.regions, parts.shapes, extras, namespace)
+    items = [parts.arguments(item)[parts.names[0]] for item in range(len(parts.shapes))]
+    return tensor_keys(items, extras, namespace)
 
 
 @lru_cache(maxsize=4096, typed=True)

@@ -18,14 +18,11 @@ from vitcache.adapters.splits.clips import (
 from vitcache.adapters.splits.crops import split_by_crop
 from vitcache.adapters.splits.frames import split_by_frames
 from vitcache.adapters.splits.grids import split_by_grid, split_by_grid_and_merge
-from vitcache.adapters.splits.leading_dim import split_by_leading_dim
+from vitcache.adapters.splits.leading_dim import split_by_index, split_by_leading_dim, split_by_stack
 from vitcache.adapters.splits.navit import split_navit
 from vitcache.adapters.splits.nested import split_nested, split_nested_sizes, split_nested_tiles
 from vitcache.adapters.splits.pooling import split_by_pooling
-from vitcache.adapters.splits.rows import rows_of
-from vitcache.adapters.splits.stacks import split_by_stack
 from vitcache.adapters.splits.tiles import split_by_image_size
-from vitcache.adapters.splits.two_resolutions import split_by_two_resolutions
 from vitcache.adapters.splits.views import split_views
 
 
@@ -39,8 +36,10 @@ class Family:
         The attribute of the vision tower in the module that owns the stock methods.
     splits
         A `Split` per modality: "image", "video" or "audio".
-    unproved
-        The modalities whose splits no test has proved. The first call with several items compares them with
+    has_name
+        Whether the tables of this module have the family. Then `row_width` is known.
+    unverified
+        The modalities whose splits no test has verified. The first call with several items compares them with
         the stock method.
     row_width
         Returns the elements of a row for a config. None: hidden * (1 + deepstack levels).
@@ -60,7 +59,8 @@ class Family:
     videos_have_image_tokens: bool = False
     videos_are_frames: bool = False
     videos_have_seconds: bool = False
-    unproved: frozenset[str] = frozenset()
+    unverified: frozenset[str] = frozenset()
+    has_name: bool = True
     row_width: Callable[[Any], int] | None = None
     audio_tower: str = "audio_tower"
 
@@ -90,12 +90,16 @@ GRID_FAMILIES = {
     "glmga": _GLM,
     "glm_ocr": _GLM,
 }
-"""The families whose images and videos are patches with a grid, by `config.model_type`."""
+"""The families that `vision_pipeline` runs, by `config.model_type`.
+
+Their images and videos are patches with a grid.
+"""
 
 _GRIDS_OF_TOWER = replace(_GRIDS, tower="vision_tower")
 _OMNI = _with_audio(_GRIDS, split_by_frame_mask)
 
-_MORE_GRIDS = {
+# Images of these families are patches with a grid, too. `vision_pipeline` does not run them.
+_GRIDS_FOR_ATTACH = {
     "kimi_k25": _GRIDS_OF_TOWER,
     "paddleocr_vl": _GRIDS,
     "ernie4_5_vl_moe": _GRIDS_OF_TOWER,
@@ -128,7 +132,8 @@ def _granite4_vision_row(config: Any) -> int:
     return int(config.text_config.hidden_size) * layers
 
 
-_SQUARES = {
+# An image of these families is an index, a crop or the tiles of the pixels.
+_IMAGES = {
     "llava_onevision": _TILES,
     "internvl": _SQUARE,
     "gemma3": _SQUARE,
@@ -154,14 +159,25 @@ _SQUARES = {
     "t5gemma2_encoder": _SQUARE,
     "video_llava": Family("image_tower", {"image": split_by_leading_dim, "video": split_by_stack}),
     "perception_lm": replace(_SQUARE, splits={"image": split_by_stack}),
-    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_two_resolutions}),
+    "ovis2": _SQUARE,
+    "llama4": Family(
+        "vision_model",
+        {"image": split_by_leading_dim},
+        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
+    ),
+    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
 }
 
 _NAVIT = Family("vision_tower", {"image": split_navit, "video": split_navit})
 
-_PATCH_ROWS = {"image": rows_of("image_position_ids"), "video": split_by_frames, "audio": split_by_last_frame}
+_PATCH_ROWS = {
+    "image": split_by_index("image_position_ids"),
+    "video": split_by_frames,
+    "audio": split_by_last_frame,
+}
 
-_OTHERS = {
+# The pixels of these families have companions: masks, positions, sizes or a second resolution.
+_WITH_COMPANIONS = {
     "gemma3n": Family("vision_tower", {"image": split_by_leading_dim, "audio": split_by_padding_mask}),
     "gemma4": Family("vision_tower", _PATCH_ROWS),
     "gemma4_unified": Family("embed_vision", _PATCH_ROWS, audio_tower="embed_audio"),
@@ -171,22 +187,16 @@ _OTHERS = {
     "minicpmv4_6": _NAVIT,
     "minicpmv4_7": _NAVIT,
     "minicpm_ocr": _NAVIT,
-    "lfm2_vl": Family("vision_tower", {"image": rows_of("spatial_shapes", "pixel_attention_mask")}),
-    "ovis2": Family("vision_tower", {"image": split_by_leading_dim}),
-    "llama4": Family(
-        "vision_model",
-        {"image": split_by_leading_dim},
-        row_width=lambda config: int(config.vision_config.vision_output_dim),  # the projector's input
-    ),
-    "aria": Family("vision_tower", {"image": rows_of("pixel_mask")}),
+    "lfm2_vl": Family("vision_tower", {"image": split_by_index("spatial_shapes", "pixel_attention_mask")}),
+    "aria": Family("vision_tower", {"image": split_by_index("pixel_mask")}),
+    "deepseek_vl_hybrid": Family("vision_model", {"image": split_by_index("high_res_pixel_values")}),
     "molmo2": Family("vision_tower", {"image": split_by_pooling, "video": split_by_pooling}),
-    "fuyu": Family("vision_embed_tokens", {"image": split_by_leading_dim}),
-    "diffusion_gemma": Family("vision_tower", {"image": rows_of("image_position_ids")}),
+    "diffusion_gemma": Family("vision_tower", {"image": split_by_index("image_position_ids")}),
     "granite_docling": Family("vision_model", {"image": split_nested_tiles}),
     "deepseek_ocr2": Family("vision_tower", {"image": split_views}),
     "step3p7": Family("vision_model", {"image": split_views}),
     "unlimited_ocr": Family("vision_tower", {"image": split_views}),
 }
 
-FAMILIES = GRID_FAMILIES | _MORE_GRIDS | _SQUARES | _OTHERS
+FAMILIES = GRID_FAMILIES | _GRIDS_FOR_ATTACH | _IMAGES | _WITH_COMPANIONS
 """All families, by `config.model_type`."""

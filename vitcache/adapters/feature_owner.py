@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -33,7 +34,8 @@ def find_owner(model: nn.Module) -> Any | None:
 def serves(module: Any, modality: str) -> bool:
     """Whether the module has the stock method of a modality, and another method of it calls that method."""
     name = method_name(modality)
-    return callable(getattr(module, name, None)) and _is_called(type(module), name)
+    cls: Any = type(module)
+    return callable(getattr(module, name, None)) and _is_called(cls, name)
 
 
 def tower_names(owner: nn.Module) -> list[str]:
@@ -61,16 +63,9 @@ def find_language_model(owner: nn.Module) -> nn.Module | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def _is_called(cls: type, name: str) -> bool:
-    if cls not in _CALLED:
-        _CALLED[cls] = {}
-    known = _CALLED[cls]
-    if name not in known:
-        known[name] = any(name in code.co_names for code in _codes_of(cls))
-    return known[name]
-
-
-_CALLED: dict[type, dict[str, bool]] = {}
+    return any(name in code.co_names for code in _codes_of(cls))
 
 
 def _codes_of(cls: type) -> Iterator[CodeType]:

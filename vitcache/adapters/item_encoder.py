@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from vitcache.adapters.call_item import CallItem
+from vitcache.adapters.families import Family
 from vitcache.adapters.feature_owner import method_name
-from vitcache.adapters.model_outputs import OutputForm, item_rows, unknown_fields
+from vitcache.adapters.model_outputs import ROWS, item_rows, unknown_fields
+from vitcache.adapters.output_form import OutputForm
 from vitcache.adapters.session import Session
+
+
+class UnfitRows(Exception):
+    """The cache cannot hold the rows of this modality, and holds those of another one."""
 
 
 class ItemEncoder:
@@ -21,12 +27,14 @@ class ItemEncoder:
     Any thread may call it.
     """
 
-    def __init__(self, session: Session, stock: Callable[..., Any], modality: str, audio_tower: str) -> None:
+    def __init__(self, session: Session, stock: Callable[..., Any], modality: str, family: Family) -> None:
         self.name = method_name(modality)
         self.stock = stock
         self._session = session
-        self._audio_tower = audio_tower if modality == "audio" else None
+        self._audio_tower = family.audio_tower if modality == "audio" else None
+        self._checks_splits = modality in family.unverified
         self._tower_name = self._audio_tower or session.tower_name
+        self._dtype: torch.dtype | None = None  # of the rows of this modality, once an item was encoded
 
     @property
     def tower(self) -> Any:
@@ -53,17 +61,40 @@ class ItemEncoder:
         finally:
             session.thread.encoding = False
 
+    def encode_first(self, item: CallItem, options: dict[str, Any]) -> OutputForm:
+        """Encode the first item of the calls with these options; return the form of its output.
+
+        If the session's cache cannot hold the rows, it may be replaced.
+
+        Raises
+        ------
+        UnfitRows
+            If the rows have another dtype or width than the cache, which has entries of another modality.
+        """
+        session = self._session
+        try:
+            self._start(item)
+            output = self._encode(item, options)
+            item.rows = rows = self._rows_of(output, item)
+            is_other_dtype = self._dtype is not None and self._dtype != rows.dtype
+            if is_other_dtype or not session.fit_cache(rows, self.name):
+                self._refuse(rows, session.cache.row_width)
+            self._dtype = rows.dtype
+            session.count(encoded=1)
+        finally:
+            item.wait_until_read()
+        return OutputForm.of(output, rows)
+
     def encode_all(
-        self, missing: list[CallItem], options: dict[str, Any], form: OutputForm | None
-    ) -> OutputForm | None:
+        self, missing: list[CallItem], options: dict[str, Any], form: OutputForm, *, inserts: bool
+    ) -> None:
         """Encode one item at a time; while an item is encoded, the pixels of the next one are copied.
 
         If the ring does not have enough free bytes for these pixels, they are copied after the encode: the
         host waits for no slot before it.
 
-        If the cache can admit the rows of an item now, they are inserted immediately. A caller that waits
-        for this item then does not wait for the rest of `missing`. Without a form, the only item of `missing`
-        is the first one; its form is returned, and the caller inserts its rows.
+        If `inserts` is true and the cache can admit the rows of an item now, they are inserted immediately. A
+        caller that waits for this item then does not wait for the rest of `missing`.
         """
         session = self._session
         try:
@@ -72,18 +103,17 @@ class ItemEncoder:
                 for next_item in missing[number + 1 : number + 2]:
                     with suppress(Exception):  # the next iteration starts the item again, and raises
                         self._start(next_item, may_wait=False)
-                output = self._encode(item, options)
-                found, num_rows = self._read(output, item, form)
+                rows = self._rows_of(self._encode(item, options), item)
+                if rows.shape[1] != form.width or rows.dtype != form.dtype:
+                    self._refuse(rows, form.width)
                 session.count(encoded=1)
-                if form is None:
-                    form = found
-                elif session.cache.has_room(num_rows, row_width=form.width):
-                    insert([item])
+                item.rows = rows
+                if inserts and session.cache.has_room(rows.shape[0], row_width=form.width):
+                    self.insert([item])
         finally:
             # The caller may change the pixels as soon as this call returns.
             for item in missing:
                 item.wait_until_read()
-        return form
 
     def encode_alone(self, item: CallItem, options: dict[str, Any]) -> Tensor:
         """Encode an item that is not inserted, and return its rows."""
@@ -93,34 +123,50 @@ class ItemEncoder:
         finally:
             item.wait_until_read()
 
-    def _read(self, output: Any, item: CallItem, form: OutputForm | None) -> tuple[OutputForm, int]:
-        """Set the rows of an item from its output; return the output's form and the number of rows.
+    def insert(self, encoded: list[CallItem]) -> None:
+        """Insert the encoded rows that are not in the cache yet. Rejected rows stay with the item."""
+        dtype = self._session.cache.dtype
+        for item in encoded:
+            if item.claim is not None and isinstance(item.rows, Tensor):
+                claim, item.claim = item.claim, None
+                claim.put(item.rows.to(dtype))
+                claim.release()
+
+    def _rows_of(self, output: Any, item: CallItem) -> Tensor:
+        """Return the rows of an item from its output.
 
         Raises
         ------
         TypeError
-            If the output has a field that `attach` does not understand.
-        RuntimeError
-            If the rows do not have the width and dtype of the cache, or of the earlier outputs.
+            If the output has a field that `attach` does not understand, or no fields.
         """
-        session = self._session
-        if unknown := unknown_fields(output):
+        name = f"{self.name} of {type(self._session.model).__name__}"
+        if not any(hasattr(output, field) for field in ROWS):
             raise TypeError(
-                f"{self.name} of {type(session.model).__name__} returned fields that attach does not know: "
-                f"{', '.join(unknown)}; detach the model"
+                f"{name} returned a {type(output).__name__}, expected an object with {' or '.join(ROWS)}; "
+                "detach the model"
             )
-        rows = item_rows(output, item.call.slices)
-        if form is None:
-            session.fit_cache(rows)
-        if not session.fits(rows) or (form is not None and rows.shape[1] != form.width):
-            cache = session.cache
-            width = cache.row_width if form is None else form.width
-            raise RuntimeError(
-                f"{self.name} returned rows of {rows.shape[1]} {rows.dtype}, but the cache expects "
-                f"rows of {width} {cache.dtype}: detach the model and attach it again"
+        if unknown := unknown_fields(output, has_constants=not self._checks_splits):
+            raise TypeError(
+                f"{name} returned fields that attach does not know: {', '.join(unknown)}; detach the model"
             )
-        item.rows = rows
-        return OutputForm.of(output, rows), len(rows)
+        try:
+            return item_rows(output, item.call.slices)
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: {error}") from None
+
+    def _refuse(self, rows: Tensor, width: int) -> NoReturn:
+        """Raise for rows that do not fit the cache, or differ from earlier rows of this modality."""
+        cache, found = self._session.cache, f"{self.name} returned rows of {rows.shape[1]} {rows.dtype}"
+        if self._session.settled_by not in (None, self.name):
+            raise UnfitRows(
+                f"{found}, but the default cache has rows of {width} {cache.dtype} of another modality: the "
+                "stock method serves all calls; attach with a cache of float32 to cache both"
+            )
+        raise RuntimeError(
+            f"{found}, but the cache expects rows of {width} {self._dtype or cache.dtype}: detach the model "
+            "and attach it again"
+        )
 
     def _start(self, item: CallItem, *, may_wait: bool = True) -> None:
         """Queue the copies of an item's tensors to the tower's device, unless they are queued or done.
@@ -142,15 +188,6 @@ class ItemEncoder:
             return self.stock(**item.take_arguments(), **options)
         finally:
             thread.encoding = False
-
-
-def insert(encoded: list[CallItem]) -> None:
-    """Insert the encoded rows that are not in the cache yet. Rejected rows stay with the item."""
-    for item in encoded:
-        if item.claim is not None and isinstance(item.rows, Tensor):
-            claim, item.claim = item.claim, None
-            claim.put(item.rows)
-            claim.release()
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -37,8 +37,8 @@ def vision_pipeline(
     Parameters
     ----------
     model
-        A Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE, Qwen3.5, Qwen3.5-MoE, Qwen4-Exp, Cosmos 3 Omni,
-        Cosmos 3 Edge, Cohere Compass, GLM-4V, GLM-4V-MoE, GLM-4.6V or GLM-OCR, in eval mode.
+        A model in eval mode, or a wrapper as in `attach`, of a family that docs/models.md marks for chunked
+        prefill: most Qwen and GLM families, Cosmos 3 and Cohere Compass.
     cache, namespace, device_bytes
         As in `attach`. After the weights changed, call `cache.advance_epoch()`: a pipeline does not check
         them.

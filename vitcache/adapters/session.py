@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.disabling import DisabledCalls
+from vitcache.adapters.disabling import logger as adapters_logger
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace
@@ -71,13 +72,17 @@ class Session:
         namespace: Namespace,
         ring: PinnedRing | None,
         shadow_every: int,
-        remake_cache: Callable[[int, torch.dtype], EmbeddingCache] | None = None,
+        make_cache: Callable[[int, torch.dtype], EmbeddingCache] | None = None,
         knows_width: bool = True,
     ) -> None:
         self.model = model
         self.cache = cache
-        self._remake_cache = remake_cache
+        self._make_cache = make_cache
         self._knows_width = knows_width
+        # A default cache is settled by the first output, of this stock method.
+        self.is_settled = make_cache is None
+        self.settled_by: str | None = None
+        self.first_output = threading.RLock()
         self.namespace = namespace.digest()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
@@ -153,35 +158,52 @@ class Session:
         device = self._weights.tower_device
         return None if device.type == "meta" else device
 
-    def fit_cache(self, rows: Tensor) -> None:
-        """Replace a default cache that cannot hold `rows`, the first rows that the model returned.
+    def fit_cache(self, rows: Tensor, method: str) -> bool:
+        """Whether the cache can hold the rows that a stock method returned. The first output decides.
 
-        The config does not describe the dtype of each weight, nor the width of the rows of every model. So
-        the first output of the model decides. A cache that the caller gave is not replaced.
+        The config does not describe the dtype of each weight, nor the width of the rows of every model. So a
+        default cache is replaced if the session's first output does not fit: the old one is closed before,
+        so that the budget is exact. Later, and for a cache that the caller gave, nothing is replaced.
         """
         with self._lock:
-            remake, self._remake_cache = self._remake_cache, None
-            if remake is not None and not self.fits(rows):
-                width = self.cache.row_width  # of rows with deepstack levels; rows without may come first
-                is_divisor = width % max(rows.shape[1], 1) == 0
-                if is_divisor or not self._knows_width:
-                    self.cache = remake(width if is_divisor else rows.shape[1], rows.dtype)
-
-    def fits(self, rows: Tensor) -> bool:
-        """Whether the cache can hold rows of this width and dtype."""
+            if not self.is_settled:
+                old = self.cache
+                is_divisor = old.row_width % max(rows.shape[1], 1) == 0
+                if rows.dtype != old.dtype or not (is_divisor or self._knows_width):
+                    self._replace_cache(old.row_width if is_divisor else rows.shape[1], rows.dtype)
+                self.is_settled, self.settled_by = True, method
         cache = self.cache
-        return cache.row_width % max(rows.shape[1], 1) == 0 and rows.dtype == cache.dtype
+        holds_dtype = cache.dtype in (
+            rows.dtype,
+            torch.float32,
+        )  # float32 holds every value of the narrower ones
+        return holds_dtype and cache.row_width % max(rows.shape[1], 1) == 0
+
+    def _replace_cache(self, row_width: int, dtype: torch.dtype) -> None:
+        """Close the default cache and make another one; if that fails, make the closed one again."""
+        old, make = self.cache, self._make_cache
+        if make is None or (self._knows_width and row_width != old.row_width):
+            return
+        old.close()
+        try:
+            self.cache = make(row_width, dtype)
+        except BaseException:
+            self.cache = make(old.row_width, old.dtype)
+            raise
 
     def warn_training(self) -> None:
         """Log once that calls in training mode are not cached."""
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
-            logger.warning(
-                "%s is in training mode: nothing is cached, because each step changes the weights; call "
-                "model.eval()",
-                type(self.model).__name__,
+            self.warn(
+                f"{type(self.model).__name__} is in training mode: nothing is cached, because each step "
+                "changes the weights; call model.eval()"
             )
+
+    def warn(self, message: str) -> None:
+        """Log a warning about this attachment."""
+        adapters_logger.warning("%s", message)
 
     def mover_to(self, device: torch.device) -> FeatureMover:
         """Return the `FeatureMover` of `device`. The session has one per device, as the tower may be moved.

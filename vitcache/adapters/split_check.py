@@ -1,62 +1,121 @@
-"""`check_split`: whether a split that no test has proved gives the rows of the stock method."""
+"""`SplitCheck`: whether a split that no test has verified gives the rows of the stock method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitcache.adapters.model_outputs import item_rows, rows_of
+from vitcache.adapters.model_outputs import ReadOutput, item_rows
+from vitcache.adapters.output_form import OutputForm
+from vitcache.pages.lease import Lease
 
-# The largest difference between the rows of an item in a call with other items, and alone, as a share of
-# their norm. GEMMs of other shapes round differently: about 1e-6 in float32, 1e-2 in bfloat16. The rows of
-# two items differ by about 1.
-TOLERANCE = 0.1
+TOLERANCES = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""The largest difference between the rows of an item in a call with other items, and alone, as a share of
+their norm. Rounding is below it: GEMMs may use TF32 for float32."""
 
 
-def check_split(name: str, whole: Any, rows: Sequence[Tensor], elements: Sequence[int]) -> None:
-    """Compare the output of one stock call for several items with the rows of each item, encoded alone.
+class SplitCheck:
+    """Compares the items of a call with the stock method's output for the whole call.
+
+    A call whose items have equal numbers of rows shows less than one whose items differ: a stock method may
+    stack equal items and pad different ones. So one call of each kind is compared.
 
     Parameters
     ----------
     name
-        The model and its method, for the error message.
-    whole
-        The output of the stock method for all items in one call.
-    rows
-        The rows of each item, from a call for this item alone.
-    elements
-        Number of rows that each tensor of the stock output must have.
+        The method and the class of its model, for error messages.
 
-    Raises
-    ------
-    TypeError
-        If numbers of rows differ, or the rows differ by more than rounding.
+    Attributes
+    ----------
+    is_done
+        Whether no call needs a comparison any more.
     """
-    features = rows_of(whole)
-    if isinstance(features, Tensor) and features.dim() == 2:
-        found, expected = [len(features)], [sum(elements)]
-    else:
-        found, expected = [len(part) for part in features], list(elements)
-    if found != expected:
-        raise TypeError(
-            f"{name} gives {_several(found)} rows for the items of one call, but {_several(expected)} rows "
-            "for each item alone: attach needs another split for this model"
-        )
-    together = item_rows(whole, slices=len(found))
-    alone = torch.cat([item.to(together.device) for item in rows])
-    first = 0
-    for item, length in enumerate(map(len, rows)):
-        ours, theirs = alone[first : first + length].float(), together[first : first + length].float()
-        first += length
-        difference, norm = float((ours - theirs).norm()), float(theirs.norm())
-        if not difference <= TOLERANCE * norm:
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._compared: set[bool] = set()  # whether the items of a call had equal numbers of rows
+        self.is_done = False
+
+    def run(
+        self,
+        whole: Callable[[], Any],
+        rows: Sequence[Tensor | Lease],
+        form: OutputForm,
+        elements: Sequence[int],
+    ) -> None:
+        """Compare one call of this kind, unless an earlier call of this kind was compared.
+
+        Parameters
+        ----------
+        whole
+            Returns the output of the stock method for all items in one call.
+        rows
+            The rows of each item, from a call for this item alone.
+        form
+            The form of an output for one item.
+        elements
+            Number of rows that each tensor of the stock output must have.
+
+        Raises
+        ------
+        TypeError
+            If containers or numbers of rows differ, or the rows differ by more than rounding.
+        """
+        are_equal = len(set(elements)) == 1
+        if are_equal in self._compared:
+            return
+        if self._compare(whole(), rows, form, elements):
+            self._compared.add(are_equal)
+        self.is_done = len(self._compared) == 2
+
+    def _compare(
+        self, whole: Any, rows: Sequence[Tensor | Lease], form: OutputForm, elements: Sequence[int]
+    ) -> bool:
+        """Compare one call; return whether its items differ by more than the tolerance."""
+        features = ReadOutput.of(whole).features
+        if isinstance(features, Tensor) and features.dim() == 2:
+            found, expected = [len(features)], [sum(elements)]
+        else:
+            found, expected = [len(part) for part in features], list(elements)
+        if found != expected and form.mask_in is None:
             raise TypeError(
-                f"{name} gives rows for item {item} of a call that differ by {difference:.3g} from its rows "
-                f"alone, of norm {norm:.3g}: attach needs another split for this model"
+                f"{self._name} gives {_several(found)} rows for the items of one call, but "
+                f"{_several(expected)} rows for each item alone: attach needs another split for this model"
             )
+        together = item_rows(whole, slices=len(found))
+        if not form.fits(OutputForm.of(whole, together)):
+            raise TypeError(
+                f"{self._name} returns the items of one call in other containers than one item: attach needs "
+                "another split for this model"
+            )
+        first = 0
+        seen: list[Tensor] = []
+        tolerance = TOLERANCES[form.dtype]
+        for item, each in enumerate(rows):
+            alone = (each.to_tensor() if isinstance(each, Lease) else each).to(together.device).float()
+            theirs = together[first : first + len(alone)].float()
+            first += len(alone)
+            norm = float(theirs.norm())
+            difference = float((alone - theirs).norm()) if len(alone) == len(theirs) else math.inf
+            if not difference <= tolerance * norm:
+                raise TypeError(
+                    f"{self._name} gives rows for item {item} of a call that differ by {difference:.3g} from "
+                    f"its rows alone, of norm {norm:.3g}: attach needs another split for this model"
+                )
+            seen.append(alone)
+        return all(_differ(a, b, 2 * tolerance) for a, b in combinations(seen, 2))
+
+
+def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether the rows of two items are further apart than the tolerance."""
+    if first.shape != second.shape:
+        return True
+    return float((first - second).norm()) > tolerance * float(first.norm())
 
 
 def _several(numbers: Sequence[int]) -> str:

@@ -73,9 +73,10 @@ def attach(
         must be encoded are copied to the vision tower.
     cache
         An `EmbeddingCache` whose `row_width` is hidden * (1 + deepstack levels) and whose `dtype` is that of
-        the rows. By default a new cache on the vision tower's device. If the tower has weights of several
-        dtypes, the first output of the model decides the dtype of the rows; if the default cache has another
-        one, `Attachment.cache` is then another, empty cache of the same budget.
+        the rows, or float32. By default a new cache on the vision tower's device. If the tower has weights of
+        several dtypes, the first output of the model decides the dtype of the rows: if the default cache has
+        another one, it is closed, and `Attachment.cache` is then a new cache of the same budget. Rows of a
+        further modality that this cache cannot hold are logged once and served by the stock method.
     namespace
         A name for the weights: a str, bytes or a `Namespace`. Attachments share the entries of one cache if
         their `namespace`, model class, config, name, revision, attention implementation and dtype are equal.
@@ -118,8 +119,8 @@ def attach(
     RuntimeError
         If the model is attached already. A later call of the model raises RuntimeError if its features no
         longer have the cache's width and dtype, and TypeError if its output has a field that `attach` does
-        not understand, or if a split that no test proves does not give the rows of the stock method. Such a
-        call caches nothing.
+        not understand, or if a split that no test verifies does not give the rows of the stock method. Such
+        an item is not cached.
 
     Notes
     -----
@@ -134,9 +135,9 @@ def attach(
 
     *Models without a name.* If docs/models.md does not have the model, `attach` splits its calls by the
     signature of the stock method: patches with an argument ``*_grid_thw``, or one item per index of the first
-    dimension; every other tensor must have one index per item. The first call with several items is encoded
-    both ways, once together and once one by one. If the numbers of rows differ, or the rows differ by more
-    than rounding, the call raises TypeError and nothing is cached.
+    dimension; every other tensor must have one index per item. The first calls with several items, of equal
+    and of different lengths, are encoded once more as a whole. If containers or numbers of rows differ, or
+    the rows differ by more than rounding, the call raises TypeError and nothing of it is cached.
 
     *A split of your own.* A split is ``split(config, arguments)``. `arguments` has all arguments of the stock
     method by name. It returns a list with the arguments of each item: with these in place of those of the
@@ -203,18 +204,21 @@ def attach(
     >>> attachment.detach()
     """
     shadow_every = to_int("shadow_every", shadow_every, 0)
+    for name, value, cls in (("cache", cache, EmbeddingCache), ("ring", ring, PinnedRing)):
+        if value is not None and not isinstance(value, cls):
+            raise TypeError(f"{name} must be a {cls.__name__} or None, got {type(value).__name__}")
     owner, family = find_attachable(model, splits)
     if any(isinstance(value, CachedEncoder) for value in vars(owner).values()):
         raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")
     tower = getattr(owner, family.tower)
     shared = namespace_for(owner, tower, namespace)  # raises before the cache allocates its memory
     options = {"host_bytes": host_bytes, "policy": policy, "checksum": checksum}
-    width = None if "image" in family.unproved else row_width(owner.config)
+    width = row_width(owner.config) if family.has_name else None
     made = cache_for(owner, tower, cache, device_bytes, width, **options)
-    remake = None
+    make = None
     if cache is None:
-        remake = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
-    session = Session(owner, family.tower, made, shared, ring, shadow_every, remake, width is not None)
+        make = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
+    session = Session(owner, family.tower, made, shared, ring, shadow_every, make, width is not None)
     encoders = {
         method_name(modality): CachedEncoder(session, getattr(owner, method_name(modality)), modality, family)
         for modality in family.splits
@@ -270,10 +274,10 @@ class Attachment:
         """
         model = self._session.model
         for name, encoder in self._encoders.items():
-            if vars(model).get(name) is not encoder:
+            if vars(model).get(name, encoder) is not encoder:
                 raise RuntimeError(f"{name} was replaced after attach: remove the replacement before detach")
         for name in self._encoders:
-            delattr(model, name)
+            vars(model).pop(name, None)  # a caller may have deleted it
         for name, method in self._replaced.items():
             setattr(model, name, method)
         self._encoders = {}

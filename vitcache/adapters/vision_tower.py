@@ -17,7 +17,7 @@ from vitcache.keys.namespace import Namespace, to_namespace
 from vitcache.rows import DTYPES
 
 DEFAULT_ROWS = 32 * 1024
-"""Capacity of the default cache in rows: 36 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
+"""Capacity of the default cache in rows: 37 images of 1280x720 in Qwen3-VL, 128 images in Gemma 3."""
 
 
 def find_family(model: Any, purpose: str, families: Mapping[str, Family] = FAMILIES) -> tuple[Any, Family]:

@@ -1,4 +1,4 @@
-"""Keys of the parts of one tensor: equal to `content_key` of each part, at a lower cost per part.
+"""Keys of many items: equal to `content_key` of each item, at a lower cost per item.
 
 `content_key` frames the namespace and the whole of `extra` for each key. Here they are framed once.
 """
@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from vitcache.keys.arrays import array_blocks, tensor_array, tensor_bits
+from vitcache.keys.arrays import array_blocks, hashed_array, tensor_array, tensor_bits
 from vitcache.keys.content import FORM
 from vitcache.keys.digests import digests_of
 from vitcache.keys.framing import Frames, array_nodes, count_node, node, text_node, version_node
@@ -50,7 +50,7 @@ def has_parts(tensor: Tensor) -> bool:
 def part_keys(
     tensor: Tensor,
     bounds: Iterable[tuple[int, int]],
-    shapes: Iterable[tuple[int, ...]],
+    shapes: Sequence[tuple[int, ...]],
     extras: Iterable[bytes],
     namespace: bytes | Namespace,
 ) -> list[bytes]:
@@ -69,15 +69,60 @@ def part_keys(
         As in `content_key`.
     """
     name, bits = tensor_bits(tensor, "feature")
+    return _keys([name] * len(shapes), shapes, extras, _digests(bits, bounds), namespace)
+
+
+def part_digests(tensor: Tensor, bounds: Iterable[tuple[int, int]]) -> list[bytes]:
+    """Return the hash of the bytes of each part of a contiguous tensor in host memory, as in `part_keys`."""
+    return _digests(tensor_bits(tensor, "tensor")[1], bounds)
+
+
+def region_keys(
+    tensor: Tensor,
+    regions: Iterable[Any],
+    shapes: Sequence[tuple[int, ...]],
+    extras: Iterable[bytes],
+    namespace: bytes | Namespace,
+) -> list[bytes]:
+    """As `part_keys`, for parts that are not consecutive elements, of any tensor in host memory.
+
+    `regions` are indices of slices: each part is ``tensor[region]``.
+    """
+    name, bits = tensor_bits(tensor, "feature")
+    array = tensor_array(bits)
+    contents = digests_of([array_blocks(array[region]) for region in regions])
+    return _keys([name] * len(shapes), shapes, extras, contents, namespace)
+
+
+def tensor_keys(
+    tensors: Iterable[Tensor], extras: Iterable[bytes], namespace: bytes | Namespace
+) -> list[bytes]:
+    """Return the `content_key` of each tensor. `extras` has `frame` of the `extra` of each one."""
+    arrays = [hashed_array(tensor, "feature") for tensor in tensors]
+    contents = digests_of(array.blocks for array in arrays)
+    names, shapes = [array.dtype for array in arrays], [array.shape for array in arrays]
+    return _keys(names, shapes, extras, contents, namespace)
+
+
+def _digests(bits: Tensor, bounds: Iterable[tuple[int, int]]) -> list[bytes]:
     size = bits.itemsize
-    [block] = array_blocks(tensor_array(bits))
-    data = block.data
+    blocks = list(array_blocks(tensor_array(bits)))
+    data = blocks[0].data if len(blocks) == 1 else memoryview(b"".join(block.data for block in blocks))
     # Lists, because a generator would enter a frame per part.
-    contents = digests_of([[data[first * size : last * size]] for first, last in bounds])
+    return digests_of([[data[first * size : last * size]] for first, last in bounds])
+
+
+def _keys(
+    names: Iterable[str],
+    shapes: Iterable[tuple[int, ...]],
+    extras: Iterable[bytes],
+    contents: Iterable[bytes],
+    namespace: bytes | Namespace,
+) -> list[bytes]:
     version, space = version_node(FORM), node(b"b", to_namespace(namespace))
     return digests_of(
         [
             [b"".join((version, array_nodes(name, shape), space, extra, content))]
-            for shape, extra, content in zip(shapes, extras, contents, strict=True)
+            for name, shape, extra, content in zip(names, shapes, extras, contents, strict=True)
         ]
     )

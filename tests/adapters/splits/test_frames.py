@@ -20,18 +20,26 @@ def arguments(counts: Tensor | None, positions: Tensor = POSITIONS) -> dict:
 
 
 def test_split_by_frames_gives_one_item_per_video() -> None:
-    items = split_by_frames(None, arguments(torch.tensor([2, 3])))
-    for item, frames in zip(items, (slice(0, 2), slice(2, 5)), strict=True):
+    parts = split_by_frames(None, arguments(torch.tensor([2, 3])))
+    assert parts is not None
+    assert parts.bounds is not None
+    assert len(parts.shapes) == 2
+    for number, frames in enumerate((slice(0, 2), slice(2, 5))):
+        item = parts.item_call(number).arguments
+        assert tuple(item) == parts.names
         assert torch.equal(item["pixel_values_videos"], FRAMES[frames])
+        first, last = parts.bounds[number]
+        assert torch.equal(FRAMES.flatten()[first:last].view(parts.shapes[number]), FRAMES[frames])
         assert torch.equal(item["video_position_ids"], POSITIONS[frames])
         assert item["num_frames_per_video"].tolist() == [frames.stop - frames.start]
 
 
 def test_split_by_frames_of_stacked_videos_gives_their_rows() -> None:
-    items = split_by_frames(
+    parts = split_by_frames(
         None, {"pixel_values_videos": FRAMES[None], "video_position_ids": POSITIONS[None]}
     )
-    assert [item["pixel_values_videos"].shape for item in items] == [(1, 5, 4, 3)]
+    assert parts is not None
+    assert parts.shapes == [(1, 5, 4, 3)]
 
 
 def test_split_by_frames_without_counts_calls_the_stock_method() -> None:

@@ -17,9 +17,12 @@ def pixels(patches: int) -> torch.Tensor:
 
 def test_split_navit_gives_each_image_the_columns_of_its_patches() -> None:
     packed = pixels(8 + 16)
-    items = split_navit(None, {"pixel_values": packed, "target_sizes": SIZES})
+    parts = split_navit(None, {"pixel_values": packed, "target_sizes": SIZES})
+    assert parts is not None
+    items = [parts.item_call(item).arguments for item in range(2)]
     assert torch.equal(torch.cat([item["pixel_values"] for item in items], dim=-1), packed)
-    assert [item["pixel_values"].shape[-1] for item in items] == [PATCH * 8, PATCH * 16]
+    assert [item["pixel_values"].shape for item in items] == parts.shapes
+    assert [shape[-1] for shape in parts.shapes] == [PATCH * 8, PATCH * 16]
     assert torch.equal(torch.cat([item["target_sizes"] for item in items]), SIZES)
 
 

@@ -43,6 +43,24 @@ def test_split_nested_of_padding_alone_calls_the_stock_method() -> None:
     assert split_nested(None, nested(None, per_prompt=1, size=(8, 8))) is None
 
 
+def test_split_nested_of_a_mask_of_another_size_calls_the_stock_method() -> None:
+    call = nested(torch.randn(3, 8, 8), per_prompt=1, size=(8, 8))
+    call["pixel_attention_mask"] = call["pixel_attention_mask"][..., :4]
+    assert split_nested(None, call) is None
+
+
+def test_split_nested_images_are_the_elements_within_their_bounds() -> None:
+    call = nested(torch.randn(3, 8, 8), None, None, torch.randn(3, 8, 8), per_prompt=2, size=(8, 8))
+    for split in (split_nested, split_nested_sizes):
+        parts = split(None, call)
+        assert isinstance(parts, CallParts)
+        assert parts.bounds is not None
+        assert len(parts.bounds) == 2
+        for item, (first, last) in enumerate(parts.bounds):
+            pixels = call["pixel_values"].flatten()[first:last].view(parts.shapes[item])
+            assert torch.equal(parts.item_call(item).pixels, pixels)
+
+
 def test_split_nested_keeps_the_padding_of_an_image() -> None:
     parts = split_nested(None, nested(torch.randn(3, 4, 6), per_prompt=1, size=(8, 8)))
     assert isinstance(parts, CallParts)

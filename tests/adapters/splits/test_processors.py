@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitcache.adapters.families import FAMILIES
-from vitcache.adapters.splits.call_parts import parts_of
+from vitcache.adapters.splits.call_parts import as_parts
 
 pytestmark = pytest.mark.transformers
 
@@ -58,9 +58,8 @@ def processed(model_type: str, pictures: list[Image.Image]) -> dict[str, Any]:
 
 
 def items(model_type: str, modality: str, call: dict[str, Any]) -> list[dict[str, Any]]:
-    found = FAMILIES[model_type].splits[modality](None, call)
-    assert found is not None
-    parts = parts_of(found) if isinstance(found, list) else found
+    parts = as_parts(FAMILIES[model_type].splits[modality](None, call))
+    assert parts is not None
     return [parts.item_call(item).arguments for item in range(len(parts.shapes))]
 
 

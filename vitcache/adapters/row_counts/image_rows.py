@@ -14,7 +14,7 @@ from vitcache.adapters.model_outputs import item_rows
 from vitcache.adapters.row_counts.image_processor import ImageProcessor
 from vitcache.adapters.row_counts.model_source import ModelSource, first_line
 from vitcache.adapters.row_counts.weightless_model import WeightlessModel
-from vitcache.adapters.splits.call_parts import ItemCall, parts_of
+from vitcache.adapters.splits.call_parts import ItemCall, as_parts
 
 # The default configuration of some classes mixes the sizes of different checkpoints.
 _HINT = "; this is the default configuration of its class: give the config.json of a checkpoint"
@@ -141,8 +141,7 @@ class RowCounter:
     def _encode(self, given: dict[str, Tensor]) -> list[Tensor]:
         """Return the rows of each item, as tensors without memory."""
         arguments = self._bind((), given)
-        split = self._split(self._owner.config, arguments)
-        parts = parts_of(split) if isinstance(split, list) else split
+        parts = as_parts(self._split(self._owner.config, arguments))
         if parts is None:
             raise TypeError("the outputs of the image processor have an unknown form")
         options = {name: value for name, value in given.items() if name not in parts.names}

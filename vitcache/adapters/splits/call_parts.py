@@ -37,27 +37,35 @@ class CallParts(NamedTuple):
     bounds
         Per item, the numbers of its first element and of the element after its last. Elements are counted in
         the call's pixels in C order. None: an item's pixels are not consecutive elements.
+    regions
+        Per item, its index into the call's pixels: a tuple of slices and `...`. If neither `bounds` nor these
+        are given, `arguments` makes the pixels of each item for its key.
     shapes
         Shape of the pixels of each item.
     identities
-        Per item, the values other than the pixels that its key depends on: ints, or arguments by name. None:
-        no item has such values.
-    item_call
-        Returns the `ItemCall` of an item, given its number.
+        Per item, the values other than the pixels that its key depends on. They are a sequence of ints, str,
+        bytes and tuples of these, or arguments by name. None: no item has such values.
+    arguments
+        Returns the arguments that encode an item alone, given its number. The pixels are the first.
     groups
         Number of items of each tensor of the stock output, if the stock method returns the rows of several
         items as one tensor. None: one item each.
     slices
-        Number of tensors of each item in the stock output, as in `ItemCall`. None: one each.
+        Number of tensors of each item in the stock output.
     """
 
     names: tuple[str, ...]
     bounds: list[tuple[int, int]] | None
     shapes: list[tuple[int, ...]]
     identities: list[Any] | None
-    item_call: Callable[[int], ItemCall]
+    arguments: Callable[[int], dict[str, Any]]
     groups: list[int] | None = None
-    slices: list[int] | None = None
+    slices: int = 1
+    regions: list[tuple[Any, ...]] | None = None
+
+    def item_call(self, item: int) -> ItemCall:
+        """Return the `ItemCall` of an item, given its number."""
+        return ItemCall(self.arguments(item), self.slices)
 
     def elements(self, lengths: list[int]) -> list[int]:
         """Return the number of rows of each tensor of the stock output, given the rows of each item.
@@ -70,46 +78,46 @@ class CallParts(NamedTuple):
         if self.groups is not None:
             ends = [0, *accumulate(self.groups)]
             return [sum(lengths[first:last]) for first, last in pairwise(ends)]
-        if self.slices is None:
-            return lengths
         found: list[int] = []
-        for item, (length, count) in enumerate(zip(lengths, self.slices, strict=True)):
-            if length % count:
-                raise RuntimeError(f"item {item} has {length} rows, expected {count} slices of equal length")
-            found += [length // count] * count
+        for item, length in enumerate(lengths):
+            if length % self.slices:
+                raise RuntimeError(
+                    f"item {item} has {length} rows, expected {self.slices} slices of equal length"
+                )
+            found += [length // self.slices] * self.slices
         return found
 
 
 Split = Callable[[Any, dict[str, Any]], CallParts | list[dict[str, Any]] | None]
 """(config, arguments in the order of the stock signature) -> items; None: call the stock method instead.
 
-The items are `CallParts`, or a list with the arguments of each item: `parts_of` describes it.
+The items are `CallParts`, or a list with the arguments of each item: `as_parts` describes it.
 """
 
 
-def parts_of(
-    calls: list[dict[str, Any]], groups: list[int] | None = None, slices: list[int] | None = None
-) -> CallParts:
-    """Return the parts of a call, given the arguments that encode each item alone.
+def as_parts(items: CallParts | list[dict[str, Any]] | None) -> CallParts | None:
+    """Return the result of a `Split` as `CallParts`, or None.
 
     Parameters
     ----------
-    calls
-        Per item, arguments by name: with these in place of those of the call, the stock method encodes this
-        item alone. The first one is the item's pixels, a tensor. All of them are part of the item's key. All
-        items have the same names.
-    groups, slices
-        As in `CallParts`.
+    items
+        `CallParts` or None are returned. A list contains the arguments of each item by name: with these in
+        place of those of the call, the stock method encodes this item alone. The first one is the item's
+        pixels, a tensor. All of them are part of the item's key. All items have the same names.
 
     Raises
     ------
     TypeError
-        If an item is not a dict whose first value is a tensor.
+        If `items` is not a list, or an item is not a dict whose first value is a tensor.
     ValueError
         If two items have other names.
     """
+    if items is None or isinstance(items, CallParts):
+        return items
+    if not isinstance(items, list):
+        raise TypeError(f"a split must return a list of dicts or None, got {type(items).__name__}")
     names: tuple[str, ...] = ()
-    for item, call in enumerate(calls):
+    for item, call in enumerate(items):
         if not isinstance(call, dict) or not isinstance(next(iter(call.values()), None), Tensor):
             raise TypeError(
                 f"item {item} of a split must be a dict whose first value is a tensor, got "
@@ -121,17 +129,15 @@ def parts_of(
     return CallParts(
         names,
         bounds=None,
-        shapes=[tuple(call[names[0]].shape) for call in calls],
-        identities=[{name: call[name] for name in names[1:]} for call in calls],
-        item_call=lambda item: ItemCall(calls[item], slices[item] if slices else 1),
-        groups=groups,
-        slices=slices,
+        shapes=[tuple(call[names[0]].shape) for call in items],
+        identities=[{name: call[name] for name in names[1:]} for call in items],
+        arguments=items.__getitem__,
     )
 
 
 def bounds_of(ends: Iterable[int], size: int) -> list[tuple[int, int]]:
     """Return the bounds of consecutive parts, from their ends in units of `size` elements."""
-    return list(pairwise([end * size for end in ends]))
+    return list(pairwise(map(size.__mul__, ends)))
 
 
 def check_total(name: str, found: int, unit: str, reference: str, expected: int) -> None:

@@ -31,18 +31,22 @@ def split_by_frame_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str
     return calls
 
 
-def split_by_sample_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def split_by_sample_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Split samples `(clips, T)` by a mask `(clips, T)`: each clip keeps the samples of its tokens.
 
-    The number of samples per token is in the config. Without a mask, all samples are valid.
+    As the stock method does, it reads the sum of a clip's mask, and not where the mask is true. The number of
+    samples per token is in the config. Without a mask, all samples are valid.
     """
     (sample_name, samples), (mask_name, mask) = islice(arguments.items(), 2)
     if mask is None:
         return [{sample_name: clip[None], mask_name: None} for clip in samples]
     check_total(mask_name, len(mask), "clips", sample_name, len(samples))
     size = config.audio_config.samples_per_token
+    lengths = list(map(int, mask.sum(-1).tolist()))
+    if 0 in lengths:  # no samples make no rows: only the stock method knows how
+        return None
     calls = []
-    for clip, length in zip(samples, mask.sum(-1).tolist(), strict=True):
+    for clip, length in zip(samples, lengths, strict=True):
         end = -(-length // size) * size
         valid = (torch.arange(end, device=mask.device) < length).to(mask.dtype)
         calls.append({sample_name: clip[None, :end], mask_name: valid[None]})
@@ -59,15 +63,15 @@ def split_by_sample_length(config: Any, arguments: dict[str, Any]) -> list[dict[
     audio = config.audio_config
     size, frames_per_token = audio.samples_per_token, audio.samples_per_token // audio.hop_length
     calls = []
-    for chunk, length in enumerate(lengths.tolist()):
+    for chunk, length in enumerate(map(int, lengths.tolist())):
         frames = -(-length // size) * frames_per_token
         one = slice(chunk, chunk + 1)
         calls.append({feature_name: features[one, :, :frames], length_name: lengths[one]})
     return calls
 
 
-def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Split features `(clips, T, mels)` by a mask `(clips, T)` of the valid frames.
+def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Split features `(clips, T, mels)` by a mask `(clips, T)` of the valid frames, which come first.
 
     The transform of a whole clip has one frame more than its mask is true for, so each clip keeps one frame
     more. Without a mask, all frames are valid.
@@ -76,9 +80,12 @@ def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str,
     if mask is None:
         return [{feature_name: clip[None], mask_name: None} for clip in features]
     check_total(mask_name, len(mask), "clips", feature_name, len(features))
+    lengths = _lengths(mask.bool())
+    if lengths is None:
+        return None
     return [
         {feature_name: clip[None, : length + 1], mask_name: valid[None, : length + 1]}
-        for clip, valid, length in zip(features, mask, mask.sum(-1).tolist(), strict=True)
+        for clip, valid, length in zip(features, mask, lengths, strict=True)
     ]
 
 
@@ -91,8 +98,24 @@ def split_by_last_frame(config: Any, arguments: dict[str, Any]) -> list[dict[str
 
 
 def split_by_padding_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """As `split_by_last_frame`, with a mask that is true for padding, as in Gemma 3n."""
+    """As `split_by_last_frame`, with a mask that is true for padding, as in Gemma 3n.
+
+    The stock forward keeps the places of masked frames, so the valid frames must come first.
+    """
+    _, (_, masks) = islice(arguments.items(), 2)
+    if not isinstance(masks, Tensor) or masks.dim() != 2 or _lengths(~masks.bool()) is None:
+        return None
     return _split_to_last(arguments, valid=False)
+
+
+def _lengths(valid: Tensor) -> list[int] | None:
+    """Return the number of valid frames of each clip; None if they do not come first, or a clip has none."""
+    counts = valid.sum(-1)
+    come_first = torch.arange(valid.shape[1], device=valid.device) < counts[:, None]
+    if not counts.all() or not torch.equal(come_first, valid):
+        return None
+    lengths: list[int] = counts.tolist()
+    return lengths
 
 
 def _split_to_last(arguments: dict[str, Any], *, valid: bool) -> list[dict[str, Any]] | None:

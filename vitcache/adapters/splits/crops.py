@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vitcache.adapters.splits.call_parts import CallParts, ItemCall, bounds_of, check_total
+from vitcache.adapters.splits.call_parts import CallParts, bounds_of, check_total
 from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 
 _SIZES = "image_sizes"
@@ -34,13 +34,17 @@ def split_by_crop(config: Any, arguments: dict[str, Any]) -> CallParts | None:
                     f"got {found}"
                 )
 
-    def item_call(item: int) -> ItemCall:
-        height, width = heights_and_widths[item]
+    regions = [
+        (slice(image, image + 1), slice(None), slice(height), slice(width))
+        for image, (height, width) in enumerate(heights_and_widths)
+    ]
+
+    def item_arguments(item: int) -> dict[str, Any]:
         # A list, because the stock methods read these numbers on the host: they would wait for a CUDA tensor.
-        return ItemCall({pixel_name: pixels[item : item + 1, :, :height, :width], _SIZES: [[height, width]]})
+        return {pixel_name: pixels[regions[item]], _SIZES: [heights_and_widths[item]]}
 
     is_padded = any(size != padded for size in heights_and_widths)
     bounds = None if is_padded else bounds_of(range(len(pixels) + 1), channels * prod(padded))
     shapes = [(1, channels, *size) for size in heights_and_widths]
     # The shape of an item's pixels, which is part of every key, tells its size.
-    return CallParts((pixel_name, _SIZES), bounds, shapes, None, item_call)
+    return CallParts((pixel_name, _SIZES), bounds, shapes, None, item_arguments, regions=regions)

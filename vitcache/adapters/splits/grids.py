@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, islice
+from itertools import accumulate, islice, repeat
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from vitcache.adapters.splits.call_parts import CallParts, ItemCall, bounds_of, check_total
+from vitcache.adapters.splits.call_parts import CallParts, bounds_of, check_total
+from vitcache.adapters.splits.companions import add_tensors
 
 
 def split_by_grid(config: Any, arguments: dict[str, Any]) -> CallParts | None:
@@ -21,13 +22,14 @@ def split_by_grid(config: Any, arguments: dict[str, Any]) -> CallParts | None:
     ends = list(accumulate(counts, initial=0))
     check_total(pixel_name, len(pixels), "patches", grid_name, ends[-1])
 
-    def item_call(item: int) -> ItemCall:
-        patches = pixels[ends[item] : ends[item + 1]]
-        return ItemCall({pixel_name: patches, grid_name: grids[item : item + 1]})
+    def item_arguments(item: int) -> dict[str, Any]:
+        return {pixel_name: pixels[ends[item] : ends[item + 1]], grid_name: grids[item : item + 1]}
 
     patch = tuple(pixels.shape[1:])
-    shapes = [(count, *patch) for count in counts]
-    return CallParts((pixel_name, grid_name), bounds_of(ends, prod(patch)), shapes, identities, item_call)
+    shapes = list(zip(counts, *map(repeat, patch), strict=False))
+    return CallParts(
+        (pixel_name, grid_name), bounds_of(ends, prod(patch)), shapes, identities, item_arguments
+    )
 
 
 def split_by_grid_and_merge(config: Any, arguments: dict[str, Any]) -> CallParts | None:
@@ -36,11 +38,4 @@ def split_by_grid_and_merge(config: Any, arguments: dict[str, Any]) -> CallParts
     name, sizes = next(islice(arguments.items(), 2, None))
     if parts is None or not isinstance(sizes, Tensor):
         return None
-    check_total(name, len(sizes), "sizes", parts.names[1], len(parts.shapes))
-    identities = [[*grid, size] for grid, size in zip(parts.identities or (), sizes.tolist(), strict=True)]
-
-    def item_call(item: int) -> ItemCall:
-        arguments = parts.item_call(item).arguments
-        return ItemCall(arguments | {name: sizes[item : item + 1]})
-
-    return parts._replace(names=(*parts.names, name), identities=identities, item_call=item_call)
+    return add_tensors(parts, {name: sizes})

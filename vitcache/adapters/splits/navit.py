@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vitcache.adapters.splits.call_parts import check_total
+from vitcache.adapters.splits.call_parts import CallParts, check_total
+from vitcache.adapters.splits.companions import add_tensors
 
 
-def split_navit(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+def split_navit(config: Any, arguments: dict[str, Any]) -> CallParts | None:
     """Split `(1, C, patch size, sum of h*w * patch size)` by the sizes `(items, 2)` in patches: h, w.
 
     An item is an image, a slice of an image or a frame of a video: the call does not contain the number of
@@ -19,10 +20,16 @@ def split_navit(config: Any, arguments: dict[str, Any]) -> list[dict[str, Any]] 
     (pixel_name, pixels), (size_name, sizes) = islice(arguments.items(), 2)
     if not isinstance(sizes, Tensor) or pixels.dim() != 4 or len(pixels) != 1:
         return None
-    patch = pixels.shape[2]
+    *rest, patch, columns = pixels.shape
     ends = list(accumulate((patch * height * width for height, width in sizes.tolist()), initial=0))
-    check_total(pixel_name, pixels.shape[3], "columns", size_name, ends[-1])
-    return [
-        {pixel_name: pixels[..., start:end], size_name: sizes[item : item + 1]}
-        for item, (start, end) in enumerate(pairwise(ends))
-    ]
+    check_total(pixel_name, columns, "columns", size_name, ends[-1])
+    regions = [(..., slice(start, end)) for start, end in pairwise(ends)]
+    parts = CallParts(
+        (pixel_name,),
+        bounds=None,
+        shapes=[(*rest, patch, end - start) for start, end in pairwise(ends)],
+        identities=None,
+        arguments=lambda item: {pixel_name: pixels[regions[item]]},
+        regions=regions,
+    )
+    return add_tensors(parts, {size_name: sizes})

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from itertools import islice
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from vitcache.adapters.splits.call_parts import CallParts, check_total, parts_of
+from vitcache.adapters.splits.call_parts import CallParts, check_total
+from vitcache.adapters.splits.companions import identities_of
+from vitcache.adapters.splits.extents import Extent, find_extents
+from vitcache.adapters.splits.padding_images import find_images
+from vitcache.keys.parts import part_digests
 
 
 def split_nested(config: Any, arguments: dict[str, Any]) -> CallParts | None:
@@ -38,44 +45,102 @@ def split_nested_tiles(config: Any, arguments: dict[str, Any]) -> CallParts | No
         return None
     prompts, tiles = pixels.shape[:2]
     check_total(mask_name, masks.numel(), "tiles", pixel_name, prompts * tiles)
-    if isinstance(fine, Tensor):
-        check_total(fine_name, len(fine), "prompts", pixel_name, prompts)
-    calls = []
-    for prompt, tile in masks.nonzero().tolist():
-        call = {
-            pixel_name: pixels[prompt : prompt + 1, tile : tile + 1],
-            mask_name: masks[prompt : prompt + 1, tile : tile + 1],
-        }
-        if isinstance(fine, Tensor):
-            call[fine_name] = fine[prompt : prompt + 1]
-        calls.append(call)
-    return parts_of(calls, masks.sum(1).tolist())
+    places = [(prompt, tile) for prompt, tile in masks.nonzero().tolist()]
+    of_tiles = identities_of(mask_name, masks.reshape(-1))
+    identities = [of_tiles[prompt * tiles + tile] for prompt, tile in places]
+    per_prompt = {fine_name: fine} if isinstance(fine, Tensor) else {}
+    for name, values in per_prompt.items():
+        check_total(name, len(values), "prompts", pixel_name, prompts)
+        of_prompts = identities_of(name, values)
+        identities = [
+            (*known, *of_prompts[prompt]) for known, (prompt, _) in zip(identities, places, strict=True)
+        ]
+
+    def item_arguments(item: int) -> dict[str, Any]:
+        place = places[item]
+        own = {name: values[place[0] : place[0] + 1] for name, values in per_prompt.items()}
+        return {pixel_name: _at(pixels, place), mask_name: _at(masks, place), **own}
+
+    names = pixel_name, mask_name, *per_prompt
+    return _nested(names, pixels, places, identities, item_arguments)
 
 
 def _split(arguments: dict[str, Any], *, crop: bool) -> CallParts | None:
     (pixel_name, pixels), (mask_name, masks) = islice(arguments.items(), 2)
-    if pixels.dim() != 5:
+    if pixels.dim() != 5 or pixels.numel() == 0:
         return None
-    if isinstance(masks, Tensor):
-        prompts, images = pixels.shape[:2]
+    prompts, images, channels, *sizes = pixels.shape
+    has_mask = isinstance(masks, Tensor)
+    if has_mask:
         check_total(mask_name, masks.shape[:2].numel(), "images", pixel_name, prompts * images)
-    is_image = pixels.flatten(2).any(-1)
-    calls = []
-    for prompt, image in is_image.nonzero().tolist():
-        call = {pixel_name: pixels[prompt : prompt + 1, image : image + 1]}
-        if isinstance(masks, Tensor):
-            call[mask_name] = masks[prompt : prompt + 1, image : image + 1]
-            if crop:
-                height, width = _valid_size(call[mask_name])
-                call = {name: value[..., :height, :width] for name, value in call.items()}
-        calls.append(call)
-    return parts_of(calls, is_image.sum(1).tolist()) if calls else None
+        if masks.shape != (prompts, images, *sizes):
+            return None
+    places = find_images(pixels)
+    if not places:
+        return None
+    if not has_mask:
+        return _nested(
+            (pixel_name,), pixels, places, None, lambda item: {pixel_name: _at(pixels, places[item])}
+        )
+
+    all_extents = find_extents(masks)
+    extents = [all_extents[prompt * images + image] for prompt, image in places]
+
+    own_sizes = [list(extent[:2]) if crop else sizes for extent in extents]
+    regions = [
+        (*map(_one, place), ..., slice(height), slice(width))
+        for place, (height, width) in zip(places, own_sizes, strict=True)
+    ]
+
+    def item_arguments(item: int) -> dict[str, Any]:
+        return {pixel_name: pixels[regions[item]], mask_name: masks[regions[item]]}
+
+    head = mask_name, str(masks.dtype)
+    identities = [
+        (head, *_mask_identity(masks[place], extent)) for place, extent in zip(places, extents, strict=True)
+    ]
+    parts = _nested((pixel_name, mask_name), pixels, places, identities, item_arguments)
+    if all(size == sizes for size in own_sizes):
+        return parts
+    shapes: list[tuple[int, ...]] = [(1, 1, channels, *size) for size in own_sizes]
+    return parts._replace(bounds=None, shapes=shapes, regions=regions)
 
 
-def _valid_size(mask: Tensor) -> tuple[int, int]:
-    """Height and width of the part of a mask that has all valid pixels."""
-    valid = mask[0, 0].nonzero()
-    if len(valid) == 0:
-        return mask.shape[-2], mask.shape[-1]
-    height, width = (valid.amax(0) + 1).tolist()
-    return height, width
+def _mask_identity(mask: Tensor, extent: Extent) -> tuple[Any, ...]:
+    """Return values that determine a mask of a known shape and dtype."""
+    height, width, is_full = extent
+    if is_full:
+        return height, width
+    inside = mask[:height, :width].contiguous().cpu()
+    return height, width, *part_digests(inside, [(0, inside.numel())])
+
+
+def _nested(
+    names: tuple[str, ...],
+    pixels: Tensor,
+    places: list[tuple[int, int]],
+    identities: list[Any] | None,
+    item_arguments: Callable[[int], dict[str, Any]],
+) -> CallParts:
+    """Return the parts of a call with whole images at these places, the prompt and the index of each."""
+    prompts, images, *image = pixels.shape
+    size = prod(image)
+    numbers = [prompt * images + index for prompt, index in places]
+    images_of = Counter(prompt for prompt, _ in places)
+    return CallParts(
+        names,
+        [(number * size, (number + 1) * size) for number in numbers],
+        [(1, 1, *image)] * len(places),
+        identities,
+        item_arguments,
+        [images_of[prompt] for prompt in range(prompts)],
+    )
+
+
+def _at(values: Tensor, place: tuple[int, int]) -> Tensor:
+    """Return one image or mask with both outer dimensions."""
+    return values[tuple(map(_one, place))]
+
+
+def _one(index: int) -> slice:
+    return slice(index, index + 1)

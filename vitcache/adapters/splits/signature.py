@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from itertools import accumulate, pairwise
-from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from vitcache.adapters.splits.call_parts import CallParts, Split, check_total, parts_of
+from vitcache.adapters.splits.call_parts import CallParts, Split
+from vitcache.adapters.splits.companions import add_tensors
+from vitcache.adapters.splits.grids import split_by_grid
+from vitcache.adapters.splits.leading_dim import split_by_leading_dim
 
+_LAYERS = "vision_feature_"  # options such as a list of the tower's layers, which all items share
 _PIXELS = ("pixel_values", "input_features", "input_values", "high_res_pixel_values")
 
 
@@ -41,41 +43,30 @@ def split_for_signature(method: Callable[..., Any]) -> Split:
     grid = next((name for name in names[1:] if name.endswith("_grid_thw")), None)
 
     def split(config: Any, arguments: dict[str, Any]) -> CallParts | None:
-        return _by_grid(grid, arguments) if grid else _by_index(arguments)
+        pixel_name = next(iter(arguments))
+        call = {name: arguments[name] for name in (pixel_name, grid) if name is not None}
+        parts = split_by_grid(config, call) if grid else split_by_leading_dim(config, call)
+        if parts is None:
+            return None
+        tensors = {
+            name: value
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and name not in parts.names
+        }
+        for name, value in arguments.items():
+            is_plain = not isinstance(value, list | tuple) or name.startswith(_LAYERS)
+            if not is_plain and len(value) == len(parts.shapes):
+                raise UnknownForm(
+                    f"{name} is a {type(value).__name__} with one value for each of the {len(parts.shapes)} "
+                    f"items of {pixel_name}: pass a split of your own, or a tensor"
+                )
+        for name, value in tensors.items():
+            found = len(value) if value.dim() else "a number"
+            if found != len(parts.shapes):
+                raise UnknownForm(
+                    f"{name} must have one index for each of the {len(parts.shapes)} items of {pixel_name}, "
+                    f"got {found}"
+                )
+        return add_tensors(parts, tensors)
 
     return split
-
-
-def _by_grid(grid_name: str, arguments: dict[str, Any]) -> CallParts | None:
-    pixel_name, pixels = next(iter(arguments.items()))
-    grids = arguments[grid_name]
-    if not isinstance(grids, Tensor):
-        return None
-    counts = list(map(prod, grids.tolist()))
-    ends = list(accumulate(counts, initial=0))
-    check_total(pixel_name, len(pixels), "patches", grid_name, ends[-1])
-    patches = [pixels[first:last] for first, last in pairwise(ends)]
-    return _with_others(pixel_name, patches, arguments)
-
-
-def _by_index(arguments: dict[str, Any]) -> CallParts:
-    pixel_name, pixels = next(iter(arguments.items()))
-    return _with_others(pixel_name, list(pixels.split(1)), arguments)
-
-
-def _with_others(pixel_name: str, pixels: list[Tensor], arguments: dict[str, Any]) -> CallParts:
-    """Return the parts of a call: the pixels of each item, and its index of every other tensor."""
-    others = {
-        name: value for name, value in arguments.items() if isinstance(value, Tensor) and name != pixel_name
-    }
-    for name, value in others.items():
-        found = len(value) if value.dim() else "a number"
-        if found != len(pixels):
-            raise UnknownForm(
-                f"{name} must have one index for each of the {len(pixels)} items of {pixel_name}, got {found}"
-            )
-    calls = [
-        {pixel_name: part, **{name: value[item : item + 1] for name, value in others.items()}}
-        for item, part in enumerate(pixels)
-    ]
-    return parts_of(calls)

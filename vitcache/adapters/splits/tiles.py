@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vitcache.adapters.splits.call_parts import CallParts, ItemCall, check_total
+from vitcache.adapters.splits.call_parts import CallParts, check_total
 
 _GROUPS = "batch_num_images"
 
@@ -46,17 +46,17 @@ def split_by_image_size(config: Any, arguments: dict[str, Any]) -> CallParts | N
         check_total(pixel_name, len(pixels), "tiles", size_name, end)
         shapes = [(count, *tile) for count in counts]
 
-    def item_call(item: int) -> ItemCall:
+    def item_arguments(item: int) -> dict[str, Any]:
         start, count = starts[item], counts[item]
         tiles = pixels[item : item + 1, :count] if is_padded else pixels[start : start + count]
         # Lists, because the stock method reads these numbers on the host: it would wait for a CUDA tensor.
         options = {_GROUPS: [images_in_prompt[item]]} if has_groups else {}
-        return ItemCall({pixel_name: tiles, size_name: [identities[item]], **options})
+        return {pixel_name: tiles, size_name: [identities[item]], **options}
 
     size = prod(tile)
     bounds = [(start * size, (start + count) * size) for start, count in zip(starts, counts, strict=True)]
     names = (pixel_name, size_name, *([_GROUPS] if has_groups else []))
-    return CallParts(names, bounds, shapes, identities, item_call)
+    return CallParts(names, bounds, shapes, identities, item_arguments)
 
 
 @lru_cache(maxsize=16)
