@@ -80,7 +80,8 @@ def _family_by_signature(owner: Any, name: str, given: Mapping[str, Split]) -> F
     towers = tower_names(owner)
     if not towers:
         raise TypeError(f"{name} cannot be attached: it has no weights outside of its language model")
-    audio = [tower for tower in towers if "audio" in tower]
+    # In a model that only hears, a name such as "encoder" is that of the audio tower.
+    audio = [tower for tower in towers if "audio" in tower] or towers
     vision = [tower for tower in towers if tower not in audio]
     splits: dict[str, Split] = {}
     reasons: list[str] = []
@@ -97,8 +98,9 @@ def _family_by_signature(owner: Any, name: str, given: Mapping[str, Split]) -> F
     understood = {*splits, *given}
     if not understood or (serves(owner, "image") and "image" not in understood):
         raise TypeError(f"{name} cannot be attached: {'; '.join(reasons)}")
-    family = Family((vision or towers)[0], splits, unverified=frozenset(splits), has_name=False)
-    return replace(family, audio_tower=audio[0]) if audio else family
+    return Family(
+        (vision or towers)[0], splits, audio_tower=audio[0], unverified=frozenset(splits), has_name=False
+    )
 
 
 def _check_output_class(method: Any) -> None:

@@ -10,7 +10,6 @@ _CROSS_ATTENTION = (
 _IMAGE_ENCODER = "its images are the input of an encoder, so that no rows are placed among tokens"
 _OWN_CALL = "its forward calls the vision model itself, and no get_image_features"
 _OF_THE_TEXT = "its image features are rows of the text embedding: attach does not notice when they change"
-_NAME_OF_THE_TOWER = "its module named encoder is not known to be the audio tower"
 _OF_THE_PROMPT = "its features depend on the text of the prompt"
 
 REFUSED: dict[str, str] = {
@@ -21,8 +20,6 @@ REFUSED: dict[str, str] = {
     "evolla": "its inputs are proteins, not images",
     "git": _OWN_CALL,
     "glm_image": "its forward makes token ids of the image features, which are maps and not rows",
-    "granite_speech": _NAME_OF_THE_TOWER,
-    "granite_speech_plus": _NAME_OF_THE_TOWER,
     "idefics": _CROSS_ATTENTION,
     "inkling_mm_model": "a call of get_image_features does not tell which patches belong to one image",
     "instructblip": _OF_THE_PROMPT,
