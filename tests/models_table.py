@@ -28,10 +28,10 @@ encodes this modality, and nothing is cached. An empty cell: the model lacks thi
 `tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
 `tests/adapters/test_prefill_families.py`, on transformers {versions}; `make models` writes this page.
 
-An audio clip is cut behind its last valid frame, so that padding to longer clips is not part of it; alone
-means the stock model on the cut clip. An entry is one image, video or clip, except: one entry per tile where
-the call does not tell which tiles are one image, and as the notes say. The models of the tests are tiny and
-have random weights.
+Beside other clips, an audio clip is cut behind its last valid frame, so that padding to longer clips is not
+part of it. A clip that is alone in its call keeps its padding, and may have another entry. An entry is one
+image, video or clip, except: one entry per tile where the call does not tell which tiles are one image, and
+as the notes say. The models of the tests are tiny and have random weights.
 
 A model that is not in this table is split by the signature of its stock methods if they have a known form;
 else `attach` refuses it with the reason. Pass a split of
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     found = read(arguments[is_check:])
     stored: dict[str, Any] = json.loads(STORED.read_text()) if STORED.exists() else {}
     if not is_check:
-        STORED.write_text(json.dumps(dict(sorted((stored | found).items())), indent=1) + "\n")
+        STORED.write_text(json.dumps(stored | found, indent=1, sort_keys=True) + "\n")
         TABLE.write_text(render(stored | found))
         return 0
     wrong = [f"transformers {version}" for version in found if stored.get(version) != found[version]]

@@ -259,3 +259,25 @@ def test_attach_option_of_the_default_cache_excludes_a_given_cache(option: str) 
     value = {"policy": "lru", "checksum": True}.get(option, 1 << 20)
     with pytest.raises(ValueError, match=f"give cache or {option}, not both"):
         attach(QWEN3.model(), make_cache(width=QWEN3.row_width), **{option: value})
+
+
+@torch.no_grad()
+def test_training_call_of_a_modality_that_is_not_cached_is_noticed() -> None:
+    zoo = ZOO["gemma4"]
+    model = zoo.model(torch.bfloat16)
+    model.model.embed_audio.float().register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {n: v.float() for n, v in kwargs.items()}), with_kwargs=True
+    )
+    attachment = attach(model)
+    image, audio = (zoo.media[modality].make(0) for modality in ("image", "audio"))
+    for _ in range(2):
+        model.model.get_image_features(**image)
+        model.model.get_audio_features(**audio)
+    model.train()
+    model.model.get_audio_features(**audio)
+    for weight in model.model.embed_vision.parameters():
+        weight.data.add_(1)
+    model.eval()
+    ours = model.model.get_image_features(**image).pooler_output[0]
+    assert torch.equal(ours, zoo.stock(model, "image")(**image).pooler_output[0])
+    assert (attachment.stats().encoded, attachment.stats().hits) == (2, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from some_vlm import HIDDEN, SIDE, SomeVlm
+from some_vlm import HIDDEN, SIDE, SomeVlm, images
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -91,7 +91,7 @@ def test_checked_calls_encode_each_item_once_and_the_whole_call_once() -> None:
         theirs = stock.get_image_features(**call(*lines, seeds=lines)).pooler_output
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
-    assert towers == [4, 6, 5, 15]  # one call for all three items, then hits
+    assert towers == [4, 6, 5, 15, 8]  # one call for all three items, one for an item twice; then hits
     assert attachment.stats() == AttachStats(encoded=3, hits=4, duplicates=1)
 
 
@@ -104,3 +104,46 @@ def test_each_kind_of_call_is_compared_once() -> None:
     for lines, seeds in (((4, 6), (0, 1)), ((4, 4), (0, 2)), ((5, 7), (3, 4)), ((5, 5), (3, 5))):
         model.get_image_features(**call(*lines, seeds=seeds))
     assert towers == [4, 6, 10, 4, 8, 5, 7, 5]
+
+
+class PairedVlm(SomeVlm):
+    """Pools each pair of images of a call."""
+
+    def get_image_features(self, pixel_values: Tensor, **options: Any) -> Any:
+        rows = self.vision(pixel_values)
+        return BaseModelOutputWithPooling(pooler_output=rows[: (len(rows) + 1) // 2])
+
+
+@torch.no_grad()
+def test_call_that_repeats_one_image_is_compared_once() -> None:
+    model = PairedVlm()
+    attachment = attach(model)
+    with pytest.raises(TypeError, match=r"PairedVlm gives 4 rows .* but 4, 4 rows for each item alone"):
+        model.get_image_features(images(0, 0))
+    assert len(attachment.cache) == 0
+    model = SomeVlm()
+    towers: list[int] = []
+    model.vision.register_forward_hook(lambda module, args, output: towers.append(len(args[0])))
+    attach(model)
+    for _ in range(3):
+        model.get_image_features(images(0, 0))
+    assert towers == [1, 2]
+
+
+@torch.no_grad()
+def test_rows_that_are_not_finite_are_compared_by_place() -> None:
+    model, stock = SomeVlm(), SomeVlm()
+    attach(model)
+    pixels = images(0, 1)
+    pixels[0, 0, 0] = torch.nan
+    ours, theirs = (each.get_image_features(pixels).pooler_output for each in (model, stock))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@torch.no_grad()
+def test_call_with_pixels_of_another_rank_has_a_form_of_its_own() -> None:
+    model, stock = SomeVlm(), SomeVlm()
+    attach(model)
+    for pixels in (images(0, 1), images(0, 1)[:, 0], images(2, 3)):
+        ours, theirs = (each.get_image_features(pixels).pooler_output for each in (model, stock))
+        assert ours.shape == theirs.shape

@@ -26,8 +26,8 @@ from vitcache.adapters.splits.call_parts import CallParts, Split, as_parts
 from vitcache.pages.lease import Lease, release_all
 from vitcache.pipeline.lookup import claim_all
 
-Kind = tuple[bytes, tuple[bool, ...]]
-"""A kind of call: its framed options, and which of the arguments of its items are None."""
+Kind = tuple[bytes, int, tuple[bool, ...]]
+"""A kind of call: its framed options, the dimensions of an item, and which of its arguments are None."""
 
 _NO_FORM: tuple[bytes, int, Any] = b"", 0, None
 _MOST_FORMS = 64  # a caller with ever new options must not fill the memory
@@ -79,8 +79,9 @@ class CachedEncoder(ItemEncoder):
             if keyed is not None:
                 given, framed = keyed
                 keys = keys_of(parts, arguments[parts.names[0]], self._modality, given, framed, namespace)
-                # Without one of its arguments, a stock method may return other containers.
-                kind = framed, tuple(map(is_, map(arguments.get, parts.names), repeat(None)))
+                # With other arguments or dimensions, a stock method may return other containers.
+                missing = tuple(map(is_, map(arguments.get, parts.names), repeat(None)))
+                kind = framed, len(parts.shapes[0]), missing
                 whole = partial(self.run_whole, args, kwargs) if self._checks_splits else None
                 try:
                     if session.is_settled and kind in self._forms:
@@ -96,7 +97,11 @@ class CachedEncoder(ItemEncoder):
 
     def _serve_unfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the stock method's output for a modality whose rows the cache cannot hold."""
-        self._session.count(bypassed=1)
+        session = self._session
+        if session.model.training or self.tower.training:  # as in `_must_bypass`
+            session.forget()
+            session.warn_training()
+        session.count(bypassed=1)
         return self.run_whole(args, kwargs)
 
     def _serve_disabled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,7 +162,7 @@ class CachedEncoder(ItemEncoder):
         session = self._session
         rows: dict[bytes, Any] = dict.fromkeys(keys)
         wanted = list(rows)
-        if whole is not None and (len(wanted) == 1 or self._check_of(kind).is_done):
+        if whole is not None and (len(keys) == 1 or self._check_of(kind).is_done):
             whole = None
         of_weights, epoch, form = self._forms.get(kind, _NO_FORM)
         # A form ends with its weights. A new epoch tells of a change that the namespace does not show.
@@ -194,6 +199,8 @@ class CachedEncoder(ItemEncoder):
     def _check_of(self, kind: Kind) -> SplitCheck:
         """Return the check of the calls of a kind."""
         if kind not in self._checks:
+            if len(self._checks) >= _MOST_FORMS:
+                self._checks = {}
             self._checks[kind] = SplitCheck(f"{self.name} of {type(self._session.model).__name__}")
         return self._checks[kind]
 
@@ -234,7 +241,8 @@ class CachedEncoder(ItemEncoder):
         if is_grouped or parts.slices > 1:
             elements = parts.elements(_lengths(items))
         if whole is not None:
-            self._check_of(kind).run(whole, items, form, elements or _lengths(items))
+            lengths = elements or _lengths(items)
+            self._check_of(kind).run(whole, items, form, lengths, repeats_one=len(rows) == 1)
         return form.assemble(items, self._session.cache, elements), chosen
 
     def _encode_missing(

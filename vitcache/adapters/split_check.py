@@ -38,7 +38,8 @@ class SplitCheck:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._compared: set[bool] = set()  # whether the items of a call had equal numbers of rows
+        # Whether the items of a call had equal numbers of rows, and whether they were one item several times.
+        self._compared: set[tuple[bool, bool]] = set()
         self.is_done = False
 
     def run(
@@ -47,6 +48,8 @@ class SplitCheck:
         rows: Sequence[Tensor | Lease],
         form: OutputForm,
         elements: Sequence[int],
+        *,
+        repeats_one: bool,
     ) -> None:
         """Compare one call of this kind, unless an earlier call of this kind was compared.
 
@@ -60,18 +63,20 @@ class SplitCheck:
             The form of an output for one item.
         elements
             Number of rows that each tensor of the stock output must have.
+        repeats_one
+            Whether all items of the call are equal. Such a call does not verify calls of different items.
 
         Raises
         ------
         TypeError
             If containers or numbers of rows differ, or the rows differ by more than rounding.
         """
-        are_equal = len(set(elements)) == 1
-        if are_equal in self._compared:
+        kind = len(set(elements)) == 1, repeats_one
+        if kind in self._compared:
             return
-        if self._compare(whole(), rows, form, elements):
-            self._compared.add(are_equal)
-        self.is_done = len(self._compared) == 2
+        if self._compare(whole(), rows, form, elements) or repeats_one:
+            self._compared.add(kind)
+        self.is_done = {(True, False), (False, False)} <= self._compared
 
     def _compare(
         self, whole: Any, rows: Sequence[Tensor | Lease], form: OutputForm, elements: Sequence[int]
@@ -100,8 +105,7 @@ class SplitCheck:
             alone = (each.to_tensor() if isinstance(each, Lease) else each).to(together.device).float()
             theirs = together[first : first + len(alone)].float()
             first += len(alone)
-            norm = float(theirs.norm())
-            difference = float((alone - theirs).norm()) if len(alone) == len(theirs) else math.inf
+            norm, difference = _distance(alone, theirs)
             if not difference <= tolerance * norm:
                 raise TypeError(
                     f"{self._name} gives rows for item {item} of a call that differ by {difference:.3g} from "
@@ -111,11 +115,21 @@ class SplitCheck:
         return all(_differ(a, b, 2 * tolerance) for a, b in combinations(seen, 2))
 
 
+def _distance(alone: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Return the norm of `theirs`, and of the difference. NaN and infinity are equal in equal places."""
+    if len(alone) != len(theirs):
+        return float(theirs.norm()), math.inf
+    is_equal = ~(alone.isfinite() | theirs.isfinite())
+    difference = (alone - theirs).masked_fill(is_equal, 0)
+    return float(theirs.masked_fill(is_equal, 0).norm()), float(difference.norm())
+
+
 def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
     """Whether the rows of two items are further apart than the tolerance."""
     if first.shape != second.shape:
         return True
-    return float((first - second).norm()) > tolerance * float(first.norm())
+    norm, difference = _distance(first, second)
+    return difference > tolerance * norm
 
 
 def _several(numbers: Sequence[int]) -> str:

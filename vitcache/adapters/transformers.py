@@ -179,6 +179,9 @@ def attach(
     run the hooks. Features are returned on the device of the stock features. The hook of an offloaded tower
     moves its pixels itself.
 
+    *Memory layouts.* Equal pixels share an entry in every memory layout. A tower may round pixels in
+    `channels_last` otherwise, so the layout of the first call decides the last bits.
+
     *Threads and streams.* Concurrent calls are as safe as with the stock model. To hash pixels that are on a
     GPU, the host waits for the current stream and copies the pixels to host memory.
 

@@ -1,6 +1,7 @@
 """Audio clips, padded to the longest one of the call: each is cropped to its own length.
 
-The padding depends on the other clips, so it is not part of an item.
+The padding depends on the other clips, so it is not part of an item. If the stock method reads masked frames,
+a clip that is alone in its call is not cropped: its padding is its own.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def split_by_stft_mask(config: Any, arguments: dict[str, Any]) -> list[dict[str,
     lengths = _lengths(mask.bool())
     if lengths is None:
         return None
+    if len(features) == 1:
+        return [{feature_name: features, mask_name: mask}]
     return [
         {feature_name: clip[None, : length + 1], mask_name: valid[None, : length + 1]}
         for clip, valid, length in zip(features, mask, lengths, strict=True)
@@ -124,6 +127,8 @@ def _split_to_last(arguments: dict[str, Any], *, valid: bool) -> list[dict[str, 
         return None
     check_total(mask_name, len(masks), "clips", feature_name, len(features))
     check_total(mask_name, masks.shape[1], "frames", feature_name, features.shape[1])
+    if len(features) == 1:
+        return [{feature_name: features, mask_name: masks}]
     frames = [(mask.bool() == valid).nonzero() for mask in masks]
     ends = [int(clip[-1]) + 1 if len(clip) else features.shape[1] for clip in frames]
     return [

@@ -45,6 +45,8 @@ def split_nested_tiles(config: Any, arguments: dict[str, Any]) -> CallParts | No
         return None
     prompts, tiles = pixels.shape[:2]
     check_total(mask_name, masks.numel(), "tiles", pixel_name, prompts * tiles)
+    if masks.shape != (prompts, tiles):
+        return None
     places = [(prompt, tile) for prompt, tile in masks.nonzero().tolist()]
     of_tiles = identities_of(mask_name, masks.reshape(-1))
     identities = [of_tiles[prompt * tiles + tile] for prompt, tile in places]
