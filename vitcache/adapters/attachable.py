@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
-from torch import nn
-
 from vitcache.adapters.families import FAMILIES, Family
-from vitcache.adapters.feature_owner import MODALITIES, method_name, serves, tower_names
+from vitcache.adapters.feature_owner import MODALITIES, has_tower, method_name, serves, tower_names
 from vitcache.adapters.model_outputs import KNOWN_FIELDS
 from vitcache.adapters.refused_models import refusal_of
 from vitcache.adapters.splits.call_parts import Split
@@ -46,19 +44,14 @@ def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any
     name = name_of(inner)
     given = _check_splits(splits, owner, name)
     family = FAMILIES.get(owner.config.model_type)
-    if family is None or not _has_module(owner, family.tower):
+    if family is None or not has_tower(owner, family.tower):
         family = _family_by_signature(owner, name, given)
     served = {
         modality: split
         for modality, split in family.splits.items()
-        if serves(owner, modality) and (modality != "audio" or _has_module(owner, family.audio_tower))
+        if serves(owner, modality) and (modality != "audio" or has_tower(owner, family.audio_tower))
     }
     return owner, replace(family, splits=served | given, unverified=family.unverified | given.keys())
-
-
-def _has_module(owner: Any, name: str) -> bool:
-    """Whether a model was made with a tower: a config may leave one out."""
-    return isinstance(getattr(owner, name, None), nn.Module)
 
 
 def _check_splits(splits: Any, owner: Any, name: str) -> dict[str, Split]:

@@ -97,11 +97,9 @@ class CachedEncoder(ItemEncoder):
 
     def _serve_unfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the stock method's output for a modality whose rows the cache cannot hold."""
-        session = self._session
-        if session.model.training or self.tower.training:  # as in `_must_bypass`
-            session.forget()
-            session.warn_training()
-        session.count(bypassed=1)
+        if self._notice_training():
+            self._session.warn_training()
+        self._session.count(bypassed=1)
         return self.run_whole(args, kwargs)
 
     def _serve_disabled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,11 +107,18 @@ class CachedEncoder(ItemEncoder):
 
         A caller of an attached model may leave pixels on the CPU, so they are copied to the tower.
         """
-        session = self._session
-        session.disabled.count()
-        if session.model.training or self.tower.training:
-            session.forget()  # as in `_must_bypass`
+        self._session.disabled.count()
+        self._notice_training()
         return self.run_whole(args, kwargs)
+
+    def _notice_training(self) -> bool:
+        """Whether the call is in training mode. If it is, no earlier entry is used again."""
+        session = self._session
+        model: Any = session.model
+        is_training: bool = model.training or model._modules[self._tower_name].training
+        if is_training:
+            session.forget()
+        return is_training
 
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:
         """Whether the stock method must serve the call.
@@ -122,8 +127,7 @@ class CachedEncoder(ItemEncoder):
         attentions of the tower.
         """
         session = self._session
-        if session.model.training or self.tower.training:
-            session.forget()
+        if self._notice_training():
             session.warn_training()
             return True
         as_object = arguments.get("return_dict")

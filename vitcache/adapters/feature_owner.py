@@ -38,6 +38,11 @@ def serves(module: Any, modality: str) -> bool:
     return callable(getattr(module, name, None)) and _is_called(cls, name)
 
 
+def has_tower(owner: Any, name: str) -> bool:
+    """Whether a model was made with a tower: a config may leave one out."""
+    return isinstance(getattr(owner, name, None), nn.Module)
+
+
 def tower_names(owner: nn.Module) -> list[str]:
     """Return the names of the children with weights that do not belong to the language model."""
     language_model = find_language_model(owner)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitcache.adapters.call_item import CallItem
 from vitcache.adapters.families import Family
 from vitcache.adapters.feature_owner import method_name
-from vitcache.adapters.model_outputs import ROWS, item_rows, unknown_fields
+from vitcache.adapters.model_outputs import ROWS, ReadOutput, item_rows, unknown_fields
 from vitcache.adapters.output_form import OutputForm
 from vitcache.adapters.session import Session
 
@@ -50,16 +50,11 @@ class ItemEncoder:
 
     def run_whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the stock method's output for a whole call, after its tensors were copied to the tower."""
-        session = self._session
         device = next((weight.device for weight in self.tower.parameters()), None)
         if device is not None and device.type != "meta":  # else hooks move the pixels
             args = tuple(_move(value, device) for value in args)
             kwargs = {name: _move(value, device) for name, value in kwargs.items()}
-        session.thread.encoding = True
-        try:
-            return self.stock(*args, **kwargs)
-        finally:
-            session.thread.encoding = False
+        return self._run_stock(*args, **kwargs)
 
     def encode_first(self, item: CallItem, options: dict[str, Any]) -> OutputForm:
         """Encode the first item of the calls with these options; return the form of its output.
@@ -146,12 +141,13 @@ class ItemEncoder:
                 f"{name} returned a {type(output).__name__}, expected an object with {' or '.join(ROWS)}; "
                 "detach the model"
             )
-        if unknown := unknown_fields(output, has_constants=not self._checks_splits):
+        read = ReadOutput.of(output)
+        if unknown := unknown_fields(output, read, has_constants=not self._checks_splits):
             raise TypeError(
                 f"{name} returned fields that attach does not know: {', '.join(unknown)}; detach the model"
             )
         try:
-            return item_rows(output, item.call.slices)
+            return read.rows(item.call.slices)
         except RuntimeError as error:
             raise RuntimeError(f"{name}: {error}") from None
 
@@ -182,10 +178,14 @@ class ItemEncoder:
 
     def _encode(self, item: CallItem, options: dict[str, Any]) -> Any:
         """Return the stock method's output for one item."""
+        return self._run_stock(**item.take_arguments(), **options)
+
+    def _run_stock(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stock method; replaced methods that it calls are stock, too."""
         thread = self._session.thread
         thread.encoding = True
         try:
-            return self.stock(**item.take_arguments(), **options)
+            return self.stock(*args, **kwargs)
         finally:
             thread.encoding = False
 

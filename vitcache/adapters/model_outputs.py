@@ -99,15 +99,16 @@ def image_rows(output: Any) -> Tensor:
     return torch.cat([_flat(features) for features in (read.features, *read.levels)], dim=-1)
 
 
-def unknown_fields(output: Any, *, has_constants: bool) -> list[str]:
+def unknown_fields(output: Any, read: ReadOutput, *, has_constants: bool) -> list[str]:
     """Return the names of fields and attributes of `output` that `attach` does not understand.
 
-    If `has_constants` is true, a field is known that has the same value in all outputs of the model.
+    `read` is the same output, read. If `has_constants` is true, a field is known that has the same value in
+    all outputs of the model.
     """
     named = {*output} if isinstance(output, Mapping) else set()
     named |= {name for name, value in vars(output).items() if value is not None and not name.startswith("_")}
     known = KNOWN_FIELDS if has_constants else KNOWN_FIELDS - {CONSTANT}
-    return sorted(named - known) + ReadOutput.of(output).unknown()
+    return sorted(named - known) + read.unknown()
 
 
 def _is_features(value: Any) -> bool:

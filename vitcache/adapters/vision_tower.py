@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitcache.adapters.families import FAMILIES, Family
-from vitcache.adapters.feature_owner import find_language_model, find_owner
+from vitcache.adapters.feature_owner import find_language_model, find_owner, has_tower
 from vitcache.adapters.wrappers import unwrap
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace, to_namespace
@@ -31,7 +31,7 @@ def find_family(model: Any, purpose: str, families: Mapping[str, Family] = FAMIL
     """
     owner = owner_of(model, purpose, families)
     family = families.get(owner.config.model_type)
-    if family is None or not isinstance(getattr(owner, family.tower, None), nn.Module):
+    if family is None or not has_tower(owner, family.tower):
         raise TypeError(
             f"{name_of(unwrap(model))} cannot be {purpose}; model types that can: {', '.join(families)}"
         )
