@@ -56,7 +56,7 @@ def test_count_attach_hit_enters_fewer_frames_than_a_miss() -> None:
     miss, hit = frames.count_attach()
     assert (miss.call, hit.call) == ("attach, 1 missing", "attach, 1 hit")
     assert 0 < hit.by_file.total() < miss.by_file.total()
-    assert hit.by_file.total() <= 54  # in Python 3.11, where comprehensions are frames
+    assert hit.by_file.total() <= 90  # in Python 3.11, where comprehensions are frames
     assert hit.by_file["adapters/cached_encoder.py"] > 0
 
 
