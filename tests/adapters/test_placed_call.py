@@ -6,12 +6,14 @@ import gc
 import random
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from lazy_scene import HIDDEN, LENGTHS, LazyScene, Owner, outcome, same
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from vitcache.adapters import placed_call
 from vitcache.adapters.lazy_features import LazyFeatures
@@ -19,12 +21,10 @@ from vitcache.adapters.lazy_features import LazyFeatures
 NUM_ROWS = sum(LENGTHS)
 BATCH, TOKENS = 2, 9
 DTYPES = (torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.float32)
-"""Dtypes of the features and of the cache."""
 
 ARRANGEMENTS: list[Callable[[Any], Any]] = [
     lambda t: t,
     lambda t: torch.cat([t[5:], t[:5]]),
-    lambda t: t.unflatten(0, (3, 4)),
     lambda t: torch.stack(t.unflatten(0, (4, 3)).unbind()[::-1]),
     lambda t: torch.cat([t[:4], t[:4], t[:4]]),
     lambda t: t[torch.tensor([11, 10, 3, 4, 5, 5, 0, 1, 2, 8, 7, 6])],
@@ -43,12 +43,11 @@ def mask_of(chosen: list[int], batch: int = BATCH, tokens: int = TOKENS) -> Tens
 
 
 def bits(outcome: Any) -> Any:
-    """NaN equals NaN here."""
     return torch.nan_to_num(outcome, nan=99.0) if isinstance(outcome, Tensor) else outcome
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
-@pytest.mark.parametrize(("dtype", "stored"), DTYPES)
+@pytest.mark.parametrize(("dtype", "stored"), DTYPES)  # of the features, and of the cache
 @torch.no_grad()
 def test_merge_writes_the_rows_in_place_and_packs_the_levels_of_the_same_tokens(
     levels: int, dtype: torch.dtype, stored: torch.dtype | None
@@ -165,19 +164,23 @@ class Keeps(nn.Embedding):
     """An embedding of a class of its own: it may keep its output."""
 
 
-def test_merge_writes_to_a_copy_if_the_output_of_the_embedding_may_be_kept() -> None:
-    hooked, replaced = nn.Embedding(8, HIDDEN), nn.Embedding(8, HIDDEN)
-    hooked.register_forward_hook(lambda *_: None)
-    replaced.forward = replaced.forward  # type: ignore[method-assign]
-    for owner in (Owner(hooked), Owner(replaced), Owner(Keeps(8, HIDDEN)), nn.Module()):
+@pytest.mark.parametrize("keeps", ["hook", "global hook", "replaced forward", "class", "nothing known"])
+@torch.no_grad()
+def test_merge_writes_to_a_copy_if_the_output_of_the_embedding_may_be_kept(keeps: str) -> None:
+    embedding = Keeps(8, HIDDEN) if keeps == "class" else nn.Embedding(8, HIDDEN)
+    if keeps == "replaced forward":
+        embedding.forward = embedding.forward  # type: ignore[method-assign]
+    with ExitStack() as stack:
+        if "hook" in keeps:
+            register = register_module_forward_hook if "global" in keeps else embedding.register_forward_hook
+            stack.callback(register(lambda *_: None).remove)
         scene = LazyScene.of()
-        call = scene.begin_call(owner)
+        call = scene.begin_call(nn.Module() if keeps == "nothing known" else Owner(embedding))
         text, mask = poisoned(torch.float32), mask_of(ROWS)
-        with torch.no_grad():
-            merged = text.masked_scatter(mask, scene.lazy[0])
-        assert call.is_placed
-        assert text.isnan().all()
-        assert same(bits(merged), bits(text.masked_scatter(mask, scene.plain[0])))
+        merged = text.masked_scatter(mask, scene.lazy[0])
+    assert call.is_placed
+    assert text.isnan().all()
+    assert same(bits(merged), bits(text.masked_scatter(mask, scene.plain[0])))
 
 
 @torch.no_grad()

@@ -109,7 +109,8 @@ class PlacedCall:
             return False
         # Another module, or a hook, may keep its output.
         is_stock = type(embedding).__module__.startswith(_LIBRARIES) and "forward" not in vars(embedding)
-        return is_stock and not embedding._forward_hooks and not inputs_embeds._is_view()
+        has_hooks = embedding._forward_hooks or nn.modules.module._global_forward_hooks
+        return is_stock and not has_hooks and not inputs_embeds._is_view()
 
 
 def _fits(inputs_embeds: Tensor, mask: Tensor, features: LazyFeatures) -> bool:
