@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from tiny_family import randomize
@@ -12,6 +16,7 @@ from placed_modes.each_alone import encode_each_alone
 from placed_modes.modes import MODES
 from placed_modes.side import Side
 from placed_modes.stock_failures import stock_failure
+from placed_modes.unplaced import expected_reasons
 from vitcache.adapters.transformers import attach
 
 WANTED = (
@@ -55,8 +60,9 @@ class Scene:
     def check(self, name: str) -> None:
         """Assert that the attached model gives the bits of the stock model that encodes each item alone.
 
-        It is called with an empty cache, and then with all items in the cache. If the stock model fails in
-        this mode, assert that the three models raise the same exception type.
+        It is called with no item in the cache, with one, and with all. In each call the rows are placed, or
+        not for the reason in `UNPLACED`. If the stock model fails in this mode, assert that the three models
+        raise the same exception type.
         """
         mode = MODES[name]
         if error := stock_failure(self.plain.zoo.name, self.plain.dtype, name):
@@ -66,10 +72,24 @@ class Scene:
                 assert type(caught.value) is error
             return
         expected = mode(self.alone)
-        self.attachment.cache.clear()
-        for state in ("all items are encoded", "all items are hits"):
-            differing = _differing(mode(self.attached), expected)
-            assert differing == [], state
+        for state, prepare in self._cache_states().items():
+            prepare()
+            before = self.attachment.stats()
+            assert _differing(mode(self.attached), expected) == [], state
+            after = self.attachment.stats()
+            reasons = set(Counter(after.unplaced_calls) - Counter(before.unplaced_calls))
+            is_placed = after.placed_calls > before.placed_calls
+            unplaced = expected_reasons(self.plain.zoo.name, name)
+            assert (is_placed, reasons) == (unplaced is None, unplaced or set()), state
+
+    def _cache_states(self) -> dict[str, Callable[[], Any]]:
+        """Functions that prepare the cache for a call, by the items that it then has."""
+        cache, side = self.attachment.cache, self.attached
+        return {
+            "none": cache.clear,
+            "one": lambda: (cache.clear(), side.logits(side.images(0))),
+            "all": lambda: None,
+        }
 
 
 def _differing(tensors: list[Tensor], expected: list[Tensor]) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import transformers
-from packaging.version import Version
+
+from placed_modes.versions import is_installed
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 LINEAR = ("qwen3_5", "qwen3_5_moe")
@@ -37,15 +37,19 @@ FAILURES = (
     # An attention mask has the length of the prompt, and the layer has a window of 8 tokens.
     Failure(("gemma3", "gemma4"), ("assisted",), RuntimeError, repaired="5.18"),
     # A router of experts multiplies float32 by its weights.
-    Failure(("inkling2",), ("three images", "batch padded left"), RuntimeError, dtypes=(torch.bfloat16,)),
+    Failure(
+        ("inkling2",),
+        ("three images", "padded left", "batch padded left"),
+        RuntimeError,
+        dtypes=(torch.bfloat16,),
+    ),
 )
 
 
 def stock_failure(family: str, dtype: torch.dtype, mode: str) -> type[Exception] | None:
     """The exception that the stock model of the installed version raises in this mode."""
-    installed = Version(transformers.__version__)
     for failure in FAILURES:
-        is_open = failure.repaired is None or installed < Version(failure.repaired)
-        if is_open and dtype in failure.dtypes and family in failure.families and mode in failure.modes:
+        is_named = family in failure.families and mode in failure.modes and dtype in failure.dtypes
+        if is_named and is_installed(None, failure.repaired):
             return failure.error
     return None
