@@ -81,6 +81,8 @@ class Scene:
             is_placed = after.placed_calls > before.placed_calls
             unplaced = expected_reasons(self.plain.zoo.name, name)
             assert (is_placed, reasons) == (unplaced is None, unplaced or set()), state
+            assert after.bypassed == 0
+        assert after.encoded == before.encoded
 
     def _cache_states(self) -> dict[str, Callable[[], Any]]:
         """Functions that prepare the cache for a call, by the items that it then has."""
