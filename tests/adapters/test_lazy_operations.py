@@ -26,20 +26,19 @@ SCENES: list[tuple[int, torch.dtype, torch.dtype | None, Callable[[Any], Any]]] 
 """Levels, dtypes of the features and of the cache, and a function that arranges the rows ``(12, 4)``."""
 
 STAY_LAZY = """
-torch.cat([t])|torch.cat((t, t), 0)|torch.cat([t[5:], t[:0], t[:5]], dim=0)|torch.concat([t, t])
+torch.cat([t])|torch.cat((t, t), 0)|torch.cat([t[5:], t[:0], t[:5]], dim=0)
 torch.cat([t.unflatten(0, (3, 4)), t.unflatten(0, (3, 4))[1:]])|torch.stack([t, t])
 torch.stack((t[:3], t[4:7]), dim=0)|t.to(torch.float16)|t.to("cpu", torch.float16)
 t.to(device="cpu", dtype=torch.float16, non_blocking=True)|t.to("cpu")|t.to(t.dtype)
 t.to(None, torch.float16)|t.to(tensor(1, dtype=torch.float16))|t[2:7]|t[-3:]|t[:-3]|t[5:2]|t[20:]|t[-100:5]
 t[:]|t[slice(1, 3, 1)]|t[tensor(1):tensor(4)]|t[None]|t[tensor([0, 1])]|t[tensor([11, 3, 3, 4])]
 t.unflatten(0, (3, 4))[1]|t.unflatten(0, (3, 4))[-1]|t.unflatten(0, (3, 4))[1:]
-t.unflatten(0, (3, 4)).unbind()|torch.unbind(t.unflatten(0, (3, 4)), dim=0)|list(t.unflatten(0, (3, 4)))
-t.split_with_sizes([3, 2, 7])|t.split_with_sizes((12, 0), 0)|torch.split_with_sizes(t, [3, 9], dim=0)
-t.reshape(-1, 4)|t.reshape((2, 6, 4))|torch.reshape(t, (1, 12, 4))|t.view(3, -1, 4)|t.unflatten(0, (-1, 6))
-t.unsqueeze(1)|t[None].squeeze(0)|t[None].squeeze()|t[None].flatten(0, 1)|torch.flatten(t[None], 0, 1)
-t.unsqueeze(dim=0)|t.repeat(2, 1)|t.repeat(0, 1)|t.repeat((3, 1))|t.unflatten(0, (3, 4)).repeat(2, 1, 1)
-t.contiguous()|t.detach()|t.clone()|torch.clone(t)|copy.deepcopy(t)|t.to(torch.float16)[2:5]
-t[:0].repeat(2, 1)|t[:0].view(0, 5, 4)
+t.unflatten(0, (3, 4)).unbind()|list(t.unflatten(0, (3, 4)))|t.split_with_sizes([3, 2, 7])
+t.split_with_sizes((12, 0), 0)|t.reshape(-1, 4)|t.reshape((2, 6, 4))|t.view(3, -1, 4)
+t.unflatten(0, (-1, 6))|t.unsqueeze(1)|t[None].flatten(0, 1)|t.unsqueeze(dim=0)|t.repeat(2, 1)
+t.repeat(0, 1)|t.repeat((3, 1))|t.unflatten(0, (3, 4)).repeat(2, 1, 1)|t.contiguous()|t.detach()|t.clone()
+copy.deepcopy(t)|t.to(torch.float16)[2:5]|t[:0].repeat(2, 1)|t[:0].view(0, 5, 4)
+t.split_with_sizes([3, 9], dim=0)
 """
 
 TAKE_MEMORY = """
@@ -76,7 +75,10 @@ torch.as_tensor(t)|torch.tensor(t)|torch.zeros_like(t)|t.new_tensor([1.0])|t.dat
 torch.nn.functional.linear(t, torch.eye(4, dtype=t.dtype))|torch.nn.utils.rnn.pad_sequence([t, t[:3]])
 t.add_(1)|t.zero_()|t.copy_(torch.zeros(12, 4))|t.masked_fill_(t > 0, 0)
 torch.add(torch.ones_like(t), 1, out=t)|t.masked_scatter(t > 0, t)
-torch.zeros(12, 4, dtype=t.dtype).masked_scatter_(t > 0, t)|torch._foreach_add([t], 1)
+torch.zeros(12, 4, dtype=t.dtype).masked_scatter_(t > 0, t)|torch._foreach_add([t], 1)|torch.concat([t, t])
+torch.unbind(t.unflatten(0, (3, 4)), dim=0)|torch.split_with_sizes(t, [3, 9], dim=0)
+torch.reshape(t, (1, 12, 4))|t[None].squeeze(0)|t[None].squeeze()|torch.flatten(t[None], 0, 1)
+torch.clone(t)
 """
 
 METADATA = """

@@ -101,12 +101,11 @@ def _gather(features: LazyFeatures, index: np.ndarray) -> Any:
     return features.copy_of(merged(ranges), (len(index), features.lengths[1]))
 
 
-def _unbind(function: Any, features: Any, dim: int = 0) -> Any:
+def _unbind(_: Any, features: Any, dim: int = 0) -> Any:
     if not _is_lazy(features) or dim != 0 or len(features.lengths) != 3:
         return NotImplemented
     length, *shape = features.lengths
-    parts = tuple(features.view_of(number * shape[0], shape) for number in range(length))
-    return iter(parts) if function is Tensor.__iter__ else parts
+    return tuple(features.view_of(number * shape[0], shape) for number in range(length))
 
 
 def _split(_: Any, features: Any, sizes: Any, dim: int = 0) -> Any:
@@ -163,18 +162,18 @@ def _are_alike(tensors: Sequence[Any]) -> bool:
 
 
 _FUNCTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], ...]] = {
-    _merge: (Tensor.masked_scatter, torch.masked_scatter),
-    _cat: (torch.cat, torch.concat, torch.concatenate),
+    _merge: (Tensor.masked_scatter,),
+    _cat: (torch.cat,),
     _stack: (torch.stack,),
     _to: (Tensor.to,),
     _index: (Tensor.__getitem__,),
-    _unbind: (Tensor.unbind, torch.unbind, Tensor.__iter__),
-    _split: (Tensor.split_with_sizes, torch.split_with_sizes),
+    _unbind: (Tensor.unbind,),
+    _split: (Tensor.split_with_sizes,),
     _view: (
-        *(Tensor.reshape, torch.reshape, Tensor.view, Tensor.flatten, torch.flatten, Tensor.unflatten),
-        *(Tensor.unsqueeze, torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.contiguous, Tensor.detach),
+        *(Tensor.reshape, Tensor.view, Tensor.flatten, Tensor.unflatten, Tensor.unsqueeze),
+        *(Tensor.contiguous, Tensor.detach),
     ),
     _repeat: (Tensor.repeat,),
-    _copy: (Tensor.clone, torch.clone, Tensor.__deepcopy__),
+    _copy: (Tensor.clone, Tensor.__deepcopy__),
 }
 LAZY_OPERATIONS.update({each: operation for operation, functions in _FUNCTIONS.items() for each in functions})
