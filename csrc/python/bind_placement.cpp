@@ -106,6 +106,7 @@ void bind_destination(py::module_& module) {
       .def(py::init<py::type, py::type>(), py::arg("tensor_type"), py::arg("parameter_type"))
       .def("read_rows", &TensorReader::read_rows, py::arg("rows"))
       .def("read_planes", &TensorReader::read_planes, py::arg("rows"), py::arg("levels"))
+      .def("read_packed", &TensorReader::read_packed, py::arg("rows"), py::arg("levels"))
       .def("is_apart", &TensorReader::is_apart, py::arg("destination"), py::arg("tensor"))
       .def("read_text", &TensorReader::read_text, py::arg("ids"), py::arg("weight"));
 }

@@ -133,6 +133,23 @@ std::optional<Destination> TensorReader::read_planes(const py::object& rows, con
   return planes;
 }
 
+std::optional<Destination> TensorReader::read_packed(const py::object& rows, const py::object& levels) const {
+  dlpack::Tensor tensor{};
+  if (!read(levels.ptr(), tensor) || tensor.ndim != 3 || !is_contiguous(tensor)) return std::nullopt;
+  std::optional<Destination> destination = read_rows(rows);
+  if (!destination || kind_of(tensor) != destination->kind || tensor.shape[2] != destination->hidden() ||
+      tensor.device_type != (destination->on_cuda ? dlpack::kCuda : dlpack::kCpu) ||
+      tensor.device_id != destination->device_id || !are_apart(destination->extent(0), extent_of(tensor)))
+    return std::nullopt;
+  const std::int64_t level_bytes = tensor.shape[1] * destination->row_bytes;
+  auto* const first = reinterpret_cast<std::byte*>(address_of(tensor));
+  for (std::int64_t level = 0; level < tensor.shape[0]; ++level)
+    destination->planes.push_back({first + level * level_bytes, destination->row_bytes});
+  destination->num_packed = tensor.shape[1];
+  destination->width += tensor.shape[0] * tensor.shape[2];
+  return destination;
+}
+
 bool TensorReader::is_apart(const Destination& destination, const py::object& object) const {
   dlpack::Tensor tensor{};
   if (!read_memory(object.ptr(), tensor)) return false;

@@ -31,6 +31,10 @@ class TensorReader {
   // deepstack level. None if a tensor is refused, or if two of them have overlapping memory.
   std::optional<Destination> read_planes(const pybind11::object& rows, const pybind11::list& levels) const;
 
+  // The destination of `read_rows` with packed deepstack levels: a contiguous plain tensor (L, N, H) of the
+  // same dtype and device. None if a tensor is refused, or if the memory of the two overlaps.
+  std::optional<Destination> read_packed(const pybind11::object& rows, const pybind11::object& levels) const;
+
   // Whether `object` is a plain tensor whose memory does not overlap that of a destination.
   bool is_apart(const Destination& destination, const pybind11::object& object) const;
 

@@ -31,7 +31,8 @@ def test_output_has_the_rows_and_no_hidden_state(cls: type) -> None:
     output.pooler_output = features
     rows = item_rows(output)
     cache = EmbeddingCache(8, dtype=torch.float32, device="cpu", device_bytes=1 << 16)
-    assembled = OutputForm.of(output, rows).assemble([rows, rows], cache)
+    form = OutputForm.of(output, rows)
+    assembled = form.output(form.planes([rows, rows], cache), [3, 3])
     assert type(assembled) is cls
     assert assembled.last_hidden_state is None
     assert torch.equal(assembled.pooler_output, torch.cat([features, features]))

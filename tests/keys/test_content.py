@@ -124,7 +124,7 @@ def test_content_key_differs_between_the_algorithms(monkeypatch: pytest.MonkeyPa
 def test_content_key_depends_on_the_name_of_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     key, digest = content_key(BASE), Namespace("m").digest()
     monkeypatch.setattr(digests, "ALGORITHM", "sha256")
-    monkeypatch.setattr(digests, "_new_hasher", lambda num_threads: blake3.blake3())
+    monkeypatch.setitem(digests._HASHERS, "sha256", blake3.blake3)
     assert content_key(BASE) != key
     assert Namespace("m").digest() != digest
 
@@ -217,11 +217,11 @@ def test_content_key_uses_threads_only_for_features_of_1_mib_or_more(
 ) -> None:
     requested = []
 
-    def new_hash(num_threads: int) -> Any:
-        requested.append(num_threads)
-        return blake3.blake3()
+    def new_hash(*data: bytes, max_threads: int = 1) -> Any:
+        requested.append(max_threads)
+        return blake3.blake3(*data)
 
-    monkeypatch.setattr(digests, "_new_hasher", new_hash)
+    monkeypatch.setitem(digests._HASHERS, "blake3", new_hash)
     for feature in (
         bytes(size),
         bytearray(size),
@@ -244,13 +244,13 @@ def test_content_key_hashes_in_one_thread_if_blake3_cannot_start_threads(
     expected = content_key(feature)
     error: list[BaseException] = [PanicException("ThreadPoolBuildError")]
 
-    def new_hash(max_threads: int = 1) -> Any:
+    def new_hash(*data: bytes, max_threads: int = 1) -> Any:
         requested.append(max_threads)
         if max_threads > 1:
             raise error[0]
-        return blake3.blake3()
+        return blake3.blake3(*data)
 
-    monkeypatch.setattr(digests, "blake3", new_hash)
+    monkeypatch.setitem(digests._HASHERS, "blake3", new_hash)
     assert content_key(feature, num_threads=3) == expected
     assert requested == [3, 1, 1]
     for other in (KeyboardInterrupt(), MemoryError()):

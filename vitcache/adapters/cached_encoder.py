@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import repeat
@@ -19,7 +19,10 @@ from vitcache.adapters.call_keys import key_options, keys_of
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import Family
 from vitcache.adapters.item_encoder import ItemEncoder, UnfitRows
+from vitcache.adapters.lazy_features import planes_of
+from vitcache.adapters.lazy_rows import LazyRows
 from vitcache.adapters.output_form import OutputForm
+from vitcache.adapters.running_call import ThreadState
 from vitcache.adapters.session import Session
 from vitcache.adapters.split_check import SplitCheck
 from vitcache.adapters.splits.call_parts import CallParts, Split, as_parts
@@ -61,6 +64,9 @@ class CachedEncoder(ItemEncoder):
         session = self._session
         if session.thread.encoding:  # a stock video method may call the image method
             return self.stock(*args, **kwargs)
+        placement = session.placement
+        if placement is not None and placement.thread.call is not None:
+            placement.thread.call.has_items = True
         if is_disabled():
             return self._serve_disabled(args, kwargs)
         if self._is_unfit:
@@ -93,13 +99,21 @@ class CachedEncoder(ItemEncoder):
                     session.warn(str(error))
                     return self._serve_unfit(args, kwargs)
         session.count(bypassed=1)
+        self._note_unplaced("the stock method served the call")
         return self.stock(*args, **kwargs)
+
+    def _note_unplaced(self, reason: str) -> None:
+        """Note why the running call of the forward gets tensors with memory."""
+        placement = self._session.placement
+        if placement is not None and placement.thread.call is not None:
+            placement.thread.call.note(reason)
 
     def _serve_unfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the stock method's output for a modality whose rows the cache cannot hold."""
         if self._notice_training():
             self._session.warn_training()
         self._session.count(bypassed=1)
+        self._note_unplaced("the cache cannot hold rows of this modality")
         return self.run_whole(args, kwargs)
 
     def _serve_disabled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -108,6 +122,7 @@ class CachedEncoder(ItemEncoder):
         A caller of an attached model may leave pixels on the CPU, so they are copied to the tower.
         """
         self._session.disabled.count()
+        self._note_unplaced("VITCACHE_DISABLE is set")
         self._notice_training()
         return self.run_whole(args, kwargs)
 
@@ -183,11 +198,11 @@ class CachedEncoder(ItemEncoder):
             del wanted[0]
         found = session.cache.get_many(wanted)
         rows.update(zip(wanted, found, strict=True))
-        leases = [lease for lease in found if lease is not None]
+        leases = list(filter(None, found))
         try:
             if len(leases) == len(wanted):
                 session.count(hits=len(leases), duplicates=len(keys) - len(rows))
-                output, chosen = self._assemble(parts, keys, rows, kind, form, whole)
+                output, chosen = self._assemble(parts, keys, rows, kind, form, whole, leases, ())
             else:
                 output, chosen = self._encode_missing(parts, keys, rows, leases, options, kind, form, whole)
         finally:
@@ -232,13 +247,20 @@ class CachedEncoder(ItemEncoder):
         kind: Kind,
         form: OutputForm,
         whole: Callable[[], Any] | None,
+        leases: list[Lease],
+        encoded: Sequence[CallItem],
     ) -> tuple[Any, list[Any]]:
-        """Return the output for rows by key, and the hits that the shadow chose. Check the split before."""
-        shadow, chosen = self._session.shadow, []
+        """Return the output for rows by key, and the hits that the shadow chose. Check the split before.
+
+        If the features of the output are lazy, they take over the `leases`, and the list is empty afterwards.
+        `encoded` are the items that may have to be inserted.
+        """
+        session = self._session
+        shadow, chosen = session.shadow, []
         if shadow is not None:
             hits = ((key, key, lease) for key, lease in rows.items() if isinstance(lease, Lease))
             chosen = shadow.choose(hits)
-        items = [rows[key] for key in keys]
+        items = list(map(rows.__getitem__, keys))
         elements = None
         # Older stock methods stack the items of several prompts in one tensor: it has an index per item.
         is_grouped = parts.groups is not None and isinstance(form.pooler, type)
@@ -247,7 +269,44 @@ class CachedEncoder(ItemEncoder):
         if whole is not None:
             lengths = elements or _lengths(items)
             self._check_of(kind).run(whole, items, form, lengths, repeats_one=len(rows) == 1)
-        return form.assemble(items, self._session.cache, elements), chosen
+        lengths = _lengths(items)
+        thread = self._thread_for_lazy(form, whole, encoded)
+        if thread is None:
+            planes: Sequence[Tensor] = form.planes(items, session.cache)
+        else:
+            leases.clear()
+            planes = planes_of(LazyRows(items, lengths, form), thread)
+        return form.output(planes, elements or lengths), chosen
+
+    def _thread_for_lazy(
+        self, form: OutputForm, whole: Callable[[], Any] | None, encoded: Sequence[CallItem]
+    ) -> ThreadState | None:
+        """Return the state of the thread if the caller may get lazy features, which keep their leases."""
+        session = self._session
+        placement = session.placement
+        if placement is None:
+            return None
+        call = placement.thread.call
+        if not (placement.thread.pre_encodes if call is None else call.allows_writes):
+            return None
+        if whole is not None:
+            reason = "the split of the call was checked"
+        elif form.mask_in is not None or form.layers or form.device != session.cache.device:
+            reason = "the features are padded, for several layers, or on another device than the cache"
+        elif 2 in form.levels and placement.has_compiled_language_model():
+            reason = "the forward passes deepstack features on to a compiled language model"
+        elif encoded and not self._has_room(form, encoded):
+            reason = "the cache is too small for all items of the call"
+        else:
+            return placement.thread
+        self._note_unplaced(reason)
+        return None
+
+    def _has_room(self, form: OutputForm, encoded: Sequence[CallItem]) -> bool:
+        """Whether the rows that are not inserted yet fit beside the rows that stay leased."""
+        pending = [item.rows for item in encoded if item.claim is not None and isinstance(item.rows, Tensor)]
+        number = sum(map(len, pending))
+        return not number or self._session.cache.has_room(number, row_width=form.width)
 
     def _encode_missing(
         self,
@@ -272,7 +331,7 @@ class CachedEncoder(ItemEncoder):
             try:
                 self.encode_all(missing, options, form, inserts=whole is None)
                 rows.update((item.key, item.rows) for item in items)
-                assembled = self._assemble(parts, keys, rows, kind, form, whole)
+                assembled = self._assemble(parts, keys, rows, kind, form, whole, leases, missing)
                 inserted = missing
                 return assembled
             finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import starmap
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +64,7 @@ def keys_of(
     if identities is None:
         extras = [_frame_extra(modality, framed)] * len(parts.shapes)
     else:
-        extras = [_frame_extra(modality, framed, *identity) for identity in identities]
+        extras = list(starmap(partial(_frame_extra, modality, framed), identities))
     if parts.bounds is not None and has_parts(pixels):
         return part_keys(pixels, parts.bounds, parts.shapes, extras, namespace)
     if parts.regions is not None and pixels.device.type == "cpu":

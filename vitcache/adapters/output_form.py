@@ -82,18 +82,16 @@ class OutputForm:
         """Whether the outputs of two calls have the same containers, width and dtype."""
         return replace(other, constants=self.constants) == self
 
-    def assemble(
-        self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache, elements: Sequence[int] | None = None
-    ) -> Any:
-        """Return a new output for items with these rows. Its memory is new; each row is written once.
+    def planes(self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache) -> Sequence[Tensor]:
+        """Return the features, and those of each deepstack level: tensors ``(n, hidden)`` of one new buffer.
+
+        Each row is written once.
 
         Parameters
         ----------
         rows
             The rows of each item, in the form's width. A tensor may be on any device. The cache's dtype holds
             each value of the form's dtype.
-        elements
-            Number of rows of each element of the stock container. None: one element per item.
         """
         lengths = [item.num_rows if isinstance(item, Lease) else item.shape[0] for item in rows]
         num_levels, num_rows = len(self.levels), sum(lengths)
@@ -106,8 +104,19 @@ class OutputForm:
             scatter_embeddings(planes[0], sources, starts, deepstack=deepstack)
         if cache.device != self.device:
             planes = planes.to(self.device)
-        features, *levels = planes.unbind()
-        parts = lengths if elements is None else elements
+        return planes.unbind()
+
+    def output(self, planes: Sequence[Tensor], parts: Sequence[int]) -> Any:
+        """Return a new output.
+
+        Parameters
+        ----------
+        planes
+            The features ``(n, hidden)``, and those of each deepstack level.
+        parts
+            Number of rows of each element of the stock container.
+        """
+        features, *levels = planes
         if self.mask_in is not None:
             return self._masked(features, parts, self.mask_in)
         contained = _contain(self.pooler, features, parts)
@@ -136,8 +145,10 @@ def _make(cls: type, values: dict[str, Any]) -> Any:
     method sets it as an attribute.
     """
     names, required = _fields_of(cls)
-    output = cls(**required | {name: value for name, value in values.items() if name in names})
-    for name in values.keys() - names:
+    others = values.keys() - names
+    fields_of_class = {name: values[name] for name in values if name in names} if others else values
+    output = cls(**required | fields_of_class)
+    for name in others:
         setattr(output, name, values[name])
     return output
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
+from vitcache.adapters.forward_placement import ForwardPlacement
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace
@@ -43,6 +44,16 @@ class AttachStats:
         The largest absolute difference of two elements in these comparisons.
     disabled_calls
         Calls that the stock method served because VITCACHE_DISABLE was set. `bypassed` does not count them.
+    placed_calls
+        Calls of the forward with items in which the rows of all items were placed: written once, by one
+        launch per modality.
+    unplaced_calls
+        The number of the other calls of the forward with items, by reason: their rows are assembled, and then
+        merged by the stock forward. Calls in functions of torch.compile are not counted.
+
+    Notes
+    -----
+    `placed_calls` and `unplaced_calls` are not part of the comparison with `==`, nor of the hash.
     """
 
     encoded: int = 0
@@ -53,6 +64,8 @@ class AttachStats:
     shadowed: int = 0
     shadow_difference: float = 0.0
     disabled_calls: int = 0
+    placed_calls: int = field(default=0, compare=False)
+    unplaced_calls: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 class _ThreadState(threading.local):
@@ -95,13 +108,19 @@ class Session:
         self._warned = False
         self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())
-        del self._counts["disabled_calls"]  # counted by `disabled`
+        for name in ("disabled_calls", "placed_calls", "unplaced_calls"):
+            del self._counts[name]  # counted by `disabled` and `placement`
+        self.placement: ForwardPlacement | None = None
 
     @property
     def stats(self) -> AttachStats:
         """A snapshot of the counts."""
+        placed, reasons = (0, {}) if self.placement is None else self.placement.counts
         with self._lock:
-            return AttachStats(**self._counts, disabled_calls=self.disabled.number)
+            counts = dict(self._counts)
+        return AttachStats(
+            **counts, disabled_calls=self.disabled.number, placed_calls=placed, unplaced_calls=reasons
+        )
 
     @property
     def tower(self) -> Any:

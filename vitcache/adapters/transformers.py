@@ -14,12 +14,14 @@ from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.feature_owner import method_name
+from vitcache.adapters.forward_placement import ForwardPlacement
 from vitcache.adapters.model_pipeline import image_encoder, vision_pipeline
 from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
 from vitcache.adapters.prompt_items import image_items, video_items
 from vitcache.adapters.session import AttachStats, Session
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, row_width
+from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace
@@ -50,6 +52,7 @@ def attach(
     splits: Mapping[str, Split] | None = None,
     ring: PinnedRing | None = None,
     shadow_every: int = 0,
+    placement: str = "auto",
 ) -> Attachment:
     """Cache the image, video and audio features of a model: an item in the cache is not encoded again.
 
@@ -99,6 +102,10 @@ def attach(
         Encode every `shadow_every`-th hit again and compare it with its cached rows. `stats()` gives the
         largest difference, and any difference is logged as a warning. The call returns the cached rows. A hit
         that is encoded again costs an encode and waits for the device. 0 turns this off.
+    placement
+        ``"auto"``: where possible, the stock forward places the rows: one launch writes them from the cache
+        to the output of the token embedding; see *Placement* below. ``"off"``: one launch assembles the rows
+        of a call in one new buffer, and the stock forward merges them.
 
     Returns
     -------
@@ -110,12 +117,12 @@ def attach(
     TypeError
         If `model` cannot be attached: the message names the model and the reason. If `namespace` is not a
         str, bytes or a `Namespace`; if a size is neither an int nor a str; if `shadow_every` is not an int;
-        if `splits` is not a mapping of functions. A bool is not an int.
+        if `splits` is not a mapping of functions; if `placement` is not a str. A bool is not an int.
     ValueError
         If the rows of `cache` have another width or dtype than the model's; if both `cache` and an option of
         the default cache are given; if a size is less than a page or not a size in bytes; if `policy` is not
         the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` is
-        negative.
+        negative; if `placement` is neither "auto" nor "off".
     RuntimeError
         If the model is attached already. A later call of the model raises RuntimeError if its features no
         longer have the cache's width and dtype, and TypeError if its output has a field that `attach` does
@@ -151,6 +158,21 @@ def attach(
             return [{"pixel_values": t, "num_tiles": c[None]} for t, c in zip(tiles, counts)]
 
         attachment = vitcache.attach(model, splits={"image": split})
+
+    *Placement.* While a forward runs with `input_ids`, in eval mode and without gradients, the replaced
+    methods return features without memory, and so they do in `generate`. `Tensor.masked_scatter` in the stock
+    forward, the merge, then writes the rows in place, and packs deepstack levels for image tokens alone: one
+    launch reads each row once, and writes it once over the row that the token embedding wrote. Logits and
+    tokens are bit for bit those of the stock merge. All other code of the stock forward runs as before, also
+    with a compiled language model. Any other operation copies the rows to a tensor with memory. A call of
+    `get_image_features` by the user returns tensors with memory. The output of a token embedding that has
+    hooks, or that is a module of another library, is copied before rows are written.
+
+    `stats().placed_calls` counts the calls whose rows were placed, and `stats().unplaced_calls` the other
+    calls by reason: among them are calls with gradients or with the caller's `inputs_embeds`, and calls of
+    models whose placement no test has shown to be exact. If torch.compile traces the whole forward, rows are
+    assembled. Features without memory keep leases on their entries: until `generate` returns, and in
+    `image_hidden_states` of an output as long as it lives, or until something reads it.
 
     *VITCACHE_DISABLE.* While this environment variable is set to another value than ``""`` and ``"0"``, the
     stock method serves every call, and nothing is looked up or cached. The entries stay in the cache. A
@@ -207,6 +229,10 @@ def attach(
     >>> attachment.detach()
     """
     shadow_every = to_int("shadow_every", shadow_every, 0)
+    if not isinstance(placement, str):
+        raise TypeError(f"placement must be a str, got {type(placement).__name__}")
+    if placement not in ("auto", "off"):
+        raise ValueError(f'placement is {placement!r}, it must be "auto" or "off"')
     for name, value, cls in (("cache", cache, EmbeddingCache), ("ring", ring, PinnedRing)):
         if value is not None and not isinstance(value, cls):
             raise TypeError(f"{name} must be a {cls.__name__} or None, got {type(value).__name__}")
@@ -222,6 +248,9 @@ def attach(
     if cache is None:
         make = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
     session = Session(owner, family.tower, made, shared, ring, shadow_every, make, width is not None)
+    if placement == "auto":
+        reason = None if family.has_name else "no test shows that this model can be placed"
+        session.placement = ForwardPlacement(owner, unwrap(model), reason)
     encoders = {
         method_name(modality): CachedEncoder(session, getattr(owner, method_name(modality)), modality, family)
         for modality in family.splits
@@ -281,6 +310,8 @@ class Attachment:
                 raise RuntimeError(f"{name} was replaced after attach: remove the replacement before detach")
         for name in self._encoders:
             vars(model).pop(name, None)  # a caller may have deleted it
+        if self._session.placement is not None:
+            self._session.placement.remove()
         for name, method in self._replaced.items():
             setattr(model, name, method)
         self._encoders = {}

@@ -99,13 +99,15 @@ def _release(freed: list[Any], *others: list[Any]) -> None:
         reference.clear()
 
 
-def _attention(model: nn.Module, tower: nn.Module) -> tuple[Any, Any]:
-    return _attention_of(getattr(model, "config", None)), _attention_of(getattr(tower, "config", None))
-
-
-def _attention_of(config: Any) -> Any:
-    # transformers' property reads this entry. There, each attribute of a config is read by Python code.
-    values = getattr(config, "__dict__", {})
-    if "_attn_implementation_internal" in values:
-        return values["_attn_implementation_internal"]
-    return getattr(config, "_attn_implementation", None)
+def _attention(*modules: Any) -> list[Any]:
+    """Return the attention implementation of each module's config."""
+    found = []
+    for module in modules:
+        config = getattr(module, "config", None)
+        # transformers' property reads this entry. There, each attribute of a config is read by Python code.
+        values = getattr(config, "__dict__", {})
+        if "_attn_implementation_internal" in values:
+            found.append(values["_attn_implementation_internal"])
+        else:
+            found.append(getattr(config, "_attn_implementation", None))
+    return found

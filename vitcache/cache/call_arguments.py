@@ -27,20 +27,13 @@ def check_keys(keys: Sequence[bytes]) -> list[bytes]:
     return list(keys)
 
 
-def check_num_rows(num_rows: int | Sequence[int | None] | None, num_keys: int) -> list[int]:
+def check_num_rows(num_rows: int | Sequence[int | None], num_keys: int) -> list[int]:
     """Return one number of rows per key; -1 stands for any number. Raises as `EmbeddingCache.get_many`."""
     return [-1 if number is None else to_rows(number) for number in _per_key("num_rows", num_rows, num_keys)]
 
 
-def check_row_widths(
-    row_width: int | Sequence[int | None] | None, num_keys: int, full_width: int
-) -> list[int] | None:
-    """Return one row width per key; -1 stands for any width, None for any width of all keys.
-
-    Raises as `EmbeddingCache.get_many`.
-    """
-    if row_width is None:
-        return None
+def check_row_widths(row_width: int | Sequence[int | None], num_keys: int, full_width: int) -> list[int]:
+    """Return one row width per key; -1 stands for any width. Raises as `EmbeddingCache.get_many`."""
     widths = _per_key("row_width", row_width, num_keys)
     return [-1 if width is None else to_row_width("row_width", width, full_width) for width in widths]
 
@@ -97,8 +90,8 @@ def check_discard_tier(tier: str) -> None:
         raise ValueError(f"tier is {tier!r}, it must be 'host' or None")
 
 
-def _per_key(name: str, value: int | Sequence[int | None] | None, num_keys: int) -> Sequence[int | None]:
-    if value is None or not isinstance(value, Sequence):
+def _per_key(name: str, value: int | Sequence[int | None], num_keys: int) -> Sequence[int | None]:
+    if not isinstance(value, Sequence):
         return [value] * num_keys
     if len(value) != num_keys:
         raise ValueError(f"{name} must have one number per key: expected {num_keys}, got {len(value)}")

@@ -645,7 +645,9 @@ class EmbeddingCache:
             kind = type(num_rows).__name__
             raise TypeError(f"num_rows must be a sequence of ints, got {num_rows!r} of type {kind}")
         counts = [to_rows(number) for number in num_rows]
-        widths = check_row_widths(row_width, len(counts), self.row_width) or [self.row_width] * len(counts)
+        widths = [self.row_width] * len(counts)
+        if row_width is not None:
+            widths = check_row_widths(row_width, len(counts), self.row_width)
         self._coordinator.expect(list(map(self._device_tier.pages_for, counts, widths)))
 
     def promote(self, lease: Lease, *, contiguous: bool = False) -> Reservation | None:
@@ -805,8 +807,9 @@ class EmbeddingCache:
         (3, None)
         >>> first.release()
         """
-        keys, counts = check_keys(keys), check_num_rows(num_rows, len(keys))
-        widths = check_row_widths(row_width, len(keys), self.row_width)
+        keys = check_keys(keys)
+        counts = [-1] * len(keys) if num_rows is None else check_num_rows(num_rows, len(keys))
+        widths = None if row_width is None else check_row_widths(row_width, len(keys), self.row_width)
         if self._ledger.is_due:
             self._coordinator.drain()
         leases: list[Lease | None] = self._ledger.get_many(keys, counts, widths)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
-ALGORITHM: str
-try:
+ALGORITHM = "sha256"
+# By algorithm: returns a hasher that runs in the calling thread alone. It may get the first bytes.
+_HASHERS: dict[str, Callable[..., Any]] = {"sha256": hashlib.sha256}
+with suppress(ImportError):
     from blake3 import blake3
 
     ALGORITHM = "blake3"
-except ImportError:
-    ALGORITHM = "sha256"
+    _HASHERS[ALGORITHM] = blake3
 
 # BLAKE3 starts new threads for each hasher. Below this size, starting them takes as long as hashing.
 THREADED_BYTES = 1 << 20
@@ -20,9 +22,7 @@ THREADED_BYTES = 1 << 20
 
 def digest_of(data: bytes) -> bytes:
     """Return the hash of `data`, 32 bytes."""
-    hasher = _new_hasher(1)
-    hasher.update(data)
-    return bytes(hasher.digest())
+    return bytes(_HASHERS[ALGORITHM](data).digest())
 
 
 def digests_of(contents: Iterable[Iterable[Any]], num_threads: int = 1) -> list[bytes]:
@@ -30,7 +30,7 @@ def digests_of(contents: Iterable[Iterable[Any]], num_threads: int = 1) -> list[
 
     One hasher computes all of them, so BLAKE3 starts its threads only once.
     """
-    hasher = _new_hasher(num_threads)
+    hasher = _HASHERS[ALGORITHM]() if num_threads == 1 else _threaded_hasher(num_threads)
     reset = getattr(hasher, "reset", None)  # hashers of hashlib lack this method
     digests: list[bytes] = []
     for blocks in contents:
@@ -38,22 +38,22 @@ def digests_of(contents: Iterable[Iterable[Any]], num_threads: int = 1) -> list[
             hasher.update(block)
         digests.append(hasher.digest())
         if reset is None:
-            hasher = _new_hasher(num_threads)
+            hasher = _HASHERS[ALGORITHM]()
         else:
             reset()
     return digests
 
 
-def _new_hasher(num_threads: int) -> Any:
+def _threaded_hasher(num_threads: int) -> Any:
+    """Return a hasher with this number of threads; with one thread if they do not start, or for SHA-256."""
+    new = _HASHERS[ALGORITHM]
     if ALGORITHM != "blake3":
-        return hashlib.sha256()
-    if num_threads == 1:
-        return blake3()
+        return new()
     try:
-        return blake3(max_threads=num_threads)
+        return new(max_threads=num_threads)
     except BaseException as error:
         # BLAKE3 starts its threads here. If one cannot be started, its Rust code panics, and the exception
         # of a panic is not an Exception and cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
-        return blake3()
+        return new()

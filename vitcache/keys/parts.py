@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from vitcache.keys import digests
 from vitcache.keys.arrays import array_blocks, hashed_array, tensor_array, tensor_bits
 from vitcache.keys.content import FORM
 from vitcache.keys.digests import digests_of
@@ -105,24 +108,32 @@ def tensor_keys(
 
 
 def _digests(bits: Tensor, bounds: Iterable[tuple[int, int]]) -> list[bytes]:
+    array = tensor_array(bits)
+    # A view, if the elements are contiguous and little-endian.
+    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
     size = bits.itemsize
-    blocks = list(array_blocks(tensor_array(bits)))
-    data = blocks[0].data if len(blocks) == 1 else memoryview(b"".join(block.data for block in blocks))
-    # Lists, because a generator would enter a frame per part.
-    return digests_of([[data[first * size : last * size]] for first, last in bounds])
+    parts = []  # a generator would enter a frame per part
+    for first, last in bounds:
+        parts.append((data[first * size : last * size],))
+    return digests_of(parts)
 
 
 def _keys(
     names: Iterable[str],
-    shapes: Iterable[tuple[int, ...]],
+    shapes: Sequence[tuple[int, ...]],
     extras: Iterable[bytes],
     contents: Iterable[bytes],
     namespace: bytes | Namespace,
 ) -> list[bytes]:
-    version, space = version_node(FORM), node(b"b", to_namespace(namespace))
-    return digests_of(
-        [
-            [b"".join((version, array_nodes(name, shape), space, extra, content))]
-            for name, shape, extra, content in zip(names, shapes, extras, contents, strict=True)
-        ]
-    )
+    if not isinstance(namespace, bytes):
+        namespace = to_namespace(namespace)
+    version, space = _shared_nodes(digests.ALGORITHM, namespace)
+    versions, spaces = [version] * len(shapes), [space] * len(shapes)
+    nodes = zip(versions, map(array_nodes, names, shapes), spaces, extras, contents, strict=True)
+    return digests_of(zip(map(b"".join, nodes), strict=True))  # each key's nodes are one block
+
+
+@lru_cache(maxsize=64)
+def _shared_nodes(algorithm: str, namespace: bytes) -> tuple[bytes, bytes]:
+    """Return the nodes that all keys of a namespace share: those of the version and of the namespace."""
+    return version_node(FORM), node(b"b", namespace)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from vitcache import _native
-from vitcache.placement.levels import read_levels
+from vitcache.placement.levels import level_arguments, read_levels
 from vitcache.rows import KINDS, check_dtype
 
 tensor_reader = _native.TensorReader(Tensor, Parameter)
@@ -26,14 +26,15 @@ class Destination:
     levels of a list of two or more tensors are in `planes` alone. If the levels are packed, they have one row
     per placed token, `num_packed` rows; else `num_packed` is None.
 
-    `width` is the number of elements of an embedding row, ``H * (1 + levels)``. `native` contains the
-    addresses of the planes.
+    `level_tensors` are the caller's tensors that contain the levels. `width` is the number of elements of an
+    embedding row, ``H * (1 + levels)``. `native` contains the addresses of the planes.
     """
 
     __slots__ = (
         "deepstack",
         "device",
         "hidden",
+        "level_tensors",
         "levels",
         "native",
         "num_packed",
@@ -45,7 +46,9 @@ class Destination:
 
     rows: Tensor
     deepstack: Tensor | None
+    levels: int
     num_packed: int | None
+    level_tensors: Sequence[Tensor]
 
     @classmethod
     def unbound(cls, width: int, device: torch.device, num_tokens: int | None) -> Destination:
@@ -67,26 +70,36 @@ class Destination:
         deepstack_rows: Tensor | None = None,
     ) -> None:
         native = None
-        listed: Sequence[Tensor] = ()
-        if deepstack is None and deepstack_rows is None:
+        levels: Sequence[Tensor] = ()
+        if deepstack_rows is not None:
+            if deepstack is None:
+                native = tensor_reader.read_packed(inputs_embeds, deepstack_rows)
+        elif deepstack is None:
             native = tensor_reader.read_rows(inputs_embeds)
-        elif type(deepstack) is list and deepstack_rows is None:
-            listed = deepstack
+        elif type(deepstack) is list:
+            levels = deepstack
             native = tensor_reader.read_planes(inputs_embeds, deepstack)
         if native is None:
             self._check(name, inputs_embeds, deepstack, deepstack_rows)
+            self.level_tensors = level_arguments(deepstack, deepstack_rows) if self.levels else ()
             self.device = self.rows.device
             self.native = self._describe()
             return
         self.native, self.device = native, inputs_embeds.device
         self.num_tokens, self.hidden = native.num_tokens, native.hidden
-        self.num_packed, self.levels = None, len(listed)
-        self.width = self.hidden * (1 + self.levels)
         self.rows = (
             inputs_embeds if inputs_embeds.dim() == 2 else inputs_embeds.view(self.num_tokens, self.hidden)
         )
-        self.deepstack = listed[0][None] if self.levels == 1 else None
-        self.planes = [self.rows, *listed]
+        if deepstack_rows is None:
+            self.level_tensors = tuple(levels)
+            self.deepstack, self.num_packed = levels[0][None] if len(levels) == 1 else None, None
+        else:
+            levels = deepstack_rows.unbind()
+            self.level_tensors = (deepstack_rows,) if levels else ()
+            self.deepstack, self.num_packed = deepstack_rows, deepstack_rows.shape[1]
+        self.levels = len(levels)
+        self.width = self.hidden * (1 + self.levels)
+        self.planes = [self.rows, *levels]
 
     @property
     def is_listed(self) -> bool:

@@ -21,7 +21,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 def refuse_capture(device: torch.device) -> None:
     """Raise RuntimeError if a CUDA graph is being captured. Call it before anything is queued."""
-    if is_capturing(device):
+    if device.type == "cuda" and is_capturing(device):
         raise RuntimeError(
             "this placement cannot be captured in a CUDA graph, its table is valid for one call only: "
             "use a PlacementTable"

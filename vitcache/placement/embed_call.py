@@ -22,7 +22,7 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination, tensor_reader
-from vitcache.placement.levels import index_levels, level_arguments
+from vitcache.placement.levels import index_levels
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
@@ -73,7 +73,7 @@ class EmbedCall(PlacementCall):
             input_ids, weight = input_ids.resolve_neg(), weight.resolve_neg()
         self._input_ids, self._weight = input_ids, weight
         self.destination = Destination("out", out, deepstack, deepstack_rows)
-        self._levels = level_arguments(deepstack, deepstack_rows) if self.destination.levels else []
+        self._levels = self.destination.level_tensors
         if self._has_out or self._levels:  # newly allocated memory overlaps nothing
             self.destination.check_apart_from("weight", weight)
             self.destination.check_apart_from("input_ids", input_ids)

@@ -53,7 +53,9 @@ class Placement:
             self._add_items(destination, [embeddings])
             self.native.add_runs(span_array(spans, 3))
         else:
-            check_lists(embeddings, spans)
+            are_lists = type(embeddings) is type(spans) is list
+            if not are_lists or len(embeddings) != len(spans):  # tuples, or wrong arguments
+                check_lists(embeddings, spans)
             self._add_items(destination, list(embeddings))
             self.native.add_spans(spans, Span)
         self.stored = {} if store is None else self._add_stores(destination, store)

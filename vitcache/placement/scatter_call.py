@@ -19,7 +19,7 @@ from vitcache.placement.call_checks import (
     refuse_store,
 )
 from vitcache.placement.destination import Destination
-from vitcache.placement.levels import index_levels, level_arguments
+from vitcache.placement.levels import index_levels
 from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
@@ -54,9 +54,7 @@ class ScatterCall(PlacementCall):
         self._inputs_embeds, self._deepstack, self._deepstack_rows = inputs_embeds, deepstack, deepstack_rows
         self._are_spans_checked = False
         self.destination = Destination("inputs_embeds", inputs_embeds, deepstack, deepstack_rows)
-        self._written = [inputs_embeds]
-        if self.destination.levels:
-            self._written += level_arguments(deepstack, deepstack_rows)
+        self._written = (inputs_embeds, *self.destination.level_tensors)
 
     def check_spans(self, spans: Sequence[Sequence[Span]] | _native.Placement) -> None:
         """Check everything that depends on the spans but not on the rows.

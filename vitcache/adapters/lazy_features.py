@@ -1,0 +1,191 @@
+"""`LazyFeatures`: features without memory, which a stock forward passes on, joins and cuts like a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vitcache.adapters.lazy_rows import LazyRows, Range
+from vitcache.adapters.running_call import ThreadState
+
+_ATTRIBUTES = (
+    "device dtype grad_fn is_cpu is_cuda is_leaf is_meta is_sparse itemsize layout nbytes ndim requires_grad",
+    "shape",
+)
+_METHODS = (
+    "__len__ dim element_size get_device is_complex is_contiguous is_floating_point ndimension nelement",
+    "numel size stride",
+)
+_METADATA = {getattr(Tensor, name).__get__ for name in " ".join(_ATTRIBUTES).split()}
+_METADATA |= {getattr(Tensor, name) for name in " ".join(_METHODS).split()}
+
+LAZY_OPERATIONS: dict[Any, Any] = {}
+"""The operations that take lazy features as they are, by function of torch; `lazy_operations` fills it."""
+
+
+class LazyFeatures(Tensor):
+    """Features of some rows of a call: a tensor ``(n, hidden)`` or ``(items, n, hidden)`` without memory.
+
+    `torch.cat`, slices, views of whole rows and the other operations of a stock forward before its merge
+    return `LazyFeatures` again. `Tensor.masked_scatter`, the merge, writes the rows in place if the calling
+    thread is in a forward that allows it. Every other operation gets a tensor with memory: the first one
+    copies the rows. As usual, a view shares its memory with its base, and a copy shares none.
+
+    Parameters
+    ----------
+    rows
+        The rows of all items of the call.
+    plane
+        0: the features. `l`: deepstack level `l`.
+    ranges
+        The rows of this tensor, in order. A row may occur several times.
+    thread
+        The running calls of the stock forward.
+    base, start
+        If the tensor is a view: its base, and the view's first row in it.
+
+    Attributes
+    ----------
+    lengths, element_type
+        The shape, as a tuple, and the dtype: each takes no call of `__torch_function__`.
+    memory
+        The copied rows ``(n, hidden)`` of the base, and an event behind the copy on a GPU. All views of a
+        base have the same list. It is empty until an operation reads the rows; then it may be written.
+    """
+
+    rows: LazyRows
+    plane: int
+    ranges: tuple[Range, ...]
+    lengths: tuple[int, ...]
+    element_type: torch.dtype
+    thread: ThreadState
+    base: LazyFeatures | None
+    start: int
+    memory: list[Any]
+
+    @staticmethod
+    def __new__(
+        cls,
+        rows: LazyRows,
+        plane: int,
+        ranges: tuple[Range, ...],
+        lengths: tuple[int, ...],
+        thread: ThreadState,
+        dtype: torch.dtype | None = None,
+        base: LazyFeatures | None = None,
+        start: int = 0,
+    ) -> Self:
+        """Make a tensor without memory. `dtype` is that of the rows if it is None."""
+        dtype = dtype or rows.dtype
+        make: Any = Tensor._make_wrapper_subclass
+        tensor: Self = make(cls, lengths, dtype=dtype, device=rows.device)
+        tensor.rows, tensor.plane, tensor.ranges = rows, plane, ranges
+        tensor.lengths, tensor.element_type = lengths, dtype
+        tensor.thread, tensor.base, tensor.start = thread, base, start
+        tensor.memory = [] if base is None else base.memory
+        return tensor
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return _outside_of_graphs(function, types, args, kwargs)
+        kwargs = kwargs or {}
+        if function in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs)
+        if function in LAZY_OPERATIONS:
+            result = LAZY_OPERATIONS[function](function, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return function(*_with_memory(args, function), **_with_memory(kwargs, function))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Code in C++ calls operations without `__torch_function__`.
+        return function(*_with_memory(args, function), **_with_memory(kwargs or {}, function))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy the rows: a pickle has no leases."""
+        return self.with_memory().__reduce_ex__(protocol)
+
+    def with_memory(self) -> Tensor:
+        """Return the tensor with memory, always the same. The current stream waits until it is written."""
+        device, memory = self.rows.device, self.memory
+        with self.rows.lock:
+            if not memory:
+                memory.append((self if self.base is None else self.base)._copy())
+                if device.type == "cuda":
+                    memory.append(torch.cuda.current_stream(device).record_event())
+            elif device.type == "cuda":
+                stream = torch.cuda.current_stream(device)
+                stream.wait_event(memory[1])
+                memory[0].record_stream(stream)
+        flat: Tensor = memory[0]
+        return flat[self.start : self.start + prod(self.lengths[:-1])].view(self.lengths)
+
+    def _copy(self) -> Tensor:
+        call = self.thread.call
+        level = None if call is None else call.take_level(self.rows, self.plane, self.ranges)
+        if level is not None:
+            return level
+        return self.rows.copy(self.ranges)[self.plane].to(self.element_type)
+
+    def cut(self, start: int, stop: int) -> list[Range]:
+        """Return the ranges of the rows ``[start, stop)`` of this tensor."""
+        cut, begin = [], 0
+        for first, last in self.ranges:
+            low, high = max(start - begin, 0), min(stop - begin, last - first)
+            if low < high:
+                cut.append((first + low, first + high))
+            begin += last - first
+        return cut
+
+    def view_of(self, start: int, lengths: Sequence[int]) -> LazyFeatures:
+        """Return a view of this shape that begins at row `start`."""
+        ranges = tuple(self.cut(start, start + prod(lengths[:-1])))
+        base, start = self if self.base is None else self.base, self.start + start
+        dtype = self.element_type
+        return LazyFeatures(self.rows, self.plane, ranges, tuple(lengths), self.thread, dtype, base, start)
+
+    def copy_of(
+        self, ranges: tuple[Range, ...], lengths: Sequence[int], dtype: torch.dtype | None = None
+    ) -> LazyFeatures:
+        """Return a copy of other rows of the same plane."""
+        return LazyFeatures(
+            self.rows, self.plane, ranges, tuple(lengths), self.thread, dtype or self.element_type
+        )
+
+
+@torch.compiler.disable
+def _outside_of_graphs(function: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    return LazyFeatures.__torch_function__(function, types, args, kwargs)
+
+
+def planes_of(rows: LazyRows, thread: ThreadState) -> list[LazyFeatures]:
+    """Return the features ``(n, hidden)`` of all items, then those of each deepstack level."""
+    planes, shape = [], (rows.whole[0][1], rows.hidden)
+    for plane in range(1 + rows.levels):
+        planes.append(LazyFeatures(rows, plane, rows.whole, shape, thread))
+    return planes
+
+
+def _with_memory(value: Any, function: Any) -> Any:
+    """Return `value` with tensors that have memory, also in lists, tuples and dicts."""
+    if isinstance(value, LazyFeatures):
+        if not value.memory and (call := value.thread.call) is not None:
+            call.note_read(value, function)
+        return value.with_memory()
+    if isinstance(value, list | tuple):
+        parts = [_with_memory(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, dict):
+        return {name: _with_memory(part, function) for name, part in value.items()}
+    return value
