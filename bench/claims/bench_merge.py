@@ -3,7 +3,9 @@
 A call is the stock forward of a base model whose language model is replaced by one that returns its inputs:
 the embedding of the ids, and the merge of image rows that exist already. The contenders are described in
 `MergeScene`. The limit looks up the ids and copies the same rows to their tokens, so its milliseconds are
-those of one pass. The time of ``off`` and ``placed`` contains the hash of 3.5 KiB per image.
+those of one pass. The time of ``off`` and ``placed`` contains the hash of 3.5 KiB per image. On the CPU all
+contenders use one thread: with several threads, an operation would wait for the thread that another process
+of the machine interrupts.
 
 Each contender must give the bits of the stock merge, also in memory that contains NaN before the call. The
 bytes are those of bfloat16 tensors that operations and launches read and write, as `RowTraffic` counts them:
@@ -32,39 +34,47 @@ CASES = {
     "full": [MergeCase(8), MergeCase(8, levels=3), MergeCase(32), MergeCase(32, levels=3)],
     "smoke": [MergeCase(2, hidden=64, grid=(1, 2, 3)), MergeCase(3, levels=3, hidden=64, grid=(1, 2, 3))],
 }
-REPEATS = 20  # a call takes up to a second on a CPU
+REPEATS = 15  # a call takes up to a second on a CPU
 
 
 def run_case(case: MergeCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
-    """Measure one case; yields a label before each part."""
+    """Measure one case on one thread; yields a label before each part."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield from measure(case, recorder, timer)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def measure(case: MergeCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
+    """As `run_case`, with any number of threads, without gradients."""
     yield "model"
-    with torch.no_grad():
-        scene = MergeScene(case, timer.device)
-        with scene.attached():
-            expected = scene.contenders["stock"]()
-            result_bytes = sum(part.nbytes for part in expected)
-            moved, extra = {}, {}
-            for name, call in scene.contenders.items():
-                yield name
-                moved[name] = count_bytes(name, scene, expected)
-                extra[name] = timer.peak_bytes(call) - result_bytes
-            del expected
-            yield "all in turns"
-            few = Timer(timer.device, min(timer.repeats, REPEATS))
-            times = few.rounds_us(scene.contenders)
-            scene.check_counts()
+    scene = MergeScene(case, timer.device)
+    moved: dict[str, int] = {}
+    peaks: dict[str, int] = {}
+    with scene.attached():
+        expected = scene.contenders["stock"]()
+        result_bytes = sum(part.nbytes for part in expected)
+        for name, call in scene.contenders.items():
+            yield name
+            moved[name] = count_bytes(name, scene, expected)
+            peaks[name] = timer.peak_bytes(call)
+        del expected
+        yield "all in turns"
+        few = Timer(timer.device, min(timer.repeats, REPEATS))
+        times = few.rounds_us(scene.contenders)
+        scene.check_counts()
+    limit_ms, limit_bytes = times["limit"].value / 1e3, float(moved["limit"])
     for name, us in times.items():
         ms = Sample(*(value / 1e3 for value in (us.value, us.p20, us.p80)))
-        limit_ms = times["limit"].value / 1e3
+        total, extra = (Sample.of([float(number)]) for number in (moved[name], peaks[name] - result_bytes))
         recorder.add(
             case.name, name, "merge_ms", "ms", ms, bytes_moved=moved[name], against=("limit", limit_ms)
         )
-        bytes_of_limit = ("limit", float(moved["limit"]))
-        recorder.add(
-            case.name, name, "moved_bytes", "B", Sample.of([float(moved[name])]), against=bytes_of_limit
-        )
-        of_result = ("result", float(result_bytes))
-        recorder.add(case.name, name, "extra_bytes", "B", Sample.of([float(extra[name])]), against=of_result)
+        recorder.add(case.name, name, "moved_bytes", "B", total, against=("limit", limit_bytes))
+        recorder.add(case.name, name, "extra_bytes", "B", extra, against=("result", float(result_bytes)))
 
 
 def count_bytes(name: str, scene: MergeScene, expected: Merged) -> int:
