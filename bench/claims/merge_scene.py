@@ -126,6 +126,7 @@ class MergeScene:
                 )
                 cache = attachment.cache
                 self._attachments[name] = attachment
+                self._fill(self._models[name])
                 self._forward(name)
             self._counted = {name: attachment.stats() for name, attachment in self._attachments.items()}
             self._calls = dict.fromkeys(self._calls, 0)
@@ -152,6 +153,16 @@ class MergeScene:
                     f"calls that were not placed: {dict(stats.unplaced_calls)}"
                 )
 
+    def _fill(self, model: Any) -> None:
+        """Encode the images that are not in the cache, in a call per image.
+
+        In one call, the rows of all images would leave a large free region in the heap of the C library. New
+        tensors that fit in it need no new pages of the operating system, and those that do not fit need them.
+        """
+        rows = prod(self.case.grid)
+        for pixels in self._pixels.split(rows):
+            model.get_image_features(pixels, self._grids[:1], return_dict=True)
+
     def _forward(self, name: str) -> Merged:
         self._calls[name] += 1
         merged: Merged = self._models[name](
@@ -168,15 +179,13 @@ class MergeScene:
 
     def _encode(self, base: Any) -> Any:
         """Return the output of the stock method for all images, each encoded alone as `attach` does."""
-        pixels = self._pixels.to(self._ids.device).split(prod(self.case.grid))
-        outputs = [base.get_image_features(one, self._grids[:1], return_dict=True) for one in pixels]
-        features = torch.cat([output.pooler_output[0] for output in outputs])
-        self._levels = [
-            torch.cat([output.deepstack_features[level][0] for output in outputs])
-            for level in range(self.case.levels)
-        ]
         rows = prod(self.case.grid)
-        return type(outputs[0])(
-            pooler_output=features.split(rows),
-            deepstack_features=[level.split(rows) for level in self._levels],
-        )
+        shape = 1 + self.case.levels, self.case.images * rows, self.case.hidden
+        planes = torch.empty(shape, dtype=self._weight.dtype, device=self._ids.device)
+        for pixels, part in zip(self._pixels.split(rows), planes.split(rows, dim=1), strict=True):
+            output = base.get_image_features(pixels.to(part.device), self._grids[:1], return_dict=True)
+            for plane, features in zip(part, (output.pooler_output, *output.deepstack_features), strict=True):
+                plane.copy_(features[0])
+        features, *self._levels = planes.unbind()
+        levels = [level.split(rows) for level in self._levels]
+        return type(output)(pooler_output=features.split(rows), deepstack_features=levels)
