@@ -135,13 +135,22 @@ def test_merge_in_another_form_is_that_of_torch_and_says_why(form: str) -> None:
     assert call.reason == "the text embeddings have another dtype, device or layout than the features"
 
 
+@torch.no_grad()
+def test_merge_in_a_dtype_that_no_placement_can_write_is_that_of_torch() -> None:
+    scene = LazyScene.of()
+    scene.begin_call()
+    text, mask = poisoned(torch.float64), mask_of(ROWS)
+    merged = text.masked_scatter(mask, scene.lazy[0].to(torch.float64))
+    assert same(bits(merged), bits(text.masked_scatter(mask, scene.plain[0].double())))
+
+
 @pytest.mark.parametrize("prepare", ["grad", "no call", "reason", "read", "level", "other thread"])
 def test_merge_that_the_call_does_not_allow_leaves_the_text_alone(prepare: str) -> None:
     scene = LazyScene.of(levels=1)
-    call = None if prepare == "no call" else scene.begin_call(reason="no" if prepare == "reason" else None)
     plane = int(prepare == "level")
     if prepare == "read":
         scene.lazy[plane].sum()
+    call = None if prepare == "no call" else scene.begin_call(reason="no" if prepare == "reason" else None)
     text, mask = poisoned(torch.float32), mask_of(ROWS)
     merged: list[Tensor] = []
 
@@ -158,6 +167,7 @@ def test_merge_that_the_call_does_not_allow_leaves_the_text_alone(prepare: str) 
     assert same(bits(merged[0]), bits(text.masked_scatter(mask, scene.plain[plane])))
     assert text.isnan().all()
     assert call is None or not call.is_placed
+    assert prepare != "read" or call.reason == "the features were read before the merge"
 
 
 class Keeps(nn.Embedding):

@@ -134,10 +134,9 @@ def _repeat(_: Any, features: Any, *sizes: Any) -> Any:
         (sizes,) = sizes
     if not _is_lazy(features) or len(sizes) != len(features.lengths) or set(sizes[1:]) != {1}:
         return NotImplemented
-    if type(sizes[0]) is not int:
-        return NotImplemented
     length, *rest = features.lengths
-    return features.copy_of(merged(features.ranges * sizes[0]), (sizes[0] * length, *rest))
+    times = int(sizes[0])  # a number of numpy, or a tensor
+    return features.copy_of(merged(features.ranges * times), (times * length, *rest))
 
 
 def _copy(_: Any, features: Any, *memo: Any) -> Any:
