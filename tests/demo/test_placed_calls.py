@@ -1,4 +1,4 @@
-"""The demo counts the placed calls of the attached model, and says why others were not placed."""
+"""The demo counts the placed calls of the attached model, and gives the reason for each other call."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def closing_words(rows: Sequence[Row]) -> str:
 
 
 def _placed_words(rows: Sequence[Row]) -> str:
-    """Return how many forward calls of the attached model were placed, and why others were not."""
+    """Return how many forward calls of the attached model were placed, and each reason against it."""
     placed = sum(row.placed_calls_attach for row in rows)
     unplaced: Counter[str] = Counter()
     for row in rows:

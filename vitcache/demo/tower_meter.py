@@ -1,4 +1,4 @@
-"""`TowerMeter`: what enters a vision tower, as the tower itself sees it."""
+"""`TowerMeter`: counts the images and pixels at a vision tower."""
 
 from __future__ import annotations
 
