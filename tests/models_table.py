@@ -25,10 +25,10 @@ encodes each item with a call of its own, and each item is encoded once; each it
 at least 1 % of the largest one. *name*: the split is made for this model type. *signature*: it follows from
 the names of the arguments, and the first call with several items is checked. *stock*: the stock method
 encodes this modality, and nothing is cached. An empty cell: the model lacks this modality. *placed*: the
-modalities whose rows one launch writes into the output of the token embedding, in each forward of these
-tests; the stock merge copies the rows of the other modalities. The tests are `tests/adapters/test_zoo.py`,
-`tests/adapters/test_refused.py` and, for chunked prefill, `tests/adapters/test_prefill_families.py`, on
-transformers {versions}; `make models` writes this page.
+modalities whose rows one launch writes from the cache into the output of the token embedding, in each forward
+of these tests; the rows of the other modalities are copied to a tensor that the stock forward reads. The
+tests are `tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
+`tests/adapters/test_prefill_families.py`, on transformers {versions}; `make models` writes this page.
 
 Beside other clips, an audio clip is cut behind its last valid frame, so that padding to longer clips is not
 part of it. A clip that is alone in its call keeps its padding, and may have another entry. An entry is one

@@ -172,8 +172,7 @@ def test_placed_hit_waits_once_more_for_the_device_than_off(gpu: Machine, family
 @torch.no_grad()
 def test_placed_hit_needs_less_memory_before_the_language_model_than_off(gpu: Machine) -> None:
     """With "off", the rows are in a buffer beside the text embeddings and the copy that the merge makes."""
-    prompt = make_prompt(gpu, LLAVA, *[0] * 16, pixels_on="cpu")
-    peaks = {}
+    prompt, peaks = make_prompt(gpu, LLAVA, *[0] * 16, pixels_on="cpu"), {}
     for placement in ("auto", "off"):
         model = make_model(gpu, LLAVA)
         attachment = attach(model, placement=placement)
