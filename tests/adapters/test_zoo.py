@@ -16,11 +16,13 @@ import transformers
 from attached import plain_kernels  # noqa: F401
 from family_results import note
 from packaging.version import Version
+from placed_modes.unplaced import expected_reasons
 from tiny_zoo import ZOO, ZooModel, stock_each
 from torch import nn
 
 from vitcache.adapters.families import FAMILIES
 from vitcache.adapters.feature_owner import MODALITIES, serves
+from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
@@ -31,26 +33,8 @@ PROMPTS = ((0,), (0, 1), (1, 0, 2), (2, 2))
 LEAST_CHANGE = 1e-2
 """Of the largest logit: how much the logits change at least if the pixels or samples of one item change."""
 
-PADDED = "the features are padded, for several layers, or on another device than the cache"
-
-UNPLACED = {
-    ("gemma3n", "audio"): {PADDED},
-    ("gemma4", "audio"): {PADDED},
-    ("gemma4_unified", "audio"): {PADDED},
-    ("granite4_vision", "image"): {PADDED, "the features were encoded before the call"},
-    ("llama4", "image"): {"linear reads the features"},
-    ("llava_next_video", "video"): {"flatten reads the features"},
-    ("molmo2", "image"): {"reshape reads the features"},
-    ("molmo2", "video"): {"reshape reads the features"},
-    ("video_llama_3", "video"): {"__getitem__ reads the features"},
-}
-"""The reasons why no call of a family's test is placed. The calls of every other named family are."""
-
-if Version(transformers.__version__) < Version("5.23"):  # this forward joins each video with a line break
-    UNPLACED["llava_onevision", "video"] = {"cat reads the features"}
-
-MERGES_BEFORE_FORWARD = {"florence2"}
-"""Families whose `generate` merges features itself, before it calls the forward."""
+MODES = {"image": ("three images", "greedy"), "video": ("videos", "videos"), "audio": ("audio", "audio")}
+"""The modes of `UNPLACED` that are those of this test: of the calls, and of `generate`."""
 
 CASES = [(zoo, modality) for zoo in ZOO.values() for modality in zoo.media]
 
@@ -92,11 +76,7 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
         assert torch.equal(zoo.generated(model, prompt), zoo.generated(stock, prompt))
     stats = attachment.stats()
     assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (num_items, 0, zoo.row_width)
-    num_calls = len(PROMPTS) + len(apart) + has_forward_in_generate(zoo)
-    reasons = reasons_against_placement(zoo, model, modality)
-    assert stats.placed_calls == (0 if reasons else num_calls)
-    assert stats.unplaced_calls.keys() <= reasons
-    assert stats.placed_calls + sum(stats.unplaced_calls.values()) == num_calls
+    is_placed = check_placement(stats, zoo, modality, len(PROMPTS) + len(apart))
 
     calls.clear()
     before = zoo.logits(model, prompt)
@@ -104,7 +84,7 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
         change = zoo.logits(model, zoo.changed(prompt, modality, 0, 1, item=item)) - before
         assert change.abs().max() >= LEAST_CHANGE * before.abs().max()
         assert len(calls) == 1 + item  # the other item is a hit
-    note_exact(zoo, model, modality)
+    note_exact(zoo, model, modality, is_placed=is_placed)
 
 
 def test_newest_tested_transformers_has_every_family_of_the_zoo() -> None:
@@ -115,20 +95,21 @@ def test_newest_tested_transformers_has_every_family_of_the_zoo() -> None:
     assert [zoo.lacks for zoo in ZOO.values() if not zoo.exists] == []
 
 
+def check_placement(stats: AttachStats, zoo: ZooModel, modality: str, num_calls: int) -> bool:
+    """Assert that `num_calls` calls and `generate` are placed, or not for the expected reasons; return which."""
+    in_calls, in_generate = (expected_reasons(zoo.name, mode) for mode in MODES[modality])
+    reasons = in_calls or set()
+    if zoo.options is not None and in_generate != set():  # else the forward gets no items in `generate`
+        num_calls += 1
+        reasons = reasons | (in_generate or set())
+    assert stats.unplaced_calls.keys() == reasons
+    assert stats.placed_calls == (0 if reasons else num_calls)
+    assert sum(stats.unplaced_calls.values()) == (num_calls if reasons else 0)
+    return not reasons
+
+
 def is_named(zoo: ZooModel, model: nn.Module) -> bool:
     return zoo.features_owner(model).config.model_type in FAMILIES
-
-
-def has_forward_in_generate(zoo: ZooModel) -> bool:
-    """Whether `generate` exists, and calls the forward with the items."""
-    return zoo.options is not None and zoo.name not in MERGES_BEFORE_FORWARD
-
-
-def reasons_against_placement(zoo: ZooModel, model: nn.Module, modality: str) -> set[str]:
-    """The reasons that the attached model must count. An empty set: each call is placed."""
-    if not is_named(zoo, model):
-        return {"no test shows that this model can be placed"}
-    return UNPLACED.get((zoo.name, modality), set())
 
 
 def count_calls(zoo: ZooModel, model: nn.Module, modality: str, patch: pytest.MonkeyPatch) -> list[None]:
@@ -146,14 +127,14 @@ def count_calls(zoo: ZooModel, model: nn.Module, modality: str, patch: pytest.Mo
     return calls
 
 
-def note_exact(zoo: ZooModel, model: nn.Module, modality: str) -> None:
+def note_exact(zoo: ZooModel, model: nn.Module, modality: str, *, is_placed: bool) -> None:
     owner = zoo.features_owner(model)
     note(
         model_type=model.config.model_type,
         cls=type(model).__name__,
         by="name" if is_named(zoo, model) else "signature",
         exact=[modality],
-        placed=[] if reasons_against_placement(zoo, model, modality) else [modality],
+        placed=[modality] * is_placed,
         has=[each for each in MODALITIES if serves(owner, each)],
         notes=[zoo.note] if zoo.note else [],
     )
