@@ -54,7 +54,7 @@ def test_closing_words_of_placed_turns_say_where_the_rows_were_written() -> None
     words = closing_words([row, row])
     assert "2 of 2 forward calls were placed" in words
     assert "from the cache or the encoder into `inputs_embeds`" in words
-    assert "not placed" not in words
+    assert "a copy of the rows" not in words
 
 
 def test_closing_words_name_the_number_and_the_reason_of_calls_not_placed() -> None:
@@ -62,4 +62,4 @@ def test_closing_words_name_the_number_and_the_reason_of_calls_not_placed() -> N
     (reason,) = unplaced
     words = closing_words([other, placed, other])
     assert "1 of 3 forward calls were placed" in words
-    assert words.endswith(f" 2 not placed, with a copy of the rows before the stock merge: {reason}.")
+    assert words.endswith(f" In 2 the stock merge got a copy of the rows, because {reason}.")

@@ -148,7 +148,7 @@ def _placed_words(rows: Sequence[Row]) -> str:
         "images were written once, from the cache or the encoder into `inputs_embeds`."
     )
     for reason, number in unplaced.items():
-        words += f" {number} not placed, with a copy of the rows before the stock merge: {reason}."
+        words += f" In {number} the stock merge got a copy of the rows, because {reason}."
     return words
 
 
