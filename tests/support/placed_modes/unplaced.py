@@ -69,10 +69,9 @@ UNPLACED = (
     Unplaced(SPEECH, ANY, "no test shows that this model can be placed"),
     Unplaced(("video_llama_3",), VIDEOS, "__getitem__ reads the features"),
     Unplaced(("llava_next_video",), VIDEOS, "flatten reads the features"),
-    Unplaced(("llama4",), tuple(CALLS), "linear reads the features"),
-    Unplaced(("llama4",), tuple(GENERATES), "linear reads the features", before="5.18"),
-    Unplaced(("llama4", "granite4_vision", "fuyu"), tuple(GENERATES), ENCODED, since="5.18"),
+    Unplaced(("llama4",), ANY, "linear reads the features"),
     Unplaced(("granite4_vision",), tuple(CALLS), PADDED),
+    Unplaced(("granite4_vision",), tuple(GENERATES), ENCODED, since="5.18"),
     Unplaced(("granite4_vision",), tuple(GENERATES), PADDED, before="5.18"),
     Unplaced(("molmo2",), ANY, "reshape reads the features"),
     # `generate` calls the encoder itself.
