@@ -1,4 +1,4 @@
-"""Calls whose rows the stock forward places equal, on a GPU, those of `placement="off"` and the stock merge."""
+"""On a GPU, placed calls equal, bit for bit, those of `placement="off"` and of the stock merge."""
 
 from __future__ import annotations
 

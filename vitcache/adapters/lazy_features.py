@@ -122,14 +122,19 @@ class LazyFeatures(Tensor):
         return self.with_memory().__reduce_ex__(protocol)
 
     def with_memory(self) -> Tensor:
-        """Return a view of the memory. The current stream waits until the rows are written."""
+        """Return a view of the memory. The current stream waits until the rows are written.
+
+        Afterwards this tensor and its base keep no lease.
+        """
         device, memory = self.rows.device, self.memory
         with self.rows.lock:
             if not memory:
-                copied = [(self if self.base is None else self.base)._copy()]
+                base = self if self.base is None else self.base
+                copied = [base._copy()]
                 if device.type == "cuda":
                     copied.append(torch.cuda.current_stream(device).record_event())
                 memory += copied
+                base.rows = self.rows = self.rows.without_items()
             elif device.type == "cuda":
                 stream = torch.cuda.current_stream(device)
                 stream.wait_event(memory[1])
@@ -166,11 +171,12 @@ class LazyFeatures(Tensor):
 
     def copy_of(
         self, ranges: tuple[Range, ...], lengths: Sequence[int], dtype: torch.dtype | None = None
-    ) -> LazyFeatures:
-        """Return a copy of other rows of the same plane."""
-        return LazyFeatures(
-            self.rows, self.plane, ranges, tuple(lengths), self.thread, dtype or self.element_type
-        )
+    ) -> Any:
+        """Return a copy of other rows; NotImplemented if another thread has read this tensor just now."""
+        rows = self.rows
+        if self.memory:  # asked after `rows` was taken: then `rows` has its items, or the memory is there
+            return NotImplemented
+        return LazyFeatures(rows, self.plane, ranges, tuple(lengths), self.thread, dtype or self.element_type)
 
 
 @torch.compiler.disable

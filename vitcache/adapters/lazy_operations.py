@@ -39,12 +39,12 @@ def _cat(_: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
             merged(chain(*(each.ranges for each in tensors))),
             sum(each.lengths[0] for each in tensors),
         )
+    lengths = length, *first.lengths[1:]
     if first.plane and first.thread.call is not None:
         level = first.thread.call.take_level(first.rows, first.plane, ranges, first.element_type)
         if level is not None:
-            return level.view(length, *first.lengths[1:])
-    dtype = first.element_type
-    return LazyFeatures(first.rows, first.plane, ranges, (length, *first.lengths[1:]), first.thread, dtype)
+            return level.view(lengths)
+    return first.copy_of(ranges, lengths)
 
 
 def _stack(_: Any, tensors: Sequence[Any], dim: int = 0) -> Any:

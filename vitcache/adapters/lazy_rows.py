@@ -74,6 +74,14 @@ class LazyRows:
         # Of the last copy: its ranges, its stream, and the planes that no caller has got.
         self._copied: tuple[Sequence[Range], Any, dict[int, Tensor]] | None = None
 
+    def without_items(self) -> LazyRows:
+        """Return an object with the same attributes, also the same lock, which keeps no lease."""
+        other = object.__new__(LazyRows)
+        other._items, other._lengths, other._copied = (), (), None
+        for name in ("device", "dtype", "hidden", "levels", "lock", "whole"):
+            setattr(other, name, getattr(self, name))
+        return other
+
     def pieces(self, ranges: Sequence[Range]) -> list[Piece]:
         """Return the rows in `ranges`, in order."""
         pieces = []

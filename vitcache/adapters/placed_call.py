@@ -68,7 +68,7 @@ class PlacedCall:
         allow it. The host waits for the mask.
         """
         rows = features.rows
-        if not self.allows_writes or features.plane:
+        if not self.allows_writes or features.plane or features.memory:  # another thread may have read them
             return NotImplemented
         if not _fits(inputs_embeds, mask, features):
             self.note("the text embeddings have another dtype, device or layout than the features")

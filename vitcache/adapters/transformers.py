@@ -172,7 +172,7 @@ def attach(
     calls by reason: among them are calls with gradients or with the caller's `inputs_embeds`, and calls of
     models whose placement no test has shown to be exact. If torch.compile traces the whole forward, rows are
     assembled. Features without memory keep leases on their entries: until `generate` returns, and in
-    `image_hidden_states` of an output as long as it lives, or until something reads it.
+    `image_hidden_states` of an output until they are read or the output is deleted.
 
     *VITCACHE_DISABLE.* While this environment variable is set to another value than ``""`` and ``"0"``, the
     stock method serves every call, and nothing is looked up or cached. The entries stay in the cache. A
