@@ -96,7 +96,7 @@ def test_newest_tested_transformers_has_every_family_of_the_zoo() -> None:
 
 
 def check_placement(stats: AttachStats, zoo: ZooModel, modality: str, num_calls: int) -> bool:
-    """Assert that `num_calls` calls and `generate` are placed, or not for the expected reasons."""
+    """Assert that all calls and `generate` are placed, or why they are not. Return whether they are."""
     in_calls, in_generate = (expected_reasons(zoo.name, mode) for mode in MODES[modality])
     reasons = in_calls or set()
     if zoo.options is not None and in_generate != set():  # else the forward gets no items in `generate`
