@@ -16,6 +16,7 @@ from torch import Tensor
 from vitcache.adapters.arguments_by_name import ArgumentsByName
 from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.call_keys import key_options, keys_of
+from vitcache.adapters.caller import is_called_by
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import Family
 from vitcache.adapters.item_encoder import ItemEncoder, UnfitRows
@@ -65,8 +66,10 @@ class CachedEncoder(ItemEncoder):
         if session.thread.encoding:  # a stock video method may call the image method
             return self.stock(*args, **kwargs)
         placement = session.placement
-        if placement is not None and placement.thread.call is not None:
-            placement.thread.call.has_items = True
+        if placement is not None and (call := placement.thread.call) is not None:
+            if not is_called_by(session.model):
+                return self._serve_user(placement.thread, args, kwargs)
+            call.has_items = True
         if is_disabled():
             return self._serve_disabled(args, kwargs)
         if self._is_unfit:
@@ -80,7 +83,9 @@ class CachedEncoder(ItemEncoder):
                 split = self._split(config, arguments)
                 parts = split if isinstance(split, CallParts) else as_parts(split)
         if parts is not None and parts.shapes:
-            options = {name: value for name, value in arguments.items() if name not in parts.names}
+            options = arguments.copy()
+            for name in parts.names:
+                options.pop(name, None)
             keyed = key_options(options, config)
             if keyed is not None:
                 given, framed = keyed
@@ -101,6 +106,14 @@ class CachedEncoder(ItemEncoder):
         session.count(bypassed=1)
         self._note_unplaced("the stock method served the call")
         return self.stock(*args, **kwargs)
+
+    def _serve_user(self, thread: ThreadState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return tensors with memory: a hook of the forward calls this, or a caller after an interrupt."""
+        call, thread.call = thread.call, None
+        try:
+            return self(*args, **kwargs)
+        finally:
+            thread.call = call
 
     def _note_unplaced(self, reason: str) -> None:
         """Note why the running call of the forward gets tensors with memory."""
