@@ -283,7 +283,7 @@ class CachedEncoder(ItemEncoder):
             lengths = elements or _lengths(items)
             self._check_of(kind).run(whole, items, form, lengths, repeats_one=len(rows) == 1)
         lengths = _lengths(items)
-        thread = self._thread_for_lazy(form, whole, encoded)
+        thread = self._thread_for_lazy(form, encoded)
         if thread is None:
             planes: Sequence[Tensor] = form.planes(items, session.cache)
         else:
@@ -291,9 +291,7 @@ class CachedEncoder(ItemEncoder):
             planes = planes_of(LazyRows(items, lengths, form), thread)
         return form.output(planes, elements or lengths), chosen
 
-    def _thread_for_lazy(
-        self, form: OutputForm, whole: Callable[[], Any] | None, encoded: Sequence[CallItem]
-    ) -> ThreadState | None:
+    def _thread_for_lazy(self, form: OutputForm, encoded: Sequence[CallItem]) -> ThreadState | None:
         """Return the state of the thread if the caller may get lazy features, which keep their leases."""
         session = self._session
         placement = session.placement
@@ -302,9 +300,7 @@ class CachedEncoder(ItemEncoder):
         call = placement.thread.call
         if not (placement.thread.pre_encodes if call is None else call.allows_writes):
             return None
-        if whole is not None:
-            reason = "the split of the call was checked"
-        elif form.mask_in is not None or form.layers or form.device != session.cache.device:
+        if form.mask_in is not None or form.layers or form.device != session.cache.device:
             reason = "the features are padded, for several layers, or on another device than the cache"
         elif 2 in form.levels and placement.has_compiled_language_model():
             reason = "the forward passes deepstack features on to a compiled language model"
