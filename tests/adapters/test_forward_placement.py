@@ -150,7 +150,7 @@ def test_two_attached_models_in_one_thread_are_placed_apart() -> None:
 
 @torch.no_grad()
 def test_assisted_generate_with_an_attached_assistant_gives_the_stock_tokens() -> None:
-    (stock, model, _, prompt), (helper, assistant, other, _) = ready("gemma3"), ready("gemma3")
+    (stock, model, _, prompt), (helper, assistant, other, _) = ready("internvl"), ready("internvl")
     expected = generate(stock, prompt, do_sample=False, assistant_model=helper)
     for ours, theirs in zip(
         generate(model, prompt, do_sample=False, assistant_model=assistant), expected, strict=True

@@ -126,7 +126,10 @@ def test_forward_with_a_compiled_language_model_gives_the_stock_logits(name: str
     stock, model, attachment, prompt = ready(name)
     model.base_model.language_model.compile(backend="eager", fullgraph=True)
     found: list[Tensor] = []
-    assert placed(attachment, lambda: found.extend(logits(model, prompt) for _ in range(2))) == (2, {})
+    counts = placed(attachment, lambda: found.extend(logits(model, prompt) for _ in range(2)))
+    # Older releases pass Qwen3-VL's levels on as they are.
+    reason = "the forward passes deepstack features on to a compiled language model"
+    assert counts == (2, {}) or (name == "qwen3_vl" and counts == (0, {reason: 2}))
     for each in found:
         assert torch.equal(each, logits(stock, prompt))
 
