@@ -1,4 +1,4 @@
-"""What users see of lazy features: `image_hidden_states` of outputs, and their own calls of stock methods."""
+"""Lazy features and users: `image_hidden_states` of outputs, and calls of stock methods by users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods and hooks that `attach` installs for placed calls: missing, beside others, and in copies."""
+"""The methods and hooks that `attach` installs for placed calls: when one is missing or replaced again."""
 
 from __future__ import annotations
 
