@@ -16,6 +16,7 @@ from torch import Tensor
 from vitcache.adapters.arguments_by_name import ArgumentsByName
 from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.call_keys import key_options, keys_of
+from vitcache.adapters.caller import is_called_by
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import Family
 from vitcache.adapters.item_encoder import ItemEncoder, UnfitRows
@@ -65,8 +66,10 @@ class CachedEncoder(ItemEncoder):
         if session.thread.encoding:  # a stock video method may call the image method
             return self.stock(*args, **kwargs)
         placement = session.placement
-        if placement is not None and placement.thread.call is not None:
-            placement.thread.call.has_items = True
+        if placement is not None and (call := placement.thread.call) is not None:
+            if not is_called_by(session.model):
+                return self._serve_user(placement.thread, args, kwargs)
+            call.has_items = True
         if is_disabled():
             return self._serve_disabled(args, kwargs)
         if self._is_unfit:
@@ -80,7 +83,9 @@ class CachedEncoder(ItemEncoder):
                 split = self._split(config, arguments)
                 parts = split if isinstance(split, CallParts) else as_parts(split)
         if parts is not None and parts.shapes:
-            options = {name: value for name, value in arguments.items() if name not in parts.names}
+            options = arguments.copy()
+            for name in parts.names:
+                options.pop(name, None)
             keyed = key_options(options, config)
             if keyed is not None:
                 given, framed = keyed
@@ -101,6 +106,14 @@ class CachedEncoder(ItemEncoder):
         session.count(bypassed=1)
         self._note_unplaced("the stock method served the call")
         return self.stock(*args, **kwargs)
+
+    def _serve_user(self, thread: ThreadState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return tensors with memory: a hook of the forward calls this, or a caller after an interrupt."""
+        call, thread.call = thread.call, None
+        try:
+            return self(*args, **kwargs)
+        finally:
+            thread.call = call
 
     def _note_unplaced(self, reason: str) -> None:
         """Note why the running call of the forward gets tensors with memory."""
@@ -270,7 +283,7 @@ class CachedEncoder(ItemEncoder):
             lengths = elements or _lengths(items)
             self._check_of(kind).run(whole, items, form, lengths, repeats_one=len(rows) == 1)
         lengths = _lengths(items)
-        thread = self._thread_for_lazy(form, whole, encoded)
+        thread = self._thread_for_lazy(form, encoded)
         if thread is None:
             planes: Sequence[Tensor] = form.planes(items, session.cache)
         else:
@@ -278,9 +291,7 @@ class CachedEncoder(ItemEncoder):
             planes = planes_of(LazyRows(items, lengths, form), thread)
         return form.output(planes, elements or lengths), chosen
 
-    def _thread_for_lazy(
-        self, form: OutputForm, whole: Callable[[], Any] | None, encoded: Sequence[CallItem]
-    ) -> ThreadState | None:
+    def _thread_for_lazy(self, form: OutputForm, encoded: Sequence[CallItem]) -> ThreadState | None:
         """Return the state of the thread if the caller may get lazy features, which keep their leases."""
         session = self._session
         placement = session.placement
@@ -289,9 +300,7 @@ class CachedEncoder(ItemEncoder):
         call = placement.thread.call
         if not (placement.thread.pre_encodes if call is None else call.allows_writes):
             return None
-        if whole is not None:
-            reason = "the split of the call was checked"
-        elif form.mask_in is not None or form.layers or form.device != session.cache.device:
+        if form.mask_in is not None or form.layers or form.device != session.cache.device:
             reason = "the features are padded, for several layers, or on another device than the cache"
         elif 2 in form.levels and placement.has_compiled_language_model():
             reason = "the forward passes deepstack features on to a compiled language model"
