@@ -349,4 +349,7 @@ class CachedEncoder(ItemEncoder):
 
 
 def _lengths(items: list[Any]) -> list[int]:
-    return [item.num_rows if isinstance(item, Lease) else len(item) for item in items]
+    lengths = []
+    for item in items:  # a comprehension would enter a frame in Python 3.11
+        lengths.append(item.num_rows if isinstance(item, Lease) else len(item))
+    return lengths

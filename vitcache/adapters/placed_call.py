@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
+from vitcache.adapters.caller import is_called_by
 from vitcache.adapters.lazy_features import LazyFeatures
 from vitcache.adapters.lazy_rows import LazyRows, Piece, Range
 from vitcache.placement.ops import scatter_embeddings
@@ -68,7 +70,7 @@ class PlacedCall:
         allow it. The host waits for the mask.
         """
         rows = features.rows
-        if not self.allows_writes or features.plane:
+        if not self.allows_writes or features.plane or not is_called_by(self._owner):
             return NotImplemented
         if not _fits(inputs_embeds, mask, features):
             self.note("the text embeddings have another dtype, device or layout than the features")
@@ -104,7 +106,8 @@ class PlacedCall:
             return False
         # Another module, or a hook, may keep its output.
         is_stock = type(embedding).__module__.startswith(_LIBRARIES) and "forward" not in vars(embedding)
-        return is_stock and not embedding._forward_hooks and not inputs_embeds._is_view()
+        hooks = embedding._forward_hooks or _global_forward_hooks
+        return is_stock and not hooks and not inputs_embeds._is_view()
 
 
 def _fits(inputs_embeds: Tensor, mask: Tensor, features: LazyFeatures) -> bool:
