@@ -94,6 +94,30 @@ def test_kept_output_of_the_embedding_has_the_text_rows(name: str, keep: Any) ->
     assert torch.equal(kept[0], stock.get_input_embeddings()(prompt["input_ids"]))
 
 
+def embeds_by_hook(model: nn.Module, embeds: Tensor) -> None:
+    def give(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {"input_ids": None, "inputs_embeds": embeds}
+
+    model.register_forward_pre_hook(give, with_kwargs=True)
+
+
+def embeds_by_forward(model: nn.Module, embeds: Tensor) -> None:
+    stock = model.forward
+    model.forward = lambda **kwargs: stock(**kwargs | {"input_ids": None, "inputs_embeds": embeds})
+
+
+@pytest.mark.parametrize("give", [embeds_by_hook, embeds_by_forward])
+@torch.no_grad()
+def test_embeddings_that_the_user_puts_into_the_call_are_not_written(give: Any) -> None:
+    stock, model, _, prompt = ready("gemma3")
+    embeds = stock.get_input_embeddings()(prompt["input_ids"])
+    given = embeds.clone()
+    give(model.base_model, given)
+    for _ in range(2):
+        assert torch.equal(logits(model, prompt), logits(stock, prompt))
+    assert torch.equal(given, embeds)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("target", ["embed_tokens", "q_proj"])
 @torch.no_grad()

@@ -100,8 +100,12 @@ class PlacedCall:
 
     def _is_fresh(self, inputs_embeds: Tensor) -> bool:
         """Whether nothing but the forward has the output of the token embedding."""
+        owner = self._owner
+        # A hook that runs after ours, or a function around the forward, may have put its own tensor in.
+        if len(owner._forward_pre_hooks) > 1 or "forward" in vars(owner):
+            return False
         try:
-            embedding: Any = self._owner.get_input_embeddings()  # type: ignore[operator]
+            embedding: Any = owner.get_input_embeddings()  # type: ignore[operator]
         except (AttributeError, NotImplementedError):
             return False
         # Another module, or a hook, may keep its output.
