@@ -20,7 +20,7 @@ from vitcache.bench.harness.timing import Timer
 
 NAMES = (
     *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "engines", "hits", "keys"),
-    *("limit", "multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
+    *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES

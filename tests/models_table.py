@@ -24,8 +24,10 @@ item, and duplicates), the logits and the tokens of `generate` equal bit for bit
 encodes each item with a call of its own, and each item is encoded once; each item alone changes the logits by
 at least 1 % of the largest one. *name*: the split is made for this model type. *signature*: it follows from
 the names of the arguments, and the first call with several items is checked. *stock*: the stock method
-encodes this modality, and nothing is cached. An empty cell: the model lacks this modality. The tests are
-`tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
+encodes this modality, and nothing is cached. An empty cell: the model lacks this modality. *placed*: the
+modalities whose rows one launch writes from the cache into the output of the token embedding, in each forward
+of these tests; the rows of the other modalities are copied to a tensor that the stock forward reads. The
+tests are `tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
 `tests/adapters/test_prefill_families.py`, on transformers {versions}; `make models` writes this page.
 
 Beside other clips, an audio clip is cut behind its last valid frame, so that padding to longer clips is not
@@ -65,13 +67,14 @@ def render(results: dict[str, dict[str, Any]]) -> str:
         f"## Exact: {len(exact)} model types, {sum(m['by'] == 'name' for m in exact.values())} by name\n\n"
     )
     columns = ["model type", "class", "known by", *(f"{each}s" for each in MODALITIES[:2]), "audio"]
-    columns += ["chunked prefill", *(f"transformers {version}" for version in oldest), "notes"]
+    columns += ["placed", "chunked prefill", *(f"transformers {version}" for version in oldest), "notes"]
     lines.append(_row(columns) + _row(["---"] * len(columns)))
     for name, model in exact.items():
         cells = [f"`{name}`", f"`{model['cls']}`", model["by"]]
         cells += [_modality(model, modality) for modality in MODALITIES]
+        cells.append(", ".join(model["placed"]))
         cells.append("yes" if model.get("chunked_prefill") else "")
-        cells += [_at(results[version], name, version) for version in oldest]
+        cells += [_at(results[version].get(name), model, version) for version in oldest]
         cells.append("; ".join(model["notes"]))
         lines.append(_row(cells))
     lines.append(f"\n## Refused: {len(refused)} model types\n\n" + _row(["model type", "class", "reason"]))
@@ -90,11 +93,16 @@ def _modality(model: dict[str, Any], modality: str) -> str:
     return "stock" if modality in model["has"] else ""
 
 
-def _at(models: dict[str, Any], name: str, version: str) -> str:
-    model = models.get(name)
+def _at(model: dict[str, Any] | None, newest: dict[str, Any], version: str) -> str:
+    """The exact modalities of an older release, and the placed ones if they are not those of the newest."""
     if model is None:
         return f"not in {version}"
-    return ", ".join(model["exact"]) if "exact" in model else "refused"
+    if "exact" not in model:
+        return "refused"
+    exact = ", ".join(model["exact"])
+    if model["placed"] == newest["placed"]:
+        return exact
+    return f"{exact}; placed: {', '.join(model['placed']) or 'none'}"
 
 
 def main(arguments: list[str]) -> int:

@@ -66,7 +66,7 @@ def run_case(case: PlacementCase, recorder: Recorder, timer: Timer) -> Iterator[
         compare_with_design(case, name, measured, recorder)
         if on_gpu:
             recorder.add(case.name, name, "host_us", "us", timer.host_us(lambda build=build: build(scene)))
-            peak = float(timer.peak_bytes(lambda build=build: build(scene)) or 0)
+            peak = float(timer.peak_bytes(lambda build=build: build(scene)))
             against = ("output", float(output_bytes))
             recorder.add(case.name, name, "peak_bytes", "B", Sample.of([peak]), against=against)
 

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from vitcache.bench.harness.allocations import peak_on_cpu
+
 _T = TypeVar("_T")
 
 # Larger than the L2 cache of any GPU so far (an H200 has 60 MB, a B200 126 MB).
@@ -161,13 +163,13 @@ class Timer:
                 values[name].append(statistics.median(times))
         return {name: Sample.of(times[2:]) for name, times in values.items()}
 
-    def peak_bytes(self, function: Callable[[], object]) -> int | None:
+    def peak_bytes(self, function: Callable[[], object]) -> int:
         """Return the largest number of bytes that a call adds to torch's allocated device memory.
 
-        The call's result is included. None on the CPU.
+        The call's result is included.
         """
         if self.device.type != "cuda":
-            return None
+            return peak_on_cpu(function)
         self.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -24,6 +24,12 @@ class LacksThePooledRows:
     last_hidden_state: Tensor | None = None
 
 
+@dataclass
+class HasLevels:
+    pooler_output: tuple[Tensor, ...] | None = None
+    deepstack_features: list[tuple[Tensor, ...]] | None = None
+
+
 @pytest.mark.parametrize("cls", [RequiresHiddenState, LacksThePooledRows])
 def test_output_has_the_rows_and_no_hidden_state(cls: type) -> None:
     features = torch.randn(1, 3, 8)
@@ -36,3 +42,12 @@ def test_output_has_the_rows_and_no_hidden_state(cls: type) -> None:
     assert type(assembled) is cls
     assert assembled.last_hidden_state is None
     assert torch.equal(assembled.pooler_output, torch.cat([features, features]))
+
+
+@pytest.mark.parametrize("levels", [None, []], ids=["None", "empty"])
+def test_output_without_deepstack_levels_keeps_the_value_of_their_field(
+    levels: list[tuple[Tensor, ...]] | None,
+) -> None:
+    output = HasLevels((torch.randn(3, 8),), levels)
+    form = OutputForm.of(output, item_rows(output))
+    assert form.output([torch.randn(5, 8)], [2, 3]).deepstack_features == levels

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels",
 QUICK = ("llava", "gemma3", "paligemma", "qwen3_vl")
 also_slow = pytest.mark.parametrize("name", ["gemma3", pytest.param("qwen3_vl", marks=pytest.mark.soak)])
 STOCK_DOES_NOT_COMPILE = ("florence2", "hunyuan_vl", "ovis2", "qwen4_exp", "step3p7")
-"""Florence-2's forward takes no features; those of the others branch on data."""
+"""Florence-2's forward takes no features; the other four branch on data."""
 GIVEN_POSITIONS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_omni"),
     *("cosmos3_edge", "cohere_compass", "glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr", "paddleocr_vl"),

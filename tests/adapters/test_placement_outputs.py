@@ -1,4 +1,4 @@
-"""What users see of lazy features: `image_hidden_states` of outputs, and their own calls of stock methods."""
+"""Lazy features and users: `image_hidden_states` of outputs, and calls of stock methods by users."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_output_has_the_image_hidden_states_of_the_stock_output(name: str) -> No
     use(0, 1)
     expected = states(stock(**prompt))
     assert all(value is None for value in (states(model(**text(prompt))), states(stock(**text(prompt)))))
-    first, second, third, last = (states(model(**prompt)) for _ in range(4))
+    first, second, third, fourth, last = (states(model(**prompt)) for _ in range(5))
     assert (first.shape, first.stride(), first.dtype) == (
         expected.shape,
         expected.stride(),
@@ -42,8 +42,10 @@ def test_output_has_the_image_hidden_states_of_the_stock_output(name: str) -> No
     assert torch.equal(first, expected)
     assert torch.equal(second[-1], expected[-1])
     assert torch.equal(pickle.loads(pickle.dumps(third)), expected)
-    assert attachment.stats().placed_calls == 4
+    assert attachment.stats().placed_calls == 5
     attachment.cache.clear()
+    assert torch.equal(fourth, expected)
+    attachment.cache.close()
     assert torch.equal(last, expected)
 
 

@@ -1,4 +1,4 @@
-"""The methods and hooks that `attach` installs for placed calls: missing, beside others, and in copies."""
+"""The methods and hooks that `attach` installs for placed calls: when one is missing or replaced again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from attached import generate, logits, pair, plain_kernels  # noqa: F401
-from ready_models import each_kind, placed, ready
+from ready_models import each_kind, is_plain, placed, ready
 from tiny_models import FAMILIES, one_at_a_time
 from torch import nn
 from transformers import GenerationMixin
@@ -88,6 +88,23 @@ def test_private_method_that_the_user_replaces_is_called_and_stays_after_detach(
     generate(model, prompt)
     assert len(calls) == 3
     assert attachment.stats().placed_calls == 2
+
+
+@pre_encodes
+@torch.no_grad()
+def test_interrupted_generate_leaves_no_lazy_features() -> None:
+    _, model, attachment, prompt = ready("gemma3")
+    attachment.cache.clear()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.base_model.vision_tower.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, prompt)
+    hook.remove()
+    features = model.get_image_features(prompt["pixel_values"], return_dict=True).pooler_output
+    assert is_plain(features)
 
 
 def state(model: nn.Module) -> list[dict[str, Any]]:

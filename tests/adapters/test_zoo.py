@@ -1,4 +1,4 @@
-"""Every family that `attach` serves: logits and tokens of the stock model, and one encode per item."""
+"""Every family that `attach` serves: the stock logits and tokens, one encode per item, and placed calls."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ import transformers
 from attached import plain_kernels  # noqa: F401
 from family_results import note
 from packaging.version import Version
+from placed_modes.unplaced import expected_reasons
 from tiny_zoo import ZOO, ZooModel, stock_each
 from torch import nn
 
 from vitcache.adapters.families import FAMILIES
 from vitcache.adapters.feature_owner import MODALITIES, serves
+from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
@@ -30,6 +32,9 @@ PROMPTS = ((0,), (0, 1), (1, 0, 2), (2, 2))
 
 LEAST_CHANGE = 1e-2
 """Of the largest logit: how much the logits change at least if the pixels or samples of one item change."""
+
+MODES = {"image": ("three images", "greedy"), "video": ("videos", "videos"), "audio": ("audio", "audio")}
+"""The modes of `UNPLACED` that are those of this test: of the calls, and of `generate`."""
 
 CASES = [(zoo, modality) for zoo in ZOO.values() for modality in zoo.media]
 
@@ -71,6 +76,7 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
         assert torch.equal(zoo.generated(model, prompt), zoo.generated(stock, prompt))
     stats = attachment.stats()
     assert (stats.encoded, stats.bypassed, attachment.cache.row_width) == (num_items, 0, zoo.row_width)
+    is_placed = check_placement(stats, zoo, modality, len(PROMPTS) + len(apart))
 
     calls.clear()
     before = zoo.logits(model, prompt)
@@ -78,7 +84,7 @@ def test_attach_gives_the_stock_logits_and_tokens_with_one_encode_per_item(
         change = zoo.logits(model, zoo.changed(prompt, modality, 0, 1, item=item)) - before
         assert change.abs().max() >= LEAST_CHANGE * before.abs().max()
         assert len(calls) == 1 + item  # the other item is a hit
-    note_exact(zoo, model, modality)
+    note_exact(zoo, model, modality, is_placed=is_placed)
 
 
 def test_newest_tested_transformers_has_every_family_of_the_zoo() -> None:
@@ -87,6 +93,19 @@ def test_newest_tested_transformers_has_every_family_of_the_zoo() -> None:
     if Version(transformers.__version__) < Version(*newest):
         pytest.skip(f"transformers {transformers.__version__} is older than {newest}")
     assert [zoo.lacks for zoo in ZOO.values() if not zoo.exists] == []
+
+
+def check_placement(stats: AttachStats, zoo: ZooModel, modality: str, num_calls: int) -> bool:
+    """Assert that `num_calls` calls and `generate` are placed, or not for the expected reasons; return which."""
+    in_calls, in_generate = (expected_reasons(zoo.name, mode) for mode in MODES[modality])
+    reasons = in_calls or set()
+    if zoo.options is not None and in_generate != set():  # else the forward gets no items in `generate`
+        num_calls += 1
+        reasons = reasons | (in_generate or set())
+    assert stats.unplaced_calls.keys() == reasons
+    assert stats.placed_calls == (0 if reasons else num_calls)
+    assert sum(stats.unplaced_calls.values()) == (num_calls if reasons else 0)
+    return not reasons
 
 
 def is_named(zoo: ZooModel, model: nn.Module) -> bool:
@@ -108,13 +127,14 @@ def count_calls(zoo: ZooModel, model: nn.Module, modality: str, patch: pytest.Mo
     return calls
 
 
-def note_exact(zoo: ZooModel, model: nn.Module, modality: str) -> None:
+def note_exact(zoo: ZooModel, model: nn.Module, modality: str, *, is_placed: bool) -> None:
     owner = zoo.features_owner(model)
     note(
         model_type=model.config.model_type,
         cls=type(model).__name__,
         by="name" if is_named(zoo, model) else "signature",
         exact=[modality],
+        placed=[modality] * is_placed,
         has=[each for each in MODALITIES if serves(owner, each)],
         notes=[zoo.note] if zoo.note else [],
     )

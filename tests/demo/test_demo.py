@@ -103,6 +103,7 @@ def test_each_turn_encodes_one_image_and_hits_the_rest_stock_encodes_all(result:
     assert [(row["encoded"], row["hits"]) for row in rows] == [(1, 0), (1, 1), (1, 2)]
     assert [(row["encoded_attach"], row["hits_attach"]) for row in rows] == [(1, 0), (1, 1), (1, 2)]
     assert [row["equal"] for row in rows] == [True] * TURNS
+    assert [(row["placed_calls_attach"], row["unplaced_calls_attach"]) for row in rows] == [(1, {})] * TURNS
     assert result.code == 0
 
 
@@ -160,6 +161,7 @@ def test_table_has_a_line_per_turn_and_a_closing_sentence(result: Result) -> Non
     assert "In turn 3 the stock model encoded 3 images" in words
     assert "vitcache encoded 1, found 2 in its cache" in words
     assert "equal in every turn" in words
+    assert f"With attach, {TURNS} of {TURNS} forward calls were placed:" in words
 
 
 def test_plot_is_a_png_image(result: Result) -> None:
@@ -323,7 +325,7 @@ def test_build_prompt_repeats_the_prompt_before_and_adds_one_image(
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_closing_words_use_the_singular_for_one_image(count: int) -> None:
-    row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, 8, True, True, 0.0)
+    row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, 8, True, True, 0.0, 1, {})
     assert f"encoded {count} image{'s' * (count > 1)} in 5.0 ms" in closing_words([row])
 
 

@@ -57,6 +57,7 @@ def test_demo_of_each_family_has_equal_logits_and_encodes_each_image_once(name: 
         assert (row["hits"], row["hits_attach"]) == (turn - 1, turn - 1)
         assert row["equal"]
         assert row["equal_attach"]
+        assert (row["placed_calls_attach"], row["unplaced_calls_attach"]) == (1, {})
 
 
 @each_family

@@ -19,13 +19,13 @@ from vitcache.bench import run
 
 # Benches by whether they measure a GPU.
 BENCHES = {
-    **dict.fromkeys(("accuracy", "blocks", "hits", "keys", "limit", "multiturn", "placement"), True),
-    **dict.fromkeys(("ring", "scatter", "step", "vision", "engines"), True),
+    **dict.fromkeys(("accuracy", "blocks", "hits", "keys", "limit", "merge", "multiturn"), True),
+    **dict.fromkeys(("placement", "ring", "scatter", "step", "vision", "engines"), True),
     **dict.fromkeys(("attach", "cache", "cpu"), False),
 }
 ON_GPU = [
-    *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "multiturn", "blocks", "keys"),
-    *("limit", "engines", "accuracy", "vision"),
+    *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "merge", "multiturn", "blocks"),
+    *("keys", "limit", "engines", "accuracy", "vision"),
 ]
 DRY = Settings("python", Path("out"), dry=True)
 GPU = Settings("python", Path("out"), budget_s=600)

@@ -5,6 +5,7 @@ The calls are a pairwise sample of dtypes, forms of the levels, factors, sources
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -141,6 +142,16 @@ CALLS = list(
         )
     )
 )
+
+
+# The merge of an attached model: leases, or rows of the encoder, into text embeddings, with packed levels.
+MERGES = [
+    Call(kind, (cached,), target, None, cached, form, False, None, None, False)
+    for kind, form, (cached, target) in product(
+        ("leases", "rows"), ("packed", "none"), ((BF16, BF16), (F16, F16), (F32, F32), (F32, BF16))
+    )
+]
+CALLS = list(dict.fromkeys(CALLS + MERGES))
 
 
 @pytest.fixture(autouse=True)

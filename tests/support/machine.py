@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,23 @@ class Machine:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    @contextmanager
+    def host_syncs(self) -> Iterator[list[str]]:
+        """A list that has, after the block, an entry for each call of torch that waited for the device."""
+        found: list[str] = []
+        if self.dry:
+            yield found
+            return
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        messages = [str(warning.message) for warning in warned]
+        found += [message for message in messages if message.startswith("called a synchronizing")]
 
     def graph(self, body: Callable[[], Any]) -> Callable[[], Any]:
         """Run `body` once, capture it, and return its replay; in a dry run, return `body`."""

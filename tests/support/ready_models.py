@@ -1,4 +1,4 @@
-"""Attached models of which every call is a hit, and what a call adds to the counts of placed calls."""
+"""Attached models of which every call is a hit, and the counts that a call adds to placed calls."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def ready(name: str, **options: Any) -> tuple[nn.Module, nn.Module, Attachment, 
 
 
 def placed(attachment: Attachment, call: Callable[[], object]) -> tuple[int, dict[str, int]]:
-    """Run the call; return the number of placed calls, and the number of the others by reason."""
+    """Run the call; return the number of placed calls, and the number of unplaced calls by reason."""
     before = attachment.stats()
     call()
     after = attachment.stats()
-    others = {name: n - before.unplaced_calls.get(name, 0) for name, n in after.unplaced_calls.items()}
-    return after.placed_calls - before.placed_calls, {name: n for name, n in others.items() if n}
+    unplaced = {name: n - before.unplaced_calls.get(name, 0) for name, n in after.unplaced_calls.items()}
+    return after.placed_calls - before.placed_calls, {name: n for name, n in unplaced.items() if n}
 
 
 def is_plain(features: Any) -> bool:

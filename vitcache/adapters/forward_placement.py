@@ -123,9 +123,10 @@ class _Hook(partial[None]):
 def _are_lazy(encoded: Any) -> bool:
     """Whether one of the features that a caller gives to the forward is lazy."""
     for output in encoded.values() if isinstance(encoded, dict) else ():
-        features = getattr(output, "pooler_output", None)
-        if isinstance(features, list | tuple) and features:
-            features = features[0]
-        if isinstance(features, LazyFeatures):
-            return True
+        for name in ("pooler_output", "last_hidden_state"):
+            features = getattr(output, name, None)
+            if isinstance(features, list | tuple) and features:
+                features = features[0]
+            if isinstance(features, LazyFeatures):
+                return True
     return False

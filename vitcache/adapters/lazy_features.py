@@ -23,6 +23,9 @@ _METHODS = (
 _METADATA = {getattr(Tensor, name).__get__ for name in " ".join(_ATTRIBUTES).split()}
 _METADATA |= {getattr(Tensor, name) for name in " ".join(_METHODS).split()}
 
+_KEYWORDS = {"device", "dim", "dtype", "non_blocking"}
+"""The keyword arguments that `LAZY_OPERATIONS` take; a call with `out`, for example, needs memory."""
+
 LAZY_OPERATIONS: dict[Any, Any] = {}
 """The operations that take lazy features as they are, by function of torch; `lazy_operations` fills it."""
 
@@ -87,6 +90,8 @@ class LazyFeatures(Tensor):
         tensor.lengths, tensor.element_type = lengths, dtype
         tensor.thread, tensor.base, tensor.start = thread, base, start
         tensor.memory = [] if base is None else base.memory
+        # Code that asks for an address behind torch's back gets an error, not the address 0.
+        torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
 
     @classmethod
@@ -99,7 +104,7 @@ class LazyFeatures(Tensor):
         if function in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
-        if function in LAZY_OPERATIONS:
+        if function in LAZY_OPERATIONS and kwargs.keys() <= _KEYWORDS:
             result = LAZY_OPERATIONS[function](function, *args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -117,13 +122,14 @@ class LazyFeatures(Tensor):
         return self.with_memory().__reduce_ex__(protocol)
 
     def with_memory(self) -> Tensor:
-        """Return the tensor with memory, always the same. The current stream waits until it is written."""
+        """Return a view of the memory. The current stream waits until the rows are written."""
         device, memory = self.rows.device, self.memory
         with self.rows.lock:
             if not memory:
-                memory.append((self if self.base is None else self.base)._copy())
+                copied = [(self if self.base is None else self.base)._copy()]
                 if device.type == "cuda":
-                    memory.append(torch.cuda.current_stream(device).record_event())
+                    copied.append(torch.cuda.current_stream(device).record_event())
+                memory += copied
             elif device.type == "cuda":
                 stream = torch.cuda.current_stream(device)
                 stream.wait_event(memory[1])
@@ -133,10 +139,13 @@ class LazyFeatures(Tensor):
 
     def _copy(self) -> Tensor:
         call = self.thread.call
-        level = None if call is None else call.take_level(self.rows, self.plane, self.ranges)
+        dtype = self.element_type
+        level = None if call is None else call.take_level(self.rows, self.plane, self.ranges, dtype)
         if level is not None:
             return level
-        return self.rows.copy(self.ranges)[self.plane].to(self.element_type)
+        # A tensor of inference mode could not be used for training later; features may be read in any mode.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.rows.copy_plane(self.plane, self.ranges).to(dtype)
 
     def cut(self, start: int, stop: int) -> list[Range]:
         """Return the ranges of the rows ``[start, stop)`` of this tensor."""

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from vitcache.adapters.lazy_features import LAZY_OPERATIONS, LazyFeatures
 from vitcache.adapters.lazy_rows import Range, merged
+from vitcache.rows import DTYPES
 
 
 def _merge(_: Any, inputs_embeds: Tensor, mask: Tensor, source: Any) -> Any:
     """Write the rows in place, if the thread is in a forward that allows it."""
-    if not isinstance(source, LazyFeatures) or source.memory or source.thread.call is None:
+    if not isinstance(source, LazyFeatures) or (call := source.thread.call) is None:
         return NotImplemented
-    return source.thread.call.place(inputs_embeds, mask, source)
+    if source.memory:
+        call.note("the features were read before the merge")
+        return NotImplemented
+    return call.place(inputs_embeds, mask, source)
 
 
 def _cat(_: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
@@ -36,7 +40,7 @@ def _cat(_: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
             sum(each.lengths[0] for each in tensors),
         )
     if first.plane and first.thread.call is not None:
-        level = first.thread.call.take_level(first.rows, first.plane, ranges)
+        level = first.thread.call.take_level(first.rows, first.plane, ranges, first.element_type)
         if level is not None:
             return level.view(length, *first.lengths[1:])
     dtype = first.element_type
@@ -54,18 +58,16 @@ def _stack(_: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
 
 
 def _to(_: Any, features: Any, *args: Any, **kwargs: Any) -> Any:
-    if not isinstance(features, LazyFeatures) or features.memory:
+    if not isinstance(features, LazyFeatures) or features.memory or len(args) > 2:  # it may ask for a copy
         return NotImplemented
-    if not kwargs.keys() <= {"device", "dtype", "non_blocking"}:
-        return NotImplemented
-    device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
     own = features.element_type
-    if memory_format is not None or device not in (None, features.rows.device):
+    if device not in (None, features.rows.device):
         return NotImplemented
     if dtype in (None, own):
         return features
-    # A second cast could round twice.
-    if own != features.rows.dtype or not dtype.is_floating_point:
+    # A second cast could round twice. A placement can write `DTYPES` only.
+    if own != features.rows.dtype or dtype not in DTYPES:
         return NotImplemented
     return features.copy_of(features.ranges, features.lengths, dtype)
 
@@ -99,12 +101,11 @@ def _gather(features: LazyFeatures, index: np.ndarray) -> Any:
     return features.copy_of(merged(ranges), (len(index), features.lengths[1]))
 
 
-def _unbind(function: Any, features: Any, dim: int = 0) -> Any:
+def _unbind(_: Any, features: Any, dim: int = 0) -> Any:
     if not _is_lazy(features) or dim != 0 or len(features.lengths) != 3:
         return NotImplemented
     length, *shape = features.lengths
-    parts = tuple(features.view_of(number * shape[0], shape) for number in range(length))
-    return iter(parts) if function is Tensor.__iter__ else parts
+    return tuple(features.view_of(number * shape[0], shape) for number in range(length))
 
 
 def _split(_: Any, features: Any, sizes: Any, dim: int = 0) -> Any:
@@ -129,15 +130,16 @@ def _view(function: Any, features: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _repeat(_: Any, features: Any, *sizes: Any) -> Any:
-    if sizes and not isinstance(sizes[0], int):
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
         (sizes,) = sizes
     if not _is_lazy(features) or len(sizes) != len(features.lengths) or set(sizes[1:]) != {1}:
         return NotImplemented
     length, *rest = features.lengths
-    return features.copy_of(merged(features.ranges * sizes[0]), (sizes[0] * length, *rest))
+    times = int(sizes[0])  # a number of numpy, or a tensor
+    return features.copy_of(merged(features.ranges * times), (times * length, *rest))
 
 
-def _copy(_: Any, features: Any, *args: Any, **kwargs: Any) -> Any:
+def _copy(_: Any, features: Any, *memo: Any) -> Any:
     return features.copy_of(features.ranges, features.lengths) if _is_lazy(features) else NotImplemented
 
 
@@ -159,18 +161,18 @@ def _are_alike(tensors: Sequence[Any]) -> bool:
 
 
 _FUNCTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], ...]] = {
-    _merge: (Tensor.masked_scatter, torch.masked_scatter),
-    _cat: (torch.cat, torch.concat, torch.concatenate),
+    _merge: (Tensor.masked_scatter,),
+    _cat: (torch.cat,),
     _stack: (torch.stack,),
     _to: (Tensor.to,),
     _index: (Tensor.__getitem__,),
-    _unbind: (Tensor.unbind, torch.unbind, Tensor.__iter__),
-    _split: (Tensor.split_with_sizes, torch.split_with_sizes),
+    _unbind: (Tensor.unbind,),
+    _split: (Tensor.split_with_sizes,),
     _view: (
-        *(Tensor.reshape, torch.reshape, Tensor.view, Tensor.flatten, torch.flatten, Tensor.unflatten),
-        *(Tensor.unsqueeze, torch.unsqueeze, Tensor.squeeze, torch.squeeze, Tensor.contiguous, Tensor.detach),
+        *(Tensor.reshape, Tensor.view, Tensor.flatten, Tensor.unflatten, Tensor.unsqueeze),
+        *(Tensor.contiguous, Tensor.detach),
     ),
     _repeat: (Tensor.repeat,),
-    _copy: (Tensor.clone, torch.clone, Tensor.__deepcopy__),
+    _copy: (Tensor.clone, Tensor.__deepcopy__),
 }
 LAZY_OPERATIONS.update({each: operation for operation, functions in _FUNCTIONS.items() for each in functions})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 class LazyRows:
-    """The rows of several items, end to end: leases, and rows that were just encoded. Immutable.
+    """The rows of several items, end to end: leases, and rows that were just encoded.
 
     Any thread may use it. The leases end when the object is garbage-collected.
 
@@ -59,10 +59,10 @@ class LazyRows:
     whole
         The ranges of all rows.
     lock
-        Held while features of these rows are copied for the first time.
+        Held while features of these rows are copied for the first time; `copy_plane` needs it.
     """
 
-    __slots__ = ("_items", "_lengths", "device", "dtype", "hidden", "levels", "lock", "whole")
+    __slots__ = ("_copied", "_items", "_lengths", "device", "dtype", "hidden", "levels", "lock", "whole")
 
     def __init__(self, items: Sequence[Tensor | Lease], lengths: Sequence[int], form: OutputForm) -> None:
         self._items, self._lengths = items, lengths
@@ -71,6 +71,8 @@ class LazyRows:
         self.hidden = form.width // (1 + self.levels)
         self.dtype, self.device = form.dtype, form.device
         self.lock = threading.Lock()
+        # Of the last copy: its ranges, its stream, and the planes that no caller has got.
+        self._copied: tuple[Sequence[Range], Any, dict[int, Tensor]] | None = None
 
     def pieces(self, ranges: Sequence[Range]) -> list[Piece]:
         """Return the rows in `ranges`, in order."""
@@ -84,11 +86,19 @@ class LazyRows:
                 begin += length
         return pieces
 
-    def copy(self, ranges: Sequence[Range]) -> Tensor:
-        """Return a new tensor ``(1 + levels, n, hidden)`` with the ``n`` rows in `ranges`. It is one launch.
+    def copy_plane(self, plane: int, ranges: Sequence[Range]) -> Tensor:
+        """Return a new tensor ``(n, hidden)``: one plane of the ``n`` rows in `ranges`.
 
-        The copy is queued on the current stream.
+        One launch copies all planes of these rows, and the next calls for the other planes return theirs.
+        The copy is queued on the current stream. The caller holds `lock`.
         """
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        if self._copied is None or self._copied[:2] != (ranges, stream) or plane not in self._copied[2]:
+            self._copied = ranges, stream, dict(enumerate(self._copy(ranges)))
+        return self._copied[2].pop(plane)
+
+    def _copy(self, ranges: Sequence[Range]) -> Tensor:
+        """Return a new tensor ``(1 + levels, n, hidden)`` with the ``n`` rows in `ranges`."""
         pieces = self.pieces(ranges)
         number = sum(piece.num_rows for piece in pieces)
         planes = torch.empty((1 + self.levels, number, self.hidden), dtype=self.dtype, device=self.device)
@@ -97,5 +107,10 @@ class LazyRows:
             spans.append(Span(start, piece.num_rows, piece.first))
             start += piece.num_rows
         levels = planes[1:] if self.levels else None
-        scatter_embeddings(planes[0], [piece.rows for piece in pieces], spans, deepstack=levels)
+        sources = [piece.rows for piece in pieces]
+        scatter_embeddings(planes[0], sources, spans, deepstack=levels)
+        if self.device.type == "cuda":
+            for rows in sources:
+                if isinstance(rows, Tensor):  # made on a stream that may be another one; a lease takes care
+                    rows.record_stream(torch.cuda.current_stream(self.device))
         return planes

@@ -33,7 +33,7 @@ class OutputForm:
         The fields with the rows.
     pooler, levels, levels_in
         Containers of the rows, of each deepstack level, and of all levels: a class, or the dimensions of a
-        tensor.
+        tensor. `levels_in` is None if the output has no levels field. The field may be empty.
     layers
         The layers of the language model that the features and the levels are for, if the output names them.
     width, dtype
@@ -49,7 +49,7 @@ class OutputForm:
     rows_in: tuple[str, ...]
     pooler: type | int
     levels: tuple[type | int, ...]
-    levels_in: type
+    levels_in: type | None
     layers: tuple[int, ...]
     width: int
     dtype: torch.dtype
@@ -61,7 +61,7 @@ class OutputForm:
     def of(cls, output: Any, rows: Tensor) -> OutputForm:
         """Return the form of `output`, which has one item with these `rows`."""
         read = ReadOutput.of(output)
-        constant = getattr(output, CONSTANT, None)
+        constant, levels = getattr(output, CONSTANT, None), getattr(output, LEVELS, None)
         rows_in = tuple(name for name in ROWS if getattr(output, name, None) is read.features)
         return cls(
             cls=type(output),
@@ -69,7 +69,7 @@ class OutputForm:
             rows_in=rows_in,
             pooler=_container(read.features),
             levels=tuple(_container(level) for level in read.levels),
-            levels_in=type(read.levels),
+            levels_in=None if levels is None else type(levels),
             layers=read.layers,
             width=rows.shape[1],
             dtype=rows.dtype,
@@ -123,7 +123,7 @@ class OutputForm:
         values = dict.fromkeys(self.rows_in, contained)
         if self.constants:  # a caller may write to its output
             values |= {name: constant.clone() for name, constant in self.constants.items()}
-        if levels:
+        if self.levels_in is not None:
             values[LEVELS] = self.levels_in(map(_contain, self.levels, levels, repeat(parts)))
         if self.layers:
             values[LEVELS] = list(zip(self.layers, (contained, *values.get(LEVELS, ())), strict=True))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks
 
 from vitcache.adapters.caller import is_called_by
 from vitcache.adapters.lazy_features import LazyFeatures
@@ -93,10 +92,15 @@ class PlacedCall:
         self.is_placed = True
         return inputs_embeds
 
-    def take_level(self, rows: LazyRows, plane: int, ranges: tuple[Range, ...]) -> Tensor | None:
-        """Return these rows of a deepstack level if `place` has packed them; None otherwise, and later."""
+    def take_level(
+        self, rows: LazyRows, plane: int, ranges: tuple[Range, ...], dtype: torch.dtype
+    ) -> Tensor | None:
+        """Return these rows of a deepstack level if `place` has packed them in this dtype.
+
+        A level is returned once: the second call gets None, like a call for other rows.
+        """
         packed, level = self._levels.pop((rows, plane), (None, None))
-        return level if packed == ranges else None
+        return level if packed == ranges and level is not None and level.dtype == dtype else None
 
     def _is_fresh(self, inputs_embeds: Tensor) -> bool:
         """Whether nothing but the forward has the output of the token embedding."""
@@ -110,8 +114,8 @@ class PlacedCall:
             return False
         # Another module, or a hook, may keep its output.
         is_stock = type(embedding).__module__.startswith(_LIBRARIES) and "forward" not in vars(embedding)
-        hooks = embedding._forward_hooks or _global_forward_hooks
-        return is_stock and not hooks and not inputs_embeds._is_view()
+        has_hooks = embedding._forward_hooks or nn.modules.module._global_forward_hooks
+        return is_stock and not has_hooks and not inputs_embeds._is_view()
 
 
 def _fits(inputs_embeds: Tensor, mask: Tensor, features: LazyFeatures) -> bool:
@@ -126,6 +130,7 @@ def _fits(inputs_embeds: Tensor, mask: Tensor, features: LazyFeatures) -> bool:
         and inputs_embeds.dim() == mask.dim() == 3
         and inputs_embeds.shape[-1] == rows.hidden
         and inputs_embeds.shape[:-1] == mask.shape[:-1]
+        and mask.shape[-1] in (1, rows.hidden)
         and inputs_embeds.is_contiguous()
         and (mask.shape[-1] == 1 or mask.stride(-1) == 0)
         and not torch.is_grad_enabled()

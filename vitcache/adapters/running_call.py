@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from vitcache.adapters.lazy_rows import LazyRows, Range
@@ -33,8 +34,10 @@ class RunningCall(Protocol):
     def place(self, inputs_embeds: Tensor, mask: Tensor, features: Any) -> Any:
         """Write the rows of lazy features in place; NotImplemented if the call does not allow it."""
 
-    def take_level(self, rows: LazyRows, plane: int, ranges: tuple[Range, ...]) -> Tensor | None:
-        """Return these rows of a deepstack level if `place` has packed them."""
+    def take_level(
+        self, rows: LazyRows, plane: int, ranges: tuple[Range, ...], dtype: torch.dtype
+    ) -> Tensor | None:
+        """Return these rows of a deepstack level if `place` has packed them in this dtype."""
 
 
 class ThreadState(threading.local):

@@ -8,6 +8,7 @@ The file has more keys, and later versions may add some: a program that reads it
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ class Row:
     whether the logits of both `attach` and the pipeline equal the reference bit for bit; `equal_attach` is
     for `attach` only. `spread_stock` is the largest difference of a logit between the reference and the
     stock model with its images encoded in one batch. Encoded images and bytes of host pixels are counted at
-    the vision tower. No hook is set on the stock model, so its numbers are those of its input.
+    the vision tower. No hook is set on the stock model, so its numbers are those of its input. The last two
+    fields are `placed_calls` and `unplaced_calls` of `vitcache.AttachStats`, for this turn.
     """
 
     turn: int
@@ -61,6 +63,8 @@ class Row:
     equal: bool
     equal_attach: bool
     spread_stock: float
+    placed_calls_attach: int
+    unplaced_calls_attach: dict[str, int]
 
 
 class Progress:
@@ -128,8 +132,24 @@ def closing_words(rows: Sequence[Row]) -> str:
         f"In turn {last.turn} the stock model encoded {_images(last.encoded_stock)} in "
         f"{last.vision_ms_stock:.1f} ms; vitcache encoded {last.encoded}, found {last.hits} in its cache and "
         f"took {last.vision_ms:.1f} ms. "
-        f"The first token took {last.ttft_ms:.0f} ms instead of {last.ttft_ms_stock:.0f} ms. {verdict}"
+        f"The first token took {last.ttft_ms:.0f} ms instead of {last.ttft_ms_stock:.0f} ms. {verdict} "
+        f"{_placed_words(rows)}"
     )
+
+
+def _placed_words(rows: Sequence[Row]) -> str:
+    """Return how many forward calls of the attached model were placed, and each reason against it."""
+    placed = sum(row.placed_calls_attach for row in rows)
+    unplaced: Counter[str] = Counter()
+    for row in rows:
+        unplaced.update(row.unplaced_calls_attach)
+    words = (
+        f"With attach, {placed} of {placed + unplaced.total()} forward calls were placed: the rows of the "
+        "images were written once, from the cache or the encoder into `inputs_embeds`."
+    )
+    for reason, number in unplaced.items():
+        words += f" In {number} the stock merge got a copy of the rows, because {reason}."
+    return words
 
 
 def write_json(path: Path, rows: Sequence[Row], machine: dict[str, str]) -> None:

@@ -46,6 +46,20 @@ class TimedAnswer(Answer):
     vision_ms: float
 
 
+@dataclass(frozen=True)
+class AttachedAnswer(Answer):
+    """An `Answer` of an attached model.
+
+    Attributes
+    ----------
+    placed_calls, unplaced_calls
+        As in `vitcache.AttachStats`, of this prompt's forward.
+    """
+
+    placed_calls: int
+    unplaced_calls: dict[str, int]
+
+
 class StockSide:
     """The model without vitcache: every turn encodes all images of its prompt, in one batch."""
 

@@ -118,6 +118,8 @@ def measure_turn(sides: Sides, prompt: Prompt) -> Row:
         equal=equal and equal_attach,
         equal_attach=equal_attach,
         spread_stock=spread,
+        placed_calls_attach=attached.placed_calls,
+        unplaced_calls_attach=attached.unplaced_calls,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -19,12 +20,11 @@ from vitcache import (
     processor_fingerprint,
     spans_from_token_ids,
 )
-from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.model_outputs import image_rows
 from vitcache.adapters.vision_tower import num_levels, row_width
 from vitcache.demo.conversation import Picture, Prompt
 from vitcache.demo.stock_side import (
-    Answer,
+    AttachedAnswer,
     TimedAnswer,
     encode,
     pick_token,
@@ -33,6 +33,7 @@ from vitcache.demo.stock_side import (
     token_type_inputs,
 )
 from vitcache.demo.stopwatch import Stopwatch
+from vitcache.demo.tower_meter import TowerMeter
 
 _PAGE_ROWS = 16  # as in the cache that `attach` makes
 
@@ -147,7 +148,7 @@ class AttachedSide:
         self.attachment = attach(model, device_bytes=_bytes_for(pictures, model))
         self._meter = TowerMeter(model)
 
-    def answer(self, prompt: Prompt) -> Answer:
+    def answer(self, prompt: Prompt) -> AttachedAnswer:
         """Run one turn. The vision part is inside the forward and is not timed separately."""
         before = self.attachment.stats()
         with Stopwatch(self.device) as total:
@@ -161,7 +162,9 @@ class AttachedSide:
             raise RuntimeError(
                 f"attach counted {moved} bytes of moved pixels, its vision tower got {pixel_bytes}"
             )
-        return Answer(hidden, encoded, hits, pixel_bytes, total.ms)
+        placed = after.placed_calls - before.placed_calls
+        unplaced = Counter(after.unplaced_calls) - Counter(before.unplaced_calls)
+        return AttachedAnswer(hidden, encoded, hits, pixel_bytes, total.ms, placed, dict(unplaced))
 
 
 def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = None) -> EmbeddingCache:
@@ -178,37 +181,6 @@ def make_cache(model: Any, pictures: list[Picture], *, on_device: int | None = N
         host_bytes=0 if on_device is None else _bytes_for(pictures, model),
         page_rows=_PAGE_ROWS,
     )
-
-
-class TowerMeter:
-    """Counts the images that enter the vision tower of `model`, and the elements of their pixels."""
-
-    def __init__(self, model: Any) -> None:
-        self._images = 0
-        self._elements = 0
-        owner, family = find_attachable(model, None)
-        getattr(owner, family.tower).register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def take(self, prompt: Prompt, encoded: int) -> int:
-        """Return the bytes of the pixels that entered the tower since the last call, in the prompt's dtype.
-
-        Raises
-        ------
-        RuntimeError
-            If the number of images that entered the tower is not `encoded`.
-        """
-        images, elements = self._images, self._elements
-        self._images = self._elements = 0
-        if images != encoded:
-            raise RuntimeError(
-                f"expected {encoded} images in the vision tower, as counted by the caller, got {images}"
-            )
-        return elements * prompt.pixel_values.itemsize
-
-    def _count(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        grids = kwargs.get("grid_thw")
-        self._images += 1 if grids is None else len(grids)  # without grids, a call encodes one image
-        self._elements += next(iter((*args, *kwargs.values()))).numel()
 
 
 def _sizes(picture: Picture) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from gpu_runner.settings import Settings
 
 # The parts that tell most come first, as the budget may end before the last part.
 ORDER = (
-    *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "multiturn", "blocks"),
-    *("keys", "limit", "engines"),
+    *("probe", "tests", "placement", "scatter", "ring", "step", "hits", "merge", "multiturn"),
+    *("blocks", "keys", "limit", "engines"),
 )
 # `sanitize` is the last part: it takes longest. A dry run omits it, as it checks only code on a GPU.
 PROBE, TESTS, SANITIZE = "probe", "tests", "sanitize"

@@ -1,0 +1,22 @@
+"""`generate` of an attached model gives the stock tokens and logits, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from attached import plain_kernels  # noqa: F401
+from placed_modes.cases import each_case, scene_of
+from placed_modes.generates import GENERATES
+from placed_modes.scene import WANTED
+
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
+
+
+@each_case(WANTED, GENERATES, (torch.float32, torch.bfloat16))
+def test_attached_model_that_generates_gives_the_stock_bits(
+    family: str, dtype: torch.dtype, mode: str
+) -> None:
+    scene_of(family, dtype).check(mode)

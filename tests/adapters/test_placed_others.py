@@ -1,0 +1,32 @@
+"""The families of the zoo whose rows need not be placed give the stock bits, too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from attached import plain_kernels  # noqa: F401
+from placed_modes.cases import each_case, scene_of
+from placed_modes.media_calls import MEDIA_CALLS
+from placed_modes.scene import WANTED
+from tiny_zoo import ZOO
+
+pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
+
+FAMILIES = [name for name in ZOO if name not in WANTED]
+
+
+@each_case(FAMILIES, ["padded left", "batch padded left", *MEDIA_CALLS], (torch.float32,))
+def test_attached_model_of_another_family_gives_the_stock_bits(
+    family: str, dtype: torch.dtype, mode: str
+) -> None:
+    scene_of(family, dtype).check(mode)
+
+
+@each_case(FAMILIES, ["three images", "batch padded left"], (torch.bfloat16,))
+def test_attached_model_of_another_family_in_bfloat16_gives_the_stock_bits(
+    family: str, dtype: torch.dtype, mode: str
+) -> None:
+    scene_of(family, dtype).check(mode)

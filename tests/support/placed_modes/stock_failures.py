@@ -1,0 +1,55 @@
+"""The modes in which the stock model itself fails, by family and version of transformers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from placed_modes.versions import is_installed
+
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+LINEAR = ("qwen3_5", "qwen3_5_moe")
+GLM = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr")
+
+
+class Failure(NamedTuple):
+    """The stock models of these families raise `error` in these modes.
+
+    They do so with weights of `dtypes`, in versions of transformers before `repaired`.
+    """
+
+    families: tuple[str, ...]
+    modes: tuple[str, ...]
+    error: type[Exception]
+    repaired: str | None = None
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+
+
+FAILURES = (
+    # A model with linear attention cannot drop the last tokens of its cache.
+    Failure(LINEAR, ("assisted", "prompt lookup"), ValueError),
+    # Images and videos have one token id, and `forward` looks for both with it.
+    Failure(GLM, ("images beside videos",), ValueError),
+    Failure(("molmo2",), ("images beside videos",), ValueError),
+    # The keys of the second chunk have a batch of 0.
+    Failure((*QWEN, "glm4v"), ("prefill chunks",), RuntimeError, repaired="5.18"),
+    # An attention mask has the length of the prompt, and the layer has a window of 8 tokens.
+    Failure(("gemma3", "gemma4"), ("assisted",), RuntimeError, repaired="5.18"),
+    # A router of experts multiplies float32 by its weights.
+    Failure(
+        ("inkling2",),
+        ("three images", "padded left", "batch padded left"),
+        RuntimeError,
+        dtypes=(torch.bfloat16,),
+    ),
+)
+
+
+def stock_failure(family: str, dtype: torch.dtype, mode: str) -> type[Exception] | None:
+    """The exception that the stock model of the installed version raises in this mode."""
+    for failure in FAILURES:
+        is_named = family in failure.families and mode in failure.modes and dtype in failure.dtypes
+        if is_named and is_installed(None, failure.repaired):
+            return failure.error
+    return None
