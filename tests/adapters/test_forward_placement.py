@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -42,6 +43,32 @@ def test_forward_that_raised_leaves_no_lazy_features(name: str, error: type[Base
     expected = logits(stock, prompt)
     assert placed(attachment, lambda: logits(model, prompt)) == (1, {})
     assert torch.equal(logits(model, prompt), expected)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+@torch.no_grad()
+def test_merge_of_kept_features_by_the_user_does_not_write_in_place(
+    error: type[BaseException] | None,
+) -> None:
+    _, model, _, prompt = ready("gemma3")
+    features = model(**prompt).image_hidden_states
+    embeds = torch.randn(*prompt["input_ids"].shape, features.shape[-1])
+    before, found = embeds.clone(), []
+    mask = (prompt["input_ids"] == IMAGE)[..., None].expand_as(embeds)
+
+    def merge(*_: Any) -> None:
+        if error is not None:
+            raise error
+        found.append(embeds.masked_scatter(mask, features))
+
+    hook = model.base_model.language_model.register_forward_pre_hook(merge)
+    with nullcontext() if error is None else pytest.raises(error):
+        model(**prompt)
+    hook.remove()
+    if error is not None:  # no hook tells that the forward has ended
+        found.append(embeds.masked_scatter(mask, features))
+    assert torch.equal(embeds, before)
+    assert torch.equal(found[0][mask], features.flatten())
 
 
 @each_kind

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lazy_scene import HIDDEN, LazyScene, outcome, same
+from lazy_scene import HIDDEN, LazyScene, outcome, same, stock_caller  # noqa: F401
 from torch import Tensor
 
 from vitcache.adapters.lazy_features import LazyFeatures
+
+pytestmark = pytest.mark.usefixtures("stock_caller")
 
 SCENES: list[tuple[int, torch.dtype, torch.dtype | None, Callable[[Any], Any]]] = [
     (0, torch.float32, None, lambda t: t),

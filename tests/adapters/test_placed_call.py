@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from lazy_scene import HIDDEN, LENGTHS, LazyScene, Owner, outcome, same
+from lazy_scene import HIDDEN, LENGTHS, LazyScene, Owner, outcome, same, stock_caller  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from vitcache.adapters import placed_call
 from vitcache.adapters.lazy_features import LazyFeatures
+
+pytestmark = pytest.mark.usefixtures("stock_caller")
 
 NUM_ROWS = sum(LENGTHS)
 BATCH, TOKENS = 2, 9

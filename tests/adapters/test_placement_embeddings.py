@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.modules.module import register_module_forward_hook
 
 from vitcache.adapters.transformers import attach
 
@@ -61,6 +62,14 @@ def keep_by_hook(embedding: nn.Module, kept: list[Tensor]) -> Callable[[], None]
     return embedding.register_forward_hook(lambda module, args, output: kept.append(output)).remove
 
 
+def keep_by_global_hook(embedding: nn.Module, kept: list[Tensor]) -> Callable[[], None]:
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if module is embedding:
+            kept.append(output)
+
+    return register_module_forward_hook(keep).remove
+
+
 def keep_by_forward(embedding: nn.Module, kept: list[Tensor]) -> Callable[[], None]:
     stock = embedding.forward
 
@@ -73,7 +82,7 @@ def keep_by_forward(embedding: nn.Module, kept: list[Tensor]) -> Callable[[], No
 
 
 @each_kind
-@pytest.mark.parametrize("keep", [keep_by_hook, keep_by_forward])
+@pytest.mark.parametrize("keep", [keep_by_hook, keep_by_global_hook, keep_by_forward])
 @torch.no_grad()
 def test_kept_output_of_the_embedding_has_the_text_rows(name: str, keep: Any) -> None:
     stock, model, attachment, prompt = ready(name)
@@ -83,6 +92,30 @@ def test_kept_output_of_the_embedding_has_the_text_rows(name: str, keep: Any) ->
     remove()
     assert len(kept) == 1
     assert torch.equal(kept[0], stock.get_input_embeddings()(prompt["input_ids"]))
+
+
+def embeds_by_hook(model: nn.Module, embeds: Tensor) -> None:
+    def give(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {"input_ids": None, "inputs_embeds": embeds}
+
+    model.register_forward_pre_hook(give, with_kwargs=True)
+
+
+def embeds_by_forward(model: nn.Module, embeds: Tensor) -> None:
+    stock = model.forward
+    model.forward = lambda **kwargs: stock(**kwargs | {"input_ids": None, "inputs_embeds": embeds})
+
+
+@pytest.mark.parametrize("give", [embeds_by_hook, embeds_by_forward])
+@torch.no_grad()
+def test_embeddings_that_the_user_puts_into_the_call_are_not_written(give: Any) -> None:
+    stock, model, _, prompt = ready("gemma3")
+    embeds = stock.get_input_embeddings()(prompt["input_ids"])
+    given = embeds.clone()
+    give(model.base_model, given)
+    for _ in range(2):
+        assert torch.equal(logits(model, prompt), logits(stock, prompt))
+    assert torch.equal(given, embeds)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from caches import make_cache
 from torch import Tensor, nn
 
-from vitcache.adapters import lazy_operations  # noqa: F401  (it fills the table of operations)
+from vitcache.adapters import (
+    lazy_operations,  # noqa: F401  (it fills the table of operations)
+    placed_call,
+)
 from vitcache.adapters.lazy_features import LazyFeatures, planes_of
 from vitcache.adapters.lazy_rows import LazyRows
 from vitcache.adapters.output_form import OutputForm
@@ -79,6 +83,12 @@ class LazyScene(NamedTuple):
         self.thread.call = call = PlacedCall(owner or Owner(), reason)
         call.has_items = True
         return call
+
+
+@pytest.fixture
+def stock_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let merges by a test pass for those of a stock forward."""
+    monkeypatch.setattr(placed_call, "is_called_by_stock_code", lambda: True)
 
 
 def outcome(function: Any, *args: Any) -> Any:

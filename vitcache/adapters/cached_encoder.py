@@ -16,7 +16,7 @@ from torch import Tensor
 from vitcache.adapters.arguments_by_name import ArgumentsByName
 from vitcache.adapters.call_item import CallItem, claim_missing
 from vitcache.adapters.call_keys import key_options, keys_of
-from vitcache.adapters.caller import is_called_by
+from vitcache.adapters.caller import is_called_by_stock_code
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import Family
 from vitcache.adapters.item_encoder import ItemEncoder, UnfitRows
@@ -67,7 +67,7 @@ class CachedEncoder(ItemEncoder):
             return self.stock(*args, **kwargs)
         placement = session.placement
         if placement is not None and (call := placement.thread.call) is not None:
-            if not is_called_by(session.model):
+            if not is_called_by_stock_code():
                 return self._serve_user(placement.thread, args, kwargs)
             call.has_items = True
         if is_disabled():
@@ -349,4 +349,7 @@ class CachedEncoder(ItemEncoder):
 
 
 def _lengths(items: list[Any]) -> list[int]:
-    return [item.num_rows if isinstance(item, Lease) else len(item) for item in items]
+    lengths = []
+    for item in items:  # a comprehension would enter a frame in Python 3.11
+        lengths.append(item.num_rows if isinstance(item, Lease) else len(item))
+    return lengths

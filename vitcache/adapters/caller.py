@@ -1,23 +1,22 @@
-"""`is_called_by`: whether the stock code of a module calls vitcache, or code of the user."""
+"""`is_called_by_stock_code`: whether code of transformers calls vitcache, or code of the user."""
 
 from __future__ import annotations
 
 import sys
 from types import FrameType
 
-from torch import nn
-
 _PASSED_OVER = "vitcache.", "torch."
-"""The beginnings of the names of modules whose frames are between the caller and vitcache."""
+_STOCK = "transformers."
+"""The beginnings of the names of modules: those between the caller and vitcache, and those of the stock code."""
 
 
-def is_called_by(module: nn.Module) -> bool:
-    """Whether the innermost frame outside of vitcache and torch belongs to a method of `module`.
+def is_called_by_stock_code() -> bool:
+    """Whether the innermost frame outside of vitcache and torch runs code of transformers.
 
-    That a forward runs does not tell this: its hooks are code of the user. And after a KeyboardInterrupt, no
-    hook tells the end of the forward.
+    A running forward does not tell this: its hooks are code of the user. And after a KeyboardInterrupt, no hook
+    tells the end of the forward.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_PASSED_OVER):
         frame = frame.f_back
-    return frame is not None and frame.f_locals.get("self") is module
+    return frame is not None and frame.f_globals.get("__name__", "").startswith(_STOCK)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitcache.adapters.caller import is_called_by_stock_code
 from vitcache.adapters.lazy_features import LazyFeatures
 from vitcache.adapters.lazy_rows import LazyRows, Piece, Range
 from vitcache.placement.ops import scatter_embeddings
@@ -68,7 +69,9 @@ class PlacedCall:
         allow it. The host waits for the mask.
         """
         rows = features.rows
-        if not self.allows_writes or features.plane or features.memory:  # another thread may have read them
+        if not self.allows_writes or features.plane or not is_called_by_stock_code():
+            return NotImplemented
+        if features.memory:  # after `features.rows`: another thread may have read them just now
             return NotImplemented
         if not _fits(inputs_embeds, mask, features):
             self.note("the text embeddings have another dtype, device or layout than the features")
@@ -103,8 +106,12 @@ class PlacedCall:
 
     def _is_fresh(self, inputs_embeds: Tensor) -> bool:
         """Whether nothing but the forward has the output of the token embedding."""
+        owner = self._owner
+        # A hook that runs after ours, or a function around the forward, may have put its own tensor in.
+        if len(owner._forward_pre_hooks) > 1 or "forward" in vars(owner):
+            return False
         try:
-            embedding: Any = self._owner.get_input_embeddings()  # type: ignore[operator]
+            embedding: Any = owner.get_input_embeddings()  # type: ignore[operator]
         except (AttributeError, NotImplementedError):
             return False
         # Another module, or a hook, may keep its output.
