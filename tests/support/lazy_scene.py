@@ -88,7 +88,7 @@ class LazyScene(NamedTuple):
 @pytest.fixture
 def stock_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let merges by a test pass for those of a stock forward."""
-    monkeypatch.setattr(placed_call, "is_called_by_stock_code", lambda: True)
+    monkeypatch.setattr(placed_call, "is_called_by_stock_code", lambda owner: True)
 
 
 def outcome(function: Any, *args: Any) -> Any:

@@ -1,22 +1,35 @@
-"""`is_called_by_stock_code`: whether code of transformers calls vitcache, or code of the user."""
+"""`is_called_by_stock_code`: whether a method of a module calls vitcache, or code of the user."""
 
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from functools import lru_cache
+from types import CodeType, FrameType
+
+from torch import nn
+
+from vitcache.adapters.feature_owner import codes_of
 
 _PASSED_OVER = "vitcache.", "torch."
 _STOCK = "transformers."
-"""The beginnings of the names of modules: those between the caller and vitcache, and those of the stock code."""
+"""The beginnings of the names of modules: those between the caller and vitcache; those of the stock code."""
 
 
-def is_called_by_stock_code() -> bool:
-    """Whether the innermost frame outside of vitcache and torch runs code of transformers.
+def is_called_by_stock_code(owner: nn.Module) -> bool:
+    """Whether the innermost frame outside of vitcache and torch runs a method of transformers of `owner`.
 
-    A running forward does not tell this: its hooks are code of the user. And after a KeyboardInterrupt, no hook
-    tells the end of the forward.
+    A running forward does not tell this: its hooks are code of the user. And after a KeyboardInterrupt, no
+    hook tells the end of the forward. The locals of a frame are not read: Python would keep them alive.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(_PASSED_OVER):
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(_PASSED_OVER):
+            return name.startswith(_STOCK) and frame.f_code in _codes(type(owner))
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__", "").startswith(_STOCK)
+    return False
+
+
+@lru_cache(maxsize=256)
+def _codes(cls: type) -> frozenset[CodeType]:
+    return frozenset(codes_of(cls))

@@ -70,11 +70,11 @@ def find_language_model(owner: nn.Module) -> nn.Module | None:
 
 @lru_cache(maxsize=256)
 def _is_called(cls: type, name: str) -> bool:
-    return any(name in code.co_names for code in _codes_of(cls))
+    return any(name in code.co_names for code in codes_of(cls))
 
 
-def _codes_of(cls: type) -> Iterator[CodeType]:
-    """Yield the code of the methods of a class, except of those that encode items.
+def codes_of(cls: type) -> Iterator[CodeType]:
+    """Yield the code of the methods of a class, except those that encode items.
 
     A method that was overridden is included only if the class uses `super()` in the method that replaced it.
     """

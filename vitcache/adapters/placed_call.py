@@ -69,7 +69,7 @@ class PlacedCall:
         allow it. The host waits for the mask.
         """
         rows = features.rows
-        if not self.allows_writes or features.plane or not is_called_by_stock_code():
+        if not self.allows_writes or features.plane or not is_called_by_stock_code(self._owner):
             return NotImplemented
         if features.memory:  # after `features.rows`: another thread may have read them just now
             return NotImplemented
