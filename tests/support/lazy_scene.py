@@ -80,7 +80,7 @@ class LazyScene(NamedTuple):
 
     def begin_call(self, owner: nn.Module | None = None, reason: str | None = None) -> PlacedCall:
         """Let the thread run a forward of `owner`."""
-        self.thread.call = call = PlacedCall(owner or Owner(), reason)
+        self.thread.call = call = PlacedCall(owner or Owner(), reason, frame_id=0)
         call.has_items = True
         return call
 
@@ -88,7 +88,7 @@ class LazyScene(NamedTuple):
 @pytest.fixture
 def stock_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let merges by a test pass for those of a stock forward."""
-    monkeypatch.setattr(placed_call, "is_called_by_stock_code", lambda owner: True)
+    monkeypatch.setattr(placed_call, "is_called_by_stock_code", lambda owner, frame: True)
 
 
 def outcome(function: Any, *args: Any) -> Any:

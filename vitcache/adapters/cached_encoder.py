@@ -67,7 +67,7 @@ class CachedEncoder(ItemEncoder):
             return self.stock(*args, **kwargs)
         placement = session.placement
         if placement is not None and (call := placement.thread.call) is not None:
-            if not is_called_by_stock_code(session.model):
+            if not is_called_by_stock_code(session.model, call.frame_id):
                 return self._serve_user(placement.thread, args, kwargs)
             call.has_items = True
         if is_disabled():

@@ -14,20 +14,31 @@ _PASSED_OVER = "vitcache.", "torch."
 _STOCK = "transformers."
 """The beginnings of the names of modules: those between the caller and vitcache; those of the stock code."""
 
+_CALLS_OF_MODULES = "torch.nn.modules.module"
+"""The module whose functions run the hooks and the forward of a module."""
 
-def is_called_by_stock_code(owner: nn.Module) -> bool:
+
+def is_called_by_stock_code(owner: nn.Module, frame_of_call: int) -> bool:
     """Whether the innermost frame outside of vitcache and torch runs a method of transformers of `owner`.
 
-    A running forward does not tell this: its hooks are code of the user. And after a KeyboardInterrupt, no
-    hook tells the end of the forward. The locals of a frame are not read: Python would keep them alive.
+    A running forward does not tell this: its hooks are code of the user, which may call the method `forward`
+    itself. And after a KeyboardInterrupt, no hook tells the end of the forward. The locals of a frame are not
+    read: Python would keep them alive.
+
+    Parameters
+    ----------
+    frame_of_call
+        The `id` of the frame of torch that runs the hooks and the forward of `owner`: the method must run in
+        this call. A reference to the frame would keep the callers' locals after a KeyboardInterrupt.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if not name.startswith(_PASSED_OVER):
-            return name.startswith(_STOCK) and frame.f_code in _codes(type(owner))
+    while frame is not None and (name := frame.f_globals.get("__name__", "")).startswith(_PASSED_OVER):
         frame = frame.f_back
-    return False
+    if frame is None or not name.startswith(_STOCK) or frame.f_code not in _codes(type(owner)):
+        return False
+    while frame is not None and frame.f_globals.get("__name__") != _CALLS_OF_MODULES:
+        frame = frame.f_back
+    return id(frame) == frame_of_call
 
 
 @lru_cache(maxsize=256)

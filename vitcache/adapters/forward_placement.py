@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from contextlib import nullcontext
@@ -89,7 +90,7 @@ class ForwardPlacement:
                 reason = "gradients are enabled"
             elif module.training:
                 reason = "the model is in training mode"
-        self.thread.call = call = PlacedCall(module, reason)
+        self.thread.call = call = PlacedCall(module, reason, id(sys._getframe(1)))
         if encoded := kwargs.get("mm_encoder_outputs"):
             call.has_items = True
             if not _are_lazy(encoded):

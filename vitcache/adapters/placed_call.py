@@ -29,6 +29,8 @@ class PlacedCall:
         The module that owns the stock methods and the token embedding.
     reason
         Why no row can be placed in this call. None: rows can.
+    frame_id
+        The `id` of the frame of torch that runs the hooks and the forward.
 
     Attributes
     ----------
@@ -42,10 +44,10 @@ class PlacedCall:
         Why some rows were not placed. None: all rows that were merged so far were placed.
     """
 
-    __slots__ = ("_levels", "_owner", "allows_writes", "has_items", "is_placed", "reason")
+    __slots__ = ("_levels", "_owner", "allows_writes", "frame_id", "has_items", "is_placed", "reason")
 
-    def __init__(self, owner: nn.Module, reason: str | None) -> None:
-        self._owner = owner
+    def __init__(self, owner: nn.Module, reason: str | None, frame_id: int) -> None:
+        self._owner, self.frame_id = owner, frame_id
         self._levels: dict[tuple[LazyRows, int], tuple[tuple[Range, ...], Tensor]] = {}
         self.allows_writes = reason is None
         self.has_items = self.is_placed = False
@@ -69,7 +71,9 @@ class PlacedCall:
         allow it. The host waits for the mask.
         """
         rows = features.rows
-        if not self.allows_writes or features.plane or not is_called_by_stock_code(self._owner):
+        if not self.allows_writes or features.plane:
+            return NotImplemented
+        if not is_called_by_stock_code(self._owner, self.frame_id):
             return NotImplemented
         if features.memory:  # after `features.rows`: another thread may have read them just now
             return NotImplemented
@@ -107,6 +111,8 @@ class PlacedCall:
     def _is_fresh(self, inputs_embeds: Tensor) -> bool:
         """Whether nothing but the forward has the output of the token embedding."""
         owner = self._owner
+        if torch._C._len_torch_dispatch_stack():  # a mode of the user sees the tensor, and may keep it
+            return False
         # A hook that runs after ours, or a function around the forward, may have put its own tensor in.
         if len(owner._forward_pre_hooks) > 1 or "forward" in vars(owner):
             return False
@@ -116,6 +122,7 @@ class PlacedCall:
             return False
         # Another module, or a hook, may keep its output.
         is_stock = type(embedding).__module__.startswith(_LIBRARIES) and "forward" not in vars(embedding)
+        is_stock = is_stock and not embedding._modules  # a Sequential, for example, runs modules of the user
         has_hooks = embedding._forward_hooks or nn.modules.module._global_forward_hooks
         return is_stock and not has_hooks and not inputs_embeds._is_view()
 

@@ -18,11 +18,14 @@ class RunningCall(Protocol):
     ----------
     allows_writes
         Whether a merge may write in place.
+    frame_id
+        The `id` of the frame of torch that runs the hooks and the forward.
     has_items
         Whether the call has images, videos or audio clips.
     """
 
     allows_writes: bool
+    frame_id: int
     has_items: bool
 
     def note(self, reason: str) -> None:
