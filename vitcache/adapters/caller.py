@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from types import CodeType, FrameType
+from typing import Any
 
 from torch import nn
 
@@ -31,10 +32,11 @@ def is_called_by_stock_code(owner: nn.Module, frame_of_call: int) -> bool:
         The `id` of the frame of torch that runs the hooks and the forward of `owner`: the method must run in
         this call. A reference to the frame would keep the callers' locals after a KeyboardInterrupt.
     """
+    cls: Any = type(owner)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (name := frame.f_globals.get("__name__", "")).startswith(_PASSED_OVER):
         frame = frame.f_back
-    if frame is None or not name.startswith(_STOCK) or frame.f_code not in _codes(type(owner)):
+    if frame is None or not name.startswith(_STOCK) or frame.f_code not in _codes(cls):
         return False
     while frame is not None and frame.f_globals.get("__name__") != _CALLS_OF_MODULES:
         frame = frame.f_back

@@ -58,6 +58,8 @@ class LazyFeatures(Tensor):
     memory
         The copied rows ``(n, hidden)`` of the base, and an event behind the copy on a GPU. All views of a
         base have the same list. It is empty until an operation reads the rows; then it may be written.
+    plain
+        The view of the memory that every operation on this tensor gets. None: none has got it.
     """
 
     rows: LazyRows
@@ -69,6 +71,7 @@ class LazyFeatures(Tensor):
     base: LazyFeatures | None
     start: int
     memory: list[Any]
+    plain: Tensor | None
 
     @staticmethod
     def __new__(
@@ -90,6 +93,7 @@ class LazyFeatures(Tensor):
         tensor.lengths, tensor.element_type = lengths, dtype
         tensor.thread, tensor.base, tensor.start = thread, base, start
         tensor.memory = [] if base is None else base.memory
+        tensor.plain = None
         # Code that asks for an address behind torch's back gets an error, not the address 0.
         torch._C._set_throw_on_mutable_data_ptr(tensor)
         return tensor
@@ -101,7 +105,8 @@ class LazyFeatures(Tensor):
         if torch.compiler.is_dynamo_compiling():
             return _outside_of_graphs(function, types, args, kwargs)
         kwargs = kwargs or {}
-        if function in _METADATA:
+        # Afterwards, `requires_grad_` or `unsqueeze_` may have changed the view.
+        if function in _METADATA and args[0].plain is None:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
         if function in LAZY_OPERATIONS and kwargs.keys() <= _KEYWORDS:
@@ -122,7 +127,7 @@ class LazyFeatures(Tensor):
         return self.with_memory().__reduce_ex__(protocol)
 
     def with_memory(self) -> Tensor:
-        """Return a view of the memory. The current stream waits until the rows are written.
+        """Return `plain`. The current stream waits until the rows are written.
 
         Afterwards this tensor and its base keep no lease.
         """
@@ -139,8 +144,12 @@ class LazyFeatures(Tensor):
                 stream = torch.cuda.current_stream(device)
                 stream.wait_event(memory[1])
                 memory[0].record_stream(stream)
-        flat: Tensor = memory[0]
-        return flat[self.start : self.start + prod(self.lengths[:-1])].view(self.lengths)
+            if self.plain is None:
+                rows = slice(self.start, self.start + prod(self.lengths[:-1]))
+                # A view that is made in inference mode could not be written outside of it.
+                with torch.inference_mode(False), torch.no_grad():
+                    self.plain = memory[0][rows].view(self.lengths)
+            return self.plain
 
     def _copy(self) -> Tensor:
         call = self.thread.call
