@@ -212,3 +212,15 @@ def test_leases_end_after_a_launch_that_fails(monkeypatch: pytest.MonkeyPatch) -
         assert scene.cache.stats().leased_pages == 0
     finally:
         gc.enable()
+
+
+@torch.no_grad()
+def test_call_that_an_interrupt_left_behind_keeps_no_lease() -> None:
+    scene = LazyScene.of(levels=2)
+    scene.begin_call()
+    poisoned(torch.float32).masked_scatter(mask_of(ROWS), scene.lazy[0])
+    assert scene.cache.stats().leased_pages > 0
+    scene.lazy.clear()
+    gc.collect()
+    assert scene.thread.call is not None
+    assert scene.cache.stats().leased_pages == 0

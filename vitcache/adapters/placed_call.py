@@ -48,7 +48,8 @@ class PlacedCall:
 
     def __init__(self, owner: nn.Module, reason: str | None, frame_id: int) -> None:
         self._owner, self.frame_id = owner, frame_id
-        self._levels: dict[tuple[LazyRows, int], tuple[tuple[Range, ...], Tensor]] = {}
+        # By the lock of the rows, which keeps no lease: the thread keeps a call that an interrupt ended.
+        self._levels: dict[tuple[Any, int], tuple[tuple[Range, ...], Tensor]] = {}
         self.allows_writes = reason is None
         self.has_items = self.is_placed = False
         self.reason = reason
@@ -60,7 +61,7 @@ class PlacedCall:
 
     def note_read(self, features: LazyFeatures, function: Any) -> None:
         """Note that an operation other than the merge reads rows, unless they are a level that was packed."""
-        if (features.rows, features.plane) not in self._levels:
+        if (features.rows.lock, features.plane) not in self._levels:
             self.note(f"{getattr(function, '__name__', function)} reads the features")
 
     def place(self, inputs_embeds: Tensor, mask: Tensor, features: LazyFeatures) -> Any:
@@ -94,7 +95,7 @@ class PlacedCall:
         scatter_embeddings(inputs_embeds, sources, _spans(tokens, pieces), deepstack_rows=levels)
         if levels is not None:
             for plane in range(rows.levels):
-                self._levels[rows, plane + 1] = features.ranges, levels[plane]
+                self._levels[rows.lock, plane + 1] = features.ranges, levels[plane]
         self.is_placed = True
         return inputs_embeds
 
@@ -105,7 +106,7 @@ class PlacedCall:
 
         A level is returned once: the second call gets None, like a call for other rows.
         """
-        packed, level = self._levels.pop((rows, plane), (None, None))
+        packed, level = self._levels.pop((rows.lock, plane), (None, None))
         return level if packed == ranges and level is not None and level.dtype == dtype else None
 
     def _is_fresh(self, inputs_embeds: Tensor) -> bool:
