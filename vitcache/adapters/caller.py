@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from types import CodeType, FrameType
+from typing import Any
 
 from torch import nn
 
@@ -31,5 +32,5 @@ def is_called_by_stock_code(owner: nn.Module) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _codes(cls: type) -> frozenset[CodeType]:
+def _codes(cls: Any) -> frozenset[CodeType]:
     return frozenset(codes_of(cls))
