@@ -60,7 +60,7 @@ class Encoder:
         return [torch.zeros(1) for _ in range(num_items)]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # for busy machines
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, 1))),
     st.integers(1, 20),
