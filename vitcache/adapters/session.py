@@ -137,6 +137,11 @@ class Session:
             for name, number in counts.items():
                 totals[name] += number
 
+    def note_unplaced(self, reason: str) -> None:
+        """Note why the forward that the thread runs, if any, gets features with memory."""
+        if self.placement is not None and self.placement.thread.call is not None:
+            self.placement.thread.call.note(reason)
+
     def note_difference(self, key: bytes, difference: float) -> None:
         """Count a comparison of cached rows with rows that were encoded again; log a difference."""
         with self._lock:
