@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 from attached import plain_kernels  # noqa: F401
 from placed_modes.calls import CALLS, SUFFIX
 from placed_modes.cases import each_case, scene_of
+from placed_modes.families import WANTED
 from placed_modes.media_calls import MEDIA_CALLS
-from placed_modes.scene import WANTED
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from attached import plain_kernels  # noqa: F401
 from placed_modes.cases import each_case, scene_of
 from placed_modes.compiled import COMPILED
-from placed_modes.scene import WANTED
+from placed_modes.families import WANTED
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 

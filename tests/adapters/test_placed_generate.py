@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 
 from attached import plain_kernels  # noqa: F401
 from placed_modes.cases import each_case, scene_of
+from placed_modes.families import WANTED
 from placed_modes.generates import GENERATES
-from placed_modes.scene import WANTED
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 
