@@ -23,11 +23,12 @@ def is_called_by_stock_code(owner: nn.Module) -> bool:
     A running forward does not tell this: its hooks are code of the user. And after a KeyboardInterrupt, no
     hook tells the end of the forward. The locals of a frame are not read: Python would keep them alive.
     """
+    cls: type = type(owner)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if not name.startswith(_PASSED_OVER):
-            return name.startswith(_STOCK) and frame.f_code in _codes(type(owner))
+            return name.startswith(_STOCK) and frame.f_code in _codes(cls)
         frame = frame.f_back
     return False
 

@@ -1,8 +1,8 @@
-"""`WANTED`: the families whose rows the stock forward places."""
+"""`MAIN_FAMILIES`: the families that the tests of placed calls run in every mode."""
 
 from __future__ import annotations
 
-WANTED = (
+MAIN_FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
@@ -21,4 +21,4 @@ WANTED = (
     "idefics3",
     "smolvlm",
 )
-"""The families whose rows are placed in every mode."""
+"""The other families of the zoo run in some modes only."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from placed_modes.calls import CALLS
 from placed_modes.compiled import COMPILED
-from placed_modes.families import WANTED
+from placed_modes.families import MAIN_FAMILIES
 from placed_modes.generates import GENERATES
 from placed_modes.media_calls import MEDIA_CALLS
 from placed_modes.stock_failures import QWEN
@@ -29,7 +29,7 @@ class Unplaced(NamedTuple):
 
 SOUNDS = ("audio", "images beside audio", "all media")
 VIDEOS = ("videos", "images beside videos")
-CHUNKED = tuple(name for name in WANTED if name not in (*QWEN, "glm4v"))  # these fail: `FAILURES`
+CHUNKED = tuple(name for name in MAIN_FAMILIES if name not in (*QWEN, "glm4v"))  # these fail: `FAILURES`
 SPEECH = (
     "voxtral",
     "audioflamingo3",
@@ -56,7 +56,7 @@ UNPLACED = (
     ),
     # `generate` forgets the images.
     Unplaced(CHUNKED, ("prefill chunks",), None, before="5.18"),
-    # Families that are not wanted.
+    # Families that are not in `MAIN_FAMILIES`.
     Unplaced(SPEECH, ANY, "no test shows that this model can be placed"),
     Unplaced(("video_llama_3",), VIDEOS, "__getitem__ reads the features"),
     Unplaced(("llava_next_video",), VIDEOS, "flatten reads the features"),
