@@ -1,4 +1,4 @@
-"""`MAIN_FAMILIES`: the families that the tests of placed calls run in every mode."""
+"""`MAIN_FAMILIES`: the families that `make test` runs in every mode of placed calls."""
 
 from __future__ import annotations
 
@@ -21,4 +21,15 @@ MAIN_FAMILIES = (
     "idefics3",
     "smolvlm",
 )
-"""The other families of the zoo run in some modes only."""
+"""`make test` runs the other families of the zoo in some modes, and `make soak` in all but those compiled."""
+
+SPEECH = (
+    "voxtral",
+    "audioflamingo3",
+    "glmasr",
+    "qwen3_asr",
+    "fun_asr_nano",
+    "granite_speech",
+    "granite_speech_plus",
+)
+"""Families whose only medium is audio, and whose splits are made by signature."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from placed_modes.calls import CALLS
 from placed_modes.compiled import COMPILED
-from placed_modes.families import MAIN_FAMILIES
+from placed_modes.families import MAIN_FAMILIES, SPEECH
 from placed_modes.generates import GENERATES
 from placed_modes.media_calls import MEDIA_CALLS
 from placed_modes.stock_failures import QWEN
@@ -30,15 +30,6 @@ class Unplaced(NamedTuple):
 SOUNDS = ("audio", "images beside audio", "all media")
 VIDEOS = ("videos", "images beside videos")
 CHUNKED = tuple(name for name in MAIN_FAMILIES if name not in (*QWEN, "glm4v"))  # these fail: `FAILURES`
-SPEECH = (
-    "voxtral",
-    "audioflamingo3",
-    "glmasr",
-    "qwen3_asr",
-    "fun_asr_nano",
-    "granite_speech",
-    "granite_speech_plus",
-)
 ANY = (*CALLS, *GENERATES, *MEDIA_CALLS)
 PADDED = "the features are padded, for several layers, or on another device than the cache"
 ENCODED = "the features were encoded before the call"
