@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from placed_modes.calls import CALLS
 from placed_modes.families import SPEECH
+from placed_modes.generates import GENERATES
 from placed_modes.versions import is_installed
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -43,12 +45,7 @@ FAILURES = (
     # An attention mask has the length of the prompt, and the layer has a window of 8 tokens.
     Failure(("gemma3", "gemma4"), ("assisted",), RuntimeError, repaired="5.18"),
     # A router of experts multiplies float32 by its weights.
-    Failure(
-        ("inkling2",),
-        ("three images", "padded left", "batch padded left"),
-        RuntimeError,
-        dtypes=(torch.bfloat16,),
-    ),
+    Failure(("inkling2",), (*CALLS, *GENERATES), RuntimeError, dtypes=(torch.bfloat16,)),
     # The classes of the whole model, with a talker, have no forward, and their `generate` has fewer options.
     Failure(OMNI, ("loss",), TypeError),
     Failure(OMNI, ("two samples returned",), ValueError),
