@@ -33,7 +33,8 @@ class AttachStats:
         launch per modality.
     unplaced_calls
         The number of the other calls of the forward with items, by reason: their rows are assembled, and then
-        merged by the stock forward. Calls in functions of torch.compile are not counted.
+        merged by the stock forward. Not counted: calls in functions of torch.compile, and calls in which only
+        code outside of transformers, such as the forward of a class of the user, asks for features.
 
     Notes
     -----
