@@ -26,8 +26,10 @@ at least 1 % of the largest one. *name*: the split is made for this model type. 
 the names of the arguments, and the first call with several items is checked. *stock*: the stock method
 encodes this modality, and nothing is cached. An empty cell: the model lacks this modality. *placed*: the
 modalities whose rows one launch writes from the cache into the output of the token embedding, in each forward
-of these tests; the rows of the other modalities are copied to a tensor that the stock forward reads. The
-tests are `tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
+of these tests; the rows of the other modalities are copied to a tensor that the stock forward reads. So are
+the rows in each mode of `generate` or of `torch.compile` that `tests/support/placed_modes/unplaced.py` lists,
+by model type and release of transformers, with the reason that `stats().unplaced_calls` counts. The tests are
+`tests/adapters/test_zoo.py`, `tests/adapters/test_refused.py` and, for chunked prefill,
 `tests/adapters/test_prefill_families.py`, on transformers {versions}; `make models` writes this page.
 
 Beside other clips, an audio clip is cut behind its last valid frame, so that padding to longer clips is not

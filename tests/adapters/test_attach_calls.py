@@ -19,7 +19,7 @@ from tiny_zoo import ZOO
 
 from vitcache import EmbeddingCache
 from vitcache.adapters import vision_tower
-from vitcache.adapters.session import AttachStats
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]

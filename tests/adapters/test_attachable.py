@@ -17,7 +17,7 @@ from tiny_zoo import ZOO, stock_each
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vitcache.adapters import attachable
-from vitcache.adapters.session import AttachStats
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]

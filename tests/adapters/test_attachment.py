@@ -25,7 +25,7 @@ from tiny_models import FAMILIES, Call, one_at_a_time
 from tiny_zoo import ZOO
 
 from vitcache import Namespace
-from vitcache.adapters.session import AttachStats
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = pytest.mark.transformers

@@ -32,7 +32,8 @@ from attached import (
 from tiny_models import FAMILIES, Call, TinyFamily, one_at_a_time, stock_method
 
 from vitcache import PinnedRing
-from vitcache.adapters.session import AttachStats, Session
+from vitcache.adapters.attach_stats import AttachStats
+from vitcache.adapters.session import Session
 from vitcache.adapters.transformers import attach
 from vitcache.pipeline.feature_mover import FeatureMover
 

@@ -28,8 +28,8 @@ from tiny_models import IMAGE, TinyFamily, stock_method
 
 import vitcache
 from vitcache import Chunk, Item, Span
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
-from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import ChunkedPrefill, attach, image_items, vision_pipeline
 from vitcache.cache.embedding_cache import EmbeddingCache
 

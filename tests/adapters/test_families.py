@@ -28,7 +28,7 @@ from tiny_models import (
     stock_method,
 )
 
-from vitcache.adapters.session import AttachStats
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]

@@ -9,13 +9,13 @@ pytest.importorskip("transformers")
 
 from attached import plain_kernels  # noqa: F401
 from placed_modes.cases import each_case, scene_of
+from placed_modes.families import MAIN_FAMILIES
 from placed_modes.generates import GENERATES
-from placed_modes.scene import WANTED
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
 
 
-@each_case(WANTED, GENERATES, (torch.float32, torch.bfloat16))
+@each_case(MAIN_FAMILIES, GENERATES, (torch.float32, torch.bfloat16))
 def test_attached_model_that_generates_gives_the_stock_bits(
     family: str, dtype: torch.dtype, mode: str
 ) -> None:

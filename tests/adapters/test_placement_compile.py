@@ -121,19 +121,6 @@ def test_generate_in_a_compiled_function_gives_the_stock_tokens(name: str) -> No
     assert torch.equal(compiled(), generate(stock, prompt)[0])
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen3_vl"])
-def test_forward_with_a_compiled_language_model_gives_the_stock_logits(name: str) -> None:
-    stock, model, attachment, prompt = ready(name)
-    model.base_model.language_model.compile(backend="eager", fullgraph=True)
-    found: list[Tensor] = []
-    counts = placed(attachment, lambda: found.extend(logits(model, prompt) for _ in range(2)))
-    # Older releases pass Qwen3-VL's levels on as they are.
-    reason = "the forward passes deepstack features on to a compiled language model"
-    assert counts == (2, {}) or (name == "qwen3_vl" and counts == (0, {reason: 2}))
-    for each in found:
-        assert torch.equal(each, logits(stock, prompt))
-
-
 def test_compiled_forward_after_an_interrupted_one_gives_the_stock_logits() -> None:
     stock, model, _, prompt = ready("gemma3")
 
@@ -144,8 +131,7 @@ def test_compiled_forward_after_an_interrupted_one_gives_the_stock_logits() -> N
     with pytest.raises(KeyboardInterrupt):
         logits(model, prompt)
     hook.remove()
-    expected = logits(torch.compile(stock, backend="eager"), prompt)
-    assert torch.equal(logits(torch.compile(model, backend="eager"), prompt), expected)
+    assert torch.equal(logits(torch.compile(model, backend="eager"), prompt), logits(stock, prompt))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ready_models import each_kind, placed, ready
 from tiny_models import FAMILIES, one_at_a_time
 from torch import nn
 
-from vitcache.adapters.session import AttachStats
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]

@@ -11,10 +11,11 @@ import torch
 
 pytest.importorskip("transformers")
 
-from attached import logits, plain_kernels  # noqa: F401
+from attached import image_rows, logits, plain_kernels  # noqa: F401
 from ready_models import each_kind, is_plain, placed, ready
 from tiny_models import FAMILIES, IMAGE, Call
 from tiny_zoo import ZOO, stock_each
+from torch import Tensor
 
 from vitcache.adapters.transformers import attach
 
@@ -103,3 +104,22 @@ def test_features_asked_for_by_another_thread_have_memory(name: str) -> None:
     logits(model, prompt)
     assert len(found) == 1
     assert is_plain(found[0])
+
+
+@torch.no_grad()
+def test_forward_of_a_class_of_the_user_gets_features_with_memory() -> None:
+    _, model, attachment, prompt = ready("gemma3")
+    found: list[Tensor] = []
+
+    class Own(type(model.base_model)):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor, pixel_values: Tensor, **options: Any) -> Any:
+            embeds = self.get_input_embeddings()(input_ids)
+            found.append(self.get_image_features(pixel_values, return_dict=True).pooler_output)
+            mask = (input_ids == IMAGE)[..., None].expand_as(embeds)
+            merged = embeds.masked_scatter(mask, found[0])
+            return super().forward(**options | {"inputs_embeds": merged})
+
+    model.base_model.__class__ = Own
+    assert placed(attachment, lambda: logits(model, prompt)) == (0, {})
+    assert is_plain(found[0])
+    assert torch.equal(found[0], image_rows(model, FAMILIES["gemma3"].call(0, 1)).view_as(found[0]))

@@ -14,7 +14,7 @@ from some_vlm import HIDDEN, SIDE, SomeVlm, images
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vitcache.adapters.session import AttachStats
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = pytest.mark.transformers

@@ -20,9 +20,9 @@ from placed_modes.unplaced import expected_reasons
 from tiny_zoo import ZOO, ZooModel, stock_each
 from torch import nn
 
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.families import FAMILIES
 from vitcache.adapters.feature_owner import MODALITIES, serves
-from vitcache.adapters.session import AttachStats
 from vitcache.adapters.transformers import attach
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]

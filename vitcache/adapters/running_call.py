@@ -12,7 +12,7 @@ from vitcache.adapters.lazy_rows import LazyRows, Range
 
 
 class RunningCall(Protocol):
-    """A call of a stock forward; `PlacedCall` is the only class.
+    """A call of a stock forward. `PlacedCall` is the only class, in a module that imports `lazy_features`.
 
     Attributes
     ----------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
 from vitcache.adapters.forward_placement import ForwardPlacement
@@ -20,52 +21,6 @@ from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.shadow import Shadow, logger
 from vitcache.ring.pinned_ring import PinnedRing
-
-
-@dataclass(frozen=True)
-class AttachStats:
-    """Counts of all calls through one attachment.
-
-    Attributes
-    ----------
-    encoded
-        Items that the vision tower encoded for calls.
-    hits
-        Items whose rows were read from the cache.
-    duplicates
-        Items that were equal to an earlier item of the same call.
-    bypassed
-        Calls that the stock method served, with their arguments unchanged.
-    pixel_bytes_moved
-        Bytes of pixels that were copied to the tower's device.
-    shadowed
-        Hits that were encoded again, to be compared with their cached rows.
-    shadow_difference
-        The largest absolute difference of two elements in these comparisons.
-    disabled_calls
-        Calls that the stock method served because VITCACHE_DISABLE was set. `bypassed` does not count them.
-    placed_calls
-        Calls of the forward with items in which the rows of all items were placed: written once, by one
-        launch per modality.
-    unplaced_calls
-        The number of the other calls of the forward with items, by reason: their rows are assembled, and then
-        merged by the stock forward. Calls in functions of torch.compile are not counted.
-
-    Notes
-    -----
-    `placed_calls` and `unplaced_calls` are not part of the comparison with `==`, nor of the hash.
-    """
-
-    encoded: int = 0
-    hits: int = 0
-    duplicates: int = 0
-    bypassed: int = 0
-    pixel_bytes_moved: int = 0
-    shadowed: int = 0
-    shadow_difference: float = 0.0
-    disabled_calls: int = 0
-    placed_calls: int = field(default=0, compare=False)
-    unplaced_calls: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 class _ThreadState(threading.local):
@@ -136,6 +91,11 @@ class Session:
         with self._lock:
             for name, number in counts.items():
                 totals[name] += number
+
+    def note_unplaced(self, reason: str) -> None:
+        """Note why the forward that the thread runs, if any, gets features with memory."""
+        if self.placement is not None and self.placement.thread.call is not None:
+            self.placement.thread.call.note(reason)
 
     def note_difference(self, key: bytes, difference: float) -> None:
         """Count a comparison of cached rows with rows that were encoded again; log a difference."""

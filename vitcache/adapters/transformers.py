@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
@@ -18,7 +19,7 @@ from vitcache.adapters.forward_placement import ForwardPlacement
 from vitcache.adapters.model_pipeline import image_encoder, vision_pipeline
 from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
 from vitcache.adapters.prompt_items import image_items, video_items
-from vitcache.adapters.session import AttachStats, Session
+from vitcache.adapters.session import Session
 from vitcache.adapters.splits.call_parts import Split
 from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, row_width
 from vitcache.adapters.wrappers import unwrap
@@ -224,8 +225,8 @@ def attach(
     >>> torch.equal(first, second)
     True
     >>> stats = attachment.stats()
-    >>> stats.encoded, stats.hits
-    (1, 1)
+    >>> stats.encoded, stats.hits, stats.placed_calls
+    (1, 1, 2)
     >>> attachment.detach()
     """
     shadow_every = to_int("shadow_every", shadow_every, 0)

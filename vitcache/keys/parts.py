@@ -135,5 +135,8 @@ def _keys(
 
 @lru_cache(maxsize=64)
 def _shared_nodes(algorithm: str, namespace: bytes) -> tuple[bytes, bytes]:
-    """Return the nodes that all keys of a namespace share: those of the version and of the namespace."""
+    """Return the nodes that all keys of a namespace share: those of the version and of the namespace.
+
+    `version_node` reads `algorithm` itself: it is an argument so that each algorithm has its own result.
+    """
     return version_node(FORM), node(b"b", namespace)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rings import copies_in_flight, copy_stream, wait_on_stream
 from torch import Tensor
@@ -60,6 +60,7 @@ class Encoder:
         return [torch.zeros(1) for _ in range(num_items)]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # for busy machines
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, 1))),
     st.integers(1, 20),

@@ -19,27 +19,6 @@ from placed_modes.stock_failures import stock_failure
 from placed_modes.unplaced import expected_reasons
 from vitcache.adapters.transformers import attach
 
-WANTED = (
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "glm4v",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "internvl",
-    "mistral3",
-    "gemma3",
-    "gemma4",
-    "paligemma",
-    "idefics3",
-    "smolvlm",
-)
-"""The families whose rows are placed in every mode."""
-
 
 class Scene:
     """Equal models of a family: the stock model, one that encodes each item alone, and an attached one."""

@@ -1,0 +1,188 @@
+"""`KeyedEncoder`: the output for items with keys, whose rows the cache has or a tower encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from vitcache.adapters.call_item import CallItem, claim_missing
+from vitcache.adapters.families import Family
+from vitcache.adapters.item_encoder import ItemEncoder
+from vitcache.adapters.output_form import OutputForm
+from vitcache.adapters.output_planes import output_planes
+from vitcache.adapters.session import Session
+from vitcache.adapters.split_check import SplitCheck
+from vitcache.adapters.splits.call_parts import CallParts
+from vitcache.pages.lease import Lease, release_all
+from vitcache.pipeline.lookup import claim_all
+
+Kind = tuple[bytes, int, tuple[bool, ...]]
+"""A kind of call: its framed options, the dimensions of an item, and which of its arguments are None."""
+
+_NO_FORM: tuple[bytes, int, Any] = b"", 0, None
+_MOST_FORMS = 64  # a caller with ever new options must not fill the memory
+
+
+@dataclass(slots=True)
+class KeyedCall:
+    """A call of a stock method, divided into items.
+
+    Attributes
+    ----------
+    parts, keys
+        The items, and the key of each.
+    options
+        The arguments that all items have in common.
+    kind
+        The kind of the call.
+    namespace
+        The namespace of the model's weights.
+    whole
+        Returns the stock method's output for all items at once, to check the split before anything is
+        inserted. None: the split needs no check.
+    """
+
+    parts: CallParts
+    keys: list[bytes]
+    options: dict[str, Any]
+    kind: Kind
+    namespace: bytes
+    whole: Callable[[], Any] | None
+
+
+class KeyedEncoder(ItemEncoder):
+    """Looks up the items of a call, encodes and inserts the missing ones, and makes the stock output.
+
+    Any thread may call it.
+    """
+
+    def __init__(self, session: Session, stock: Callable[..., Any], modality: str, family: Family) -> None:
+        super().__init__(session, stock, modality, family)
+        # By kind of call: namespace of the weights, epoch, form of an item's output; the check of a split.
+        self._forms: dict[Kind, tuple[bytes, int, OutputForm]] = {}
+        self._checks: dict[Kind, SplitCheck] = {}
+
+    def serve(self, call: KeyedCall) -> Any:
+        """Return the stock method's output for the items of a call.
+
+        Raises
+        ------
+        UnfitRows
+            If the rows have another dtype or width than the cache, which has entries of another modality.
+        """
+        session, keys, kind = self._session, call.keys, call.kind
+        rows: dict[bytes, Any] = dict.fromkeys(keys)
+        wanted = list(rows)
+        if call.whole is not None and (len(keys) == 1 or self._check_of(kind).is_done):
+            call.whole = None
+        of_weights, epoch, form = self._forms.get(kind, _NO_FORM)
+        # A form ends with its weights. A new epoch tells of a change that the namespace does not show.
+        is_known = of_weights == call.namespace and (not form.constants or epoch == session.cache.epoch)
+        first: list[CallItem] = []
+        if not is_known:  # encode the first item even if it is in the cache: its output shows the form
+            first = [CallItem(keys[0], call.parts.item_call(0))]
+            epoch = session.cache.epoch
+            form = self._encode_first(first[0], call)
+            if len(self._forms) >= _MOST_FORMS:
+                self._forms = {}
+            self._forms[kind] = call.namespace, epoch, form
+            rows[keys[0]] = first[0].rows
+            del wanted[0]
+        found = session.cache.get_many(wanted)
+        rows.update(zip(wanted, found, strict=True))
+        leases = list(filter(None, found))
+        try:
+            if len(leases) == len(wanted):
+                session.count(hits=len(leases), duplicates=len(keys) - len(rows))
+                output, chosen = self._assemble(call, rows, form, leases, ())
+            else:
+                output, chosen = self._encode_missing(call, rows, form, leases)
+        finally:
+            release_all(leases)
+        if first:
+            self.insert(first)
+        if session.shadow is not None:
+            for key, _, cached in chosen:
+                item = CallItem(key, call.parts.item_call(keys.index(key)))
+                session.shadow.check(key, cached, partial(self.encode_alone, item, call.options))
+        return output
+
+    def _check_of(self, kind: Kind) -> SplitCheck:
+        """Return the check of the calls of a kind."""
+        if kind not in self._checks:
+            if len(self._checks) >= _MOST_FORMS:
+                self._checks = {}
+            self._checks[kind] = SplitCheck(f"{self.name} of {type(self._session.model).__name__}")
+        return self._checks[kind]
+
+    def _encode_first(self, item: CallItem, call: KeyedCall) -> OutputForm:
+        """Encode the first item of the calls with these options; return the output's form.
+
+        If the split needs a check, `serve` inserts the rows; the claim on the key is released before.
+        """
+        session = self._session
+        with ExitStack() as cleanup:
+            cache = session.cache
+            claim_all(cache, [item], cleanup)
+            form = self.encode_first(item, call.options)
+            if session.cache is not cache:  # the first output has shown that another cache is needed
+                claim_all(session.cache, [item], cleanup)
+            if call.whole is None:
+                self.insert([item])
+        return form
+
+    def _assemble(
+        self,
+        call: KeyedCall,
+        rows: dict[bytes, Any],
+        form: OutputForm,
+        leases: list[Lease],
+        encoded: Sequence[CallItem],
+    ) -> tuple[Any, list[Any]]:
+        """Return the output for rows by key, and the hits that the shadow chose. Check the split before.
+
+        `leases` and `encoded` are those of `output_planes`.
+        """
+        session, parts = self._session, call.parts
+        shadow, chosen = session.shadow, []
+        if shadow is not None:
+            hits = ((key, key, lease) for key, lease in rows.items() if isinstance(lease, Lease))
+            chosen = shadow.choose(hits)
+        items = list(map(rows.__getitem__, call.keys))
+        lengths = []
+        for item in items:  # a comprehension would enter a frame in Python 3.11
+            lengths.append(item.num_rows if isinstance(item, Lease) else len(item))
+        # Older stock methods stack the items of several prompts in one tensor: it has an index per item.
+        is_grouped = parts.groups is not None and isinstance(form.pooler, type)
+        elements = parts.elements(lengths) if is_grouped or parts.slices > 1 else lengths
+        if call.whole is not None:
+            self._check_of(call.kind).run(call.whole, items, form, elements, repeats_one=len(rows) == 1)
+        return form.output(output_planes(session, form, items, lengths, leases, encoded), elements), chosen
+
+    def _encode_missing(
+        self, call: KeyedCall, rows: dict[bytes, Any], form: OutputForm, leases: list[Lease]
+    ) -> tuple[Any, list[Any]]:
+        """`_assemble` after the items whose rows are None were encoded; insert their rows."""
+        session, keys = self._session, call.keys
+        items = [
+            CallItem(key, call.parts.item_call(keys.index(key)))
+            for key, lease in rows.items()
+            if lease is None
+        ]
+        with ExitStack() as cleanup:
+            missing = claim_missing(session.cache, items, leases, cleanup)
+            session.count(hits=len(leases), duplicates=len(keys) - len(rows))
+            is_checked = call.whole is None
+            inserted = missing if is_checked else []  # those of a split that needs a check: after it
+            try:
+                self.encode_all(missing, call.options, form, inserts=is_checked)
+                rows.update((item.key, item.rows) for item in items)
+                assembled = self._assemble(call, rows, form, leases, missing)
+                inserted = missing
+                return assembled
+            finally:
+                release_all(leases)  # before the insertions, which may need to evict these entries
+                self.insert(inserted)
