@@ -1,8 +1,6 @@
-"""Outputs of the token embedding that modes and modules of the user keep are not written."""
+"""Outputs of the token embedding that modules of the user keep are not written."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -12,23 +10,8 @@ pytest.importorskip("transformers")
 from attached import logits, plain_kernels  # noqa: F401
 from ready_models import each_kind, placed, ready
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")]
-
-
-class KeepingMode(TorchDispatchMode):
-    """Keeps the rows that are read from a weight."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight, self.kept = weight, []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **kwargs or {})
-        if function is torch.ops.aten.embedding.default and args[0] is self.weight:
-            self.kept.append(result)
-        return result
 
 
 class Keeping(nn.Module):
@@ -41,19 +24,6 @@ class Keeping(nn.Module):
     def forward(self, embeds: Tensor) -> Tensor:
         self.kept.append(embeds)
         return embeds
-
-
-@each_kind
-@torch.no_grad()
-def test_output_of_the_embedding_that_a_mode_keeps_is_not_written(name: str) -> None:
-    stock, model, attachment, prompt = ready(name)
-    expected, found = logits(stock, prompt), []
-    weight = model.get_input_embeddings().weight
-    with KeepingMode(weight) as mode:
-        assert placed(attachment, lambda: found.append(logits(model, prompt))) == (1, {})
-    assert torch.equal(found[0], expected)
-    assert len(mode.kept) == 1
-    assert torch.equal(mode.kept[0], nn.functional.embedding(prompt["input_ids"], weight))
 
 
 @each_kind

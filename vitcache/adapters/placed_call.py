@@ -112,8 +112,6 @@ class PlacedCall:
     def _is_fresh(self, inputs_embeds: Tensor) -> bool:
         """Whether nothing but the forward has the output of the token embedding."""
         owner = self._owner
-        if torch._C._len_torch_dispatch_stack():  # a mode of the user sees the tensor, and may keep it
-            return False
         # A hook that runs after ours, or a function around the forward, may have put its own tensor in.
         if len(owner._forward_pre_hooks) > 1 or "forward" in vars(owner):
             return False

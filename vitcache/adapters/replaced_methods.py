@@ -86,7 +86,10 @@ class PlacedMerge(ReplacedMethod):
     def of(cls, owner: nn.Module, thread: ThreadState) -> list[PlacedMerge]:
         """Replace the merge of `owner` if it has such a one."""
         merge = getattr(type(owner), MERGE, None)
-        if merge is None or "masked_scatter" in merge.__code__.co_names:
+        code = getattr(
+            merge, "__code__", None
+        )  # None: there is no such method, or it is not a plain function
+        if code is None or "masked_scatter" in code.co_names:
             return []
         return [cls(owner, MERGE, thread)]
 

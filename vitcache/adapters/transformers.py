@@ -167,7 +167,8 @@ def attach(
     tokens are bit for bit those of the stock merge. All other code of the stock forward runs as before, also
     with a compiled language model. Any other operation copies the rows to a tensor with memory. A call of
     `get_image_features` by the user returns tensors with memory. The output of a token embedding that has
-    hooks, or that is a module of another library, is copied before rows are written.
+    hooks or children, or is a module of another library, is copied before rows are written. A
+    `TorchDispatchMode` that keeps this output sees the rows in it.
 
     `stats().placed_calls` counts the calls whose rows were placed, and `stats().unplaced_calls` the other
     calls by reason: among them are calls with gradients or with the caller's `inputs_embeds`, and calls of
