@@ -31,8 +31,8 @@ def is_called_by_stock_code(owner: nn.Module, frame_of_call: int) -> bool:
     ----------
     frame_of_call
         The `id` of the frame of torch that runs the hooks and the forward of `owner`: the method must run in
-        this call. A reference to the frame would keep the callers' locals after a KeyboardInterrupt. While the
-        call runs, no other frame has its `id`.
+        this call. A reference to the frame would keep the callers' locals after a KeyboardInterrupt. As long
+        as the call runs, no other frame has this `id`.
     """
     cls: type = type(owner)
     frame: FrameType | None = sys._getframe(1)

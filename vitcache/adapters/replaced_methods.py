@@ -86,9 +86,7 @@ class PlacedMerge(ReplacedMethod):
     def of(cls, owner: nn.Module, thread: ThreadState) -> list[PlacedMerge]:
         """Replace the merge of `owner` if it has such a one."""
         merge = getattr(type(owner), MERGE, None)
-        code = getattr(
-            merge, "__code__", None
-        )  # None: there is no such method, or it is not a plain function
+        code = getattr(merge, "__code__", None)  # None: not a plain function
         if code is None or "masked_scatter" in code.co_names:
             return []
         return [cls(owner, MERGE, thread)]
