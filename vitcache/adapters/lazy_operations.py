@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitcache.adapters.lazy_features import LAZY_OPERATIONS, LazyFeatures
 from vitcache.adapters.lazy_rows import Range, merged
+from vitcache.placement.spans import runs_of_tokens
 from vitcache.rows import DTYPES
 
 
@@ -93,11 +94,9 @@ def _gather(features: LazyFeatures, index: np.ndarray) -> Any:
     """The rows that `generate` takes for one chunk of a prompt."""
     if not len(index) or index.min() < 0 or index.max() >= features.lengths[0]:
         return NotImplemented
-    firsts = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist()]
     ranges: list[Range] = []
-    for first, stop in zip(firsts, [*firsts[1:], len(index)], strict=True):
-        start = int(index[first])
-        ranges += features.cut(start, start + stop - first)
+    for run in runs_of_tokens(index):
+        ranges += features.cut(run.start, run.stop)
     return features.copy_of(merged(ranges), (len(index), features.lengths[1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from operator import itemgetter
 from typing import Any
 
@@ -14,7 +15,7 @@ from vitcache.adapters.caller import is_called_by_stock_code
 from vitcache.adapters.lazy_features import LazyFeatures
 from vitcache.adapters.lazy_rows import LazyRows, Piece, Range
 from vitcache.placement.ops import scatter_embeddings
-from vitcache.placement.spans import Span
+from vitcache.placement.spans import Span, runs_of_tokens
 
 _LIBRARIES = "torch.", "transformers."
 """The beginnings of the names of modules whose token embeddings return new tensors."""
@@ -83,9 +84,7 @@ class PlacedCall:
             return NotImplemented
         tokens = np.flatnonzero(mask[..., 0].numpy(force=True))
         pieces = rows.pieces(features.ranges)
-        number = (
-            features.lengths[0] if len(features.lengths) == 2 else features.lengths[0] * features.lengths[1]
-        )
+        number = prod(features.lengths[:-1])
         if len(tokens) != number:  # torch raises, or writes only the first rows
             return NotImplemented
         levels = inputs_embeds.new_empty(rows.levels, number, rows.hidden) if rows.levels else None
@@ -145,21 +144,15 @@ def _fits(inputs_embeds: Tensor, mask: Tensor, features: LazyFeatures) -> bool:
     )
 
 
-def _spans(tokens: np.ndarray, pieces: Sequence[Piece]) -> list[int | Span | list[Span]]:
+def _spans(tokens: np.ndarray, pieces: Sequence[Piece]) -> list[int | list[Span]]:
     """Return the spans of each piece. The pieces are written to the `tokens` one after the other."""
-    spans: list[int | Span | list[Span]] = []
+    spans: list[int | list[Span]] = []
     begin = 0
     for rows, first, number in pieces:
         run = tokens[begin : begin + number]
         begin += number
         start = int(run[0])
-        if int(run[-1]) - start == number - 1:
-            is_whole = first == 0 and number == (len(rows) if isinstance(rows, Tensor) else rows.num_rows)
-            spans.append(start if is_whole else Span(start, number, first))
-            continue
-        firsts = [0, *(np.flatnonzero(np.diff(run) != 1) + 1).tolist()]
-        stops = [*firsts[1:], number]
-        spans.append(
-            [Span(int(run[low]), high - low, first + low) for low, high in zip(firsts, stops, strict=True)]
-        )
+        is_whole = first == 0 and number == (len(rows) if isinstance(rows, Tensor) else rows.num_rows)
+        is_one_run = int(run[-1]) - start == number - 1
+        spans.append(start if is_whole and is_one_run else runs_of_tokens(run, first))
     return spans

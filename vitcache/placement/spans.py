@@ -149,7 +149,7 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
         raise TypeError(f"is_embed must be boolean, got {mask.dtype}")
     if mask.shape != (whole.length,):
         raise ValueError(f"is_embed has shape {mask.shape}, the placeholder has {whole.length} tokens")
-    return _runs(whole.start + np.flatnonzero(mask))
+    return runs_of_tokens(whole.start + np.flatnonzero(mask))
 
 
 def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int]) -> list[list[Span]]:
@@ -200,7 +200,7 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
             f"the {len(num_rows)} items have {sum(num_rows)} rows"
         )
     ends = np.cumsum([0, *num_rows])
-    return [_runs(tokens[first:last]) for first, last in pairwise(ends)]
+    return [runs_of_tokens(tokens[first:last]) for first, last in pairwise(ends)]
 
 
 def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
@@ -246,12 +246,12 @@ def _to_array(values: Any) -> np.ndarray:
     return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _runs(tokens: np.ndarray) -> list[Span]:
-    """One span per run of adjacent tokens. `tokens` is ascending; its tokens get rows 0, 1, 2 and so on."""
+def runs_of_tokens(tokens: np.ndarray, first_row: int = 0) -> list[Span]:
+    """One span per run of adjacent tokens. The tokens get the rows from `first_row` on, in order."""
     if len(tokens) == 0:
         return []
     breaks = np.flatnonzero(np.diff(tokens) != 1) + 1
     firsts = np.concatenate(([0], breaks))
     lengths = np.diff(np.concatenate((firsts, [len(tokens)])))
-    triples = zip(tokens[firsts].tolist(), lengths.tolist(), firsts.tolist(), strict=True)
+    triples = zip(tokens[firsts].tolist(), lengths.tolist(), (firsts + first_row).tolist(), strict=True)
     return [Span(*triple) for triple in triples]
