@@ -17,7 +17,7 @@ import stand_in_build
 import torch
 from machine import CUDA, DRY
 
-from vitcache import info
+from vitcache import versions
 from vitcache.pages.pool import PagePool
 from vitcache.ring.pinned_ring import PinnedRing
 from vitcache.testing import stand_in
@@ -129,10 +129,10 @@ def soak_is_wanted(config: pytest.Config) -> bool:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    versions = ", ".join(
-        f"{name} {info.installed_version(name)}" for name in ("torch", "triton", "transformers")
+    installed = ", ".join(
+        f"{name} {versions.installed_version(name)}" for name in ("torch", "triton", "transformers")
     )
-    header = [f"{versions}; CUDA device: {'yes' if CUDA else 'no'}"]
+    header = [f"{installed}; CUDA device: {'yes' if CUDA else 'no'}"]
     if not gpu_tests_are_wanted(config):
         header.append("tests of tests/gpu are left out: `make gpu` runs them, `make gpu DRY=1` on the CPU")
     header.append("tests of tests/engines are left out: `make engines` runs them in .venv-vllm")

@@ -9,8 +9,6 @@ import pytest
 from vitcache import CudaError, info
 from vitcache.__main__ import main
 
-NOTE = " (vitcache supports 2.9 to 2.14, tested with 2.13)"
-
 
 def printed_lines(capsys):
     return capsys.readouterr().out.splitlines()
@@ -117,30 +115,3 @@ def test_info_without_a_gpu_reports_the_error_of_the_runtime(monkeypatch):
 def test_info_cuda_runtime_text_contains_the_driver(monkeypatch, driver, text):
     monkeypatch.setattr(info, "open_cuda_runtime", lambda: make_runtime(list, driver))
     assert info.inspect_cuda_runtime().text == f"13.0 at /lib/libcudart.so.13, {text}"
-
-
-@pytest.mark.parametrize(
-    ("installed", "note"),
-    [
-        ("2.8.1", NOTE),
-        ("2.9.0", ""),
-        ("2.13.0+cpu", ""),
-        ("2.14.1", ""),
-        ("2.10rc1", ""),
-        ("2.14a0", ""),
-        ("2.8rc1", NOTE),
-        ("2.15.0a0+git", NOTE),
-        ("3.0", NOTE),
-        ("3", NOTE),
-        ("main", NOTE),
-        ("", NOTE),
-    ],
-)
-def test_support_note_is_empty_for_supported_versions_only(installed, note):
-    assert info.support_note("torch", installed) == note
-
-
-def test_tested_versions_are_supported_versions():
-    for name, versions in info.TESTED.items():
-        assert not any(info.support_note(name, version) for version in versions)
-    assert info.TESTED.keys() == info.SUPPORTED.keys()

@@ -6,21 +6,16 @@ Each part is inspected separately. A missing or broken part is reported, and rai
 import argparse
 import json
 import platform
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 from vitcache._version import __version__
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
-
-# SUPPORTED: the first and the last supported version. TESTED: the versions that the tests are run with.
-SUPPORTED = {"torch": ("2.9", "2.14"), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
-TESTED = {"torch": ("2.13",), "triton": ("3.6", "3.9"), "transformers": ("5.17", "5.23")}
+from vitcache.versions import installed_version, support_note
 
 EXTRAS = {
     "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
@@ -171,27 +166,6 @@ def inspect_content_keys() -> Part:
 
     slower = "" if ALGORITHM == "blake3" else ", slower than blake3: pip install blake3"
     return Part(True, f"hashed with {ALGORITHM}{slower}", {"algorithm": ALGORITHM})
-
-
-def installed_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def support_note(name: str, installed: str) -> str:
-    """Return a note for a version that is not supported, and an empty string for a supported one."""
-    first, last = SUPPORTED[name]
-    if major_minor(first) <= major_minor(installed) <= major_minor(last):
-        return ""
-    return f" (vitcache supports {first} to {last}, tested with {' and '.join(TESTED[name])})"
-
-
-def major_minor(text: str) -> tuple[int, ...]:
-    """Return (major, minor) of a version such as 2.13.0+cpu or 2.10rc1; () if `text` is not a version."""
-    match = re.match(r"(\d+)(?:\.(\d+))?", text)
-    return tuple(int(number or 0) for number in match.groups()) if match else ()
 
 
 def format_cuda_version(cuda_version: int) -> str:
