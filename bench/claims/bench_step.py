@@ -95,7 +95,7 @@ def draw(rows: figures.Rows) -> Figure:
 
 
 def host_title(rows: figures.Rows) -> str:
-    """Return the claim: from how many hits on vitcache is faster than a dict, and what misses cost."""
+    """Return the claim: from how many hits on vitcache is faster than a dict, and the cost of misses."""
     hits, misses = (
         {
             int(row["case"].split()[0]): row["ratio"]

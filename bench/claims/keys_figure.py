@@ -82,7 +82,7 @@ def threads_of(row: dict[str, Any]) -> int:
 
 
 def title_of(steps: figures.Rows, rates: figures.Rows) -> str:
-    """Return the claim: what keys take of the work that they save, and their rate beside BLAKE3 alone."""
+    """Return the claim: the share of keys in the work that they save, and their rate beside BLAKE3 alone."""
     parts = []
     if steps:
         reference = REFERENCES[steps[0]["ratio_to"]]

@@ -59,11 +59,11 @@ def draw_ratios(rows: Rows, ours: str, note: str = "") -> Figure:
 
 
 def title_of(rows: Rows, own: list[str], names: list[str], limit: str) -> str:
-    """Return the claim: the ratios of vitcache's contenders, and those of all others."""
+    """Return the claim: the ratios of vitcache's contenders, and those of all other contenders."""
     ours = [ratio for name in own for ratio in values(rows, name)]
-    others = [ratio for name in names if name not in (*own, limit) for ratio in values(rows, name)]
+    rest = [ratio for name in names if name not in (*own, limit) for ratio in values(rows, name)]
     title = f"vitcache takes {span(ours)} times the time of its limit ({limit})"
-    return title + (f"; all others take {span(others)} times" if others else "")
+    return title + (f"; all other contenders take {span(rest)} times" if rest else "")
 
 
 def targets_of(rows: Rows) -> dict[tuple[str, str], float]:

@@ -29,7 +29,7 @@ _TITLE, _NOTE, _LEGEND = (80, 0.27), (150, 0.17), (112, 0.23)
 
 @dataclass(frozen=True)
 class Style:
-    """What tells one contender from another: a colour, and three marks for readers who see no colours."""
+    """The look of one contender: a colour, and three marks for readers who see no colours."""
 
     color: str
     hatch: str
@@ -86,9 +86,9 @@ def target(axes: Axes, value: float, words: str, *, upright: bool = False) -> No
     """Draw a labelled line at a value of the y axis, or of the x axis if it is `upright`."""
     draw_line = axes.axvline if upright else axes.axhline
     draw_line(value, color=BLACK, linewidth=1.2, linestyle=(0, (4, 2)))
-    where = {"xy": (value, 0.0), "xycoords": ("data", "axes fraction"), "xytext": (3, 4)}
-    if not upright:
-        where = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 3)}
+    where: dict[str, Any] = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 3)}
+    if upright:
+        where = {"xy": (value, 0.0), "xycoords": ("data", "axes fraction"), "xytext": (3, 4)}
     axes.annotate(words, **where, textcoords="offset points", size=8, ha="left" if upright else "right")
 
 
@@ -101,7 +101,7 @@ def plain_ticks(axes: Axes, values: Sequence[float], which: str = "x") -> None:
 
 def frame(figure: Figure, title: str, note: str, footer: str, *, legend: bool = True) -> Figure:
     """Add the title, the legend of all panels, the note and the footer; return the figure."""
-    head, notes = textwrap.wrap(title, _TITLE[0]), textwrap.wrap(note, _NOTE[0])
+    head, notes = _balanced(title, _TITLE[0]), textwrap.wrap(note, _NOTE[0])
     handles: dict[str, Any] = {}
     for axes in figure.axes if legend else ():
         found, labels = axes.get_legend_handles_labels()
@@ -118,7 +118,8 @@ def frame(figure: Figure, title: str, note: str, footer: str, *, legend: bool = 
     below = 0.15 + (len(notes) + 1) * _NOTE[1]
     height = figure.get_figheight() + above + below
     figure.set_size_inches(WIDTH, height)
-    figure.get_layout_engine().set(rect=(0.005, below / height, 0.99, 1 - (above + below) / height))
+    rect = (0.005, below / height, 0.99, 1 - (above + below) / height)
+    figure.set_layout_engine("constrained", rect=rect)
     left = 0.1 / WIDTH
     figure.suptitle("\n".join(head), x=left, y=1 - 0.08 / height, ha="left", va="top", weight="bold", size=13)
     if handles:
@@ -134,6 +135,14 @@ def frame(figure: Figure, title: str, note: str, footer: str, *, legend: bool = 
     for words, bottom in (("\n".join(notes), 0.08 + _NOTE[1]), (footer, 0.06)):
         figure.text(left, bottom / height, words, size=8, color=GREY, linespacing=1.25, gid="note")
     return figure
+
+
+def _balanced(title: str, width: int) -> list[str]:
+    """Return the fewest lines of at most `width` characters, of about equal lengths."""
+    fewest = len(textwrap.wrap(title, width))
+    while width > 20 and len(textwrap.wrap(title, width - 1)) == fewest:
+        width -= 1
+    return textwrap.wrap(title, width)
 
 
 def span(values: Iterable[float], form: str = "{:.2f}") -> str:
