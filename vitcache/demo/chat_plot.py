@@ -33,15 +33,12 @@ def write_plot(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> N
     right.set_ylim(bottom=0)
     left.grid(visible=False, axis="x")
     runs = len(rows[0].samples["ttft_ms_stock"])
-    spread = (
-        f"Times: median of {runs} runs; error bars: the fastest and the slowest run. " if runs > 1 else ""
-    )
-    note = f"Each turn's prompt repeats all earlier images. {spread}{machine['model']} with random weights."
+    spread = f" Times: medians of {runs} runs; error bars: 20th to 80th percentile." if runs > 1 else ""
     footer = (
-        f"vitcache demo on {machine['device']}; {machine['dtype']}; torch {machine['torch']}; "
-        f"transformers {machine['transformers']}; {machine['date']}"
+        f"vitcache demo: {machine['model']} with random weights, {machine['dtype']}, on {machine['device']}; "
+        f"torch {machine['torch']}; transformers {machine['transformers']}; {machine['date']}"
     )
-    frame(figure, title_of(rows), note, footer)
+    frame(figure, title_of(rows), f"Each turn's prompt repeats all earlier images.{spread}", footer)
     figure.savefig(path, format="png")
 
 
