@@ -129,4 +129,4 @@ def draw(rows: figures.Rows) -> Figure:
     note = (
         "A case: images x rows of each. A contender is measured only if its result has the reference's bits."
     )
-    return draw_ratios(rows, "vitcache", note)
+    return draw_ratios(rows, "vitcache", note, TABLE_US)

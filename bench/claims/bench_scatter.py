@@ -175,7 +175,8 @@ def draw(rows: figures.Rows) -> Figure:
     rows = [{**row, "contender": names[row["contender"]]} for row in rows]
     figure, [[axes]] = figures.open_figure(height=0.6 + len(cases) * (0.2 + 0.14 * len(names)))
     axes.set_xscale("log")
-    targets = targets_of(rows)
+    with_slack = [row for row in rows if row["ratio_to"] == "copy" and "deepstack" not in row["case"]]
+    targets = targets_of(rows) | targets_of(with_slack, TABLE_US)
     figures.compare(axes, rows, figures.styles(names.values()), as_ratio=True, targets=targets)
     figures.target(axes, 1, " 1 = its limit", upright=True)
     figures.log_ticks(axes)

@@ -132,7 +132,7 @@ def curve(axes: Axes, points: Sequence[tuple[float, dict[str, Any]]], look: Styl
 
 
 def log_ticks(axes: Axes, which: str = "x") -> None:
-    """Label a logarithmic axis at 1, 2 and 5 times the powers of ten, or at these powers if it is long.
+    """Label a logarithmic axis at round values: more of them if it is short, the powers of ten if it is long.
 
     An axis whose ends differ by a factor below 4 becomes linear: it has too few such values.
     """
@@ -140,7 +140,7 @@ def log_ticks(axes: Axes, which: str = "x") -> None:
     if high / low < 4:
         axes.set(**{f"{which}scale": "linear"})
         return
-    factors = (1, 2, 5) if high / low < 300 else (1,)
+    factors = (1, 1.5, 2, 3, 5, 7) if high / low < 10 else (1, 2, 5) if high / low < 300 else (1,)
     found = [factor * 10.0**power for power in range(-6, 7) for factor in factors]
     plain_ticks(axes, [value for value in found if low <= value <= high], which)
     axes.set(**{f"{which}lim": (low, high)})

@@ -30,11 +30,12 @@ METRICS = {
 }
 
 
-def draw_ratios(rows: Rows, ours: str, note: str = "") -> Figure:
+def draw_ratios(rows: Rows, ours: str, note: str = "", slack_us: float = 0.0) -> Figure:
     """Draw the first of `METRICS` that has ratios, as multiples of the limit that most rows have.
 
     `ours` begins the names of vitcache's own contenders. Rows without a ratio, and contenders with another
-    limit, are left out. The title compares `ours` with all other contenders.
+    limit, are left out. A target is a ratio, and `slack_us` microseconds more. The title compares `ours` with
+    all other contenders.
     """
     with_ratio = [row for row in rows if row["ratio"] is not None]
     found = {row["metric"] for row in with_ratio}
@@ -50,7 +51,7 @@ def draw_ratios(rows: Rows, ours: str, note: str = "") -> Figure:
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure, [[axes]] = open_figure(height=0.5 + len(cases) * (0.25 + 0.14 * len(names)))
     axes.set_xscale("log")
-    compare(axes, rows, looks, as_ratio=True, targets=targets_of(rows))
+    compare(axes, rows, looks, as_ratio=True, targets=targets_of(rows, slack_us))
     target(axes, 1, f" 1 = {limit}", upright=True)
     log_ticks(axes)
     axes.set_xlabel(f"{METRICS[metric]} / that of: {limit} (less is better)")
@@ -66,6 +67,10 @@ def title_of(rows: Rows, own: list[str], names: list[str], limit: str) -> str:
     return title + (f"; all other contenders take {span(rest)} times" if rest else "")
 
 
-def targets_of(rows: Rows) -> dict[tuple[str, str], float]:
-    """Return the targets that are ratios, by case and contender."""
-    return {(row["case"], row["contender"]): row["target"] for row in rows if row["target"] is not None}
+def targets_of(rows: Rows, slack_us: float = 0.0) -> dict[tuple[str, str], float]:
+    """Return the targets as ratios, by case and contender: a row's target, and the microseconds of slack."""
+    return {
+        (row["case"], row["contender"]): row["target"] + slack_us * row["ratio"] / row["value"]
+        for row in rows
+        if row["target"] is not None
+    }

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import importlib.util
 import inspect
 import io
@@ -31,12 +30,11 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel  # noqa:
 
 from vitcache.adapters.model_outputs import image_rows  # noqa: E402
 from vitcache.adapters.session import Session  # noqa: E402
-from vitcache.demo import chat_plot, chat_table, stock_side, turns, vitcache_side  # noqa: E402
+from vitcache.demo import chat_table, stock_side, turns, vitcache_side  # noqa: E402
 from vitcache.demo.conversation import Picture, build_prompt  # noqa: E402
 from vitcache.demo.families import FAMILIES  # noqa: E402
 from vitcache.demo.model import random_model  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
-from vitcache.demo.report import facts  # noqa: E402
 from vitcache.demo.row import TIMES, Row  # noqa: E402
 from vitcache.demo.turns import (  # noqa: E402
     Sides,
@@ -177,12 +175,6 @@ def test_times_are_medians_of_all_runs(result: Result) -> None:
             assert min(row["samples"][name]) <= row[name] <= max(row["samples"][name])
 
 
-def test_row_with_runs_takes_medians_of_its_own_times_and_others() -> None:
-    row = make_row(2).with_runs([dict.fromkeys(TIMES, 100.0), dict.fromkeys(TIMES, 0.0)])
-    assert row.samples["ttft_ms_stock"] == [9.0, 100.0, 0.0]
-    assert (row.ttft_ms_stock, row.vision_ms, row.ttft_ms_attach) == (9.0, 2.0, 7.0)
-
-
 def test_time_turn_with_another_number_of_encodes_than_the_first_run_raises(
     sides: Sides, pictures: list[Picture]
 ) -> None:
@@ -208,15 +200,6 @@ def test_plot_is_a_png_image(result: Result) -> None:
     with Image.open(result.plot) as image:
         assert image.format == "PNG"
         assert len(set(image.convert("L").get_flattened_data())) > 10
-
-
-def test_title_of_the_plot_says_encodes_and_logits_of_the_rows() -> None:
-    rows = [make_row(1), make_row(2)]
-    assert chat_plot.title_of(rows) == (
-        "A chat of 2 turns: the stock model encodes 3 images, vitcache 2; all logits are equal"
-    )
-    differs = dataclasses.replace(rows[1], equal_attach=False)
-    assert chat_plot.title_of([rows[0], differs]).endswith("logits differ in 1 of 2 turns")
 
 
 def test_measure_turn_with_a_wrong_cached_row_is_unequal(sides: Sides, pictures: list[Picture]) -> None:
@@ -370,21 +353,6 @@ def test_build_prompt_repeats_the_prompt_before_and_adds_one_image(
         assert len(prompt.pixel_values) == prompt.features["image_grid_thw"].prod(-1).sum()
     for shorter, longer in itertools.pairwise(prompts):
         assert torch.equal(longer.input_ids[:, : shorter.input_ids.shape[1]], shorter.input_ids)
-
-
-def make_row(count: int) -> Row:
-    return Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, 8, True, True, 0.0, 1, {})
-
-
-def test_facts_use_the_singular_for_one_image() -> None:
-    assert "the stock model encoded 1 image, attach 1." in facts([make_row(1)])[0]
-    assert "the stock model encoded 2 images, attach 1." in facts([make_row(2)])[0]
-
-
-def test_facts_name_the_spread_of_stock_only_if_there_is_one() -> None:
-    row = make_row(1)
-    assert "one batch" not in facts([row])[2]
-    assert "by up to 0.5" in facts([dataclasses.replace(row, spread_stock=0.5)])[2]
 
 
 def test_run_with_repeats_below_1_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from vitcache.bench import tables
 from vitcache.demo import chat_table
 from vitcache.demo.chat_plot import write_plot
 from vitcache.demo.figure_style import open_figure
@@ -60,3 +61,13 @@ def test_chat_plot_legend_and_words_lie_outside_of_the_panels(tmp_path: Path, mo
         assert not legend.get_window_extent().overlaps(axes.get_window_extent())
         assert not any(axes.get_tightbbox().overlaps(text.get_window_extent()) for text in figure.texts)
     assert "20th to 80th percentile" in figure.texts[1].get_text()
+
+
+def test_fill_table_of_the_demo_has_the_numbers_of_the_repository(tmp_path: Path) -> None:
+    text = tables.fill("before\n<!-- table: demo -->\nold\n<!-- end -->\nafter\n", tmp_path)
+    report = json.loads((IMAGES / "chat.json").read_text())
+    lines = text.splitlines()
+    assert "old" not in text
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert [line for line in lines if line.startswith("|")] == chat_table.markdown(report)[:-2]
+    assert tables.fill(text, tmp_path) == text

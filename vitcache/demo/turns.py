@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from torch import Tensor
 
 from vitcache.adapters.model_outputs import image_rows
 from vitcache.demo.conversation import Features, Picture, Prompt, build_prompt, process
 from vitcache.demo.families import FAMILIES, LARGE
 from vitcache.demo.family import Family
+from vitcache.demo.logits import compare_logits
 from vitcache.demo.model import random_model, share_weights
 from vitcache.demo.photos import load_photos
 from vitcache.demo.row import TIMES, Row
 from vitcache.demo.stock_side import StockSide, encode
 from vitcache.demo.vitcache_side import AttachedSide, CachedSide, make_cache
-
-_POSITIONS_PER_COMPARISON = 1024  # bounds the logits in memory: 0.3 GB in bfloat16 with 152 k token ids
 
 
 class Sides(NamedTuple):
@@ -147,24 +145,6 @@ def time_turn(sides: Sides, prompt: Prompt, first: Row) -> dict[str, float]:
         )
     times = (stock.vision_ms, cached.vision_ms, stock.ttft_ms, cached.ttft_ms, attached.ttft_ms)
     return dict(zip(TIMES, times, strict=True))
-
-
-def compare_logits(first: tuple[Any, Tensor], second: tuple[Any, Tensor]) -> tuple[bool, float]:
-    """Return whether the logits of all positions are bit-equal, and the largest difference of a logit.
-
-    `first` and `second` are each a model and its hidden states ``(1, T, H)``. Each model runs its own head.
-    """
-    equal, largest = True, 0.0
-    (model, hidden), (other_model, other_hidden) = first, second
-    for part, other_part in zip(
-        hidden.split(_POSITIONS_PER_COMPARISON, 1),
-        other_hidden.split(_POSITIONS_PER_COMPARISON, 1),
-        strict=True,
-    ):
-        logits, other_logits = model.lm_head(part), other_model.lm_head(other_part)
-        equal &= torch.equal(logits, other_logits)
-        largest = max(largest, (logits.float() - other_logits.float()).abs().max().item())
-    return equal, largest
 
 
 def converse(family: Family, turns: int, repeats: int, step: Callable[[str], None]) -> list[Row]:
