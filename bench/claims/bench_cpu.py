@@ -148,7 +148,8 @@ def draw(rows: figures.Rows) -> Figure:
     ]
     title = (
         f"On a CPU, scatter_embeddings takes {figures.span(slices)} times slice copies (masked_scatter "
-        f"{figures.span(masked, '{:.0f}')} times as long), embed_tokens {figures.span(whole)} times"
+        f"{figures.span(masked, '{:.0f}')} times as long), embed_tokens {figures.span(whole)} times look-up "
+        "and slice copies"
     )
     width = cases[0].split("x")[-1]
     note = f"Rows of {width} elements of bfloat16; half of the tokens are image tokens. {figures.SPREAD}"

@@ -119,7 +119,7 @@ def draw(rows: figures.Rows) -> Figure:
         if name == JUDGED and saved[case, REFERENCE]
     ]
     title = (
-        f"In {len(traces)} traces the policy cost saves {figures.span(ratios)} times the encode time "
+        f'In {len(traces)} traces the policy "cost" saves {figures.span(ratios)} times the encode time '
         f"that LRU saves (target: at least {LEAST_PART:g})"
     )
     note = (

@@ -22,7 +22,7 @@ from vitcache.demo.row import Row
 _WIDTH = 79
 _BEFORE = """\
 A chat about photographs. Each turn adds one image and a question, and its
-prompt repeats all earlier images. One model answers every turn three times:
+prompt repeats all earlier images. One model answers every turn in three ways:
   stock     transformers alone: it encodes all images of the prompt in each turn
   attach    after `vitcache.attach(model)`: it encodes an image once
   pipeline  with `vitcache.VisionPipeline`, which is made for engines
