@@ -3,6 +3,10 @@
 A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-- end -->``. It has a row per
 case and a column per contender of the newest result file of the bench with this metric. A cell contains the
 value and, in parentheses, its ratio. Without such a result the text says so.
+
+The table between ``<!-- table: demo -->`` and ``<!-- end -->`` is made of ``docs/images/chat.json``. The
+command ``vitcache demo --plot docs/images/chat.png --json docs/images/chat.json`` writes that file and its
+picture.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from vitcache.bench.harness.record import ROOT
+from vitcache.demo.chat_table import markdown
 
 TABLE = re.compile(r"(?<=<!-- table: )(?P<bench>\w+) (?P<metric>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+DEMO = re.compile(r"(?<=<!-- table: demo -->\n).*?(?=<!-- end -->)", re.DOTALL)
+DEMO_FILE = ROOT.parent / "docs" / "images" / "chat.json"
 
 
 def fill(text: str, results: Path) -> str:
@@ -27,6 +35,7 @@ def fill(text: str, results: Path) -> str:
         lines = render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
         return "\n".join([f"{bench} {metric} -->", "", *lines, "", ""])
 
+    text = DEMO.sub(lambda _: "\n".join(["", *markdown(json.loads(DEMO_FILE.read_text())), "", ""]), text)
     return TABLE.sub(table, text)
 
 
