@@ -61,7 +61,7 @@ def commands_of(block: Block) -> list[list[str]]:
     """The words of each command of a shell block, without comments, prompts and variables that it sets."""
     found = []
     for line in block.code.replace("\\\n", " ").splitlines():
-        for part in re.split(r" && ", line.removeprefix("$ ")):
+        for part in re.split(r" && | \| ", line.removeprefix("$ ")):
             words = shlex.split(part, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]

@@ -133,5 +133,6 @@ CHECKS: dict[str, Callable[[list[str]], str]] = {
     "vllm": check_vllm,
     "git": check_git,
     "curl": check_curl,
+    "grep": lambda arguments: "",
     "cd": lambda arguments: "" if arguments == ["vitcache"] else f"cd {arguments}",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from typing import Any
 
@@ -13,9 +13,10 @@ from doc_pages.scenes import SCENES, Names
 
 
 def run_page(blocks: Sequence[Block]) -> list[str]:
-    """Run the Python blocks, and return the triggers of the scenes whose checks passed.
+    """Run the Python blocks, and return the effects that were checked.
 
-    A `text` block behind a Python block is compared with the output of that block.
+    An effect is the trigger of a scene, an assertion of the block itself, or an output: a `text` block behind
+    a Python block is compared with the output of that block.
 
     Raises
     ------
@@ -23,28 +24,33 @@ def run_page(blocks: Sequence[Block]) -> list[str]:
         If a check of a scene fails, or an output differs from the one that the page shows.
     """
     names: Names = {"__name__": "page"}
-    checked: list[str] = []
+    effects: list[str] = []
     printed = ""
     for block in blocks:
         if block.language == "python":
-            printed, passed = _run(block, names)
-            checked += passed
+            printed = _run(block, names, effects)
         elif block.is_output:
             assert printed == block.code, f"{block.place} shows {block.code!r}, the block printed {printed!r}"
-    return checked
+            effects.append("output")
+    return effects
 
 
-def _run(block: Block, names: Names) -> tuple[str, list[str]]:
+def _run(block: Block, names: Names, effects: list[str]) -> str:
+    """Run one block, add its effects, and return its output."""
     scenes = [scene for scene in SCENES if scene.trigger in block.code]
-    for scene in scenes:
-        names |= scene.make()
     said = StringIO()
     code = "\n" * block.line + textwrap.dedent(block.code)  # so that a traceback has the line of the page
-    with redirect_stdout(said):
+    with ExitStack() as stack, redirect_stdout(said):
+        for scene in scenes:
+            names |= scene.make()
+            stack.callback(scene.end)
         exec(compile(code, block.page, "exec"), names)
-    for scene in scenes:
-        assert scene.check(names), f"{block.place}: {scene.trigger}: {_described(names)}"
-    return said.getvalue(), [scene.trigger for scene in scenes]
+        for scene in scenes:
+            assert scene.check(names), f"{block.place}: {scene.trigger}: {_described(names)}"
+    effects += [scene.trigger for scene in scenes]
+    if "assert " in block.code:
+        effects.append("assertion")
+    return said.getvalue()
 
 
 def _described(names: dict[str, Any]) -> str:

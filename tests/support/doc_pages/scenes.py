@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from tiny_models import FAMILIES
+from torch import distributed
 
 import vitcache
 
@@ -24,11 +25,12 @@ Names = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scene:
-    """Names for the blocks that contain `trigger`, and the check of their effect."""
+    """Names for the blocks that contain `trigger`, the check of their effect, and the end of their names."""
 
     trigger: str
     make: Callable[[], Names]
     check: Callable[[Names], bool]
+    end: Callable[[], None] = lambda: None
 
 
 class Tower:
@@ -118,10 +120,7 @@ def pixel_copy() -> Names:
 
 def one_rank() -> Names:
     """A process group of one rank, for blocks about tensor parallel towers."""
-    from torch import distributed
-
-    if not distributed.is_initialized():
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     return engine_step() | {"group": None}
 
 
@@ -176,5 +175,5 @@ SCENES = (
         pixel_copy,
         lambda names: torch.equal(names["pixels_on_gpu"], torch.from_numpy(names["pixels"]).bfloat16()),
     ),
-    Scene("agree_over(", one_rank, encodes_once),
+    Scene("agree_over(", one_rank, encodes_once, distributed.destroy_process_group),
 )
