@@ -188,9 +188,9 @@ def test_no_page_states_versions_that_the_code_does_not_state(page: Path) -> Non
 
 def test_wrong_versions_finds_a_range_and_a_version_of_vllm() -> None:
     text = (
-        "torch 2.9 to 2.14, torch 2.9 or newer, transformers 5.17 to 5.24, Triton 3.5 or newer, vLLM 0.32.0"
+        "torch 2.9 to 2.14, torch 2.9 or newer, transformers 5.17 to 5.24, Triton 3.4 or newer, vLLM 0.32.0"
     )
-    assert wrong_versions(text) == ["transformers 5.17 to 5.24", "Triton 3.5 or newer", "vLLM 0.32.0"]
+    assert wrong_versions(text) == ["transformers 5.17 to 5.24", "Triton 3.4 or newer", "vLLM 0.32.0"]
 
 
 def messages_of_troubleshooting() -> list[str]:

@@ -29,7 +29,10 @@ NOT_PYTHON = [block for block in ALL if block.language in (*SHELL, "json", "json
 
 @pytest.mark.transformers
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_python_blocks_of_a_page_run_as_printed_and_have_an_effect(page: str) -> None:
+def test_python_blocks_of_a_page_run_as_printed_and_have_an_effect(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("transformers")
     runs_here = [block for block in BLOCKS[page] if not any(part in block.code for part in RUN_ELSEWHERE)]
     assert run_page(runs_here), "no block has an effect that is checked: see doc_pages.scenes"

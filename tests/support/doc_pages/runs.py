@@ -42,8 +42,7 @@ def _run(block: Block, names: Names, effects: list[str]) -> str:
     code = "\n" * block.line + textwrap.dedent(block.code)  # so that a traceback has the line of the page
     with ExitStack() as stack, redirect_stdout(said):
         for scene in scenes:
-            names |= scene.make()
-            stack.callback(scene.end)
+            names |= stack.enter_context(scene.enter())
         exec(compile(code, block.page, "exec"), names)
         for scene in scenes:
             assert scene.check(names), f"{block.place}: {scene.trigger}: {_described(names)}"

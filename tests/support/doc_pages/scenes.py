@@ -6,13 +6,17 @@ after it. So a page may print a few lines of a long program, and the lines still
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from prometheus_client import CollectorRegistry, generate_latest
 from tiny_models import FAMILIES
 from torch import distributed
 
@@ -25,12 +29,14 @@ Names = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scene:
-    """Names for the blocks that contain `trigger`, the check of their effect, and the end of their names."""
+    """Names for the blocks that contain `trigger`, and the check of their effect.
+
+    `enter` returns a context manager with the names, in which the block runs and is checked.
+    """
 
     trigger: str
-    make: Callable[[], Names]
+    enter: Callable[[], AbstractContextManager[Names]]
     check: Callable[[Names], bool]
-    end: Callable[[], None] = lambda: None
 
 
 class Tower:
@@ -118,10 +124,36 @@ def pixel_copy() -> Names:
     return {"pixels": source, "pixels_on_gpu": torch.zeros(64, 32).bfloat16()}
 
 
-def one_rank() -> Names:
+@contextmanager
+def one_rank() -> Iterator[Names]:
     """A process group of one rank, for blocks about tensor parallel towers."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    return engine_step() | {"group": None}
+    try:
+        yield engine_step() | {"group": None}
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def traced_chat() -> Iterator[Names]:
+    """An attached model, whose calls a block traces."""
+    made = tiny_chat()
+    try:
+        yield made | {"torch": torch, "attachment": vitcache.attach(made["model"])}
+    finally:
+        import_module("vitcache.tracing").disable()
+
+
+@contextmanager
+def two_caches() -> Iterator[Names]:
+    """Two caches with a hit each. The block gets a registry of its own, and opens no port."""
+    caches = [vitcache.EmbeddingCache(4, device="cpu", device_bytes="1 MiB") for _ in range(2)]
+    for cache in caches:
+        cache.put(bytes(32), torch.ones(2, 4))
+        cache.get(bytes(32)).release()
+    registry = patch("prometheus_client.REGISTRY", CollectorRegistry())
+    with registry, patch("prometheus_client.start_http_server"):
+        yield {"images": caches[0], "audio": caches[1]}
 
 
 def all_of(names: Names, cls: type) -> list[Any]:
@@ -162,18 +194,36 @@ def is_placed(names: Names) -> bool:
     return bool(written.any()) and not bool(written.all())
 
 
+def has_ranges(names: Names) -> bool:
+    keys = {event.key for event in names["profile"].key_averages()}
+    return {"vitcache.key", "vitcache.encode", "vitcache.place"} <= keys
+
+
+def is_scraped(names: Names) -> bool:
+    text = generate_latest(names["REGISTRY"]).decode()
+    return all(
+        f'vitcache_hits_total{{cache="{name}",tier="device"}} 1.0' in text for name in ("images", "audio")
+    )
+
+
+def plain(make: Callable[[], Names]) -> Callable[[], AbstractContextManager[Names]]:
+    return lambda: nullcontext(make())
+
+
 SCENES = (
-    Scene("attach(model", tiny_chat, has_hits),
-    Scene("ChunkedPrefill(", chunked_chat, all_cached),
-    Scene("VisionPipeline(", engine_step, encodes_once),
-    Scene("pipeline.place(", dict, is_hit),
-    Scene("embed_tokens(", by_hand, hits_by_hand),
-    Scene("scatter_embeddings(", kernel_call, is_placed),
-    Scene("KeyAliases(", files, lambda names: names["aliases"].get(names["file_key"]) is not None),
+    Scene("attach(model", plain(tiny_chat), has_hits),
+    Scene("ChunkedPrefill(", plain(chunked_chat), all_cached),
+    Scene("VisionPipeline(", plain(engine_step), encodes_once),
+    Scene("pipeline.place(", plain(dict), is_hit),
+    Scene("embed_tokens(", plain(by_hand), hits_by_hand),
+    Scene("scatter_embeddings(", plain(kernel_call), is_placed),
+    Scene("KeyAliases(", plain(files), lambda names: names["aliases"].get(names["file_key"]) is not None),
     Scene(
         "PinnedRing(",
-        pixel_copy,
+        plain(pixel_copy),
         lambda names: torch.equal(names["pixels_on_gpu"], torch.from_numpy(names["pixels"]).bfloat16()),
     ),
-    Scene("agree_over(", one_rank, encodes_once, distributed.destroy_process_group),
+    Scene("agree_over(", one_rank, encodes_once),
+    Scene("tracing.enable()", traced_chat, has_ranges),
+    Scene("CacheCollector(", two_caches, is_scraped),
 )
