@@ -14,6 +14,7 @@ import pytest
 
 import vitcache
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS
+from vitcache.bench.run import BENCHES
 from vitcache.versions import SUPPORTED, TESTED
 
 ROOT = Path(__file__).parents[1]
@@ -191,6 +192,11 @@ def test_wrong_versions_finds_a_range_and_a_version_of_vllm() -> None:
         "torch 2.9 to 2.14, torch 2.9 or newer, transformers 5.17 to 5.24, Triton 3.4 or newer, vLLM 0.32.0"
     )
     assert wrong_versions(text) == ["transformers 5.17 to 5.24", "Triton 3.4 or newer", "vLLM 0.32.0"]
+
+
+def test_page_on_measuring_names_every_bench() -> None:
+    [names] = re.findall(r"^Benches: ([^.]+)\.", (ROOT / "docs/measuring.md").read_text(), re.M)
+    assert re.findall(r"`(\w+)`", names) == sorted(BENCHES)
 
 
 def messages_of_troubleshooting() -> list[str]:
