@@ -44,7 +44,7 @@ def check_vitcache(arguments: list[str]) -> str:
         finally:
             for each in patches:
                 each.stop()
-    is_question = {"--help", "-h", "--version"} & set(arguments)
+    is_question = not arguments or {"--help", "-h", "--version"} & set(arguments)
     return "" if not code and (ran or is_question) else said.getvalue() or "runs nothing"
 
 
