@@ -9,7 +9,8 @@ from io import StringIO
 from typing import Any
 
 from doc_pages.blocks import Block
-from doc_pages.scenes import SCENES, Names
+from doc_pages.names import Names
+from doc_pages.scenes import SCENES
 
 
 def run_page(blocks: Sequence[Block]) -> list[str]:
