@@ -8,6 +8,7 @@ from typing import Any
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.stats import CacheStats
+from vitcache.handles import described, refuse_copies
 
 _COUNTERS = {
     "misses": "Look-ups of keys that were not in the cache.",
@@ -101,6 +102,12 @@ class CacheCollector:
                 stats[name] = cache.stats()
         if stats:
             yield from self._families(stats)
+
+    __reduce_ex__ = refuse_copies("make another collector of the same caches, for another registry")
+
+    @described
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self._caches))
 
     def _families(self, stats: Mapping[str, CacheStats]) -> Iterator[Any]:
         for count, text in _COUNTERS.items():

@@ -14,6 +14,7 @@ from vitcache.arguments import to_bytes, to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.content import content_key
 from vitcache.keys.namespace import Namespace, to_namespace
 from vitcache.keys.threads import KeyThreads
@@ -448,6 +449,15 @@ class VisionPipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    __reduce_ex__ = refuse_copies("it owns threads; make another pipeline over the same cache")
+
+    @described
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "closed"
+        rows = describe_count(self.max_rows_per_encode, "row")
+        return f"{self.cache.device}, encodes at most {rows} at once, {self.cache!r}"
 
 
 def _stop_threads(parts: Sequence[weakref.ref[PrefetchWorker] | weakref.ref[KeyThreads]]) -> None:
