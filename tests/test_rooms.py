@@ -32,7 +32,8 @@ NATIVE = {
 # `testing`.
 ORDER = (
     *("testing", "errors", "_version", "versions", "lazy", "_native", "rows", "arguments", "handles"),
-    *("device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline", "adapters"),
+    *("tracing", "device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline"),
+    "adapters",
     *("metrics", "info", "demo"),
     *("bench.harness", "bench.traffic", "bench.chats", "bench.engines", "bench.claims", "bench", "__main__"),
 )
