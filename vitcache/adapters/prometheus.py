@@ -23,8 +23,8 @@ _COUNTERS = {
 _TIER_COUNTERS = {
     "hits": "Look-ups that hit, by tier.",
     "hit_bytes": "Bytes of the rows of hits, by tier.",
-    "saved_ms": "Milliseconds of encoding that hits saved, by tier.",
 }
+_SAVED = "Seconds of encoding that hits saved, by tier."  # Prometheus counts time in seconds
 _TIER_GAUGES = {
     "bytes": "Bytes of the pages in use, by tier.",
     "capacity_bytes": "Bytes of all pages, by tier.",
@@ -119,6 +119,10 @@ class CacheCollector:
                 (name, tier): getattr(getattr(s, tier), count) for name, s in stats.items() for tier in _TIERS
             }
             yield self._family("Counter", count, text, values, "tier")
+        saved = {
+            (name, tier): getattr(s, tier).saved_ms / 1e3 for name, s in stats.items() for tier in _TIERS
+        }
+        yield self._family("Counter", "saved_seconds", _SAVED, saved, "tier")
         for size, text in _TIER_GAUGES.items():
             values = {
                 (name, tier): getattr(s, f"{tier}_{size}") for name, s in stats.items() for tier in _TIERS
