@@ -1,4 +1,4 @@
-"""docs/grafana/vitcache.json: each metric and label of the dashboard is in a scrape, and each metric is shown."""
+"""docs/grafana/vitcache.json: each metric and label of the dashboard is in a scrape, and vice versa."""
 
 from __future__ import annotations
 
