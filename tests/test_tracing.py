@@ -161,7 +161,7 @@ def test_ranges_are_nvtx_ranges_while_cuda_is_in_use(monkeypatch: pytest.MonkeyP
 
 
 def function_of(path: str, name: str) -> Any:
-    """Return what a call of a traced function or method finds now."""
+    """Return the function that a call of a traced function or method runs now."""
     owner: Any = import_module(path)
     for part in name.split("."):
         owner = vars(owner)[part] if isinstance(owner, type) else getattr(owner, part)

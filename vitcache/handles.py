@@ -1,7 +1,7 @@
 """Handles: objects that own a pin, memory or threads. They refuse copies, and their reprs never raise.
 
-A copy of a handle would share what the original owns: the first of the two to be released would free it for
-both. A pickle would contain memory that means nothing to another process.
+A copy of a handle would share the pin, the memory or the threads of the original: if one of the two is
+released, the other one refers to freed memory. In another process, a pickle would refer to nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def refuse_copies(instead: str) -> Callable[[Any, SupportsIndex], NoReturn]:
     Parameters
     ----------
     instead
-        What the caller should do, for the message of the TypeError.
+        The alternative, for the message of the TypeError.
     """
 
     def __reduce_ex__(self: Any, protocol: SupportsIndex, /) -> NoReturn:

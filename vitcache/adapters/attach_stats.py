@@ -37,8 +37,8 @@ class AttachStats:
         code outside of transformers, such as the forward of a class of the user, asks for features.
 
     hit_rate
-        Hits per item that was looked up, ``hits / (hits + encoded)``, between 0.0 and 1.0. 0.0 if there was
-        none. Duplicates within a call are not looked up.
+        Hits per item that was looked up, ``hits / (hits + encoded)``, between 0.0 and 1.0. Without
+        such items 0.0. Duplicates within a call are not looked up.
 
     Examples
     --------

@@ -65,7 +65,7 @@ class CacheStats:
     device, host
         `TierHits` of each tier: ``hits``, ``hit_bytes`` and ``saved_ms``.
     hit_rate
-        Hits per look-up, between 0.0 and 1.0. 0.0 if there was no look-up.
+        Hits per look-up, between 0.0 and 1.0. Without look-ups 0.0.
 
     Examples
     --------
