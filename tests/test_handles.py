@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("prometheus_client")
+
 from tiny_models import FAMILIES
 
 import vitcache

@@ -6,58 +6,22 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from attached import QWEN3, logits
 from caches import make_cache
 from pipeline_scene import HIDDEN, VOCABULARY, Tower, feature
-from prefill_scene import Scene
+from trace_ranges import Ranges, counts, tracing_on  # noqa: F401
 
-from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline, attach, scatter_embeddings, tracing
-from vitcache.adapters.item_encoder import ItemEncoder
+from vitcache import Chunk, EmbeddingCache, Item, Span, VisionPipeline, scatter_embeddings, tracing
 from vitcache.bench import frames
+from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.placement.scatter_call import ScatterCall
-
-NAMES = tuple(f"vitcache.{name}" for name in ("key", "copy", "encode", "place"))
-
-
-@pytest.fixture
-def tracing_on() -> Iterator[None]:
-    tracing.enable()
-    yield
-    tracing.disable()
-
-
-class Ranges:
-    """The ranges of a call: their numbers by name, and the names around each of them."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            call()
-        averages = {event.key: event.count for event in profile.key_averages() if event.key in NAMES}
-        self.counts = {name.removeprefix("vitcache."): averages.get(name, 0) for name in NAMES}
-        self.outer: dict[str, set[str]] = {name: set() for name in self.counts}
-        for event in profile.events():
-            if event.name in NAMES:
-                parent = event.cpu_parent
-                while parent is not None:
-                    self.outer[event.name.removeprefix("vitcache.")].add(parent.name)
-                    parent = parent.cpu_parent
-
-    @property
-    def nested(self) -> set[tuple[str, str]]:
-        """Each pair of a range and a range of vitcache around it."""
-        return {(name, outer) for name, found in self.outer.items() for outer in found if outer in NAMES}
-
-
-def counts(*, key: int = 0, copy: int = 0, encode: int = 0, place: int = 0) -> dict[str, int]:
-    return {"key": key, "copy": copy, "encode": encode, "place": place}
 
 
 def make_step(pipeline: VisionPipeline, num_items: int) -> Callable[[], object]:
@@ -90,36 +54,6 @@ def test_prefetch_opens_the_ranges_of_a_step_in_its_thread(monkeypatch: pytest.M
     with VisionPipeline(Tower(), make_cache(8, width=HIDDEN)) as pipeline:
         pipeline.prefetch([Chunk([Item(feature(0, 2), Span(0, 2))], 0, 2)]).wait(60)
     assert opened == ["vitcache.key", "vitcache.copy", "vitcache.encode"]
-
-
-@pytest.mark.usefixtures("tracing_on")
-def test_attached_model_opens_one_range_per_keys_encode_and_launch() -> None:
-    model = QWEN3.model()
-    prompt = QWEN3.prompt(model, 0, 1)
-    with attach(model):
-        misses = Ranges(lambda: logits(model, prompt))
-        assert misses.counts == counts(key=1, encode=2, place=1)
-        assert misses.nested == set()
-        assert Ranges(lambda: logits(model, prompt)).counts == counts(key=1, place=1)
-
-
-@pytest.mark.usefixtures("tracing_on")
-def test_attached_model_without_placement_opens_a_range_where_features_are_assembled() -> None:
-    model = QWEN3.model()
-    prompt = QWEN3.prompt(model, 0)
-    with attach(model, placement="off"):
-        assert Ranges(lambda: logits(model, prompt)).counts == counts(key=1, encode=1, place=1)
-        assert Ranges(lambda: logits(model, prompt)).counts == counts(key=1, place=1)
-
-
-@pytest.mark.usefixtures("tracing_on")
-def test_chunked_prefill_opens_the_ranges_of_its_pipeline() -> None:
-    scene = Scene("qwen2_5_vl")
-    prompt, items = scene.prompt(("image", 0))
-    driver = scene.chat(chunk_tokens=1000)
-    ranges = Ranges(lambda: driver.prefill(prompt["input_ids"], items))
-    assert ranges.counts["place"] == ranges.counts["encode"] == ranges.counts["copy"] == 1
-    assert ranges.counts["key"] > 0
 
 
 @pytest.mark.usefixtures("tracing_on")
@@ -173,7 +107,7 @@ def test_tracing_off_leaves_the_plain_functions_everywhere() -> None:
     tracing.enable()
     made = {entry.plain.__qualname__: entry for entry in tracing._functions}
     marked = [entry for entry in made.values() if entry.plain.__module__.startswith("vitcache.")]
-    assert {function.__name__ for function in (ItemEncoder._encode, FeatureMover.start)} <= {
+    assert {function.__name__ for function in (EncoderRunner._call, FeatureMover.start)} <= {
         entry.plain.__name__ for entry in marked
     }
     for entry in marked:

@@ -339,4 +339,5 @@ class Attachment:
         stats = self.stats()
         has_lookups = stats.hits + stats.encoded > 0
         rate = f"hit rate {stats.hit_rate:.2f}" if has_lookups else "no look-ups"
-        return f"{name}, {', '.join(self._encoders)}, {stats.encoded} encoded, {stats.hits} hits, {rate}"
+        modalities = ", ".join(sorted(encoder.modality for encoder in self._encoders.values()))
+        return f"{name}, {modalities}, {stats.encoded} encoded, {stats.hits} hits, {rate}"
