@@ -142,7 +142,7 @@ def test_tracing_off_enters_the_same_frames_as_before_it_was_on() -> None:
     assert during - before == Counter({"tracing.py": 2})
 
 
-def test_environment_variable_turns_tracing_on_for_all_modules_that_are_imported_later() -> None:
+def test_environment_variable_turns_tracing_on_for_modules_imported_later() -> None:
     code = (
         "import vitcache; from vitcache import tracing;"
         "from vitcache.pipeline.feature_mover import FeatureMover;"
