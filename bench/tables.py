@@ -3,6 +3,9 @@
 A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-- end -->``. It has a row per
 case and a column per contender of the newest result file of the bench with this metric. A cell contains the
 value and, in parentheses, its ratio. Without such a result the text says so.
+
+The table between ``<!-- table: memory -->`` and ``<!-- end -->`` is made of ``bench/results/memory.json``.
+The command ``vitcache memory --json > bench/results/memory.json`` writes that file.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from typing import Any
 from vitcache.bench.harness.record import ROOT
 
 TABLE = re.compile(r"(?<=<!-- table: )(?P<bench>\w+) (?P<metric>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+MEMORY = re.compile(r"(?<=<!-- table: memory -->\n).*?(?=<!-- end -->)", re.DOTALL)
+MEMORY_FILE = "memory.json"
+MEMORY_IMAGES = "1280x720", "1920x1080"
 
 
 def fill(text: str, results: Path) -> str:
@@ -27,6 +33,7 @@ def fill(text: str, results: Path) -> str:
         lines = render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
         return "\n".join([f"{bench} {metric} -->", "", *lines, "", ""])
 
+    text = MEMORY.sub(lambda _: "\n".join(["", *render_memory(results / MEMORY_FILE), "", ""]), text)
     return TABLE.sub(table, text)
 
 
@@ -51,6 +58,31 @@ def render(rows: list[dict[str, Any]]) -> list[str]:
     unit = f"{first['metric']}, {units}" + (f" (ratio to {', '.join(sorted(ratios))})" if ratios else "")
     machine = f"{first['device']}, torch {first['torch']}, commit {first['commit']}, {first['utc'][:10]}"
     return [*("| " + " | ".join(line) + " |" for line in lines), "", f"{unit}; {machine}."]
+
+
+def render_memory(path: Path) -> list[str]:
+    """Return the lines of the table of models: rows and MiB of an image, and the images that 1 GiB holds."""
+    if not path.exists():
+        return [f"No result file {path.name} exists yet."]
+    report = json.loads(path.read_text())
+    heads = ["model"]
+    for image in MEMORY_IMAGES:
+        heads += [f"{image}: rows", "MiB", "images per GiB"]
+    lines = [heads, ["---"] + ["--:"] * (len(heads) - 1)]
+    for model in report["models"]:
+        images = {image["image"]: image for image in model["images"]}
+        cells = [f"[{model['model']}](https://huggingface.co/{model['checkpoint']})"]
+        for name in MEMORY_IMAGES:
+            image = images[name]
+            per_gib = (1 << 30) // (image["bytes"] // image["pages"]) // image["pages"]
+            cells += [f"{image['rows']:,}", f"{image['bytes'] / 2**20:.1f}", f"{per_gib:,}"]
+        lines.append(cells)
+    [dtype] = {model["dtype"] for model in report["models"]}
+    note = (
+        f"Rows as {dtype}, in pages of {report['page_rows']} rows. Counted by `vitcache memory` with "
+        f"the image processors of transformers {report['transformers']} and the settings of the checkpoints."
+    )
+    return [*("| " + " | ".join(line) + " |" for line in lines), "", note]
 
 
 def cell(row: dict[str, Any]) -> str:

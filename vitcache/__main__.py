@@ -14,7 +14,9 @@ from vitcache.commands import COMMANDS, HelpFormatter, examples_text, overview
 from vitcache.extras import install_command, package_of
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-ABOUT = "vitcache encodes every image once: a cache of vision embeddings, and the kernels that place its rows."
+ABOUT = (
+    "vitcache encodes every image once: a cache of vision embeddings, and the kernels that place its rows."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

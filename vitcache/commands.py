@@ -48,8 +48,8 @@ COMMANDS = {
     "memory": Command(
         "vitcache.bench.traffic.memory",
         "How much memory do my images need?",
-        "Print how many images of a model each size of a cache holds, or simulate a cache on a trace of image "
-        "requests. Without --model and --trace: a table of well-known models.",
+        "Print how many images of a model each size of a cache holds, or simulate a cache on a trace of "
+        "image requests. Without --model and --trace: a table of well-known models.",
         [
             ("vitcache memory", "rows and megabytes per image of well-known models"),
             ("vitcache memory --model Qwen3-VL-8B --device-bytes 4GiB", "the images that 4 GiB hold"),

@@ -42,7 +42,7 @@ class Part:
 
     @property
     def state(self) -> str:
-        """``"has"``, ``"check"`` (usable, but the version is not supported), ``"lacks"`` or ``"optional"``."""
+        """has, check (usable, but the version is not supported), lacks or optional."""
         if self.usable:
             return "has" if self.facts.get("supported", True) else "check"
         return "lacks" if self.needed else "optional"
@@ -145,7 +145,8 @@ def inspect_torch() -> Part:
 def inspect_triton(is_cpu_build: bool) -> Part:
     """`is_cpu_build`: torch is built for the CPU, whose operations are not Triton's."""
     if is_cpu_build and installed_version("triton") is None:
-        return Part(False, "not installed; only the CUDA kernels need it, and torch is built for the CPU", {}, False)
+        reason = "only the CUDA kernels need it, and torch is built for the CPU"
+        return Part(False, f"not installed; {reason}", {}, False)
     part = inspect_package("triton", "the CUDA kernels need it, and torch for CUDA brings it")
     return replace(part, needed=True)
 

@@ -1,4 +1,4 @@
-"""Tables and progress of the commands: with rich where it is installed and a person reads, plain elsewhere."""
+"""Tables and progress of the commands: with rich where it is installed and a person reads, else plain."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ class Progress:
     def __init__(self, label: str) -> None:
         self._label = label
         self._is_on = sys.stderr.isatty()
+        self._erase = "\r\033[K" if self._is_on else ""
         self._rich: Any = None
         self._begin = self._last = time.monotonic()
 
@@ -157,7 +158,14 @@ class Progress:
         if self._rich is not None:
             self._rich.stop()
         elif self._is_on:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            print(self._erase, end="", file=sys.stderr, flush=True)
+
+    def print(self, line: str) -> None:
+        """Print a line to stderr, also if stderr is not a terminal. The progress continues below it."""
+        if self._rich is not None:
+            self._rich.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        print(f"{self._erase}{line}", file=sys.stderr, flush=True)
 
     def show(self, text: str, done: int = 0, total: int | None = None, *, is_frequent: bool = False) -> None:
         """Show a step, and that `done` of `total` parts are done.
@@ -176,7 +184,7 @@ class Progress:
             return
         room = shutil.get_terminal_size().columns - 1
         elapsed = f" ({now - self._begin:.0f} s)"
-        print(f"\r\033[K{_cut(line, room - len(elapsed))}{elapsed}", end="", file=sys.stderr, flush=True)
+        print(f"{self._erase}{_cut(line, room - len(elapsed))}{elapsed}", end="", file=sys.stderr, flush=True)
 
 
 def _cut(text: str, width: int) -> str:
