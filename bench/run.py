@@ -20,7 +20,8 @@ from vitcache.bench.harness.registry import CPU, GPU, cases_for
 from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
 from vitcache.extras import install_command, package_of
-from vitcache.terminal import Progress, Table
+from vitcache.terminal.progress import Progress
+from vitcache.terminal.table import Table
 
 NAMES = (
     *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "engines", "hits", "keys"),
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bench",
         choices=sorted(BENCHES),
         metavar="NAME",
-        help=f"run only this bench: {', '.join(sorted(BENCHES))} (default: all; on a GPU, all that measure it)",
+        help=f"run only this bench: {', '.join(sorted(BENCHES))} (default: all; on a GPU, all that measure "
+        "it)",
     )
     parser.add_argument(
         "--cases",

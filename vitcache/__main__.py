@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vitcache._version import __version__
-from vitcache.closed_pipe import CLOSED_PIPE, drop_closed_streams, flush_streams, open_missing_streams
-from vitcache.commands import COMMANDS, HelpFormatter, examples_text, overview
 from vitcache.extras import install_command, package_of
+from vitcache.terminal.closed_pipe import (
+    CLOSED_PIPE,
+    drop_closed_streams,
+    flush_streams,
+    open_missing_streams,
+)
+from vitcache.terminal.commands import COMMANDS, HelpFormatter, examples_text, overview
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 ABOUT = (

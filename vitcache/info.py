@@ -19,7 +19,7 @@ from vitcache.adapters.vllm.plugin import TESTED_VERSIONS as VLLM_VERSIONS
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 from vitcache.extras import EXTRAS, install_command
-from vitcache.terminal import Table
+from vitcache.terminal.table import Table
 from vitcache.versions import SUPPORTED, TESTED, installed_version, support_note
 
 SYSTEMS = {"Darwin": "macOS"}  # names of systems that differ from Python's

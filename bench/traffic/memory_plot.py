@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vitcache.bench.traffic.memory_results import ModelMemory, TraceMemory
 from vitcache.bench.traffic.size_text import size_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitcache.bench.traffic.model_memory import ModelMemory
-    from vitcache.bench.traffic.trace_memory import TraceMemory
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; markers tell the lines apart in print.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"
@@ -28,7 +27,7 @@ def draw_trace(result: TraceMemory) -> Figure:
         "time saved, at most": [size.saved_at_most for size in result.sizes],
     }
     # Hits and saved time are often equal: hollow markers and dashes show both lines.
-    looks = {"fillstyle": "none", "ms": 10}, {"ls": "--"}, {"ls": ":"}
+    looks: tuple[dict[str, Any], ...] = {"fillstyle": "none", "ms": 10}, {"ls": "--"}, {"ls": ":"}
     for number, ((label, shares), look) in enumerate(zip(lines.items(), looks, strict=True)):
         shares = [100 * share for share in shares]
         axes.plot(sizes, shares, marker=MARKERS[number], c=COLOURS[number], label=label, **look)
@@ -36,7 +35,7 @@ def draw_trace(result: TraceMemory) -> Figure:
     if result.device_bytes is not None:
         text = size_text(result.device_bytes)
         axes.axvline(result.device_bytes / GIB, color="0.4", lw=1, label=text)
-        title = f"{result.trace}: {text} save {result.target:.0%} of what unlimited memory saves"
+        title = f"{result.trace}: {text} save {result.target:.0%} of the largest saving"
     axes.set(title=title, ylabel="share of the images, or of the encode time (%)", ylim=(0, 100))
     footer = f"{result.images:,} images, {result.different:,} different; simulated, policy {result.policy}"
     _finish(figure, axes, f"{footer}, rows of {size_text(result.row_bytes)}")
@@ -73,7 +72,7 @@ def _figure() -> tuple[Figure, Any]:
 
 
 def _finish(figure: Figure, axes: Any, footer: str) -> None:
-    """Add what both figures share: the axis of sizes, the legend outside of the data, the footer."""
+    """Add the common parts of both figures: the axis of sizes, the legend outside of the data, the footer."""
     axes.set_xscale("log", base=4)
     axes.set_xlabel("size of the cache (GiB)")
     axes.xaxis.set_major_formatter(lambda gib, _: f"{gib:.3g}")

@@ -9,13 +9,15 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitcache.bench.traffic.known_models import KNOWN_MODELS, model_path
+from vitcache.bench.traffic.memory_results import Held, ImageMemory, ModelMemory
 from vitcache.bench.traffic.simulation import pages_for
 from vitcache.bench.traffic.size_text import size_text
-from vitcache.terminal import Progress, Table
+from vitcache.terminal.progress import Progress
+from vitcache.terminal.table import Table
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from vitcache.adapters.row_counts.image_rows import ImageRows
 
 _SIZES = 1 << 30, 8 << 30, 32 << 30
-_SIZES_PER_TABLE = 4  # columns that fit beside the others
+_SIZES_PER_TABLE = 4  # columns that fit beside those of the image
 _MAX_SIDE = 16384  # of an image, in pixels
 _DTYPES = "bfloat16", "float16", "float32"
 
@@ -41,39 +43,6 @@ class ImageSize(NamedTuple):
 _IMAGES = ImageSize(1280, 720), ImageSize(1920, 1080), ImageSize(2560, 1440)
 DEFAULTS: dict[str, Any] = {"device_bytes": _SIZES, "images": _IMAGES, "dtype": None}
 """Of the options without ``--trace``."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """The number of images that a cache of `bytes` bytes holds."""
-
-    bytes: int
-    images: int
-
-
-@dataclass(frozen=True)
-class ImageMemory:
-    """One size of images: its rows, the entries and pages that they take, the bytes of these pages."""
-
-    image: str
-    rows: int
-    entries: int
-    pages: int
-    bytes: int
-    held: list[Held]
-
-
-@dataclass(frozen=True)
-class ModelMemory:
-    """The images of one model. `checkpoint` is the source of a known shape, else None."""
-
-    model: str
-    checkpoint: str | None
-    processor: str
-    saved_settings: bool
-    row_width: int
-    dtype: str
-    images: list[ImageMemory]
 
 
 def add_arguments(group: argparse._ActionsContainer) -> None:
@@ -140,7 +109,7 @@ def measure(
     Raises
     ------
     ImportError, OSError, TypeError, ValueError
-        If there is no such model, or if its images cannot be cached. The message has the reason.
+        If the model is not found, or if its images cannot be cached. The message has the reason.
     """
     from vitcache.adapters.row_counts.image_rows import RowCounter
     from vitcache.adapters.row_counts.model_source import find_model

@@ -6,46 +6,22 @@ import argparse
 import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vitcache.bench.traffic.memory_results import SizeResult, TraceMemory
 from vitcache.bench.traffic.simulation import Outcome, bound, footprint, simulate
 from vitcache.bench.traffic.size_text import size_text
 from vitcache.bench.traffic.trace_file import load_trace
 from vitcache.bench.traffic.traces import TRACES, Access, make_trace
 from vitcache.cache.policies import POLICIES
-from vitcache.terminal import Progress, Table
+from vitcache.terminal.progress import Progress
+from vitcache.terminal.table import Table
 
 LENGTH = 20_000  # accesses of a generated trace
 HALVINGS = 8
 DEFAULTS: dict[str, Any] = {"row_bytes": 8192, "policy": "lru", "target": 0.9}
-
-
-@dataclass(frozen=True)
-class SizeResult:
-    """What a cache of `bytes` bytes saves. `saved_at_most` is a limit that no policy can exceed."""
-
-    bytes: int
-    hit_rate: float
-    saved: float
-    saved_at_most: float
-
-
-@dataclass(frozen=True)
-class TraceMemory:
-    """The results of one trace. `device_bytes` is the smallest size that reaches `target`, or None."""
-
-    trace: str
-    images: int
-    different: int
-    encode_ms: float
-    policy: str
-    page_rows: int
-    row_bytes: int
-    target: float
-    device_bytes: int | None
-    sizes: list[SizeResult]
 
 
 def add_arguments(group: argparse._ActionsContainer) -> None:

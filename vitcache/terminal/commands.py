@@ -12,7 +12,7 @@ class Command(NamedTuple):
 
     `module` defines `add_arguments(parser)` and `run(args)`, which returns the exit code. The module is
     imported only if its command is chosen. `answers` is one line for the list of the commands. `about` is the
-    text above the options. `examples` are pairs of a call and what it does; the list shows the first call.
+    text above the options. `examples` are pairs of a call and its effect; the list shows the first call.
     """
 
     module: str
@@ -24,7 +24,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "info": Command(
         "vitcache.info",
-        "What works on this machine, and are the versions supported?",
+        "Which parts work on this machine? Are the versions supported?",
         "List the parts that this build and this machine have or lack, and whether the versions of torch, "
         "Triton, transformers and vLLM are supported. The exit code is 0 also if parts are missing: a script "
         "reads the JSON.",
@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "demo": Command(
         "vitcache.demo",
-        "What does it save, and are the outputs equal?",
+        "How much time does it save? Are the outputs equal?",
         "Run a chat about photographs through a stock model and through vitcache, side by side, and compare "
         "the logits of every turn. Needs the extra: pip install 'vitcache[demo]'. The exit code is 0 if all "
         "logits were equal, 1 if they differed, 2 if the demo could not run.",
@@ -84,7 +84,7 @@ def overview() -> str:
 
 
 def examples_text(command: Command) -> str:
-    """Return the examples below the options of a command: a call on one line, and what it does below it."""
+    """Return the examples below the options of a command: a call on one line, and its effect below it."""
     lines = ["examples:"]
     for call, effect in command.examples:
         lines += [f"  $ {call}", f"      {effect}"]

@@ -22,7 +22,7 @@ def open_missing_streams() -> None:
 
 
 def flush_streams() -> None:
-    """Write what stdout and stderr have buffered. Raises BrokenPipeError if the reader closed the pipe."""
+    """Write the buffers of stdout and stderr. Raises BrokenPipeError if the reader closed the pipe."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
 
