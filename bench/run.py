@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         lines = ResultLines(args.lines) if args.lines else None
         recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
-        with Progress("vitcache bench") as progress:
-            shown = CaseProgress(progress, name, len(cases))
+        with Progress(name) as progress:
+            shown = CaseProgress(progress, len(cases))
             timer = Timer(bench_device, REPEATS[size], on_round=shown.show_round)
             for number, case in enumerate(cases, 1):
                 if recorder.has_finished(case.name):
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
                 except Exception as error:
                     recorder.end(case.name, error)
                     failures += 1
-                    progress.print(f"{shown.label} failed: {type(error).__name__}: {error}")
+                    progress.print(f"{name} {shown.label} failed: {type(error).__name__}: {error}")
         print_table(recorder)
     return 1 if failures else 0
 
@@ -153,15 +153,15 @@ def missing_requirement(name: str) -> str | None:
 class CaseProgress:
     """Shows the case of a bench that runs, its step, and the round of measurements within a step."""
 
-    def __init__(self, progress: Progress, bench: str, num_cases: int) -> None:
-        self._progress, self._bench, self._num_cases = progress, bench, num_cases
+    def __init__(self, progress: Progress, num_cases: int) -> None:
+        self._progress, self._num_cases = progress, num_cases
         self._number = 0
         self._step = self.label = ""
 
     def begin(self, case: str, number: int) -> None:
         """Show that case `number` begins."""
         self._number = number
-        self.label = f"{self._bench} {number}/{self._num_cases} {case}"
+        self.label = f"{number}/{self._num_cases} {case}"
         self.show_step("begins")
 
     def show_step(self, step: str) -> None:
@@ -171,7 +171,7 @@ class CaseProgress:
 
     def show_round(self, done: int, total: int) -> None:
         """Show that `done` of `total` rounds of the step are done."""
-        self._show(f"{self._step}, round {done + 1} of {total}", is_frequent=True)
+        self._show(f"{self._step} ({done + 1}/{total})", is_frequent=True)
 
     def _show(self, text: str, *, is_frequent: bool) -> None:
         self._progress.show(text, self._number - 1, self._num_cases, is_frequent=is_frequent)

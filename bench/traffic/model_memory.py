@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(KNOWN_MODELS) if args.model is None else args.model
     results = []
     try:
-        with Progress("vitcache memory") as progress:
+        with Progress("memory") as progress:
             for number, name in enumerate(names):
                 progress.show(f"counts the rows of {name}", number, len(names))
                 results.append(measure(name, args.images, args.device_bytes, args.page_rows, args.dtype))

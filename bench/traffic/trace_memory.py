@@ -52,7 +52,7 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the savings of each size and the smallest size that reaches the target; return the exit code."""
     try:
-        with Progress("vitcache memory") as progress:
+        with Progress("memory") as progress:
             progress.show(f"reads the trace {args.trace}")
             is_generated = args.trace in TRACES
             trace = make_trace(args.trace, LENGTH) if is_generated else load_trace(Path(args.trace))

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from vitcache.terminal.rich_names import find_rich
-from vitcache.terminal.table import WIDTH
 
+BAR_WIDTH = 10
+TIME_WIDTH = 7  # 0:00:00
 REFRESH_S = 0.2  # between two changes of a frequent step
 
 
@@ -39,7 +40,7 @@ class Progress:
         if rich is not None:
             self._rich = rich.Progress(
                 rich.TextColumn("{task.description}"),
-                rich.BarColumn(bar_width=20),
+                rich.BarColumn(bar_width=BAR_WIDTH),
                 rich.TimeElapsedColumn(),
                 console=rich.Console(stderr=True),
                 transient=True,
@@ -75,7 +76,7 @@ class Progress:
         self._last = now
         line = f"{self._label}: {text}"
         if self._rich is not None:
-            room = max(WIDTH // 2, shutil.get_terminal_size().columns - 32)  # beside the bar and the time
+            room = shutil.get_terminal_size().columns - BAR_WIDTH - TIME_WIDTH - 3
             self._rich.update(self._task, description=_cut(line, room), completed=done, total=total)
             self._rich.refresh()
             return
