@@ -148,8 +148,8 @@ def _report(result: TraceMemory) -> None:
         print("a cache saves nothing here: no image occurs twice, or every encode_ms is 0")
         return
     print(
-        f"device_bytes={result.device_bytes} ({size_text(result.device_bytes)}) saves at least "
-        f"{result.target:g} of the\nencode time that unlimited memory saves"
+        f"device_bytes={result.device_bytes} ({size_text(result.device_bytes)}) reaches {result.target:g} of "
+        "the largest saving"
     )
 
 
