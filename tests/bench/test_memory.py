@@ -76,7 +76,7 @@ def test_memory_smaller_target_needs_fewer_bytes(trace: Path, capsys: pytest.Cap
 def test_memory_accepts_the_name_of_a_generated_trace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vitcache.bench.traffic.memory.LENGTH", 200)
+    monkeypatch.setattr("vitcache.bench.traffic.trace_memory.LENGTH", 200)
     assert command_line.main(["memory", "--trace", "chats"]) == 0
     assert capsys.readouterr().out.startswith("200 images")
 
