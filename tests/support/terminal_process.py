@@ -63,7 +63,7 @@ def run_in_terminal(arguments: Sequence[str], *, without: Sequence[str] = ()) ->
 
 
 def run_with_closed_pipe(arguments: Sequence[str], stream: str) -> tuple[int, str]:
-    """Run `vitcache` with a pipe as stdout or stderr that nobody reads.
+    """Run `vitcache` with a pipe without a reader as stdout or stderr.
 
     Returns the exit code and the text of the other stream.
     """
