@@ -17,6 +17,7 @@ from vitcache.terminal.closed_pipe import (
     open_missing_streams,
 )
 from vitcache.terminal.commands import COMMANDS, HelpFormatter, examples_text, overview
+from vitcache.terminal.progress import Progress
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 ABOUT = (
@@ -67,7 +68,9 @@ def run_command(arguments: Sequence[str]) -> int:
                 formatter_class=HelpFormatter,
             )
             if name == chosen:
-                implementation = import_module(command.module)
+                with Progress(name) as progress:
+                    progress.show("starts")  # some commands import torch, which takes seconds
+                    implementation = import_module(command.module)
                 implementation.add_arguments(subparser)
                 subparser.set_defaults(run=implementation.run)
         if not arguments:

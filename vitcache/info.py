@@ -19,6 +19,7 @@ from vitcache.adapters.vllm.plugin import TESTED_VERSIONS as VLLM_VERSIONS
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
 from vitcache.extras import EXTRAS, install_command
+from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
 from vitcache.versions import SUPPORTED, TESTED, installed_version, support_note
 
@@ -54,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report. Returns 0 also if parts are missing: a report was asked for, and it was printed."""
-    parts = collect()
+    with Progress("info") as progress:
+        progress.show("inspects the parts")  # the import of torch takes seconds
+        parts = collect()
     if args.json:
         facts = {
             name: {

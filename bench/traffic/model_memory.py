@@ -76,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
     Returns 0, or 1 if a model is not found or cannot be cached. In this case a line on stderr has the reason.
     """
-    import PIL  # noqa: F401  # if it is missing, the command line names it and how to install it
-    import transformers
+    with Progress("memory") as progress:
+        progress.show("imports transformers")
+        import PIL  # noqa: F401  # if it is missing, the command line names it and how to install it
+        import transformers
 
     names = list(KNOWN_MODELS) if args.model is None else args.model
     results = []
