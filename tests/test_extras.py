@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vitcache.__main__ import main
 from vitcache.extras import EXTRAS, install_command, package_of
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +41,12 @@ def test_install_command_of_an_optional_package_names_its_extra(package):
 
 def test_install_command_of_another_package_names_the_package():
     assert install_command("timm") == "pip install timm"
+
+
+def test_demo_without_its_packages_names_them_as_pip_does_and_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr("vitcache.demo.find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    message = capsys.readouterr().err
+    assert all(package in message for package in ("scikit-image", "scikit-learn", "pillow", "rich"))
+    assert not any(module in message for module in ("skimage", "sklearn", "PIL"))
+    assert message.endswith("run: pip install 'vitcache[demo]'\n")
