@@ -35,7 +35,7 @@ def draw_trace(result: TraceMemory) -> Figure:
     if result.device_bytes is not None:
         text = size_text(result.device_bytes)
         axes.axvline(result.device_bytes / GIB, color="0.4", lw=1, label=text)
-        title = f"{result.trace}: {text} save {result.target:.0%} of the largest saving"
+        title = f"{result.trace}: {text} reaches {result.target:.0%} of the largest saving"
     axes.set(title=title, ylabel="share of the images, or of the encode time (%)", ylim=(0, 100))
     footer = f"{result.images:,} images, {result.different:,} different; simulated, policy {result.policy}"
     _finish(figure, axes, f"{footer}, rows of {size_text(result.row_bytes)}")
@@ -61,6 +61,8 @@ def draw_models(results: list[ModelMemory]) -> Figure:
     title = f"{size_text(first[0].bytes)} holds {min(counts):,} to {max(counts):,} images of {image}"
     axes.set(title=title, ylabel="images in the cache", yscale="log")
     _finish(figure, axes, f"counted from the models' configurations, {results[0].dtype}")
+    axes.set_xticks([held.bytes / GIB for held in results[0].images[0].held])
+    axes.minorticks_off()
     return figure
 
 

@@ -125,7 +125,7 @@ def test_figure_of_a_trace_draws_hits_and_savings_over_gib() -> None:
     assert list(lines["hits"].get_xdata()) == [1, 2, 4]
     assert list(lines["hits"].get_ydata()) == pytest.approx([10, 20, 40])
     assert list(lines["time saved, at most"].get_ydata()) == pytest.approx([20, 40, 80])
-    assert axes.get_title() == "chats: 3 GiB save 90% of the largest saving"
+    assert axes.get_title() == "chats: 3 GiB reaches 90% of the largest saving"
     assert axes.get_xlabel() == "size of the cache (GiB)"
     assert "(%)" in axes.get_ylabel()
 

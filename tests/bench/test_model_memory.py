@@ -115,6 +115,7 @@ def test_figure_of_models_has_a_line_of_images_for_each_model() -> None:
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
     assert all(list(line.get_xdata()) == [1, 8] for line in axes.lines)
     assert all(list(line.get_ydata()) == [10, 80] for line in axes.lines)
+    assert list(axes.get_xticks()) == [1, 8]
     assert axes.get_title() == "1 GiB holds 10 to 10 images of 640x480"
 
 
