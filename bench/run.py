@@ -1,4 +1,4 @@
-"""``python -m vitcache bench``: run benches case by case, write results immediately, print missed targets."""
+"""``vitcache bench``: run benches case by case, write results immediately, print missed targets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -17,6 +19,9 @@ from vitcache.bench.harness.record import ROOT, Recorder
 from vitcache.bench.harness.registry import CPU, GPU, cases_for
 from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
+from vitcache.extras import install_command, package_of
+from vitcache.terminal.progress import Progress
+from vitcache.terminal.table import Table
 
 NAMES = (
     *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "engines", "hits", "keys"),
@@ -25,6 +30,7 @@ NAMES = (
 BENCHES: dict[str, ModuleType] = {
     name: import_module(f"vitcache.bench.claims.bench_{name}") for name in NAMES
 }
+Row = dict[str, Any]
 REPEATS = {"full": 50, "smoke": 3}
 
 
@@ -33,17 +39,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bench",
         choices=sorted(BENCHES),
-        help="run only this bench (default: all; on a GPU, all that measure it)",
+        metavar="NAME",
+        help=f"run only this bench: {', '.join(sorted(BENCHES))} (default: all; on a GPU, all that measure "
+        "it)",
     )
     parser.add_argument(
         "--cases",
         choices=sorted(REPEATS),
-        help="default: full on a GPU; without a GPU smoke, but full for benches with a claim about the CPU",
+        help="sizes (default: full on a GPU; without a GPU smoke, but full for benches that make a claim "
+        "about the CPU)",
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the JSON files"
+        "--out",
+        type=Path,
+        default=ROOT / "results",
+        metavar="DIR",
+        help="folder of the JSON files (default: bench/results in a checkout, else that of the package)",
     )
-    parser.add_argument("--lines", type=Path, metavar="FILE", help="also append each result to this file")
+    parser.add_argument(
+        "--lines", type=Path, metavar="FILE", help="also append each result to this file (default: none)"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="leave out cases that are finished in the file of --lines"
     )
@@ -79,10 +94,11 @@ def run(args: argparse.Namespace) -> int:
         bench = BENCHES[name]
         missing = missing_requirement(name)
         if missing and args.bench:
-            print(f"vitcache bench: {name} needs {missing}, which is not installed", file=sys.stderr)
+            package = package_of(missing)
+            print(f"vitcache bench: {name} needs {package}: {install_command(package)}", file=sys.stderr)
             return 1
         if missing:
-            print(f"{name}: left out, it needs {missing}, which is not installed")
+            print(f"{name}: left out, it needs {package_of(missing)}, which is not installed")
             continue
         bench_device = getattr(bench, "DEVICE", device)
         is_claimed = bench_device.type == "cuda" or getattr(bench, "CLAIMS_CPU", False)
@@ -93,24 +109,24 @@ def run(args: argparse.Namespace) -> int:
             continue
         lines = ResultLines(args.lines) if args.lines else None
         recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
-        timer = Timer(bench_device, REPEATS[size])
-        for number, case in enumerate(cases, 1):
-            label = f"{name} {number}/{len(cases)} {case.name}"
-            if recorder.has_finished(case.name):
-                continue
-            recorder.begin(case.name, number, len(cases))
-            try:
-                torch.manual_seed(0)
-                for step in bench.run_case(case, recorder, timer):
-                    _progress(f"{label}: {step}")
-                recorder.end(case.name)
-            except Exception as error:
-                recorder.end(case.name, error)
-                failures += 1
-                _progress("")
-                print(f"{label} failed: {type(error).__name__}: {error}", file=sys.stderr)
-        _progress("")
-        _print_table(recorder)
+        with Progress(name) as progress:
+            shown = CaseProgress(progress, len(cases))
+            timer = Timer(bench_device, REPEATS[size], on_round=shown.show_round)
+            for number, case in enumerate(cases, 1):
+                if recorder.has_finished(case.name):
+                    continue
+                recorder.begin(case.name, number, len(cases))
+                shown.begin(case.name, number)
+                try:
+                    torch.manual_seed(0)
+                    for step in bench.run_case(case, recorder, timer):
+                        shown.show_step(step)
+                    recorder.end(case.name)
+                except Exception as error:
+                    recorder.end(case.name, error)
+                    failures += 1
+                    progress.print(f"{name} {shown.label} failed: {type(error).__name__}: {error}")
+        print_table(recorder)
     return 1 if failures else 0
 
 
@@ -134,22 +150,66 @@ def missing_requirement(name: str) -> str | None:
     return package if package is not None and find_spec(package) is None else None
 
 
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+class CaseProgress:
+    """Shows the case of a bench that runs, its step, and the round of measurements within a step."""
+
+    def __init__(self, progress: Progress, num_cases: int) -> None:
+        self._progress, self._num_cases = progress, num_cases
+        self._number = 0
+        self._step = self.label = ""
+
+    def begin(self, case: str, number: int) -> None:
+        """Show that case `number` begins."""
+        self._number = number
+        self.label = f"{number}/{self._num_cases} {case}"
+        self.show_step("begins")
+
+    def show_step(self, step: str) -> None:
+        """Show a step of the case."""
+        self._step = f"{self.label}: {step}"
+        self._show(self._step, is_frequent=False)
+
+    def show_round(self, done: int, total: int) -> None:
+        """Show that `done` of `total` rounds of the step are done."""
+        self._show(f"{self._step} ({done + 1}/{total})", is_frequent=True)
+
+    def _show(self, text: str, *, is_frequent: bool) -> None:
+        self._progress.show(text, self._number - 1, self._num_cases, is_frequent=is_frequent)
 
 
-def _print_table(recorder: Recorder) -> None:
+def print_table(recorder: Recorder) -> None:
+    """Print the results of a bench in groups of one case, metric and reference; mark missed targets."""
     print(f"\n{recorder.bench} on {recorder.machine['device']} -> {recorder.path}")
-    names = ("case", "contender", "metric")
-    widths = [max(len(name), *(len(row[name]) for row in recorder.rows), 0) for name in names]
-    head = " ".join(f"{name:<{width}}" for name, width in zip(names, widths, strict=True))
-    print(f"{head} {'value':>12} {'p20':>10} {'p80':>10}  ratio")
-    for row in recorder.rows:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g} x {row['ratio_to']}"
-        missed = "  MISSES TARGET" if row["meets_target"] is False else ""
-        label = " ".join(f"{row[name]:<{width}}" for name, width in zip(names, widths, strict=True))
-        print(f"{label} {row['value']:>12.6g} {row['p20']:>10.5g} {row['p80']:>10.5g}  {ratio}{missed}")
+    table = Table(["contender", "value", "p20", "p80", "ratio", "target"], right=range(1, 5))
+    group = None
+    for row in sorted(recorder.rows, key=_group_order(recorder.rows)):
+        if _group(row) != group:
+            group = _group(row)
+            table.begin_group(_group_title(row))
+        misses = row["meets_target"] is False
+        table.add(
+            row["contender"],
+            *(f"{row[name]:.5g}" for name in ("value", "p20", "p80")),
+            "" if row["ratio"] is None else f"{row['ratio']:.3g}",
+            "MISSES" if misses else "meets" if row["meets_target"] else "",
+            style="bold red" if misses else "",
+        )
+    table.print()
     missed = [row for row in recorder.rows if row["meets_target"] is False]
     judged = [row for row in recorder.rows if row["meets_target"] is not None]
     print(f"{len(recorder.rows)} results; {len(judged)} have a target, {len(missed)} of these miss it")
+
+
+def _group(row: Row) -> tuple[object, ...]:
+    return row["case"], row["metric"], row["unit"], row["ratio_to"]
+
+
+def _group_order(rows: list[Row]) -> Callable[[Row], int]:
+    """Return the sorting key that keeps the order of the groups, and the rows of a group together."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(map(_group, rows)))}
+    return lambda row: places[_group(row)]
+
+
+def _group_title(row: Row) -> str:
+    reference = "" if row["ratio_to"] is None else f"; ratio to {row['ratio_to']}"
+    return f"{row['case']}: {row['metric']} in {row['unit']}{reference}"

@@ -4,9 +4,10 @@ A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-
 case and a column per contender of the newest result file of the bench with this metric. A cell contains the
 value and, in parentheses, its ratio. Without such a result the text says so.
 
-The table between ``<!-- table: demo -->`` and ``<!-- end -->`` is made of ``docs/images/chat.json``. The
-command ``vitcache demo --plot docs/images/chat.png --json docs/images/chat.json`` writes that file and its
-picture.
+Two more tables have one word between ``<!-- table:`` and ``-->``: ``memory`` is made of
+``bench/results/memory.json``, which ``vitcache memory --json > bench/results/memory.json`` writes, and
+``demo`` of ``docs/images/chat.json``, which ``vitcache demo --repeats 9 --plot docs/images/chat.png --json
+docs/images/chat.json`` writes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 from vitcache.bench.harness.record import ROOT
 from vitcache.demo.chat_table import markdown
 
-TABLE = re.compile(r"(?<=<!-- table: )(?P<bench>\w+) (?P<metric>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
-
-DEMO = re.compile(r"(?<=<!-- table: demo -->\n).*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?P<head><!-- table: (?P<words>[\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+MEMORY_FILE = "memory.json"
+MEMORY_IMAGES = "1280x720", "1920x1080"
 DEMO_FILE = ROOT.parent / "docs" / "images" / "chat.json"
 
 
@@ -30,13 +31,28 @@ def fill(text: str, results: Path) -> str:
     """Return the text of a Markdown file with new tables from the folder `results`."""
 
     def table(match: re.Match[str]) -> str:
-        bench, metric = match["bench"], match["metric"]
-        rows = newest(bench, metric, results)
-        lines = render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
-        return "\n".join([f"{bench} {metric} -->", "", *lines, "", ""])
+        return "\n".join([match["head"], *lines_of(match["words"], results), "", ""])
 
-    text = DEMO.sub(lambda _: "\n".join(["", *markdown(json.loads(DEMO_FILE.read_text())), "", ""]), text)
     return TABLE.sub(table, text)
+
+
+def lines_of(words: str, results: Path) -> list[str]:
+    """Return the lines of the table that the words of its first line name.
+
+    Raises
+    ------
+    ValueError
+        If `words` are not ``memory``, ``demo`` or a bench and a metric.
+    """
+    if words == "memory":
+        return render_memory(results / MEMORY_FILE)
+    if words == "demo":
+        return markdown(json.loads(DEMO_FILE.read_text()))
+    if len(words.split()) != 2:
+        raise ValueError(f"expected a table 'memory', 'demo' or 'BENCH METRIC', got {words!r}")
+    bench, metric = words.split()
+    rows = newest(bench, metric, results)
+    return render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
 
 
 def newest(bench: str, metric: str, results: Path) -> list[dict[str, Any]]:
@@ -60,6 +76,31 @@ def render(rows: list[dict[str, Any]]) -> list[str]:
     unit = f"{first['metric']}, {units}" + (f" (ratio to {', '.join(sorted(ratios))})" if ratios else "")
     machine = f"{first['device']}, torch {first['torch']}, commit {first['commit']}, {first['utc'][:10]}"
     return [*("| " + " | ".join(line) + " |" for line in lines), "", f"{unit}; {machine}."]
+
+
+def render_memory(path: Path) -> list[str]:
+    """Return the lines of the table of models: rows and MiB of an image, and the images that 1 GiB holds."""
+    if not path.exists():
+        return [f"No result file {path.name} exists yet."]
+    report = json.loads(path.read_text())
+    heads = ["model"]
+    for image in MEMORY_IMAGES:
+        heads += [f"{image}: rows", "MiB", "images per GiB"]
+    lines = [heads, ["---"] + ["--:"] * (len(heads) - 1)]
+    for model in report["models"]:
+        images = {image["image"]: image for image in model["images"]}
+        cells = [f"[{model['model']}](https://huggingface.co/{model['checkpoint']})"]
+        for name in MEMORY_IMAGES:
+            image = images[name]
+            per_gib = (1 << 30) // (image["bytes"] // image["pages"]) // image["pages"]
+            cells += [f"{image['rows']:,}", f"{image['bytes'] / 2**20:.1f}", f"{per_gib:,}"]
+        lines.append(cells)
+    [dtype] = {model["dtype"] for model in report["models"]}
+    note = (
+        f"Rows as {dtype}, in pages of {report['page_rows']} rows. Counted by `vitcache memory` with "
+        f"the image processors of transformers {report['transformers']} and the settings of the checkpoints."
+    )
+    return [*("| " + " | ".join(line) + " |" for line in lines), "", note]
 
 
 def cell(row: dict[str, Any]) -> str:

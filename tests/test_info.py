@@ -1,25 +1,39 @@
-"""`python -m vitcache info`: each part is reported, and a missing or broken part raises no error."""
+"""`vitcache info`: each part is reported, and a missing or broken part raises no error."""
 
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
+from terminal_process import run_in_terminal
 
 from vitcache import CudaError, info
 from vitcache.__main__ import main
+from vitcache.extras import EXTRAS
+from vitcache.versions import SUPPORTED
 
 
 def printed_lines(capsys):
     return capsys.readouterr().out.splitlines()
 
 
-def test_info_prints_one_line_for_each_part(capsys):
+def test_info_prints_the_state_of_each_part_in_80_columns(capsys):
     assert main(["info"]) == 0
-    head, *parts = printed_lines(capsys)
+    head, *lines = printed_lines(capsys)
     assert head.startswith("vitcache ")
-    assert len(parts) == len(info.collect())
-    assert all(line.startswith(("  has    ", "  lacks  ")) for line in parts)
+    states = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+    assert states == [part.state for part in info.collect().values()]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("without", [(), ("rich",)], ids=["rich", "plain"])
+def test_info_in_a_terminal_prints_80_columns_with_rich_and_without(without):
+    code, lines = run_in_terminal(["info"], without=without)
+    assert code == 0
+    text = " ".join(" ".join(lines).split())
+    assert "native module" in text
+    assert info.inspect_content_keys().text in text
+    assert max(map(len, lines)) <= 80
 
 
 def test_info_json_contains_the_text_of_each_part(capsys):
@@ -40,7 +54,7 @@ def test_info_missing_module_is_reported(monkeypatch, module, part):
     monkeypatch.setitem(sys.modules, module, None)
     found = info.collect()[part]
     assert not found.usable
-    assert found.text == f"needs {module}, which is not installed"
+    assert found.text.startswith(f"needs {module}, which is not installed")
 
 
 def test_info_native_module_that_was_not_built_is_reported(monkeypatch):
@@ -64,6 +78,7 @@ def test_info_broken_part_is_reported_and_other_parts_are_inspected(monkeypatch)
     monkeypatch.setattr(info, "installed_version", broken)
     parts = info.collect()
     assert parts["triton"] == info.Part(False, "OSError: cannot read triton")
+    assert parts["triton"].state == "lacks"
     assert parts["python"].usable
 
 
@@ -80,6 +95,84 @@ def test_info_without_a_cuda_runtime_reports_the_reason(monkeypatch):
     assert not parts["cuda_runtime"].usable
     assert "VITCACHE_NO_CUDA" in parts["cuda_runtime"].text
     assert not parts["gpu"].usable
+
+
+def pretend_versions(monkeypatch, **versions):
+    monkeypatch.setattr(info, "installed_version", lambda name: versions.get(name))
+
+
+@pytest.mark.parametrize("package", ["triton", "transformers"])
+def test_info_says_whether_a_version_is_in_the_supported_range(monkeypatch, package):
+    first, last = SUPPORTED[package]
+    pretend_versions(monkeypatch, **{package: f"{last}.1"})
+    part = info.collect()[package]
+    assert part.text == f"{last}.1; in the supported range {first} to {last}"
+    assert part.state == "has"
+    assert part.facts["supported"]
+    pretend_versions(monkeypatch, **{package: "99.1"})
+    part = info.collect()[package]
+    assert f"99.1; NOT in the supported range {first} to {last}" in part.text
+    assert part.state == "check"
+    assert not part.facts["supported"]
+    assert part.facts["range"] == f"{first} to {last}"
+
+
+def test_info_says_whether_torch_is_in_the_supported_range(monkeypatch):
+    torch = pytest.importorskip("torch")
+    assert info.inspect_torch().state == "has"
+    monkeypatch.setattr(torch, "__version__", "2.8.0")
+    part = info.inspect_torch()
+    assert part.state == "check"
+    assert "2.8.0" in part.text
+    assert "NOT in the supported range " + " to ".join(SUPPORTED["torch"]) in part.text
+
+
+def test_info_torch_for_rocm_is_said_to_be_unsupported(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    part = info.inspect_torch()
+    assert part.state == "lacks"
+    assert "built for ROCm 6.4: AMD GPUs are not supported" in part.text
+
+
+@pytest.mark.parametrize(("system", "name"), [("Darwin", "macOS"), ("Windows", "Windows")])
+def test_info_on_another_system_says_that_it_is_not_supported(monkeypatch, system, name):
+    monkeypatch.setattr(info.platform, "system", lambda: system)
+    part = info.inspect_python()
+    assert part.state == "lacks"
+    assert f"on {name} " in part.text
+    assert "not supported, vitcache runs on Linux" in part.text
+
+
+def test_info_without_triton_is_fine_with_torch_for_the_cpu_only(monkeypatch):
+    pretend_versions(monkeypatch)
+    on_cpu, on_cuda = info.inspect_triton(is_cpu_build=True), info.inspect_triton(is_cpu_build=False)
+    assert on_cpu.state == "optional"
+    assert "torch is built for the CPU" in on_cpu.text
+    assert on_cuda.state == "lacks"
+    assert "torch for CUDA brings it" in on_cuda.text
+
+
+@pytest.mark.parametrize(
+    ("installed", "state", "text"),
+    [
+        (None, "optional", "pip install 'vitcache[vllm]'"),
+        ("{}+cpu", "has", "the tested version"),
+        ("0.1.0", "check", "NOT tested"),
+    ],
+)
+def test_info_says_whether_the_version_of_vllm_was_tested(monkeypatch, installed, state, text):
+    pretend_versions(monkeypatch, vllm=installed and installed.format(*info.VLLM_VERSIONS))
+    part = info.inspect_vllm()
+    assert part.state == state
+    assert text in part.text
+
+
+def test_info_names_packages_as_pip_does(monkeypatch):
+    pretend_versions(monkeypatch)
+    text = " ".join(part.text for part in info.collect().values())
+    assert all(package in text for packages in EXTRAS.values() for package in packages if package != "vllm")
+    assert not any(module in text for module in ("skimage", "sklearn", "PIL", "prometheus_client"))
 
 
 def make_runtime(devices, driver=13010):

@@ -31,8 +31,30 @@ NATIVE = {
 # The lowest room is the first. A module may import from its own room and from lower ones. Only tests import
 # `testing`.
 ORDER = (
-    *("testing", "errors", "_version", "versions", "lazy", "_native", "rows", "arguments", "handles"),
-    *("tracing", "device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline"),
+    *(
+        "testing",
+        "errors",
+        "_version",
+        "versions",
+        "extras",
+        "lazy",
+        "_native",
+        "rows",
+        "arguments",
+        "handles",
+    ),
+    *(
+        "tracing",
+        "terminal",
+        "device",
+        "keys",
+        "ring",
+        "pages",
+        "triton_kernels",
+        "placement",
+        "cache",
+        "pipeline",
+    ),
     "adapters",
     *("metrics", "info", "demo"),
     *("bench.harness", "bench.traffic", "bench.chats", "bench.engines", "bench.claims", "bench", "__main__"),

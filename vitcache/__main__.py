@@ -1,53 +1,106 @@
-"""The command line: `python -m vitcache demo | bench | memory | info`."""
+"""The command line: `vitcache info | demo | memory | bench`, also as `python -m vitcache`."""
+
+from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 
-# Command: (module, summary). A module defines `add_arguments(parser)` and `run(args)`, which returns the exit
-# code. The module is imported only if its command is chosen.
-COMMANDS = {
-    "demo": ("vitcache.demo", "run a chat about photographs through a stock model and through vitcache"),
-    "bench": ("vitcache.bench.run", "measure the claims of vitcache"),
-    "memory": (
-        "vitcache.bench.traffic.memory",
-        "compute how much memory a trace of image requests or the images of a model need",
-    ),
-    "info": ("vitcache.info", "list the parts that this build and this machine have or lack"),
-}
+from vitcache._version import __version__
+from vitcache.extras import install_command, package_of
+from vitcache.terminal.closed_pipe import (
+    CLOSED_PIPE,
+    drop_closed_streams,
+    flush_streams,
+    open_missing_streams,
+)
+from vitcache.terminal.commands import COMMANDS, HelpFormatter, examples_text, overview
+from vitcache.terminal.progress import Progress
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+ABOUT = (
+    "vitcache encodes every image once: a cache of vision embeddings, and the kernels that place its rows."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code of the process."""
+    """Run one command; return the exit code of the process.
+
+    130: interrupted by Ctrl-C. 141: the reader of stdout or stderr closed the pipe. 1: a package is missing,
+    and a line on stderr names it. All other codes are those of the command; its help lists them. A wrong
+    option exits with 2.
+    """
+    open_missing_streams()
     try:
-        return run_command(sys.argv[1:] if arguments is None else arguments)
+        try:
+            return run_command(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            flush_streams()
     except KeyboardInterrupt:
         print("vitcache: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        if not drop_closed_streams():
+            raise
+        return CLOSED_PIPE
+    except SystemExit as exit_:
+        # rich turns a closed pipe into exit code 1, which means something else for some commands.
+        if not isinstance(exit_.__context__, BrokenPipeError):
+            raise
+        return CLOSED_PIPE
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Parse `arguments` and run their command; return its exit code."""
+    """Parse `arguments` and run their command; return its exit code. Without arguments, print the help."""
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
-    parser = argparse.ArgumentParser(prog="python -m vitcache")
-    commands = parser.add_subparsers(metavar="demo|bench|memory|info", required=True)
+    parser = make_parser()
+    commands = parser.add_subparsers(
+        prog="vitcache", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
     try:
-        for name, (module, summary) in COMMANDS.items():
-            command = commands.add_parser(name, help=summary, description=summary)
+        for name, command in COMMANDS.items():
+            subparser = commands.add_parser(
+                name,
+                description=_wrapped(command.about),
+                epilog=examples_text(command),
+                formatter_class=HelpFormatter,
+            )
             if name == chosen:
-                implementation = import_module(module)
-                implementation.add_arguments(command)
-                command.set_defaults(run=implementation.run)
+                with Progress(name) as progress:
+                    progress.show("starts")  # some commands import torch, which takes seconds
+                    implementation = import_module(command.module)
+                implementation.add_arguments(subparser)
+                subparser.set_defaults(run=implementation.run)
+        if not arguments:
+            parser.print_help()
+            return 0
         args = parser.parse_args(arguments)
         return int(args.run(args))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "vitcache":
             raise
-        print(f"vitcache {chosen} needs {error.name}: pip install 'vitcache[demo]'", file=sys.stderr)
+        package = package_of(error.name)
+        print(f"vitcache {chosen} needs {package}: {install_command(package)}", file=sys.stderr)
         return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options before the command."""
+    parser = argparse.ArgumentParser(
+        prog="vitcache",
+        usage="vitcache [-h] [--version] COMMAND ...",
+        description=_wrapped(ABOUT),
+        epilog=overview(),
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vitcache {__version__}")
+    return parser
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 78)
 
 
 if __name__ == "__main__":

@@ -1,71 +1,106 @@
-"""`python -m vitcache info`: lists the parts that this build and this machine have or lack.
+"""`vitcache info`: lists the parts that this build and this machine have or lack, and unsupported versions.
 
 Each part is inspected separately. A missing or broken part is reported, and raises no exception.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
 from vitcache._version import __version__
+from vitcache.adapters.vllm.plugin import TESTED_VERSIONS as VLLM_VERSIONS
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
-from vitcache.versions import installed_version, support_note
+from vitcache.extras import EXTRAS, install_command
+from vitcache.terminal.progress import Progress
+from vitcache.terminal.table import Table
+from vitcache.versions import SUPPORTED, TESTED, installed_version, support_note
 
-EXTRAS = {
-    "demo": ("rich", "matplotlib", "scikit-image", "scikit-learn", "pillow"),
-    "metrics": ("prometheus-client",),
-}
+SYSTEMS = {"Darwin": "macOS"}  # names of systems that differ from Python's
+STYLES = {"has": "", "check": "yellow", "lacks": "red", "optional": "dim"}
+NAMES = {"cuda_runtime": "CUDA runtime", "gpu": "GPU", "triton": "Triton", "vllm": "vLLM"}
+FOR_CUDA_ONLY = ("cuda_runtime", "gpu")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the report: whether vitcache can use it, a line of text, and its facts for `--json`."""
+    """One part of the report: whether vitcache can use it, a line of text, and its facts for `--json`.
+
+    `needed` is false for a part without which vitcache works as it is installed here.
+    """
 
     usable: bool
     text: str
     facts: dict[str, Any] = field(default_factory=dict)
+    needed: bool = True
+
+    @property
+    def state(self) -> str:
+        """has, check (usable, but the version is not supported), lacks or optional."""
+        if self.usable:
+            return "has" if self.facts.get("supported", True) else "check"
+        return "lacks" if self.needed else "optional"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON (default: a table)")
 
 
 def run(args: argparse.Namespace) -> int:
-    parts = collect()
+    """Print the report. Returns 0 also if parts are missing: a report was asked for, and it was printed."""
+    with Progress("info") as progress:
+        progress.show("inspects the parts")  # the import of torch takes seconds
+        parts = collect()
     if args.json:
         facts = {
-            name: {"have": part.usable, "words": part.text, **part.facts} for name, part in parts.items()
+            name: {
+                "have": part.usable,
+                "needed": part.needed,
+                "state": part.state,
+                "words": part.text,
+                **part.facts,
+            }
+            for name, part in parts.items()
         }
         print(json.dumps({"vitcache": __version__, **facts}, indent=2))
-    else:
-        print(f"vitcache {__version__}")
-        for name, part in parts.items():
-            print(f"  {'has  ' if part.usable else 'lacks'}  {name.replace('_', ' ')}: {part.text}")
+        return 0
+    print(f"vitcache {__version__}")
+    table = Table(["", "", ""], flexible=2)
+    for name, part in parts.items():
+        table.add(
+            f"  {part.state}", NAMES.get(name, name.replace("_", " ")), part.text, style=STYLES[part.state]
+        )
+    table.print()
     return 0
 
 
 def collect() -> dict[str, Part]:
     """Inspect every part. torch is imported before the CUDA runtime is opened, because torch may load one."""
+    parts = {"python": inspect_safely(inspect_python), "torch": inspect_safely(inspect_torch)}
+    is_cpu_build = parts["torch"].usable and parts["torch"].facts["cuda_build"] is None
     inspections: dict[str, Callable[[], Part]] = {
-        "python": inspect_python,
-        "torch": inspect_torch,
-        "triton": lambda: inspect_package("triton", "the CUDA kernels need it: pip install triton"),
+        "triton": lambda: inspect_triton(is_cpu_build),
         "native_module": inspect_native_module,
         "cuda_runtime": inspect_cuda_runtime,
         "gpu": inspect_gpus,
         "content_keys": inspect_content_keys,
-        "transformers": lambda: inspect_package(
-            "transformers", "vitcache.attach and the demo need it: pip install 'vitcache[transformers]'"
-        ),
+        "transformers": lambda: inspect_package("transformers", "vitcache.attach and the demo need it"),
+        "vllm": inspect_vllm,
         "extras": inspect_extras,
     }
-    return {name: inspect_safely(inspect) for name, inspect in inspections.items()}
+    parts |= {name: inspect_safely(inspect) for name, inspect in inspections.items()}
+    for name in FOR_CUDA_ONLY if is_cpu_build else ():
+        if not parts[name].usable:
+            text = f"{parts[name].text}; torch for the CPU needs none"
+            parts[name] = replace(parts[name], text=text, needed=False)
+    return parts
 
 
 def inspect_safely(inspect: Callable[[], Part]) -> Part:
@@ -80,11 +115,12 @@ def inspect_safely(inspect: Callable[[], Part]) -> Part:
 
 def inspect_python() -> Part:
     release = platform.python_version()
-    return Part(
-        True,
-        f"{release} on {platform.system()} {platform.machine()}",
-        {"version": release, "path": sys.executable},
-    )
+    system = platform.system()
+    facts = {"version": release, "path": sys.executable, "system": system}
+    text = f"{release} on {SYSTEMS.get(system, system)} {platform.machine()}"
+    if system != "Linux":
+        return Part(False, f"{text}: this system is not supported, vitcache runs on Linux", facts)
+    return Part(True, text, facts)
 
 
 def inspect_torch() -> Part:
@@ -92,34 +128,78 @@ def inspect_torch() -> Part:
         return Part(False, "not installed; vitcache needs it: pip install 'torch>=2.9'")
     import torch
 
+    hip = getattr(torch.version, "hip", None)
     facts = {
         "version": torch.__version__,
         "cuda_build": torch.version.cuda,
         "cuda_usable": torch.cuda.is_available(),
+        "rocm_build": hip,
+        **range_facts("torch", torch.__version__),
     }
+    if hip:
+        text = f"{torch.__version__}, built for ROCm {hip}: AMD GPUs are not supported. vitcache needs a "
+        return Part(False, text + "build of torch for CUDA or for the CPU", facts | {"supported": False})
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     usable = "can use the GPU" if facts["cuda_usable"] else "runs on the CPU"
-    return Part(
-        True, f"{torch.__version__}, {build}, {usable}{support_note('torch', torch.__version__)}", facts
-    )
+    text = f"{torch.__version__}, {build}, {usable}{range_text('torch', torch.__version__)}"
+    return Part(True, text, facts)
+
+
+def inspect_triton(is_cpu_build: bool) -> Part:
+    """`is_cpu_build`: torch is built for the CPU, whose operations are not Triton's."""
+    if is_cpu_build and installed_version("triton") is None:
+        reason = "only the CUDA kernels need it, and torch is built for the CPU"
+        return Part(False, f"not installed; {reason}", {}, False)
+    part = inspect_package("triton", "the CUDA kernels need it, and torch for CUDA brings it")
+    return replace(part, needed=True)
 
 
 def inspect_package(name: str, purpose: str) -> Part:
     installed = installed_version(name)
     if installed is None:
-        return Part(False, f"not installed; {purpose}")
-    note = support_note(name, installed)
-    return Part(True, f"{installed}{note}", {"version": installed, "supported": not note})
+        return Part(False, f"not installed; {purpose}: {install_command(name)}", {}, False)
+    facts = {"version": installed, **range_facts(name, installed)}
+    return Part(True, f"{installed}{range_text(name, installed)}", facts)
+
+
+def inspect_vllm() -> Part:
+    installed = installed_version("vllm")
+    tested = " and ".join(VLLM_VERSIONS)
+    if installed is None:
+        return Part(False, f"not installed; the plug-in needs {tested}: {install_command('vllm')}", {}, False)
+    is_tested = installed.partition("+")[0] in VLLM_VERSIONS
+    facts = {"version": installed, "supported": is_tested, "range": tested}
+    if is_tested:
+        return Part(True, f"{installed}, the tested version", facts)
+    return Part(True, f"{installed}, NOT tested: the plug-in starts with vLLM {tested} only", facts)
+
+
+def range_facts(package: str, installed: str) -> dict[str, Any]:
+    """Return whether a version is supported, and the range, as facts for ``--json``."""
+    return {
+        "supported": not support_note(package, installed),
+        "range": " to ".join(SUPPORTED[package]),
+    }
+
+
+def range_text(package: str, installed: str) -> str:
+    """Return in words whether a version is in the supported range."""
+    facts = range_facts(package, installed)
+    if facts["supported"]:
+        return f"; in the supported range {facts['range']}"
+    return f"; NOT in the supported range {facts['range']} (tested: {' and '.join(TESTED[package])})"
 
 
 def inspect_extras() -> Part:
-    versions = {name: installed_version(name) for names in EXTRAS.values() for name in names}
+    """The packages of the extras that have no part of their own."""
+    extras = {extra: EXTRAS[extra] for extra in ("demo", "metrics")}
+    versions = {name: installed_version(name) for names in extras.values() for name in names}
     texts = [f"{name} {versions[name]}" for name in versions if versions[name]]
-    for extra, names in EXTRAS.items():
+    for extra, names in extras.items():
         missing = [name for name in names if not versions[name]]
         if missing:
             texts.append(f"not {', '.join(missing)} (pip install 'vitcache[{extra}]')")
-    return Part(all(versions.values()), ", ".join(texts), {"versions": versions})
+    return Part(all(versions.values()), ", ".join(texts), {"versions": versions}, needed=False)
 
 
 def inspect_native_module() -> Part:
@@ -164,7 +244,7 @@ def inspect_gpus() -> Part:
 def inspect_content_keys() -> Part:
     from vitcache.keys.digests import ALGORITHM
 
-    slower = "" if ALGORITHM == "blake3" else ", slower than blake3: pip install blake3"
+    slower = "" if ALGORITHM == "blake3" else f", slower than blake3: {install_command('blake3')}"
     return Part(True, f"hashed with {ALGORITHM}{slower}", {"algorithm": ALGORITHM})
 
 

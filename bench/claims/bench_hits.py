@@ -176,7 +176,7 @@ def run_case(case: HitsCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             side.check_rows()
         limits = limit_calls(moved_bytes // 2, inputs)
         yield "hits, in turns"
-        samples = Timer(timer.device, min(timer.repeats, REPEATS)).rounds_us(
+        samples = timer.with_repeats(min(timer.repeats, REPEATS)).rounds_us(
             {**limits, **{name: side.step for name, side in sides.items()}},
             before={
                 **dict.fromkeys(limits, lambda: None),

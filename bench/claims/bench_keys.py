@@ -122,7 +122,7 @@ def run_case(case: KeysCase | RateCase, recorder: Recorder, timer: Timer) -> Ite
         yield from measure_rates(case, recorder, timer)
         return
     if timer.device.type == "cpu":
-        timer = Timer(timer.device, min(timer.repeats, CPU_ROUNDS))
+        timer = timer.with_repeats(min(timer.repeats, CPU_ROUNDS))
     yield from measure_step(case, recorder, timer)
 
 

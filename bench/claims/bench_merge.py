@@ -64,7 +64,7 @@ def measure(case: MergeCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             peaks[name] = timer.peak_bytes(call)
         del expected
         yield "all in turns"
-        few = Timer(timer.device, min(timer.repeats, REPEATS))
+        few = timer.with_repeats(min(timer.repeats, REPEATS))
         times = few.rounds_us(scene.contenders)
         scene.check_counts()
     limit_ms, limit_bytes = times["limit"].value / 1e3, float(moved["limit"])

@@ -121,7 +121,7 @@ def add_construction(case: RingCase, recorder: Recorder, timer: Timer) -> None:
             rings.enter_context(PinnedRing(case.constructed_bytes, backend="cuda" if on_gpu else "host"))
 
     functions["ring"] = construct
-    few = Timer(timer.device, repeats=3)
+    few = timer.with_repeats(3)
     samples = few.rounds_us(functions)
     for name, sample in samples.items():
         judged = on_gpu and name == "ring"

@@ -157,7 +157,7 @@ def add_cold(
     case: ColdCase, recorder: Recorder, timer: Timer, contenders: dict[str, Callable[[], object]]
 ) -> None:
     """Measure whole steps, until the device is idle, and add the results."""
-    few = Timer(timer.device, min(timer.repeats, REPEATS))
+    few = timer.with_repeats(min(timer.repeats, REPEATS))
     samples = few.rounds_us(contenders)
     alone = min(("tower", "tower, one call"), key=lambda name: samples[name].value)
     judged = {

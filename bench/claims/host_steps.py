@@ -84,7 +84,7 @@ def run_host(case: HostCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
 def run_hits_and_misses(case: HostCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure steps of one thread for all contenders, in turns."""
     request = Request(case.items)
-    few = Timer(timer.device, min(timer.repeats, LONG_REPEATS)) if case.items >= LONG_ITEMS else timer
+    few = timer.with_repeats(min(timer.repeats, LONG_REPEATS)) if case.items >= LONG_ITEMS else timer
     with open_vitcache([request]) as [vitcache]:
         gathers = {JUDGED: vitcache, **{name: make(request) for name, make in CONTENDERS.items()}}
         for name, gather in gathers.items():

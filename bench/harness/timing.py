@@ -21,7 +21,7 @@ FLUSH_BYTES = 256 << 20
 HIDE_CYCLES = 2_000_000
 
 
-def _do_nothing() -> None:
+def _do_nothing(*_: object) -> None:
     pass
 
 
@@ -83,14 +83,24 @@ class TimedBlock:
 
 
 class Timer:
-    """Measures calls on one device. On the CPU the device's time is the host's time."""
+    """Measures calls on one device. On the CPU the device's time is the host's time.
 
-    def __init__(self, device: torch.device, repeats: int) -> None:
+    `rounds_us` calls `on_round` before each round, with the rounds that are done and their number.
+    """
+
+    def __init__(
+        self, device: torch.device, repeats: int, *, on_round: Callable[[int, int], object] = _do_nothing
+    ) -> None:
         self.device = device
         self.repeats = repeats
+        self.on_round = on_round
         self._flushed = (
             torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
         )
+
+    def with_repeats(self, repeats: int) -> Timer:
+        """Return a timer that repeats each measurement `repeats` times, and is otherwise like this one."""
+        return Timer(self.device, repeats, on_round=self.on_round)
 
     def flush(self) -> None:
         """Queue a write that evicts everything else from the L2 cache of the GPU."""
@@ -149,7 +159,8 @@ class Timer:
         slows all functions equally. The function's entry in `before` runs before each call and is not timed.
         """
         values: dict[str, list[float]] = {name: [] for name in functions}
-        for _ in range(self.repeats + 2):
+        for done in range(self.repeats + 2):
+            self.on_round(done, self.repeats + 2)
             for name, function in functions.items():
                 times = []
                 for _ in range(calls):

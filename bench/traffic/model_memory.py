@@ -1,24 +1,31 @@
-"""``python -m vitcache memory --model``: the number of images of a model that each size of memory holds."""
+"""``vitcache memory --model``: the number of images of a model that each size of memory holds."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vitcache.bench.traffic.known_models import KNOWN_MODELS, model_path
+from vitcache.bench.traffic.memory_results import Held, ImageMemory, ModelMemory
 from vitcache.bench.traffic.simulation import pages_for
 from vitcache.bench.traffic.size_text import size_text
+from vitcache.terminal.progress import Progress
+from vitcache.terminal.table import Table
 
 if TYPE_CHECKING:
     import torch
 
-    from vitcache.adapters.row_counts.image_rows import ImageRows, RowCounter
+    from vitcache.adapters.row_counts.image_rows import ImageRows
 
 _SIZES = 1 << 30, 8 << 30, 32 << 30
+_SIZES_PER_TABLE = 4  # columns that fit beside those of the image
 _MAX_SIDE = 16384  # of an image, in pixels
 _DTYPES = "bfloat16", "float16", "float32"
 
@@ -35,22 +42,11 @@ class ImageSize(NamedTuple):
 
 _IMAGES = ImageSize(1280, 720), ImageSize(1920, 1080), ImageSize(2560, 1440)
 DEFAULTS: dict[str, Any] = {"device_bytes": _SIZES, "images": _IMAGES, "dtype": None}
-"""Of the options with ``--model``."""
-
-
-def add_model_option(sources: argparse._ActionsContainer) -> None:
-    """Add the option that chooses this part of the command."""
-    sources.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="print how many images of this model a cache holds: a config.json, a folder with one, a "
-        "checkpoint in the local Hugging Face cache, or a model type of transformers such as qwen3_vl; "
-        "nothing is downloaded",
-    )
+"""Of the options without ``--trace``."""
 
 
 def add_arguments(group: argparse._ActionsContainer) -> None:
-    """Add the options that go with ``--model``."""
+    """Add the options that do not go with ``--trace``."""
     group.add_argument(
         "--device-bytes",
         nargs="+",
@@ -78,49 +74,93 @@ def add_arguments(group: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the rows of each image, and how many images each size of memory holds.
 
-    Returns 0, or 1 if the model is not found or cannot be cached. In this case a line on stderr has the
-    reason.
+    Returns 0, or 1 if a model is not found or cannot be cached. In this case a line on stderr has the reason.
     """
-    import PIL  # noqa: F401  # if it is missing, the command line names it and how to install it
-    import transformers  # noqa: F401
+    with Progress("memory") as progress:
+        progress.show("imports transformers")
+        import PIL  # noqa: F401  # if it is missing, the command line names it and how to install it
+        import transformers
 
-    from vitcache.adapters.row_counts.image_rows import RowCounter
-    from vitcache.adapters.row_counts.model_source import find_model
-
+    names = list(KNOWN_MODELS) if args.model is None else args.model
+    results = []
     try:
-        with _quiet_transformers():
-            source = find_model(args.model)
-            counter = RowCounter(source, _dtype(args.dtype, source.config))
-            images = {size: counter.count(size.height, size.width) for size in args.images}
+        with Progress("memory") as progress:
+            for number, name in enumerate(names):
+                progress.show(f"counts the rows of {name}", number, len(names))
+                results.append(measure(name, args.images, args.device_bytes, args.page_rows, args.dtype))
+        if args.plot is not None:
+            from vitcache.bench.traffic.memory_plot import draw_models
+
+            draw_models(results).savefig(args.plot)
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"vitcache memory: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    _report(args, counter, images)
+    if args.json:
+        report = {"transformers": transformers.__version__, "page_rows": args.page_rows}
+        print(json.dumps({**report, "models": [asdict(result) for result in results]}, indent=1))
+    else:
+        _report(results, args.device_bytes)
     return 0
 
 
-def _report(args: argparse.Namespace, counter: RowCounter, images: dict[ImageSize, ImageRows]) -> None:
-    processor = counter.processor
-    print(
-        f"images as {processor.name} prepares them, "
-        + ("with its saved settings" if processor.is_saved else "with settings for this configuration")
+def measure(
+    name: str, sizes: Sequence[ImageSize], device_bytes: Sequence[int], page_rows: int, dtype: str | None
+) -> ModelMemory:
+    """Count the rows of one model's images.
+
+    Raises
+    ------
+    ImportError, OSError, TypeError, ValueError
+        If the model is not found, or if its images cannot be cached. The message has the reason.
+    """
+    from vitcache.adapters.row_counts.image_rows import RowCounter
+    from vitcache.adapters.row_counts.model_source import find_model
+
+    with _quiet_transformers(), model_path(name) as path:
+        source = find_model(path)
+        counter = RowCounter(source, _dtype(dtype, source.config))
+        counted = {size: counter.count(size.height, size.width) for size in sizes}
+    images = []
+    for size, rows in counted.items():
+        page_bytes, pages = page_rows * rows.row_bytes, _pages(rows, page_rows)
+        held = [Held(num_bytes, num_bytes // page_bytes // pages) for num_bytes in device_bytes]
+        images.append(
+            ImageMemory(str(size), sum(rows.entries), len(rows.entries), pages, pages * page_bytes, held)
+        )
+    known = KNOWN_MODELS.get(name)
+    return ModelMemory(
+        name,
+        known and known.checkpoint,
+        counter.processor.name,
+        counter.processor.is_saved,
+        rows.width,
+        str(rows.dtype).removeprefix("torch."),
+        images,
     )
-    if not processor.is_saved:
-        print("a checkpoint's preprocessor_config.json may allow larger or smaller images")
-    needed = {size: _pages(rows, args.page_rows) for size, rows in images.items()}
-    for size, rows in images.items():
-        row = f"{rows.width} {str(rows.dtype).removeprefix('torch.')} elements"
-        bytes_ = needed[size] * args.page_rows * rows.row_bytes
-        print(f"{size}: {_entries(rows)} of {row}, {needed[size]} pages, {size_text(bytes_)}")
-    for num_bytes in args.device_bytes:
-        for size, rows in images.items():
-            num_pages = num_bytes // (args.page_rows * rows.row_bytes)
-            print(f"{size_text(num_bytes)} hold {num_pages // needed[size]} images of {size}")
 
 
-def _entries(rows: ImageRows) -> str:
-    total = f"{sum(rows.entries)} rows"
-    return total if len(rows.entries) == 1 else f"{len(rows.entries)} entries with {total}"
+def _report(results: list[ModelMemory], device_bytes: Sequence[int]) -> None:
+    for start in range(0, len(device_bytes), _SIZES_PER_TABLE):
+        columns = slice(start, start + _SIZES_PER_TABLE)
+        sizes = [f"in {size_text(size)}" for size in device_bytes[columns]]
+        heads = ["image", "rows", "entries", "pages", "size", *sizes]
+        table = Table(heads, right=range(1, len(heads)))
+        for result in results:
+            table.begin_group(_title(result))
+            for image in result.images:
+                numbers = image.rows, image.entries, image.pages
+                held = (f"{held.images:,}" for held in image.held[columns])
+                table.add(image.image, *map(str, numbers), size_text(image.bytes), *held)
+        table.print()
+    print("in SIZE: images that a cache of this size holds")
+    if not all(result.saved_settings for result in results):
+        print("default settings: a checkpoint's preprocessor_config.json may allow other sizes")
+
+
+def _title(result: ModelMemory) -> str:
+    settings = "saved" if result.saved_settings else "default"
+    processor = result.processor.removesuffix("Pil")
+    return f"{result.model}: rows of {result.row_width} {result.dtype}, {processor} ({settings} settings)"
 
 
 def _pages(rows: ImageRows, page_rows: int) -> int:

@@ -1,8 +1,9 @@
-"""`python -m vitcache memory` prints a table of sizes and the smallest size that reaches the target."""
+"""`vitcache memory --trace` prints a table of sizes and the smallest size that reaches the target."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from vitcache import __main__ as command_line
+from vitcache.bench.traffic.memory_plot import draw_trace
+from vitcache.bench.traffic.memory_results import SizeResult, TraceMemory
+from vitcache.bench.traffic.size_text import size_text
 
 # Three passes over eight images of one page each: with seven pages or fewer, LRU has no hit.
 ROUNDS = [f'{{"key": "{number}", "tokens": 16, "encode_ms": 10}}' for number in range(8)] * 3
@@ -28,12 +32,12 @@ def test_memory_prints_the_smallest_size_that_reaches_the_target(
 ) -> None:
     assert command_line.main(["memory", "--trace", str(trace), "--row-bytes", "400"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "24 images, 8 of them different, 0.2 s of encoding"
-    assert lines[1].split() == ["memory", "hits", "time", "saved", "at", "most", "policy", "lru"]
+    assert lines[0] == "24 images, 8 of them different, 0.2 s of encoding; policy lru"
+    assert lines[1].split() == ["memory", "hits", "time", "saved", "at", "most"]
     assert lines[2].split() == ["6.25", "KiB", "0.0%", "0.0%", "12.5%"]
     assert lines[-2].split() == ["50", "KiB", "66.7%", "66.7%", "66.7%"]
-    expected = "saves at least 0.9 of the encode time that unlimited memory saves"
-    assert lines[-1] == f"device_bytes=51200 (50 KiB) {expected}"
+    assert lines[-1] == "device_bytes=51200 (50 KiB) reaches 0.9 of the largest saving"
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("size", ["0.5KB", "500 B", "500"])
@@ -72,7 +76,7 @@ def test_memory_smaller_target_needs_fewer_bytes(trace: Path, capsys: pytest.Cap
 def test_memory_accepts_the_name_of_a_generated_trace(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vitcache.bench.traffic.memory.LENGTH", 200)
+    monkeypatch.setattr("vitcache.bench.traffic.trace_memory.LENGTH", 200)
     assert command_line.main(["memory", "--trace", "chats"]) == 0
     assert capsys.readouterr().out.startswith("200 images")
 
@@ -84,6 +88,72 @@ def test_memory_trace_without_a_repeat_prints_that_a_cache_saves_nothing(
     path.write_text(ROUNDS[0])
     assert command_line.main(["memory", "--trace", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("a cache saves nothing here")
+
+
+def test_memory_json_of_a_trace_has_the_numbers_of_the_table(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["memory", "--trace", str(trace), "--row-bytes", "400"]
+    assert command_line.main([*options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert command_line.main(options) == 0
+    table = capsys.readouterr().out
+    assert (report["images"], report["different"]) == (24, 8)
+    assert (report["policy"], report["row_bytes"], report["page_rows"]) == ("lru", 400, 16)
+    assert f"device_bytes={report['device_bytes']} " in table
+    for size in report["sizes"]:
+        shares = (size["hit_rate"], size["saved"], size["saved_at_most"])
+        assert [size_text(size["bytes"]), *(f"{share:.1%}" for share in shares)] in [
+            [" ".join(line.split()[:2]), *line.split()[2:]] for line in table.splitlines()
+        ]
+
+
+@pytest.mark.parametrize("name", ["hits.png", "hits.svg"])
+def test_memory_plot_of_a_trace_draws_a_figure(trace: Path, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / name
+    assert command_line.main(["memory", "--trace", str(trace), "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
+
+
+def test_figure_of_a_trace_draws_hits_and_savings_over_gib() -> None:
+    pytest.importorskip("matplotlib")
+    sizes = [SizeResult(gib << 30, gib / 10, gib / 8, gib / 5) for gib in (1, 2, 4)]
+    result = TraceMemory("chats", 24, 8, 10.0, "lru", 16, 8192, 0.9, 3 << 30, sizes)
+    [axes] = draw_trace(result).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines["hits"].get_xdata()) == [1, 2, 4]
+    assert list(lines["hits"].get_ydata()) == pytest.approx([10, 20, 40])
+    assert list(lines["time saved, at most"].get_ydata()) == pytest.approx([20, 40, 80])
+    assert axes.get_title() == "chats: 3 GiB reaches 90% of the largest saving"
+    assert axes.get_xlabel() == "size of the cache (GiB)"
+    assert "(%)" in axes.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("hits.txt", "argument --plot: expected a file name that ends with .png or .svg, got"),
+        ("none/hits.png", "of hits.png does not exist"),
+    ],
+)
+def test_memory_plot_to_a_wrong_file_is_a_usage_error(
+    file: str, message: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main(["memory", "--trace", str(trace), "--plot", str(tmp_path / file)])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_memory_plot_without_matplotlib_names_the_package(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command_line.main(["memory", "--trace", str(trace), "--plot", "hits.png"]) == 1
+    message = "vitcache memory needs matplotlib: pip install 'vitcache[demo]'\n"
+    assert capsys.readouterr().err == message
 
 
 def test_memory_wrong_or_missing_trace_prints_one_line_and_exits_with_1(

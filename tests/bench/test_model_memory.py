@@ -1,7 +1,8 @@
-"""`python -m vitcache memory --model` prints how many images each size of memory holds."""
+"""`vitcache memory --model` prints how many images each size of memory holds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ pytest.importorskip("PIL")
 from tiny_zoo import ZOO
 
 from vitcache import __main__ as command_line
+from vitcache.bench.traffic import model_memory
+from vitcache.bench.traffic.known_models import KNOWN_MODELS
+from vitcache.bench.traffic.memory_plot import draw_models
+from vitcache.bench.traffic.memory_results import Held, ImageMemory, ModelMemory
 from vitcache.bench.traffic.size_text import size_text
 
 pytestmark = pytest.mark.transformers
+FILE = Path(__file__).parents[2] / "bench/results/memory.json"
 
 
 @pytest.fixture
@@ -43,26 +49,92 @@ def test_memory_of_a_model_prints_the_images_that_each_size_holds(
     side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
     page = 20 * hidden * itemsize
     rows = [width * height // side**2 for width, height in ((320, 160), (160, 160))]
-    wide, square = (-(-count // 20) for count in rows)
-    assert lines[0].startswith("images as Qwen2VLImageProcessor")
+    pages = [-(-count // 20) for count in rows]
     name = dtype or "float16"
-    assert lines[-6:] == [
-        f"320x160: {rows[0]} rows of {hidden} {name} elements, {wide} pages, {size_text(wide * page)}",
-        f"160x160: {rows[1]} rows of {hidden} {name} elements, {square} pages, {size_text(square * page)}",
-        f"1 MiB hold {(1 << 20) // page // wide} images of 320x160",
-        f"1 MiB hold {(1 << 20) // page // square} images of 160x160",
-        f"10 MiB hold {(10 << 20) // page // wide} images of 320x160",
-        f"10 MiB hold {(10 << 20) // page // square} images of 160x160",
+    assert lines[0].split() == [
+        "image",
+        "rows",
+        "entries",
+        "pages",
+        "size",
+        *["in", "1", "MiB", "in", "10", "MiB"],
     ]
+    title = " ".join(lines[1:-4])
+    assert title.startswith(f"{tmp_path}: rows of {hidden} {name}, Qwen2VLImageProcessor (default settings)")
+    for line, image, count, needed in zip(lines[-4:-2], ("320x160", "160x160"), rows, pages, strict=True):
+        held = [str((mib << 20) // page // needed) for mib in (1, 10)]
+        size = size_text(needed * page).split()
+        assert line.split() == [image, str(count), "1", str(needed), *size, *held]
+    assert lines[-1].startswith("default settings: ")
 
 
 def test_memory_of_a_model_of_tiles_counts_the_pages_of_each_tile(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert memory("internvl", "--images", "900x450", "--page-rows", "100", "--device-bytes", "1GB") == 0
-    tile = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("900x450: "))
-    assert tile.startswith("900x450: 3 entries with 768 rows of ")  # two tiles and an overview of 256 rows
-    assert ", 9 pages, " in tile
+    tile = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("900x450 "))
+    assert tile.split()[1:4] == ["768", "3", "9"]  # rows of two tiles and an overview, entries, pages
+
+
+def test_memory_of_several_models_prints_a_group_each_within_80_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = [f"{gib}GiB" for gib in (1, 2, 4, 8, 16, 32)]  # more columns than one table has
+    assert memory("qwen2_vl", "--model", "llava", "--images", "320x320", "--device-bytes", *sizes) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if ": rows of" in line] == ["qwen2_vl", "llava"] * 2
+    assert [line.count(" in ") for line in lines if line.startswith("image ")] == [4, 2]
+    assert max(map(len, lines)) <= 80
+
+
+def test_memory_json_of_models_has_rows_pages_and_held_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory("llava", "--images", "640x480", "--device-bytes", "1GiB", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    [model] = report["models"]
+    [image] = model["images"]
+    assert (model["model"], model["checkpoint"]) == ("llava", None)
+    assert image["pages"] == -(-image["rows"] // report["page_rows"])
+    page_bytes = report["page_rows"] * model["row_width"] * 2
+    assert image["bytes"] == image["pages"] * page_bytes
+    assert image["held"] == [{"bytes": 1 << 30, "images": (1 << 30) // image["bytes"]}]
+
+
+def test_memory_plot_of_models_draws_images_over_gib(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "images.png"
+    assert memory("llava", "--images", "640x480", "--plot", str(path)) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_figure_of_models_has_a_line_of_images_for_each_model() -> None:
+    pytest.importorskip("matplotlib")
+    held = [Held(gib << 30, 10 * gib) for gib in (1, 8)]
+    image = ImageMemory("640x480", 576, 1, 36, 1 << 20, held)
+    results = [ModelMemory(name, None, "P", True, 4096, "float16", [image]) for name in ("a", "b")]
+    [axes] = draw_models(results).axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert all(list(line.get_xdata()) == [1, 8] for line in axes.lines)
+    assert all(list(line.get_ydata()) == [10, 80] for line in axes.lines)
+    assert list(axes.get_xticks()) == [1, 8]
+    assert axes.get_title() == "1 GiB holds 10 to 10 images of 640x480"
+
+
+def file_models() -> dict[str, Any]:
+    """The models of the result file, from which the tables of the pages are made."""
+    return {model["model"]: model for model in json.loads(FILE.read_text())["models"]}
+
+
+def test_result_file_has_every_known_model_with_its_checkpoint() -> None:
+    found = {name: model["checkpoint"] for name, model in file_models().items()}
+    assert found == {name: model.checkpoint for name, model in KNOWN_MODELS.items()}
+
+
+@pytest.mark.parametrize("name", ["Gemma-3-12B", "InternVL3-8B", "GLM-4.1V-9B"])
+def test_result_file_equals_a_new_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory(name, "--json") == 0
+    [model] = json.loads(capsys.readouterr().out)["models"]
+    expected = file_models()[name]
+    assert (model["images"], model["row_width"]) == (expected["images"], expected["row_width"])
 
 
 @pytest.mark.parametrize(
@@ -121,11 +193,28 @@ def test_memory_of_a_model_with_a_wrong_option_exits_with_2(
     assert message in capsys.readouterr().err
 
 
-def test_memory_without_a_trace_and_a_model_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_without_a_model_prints_every_known_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted: list[str] = []
+
+    def count(name: str, *_: object) -> ModelMemory:
+        counted.append(name)
+        image = ImageMemory("640x480", 576, 1, 36, 1 << 20, [Held(1 << 30, 1)])
+        return ModelMemory(name, None, "P", True, 4096, "float16", [image])
+
+    monkeypatch.setattr(model_memory, "measure", count)
+    assert command_line.main(["memory", "--device-bytes", "1GiB"]) == 0
+    assert counted == list(KNOWN_MODELS)
+    text = capsys.readouterr().out
+    assert all(f"{name}: rows of" in text for name in KNOWN_MODELS)
+
+
+def test_memory_without_a_source_refuses_an_option_of_traces(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        command_line.main(["memory"])
+        command_line.main(["memory", "--target", "0.5"])
     assert exit_.value.code == 2
-    assert "one of the arguments --trace --model is required" in capsys.readouterr().err
+    assert "argument --target: not allowed without argument --trace" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

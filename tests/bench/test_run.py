@@ -1,4 +1,4 @@
-"""`python -m vitcache bench`: which benches and cases run on which kind of device."""
+"""`vitcache bench`: which benches and cases run on which kind of device."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vitcache.bench.claims import bench_hits, bench_step
 from vitcache.bench.claims.cold_steps import ColdCase
 from vitcache.bench.claims.host_steps import HostCase
 from vitcache.bench.harness.registry import CPU, GPU, cases_for
+from vitcache.bench.harness.timing import Timer
 
 
 def run_bench(directory: Path, *arguments: str) -> int:
@@ -84,3 +85,83 @@ def test_without_a_name_a_gpu_runs_its_benches_and_names_the_others(
     assert "cache: left out, it measures the CPU; choose it with --bench cache" in capsys.readouterr().out
     assert run_bench(tmp_path, "--cases", "full", "--bench", "cache") == 0
     assert ran == ["ring", "cache"]
+
+
+def result(contender: str, **fields: Any) -> dict[str, Any]:
+    row = {"case": "9x880", "contender": contender, "metric": "gpu_us", "unit": "us", "value": 12345.678}
+    row |= {"p20": 1.5, "p80": 2.5, "ratio": 0.25, "ratio_to": "limit", "meets_target": None}
+    return row | fields
+
+
+def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines of the table of a bench's rows."""
+    run.print_table(SimpleNamespace(bench="b", machine={"device": "cpu x"}, path="b.json", rows=rows))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_table_groups_rows_by_case_metric_and_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        result("a"),
+        result("a", metric="host_us", ratio=None, ratio_to=None),
+        result("b", meets_target=True),
+    ]
+    lines = printed(rows, capsys)
+    assert [line for line in lines if line.startswith("9x880")] == [
+        "9x880: gpu_us in us; ratio to limit",
+        "9x880: host_us in us",
+    ]
+    assert [line.split() for line in lines if "12346" in line] == [
+        ["a", "12346", "1.5", "2.5", "0.25"],
+        ["b", "12346", "1.5", "2.5", "0.25", "meets"],
+        ["a", "12346", "1.5", "2.5"],
+    ]
+
+
+def test_table_marks_missed_targets_and_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed([result("a", meets_target=False), result("b", meets_target=True), result("c")], capsys)
+    assert [line.split()[0] for line in lines if line.endswith("MISSES")] == ["a"]
+    assert lines[-1] == "3 results; 2 have a target, 1 of these miss it"
+
+
+def test_table_of_long_names_has_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [result("the merge of an engine " * 5, case="a case with many words " * 6, ratio_to="a word " * 9)]
+    lines = printed(rows, capsys)
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).count("engine") == 5
+
+
+def test_bench_shows_the_case_its_step_and_the_round_of_measurements() -> None:
+    shown: list[tuple[str, int, int]] = []
+    progress = SimpleNamespace(
+        show=lambda text, done, total, *, is_frequent: shown.append((text, done, total))
+    )
+    case = run.CaseProgress(progress, 2)
+    case.begin("big", 2)
+    case.show_step("keys")
+    timer = Timer(torch.device("cpu"), 1, on_round=case.show_round).with_repeats(2)
+    timer.rounds_us({"a call": lambda: None})
+    texts = [text for text, *_ in shown]
+    assert texts == ["2/2 big: begins", "2/2 big: keys", *(f"2/2 big: keys ({n}/4)" for n in (1, 2, 3, 4))]
+    assert {(done, total) for _, done, total in shown} == {(1, 2)}
+
+
+def test_bench_whose_case_raises_prints_the_error_and_returns_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_case(*_: object) -> list[str]:
+        raise ValueError("wrong rows")
+
+    bench = SimpleNamespace(CASES={"smoke": [SimpleNamespace(name="case")]}, run_case=run_case)
+    monkeypatch.setattr(run, "BENCHES", {"ring": bench})
+    monkeypatch.setattr(run, "names_for", lambda device_type: ["ring"])
+    assert run_bench(tmp_path, "--cases", "smoke") == 1
+    assert capsys.readouterr().err == "ring 1/1 case failed: ValueError: wrong rows\n"
+
+
+def test_bench_whose_package_is_missing_names_it_as_pip_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "missing_requirement", lambda name: "skimage")
+    assert run_bench(tmp_path, "--bench", "ring") == 1
+    expected = "vitcache bench: ring needs scikit-image: pip install 'vitcache[demo]'\n"
+    assert capsys.readouterr().err == expected

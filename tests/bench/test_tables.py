@@ -80,7 +80,42 @@ def test_main_fills_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert path.read_text() == tables.fill(TEXT, tmp_path)
 
 
-def test_tables_of_the_documents_equal_the_result_files() -> None:
-    text = (ROOT / "docs/benchmarks.md").read_text()
-    assert tables.TABLE.search(text)
-    assert tables.fill(text, ROOT / "bench/results") == text, "run python -m vitcache.bench.tables"
+MEMORY_TEXT = "before\n<!-- table: memory -->\nold\n<!-- end -->\nafter\n"
+
+
+def test_fill_writes_a_row_for_each_model_of_the_memory_file(tmp_path: Path) -> None:
+    images = [
+        {"image": "1280x720", "rows": 880, "pages": 55, "bytes": 55 << 20},
+        {"image": "1920x1080", "rows": 2040, "pages": 128, "bytes": 128 << 20},
+    ]
+    model = {"model": "M", "checkpoint": "a/m", "dtype": "bfloat16", "images": images}
+    report = {"transformers": "5.23", "page_rows": 16, "models": [model]}
+    (tmp_path / "memory.json").write_text(json.dumps(report))
+    lines = tables.fill(MEMORY_TEXT, tmp_path).splitlines()
+    assert lines[:3] == ["before", "<!-- table: memory -->", ""]
+    assert lines[3].startswith("| model | 1280x720: rows | MiB | images per GiB | 1920x1080: rows |")
+    assert lines[5] == "| [M](https://huggingface.co/a/m) | 880 | 55.0 | 18 | 2,040 | 128.0 | 8 |"
+    assert "transformers 5.23" in lines[7]
+    assert lines[8:] == ["", "<!-- end -->", "after"]
+    assert tables.fill("\n".join(lines), tmp_path).splitlines() == lines
+
+
+def test_fill_without_a_memory_file_says_that_no_file_exists(tmp_path: Path) -> None:
+    filled = tables.fill(MEMORY_TEXT, tmp_path)
+    assert "No result file memory.json exists yet." in filled
+    assert "old" not in filled
+
+
+PAGES = {"docs/benchmarks.md": tables.TABLE, "docs/sizing.md": tables.MEMORY}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_of_a_page_equal_the_result_files(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert PAGES[page].search(text)
+    assert tables.fill(text, ROOT / "bench/results") == text, f"run python -m vitcache.bench.tables {page}"
+
+
+def test_tables_of_the_readme_equal_the_result_files() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert tables.fill(text, ROOT / "bench/results") == text, "run python -m vitcache.bench.tables README.md"

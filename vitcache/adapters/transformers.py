@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from transformers import __version__ as transformers_version
+
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
@@ -21,6 +23,7 @@ from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
 from vitcache.adapters.prompt_items import image_items, video_items
 from vitcache.adapters.session import Session
 from vitcache.adapters.splits.call_parts import Split
+from vitcache.adapters.transformers_version import warn_unsupported
 from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, row_width
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
@@ -195,6 +198,9 @@ def attach(
     After one of these changes, call ``attachment.cache.advance_epoch()``. The rows of an encode that began
     before the call of `advance_epoch` are returned, but not inserted.
 
+    *Versions.* If the version of transformers is outside of the range in `vitcache.versions.SUPPORTED`, one
+    warning per process names the version and the range.
+
     *The first item.* The first item of a modality, and of each set of options of its calls, is always
     encoded, because the stock output shows which containers the model uses. LLaVA-OneVision encodes the only
     image of a prompt as several tiles, and each image of a prompt with several images as one tile. So the
@@ -239,6 +245,7 @@ def attach(
     for name, value, cls in (("cache", cache, EmbeddingCache), ("ring", ring, PinnedRing)):
         if value is not None and not isinstance(value, cls):
             raise TypeError(f"{name} must be a {cls.__name__} or None, got {type(value).__name__}")
+    warn_unsupported(transformers_version)
     owner, family = find_attachable(model, splits)
     if any(isinstance(value, CachedEncoder) for value in vars(owner).values()):
         raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")

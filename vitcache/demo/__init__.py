@@ -12,6 +12,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from vitcache.extras import package_of
+
 _REQUIRED = ("torch", "transformers", "skimage", "sklearn", "PIL", "rich")
 
 
@@ -69,9 +71,10 @@ class _Refusal(Exception):
 def _check(args: argparse.Namespace) -> None:
     """Raise `_Refusal` if an argument is wrong or a package is missing, before any work is done."""
     required = (*_REQUIRED, "matplotlib") if args.plot else _REQUIRED
-    missing = [package for package in required if find_spec(package) is None]
+    missing = [module for module in required if find_spec(module) is None]
     if missing:
-        raise _Refusal(f"not installed: {', '.join(missing)}; run: pip install 'vitcache[demo]'")
+        packages = ", ".join(map(package_of, missing))
+        raise _Refusal(f"not installed: {packages}; run: pip install 'vitcache[demo]'")
     for option, path in (("--json", args.json), ("--plot", args.plot)):
         if path is not None:
             _check_writable(option, path)

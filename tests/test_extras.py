@@ -1,0 +1,52 @@
+"""The optional packages: their names at PyPI and the extras that install them."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vitcache.__main__ import main
+from vitcache.extras import EXTRAS, install_command, package_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_package_of_an_extra_is_in_the_extra_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if "optional-dependencies" in project.get("dynamic", []):
+        pytest.skip("setup.py makes the extras")
+    for extra, packages in EXTRAS.items():
+        requirements = project["optional-dependencies"][extra]
+        assert all(any(text.startswith(package) for text in requirements) for package in packages), extra
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("skimage.data", "scikit-image"),
+        ("sklearn", "scikit-learn"),
+        ("PIL.Image", "pillow"),
+        ("rich", "rich"),
+    ],
+)
+def test_package_of_a_module_is_its_name_at_pypi(module, package):
+    assert package_of(module) == package
+
+
+@pytest.mark.parametrize("package", [package for packages in EXTRAS.values() for package in packages])
+def test_install_command_of_an_optional_package_names_its_extra(package):
+    extra = install_command(package).removeprefix("pip install 'vitcache[").removesuffix("]'")
+    assert package in EXTRAS[extra]
+
+
+def test_install_command_of_another_package_names_the_package():
+    assert install_command("timm") == "pip install timm"
+
+
+def test_demo_without_its_packages_names_them_as_pip_does_and_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr("vitcache.demo.find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    message = capsys.readouterr().err
+    assert all(package in message for package in ("scikit-image", "scikit-learn", "pillow", "rich"))
+    assert not any(module in message for module in ("skimage", "sklearn", "PIL"))
+    assert message.endswith("run: pip install 'vitcache[demo]'\n")

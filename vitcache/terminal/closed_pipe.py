@@ -1,0 +1,50 @@
+"""A reader that closes the pipe, such as `head`, ends a command quietly, as it ends other tools."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from typing import TextIO
+
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells report it
+
+
+def open_missing_streams() -> None:
+    """Give a process that was started with a closed stdout or stderr the null device in its place.
+
+    Without it, Python has None there: a message for stderr would be printed to stdout, and the next file that
+    the process opens would get the number of stdout.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
+
+
+def flush_streams() -> None:
+    """Write the buffers of stdout and stderr. Raises BrokenPipeError if the reader closed the pipe."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+def drop_closed_streams() -> bool:
+    """Connect each stream whose reader closed its pipe to the null device; return whether there was one.
+
+    Otherwise the interpreter writes buffered text to the pipe when it ends, and prints an ignored exception.
+    """
+    closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+    for stream in closed:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    return bool(closed)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # a stream in memory, or a closed one
+        return False
+    poll = select.poll()
+    poll.register(number, 0)  # the system reports errors and hang-ups in any case
+    return any(event & select.POLLERR for _, event in poll.poll(0))
