@@ -31,7 +31,7 @@ def fill(text: str, results: Path) -> str:
     """Return the text of a Markdown file with new tables from the folder `results`."""
 
     def table(match: re.Match[str]) -> str:
-        return "\n".join([match["head"], *lines_of(match["words"], results), "", ""])
+        return "\n".join([match["head"], *lines_of(match["words"], results), ""])
 
     return TABLE.sub(table, text)
 

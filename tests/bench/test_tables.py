@@ -53,7 +53,6 @@ def test_fill_writes_a_row_per_case_and_a_column_per_contender(tmp_path: Path) -
         "| 9% |  | 0.25 (0.12) |",
         "",
         "encodes, encodes (ratio to LRU); cpu x, torch 2.13, commit abc, 2026-11-28.",
-        "",
         "<!-- end -->",
         "after",
     ]
@@ -96,7 +95,7 @@ def test_fill_writes_a_row_for_each_model_of_the_memory_file(tmp_path: Path) -> 
     assert lines[3].startswith("| model | 1280x720: rows | MiB | images per GiB | 1920x1080: rows |")
     assert lines[5] == "| [M](https://huggingface.co/a/m) | 880 | 55.0 | 18 | 2,040 | 128.0 | 8 |"
     assert "transformers 5.23" in lines[7]
-    assert lines[8:] == ["", "<!-- end -->", "after"]
+    assert lines[8:] == ["<!-- end -->", "after"]
     assert tables.fill("\n".join(lines), tmp_path).splitlines() == lines
 
 
@@ -106,16 +105,22 @@ def test_fill_without_a_memory_file_says_that_no_file_exists(tmp_path: Path) -> 
     assert "old" not in filled
 
 
-PAGES = {"docs/benchmarks.md": tables.TABLE, "docs/sizing.md": tables.MEMORY}
+PAGES = ["README.md", "docs/benchmarks.md", "docs/sizing.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_tables_of_a_page_equal_the_result_files(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert PAGES[page].search(text)
+    assert tables.TABLE.search(text)
     assert tables.fill(text, ROOT / "bench/results") == text, f"run python -m vitcache.bench.tables {page}"
 
 
-def test_tables_of_the_readme_equal_the_result_files() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert tables.fill(text, ROOT / "bench/results") == text, "run python -m vitcache.bench.tables README.md"
+def test_fill_of_an_empty_table_leaves_the_text_behind_it(tmp_path: Path) -> None:
+    filled = tables.fill("<!-- table: memory -->\n<!-- end -->\nafter\n", tmp_path)
+    assert filled.endswith("<!-- end -->\nafter\n")
+    assert filled.count("No result file") == 1
+
+
+def test_fill_with_an_unknown_table_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 'spam'"):
+        tables.fill("<!-- table: spam -->\n<!-- end -->\n", tmp_path)

@@ -31,12 +31,13 @@ def text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def markdown(report: Mapping[str, Any]) -> list[str]:
     """Return the lines of the table in Markdown, from the object of the demo's JSON file.
 
-    It has the stock model and `attach`; below is a line with the machine and the sums.
+    It has the stock model and `attach`, in the first, the second and the last turn; below is a line with the
+    machine and the sums.
     """
     rows = report["rows"]
     head = ("turn", "images encoded: stock", "vitcache", "first token: stock", "vitcache", "logits")
     lines = [head, ("--:",) * 5 + ("---",)]
-    for row in rows:
+    for row in [*rows[:2], *rows[2:][-1:]]:
         turn, _, stock, attach, _, stock_ms, attach_ms, _, logits = cells(row)
         lines.append((turn, stock, attach, f"{stock_ms} ms", f"{attach_ms} ms", logits))
     stock, attach = (sum(row[f"encoded{side}"] for row in rows) for side in ("_stock", "_attach"))

@@ -6,9 +6,11 @@ after it. So a page may print a few lines of a long program, and the lines still
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -45,9 +47,9 @@ def all_cached(names: Names) -> bool:
 
 
 def encodes_once(names: Names) -> bool:
-    """Each of the two images was encoded once and is in the cache, and no item failed."""
-    pipelines = all_of(names, vitcache.VisionPipeline)
-    return names["vision_tower"].encoded == len(pipelines[-1].cache) == 2 and not names["errors"]
+    """Each image of `items` was encoded once and is in the cache, and no item failed."""
+    cache = all_of(names, vitcache.VisionPipeline)[-1].cache
+    return names["vision_tower"].encoded == len(cache) == len(names["items"]) > 0 and not names["errors"]
 
 
 def is_hit(names: Names) -> bool:
@@ -85,6 +87,14 @@ def plain(make: Callable[[], Names]) -> Callable[[], AbstractContextManager[Name
     return lambda: nullcontext(make())
 
 
+def is_recorded(names: Names) -> bool:
+    """The function of the page writes a line that `vitcache memory --trace` can read."""
+    written = StringIO()
+    names["record"](written, b"an image", 405)
+    line = json.loads(written.getvalue())
+    return len(line["key"]) == 64 and line["tokens"] == 405
+
+
 SCENES = (
     Scene("attach(model", plain(made.tiny_chat), has_hits),
     Scene("ChunkedPrefill(", plain(made.chunked_chat), all_cached),
@@ -103,4 +113,5 @@ SCENES = (
     Scene("agree_over(", made.one_rank, encodes_once),
     Scene("tracing.enable()", made.traced_chat, has_ranges),
     Scene("CacheCollector(", made.two_caches, is_scraped),
+    Scene("def record(", plain(dict), is_recorded),
 )
