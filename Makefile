@@ -155,6 +155,7 @@ check: setup check-clang $(generated_stub)
 	$(python) -m pytest -q --noconftest tests/test_rooms.py
 	$(python) tests/test_prose.py
 	.venv/bin/clang-format --dry-run -Werror $(cpp_sources)
+	.venv/bin/zizmor --offline --quiet .github
 	@! grep -rnE '\bcustom_op\b|^\s*assert\b' --include='*.py' vitcache triton_kernels || \
 	  { echo 'make check: custom_op costs 10 us a call; raise an exception in place of assert' >&2; exit 1; }
 	@! grep -rn 'cudaDeviceSynchronize' csrc || \

@@ -1,7 +1,7 @@
 """``python -m vitcache.bench.plot FILE...``: write a PNG beside each result file of a bench.
 
-A bench may define its own `draw`. For all other benches, bars show each contender's value as a multiple of
-the limit, which is the line at 1. Example: ``python -m vitcache.bench.plot bench/results/placement-*.json``.
+Each bench has a `draw`, which uses `harness.figures`. Without a file, draws all result files of the
+repository. Example: ``python -m vitcache.bench.plot bench/results/placement-*.json``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import argparse
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.harness import timeline
-from vitcache.bench.harness.ratios import draw_ratios
+from vitcache.bench.harness.record import ROOT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(path: Path) -> Path:
@@ -22,18 +26,24 @@ def plot(path: Path) -> Path:
     rows = json.loads(path.read_text())
     if not rows:
         raise ValueError(f"{path} has no ratio to draw")
-    bench = import_module(f"vitcache.bench.claims.bench_{rows[0]['bench']}")
-    figure = getattr(bench, "draw", draw_ratios)(rows)
     target = path.with_suffix(".png")
-    figure.savefig(target, dpi=120)
+    draw(rows).savefig(target)
     return target
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Return the figure of a bench's results."""
+    bench = import_module(f"vitcache.bench.claims.bench_{rows[0]['bench']}")
+    figure: Figure = bench.draw(rows)
+    return figure
 
 
 def main() -> None:
     """Plot the files on the command line and print the path of each PNG."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
-    for path in parser.parse_args().files:
+    parser.add_argument("files", nargs="*", type=Path, help="result files, or traces of a timeline")
+    files = parser.parse_args().files or sorted((ROOT / "results").glob("*-*.json"))
+    for path in files:
         print(plot(path))
 
 

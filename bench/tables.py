@@ -4,8 +4,10 @@ A table is the text between the lines ``<!-- table: BENCH METRIC -->`` and ``<!-
 case and a column per contender of the newest result file of the bench with this metric. A cell contains the
 value and, in parentheses, its ratio. Without such a result the text says so.
 
-The table between ``<!-- table: memory -->`` and ``<!-- end -->`` is made of ``bench/results/memory.json``.
-The command ``vitcache memory --json > bench/results/memory.json`` writes that file.
+Two more tables have one word between ``<!-- table:`` and ``-->``: ``memory`` is made of
+``bench/results/memory.json``, which ``vitcache memory --json > bench/results/memory.json`` writes, and
+``demo`` of ``docs/images/chat.json``, which ``vitcache demo --repeats 9 --plot docs/images/chat.png --json
+docs/images/chat.json`` writes.
 """
 
 from __future__ import annotations
@@ -17,24 +19,40 @@ from pathlib import Path
 from typing import Any
 
 from vitcache.bench.harness.record import ROOT
+from vitcache.demo.chat_table import markdown
 
-TABLE = re.compile(r"(?<=<!-- table: )(?P<bench>\w+) (?P<metric>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
-MEMORY = re.compile(r"(?<=<!-- table: memory -->\n).*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?P<head><!-- table: (?P<words>[\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 MEMORY_FILE = "memory.json"
 MEMORY_IMAGES = "1280x720", "1920x1080"
+DEMO_FILE = ROOT.parent / "docs" / "images" / "chat.json"
 
 
 def fill(text: str, results: Path) -> str:
     """Return the text of a Markdown file with new tables from the folder `results`."""
 
     def table(match: re.Match[str]) -> str:
-        bench, metric = match["bench"], match["metric"]
-        rows = newest(bench, metric, results)
-        lines = render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
-        return "\n".join([f"{bench} {metric} -->", "", *lines, "", ""])
+        return "\n".join([match["head"], *lines_of(match["words"], results), "", ""])
 
-    text = MEMORY.sub(lambda _: "\n".join(["", *render_memory(results / MEMORY_FILE), "", ""]), text)
     return TABLE.sub(table, text)
+
+
+def lines_of(words: str, results: Path) -> list[str]:
+    """Return the lines of the table that the words of its first line name.
+
+    Raises
+    ------
+    ValueError
+        If `words` are not ``memory``, ``demo`` or a bench and a metric.
+    """
+    if words == "memory":
+        return render_memory(results / MEMORY_FILE)
+    if words == "demo":
+        return markdown(json.loads(DEMO_FILE.read_text()))
+    if len(words.split()) != 2:
+        raise ValueError(f"expected a table 'memory', 'demo' or 'BENCH METRIC', got {words!r}")
+    bench, metric = words.split()
+    rows = newest(bench, metric, results)
+    return render(rows) if rows else [f"No result `{metric}` of the bench `{bench}` exists yet."]
 
 
 def newest(bench: str, metric: str, results: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """An engine's forward pass: look images up, encode the missing ones, and build inputs_embeds in one pass.
 
-Runs on a GPU or the CPU. `vision_tower` stands for the engine's encoder.
+Runs on a GPU or the CPU. `encode_image` stands for the engine's encoder.
 """
 
 import torch
@@ -11,10 +11,10 @@ hidden, vocabulary, image_token = 64, 1000, 999
 device = "cuda" if torch.cuda.is_available() else "cpu"
 weight = torch.randn(vocabulary, hidden, device=device).bfloat16()
 cache = vitcache.EmbeddingCache(hidden, device=device, device_bytes=1 << 20, host_bytes=4 << 20)
-namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16").digest()
+namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16")
 
 
-def vision_tower(pixels: torch.Tensor) -> torch.Tensor:
+def encode_image(pixels: torch.Tensor) -> torch.Tensor:
     """Encode patches of shape (n, 32): one row per four patches."""
     return pixels.to(device).bfloat16().reshape(-1, 128)[:, :hidden].contiguous()
 
@@ -30,7 +30,7 @@ def find_rows(image: torch.Tensor) -> torch.Tensor | vitcache.Lease:
             if not claim.is_mine:
                 claim.wait()
             elif key not in cache:
-                rows = vision_tower(image)
+                rows = encode_image(image)
                 claim.put(rows)
                 return rows
 

@@ -20,7 +20,7 @@ def vision_tower(features: list[torch.Tensor], items: list[vitcache.Item]) -> li
 
 
 cache = vitcache.EmbeddingCache(hidden, device=device, device_bytes=1 << 20, host_bytes=4 << 20)
-namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16").digest()
+namespace = vitcache.Namespace("my-model", revision="main", dtype="bfloat16")
 
 # Two prompts of 40 tokens. Both contain the first image; one also contains the second image.
 first, second = torch.randn(40, 32), torch.randn(48, 32)

@@ -22,6 +22,7 @@ PUBLIC_NAMES: dict[str, tuple[str, ...]] = {
     "vitcache.adapters.transformers": (),
     "vitcache.adapters.distributed": ("agree_over",),
     "vitcache.metrics": (),
+    "vitcache.tracing": ("enable", "disable", "is_enabled"),
 }
 
 

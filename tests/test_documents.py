@@ -1,9 +1,11 @@
-"""The pages in docs/: docs/calls.md has every public call, and every link leads to a file and a heading."""
+"""The pages: every public call, links that lead to files and headings, versions and messages of the code."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,15 @@ from typing import Any
 import pytest
 
 import vitcache
+from vitcache.adapters.vllm.plugin import TESTED_VERSIONS
+from vitcache.bench.run import BENCHES
+from vitcache.versions import SUPPORTED, TESTED
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+MOST_LINES_OF_README = 120
+# Pages that tell of earlier versions.
+OF_THE_PAST = ("CHANGELOG.md", "decisions.md", "migration.md")
 
 
 def first_cells() -> list[str]:
@@ -129,3 +137,104 @@ def test_table_of_calls_names_only_arguments_that_exist() -> None:
             known = ["...", *inspect.signature(call).parameters] if names and call is not None else names
             wrong += [f"{path}: {name}" for name in names if name not in known]
     assert wrong == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES_OF_README
+
+
+def test_index_links_every_page() -> None:
+    links = set(re.findall(r"\]\(([\w./]+\.md)\)", (ROOT / "docs/README.md").read_text()))
+    pages = {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert pages - links == set()
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text()
+
+
+def cells_of_versions() -> dict[str, list[str]]:
+    """The cells behind the first one, by its first word, of the first table of docs/compatibility.md."""
+    text = (ROOT / "docs/compatibility.md").read_text().split("\n## ", 1)[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {re.split(r"[ ,]", cells[0])[0]: cells[1:] for cells in rows}
+
+
+def test_table_of_versions_has_those_of_the_code() -> None:
+    cells = cells_of_versions()
+    for package, (first, last) in SUPPORTED.items():
+        name = {"triton": "Triton"}.get(package, package)
+        assert cells[name][:2] == [f"{first} to {last}", " and ".join(TESTED[package])]
+    assert cells["vLLM"][0] == " and ".join(TESTED_VERSIONS)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cells["Python"][0].startswith(f"{project['requires-python'].removeprefix('>=')} or newer")
+
+
+def wrong_versions(text: str) -> list[str]:
+    """The ranges of versions in a text that are not those of versions.py, and other versions of vLLM."""
+    found = [
+        match[0]
+        for match in re.finditer(
+            r"\b(torch|triton|transformers) (\d+\.\d+)(?: to | or newer)(\d+\.\d+)?", text, re.I
+        )
+        if (match[2], match[3]) not in (SUPPORTED[match[1].lower()], (SUPPORTED[match[1].lower()][0], None))
+    ]
+    versions = re.findall(r"\bvLLM (\d+\.\d+\.\d+)", text)
+    return found + [f"vLLM {version}" for version in versions if version not in TESTED_VERSIONS]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in OF_THE_PAST], ids=lambda page: page.name
+)
+def test_no_page_states_versions_that_the_code_does_not_state(page: Path) -> None:
+    assert wrong_versions(page.read_text()) == []
+
+
+def test_wrong_versions_finds_a_range_and_a_version_of_vllm() -> None:
+    text = (
+        "torch 2.9 to 2.14, torch 2.9 or newer, transformers 5.17 to 5.24, Triton 3.4 or newer, vLLM 0.32.0"
+    )
+    assert wrong_versions(text) == ["transformers 5.17 to 5.24", "Triton 3.4 or newer", "vLLM 0.32.0"]
+
+
+def test_page_on_measuring_names_every_bench() -> None:
+    [names] = re.findall(r"^Benches: ([^.]+)\.", (ROOT / "docs/measuring.md").read_text(), re.M)
+    assert re.findall(r"`(\w+)`", names) == sorted(BENCHES)
+
+
+def messages_of_troubleshooting() -> list[str]:
+    """The first cells of the tables of docs/troubleshooting.md whose first column is a message."""
+    found = []
+    for table in re.findall(
+        r"^\| message \|.*\n(?:\|.*\n)+", (ROOT / "docs/troubleshooting.md").read_text(), re.M
+    ):
+        first_column = [line.split(" | ")[0] for line in table.splitlines()]
+        found += [codes[-1] for cell in first_column if (codes := re.findall(r"`([^`]+)`", cell))]
+    return found
+
+
+def strings_of_code() -> list[str]:
+    """The strings of the package. A value in an f-string is written as a NUL character."""
+    nodes = [
+        node for path in (ROOT / "vitcache").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    ]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+            texts.append("".join(map(str, parts)))
+    return texts
+
+
+def is_message_of(text: str, message: str) -> bool:
+    """Whether `message` is a part of `text`, or the whole of it with any words in place of its values."""
+    pattern = re.escape(text).replace("\0", r"\S+")
+    return message in text or ("\0" in text and len(text) > 8 and re.fullmatch(pattern, message) is not None)
+
+
+def test_messages_of_troubleshooting_are_messages_of_the_code() -> None:
+    texts, messages = strings_of_code(), messages_of_troubleshooting()
+    assert len(messages) > 5
+    assert [message for message in messages if not any(is_message_of(text, message) for text in texts)] == []
+
+
+def test_is_message_of_needs_the_words_of_the_code() -> None:
+    assert is_message_of("raise \0_bytes", "raise host_bytes")
+    assert not is_message_of("raise \0_bytes", "raise host_bytes or lower it")

@@ -28,6 +28,8 @@ REST = (
     "examples",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CODE_OF_CONDUCT.md",
     "Makefile",
     "CMakeLists.txt",
     "conftest.py",

@@ -31,9 +31,32 @@ NATIVE = {
 # The lowest room is the first. A module may import from its own room and from lower ones. Only tests import
 # `testing`.
 ORDER = (
-    *("testing", "errors", "_version", "versions", "extras", "lazy", "_native", "rows", "arguments"),
-    *("terminal", "device", "keys", "ring", "pages", "triton_kernels", "placement", "cache", "pipeline"),
-    *("adapters", "metrics", "info", "demo"),
+    *(
+        "testing",
+        "errors",
+        "_version",
+        "versions",
+        "extras",
+        "lazy",
+        "_native",
+        "rows",
+        "arguments",
+        "handles",
+    ),
+    *(
+        "tracing",
+        "terminal",
+        "device",
+        "keys",
+        "ring",
+        "pages",
+        "triton_kernels",
+        "placement",
+        "cache",
+        "pipeline",
+    ),
+    "adapters",
+    *("metrics", "info", "demo"),
     *("bench.harness", "bench.traffic", "bench.chats", "bench.engines", "bench.claims", "bench", "__main__"),
 )
 LOWEST_USER = "demo"  # this room and higher ones may import the public names, as callers do

@@ -10,12 +10,14 @@ from vitcache._version import __version__ as __version__
 from vitcache.lazy import lazy_names
 
 if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
+    from vitcache.adapters.attach_stats import AttachStats as AttachStats
     from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
     from vitcache.adapters.transformers import Attachment as Attachment
     from vitcache.adapters.transformers import attach as attach
     from vitcache.cache.claims import Claim as Claim
     from vitcache.cache.embedding_cache import EmbeddingCache as EmbeddingCache
     from vitcache.cache.stats import CacheStats as CacheStats
+    from vitcache.cache.stats import TierHits as TierHits
     from vitcache.errors import CudaError as CudaError
     from vitcache.keys.aliases import Alias as Alias
     from vitcache.keys.aliases import KeyAliases as KeyAliases
@@ -54,15 +56,17 @@ if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
     )
     from vitcache.placement.start_up import warm_up as warm_up
     from vitcache.ring.pinned_ring import PinnedRing as PinnedRing
+    from vitcache.ring.pinned_ring import RingStats as RingStats
     from vitcache.ring.ticket import Ticket as Ticket
 
 # Maps each defining module to its public names.
 _NAMES = {
+    "vitcache.adapters.attach_stats": ("AttachStats",),
     "vitcache.adapters.fingerprint": ("processor_fingerprint",),
     "vitcache.adapters.transformers": ("Attachment", "attach"),
     "vitcache.cache.claims": ("Claim",),
     "vitcache.cache.embedding_cache": ("EmbeddingCache",),
-    "vitcache.cache.stats": ("CacheStats",),
+    "vitcache.cache.stats": ("CacheStats", "TierHits"),
     "vitcache.errors": ("CudaError",),
     "vitcache.keys.aliases": ("Alias", "KeyAliases"),
     "vitcache.keys.content": ("content_key",),
@@ -86,7 +90,7 @@ _NAMES = {
         "spans_from_token_ids",
     ),
     "vitcache.placement.start_up": ("warm_up",),
-    "vitcache.ring.pinned_ring": ("PinnedRing",),
+    "vitcache.ring.pinned_ring": ("PinnedRing", "RingStats"),
     "vitcache.ring.ticket": ("Ticket",),
 }
 __all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 from vitcache.cache.embedding_cache import EmbeddingCache
@@ -194,18 +195,41 @@ def add_results(
         recorder.add(case.name, name, "hit_share", "of images", Sample.of([result.hit_share]))
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
+def draw(rows: figures.Rows) -> Figure:
     """Draw a bar per side: the share of right answers; its label counts answers unlike the stock model's."""
-    from matplotlib.figure import Figure
-
     accuracy = [row for row in rows if row["metric"] == "accuracy"]
-    different = {row["contender"]: row["value"] for row in rows if row["metric"] == "different_answers"}
-    figure = Figure(figsize=(6.5, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    bars = axes.bar([row["contender"] for row in accuracy], [row["value"] for row in accuracy])
-    counts = [different.get(row["contender"]) for row in accuracy]
-    axes.bar_label(bars, ["" if count is None else f"{count:.0f} different" for count in counts])
-    axes.set_ylim(0, 1.05)
-    axes.set_ylabel("share of right answers")
-    axes.set_title(f"{rows[0]['case']}, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
-    return figure
+    different = {row["contender"]: row for row in rows if row["metric"] == "different_answers"}
+    names = {
+        "stock": "stock model",
+        "attach": "vitcache, attach",
+        "pipeline": "vitcache, pipeline",
+        "host tier": "vitcache, pipeline\nwith a host tier",
+        "swapped": "two entries swapped\n(check of the bench)",
+    }
+    figure, [[axes]] = figures.open_figure(height=0.6 + 0.5 * len(accuracy))
+    least = accuracy[0]["target"] or 0.0
+    looks = figures.styles(("attach", "stock", "pipeline", "swapped", "host tier"))
+    for place, row in enumerate(accuracy):
+        name, count = row["contender"], different.get(row["contender"])
+        axes.barh(place, 100 * row["value"], 0.7, **looks[name].bar())
+        words = f" {100 * row['value']:.1f} %"
+        words += f"; {count['value']:.0f} answers {count['unit']} differ from stock" if count else ""
+        axes.annotate(words, (100 * max(row["value"], least), place), va="center", size=9)
+    axes.set_yticks(range(len(accuracy)), [names[row["contender"]] for row in accuracy])
+    axes.set(xlabel="right answers (percent)", ylabel="side", xlim=(0, 160), ylim=(len(accuracy) - 0.4, -0.6))
+    axes.set_xticks(range(0, 101, 20))
+    axes.grid(visible=False, axis="y")
+    stock = accuracy[0]
+    if stock["target"] is not None:
+        figures.target(axes, 100 * stock["target"], f"target of stock: {stock['target']:.0%}", upright=True)
+    sides = [different[name]["value"] for name in ("attach", "pipeline", "host tier")]
+    asked = next(iter(different.values()))["unit"].removeprefix("of ")
+    same = f"All {asked} answers with the cache are those of the stock model"
+    counts = figures.span(sides, "{:.0f}")
+    wrong = f"With the cache {counts} of {asked} answers are unlike those of the stock model"
+    note = (
+        f"A tiny Qwen3-VL, which has learned to read digits, answers in {stock['case']} turns. Last bar: the "
+        "rows of two cache entries are exchanged on purpose, to show that the bench sees wrong rows."
+    )
+    title = f"{wrong if any(sides) else same}, which is right in {100 * stock['value']:.1f} %"
+    return figures.finish(figure, rows, title, note, legend=False)

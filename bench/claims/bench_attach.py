@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import vitcache
 from vitcache.bench.chats.chat import Chat
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "attach"
 DEVICE = torch.device("cpu")
@@ -104,3 +109,25 @@ def run_case(case: AttachCase, recorder: Recorder, timer: Timer) -> Iterator[str
             target=target,
             limit=target,
         )
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw the microseconds of a call, by the number of images that hit."""
+    looks = figures.styles(("attach", "dict"))
+    targets = {(row["case"], row["contender"]): row["target"] for row in rows if row["target"] is not None}
+    figure, [[axes]] = figures.open_figure(height=2.6)
+    figures.compare(axes, rows, looks, unit=" us", targets=targets)
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    axes.set_yticks(range(len(cases)), [figures.images(case.split()[0]) for case in cases])
+    axes.set(xlabel="time of the host per call (microseconds; less is better)", ylabel="images of a call")
+    axes.set_xlim(left=0)
+    hits = [row for row in rows if row["contender"] == "attach"]
+    parts = [f"{row['value']:.0f} us for {figures.images(row['case'].split()[0])}" for row in hits]
+    judged = [row for row in hits if row["meets_target"] is not None]
+    verdict = "within its targets" if all(row["meets_target"] for row in judged) else "a target is missed"
+    title = f"A call of an attached model that hits costs the host {' and '.join(parts)}"
+    note = (
+        "dict: the least that any cache does: hash the bytes of each image, look the digest up in a dict of "
+        f"tensors, concatenate; it does not notice new weights. {figures.SPREAD}"
+    )
+    return figures.finish(figure, rows, title + (f": {verdict}" if judged else ""), note)

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import starmap
+from typing import TYPE_CHECKING
 
 import torch
 
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "blocks"
 # Target of the design: COPY_FACTOR times the copy of the same bytes, plus TABLE_US for the row table.
@@ -98,3 +103,40 @@ def run_case(case: BlockCase, recorder: Recorder, timer: Timer) -> Iterator[str]
             target=COPY_FACTOR if is_chosen else None,
             limit=COPY_FACTOR * copy.value + TABLE_US if is_chosen else None,
         )
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw each block shape's time as a multiple of the copy, and name the fastest and the chosen shape."""
+    shapes = [row for row in rows if row["ratio"] is not None]
+    widths = list(dict.fromkeys(row["case"] for row in shapes))
+    figure, [[axes]] = figures.open_figure(height=max(1.4, 0.8 + 0.45 * len(widths)))
+    looks = figures.styles(("chosen, in blocks.json", "fastest", "all other shapes"))
+    worse = []
+    for place, width in enumerate(widths):
+        of_width = [row for row in shapes if row["case"] == width]
+        fastest = min(of_width, key=lambda row: row["ratio"])
+        for row in sorted(of_width, key=lambda row: row is fastest):
+            is_chosen = row["target"] is not None
+            label = (
+                "fastest" if row is fastest else "chosen, in blocks.json" if is_chosen else "all other shapes"
+            )
+            axes.plot(row["ratio"], place, **looks[label].dot(), label=label)
+            if is_chosen:
+                worse.append(row["ratio"] / fastest["ratio"])
+                axes.plot(row["ratio"], place, **looks["chosen, in blocks.json"].dot())
+        axes.annotate(
+            fastest["contender"], (fastest["ratio"], place), (0, 8), textcoords="offset points", size=8
+        )
+    figures.target(axes, 1, " 1 = copy", upright=True)
+    axes.set_yticks(range(len(widths)), widths)
+    axes.set(
+        ylim=(len(widths) - 0.5, -0.7),
+        xlabel="time on the device / copy of the same bytes (less is better)",
+        ylabel="elements of a row",
+    )
+    fastest_of = [min(row["ratio"] for row in shapes if row["case"] == width) for width in widths]
+    title = f"The fastest block shape of each row width takes {figures.span(fastest_of)} times a copy"
+    if worse:
+        title += f"; the chosen one takes {figures.span(worse)} times the fastest"
+    note = "A shape is named by its block and its number of warps. A marker is the median of a shape."
+    return figures.finish(figure, rows, title, note)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch
 
 from vitcache import EmbeddingCache
 from vitcache.bench.chats.chat import Chat, Tower, image_key, load_model
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer, us_per_call
 
@@ -198,29 +198,57 @@ def per_key_us(cache: Any, keys: list[bytes], timer: Timer) -> Sample:
     return Sample.of(values)
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw microseconds: left, a look-up and a miss over the entries; right, a look-up over the threads."""
-    from matplotlib.figure import Figure
-
-    by_entries: dict[str, dict[int, float]] = {}
-    by_threads: dict[str, dict[int, float]] = {}
-    for row in rows:
-        entries = re.fullmatch(r"(\d+) entries", row["case"])
-        if entries is None:
-            continue
-        threads = re.fullmatch(r"look-up, (\d+) threads", row["contender"])
-        if threads:
-            by_threads.setdefault(row["case"], {})[int(threads[1])] = row["value"]
-        if not threads or threads[1] == "1":
-            name = "look-up" if threads else row["contender"]
-            by_entries.setdefault(name, {})[int(entries[1])] = row["value"]
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, lines, label in ((left, by_entries, "entries"), (right, by_threads, "threads that look up")):
-        for name, line in lines.items():
-            axes.plot(list(line), list(line.values()), marker="o", label=name)
-        axes.set(xlabel=label, ylabel="microseconds", xscale="log", ylim=(0, None))
-        axes.legend()
-    left.axhline(LOOK_UP_US, color="black", linewidth=1)
-    figure.suptitle(f"cache, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
-    return figure
+def draw(rows: figures.Rows) -> Figure:
+    """Draw microseconds: a look-up and a miss over the entries, and a look-up over the threads."""
+    by_entries = [(int(row["case"].split()[0]), row) for row in rows if row["case"].endswith(" entries")]
+    looks = figures.styles(("look-up", "get_many, 512 keys", "miss, put, eviction"))
+    figure, [[left, middle, right]] = figures.open_figure(columns=3, height=3.0)
+    words = {"look-up": "look-up and release", "get_many, 512 keys": "get_many, 512 keys, by key"}
+    for name, look in looks.items():
+        wanted = "look-up, 1 threads" if name == "look-up" else name
+        points = [(n, row) for n, row in by_entries if row["contender"] == wanted]
+        figures.curve(middle if name.startswith("miss") else left, points, look, words.get(name, name))
+    sizes = list(dict.fromkeys(n for n, _ in by_entries))
+    threads = {
+        size: [
+            (int(row["contender"].split()[1]), row)
+            for n, row in by_entries
+            if n == size and row["contender"].startswith("look-up")
+        ]
+        for size in sizes
+    }
+    several = {f"look-up, {size:,} entries": points for size, points in threads.items() if len(points) > 1}
+    looks = figures.styles((*looks, *several))
+    for name, points in several.items():
+        figures.curve(right, points, looks[name], name)
+    if JUDGED_ENTRIES in sizes:
+        label = f"target for {JUDGED_ENTRIES:,} entries: at most {LOOK_UP_US:g} us"
+        left.plot(
+            JUDGED_ENTRIES, LOOK_UP_US, "_", color="black", markersize=16, markeredgewidth=2, label=label
+        )
+    for axes in (left, middle):
+        axes.set(xlabel="entries", xscale="log", ylim=(0, None))
+        figures.plain_ticks(axes, sizes)
+        axes.set_xticks(
+            sizes, [f"{size / 1000:g}k" if size < 10**6 else f"{size / 10**6:g}M" for size in sizes]
+        )
+    right.set(xlabel="threads that look up", xscale="log", ylim=(0, None))
+    figures.plain_ticks(right, sorted({x for points in several.values() for x, _ in points}))
+    left.set(ylabel="microseconds", title="one thread looks up")
+    middle.set(ylabel="microseconds", title="one thread misses")
+    right.set(ylabel="microseconds per look-up", title="several threads look up")
+    look_ups, misses = (
+        [row for _, row in by_entries if row["contender"] == name]
+        for name in ("look-up, 1 threads", "miss, put, eviction")
+    )
+    took = figures.span((row["value"] for row in look_ups), "{:.1f}")
+    missed = figures.span((row["value"] for row in misses), "{:.0f}")
+    title = f"A look-up takes {took} us, a miss with its put {missed} us, with up to {max(sizes):,} entries"
+    shares = [row["ratio"] for row in misses if row["ratio"] is not None]
+    note = f"Entries of one element. {figures.SPREAD}"
+    if shares:
+        note = (
+            f"A miss takes {figures.span(100 * share for share in shares)} % of the encode of a 1280x720 "
+            f"image on an H100, {ENCODE_US / 1e3:.3g} ms (target: {MISS_SHARE:.0%}). {note}"
+        )
+    return figures.finish(figure, rows, title, note)

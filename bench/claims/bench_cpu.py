@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 import vitcache
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "cpu"
 CLAIMS_CPU = True
@@ -98,3 +103,54 @@ def run_case(case: CpuCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
             target=target,
             limit=limit,
         )
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw the milliseconds of each contender: left, image rows alone; right, the rows of text as well."""
+    names = {
+        "scatter": "scatter_embeddings",
+        "slice-loop": "a slice copy per image",
+        "masked-scatter": "masked_scatter",
+        "embed": "embed_tokens",
+        "lookup-and-slices": "embedding, then slice copies",
+    }
+    looks = figures.styles(names.values())
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    words = dict(zip(cases, ("{} x {} rows".format(*case.split("x")) for case in cases), strict=True))
+    rows = [{**row, "contender": names[row["contender"]], "case": words[row["case"]]} for row in rows]
+    fused = [names[name] for name in FUSED]
+    figure, [panels] = figures.open_figure(columns=2, height=0.7 + 0.75 * len(cases), sharey=True)
+    for axes, is_fused in zip(panels, (False, True), strict=True):
+        some = [row for row in rows if (row["contender"] in fused) == is_fused]
+        limits = {(row["case"], row["ratio_to"]): row["value"] / row["ratio"] / 1e3 for row in some}
+        targets = {
+            (row["case"], row["contender"]): row["target"] * limits[row["case"], row["ratio_to"]]
+            for row in some
+            if row["target"] is not None
+        }
+        axes.set_xscale("linear" if is_fused else "log")
+        figures.compare(axes, some, looks, scale=1e-3, unit=" ms", targets=targets)
+        if is_fused:
+            axes.set_xlim(left=0)
+        if not is_fused:
+            figures.log_ticks(axes)
+        axes.set_xlabel("milliseconds; less is better")
+        axes.set_title("rows of images and of text" if is_fused else "rows of images")
+    panels[0].set_ylabel("images x rows of each")
+    slices, whole = figures.values(rows, names["scatter"]), figures.values(rows, names["embed"])
+    masked = [
+        by / to
+        for by, to in zip(
+            figures.values(rows, names["masked-scatter"], "value"),
+            figures.values(rows, names["scatter"], "value"),
+            strict=True,
+        )
+    ]
+    title = (
+        f"On a CPU, scatter_embeddings takes {figures.span(slices)} times slice copies (masked_scatter "
+        f"{figures.span(masked, '{:.0f}')} times as long), embed_tokens {figures.span(whole)} times look-up "
+        "and slice copies"
+    )
+    width = cases[0].split("x")[-1]
+    note = f"Rows of {width} elements of bfloat16; half of the tokens are image tokens. {figures.SPREAD}"
+    return figures.finish(figure, rows, title, note)

@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vitcache import EmbeddingCache, Item, Items, Span, VisionPipeline
 from vitcache.bench.chats.chat import image_key
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "decode"
 DEVICE = torch.device("cpu")
@@ -137,3 +141,37 @@ def run_case(case: DecodeCase, recorder: Recorder, timer: Timer) -> Iterator[str
         recorder.add(
             case.name, name, "host_us", "us", sample, against=(first, base), target=target, limit=limit
         )
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw the milliseconds of a decoded token, by the number of pages that the chat has."""
+    names = {row["contender"]: row["contender"] for row in rows}
+    names[WHOLE_PROMPT] = "positions of all tokens,\nby get_rope_index"
+    rows = [{**row, "case": names[row["contender"]], "contender": "vitcache"} for row in rows]
+    other = names[WHOLE_PROMPT]
+    for row in rows:
+        row["contender"] = "a caller that keeps no positions" if row["case"] == other else "vitcache"
+    figure, [[axes]] = figures.open_figure(height=0.6 + 0.4 * len(rows))
+    axes.set_xscale("log")
+    looks = figures.styles(("vitcache", "a caller that keeps no positions"))
+    longest = next((row["case"] for row in rows if row["target"] == TOKEN_US), None)
+    if longest:
+        figures.target(axes, TOKEN_US / 1e3, f" target for {longest}: {TOKEN_US / 1e3:g} ms", upright=True)
+    for place, row in enumerate(rows):
+        figures.point(axes, row, place, looks[row["contender"]], scale=1e-3, unit=" ms")
+    axes.set_yticks(range(len(rows)), [row["case"] for row in rows])
+    axes.set(
+        ylim=(len(rows) - 0.5, -0.5),
+        xlabel="time of the host per decoded token (milliseconds; less is better)",
+        ylabel="chat",
+    )
+    figures.log_ticks(axes)
+    kept = [row for row in rows if row["contender"] == "vitcache"]
+    title = (
+        f"A decoded token costs the host {kept[0]['value'] / 1e3:.2f} ms after {kept[0]['case']} and "
+        f"{kept[-1]['value'] / 1e3:.2f} ms after {kept[-1]['case']}"
+    )
+    note = (
+        f"The language model only counts tokens: the time is that of vitcache on the host. {figures.SPREAD}"
+    )
+    return figures.finish(figure, rows, title, note)

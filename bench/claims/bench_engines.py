@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitcache.bench.claims.engine_chats import ChatCase, GpuChatCase, run_chat
+from vitcache.bench.claims.engine_figure import draw as draw
 from vitcache.bench.claims.engine_inputs import InputsCase, run_inputs
 from vitcache.bench.claims.engine_wins import MEASURES, WinsCase, run_wins
 from vitcache.bench.harness.record import Recorder

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ from torch import Tensor
 from vitcache import CacheStats, Chunk, EmbeddingCache, Item, Span, VisionPipeline, content_key, embed_tokens
 from vitcache.bench.chats.chat import image_key
 from vitcache.bench.chats.sides import stack_levels
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.registry import GPU, PlacementCase
 from vitcache.bench.harness.timing import Timer
 from vitcache.bench.traffic.simulation import PAGE_ROWS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "hits"
 # Targets of the design: milliseconds until the rows of all hits are placed. The target of the host tier
@@ -239,3 +243,23 @@ def limit_calls(num_bytes: int, inputs: Inputs) -> dict[str, Callable[[], object
 
 def _encode_nothing(features: list[Tensor], items: list[Item]) -> list[Tensor]:
     raise RuntimeError(f"expected no encode, as all images are in the cache, got one of {len(items)} images")
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw the milliseconds of a step whose images all hit, beside copies of the same bytes."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    limits = (COPY, PINNED_COPY)
+    looks = figures.styles([*(name for name in names if name not in limits), *limits])
+    targets = {(row["case"], row["contender"]): row["target"] for row in rows if row["target"] is not None}
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, [[axes]] = figures.open_figure(height=0.6 + len(cases) * (0.2 + 0.2 * len(names)))
+    axes.set_xscale("log")
+    figures.compare(axes, rows, looks, scale=1e-3, unit=" ms", targets=targets)
+    figures.log_ticks(axes)
+    axes.set(xlabel="time of a step (milliseconds; less is better)", ylabel="images that hit")
+    device, host = (figures.values(rows, name) for name in (ON_DEVICE, ON_HOST))
+    title = (
+        f"A step of hits takes {figures.span(device)} times a copy of its bytes from the device tier, and "
+        f"{figures.span(host)} times a pinned copy from the host tier"
+    )
+    return figures.finish(figure, rows, title, figures.SPREAD)

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from vitcache import EmbeddingCache, KeyAliases, KeyThreads, Namespace, content_key, processor_fingerprint
-from vitcache.bench.claims.key_rates import RateCase, compute, draw_rates, hash_each, measure_rates
-from vitcache.bench.harness.ratios import draw_ratios
+from vitcache.bench.claims.key_rates import RateCase, compute, hash_each, measure_rates
+from vitcache.bench.claims.keys_figure import draw as draw
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 NAME = "keys"
 GIVEN_PART = 0.01  # target of the design: share of the encode time
@@ -207,13 +207,6 @@ def measure_step(case: KeysCase, recorder: Recorder, timer: Timer) -> Iterator[s
 def size_of(item: Any) -> int:
     """Return the bytes of a file, an array or a tensor."""
     return item.nbytes if hasattr(item, "nbytes") else len(item)
-
-
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw bars of the steps as multiples of the encode or image processor, and the rates over threads."""
-    figure = draw_ratios(rows, panels=2)
-    draw_rates(figure.axes[1], rows)
-    return figure
 
 
 def make_cache(scene: Scene, device: torch.device) -> EmbeddingCache:

@@ -22,6 +22,7 @@ from vitcache import Chunk, Item, Items, PinnedRing
 from vitcache.bench.chats.chat import Chat, Tower, load_model
 from vitcache.bench.chats.engines import NoCache
 from vitcache.bench.chats.sides import ENGINES, ON_HOST, VITCACHE, Side, open_ring, open_side
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 
@@ -158,14 +159,32 @@ def capped(case: LimitCase, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
+def draw(rows: figures.Rows) -> Figure:
     """Draw a bar per contender; a "+" means that the contender embedded the largest request tried."""
-    from matplotlib.figure import Figure
+    ours = [row["contender"] for row in rows if row["contender"] in (VITCACHE, ON_HOST)]
+    looks = figures.styles([*ours, *(row["contender"] for row in rows)])
+    figure, [[axes]] = figures.open_figure(height=0.6 + 0.4 * len(rows))
+    for place, row in enumerate(rows):
+        axes.barh(place, row["value"], 0.7, **looks[row["contender"]].bar())
+        axes.annotate(label_of(row), (row["value"], place), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(rows)), [row["contender"] for row in rows])
+    axes.set(
+        xlabel="images of the largest request (more is better)",
+        ylabel="contender",
+        ylim=(len(rows) - 0.4, -0.6),
+    )
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.15)
+    best = max((row for row in rows if row["contender"] in ENGINES), key=lambda row: row["value"])
+    own = next(row for row in rows if row["contender"] == VITCACHE)
+    title = (
+        f"In the same memory vitcache embeds a request of {label_of(own)}, the best other contender "
+        f"({best['contender']}) one of {label_of(best)}"
+    )
+    note = f"{rows[0]['case']}. A +: the contender embedded the largest request that was tried."
+    return figures.finish(figure, rows, title, note, legend=False)
 
-    figure = Figure(figsize=(6.5, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    bars = axes.bar([row["contender"] for row in rows], [row["value"] for row in rows])
-    axes.bar_label(bars, [f"{row['value']:.0f}{'+' if 'least' in row['unit'] else ''}" for row in rows])
-    axes.set_ylabel("images per request")
-    axes.set_title(f"{rows[0]['case']}, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
-    return figure
+
+def label_of(row: dict[str, Any]) -> str:
+    """Return the images of a limit, with a "+" if the contender may embed more."""
+    return figures.images(f"{row['value']:.0f}{'+' if 'least' in row['unit'] else ''}")

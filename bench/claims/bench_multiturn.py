@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from vitcache.bench.chats.sides import (
     open_ring,
     open_side,
 )
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
 
@@ -195,29 +196,38 @@ def add_turns(case: ChatCase, recorder: Recorder, passes_of: dict[str, list[list
             recorder.add(f"{label} chunk {chunk + 1}", name, "vit_ms", "ms", vit)
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw a column per chat, over the turns: above, the tower's time; below, the time to the first token."""
-    from matplotlib.figure import Figure
-
+def draw(rows: figures.Rows) -> Figure:
+    """Draw a column per chat, over the turns: the tower's time, and the time to the first token."""
     found = [(re.fullmatch(r"(.+) turn (\d+)", row["case"]), row) for row in rows]
     points = [(match[1], int(match[2]), row) for match, row in found if match]
     cases = list(dict.fromkeys(case for case, _, _ in points))
+    kinds = [[case for case in cases if case.endswith("-kv") == keeps] for keeps in (False, True)]
     metrics = {"vit_ms": "vision tower (ms)", "ttft_ms": "first token (ms)"}
-    figure = Figure(figsize=(1 + 3 * len(cases), 6.5), layout="constrained")
-    panels = figure.subplots(len(metrics), len(cases), squeeze=False, sharex=True)
-    for row_of_panels, (metric, title) in zip(panels, metrics.items(), strict=True):
-        for axes, name in zip(row_of_panels, cases, strict=True):
+    columns = max(map(len, kinds))
+    lines = [(kind, metric) for kind in kinds if kind for metric in metrics]
+    figure, panels = figures.open_figure(len(lines), columns, height=2.0 * len(lines), sharex=True)
+    looks = figures.styles((VITCACHE, *SIDES))
+    for line, (kind, metric) in zip(panels, lines, strict=True):
+        for axes, name in zip(line, kind, strict=False):
             for side in SIDES:
-                line = [
-                    (turn, row["value"])
+                chosen = [
+                    (turn, row)
                     for case, turn, row in points
                     if (case, row["contender"], row["metric"]) == (name, side, metric)
                 ]
-                axes.plot(*zip(*line, strict=True), marker=".", label=side)
-            axes.set(title=name if metric == "vit_ms" else None, ylim=(0, None))
+                figures.curve(axes, chosen, looks[side], side)
+            kept = "KV cache kept" if name.endswith("-kv") else "KV cache lost"
+            axes.set(title=f"{name.removesuffix('-kv')}, {kept}", ylim=(0, None))
+            axes.set(xlabel="turn, one new image each", ylabel=metrics[metric])
             axes.xaxis.get_major_locator().set_params(integer=True)
-        row_of_panels[0].set_ylabel(title)
-    figure.supxlabel("turn, one new image each")
-    figure.suptitle(f"{rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
-    panels[0][0].legend(fontsize=7)
-    return figure
+        for axes in line[len(kind) :]:
+            axes.set_visible(False)
+    encoded = [row for _, _, row in points if row["metric"] == "encoded"]
+    own, without = (
+        figures.span(figures.values(encoded, name, "value"), "{:.0f}") for name in (VITCACHE, "no cache")
+    )
+    title = (
+        f"In the last turn of a chat vitcache encodes {figures.images(own)}; without a cache, "
+        f"{without} encodes run (each chunk encodes its images again)"
+    )
+    return figures.finish(figure, rows, title, figures.SPREAD)

@@ -10,15 +10,21 @@ each contender with the design's number. One case is measured by other tools, to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from vitcache.bench.chats.contenders import CONTENDERS, WITHOUT_DEEPSTACK, Scene, slice_loop
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.cross_check import add_cross_checks
 from vitcache.bench.harness.published import TOLERANCE, published_us
+from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES, PlacementCase
 from vitcache.bench.harness.timing import Sample, Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "placement"
 CASES = PLACEMENT_CASES
@@ -116,3 +122,11 @@ def check(
     for part, got, wanted in zip(("inputs_embeds", "deepstack"), built, expected, strict=True):
         if (got is None) != (wanted is None) or (wanted is not None and not torch.equal(got, wanted)):
             raise RuntimeError(f"{name} built {part} unlike the slice loop's: it gets no number")
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw each contender's time as a multiple of a copy of the same bytes."""
+    note = (
+        "A case: images x rows of each. A contender is measured only if its result has the reference's bits."
+    )
+    return draw_ratios(rows, "vitcache", note, TABLE_US)

@@ -15,21 +15,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vitcache import PinnedRing
 from vitcache.bench.claims.producers import producers
+from vitcache.bench.claims.ring_figure import draw as draw
 from vitcache.bench.harness.blocked_stream import blocked_stream
-from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer, gb_per_s
 from vitcache.ring.pinned_ring import default_num_threads
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 NAME = "ring"
 CLAIMS_CPU = True
@@ -354,16 +354,3 @@ def add_overlap(case: RingCase, recorder: Recorder, timer: Timer, src: Tensor, r
     copied = timer.rounds_us({"copy": lambda: ring.copy_to(dst, src).wait()})["copy"].value
     hidden = 1 - (samples["ring beside"].value - alone) / copied
     recorder.add(case.name, "ring beside", "hidden_share", "of the copy", Sample.of([hidden]))
-
-
-def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Draw bars of the copies as multiples of the limit, and per case a line of the rate over producers."""
-    figure = draw_ratios(rows, panels=2)
-    axes = figure.axes[1]
-    rates = [row for row in rows if row["metric"] == "gb_per_s"]
-    for case in dict.fromkeys(row["case"] for row in rates):
-        line = [(row["contender"].split()[0], row["value"]) for row in rates if row["case"] == case]
-        axes.plot(*zip(*line, strict=True), marker=".", label=case)
-    axes.set(xlabel="producers at once", ylabel="GB/s together", ylim=(0, None))
-    axes.legend(fontsize=8)
-    return figure

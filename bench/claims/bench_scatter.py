@@ -12,7 +12,7 @@ result is checked before it is timed, and the counters of the cache are checked 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -27,9 +27,14 @@ from vitcache.bench.claims.placement_sources import (
     TensorsAndPages,
     UsedLeases,
 )
+from vitcache.bench.harness import figures
+from vitcache.bench.harness.ratios import targets_of
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.registry import PLACEMENT_CASES, PlacementCase
 from vitcache.bench.harness.timing import Sample, Timer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "scatter"
 CASES = PLACEMENT_CASES
@@ -157,3 +162,31 @@ def check_placed(
     for part, got, wanted in zip(("rows", "deepstack"), placed, expected, strict=True):
         if wanted is not None and (got is None or not torch.equal(got, wanted)):
             raise RuntimeError(f"{name} placed wrong {part}: it gets no number")
+
+
+def draw(rows: figures.Rows) -> Figure:
+    """Draw the time of each kind of source as a multiple of its limit, a copy of the same bytes."""
+    rows = [row for row in rows if row["metric"] == "device_us" and row["ratio"] is not None]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = {
+        name: f"{name} (limit: {limit})"
+        for name, limit in ((row["contender"], row["ratio_to"]) for row in rows)
+    }
+    rows = [{**row, "contender": names[row["contender"]]} for row in rows]
+    figure, [[axes]] = figures.open_figure(height=0.6 + len(cases) * (0.2 + 0.14 * len(names)))
+    axes.set_xscale("log")
+    with_slack = [row for row in rows if row["ratio_to"] == "copy" and "deepstack" not in row["case"]]
+    targets = targets_of(rows) | targets_of(with_slack, TABLE_US)
+    figures.compare(axes, rows, figures.styles(names.values()), as_ratio=True, targets=targets)
+    figures.target(axes, 1, " 1 = its limit", upright=True)
+    figures.log_ticks(axes)
+    axes.set(
+        xlabel="time on the device / that of its limit (less is better)",
+        ylabel="images x rows of each",
+    )
+    tensors, host = (figures.values(rows, names[name]) for name in ("tensors", HOST))
+    title = (
+        f"Placing rows of tensors takes {figures.span(tensors)} times a copy on the device; placing pages of "
+        f"the host tier takes {figures.span(host)} times a pinned copy"
+    )
+    return figures.finish(figure, rows, title, figures.SPREAD)

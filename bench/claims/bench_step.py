@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.claims.cold_steps import ColdCase, run_cold
-from vitcache.bench.claims.host_steps import JUDGED, HostCase, ThreadsCase, run_host
+from vitcache.bench.claims.host_steps import CONTENDERS, JUDGED, REFERENCE, HostCase, ThreadsCase, run_host
+from vitcache.bench.harness import figures
 from vitcache.bench.harness.ratios import draw_ratios
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer
@@ -43,6 +45,12 @@ CASES: dict[str, list[HostCase | ColdCase]] = {
     ],
 }
 
+KINDS = {"hits": "all items hit", "misses": "all items miss", r"\d+ threads": "all hit, several threads"}
+NOTE = (
+    f"A dict: {REFERENCE}. The rows are tiny and nothing is encoded: the time is the host's own work. A "
+    f"miss of vitcache also reserves pages, stores the rows and evicts. {figures.SPREAD}"
+)
+
 
 def run_case(case: HostCase | ColdCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
     """Measure one case; yields a label before each part."""
@@ -52,29 +60,53 @@ def run_case(case: HostCase | ColdCase, recorder: Recorder, timer: Timer) -> Ite
         yield from run_host(case, recorder, timer)
 
 
-def draw(rows: list[dict[str, Any]]) -> Figure:
+def draw(rows: figures.Rows) -> Figure:
     """Draw microseconds per step over the items: steps that hit, steps that miss, and steps on threads.
 
-    Without such results, as on a GPU, draw bars of the cold steps.
+    Without such results, as on a GPU, draw the cold steps as multiples of the encode.
     """
-    from matplotlib.figure import Figure
-
     if not any(row["metric"] == "host_us" for row in rows):
-        return draw_ratios(rows)
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, kind in zip(panels, ("hits", "misses", r"\d+ threads"), strict=True):
-        lines: dict[str, dict[int, float]] = {}
+        return draw_ratios(rows, JUDGED, "A step with images that are not in the cache.")
+    figure, [panels] = figures.open_figure(columns=3, height=3.6)
+    looks = figures.styles((JUDGED, *CONTENDERS))
+    for axes, (kind, title) in zip(panels, KINDS.items(), strict=True):
+        lines: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
         for row in rows:
             found = re.fullmatch(rf"(\d+) items, ({kind})", row["case"])
             if found:
-                suffix = f", {found[2]}" if found[2].endswith("threads") else ""
-                lines.setdefault(row["contender"] + suffix, {})[int(found[1])] = row["value"]
-        for name, line in lines.items():
-            style = "-" if name.startswith(JUDGED) else "--"
-            axes.plot(list(line), list(line.values()), style, marker="o", label=name)
-        title = {"hits": "all items hit", "misses": "all items miss"}.get(kind, "all items hit, threads")
-        axes.set(title=title, xlabel="items", ylabel="microseconds per step", xscale="log", yscale="log")
-        axes.legend(fontsize=8)
-    figure.suptitle(f"step, {rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['commit']}")
-    return figure
+                threads = found[2] if found[2].endswith("threads") else ""
+                lines.setdefault((row["contender"], threads), []).append((int(found[1]), row))
+        for (name, threads), points in lines.items():
+            look = looks[name]
+            if threads:  # the colour tells the contenders apart, the marker and the line the threads
+                other = figures.STYLES[int(threads.split()[0]) // 2]
+                look = replace(look, marker=other.marker, line=other.line)
+            figures.curve(
+                axes, points, look, f"{name}, {threads}".removesuffix(", ").replace("1 threads", "1 thread")
+            )
+        axes.set(
+            title=title, xlabel="items of a step", ylabel="microseconds per step", xscale="log", yscale="log"
+        )
+        axes.grid(visible=False, which="minor")
+        figures.plain_ticks(axes, sorted({x for points in lines.values() for x, _ in points}))
+        figures.log_ticks(axes, "y")
+        axes.tick_params(axis="x", rotation=45)
+    return figures.finish(figure, rows, host_title(rows), NOTE)
+
+
+def host_title(rows: figures.Rows) -> str:
+    """Return the claim: from how many hits on vitcache is faster than a dict, and the cost of misses."""
+    hits, misses = (
+        {
+            int(row["case"].split()[0]): row["ratio"]
+            for row in rows
+            if row["contender"] == JUDGED and row["case"].endswith(kind)
+        }
+        for kind in (", hits", ", misses")
+    )
+    first = next((n for n in sorted(hits) if all(hits[m] < 1 for m in hits if m >= n)), None)
+    claim = f"a step of vitcache that hits takes {figures.span(hits.values())} times a dict's"
+    if first is not None:
+        faster = [ratio for n, ratio in hits.items() if n >= first]
+        claim = f"with {first} items or more, a step that hits takes {figures.span(faster)} times a dict's"
+    return f"Host time: {claim}; one that misses takes {figures.span(misses.values(), '{:.1f}')} times"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,7 +16,7 @@ from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer, gb_per_s
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 # Share of the speed of BLAKE3 alone with as many threads; a target that the design does not have.
 RAW_SHARE = 0.9
@@ -108,18 +108,3 @@ def check(
     if call() != expected:
         raise RuntimeError(f"{name} returned hashes unlike those of one thread: it gets no number")
     return call
-
-
-def draw_rates(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Draw a line of the rate over the number of threads for each case and contender."""
-    rates = [row for row in rows if row["metric"] == "gb_per_s"]
-    lines = dict.fromkeys((row["case"], row["contender"].split(",")[0]) for row in rates)
-    for case, name in lines:
-        points = [
-            (row["contender"].split()[-2], row["value"])
-            for row in rates
-            if row["case"] == case and row["contender"].split(",")[0] == name
-        ]
-        axes.plot(*zip(*points, strict=True), marker=".", label=f"{case}, {name}")
-    axes.set(xlabel="threads", ylabel="GB/s", ylim=(0, None))
-    axes.legend(fontsize=8)

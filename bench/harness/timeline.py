@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from vitcache import PinnedRing, Ticket
+from vitcache.bench.harness.figures import frame, open_figure, styles
 
 SUFFIX = "-timeline.json.gz"
 STEP, TOWER, COPY = "step", "ViT", "copy"
@@ -82,19 +83,20 @@ def read_lanes(trace: Path) -> dict[str, Lane]:
 
 def draw(trace: Path) -> Path:
     """Draw the lanes of a trace; return the path of the PNG file, which is beside the trace."""
-    from matplotlib.figure import Figure
-
     lanes = read_lanes(trace)
-    figure = Figure(figsize=(10, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    for row, (lane, color) in enumerate(
-        zip(lanes.values(), ("tab:orange", "tab:blue", "tab:green"), strict=True)
-    ):
+    figure, [[axes]] = open_figure(height=1.9)
+    looks = dict(zip(lanes, styles(("vitcache", "stock", "placed")).values(), strict=True))
+    for row, (name, lane) in enumerate(lanes.items()):
         bars = [(first / 1e3, took / 1e3) for first, took in lane]
-        axes.broken_barh(bars, (row - 0.4, 0.8), color=color)
-    axes.set(yticks=range(len(lanes)), yticklabels=lanes, xlabel="ms from the beginning of the step")
+        axes.broken_barh(bars, (row - 0.4, 0.8), **looks[name].bar())
+    axes.set(yticks=range(len(lanes)), yticklabels=lanes, ylabel="work")
+    axes.set(xlabel="milliseconds from the beginning of the step", xlim=(0, None))
     axes.invert_yaxis()
-    axes.set_title(trace.name.removesuffix(SUFFIX))
+    end = max(first + took for lane in lanes.values() for first, took in lane)
+    tower = sum(took for _, took in lanes[TOWER])
+    title = f"The vision tower runs for {tower / end:.0%} of a step with new images ({end / 1e3:.3g} ms)"
+    name = trace.name.removesuffix(SUFFIX)
+    frame(figure, title, "One step, recorded by the profiler, which slows it down.", f"vitcache bench {name}")
     target = trace.with_name(trace.name.removesuffix(".json.gz") + ".png")
-    figure.savefig(target, dpi=120)
+    figure.savefig(target)
     return target

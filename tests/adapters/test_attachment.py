@@ -195,6 +195,25 @@ def test_copy_of_an_attached_model_is_not_attached(how: str) -> None:
     assert (attachment.stats().encoded, second.stats().encoded) == (1, 1)
 
 
+def test_state_dict_of_an_attached_model_is_that_of_the_stock_model() -> None:
+    model = QWEN3.model()
+    expected = pickle.dumps(model.state_dict())
+    with attach(model):
+        assert pickle.dumps(model.state_dict()) == expected
+
+
+def test_attachment_as_a_context_manager_detaches_on_exit_and_says_so() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    with attach(model) as attachment:
+        assert repr(attachment).endswith("0 encoded, 0 hits, no look-ups>")
+        for _ in range(2):
+            image_rows(model, call)
+        assert repr(attachment).endswith("1 encoded, 1 hits, hit rate 0.50>")
+        assert attachment.stats().hit_rate == 0.5
+    assert not {"get_image_features", "get_video_features"} & set(vars(model.model))
+    assert repr(attachment).endswith(", detached>")
+
+
 def test_attach_two_models_share_a_cache_and_no_entries() -> None:
     cache, call = make_cache(width=QWEN3.row_width), QWEN3.call(0)
     models = [QWEN3.model(seed=seed) for seed in range(2)]

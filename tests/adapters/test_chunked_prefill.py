@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 
 from attached import QWEN3, Tower
+from prefill_scene import Scene
 from tiny_models import FAMILIES, IMAGE, VIDEO, Call, TinyFamily
 
 from vitcache import Chunk, Item, Namespace, Span, VisionPipeline
@@ -542,3 +545,26 @@ def test_vision_pipeline_device_bytes_may_be_a_str_and_not_a_bool() -> None:
     for value, error in ((True, TypeError), ("1 mib", ValueError)):
         with pytest.raises(error, match=f"device_bytes .*{value}"):
             vision_pipeline(QWEN3.model(), device_bytes=value)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_kv_cache_is_passed_by_the_name_that_the_language_model_has(name: str) -> None:
+    scene = Scene("qwen2_5_vl")
+    prompt, items = scene.prompt(("image", 0))
+    language_model, passed = scene.model.model.language_model, []
+    stock = language_model.forward
+    stock_name = "cache" if "cache" in inspect.signature(stock).parameters else "past_key_values"
+
+    def forward(**given: Any) -> Any:
+        passed.append(set(given) & {"cache", "past_key_values"})
+        return stock(**{stock_name if key == name else key: value for key, value in given.items()})
+
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    forward.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]
+    language_model.forward = forward
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        logits = scene.chat().prefill(prompt["input_ids"], items)
+    assert passed == [{name}] * len(passed) != []
+    language_model.forward = stock
+    assert torch.equal(logits, scene.chat().prefill(prompt["input_ids"], items))

@@ -43,7 +43,7 @@ def test_collector_exports_every_count_with_cache_and_tier_labels() -> None:
 
     assert sample("hits_total", cache="first", tier="host") == 1
     assert sample("hits_total", cache="first", tier="device") == 0
-    assert sample("saved_ms_total", cache="first", tier="host") == 5
+    assert sample("saved_seconds_total", cache="first", tier="host") == 0.005
     assert sample("misses_total", cache="second") == 1
     assert sample("demotions_total", cache="first") == 1
     assert sample("bytes", cache="first", tier="host") == PAGE_BYTES
@@ -52,8 +52,10 @@ def test_collector_exports_every_count_with_cache_and_tier_labels() -> None:
     exported = {family.name for family in registry.collect()}
     counts = {name for name in CacheStats.__dataclass_fields__ if not name.startswith(("device", "host"))}
     assert exported == {
-        f"vitcache_{name}" for name in (*counts, *TierHits._fields, "bytes", "capacity_bytes")
+        f"vitcache_{name}"
+        for name in (*counts, "hits", "hit_bytes", "saved_seconds", "bytes", "capacity_bytes")
     }
+    assert TierHits._fields == ("hits", "hit_bytes", "saved_ms")  # exported in seconds
     assert b"# HELP vitcache_hits_total" in prometheus_client.generate_latest(registry)
 
 

@@ -118,9 +118,9 @@ def test_ring_bench_draw_has_a_line_of_the_rate_over_producers(tmp_path):
     _, files = run_bench(tmp_path, "--bench", "ring")
     (rows,) = files.values()
     _, axes = bench_ring.draw(rows).axes
-    (line,) = axes.lines
-    assert list(line.get_xdata()) == ["1", "2"]
-    assert list(line.get_ydata()) == [row["value"] for row in rows if row["metric"] == "gb_per_s"]
+    (errors,) = axes.containers
+    assert list(errors.lines[0].get_xdata()) == [1, 2]
+    assert list(errors.lines[0].get_ydata()) == [row["value"] for row in rows if row["metric"] == "gb_per_s"]
 
 
 def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
@@ -131,12 +131,12 @@ def test_cache_bench_draws_times_over_entries_and_over_threads(tmp_path):
     (rows,) = files.values()
     values = {(row["case"], row["contender"]): row["value"] for row in rows}
     entries, main_job = "50 entries", "main job, 4 rows"
-    left, right = bench_cache.draw(rows).axes
-    assert [list(line.get_ydata()) for line in left.lines[:3]] == [
+    left, middle, right = bench_cache.draw(rows).axes
+    assert [list(errors.lines[0].get_ydata()) for errors in (*left.containers, *middle.containers)] == [
         [values[entries, contender]]
         for contender in ("look-up, 1 threads", "get_many, 512 keys", "miss, put, eviction")
     ]
-    (line,) = right.lines
+    line = right.containers[0].lines[0]
     assert list(line.get_xdata()) == [1, 2]
     (row,) = [row for row in rows if row["ratio_to"] == "encode"]
     assert row["ratio"] == pytest.approx(row["value"] / values[main_job, "encode"], rel=1e-3)
@@ -254,10 +254,10 @@ def test_keys_bench_draw_has_a_line_of_the_rate_over_threads_per_contender(tmp_p
     recorder.add("2x8x8", "given", "done_us", "us", Sample.of([1.0]), against=("process", 2.0))
     list(bench_keys.run_case(case, recorder, Timer(torch.device("cpu"), 3)))
     _, axes = bench_keys.draw(recorder.rows).axes
-    assert [line.get_label().split(", ")[1] for line in axes.lines] == [
-        *("blake3 alone", "content_key", "KeyThreads", "sha256 alone")
+    assert [errors.get_label() for errors in axes.containers] == [
+        *("KeyThreads", "content_key", "blake3 alone", "sha256 alone")
     ]
-    assert [list(line.get_xdata()) for line in axes.lines] == [["1", "2"]] * 3 + [["1"]]
+    assert [list(errors.lines[0].get_xdata()) for errors in axes.containers] == [[1, 2]] * 3 + [[1]]
 
 
 def test_keys_bench_wrong_hash_of_a_rate_gets_no_number(tmp_path, monkeypatch):

@@ -30,25 +30,27 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel  # noqa:
 
 from vitcache.adapters.model_outputs import image_rows  # noqa: E402
 from vitcache.adapters.session import Session  # noqa: E402
-from vitcache.demo import stock_side, turns, vitcache_side  # noqa: E402
+from vitcache.demo import chat_table, stock_side, turns, vitcache_side  # noqa: E402
 from vitcache.demo.conversation import Picture, build_prompt  # noqa: E402
 from vitcache.demo.families import FAMILIES  # noqa: E402
 from vitcache.demo.model import random_model  # noqa: E402
 from vitcache.demo.photos import MAX_PHOTOS, load_photos  # noqa: E402
-from vitcache.demo.report import Row, closing_words  # noqa: E402
+from vitcache.demo.row import TIMES, Row  # noqa: E402
 from vitcache.demo.turns import (  # noqa: E402
     Sides,
     build,
     build_sides,
+    empty_caches,
     measure_turn,
     one_thread,
     process_photos,
+    time_turn,
     warm_up,
 )
 
 pytestmark = pytest.mark.transformers
 
-TURNS = 3
+TURNS, RUNS = 3, 2
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -67,11 +69,10 @@ class Result(NamedTuple):
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("demo")
-    paths = folder / "rows.json", folder / "vision.png"
+    paths = folder / "rows.json", folder / "chat.png"
+    options = ("--size", "tiny", "--turns", str(TURNS), "--repeats", str(RUNS))
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        code = run(
-            parse("--size", "tiny", "--turns", str(TURNS), "--json", str(paths[0]), "--plot", str(paths[1]))
-        )
+        code = run(parse(*options, "--json", str(paths[0]), "--plot", str(paths[1])))
     return Result(code, stdout.getvalue(), json.loads(paths[0].read_text()), paths[1])
 
 
@@ -144,24 +145,55 @@ def test_pixel_bytes_are_all_images_for_stock_and_the_new_one_for_vitcache(
     assert [row["pixel_bytes_stock"] for row in result.report["rows"]] == [sum(sizes[:n]) for n in (1, 2, 3)]
 
 
-def test_table_has_a_line_per_turn_and_a_closing_sentence(result: Result) -> None:
+def test_table_has_a_line_per_turn_of_at_most_80_columns(result: Result) -> None:
     lines = result.stdout.splitlines()
-    words = " ".join(result.stdout.split())
-    turns = [line.split() for line in lines if " / " in line and line.split()[0].isdigit()]
-    assert [(turn[0], turn[1], turn[3], turn[4]) for turn in turns] == [
-        ("1", "1", "1", "0"),
-        ("2", "2", "1", "1"),
-        ("3", "3", "1", "2"),
+    turns = [line.split() for line in lines if line.split()[-1:] == ["equal"]]
+    assert [turn[:5] for turn in turns] == [
+        ["1", "1", "1", "1", "1"],
+        ["2", "2", "2", "1", "1"],
+        ["3", "3", "3", "1", "1"],
     ]
     for turn, row in zip(turns, result.report["rows"], strict=True):
-        ttft_ms = [row[name] for name in ("ttft_ms_stock", "ttft_ms", "ttft_ms_attach")]
-        shown = [float(text) for text in turn[8:13:2]]
-        assert shown == [pytest.approx(value, abs=0.5) for value in ttft_ms]
+        ttft_ms = [row[name] for name in ("ttft_ms_stock", "ttft_ms_attach", "ttft_ms")]
+        assert [float(text) for text in turn[5:8]] == [pytest.approx(value, abs=0.5) for value in ttft_ms]
     assert max(map(len, lines)) <= 80
-    assert "In turn 3 the stock model encoded 3 images" in words
-    assert "vitcache encoded 1, found 2 in its cache" in words
-    assert "equal in every turn" in words
+
+
+def test_results_in_words_have_encodes_logits_and_placed_calls(result: Result) -> None:
+    words = " ".join(result.stdout.split())
+    assert "In 3 turns the stock model encoded 6 images, attach 3." in words
+    assert "In turn 3 attach found 2 images in its cache" in words
+    assert "Logits were equal in every turn" in words
     assert f"With attach, {TURNS} of {TURNS} forward calls were placed:" in words
+    assert words.index("Next steps") > words.index("Results")
+
+
+def test_times_are_medians_of_all_runs(result: Result) -> None:
+    for row in result.report["rows"]:
+        for name in TIMES:
+            assert len(row["samples"][name]) == RUNS
+            assert min(row["samples"][name]) <= row[name] <= max(row["samples"][name])
+
+
+def test_time_turn_with_another_number_of_encodes_than_the_first_run_raises(
+    sides: Sides, pictures: list[Picture]
+) -> None:
+    prompt = build_prompt(pictures[:1], sides.stock.model.config)
+    first = measure_turn(sides, prompt)
+    with pytest.raises(
+        RuntimeError, match="expected 1 and 1 encodes in turn 1, as in the first run, got 0 and 0"
+    ):
+        time_turn(sides, prompt, first)
+    empty_caches(sides)
+    assert set(time_turn(sides, prompt, first)) == set(TIMES)
+
+
+def test_markdown_table_has_a_line_per_turn_and_the_sums(result: Result) -> None:
+    lines = chat_table.markdown(result.report)
+    assert lines[0].count("|") == lines[1].count("|") == 7
+    assert [line.split(" | ")[1:3] for line in lines[2:5]] == [["1", "1"], ["2", "1"], ["3", "1"]]
+    assert "6 images encoded by the stock model, 3 by the attached model" in lines[-1]
+    assert f"medians of {RUNS} runs" in lines[-1]
 
 
 def test_plot_is_a_png_image(result: Result) -> None:
@@ -192,7 +224,7 @@ def test_run_with_unequal_logits_names_the_turns_and_returns_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(vitcache_side, "image_rows", lambda features: image_rows(features) * 1.01)
-    assert run(parse("--size", "tiny", "--turns", "2")) == 1
+    assert run(parse("--size", "tiny", "--turns", "2", "--repeats", "1")) == 1
     assert "Logits differed in turn 1, 2." in capsys.readouterr().out
 
 
@@ -247,7 +279,7 @@ def test_run_sets_no_attribute_or_hook_on_the_stock_model(
     for name in ("__setattr__", "__delattr__", "register_forward_hook", "register_forward_pre_hook"):
         watch(name)
     monkeypatch.setattr(turns, "random_model", build_and_watch)
-    assert run(parse("--size", "tiny", "--turns", "2")) == 0
+    assert run(parse("--size", "tiny", "--turns", "2", "--repeats", "1")) == 0
     assert set(observed) == {"__setattr__ rope_deltas"}
     assert not {"get_image_features", "get_video_features"} & set(vars(built[0].model))
 
@@ -323,10 +355,8 @@ def test_build_prompt_repeats_the_prompt_before_and_adds_one_image(
         assert torch.equal(longer.input_ids[:, : shorter.input_ids.shape[1]], shorter.input_ids)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_closing_words_use_the_singular_for_one_image(count: int) -> None:
-    row = Row(count, count, count, 1, 1, 0, 0, 5.0, 2.0, 9.0, 6.0, 7.0, 8, 8, 8, True, True, 0.0, 1, {})
-    assert f"encoded {count} image{'s' * (count > 1)} in 5.0 ms" in closing_words([row])
+def test_run_with_repeats_below_1_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "--repeats=0").endswith("--repeats must be at least 1, got 0")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -391,9 +421,9 @@ def test_run_that_is_refused_leaves_files_and_links_unchanged(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_run_on_a_full_disk_prints_the_table_and_one_error_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(parse("--size", "tiny", "--turns", "1", "--json", "/dev/full")) == 2
+    assert run(parse("--size", "tiny", "--turns", "1", "--repeats", "1", "--json", "/dev/full")) == 2
     captured = capsys.readouterr()
-    assert "In turn 1" in captured.out
+    assert "In 1 turn the stock model" in captured.out
     assert "the results could not be written" in captured.err.splitlines()[-1]
 
 

@@ -15,7 +15,8 @@ pytest.importorskip("sklearn")
 
 from vitcache.demo.conversation import build_prompt
 from vitcache.demo.families import FAMILIES
-from vitcache.demo.report import Row, closing_words
+from vitcache.demo.report import facts
+from vitcache.demo.row import Row
 from vitcache.demo.turns import build, build_sides, measure_turn, one_thread, process_photos
 
 pytestmark = pytest.mark.transformers
@@ -49,17 +50,17 @@ def test_turn_whose_forward_reads_the_features_has_the_reason_of_the_stats() -> 
     assert (row.placed_calls_attach, row.unplaced_calls_attach) == (0, unplaced)
 
 
-def test_closing_words_of_placed_turns_say_where_the_rows_were_written() -> None:
+def test_facts_of_placed_turns_say_where_the_rows_were_written() -> None:
     row, _ = measured(reads=False)
-    words = closing_words([row, row])
+    words = facts([row, row])[-1]
     assert "2 of 2 forward calls were placed" in words
-    assert "from the cache or the encoder into `inputs_embeds`" in words
+    assert "to their tokens in `inputs_embeds`" in words
     assert "a copy of the rows" not in words
 
 
-def test_closing_words_name_the_number_and_the_reason_of_calls_not_placed() -> None:
+def test_facts_name_the_number_and_the_reason_of_calls_not_placed() -> None:
     (placed, _), (other, unplaced) = measured(reads=False), measured(reads=True)
     (reason,) = unplaced
-    words = closing_words([other, placed, other])
+    words = facts([other, placed, other])[-1]
     assert "1 of 3 forward calls were placed" in words
     assert words.endswith(f" In 2 the stock merge got a copy of the rows, because {reason}.")

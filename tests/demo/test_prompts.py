@@ -11,7 +11,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from vitcache.demo import turns
+from vitcache.demo import logits
 from vitcache.demo.conversation import Picture, build_prompt
 
 CONFIG = SimpleNamespace(vision_start_token_id=256, vision_end_token_id=257, image_token_id=258)
@@ -56,10 +56,10 @@ def test_build_prompt_joins_images_in_their_dimension() -> None:
 def test_compare_logits_returns_the_largest_difference_of_all_positions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(turns, "_POSITIONS_PER_COMPARISON", 1)
+    monkeypatch.setattr(logits, "_POSITIONS_PER_COMPARISON", 1)
     model = SimpleNamespace(lm_head=nn.Identity())
     hidden = torch.zeros(1, 3, 2)
     other = hidden.clone()
     other[0, 1, 0] = 2.0
-    assert turns.compare_logits((model, hidden), (model, hidden)) == (True, 0.0)
-    assert turns.compare_logits((model, hidden), (model, other)) == (False, 2.0)
+    assert logits.compare_logits((model, hidden), (model, hidden)) == (True, 0.0)
+    assert logits.compare_logits((model, hidden), (model, other)) == (False, 2.0)

@@ -29,7 +29,13 @@ from vitcache.adapters.vllm.metrics import VitCachePromMetrics
 from vitcache.adapters.vllm.stats import VitCacheStats
 
 NAME = "ConnectorOfTheTest"
-REPORT = {"hits_device": 3.0, "hits_host": 1.0, "saved_ms_host": 12.5, "loads_hidden": 1.0, "encodes": 4.0}
+REPORT = {
+    "hits_device": 3.0,
+    "hits_host": 1.0,
+    "saved_seconds_host": 0.0125,
+    "loads_hidden": 1.0,
+    "encodes": 4.0,
+}
 
 
 class Connector:
@@ -107,7 +113,7 @@ def test_observe_adds_the_reports_of_each_engine_to_its_series(transfer: ECTrans
     prom.observe(REPORT, 1)
     prom.observe({"hits_device": 2.0}, 1)
     assert [sample("hits", engine, tier="device") for engine in "01"] == [3.0, 5.0]
-    assert sample("saved_ms", tier="host") == 12.5
+    assert sample("saved_seconds", tier="host") == 0.0125
     assert sample("loads", overlap="hidden") == 1.0
     assert sample("loads", overlap="exposed") == 0.0
     text = generate_latest(REGISTRY).decode()

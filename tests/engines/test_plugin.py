@@ -124,10 +124,10 @@ def test_only_the_first_rank_reports_counters(rank: int) -> None:
     made = config()
     made.parallel_config = SimpleNamespace(rank=rank)
     connector = VitCacheConnector(made, ECConnectorRole.WORKER)
-    report = StepReport(3, 0, encoded_rows=4, counts={"encode_ms": 2.0})
+    report = StepReport(3, 0, encoded_rows=4, counts={"encode_seconds": 0.002})
     connector._store = SimpleNamespace(end=lambda: report)
     connector.bind_connector_metadata(OrdersMetadata(StepOrders()))
     sent = connector.build_connector_worker_meta()
     assert sent is not None
-    expected = ({"encode_ms": 2.0}, 4) if rank == 0 else ({}, 0)
+    expected = ({"encode_seconds": 0.002}, 4) if rank == 0 else ({}, 0)
     assert (sent.report.counts, sent.report.encoded_rows) == expected

@@ -36,6 +36,16 @@ class AttachStats:
         merged by the stock forward. Not counted: calls in functions of torch.compile, and calls in which only
         code outside of transformers, such as the forward of a class of the user, asks for features.
 
+    hit_rate
+        Hits per item that was looked up, ``hits / (hits + encoded)``, between 0.0 and 1.0. Without
+        such items 0.0. Duplicates within a call are not looked up.
+
+    Examples
+    --------
+    >>> from vitcache import AttachStats
+    >>> AttachStats(encoded=1, hits=3).hit_rate
+    0.75
+
     Notes
     -----
     `==` and the hash leave out `placed_calls` and `unplaced_calls`: equal calls have equal counts with each
@@ -52,3 +62,8 @@ class AttachStats:
     disabled_calls: int = 0
     placed_calls: int = field(default=0, compare=False)
     unplaced_calls: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def hit_rate(self) -> float:
+        looked_up = self.hits + self.encoded
+        return self.hits / looked_up if looked_up else 0.0

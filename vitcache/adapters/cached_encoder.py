@@ -36,7 +36,7 @@ class CachedEncoder(KeyedEncoder):
         functools.update_wrapper(self, stock)
         self._bind = ArgumentsByName(stock)
         self.__signature__ = self._bind.signature  # `generate` reads it to choose the arguments
-        self._modality = modality
+        self.modality = modality
         self._split: Split = family.splits[modality]
         self._is_unfit = False
 
@@ -73,7 +73,7 @@ class CachedEncoder(KeyedEncoder):
             keyed = key_options(options, config)
             if keyed is not None:
                 given, framed = keyed
-                keys = keys_of(parts, arguments[parts.names[0]], self._modality, given, framed, namespace)
+                keys = keys_of(parts, arguments[parts.names[0]], self.modality, given, framed, namespace)
                 # With other arguments or dimensions, a stock method may return other containers.
                 missing = tuple(map(is_, map(arguments.get, parts.names), repeat(None)))
                 kind = framed, len(parts.shapes[0]), missing

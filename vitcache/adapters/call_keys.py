@@ -11,6 +11,7 @@ from torch import Tensor
 from vitcache.adapters.splits.call_parts import CallParts
 from vitcache.keys.content import content_key
 from vitcache.keys.parts import frame, frame_dict, has_parts, part_keys, region_keys, tensor_keys
+from vitcache.tracing import traced
 
 # Arguments that the stock methods pass on and the vision tower ignores. Every cached call returns an object,
 # so `return_dict` is not part of the key; the rest concern the language model and its loss. Any other
@@ -39,6 +40,7 @@ def key_options(options: dict[str, Any], config: Any) -> tuple[dict[str, Any], b
     return given, frame(given) if given else _NO_OPTIONS
 
 
+@traced("key")
 def keys_of(
     parts: CallParts,
     pixels: Tensor,

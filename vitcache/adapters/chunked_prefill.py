@@ -14,6 +14,7 @@ from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.prefill_step import PrefillModel
 from vitcache.adapters.prefill_steps import describe_errors, run_steps
 from vitcache.arguments import to_int
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.vision_pipeline import VisionPipeline
 
@@ -137,6 +138,12 @@ class ChunkedPrefill:
     def reset(self) -> None:
         """Empty the KV cache, to begin another conversation or after the weights changed."""
         self.conversation.reset()
+
+    __reduce_ex__ = refuse_copies("make another `ChunkedPrefill` over the same model and pipeline")
+
+    @described
+    def __repr__(self) -> str:
+        return f"{describe_count(self.num_cached, 'token')} cached, chunks of {self.chunk_tokens}"
 
     def prefill(self, input_ids: Tensor, items: Sequence[Item]) -> Tensor:
         """Run a prompt as `chunks` does; return the logits ``(1, vocabulary)`` of its last token."""

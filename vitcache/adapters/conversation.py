@@ -9,6 +9,7 @@ from torch import Tensor
 from vitcache.adapters.prefill_step import PrefillModel
 from vitcache.adapters.transcript import NextPrompt, Transcript
 from vitcache.adapters.window_groups import Window
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.pipeline.items import Item
 
 
@@ -37,6 +38,12 @@ class Conversation:
         self.prompt: NextPrompt | None = None
         self.kv = self.model.new_kv()
         self.transcript = Transcript(self.model.base)
+
+    __reduce_ex__ = refuse_copies("a copy would write to the same KV cache; make another `ChunkedPrefill`")
+
+    @described
+    def __repr__(self) -> str:
+        return f"{describe_count(self.num_cached, 'token')} cached"
 
     def compare(self, input_ids: Tensor, items: Sequence[Item]) -> NextPrompt:
         """Check a prompt, and find the tokens that it has in common with the last one. Changes nothing."""

@@ -15,6 +15,7 @@ from vitcache.adapters.feature_owner import method_name
 from vitcache.adapters.model_outputs import ROWS, ReadOutput, item_rows, unknown_fields
 from vitcache.adapters.output_form import OutputForm
 from vitcache.adapters.session import Session
+from vitcache.tracing import traced
 
 
 class UnfitRows(Exception):
@@ -176,6 +177,7 @@ class ItemEncoder:
                 item.start(mover)
                 self._session.count(pixel_bytes_moved=item.call.pixels.nbytes)
 
+    @traced("encode")
     def _encode(self, item: CallItem, options: dict[str, Any]) -> Any:
         """Return the stock method's output for one item."""
         return self._run_stock(**item.take_arguments(), **options)

@@ -16,6 +16,7 @@ from vitcache.adapters.model_outputs import CONSTANT, LEVELS, MASKS, ROWS, Featu
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.pages.lease import Lease
 from vitcache.placement.ops import scatter_embeddings
+from vitcache.tracing import traced
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class OutputForm:
         """Whether the outputs of two calls have the same containers, width and dtype."""
         return replace(other, constants=self.constants) == self
 
+    @traced("place")
     def planes(self, rows: Sequence[Tensor | Lease], cache: EmbeddingCache) -> Sequence[Tensor]:
         """Return the features, and those of each deepstack level: tensors ``(n, hidden)`` of one new buffer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ class PrefillModel:
             raise TypeError(f"{type(model).__name__} has no head, which computes the logits")
         self.pipeline = pipeline
         self._encode = image_encoder(model)
+        # transformers 5.24 has renamed the argument, and warns about the earlier name.
+        accepted = inspect.signature(unwrap(self.base.language_model).forward).parameters
+        self._kv_argument = "cache" if "cache" in accepted else "past_key_values"
 
     def new_kv(self) -> Any:
         """Return an empty `DynamicCache` for the language model."""
@@ -128,8 +132,8 @@ class PrefillModel:
             inputs_embeds=embedded.inputs_embeds[tokens].view(*shape, -1),
             position_ids=embedded.positions[:, tokens].view(3, *shape),
             attention_mask=attention_mask,
-            past_key_values=kv,
             use_cache=True,
+            **{self._kv_argument: kv},
             **visual,
         )
         hidden = output.last_hidden_state

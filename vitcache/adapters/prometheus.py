@@ -8,6 +8,7 @@ from typing import Any
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.stats import CacheStats
+from vitcache.handles import described, refuse_copies
 
 _COUNTERS = {
     "misses": "Look-ups of keys that were not in the cache.",
@@ -22,8 +23,8 @@ _COUNTERS = {
 _TIER_COUNTERS = {
     "hits": "Look-ups that hit, by tier.",
     "hit_bytes": "Bytes of the rows of hits, by tier.",
-    "saved_ms": "Milliseconds of encoding that hits saved, by tier.",
 }
+_SAVED = "Seconds of encoding that hits saved, by tier."  # Prometheus counts time in seconds
 _TIER_GAUGES = {
     "bytes": "Bytes of the pages in use, by tier.",
     "capacity_bytes": "Bytes of all pages, by tier.",
@@ -102,6 +103,12 @@ class CacheCollector:
         if stats:
             yield from self._families(stats)
 
+    __reduce_ex__ = refuse_copies("make another collector of the same caches, for another registry")
+
+    @described
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self._caches))
+
     def _families(self, stats: Mapping[str, CacheStats]) -> Iterator[Any]:
         for count, text in _COUNTERS.items():
             yield self._family(
@@ -112,6 +119,10 @@ class CacheCollector:
                 (name, tier): getattr(getattr(s, tier), count) for name, s in stats.items() for tier in _TIERS
             }
             yield self._family("Counter", count, text, values, "tier")
+        saved = {
+            (name, tier): getattr(s, tier).saved_ms / 1e3 for name, s in stats.items() for tier in _TIERS
+        }
+        yield self._family("Counter", "saved_seconds", _SAVED, saved, "tier")
         for size, text in _TIER_GAUGES.items():
             values = {
                 (name, tier): getattr(s, f"{tier}_{size}") for name, s in stats.items() for tier in _TIERS

@@ -28,6 +28,7 @@ from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, 
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.handles import described, refuse_copies
 from vitcache.keys.namespace import Namespace
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -270,6 +271,9 @@ def attach(
 class Attachment:
     """The connection of a model to a cache, made by `attach` and ended by `detach`.
 
+    An attachment is a context manager: on exit, the model is detached. It cannot be copied or pickled; copies
+    of the model are not attached.
+
     Examples
     --------
     `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor.
@@ -325,3 +329,22 @@ class Attachment:
             setattr(model, name, method)
         self._encoders = {}
         self._replaced = {}
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    __reduce_ex__ = refuse_copies("copy the model, and attach the copy")
+
+    @described
+    def __repr__(self) -> str:
+        name = type(self._session.model).__name__
+        if not self._encoders:
+            return f"{name}, detached"
+        stats = self.stats()
+        has_lookups = stats.hits + stats.encoded > 0
+        rate = f"hit rate {stats.hit_rate:.2f}" if has_lookups else "no look-ups"
+        modalities = ", ".join(sorted(encoder.modality for encoder in self._encoders.values()))
+        return f"{name}, {modalities}, {stats.encoded} encoded, {stats.hits} hits, {rate}"

@@ -7,15 +7,15 @@ from vitcache.lazy import lazy_names
 if TYPE_CHECKING:
     from vitcache.cache.claims import Claim
     from vitcache.cache.embedding_cache import EmbeddingCache
-    from vitcache.cache.stats import CacheStats
+    from vitcache.cache.stats import CacheStats, TierHits
 
-__all__ = ["CacheStats", "Claim", "EmbeddingCache"]
+__all__ = ["CacheStats", "Claim", "EmbeddingCache", "TierHits"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "vitcache.cache.claims": ("Claim",),
         "vitcache.cache.embedding_cache": ("EmbeddingCache",),
-        "vitcache.cache.stats": ("CacheStats",),
+        "vitcache.cache.stats": ("CacheStats", "TierHits"),
     },
 )

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from vitcache._native import Ledger
+from vitcache.handles import described, refuse_copies
 from vitcache.pages.reservation import Reservation
 
 
@@ -146,6 +147,16 @@ class Claim:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    __reduce_ex__ = refuse_copies("call `EmbeddingCache.claim` again")
+
+    @described
+    def __repr__(self) -> str:
+        if self.is_mine:
+            state = "owner"
+        else:
+            state = "released" if self._owner_event.is_set() else "waits for the owner"
+        return f"{self.key.hex()[:8]}, epoch {self.epoch}, {state}"
 
     def __del__(self) -> None:
         if hasattr(self, "_own_event"):  # False if `__init__` was interrupted before the claim was registered

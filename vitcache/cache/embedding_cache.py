@@ -25,6 +25,7 @@ from vitcache.cache.claims import Claim, claim
 from vitcache.cache.construction import construct
 from vitcache.cache.policies import make_policy
 from vitcache.cache.stats import CacheStats, make_stats
+from vitcache.handles import describe_count, describe_use, described, refuse_copies
 from vitcache.keys.content import check_key
 from vitcache.pages.lease import Lease, release_all
 from vitcache.pages.reservation import Reservation
@@ -111,6 +112,8 @@ class EmbeddingCache:
     The host waits for the device only when `put` or `Reservation.write` copies rows of the CPU to CUDA or to
     pages of the host tier that the device uses, when the cache allocates or frees its memory, and when `get`
     compares a checksum.
+
+    A cache is a context manager: on exit, it is closed. It cannot be copied or pickled.
 
     Examples
     --------
@@ -925,3 +928,27 @@ class EmbeddingCache:
         After `close`, every other method raises RuntimeError. Rows of existing leases stay readable.
         """
         self._coordinator.close()
+
+    def __enter__(self) -> EmbeddingCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    __reduce_ex__ = refuse_copies("make another cache, and `put` the rows of `Lease.to_tensor` into it")
+
+    @described
+    def __repr__(self) -> str:
+        try:
+            stats = make_stats(*self._ledger.stats())  # `self.stats` would also settle releases
+        except RuntimeError:
+            return "closed"
+        words = [
+            describe_count(stats.entries, "entry"),
+            f"device {describe_use(stats.device_bytes, stats.device_capacity_bytes)}",
+        ]
+        if self.has_host_tier:
+            words.append(f"host {describe_use(stats.host_bytes, stats.host_capacity_bytes)}")
+        has_lookups = stats.hits + stats.misses > 0
+        words.append(f"hit rate {stats.hit_rate:.2f}" if has_lookups else "no look-ups")
+        return ", ".join(words)

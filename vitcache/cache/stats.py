@@ -12,6 +12,13 @@ class TierHits(NamedTuple):
     """The hits of one tier, the bytes of their rows, and the encode time in milliseconds that they saved.
 
     `saved_ms` is the sum, over the hits, of the `encode_ms` that `put` received, or of its estimate.
+
+    Examples
+    --------
+    >>> from vitcache import EmbeddingCache
+    >>> with EmbeddingCache(4, device="cpu", device_bytes="1MiB") as cache:
+    ...     cache.stats().device  # no look-up has hit
+    TierHits(hits=0, hit_bytes=0, saved_ms=0.0)
     """
 
     hits: int
@@ -57,6 +64,8 @@ class CacheStats:
         Bytes of all pages.
     device, host
         `TierHits` of each tier: ``hits``, ``hit_bytes`` and ``saved_ms``.
+    hit_rate
+        Hits per look-up, between 0.0 and 1.0. Without look-ups 0.0.
 
     Examples
     --------
@@ -69,6 +78,8 @@ class CacheStats:
     ...     stats = cache.stats()
     >>> stats.hits, stats.misses, stats.leased_pages, stats.device
     (1, 0, 1, TierHits(hits=1, hit_bytes=16, saved_ms=27.0))
+    >>> stats.hit_rate
+    1.0
     """
 
     hits: int
@@ -88,6 +99,11 @@ class CacheStats:
     host_capacity_bytes: int
     device: TierHits
     host: TierHits
+
+    @property
+    def hit_rate(self) -> float:
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else 0.0
 
 
 def make_stats(counts: dict[str, int], tiers: list[TierUse]) -> CacheStats:

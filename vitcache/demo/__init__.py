@@ -37,9 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--turns", type=int, default=6, metavar="N", help="turns, one new image each (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table's numbers to this file")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw vision time against turn in this PNG file"
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="runs of the chat; times are their medians (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw encodes and times by turn in this PNG file"
     )
 
 
@@ -77,6 +84,8 @@ def _check(args: argparse.Namespace) -> None:
 
     if not 1 <= args.turns <= MAX_PHOTOS:
         raise _Refusal(f"--turns must be from 1 to {MAX_PHOTOS}, one photograph each, got {args.turns}")
+    if args.repeats < 1:
+        raise _Refusal(f"--repeats must be at least 1, got {args.repeats}")
     if args.model != _DEFAULT:
         from vitcache.demo.families import FAMILIES
 
@@ -111,7 +120,8 @@ def _check_writable(option: str, path: Path) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vitcache.demo.report import Progress, print_report, write_json, write_plot
+    from vitcache.demo.chat_plot import write_plot
+    from vitcache.demo.report import Progress, print_report, write_json
 
     with Progress() as progress:
         progress.step("importing torch and transformers")
@@ -122,19 +132,18 @@ def _run(args: argparse.Namespace) -> int:
         is_large = args.model == _DEFAULT and torch.cuda.is_available()
         family = find_family(args.model, args.size or ("8b" if is_large else "tiny"))
         try:
-            rows = converse(family, args.turns, progress.step)
+            rows = converse(family, args.turns, args.repeats, progress.step)
         except torch.OutOfMemoryError as error:
             raise _Refusal(f"out of GPU memory, try --size tiny or fewer --turns: {error}") from None
         except ImportError as error:
             raise _Refusal(f"--model {args.model}: {' '.join(str(error).split())}") from None
     machine = describe(family)
-    title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
-    print_report(rows, title)
+    print_report(rows, machine)
     try:
         if args.json:
             write_json(args.json, rows, machine)
         if args.plot:
-            write_plot(args.plot, rows, title)
+            write_plot(args.plot, rows, machine)
     except OSError as error:
         raise _Refusal(f"the results could not be written: {error}") from None
     return 0 if all(row.equal for row in rows) else 1

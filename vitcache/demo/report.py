@@ -1,4 +1,4 @@
-"""The outputs of the demo: progress, the table, the closing words, the JSON file and the plot.
+"""The words of the demo: progress, the table, the results as sentences, and the JSON file.
 
 The JSON file is one object. These keys are stable: `device` and `rows`, and in each row `turn`, `images`,
 `encoded_stock`, `encoded`, `hits`, `vision_ms_stock`, `vision_ms`, `ttft_ms_stock`, `ttft_ms` and `equal`.
@@ -8,63 +8,32 @@ The file has more keys, and later versions may add some: a program that reads it
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-_COLUMNS = ("images", "encoded", "hits", "vision ms", "TTFT ms", "pixels MB", "equal", "spread")
-_LEGEND = """\
-Numbers are stock / vitcache with the pipeline / vitcache with attach.
-images     images in the prompt: every turn adds one
-encoded    images, counted at the vision tower; for stock, images in its input
-hits       images found in the cache, with the pipeline
-vision ms  from pixels in host memory to rows in `inputs_embeds`, with hashing
-TTFT ms    from ids and pixels in host memory to the first token in host memory
-pixels MB  pixels that entered the vision tower, copied to the GPU if there is
-           one; for stock, pixels in its input
-equal      logits of all positions, with the pipeline and with attach, are bit
-           for bit those of stock with its images encoded one at a time
-spread     largest difference of a logit between stock with its images encoded
-           one at a time and stock with its images encoded in one batch"""
+from vitcache.demo.chat_table import text
+from vitcache.demo.row import Row
 
-
-@dataclass(frozen=True)
-class Row:
-    """The results of one turn: the stock model (`_stock`), `attach` (`_attach`) and the pipeline (no suffix).
-
-    The reference is the stock model's logits with its images encoded one at a time. `equal` says
-    whether the logits of both `attach` and the pipeline equal the reference bit for bit; `equal_attach` is
-    for `attach` only. `spread_stock` is the largest difference of a logit between the reference and the
-    stock model with its images encoded in one batch. Encoded images and bytes of host pixels are counted at
-    the vision tower. No hook is set on the stock model, so its numbers are those of its input. The last two
-    fields are `placed_calls` and `unplaced_calls` of `vitcache.AttachStats`, for this turn.
-    """
-
-    turn: int
-    images: int
-    encoded_stock: int
-    encoded: int
-    encoded_attach: int
-    hits: int
-    hits_attach: int
-    vision_ms_stock: float
-    vision_ms: float
-    ttft_ms_stock: float
-    ttft_ms: float
-    ttft_ms_attach: float
-    pixel_bytes_stock: int
-    pixel_bytes: int
-    pixel_bytes_attach: int
-    equal: bool
-    equal_attach: bool
-    spread_stock: float
-    placed_calls_attach: int
-    unplaced_calls_attach: dict[str, int]
+_WIDTH = 79
+_BEFORE = """\
+A chat about photographs. Each turn adds one image and a question, and its
+prompt repeats all earlier images. One model answers every turn in three ways:
+  stock     transformers alone: it encodes all images of the prompt in each turn
+  attach    after `vitcache.attach(model)`: it encodes an image once
+  pipeline  with `vitcache.VisionPipeline`, which is made for engines
+"""
+_NEXT = """\
+Next steps
+  in your own code   import vitcache; vitcache.attach(model)
+  in a vLLM server   docs/vllm.md
+  memory it takes    vitcache memory --help
+  a picture          vitcache demo --plot chat.png
+"""
 
 
 class Progress:
@@ -89,94 +58,70 @@ class Progress:
             self._console.print(text, highlight=False, soft_wrap=True)
 
 
-def print_report(rows: Sequence[Row], title: str) -> None:
-    """Print the table and the closing words to stdout."""
-    console = Console(highlight=False)
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 0, 0, 1),
+def print_report(rows: Sequence[Row], machine: Mapping[str, str]) -> None:
+    """Print the sides, the table, the results and the next steps to stdout."""
+    runs = len(rows[0].samples["ttft_ms_stock"])
+    title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
+    times = (
+        f"Times: median of {runs} runs of the chat, from ids and pixels in host memory." if runs > 1 else ""
     )
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            str(row.images),
-            f"{row.encoded_stock} / {row.encoded}",
-            str(row.hits),
-            _join(row.vision_ms_stock, row.vision_ms),
-            _join(row.ttft_ms_stock, row.ttft_ms, row.ttft_ms_attach),
-            _join(row.pixel_bytes_stock / 1e6, row.pixel_bytes / 1e6),
-            "yes" if row.equal else "NO",
-            f"{row.spread_stock:.1g}",
-        )
-    console.print(table)
-    console.print(_LEGEND, style="dim")
-    console.print()
-    console.print(closing_words(rows))
+    print("\n".join([_BEFORE, title, "", *text([asdict(row) for row in rows]), times]))
+    print("\nResults")
+    for fact in facts(rows):
+        print(textwrap.fill(fact, _WIDTH, initial_indent="- ", subsequent_indent="  "))
+    print(f"\n{_NEXT}", end="")
 
 
-def closing_words(rows: Sequence[Row]) -> str:
-    """Return the numbers of the last turn, and whether the logits were equal in every turn, as sentences."""
-    last = rows[-1]
+def facts(rows: Sequence[Row]) -> list[str]:
+    """Return the encodes, the time, the logits and the placement of a conversation, each as sentences."""
+    last, turns = rows[-1], "1 turn" if len(rows) == 1 else f"{len(rows)} turns"
+    stock, attached = sum(row.encoded_stock for row in rows), sum(row.encoded_attach for row in rows)
+    return [
+        f"In {turns} the stock model encoded {_images(stock)}, attach {attached}. In turn {last.turn} "
+        f"attach found {_images(last.hits_attach)} in its cache, and its encoder read "
+        f"{last.pixel_bytes_attach / 1e6:.1f} MB of pixels instead of {last.pixel_bytes_stock / 1e6:.1f} MB.",
+        f"The first token of turn {last.turn} took {last.ttft_ms_attach:.0f} ms with attach, "
+        f"{last.ttft_ms:.0f} ms with the pipeline, {last.ttft_ms_stock:.0f} ms with stock.",
+        _logits(rows),
+        _placed(rows),
+    ]
+
+
+def _logits(rows: Sequence[Row]) -> str:
+    """Return whether the logits were equal in every turn, and the spread of the stock model's own logits."""
     unequal = [str(row.turn) for row in rows if not row.equal]
-    verdict = (
+    spread = max(row.spread_stock for row in rows)
+    words = (
         f"Logits differed in turn {', '.join(unequal)}."
         if unequal
-        else "Logits were equal in every turn, with the pipeline and with attach."
+        else "Logits were equal in every turn and at every position, bit for bit."
     )
-    return (
-        f"In turn {last.turn} the stock model encoded {_images(last.encoded_stock)} in "
-        f"{last.vision_ms_stock:.1f} ms; vitcache encoded {last.encoded}, found {last.hits} in its cache and "
-        f"took {last.vision_ms:.1f} ms. "
-        f"The first token took {last.ttft_ms:.0f} ms instead of {last.ttft_ms_stock:.0f} ms. {verdict} "
-        f"{_placed_words(rows)}"
-    )
+    if spread:
+        words += (
+            f" The reference is the stock model with its images encoded one at a time; encoding them in one "
+            f"batch changes a logit of the stock model by up to {spread:.1g}."
+        )
+    return words
 
 
-def _placed_words(rows: Sequence[Row]) -> str:
+def _placed(rows: Sequence[Row]) -> str:
     """Return how many forward calls of the attached model were placed, and each reason against it."""
     placed = sum(row.placed_calls_attach for row in rows)
     unplaced: Counter[str] = Counter()
     for row in rows:
         unplaced.update(row.unplaced_calls_attach)
     words = (
-        f"With attach, {placed} of {placed + unplaced.total()} forward calls were placed: the rows of the "
-        "images were written once, from the cache or the encoder into `inputs_embeds`."
+        f"With attach, {placed} of {placed + unplaced.total()} forward calls were placed: vitcache wrote the "
+        "rows of the images to their tokens in `inputs_embeds`, in place of the merge of the model."
     )
     for reason, number in unplaced.items():
         words += f" In {number} the stock merge got a copy of the rows, because {reason}."
     return words
 
 
-def write_json(path: Path, rows: Sequence[Row], machine: dict[str, str]) -> None:
+def write_json(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> None:
     """Write the rows and the description of the machine to a JSON file."""
     path.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
-
-
-def write_plot(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draw vision time against turn, for the stock model and for vitcache, to a PNG file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    turns = [row.turn for row in rows]
-    axes.plot(
-        turns, [row.vision_ms_stock for row in rows], "o-", color="tab:gray", label="stock: all images again"
-    )
-    axes.plot(turns, [row.vision_ms for row in rows], "o-", color="tab:blue", label="vitcache: the new image")
-    axes.set(title=title, xlabel="turn (one new image each)", ylabel="vision time (ms)", xticks=turns)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, format="png", dpi=150)
-
-
-def _join(*values: float) -> str:
-    return " / ".join(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in values)
 
 
 def _images(count: int) -> str:

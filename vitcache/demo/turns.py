@@ -5,23 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import date
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from torch import Tensor
 
 from vitcache.adapters.model_outputs import image_rows
 from vitcache.demo.conversation import Features, Picture, Prompt, build_prompt, process
 from vitcache.demo.families import FAMILIES, LARGE
 from vitcache.demo.family import Family
+from vitcache.demo.logits import compare_logits
 from vitcache.demo.model import random_model, share_weights
 from vitcache.demo.photos import load_photos
-from vitcache.demo.report import Row
+from vitcache.demo.row import TIMES, Row
 from vitcache.demo.stock_side import StockSide, encode
 from vitcache.demo.vitcache_side import AttachedSide, CachedSide, make_cache
-
-_POSITIONS_PER_COMPARISON = 1024  # bounds the logits in memory: 0.3 GB in bfloat16 with 152 k token ids
 
 
 class Sides(NamedTuple):
@@ -85,6 +84,11 @@ def warm_up(sides: Sides, pictures: list[Picture]) -> None:
     longest = build_prompt(pictures, config)
     for side in sides:
         side.answer(longest)
+    empty_caches(sides)
+
+
+def empty_caches(sides: Sides) -> None:
+    """Remove all entries, so that the conversation can begin anew."""
     sides.cached.cache.clear()
     sides.attached.attachment.cache.clear()
 
@@ -123,29 +127,32 @@ def measure_turn(sides: Sides, prompt: Prompt) -> Row:
     )
 
 
-def compare_logits(first: tuple[Any, Tensor], second: tuple[Any, Tensor]) -> tuple[bool, float]:
-    """Return whether the logits of all positions are bit-equal, and the largest difference of a logit.
+def time_turn(sides: Sides, prompt: Prompt, first: Row) -> dict[str, float]:
+    """Run one turn on every side once more; return its times by their names in `Row`.
 
-    `first` and `second` are each a model and its hidden states ``(1, T, H)``. Each model runs its own head.
+    Raises
+    ------
+    RuntimeError
+        If a side encodes another number of images than in the `first` run.
     """
-    equal, largest = True, 0.0
-    (model, hidden), (other_model, other_hidden) = first, second
-    for part, other_part in zip(
-        hidden.split(_POSITIONS_PER_COMPARISON, 1),
-        other_hidden.split(_POSITIONS_PER_COMPARISON, 1),
-        strict=True,
-    ):
-        logits, other_logits = model.lm_head(part), other_model.lm_head(other_part)
-        equal &= torch.equal(logits, other_logits)
-        largest = max(largest, (logits.float() - other_logits.float()).abs().max().item())
-    return equal, largest
+    stock = sides.stock.answer(prompt)
+    cached = sides.cached.answer(prompt)
+    attached = sides.attached.answer(prompt)
+    if (cached.encoded, attached.encoded) != (first.encoded, first.encoded_attach):
+        raise RuntimeError(
+            f"expected {first.encoded} and {first.encoded_attach} encodes in turn {first.turn}, as in the "
+            f"first run, got {cached.encoded} and {attached.encoded}"
+        )
+    times = (stock.vision_ms, cached.vision_ms, stock.ttft_ms, cached.ttft_ms, attached.ttft_ms)
+    return dict(zip(TIMES, times, strict=True))
 
 
-def converse(family: Family, turns: int, step: Callable[[str], None]) -> list[Row]:
-    """Run the whole conversation, on the GPU if there is one, and return one row per turn.
+def converse(family: Family, turns: int, repeats: int, step: Callable[[str], None]) -> list[Row]:
+    """Run the whole conversation `repeats` times, on the GPU if there is one; return one row per turn.
 
-    `step` is called with a description of each step. Without a GPU, PyTorch runs on one thread: a model that
-    is small enough for a CPU gains little from more threads, which wait for each other on a busy machine.
+    Each run begins with empty caches. The first run compares the logits. `step` is called with a description
+    of each step. Without a GPU, PyTorch runs on one thread: a model that is small enough for a CPU gains
+    little from more threads, which wait for each other on a busy machine.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step(f"building {family.title} with random weights on {device.type}")
@@ -158,10 +165,16 @@ def converse(family: Family, turns: int, step: Callable[[str], None]) -> list[Ro
         config = sides.stock.model.config
         step("warming up: every turn through stock, the longest prompt through every side")
         warm_up(sides, pictures)
-        for turn, picture in enumerate(pictures, start=1):
-            step(f"turn {turn} of {turns}: {picture.photo.name}")
-            rows.append(measure_turn(sides, build_prompt(pictures[:turn], config)))
-    return rows
+        prompts = [build_prompt(pictures[:turn], config) for turn in range(1, turns + 1)]
+        for prompt in prompts:
+            step(f"turn {len(prompt.pictures)} of {turns}: {prompt.pictures[-1].photo.name}")
+            rows.append(measure_turn(sides, prompt))
+        times = []
+        for repeat in range(2, repeats + 1):
+            step(f"run {repeat} of {repeats}, for the times")
+            empty_caches(sides)
+            times.append([time_turn(sides, prompt, row) for prompt, row in zip(prompts, rows, strict=True)])
+    return [row.with_runs([run[index] for run in times]) for index, row in enumerate(rows)]
 
 
 def describe(family: Family) -> dict[str, str]:
@@ -173,6 +186,7 @@ def describe(family: Family) -> dict[str, str]:
         "dtype": str(family.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "date": date.today().isoformat(),
     }
 
 

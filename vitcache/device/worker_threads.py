@@ -37,6 +37,8 @@ class WorkerThreads:
         The futures of all jobs that are queued or run.
     threads
         The threads that were started.
+    is_closed
+        Whether `close` or `stop` was called.
     """
 
     def __init__(self, name: str, num_threads: int) -> None:
@@ -49,7 +51,7 @@ class WorkerThreads:
         # Python code, which an interrupt can stop before it has done anything.
         self._end = weakref.ref(self, self._queue.put)
         self._starting = threading.Lock()  # held while threads are started
-        self._is_closed = False
+        self.is_closed = False
         self._pid: int | None = None  # of the process that started the threads
 
     def submit(
@@ -81,7 +83,7 @@ class WorkerThreads:
             if not has_started:
                 for job in jobs:
                     job.run(is_caller=True)  # unless a thread runs it
-            if self._is_closed:  # by another thread, which may have cancelled the other jobs before
+            if self.is_closed:  # by another thread, which may have cancelled the other jobs before
                 _cancel(jobs)
             return [job.future for job in jobs]
         except BaseException:
@@ -92,7 +94,7 @@ class WorkerThreads:
         pid = os.getpid()
         if self._pid not in (None, pid):
             raise RuntimeError(f"the threads belong to process {self._pid}, this is process {pid}")
-        if self._is_closed or _is_exiting:
+        if self.is_closed or _is_exiting:
             closed = "the interpreter is exiting" if _is_exiting else "close or stop was called"
             raise RuntimeError(f"{self._name}: cannot submit an item after shutdown, {closed}")
 
@@ -120,7 +122,7 @@ class WorkerThreads:
         """Start threads until there are `needed`, and put None, or the exception, into `started`."""
         try:
             with self._starting:
-                while len(self.threads) < needed and not self._is_closed:
+                while len(self.threads) < needed and not self.is_closed:
                     thread = threading.Thread(
                         target=_run_jobs,
                         args=(self._queue, self.threads, self._end),
@@ -143,7 +145,7 @@ class WorkerThreads:
 
         For finalizers, which must not block.
         """
-        self._is_closed = True
+        self.is_closed = True
         if self._pid in (None, os.getpid()):
             try:
                 for future in tuple(self.unfinished):

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from vitcache.arguments import to_int
+from vitcache.handles import described, refuse_copies
 from vitcache.keys.content import check_key
 
 
@@ -115,3 +116,9 @@ class KeyAliases:
         """Remove all aliases."""
         with self._lock:
             self._aliases.clear()
+
+    __reduce_ex__ = refuse_copies("a copy would share its lock; `add` the aliases to another `KeyAliases`")
+
+    @described
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self.max_entries} aliases"

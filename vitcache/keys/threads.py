@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from vitcache.arguments import to_int
 from vitcache.device.thread_modes import TorchModes, current_streams
 from vitcache.device.worker_threads import WorkerThreads
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.content import content_key
 from vitcache.keys.hash_shares import HashShares
 from vitcache.keys.namespace import Namespace
@@ -205,6 +206,13 @@ class KeyThreads:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    __reduce_ex__ = refuse_copies("it owns threads; make another `KeyThreads`")
+
+    @described
+    def __repr__(self) -> str:
+        state = "closed" if self._workers.is_closed else f"{len(self._workers.unfinished)} unfinished"
+        return f"{describe_count(self.num_threads, 'thread')}, {state}"
 
 
 def _check_list(name: str, value: object) -> None:

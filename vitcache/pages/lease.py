@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitcache._native import LeaseBase, PagedRows, find_lease, forget_fences, use_leases
 from vitcache.device.streams import Fence, Timeline
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.pages.pool import PagePool
 
 
@@ -32,7 +33,7 @@ class Lease(LeaseBase):
 
     `EmbeddingCache.get` returns a lease. A lease is a context manager, and is released on exit. A lease that
     is garbage-collected is released, too. Until the release, the rows are readable even if the entry is
-    replaced or dropped, or the cache is closed.
+    replaced or dropped, or the cache is closed. A lease cannot be copied or pickled; its rows can.
 
     Attributes
     ----------
@@ -149,6 +150,16 @@ class Lease(LeaseBase):
             rows[first : first + len(segment)].copy_(segment, non_blocking=True)
             first += len(segment)
         return rows
+
+    __reduce_ex__ = refuse_copies(
+        "a lease pins pages; copy its rows with `to_tensor`, or look the key up again"
+    )
+
+    @described
+    def __repr__(self) -> str:
+        if self.released:
+            return "released"
+        return f"{describe_count(self.num_rows, 'row')} of {self.row_width}, {self.dtype}, {self.tier} tier"
 
 
 def use_all(items: Sequence[Any]) -> None:

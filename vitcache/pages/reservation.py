@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitcache._native import PagedRows, Pending
 from vitcache.device.streams import Fence, Timeline, check_current_stream
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.pages.lease import Lease
 from vitcache.pages.pool import PagePool
 from vitcache.rows import check_rows
@@ -320,6 +321,14 @@ class Reservation:
 
     def __exit__(self, *_: object) -> None:
         self.cancel()
+
+    __reduce_ex__ = refuse_copies("reserve again, or copy the rows with `to_tensor`")
+
+    @described
+    def __repr__(self) -> str:
+        if not self._pending:
+            return "committed or cancelled"
+        return f"{describe_count(self.num_rows, 'row')} of {self.row_width}, {self.dtype}, not committed"
 
     def __del__(self) -> None:
         # Takes no lock: the garbage collector may run in a thread that holds the lock of `drain`.

@@ -17,6 +17,7 @@ from vitcache.pipeline.feature_mover import FeatureMover, UnmovedFeature
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import State, StepItem
 from vitcache.rows import DTYPE_NAMES, can_be_stored
+from vitcache.tracing import traced
 
 # A feature is a tensor on the cache's device, or with ``move_features=False`` any object.
 Encode = Callable[[list[Any], list[Item]], "Sequence[Tensor] | Tensor"]
@@ -178,6 +179,7 @@ class EncoderRunner:
             fresh = self._run_batch([step_item])
         return fresh
 
+    @traced("encode")
     def _call(self, step_items: list[StepItem]) -> list[Any]:
         features = [step_item.moved.ready() for step_item in step_items if step_item.moved is not None]
         outputs: Any = self._encode(features, [step_item.item for step_item in step_items])

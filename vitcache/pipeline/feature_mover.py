@@ -16,6 +16,7 @@ from vitcache.device.streams import record_event
 from vitcache.ring.arguments import as_strided_view
 from vitcache.ring.pinned_ring import MIN_BYTES, PinnedRing
 from vitcache.ring.ticket import Ticket
+from vitcache.tracing import traced
 
 # Enough for the features of two micro-batches, so that the second one is queued before the encode of the
 # first one is called. By default, each has two images of 1920x1080, of 50 MB in float32.
@@ -88,6 +89,7 @@ class FeatureMover:
         self._is_closed = False
         self._lock = threading.Lock()
 
+    @traced("copy")
     def start(self, feature: Any, *, is_cast: bool = True) -> MovedFeature:
         """Start to move a feature; its copy may still be in flight on return.
 
@@ -138,6 +140,7 @@ class FeatureMover:
         ):
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
 
+    @traced("copy")
     def start_into(self, target: Tensor, feature: Tensor | np.ndarray) -> MovedFeature:
         """Start to copy a feature in host memory to a contiguous slice of a tensor from `empty`.
 

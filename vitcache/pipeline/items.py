@@ -8,6 +8,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from vitcache.arguments import to_int
+from vitcache.handles import describe_count, described
 from vitcache.keys.content import check_key
 from vitcache.placement.spans import Span
 
@@ -141,8 +142,15 @@ class Item:
         # content; or a namespace, the key with the namespace folded in, and the given key.
         self.digest: tuple[bytes, bytes] | tuple[bytes, bytes, bytes] | None = None
 
+    @described
     def __repr__(self) -> str:
-        return f"Item({type(self.feature).__name__}, {list(self.spans)}, num_rows={self.num_rows})"
+        name = type(self.feature if self.rows is None else self.rows).__name__
+        rows, spans = describe_count(self.num_rows, "row"), describe_count(len(self.spans), "span")
+        if not self.spans:
+            return f"{name}, {rows}, no spans"
+        start = min(span.start for span in self.spans)
+        stop = max(span.start + span.length for span in self.spans)
+        return f"{name}, {rows} in {spans}, tokens [{start}, {stop})"
 
 
 class Items(Sequence[Item]):
@@ -190,6 +198,11 @@ class Items(Sequence[Item]):
     def __reduce__(self) -> tuple[type[Items], tuple[tuple[Item, ...]]]:
         """Copy and pickle only the items: the arrays of a copy contain the addresses of its own items."""
         return Items, (self._items,)
+
+    @described
+    def __repr__(self) -> str:
+        num_rows = sum(item.num_rows for item in self._items)
+        return f"{describe_count(len(self), 'item')}, {describe_count(num_rows, 'row')}"
 
     @overload
     def __getitem__(self, position: int) -> Item: ...
@@ -250,8 +263,10 @@ class Chunk:
     length: int
     token_offset: int
 
+    @described
     def __repr__(self) -> str:
-        return f"Chunk({len(self.items)} items, {self.start}, {self.length}, {self.token_offset})"
+        stop, items = self.start + self.length, describe_count(len(self.items), "item")
+        return f"tokens [{self.start}, {stop}), {items}, at token {self.token_offset} of the batch"
 
 
 def check_chunks(chunks: Sequence[Chunk]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakSet
 
 from vitcache.device.jobs import new_future
+from vitcache.handles import described, refuse_copies
 
 Work = Callable[["Prefetch"], None]
 
@@ -79,6 +80,15 @@ class Prefetch:
             return
         except TimeoutError:
             raise TimeoutError(f"the prefetch was not done within {timeout_s} s") from None
+
+    __reduce_ex__ = refuse_copies("it is the handle of one prefetch, and any thread may use it")
+
+    @described
+    def __repr__(self) -> str:
+        if self.is_refused:
+            return "refused"
+        state = "done" if self.done else "not done"
+        return f"cancelled, {state}" if self.is_cancelled else state
 
 
 class PrefetchWorker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from vitcache._native import StepPlan, has_unfolded, read_requests
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.thread_modes import TorchModes
+from vitcache.keys.threads import KeyThreads
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.feature_mover import MovedFeature
@@ -21,10 +22,7 @@ from vitcache.pipeline.lookup import claim_all
 from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
-from vitcache.pipeline.step_keys import fold_given_keys
-
-# Finds the keys of a plan's items; see `find_keys`.
-FindKeys = Callable[[StepPlan, Requests], list[StepItem]]
+from vitcache.pipeline.step_keys import find_keys, fold_given_keys
 
 NO_BATCH = -1  # StepPlan::kNoBatch: the chunks have no places in a batch
 
@@ -39,14 +37,14 @@ class PrefetchJob:
         prefetched: PrefetchedFeatures,
         kept: KeptRows,
         namespace: bytes,
-        find_keys: FindKeys,
+        keys: KeyThreads,
     ) -> None:
         self._cache = cache
         self._runner = runner
         self._prefetched = prefetched
         self._kept = kept
         self._namespace = namespace
-        self._find_keys = find_keys
+        self._keys = keys
         self._stream: torch.cuda.Stream | None = None
 
     def work(
@@ -81,7 +79,8 @@ class PrefetchJob:
 
     def _find_missing(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Return the items that are neither cached nor kept, and whose keys could be computed."""
-        hashed = {step_item.number: step_item for step_item in self._find_keys(plan, requests)}
+        found = find_keys(plan, requests, self._namespace, self._keys)
+        hashed = {step_item.number: step_item for step_item in found}
         missing = [
             hashed.get(number) or StepItem.of(plan, requests, number)
             for number in range(len(plan))

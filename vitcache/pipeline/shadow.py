@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcache.arguments import to_int
+from vitcache.handles import describe_count, described, refuse_copies
 
 if TYPE_CHECKING:
     from vitcache.pages.lease import Lease
@@ -66,6 +67,12 @@ class Shadow:
         self._every = to_int("every", every, 1)
         self._report = report
         self._hits = itertools.count(1)
+
+    __reduce_ex__ = refuse_copies("a copy would count the same hits; make another `Shadow`")
+
+    @described
+    def __repr__(self) -> str:
+        return f"every {describe_count(self._every, 'hit')}"
 
     def wants(self) -> bool:
         """Count one hit, and return whether it is chosen."""

@@ -14,6 +14,7 @@ from vitcache.keys.folding import fold_keys
 from vitcache.keys.threads import KeyedFeature, KeyThreads
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
+from vitcache.tracing import traced
 
 _CHECK_SECONDS = 1.0  # between two reads of the futures of a step that waits
 
@@ -36,6 +37,7 @@ def known_key(item: Item, namespace: bytes) -> bytes | None:
     return key
 
 
+@traced("key")
 def fold_given_keys(requests: Requests, namespace: bytes) -> None:
     """Fold a namespace into all given keys of some requests; the items and their arrays store the result."""
     for request in requests:
@@ -46,6 +48,7 @@ def fold_given_keys(requests: Requests, namespace: bytes) -> None:
             request[position].digest = namespace, key, given
 
 
+@traced("key")
 def find_keys(
     plan: StepPlan,
     requests: Requests,

@@ -14,6 +14,7 @@ from vitcache.arguments import to_bytes, to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.content import content_key
 from vitcache.keys.namespace import Namespace, to_namespace
 from vitcache.keys.threads import KeyThreads
@@ -28,12 +29,13 @@ from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult
 from vitcache.pipeline.shadow import Shadow
-from vitcache.pipeline.step_keys import find_keys, known_key
+from vitcache.pipeline.step_keys import known_key
 from vitcache.pipeline.step_runner import StepRunner
 from vitcache.placement.call_checks import is_traced
 from vitcache.placement.embed_call import EmbedCall
 from vitcache.placement.scatter_call import ScatterCall
 from vitcache.ring.pinned_ring import PinnedRing
+from vitcache.tracing import traced
 
 # Two images of 1920x1080 in Qwen3-VL. With more rows, more features are copied before the first encode
 # begins, and the ring must be larger (docs/decisions.md).
@@ -221,8 +223,7 @@ class VisionPipeline:
             stream=stream,
             max_rows=max_rows,
         )
-        find = partial(find_keys, namespace=self.namespace, threads=self._keys)
-        self._job = PrefetchJob(cache, self._runner, self._prefetched, self._kept, self.namespace, find)
+        self._job = PrefetchJob(cache, self._runner, self._prefetched, self._kept, self.namespace, self._keys)
         self._worker = PrefetchWorker()
         self._is_closed = False
         # The garbage collector may run this finalizer in a thread that holds locks, so it must not wait.
@@ -346,6 +347,7 @@ class VisionPipeline:
         call = ScatterCall(inputs_embeds, deepstack, scale, deepstack_rows=deepstack_rows)
         return self._steps.run(call, chunks)
 
+    @traced("key")
     def key(self, item: Item) -> bytes:
         """Return the key under which the pipeline looks an item up in the cache. The item stores it.
 
@@ -448,6 +450,15 @@ class VisionPipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    __reduce_ex__ = refuse_copies("it owns threads; make another pipeline over the same cache")
+
+    @described
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "closed"
+        rows = describe_count(self.max_rows_per_encode, "row")
+        return f"{self.cache.device}, encodes at most {rows} at once, {self.cache!r}"
 
 
 def _stop_threads(parts: Sequence[weakref.ref[PrefetchWorker] | weakref.ref[KeyThreads]]) -> None:

@@ -27,6 +27,7 @@ from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
+from vitcache.tracing import traced
 
 
 class EmbedCall(PlacementCall):
@@ -105,6 +106,7 @@ class EmbedCall(PlacementCall):
             spans.check_text_ids(text, self.destination.num_tokens)
         self._are_spans_checked = True
 
+    @traced("place")
     def run_placed(self, placed: Placement, store: Any = None) -> Tensor:
         """Write all rows of a placement, and return the output.
 

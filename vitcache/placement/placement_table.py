@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitcache.arguments import to_device, to_int
 from vitcache.device.streams import Event, check_current_stream, is_capturing
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.pages.reservation import Reservation
 from vitcache.placement.call_checks import check_scale
 from vitcache.placement.destination import Destination
@@ -290,6 +291,13 @@ class PlacementTable:
                 # Keep the table's memory and rows alive until the launch has read them.
                 table_memory_of(self.device).keep_alive((self.rows, self._tokens, self._placement))
             fence.record(stream)
+
+    __reduce_ex__ = refuse_copies("captured graphs read it at a fixed address; make another table")
+
+    @described
+    def __repr__(self) -> str:
+        num_rows = 0 if self._placement is None else self._placement.native.num_rows(KINDS[self.dtype])
+        return f"{num_rows} of {describe_count(self.max_rows, 'row')}, {self.dtype}, {self.device}"
 
     def _check_device(self, destination: Destination) -> None:
         if destination.rows.device != self.device:

@@ -24,6 +24,7 @@ from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
+from vitcache.tracing import traced
 
 
 class ScatterCall(PlacementCall):
@@ -70,6 +71,7 @@ class ScatterCall(PlacementCall):
         dispatch.refuse_capture(self.destination.device)
         self._are_spans_checked = True
 
+    @traced("place")
     def run_placed(self, placed: Placement, store: Any = None) -> Tensor:
         """Write all rows of a placement, and return `inputs_embeds`.
 

@@ -19,6 +19,7 @@ from vitcache.arguments import to_bytes, to_int
 from vitcache.device import stand_in
 from vitcache.device.cuda_runtime import open_cuda_runtime
 from vitcache.errors import CudaError
+from vitcache.handles import describe_count, describe_use, described, refuse_copies
 from vitcache.ring.arguments import as_strided_view, check_destination
 from vitcache.ring.idle_streams import give_stream_back, take_stream
 from vitcache.ring.ticket import InFlight, Ticket, as_native_stream
@@ -351,11 +352,15 @@ class PinnedRing:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    __reduce_ex__ = refuse_copies("it owns page-locked memory and threads; make another ring")
+
+    @described
     def __repr__(self) -> str:
-        return (
-            f"PinnedRing({self.capacity_bytes}, num_threads={self.num_threads}, backend={self.backend!r}, "
-            f"device={str(self.device)!r})"
-        )
+        if not self._close.alive:
+            return "closed"
+        stats = self._native.stats()
+        use = describe_use(stats.used_bytes, stats.capacity_bytes)
+        return f"{self.device}, {use} in use, {describe_count(self.num_threads, 'thread')}"
 
 
 def default_num_threads() -> int:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from vitcache import _native
+from vitcache.errors import CudaError
+from vitcache.handles import described, refuse_copies
 
 
 class InFlight(deque[tuple[_native.Ticket, Any, Tensor | None]]):
@@ -114,6 +116,15 @@ class Ticket:
         if done:
             self._in_flight.reap()
         return done
+
+    __reduce_ex__ = refuse_copies("it is the handle of one copy, and any thread may use it")
+
+    @described
+    def __repr__(self) -> str:
+        try:
+            return "done" if self._native.done else "in flight"
+        except CudaError as error:
+            return f"failed: {error}"
 
 
 def as_native_stream(stream: Any, device: torch.device) -> _native.Stream:

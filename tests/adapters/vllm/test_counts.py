@@ -26,8 +26,8 @@ def test_name_of_a_counter_is_its_family_and_the_value_of_its_label() -> None:
 def test_take_returns_the_sums_since_the_last_call() -> None:
     counts = Counts()
     counts.add("hits_host")
-    counts.add_all({"hits_host": 2, "saved_ms_host": 1.5, "stores": 0})
-    assert counts.take() == {"hits_host": 3.0, "saved_ms_host": 1.5}
+    counts.add_all({"hits_host": 2, "saved_seconds_host": 1.5, "stores": 0})
+    assert counts.take() == {"hits_host": 3.0, "saved_seconds_host": 1.5}
     assert counts.take() == {}
 
 
@@ -36,7 +36,7 @@ def test_take_returns_the_sums_since_the_last_call() -> None:
     [
         ({"stores": 1, "hit": 1}, KeyError, "'hit' is not a counter; counters: hits_device"),
         ({"stores": 1, "encodes": -1}, ValueError, "encodes is -1, it must be at least 0"),
-        ({"stores": 1, "encode_ms": float("nan")}, ValueError, "encode_ms is nan"),
+        ({"stores": 1, "encode_seconds": float("nan")}, ValueError, "encode_seconds is nan"),
     ],
 )
 def test_add_all_refuses_wrong_values_and_adds_nothing(

@@ -15,8 +15,9 @@ from vllm_scene.placed_worker import PlacedWorker, make_batch
 from vllm_scene.requests import make_request, make_settings
 from vllm_scene.store_worker import make_rows
 
+from vitcache import tracing
 from vitcache.adapters.vllm.inventory import Inventory
-from vitcache.adapters.vllm.orders import ItemKey, SaveOrder, StepOrders
+from vitcache.adapters.vllm.orders import ItemKey, LoadOrder, SaveOrder, StepOrders
 from vitcache.placement import dispatch
 
 
@@ -185,3 +186,20 @@ def test_decode_writes_text_rows_and_leaves_deepstack_levels_alone() -> None:
     assert worker.placement.place(batch, torch.tensor([3]), out, levels, worker.store) == 0
     assert torch.equal(out[0], worker.table[3])
     assert (levels[0] == 7).all()
+
+
+def test_step_opens_the_ranges_of_every_adapter() -> None:
+    worker = make_worker("a")
+    tracing.enable()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            assert place(worker, ("a", 4)) == 4
+            orders = StepOrders(3, demotions={ItemKey("", "a"): None})
+            worker.end()
+            worker.begin(orders)
+            worker.end()
+            worker.begin(StepOrders(4, loads={"a": LoadOrder(ItemKey("", "a"), 4)}))
+    finally:
+        tracing.disable()
+    found = {event.key for event in profile.key_averages() if event.key.startswith("vitcache.")}
+    assert found == {"vitcache.key", "vitcache.copy", "vitcache.place"}

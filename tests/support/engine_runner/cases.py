@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine_runner.device import runs_on_gpu
+from engine_runner.printed import printed_options
 from engine_runner.tiny_models import FAMILIES
 
 # Bytes of a page of 16 rows in bfloat16.
@@ -120,6 +121,7 @@ CASES = {
     for case in (
         *pair("qwen3-whole", steps=RESET),
         *pair("qwen3-chunks", num_batched_tokens=CHUNK),
+        Case("qwen3-printed", settings=printed_options()),
         Case("qwen3-faults", mode="vitcache", device_pages=8, steps=("embeddings", "loss", "reload_alone")),
         # The engines below run with FULL=1, but for `qwen3-v2-whole`, which runs in each `make engines`.
         *(case for name in FAMILIES for case in pairs_of(name)),

@@ -55,9 +55,9 @@ MERGE_REASONS = {
 COUNTERS: dict[str, Counter] = {
     **_by(*_TIERS, "hits", "Items that a request needed and that were in the cache, by tier."),
     **_by(*_TIERS, "hit_bytes", "Bytes of the rows of hits, by tier.", "bytes"),
-    **_by(*_TIERS, "saved_ms", "Milliseconds of encoding that hits saved, by tier.", "ms"),
+    **_by(*_TIERS, "saved_seconds", "Seconds of encoding that hits saved, by tier.", "s"),
     **_one("encodes", "Items that the vision or audio encoder encoded."),
-    **_one("encode_ms", "Milliseconds of these encodes.", "ms"),
+    **_one("encode_seconds", "Seconds of these encodes.", "s"),
     **_by(
         *_OVERLAP,
         "loads",
@@ -65,7 +65,7 @@ COUNTERS: dict[str, Counter] = {
         "placed: the launch that placed the rows made the copy.",
     ),
     **_one("load_bytes", "Bytes of these copies.", "bytes"),
-    **_one("load_exposed_ms", "Milliseconds that the model waited for exposed and placed copies.", "ms"),
+    **_one("load_exposed_seconds", "Seconds that the model waited for exposed and placed copies.", "s"),
     **_by(
         *_TEXT,
         "placements",
@@ -108,9 +108,9 @@ class Counts:
     --------
     >>> counts = Counts()
     >>> counts.add("encodes")
-    >>> counts.add("encode_ms", 27.5)
+    >>> counts.add("encode_seconds", 0.0275)
     >>> counts.take()
-    {'encodes': 1.0, 'encode_ms': 27.5}
+    {'encodes': 1.0, 'encode_seconds': 0.0275}
     >>> counts.take()
     {}
     """

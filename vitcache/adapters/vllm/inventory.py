@@ -79,7 +79,7 @@ class Inventory:
         self._shares_saves = shares_saves
         self.owner: EncoderCacheOwner | None = None
         self.counts = Counts()
-        self._encode_ms = 0.0
+        self._encode_seconds = 0.0
         self._encoded_rows = 0
         self._epoch = -1
         self._step = 0
@@ -227,7 +227,7 @@ class Inventory:
     def report(self, report: StepReport) -> None:
         """Take in the report of a step: of the next step that has none yet, or of a later one."""
         self.counts.add_all(report.counts)
-        self._encode_ms += report.counts.get("encode_ms", 0.0)
+        self._encode_seconds += report.counts.get("encode_seconds", 0.0)
         self._encoded_rows += report.encoded_rows
         is_old = report.epoch != self._epoch  # of a step before a reset: only its requests matter
         for step, key in self._in_flight.take_saves(report.step):
@@ -393,7 +393,7 @@ class Inventory:
         self.counts.add(f"hits_{tier}")
         self.counts.add(f"hit_bytes_{tier}", num_rows * width * self.settings.dtype.itemsize)
         if self._encoded_rows:
-            self.counts.add(f"saved_ms_{tier}", num_rows * self._encode_ms / self._encoded_rows)
+            self.counts.add(f"saved_seconds_{tier}", num_rows * self._encode_seconds / self._encoded_rows)
 
 
 def salt_of(request: Any) -> str:

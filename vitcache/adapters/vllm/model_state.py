@@ -27,6 +27,7 @@ from vitcache.adapters.vllm.step_placement import StepPlacement
 from vitcache.adapters.vllm.store import Store
 from vitcache.adapters.vllm.text_rows import TextRows
 from vitcache.placement.start_up import warm_up
+from vitcache.tracing import traced
 
 
 class VitCacheModelState(DefaultModelState):
@@ -170,6 +171,7 @@ class VitCacheModelState(DefaultModelState):
                 rows.update(zip(last, outputs, strict=True))
         store.reserve(last)
 
+    @traced("encode")
     def _encode(self, modality: str, num_items: int, features: dict[str, Any]) -> Sequence[Tensor]:
         """Run the encoder for one micro-batch: its captured graph, if vLLM has one that fits."""
         graphs = self.encoder_runner.cudagraph_manager

@@ -88,7 +88,7 @@ class StepReport:
         Whether the worker's encoder cache was cleared without a reset of the scheduler, as by
         `reload_weights`. The worker has dropped all rows.
     encoded_rows
-        Number of rows in whose encode time `counts` has the milliseconds `encode_ms`.
+        Number of rows in whose encode time `counts` has the seconds `encode_seconds`.
     counts
         Counters of `vitcache.adapters.vllm.counts`, since the last report.
     """

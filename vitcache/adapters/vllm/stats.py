@@ -58,12 +58,12 @@ class VitCacheStats(ECConnectorStats):
             "Device hits": device,
             "Host hits": host,
             "Encodes": encodes,
-            "Saved ms": self._sum("saved_ms_device", "saved_ms_host"),
-            "Encode ms": self._sum("encode_ms"),
+            "Saved ms": self._ms("saved_seconds_device", "saved_seconds_host"),
+            "Encode ms": self._ms("encode_seconds"),
             "Loaded GiB": round(self.data.get("load_bytes", 0.0) / GIB, 3),
             "Hidden loads": self._count("loads_hidden"),
             "Exposed loads": self._count("loads_exposed"),
-            "Exposed ms": self._sum("load_exposed_ms"),
+            "Exposed ms": self._ms("load_exposed_seconds"),
             "Demotions": self._count("demotions"),
             "Evictions": self._count("evictions"),
         }
@@ -73,5 +73,5 @@ class VitCacheStats(ECConnectorStats):
     def _count(self, name: str) -> int:
         return int(self.data.get(name, 0.0))
 
-    def _sum(self, *names: str) -> float:
-        return round(sum(self.data.get(name, 0.0) for name in names), 1)
+    def _ms(self, *names: str) -> float:
+        return round(1e3 * sum(self.data.get(name, 0.0) for name in names), 1)

@@ -22,12 +22,13 @@ class StepTimes:
     device
         The worker's device.
     counts
-        Gets the counters "encode_ms", "loads_hidden", "loads_exposed", "loads_placed" and "load_exposed_ms".
+        Gets the counters "encode_seconds", "loads_hidden", "loads_exposed", "loads_placed" and
+        "load_exposed_seconds".
 
     Attributes
     ----------
     encoded_rows
-        Rows whose encode time was added to "encode_ms".
+        Rows whose encode time was added to "encode_seconds".
 
     Notes
     -----
@@ -54,7 +55,7 @@ class StepTimes:
             return
 
         def count(encode_ms: float) -> None:
-            self._counts.add("encode_ms", encode_ms)
+            self._counts.add("encode_seconds", encode_ms / 1e3)
             self.encoded_rows += num_rows
 
         self._stopwatch.measure(self._encode_start, self._stopwatch.mark(), count)
@@ -77,7 +78,7 @@ class StepTimes:
 
         def count(exposed_ms: float) -> None:
             self._counts.add("loads_hidden" if exposed_ms <= HIDDEN_MS else "loads_exposed", number)
-            self._counts.add("load_exposed_ms", max(exposed_ms, 0.0))
+            self._counts.add("load_exposed_seconds", max(exposed_ms, 0.0) / 1e3)
 
         self._stopwatch.measure(start, self._loaded, count)
 
@@ -90,7 +91,7 @@ class StepTimes:
 
         def count(exposed_ms: float) -> None:
             self._counts.add(f"loads_{overlap}", number)
-            self._counts.add("load_exposed_ms", exposed_ms)
+            self._counts.add("load_exposed_seconds", exposed_ms / 1e3)
 
         self._stopwatch.measure(self._reads_start, self._stopwatch.mark(), count)
 

@@ -21,6 +21,7 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.identifiers import key_from_id
 from vitcache.pages.lease import Lease
 from vitcache.rows import DTYPE_NAMES, DTYPES
+from vitcache.tracing import traced
 
 logger = logging.getLogger("vitcache.adapters.vllm")
 
@@ -259,6 +260,7 @@ class Store:
 
     # Parts
 
+    @traced("key")
     def _digest(self, key: ItemKey) -> bytes:
         return key_from_id(encode(key.identifier), namespace=self._namespace_of(key.salt))
 
@@ -280,6 +282,7 @@ class Store:
             self.cache.discard(digest)
             self._report.missing.add(key)
 
+    @traced("copy")
     def _load_all(self, loads: dict[str, LoadOrder]) -> None:
         self._times.start_loads()
         for identifier, order in loads.items():
