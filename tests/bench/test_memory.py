@@ -120,13 +120,14 @@ def test_figure_of_a_trace_draws_hits_and_savings_over_gib() -> None:
     pytest.importorskip("matplotlib")
     sizes = [SizeResult(gib << 30, gib / 10, gib / 8, gib / 5) for gib in (1, 2, 4)]
     result = TraceMemory("chats", 24, 8, 10.0, "lru", 16, 8192, 0.9, 3 << 30, sizes)
-    [axes] = draw_trace(result).axes
+    figure = draw_trace(result)
+    [axes] = figure.axes
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines["hits"].get_xdata()) == [1, 2, 4]
     assert list(lines["hits"].get_ydata()) == pytest.approx([10, 20, 40])
     assert list(lines["time saved, at most"].get_ydata()) == pytest.approx([20, 40, 80])
-    assert axes.get_title() == "chats: 3 GiB reaches 90% of the largest saving"
-    assert axes.get_xlabel() == "size of the cache (GiB)"
+    assert figure.get_suptitle() == "chats: 3 GiB reaches 90% of the largest saving"
+    assert axes.get_xlabel() == "size of the cache (GiB), log scale"
     assert "(%)" in axes.get_ylabel()
 
 

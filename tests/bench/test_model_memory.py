@@ -111,12 +111,13 @@ def test_figure_of_models_has_a_line_of_images_for_each_model() -> None:
     held = [Held(gib << 30, 10 * gib) for gib in (1, 8)]
     image = ImageMemory("640x480", 576, 1, 36, 1 << 20, held)
     results = [ModelMemory(name, None, "P", True, 4096, "float16", [image]) for name in ("a", "b")]
-    [axes] = draw_models(results).axes
+    figure = draw_models(results)
+    [axes] = figure.axes
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
     assert all(list(line.get_xdata()) == [1, 8] for line in axes.lines)
     assert all(list(line.get_ydata()) == [10, 80] for line in axes.lines)
     assert list(axes.get_xticks()) == [1, 8]
-    assert axes.get_title() == "1 GiB holds 10 to 10 images of 640x480"
+    assert figure.get_suptitle() == "1 GiB holds 10 images of 640x480"
 
 
 def file_models() -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_chosen_bench_without_its_package_ends_with_one_line_and_code_1(
 ) -> None:
     assert run_bench(tmp_path, "--bench", "engines") == 1
     output = capsys.readouterr()
-    assert output.err == "vitcache bench: engines needs package_of_nowhere, which is not installed\n"
+    assert output.err == "vitcache bench: engines needs package_of_nowhere: pip install package_of_nowhere\n"
     assert output.out == ""
     assert ran == []
 
