@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.harness import timeline
-from vitcache.bench.harness.record import ROOT
+from vitcache.bench.harness.record import RESULTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def main() -> None:
     """Plot the files on the command line and print the path of each PNG."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="result files, or traces of a timeline")
-    files = parser.parse_args().files or sorted((ROOT / "results").glob("*-*.json"))
+    files = parser.parse_args().files or sorted(RESULTS.glob("*-*.json"))
     for path in files:
         print(plot(path))
 

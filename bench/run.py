@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vitcache.bench.harness.record import ROOT, Recorder
+from vitcache.bench.harness.record import RESULTS, Recorder
 from vitcache.bench.harness.registry import CPU, GPU, cases_for
 from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=ROOT / "results",
+        default=RESULTS,
         metavar="DIR",
-        help="folder of the JSON files (default: bench/results in a checkout, else that of the package)",
+        help="folder of the JSON files (default: bench/results in a checkout, else results)",
     )
     parser.add_argument(
         "--lines", type=Path, metavar="FILE", help="also append each result to this file (default: none)"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitcache.bench.harness.record import FIELDS, ROOT, path_of, write_rows
+from vitcache.bench.harness.record import FIELDS, RESULTS, path_of, write_rows
 from vitcache.bench.harness.result_lines import Case, cases_of, read
 from vitcache.bench.harness.timeline import SUFFIX
 
@@ -73,9 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Split the file on the command line, and print a line per result file and per bench that is left out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="results.jsonl of make gpu")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "results", metavar="DIR", help="folder of the JSON files"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the JSON files")
     parser.add_argument("--partial", action="store_true", help="write the results of incomplete benches, too")
     args = parser.parse_args(arguments)
     if not args.file.exists():

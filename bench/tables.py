@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitcache.bench.harness.record import ROOT
+from vitcache.bench.harness.record import RESULTS, ROOT
 from vitcache.demo.chat_table import markdown
 
 TABLE = re.compile(r"(?P<head><!-- table: (?P<words>[\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -114,7 +114,7 @@ def main() -> None:
     """Fill the tables of the files on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the JSON files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
     for path in args.files:
         path.write_text(fill(path.read_text(), args.results))

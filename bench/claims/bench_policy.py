@@ -88,7 +88,7 @@ def draw(rows: figures.Rows) -> Figure:
         "bound",
     )
     looks = figures.styles(names)
-    words = {JUDGED: "cost (vitcache's default)", "farthest": "farthest (knows the future)"}
+    words = {REFERENCE: "lru (vitcache's default)", "farthest": "farthest (knows the future)"}
     words["bound"] = "bound (no cache saves more)"
     figure, panels = figures.open_figure(
         -(-len(traces) // 3), min(3, len(traces)), height=2.4 * -(-len(traces) // 3)

@@ -22,6 +22,8 @@ from vitcache.bench.harness.result_lines import ResultLines, cases_of, read
 from vitcache.bench.harness.timing import Sample
 
 ROOT = Path(__file__).resolve().parents[1]  # bench/
+# A wheel has no result files, and its folder may be read-only.
+RESULTS = ROOT / "results" if (ROOT / "results").is_dir() else Path("results")
 FIELDS = (
     *("bench", "case", "contender", "metric", "unit", "value", "p20", "p80", "bytes", "ratio", "ratio_to"),
     *("target", "meets_target", "device", "driver", "torch", "triton", "commit", "utc"),

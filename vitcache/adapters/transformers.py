@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from transformers import __version__ as transformers_version
-
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
@@ -23,7 +21,7 @@ from vitcache.adapters.prefill_batch import PrefillResult, prefill_batch
 from vitcache.adapters.prompt_items import image_items, video_items
 from vitcache.adapters.session import Session
 from vitcache.adapters.splits.call_parts import Split
-from vitcache.adapters.transformers_version import warn_unsupported
+from vitcache.adapters.supported_versions import warn_unsupported
 from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, row_width
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
@@ -245,7 +243,7 @@ def attach(
     for name, value, cls in (("cache", cache, EmbeddingCache), ("ring", ring, PinnedRing)):
         if value is not None and not isinstance(value, cls):
             raise TypeError(f"{name} must be a {cls.__name__} or None, got {type(value).__name__}")
-    warn_unsupported(transformers_version)
+    warn_unsupported()
     owner, family = find_attachable(model, splits)
     if any(isinstance(value, CachedEncoder) for value in vars(owner).values()):
         raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")
