@@ -40,7 +40,7 @@ def at_least(package: str) -> str:
 
 
 def in_range(package: str) -> str:
-    """Return a requirement of a supported version: the adapter of `package` uses what a release may change."""
+    """Return a requirement of a supported version, for a package whose internals vitcache uses."""
     major, minor = SUPPORTED[package][1].split(".")
     return f"{at_least(package)},<{major}.{int(minor) + 1}"
 

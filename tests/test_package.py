@@ -90,7 +90,7 @@ def public_names():
 
 def test_type_checking_imports_are_the_public_names():
     tree = ast.parse(Path(vitcache.__file__).read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     imported = {
         alias.name: node.module for node in block.body for alias in node.names if alias.name == alias.asname
     }
