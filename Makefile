@@ -4,9 +4,9 @@
 # make cudart       install the CUDA runtimes that tests open without a device, in .overlays; make test does it, too
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
 # make test-newest  run the tests of transformers with the newest release of its major version, which may fail
-# make test-torch   run the tests with another release of torch, which it installs in .overlays: TORCH=2.14.1, default 2.9.1,
-#                   the oldest supported version. With PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, a build
-#                   for the CPU; the builds for CUDA, which PyPI has, take 7 GB
+# make test-torch   run the tests that do not depend on Triton with another release of torch: TORCH=2.14.1; default 2.9.1, the
+#                   oldest supported version. It is installed in .overlays: with
+#                   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu a build for the CPU, else for CUDA, 7 GB
 # make install-test build the sdist and the wheel, install each into a new environment, and use it in an empty folder
 # make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
 # make soak         run the tests that take minutes

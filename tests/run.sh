@@ -5,7 +5,7 @@
 #                                 .overlays/TORCHVISION; native tests; a dry run of the GPU tests
 #   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
 #   run.sh newest NAME            the tests of transformers, with the release in .overlays/NAME
-#   run.sh torch NAME             all tests but those marked `soak`, with the torch in .overlays/NAME
+#   run.sh torch NAME             all tests but those marked `soak` or `triton`, with the torch in .overlays/NAME
 #   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
 #   run.sh soak                   the tests marked `soak`
 set -uo pipefail
@@ -87,7 +87,7 @@ case $target in
     target=test-newest
     ;;
   torch)
-    part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}"
+    part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}" -m "not triton"
     target=test-torch
     ;;
   models)
