@@ -4,9 +4,9 @@
 # make cudart       install the CUDA runtimes that tests open without a device, in .overlays; make test does it, too
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
 # make test-newest  run the tests of transformers with the newest release of its major version, which may fail
-# make test-torch   run the tests that do not depend on Triton with another release of torch: TORCH=2.14.1; default 2.9.1, the
-#                   oldest supported version. It is installed in .overlays: with
-#                   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu a build for the CPU, else for CUDA, 7 GB
+# make test-torch   run the tests with another release of torch, except those of Triton: TORCH=2.14.1 or TORCH=newest,
+#                   default 2.9.1, the oldest supported one. It is installed in .overlays: a build for the CPU with
+#                   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, else one for CUDA, 7 GB
 # make install-test build the sdist and the wheel, install each into a new environment, and use it in an empty folder
 # make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
 # make soak         run the tests that take minutes
@@ -100,11 +100,14 @@ test: setup cudart $(torchvision:%=.overlays/%/.installed)
 test-oldest: setup $(overlays:%=.overlays/%/.installed)
 	@bash tests/run.sh oldest $(overlays)
 
-# torch and the packages that it needs: a build for CUDA has its own Triton.
+# torch and the packages that it needs: a build for CUDA has its own Triton. The newest release is installed each time.
 .overlays/torch-%/.installed: | $(installed)
 	rm -rf $(@D)
-	$(python) -m pip install --target $(@D) torch==$*
+	$(python) -m pip install --target $(@D) torch$(if $(filter-out newest,$*),==$*)
 	@touch $@
+
+.overlays/torch-newest/.installed: FORCE
+FORCE: ;
 
 test-torch: setup .overlays/torch-$(TORCH)/.installed
 	@bash tests/run.sh torch torch-$(TORCH)
