@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 import vitcache
 from vitcache import (
     Attachment,
+    AttachStats,
     CacheStats,
     Chunk,
     EmbeddingCache,
@@ -17,6 +18,7 @@ from vitcache import (
     Namespace,
     PinnedRing,
     Span,
+    TierHits,
     VisionPipeline,
     scatter_embeddings,
 )
@@ -24,11 +26,14 @@ from vitcache import (
 
 def attach_model(model: PreTrainedModel) -> str:
     with EmbeddingCache(64, device_bytes="1GiB", host_bytes=4 << 30, policy="s3fifo") as cache:
-        attachment: Attachment = vitcache.attach(model, cache, namespace="my-model")
-        stats = attachment.stats()
-        text = f"{stats.hits} of {stats.hits + stats.encoded}, {attachment.cache.stats().entries} entries"
-        attachment.detach()
-    return text
+        with vitcache.attach(model, cache, namespace=Namespace("my-model")) as attachment:
+            stats = use(attachment)
+    return f"{stats.hit_rate:.2f} of {stats.hits + stats.encoded} items"
+
+
+def use(attachment: Attachment) -> AttachStats:
+    print(attachment.cache.stats().entries)
+    return attachment.stats()
 
 
 def rows_of(cache: EmbeddingCache, key: bytes) -> torch.Tensor | None:
@@ -56,9 +61,9 @@ def encode(features: list[torch.Tensor], items: list[Item]) -> list[torch.Tensor
 
 
 def run_step(cache: EmbeddingCache, ring: PinnedRing, input_ids: torch.Tensor, weight: torch.Tensor) -> float:
-    pipeline = VisionPipeline(encode, cache, namespace=Namespace("my-model"), ring=ring)
     chunk = Chunk([Item(torch.zeros(4, 8), [Span(1, 4)])], 0, 8)
-    result: EmbedResult = pipeline.embed([chunk], input_ids, weight)
+    with VisionPipeline(encode, cache, namespace=Namespace("my-model"), ring=ring) as pipeline:
+        result: EmbedResult = pipeline.embed([chunk], input_ids, weight)
     for error in result.errors:
         print(error.item, error.expected, error.found, error.cause)
     ticket = ring.copy_to(torch.empty(2), torch.zeros(2), timeout_s=1.0)
@@ -67,4 +72,5 @@ def run_step(cache: EmbeddingCache, ring: PinnedRing, input_ids: torch.Tensor, w
 
 
 def report(stats: CacheStats) -> dict[str, float]:
-    return {"hits": stats.hits, "host_hits": stats.host.hits, "saved_ms": stats.device.saved_ms}
+    device: TierHits = stats.device
+    return {"hit_rate": stats.hit_rate, "host_hits": stats.host.hits, "saved_ms": device.saved_ms}
