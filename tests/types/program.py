@@ -25,9 +25,11 @@ from vitcache import (
 
 
 def attach_model(model: PreTrainedModel) -> str:
-    with EmbeddingCache(64, device_bytes="1GiB", host_bytes=4 << 30, policy="s3fifo") as cache:
-        with vitcache.attach(model, cache, namespace=Namespace("my-model")) as attachment:
-            stats = use(attachment)
+    with (
+        EmbeddingCache(64, device_bytes="1GiB", host_bytes=4 << 30, policy="s3fifo") as cache,
+        vitcache.attach(model, cache, namespace=Namespace("my-model")) as attachment,
+    ):
+        stats = use(attachment)
     return f"{stats.hit_rate:.2f} of {stats.hits + stats.encoded} items"
 
 
