@@ -127,6 +127,7 @@ class LinkedEditable(editable_wheel):
     """
 
     def finalize_options(self) -> None:
+        """Make the folder, and tell setuptools that the packages are in it."""
         package = ROOT / EDITABLE / "vitcache"
         package.mkdir(parents=True, exist_ok=True)
         for link in package.iterdir():
@@ -139,6 +140,14 @@ class LinkedEditable(editable_wheel):
                 (package / source.name).symlink_to(os.path.relpath(source, package))
         self.distribution.package_dir = {"": str(EDITABLE)}
         super().finalize_options()
+
+    def run(self) -> None:
+        """Link the libraries in vitcache/, too: Python in the checkout's root finds that package first."""
+        super().run()
+        for library in (ROOT / EDITABLE / "vitcache").glob("*.so"):
+            link = ROOT / "vitcache" / library.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(library, link.parent))
 
 
 setup(
