@@ -4,6 +4,10 @@
 # make cudart       install the CUDA runtimes that tests open without a device, in .overlays; make test does it, too
 # make test-oldest  run the tests of Triton and transformers with the oldest supported versions
 # make test-newest  run the tests of transformers with the newest release of its major version, which may fail
+# make test-torch   run the tests with another release of torch, except those of Triton: TORCH=2.14.1 or TORCH=newest,
+#                   default 2.9.1, the oldest supported one. It is installed in .overlays: a build for the CPU with
+#                   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, else one for CUDA, 7 GB
+# make install-test build the sdist and the wheel, install each into a new environment, and use it in an empty folder
 # make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
 # make soak         run the tests that take minutes
 # make engines      run vLLM on the CPU with vitcache and without it, in .venv-vllm, which it installs first (x86-64, 5 GB)
@@ -24,7 +28,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cudart test-oldest test-newest models soak engines setup check check-clang format bench gpu clean
+.PHONY: help demo test cudart test-oldest test-newest test-torch install-test models soak engines setup check check-clang format bench gpu clean
 
 # If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -34,15 +38,18 @@ export MIN_DISK_GB ?= 4
 export MIN_ENGINES_DISK_GB ?= 5
 
 python := .venv/bin/python
-native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py $(wildcard csrc/*/*))
+native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py vitcache/versions.py $(wildcard csrc/*/*))
+# The editable install has a link to each of these: a new room needs a new link.
+linked := $(filter-out %/__pycache__/,$(wildcard vitcache/*.py vitcache/*.pyi vitcache/*/))
 cpp_sources := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/*.cpp)
 
 # A stamp's name contains a checksum of its inputs. It is created last, so an interrupted step leaves no stamp.
 checksum = $(shell { echo '$(CURDIR) $(2)'; cat $(1); } | sha256sum | cut -c1-16)
 installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
-built := .venv/.built-$(call checksum,$(native_sources),$(CXX))
+built := .venv/.built-$(call checksum,$(native_sources),$(CXX) $(linked))
 # The oldest versions that are supported; .venv has the newest.
 overlays := triton-3.6.0 transformers-5.17.0
+TORCH ?= 2.9.1
 # Image processors of some models need it; it is not in .venv, so that the other tests show that vitcache does without.
 torchvision := torchvision-0.28.0
 # The CUDA runtimes that tests open without a device.
@@ -50,7 +57,7 @@ cudarts := $(shell sed -n '/^[a-z]/s/==/-/p' requirements/cudart.txt)
 
 # vLLM and its packages, and in them the vitcache that `make setup` has built.
 vllm_installed := .venv-vllm/.installed-$(call checksum,$(wildcard requirements/vllm/*) requirements/triton.txt requirements/dev.txt)
-vllm_linked := .venv-vllm/.linked-$(call checksum,$(native_sources) $(wildcard requirements/*.txt) requirements/vllm/link.sh,$(CXX))
+vllm_linked := .venv-vllm/.linked-$(call checksum,$(native_sources) $(wildcard requirements/*.txt) requirements/vllm/link.sh,$(CXX) $(linked))
 
 stub := vitcache/_native.pyi
 generated_stub := build/stub/$(stub)
@@ -92,6 +99,22 @@ test: setup cudart $(torchvision:%=.overlays/%/.installed)
 
 test-oldest: setup $(overlays:%=.overlays/%/.installed)
 	@bash tests/run.sh oldest $(overlays)
+
+# torch and the packages that it needs: a build for CUDA has its own Triton. The newest release is installed each time.
+.overlays/torch-%/.installed: | $(installed)
+	rm -rf $(@D)
+	$(python) -m pip install --target $(@D) torch$(if $(filter-out newest,$*),==$*)
+	@touch $@
+
+.overlays/torch-newest/.installed: FORCE
+FORCE: ;
+
+test-torch: setup .overlays/torch-$(TORCH)/.installed
+	@bash tests/run.sh torch torch-$(TORCH)
+
+# Its environments are new ones, so it does not need `make setup`.
+install-test:
+	@PYTHON='$(PYTHON)' bash tests/install/run.sh
 
 test-newest: setup
 	rm -rf .overlays/transformers-newest
@@ -168,4 +191,4 @@ format: setup $(generated_stub)
 	.venv/bin/clang-format -i $(cpp_sources)
 
 clean:
-	rm -rf .venv .venv-vllm .overlays build results vitcache.egg-info vitcache/*.so
+	rm -rf .venv .venv-vllm .overlays build dist results vitcache.egg-info vitcache/*.so

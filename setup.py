@@ -1,7 +1,11 @@
-"""Builds the native libraries with CMake and lists the packages; all other settings are in pyproject.toml."""
+"""Builds the native libraries with CMake, lists the packages and states the requirements.
+
+All other settings are in pyproject.toml.
+"""
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,6 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 
@@ -22,6 +27,39 @@ LIBRARIES = {"vitcache._native": "{module}", "vitcache._stand_in": "libvitcache_
 # Installed name: folder. The folders are never installed under their own names, as Triton's authors publish a
 # package that is imported as `triton_kernels`.
 MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
+
+# An editable install puts this folder on sys.path. It contains only the package `vitcache`.
+EDITABLE = Path("build", "editable")
+
+SUPPORTED = runpy.run_path(str(ROOT / "vitcache" / "versions.py"))["SUPPORTED"]
+
+
+def at_least(package: str) -> str:
+    """Return a requirement of the first supported version or a later one."""
+    return f"{package}>={SUPPORTED[package][0]}"
+
+
+def in_range(package: str) -> str:
+    """Return a requirement of a supported version, for a package whose internals vitcache uses."""
+    major, minor = SUPPORTED[package][1].split(".")
+    return f"{at_least(package)},<{major}.{int(minor) + 1}"
+
+
+# Triton is not listed: torch for CUDA brings its own, and the CPU needs none.
+REQUIREMENTS = [at_least("torch"), "numpy", "blake3"]
+EXTRAS = {
+    "transformers": [in_range("transformers")],
+    "metrics": ["prometheus-client"],
+    "vllm": ["vllm==0.33.0"],
+    "demo": [
+        in_range("transformers"), "rich", "scikit-image", "scikit-learn", "pillow", "matplotlib",
+    ],
+    "dev": [
+        "vitcache[transformers,metrics,demo]",
+        *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "triton"),
+        *("ruff", "mypy", "pyright[nodejs]", "pybind11-stubgen", "clang-format"),
+    ],
+}  # fmt: skip
 
 
 def name_packages() -> list[str]:
@@ -80,10 +118,44 @@ class CMakeBuild(build_ext):
         return build
 
 
+class LinkedEditable(editable_wheel):
+    """An editable install for type checkers, too: a .pth file that names a folder of links to the sources.
+
+    The folder has the layout of an installed package. setuptools would write an import hook, as two packages
+    are outside of vitcache/, and type checkers do not run import hooks. The native libraries are built into
+    the folder.
+    """
+
+    def finalize_options(self) -> None:
+        """Make the folder, and tell setuptools that the packages are in it."""
+        package = ROOT / EDITABLE / "vitcache"
+        package.mkdir(parents=True, exist_ok=True)
+        for link in package.iterdir():
+            if link.is_symlink():  # a native library is a file, and may be of another Python
+                link.unlink()
+        sources = [path for path in (ROOT / "vitcache").iterdir() if path.suffix not in (".so", ".pyc")]
+        sources += [ROOT / folder for folder in MAPPED_PACKAGES.values()]
+        for source in sources:
+            if source.name != "__pycache__":
+                (package / source.name).symlink_to(os.path.relpath(source, package))
+        self.distribution.package_dir = {"": str(EDITABLE)}
+        super().finalize_options()
+
+    def run(self) -> None:
+        """Link the libraries in vitcache/, too: Python in the checkout's root finds that package first."""
+        super().run()
+        for library in (ROOT / EDITABLE / "vitcache").glob("*.so"):
+            link = ROOT / "vitcache" / library.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(library, link.parent))
+
+
 setup(
     license="Apache-2.0",
     packages=name_packages(),
     package_dir=MAPPED_PACKAGES,
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
     ext_modules=[Extension(name, sources=[]) for name in LIBRARIES],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "editable_wheel": LinkedEditable},
 )

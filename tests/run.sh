@@ -5,6 +5,7 @@
 #                                 .overlays/TORCHVISION; native tests; a dry run of the GPU tests
 #   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
 #   run.sh newest NAME            the tests of transformers, with the release in .overlays/NAME
+#   run.sh torch NAME             all tests but those marked `soak` or `triton`, with the torch in .overlays/NAME
 #   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
 #   run.sh soak                   the tests marked `soak`
 set -uo pipefail
@@ -85,6 +86,10 @@ case $target in
     part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}" -m transformers
     target=test-newest
     ;;
+  torch)
+    part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}" -m "not triton"
+    target=test-torch
+    ;;
   models)
     results=build/families.jsonl
     rm -f "$results"
@@ -100,7 +105,7 @@ case $target in
   # All soak tests are in one file, so tests, not files, are distributed to the processes.
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
-    echo "run.sh: expected test, oldest, newest, models or soak, got $target" >&2
+    echo "run.sh: expected test, oldest, newest, torch, models or soak, got $target" >&2
     exit 2
     ;;
 esac

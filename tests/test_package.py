@@ -9,13 +9,17 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from importlib.metadata import entry_points, requires
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import vitcache
 from vitcache import CudaError
+from vitcache.__main__ import main
+from vitcache.versions import SUPPORTED, major_minor
 
 # Only these two names need transformers.
 ADAPTER_NAMES = {"Attachment", "attach"}
@@ -76,6 +80,27 @@ def test_package_data_patterns_match_every_data_file():
             assert any(path.match(pattern) for pattern in patterns[package]), path
 
 
+def test_installed_requirements_are_the_supported_versions_and_no_triton():
+    needs = [Requirement(need) for need in requires("vitcache")]
+    always = {need.name: need for need in needs if need.marker is None}
+    assert always.keys() == {"torch", "numpy", "blake3"}
+    extras = [need for need in needs if need.name == "transformers"]
+    assert len(extras) == 2  # of the extras `transformers` and `demo`
+    for need, package in ((always["torch"], "torch"), *((need, "transformers") for need in extras)):
+        first, last = SUPPORTED[package]
+        assert all(need.specifier.contains(version) for version in (first, f"{first}.1", last, f"{last}.9"))
+        major, minor = major_minor(first)
+        assert not need.specifier.contains(f"{major}.{minor - 1}.9")
+    # A new torch is a warning of `vitcache info`; a new transformers may break the adapter.
+    assert always["torch"].specifier.contains("99")
+    assert not any(need.specifier.contains("99") for need in extras)
+
+
+def test_console_script_runs_the_command_line():
+    [script] = entry_points(group="console_scripts", name="vitcache")
+    assert script.load() is main
+
+
 def test_public_names_are_sorted_and_can_be_imported():
     assert sorted(vitcache.__all__) == vitcache.__all__
     assert set(vitcache.__all__) <= set(dir(vitcache))
@@ -90,7 +115,7 @@ def public_names():
 
 def test_type_checking_imports_are_the_public_names():
     tree = ast.parse(Path(vitcache.__file__).read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     imported = {
         alias.name: node.module for node in block.body for alias in node.names if alias.name == alias.asname
     }

@@ -25,7 +25,9 @@ IS_TESTED = tuple(int(part) for part in triton.__version__.split(".")[:2]) in TE
 class Variant(Protocol):
     """The constants of one compiled kernel: a named tuple whose first field is the index of the device."""
 
-    device: int | None
+    @property
+    def device(self) -> int | None:
+        """The index of the device."""
 
     def constants(self) -> dict[str, Any]:
         """The kernel's constants by name, in the order of its signature."""

@@ -95,7 +95,8 @@ _NAMES = {
 }
 __all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])
 
-__getattr__ = lazy_names(__name__, _NAMES)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(__name__, _NAMES)
 
 
 def __dir__() -> list[str]:

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheStats", "Claim", "EmbeddingCache", "TierHits"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.cache.claims": ("Claim",),
-        "vitcache.cache.embedding_cache": ("EmbeddingCache",),
-        "vitcache.cache.stats": ("CacheStats", "TierHits"),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.cache.claims": ("Claim",),
+            "vitcache.cache.embedding_cache": ("EmbeddingCache",),
+            "vitcache.cache.stats": ("CacheStats", "TierHits"),
+        },
+    )

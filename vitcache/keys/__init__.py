@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Alias", "KeyAliases", "KeyThreads", "KeyedFeature", "Namespace", "content_key", "key_from_id"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.keys.aliases": ("Alias", "KeyAliases"),
-        "vitcache.keys.content": ("content_key",),
-        "vitcache.keys.identifiers": ("key_from_id",),
-        "vitcache.keys.namespace": ("Namespace",),
-        "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.keys.aliases": ("Alias", "KeyAliases"),
+            "vitcache.keys.content": ("content_key",),
+            "vitcache.keys.identifiers": ("key_from_id",),
+            "vitcache.keys.namespace": ("Namespace",),
+            "vitcache.keys.threads": ("KeyThreads", "KeyedFeature"),
+        },
+    )

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease", "Reservation"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.pages.lease": ("Lease",),
-        "vitcache.pages.reservation": ("Reservation",),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.pages.lease": ("Lease",),
+            "vitcache.pages.reservation": ("Reservation",),
+        },
+    )

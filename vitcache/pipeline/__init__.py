@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunk", "EmbedResult", "Item", "ItemError", "Items", "Prefetch", "Shadow", "VisionPipeline"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.pipeline.items": ("Chunk", "Item", "Items"),
-        "vitcache.pipeline.prefetch": ("Prefetch",),
-        "vitcache.pipeline.results": ("EmbedResult", "ItemError"),
-        "vitcache.pipeline.shadow": ("Shadow",),
-        "vitcache.pipeline.vision_pipeline": ("VisionPipeline",),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.pipeline.items": ("Chunk", "Item", "Items"),
+            "vitcache.pipeline.prefetch": ("Prefetch",),
+            "vitcache.pipeline.results": ("EmbedResult", "ItemError"),
+            "vitcache.pipeline.shadow": ("Shadow",),
+            "vitcache.pipeline.vision_pipeline": ("VisionPipeline",),
+        },
+    )

@@ -28,18 +28,19 @@ __all__ = [
     "warm_up",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.placement.ops": ("embed_tokens", "scatter_embeddings"),
-        "vitcache.placement.placement_table": ("PlacementTable",),
-        "vitcache.placement.spans": (
-            "Span",
-            "clip_spans",
-            "spans_from_inclusive",
-            "spans_from_placeholder",
-            "spans_from_token_ids",
-        ),
-        "vitcache.placement.start_up": ("warm_up",),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.placement.ops": ("embed_tokens", "scatter_embeddings"),
+            "vitcache.placement.placement_table": ("PlacementTable",),
+            "vitcache.placement.spans": (
+                "Span",
+                "clip_spans",
+                "spans_from_inclusive",
+                "spans_from_placeholder",
+                "spans_from_token_ids",
+            ),
+            "vitcache.placement.start_up": ("warm_up",),
+        },
+    )

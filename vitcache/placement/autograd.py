@@ -57,8 +57,8 @@ def embed(
     # Return the result of `apply`, not `out`: Dynamo of torch 2.9 records a gradient only for the result.
     columns = [rows[:, :hidden] for rows in items]
     built: Tensor = Embed.apply(out, input_ids, weight, runs, scale, text_scale, *columns)
-    for level in [] if num_packed is not None else [levels] if isinstance(levels, Tensor) else levels:
-        level.zero_()
+    for level in range(len(levels) if num_packed is None else 0):
+        levels[level].zero_()  # all levels at once are a view that Dynamo of torch 2.9 cannot write to
     _scatter_levels(levels, hidden, items, level_runs, scale)
     return built
 

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PinnedRing", "RingStats", "Ticket"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.ring.pinned_ring": ("PinnedRing", "RingStats"),
-        "vitcache.ring.ticket": ("Ticket",),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.ring.pinned_ring": ("PinnedRing", "RingStats"),
+            "vitcache.ring.ticket": ("Ticket",),
+        },
+    )

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["VitCacheConnector", "VitCacheManager", "register"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "vitcache.adapters.vllm.connector": ("VitCacheConnector",),
-        "vitcache.adapters.vllm.manager": ("VitCacheManager",),
-        "vitcache.adapters.vllm.plugin": ("register",),
-    },
-)
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "vitcache.adapters.vllm.connector": ("VitCacheConnector",),
+            "vitcache.adapters.vllm.manager": ("VitCacheManager",),
+            "vitcache.adapters.vllm.plugin": ("register",),
+        },
+    )
