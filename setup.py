@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -138,16 +139,25 @@ class LinkedEditable(editable_wheel):
         for source in sources:
             if source.name != "__pycache__":
                 (package / source.name).symlink_to(os.path.relpath(source, package))
+        finder = ROOT / "requirements" / "vitcache_checkout.py"
+        (package.parent / finder.name).unlink(missing_ok=True)
+        (package.parent / finder.name).symlink_to(os.path.relpath(finder, package.parent))
         self.distribution.package_dir = {"": str(EDITABLE)}
         super().finalize_options()
 
     def run(self) -> None:
-        """Link the libraries in vitcache/, too: Python in the checkout's root finds that package first."""
+        """Serve also a Python in the checkout's root, which finds the folder vitcache/ first.
+
+        The libraries are linked there, and a second .pth file imports the finder of the two other packages.
+        """
         super().run()
         for library in (ROOT / EDITABLE / "vitcache").glob("*.so"):
             link = ROOT / "vitcache" / library.name
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(library, link.parent))
+        [wheel] = Path(self.dist_dir).glob("*.whl")
+        with zipfile.ZipFile(wheel, "a") as archive:  # pip adds the file to the list of installed files
+            archive.writestr("__editable___vitcache_checkout.pth", "import vitcache_checkout\n")
 
 
 setup(

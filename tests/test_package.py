@@ -5,6 +5,7 @@ Tests of an import execute it in a new process, outside of the checkout.
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -65,6 +66,17 @@ def test_folders_of_the_checkout_are_importable_inside_vitcache_only(tmp_path):
         tmp_path,
     )
     assert found == [False, False, True, True]
+
+
+def test_python_in_the_root_of_the_checkout_finds_all_packages():
+    root = Path(__file__).parent.parent
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    code = "import vitcache.bench.plot, vitcache.triton_kernels as k; print(vitcache.__file__, *k.__path__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
+    package, kernels = (Path(path).resolve() for path in done.stdout.split())
+    assert (package, kernels) == (root / "vitcache" / "__init__.py", root / "triton_kernels")
 
 
 def test_package_data_patterns_match_every_data_file():
