@@ -17,7 +17,7 @@ LINKS = str(Path(__file__).absolute().parent / "vitcache")
 
 
 class CheckoutFinder:
-    """The last finder of `sys.meta_path`: it is asked only for what no other finder has found."""
+    """The last finder of `sys.meta_path`: Python asks it only for modules that no other finder has found."""
 
     @staticmethod
     def find_spec(
