@@ -62,3 +62,35 @@ def test_print_in_a_terminal_with_rich_has_all_cells_in_80_columns(
     assert "[red] is text" in text
     assert text.count("word") == 40
     assert max(map(len, text.splitlines())) <= 80
+
+
+def print_in_terminal(
+    table: Table, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    table.print()
+    return ESCAPES.sub("", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("columns", range(20, 100))
+def test_print_with_rich_cuts_no_number_off_in_any_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    numbers = [f"{number},191" for number in range(1, 9)]
+    table = Table(["image", *(f"in {number} GiB" for number in range(1, 9))], right=range(1, 9))
+    table.add("1280x720", *numbers)
+    text = print_in_terminal(table, columns, monkeypatch, capsys)
+    assert text.split()[-9:] == ["1280x720", *numbers]
+
+
+def test_print_with_rich_keeps_a_word_that_is_longer_than_the_column_complete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    table = Table(["part", "path"], flexible=1)
+    table.add("CUDA", "/folder" * 20)
+    text = print_in_terminal(table, 60, monkeypatch, capsys)
+    assert "".join(text.partition("CUDA")[2].split()) == "/folder" * 20

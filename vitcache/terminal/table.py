@@ -1,4 +1,4 @@
-"""`Table`: by rich where it is installed and stdout is a terminal, else plain, in 80 columns."""
+"""`Table`: by rich where it is installed and fits a terminal, else plain, in 80 columns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from vitcache.terminal.rich_names import find_rich
 
 WIDTH = 80  # columns of plain output
+LEAST = 10  # columns of the flexible column that the other columns leave
+GAP = 2  # columns between two cells of a table of rich
 
 
 class Table:
@@ -50,12 +52,16 @@ class Table:
         self._groups[-1][1].append((cells, style))
 
     def print(self) -> None:
-        """Print the table to stdout: with rich, if it is installed and stdout is a terminal, else plain."""
+        """Print the table to stdout: with rich, if it is installed and fits the terminal, else plain.
+
+        rich cuts cells off where a terminal is too narrow for the table. A terminal wraps plain lines instead.
+        """
         rich = find_rich() if sys.stdout.isatty() else None
-        if rich is None:
+        console = rich.Console(highlight=False) if rich else None
+        if rich is None or console is None or console.width < self._least_rich_width():
             print("\n".join(self.plain_lines()))
         else:
-            self._print_rich(rich)
+            self._print_rich(rich, console)
 
     def plain_lines(self) -> list[str]:
         """Return the lines of the plain form, with at most 80 characters if the other columns leave room."""
@@ -71,8 +77,14 @@ class Table:
         rows = [self._heads, *(cells for _, group in self._groups for cells, _ in group)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         others = sum(widths) - widths[self._flexible] + len(widths) - 1
-        widths[self._flexible] = min(widths[self._flexible], max(WIDTH - others, 10))
+        widths[self._flexible] = min(widths[self._flexible], max(WIDTH - others, LEAST))
         return widths
+
+    def _least_rich_width(self) -> int:
+        """Return the columns that a table of rich needs, so that no cell is cut off."""
+        widths = self._widths()
+        widths[self._flexible] = min(widths[self._flexible], LEAST)
+        return sum(widths) + GAP * (len(widths) - 1)
 
     def _row_lines(self, cells: Sequence[str], widths: list[int]) -> list[str]:
         """Return one line, or several if the text of the flexible column is longer than the column."""
@@ -88,8 +100,7 @@ class Table:
             lines.append(" ".join(aligned).rstrip())
         return lines
 
-    def _print_rich(self, rich: Any) -> None:
-        console = rich.Console(highlight=False)
+    def _print_rich(self, rich: Any, console: Any) -> None:
         widths = self._widths()
         has_heads = any(self._heads)
         for title, rows in self._groups:
@@ -108,7 +119,11 @@ class Table:
                 justify = "right" if column in self._right else "left"
                 is_flexible = column == self._flexible
                 table.add_column(
-                    head, justify=justify, min_width=0 if is_flexible else width, no_wrap=not is_flexible
+                    head,
+                    justify=justify,
+                    min_width=min(width, LEAST) if is_flexible else width,
+                    no_wrap=not is_flexible,
+                    overflow="fold",  # a path that is longer than its column stays complete
                 )
             for cells, style in rows:
                 table.add_row(*map(rich.Text, cells), style=style or None)
