@@ -54,7 +54,7 @@ class Table:
     def print(self) -> None:
         """Print the table to stdout: with rich, if it is installed and fits the terminal, else plain.
 
-        rich cuts cells off where a terminal is too narrow for the table. A terminal wraps plain lines instead.
+        rich cuts cells off if a terminal is too narrow for them. Plain lines are wrapped by the terminal.
         """
         rich = find_rich() if sys.stdout.isatty() else None
         console = rich.Console(highlight=False) if rich else None
