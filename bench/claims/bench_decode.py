@@ -145,7 +145,8 @@ def run_case(case: DecodeCase, recorder: Recorder, timer: Timer) -> Iterator[str
 
 def draw(rows: figures.Rows) -> Figure:
     """Draw the milliseconds of a decoded token, by the number of pages that the chat has."""
-    names = {row["contender"]: row["contender"] for row in rows}
+    # A page of a chat is one image. In a figure, pages would be taken for those of the cache.
+    names = {row["contender"]: row["contender"].replace(" pages", " images") for row in rows}
     names[WHOLE_PROMPT] = "positions of all tokens,\nby get_rope_index"
     rows = [{**row, "case": names[row["contender"]], "contender": "vitcache"} for row in rows]
     other = names[WHOLE_PROMPT]
