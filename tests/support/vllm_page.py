@@ -45,9 +45,12 @@ class Model:
     def row_width(self) -> int:
         return self.hidden * self.vectors
 
+    def entry_bytes(self, num_rows: int) -> int:
+        """Bytes of the pages of an entry, as `vitcache memory` and docs/sizing.md count them."""
+        return math.ceil(num_rows / PAGE_ROWS) * PAGE_ROWS * self.row_width * ITEMSIZE
+
     def entries_per_gib(self, num_rows: int) -> int:
-        page_bytes = PAGE_ROWS * self.row_width * ITEMSIZE
-        return GIB // page_bytes // math.ceil(num_rows / PAGE_ROWS)
+        return GIB // self.entry_bytes(num_rows)
 
 
 def in_grid(factor: int, min_pixels: int, max_pixels: int) -> Callable[[int, int], int]:
@@ -97,7 +100,7 @@ def size_table() -> list[str]:
         cells = [model.name, str(model.row_width), f"{model.row_width * ITEMSIZE / 1024:g} KiB"]
         for size in SIZES:
             rows = model.num_rows(*size)
-            mib = rows * model.row_width * ITEMSIZE / (1 << 20)
+            mib = model.entry_bytes(rows) / (1 << 20)
             cells.append(f"{rows} rows, {mib:.1f} MiB, {model.entries_per_gib(rows)}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines

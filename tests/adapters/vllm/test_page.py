@@ -74,6 +74,23 @@ def test_table_of_the_page_is_the_computed_one(lines: list[str]) -> None:
     assert "\n".join(lines) in re.sub(r"^ +\|", "|", PAGE, flags=re.M)
 
 
+def test_sizes_of_the_page_are_those_of_docs_sizing() -> None:
+    """Both pages print rows, MiB and images per GiB of an image of 1280x720 and of 1920x1080."""
+    lines = (ROOT / "docs/sizing.md").read_text().splitlines()
+    cells = {
+        line.split("](")[0][3:].lower(): line.split("|")[2:8] for line in lines if line.startswith("| [")
+    }
+    compared = 0
+    for line in size_table()[2:]:
+        name, *_, small, large, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        for known, numbers in cells.items():
+            if name.lower().startswith(known):
+                rows = re.findall(r"[\d.]+", f"{small} {large}")
+                assert rows == [cell.strip().replace(",", "") for cell in numbers], name
+                compared += 1
+    assert compared == 4
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_entries_per_gib_are_those_of_the_settings(model: Model) -> None:
     settings = Settings(
