@@ -139,10 +139,16 @@ KNOWN_MODELS = {
 }
 
 
+def find_known(name: str) -> KnownModel | None:
+    """Return the known model with this name, or with this name of its checkpoint, else None."""
+    by_checkpoint = {model.checkpoint: model for model in KNOWN_MODELS.values()}
+    return KNOWN_MODELS.get(name) or by_checkpoint.get(name)
+
+
 @contextmanager
 def model_path(name: str) -> Iterator[str]:
     """Within the ``with`` block, return a folder with the two files of a known model; else `name` itself."""
-    model = KNOWN_MODELS.get(name)
+    model = find_known(name)
     if model is None:
         yield name
         return

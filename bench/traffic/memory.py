@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="print how many images of these models a cache holds: a config.json, a folder with one, a "
         "checkpoint in the local Hugging Face cache, a model type of transformers such as qwen3_vl, or one "
-        f"of {', '.join(KNOWN_MODELS)}; nothing is downloaded (default: these {len(KNOWN_MODELS)})",
+        f"of {', '.join(KNOWN_MODELS)}, also by the checkpoint's full name; nothing is downloaded (default: "
+        f"these {len(KNOWN_MODELS)})",
     )
     sources.add_argument(
         "--trace",

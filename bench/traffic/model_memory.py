@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitcache.bench.traffic.known_models import KNOWN_MODELS, model_path
+from vitcache.bench.traffic.known_models import KNOWN_MODELS, find_known, model_path
 from vitcache.bench.traffic.memory_results import Held, ImageMemory, ModelMemory
 from vitcache.bench.traffic.simulation import pages_for
 from vitcache.bench.traffic.size_text import size_text
@@ -127,7 +127,7 @@ def measure(
         images.append(
             ImageMemory(str(size), sum(rows.entries), len(rows.entries), pages, pages * page_bytes, held)
         )
-    known = KNOWN_MODELS.get(name)
+    known = find_known(name)
     return ModelMemory(
         name,
         known and known.checkpoint,

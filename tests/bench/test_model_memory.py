@@ -228,3 +228,9 @@ def test_memory_of_a_trace_with_an_option_of_models_exits_with_2(
         command_line.main(["memory", "--trace", "chats", *option])
     assert exit_.value.code == 2
     assert f"argument {option[0]}: not allowed with argument --trace" in capsys.readouterr().err
+
+
+def test_checkpoint_of_a_known_model_is_found_by_its_full_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["memory", "--model", "google/gemma-3-12b-it", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["models"]
+    assert (found["checkpoint"], found["saved_settings"]) == ("google/gemma-3-12b-it", True)
