@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the chosen benches; return 1 if a case raised, else 0. A missed target is only printed.
 
     Without a name, benches whose package is not installed are left out. With its name, such a bench gives 1.
+    Returns 2 if a folder or file for results cannot be written.
     """
     if args.list:
         on_gpu = names_for(GPU)
@@ -107,8 +108,12 @@ def run(args: argparse.Namespace) -> int:
         if not cases:
             print(f"{name}: no case of the size {size} runs on a device of the type {bench_device.type}")
             continue
-        lines = ResultLines(args.lines) if args.lines else None
-        recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
+        try:
+            lines = ResultLines(args.lines) if args.lines else None
+            recorder = Recorder(name, args.out, bench_device, lines=lines, resume=args.resume)
+        except OSError as error:
+            print(f"vitcache bench: {error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
+            return 2
         with Progress(name) as progress:
             shown = CaseProgress(progress, len(cases))
             timer = Timer(bench_device, REPEATS[size], on_round=shown.show_round)

@@ -165,3 +165,14 @@ def test_bench_whose_package_is_missing_names_it_as_pip_does(
     assert run_bench(tmp_path, "--bench", "ring") == 1
     expected = "vitcache bench: ring needs scikit-image: pip install 'vitcache[demo]'\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("option", ["--out", "--lines"])
+def test_bench_whose_results_cannot_be_written_prints_one_line_and_exits_with_2(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" if option == "--out" else tmp_path / "file/lines.jsonl"
+    assert run_bench(tmp_path, "--bench", "policy", "--cases", "smoke", option, str(place)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vitcache bench: {tmp_path / 'file'}: cannot be written: ")
