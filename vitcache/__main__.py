@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from vitcache.extras import install_command, package_of
 from vitcache.terminal.closed_pipe import (
     CLOSED_PIPE,
     drop_closed_streams,
+    drop_full_streams,
     flush_streams,
     open_missing_streams,
 )
 from vitcache.terminal.commands import COMMANDS, HelpFormatter, examples_text, overview
 from vitcache.terminal.progress import Progress
 
+DISK_FULL = errno.ENOSPC, errno.EDQUOT
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 ABOUT = (
     "vitcache encodes every image once: a cache of vision embeddings, and the kernels that place its rows."
@@ -29,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code of the process.
 
     130: interrupted by Ctrl-C. 141: the reader of stdout or stderr closed the pipe. 1: a package is missing,
-    and a line on stderr names it. All other codes are those of the command; its help lists them. A wrong
-    option exits with 2.
+    or the disk is full, and a line on stderr says so. All other codes are those of the command; its help
+    lists them. A wrong option exits with 2.
     """
     open_missing_streams()
     try:
@@ -45,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not drop_closed_streams():
             raise
         return CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        drop_full_streams()
+        print(f"vitcache: {error.strerror}", file=sys.stderr)
+        return 1
     except SystemExit as exit_:
         # rich turns a closed pipe into exit code 1, which means something else for some commands.
         if not isinstance(exit_.__context__, BrokenPipeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -90,6 +91,19 @@ def test_missing_stream_is_replaced_and_its_text_is_dropped(tmp_path: Path, numb
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == (0 if stream == "stderr" else 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["info", "--json"], ["bench", "--list"]], ids=" ".join)
+def test_full_disk_of_stdout_exits_with_1_and_one_line(arguments: Sequence[str], unbuffered: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", *command_line(arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment(), "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert done.stderr == f"vitcache: {os.strerror(errno.ENOSPC)}\n"
+    assert done.returncode == 1
 
 
 def test_interrupt_during_a_command_exits_with_130(tmp_path: Path) -> None:

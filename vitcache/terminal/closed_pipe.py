@@ -1,4 +1,4 @@
-"""A reader that closes the pipe, such as `head`, ends a command quietly, as it ends other tools."""
+"""A reader that closes the pipe, such as `head`, ends a command quietly, and a full disk with one line."""
 
 from __future__ import annotations
 
@@ -34,10 +34,34 @@ def drop_closed_streams() -> bool:
     """
     closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
     for stream in closed:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+        _drop(stream)
     return bool(closed)
+
+
+def drop_full_streams() -> None:
+    """Connect each stream whose buffered text cannot be written, as on a full disk, to the null device."""
+    for stream in (sys.stdout, sys.stderr):
+        if _cannot_be_written(stream):
+            _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _cannot_be_written(stream: TextIO) -> bool:
+    """Return whether a flush fails: a stream keeps its buffered text after a failed write."""
+    try:
+        stream.fileno()
+    except (OSError, ValueError):  # a stream in memory, or a closed one
+        return False
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _has_no_reader(stream: TextIO) -> bool:
