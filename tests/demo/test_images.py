@@ -40,7 +40,8 @@ def test_chat_numbers_of_the_repository_give_the_picture_and_the_table(tmp_path:
     report = json.loads((IMAGES / "chat.json").read_text())
     rows = [Row(**row) for row in report["rows"]]
     assert all(row.equal for row in rows)
-    assert len(chat_table.markdown(report)) == len(rows) + 4
+    *table, _, _ = chat_table.markdown(report)
+    assert [line.split()[1] for line in table[2:]] == ["1", "2", str(len(rows))]
     write_plot(tmp_path / "chat.png", rows, report)
     assert (tmp_path / "chat.png").read_bytes()[:4] == (IMAGES / "chat.png").read_bytes()[:4]
 
@@ -61,6 +62,20 @@ def test_chat_plot_legend_and_words_lie_outside_of_the_panels(tmp_path: Path, mo
         assert not legend.get_window_extent().overlaps(axes.get_window_extent())
         assert not any(axes.get_tightbbox().overlaps(text.get_window_extent()) for text in figure.texts)
     assert "20th to 80th percentile" in figure.texts[1].get_text()
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 6])
+def test_chat_plot_counts_whole_images(turns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    ticks: list[float] = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *_, **__: ticks.extend(figure.axes[0].get_yticks().tolist())
+    )
+    report = json.loads((IMAGES / "chat.json").read_text())
+    write_plot(tmp_path / "chat.png", [Row(**row) for row in report["rows"][:turns]], report)
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
 
 
 def test_fill_table_of_the_demo_has_the_numbers_of_the_repository(tmp_path: Path) -> None:

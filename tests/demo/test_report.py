@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("rich")
 
 from vitcache.demo import chat_plot
-from vitcache.demo.report import facts
+from vitcache.demo.report import facts, print_report
 from vitcache.demo.row import TIMES, Row
 
 
@@ -39,3 +39,14 @@ def test_facts_name_the_spread_of_stock_only_if_there_is_one() -> None:
     row = make_row(1)
     assert "one batch" not in facts([row])[2]
     assert "by up to 0.5" in facts([dataclasses.replace(row, spread_stock=0.5)])[2]
+
+
+@pytest.mark.parametrize(("runs", "words"), [(1, "one run"), (3, "median of 3 runs")])
+def test_report_says_what_its_times_are_and_has_no_empty_section(
+    runs: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = make_row(1).with_runs([dict.fromkeys(TIMES, 1.0)] * (runs - 1))
+    print_report([row], {"model": "tiny", "dtype": "float32", "device": "cpu"})
+    text = capsys.readouterr().out
+    assert f"Times: {words} of the chat" in text
+    assert "\n\n\n" not in text

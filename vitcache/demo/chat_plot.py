@@ -32,6 +32,7 @@ def write_plot(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> N
     right.set(ylabel="time to the first token (ms)", xlabel="turn (each adds one image)", xticks=turns)
     right.set_ylim(bottom=0)
     left.grid(visible=False, axis="x")
+    left.yaxis.get_major_locator().set_params(integer=True)  # images
     runs = len(rows[0].samples["ttft_ms_stock"])
     spread = f" Times: medians of {runs} runs; error bars: 20th to 80th percentile." if runs > 1 else ""
     footer = (

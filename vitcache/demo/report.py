@@ -30,7 +30,7 @@ prompt repeats all earlier images. One model answers every turn in three ways:
 _NEXT = """\
 Next steps
   in your own code   import vitcache; vitcache.attach(model)
-  in a vLLM server   docs/vllm.md
+  in a vLLM server   docs/vllm.md in the sources of vitcache
   memory it takes    vitcache memory --help
   a picture          vitcache demo --plot chat.png
 """
@@ -62,9 +62,8 @@ def print_report(rows: Sequence[Row], machine: Mapping[str, str]) -> None:
     """Print the sides, the table, the results and the next steps to stdout."""
     runs = len(rows[0].samples["ttft_ms_stock"])
     title = f"{machine['model']} with random weights, {machine['dtype']}, on {machine['device']}"
-    times = (
-        f"Times: median of {runs} runs of the chat, from ids and pixels in host memory." if runs > 1 else ""
-    )
+    median = f"median of {runs} runs" if runs > 1 else "one run"
+    times = f"Times: {median} of the chat, from ids and pixels in host memory."
     print("\n".join([_BEFORE, title, "", *text([asdict(row) for row in rows]), times]))
     print("\nResults")
     for fact in facts(rows):
