@@ -17,6 +17,7 @@ def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stderr be a terminal of 80 columns, and rich not installed."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(module, "find_rich", lambda: None)
 
 
@@ -42,6 +43,21 @@ def test_progress_without_rich_changes_one_line_and_removes_it(
     assert len(first) < 80
     assert second == "a message\n"
     assert last == ""
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_progress_in_a_dumb_terminal_prints_messages_only(
+    has_rich: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_rich = module.find_rich
+    pretend_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    if has_rich:
+        monkeypatch.setattr(module, "find_rich", find_rich)
+    with Progress("bench") as progress:
+        progress.show("step", 1, 2)
+        progress.print("a message")
+    assert capsys.readouterr().err == "a message\n"
 
 
 def test_progress_leaves_out_frequent_steps_that_follow_at_once(

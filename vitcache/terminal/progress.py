@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -12,11 +13,12 @@ from vitcache.terminal.rich_names import find_rich
 
 BAR_WIDTH = 10
 TIME_WIDTH = 7  # 0:00:00
+_WITHOUT_ESCAPES = "dumb", "unknown"  # terminals that cannot erase a line
 REFRESH_S = 0.2  # between two changes of a frequent step
 
 
 class Progress:
-    """Shows on stderr which step of long work runs; shows nothing if stderr is not a terminal.
+    """Shows on stderr which step of long work runs. Without a terminal, or in a dumb one, it shows nothing.
 
     With rich it is a line with a bar and the elapsed time, else a line of text. The line is removed at the
     end. No thread changes the line: one would disturb the measurements of a bench.
@@ -30,7 +32,7 @@ class Progress:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._is_on = sys.stderr.isatty()
+        self._is_on = sys.stderr.isatty() and os.environ.get("TERM") not in _WITHOUT_ESCAPES
         self._erase = "\r\033[K" if self._is_on else ""
         self._rich: Any = None
         self._begin = self._last = time.monotonic()
