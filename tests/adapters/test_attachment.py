@@ -208,7 +208,7 @@ def test_attachment_as_a_context_manager_detaches_on_exit_and_says_so() -> None:
         assert repr(attachment).endswith("0 encoded, 0 hits, no look-ups>")
         for _ in range(2):
             image_rows(model, call)
-        assert repr(attachment).endswith("1 encoded, 1 hits, hit rate 0.50>")
+        assert repr(attachment).endswith("1 encoded, 1 hit, hit rate 0.50>")
         assert attachment.stats().hit_rate == 0.5
     assert not {"get_image_features", "get_video_features"} & set(vars(model.model))
     assert repr(attachment).endswith(", detached>")

@@ -26,7 +26,7 @@ from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, 
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.handles import described, refuse_copies
+from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.namespace import Namespace
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -345,4 +345,5 @@ class Attachment:
         has_lookups = stats.hits + stats.encoded > 0
         rate = f"hit rate {stats.hit_rate:.2f}" if has_lookups else "no look-ups"
         modalities = ", ".join(sorted(encoder.modality for encoder in self._encoders.values()))
-        return f"{name}, {modalities}, {stats.encoded} encoded, {stats.hits} hits, {rate}"
+        hits = describe_count(stats.hits, "hit")
+        return f"{name}, {modalities}, {stats.encoded} encoded, {hits}, {rate}"
