@@ -15,8 +15,6 @@ from pathlib import Path
 from vitcache.extras import package_of
 
 _REQUIRED = ("torch", "transformers", "skimage", "sklearn", "PIL", "rich")
-
-
 _DEFAULT = "qwen3_vl"
 
 
@@ -59,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check(args)
         return _run(args)
+    except BrokenPipeError:
+        raise  # the command line ends quietly
     except (_Refusal, OSError) as error:
         print(f"vitcache demo: error: {error}", file=sys.stderr)
         return 2
