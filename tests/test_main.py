@@ -57,7 +57,7 @@ def test_main_interrupted_returns_130_and_prints_one_line(command, capsys):
 
 def test_main_error_of_a_command_whose_stdout_is_closed_is_not_hidden(command, monkeypatch):
     def fails(args):
-        print("text for a reader that is gone")
+        print("text")
         raise ValueError("an error of the command")
 
     command(fails)
