@@ -51,7 +51,8 @@ def draw_models(results: list[ModelMemory]) -> Figure:
     first = [result.images[0].held[0] for result in results]
     counts = span((held.images for held in first), "{:,.0f}")
     title = f"{size_text(first[0].bytes)} holds {counts} images of {results[0].images[0].image}"
-    return frame(figure, title, "", f"counted from the models' configurations, rows of {results[0].dtype}")
+    dtypes = " or ".join(dict.fromkeys(result.dtype for result in results))
+    return frame(figure, title, "", f"counted from the models' configurations, rows of {dtypes}")
 
 
 def _scale(axes: Axes, sizes: list[float]) -> None:
