@@ -48,6 +48,6 @@ def test_demo_without_its_packages_names_them_as_pip_does_and_the_extra(monkeypa
     monkeypatch.setattr("vitcache.demo.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     message = capsys.readouterr().err
-    assert all(package in message for package in ("scikit-image", "scikit-learn", "pillow", "rich"))
+    assert all(package in message for package in ("scikit-image", "scikit-learn", "pillow"))
     assert not any(module in message for module in ("skimage", "sklearn", "PIL"))
     assert message.endswith("run: pip install 'vitcache[demo]'\n")
