@@ -46,7 +46,8 @@ def draw_models(results: list[ModelMemory]) -> Figure:
         held = result.images[0].held
         places = [one.bytes / GIB for one in held]
         axes.plot(places, [one.images for one in held], **looks[result.model].curve(), label=result.model)
-    axes.set(ylabel="images in the cache", yscale="log")
+    holds_any = any(one.images for result in results for one in result.images[0].held)
+    axes.set(ylabel="images in the cache", yscale="log" if holds_any else "linear")
     _scale(axes, places)
     first = [result.images[0].held[0] for result in results]
     counts = span((held.images for held in first), "{:,.0f}")

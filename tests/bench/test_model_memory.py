@@ -122,6 +122,15 @@ def test_figure_of_models_has_a_line_of_images_for_each_model() -> None:
     assert figure.texts[-1].get_text().endswith("rows of float16 or bfloat16")
 
 
+@pytest.mark.filterwarnings("error")
+def test_figure_of_models_is_drawn_if_no_size_holds_an_image() -> None:
+    pytest.importorskip("matplotlib")
+    image = ImageMemory("640x480", 576, 1, 36, 1 << 20, [Held(1 << 10, 0)])
+    figure = draw_models([ModelMemory("a", None, "P", True, 4096, "float16", [image])])
+    assert figure.get_suptitle() == "1 KiB holds 0 images of 640x480"
+    assert figure.axes[0].get_ylabel() == "images in the cache"
+
+
 def file_models() -> dict[str, Any]:
     """The models of the result file, from which the tables of the pages are made."""
     return {model["model"]: model for model in json.loads(FILE.read_text())["models"]}
