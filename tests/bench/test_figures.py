@@ -161,6 +161,14 @@ def test_title_of_accuracy_counts_the_answers_that_differ() -> None:
     assert "All 400 answers" in plot.draw(rows).get_suptitle()
 
 
+def test_compare_draws_a_count_of_zero_at_the_ratio_zero() -> None:
+    row = {"case": "chat", "contender": "vitcache", "value": 0.0, "p20": 0.0, "p80": 0.0, "ratio": 0.0}
+    _, [[axes]] = figures.open_figure()
+    figures.compare(axes, [row], figures.styles(["vitcache"]), as_ratio=True)
+    [container] = axes.containers
+    assert list(container.lines[0].get_xdata()) == [0.0]
+
+
 def test_styles_of_nine_contenders_raise() -> None:
     assert len(set(figures.styles("abcdefgh").values())) == 8
     with pytest.raises(ValueError, match="at most 8 contenders in a figure, got 9"):
