@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 
-pytest.importorskip("rich")
-
 from vitcache.demo import chat_plot
 from vitcache.demo.report import facts, print_report
 from vitcache.demo.row import TIMES, Row
