@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
                 except Exception as error:
                     recorder.end(case.name, error)
                     failures += 1
-                    progress.print(f"{name} {shown.label} failed: {type(error).__name__}: {error}")
+                    progress.print(f"{name} {shown.label} failed: {describe_failure(error)}")
         print_table(recorder)
     return 1 if failures else 0
 
@@ -147,6 +147,14 @@ def names_for(device_type: str) -> list[str]:
         for name, bench in BENCHES.items()
         if getattr(bench, "DEVICE", None) is None and cases_for(bench.CASES["full"], "full", device_type)
     )
+
+
+def describe_failure(error: Exception) -> str:
+    """Return the reason: for a missing package its name at PyPI, and the command that installs it."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vitcache"):
+        package = package_of(error.name)
+        return f"it needs {package}: {install_command(package)}"
+    return f"{type(error).__name__}: {error}"
 
 
 def missing_requirement(name: str) -> str | None:

@@ -215,6 +215,17 @@ def test_repr_of_a_handle_that_was_ended_says_so() -> None:
     assert [repr(each).split(", ")[-1] for each in (claim, second)] == ["released>", "released>"]
 
 
+def test_with_block_of_a_closed_handle_raises() -> None:
+    cache = make_cache()
+    ring = PinnedRing(1 << 20, num_threads=1, backend="host")
+    handles = (VisionPipeline(lambda features, items: features, cache), ring, KeyThreads(1), cache)
+    for handle in handles:
+        with handle as entered:
+            assert entered is handle
+        with pytest.raises(RuntimeError, match="close"), handle:
+            pytest.fail("the block of a closed handle runs")
+
+
 def test_repr_of_items_shows_rows_spans_and_tokens() -> None:
     video = Item(torch.zeros(1), [Span(5, 4), Span(20, 4, source_start=4)])
     assert repr(video) == "<Item Tensor, 8 rows in 2 spans, tokens [5, 24)>"

@@ -127,6 +127,12 @@ def test_info_says_whether_torch_is_in_the_supported_range(monkeypatch):
     assert "NOT in the supported range " + " to ".join(SUPPORTED["torch"]) in part.text
 
 
+def test_info_without_torch_names_the_first_supported_version(monkeypatch):
+    monkeypatch.setattr(info, "installed_version", lambda package: None)
+    monkeypatch.setattr(info, "SUPPORTED", {"torch": ("7.1", "7.4")})
+    assert info.inspect_torch().text.endswith("pip install 'torch>=7.1'")
+
+
 def test_info_torch_for_rocm_is_said_to_be_unsupported(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.version, "hip", "6.4")

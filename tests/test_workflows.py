@@ -105,6 +105,14 @@ def test_workflows_call_only_targets_of_the_makefile() -> None:
     assert called - make_targets() == set()
 
 
+def test_actionlint_is_pinned_and_knows_the_variables_of_the_workflows() -> None:
+    commands = [step["run"] for _, step in steps() if "actionlint" in step.get("run", "")]
+    assert len(commands) == 1
+    assert re.search(r"@v\d+\.\d+\.\d+$", commands[0])
+    used = {name for path in WORKFLOWS for name in re.findall(r"\bvars\.(\w+)", path.read_text())}
+    assert set(load(".github/actionlint.yaml")["config-variables"]) == used
+
+
 def test_pythons_of_tests_and_wheels_are_those_of_the_classifiers() -> None:
     supported = supported_pythons()
     assert dict(jobs())["ci.test"]["strategy"]["matrix"]["python"] == supported

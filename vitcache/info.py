@@ -125,7 +125,8 @@ def inspect_python() -> Part:
 
 def inspect_torch() -> Part:
     if installed_version("torch") is None:
-        return Part(False, "not installed; vitcache needs it: pip install 'torch>=2.9'")
+        first, _ = SUPPORTED["torch"]
+        return Part(False, f"not installed; vitcache needs it: pip install 'torch>={first}'")
     import torch
 
     hip = getattr(torch.version, "hip", None)

@@ -1,7 +1,7 @@
 """The versions of other packages that vitcache supports. No other file of the package states them.
 
 setup.py makes the requirements of the package from this file. `vitcache info` compares the installed
-versions with it, and `attach` warns once about a version of transformers outside of the range. This file
+versions with it, and `attach` warns once about versions outside of their ranges. This file
 imports only the standard library, as setup.py runs it before the package exists.
 """
 

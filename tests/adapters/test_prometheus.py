@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import prometheus_client
@@ -166,3 +167,10 @@ def test_collector_of_a_cache_that_is_closed_already_is_refused() -> None:
     for closed in (cache, {"open": make_cache(1), "closed": cache}):
         with pytest.raises(RuntimeError, match="the cache was closed"):
             CacheCollector(closed)  # type: ignore[arg-type]
+
+
+def test_collector_without_its_package_names_it_as_pip_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    needs = r"CacheCollector needs prometheus-client: pip install 'vitcache\[metrics\]'"
+    with pytest.raises(ModuleNotFoundError, match=needs):
+        CacheCollector(make_cache(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,18 @@ def test_all_benches_leave_out_one_without_its_package_and_say_so(
     assert run_bench(tmp_path) == 0
     assert "engines: left out, it needs package_of_nowhere, which is not installed" in capsys.readouterr().out
     assert ran == ["cache"]
+
+
+def test_case_whose_package_is_missing_names_it_as_pip_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.delitem(sys.modules, "vitcache.bench.chats.digits", raising=False)
+    assert run_bench(tmp_path, "--bench", "accuracy", "--cases", "smoke") == 1
+    failures = [line for line in capsys.readouterr().err.splitlines() if " failed: " in line]
+    assert failures
+    for line in failures:
+        assert line.endswith(" failed: it needs scikit-learn: pip install 'vitcache[demo]'")
 
 
 def test_only_the_bench_of_the_engines_needs_a_package_that_the_setup_lacks() -> None:

@@ -1,4 +1,4 @@
-"""`CacheCollector`: the counts of caches as Prometheus metrics. Needs the package `prometheus_client`."""
+"""`CacheCollector`: the counts of caches as Prometheus metrics. Needs the package `prometheus-client`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.stats import CacheStats
+from vitcache.extras import install_command
 from vitcache.handles import described, refuse_copies
 
 _COUNTERS = {
@@ -61,7 +62,7 @@ class CacheCollector:
     RuntimeError
         If a cache is closed.
     ImportError
-        If `prometheus_client` is not installed.
+        If the package `prometheus-client` is not installed. The message has the command that installs it.
 
     Notes
     -----
@@ -81,9 +82,7 @@ class CacheCollector:
     """
 
     def __init__(self, cache: EmbeddingCache | Mapping[str, EmbeddingCache], name: str | None = None) -> None:
-        from prometheus_client import core
-
-        self._core = core
+        self._core = _import_core()
         self._caches = _by_name(cache, name)
 
     def describe(self) -> list[Any]:
@@ -166,3 +165,13 @@ def _by_name(cache: Any, name: Any) -> dict[str, EmbeddingCache]:
             raise TypeError(f"cache {label!r} must be an EmbeddingCache, got {type(value).__name__}")
         value.stats()  # raises if the cache is closed
     return caches
+
+
+def _import_core() -> Any:
+    try:
+        from prometheus_client import core
+    except ModuleNotFoundError as error:
+        package = "prometheus-client"
+        message = f"CacheCollector needs {package}: {install_command(package)}"
+        raise ModuleNotFoundError(message, name=error.name) from error
+    return core

@@ -930,6 +930,7 @@ class EmbeddingCache:
         self._coordinator.close()
 
     def __enter__(self) -> EmbeddingCache:
+        len(self)  # raises RuntimeError if the cache was closed
         return self
 
     def __exit__(self, *_: object) -> None:

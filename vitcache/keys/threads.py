@@ -202,6 +202,8 @@ class KeyThreads:
         self._workers.close()
 
     def __enter__(self) -> KeyThreads:
+        if self._workers.is_closed:
+            raise RuntimeError("close or stop of these key threads was called")
         return self
 
     def __exit__(self, *exception: object) -> None:

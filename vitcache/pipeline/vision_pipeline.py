@@ -446,6 +446,8 @@ class VisionPipeline:
         self._mover.close()
 
     def __enter__(self) -> VisionPipeline:
+        if self._is_closed:
+            raise RuntimeError("the pipeline was closed")
         return self
 
     def __exit__(self, *_: object) -> None:

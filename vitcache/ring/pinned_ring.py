@@ -347,6 +347,8 @@ class PinnedRing:
         self._close()
 
     def __enter__(self) -> PinnedRing:
+        if not self._close.alive:
+            raise RuntimeError("the ring was closed")
         return self
 
     def __exit__(self, *_: object) -> None:
