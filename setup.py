@@ -29,6 +29,8 @@ LIBRARIES = {"vitcache._native": "{module}", "vitcache._stand_in": "libvitcache_
 # package that is imported as `triton_kernels`.
 MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench": "bench"}
 
+HOME = "https://github.com/vitcache/vitcache"
+
 # An editable install puts this folder on sys.path. It contains only the package `vitcache`.
 EDITABLE = Path("build", "editable")
 
@@ -60,6 +62,14 @@ EXTRAS = {
         *("ruff", "mypy", "pyright[nodejs]", "pybind11-stubgen", "clang-format"),
     ],
 }  # fmt: skip
+
+
+def long_description() -> str:
+    """Return README.md for PyPI: its links and pictures have whole addresses, those of this version's tag."""
+    version = runpy.run_path(str(ROOT / "vitcache" / "_version.py"))["__version__"]
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"!\[([^]]*)\]\((?!http)", rf"![\1]({HOME}/raw/v{version}/", text)
+    return re.sub(r"(?<!!)\[([^]]*)\]\((?!http)", rf"[\1]({HOME}/blob/v{version}/", text)
 
 
 def name_packages() -> list[str]:
@@ -161,6 +171,8 @@ class LinkedEditable(editable_wheel):
 
 setup(
     license="Apache-2.0",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     packages=name_packages(),
     package_dir=MAPPED_PACKAGES,
     install_requires=REQUIREMENTS,

@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
                     recorder.end(case.name, error)
                     failures += 1
                     progress.print(f"{name} {shown.label} failed: {describe_failure(error)}")
-        print_table(recorder)
+        print_table(recorder, judges_targets=size == "full")
     return 1 if failures else 0
 
 
@@ -190,8 +190,11 @@ class CaseProgress:
         self._progress.show(text, self._number - 1, self._num_cases, is_frequent=is_frequent)
 
 
-def print_table(recorder: Recorder) -> None:
-    """Print the results of a bench in groups of one case, metric and reference; mark missed targets."""
+def print_table(recorder: Recorder, *, judges_targets: bool) -> None:
+    """Print the results of a bench in groups of one case, metric and reference; mark missed targets.
+
+    `judges_targets` is False for smoke sizes: the targets are for full sizes.
+    """
     print(f"\n{recorder.bench} on {recorder.machine['device']} -> {recorder.path}")
     table = Table(["contender", "value", "p20", "p80", "ratio", "target"], right=range(1, 5))
     group = None
@@ -199,15 +202,18 @@ def print_table(recorder: Recorder) -> None:
         if _group(row) != group:
             group = _group(row)
             table.begin_group(_group_title(row))
-        misses = row["meets_target"] is False
+        misses = judges_targets and row["meets_target"] is False
         table.add(
             row["contender"],
             *(f"{row[name]:.5g}" for name in ("value", "p20", "p80")),
             "" if row["ratio"] is None else f"{row['ratio']:.3g}",
-            "MISSES" if misses else "meets" if row["meets_target"] else "",
+            "MISSES" if misses else "meets" if judges_targets and row["meets_target"] else "",
             style="bold red" if misses else "",
         )
     table.print()
+    if not judges_targets:
+        print(f"{len(recorder.rows)} results of smoke sizes; targets are for full sizes: --cases full")
+        return
     missed = [row for row in recorder.rows if row["meets_target"] is False]
     judged = [row for row in recorder.rows if row["meets_target"] is not None]
     print(f"{len(recorder.rows)} results; {len(judged)} have a target, {len(missed)} of these miss it")

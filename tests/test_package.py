@@ -6,11 +6,12 @@ Tests of an import execute it in a new process, outside of the checkout.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
-from importlib.metadata import entry_points, requires
+from importlib.metadata import entry_points, metadata, requires
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -97,6 +98,18 @@ def test_package_data_patterns_match_every_data_file():
         assert files
         for path in files:
             assert any(path.match(pattern) for pattern in patterns[package]), path
+
+
+def test_description_of_the_package_has_whole_addresses_only():
+    text = metadata("vitcache").get_payload()
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert [target for target in targets if not target.startswith("https://")] == []
+    version = vitcache.__version__
+    assert f"(https://github.com/vitcache/vitcache/raw/v{version}/docs/images/chat.png)" in text
+    assert (
+        f"(https://github.com/vitcache/vitcache/blob/v{version}/docs/vllm.md#after-a-change-of-the-weights)"
+        in text
+    )
 
 
 def test_installed_requirements_are_the_supported_versions_and_no_triton():

@@ -93,9 +93,10 @@ def result(contender: str, **fields: Any) -> dict[str, Any]:
     return row | fields
 
 
-def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], judges: bool = True) -> list[str]:
     """Return the lines of the table of a bench's rows."""
-    run.print_table(SimpleNamespace(bench="b", machine={"device": "cpu x"}, path="b.json", rows=rows))
+    recorder = SimpleNamespace(bench="b", machine={"device": "cpu x"}, path="b.json", rows=rows)
+    run.print_table(recorder, judges_targets=judges)
     return capsys.readouterr().out.splitlines()
 
 
@@ -121,6 +122,12 @@ def test_table_marks_missed_targets_and_counts_them(capsys: pytest.CaptureFixtur
     lines = printed([result("a", meets_target=False), result("b", meets_target=True), result("c")], capsys)
     assert [line.split()[0] for line in lines if line.endswith("MISSES")] == ["a"]
     assert lines[-1] == "3 results; 2 have a target, 1 of these miss it"
+
+
+def test_table_of_smoke_sizes_judges_no_target(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed([result("a", meets_target=False), result("b", meets_target=True)], capsys, judges=False)
+    assert not any(line.endswith(("MISSES", "meets")) for line in lines)
+    assert lines[-1] == "2 results of smoke sizes; targets are for full sizes: --cases full"
 
 
 def test_table_of_long_names_has_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,8 @@
-"""The pictures of docs/images: the demo's numbers and its picture, and the journey of an image."""
+"""The picture of docs/images, and the numbers of the demo that it shows."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +15,11 @@ from PIL import Image
 from vitcache.bench import tables
 from vitcache.demo import chat_table
 from vitcache.demo.chat_plot import write_plot
-from vitcache.demo.figure_style import open_figure
 from vitcache.demo.row import Row
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 pytestmark = pytest.mark.skipif(not IMAGES.exists(), reason="needs the folder docs/ of the repository")
-
-
-def test_journey_words_do_not_overlap_and_lie_in_the_canvas() -> None:
-    draw = runpy.run_path(str(IMAGES / "journey.py"))["draw"]
-    figure, [[axes]] = open_figure(height=3.4)
-    draw(axes)
-    figure.draw_without_rendering()
-    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text()}
-    assert len(boxes) == 14
-    for (first, box), (second, other) in itertools.combinations(boxes.items(), 2):
-        assert not box.overlaps(other), (first, second)
-    whole = figure.get_tightbbox()
-    assert min(whole.x0, whole.y0) >= 0
-    assert whole.x1 <= figure.get_figwidth()
 
 
 def test_chat_numbers_of_the_repository_give_the_picture_and_the_table(tmp_path: Path) -> None:
