@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from exchange import HAS_EXCHANGE
+from torch_version import HAS_EXCHANGE
 
 from vitcache import EmbeddingCache, Span, content_key, scatter_embeddings
 from vitcache.bench import frames

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
-from exchange import HAS_EXCHANGE
 from pipeline_scene import HIDDEN, Tower, expected, feature, make_ids, make_weight, place
+from torch_version import HAS_EXCHANGE
 
 from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
 from vitcache.bench import frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exchange import HAS_EXCHANGE
+from torch_version import HAS_EXCHANGE
 
 from vitcache import scatter_embeddings
 from vitcache.placement import destination as destination_module
