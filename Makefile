@@ -39,7 +39,7 @@ export MIN_DISK_GB ?= 4
 export MIN_ENGINES_DISK_GB ?= 5
 
 python := .venv/bin/python
-native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py vitcache/versions.py $(wildcard csrc/*/*))
+native_sources := $(sort pyproject.toml setup.py CMakeLists.txt vitcache/_version.py vitcache/versions.py vitcache/extras.py $(wildcard csrc/*/*))
 # The editable install has a link to each of these: a new room needs a new link.
 linked := $(filter-out %/__pycache__/,$(wildcard vitcache/*.py vitcache/*.pyi vitcache/*/))
 cpp_sources := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/*.cpp)

@@ -33,6 +33,7 @@ MAPPED_PACKAGES = {"vitcache.triton_kernels": "triton_kernels", "vitcache.bench"
 EDITABLE = Path("build", "editable")
 
 SUPPORTED = runpy.run_path(str(ROOT / "vitcache" / "versions.py"))["SUPPORTED"]
+OPTIONAL = runpy.run_path(str(ROOT / "vitcache" / "extras.py"))["EXTRAS"]
 
 
 def at_least(package: str) -> str:
@@ -50,11 +51,9 @@ def in_range(package: str) -> str:
 REQUIREMENTS = [at_least("torch"), "numpy", "blake3"]
 EXTRAS = {
     "transformers": [in_range("transformers")],
-    "metrics": ["prometheus-client"],
+    "metrics": list(OPTIONAL["metrics"]),
     "vllm": ["vllm==0.33.0"],
-    "demo": [
-        in_range("transformers"), "rich", "scikit-image", "scikit-learn", "pillow", "matplotlib",
-    ],
+    "demo": [in_range("transformers"), *OPTIONAL["demo"]],
     "dev": [
         "vitcache[transformers,metrics,demo]",
         *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "triton"),

@@ -55,6 +55,20 @@ def test_main_interrupted_returns_130_and_prints_one_line(command, capsys):
     assert capsys.readouterr().err == "vitcache: interrupted\n"
 
 
+def test_main_error_of_a_command_whose_stdout_is_closed_is_not_hidden(command, monkeypatch):
+    def fails(args):
+        print("text")
+        raise ValueError("an error of the command")
+
+    command(fails)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(ValueError, match="an error of the command"):
+            command_line.main(["try"])
+
+
 @pytest.mark.parametrize("name", ["demo", "bench"])
 def test_main_interrupted_during_the_import_of_torch_prints_no_traceback(tmp_path, name):
     done = run_with_fake_torch(tmp_path, "raise KeyboardInterrupt", name)

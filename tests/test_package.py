@@ -40,6 +40,13 @@ def test_import_of_vitcache_loads_neither_torch_nor_the_native_module(tmp_path):
     assert not {"torch", "numpy", "triton", "transformers", "blake3", "vitcache._native"} & set(loaded)
 
 
+def test_public_modules_are_attributes_of_vitcache_after_its_import_alone(tmp_path):
+    for name in ("metrics.CacheCollector", "tracing.enable"):
+        found = run_code(f"import json, vitcache; print(json.dumps(vitcache.{name}.__name__))", tmp_path)
+        assert found == name.partition(".")[2]
+        assert name.partition(".")[0] in dir(vitcache)
+
+
 def test_public_names_load_no_optional_package_and_do_not_initialize_cuda(tmp_path):
     loaded, initialized = run_code(
         f"import vitcache, sys, json; {USE_ALL_NAMES}; import torch; "
@@ -131,7 +138,7 @@ def test_type_checking_imports_are_the_public_names():
     imported = {
         alias.name: node.module for node in block.body for alias in node.names if alias.name == alias.asname
     }
-    assert imported == public_names()
+    assert imported == public_names() | dict.fromkeys(vitcache._SUBMODULES, "vitcache")
 
 
 @pytest.mark.parametrize("room", ["cache", "keys", "pages", "pipeline", "placement", "ring"])

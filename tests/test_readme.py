@@ -83,7 +83,7 @@ def test_blocks_that_run_elsewhere_exist_and_so_do_their_tests() -> None:
         ("make tests", "no target tests"),
         ('make demo ARGS="--turns 3"', ""),
         ('make demo ARGS="--turn-count 3"', "unrecognized"),
-        ("pip install 'vitcache[vllm]'", ""),
+        ("pip install 'vitcache[vllm,metrics]'", ""),
         ("pip install 'vitcache[nothing]'", "no extra ['nothing']"),
         ("pip install torch", "not vitcache"),
         ("rm -r build", "no check"),

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,33 @@ def test_tracing_off_enters_the_same_frames_as_before_it_was_on() -> None:
     assert before == after
     assert "tracing.py" not in before
     assert during - before == Counter({"tracing.py": 2})
+
+
+def test_method_that_was_bound_while_tracing_was_on_opens_no_range_when_it_is_off() -> None:
+    mover = FeatureMover(torch.device("cpu"), None, None)
+    tracing.enable()
+    start = mover.start
+    tracing.disable()
+    assert Ranges(lambda: start(torch.ones(2))).counts == counts()
+
+
+def test_module_whose_import_failed_does_not_prevent_tracing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted_import.py").write_text(
+        "from vitcache.tracing import traced\n"
+        "class Mover:\n"
+        "    @traced('copy')\n"
+        "    def start(self): pass\n"
+        "raise KeyboardInterrupt\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_module("interrupted_import")
+    tracing.enable()
+    assert FeatureMover.start.__wrapped__  # type: ignore[attr-defined]
+    tracing.disable()
+    assert not hasattr(FeatureMover.start, "__wrapped__")
 
 
 def test_environment_variable_turns_tracing_on_for_modules_imported_later() -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from vitcache._version import __version__ as __version__
 from vitcache.lazy import lazy_names
 
-if TYPE_CHECKING:  # the names of `_NAMES`, for type checkers
+if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
+    from vitcache import metrics as metrics
+    from vitcache import tracing as tracing
     from vitcache.adapters.attach_stats import AttachStats as AttachStats
     from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
     from vitcache.adapters.transformers import Attachment as Attachment
@@ -93,11 +95,12 @@ _NAMES = {
     "vitcache.ring.pinned_ring": ("PinnedRing", "RingStats"),
     "vitcache.ring.ticket": ("Ticket",),
 }
+_SUBMODULES = ("metrics", "tracing")
 __all__ = sorted(["__version__", *(name for names in _NAMES.values() for name in names)])
 
 if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
-    __getattr__ = lazy_names(__name__, _NAMES)
+    __getattr__ = lazy_names(__name__, _NAMES, _SUBMODULES)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -35,12 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_missing_streams()
     try:
         try:
-            return run_command(sys.argv[1:] if arguments is None else arguments)
-        finally:
+            code = run_command(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            print("vitcache: interrupted", file=sys.stderr)
+            code = INTERRUPTED
+        except SystemExit:
             flush_streams()
-    except KeyboardInterrupt:
-        print("vitcache: interrupted", file=sys.stderr)
-        return INTERRUPTED
+            raise
+        flush_streams()
+        return code
     except BrokenPipeError:
         if not drop_closed_streams():
             raise
@@ -50,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(exit_.__context__, BrokenPipeError):
             raise
         return CLOSED_PIPE
+    except Exception:
+        drop_closed_streams()  # the error is shown, and no second one about the pipe
+        raise
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -1,4 +1,8 @@
-"""The optional packages by their names at PyPI, and the extras of vitcache that install them."""
+"""The optional packages by their names at PyPI, and the extras of vitcache that install them.
+
+setup.py makes the extras from this file. It runs the file before the package exists, so the file imports
+nothing of vitcache.
+"""
 
 from __future__ import annotations
 

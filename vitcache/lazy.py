@@ -12,7 +12,9 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+def lazy_names(
+    package: str, names: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
+) -> Callable[[str], Any]:
     """Return a module-level `__getattr__` for a package.
 
     Parameters
@@ -21,10 +23,14 @@ def lazy_names(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[st
         Name of the package.
     names
         Maps each defining module to the names that the package imports from it.
+    submodules
+        Names of modules in the package that callers use as attributes of it.
     """
     modules = {name: module for module, defined in names.items() for name in defined}
 
     def get(name: str) -> Any:
+        if name in submodules:
+            return import_module(f"{package}.{name}")
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(modules[name]), name)

@@ -126,8 +126,8 @@ def _replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
     """Put a function in the place of another one: in its class, or in each module that has imported it."""
     *class_names, name = old.__qualname__.split(".")
     if class_names:
-        # None: another thread is importing the module.
-        owners = [getattr(sys.modules[old.__module__], class_names[0], None)]
+        # None: the import of the module has not reached the end of the class, or it failed.
+        owners = [getattr(sys.modules.get(old.__module__), class_names[0], None)]
     else:
         owners = [module for path, module in list(sys.modules.items()) if path.startswith(PREFIX)]
     for owner in owners:
@@ -141,13 +141,14 @@ def _in_range(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def run_in_range(*args: Any, **kwargs: Any) -> Any:
         names = _thread.names
-        if name in names:
+        # Off: the caller took the bound method, or imported the function, while tracing was on.
+        if name in names or not _is_on:
             return function(*args, **kwargs)
         import torch  # `vitcache` is imported before torch
 
         has_nvtx = torch.cuda.is_initialized()
-        names.add(name)
         try:
+            names.add(name)
             with torch.profiler.record_function(name):
                 if not has_nvtx:
                     return function(*args, **kwargs)

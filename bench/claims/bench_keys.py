@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,6 @@ from vitcache.bench.claims.key_rates import RateCase, compute, hash_each, measur
 from vitcache.bench.claims.keys_figure import draw as draw
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer
-
-if TYPE_CHECKING:
-    pass
 
 NAME = "keys"
 GIVEN_PART = 0.01  # target of the design: share of the encode time

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,9 +26,6 @@ from vitcache.bench.harness.blocked_stream import blocked_stream
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Sample, Timer, gb_per_s
 from vitcache.ring.pinned_ring import default_num_threads
-
-if TYPE_CHECKING:
-    pass
 
 NAME = "ring"
 CLAIMS_CPU = True

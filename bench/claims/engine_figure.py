@@ -65,7 +65,7 @@ def title_of(steps: figures.Rows, counts: figures.Rows) -> str:
     hits = [row for row in steps if "hits" in row["case"]]
     took = figures.span(figures.values(hits, PLACED))
     title = f"In vLLM a step of hits takes the host {took} times stock's time"
-    encodes = [row for row in counts if (row["contender"], row["metric"]) == (PLACED, "encodes")]
-    for row in encodes[:1]:
-        title += f"; one chat encodes {row['value']:.0f} images, with stock {row['value'] / row['ratio']:.0f}"
+    own, stock = (figures.values(counts, contender, "value", "encodes") for contender in (PLACED, STOCK))
+    if own and stock:
+        title += f"; one chat encodes {own[0]:.0f} images, with stock {stock[0]:.0f}"
     return title

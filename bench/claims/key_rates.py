@@ -7,16 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from vitcache import KeyThreads, content_key
 from vitcache.bench.harness.record import Recorder
 from vitcache.bench.harness.timing import Timer, gb_per_s
-
-if TYPE_CHECKING:
-    pass
 
 # Share of the speed of BLAKE3 alone with as many threads; a target that the design does not have.
 RAW_SHARE = 0.9

@@ -110,7 +110,8 @@ def compare(
     step = 0.8 / len(present)
     for row in sorted(rows, key=lambda row: present.index(row["contender"])):
         place = cases.index(row["case"]) + (present.index(row["contender"]) + 0.5) * step - 0.4
-        factor = row["ratio"] / row["value"] if as_ratio else scale
+        # A count of 0, such as encodes, has the ratio 0.
+        factor = scale if not as_ratio else row["ratio"] / row["value"] if row["value"] else 0.0
         point(axes, row, place, looks[row["contender"]], unit=unit, scale=factor)
         limit = (targets or {}).get((row["case"], row["contender"]))
         if limit is not None:

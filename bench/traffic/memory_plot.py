@@ -46,12 +46,14 @@ def draw_models(results: list[ModelMemory]) -> Figure:
         held = result.images[0].held
         places = [one.bytes / GIB for one in held]
         axes.plot(places, [one.images for one in held], **looks[result.model].curve(), label=result.model)
-    axes.set(ylabel="images in the cache", yscale="log")
+    holds_any = any(one.images for result in results for one in result.images[0].held)
+    axes.set(ylabel="images in the cache", yscale="log" if holds_any else "linear")
     _scale(axes, places)
     first = [result.images[0].held[0] for result in results]
     counts = span((held.images for held in first), "{:,.0f}")
     title = f"{size_text(first[0].bytes)} holds {counts} images of {results[0].images[0].image}"
-    return frame(figure, title, "", f"counted from the models' configurations, rows of {results[0].dtype}")
+    dtypes = " or ".join(dict.fromkeys(result.dtype for result in results))
+    return frame(figure, title, "", f"counted from the models' configurations, rows of {dtypes}")
 
 
 def _scale(axes: Axes, sizes: list[float]) -> None:

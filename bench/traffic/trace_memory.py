@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitcache.bench.traffic.memory_results import SizeResult, TraceMemory
 from vitcache.bench.traffic.simulation import Outcome, bound, footprint, simulate
@@ -21,6 +21,7 @@ from vitcache.terminal.table import Table
 
 LENGTH = 20_000  # accesses of a generated trace
 HALVINGS = 8
+Number = TypeVar("Number", int, float)
 DEFAULTS: dict[str, Any] = {"row_bytes": 8192, "policy": "lru", "target": 0.9}
 
 
@@ -155,14 +156,14 @@ def _report(result: TraceMemory) -> None:
 
 def count(text: str) -> int:
     """Return a number of at least 1, as argparse converts an option."""
-    number = int(text)
+    number = _number(int, text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {number}")
     return number
 
 
 def _row_bytes(text: str) -> int:
-    with suppress(ValueError):  # not an int: a number and a unit
+    if re.fullmatch(r"[+-]?\d+", text):  # without a unit
         return count(text)
     from vitcache.arguments import to_bytes  # imports torch, which a trace needs for nothing else
 
@@ -173,7 +174,16 @@ def _row_bytes(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    share = _number(float, text)
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {share:g}")
     return share
+
+
+def _number(kind: type[Number], text: str) -> Number:
+    """Convert an option; the message of a failure is for users, who do not know the names of functions."""
+    try:
+        return kind(text)
+    except ValueError:
+        words = {int: "a whole number", float: "a number"}[kind]
+        raise argparse.ArgumentTypeError(f"expected {words}, got {text[:50]!r}") from None

@@ -74,7 +74,6 @@ def test_attach_with_supported_versions_does_not_warn(
 
 
 def test_demo_with_an_unsupported_version_shows_the_warning() -> None:
-    pytest.importorskip("rich")
     pytest.importorskip("skimage")
     code = (
         "import sys; from vitcache.adapters import supported_versions; "

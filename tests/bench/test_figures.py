@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -18,6 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from vitcache.bench import plot
 from vitcache.bench.harness import figures
@@ -54,6 +56,19 @@ def texts(figure: Figure) -> Iterator[Text]:
         axes = text.axes
         if text.get_text().strip() and text.get_visible() and (axes is None or axes.get_visible()):
             yield text
+
+
+def test_committed_picture_is_drawn_from_the_committed_results(
+    figure: Figure, request: pytest.FixtureRequest
+) -> None:
+    source = request.node.callspec.params["figure"]
+    if isinstance(source, str):  # no picture of results that nothing measured
+        return
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    committed = np.asarray(Image.open(source.with_suffix(".png")).convert("RGB"))
+    assert committed.shape == drawn.shape
+    # Another release of matplotlib may move a word by a pixel.
+    assert np.abs(committed.astype(int) - drawn).mean() < 1.0
 
 
 def test_figure_title_is_a_sentence_with_numbers(figure: Figure) -> None:
@@ -144,6 +159,14 @@ def test_title_of_accuracy_counts_the_answers_that_differ() -> None:
     wrong = [{**row, "value": 3.0} if row["metric"] == "different_answers" else row for row in rows]
     assert "With the cache 3 of 400 answers" in " ".join(plot.draw(wrong).get_suptitle().split())
     assert "All 400 answers" in plot.draw(rows).get_suptitle()
+
+
+def test_compare_draws_a_count_of_zero_at_the_ratio_zero() -> None:
+    row = {"case": "chat", "contender": "vitcache", "value": 0.0, "p20": 0.0, "p80": 0.0, "ratio": 0.0}
+    _, [[axes]] = figures.open_figure()
+    figures.compare(axes, [row], figures.styles(["vitcache"]), as_ratio=True)
+    [container] = axes.containers
+    assert list(container.lines[0].get_xdata()) == [0.0]
 
 
 def test_styles_of_nine_contenders_raise() -> None:

@@ -174,7 +174,9 @@ def test_memory_wrong_or_missing_trace_prints_one_line_and_exits_with_1(
     [
         (["--target", "1.5"], "argument --target: expected a number above 0 and at most 1, got 1.5"),
         (["--row-bytes", "0"], "argument --row-bytes: expected a number of at least 1, got 0"),
-        (["--page-rows", "many"], "argument --page-rows"),
+        (["--row-bytes", "-5"], "argument --row-bytes: expected a number of at least 1, got -5"),
+        (["--page-rows", "many"], "argument --page-rows: expected a whole number, got 'many'"),
+        (["--target", "most"], "argument --target: expected a number, got 'most'"),
     ],
 )
 def test_memory_wrong_option_prints_its_name_and_exits_with_2(

@@ -110,7 +110,8 @@ def test_figure_of_models_has_a_line_of_images_for_each_model() -> None:
     pytest.importorskip("matplotlib")
     held = [Held(gib << 30, 10 * gib) for gib in (1, 8)]
     image = ImageMemory("640x480", 576, 1, 36, 1 << 20, held)
-    results = [ModelMemory(name, None, "P", True, 4096, "float16", [image]) for name in ("a", "b")]
+    dtypes = {"a": "float16", "b": "bfloat16"}
+    results = [ModelMemory(name, None, "P", True, 4096, dtype, [image]) for name, dtype in dtypes.items()]
     figure = draw_models(results)
     [axes] = figure.axes
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
@@ -118,6 +119,16 @@ def test_figure_of_models_has_a_line_of_images_for_each_model() -> None:
     assert all(list(line.get_ydata()) == [10, 80] for line in axes.lines)
     assert list(axes.get_xticks()) == [1, 8]
     assert figure.get_suptitle() == "1 GiB holds 10 images of 640x480"
+    assert figure.texts[-1].get_text().endswith("rows of float16 or bfloat16")
+
+
+@pytest.mark.filterwarnings("error")
+def test_figure_of_models_is_drawn_if_no_size_holds_an_image() -> None:
+    pytest.importorskip("matplotlib")
+    image = ImageMemory("640x480", 576, 1, 36, 1 << 20, [Held(1 << 10, 0)])
+    figure = draw_models([ModelMemory("a", None, "P", True, 4096, "float16", [image])])
+    assert figure.get_suptitle() == "1 KiB holds 0 images of 640x480"
+    assert figure.axes[0].get_ylabel() == "images in the cache"
 
 
 def file_models() -> dict[str, Any]:

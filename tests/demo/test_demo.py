@@ -21,7 +21,6 @@ from vitcache import content_key
 from vitcache.demo import add_arguments, run
 
 pytest.importorskip("transformers")
-pytest.importorskip("rich")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-pytest.importorskip("rich")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-pytest.importorskip("rich")
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 

@@ -2,10 +2,6 @@
 
 import dataclasses
 
-import pytest
-
-pytest.importorskip("rich")
-
 from vitcache.demo import chat_plot
 from vitcache.demo.report import facts
 from vitcache.demo.row import TIMES, Row

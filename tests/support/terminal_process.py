@@ -62,18 +62,21 @@ def run_in_terminal(arguments: Sequence[str], *, without: Sequence[str] = ()) ->
     return process.wait(), re.split(r"[\r\n]+", text)
 
 
-def run_with_closed_pipe(arguments: Sequence[str], stream: str) -> tuple[int, str]:
+def run_with_closed_pipe(
+    arguments: Sequence[str], stream: str, *, is_buffered: bool = True
+) -> tuple[int, str]:
     """Run `vitcache` with a pipe without a reader as stdout or stderr.
 
     Returns the exit code and the text of the other stream.
     """
+    unbuffered = {} if is_buffered else {"PYTHONUNBUFFERED": "1"}
     reader, writer = os.pipe()
     os.close(reader)
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
     try:
         process = subprocess.Popen(
             command_line(arguments),
-            env=environment(),
+            env=environment() | unbuffered,
             text=True,
             **{stream: writer, other: subprocess.PIPE},  # type: ignore[call-overload]
         )

@@ -56,10 +56,12 @@ def test_closed_stdout_ends_a_bench_quietly_and_keeps_its_results(tmp_path: Path
 
 
 @pytest.mark.transformers
-def test_closed_stdout_ends_the_demo_quietly() -> None:
+@pytest.mark.parametrize("is_buffered", [True, False], ids=["buffered", "unbuffered"])
+def test_closed_stdout_ends_the_demo_quietly(is_buffered: bool) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("skimage")
-    code, errors = run_with_closed_pipe(["demo", "--turns", "1"], "stdout")
+    arguments = ["demo", "--turns", "1", "--repeats", "1"]
+    code, errors = run_with_closed_pipe(arguments, "stdout", is_buffered=is_buffered)
     assert code == CLOSED_PIPE
     assert "Traceback" not in errors
     assert "ignored" not in errors

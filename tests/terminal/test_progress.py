@@ -44,6 +44,20 @@ def test_progress_without_rich_changes_one_line_and_removes_it(
     assert last == ""
 
 
+def test_text_for_a_stdout_that_is_no_terminal_stays_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("bench") as progress:
+        progress.show("step")
+        print("a result")
+    captured = capsys.readouterr()
+    assert captured.out == "a result\n"
+    assert "bench: step" in captured.err
+
+
 def test_progress_leaves_out_frequent_steps_that_follow_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,3 +98,15 @@ def test_bench_keys_in_a_terminal_shows_each_step_and_a_table(
     assert any(line.lstrip().startswith("contender") for line in lines)
     assert ("─" in "".join(lines).replace("━", "")) is not bool(without)
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("without", [(), ("rich",)], ids=["rich", "plain"])
+def test_demo_in_a_terminal_shows_its_steps_and_the_table(without: tuple[str, ...]) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("skimage")
+    code, lines = run_in_terminal(["demo", "--turns", "1", "--repeats", "1"], without=without)
+    assert code == 0
+    assert any("demo: turn 1 of 1: " in line for line in lines)
+    assert any(line.split()[:4] == ["1", "1", "1", "1"] for line in lines)
+    assert max(map(len, lines)) <= 80

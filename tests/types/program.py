@@ -34,6 +34,7 @@ def attach_model(model: PreTrainedModel) -> str:
 
 
 def use(attachment: Attachment) -> AttachStats:
+    vitcache.tracing.enable()
     print(attachment.cache.stats().entries)
     return attachment.stats()
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from vitcache.extras import package_of
+from vitcache.terminal.progress import Progress
 
-_REQUIRED = ("torch", "transformers", "skimage", "sklearn", "PIL", "rich")
-
-
+_REQUIRED = ("torch", "transformers", "skimage", "sklearn", "PIL")
 _DEFAULT = "qwen3_vl"
 
 
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check(args)
         return _run(args)
+    except BrokenPipeError:
+        raise  # the command line ends quietly
     except (_Refusal, OSError) as error:
         print(f"vitcache demo: error: {error}", file=sys.stderr)
         return 2
@@ -121,10 +123,12 @@ def _check_writable(option: str, path: Path) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from vitcache.demo.chat_plot import write_plot
-    from vitcache.demo.report import Progress, print_report, write_json
+    from vitcache.demo.report import print_report, write_json
 
-    with Progress() as progress:
-        progress.step("importing torch and transformers")
+    with Progress("demo") as progress:
+        # In a log, where no line can be changed, each step is a line.
+        step: Callable[[str], None] = progress.show if sys.stderr.isatty() else progress.print
+        step("importing torch and transformers")
         import torch
 
         from vitcache.demo.turns import converse, describe, find_family
@@ -132,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
         is_large = args.model == _DEFAULT and torch.cuda.is_available()
         family = find_family(args.model, args.size or ("8b" if is_large else "tiny"))
         try:
-            rows = converse(family, args.turns, args.repeats, progress.step)
+            rows = converse(family, args.turns, args.repeats, step)
         except torch.OutOfMemoryError as error:
             raise _Refusal(f"out of GPU memory, try --size tiny or fewer --turns: {error}") from None
         except ImportError as error:

@@ -69,7 +69,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 def open_figure(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, Any]:
     """Return a figure whose panels are `height` inches high together, and the 2-D array of the panels.
 
-    `options` are those of ``Figure.subplots``. `finish` adds the height of the words.
+    `options` are those of ``Figure.subplots``. `frame` adds the height of the words.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The words of the demo: progress, the table, the results as sentences, and the JSON file.
+"""The words of the demo: the table, the results as sentences, and the JSON file.
 
 The JSON file is one object. These keys are stable: `device` and `rows`, and in each row `turn`, `images`,
 `encoded_stock`, `encoded`, `hits`, `vision_ms_stock`, `vision_ms`, `ttft_ms_stock`, `ttft_ms` and `equal`.
@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.console import Console
 
 from vitcache.demo.chat_table import text
 from vitcache.demo.row import Row
@@ -34,28 +32,6 @@ Next steps
   memory it takes    vitcache memory --help
   a picture          vitcache demo --plot chat.png
 """
-
-
-class Progress:
-    """Shows the current step on stderr: one changing line on a terminal, one line per step elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._status = self._console.status("")
-
-    def __enter__(self) -> Progress:
-        self._status.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._status.stop()
-
-    def step(self, text: str) -> None:
-        """Show `text` until the next step."""
-        if self._console.is_terminal:
-            self._status.update(text)
-        else:
-            self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def print_report(rows: Sequence[Row], machine: Mapping[str, str]) -> None:

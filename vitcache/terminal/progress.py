@@ -45,6 +45,8 @@ class Progress:
                 console=rich.Console(stderr=True),
                 transient=True,
                 auto_refresh=False,
+                # rich prints the output of other code above the line: to stderr, also if stdout is a file.
+                redirect_stdout=sys.stdout.isatty(),
             )
             self._task = self._rich.add_task(self._label, total=None)
             self._rich.start()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
+from importlib.metadata import metadata
 from importlib.util import find_spec
 from io import StringIO
 from unittest.mock import patch
@@ -97,10 +97,8 @@ def check_pip(arguments: list[str]) -> str:
 
 
 def extras() -> set[str]:
-    """The extras of the package, which pyproject.toml and setup.py state."""
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("optional-dependencies", {})
-    made = re.findall(r'^\s+"([a-z]+)": \[', (ROOT / "setup.py").read_text(), re.M)
-    return {*stated, *made}
+    """The extras of the installed package."""
+    return set(metadata("vitcache").get_all("Provides-Extra", ()))
 
 
 def check_vllm(arguments: list[str]) -> str:
