@@ -1,4 +1,4 @@
-"""What torch 2.9, the oldest supported version, lacks, and what newer versions have."""
+"""Features of torch that torch 2.9, the oldest supported version, lacks."""
 
 import torch
 
