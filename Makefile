@@ -6,7 +6,8 @@
 # make test-newest  run the tests of transformers with the newest release of its major version, which may fail
 # make test-torch   run the tests with another release of torch, except those of Triton: TORCH=2.14.1 or TORCH=newest,
 #                   default 2.9.1, the oldest supported one. It is installed in .overlays: a build for the CPU with
-#                   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, else one for CUDA, 7 GB
+#                   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, else one for CUDA, 7 GB;
+#                   ARGS="tests/placement -k gradients" selects tests
 # make install-test build the sdist and the wheel, install each into a new environment, and use it in an empty folder
 # make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
 # make soak         run the tests that take minutes
@@ -110,7 +111,7 @@ test-oldest: setup $(overlays:%=.overlays/%/.installed)
 FORCE: ;
 
 test-torch: setup .overlays/torch-$(TORCH)/.installed
-	@bash tests/run.sh torch torch-$(TORCH)
+	@bash tests/run.sh torch torch-$(TORCH) $(ARGS)
 
 # Its environments are new ones, so it does not need `make setup`.
 install-test:

@@ -5,7 +5,7 @@
 #                                 .overlays/TORCHVISION; native tests; a dry run of the GPU tests
 #   run.sh oldest NAME-VERSION... the tests marked NAME, with that version from .overlays/
 #   run.sh newest NAME            the tests of transformers, with the release in .overlays/NAME
-#   run.sh torch NAME             all tests but those marked `soak` or `triton`, with the torch in .overlays/NAME
+#   run.sh torch NAME [ARGS...]   all tests but those marked `soak` or `triton`, with the torch in .overlays/NAME; ARGS select some
 #   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
 #   run.sh soak                   the tests marked `soak`
 set -uo pipefail
@@ -66,7 +66,7 @@ case $target in
     part "tests and docstring examples" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}"
     part "table of models" "$python" tests/models_table.py --check "$results"
     # The module declares operations of torchvision, which PyPI builds for CUDA.
-    part "rows of images with $1" env PYTHONPATH="requirements/vllm:.overlays/$1" \
+    part "rows of images with $1" env PYTHONPATH="$PWD/requirements/vllm:$PWD/.overlays/$1" \
       "${pytest[@]}" --dist load -p torchvision_operations tests/adapters/test_row_counts.py
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread
@@ -76,18 +76,18 @@ case $target in
     results=build/families-oldest.jsonl
     rm -f "$results"
     for overlay in "$@"; do
-      part "tests with $overlay" env PYTHONPATH=".overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \
+      part "tests with $overlay" env PYTHONPATH="$PWD/.overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \
         "${pytest[@]}" -m "${overlay%%-*}"
     done
     part "table of models" "$python" tests/models_table.py --check "$results"
     target=test-oldest
     ;;
   newest)
-    part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}" -m transformers
+    part "tests with $1" env PYTHONPATH="$PWD/.overlays/$1" "${pytest[@]}" -m transformers
     target=test-newest
     ;;
   torch)
-    part "tests with $1" env PYTHONPATH=".overlays/$1" "${pytest[@]}" -m "not triton"
+    part "tests with $1" env PYTHONPATH="$PWD/.overlays/$1" "${pytest[@]}" -m "not triton" "${@:2}"
     target=test-torch
     ;;
   models)
@@ -97,7 +97,7 @@ case $target in
     families+=(tests/adapters/test_prefill_families.py::test_prefill_of_images_and_videos_gives_the_stock_logits)
     part "newest versions" env VITCACHE_FAMILY_RESULTS="$results" "${pytest[@]}" "${families[@]}"
     for overlay in "$@"; do
-      part "$overlay" env PYTHONPATH=".overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \
+      part "$overlay" env PYTHONPATH="$PWD/.overlays/$overlay" VITCACHE_FAMILY_RESULTS="$results" \
         "${pytest[@]}" "${families[@]}"
     done
     ((failed)) || part "docs/models.md" "$python" tests/models_table.py "$results"

@@ -15,7 +15,7 @@ import pytest
 import vitcache
 from vitcache.adapters.vllm.plugin import TESTED_VERSIONS
 from vitcache.bench.run import BENCHES
-from vitcache.versions import SUPPORTED, TESTED
+from vitcache.versions import SUPPORTED, versions_of_tests
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
@@ -161,7 +161,7 @@ def test_table_of_versions_has_those_of_the_code() -> None:
     cells = cells_of_versions()
     for package, (first, last) in SUPPORTED.items():
         name = {"triton": "Triton"}.get(package, package)
-        assert cells[name][:2] == [f"{first} to {last}", " and ".join(TESTED[package])]
+        assert cells[name][:2] == [f"{first} to {last}", versions_of_tests(package)]
     assert cells["vLLM"][0] == " and ".join(TESTED_VERSIONS)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert cells["Python"][0].startswith(f"{project['requires-python'].removeprefix('>=')} or newer")

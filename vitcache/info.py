@@ -21,7 +21,7 @@ from vitcache.errors import CudaError
 from vitcache.extras import EXTRAS, install_command
 from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
-from vitcache.versions import SUPPORTED, TESTED, installed_version, support_note
+from vitcache.versions import SUPPORTED, installed_version, support_note, versions_of_tests
 
 SYSTEMS = {"Darwin": "macOS"}  # names of systems that differ from Python's
 STYLES = {"has": "", "check": "yellow", "lacks": "red", "optional": "dim"}
@@ -188,7 +188,7 @@ def range_text(package: str, installed: str) -> str:
     facts = range_facts(package, installed)
     if facts["supported"]:
         return f"; in the supported range {facts['range']}"
-    return f"; NOT in the supported range {facts['range']} (tested: {' and '.join(TESTED[package])})"
+    return f"; NOT in the supported range {facts['range']} (tested: {versions_of_tests(package)})"
 
 
 def inspect_extras() -> Part:

@@ -29,7 +29,13 @@ def support_note(package: str, installed: str) -> str:
     first, last = SUPPORTED[package]
     if major_minor(first) <= major_minor(installed) <= major_minor(last):
         return ""
-    return f" (vitcache supports {first} to {last}, tested with {' and '.join(TESTED[package])})"
+    return f" (vitcache supports {first} to {last}, tested with {versions_of_tests(package)})"
+
+
+def versions_of_tests(package: str) -> str:
+    """Return the versions of a package that the tests are run with, in words: 2.9, 2.13 and 2.14."""
+    *others, last = TESTED[package]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def major_minor(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 // The part of DLPack's C ABI, version 1, that reads a tensor without owning it (github.com/dmlc/dlpack, issue
 // 175).
 //
-// From torch 2.11 on, `torch.Tensor.__dlpack_c_exchange_api__` contains these functions. They return the
+// From torch 2.10 on, `torch.Tensor.__dlpack_c_exchange_api__` contains these functions. They return the
 // address, shape, strides, dtype and device of a tensor in some tens of nanoseconds. Reading one Python
 // attribute of a tensor takes half a microsecond.
 #pragma once

@@ -11,7 +11,7 @@
 namespace vitcache {
 
 // A plain tensor is a dense `torch.Tensor` or `torch.nn.Parameter`, not a subclass, whose values are those in
-// memory. A method refuses any other tensor, and every tensor before torch 2.11: Python then reads the tensor
+// memory. A method refuses any other tensor, and every tensor of torch 2.9: Python then reads the tensor
 // or raises the error.
 class TensorReader {
  public:

@@ -66,7 +66,7 @@ torch.cat([t, 1])|torch.cat([t, t], dim=2)|torch.cat([t.unflatten(0, (3, 4)), t.
 torch.stack([t, t[:3]])|torch.stack([t, t], dim=-1)|torch.stack([torch.zeros_like(t), t])
 torch.stack([t], out=torch.empty(1, 12, 4, dtype=t.dtype))|torch.stack(t[None])|t.repeat(2, 2)|t.repeat(2)
 t.repeat()|t.repeat(2, 1, 1)|t.repeat(-1, 1)
-t.repeat(repeats=(2, 1))|t.repeat((2, 1), 1)|t.repeat_interleave(2, 0)|t.expand(2, -1, -1)
+t.repeat(repeats=(2, 1))|t.repeat((2, 1), 1)|t.repeat(2.5, 1)|t.repeat_interleave(2, 0)|t.expand(2, -1, -1)
 t.to(torch.float64)|t.to(torch.int64)|t.to(torch.float16, copy=True)|t.to(t.dtype, False, True)|t.to("cuda")
 t.to(None)|t.to("cpu", torch.float16, True, True)|t.to(torch.float16).to(torch.bfloat16)
 t.to(torch.float64).to(torch.float16)|t.to(torch.float16, memory_format=torch.preserve_format)

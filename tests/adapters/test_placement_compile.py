@@ -17,6 +17,7 @@ from ready_models import placed, ready
 from tiny_models import FAMILIES, Call
 from tiny_zoo import ZOO, ZooModel, stock_each
 from torch import Tensor, nn
+from torch_version import IS_OLDEST
 
 from vitcache.adapters.transformers import attach
 
@@ -40,6 +41,8 @@ COMPILES = [
     if "image" in zoo.media and name not in STOCK_DOES_NOT_COMPILE
 ]
 
+NO_STOCK_GRAPH = pytest.mark.skipif(IS_OLDEST, reason="torch 2.9 compiles no stock forward to one graph")
+
 
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
@@ -48,6 +51,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@NO_STOCK_GRAPH
 @pytest.mark.parametrize("zoo", COMPILES)
 @torch.no_grad()
 def test_forward_with_given_features_compiles_to_one_graph_as_the_stock_forward_does(zoo: ZooModel) -> None:
@@ -134,6 +138,7 @@ def test_compiled_forward_after_an_interrupted_one_gives_the_stock_logits() -> N
     assert torch.equal(logits(torch.compile(model, backend="eager"), prompt), logits(stock, prompt))
 
 
+@NO_STOCK_GRAPH
 @torch.no_grad()
 def test_copy_of_an_attached_model_compiles_to_one_graph() -> None:
     family = FAMILIES["gemma3"]

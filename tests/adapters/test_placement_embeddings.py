@@ -19,6 +19,7 @@ from torch.distributed import DeviceMesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.modules.module import register_module_forward_hook
+from torch_version import IS_OLDEST
 
 from vitcache.adapters.transformers import attach
 
@@ -172,7 +173,11 @@ def test_tensor_parallel_embedding_gives_the_stock_logits(style: str, mesh: Devi
     for _ in range(2):
         assert torch.equal(logits(model, prompt), expected)
     stats = attachment.stats()
-    assert (stats.placed_calls, stats.unplaced_calls) == (2, {})
+    if IS_OLDEST and style == "rows":  # torch 2.9 returns a subclass of Tensor: the stock forward merges
+        reason = "the text embeddings have another dtype, device or layout than the features"
+        assert (stats.placed_calls, stats.unplaced_calls) == (0, {reason: 2})
+    else:
+        assert (stats.placed_calls, stats.unplaced_calls) == (2, {})
 
 
 @pytest.mark.parametrize("how", ["align", "offload"])

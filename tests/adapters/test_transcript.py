@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from prefill_scene import MEDIA, Scene
 from tiny_grids import GRID_FAMILIES
+from torch_version import HAS_EXCHANGE
 
 from vitcache import Item, Span
 from vitcache.adapters.transcript import Transcript
@@ -138,7 +139,7 @@ def test_decoded_token_enters_equally_many_frames_for_3_and_300_pages(
         pages = Pages(count, monkeypatch)
         pages.decode()
         frames.append(sum(count_frames(pages.decode).values()))
-    assert frames[0] == frames[1] < 100
+    assert frames[0] == frames[1] < (100 if HAS_EXCHANGE else 110)
 
 
 def test_turn_computes_positions_of_new_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:

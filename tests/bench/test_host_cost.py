@@ -9,10 +9,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch_version import HAS_EXCHANGE
 
 from vitcache import EmbeddingCache, Span, content_key, scatter_embeddings
 from vitcache.bench import frames
-from vitcache.placement.destination import tensor_reader
 
 
 def test_count_frames_counts_only_frames_of_the_package() -> None:
@@ -56,13 +56,14 @@ def test_count_attach_hit_enters_fewer_frames_than_a_miss() -> None:
     miss, hit = frames.count_attach()
     assert (miss.call, hit.call) == ("attach, 1 missing", "attach, 1 hit")
     assert 0 < hit.by_file.total() < miss.by_file.total()
-    assert hit.by_file.total() <= 90  # in Python 3.11, where comprehensions are frames
+    assert hit.by_file.total() <= (
+        90 if HAS_EXCHANGE else 104
+    )  # in Python 3.11, where comprehensions are frames
     assert hit.by_file["adapters/cached_encoder.py"] > 0
 
 
+@pytest.mark.skipif(not HAS_EXCHANGE, reason="this torch has no DLPack exchange functions")
 def test_scatter_of_a_lease_enters_as_few_frames_with_packed_levels_as_without() -> None:
-    if tensor_reader.read_rows(torch.zeros(1, 1)) is None:
-        pytest.skip("this torch has no DLPack exchange functions")
     entries = {bytes(32): torch.ones(3, 4), bytes([1]) * 32: torch.ones(3, 8)}  # without a level, with one
     cache = EmbeddingCache(8, dtype=torch.float32, device="cpu", device_bytes=512, page_rows=4)
     for key, rows in entries.items():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from caches import make_cache
 from pipeline_scene import HIDDEN, Tower, expected, feature, make_ids, make_weight, place
+from torch_version import HAS_EXCHANGE
 
 from vitcache import Chunk, Item, Items, PinnedRing, Span, VisionPipeline
 from vitcache.bench import frames
@@ -146,7 +147,7 @@ def test_place_of_hits_enters_no_more_frames_than_embed(number: int) -> None:
 
         embed_frames = count(lambda: pipeline.embed(chunks, ids, WEIGHT))
         place_frames = count(lambda: pipeline.place(chunks, inputs_embeds))
-    assert place_frames <= embed_frames <= 21
+    assert place_frames <= embed_frames <= (21 if HAS_EXCHANGE else 34)
     assert torch.equal(inputs_embeds[:2], torch.ones(2, HIDDEN))
 
 

@@ -84,7 +84,7 @@ def test_add_spans_start_of_an_item_without_a_source_is_refused() -> None:
 
 @pytest.fixture(params=[True, False], ids=["native reader", "no exchange functions"])
 def _reader(request, monkeypatch):
-    """Without DLPack's exchange functions, as before torch 2.11, Python describes every tensor."""
+    """Without DLPack's exchange functions, as in torch 2.9, Python describes every tensor."""
     if request.param:
         return
     reader = _native.TensorReader(type("OldTensor", (), {"is_neg": None}), torch.nn.Parameter)

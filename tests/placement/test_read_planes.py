@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch_version import HAS_EXCHANGE
 
 from vitcache import scatter_embeddings
 from vitcache.placement import destination as destination_module
 from vitcache.placement.destination import Destination, tensor_reader
 
 HIDDEN = 8
-READS_TENSORS = tensor_reader.read_rows(torch.zeros(1, 1)) is not None  # since torch 2.11
-pytestmark = pytest.mark.skipif(not READS_TENSORS, reason="this torch has no DLPack exchange functions")
+pytestmark = pytest.mark.skipif(not HAS_EXCHANGE, reason="this torch has no DLPack exchange functions")
 
 
 def rows(num_tokens: int = 5, hidden: int = HIDDEN, dtype: torch.dtype = torch.float32) -> torch.Tensor:

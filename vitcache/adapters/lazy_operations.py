@@ -5,6 +5,7 @@ Each takes the function of torch and its arguments. NotImplemented stands for: i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -134,7 +135,10 @@ def _repeat(_: Any, features: Any, *sizes: Any) -> Any:
     if not _is_lazy(features) or len(sizes) != len(features.lengths) or set(sizes[1:]) != {1}:
         return NotImplemented
     length, *rest = features.lengths
-    times = int(sizes[0])  # a number of numpy, or a tensor
+    try:
+        times = operator.index(sizes[0])  # a number of numpy, or a tensor
+    except TypeError:
+        return NotImplemented  # torch 2.9 accepts a tuple here
     return features.copy_of(merged(features.ranges * times), (times * length, *rest))
 
 
