@@ -148,7 +148,7 @@ class LinkedEditable(editable_wheel):
         for source in sources:
             if source.name != "__pycache__":
                 (package / source.name).symlink_to(os.path.relpath(source, package))
-        finder = ROOT / "requirements" / "vitcache_checkout.py"
+        finder = ROOT / "requirements" / "editable_packages.py"
         (package.parent / finder.name).unlink(missing_ok=True)
         (package.parent / finder.name).symlink_to(os.path.relpath(finder, package.parent))
         self.distribution.package_dir = {"": str(EDITABLE)}
@@ -166,7 +166,7 @@ class LinkedEditable(editable_wheel):
             link.symlink_to(os.path.relpath(library, link.parent))
         [wheel] = Path(self.dist_dir).glob("*.whl")
         with zipfile.ZipFile(wheel, "a") as archive:  # pip adds the file to the list of installed files
-            archive.writestr("__editable___vitcache_checkout.pth", "import vitcache_checkout\n")
+            archive.writestr("__editable___vitcache_packages.pth", "import editable_packages\n")
 
 
 setup(
