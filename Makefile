@@ -48,8 +48,8 @@ cpp_sources := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/native/*.h tests/native/
 checksum = $(shell { echo '$(CURDIR) $(2)'; cat $(1); } | sha256sum | cut -c1-16)
 installed := .venv/.installed-$(call checksum,$(wildcard requirements/*.txt))
 built := .venv/.built-$(call checksum,$(native_sources),$(CXX) $(linked))
-# The oldest versions that are supported; .venv has the newest.
-overlays := triton-3.6.0 transformers-5.17.0
+# The oldest versions that are supported, and the first Triton that is launched without its binder; .venv has the newest.
+overlays := triton-3.5.1 triton-3.6.0 transformers-5.17.0
 TORCH ?= 2.9.1
 # Image processors of some models need it; it is not in .venv, so that the other tests show that vitcache does without.
 torchvision := torchvision-0.28.0
