@@ -12,8 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 # The first and the last supported version, by package.
 SUPPORTED = {"torch": ("2.9", "2.14"), "triton": ("3.5", "3.9"), "transformers": ("5.17", "5.23")}
-# The versions that the tests are run with, by package.
-TESTED = {"torch": ("2.13",), "triton": ("3.5", "3.6", "3.9"), "transformers": ("5.17", "5.23")}
+# The versions that the tests are run with: `make test` has torch 2.13 and the newest Triton and transformers,
+# `make test-oldest` the older Tritons and transformers, `make test-torch` both ends of torch.
+TESTED = {
+    "torch": ("2.9", "2.13", "2.14"),
+    "triton": ("3.5", "3.6", "3.9"),
+    "transformers": ("5.17", "5.23"),
+}
 
 
 def installed_version(package: str) -> str | None:
