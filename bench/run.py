@@ -19,7 +19,7 @@ from vitcache.bench.harness.record import RESULTS, Recorder
 from vitcache.bench.harness.registry import CPU, GPU, cases_for
 from vitcache.bench.harness.result_lines import ResultLines
 from vitcache.bench.harness.timing import Timer
-from vitcache.extras import install_command, package_of
+from vitcache.extras import need_of, package_of
 from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
 
@@ -95,8 +95,7 @@ def run(args: argparse.Namespace) -> int:
         bench = BENCHES[name]
         missing = missing_requirement(name)
         if missing and args.bench:
-            package = package_of(missing)
-            print(f"vitcache bench: {name} needs {package}: {install_command(package)}", file=sys.stderr)
+            print(f"vitcache bench: {name} {need_of(missing)}", file=sys.stderr)
             return 1
         if missing:
             print(f"{name}: left out, it needs {package_of(missing)}, which is not installed")
@@ -152,8 +151,7 @@ def names_for(device_type: str) -> list[str]:
 def describe_failure(error: Exception) -> str:
     """Return the reason: for a missing package its name at PyPI, and the command that installs it."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vitcache"):
-        package = package_of(error.name)
-        return f"it needs {package}: {install_command(package)}"
+        return f"it {need_of(error.name)}"
     return f"{type(error).__name__}: {error}"
 
 

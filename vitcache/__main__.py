@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vitcache._version import __version__
-from vitcache.extras import install_command, package_of
+from vitcache.extras import need_of
 from vitcache.terminal.closed_pipe import (
     CLOSED_PIPE,
     drop_closed_streams,
@@ -96,8 +96,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "vitcache":
             raise
-        package = package_of(error.name)
-        print(f"vitcache {chosen} needs {package}: {install_command(package)}", file=sys.stderr)
+        print(f"vitcache {chosen} {need_of(error.name)}", file=sys.stderr)
         return 1
 
 

@@ -44,3 +44,15 @@ def install_command(package: str) -> str:
     """
     extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
     return f"pip install {package}" if extra is None else f"pip install 'vitcache[{extra}]'"
+
+
+def need_of(module: str) -> str:
+    """Return the words for a module that cannot be imported: its package, and the command that installs it.
+
+    Examples
+    --------
+    >>> need_of("sklearn.datasets")
+    "needs scikit-learn: pip install 'vitcache[demo]'"
+    """
+    package = package_of(module)
+    return f"needs {package}: {install_command(package)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.stats import CacheStats
-from vitcache.extras import install_command
+from vitcache.extras import need_of
 from vitcache.handles import described, refuse_copies
 
 _COUNTERS = {
@@ -171,7 +171,7 @@ def _import_core() -> Any:
     try:
         from prometheus_client import core
     except ModuleNotFoundError as error:
-        package = "prometheus-client"
-        message = f"CacheCollector needs {package}: {install_command(package)}"
-        raise ModuleNotFoundError(message, name=error.name) from error
+        raise ModuleNotFoundError(
+            f"CacheCollector {need_of('prometheus_client')}", name=error.name
+        ) from error
     return core

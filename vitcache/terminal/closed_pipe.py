@@ -53,9 +53,7 @@ def _drop(stream: TextIO) -> None:
 
 def _cannot_be_written(stream: TextIO) -> bool:
     """Return whether a flush fails: a stream keeps its buffered text after a failed write."""
-    try:
-        stream.fileno()
-    except (OSError, ValueError):  # a stream in memory, or a closed one
+    if _number_of(stream) is None:
         return False
     try:
         stream.flush()
@@ -65,10 +63,17 @@ def _cannot_be_written(stream: TextIO) -> bool:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    try:
-        number = stream.fileno()
-    except (OSError, ValueError):  # a stream in memory, or a closed one
+    number = _number_of(stream)
+    if number is None:
         return False
     poll = select.poll()
     poll.register(number, 0)  # the system reports errors and hang-ups in any case
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _number_of(stream: TextIO) -> int | None:
+    """Return the number of the stream's file; None for a stream in memory, or a closed one."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None

@@ -41,7 +41,7 @@ COMMANDS = {
         "logits were equal, 1 if they differed, 2 if the demo could not run.",
         [
             ("vitcache demo --turns 3", "three turns, a tiny model without a GPU"),
-            ("vitcache demo --plot chat.png", "also draw the vision time of each turn"),
+            ("vitcache demo --plot chat.png", "also draw the encodes and times of each turn"),
             ("vitcache demo --model gemma3 --json chat.json", "another family; the numbers as JSON"),
         ],
     ),
