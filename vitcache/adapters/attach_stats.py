@@ -35,6 +35,9 @@ class AttachStats:
         The number of the other calls of the forward with items, by reason: their rows are assembled, and then
         merged by the stock forward. Not counted: calls in functions of torch.compile, and calls in which only
         code outside of transformers, such as the forward of a class of the user, asks for features.
+    changes
+        The number of changes of the model that were noticed, by kind, such as ``"weights were written"``.
+        After a change, no earlier entry is used, or those of the adapters and settings that are set now.
 
     hit_rate
         Hits per item that was looked up, ``hits / (hits + encoded)``, between 0.0 and 1.0. Without
@@ -48,8 +51,8 @@ class AttachStats:
 
     Notes
     -----
-    `==` and the hash leave out `placed_calls` and `unplaced_calls`: equal calls have equal counts with each
-    `placement`, and a dict has no hash.
+    `==` and the hash leave out `placed_calls`, `unplaced_calls` and `changes`: equal calls have equal counts
+    with each `placement`, and a dict has no hash.
     """
 
     encoded: int = 0
@@ -62,6 +65,7 @@ class AttachStats:
     disabled_calls: int = 0
     placed_calls: int = field(default=0, compare=False)
     unplaced_calls: Mapping[str, int] = field(default_factory=dict, compare=False)
+    changes: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def hit_rate(self) -> float:

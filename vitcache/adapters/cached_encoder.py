@@ -15,6 +15,7 @@ from torch import Tensor
 from vitcache.adapters.arguments_by_name import ArgumentsByName
 from vitcache.adapters.call_keys import key_options, keys_of
 from vitcache.adapters.caller import is_called_by_stock_code
+from vitcache.adapters.changes.model_changes import TRAINING
 from vitcache.adapters.disabling import is_disabled
 from vitcache.adapters.families import Family
 from vitcache.adapters.item_encoder import UnfitRows
@@ -125,7 +126,7 @@ class CachedEncoder(KeyedEncoder):
         model: Any = session.model
         is_training: bool = model.training or model._modules[self._tower_name].training
         if is_training:
-            session.forget()
+            session.forget(TRAINING)
         return is_training
 
     def _must_bypass(self, arguments: dict[str, Any]) -> bool:

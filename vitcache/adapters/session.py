@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.attach_stats import AttachStats
+from vitcache.adapters.changes.model_changes import REPLACED, ModelChanges
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
 from vitcache.adapters.forward_placement import ForwardPlacement
@@ -63,8 +64,9 @@ class Session:
         self._warned = False
         self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())
-        for name in ("disabled_calls", "placed_calls", "unplaced_calls"):
-            del self._counts[name]  # counted by `disabled` and `placement`
+        for name in ("disabled_calls", "placed_calls", "unplaced_calls", "changes"):
+            del self._counts[name]  # counted by `disabled`, `placement` and `changes`
+        self.changes = ModelChanges(type(model).__name__)
         self.placement: ForwardPlacement | None = None
 
     @property
@@ -74,7 +76,11 @@ class Session:
         with self._lock:
             counts = dict(self._counts)
         return AttachStats(
-            **counts, disabled_calls=self.disabled.number, placed_calls=placed, unplaced_calls=reasons
+            **counts,
+            disabled_calls=self.disabled.number,
+            placed_calls=placed,
+            unplaced_calls=reasons,
+            changes=self.changes.counts,
         )
 
     @property
@@ -110,12 +116,19 @@ class Session:
                 difference,
             )
 
-    def forget(self) -> None:
+    def forget(self, kind: str, detail: str = "") -> None:
         """Begin a new, random namespace, because the weights changed or are about to change.
 
-        This attachment then finds none of its earlier entries, and shares entries with no other attachment.
-        The other attachments keep their entries.
+        Any thread may call it. This attachment then finds none of its earlier entries, and shares entries
+        with no other attachment. The other attachments keep their entries. An item whose encode has begun is
+        inserted in the earlier namespace, so later calls do not find it.
+
+        Parameters
+        ----------
+        kind, detail
+            The kind of the change, and the name of the changed part, for `ModelChanges`.
         """
+        self.changes.note(kind, detail)
         self.namespace = replace(self._given_namespace, adapter=os.urandom(16).hex()).digest()
 
     def current_namespace(self) -> bytes:
@@ -125,7 +138,7 @@ class Session:
             if not self._weights.is_current(model, tower):
                 weights = WeightsFingerprint(model, tower)
                 if not weights.unchanged_since(self._weights):
-                    self.forget()
+                    self.forget(REPLACED)
                 self._weights = weights
             return self.namespace
 

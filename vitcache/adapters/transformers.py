@@ -13,6 +13,7 @@ from typing import Any
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
+from vitcache.adapters.changes.model_changes import INVALIDATED
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.feature_owner import method_name
 from vitcache.adapters.forward_placement import ForwardPlacement
@@ -303,6 +304,35 @@ class Attachment:
     def stats(self) -> AttachStats:
         """Return a snapshot of the counts of the calls. `cache.stats()` has the counts of the cache."""
         return self._session.stats
+
+    def invalidate(self) -> None:
+        """Use no earlier entry again. Call it after a change of the weights that `attach` cannot notice.
+
+        docs/changes.md lists these changes. Calls that began before may return rows of the old weights; later
+        calls do not find them. Other attachments that use the same cache keep their entries, and this
+        attachment no longer shares entries with them. The old entries stay in the cache until it needs their
+        pages; `cache.advance_epoch` frees them at once, for all attachments of the cache.
+
+        Any thread may call it, also while the model runs.
+
+        Examples
+        --------
+        `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor.
+        The prompt has one image.
+
+        >>> import torch, vitcache
+        >>> attachment = vitcache.attach(model)
+        >>> with torch.no_grad():
+        ...     output = model(**inputs)
+        ...     weight = next(model.model.visual.parameters())
+        ...     _ = weight.data.copy_(2 * weight)  # `attach` cannot notice a write through `.data`
+        ...     attachment.invalidate()
+        ...     output = model(**inputs)
+        >>> attachment.stats().encoded
+        2
+        >>> attachment.detach()
+        """
+        self._session.forget(INVALIDATED)
 
     def detach(self) -> None:
         """Restore the stock methods. Call `detach` while no call of the model runs.

@@ -1,0 +1,1 @@
+"""How an attachment notices that its model changed."""
