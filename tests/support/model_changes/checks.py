@@ -1,0 +1,119 @@
+"""Checks of one `Change`: the same steps with a stock model and with an attached model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from model_changes.change import AT_ONCE, KEPT, NAMED, Change
+from model_changes.scene import Scene, run
+from tiny_models import FAMILIES, one_at_a_time
+from torch import Tensor
+
+from vitcache.adapters.attach_stats import AttachStats
+from vitcache.adapters.changes.model_changes import FINGERPRINT, INVALIDATED
+from vitcache.adapters.transformers import attach
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The rows of the image and the logits of the stock model after a step."""
+
+    rows: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Attached:
+    """The logits of two calls of the attached model after a step, and its counts behind these calls."""
+
+    logits: tuple[Tensor, ...]
+    stats: AttachStats
+
+
+def stock_steps(change: Change, name: str) -> list[Stock]:
+    family = FAMILIES[name]
+    scene = Scene(family, one_at_a_time(family, family.model()))
+    base, seen = scene.model.base_model, []
+    encode = base.get_image_features
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        output = encode(*args, **kwargs)
+        rows = output.pooler_output
+        seen.append((rows if isinstance(rows, Tensor) else torch.cat(list(rows))).clone())
+        return output
+
+    base.get_image_features = record
+    steps = []
+    for _ in run(change, scene):
+        logits = scene.logits()
+        steps.append(Stock(seen[-1], logits))
+    return steps
+
+
+def attached_steps(
+    change: Change, name: str, *, invalidate: bool = False, calls: int = 2, **options: Any
+) -> list[Attached]:
+    family = FAMILIES[name]
+    scene = Scene(family, family.model())
+    steps, attachment = [], None
+    for number in run(change, scene):
+        if attachment is None:
+            attachment = attach(scene.model, **options)
+        elif invalidate:
+            attachment.invalidate()
+        count = calls if number else 2  # before the change, an encode and a hit
+        steps.append(Attached(tuple(scene.logits() for _ in range(count)), attachment.stats()))
+    return steps
+
+
+def stock_that_differs(change: Change, name: str) -> list[Stock]:
+    """The steps of the stock model. Each step alters the rows and the logits, or the rows of none."""
+    steps = stock_steps(change, name)
+    assert len(steps) > 1
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert _equal(before.rows, after.rows) == (change.noticed == KEPT), "the rows before and after"
+        assert change.noticed == KEPT or not _equal(before.logits, after.logits), "the logits do not differ"
+    return steps
+
+
+def check(change: Change, name: str) -> None:
+    """Assert that an attached model notices the change, or gets a call of `invalidate`, and is exact."""
+    stock = stock_that_differs(change, name)
+    needs_call = change.noticed not in (AT_ONCE, NAMED, KEPT)
+    attached = attached_steps(change, name, invalidate=needs_call)
+    for number, (expected, step) in enumerate(zip(stock, attached, strict=True)):
+        for call, logits in enumerate(step.logits):
+            assert _equal(logits, expected.logits), f"step {number}, call {call}: rows before the change"
+    encoded = [step.stats.encoded for step in attached]
+    changes = attached[-1].stats.changes
+    if change.noticed == KEPT:
+        assert (encoded[-1], changes) == (1, {})
+        return
+    assert (INVALIDATED if needs_call else change.kind) in changes
+    if change.noticed == NAMED:
+        assert _equal(stock[0].logits, stock[-1].logits), "the last step does not undo the change"
+        assert encoded == [1, *range(2, len(encoded)), len(encoded) - 1], "an entry was not found again"
+
+
+def check_unseen(change: Change, name: str) -> None:
+    """Assert that without a call of `invalidate`, the attached model uses its old rows."""
+    stock = stock_that_differs(change, name)
+    attached = attached_steps(change, name)
+    assert _equal(attached[0].logits[-1], stock[0].logits)
+    assert not _equal(attached[-1].logits[-1], stock[-1].logits), "the change was noticed"
+    assert attached[-1].stats.changes == {}
+
+
+def check_fingerprint(change: Change, name: str, calls: int) -> None:
+    """Assert that `fingerprint_calls` finds the change in that number of calls and one more."""
+    stock = stock_that_differs(change, name)
+    attached = attached_steps(change, name, calls=calls + 2, fingerprint_calls=calls)
+    for expected, step in zip(stock, attached, strict=True):
+        assert _equal(step.logits[-1], expected.logits), "the change was not found"
+    assert attached[-1].stats.changes.keys() == {FINGERPRINT}
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)

@@ -1,0 +1,118 @@
+"""Conversions of the tower, and weights that are swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from model_changes.change import SEVERAL, change
+from model_changes.scene import Scene
+from torch import nn
+
+from vitcache.adapters.changes.model_changes import REPLACED
+
+ROW = "a conversion, also there and back"
+DATA = "`.data` of a weight is set to another tensor"
+
+
+@change(ROW, "`.to(bfloat16).to(float32)`", REPLACED, families=SEVERAL)
+def there_and_back(scene: Scene) -> Iterator[None]:
+    yield
+    scene.tower.to(torch.bfloat16).to(torch.float32)
+    yield
+
+
+@change(ROW, "`.half().float()` of one linear layer", REPLACED)
+def one_layer(scene: Scene) -> Iterator[None]:
+    yield
+    scene.linear.half().float()
+    yield
+
+
+@change(ROW, "`.to(float64)` of the model", REPLACED)
+def to_double(scene: Scene) -> Iterator[None]:
+    yield
+    scene.model.to(torch.float64)
+    scene.prompt = {name: _double(value) for name, value in scene.prompt.items()}
+    yield
+
+
+@change(ROW, "`.to(bfloat16)` of the model", REPLACED)
+def to_bfloat16(scene: Scene) -> Iterator[None]:
+    yield
+    scene.model.to(torch.bfloat16)
+    yield
+
+
+def _double(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+@change(ROW, "with `set_swap_module_params_on_conversion(True)`", REPLACED)
+def swapped_on_conversion(scene: Scene) -> Iterator[None]:
+    yield
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        scene.tower.to(torch.bfloat16).to(torch.float32)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    yield
+
+
+@change(ROW, "`torch.utils.swap_tensors`", REPLACED, families=SEVERAL)
+def swapped(scene: Scene) -> Iterator[None]:
+    yield
+    other = nn.Parameter(torch.randn(scene.linear.weight.shape))
+    torch.utils.swap_tensors(scene.linear.weight, other)
+    scene.kept.append(other)
+    yield
+
+
+@change(ROW, "`to_empty`, and then new values", REPLACED)
+def emptied(scene: Scene) -> Iterator[None]:
+    yield
+    scene.linear.to_empty(device="cpu")
+    nn.init.normal_(scene.linear.weight)
+    nn.init.zeros_(scene.linear.bias)
+    yield
+
+
+@change(DATA, "the old tensor is freed", REPLACED, families=SEVERAL)
+def data_freed(scene: Scene) -> Iterator[None]:
+    yield
+    for _ in range(2):
+        scene.linear.weight.data = torch.randn(scene.linear.weight.shape)
+        yield
+
+
+@change(DATA, "the old tensor is kept, and set again", REPLACED)
+def data_kept(scene: Scene) -> Iterator[None]:
+    yield
+    old = scene.linear.weight.data
+    scene.linear.weight.data = torch.randn(scene.linear.weight.shape)
+    yield
+    scene.linear.weight.data = old
+    yield
+
+
+@change(DATA, "a tensor that was made under `inference_mode`", REPLACED)
+def data_of_inference(scene: Scene) -> Iterator[None]:
+    yield
+    with torch.inference_mode():
+        other = torch.randn(scene.linear.weight.shape)
+    scene.linear.weight.data = other
+    yield
+
+
+@change(DATA, "a view of one flat buffer, as old FSDP and DeepSpeed set it", REPLACED)
+def data_of_flat_buffer(scene: Scene) -> Iterator[None]:
+    size = scene.linear.weight.numel()
+    flat = torch.randn(2 * size)
+    shape = scene.linear.weight.shape
+    scene.linear.weight.data = flat[:size].view(shape)
+    yield
+    scene.linear.weight.data = flat[size:].view(shape)
+    yield
+    scene.linear.weight.data = flat[:size].view(shape)
+    yield

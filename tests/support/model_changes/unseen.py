@@ -1,0 +1,99 @@
+"""Changes of bytes that no check of Python objects sees."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from model_changes.change import BY_CALL, SEVERAL, change
+from model_changes.scene import Scene
+from torch import Tensor, nn
+from torch.utils import dlpack
+
+ROW = "bytes are written where torch counts no version"
+
+
+def new(weight: Tensor) -> Tensor:
+    return torch.randn(weight.shape, dtype=weight.dtype) * 0.5
+
+
+@change(ROW, "`.data.copy_`, `.data.add_`", noticed=BY_CALL, families=SEVERAL, in_bytes=True)
+def data(scene: Scene) -> Iterator[None]:
+    yield
+    scene.linear.weight.data.copy_(new(scene.linear.weight))
+    yield
+    for weight in scene.weights:
+        weight.data.add_(0.5)
+    yield
+
+
+@change(ROW, "an element-wise swap of weights, as TRL's and vLLM's weight syncs do", noticed=BY_CALL, in_bytes=True)
+def synced(scene: Scene) -> Iterator[None]:
+    yield
+    for weight in scene.weights:
+        weight.data.copy_(new(weight), non_blocking=True)
+    yield
+
+
+@change(ROW, "a NumPy array of the weight", noticed=BY_CALL, in_bytes=True)
+def numpy(scene: Scene) -> Iterator[None]:
+    array = scene.linear.weight.detach().numpy()
+    yield
+    array += 0.5
+    yield
+
+
+@change(ROW, "`untyped_storage()`", noticed=BY_CALL, in_bytes=True)
+def storage(scene: Scene) -> Iterator[None]:
+    yield
+    weight = scene.linear.weight
+    weight.untyped_storage().copy_(new(weight).untyped_storage())
+    yield
+
+
+@change(ROW, "DLPack", noticed=BY_CALL, in_bytes=True)
+def through_dlpack(scene: Scene) -> Iterator[None]:
+    other = dlpack.from_dlpack(dlpack.to_dlpack(scene.linear.weight.detach()))
+    yield
+    other.mul_(3)
+    yield
+
+
+@change(ROW, "a foreign kernel or library that has the address", noticed=BY_CALL, in_bytes=True)
+def foreign(scene: Scene) -> Iterator[None]:
+    yield
+    weight = scene.linear.weight
+    values = new(weight)
+    ctypes.memmove(weight.data_ptr(), values.data_ptr(), values.nbytes)
+    yield
+
+
+@change(ROW, "weights that were made under `inference_mode`", noticed=BY_CALL, in_bytes=True)
+def inference(scene: Scene) -> Iterator[None]:
+    with torch.inference_mode():
+        weight = nn.Parameter(new(scene.linear.weight), requires_grad=False)
+    scene.linear.weight = weight
+    yield
+    with torch.inference_mode():
+        scene.linear.weight.mul_(3)
+    yield
+
+
+@change(ROW, "`torch.autograd._unsafe_preserve_version_counter`", noticed=BY_CALL, in_bytes=True)
+def preserved(scene: Scene) -> Iterator[None]:
+    yield
+    weight = scene.linear.weight
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(weight):
+        weight.mul_(3)
+    yield
+
+
+@change(ROW, "a collective in place over `.data`", noticed=BY_CALL, in_bytes=True, ranks=(1, 2))
+def collective(scene: Scene) -> Iterator[None]:
+    yield
+    for weight in scene.weights:
+        if torch.distributed.get_rank() == 0:
+            weight.data.add_(0.25)
+        torch.distributed.broadcast(weight.data, 0)
+    yield
