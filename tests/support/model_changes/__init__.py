@@ -7,6 +7,7 @@ table of the page.
 from __future__ import annotations
 
 from model_changes import (
+    bypassed,
     converted,
     hand_written,
     hooks,
@@ -27,11 +28,12 @@ from model_changes import (
 )
 from model_changes.change import (
     AT_ONCE,
-    BYPASSED,
     BY_CALL,
+    BYPASSED,
     CHANGES,
     KEPT,
     NAMED,
+    REFUSED,
     Change,
 )
 from model_changes.scene import Scene
@@ -43,8 +45,10 @@ __all__ = [
     "CHANGES",
     "KEPT",
     "NAMED",
+    "REFUSED",
     "Change",
     "Scene",
+    "bypassed",
     "converted",
     "hand_written",
     "hooks",

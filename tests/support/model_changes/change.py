@@ -11,6 +11,7 @@ AT_ONCE = "at the next call"
 NAMED = "at the next call; switching back finds the earlier entries"
 BY_CALL = "`invalidate()`"
 BYPASSED = "these calls are not cached"
+REFUSED = "the next call raises RuntimeError: detach the model, and attach it again"
 KEPT = "the entries stay"
 
 Steps = Callable[[Any], Iterator[None]]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from model_changes.change import SEVERAL, change
-from model_changes.scene import Scene
 from torch import nn
 
+from model_changes.change import REFUSED, SEVERAL, change
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import REPLACED
 
-ROW = "a conversion, also there and back"
+ROW = "a conversion there and back"
+DTYPE = "a conversion that gives the rows another dtype"
 DATA = "`.data` of a weight is set to another tensor"
 
 
@@ -29,23 +30,18 @@ def one_layer(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "`.to(float64)` of the model", REPLACED)
-def to_double(scene: Scene) -> Iterator[None]:
-    yield
-    scene.model.to(torch.float64)
-    scene.prompt = {name: _double(value) for name, value in scene.prompt.items()}
-    yield
-
-
-@change(ROW, "`.to(bfloat16)` of the model", REPLACED)
+@change(DTYPE, "`.to(bfloat16)` of the model", noticed=REFUSED, families=SEVERAL)
 def to_bfloat16(scene: Scene) -> Iterator[None]:
     yield
     scene.model.to(torch.bfloat16)
     yield
 
 
-def _double(value: torch.Tensor) -> torch.Tensor:
-    return value.double() if value.is_floating_point() else value
+@change(DTYPE, "`.double()` of the model", noticed=REFUSED)
+def to_double(scene: Scene) -> Iterator[None]:
+    yield
+    scene.model.double()
+    yield
 
 
 @change(ROW, "with `set_swap_module_params_on_conversion(True)`", REPLACED)
@@ -72,9 +68,9 @@ def swapped(scene: Scene) -> Iterator[None]:
 @change(ROW, "`to_empty`, and then new values", REPLACED)
 def emptied(scene: Scene) -> Iterator[None]:
     yield
-    scene.linear.to_empty(device="cpu")
-    nn.init.normal_(scene.linear.weight)
-    nn.init.zeros_(scene.linear.bias)
+    scene.biased.to_empty(device="cpu")
+    nn.init.normal_(scene.biased.weight)
+    nn.init.zeros_(scene.biased.bias)
     yield
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
+
 from model_changes.change import NAMED, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from torch import Tensor, nn
-
 from vitcache.adapters.changes.model_changes import SETTINGS, WRITTEN
 
 ROW = "a LoRA layer of your own"

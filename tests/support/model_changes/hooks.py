@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from model_changes.change import SEVERAL, change
-from model_changes.scene import Scene
 from torch import Tensor, nn
 
+from model_changes.change import SEVERAL, change
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED
 
 ROW = "a hook on the tower, a module in it, or the projector is registered or removed"
@@ -20,14 +20,15 @@ def doubled(output: Any) -> Any:
         return output * 2
     if isinstance(output, tuple):
         return (output[0] * 2, *output[1:])
-    for name in ("last_hidden_state", "pooler_output", "hidden_states"):
-        if isinstance(getattr(output, name, None), Tensor):
-            output[name] = output[name] * 2
-    return output
+    return type(output)(**{name: _doubled(value) for name, value in output.items() if value is not None})
 
 
-def after(module: nn.Module, *_: Any) -> Any:
-    return doubled(_[-1])
+def _doubled(value: Any) -> Any:
+    return value * 2 if isinstance(value, Tensor) else tuple(map(_doubled, value))
+
+
+def after(module: nn.Module, args: Any, output: Any) -> Any:
+    return doubled(output)
 
 
 def before(module: nn.Module, inputs: Any) -> Any:

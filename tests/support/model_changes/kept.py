@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import optim
+
 from model_changes.change import KEPT, SEVERAL, change
 from model_changes.random_weights import fill, set_gradients
 from model_changes.scene import Scene
-from torch import optim
 
 ROW = "a change of the language model"
 OTHER = "a call that changes no row"

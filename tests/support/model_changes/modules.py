@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from model_changes.change import SEVERAL, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from torch import Tensor, nn
-
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, WRITTEN
 
 ROW = "a parameter, module or tower is replaced, added or removed"
@@ -38,9 +38,9 @@ def new_parameter(scene: Scene) -> Iterator[None]:
 
 @change(ROW, "a bias is removed", REPLACED)
 def no_bias(scene: Scene) -> Iterator[None]:
-    fill([scene.linear.bias])
+    fill([scene.biased.bias])
     yield
-    scene.linear.bias = None
+    scene.biased.bias = None
     yield
 
 

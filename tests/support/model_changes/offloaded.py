@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from model_changes.change import BY_CALL, SEVERAL, change
-from model_changes.scene import Scene
 
+from model_changes.change import BY_CALL, change
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, WRITTEN
 
 ROW = "offloading by accelerate is added or removed, and weights changed"
@@ -62,7 +62,7 @@ def dispatched(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(HOST, "in place", WRITTEN, families=SEVERAL)
+@change(HOST, "in place", WRITTEN, families=("internvl", "qwen3_vl"))
 def written(scene: Scene) -> Iterator[None]:
     state = offload(scene)
     name = name_of_linear(scene)

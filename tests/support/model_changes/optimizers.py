@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import optim
+
 from model_changes.change import SEVERAL, change
 from model_changes.random_weights import set_gradients
 from model_changes.scene import Scene
-from torch import optim
-
 from vitcache.adapters.changes.model_changes import OPTIMIZER
 
 ROW = "a step of an optimizer that holds a weight outside of the language model"
@@ -145,5 +145,3 @@ def in_backward(scene: Scene) -> Iterator[None]:
     yield
     scene.model(**scene.prompt).logits.sum().backward()
     yield
-
-

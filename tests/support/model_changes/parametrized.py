@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from model_changes.change import change
-from model_changes.random_weights import fill
-from model_changes.scene import Scene
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from model_changes.change import change
+from model_changes.random_weights import fill
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, SETTINGS, WRITTEN
 
 ROW = "a parametrization is registered, changed or removed"

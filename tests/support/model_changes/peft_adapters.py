@@ -8,7 +8,6 @@ from typing import Any
 from model_changes.change import NAMED, SEVERAL, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-
 from vitcache.adapters.changes.model_changes import ADAPTERS, REPLACED, WRITTEN
 
 SWITCHED = "PEFT: the active adapters of the tower"

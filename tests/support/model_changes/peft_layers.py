@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from torch import nn
+
 from model_changes.change import NAMED, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from torch import nn
-
 from vitcache.adapters.changes.model_changes import ADAPTERS
 
 ROW = "PEFT: `set_adapter` and back, with each kind of adapter"

@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from model_changes.change import BY_CALL, change
-from model_changes.scene import Scene
 from quantised_tensor import QuantisedTensor
 from torch import nn
 
+from model_changes.change import BY_CALL, change
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import REPLACED, WRITTEN
 
 ROW = "quantisation"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cached_property
 from typing import Any
 
 import torch
-from attached import logits
-from model_changes.change import Change
 from tiny_models import Call, TinyFamily
 from torch import Tensor, nn
+
+from model_changes.change import Change
 
 TOWERS = {"internvl": "vision_tower", "llava_onevision": "vision_tower", "qwen3_vl": "visual"}
 
@@ -23,6 +23,8 @@ class Scene:
     ----------
     model, family, prompt
         The model, its family, and the arguments of its forward, with one image.
+    call
+        Computes the logits.
     kept
         Objects that must live as long as the scene.
     """
@@ -32,6 +34,7 @@ class Scene:
         self.model: Any = model
         self.prompt: Call = family.prompt(model, 0)
         self.kept: list[Any] = []
+        self.call: Callable[[], Tensor] = lambda: self.model(**self.prompt).logits
 
     @property
     def tower(self) -> Any:
@@ -60,6 +63,11 @@ class Scene:
         return self.linears[0]
 
     @property
+    def biased(self) -> Any:
+        """A linear layer of the first block that has a bias."""
+        return next(linear for linear in self.linears if linear.bias is not None)
+
+    @property
     def weights(self) -> list[nn.Parameter]:
         return list(self.tower.parameters())
 
@@ -73,15 +81,9 @@ class Scene:
         """A regular expression for modules of the language model."""
         return r".*language_model.*\.q_proj"
 
-    def logits(self) -> Tensor:
-        return logits(self.model, self.prompt)
-
     @torch.no_grad()
-    def rows(self) -> Tensor:
-        """The rows of the image as the class's own method returns them, whatever is attached."""
-        base = self.model.base_model
-        rows = type(base).get_image_features(base, **self.family.call(0)).pooler_output
-        return rows if isinstance(rows, Tensor) else torch.cat(list(rows))
+    def logits(self) -> Tensor:
+        return self.call()
 
 
 def run(change: Change, scene: Scene) -> Iterator[int]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from model_changes.change import NAMED, SEVERAL, change
-from model_changes.scene import Scene
 from torch import Tensor, nn
 
+from model_changes.change import NAMED, SEVERAL, change
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import SETTINGS
 
-ROW = "a plain attribute of a module outside of the language model: bool, number, str, or a list or dict of these"
-CONFIG = "a value of a config of such a module"
+ROW = "a plain attribute of a module: a bool, number or str, or a list or dict of these"
+CONFIG = "a value of the config of a module"
 ATTENTION = "the attention implementation"
 
 
@@ -102,5 +102,3 @@ def attention_by_config(scene: Scene) -> Iterator[None]:
     yield
     config._attn_implementation = "sdpa"
     yield
-
-

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from model_changes.change import change
-from model_changes.scene import Scene
 from torch import distributed, optim
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,6 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
+from model_changes.change import change
+from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import OPTIMIZER, REPLACED, WRITTEN
 
 FSDP = "FSDP2 (`fully_shard`) of the model, the tower or its blocks"

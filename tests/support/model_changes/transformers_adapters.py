@@ -7,7 +7,6 @@ from typing import Any
 
 from model_changes.change import NAMED, SEVERAL, change
 from model_changes.scene import Scene
-
 from vitcache.adapters.changes.model_changes import ADAPTERS, REPLACED
 
 ROW = "transformers: the active adapters of the tower"

@@ -6,10 +6,11 @@ import ctypes
 from collections.abc import Iterator
 
 import torch
-from model_changes.change import BY_CALL, SEVERAL, change
-from model_changes.scene import Scene
 from torch import Tensor, nn
 from torch.utils import dlpack
+
+from model_changes.change import BY_CALL, SEVERAL, change
+from model_changes.scene import Scene
 
 ROW = "bytes are written where torch counts no version"
 
@@ -28,7 +29,12 @@ def data(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "an element-wise swap of weights, as TRL's and vLLM's weight syncs do", noticed=BY_CALL, in_bytes=True)
+@change(
+    ROW,
+    "`.data.copy_` of each weight, as by a weight sync of TRL",
+    noticed=BY_CALL,
+    in_bytes=True,
+)
 def synced(scene: Scene) -> Iterator[None]:
     yield
     for weight in scene.weights:

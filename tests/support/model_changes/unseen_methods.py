@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from model_changes.change import BY_CALL, change
 from model_changes.scene import Scene
-from torch import Tensor, nn
 
 ROW = "code or a value outside of the model"
 
@@ -73,5 +74,3 @@ def loose_object(scene: Scene) -> Iterator[None]:
     yield
     linear.gain.value = 2.0
     yield
-
-

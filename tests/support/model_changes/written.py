@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import nn, optim
+
 from model_changes.change import SEVERAL, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from torch import nn, optim
-
 from vitcache.adapters.changes.model_changes import REPLACED, WRITTEN
 
 LOADED = "`load_state_dict` of the model, the tower or one module"
