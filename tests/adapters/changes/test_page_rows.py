@@ -6,12 +6,7 @@ alter the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import timedelta
-from pathlib import Path
-
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -25,37 +20,20 @@ pytestmark = [pytest.mark.transformers, pytest.mark.usefixtures("plain_kernels")
 FINGERPRINT_CALLS = 3
 
 
-def rows(*, sharded: bool = False, unseen: bool = False, in_bytes: bool = False) -> list[object]:
-    """One parameter per change and family."""
+def rows(*, unseen: bool = False, in_bytes: bool = False) -> list[object]:
+    """One parameter per change and family. test_page_rows_sharded has those that need a process group."""
     return [
         pytest.param(change, family, id=f"{change.name}-{family}")
         for change in CHANGES.values()
         for family in change.families
-        if bool(change.ranks) == sharded
+        if not change.ranks
         and (change.noticed == BY_CALL or not unseen)
         and (change.in_bytes or not in_bytes)
     ]
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group(
-        "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60)
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize(("change", "family"), rows())
 def test_logits_after_the_change_are_those_of_the_stock_model(change: Change, family: str) -> None:
-    check(change, family)
-
-
-@pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize(("change", "family"), rows(sharded=True))
-def test_logits_after_the_change_with_one_rank_are_stock(change: Change, family: str) -> None:
     check(change, family)
 
 

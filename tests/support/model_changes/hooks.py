@@ -20,11 +20,13 @@ def doubled(output: Any) -> Any:
         return output * 2
     if isinstance(output, tuple):
         return (output[0] * 2, *output[1:])
-    return type(output)(**{name: _doubled(value) for name, value in output.items() if value is not None})
+    return type(output)(**{name: _doubled(value) for name, value in output.items()})
 
 
 def _doubled(value: Any) -> Any:
-    return value * 2 if isinstance(value, Tensor) else tuple(map(_doubled, value))
+    if isinstance(value, tuple):
+        return tuple(map(_doubled, value))
+    return value * 2 if isinstance(value, Tensor) else value
 
 
 def after(module: nn.Module, args: Any, output: Any) -> Any:

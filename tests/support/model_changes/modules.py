@@ -130,3 +130,14 @@ def wrapped_forward(scene: Scene) -> Iterator[None]:
 
 def _doubled(output: Any) -> Any:
     return output * 2 if isinstance(output, Tensor) else (output[0] * 2, *output[1:])
+
+
+@change(ROW, "other weights for one call, by `torch.func.functional_call`", REPLACED)
+def functional(scene: Scene) -> Iterator[None]:
+    name = next(name for name, weight in scene.model.named_parameters() if weight is scene.linear.weight)
+    yield
+    other = torch.randn(scene.linear.weight.shape)
+    scene.call = lambda: torch.func.functional_call(scene.model, {name: other}, (), scene.prompt).logits
+    yield
+    scene.call = lambda: scene.model(**scene.prompt).logits
+    yield

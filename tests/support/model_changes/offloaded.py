@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import torch
 
 from model_changes.change import BY_CALL, change
@@ -89,3 +91,15 @@ def through_data(scene: Scene) -> Iterator[None]:
     yield
     state[name].data.mul_(2)
     yield
+
+
+@change(HOST, "in a file, with `disk_offload`", noticed=BY_CALL)
+def on_disk(scene: Scene) -> Iterator[None]:
+    from accelerate import disk_offload
+
+    with tempfile.TemporaryDirectory() as folder:
+        disk_offload(scene.tower, folder, execution_device=torch.device("cpu"))
+        yield
+        path = f"{folder}/{name_of_linear(scene)}.dat"
+        numpy.memmap(path, dtype="float32", mode="r+")[:] *= 2
+        yield

@@ -257,3 +257,20 @@ def deleted(scene: Scene) -> Iterator[None]:
     yield
     model.delete_adapter("a")
     yield
+
+
+@change(SWITCHED, "`set_adapter` of a `PeftMixedModel`: LoRA and LoHa", ADAPTERS, NAMED)
+def mixed_model(scene: Scene) -> Iterator[None]:
+    from peft import LoHaConfig, LoraConfig, get_peft_model
+
+    targets = scene.lora_targets
+    config = LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
+    model = get_peft_model(scene.model, config, "a", mixed=True)
+    model.add_adapter("b", LoHaConfig(target_modules=targets, r=2, init_weights=False))
+    model.set_adapter(["a", "b"])
+    model.eval()
+    yield
+    model.set_adapter("b")
+    yield
+    model.set_adapter(["a", "b"])
+    yield

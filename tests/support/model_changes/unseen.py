@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import tempfile
 from collections.abc import Iterator
 
 import torch
@@ -103,3 +105,16 @@ def collective(scene: Scene) -> Iterator[None]:
             weight.data.add_(0.25)
         torch.distributed.broadcast(weight.data, 0)
     yield
+
+
+@change(ROW, "the file of a memory-mapped weight", noticed=BY_CALL, in_bytes=True)
+def mapped(scene: Scene) -> Iterator[None]:
+    with tempfile.NamedTemporaryFile() as file:
+        values = new(scene.linear.weight)
+        file.write(values.numpy().tobytes())
+        file.flush()
+        weight = torch.from_file(file.name, shared=True, size=values.numel()).view(values.shape)
+        scene.linear.weight = nn.Parameter(weight)
+        yield
+        os.pwrite(file.fileno(), (values * 2).numpy().tobytes(), 0)
+        yield
