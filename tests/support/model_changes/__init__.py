@@ -1,31 +1,13 @@
-"""The changes of a model that docs/changes.md lists: each one as a function that changes a tiny model.
+"""The changes of a model that docs/changes.md lists, each as a function that changes a tiny model.
 
-`CHANGES` has all of them by name. tests/adapters/changes runs each one, and tests/changes_table.py writes the
-table of the page.
+`CHANGES` has all of them, in the order of the page. tests/adapters/changes runs each one, and
+tests/changes_table.py writes the tables of the page.
 """
 
 from __future__ import annotations
 
-from model_changes import (
-    bypassed,
-    converted,
-    hand_written,
-    hooks,
-    kept,
-    modules,
-    offloaded,
-    optimizers,
-    parametrized,
-    peft_adapters,
-    peft_layers,
-    quantised,
-    settings,
-    sharded,
-    transformers_adapters,
-    unseen,
-    unseen_methods,
-    written,
-)
+from importlib import import_module
+
 from model_changes.change import (
     AT_ONCE,
     BY_CALL,
@@ -48,22 +30,27 @@ __all__ = [
     "REFUSED",
     "Change",
     "Scene",
-    "bypassed",
-    "converted",
-    "hand_written",
-    "hooks",
-    "kept",
-    "modules",
-    "offloaded",
+]
+
+# Each module registers its changes: this is their order in the tables of the page.
+for _name in (
     "optimizers",
-    "parametrized",
+    "written",
+    "converted",
+    "modules",
     "peft_adapters",
     "peft_layers",
-    "quantised",
-    "settings",
-    "sharded",
     "transformers_adapters",
+    "hand_written",
+    "settings",
+    "hooks",
+    "parametrized",
+    "quantised",
+    "offloaded",
+    "sharded",
     "unseen",
     "unseen_methods",
-    "written",
-]
+    "bypassed",
+    "kept",
+):
+    import_module(f"model_changes.{_name}")

@@ -44,7 +44,7 @@ def to_double(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "with `set_swap_module_params_on_conversion(True)`", REPLACED)
+@change(ROW, "both with `set_swap_module_params_on_conversion(True)`", REPLACED)
 def swapped_on_conversion(scene: Scene) -> Iterator[None]:
     yield
     before = torch.__future__.get_swap_module_params_on_conversion()
@@ -82,7 +82,7 @@ def data_freed(scene: Scene) -> Iterator[None]:
         yield
 
 
-@change(DATA, "the old tensor is kept, and set again", REPLACED)
+@change(DATA, "the old tensor lives, and is set again", REPLACED)
 def data_kept(scene: Scene) -> Iterator[None]:
     yield
     old = scene.linear.weight.data
@@ -101,7 +101,7 @@ def data_of_inference(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(DATA, "a view of one flat buffer, as old FSDP and DeepSpeed set it", REPLACED)
+@change(DATA, "a view of one flat buffer", REPLACED)
 def data_of_flat_buffer(scene: Scene) -> Iterator[None]:
     size = scene.linear.weight.numel()
     flat = torch.randn(2 * size)

@@ -59,7 +59,7 @@ def disabled(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "its weights", WRITTEN)
+@change("a write in place", "a weight of a LoRA layer of your own", WRITTEN)
 def weights(scene: Scene) -> Iterator[None]:
     lora = add_lora(scene)
     yield

@@ -101,7 +101,9 @@ def global_pre_hook(scene: Scene) -> Iterator[None]:
     yield from around(scene, lambda: nn.modules.module.register_module_forward_pre_hook(hook))
 
 
-@change("`torch.compile` of the tower, before a change of its weights", "`tower.compile()`", REPLACED)
+@change(
+    "a parameter, module or tower is replaced, added or removed", "a new weight of a compiled tower", REPLACED
+)
 def compiled(scene: Scene) -> Iterator[None]:
     scene.tower.compile(backend="eager")
     yield

@@ -12,7 +12,7 @@ from model_changes.random_weights import fill, set_gradients
 from model_changes.scene import Scene
 
 ROW = "a change of the language model"
-OTHER = "a call that changes no row"
+OTHER = "a call that alters no row"
 
 
 @change(ROW, "an optimizer's step", noticed=KEPT, families=SEVERAL)
@@ -58,7 +58,11 @@ def lora(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(OTHER, "`eval()`, `requires_grad_`, `zero_grad`, `to` the same device and dtype", noticed=KEPT)
+@change(
+    OTHER,
+    "`eval`, `requires_grad_`, `zero_grad`, `state_dict`, `generate`, `to` the same dtype",
+    noticed=KEPT,
+)
 def harmless(scene: Scene) -> Iterator[None]:
     yield
     scene.model.eval()

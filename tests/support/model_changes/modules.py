@@ -15,7 +15,7 @@ from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, WRITTEN
 
 ROW = "a parameter, module or tower is replaced, added or removed"
-TIED = "a tied weight is written through its other owner"
+WRITES = "a write in place"
 
 
 class Scaled(nn.Module):
@@ -90,7 +90,7 @@ def removed(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(TIED, "two layers of the tower share a weight", WRITTEN)
+@change(WRITES, "a weight that two layers of the tower share", WRITTEN)
 def tied(scene: Scene) -> Iterator[None]:
     first, second = (each for each in scene.linears[:3:2])
     second.weight = first.weight
@@ -99,7 +99,7 @@ def tied(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(TIED, "a layer outside of the model shares it", WRITTEN)
+@change(WRITES, "a weight that a layer outside of the model shares", WRITTEN)
 def tied_outside(scene: Scene) -> Iterator[None]:
     other = copy.deepcopy(scene.linear)
     other.weight = scene.linear.weight

@@ -13,7 +13,7 @@ from model_changes.change import BY_CALL, change
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, WRITTEN
 
-ROW = "offloading by accelerate is added or removed, and weights changed"
+ROW = "accelerate offloads or dispatches the tower"
 HOST = "a write to an offloaded weight in host memory"
 
 
@@ -84,7 +84,7 @@ def replaced(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(HOST, "through `.data`", noticed=BY_CALL, in_bytes=True)
+@change(HOST, "through `.data`", noticed=BY_CALL)
 def through_data(scene: Scene) -> Iterator[None]:
     state = offload(scene)
     name = name_of_linear(scene)

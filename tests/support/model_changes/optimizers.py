@@ -64,7 +64,7 @@ def lbfgs(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "an optimizer that was made after `attach`", OPTIMIZER)
+@change(ROW, "made after `attach`", OPTIMIZER)
 def late(scene: Scene) -> Iterator[None]:
     yield
     set_gradients(scene.weights)
@@ -72,7 +72,7 @@ def late(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "an optimizer with one weight of the tower, the others are frozen", OPTIMIZER)
+@change(ROW, "with one weight of the tower, all other weights frozen", OPTIMIZER)
 def one_weight(scene: Scene) -> Iterator[None]:
     scene.model.requires_grad_(False)
     scene.linear.weight.requires_grad_(True)
@@ -83,7 +83,7 @@ def one_weight(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a training step in eval mode, with forward and backward", OPTIMIZER, families=SEVERAL)
+@change(ROW, "forward, backward and step in eval mode", OPTIMIZER, families=SEVERAL)
 def in_eval_mode(scene: Scene) -> Iterator[None]:
     optimizer = optim.AdamW(scene.model.parameters(), lr=0.1, fused=True)
     yield
@@ -104,7 +104,7 @@ def scaled(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a step in a function of `torch.compile`", OPTIMIZER)
+@change(ROW, "compiled by `torch.compile`", OPTIMIZER)
 def compiled(scene: Scene) -> Iterator[None]:
     optimizer = optim.SGD(scene.weights, lr=0.1, fused=True)
     step = torch.compile(optimizer.step, backend="eager")
@@ -115,7 +115,7 @@ def compiled(scene: Scene) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@change(ROW, "an optimizer of `accelerate`", OPTIMIZER)
+@change(ROW, "prepared by accelerate", OPTIMIZER)
 def accelerated(scene: Scene) -> Iterator[None]:
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
@@ -127,7 +127,7 @@ def accelerated(scene: Scene) -> Iterator[None]:
     accelerator.free_memory()
 
 
-@change(ROW, "an optimizer that is hooked by `register_step_post_hook`", OPTIMIZER)
+@change(ROW, "with a hook of its own", OPTIMIZER)
 def hooked(scene: Scene) -> Iterator[None]:
     optimizer = optim.SGD(scene.weights, lr=0.1, fused=True)
     optimizer.register_step_post_hook(lambda *_: None)
@@ -137,7 +137,7 @@ def hooked(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "the step in backward: `register_post_accumulate_grad_hook`", OPTIMIZER)
+@change(ROW, "in backward, by `register_post_accumulate_grad_hook`", OPTIMIZER)
 def in_backward(scene: Scene) -> Iterator[None]:
     optimizers = {weight: optim.SGD([weight], lr=0.1, fused=True) for weight in scene.weights}
     for weight in scene.weights:
@@ -145,3 +145,36 @@ def in_backward(scene: Scene) -> Iterator[None]:
     yield
     scene.model(**scene.prompt).logits.sum().backward()
     yield
+
+
+class OwnOptimizer(optim.Optimizer):
+    """Writes weights through `.data`, which counts no version."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.data.add_(weight.grad, alpha=-group["lr"])
+
+
+@change(ROW, "a subclass of `torch.optim.Optimizer` that writes `.data`", OPTIMIZER)
+def own(scene: Scene) -> Iterator[None]:
+    optimizer = OwnOptimizer(scene.weights, lr=0.1)
+    yield
+    set_gradients(scene.weights)
+    optimizer.step()
+    yield
+
+
+@change(ROW, "with a scheduler of learning rates", OPTIMIZER)
+def scheduled(scene: Scene) -> Iterator[None]:
+    optimizer = optim.SGD(scene.weights, lr=0.1, fused=True)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, 1)
+    yield
+    for _ in range(2):
+        set_gradients(scene.weights)
+        optimizer.step()
+        scheduler.step()
+        yield

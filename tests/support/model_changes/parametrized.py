@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from model_changes.change import change
+from model_changes.change import NAMED, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, SETTINGS, WRITTEN
 
 ROW = "a parametrization is registered, changed or removed"
-NORMS = "a norm of a weight is registered or removed"
+NORMS = "a norm of a weight is registered, or its parts are written"
 PRUNED = "pruning by `torch.nn.utils.prune`"
 
 
@@ -52,11 +52,13 @@ def written(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "an attribute of the parametrization is set", SETTINGS)
+@change(ROW, "an attribute of the parametrization is set", SETTINGS, NAMED)
 def attribute(scene: Scene) -> Iterator[None]:
     parametrize.register_parametrization(scene.linear, "weight", Times(2.0))
     yield
     scene.linear.parametrizations.weight[0].factor = 3.0
+    yield
+    scene.linear.parametrizations.weight[0].factor = 2.0
     yield
 
 
@@ -84,7 +86,7 @@ def weight_norm(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(NORMS, "`torch.nn.utils.weight_norm`, the old one, and a write to `weight_g`", WRITTEN)
+@change(NORMS, "the old `weight_norm`, and a write to `weight_g`", WRITTEN)
 def old_weight_norm(scene: Scene) -> Iterator[None]:
     with_warnings = nn.utils.weight_norm
     with_warnings(scene.linear)
@@ -93,7 +95,7 @@ def old_weight_norm(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(NORMS, "`torch.nn.utils.spectral_norm`, the old one", HOOKS)
+@change(NORMS, "the old `spectral_norm`", HOOKS)
 def old_spectral_norm(scene: Scene) -> Iterator[None]:
     yield
     nn.utils.spectral_norm(scene.linear)

@@ -9,11 +9,10 @@ import pytest
 from torch import nn
 
 from model_changes.change import NAMED, change
+from model_changes.peft_adapters import SWITCHED
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import ADAPTERS
-
-ROW = "PEFT: `set_adapter` and back, with each kind of adapter"
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "DoRA": ("LoraConfig", {"r": 2, "use_dora": True, "init_lora_weights": False}),
@@ -27,8 +26,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "VeRA": ("VeraConfig", {"r": 2, "init_weights": False, "projection_prng_key": 1}),
     "FourierFT": ("FourierFTConfig", {"n_frequency": 10, "init_weights": False}),
     "AdaLoRA": ("AdaLoraConfig", {"r": 2, "init_r": 2, "total_step": 10, "init_lora_weights": False}),
-    "LN tuning": ("LNTuningConfig", {}),
-    "modules_to_save": ("LoraConfig", {"r": 2, "init_lora_weights": False}),
+    "LNTuning": ("LNTuningConfig", {}),
+    "`modules_to_save`": ("LoraConfig", {"r": 2, "init_lora_weights": False}),
 }
 
 
@@ -36,9 +35,9 @@ def switched(name: str, cls: str, options: dict[str, Any]) -> Callable[[Scene], 
     def steps(scene: Scene) -> Iterator[None]:
         peft = pytest.importorskip("peft")
         chosen: dict[str, Any] = {"target_modules": scene.lora_targets}
-        if name == "LN tuning":
+        if name == "LNTuning":
             chosen = {"target_modules": r".*vision_tower.*layernorm_before"}
-        if name == "modules_to_save":
+        if name == "`modules_to_save`":
             chosen["modules_to_save"] = ["multi_modal_projector"]
         config = getattr(peft, cls)(**chosen, **options)
         model = peft.get_peft_model(scene.model, config, "a").eval()
@@ -59,4 +58,4 @@ def switched(name: str, cls: str, options: dict[str, Any]) -> Callable[[Scene], 
 
 
 for _name, (_cls, _options) in KINDS.items():
-    change(ROW, _name, ADAPTERS, NAMED)(switched(_name, _cls, _options))
+    change(SWITCHED, _name, ADAPTERS, NAMED)(switched(_name, _cls, _options))

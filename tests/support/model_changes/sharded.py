@@ -10,10 +10,12 @@ from torch import distributed, optim
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from model_changes.change import change
+from model_changes.optimizers import ROW as OPTIMIZERS
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import OPTIMIZER, REPLACED, WRITTEN
 
@@ -103,6 +105,16 @@ def written(scene: Scene) -> Iterator[None]:
     with torch.no_grad():
         for weight in scene.tower.parameters():
             weight.mul_(0.5)
+    yield
+
+
+@change(OPTIMIZERS, "`ZeroRedundancyOptimizer`", OPTIMIZER, ranks=RANKS)
+def zero(scene: Scene) -> Iterator[None]:
+    optimizer = ZeroRedundancyOptimizer(scene.weights, optim.SGD, lr=0.1, fused=True)
+    yield
+    for weight in scene.weights:
+        weight.grad = torch.ones_like(weight) * 0.5
+    optimizer.step()
     yield
 
 

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.utils import dlpack
 
 from model_changes.change import BY_CALL, SEVERAL, change
+from model_changes.random_weights import set_gradients
 from model_changes.scene import Scene
 
 ROW = "bytes are written where torch counts no version"
@@ -33,14 +34,14 @@ def data(scene: Scene) -> Iterator[None]:
 
 @change(
     ROW,
-    "`.data.copy_` of each weight, as by a weight sync of TRL",
+    "`.data.mul_().add_()`, as TRL averages a reference model",
     noticed=BY_CALL,
     in_bytes=True,
 )
 def synced(scene: Scene) -> Iterator[None]:
     yield
     for weight in scene.weights:
-        weight.data.copy_(new(weight), non_blocking=True)
+        weight.data.mul_(0.5).add_(new(weight), alpha=0.5)
     yield
 
 
@@ -68,7 +69,7 @@ def through_dlpack(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a foreign kernel or library that has the address", noticed=BY_CALL, in_bytes=True)
+@change(ROW, "another library that has the address", noticed=BY_CALL, in_bytes=True)
 def foreign(scene: Scene) -> Iterator[None]:
     yield
     weight = scene.linear.weight
@@ -118,3 +119,35 @@ def mapped(scene: Scene) -> Iterator[None]:
         yield
         os.pwrite(file.fileno(), (values * 2).numpy().tobytes(), 0)
         yield
+
+
+@change(
+    ROW,
+    "an optimizer of master copies, which are copied to `.data`",
+    noticed=BY_CALL,
+    in_bytes=True,
+)
+def master_copies(scene: Scene) -> Iterator[None]:
+    copies = [nn.Parameter(weight.detach().clone()) for weight in scene.weights]
+    optimizer = optim.AdamW(copies, lr=0.1, fused=True)
+    yield
+    set_gradients(copies)
+    optimizer.step()
+    for weight, copied in zip(scene.weights, copies, strict=True):
+        weight.data.copy_(copied.data)
+    yield
+
+
+@change(
+    ROW,
+    "an optimizer outside of `torch.optim` that writes `.data`",
+    noticed=BY_CALL,
+    in_bytes=True,
+)
+def foreign_optimizer(scene: Scene) -> Iterator[None]:
+    yield
+    set_gradients(scene.weights)
+    for weight in scene.weights:
+        assert weight.grad is not None
+        weight.data.sub_(weight.grad)
+    yield

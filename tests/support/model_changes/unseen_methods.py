@@ -42,7 +42,7 @@ def function(scene: Scene) -> Iterator[None]:
         nn.functional.layer_norm = stock
 
 
-@change(ROW, "a global variable or closure that a forward or hook reads", noticed=BY_CALL)
+@change(ROW, "a global variable or a closure of a hook", noticed=BY_CALL)
 def closure(scene: Scene) -> Iterator[None]:
     factor = [1.0]
     scene.linear.register_forward_hook(lambda module, args, output: output * factor[0])

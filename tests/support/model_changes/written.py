@@ -12,7 +12,7 @@ from model_changes.random_weights import fill
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import REPLACED, WRITTEN
 
-LOADED = "`load_state_dict` of the model, the tower or one module"
+LOADED = "`load_state_dict`"
 ROW = "a write in place"
 
 
@@ -20,21 +20,21 @@ def new_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.randn(tensor.shape) * 0.5 for name, tensor in module.state_dict().items()}
 
 
-@change(LOADED, "`load_state_dict(state)`", WRITTEN, families=SEVERAL)
+@change(LOADED, "of the tower", WRITTEN, families=SEVERAL)
 def load(scene: Scene) -> Iterator[None]:
     yield
     scene.tower.load_state_dict(new_state(scene.tower))
     yield
 
 
-@change(LOADED, "`load_state_dict(state, assign=True)`", REPLACED, families=SEVERAL)
+@change(LOADED, "with `assign=True`", REPLACED, families=SEVERAL)
 def assign(scene: Scene) -> Iterator[None]:
     yield
     scene.tower.load_state_dict(new_state(scene.tower), assign=True)
     yield
 
 
-@change(LOADED, "`load_state_dict(state, strict=False)` with one weight", WRITTEN)
+@change(LOADED, "with `strict=False` and one weight", WRITTEN)
 def load_one(scene: Scene) -> Iterator[None]:
     yield
     state = new_state(scene.linear)
@@ -42,7 +42,7 @@ def load_one(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(LOADED, "`load_state_dict` of the whole model", WRITTEN)
+@change(LOADED, "of the whole model", WRITTEN)
 def load_model(scene: Scene) -> Iterator[None]:
     yield
     state = scene.model.state_dict()
