@@ -46,11 +46,7 @@ def test_page_is_short() -> None:
 def test_every_module_of_the_list_registers_changes() -> None:
     package = PAGE.parents[1] / "tests" / "support" / "model_changes"
     pattern = r"^@change\(|^ +change\("
-    modules = {
-        path.stem
-        for path in package.glob("*.py")
-        if re.search(r"^@change\(|^ +change\(", path.read_text(), re.M)
-    }
+    modules = {path.stem for path in package.glob("*.py") if re.search(pattern, path.read_text(), re.M)}
     used = {change.steps.__module__.removeprefix("model_changes.") for change in CHANGES.values()}
     assert modules == used
 

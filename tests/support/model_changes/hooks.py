@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from model_changes.change import SEVERAL, change
+from model_changes.modules import ROW as MODULES
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED
 
@@ -101,9 +102,7 @@ def global_pre_hook(scene: Scene) -> Iterator[None]:
     yield from around(scene, lambda: nn.modules.module.register_module_forward_pre_hook(hook))
 
 
-@change(
-    "a parameter, module or tower is replaced, added or removed", "a new weight of a compiled tower", REPLACED
-)
+@change(MODULES, "a new weight of a compiled tower", REPLACED)
 def compiled(scene: Scene) -> Iterator[None]:
     scene.tower.compile(backend="eager")
     yield
