@@ -113,8 +113,8 @@ def scaled_between(scene: Scene) -> Iterator[None]:
 def test_switch_after_another_change_uses_no_wrong_rows(steps: Steps) -> None:
     change = Change("", steps.__name__, AT_ONCE, "", steps, ("internvl",), False, ())
     stock, attached = stock_steps(change, "internvl"), attached_steps(change, "internvl")
-    for expected, step in zip(stock, attached, strict=True):
-        assert all(torch.equal(logits, expected.logits) for logits in step.logits)
+    for number, (expected, step) in enumerate(zip(stock, attached, strict=True)):
+        assert all(torch.equal(logits, expected.logits) for logits in step.logits), f"step {number}"
 
 
 def switch_adapter(scene: Scene) -> Callable[[int], None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from model_changes.change import SEVERAL, change
+from model_changes.change import NAMED, SEVERAL, change
 from model_changes.modules import ROW as MODULES
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import HOOKS, REPLACED
@@ -46,34 +46,34 @@ def around(scene: Scene, register: Callable[[], Any]) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a forward hook on the tower", HOOKS, families=SEVERAL)
+@change(ROW, "a forward hook on the tower", HOOKS, NAMED, families=SEVERAL)
 def tower(scene: Scene) -> Iterator[None]:
     yield from around(scene, lambda: scene.tower.register_forward_hook(after))
 
 
-@change(ROW, "a forward hook on a block", HOOKS)
+@change(ROW, "a forward hook on a block", HOOKS, NAMED)
 def block(scene: Scene) -> Iterator[None]:
     yield from around(scene, lambda: scene.block.register_forward_hook(after))
 
 
-@change(ROW, "a forward hook with kwargs", HOOKS)
+@change(ROW, "a forward hook with kwargs", HOOKS, NAMED)
 def with_kwargs(scene: Scene) -> Iterator[None]:
     hook = scene.linear.register_forward_hook
     yield from around(scene, lambda: hook(lambda module, args, kwargs, output: output * 2, with_kwargs=True))
 
 
-@change(ROW, "a forward pre-hook on a linear layer", HOOKS, families=SEVERAL)
+@change(ROW, "a forward pre-hook on a linear layer", HOOKS, NAMED, families=SEVERAL)
 def pre_hook(scene: Scene) -> Iterator[None]:
     yield from around(scene, lambda: scene.linear.register_forward_pre_hook(before))
 
 
-@change(ROW, "a forward hook on the projector", HOOKS)
+@change(ROW, "a forward hook on the projector", HOOKS, NAMED)
 def projector(scene: Scene) -> Iterator[None]:
     hook = scene.model.base_model.multi_modal_projector.register_forward_hook
     yield from around(scene, lambda: hook(after))
 
 
-@change(ROW, "a hook is replaced by another one", HOOKS)
+@change(ROW, "another hook in place of the first", HOOKS)
 def replaced(scene: Scene) -> Iterator[None]:
     handle = scene.linear.register_forward_hook(after)
     yield
@@ -82,7 +82,7 @@ def replaced(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(GLOBAL, "`register_module_forward_hook`", HOOKS)
+@change(GLOBAL, "`register_module_forward_hook`", HOOKS, NAMED)
 def global_hook(scene: Scene) -> Iterator[None]:
     linear = scene.linear
 
@@ -92,7 +92,7 @@ def global_hook(scene: Scene) -> Iterator[None]:
     yield from around(scene, lambda: nn.modules.module.register_module_forward_hook(hook))
 
 
-@change(GLOBAL, "`register_module_forward_pre_hook`", HOOKS)
+@change(GLOBAL, "`register_module_forward_pre_hook`", HOOKS, NAMED)
 def global_pre_hook(scene: Scene) -> Iterator[None]:
     linear = scene.linear
 

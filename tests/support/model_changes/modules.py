@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model_changes.change import SEVERAL, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, WRITTEN
+from vitcache.adapters.changes.model_changes import METHODS, REPLACED, WRITTEN
 
 ROW = "a parameter, module or tower is replaced, added or removed"
 WRITES = "a write in place"
@@ -108,7 +108,7 @@ def tied_outside(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change("a method of a module is replaced on the object", "`module.forward = ...`", HOOKS, families=SEVERAL)
+@change("a method of a module is replaced on the object", "`module.forward = ...`", METHODS, families=SEVERAL)
 def forward(scene: Scene) -> Iterator[None]:
     linear, stock = scene.linear, scene.linear.forward
     yield
@@ -119,7 +119,7 @@ def forward(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change("a method of a module is replaced on the object", "`block.forward` as wrapped by accelerate", HOOKS)
+@change("a method of a module is replaced on the object", "`block.forward` as wrapped by accelerate", METHODS)
 def wrapped_forward(scene: Scene) -> Iterator[None]:
     block: Any = scene.block
     stock = block.forward

@@ -11,7 +11,7 @@ import torch
 
 from model_changes.change import BY_CALL, change
 from model_changes.scene import Scene
-from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, WRITTEN
+from vitcache.adapters.changes.model_changes import REPLACED, WRITTEN
 
 ROW = "accelerate offloads or dispatches the tower"
 HOST = "a write to an offloaded weight in host memory"
@@ -31,7 +31,7 @@ def name_of_linear(scene: Scene) -> str:
     return f"{path}.weight"
 
 
-@change(ROW, "`cpu_offload` with another state dict", HOOKS)
+@change(ROW, "`cpu_offload` with another state dict", REPLACED)
 def offloaded(scene: Scene) -> Iterator[None]:
     from accelerate import cpu_offload
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from model_changes.change import NAMED, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from vitcache.adapters.changes.model_changes import HOOKS, REPLACED, SETTINGS, WRITTEN
+from vitcache.adapters.changes.model_changes import REPLACED, SETTINGS, WRITTEN
 
 ROW = "a parametrization is registered, changed or removed"
 NORMS = "a norm of a weight is registered, or its parts are written"
@@ -95,7 +95,7 @@ def old_weight_norm(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(NORMS, "the old `spectral_norm`", HOOKS)
+@change(NORMS, "the old `spectral_norm`", REPLACED)
 def old_spectral_norm(scene: Scene) -> Iterator[None]:
     yield
     nn.utils.spectral_norm(scene.linear)

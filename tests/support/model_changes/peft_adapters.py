@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from model_changes.change import NAMED, SEVERAL, change
+from model_changes.change import BY_CALL, NAMED, SEVERAL, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import ADAPTERS, REPLACED, WRITTEN
@@ -116,7 +117,7 @@ def rescaled(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(MERGED, "`merge_adapter`, `unmerge_adapter`", WRITTEN, families=SEVERAL)
+@change(MERGED, "`merge_adapter`, `unmerge_adapter`", ADAPTERS, families=SEVERAL)
 def merged(scene: Scene) -> Iterator[None]:
     """Merged weights round otherwise, and the language model is not changed."""
     model = lora(scene)
@@ -128,7 +129,7 @@ def merged(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(MERGED, "`merge_adapter` of an adapter that is not active", WRITTEN)
+@change(MERGED, "`merge_adapter` of an adapter that is not active", ADAPTERS)
 def merged_other(scene: Scene) -> Iterator[None]:
     model = lora(scene)
     yield
@@ -185,8 +186,6 @@ def added(scene: Scene) -> Iterator[None]:
 
 @change(LOADED, "`load_adapter` of a new name", REPLACED)
 def loaded(scene: Scene) -> Iterator[None]:
-    import tempfile
-
     model = lora(scene)
     yield
     with tempfile.TemporaryDirectory() as folder:
@@ -200,8 +199,6 @@ def loaded(scene: Scene) -> Iterator[None]:
 
 @change(LOADED, "`load_adapter` over an existing name", WRITTEN)
 def loaded_over(scene: Scene) -> Iterator[None]:
-    import tempfile
-
     model = lora(scene)
     yield
     with tempfile.TemporaryDirectory() as folder:
@@ -222,33 +219,42 @@ def state_dict(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(LOADED, "`hotswap_adapter`", WRITTEN)
-def hotswapped(scene: Scene) -> Iterator[None]:
-    import tempfile
-
-    from peft.utils.hotswap import hotswap_adapter
+def hotswap(scene: Scene, rank: int, prepare: Callable[[Any], None] = lambda model: None) -> Iterator[None]:
+    """Give the adapter "a" the weights of an adapter of another rank, which is saved in a folder."""
+    from peft import LoraConfig
+    from peft.utils import hotswap
 
     model = lora(scene)
+    config = LoraConfig(target_modules=scene.lora_targets, r=rank, init_lora_weights=False)
+    model.add_adapter("c", config)
     yield
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, selected_adapters=["b"])
-        hotswap_adapter(model, f"{folder}/b", "a")
+        model.save_pretrained(folder, selected_adapters=["c"])
+        prepare(model)
+        hotswap.hotswap_adapter(model, f"{folder}/c", "a")
     yield
+
+
+@change(LOADED, "`hotswap_adapter` of a larger rank", REPLACED)
+def hotswapped_larger(scene: Scene) -> Iterator[None]:
+    yield from hotswap(scene, 3)
 
 
 @change(LOADED, "`prepare_model_for_compiled_hotswap` and `hotswap_adapter`", REPLACED)
 def hotswapped_compiled(scene: Scene) -> Iterator[None]:
-    import tempfile
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
 
-    from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+    yield from hotswap(scene, 2, lambda model: prepare_model_for_compiled_hotswap(model, target_rank=4))
 
-    model = lora(scene)
-    yield
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, selected_adapters=["b"])
-        prepare_model_for_compiled_hotswap(model, target_rank=4)
-        hotswap_adapter(model, f"{folder}/b", "a")
-    yield
+
+@change("PEFT: `hotswap_adapter`, which writes `.data`", "an equal rank", noticed=BY_CALL, in_bytes=True)
+def hotswapped(scene: Scene) -> Iterator[None]:
+    yield from hotswap(scene, 2)
+
+
+@change("PEFT: `hotswap_adapter`, which writes `.data`", "a smaller rank", noticed=BY_CALL, in_bytes=True)
+def hotswapped_smaller(scene: Scene) -> Iterator[None]:
+    yield from hotswap(scene, 1)
 
 
 @change(LOADED, "`delete_adapter` of the active adapter", REPLACED)

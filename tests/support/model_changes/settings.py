@@ -62,7 +62,30 @@ def in_a_dict(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(CONFIG, "`vision_feature_layer`", SETTINGS, NAMED)
+@change(CONFIG, "`config.vision_config` of the tower", SETTINGS, NAMED)
+def of_the_tower(scene: Scene) -> Iterator[None]:
+    linear, stock, config = scene.linear, scene.linear.forward, scene.tower.config
+    linear.forward = lambda value: stock(value) * config.initializer_range
+    first = config.initializer_range
+    yield
+    config.initializer_range = first * 2
+    yield
+    config.initializer_range = first
+    yield
+
+
+@change(CONFIG, "a new value of `model.config`", SETTINGS, NAMED)
+def of_the_model(scene: Scene) -> Iterator[None]:
+    linear, stock, config = scene.linear, scene.linear.forward, scene.model.config
+    linear.forward = lambda value: stock(value) * getattr(config, "gain", 1.0)
+    yield
+    config.gain = 2.0
+    yield
+    del config.gain
+    yield
+
+
+@change("a value of the config that the model's forward passes on", "`vision_feature_layer`", "", NAMED)
 def feature_layer(scene: Scene) -> Iterator[None]:
     config = scene.model.config
     first = config.vision_feature_layer
