@@ -225,7 +225,9 @@ def hotswap(scene: Scene, rank: int, prepare: Callable[[Any], None] = lambda mod
     from peft.utils import hotswap
 
     model = lora(scene)
-    config = LoraConfig(target_modules=scene.lora_targets, r=rank, init_lora_weights=False)
+    config = LoraConfig(
+        target_modules=scene.lora_targets, r=rank, lora_alpha=4 * rank, init_lora_weights=False
+    )  # with the scaling of "a"
     model.add_adapter("c", config)
     yield
     with tempfile.TemporaryDirectory() as folder:
