@@ -159,9 +159,11 @@ class Session:
             self.namespace = self._names.digest(weights)
             return [change]
         if not self._was_called:
-            self._names.accept_hooks(weights)
+            self._names.start_with(weights)
         namespace, self.namespace = self.namespace, self._names.digest(weights)
-        return [] if namespace == self.namespace else weights.setting_changes_since(before)
+        if namespace == self.namespace or not self._was_called:
+            return []
+        return weights.setting_changes_since(before)
 
     def ignore_own_settings(self) -> None:
         """Ignore the settings that the stock method has just written itself, such as a counter of its calls.

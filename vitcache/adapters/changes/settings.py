@@ -76,6 +76,11 @@ def is_hook(name: str) -> bool:
     return name.endswith(HOOK_TABLES)
 
 
+def is_merge(name: str) -> bool:
+    """Whether the name of a setting tells which adapters are merged. PEFT merges them through `.data`."""
+    return name.rpartition(".")[2] in ("merged_adapters", "merged")
+
+
 def mixes_adapters(module: nn.Module) -> bool:
     """Whether a running forward has an adapter per prompt: PEFT's argument `adapter_names`."""
     hooks: Iterable[Callable[..., Any]] = module._forward_pre_hooks.values()
