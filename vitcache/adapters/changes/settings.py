@@ -31,9 +31,8 @@ def describe(value: Any) -> str | None:
         return str(value)
     if not isinstance(value, _CONTAINERS) or len(value) > _MOST_ELEMENTS:
         return None
-    elements = value.items() if isinstance(value, dict) else value
     texts = []
-    for element in elements:
+    for element in list(value.items() if isinstance(value, dict) else value):  # other threads may change it
         text = describe(element)
         if text is None:
             return None
@@ -43,9 +42,9 @@ def describe(value: Any) -> str | None:
     return f"{type(value).__name__}({', '.join(texts)})"
 
 
-def own_values(namespace: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Yield the entries of a module's ``__dict__`` that `nn.Module` itself does not make."""
-    return ((name, value) for name, value in namespace.items() if name not in _OF_EACH_MODULE)
+def own_values(namespace: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the entries of a module's ``__dict__`` that `nn.Module` itself does not make, and `training`."""
+    return [(name, value) for name, value in list(namespace.items()) if name not in _OF_EACH_MODULE]
 
 
 def is_method(value: Any) -> bool:

@@ -82,7 +82,7 @@ class WatchedParts:
         if is_adapter_layer(module):
             settings = self.adapters
             self.mixes_adapters = self.mixes_adapters or mixes_adapters(module)
-        for name, value in (("training", module.training), *own_values(namespace)):
+        for name, value in own_values(namespace):
             key = prefix + name
             if is_config(value):
                 names.add(name)
@@ -111,7 +111,7 @@ class WatchedParts:
             return
         self._configs.add(id(config))
         names = set()
-        for name, value in vars(config).items():
+        for name, value in list(vars(config).items()):
             text = describe(value)
             if text is not None and f"{key}.{name}" not in self._ignored:
                 self.settings[f"{key}.{name}"] = text
@@ -119,7 +119,7 @@ class WatchedParts:
         self._add(vars(config), frozenset(names), is_sized=True)
 
     def _add_weights(self, prefix: str, table: dict[str, Any]) -> None:
-        for name, tensor in table.items():
+        for name, tensor in list(table.items()):
             if isinstance(tensor, Tensor):
                 self.weights.update(parts_of(prefix + name, tensor))
 
