@@ -36,13 +36,15 @@ class WeightsFingerprint:
         Settings, and those of layers with adapters, as texts by name.
     mixes_adapters
         Whether a running forward has an adapter per prompt.
+    random
+        The name of a module whose output is random, because it is in training mode, or "".
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module, ignored: frozenset[str] = frozenset()) -> None:
         parts = WatchedParts(model, ignored)
         self.tower_device: torch.device = next(tower.parameters()).device
         self.settings, self.adapters = parts.settings, parts.adapters
-        self.mixes_adapters = parts.mixes_adapters
+        self.mixes_adapters, self.random = parts.mixes_adapters, parts.random
         self._merged = {
             name: text for name, text in (parts.adapters | parts.settings).items() if is_merge(name)
         }

@@ -70,6 +70,21 @@ def hooks_of(module: Any, name: str) -> str | None:
     return f"{_PROCESS} {numbers}" if numbers else None
 
 
+def is_random(module: nn.Module) -> bool:
+    """Whether a module is in training mode and drops values, or normalizes by the values of a call."""
+    if not module.training:
+        return False
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return any("drop" in name and _is_positive(value) for name, value in own_values(vars(module)))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
 def is_hook(name: str) -> bool:
     """Whether the name of a setting is that of a module's hooks."""
     return name.endswith(HOOK_TABLES)

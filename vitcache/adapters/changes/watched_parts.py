@@ -15,6 +15,7 @@ from vitcache.adapters.changes.settings import (
     is_adapter_layer,
     is_config,
     is_method,
+    is_random,
     mixes_adapters,
     own_values,
 )
@@ -49,6 +50,8 @@ class WatchedParts:
         Functions and packed weights in the ``__dict__`` of modules, by name.
     mixes_adapters
         Whether a running forward has an adapter per prompt.
+    random
+        The name of a module whose output is random, because it is in training mode, or "".
     """
 
     def __init__(self, model: nn.Module, ignored: frozenset[str]) -> None:
@@ -59,6 +62,7 @@ class WatchedParts:
         self.adapters: dict[str, str] = {}
         self.methods: dict[str, Any] = {}
         self.mixes_adapters = False
+        self.random = ""
         self._ignored = ignored
         self._configs: set[int] = set()
         modules = outer_modules(model)
@@ -79,6 +83,8 @@ class WatchedParts:
             self._add(dataset, keys, is_sized=False)
             self._add_weights(f"{prefix}kept.", {key: dataset[key] for key in keys})
         settings = self.settings
+        if not is_owner and is_random(module):
+            self.random = path
         if is_adapter_layer(module):
             settings = self.adapters
             self.mixes_adapters = self.mixes_adapters or mixes_adapters(module)
