@@ -31,9 +31,8 @@ def describe(value: Any) -> str | None:
         return str(value)
     if not isinstance(value, _CONTAINERS) or len(value) > _MOST_ELEMENTS:
         return None
-    elements = value.items() if isinstance(value, dict) else value
     texts = []
-    for element in elements:
+    for element in list(value.items() if isinstance(value, dict) else value):  # other threads may change it
         text = describe(element)
         if text is None:
             return None
@@ -43,9 +42,9 @@ def describe(value: Any) -> str | None:
     return f"{type(value).__name__}({', '.join(texts)})"
 
 
-def own_values(namespace: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Yield the entries of a module's ``__dict__`` that `nn.Module` itself does not make."""
-    return ((name, value) for name, value in namespace.items() if name not in _OF_EACH_MODULE)
+def own_values(namespace: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the entries of a module's ``__dict__`` that `nn.Module` itself does not make, and `training`."""
+    return [(name, value) for name, value in list(namespace.items()) if name not in _OF_EACH_MODULE]
 
 
 def is_method(value: Any) -> bool:
@@ -71,9 +70,29 @@ def hooks_of(module: Any, name: str) -> str | None:
     return f"{_PROCESS} {numbers}" if numbers else None
 
 
+def is_random(module: nn.Module) -> bool:
+    """Whether a module is in training mode and drops values, or normalizes by the values of a call."""
+    if not module.training:
+        return False
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return any("drop" in name and _is_positive(value) for name, value in own_values(vars(module)))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
 def is_hook(name: str) -> bool:
     """Whether the name of a setting is that of a module's hooks."""
     return name.endswith(HOOK_TABLES)
+
+
+def is_merge(name: str) -> bool:
+    """Whether the name of a setting tells which adapters are merged. PEFT merges them through `.data`."""
+    return name.rpartition(".")[2] in ("merged_adapters", "merged")
 
 
 def mixes_adapters(module: nn.Module) -> bool:
