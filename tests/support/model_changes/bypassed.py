@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,3 +60,24 @@ def _double_in_training(scene: Scene) -> None:
 def _halve(scene: Scene) -> None:
     with torch.no_grad():
         nn.init.constant_(scene.linear.weight, 0.25)
+
+
+@change(MODES, "with dropout in one block, the model in eval mode", "", BYPASSED)
+def dropout(scene: Scene) -> Iterator[None]:
+    dropout = nn.Dropout(0.5).eval()
+    scene.block.register_forward_hook(lambda module, args, output: _dropped(dropout, output))
+    scene.block.add_module("dropout_of_a_user", dropout)
+    call = scene.call
+
+    def seeded() -> torch.Tensor:
+        torch.manual_seed(7)
+        return call()
+
+    scene.call = seeded
+    yield
+    dropout.train()
+    yield
+
+
+def _dropped(dropout: nn.Module, output: Any) -> Any:
+    return dropout(output) if isinstance(output, torch.Tensor) else (dropout(output[0]), *output[1:])

@@ -117,7 +117,7 @@ def rescaled(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(MERGED, "`merge_adapter`, `unmerge_adapter`", ADAPTERS, families=SEVERAL)
+@change(MERGED, "`merge_adapter`, `unmerge_adapter`", WRITTEN, families=SEVERAL)
 def merged(scene: Scene) -> Iterator[None]:
     """Merged weights round otherwise, and the language model is not changed."""
     model = lora(scene)
@@ -129,7 +129,7 @@ def merged(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(MERGED, "`merge_adapter` of an adapter that is not active", ADAPTERS)
+@change(MERGED, "`merge_adapter` of an adapter that is not active", WRITTEN)
 def merged_other(scene: Scene) -> Iterator[None]:
     model = lora(scene)
     yield
