@@ -12,6 +12,7 @@ from model_changes.change import BY_CALL, change
 from model_changes.scene import Scene
 
 ROW = "code or a value outside of the model"
+OWNER = "a part of the base model itself, the owner of `get_image_features`"
 
 
 @change(ROW, "a method of a class is replaced", noticed=BY_CALL)
@@ -73,4 +74,78 @@ def loose_object(scene: Scene) -> Iterator[None]:
     linear.forward = lambda value: stock(value) * linear.gain.value
     yield
     linear.gain.value = 2.0
+    yield
+
+
+@change(OWNER, "a plain attribute", noticed=BY_CALL)
+def attribute_of_the_owner(scene: Scene) -> Iterator[None]:
+    base, linear, stock = scene.model.base_model, scene.linear, scene.linear.forward
+    base.gain = 1.0
+    linear.forward = lambda value: stock(value) * base.gain
+    yield
+    base.gain = 2.0
+    yield
+
+
+@change(OWNER, "a method of the object, such as `pixel_shuffle`", noticed=BY_CALL)
+def method_of_the_owner(scene: Scene) -> Iterator[None]:
+    base = scene.model.base_model
+    stock = base.pixel_shuffle
+    yield
+    base.pixel_shuffle = lambda *args, **kwargs: stock(*args, **kwargs) * 2
+    yield
+
+
+@change(ROW, "a module in a plain list", noticed=BY_CALL)
+def unregistered(scene: Scene) -> Iterator[None]:
+    own = [nn.Linear(scene.linear.out_features, scene.linear.out_features)]
+    linear, stock = scene.linear, scene.linear.forward
+    linear.own = own
+    linear.forward = lambda value: linear.own[0](stock(value))
+    yield
+    nn.init.normal_(own[0].weight)
+    yield
+
+
+@change(ROW, "`module.__class__` is set", noticed=BY_CALL)
+def class_of_a_module(scene: Scene) -> Iterator[None]:
+    class Doubled(nn.Linear):
+        def forward(self, value: Tensor) -> Tensor:
+            return super().forward(value) * 2
+
+    yield
+    scene.linear.__class__ = Doubled
+    yield
+
+
+@change(ROW, "an entry of `_forward_hooks` is overwritten", noticed=BY_CALL)
+def overwritten_hook(scene: Scene) -> Iterator[None]:
+    handle = scene.linear.register_forward_hook(lambda module, args, output: output * 2)
+    yield
+    scene.linear._forward_hooks[handle.id] = lambda module, args, output: output * 3
+    yield
+
+
+@change(ROW, "a switch of torch, such as the kernel of attention", noticed=BY_CALL)
+def kernel(scene: Scene) -> Iterator[None]:
+    yield
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        yield
+
+
+@change(
+    ROW,
+    "the scaling of a LoRA after `prepare_model_for_compiled_hotswap`, which is a tensor",
+    noticed=BY_CALL,
+)
+def tensor_in_a_dict(scene: Scene) -> Iterator[None]:
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    from model_changes.peft_adapters import layers, lora
+
+    model = lora(scene)
+    prepare_model_for_compiled_hotswap(model, target_rank=4)
+    yield
+    for layer in layers(scene):
+        layer.scale_layer(2.0)
     yield
