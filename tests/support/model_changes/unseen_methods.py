@@ -135,7 +135,7 @@ def kernel(scene: Scene) -> Iterator[None]:
 
 @change(
     ROW,
-    "the scaling of a LoRA after `prepare_model_for_compiled_hotswap`, which is a tensor",
+    "PEFT: `scale_layer` after `prepare_model_for_compiled_hotswap`",
     noticed=BY_CALL,
 )
 def tensor_in_a_dict(scene: Scene) -> Iterator[None]:
