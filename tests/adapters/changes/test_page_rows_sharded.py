@@ -19,7 +19,7 @@ pytest.importorskip("accelerate")
 
 from attached import plain_kernels  # noqa: F401
 from model_changes import BY_CALL, CHANGES, Change
-from model_changes.checks import check, check_unseen
+from model_changes.checks import check, check_fingerprint, check_unseen
 from ranks import run_ranks
 from torch import distributed
 
@@ -63,6 +63,12 @@ def test_logits_after_the_change_with_two_ranks_are_stock(
     change: Change, errors: list[dict[tuple[str, str], str]]
 ) -> None:
     assert [rank[change.row, change.name] for rank in errors] == ["", ""]
+
+
+@pytest.mark.usefixtures("one_rank")
+@each([change for change in SHARDED if change.in_bytes])
+def test_fingerprint_finds_the_sharded_change_within_its_calls(change: Change) -> None:
+    check_fingerprint(change, *change.families, 3)
 
 
 @pytest.mark.usefixtures("one_rank")

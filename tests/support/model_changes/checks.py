@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ from model_changes.change import BY_CALL, BYPASSED, KEPT, NAMED, REFUSED, Change
 from model_changes.scene import Scene, run
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.changes.model_changes import FINGERPRINT, INVALIDATED
-from vitcache.adapters.transformers import attach
+from vitcache.adapters.transformers import Attachment, attach
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,15 @@ def stock_steps(change: Change, name: str) -> list[Stock]:
 
 
 def attached_steps(
-    change: Change, name: str, *, invalidate: bool = False, calls: int = 2, **options: Any
+    change: Change,
+    name: str,
+    *,
+    calls: int = 2,
+    invalidate: bool = False,
+    on_attach: Callable[[Attachment], None] = lambda attachment: None,
+    **options: Any,
 ) -> list[Attached]:
+    """Make `calls` calls after each step; before them, call `invalidate` or not."""
     family = FAMILIES[name]
     scene = Scene(family, family.model())
     steps: list[Attached] = []
@@ -69,6 +77,7 @@ def attached_steps(
     for _ in run(change, scene):
         if attachment is None:
             attachment = attach(scene.model, **options)
+            on_attach(attachment)
         elif invalidate:
             attachment.invalidate()
         steps.append(Attached([], []))

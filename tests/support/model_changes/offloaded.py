@@ -84,7 +84,7 @@ def replaced(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(HOST, "through `.data`", noticed=BY_CALL)
+@change(HOST, "through `.data`", noticed=BY_CALL, in_bytes=True)
 def through_data(scene: Scene) -> Iterator[None]:
     state = offload(scene)
     name = name_of_linear(scene)
