@@ -47,7 +47,9 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str
     assert all(rank.returncode == 0 for rank in done), [rank.stderr for rank in done]
     found = []
     for rank in done:
-        lines = [json.loads(line) for line in rank.stdout.splitlines() if line.startswith("[")]
+        lines = [
+            json.loads(line) for line in rank.stdout.splitlines() if line.startswith('["')
+        ]  # Gloo prints lines, too
         found.append({(row, name): error for row, name, error in lines})
     return found
 

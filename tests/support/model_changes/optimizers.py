@@ -124,7 +124,7 @@ def accelerated(scene: Scene) -> Iterator[None]:
     set_gradients(scene.weights)
     optimizer.step()
     yield
-    accelerator.free_memory()
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @change(ROW, "with a hook of its own", OPTIMIZER)
