@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from vitcache.adapters.changes.outer_modules import outer_weights
-
-_PLAIN = (nn.Parameter, Tensor)
+from vitcache.adapters.changes.outer_modules import outer_modules, outer_weights
+from vitcache.adapters.changes.weight_parts import kept_weights, parts_of, storage_of
 
 
 class WeightIndex:
@@ -27,11 +26,11 @@ class WeightIndex:
         self._names: dict[int, str] = {}
         # The addresses of the first byte and behind the last one of each weight, by storage.
         self._spans: dict[int, list[tuple[int, int, str]]] = {}
-        for name, weight in outer_weights(model):
-            self._names[id(weight)] = name
-            for piece in _pieces(weight):
-                if address := _storage_address(piece):
-                    self._spans.setdefault(address, []).append((*_span(piece), name))
+        for name, weight in _all_weights(model):
+            for part, tensor in parts_of(name, weight):
+                self._names.setdefault(id(tensor), part)
+                if (storage := storage_of(tensor)) is not None:
+                    self._spans.setdefault(storage.data_ptr(), []).append((*_span(tensor), part))
 
     def find(self, tensors: Iterable[Tensor]) -> str | None:
         """Return the name of a weight that is one of the tensors, or has bytes of one. None: no weight does.
@@ -42,31 +41,21 @@ class WeightIndex:
         for tensor in tensors:
             if id(tensor) in names:
                 return names[id(tensor)]
-            for piece in (tensor,) if type(tensor) in _PLAIN else _pieces(tensor):
-                if (address := _storage_address(piece)) in spans:
-                    start, stop = _span(piece)
+            for part in (tensor,) if type(tensor) is nn.Parameter else dict(parts_of("", tensor)).values():
+                storage = storage_of(part)
+                if storage is not None and (address := storage.data_ptr()) in spans:
+                    start, stop = _span(part)
                     for first, last, name in spans[address]:
                         if start < last and first < stop:
                             return name
         return None
 
 
-def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    """Return the tensors that have the bytes of a tensor: those inside of a DTensor, or the tensor itself."""
-    flatten = getattr(type(tensor), "__tensor_flatten__", None)
-    if flatten is None:
-        return (tensor,)
-    inner = [getattr(tensor, name) for name in flatten(tensor)[0]]
-    # The parts of a DTensor include its mesh.
-    return [piece for part in inner if isinstance(part, Tensor) for piece in _pieces(part)]
-
-
-def _storage_address(tensor: Tensor) -> int:
-    """Return the address of the tensor's storage. 0: it has no storage, or one without memory."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # sparse and fake tensors
-        return 0
+def _all_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from outer_weights(model)
+    for name, module in outer_modules(model).items():
+        for table, keys in kept_weights(module):
+            yield from ((f"{name}.{key}", table[key]) for key in keys)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
