@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.attach_stats import AttachStats
+from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.model_changes import REPLACED, ModelChanges
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
@@ -68,6 +69,7 @@ class Session:
             del self._counts[name]  # counted by `disabled`, `placement` and `changes`
         self.changes = ModelChanges(type(model).__name__)
         self.placement: ForwardPlacement | None = None
+        self.bytes: ByteFingerprint | None = None
 
     @property
     def stats(self) -> AttachStats:
@@ -129,6 +131,12 @@ class Session:
             The kind of the change, and the name of the changed part, for `ModelChanges`.
         """
         self.changes.note(kind, detail)
+        self.begin_namespace()
+        if self.bytes is not None:
+            self.bytes.reset()
+
+    def begin_namespace(self) -> None:
+        """Begin a new, random namespace."""
         self.namespace = replace(self._given_namespace, adapter=os.urandom(16).hex()).digest()
 
     def current_namespace(self) -> bytes:
@@ -140,7 +148,9 @@ class Session:
                 if not weights.unchanged_since(self._weights):
                     self.forget(REPLACED)
                 self._weights = weights
-            return self.namespace
+        if self.bytes is not None:
+            self.bytes.check(self)
+        return self.namespace
 
     def tower_device(self) -> torch.device | None:
         """The device of the tower's weights; None if they are offloaded, because hooks move them.
