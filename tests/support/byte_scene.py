@@ -1,4 +1,4 @@
-"""`Owner`: notes what a `ByteFingerprint` asks of its attachment; writes that nothing else notices."""
+"""`Owner`: stands for the attachment of a `ByteFingerprint`; and writes that change no version."""
 
 from __future__ import annotations
 

@@ -152,8 +152,9 @@ def _plain_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str,
     """Yield the tensors with memory of their own."""
     for name, tensor in weights:
         if hasattr(tensor, "__tensor_flatten__"):
-            inner, _ = tensor.__tensor_flatten__()
-            yield from _plain_tensors((f"{name}.{part}", getattr(tensor, part)) for part in inner)
+            names, _ = tensor.__tensor_flatten__()  # DTensor also names its DeviceMesh
+            parts = [(f"{name}.{part}", getattr(tensor, part)) for part in names]
+            yield from _plain_tensors(part for part in parts if isinstance(part[1], Tensor))
         elif tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0:
             yield name, tensor
 

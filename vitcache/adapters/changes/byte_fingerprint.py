@@ -37,29 +37,29 @@ class Owner(Protocol):
 class ByteFingerprint:
     """Compares the bytes of a model's weights with their checksums, one N-th of them at each check.
 
-    The weights are the parameters and buffers outside of the language model. The checksums are those at the
-    last change that was noticed. A change of any byte is found by the N-th check after it at the latest, if
-    the bytes have not changed back until then, whoever wrote them: `Tensor.data`, a NumPy view, a kernel of
-    another library, a collective. Then the owner forgets its entries, one warning per object names a weight
-    that changed, and new checksums of all weights are computed.
+    The weights are the parameters and buffers outside of the language model, with their bytes at the last
+    noticed change. A later change of any byte is found by the N-th check after it at the latest, if the byte
+    does not change back before: by `Tensor.data`, a NumPy view, a kernel of another library, a collective in
+    place. Then the owner forgets its entries, one warning per object names a weight that changed, and new
+    checksums of all weights are computed.
 
-    Checksums are never newer than an entry: after they were computed, the owner begins a new namespace. So
-    also rows that were encoded during a change, or by another thread meanwhile, are found no more.
+    New checksums are computed before the owner begins the namespace in which they are used. So a write during
+    an encode is found, too.
 
     Cost of a check
-        It reads 1/N of the weights' bytes. For each block of it, a weight or at most 256 KiB of a weight
-        (2 MiB on a GPU), torch multiplies and sums: two launches, and a temporary tensor of twice the size.
-        One more launch and one copy to pinned memory per GPU: the host does not wait for them, and a later
-        check compares. So on a GPU a check reads 1/(N - 1), and finds a change by the N-th check unless the
-        GPU lags behind the host. With N = 1 each check reads all weights, and the host waits.
+        It reads 1/N of the weights. Torch multiplies and sums each block, which is a weight or 256 KiB of a
+        weight (2 MiB on a GPU): two launches, and a temporary tensor of twice its size. A GPU also gets one
+        launch and one copy to pinned memory. The host does not wait for them; a later check compares. So with
+        a GPU a check reads 1/(N - 1), and finds a change by the N-th check unless the GPU lags behind the
+        host. With N = 1 a check reads all weights, and the host waits.
     Cost of new checksums
         The constructor, and the first check after a noticed change, read all weights, and the host waits.
 
-    Not read are weights without memory of their own: offloaded weights (device "meta"), which hooks move to a
-    device for each run, and sparse tensors. Nothing is read while the current stream captures a CUDA graph.
+    Offloaded weights are not read: they are on the device "meta", and hooks move them to a device for each
+    run. Sparse weights are not read either, and a check during the capture of a CUDA graph reads nothing.
 
-    Any thread may call any method. One thread checks; a `check` of another thread meanwhile does nothing and
-    is not counted. No lock is held for which a thread waits.
+    Any thread may call any method. While a thread checks, a check of another thread returns at once and is
+    not one of the N. A thread never waits for another one.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class ByteFingerprint:
 
     def _take(self, model: nn.Module) -> None:
         """Compute the checksums of all weights. The host waits for the devices."""
-        # Cleared first: a reset meanwhile may come before or after a write that these checksums contain.
+        # Cleared first: these checksums may not contain the writes before a reset that another thread calls.
         self._must_take = False
         self._started.clear()
         try:
