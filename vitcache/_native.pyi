@@ -23,6 +23,7 @@ __all__: list[str] = [
     "LeaseSet",
     "Ledger",
     "LruPolicy",
+    "ModuleWatch",
     "PagedRows",
     "Pending",
     "PendingCopies",
@@ -36,7 +37,6 @@ __all__: list[str] = [
     "StepPlan",
     "Stream",
     "TensorReader",
-    "TensorTables",
     "TextTokens",
     "Ticket",
     "Tier",
@@ -682,8 +682,17 @@ class Ledger:
     @property
     def num_releases(self) -> int: ...
 
-class TensorTables:
-    def __init__(self, namespaces: list, tables: list, reader: TensorReader, tensor_type: type) -> None: ...
+class ModuleWatch:
+    def __init__(
+        self,
+        namespaces: list,
+        watched: list,
+        freed: list,
+        versions: dict,
+        reader: TensorReader,
+        tensor_type: type,
+        data_pointer: int,
+    ) -> None: ...
     def is_current(self) -> bool: ...
 
 def copy_batch(

@@ -12,7 +12,7 @@ void bind_ring(pybind11::module_& module);
 void bind_policies(pybind11::module_& module);
 void bind_cache(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
-void bind_tensor_tables(pybind11::module_& module);
+void bind_module_watch(pybind11::module_& module);
 void bind_pipeline(pybind11::module_& module);
 
 }  // namespace vitcache

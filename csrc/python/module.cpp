@@ -40,7 +40,7 @@ PYBIND11_MODULE(_native, module) {
   bind_pipeline(module);
   bind_cache(module);
   bind_ledger(module);
-  bind_tensor_tables(module);
+  bind_module_watch(module);
 }
 
 }  // namespace vitcache

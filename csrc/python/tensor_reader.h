@@ -17,6 +17,8 @@ class TensorReader {
  public:
   TensorReader(pybind11::type tensor_type, pybind11::type parameter_type);
 
+  bool is_plain(PyObject* object) const;
+
   // Describes a plain tensor. Returns false if it refuses the tensor.
   bool read(PyObject* object, dlpack::Tensor& tensor) const;
 
@@ -43,8 +45,6 @@ class TensorReader {
   std::optional<TextTokens> read_text(const pybind11::object& ids, const pybind11::object& weight) const;
 
  private:
-  bool is_plain(PyObject* object) const;
-
   pybind11::type tensor_type_;
   pybind11::type parameter_type_;
   pybind11::object is_negated_;

@@ -64,7 +64,7 @@ class CachedEncoder(KeyedEncoder):
         namespace = b""
         if not self._must_bypass(arguments):
             namespace = session.current_namespace()  # before `tower_device`, which it updates
-            if not self._is_autocast(arguments):
+            if not (session.mixes_adapters or self._is_autocast(arguments)):
                 split = self._split(config, arguments)
                 parts = split if isinstance(split, CallParts) else as_parts(split)
         if parts is not None and parts.shapes:
@@ -81,7 +81,7 @@ class CachedEncoder(KeyedEncoder):
                 whole = partial(self.run_whole, args, kwargs) if self._checks_splits else None
                 call = KeyedCall(parts, keys, options, kind, namespace, whole)
                 try:
-                    if session.is_settled and kind in self._forms:
+                    if session.is_settled and (namespace, kind) in self._forms:
                         return self.serve(call)
                     with session.first_output:
                         return self.serve(call)

@@ -38,6 +38,12 @@ def serves(module: Any, modality: str) -> bool:
     return callable(getattr(module, name, None)) and _is_called(cls, name)
 
 
+def option_names(owner: nn.Module) -> set[str]:
+    """Return the names of the arguments of the stock methods. None stands for the config's value."""
+    methods = (getattr(type(owner), method_name(modality), None) for modality in MODALITIES)
+    return {name for method in methods if method is not None for name in inspect.signature(method).parameters}
+
+
 def has_tower(owner: Any, name: str) -> bool:
     """Whether a model was made with a tower: a config may leave one out."""
     return isinstance(getattr(owner, name, None), nn.Module)

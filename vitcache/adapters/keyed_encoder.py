@@ -22,7 +22,7 @@ from vitcache.pipeline.lookup import claim_all
 Kind = tuple[bytes, int, tuple[bool, ...]]
 """A kind of call: its framed options, the dimensions of an item, and which of its arguments are None."""
 
-_NO_FORM: tuple[bytes, int, Any] = b"", 0, None
+_NO_FORM: tuple[int, Any] = 0, None
 _MOST_FORMS = 64  # a caller with ever new options must not fill the memory
 
 
@@ -61,8 +61,8 @@ class KeyedEncoder(ItemEncoder):
 
     def __init__(self, session: Session, stock: Callable[..., Any], modality: str, family: Family) -> None:
         super().__init__(session, stock, modality, family)
-        # By kind of call: namespace of the weights, epoch, form of an item's output; the check of a split.
-        self._forms: dict[Kind, tuple[bytes, int, OutputForm]] = {}
+        # By namespace of the weights and kind of call: epoch, form of an item's output.
+        self._forms: dict[tuple[bytes, Kind], tuple[int, OutputForm]] = {}
         self._checks: dict[Kind, SplitCheck] = {}
 
     def serve(self, call: KeyedCall) -> Any:
@@ -78,9 +78,9 @@ class KeyedEncoder(ItemEncoder):
         wanted = list(rows)
         if call.whole is not None and (len(keys) == 1 or self._check_of(kind).is_done):
             call.whole = None
-        of_weights, epoch, form = self._forms.get(kind, _NO_FORM)
         # A form ends with its weights. A new epoch tells of a change that the namespace does not show.
-        is_known = of_weights == call.namespace and (not form.constants or epoch == session.cache.epoch)
+        epoch, form = self._forms.get((call.namespace, kind), _NO_FORM)
+        is_known = form is not None and (not form.constants or epoch == session.cache.epoch)
         first: list[CallItem] = []
         if not is_known:  # encode the first item even if it is in the cache: its output shows the form
             first = [CallItem(keys[0], call.parts.item_call(0))]
@@ -88,7 +88,7 @@ class KeyedEncoder(ItemEncoder):
             form = self._encode_first(first[0], call)
             if len(self._forms) >= _MOST_FORMS:
                 self._forms = {}
-            self._forms[kind] = call.namespace, epoch, form
+            self._forms[call.namespace, kind] = epoch, form
             rows[keys[0]] = first[0].rows
             del wanted[0]
         found = session.cache.get_many(wanted)
@@ -127,7 +127,10 @@ class KeyedEncoder(ItemEncoder):
         with ExitStack() as cleanup:
             cache = session.cache
             claim_all(cache, [item], cleanup)
-            form = self.encode_first(item, call.options)
+            try:
+                form = self.encode_first(item, call.options)
+            finally:
+                session.ignore_own_settings()
             if session.cache is not cache:  # the first output has shown that another cache is needed
                 claim_all(session.cache, [item], cleanup)
             if call.whole is None:

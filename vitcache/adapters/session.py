@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,9 +12,12 @@ from torch import Tensor, nn
 
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
-from vitcache.adapters.changes.model_changes import REPLACED, ModelChanges
+from vitcache.adapters.changes.model_changes import ModelChanges
+from vitcache.adapters.changes.settings import is_hook
+from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
+from vitcache.adapters.feature_owner import option_names
 from vitcache.adapters.forward_placement import ForwardPlacement
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
@@ -53,15 +55,17 @@ class Session:
         self.is_settled = make_cache is None
         self.settled_by: str | None = None
         self.first_output = threading.RLock()
-        self.namespace = namespace.digest()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
-        self._given_namespace = namespace
         self.tower_name = tower_name
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
-        self._weights = WeightsFingerprint(self.model, self.tower)
+        self._ignored = frozenset(f"config.{name}" for name in option_names(model))
+        self._weights = WeightsFingerprint(self.model, self.tower, self._ignored)
+        self._names = WeightsNames(namespace, self._weights)
+        self.namespace = self._names.digest(self._weights)
+        self._was_called = False
         self._warned = False
         self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())
@@ -130,27 +134,69 @@ class Session:
         kind, detail
             The kind of the change, and the name of the changed part, for `ModelChanges`.
         """
-        self.changes.note(kind, detail)
         self.begin_namespace()
         if self.bytes is not None:
             self.bytes.reset()
+        self.changes.note(kind, detail)
 
     def begin_namespace(self) -> None:
-        """Begin a new, random namespace."""
-        self.namespace = replace(self._given_namespace, adapter=os.urandom(16).hex()).digest()
+        """Begin a new, random namespace for each state of the settings."""
+        with self._lock:
+            self._names.renew(self._weights)
+            self.namespace = self._names.digest(self._weights)
 
     def current_namespace(self) -> bytes:
-        """Return the namespace of the weights: a new one if the weights changed since the last call."""
-        model, tower = self.model, self.tower
+        """Return the namespace of the model as it is now: of its weights, settings and adapters."""
+        noted: list[tuple[str, str]] = []
         with self._lock:
-            if not self._weights.is_current(model, tower):
-                weights = WeightsFingerprint(model, tower)
-                if not weights.unchanged_since(self._weights):
-                    self.forget(REPLACED)
-                self._weights = weights
+            if not self._weights.is_current():
+                noted = self._look_again()
+            self._was_called = True
+            namespace = self.namespace
+        for kind, detail in noted:
+            self.changes.note(kind, detail)
         if self.bytes is not None:
             self.bytes.check(self)
-        return self.namespace
+            namespace = self.namespace
+        return namespace
+
+    def _look_again(self) -> list[tuple[str, str]]:
+        """Compare the model with its state at the last call. Return the kinds and names of changes."""
+        weights = WeightsFingerprint(self.model, self.tower, self._ignored)
+        before, self._weights = self._weights, weights
+        change = weights.change_since(before)
+        if change is not None:
+            if self.bytes is not None:
+                self.bytes.reset()
+            self._names.renew(weights)
+            self.namespace = self._names.digest(weights)
+            return [change]
+        if not self._was_called:
+            self._names.accept_hooks(weights)
+        namespace, self.namespace = self.namespace, self._names.digest(weights)
+        return [] if namespace == self.namespace else weights.setting_changes_since(before)
+
+    def ignore_own_settings(self) -> None:
+        """Ignore the settings that the stock method has just written itself, such as a counter of its calls.
+
+        Call it after the first encode of a kind of calls, when other calls of the model have to wait.
+        """
+        with self._lock:
+            if self._weights.is_current():
+                return
+            before = self._weights
+            weights = WeightsFingerprint(self.model, self.tower, self._ignored)
+            if weights.change_since(before) is not None or weights.adapters != before.adapters:
+                return  # the next call notices it
+            own = {name for name in weights.changed_settings(before) if not is_hook(name)}
+            self._ignored |= own
+            self._weights = WeightsFingerprint(self.model, self.tower, self._ignored)
+            self._names.accept(before, self._weights)
+
+    @property
+    def mixes_adapters(self) -> bool:
+        """Whether the running forward has an adapter per prompt, at the last call of `current_namespace`."""
+        return self._weights.mixes_adapters
 
     def tower_device(self) -> torch.device | None:
         """The device of the tower's weights; None if they are offloaded, because hooks move them.

@@ -1,113 +1,134 @@
-"""`WeightsFingerprint`: shows whether the weights behind a model's vision features changed."""
+"""`WeightsFingerprint`: shows whether a model changed outside of its language model, and how."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import chain, compress
-from operator import attrgetter, itemgetter
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitcache._native import TensorTables
-from vitcache.adapters.feature_owner import find_language_model
+from vitcache._native import ModuleWatch
+from vitcache.adapters.changes.model_changes import ADAPTERS, HOOKS, METHODS, REPLACED, SETTINGS, WRITTEN
+from vitcache.adapters.changes.settings import is_hook
+from vitcache.adapters.changes.watched_parts import WatchedParts
+from vitcache.adapters.changes.weight_parts import inner_tensors, storage_of, version_owners
 from vitcache.placement.destination import tensor_reader
 
-_read_tables = itemgetter("_parameters", "_buffers", "_modules")
-_read_dtype = attrgetter("dtype")
-_read_version = attrgetter("_version")
+# The function with which code of torch's inductor reads the address of a tensor. 0: this torch has none.
+_DATA_POINTER: int = getattr(torch._C._dynamo.guards, "_torchinductor_pyobject_tensor_data_ptr", 0)
 
 
 class WeightsFingerprint:
-    """Identity, dtype and version of every parameter and buffer outside the language model, at one moment.
+    """The weights, settings and hooks of all modules outside of the language model, at one moment.
 
-    A write in place increments a tensor's version. Writes through `.data`, and writes to inference tensors,
-    which have no version, are not noticed. Hooks replace offloaded weights at each run, so `unchanged_since`
-    compares only their dtype.
+    A write in place increments a tensor's version, and new memory has another address or frees the old one.
+    Writes through `.data`, and writes to inference tensors, which have no version, are not noticed.
 
     Attributes
     ----------
     tower_device
         Device of the tower's first parameter.
+    settings, adapters
+        Settings, and those of layers with adapters, as texts by name.
+    mixes_adapters
+        Whether a running forward has an adapter per prompt.
     """
 
-    def __init__(self, model: nn.Module, tower: nn.Module) -> None:
-        language_model = find_language_model(model)
-        modules: list[nn.Module] = []
-        pending: list[nn.Module | None] = [model]
-        while pending:
-            module = pending.pop()
-            if module is not None and module is not language_model:
-                modules.append(module)
-                pending += module._modules.values()
-        # These lists keep the weights of a replaced module in memory. So they are emptied when it is freed.
-        self._namespaces = list(map(vars, modules))
-        self._tables = list(_tables(self._namespaces))
-        values = list(chain.from_iterable(table.values() for table in self._tables))
+    def __init__(self, model: nn.Module, tower: nn.Module, ignored: frozenset[str] = frozenset()) -> None:
+        parts = WatchedParts(model, ignored)
         self.tower_device: torch.device = next(tower.parameters()).device
-        self._attention = _attention(model, tower)
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        self._has_version = [not tensor.is_meta and not tensor.is_inference() for tensor in tensors]
-        self._dtypes = list(map(_read_dtype, tensors))
-        self._addresses = list(map(Tensor.data_ptr, tensors))  # 0 for an offloaded tensor
-        self._versions = list(map(_read_version, compress(tensors, self._has_version)))
-        # Weak references, because a fingerprint must not keep replaced weights in memory. If a tensor was
-        # freed, a new tensor may have its id: then the reference is in `_freed`, too.
+        self.settings, self.adapters = parts.settings, parts.adapters
+        self.mixes_adapters = parts.mixes_adapters
+        self._states = {name: _state(tensor) for name, tensor in parts.weights.items()}
+        # Weak references, because a fingerprint must not keep replaced weights in memory. They refer to the
+        # storages: torch does not swap tensors that have weak references.
         self._freed: list[Any] = []
-        self._tensors = [weakref.ref(tensor, self._freed.append) for tensor in tensors]
-        release = partial(_release, self._freed, self._namespaces, self._tables)
-        self._modules = [weakref.ref(module, release) for module in modules]
-        self._native = TensorTables(self._namespaces, self._tables, tensor_reader, Tensor)
-
-    def is_current(self, model: nn.Module, tower: nn.Module) -> bool:
-        """Whether nothing changed since this fingerprint was made. False may be a false alarm.
-
-        Every call of the model runs this method, so the comparison is native (csrc/python/tensor_tables.h).
-        """
-        return not self._freed and self._native.is_current() and _attention(model, tower) == self._attention
-
-    def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
-        """Whether the weights and the attention implementation look the same as in `earlier`."""
-        return (
-            self._attention == earlier._attention
-            and self._dtypes == earlier._dtypes
-            and self._addresses == earlier._addresses
-            and self._has_version == earlier._has_version
-            and self._versions == earlier._versions
-            and all(
-                address == 0 or tensor() is other()
-                for address, tensor, other in zip(
-                    self._addresses, self._tensors, earlier._tensors, strict=True
-                )
-            )
+        self._storages = {name: self._watch(storage_of(tensor)) for name, tensor in parts.weights.items()}
+        self._methods = {name: (id(method), self._watch(method)) for name, method in parts.methods.items()}
+        # This list keeps the weights of a replaced module in memory. So it is emptied when one is freed.
+        release = partial(_release, self._freed, parts.namespaces)
+        self._modules = [weakref.ref(module, release) for module in parts.modules]
+        self._owners = version_owners(parts.weights.values())
+        addresses = {key: owner._cdata for key, owner in self._owners.items()}
+        self._native = ModuleWatch(
+            parts.namespaces, parts.watched, self._freed, addresses, tensor_reader, Tensor, _DATA_POINTER
         )
 
+    def is_current(self) -> bool:
+        """Whether nothing changed since this fingerprint was made. False may be a false alarm.
 
-def _tables(namespaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the tables of the parameters, buffers and children of each module."""
-    return chain.from_iterable(map(_read_tables, namespaces))
+        Every call of the model runs this method, so the comparison is native (csrc/python/module_watch.h).
+        """
+        return self._native.is_current()
+
+    def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
+        """Whether weights, methods, settings and hooks look the same as in `earlier`."""
+        return (
+            self.change_since(earlier) is None
+            and self.settings == earlier.settings
+            and self.adapters == earlier.adapters
+        )
+
+    def change_since(self, earlier: WeightsFingerprint) -> tuple[str, str] | None:
+        """Return the kind and the name of the first weight or method that differs from `earlier`, or None."""
+        if self._states.keys() != earlier._states.keys():
+            return REPLACED, min(self._states.keys() ^ earlier._states.keys())
+        for name, state in self._states.items():
+            before, storage = earlier._states[name], earlier._storages[name]
+            if state[:-1] != before[:-1] or (storage is not None and storage() is None):
+                return REPLACED, name
+            if state != before:
+                return WRITTEN, name
+        for name, other in zip_longest(self._methods, earlier._methods):
+            if name != other:
+                return METHODS, name or other
+            number, reference = earlier._methods[name]
+            if self._methods[name][0] != number or (reference is not None and reference() is None):
+                return METHODS, name
+        return None
+
+    def changed_settings(self, earlier: WeightsFingerprint) -> frozenset[str]:
+        """Return the names of settings, not of adapters, that differ from `earlier`."""
+        return frozenset(name for name, _ in self.settings.items() ^ earlier.settings.items())
+
+    def setting_changes_since(self, earlier: WeightsFingerprint) -> list[tuple[str, str]]:
+        """Return each kind of settings that differ from `earlier`, with the name of one of them."""
+        found: dict[str, str] = {}
+        for name, _ in sorted(self.adapters.items() ^ earlier.adapters.items()):
+            found.setdefault(ADAPTERS, name)
+        for name in sorted(self.changed_settings(earlier)):
+            found.setdefault(HOOKS if is_hook(name) else SETTINGS, name)
+        return list(found.items())
+
+    def _watch(self, value: Any) -> Callable[[], Any] | None:
+        """Return a weak reference to an object; None for None, and for an object that can have none."""
+        try:
+            return None if value is None else weakref.ref(value, self._freed.append)
+        except TypeError:
+            return None
 
 
-def _release(freed: list[Any], *others: list[Any]) -> None:
+def _state(tensor: Tensor) -> tuple[int, int, torch.dtype, int]:
+    """Return the identity, address, dtype and version of a tensor. An offloaded tensor has its dtype only.
+
+    Hooks replace an offloaded tensor at each run.
+    """
+    if tensor.is_meta:
+        return 0, 0, tensor.dtype, -1
+    address = 0
+    if not inner_tensors(tensor):
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError:  # for instance, a sparse tensor
+            address = 0
+    return id(tensor), address, tensor.dtype, -1 if tensor.is_inference() else tensor._version
+
+
+def _release(freed: list[Any], namespaces: list[Any], module: Any) -> None:
     """Note that a module was freed, and release the references to all modules' tables."""
-    *references, module = others
     freed.append(module)
-    for reference in references:
-        reference.clear()
-
-
-def _attention(*modules: Any) -> list[Any]:
-    """Return the attention implementation of each module's config."""
-    found = []
-    for module in modules:
-        config = getattr(module, "config", None)
-        # transformers' property reads this entry. There, each attribute of a config is read by Python code.
-        values = getattr(config, "__dict__", {})
-        if "_attn_implementation_internal" in values:
-            found.append(values["_attn_implementation_internal"])
-        else:
-            found.append(getattr(config, "_attn_implementation", None))
-    return found
+    namespaces.clear()

@@ -169,6 +169,23 @@ def test_unseen_write_to_a_sharded_weight_is_found() -> None:
     logits(model, prompt)
     assert torch.equal(logits(model, prompt), logits(stock, prompt))
     assert attachment.stats().changes == FOUND
+    assert attachment.stats().encoded == 2
+
+
+def test_unseen_write_to_an_offloaded_weight_is_found() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, stock, call = QWEN3.model(), QWEN3.model(), QWEN3.call(0)
+    accelerate.cpu_offload(model.model.visual, execution_device="cpu")
+    attachment = attach(model, fingerprint_calls=2)
+    for _ in range(3):
+        assert torch.equal(image_rows(model, call), stock_rows(stock, call))
+    block = model.model.visual.blocks[0].mlp.linear_fc1
+    block._hf_hook.weights_map["weight"].data.mul_(0.5)
+    weight_of(stock).data.mul_(0.5)
+    image_rows(model, call)
+    assert torch.equal(image_rows(model, call), stock_rows(stock, call))
+    assert attachment.stats().changes == FOUND
+    assert attachment.stats().encoded == 2
 
 
 def test_calls_of_several_threads_end_with_the_stock_rows() -> None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vitcache.adapters.changes.weight_parts import inner_tensors
+
 WORD_BYTES = 4
 # A block of a small weight takes as long as one of this size: an operation of torch takes some microseconds.
 _OVERHEAD_BYTES = 32 << 10
@@ -109,8 +111,8 @@ class Block:
 def regions_of(weights: Iterable[tuple[str, Tensor]]) -> list[Region]:
     """Return the regions of weights: each byte that weights share is in one region, that of the first name.
 
-    Weights without memory of their own are left out: those on the device "meta", which hooks move to a device
-    for each run, sparse ones, and those whose memory is released until the next run.
+    Weights without memory of their own are left out: those on the device "meta", sparse ones, and those whose
+    memory is released until the next run.
 
     Parameters
     ----------
@@ -151,10 +153,8 @@ def parts_of(regions: list[Region], num_parts: int) -> list[list[Block]]:
 def _plain_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors with memory of their own."""
     for name, tensor in weights:
-        if hasattr(tensor, "__tensor_flatten__"):
-            names, _ = tensor.__tensor_flatten__()  # DTensor also names its DeviceMesh
-            parts = [(f"{name}.{part}", getattr(tensor, part)) for part in names]
-            yield from _plain_tensors(part for part in parts if isinstance(part[1], Tensor))
+        if inner := inner_tensors(tensor):
+            yield from _plain_tensors((f"{name}.{part}", value) for part, value in inner.items())
         elif tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0:
             yield name, tensor
 

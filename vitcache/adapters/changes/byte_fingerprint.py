@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -14,7 +14,8 @@ from vitcache.adapters.changes.byte_blocks import Block, parts_of, regions_of
 from vitcache.adapters.changes.byte_checksums import ByteChecksums, checksums, multipliers
 from vitcache.adapters.changes.host_copy import HostCopy, copy_class
 from vitcache.adapters.changes.model_changes import FINGERPRINT
-from vitcache.adapters.changes.outer_modules import outer_weights
+from vitcache.adapters.changes.outer_modules import outer_modules, outer_weights
+from vitcache.adapters.changes.weight_parts import kept_weights
 from vitcache.arguments import to_int
 from vitcache.device.streams import is_capturing
 
@@ -55,8 +56,8 @@ class ByteFingerprint:
     Cost of new checksums
         The constructor, and the first check after a noticed change, read all weights, and the host waits.
 
-    Offloaded weights are not read: they are on the device "meta", and hooks move them to a device for each
-    run. Sparse weights are not read either, and a check during the capture of a CUDA graph reads nothing.
+    Offloaded weights are read where accelerate keeps them in host memory; offloaded weights in files are not
+    read, and neither are sparse weights. A check during the capture of a CUDA graph reads nothing.
 
     Any thread may call any method. While a thread checks, a check of another thread returns at once and is
     not one of the N. A thread never waits for another one.
@@ -168,7 +169,7 @@ class ByteFingerprint:
                 raise
 
     def _take_parts(self, model: nn.Module) -> list[list[ByteChecksums]]:
-        regions = regions_of(outer_weights(model))
+        regions = regions_of(_weights(model))
         devices = {region.storage.device for region in regions}
         is_late = any(self._copies(device).is_late for device in devices)
         for device in devices - self._multipliers.keys():
@@ -184,6 +185,16 @@ class ByteFingerprint:
             ]
             for part, firsts in zip(parts, sums, strict=True)
         ]
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights outside of the language model, and those that a library keeps beside them."""
+    yield from outer_weights(model)
+    for prefix, module in outer_modules(model).items():
+        for table, names in kept_weights(module):
+            for name in names:
+                if isinstance(table[name], Tensor):
+                    yield f"{prefix}.{name}", table[name]
 
 
 def _by_device(blocks: list[Block]) -> list[tuple[torch.device, list[Block]]]:

@@ -22,7 +22,7 @@ def outer_modules(model: nn.Module) -> dict[str, nn.Module]:
         seen.add(id(module))
         found[name] = module
         prefix = f"{name}." if name else ""
-        pending += [(prefix + child, value) for child, value in module._modules.items()]
+        pending += [(prefix + child, value) for child, value in reversed(module._modules.items())]
     return found
 
 

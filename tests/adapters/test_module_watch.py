@@ -1,0 +1,149 @@
+"""`ModuleWatch`: each value that it compares, after changes of other entries of the same dicts, too."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitcache.adapters.weights import WeightsFingerprint
+
+
+class Wrapped(torch.Tensor):
+    """A tensor subclass whose values are those of an inner tensor, as quantized weights have."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapped:
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        unwrapped = [arg.inner if isinstance(arg, Wrapped) else arg for arg in args]
+        return func(*unwrapped, **(kwargs or {}))
+
+
+class Tower(nn.Module):
+    """A tower with a setting of each type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.last = nn.Linear(2, 2)
+        self.scale = 1.5
+        self.active = ["a"]
+        self.scaling = {"a": 1.0, "b": {"deep": [1, 2]}}
+        self.names = {"x", "y"}
+        self.kernel = (2, 2)
+        self.dtype = torch.float32
+        self.register_buffer("wrapped", Wrapped(torch.ones(2)))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"to_dict": dict})()
+        self.config.layer, self.config.layers = -1, [1, 2]
+        self.tower = Tower()
+        self.language_model = nn.Linear(2, 2)
+
+
+def same_number_of_entries(model: Model) -> None:
+    del model.tower.kernel
+    model.tower.other = (2, 2)
+
+
+CHANGES: dict[str, Callable[[Model], Any]] = {
+    "a number": lambda model: setattr(model.tower, "scale", 2.5),
+    "a number of another type": lambda model: setattr(model.tower, "scale", True),
+    "an element of a list": lambda model: model.tower.active.__setitem__(0, "b"),
+    "a longer list": lambda model: model.tower.active.append("b"),
+    "an emptied list": lambda model: model.tower.active.clear(),
+    "another list": lambda model: setattr(model.tower, "active", ["b"]),
+    "a value of a dict": lambda model: model.tower.scaling.__setitem__("a", 2.0),
+    "a value of a list in a dict in a dict": lambda model: model.tower.scaling["b"]["deep"].append(3),
+    "an element of a set": lambda model: model.tower.names.remove("x"),
+    "another element of a set": lambda model: (model.tower.names.remove("x"), model.tower.names.add("z")),
+    "a tuple": lambda model: setattr(model.tower, "kernel", (2, 3)),
+    "a dtype": lambda model: setattr(model.tower, "dtype", torch.bfloat16),
+    "a new setting": lambda model: setattr(model.tower, "disabled", True),
+    "a deleted setting": lambda model: delattr(model.tower, "scale"),
+    "another name": same_number_of_entries,
+    "a part in training mode": lambda model: model.tower.last.eval(),
+    "a method": lambda model: setattr(model.tower, "forward", lambda x: x),
+    "a partial method": lambda model: setattr(model.tower.last, "forward", functools.partial(torch.zeros)),
+    "a hook": lambda model: model.tower.last.register_forward_hook(print),
+    "a pre-hook": lambda model: model.tower.register_forward_pre_hook(print),
+    "a value of the config": lambda model: setattr(model.config, "layer", -2),
+    "a list of the config": lambda model: model.config.layers.append(3),
+    "another config": lambda model: setattr(model, "config", type("Config", (), {"to_dict": dict})()),
+    "an inner tensor that is written": lambda model: model.tower.wrapped.inner.add_(1),
+    "another inner tensor": lambda model: setattr(model.tower.wrapped, "inner", torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("is_touched", [False, True], ids=["", "dicts were changed and restored"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_watch_notices_the_change(name: str, is_touched: bool) -> None:
+    model = Model()
+    before = WeightsFingerprint(model, model.tower)
+    if is_touched:  # the watch cannot rely on the versions of dicts then
+        for module in model.modules():
+            for table in (vars(module), *filter(lambda v: isinstance(v, dict), list(vars(module).values()))):
+                table["touched"] = None
+                del table["touched"]
+    assert before.is_current()
+    CHANGES[name](model)
+    assert not before.is_current()
+    after = WeightsFingerprint(model, model.tower)
+    assert after.is_current()
+    assert not after.unchanged_since(before)
+
+
+def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
+    model = Model()
+    before = WeightsFingerprint(model, model.tower)
+    model.tower.active, model.tower.scale = ["a"], float("1.5")
+    handle = model.tower.register_forward_hook(print)
+    handle.remove()
+    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
+
+
+def test_attributes_and_hooks_of_the_model_itself_are_not_watched() -> None:
+    model = Model()
+    before = WeightsFingerprint(model, model.tower)
+    model.rope_deltas = torch.ones(2)
+    model.register_forward_hook(print)
+    model.get_image_features = print
+    assert before.is_current()
+
+
+def test_global_hook_is_noticed() -> None:
+    model = Model()
+    before = WeightsFingerprint(model, model.tower)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not before.is_current()
+        assert not WeightsFingerprint(model, model.tower).unchanged_since(before)
+    finally:
+        handle.remove()
+    assert before.is_current()
+
+
+def test_number_that_gets_the_address_of_a_freed_number_is_noticed() -> None:
+    model = Model()
+    model.tower.scale = float("2.5")
+    before = WeightsFingerprint(model, model.tower)
+    for number in range(100):
+        model.tower.scale = float(number)
+        assert not before.is_current()

@@ -1,0 +1,62 @@
+"""`WeightsNames`: the namespace of a model's rows in each state of its adapters, settings and hooks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from vitcache.adapters.changes.settings import is_hook
+from vitcache.adapters.weights import WeightsFingerprint
+from vitcache.keys.namespace import Namespace
+
+
+class WeightsNames:
+    """Names the states of one model. A state that returns has its earlier name.
+
+    The name contains the adapters, and the other settings that differ from those at the start. After `renew`
+    all names are new.
+
+    Parameters
+    ----------
+    namespace
+        The namespace of the model as it is now, without adapters.
+    weights
+        The state now.
+    """
+
+    def __init__(self, namespace: Namespace, weights: WeightsFingerprint) -> None:
+        self._namespace = namespace
+        self._nonce = ""
+        self._base = weights.settings
+        self._same_hooks: dict[tuple[str, str | None], str | None] = {}
+
+    def digest(self, weights: WeightsFingerprint) -> bytes:
+        """Return the namespace of a state."""
+        lines = []
+        for name in sorted(self._base.keys() | weights.settings.keys()):
+            text = weights.settings.get(name)
+            text = self._same_hooks.get((name, text), text)
+            if text != self._base.get(name):
+                lines.append(f"{name}={text}")
+        lines += [f"adapter {name}={weights.adapters[name]}" for name in sorted(weights.adapters)]
+        if not self._nonce and not lines:
+            return self._namespace.digest()
+        return replace(self._namespace, adapter="\n".join((self._nonce, *lines))).digest()
+
+    def renew(self, weights: WeightsFingerprint) -> None:
+        """Give new, random names to all states, because the weights changed; `weights` is the state now."""
+        self._nonce, self._base = os.urandom(16).hex(), weights.settings
+
+    def accept_hooks(self, weights: WeightsFingerprint) -> None:
+        """Take the hooks of `weights` as those at the start."""
+        own = {name: text for name, text in self._base.items() if not is_hook(name)}
+        self._base = own | {name: text for name, text in weights.settings.items() if is_hook(name)}
+
+    def accept(self, before: WeightsFingerprint, after: WeightsFingerprint) -> None:
+        """Give `after`, which has other hooks and fewer settings, the name of `before`."""
+        for name in after.changed_settings(before):
+            if is_hook(name):
+                text = before.settings.get(name)
+                self._same_hooks[name, after.settings.get(name)] = self._same_hooks.get((name, text), text)
+            else:
+                self._base = {key: text for key, text in self._base.items() if key != name}
