@@ -196,7 +196,7 @@ def draw(rows: figures.Rows) -> Figure:
     cases = list(dict.fromkeys(row["case"] for row in checks))
     heights = 0.55 * len(cases), 0.3 * len(rest)
     figure, [[above], [below]] = figures.open_figure(2, 1, height=1.0 + sum(heights), height_ratios=heights)
-    looks = figures.styles((VITCACHE, NATIVE, PYTHON))
+    looks = figures.styles((VITCACHE, NATIVE, PYTHON, SUM))
     targets = {(row["case"], row["contender"]): row["target"] for row in checks if row["target"] is not None}
     above.set_xscale("log")
     figures.compare(above, checks, looks, unit=" us", targets=targets)
@@ -204,7 +204,8 @@ def draw(rows: figures.Rows) -> Figure:
     above.set(xlabel="check of a call (microseconds of the host; less is better)", ylabel="weights")
     below.set_xscale("log")
     for place, row in enumerate(rest):
-        figures.point(below, {**row, "contender": VITCACHE}, place, looks[VITCACHE], unit=" us")
+        name = SUM if row["contender"] == SUM else VITCACHE
+        figures.point(below, {**row, "contender": name}, place, looks[name], unit=" us")
     names = {CHANGED: "after a write", SWITCHED: "after a switch of adapters", CHECK: "check of bytes"}
     labels = [f"{names.get(row['contender'], row['contender'])}: {row['case']}" for row in rest]
     below.set_yticks(range(len(rest)), labels)
@@ -217,6 +218,6 @@ def draw(rows: figures.Rows) -> Figure:
     title = f"A call notices changes of its model in {' and '.join(parts)}"
     note = (
         "versions in Python: the identity, version and address of each weight of the tower, not its settings "
-        f"and hooks. Below: the whole check of a call. {figures.SPREAD}"
+        f"and hooks. Below: the first call after a change, and the checksums of bytes. {figures.SPREAD}"
     )
     return figures.finish(figure, rows, title + (verdict if judged else ""), note)

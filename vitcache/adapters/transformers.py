@@ -116,7 +116,8 @@ def attach(
         256 KiB; the largest temporary tensor has 512 KiB. On a GPU a call reads 1/(N - 1), with two launches
         for each weight or 2 MiB, and waits for nothing: if the GPU lags behind the host, a later call finds
         the change. With N = 1 the host waits. `attach`, and the first call after each noticed
-        change, read all weights and wait. Weights offloaded to files are not read. 0 turns this off.
+        change, read all weights and wait. Weights offloaded to files are not read. The ranks of a distributed
+        model may find a change at different calls. 0 turns this off.
     placement
         ``"auto"``: where possible, the stock forward places the rows: one launch writes them from the cache
         to the output of the token embedding; see *Placement* below. ``"off"``: one launch assembles the rows

@@ -137,6 +137,14 @@ def test_check_of_a_model_without_weights_finds_nothing() -> None:
     assert checks_until_found(fingerprint, owner, 6) is None
 
 
+def test_check_with_a_huge_n_reads_one_block_per_check() -> None:
+    model = odd_weights()
+    fingerprint, owner = watch(10**15, model)
+    model.number.data.add_(1)
+    num_weights = sum(weight.numel() > 0 for weight in model.buffers())
+    assert checks_until_found(fingerprint, owner, num_weights) is not None
+
+
 def test_check_after_reset_accepts_the_new_bytes_and_begins_a_namespace() -> None:
     model = odd_weights()
     fingerprint, owner = watch(2, model)

@@ -130,9 +130,9 @@ def regions_of(weights: Iterable[tuple[str, Tensor]]) -> list[Region]:
 
 
 def parts_of(regions: list[Region], num_parts: int) -> list[list[Block]]:
-    """Return the blocks of regions in `num_parts` lists, which take about the same time to read.
+    """Return the blocks of regions in at most `num_parts` lists, which take about the same time to read.
 
-    A list may be empty.
+    There is at least one list, and a list may be empty.
     """
     total = sum(region.nbytes for region in regions)
     share = max(_SMALLEST_CUT, -(-total // num_parts // 8) * 8)
@@ -141,6 +141,7 @@ def parts_of(regions: list[Region], num_parts: int) -> list[list[Block]]:
         for region in regions
         for part in _cut(region, min(share, max_block_bytes(region.storage.device)))
     ]
+    num_parts = max(1, min(num_parts, len(blocks)))
     parts: list[list[Block]] = [[] for _ in range(num_parts)]
     cost = sum(block.nbytes + _OVERHEAD_BYTES for block in blocks)
     position = 0
