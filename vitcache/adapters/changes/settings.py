@@ -61,7 +61,8 @@ def is_method(value: Any) -> bool:
 def is_of_forward(name: str, value: Any) -> bool:
     """Whether an attribute of the owner belongs to its forward, or is one that `attach` replaces.
 
-    The owner has the stock methods. Its forward sets attributes that are None before the first call, such as the deltas of positions.
+    The owner has the stock methods. Its forward sets attributes that are None before the first call, such as
+    the deltas of positions.
     """
     return value is None or name in _REPLACED
 
