@@ -106,6 +106,17 @@ def scale_layer(scene: Scene) -> Iterator[None]:
     yield
 
 
+@change(SCALED, "`scale_layer` after `prepare_model_for_compiled_hotswap`", WRITTEN)
+def tensor_scale(scene: Scene) -> Iterator[None]:
+    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
+
+    prepare_model_for_compiled_hotswap(lora(scene), target_rank=4)
+    yield
+    for layer in layers(scene):
+        layer.scale_layer(2.0)
+    yield
+
+
 @change(SCALED, "`peft.helpers.rescale_adapter_scale`", ADAPTERS, NAMED)
 def rescaled(scene: Scene) -> Iterator[None]:
     from peft.helpers import rescale_adapter_scale

@@ -62,6 +62,18 @@ def in_a_dict(scene: Scene) -> Iterator[None]:
     yield
 
 
+@change(ROW, "an attribute of the base model", SETTINGS, NAMED)
+def of_the_owner(scene: Scene) -> Iterator[None]:
+    base, linear, stock = scene.model.base_model, scene.linear, scene.linear.forward
+    base.gain = 1.0
+    linear.forward = lambda value: stock(value) * base.gain
+    yield
+    base.gain = 2.0
+    yield
+    base.gain = 1.0
+    yield
+
+
 @change(CONFIG, "`config.vision_config` of the tower", SETTINGS, NAMED)
 def of_the_tower(scene: Scene) -> Iterator[None]:
     linear, stock, config = scene.linear, scene.linear.forward, scene.tower.config

@@ -12,7 +12,6 @@ from model_changes.change import BY_CALL, change
 from model_changes.scene import Scene
 
 ROW = "code or a value outside of the model"
-OWNER = "a part of the base model itself, the owner of `get_image_features`"
 
 
 @change(ROW, "a method of a class is replaced", noticed=BY_CALL)
@@ -77,17 +76,7 @@ def loose_object(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(OWNER, "a plain attribute", noticed=BY_CALL)
-def attribute_of_the_owner(scene: Scene) -> Iterator[None]:
-    base, linear, stock = scene.model.base_model, scene.linear, scene.linear.forward
-    base.gain = 1.0
-    linear.forward = lambda value: stock(value) * base.gain
-    yield
-    base.gain = 2.0
-    yield
-
-
-@change(OWNER, "a method of the object, such as `pixel_shuffle`", noticed=BY_CALL)
+@change(ROW, "a method on the base model, such as `pixel_shuffle`", noticed=BY_CALL)
 def method_of_the_owner(scene: Scene) -> Iterator[None]:
     base = scene.model.base_model
     stock = base.pixel_shuffle
@@ -131,21 +120,3 @@ def kernel(scene: Scene) -> Iterator[None]:
     yield
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         yield
-
-
-@change(
-    ROW,
-    "PEFT: `scale_layer` after `prepare_model_for_compiled_hotswap`",
-    noticed=BY_CALL,
-)
-def tensor_in_a_dict(scene: Scene) -> Iterator[None]:
-    from peft.utils.hotswap import prepare_model_for_compiled_hotswap
-
-    from model_changes.peft_adapters import layers, lora
-
-    model = lora(scene)
-    prepare_model_for_compiled_hotswap(model, target_rank=4)
-    yield
-    for layer in layers(scene):
-        layer.scale_layer(2.0)
-    yield
