@@ -74,3 +74,18 @@ def harmless(scene: Scene) -> Iterator[None]:
     scene.model.state_dict()
     scene.model.generate(**scene.prompt, max_new_tokens=2)
     yield
+
+
+@change(ROW, "a training step with a frozen tower", noticed=KEPT, families=SEVERAL)
+def trained(scene: Scene) -> Iterator[None]:
+    scene.model.requires_grad_(False)
+    weights = list(scene.model.base_model.language_model.parameters())
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = optim.AdamW(weights, lr=0.1, fused=True)
+    yield
+    scene.model.train()
+    scene.model(**scene.prompt).logits.sum().backward()
+    optimizer.step()
+    scene.model.eval()
+    yield

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from model_changes.change import Change
 
-TOWERS = {"internvl": "vision_tower", "llava_onevision": "vision_tower", "qwen3_vl": "visual"}
-
 
 class Scene:
     """A model that a `Change` changes.
@@ -38,7 +36,7 @@ class Scene:
 
     @property
     def tower(self) -> Any:
-        return getattr(self.model.base_model, TOWERS[self.family.name])
+        return getattr(self.model.base_model, self.family.tower)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -74,7 +72,7 @@ class Scene:
     @cached_property
     def lora_targets(self) -> str:
         """A regular expression for the modules of the tower that adapters change."""
-        return rf".*{TOWERS[self.family.name]}.*\.(q_proj|qkv)"
+        return rf".*{self.family.tower}.*\.(q_proj|qkv)"
 
     @property
     def text_targets(self) -> str:
