@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
+
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from attached import GEMMA, logits, pair
@@ -29,6 +32,8 @@ from vitcache.adapters.changes.model_changes import OPTIMIZER
 from vitcache.adapters.changes.optimizer_steps import watch_optimizers
 from vitcache.adapters.session import Session
 from vitcache.adapters.transformers import Attachment, attach
+
+pytestmark = pytest.mark.transformers
 
 STEPS = 2
 
