@@ -24,7 +24,7 @@ from vitcache.terminal.progress import Progress
 from vitcache.terminal.table import Table
 
 NAMES = (
-    *("accuracy", "attach", "blocks", "cache", "cpu", "decode", "engines", "hits", "keys"),
+    *("accuracy", "attach", "blocks", "cache", "changes", "cpu", "decode", "engines", "hits", "keys"),
     *("limit", "merge", "multiturn", "pages", "placement", "policy", "ring", "scatter", "step"),
 )
 BENCHES: dict[str, ModuleType] = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.attach_stats import AttachStats
+from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.model_changes import ModelChanges
 from vitcache.adapters.changes.settings import is_hook
 from vitcache.adapters.changes.weights_names import WeightsNames
@@ -72,6 +73,7 @@ class Session:
             del self._counts[name]  # counted by `disabled`, `placement` and `changes`
         self.changes = ModelChanges(type(model).__name__)
         self.placement: ForwardPlacement | None = None
+        self.bytes: ByteFingerprint | None = None
 
     @property
     def stats(self) -> AttachStats:
@@ -132,10 +134,16 @@ class Session:
         kind, detail
             The kind of the change, and the name of the changed part, for `ModelChanges`.
         """
+        self.begin_namespace()
+        if self.bytes is not None:
+            self.bytes.reset()
+        self.changes.note(kind, detail)
+
+    def begin_namespace(self) -> None:
+        """Begin a new, random namespace for each state of the settings."""
         with self._lock:
             self._names.renew(self._weights)
             self.namespace = self._names.digest(self._weights)
-        self.changes.note(kind, detail)
 
     def current_namespace(self) -> bytes:
         """Return the namespace of the model as it is now: of its weights, settings and adapters."""
@@ -147,6 +155,9 @@ class Session:
             namespace = self.namespace
         for kind, detail in noted:
             self.changes.note(kind, detail)
+        if self.bytes is not None:
+            self.bytes.check(self)
+            namespace = self.namespace
         return namespace
 
     def _look_again(self) -> list[tuple[str, str]]:
@@ -155,6 +166,8 @@ class Session:
         before, self._weights = self._weights, weights
         change = weights.change_since(before)
         if change is not None:
+            if self.bytes is not None:
+                self.bytes.reset()
             self._names.renew(weights)
             self.namespace = self._names.digest(weights)
             return [change]

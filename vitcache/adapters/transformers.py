@@ -13,6 +13,7 @@ from typing import Any
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
+from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.model_changes import INVALIDATED
 from vitcache.adapters.changes.optimizer_steps import unwatch_optimizers, watch_optimizers
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
@@ -57,6 +58,7 @@ def attach(
     splits: Mapping[str, Split] | None = None,
     ring: PinnedRing | None = None,
     shadow_every: int = 0,
+    fingerprint_calls: int = 0,
     placement: str = "auto",
 ) -> Attachment:
     """Cache the image, video and audio features of a model: an item in the cache is not encoded again.
@@ -107,6 +109,16 @@ def attach(
         Encode every `shadow_every`-th hit again and compare it with its cached rows. `stats()` gives the
         largest difference, and any difference is logged as a warning. The call returns the cached rows. A hit
         that is encoded again costs an encode and waits for the device. 0 turns this off.
+    fingerprint_calls
+        N: each call compares one N-th of the bytes of the weights outside of the language model with their
+        checksums. So a change that nothing else shows, such as a write through `.data`, is found by the N-th
+        call after it at the latest, if it lasts: no earlier entry is used again, a warning names the weight,
+        and `stats().changes` counts it. A call reads 1/N of the weights, with two launches for each weight or
+        256 KiB; the largest temporary tensor has 512 KiB. On a GPU a call reads 1/(N - 1), with two launches
+        for each weight or 2 MiB, and waits for nothing: if the GPU lags behind the host, a later call finds
+        the change. With N = 1 the host waits. `attach`, and the first call after each noticed
+        change, read all weights and wait. Weights offloaded to files are not read. The ranks of a distributed
+        model may find a change at different calls. 0 turns this off.
     placement
         ``"auto"``: where possible, the stock forward places the rows: one launch writes them from the cache
         to the output of the token embedding; see *Placement* below. ``"off"``: one launch assembles the rows
@@ -121,13 +133,14 @@ def attach(
     ------
     TypeError
         If `model` cannot be attached: the message names the model and the reason. If `namespace` is not a
-        str, bytes or a `Namespace`; if a size is neither an int nor a str; if `shadow_every` is not an int;
-        if `splits` is not a mapping of functions; if `placement` is not a str. A bool is not an int.
+        str, bytes or a `Namespace`; if a size is neither an int nor a str; if `shadow_every` or
+        `fingerprint_calls` is not an int; if `splits` is not a mapping of functions; if `placement` is not a
+        str. A bool is not an int.
     ValueError
         If the rows of `cache` have another width or dtype than the model's; if both `cache` and an option of
         the default cache are given; if a size is less than a page or not a size in bytes; if `policy` is not
-        the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` is
-        negative; if `placement` is neither "auto" nor "off".
+        the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` or
+        `fingerprint_calls` is negative; if `placement` is neither "auto" nor "off".
     RuntimeError
         If the model is attached already. A later call of the model raises RuntimeError if its features no
         longer have the cache's width and dtype, and TypeError if its output has a field that `attach` does
@@ -238,6 +251,7 @@ def attach(
     >>> attachment.detach()
     """
     shadow_every = to_int("shadow_every", shadow_every, 0)
+    fingerprint_calls = to_int("fingerprint_calls", fingerprint_calls, 0)
     if not isinstance(placement, str):
         raise TypeError(f"placement must be a str, got {type(placement).__name__}")
     if placement not in ("auto", "off"):
@@ -258,6 +272,8 @@ def attach(
     if cache is None:
         make = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
     session = Session(owner, family.tower, made, shared, ring, shadow_every, make, width is not None)
+    if fingerprint_calls:
+        session.bytes = ByteFingerprint(fingerprint_calls, owner)
     if placement == "auto":
         reason = None if family.has_name else "no test shows that this model can be placed"
         session.placement = ForwardPlacement(owner, unwrap(model), reason)

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitcache.adapters.feature_owner import MODALITIES, method_name
+from vitcache.adapters.replaced_methods import MERGE
+
 HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 _OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _MOST_ELEMENTS = 1000  # of a container, so that a table of words does not cost each call a millisecond
 _PLAIN = (bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+_REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MERGE}
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # The numbers of hooks are unique in a process only.
 _PROCESS = os.urandom(8).hex()
@@ -52,6 +56,15 @@ def is_method(value: Any) -> bool:
     return isinstance(value, torch.ScriptObject) or (
         callable(value) and not isinstance(value, type | nn.Module | torch.Tensor)
     )
+
+
+def is_of_forward(name: str, value: Any) -> bool:
+    """Whether an attribute of the owner belongs to its forward, or is one that `attach` replaces.
+
+    The owner has the stock methods. Its forward sets attributes that are None before the first call, such as
+    the deltas of positions.
+    """
+    return value is None or name in _REPLACED
 
 
 def is_config(value: Any) -> bool:

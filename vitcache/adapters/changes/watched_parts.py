@@ -15,11 +15,12 @@ from vitcache.adapters.changes.settings import (
     is_adapter_layer,
     is_config,
     is_method,
+    is_of_forward,
     is_random,
     mixes_adapters,
     own_values,
 )
-from vitcache.adapters.changes.weight_parts import kept_weights, parts_of
+from vitcache.adapters.changes.weight_parts import kept_weights, parts_of, tensors_in
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -30,8 +31,7 @@ class WatchedParts:
     Parameters
     ----------
     model
-        The module that owns the stock methods. Its own attributes and hooks are not watched, because its
-        forward writes them.
+        The module that owns the stock methods. Its hooks are not watched: features do not run them.
     ignored
         Names of settings that the stock method writes.
 
@@ -95,12 +95,14 @@ class WatchedParts:
                 self._add_config(key, value)
             elif name == "config":
                 self.methods[key] = value
-            elif not is_owner and key not in self._ignored:
+            elif key not in self._ignored and not (is_owner and is_of_forward(name, value)):
                 text = describe(value)
                 if text is not None:
                     settings[key] = text
                 elif is_method(value):
                     self.methods[key] = value
+                elif settings is self.adapters and (tensors := dict(tensors_in(key, value))):
+                    self.weights.update(tensors)
                 else:
                     continue
                 names.add(name)
@@ -109,7 +111,7 @@ class WatchedParts:
             for name in HOOK_TABLES:
                 if hooks := hooks_of(module, name):
                     self.settings[prefix + name] = hooks
-        # The owner's forward sets attributes; but a new config must be noticed.
+        # The owner's forward adds attributes; but a first config must be noticed.
         self._add(namespace, frozenset(names), is_sized=not is_owner or "config" not in namespace)
 
     def _add_config(self, key: str, config: Any) -> None:
