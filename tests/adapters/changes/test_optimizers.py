@@ -317,6 +317,28 @@ def test_step_of_an_optimizer_with_unknown_groups_forgets_and_reads_no_iterator(
     assert len(list(optimizer.param_groups[0]["params"])) == len(weights)
 
 
+class InterruptedOptimizer(SGD):
+    """Writes the weights without a new version, and is then interrupted."""
+
+    def step(self, closure: Any = None) -> None:
+        for weight in self.param_groups[0]["params"]:
+            weight.data.mul_(2)
+        raise KeyboardInterrupt
+
+
+def test_step_that_was_interrupted_gives_the_stock_logits() -> None:
+    stock, model, attachment, _ = pair(GEMMA)
+    prompt = GEMMA.prompt(stock, 0)
+    before = logits(model, prompt)
+    for each in (stock, model):
+        with pytest.raises(KeyboardInterrupt):
+            InterruptedOptimizer(set_gradients(tower(each).parameters())).step()
+    after = logits(stock, prompt)
+    assert torch.equal(logits(model, prompt), after)
+    assert not torch.equal(before, after)
+    assert attachment.stats().encoded == 2
+
+
 @pytest.mark.parametrize("groups", [[{}], [{"params": ["a name"]}], None, 3])
 def test_step_of_an_optimizer_with_groups_of_another_form_does_not_raise(groups: Any) -> None:
     _, _, attachment, _ = pair(GEMMA)
