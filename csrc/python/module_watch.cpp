@@ -69,18 +69,17 @@ bool has_only_numbers_and_texts(PyObject* values) {
 
 }  // namespace
 
-ModuleWatch::ModuleWatch(py::list namespaces, const py::list& watched, py::list freed,
+ModuleWatch::ModuleWatch(const py::list& namespaces, const py::list& watched, py::list freed,
                          const py::dict& versions, const TensorReader& reader, py::type tensor_type,
                          std::uintptr_t data_pointer)
-    : namespaces_(std::move(namespaces)),
-      freed_(std::move(freed)),
+    : freed_(std::move(freed)),
       versions_(versions),
       reader_(reader),
       tensor_type_(std::move(tensor_type)),
       data_pointer_(reinterpret_cast<void* (*)(PyObject*)>(data_pointer)),
       version_(version_function()) {
-  if (namespaces_.size() != watched.size()) throw py::value_error("namespaces and watched differ in length");
-  const py::tuple dicts(namespaces_);
+  if (namespaces.size() != watched.size()) throw py::value_error("namespaces and watched differ in length");
+  const py::tuple dicts(namespaces);
   for (std::size_t i = 0; i < dicts.size(); ++i) {
     const py::tuple pair = watched[i];
     const py::object chosen = pair[0];
@@ -188,14 +187,14 @@ std::uint32_t ModuleWatch::add_tensor(PyObject* tensor, int level) {
   return static_cast<std::uint32_t>(tensors_.size() - 1);
 }
 
-bool ModuleWatch::is_current() const {
-  if (PyList_GET_SIZE(freed_.ptr()) != 0 || namespaces_.size() != roots_.size()) return false;
+bool ModuleWatch::is_current(const py::list& namespaces) const {
+  if (PyList_GET_SIZE(freed_.ptr()) != 0 || namespaces.size() != roots_.size()) return false;
   // Reading a subclass of tensors may run Python code, for instance the collector, which may empty the list.
-  const py::tuple holder = may_run_python_ ? py::tuple(namespaces_) : py::tuple();
+  const py::tuple holder = may_run_python_ ? py::tuple(namespaces) : py::tuple();
   try {
     for (std::size_t i = 0; i < roots_.size(); ++i) {
-      if (namespaces_.size() != roots_.size()) return false;
-      PyObject* const dict = PyList_GET_ITEM(namespaces_.ptr(), static_cast<Py_ssize_t>(i));
+      if (namespaces.size() != roots_.size()) return false;
+      PyObject* const dict = PyList_GET_ITEM(namespaces.ptr(), static_cast<Py_ssize_t>(i));
       if (!has_dict(dict, containers_[roots_[i]])) return false;
     }
   } catch (py::error_already_set&) {
@@ -293,10 +292,11 @@ std::uintptr_t ModuleWatch::address_of(PyObject* tensor, bool is_plain) const {
 
 void bind_module_watch(py::module_& module) {
   py::class_<ModuleWatch>(module, "ModuleWatch")
-      .def(py::init<py::list, py::list, py::list, py::dict, const TensorReader&, py::type, std::uintptr_t>(),
+      .def(py::init<const py::list&, const py::list&, py::list, const py::dict&, const TensorReader&,
+                    py::type, std::uintptr_t>(),
            py::arg("namespaces"), py::arg("watched"), py::arg("freed"), py::arg("versions"),
            py::arg("reader"), py::arg("tensor_type"), py::arg("data_pointer"))
-      .def("is_current", &ModuleWatch::is_current);
+      .def("is_current", &ModuleWatch::is_current, py::arg("namespaces"));
 }
 
 }  // namespace vitcache

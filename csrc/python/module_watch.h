@@ -16,21 +16,23 @@ namespace vitcache {
 // watched, and those of the inner tensors of a subclass with ``__tensor_flatten__``.
 //
 // A watch keeps numbers and strings alive, and no other value: an object is compared by its identity, and
-// read only while its container has it.
+// read only while its container has it. The owner keeps the dicts, because the garbage collector does not see
+// references that a native object has, and a dict of a module leads back to the watch.
 class ModuleWatch {
  public:
-  // `namespaces`: the dicts. The owner empties this list when a module is freed.
+  // `namespaces`: the dicts.
   // `watched`: for each dict a pair: a set of names, or None for all of them; and whether the number of its
   // entries is watched, too.
   // `freed`: a list to which the owner appends when an object is freed that the watch cannot recognize.
   // `versions`: by the id of a tensor, the address of a `TensorImpl` that shares its version counter.
   // `data_pointer`: the address of torch's C function that returns the address of a tensor's data, or 0.
-  ModuleWatch(pybind11::list namespaces, const pybind11::list& watched, pybind11::list freed,
+  ModuleWatch(const pybind11::list& namespaces, const pybind11::list& watched, pybind11::list freed,
               const pybind11::dict& versions, const TensorReader& reader, pybind11::type tensor_type,
               std::uintptr_t data_pointer);
 
-  // Whether nothing has changed since. False may be a false alarm, also after the list was emptied.
-  bool is_current() const;
+  // Whether nothing has changed since. False may be a false alarm, also if `namespaces`, the same list, was
+  // emptied.
+  bool is_current(const pybind11::list& namespaces) const;
 
  private:
   enum class Kind : std::uint8_t { kIdentity, kTensor, kDict, kList, kSet };
@@ -84,7 +86,6 @@ class ModuleWatch {
   std::int64_t version_of(PyObject* tensor, const Watched& watched) const;
   std::uintptr_t address_of(PyObject* tensor, bool is_plain) const;
 
-  pybind11::list namespaces_;
   pybind11::list freed_;
   pybind11::dict versions_;
   TensorReader reader_;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +39,17 @@ def test_attach_default_cache_holds_32768_rows_of_the_model(name: str) -> None:
     cache = attach(family.model(torch.bfloat16)).cache
     assert (cache.row_width, cache.dtype, cache.device.type) == (family.row_width, torch.bfloat16, "cpu")
     assert cache.stats().device_capacity_bytes == 32768 * family.row_width * 2
+
+
+@pytest.mark.parametrize("placement", ["auto", "off"])
+def test_attached_model_that_is_dropped_without_detach_is_freed(placement: str) -> None:
+    model = QWEN3.model()
+    attachment = attach(model, fingerprint_calls=2, placement=placement)
+    image_rows(model, QWEN3.call(0))
+    freed = weakref.ref(model), weakref.ref(attachment.cache)
+    del model, attachment
+    gc.collect()
+    assert [each() for each in freed] == [None, None]
 
 
 def test_attach_device_bytes_sets_the_default_cache_and_excludes_cache() -> None:

@@ -118,6 +118,20 @@ def test_call_after_training_does_not_hit_earlier_entries(part: str) -> None:
     assert attachment.stats() == AttachStats(encoded=2, hits=1, bypassed=1)
 
 
+def test_training_with_a_frozen_tower_keeps_the_entries() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    model.model.visual.requires_grad_(False)
+    image_rows(model, call)
+    model.train()
+    model.get_image_features(**call)
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    model.eval()
+    assert torch.equal(image_rows(model, call), stock_rows(model, call))
+    assert attachment.stats() == AttachStats(encoded=1, hits=1, bypassed=1)
+    assert attachment.stats().changes == {}
+
+
 def step_of_the_projector(model: nn.Module) -> None:
     """Step an optimizer in evaluation mode. The call in grad mode bypasses the cache."""
     model.get_image_features(**GEMMA.call(0)).pooler_output.sum().backward()

@@ -121,11 +121,11 @@ class CachedEncoder(KeyedEncoder):
         return self.run_whole(args, kwargs)
 
     def _notice_training(self) -> bool:
-        """Whether the call is in training mode. If it is, no earlier entry is used again."""
+        """Whether the call is in training mode. If weights can be trained, no earlier entry is used again."""
         session = self._session
         model: Any = session.model
         is_training: bool = model.training or model._modules[self._tower_name].training
-        if is_training:
+        if is_training and session.is_trainable():
             session.forget(TRAINING)
         return is_training
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.model_changes import ModelChanges
+from vitcache.adapters.changes.outer_modules import outer_weights
 from vitcache.adapters.changes.settings import is_hook
 from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.disabling import DisabledCalls
@@ -121,6 +122,10 @@ class Session:
                 key.hex(),
                 difference,
             )
+
+    def is_trainable(self) -> bool:
+        """Whether a weight outside of the language model requires gradients."""
+        return any(weight.requires_grad for _, weight in outer_weights(self.model))
 
     def forget(self, kind: str, detail: str = "") -> None:
         """Begin a new, random namespace, because the weights changed or are about to change.

@@ -55,12 +55,13 @@ class WeightsFingerprint:
         self._storages = {name: self._watch(storage_of(tensor)) for name, tensor in parts.weights.items()}
         self._methods = {name: (id(method), self._watch(method)) for name, method in parts.methods.items()}
         # This list keeps the weights of a replaced module in memory. So it is emptied when one is freed.
-        release = partial(_release, self._freed, parts.namespaces)
+        self._namespaces = parts.namespaces
+        release = partial(_release, self._freed, self._namespaces)
         self._modules = [weakref.ref(module, release) for module in parts.modules]
         self._owners = version_owners(parts.weights.values())
         addresses = {key: owner._cdata for key, owner in self._owners.items()}
         self._native = ModuleWatch(
-            parts.namespaces, parts.watched, self._freed, addresses, tensor_reader, Tensor, _DATA_POINTER
+            self._namespaces, parts.watched, self._freed, addresses, tensor_reader, Tensor, _DATA_POINTER
         )
 
     def is_current(self) -> bool:
@@ -68,7 +69,7 @@ class WeightsFingerprint:
 
         Every call of the model runs this method, so the comparison is native (csrc/python/module_watch.h).
         """
-        return self._native.is_current()
+        return self._native.is_current(self._namespaces)
 
     def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
         """Whether weights, methods, settings and hooks look the same as in `earlier`."""

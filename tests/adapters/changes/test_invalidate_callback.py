@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
+
 from attached import GEMMA, logits
 from tiny_models import one_at_a_time
 from torch import nn
@@ -16,6 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from vitcache import InvalidateCallback
 from vitcache.adapters.changes.model_changes import INVALIDATED, OPTIMIZER
 from vitcache.adapters.transformers import Attachment, attach
+
+pytestmark = pytest.mark.transformers
 
 STEPS = 2
 

@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
+
 from attached import GEMMA, logits, pair
 from torch import nn
 
 from vitcache import invalidate_after
 from vitcache.adapters.changes.model_changes import INVALIDATED
+
+pytestmark = pytest.mark.transformers
 
 
 class Owner:

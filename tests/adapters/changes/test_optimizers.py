@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
+
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from attached import GEMMA, logits, pair
@@ -29,6 +32,8 @@ from vitcache.adapters.changes.model_changes import OPTIMIZER
 from vitcache.adapters.changes.optimizer_steps import watch_optimizers
 from vitcache.adapters.session import Session
 from vitcache.adapters.transformers import Attachment, attach
+
+pytestmark = pytest.mark.transformers
 
 STEPS = 2
 
@@ -310,6 +315,28 @@ def test_step_of_an_optimizer_with_unknown_groups_forgets_and_reads_no_iterator(
     optimizer.step()
     assert steps_of(attachment) == 1
     assert len(list(optimizer.param_groups[0]["params"])) == len(weights)
+
+
+class InterruptedOptimizer(SGD):
+    """Writes the weights without a new version, and is then interrupted."""
+
+    def step(self, closure: Any = None) -> None:
+        for weight in self.param_groups[0]["params"]:
+            weight.data.mul_(2)
+        raise KeyboardInterrupt
+
+
+def test_step_that_was_interrupted_gives_the_stock_logits() -> None:
+    stock, model, attachment, _ = pair(GEMMA)
+    prompt = GEMMA.prompt(stock, 0)
+    before = logits(model, prompt)
+    for each in (stock, model):
+        with pytest.raises(KeyboardInterrupt):
+            InterruptedOptimizer(set_gradients(tower(each).parameters())).step()
+    after = logits(stock, prompt)
+    assert torch.equal(logits(model, prompt), after)
+    assert not torch.equal(before, after)
+    assert attachment.stats().encoded == 2
 
 
 @pytest.mark.parametrize("groups", [[{}], [{"params": ["a name"]}], None, 3])

@@ -6,13 +6,14 @@ Fused optimizers do not increment the version of a weight, so only the step itse
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from vitcache.adapters.changes.model_changes import OPTIMIZER
 from vitcache.adapters.changes.weight_index import WeightIndex
@@ -52,17 +53,18 @@ def watch_optimizers(session: Session) -> None:
     one, that requires gradients or has one. The session is referenced weakly, and no optimizer or weight is
     referenced at all. Any thread may call it.
 
-    The hook of torch runs in the thread that calls `Optimizer.step`: a thread of the user or, if the backward
-    pass runs the optimizer, a thread of autograd. The hook queues no work on a device, and never raises.
+    The hooks of torch run in the thread that calls `Optimizer.step`: a thread of the user or, if the backward
+    pass runs the optimizer, a thread of autograd. They queue no work on a device, and never raise.
 
-    The first call registers one hook for the process, which stays registered. If it were removed while
-    another thread runs the hooks after a step, that step would raise RuntimeError.
+    The first call registers one pair of hooks for the process, which stays registered. If a hook were removed
+    while another thread runs the hooks of a step, that step would raise RuntimeError.
     """
     global _is_registered
     _watched[ref(session, lambda freed: _watched.pop(freed, None))] = _OuterWeights()
     with _registering:
         if not _is_registered:
-            register_optimizer_step_post_hook(_forget_stepped)
+            register_optimizer_step_pre_hook(_before_step)
+            register_optimizer_step_post_hook(_after_step)
             _is_registered = True
 
 
@@ -71,9 +73,22 @@ def unwatch_optimizers(session: Session) -> None:
     _watched.pop(ref(session), None)
 
 
-@torch.compiler.disable  # in a compiled step, too, the hook runs as it is
-def _forget_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Let each watched session forget whose weights the optimizer can write: torch's hook after a step."""
+@torch.compiler.disable  # in a compiled step, too, the hooks run as they are
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Begin a new namespace: after a step that raises, or is interrupted, torch calls no hook."""
+    for session, _ in _affected(optimizer):
+        session.begin_namespace()
+
+
+@torch.compiler.disable
+def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forget, also the rows that another thread encoded during the step."""
+    for session, name in _affected(optimizer):
+        session.forget(OPTIMIZER, name)
+
+
+def _affected(optimizer: Optimizer) -> Iterator[tuple[Session, str]]:
+    """Yield the watched sessions whose weights the optimizer can write, each with the name of a weight."""
     for watched, weights in _watched.copy().items():
         session = watched()
         if session is None:
@@ -84,7 +99,7 @@ def _forget_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[st
             # Another thread may change the model, and the groups of an optimizer may have any form.
             name = f"{type(optimizer).__name__}, whose weights are unknown: {error}"
         if name is not None:
-            session.forget(OPTIMIZER, name)
+            yield session, name
 
 
 def _stepped(optimizer: Optimizer) -> list[Tensor]:

@@ -33,7 +33,8 @@ class WeightsNames:
     def digest(self, weights: WeightsFingerprint) -> bytes:
         """Return the namespace of a state."""
         lines = []
-        for name in sorted(self._base.keys() | weights.settings.keys()):
+        names = self._base.keys() | weights.settings.keys() if self._base is not weights.settings else ()
+        for name in sorted(names):
             text = weights.settings.get(name)
             text = self._same_hooks.get((name, text), text)
             if text != self._base.get(name):
