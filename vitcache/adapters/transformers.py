@@ -112,8 +112,8 @@ def attach(
         N: each call compares one N-th of the bytes of the weights outside of the language model with their
         checksums. So a change that nothing else shows, such as a write through `.data`, is found by the N-th
         call after it at the latest, if it lasts: no earlier entry is used again, a warning names the weight,
-        and `stats().changes` counts it. A call reads 1/N of the weights, with two launches for each weight or
-        256 KiB; the largest temporary tensor has 512 KiB. On a GPU a call reads 1/(N - 1), with two launches
+        and `stats().changes` counts it. A call reads about 1/N of the weights, with two launches for each weight or
+        256 KiB; the largest temporary tensor has 512 KiB. On a GPU it reads 1/(N - 1), with two launches
         for each weight or 2 MiB, and waits for nothing: if the GPU lags behind the host, a later call finds
         the change. With N = 1 the host waits. `attach`, and the first call after each noticed
         change, read all weights and wait. Weights offloaded to files are not read. The ranks of a distributed
