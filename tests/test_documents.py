@@ -133,7 +133,7 @@ def test_table_of_calls_names_only_arguments_that_exist() -> None:
         for path, arguments in re.findall(r"`(\.?[A-Za-z_.]+)(?:\(([^`]*)\))?`", cell):
             call = getattr(owner, path[1:], None) if path.startswith(".") else find(path)
             owner = call if isinstance(call, type) else owner
-            names = [part.partition("=")[0] for part in arguments.split(", ") if part]
+            names = [part.partition("=")[0].lstrip("*") for part in arguments.split(", ") if part]
             known = ["...", *inspect.signature(call).parameters] if names and call is not None else names
             wrong += [f"{path}: {name}" for name in names if name not in known]
     assert wrong == []

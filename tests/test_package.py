@@ -23,8 +23,8 @@ from vitcache import CudaError
 from vitcache.__main__ import main
 from vitcache.versions import SUPPORTED, major_minor
 
-# Only these two names need transformers.
-ADAPTER_NAMES = {"Attachment", "attach"}
+# Only these names need transformers.
+ADAPTER_NAMES = {"Attachment", "InvalidateCallback", "attach"}
 USE_ALL_NAMES = f"[getattr(vitcache, name) for name in vitcache.__all__ if name not in {ADAPTER_NAMES}]"
 
 

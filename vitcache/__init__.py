@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
     from vitcache import metrics as metrics
     from vitcache import tracing as tracing
     from vitcache.adapters.attach_stats import AttachStats as AttachStats
+    from vitcache.adapters.changes.invalidate_callback import InvalidateCallback as InvalidateCallback
+    from vitcache.adapters.changes.invalidation import invalidate_after as invalidate_after
     from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
     from vitcache.adapters.transformers import Attachment as Attachment
     from vitcache.adapters.transformers import attach as attach
@@ -64,6 +66,8 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
 # Maps each defining module to its public names.
 _NAMES = {
     "vitcache.adapters.attach_stats": ("AttachStats",),
+    "vitcache.adapters.changes.invalidate_callback": ("InvalidateCallback",),
+    "vitcache.adapters.changes.invalidation": ("invalidate_after",),
     "vitcache.adapters.fingerprint": ("processor_fingerprint",),
     "vitcache.adapters.transformers": ("Attachment", "attach"),
     "vitcache.cache.claims": ("Claim",),

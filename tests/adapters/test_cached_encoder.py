@@ -556,3 +556,35 @@ def test_output_that_a_caller_writes_to_keeps_constants() -> None:
             output.visual_indicator_features, zoo.stock(model, "image")(**call).visual_indicator_features
         )
         output.visual_indicator_features.mul_(2)
+
+
+@torch.no_grad()
+def test_part_of_the_tower_that_drops_values_at_random_is_not_cached(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    model.model.visual.blocks[0].mlp.act_fn = nn.Sequential(nn.GELU(), nn.Dropout(0.5)).eval()
+    attachment = attach(model)
+    eager = image_rows(model, call)
+    model.model.visual.blocks[0].mlp.train()
+    rows = [image_rows(model, call) for _ in range(2)]
+    assert not torch.equal(*rows)
+    assert attachment.stats() == AttachStats(encoded=1, bypassed=2)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "Qwen3VLModel: visual.blocks.0.mlp.act_fn.1 is in training mode: nothing is cached, because rows are "
+        "random or each step changes the weights; call model.eval()"
+    ]
+    model.model.visual.eval()
+    assert torch.equal(image_rows(model, call), eager)
+    assert attachment.stats() == AttachStats(encoded=1, hits=1, bypassed=2)
+
+
+@torch.no_grad()
+def test_part_in_training_mode_that_is_not_random_is_cached() -> None:
+    model, call = QWEN3.model(), QWEN3.call(0)
+    attachment = attach(model)
+    for _ in range(2):
+        image_rows(model, call)
+        model.model.visual.blocks[0].mlp.train()
+    image_rows(model, call)
+    assert attachment.stats() == AttachStats(encoded=2, hits=1)

@@ -539,6 +539,19 @@ def test_vision_pipelines_share_entries_only_with_an_equal_namespace() -> None:
         vision_pipeline(model, cache, namespace=3)  # type: ignore[arg-type]
 
 
+def test_vision_pipelines_of_two_adapters_have_two_namespaces() -> None:
+    peft = pytest.importorskip("peft")
+    model, cache = QWEN3.model(), make_cache(500, width=QWEN3.row_width)
+    config = peft.LoraConfig(target_modules=r".*visual.*qkv", r=2)
+    adapted = peft.get_peft_model(model, config, adapter_name="a")
+    adapted.add_adapter("b", config)
+    names = []
+    for adapter in ("a", "b", "a"):
+        adapted.set_adapter(adapter)
+        names.append(vision_pipeline(adapted, cache, namespace="both").namespace)
+    assert names[0] == names[2] != names[1]
+
+
 def test_vision_pipeline_device_bytes_may_be_a_str_and_not_a_bool() -> None:
     cache = vision_pipeline(QWEN3.model(), device_bytes="1 MiB").cache
     assert cache.stats().device_capacity_bytes <= 1 << 20

@@ -65,7 +65,7 @@ def same_number_of_entries(model: Model) -> None:
 
 CHANGES: dict[str, Callable[[Model], Any]] = {
     "a number": lambda model: setattr(model.tower, "scale", 2.5),
-    "a number of another type": lambda model: setattr(model.tower, "scale", True),
+    "a bool in place of a number": lambda model: setattr(model.tower, "scale", True),
     "an element of a list": lambda model: model.tower.active.__setitem__(0, "b"),
     "a longer list": lambda model: model.tower.active.append("b"),
     "an emptied list": lambda model: model.tower.active.clear(),

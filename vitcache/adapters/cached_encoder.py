@@ -64,7 +64,7 @@ class CachedEncoder(KeyedEncoder):
         namespace = b""
         if not self._must_bypass(arguments):
             namespace = session.current_namespace()  # before `tower_device`, which it updates
-            if not (session.mixes_adapters or self._is_autocast(arguments)):
+            if not (session.is_uncacheable or self._is_autocast(arguments)):
                 split = self._split(config, arguments)
                 parts = split if isinstance(split, CallParts) else as_parts(split)
         if parts is not None and parts.shapes:

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.families import GRID_FAMILIES, Family
 from vitcache.adapters.grid_encoder import GridEncoder
 from vitcache.adapters.uncached_step import EncodeRows, embed_uncached
 from vitcache.adapters.vision_tower import cache_for, find_family, namespace_for
+from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.items import Chunk, check_chunks
@@ -81,7 +83,9 @@ def vision_pipeline(
     """
     base, family = find_grid_family(model)
     tower = getattr(base, family.tower)
-    shared = namespace_for(base, tower, namespace).digest()  # raises before the cache allocates its memory
+    named = namespace_for(base, tower, namespace)  # raises before the cache allocates its memory
+    weights = WeightsFingerprint(base, tower)
+    shared = WeightsNames(named, weights).digest(weights)
     cache = cache_for(base, tower, cache, device_bytes)
     return ModelPipeline(image_encoder(model), cache, namespace=shared, **options)
 

@@ -172,9 +172,11 @@ class Session:
             self.namespace = self._names.digest(weights)
             return [change]
         if not self._was_called:
-            self._names.accept_hooks(weights)
+            self._names.start_with(weights)
         namespace, self.namespace = self.namespace, self._names.digest(weights)
-        return [] if namespace == self.namespace else weights.setting_changes_since(before)
+        if namespace == self.namespace or not self._was_called:
+            return []
+        return weights.setting_changes_since(before)
 
     def ignore_own_settings(self) -> None:
         """Ignore the settings that the stock method has just written itself, such as a counter of its calls.
@@ -194,9 +196,15 @@ class Session:
             self._names.accept(before, self._weights)
 
     @property
-    def mixes_adapters(self) -> bool:
-        """Whether the running forward has an adapter per prompt, at the last call of `current_namespace`."""
-        return self._weights.mixes_adapters
+    def is_uncacheable(self) -> bool:
+        """Whether rows of the model cannot be cached now, at the last call of `current_namespace`.
+
+        The running forward has an adapter per prompt, or a part of the model is in training mode.
+        """
+        weights = self._weights
+        if weights.random:
+            self._warn_training(f"{type(self.model).__name__}: {weights.random}")
+        return bool(weights.mixes_adapters or weights.random)
 
     def tower_device(self) -> torch.device | None:
         """The device of the tower's weights; None if they are offloaded, because hooks move them.
@@ -241,11 +249,14 @@ class Session:
 
     def warn_training(self) -> None:
         """Log once that calls in training mode are not cached."""
+        self._warn_training(type(self.model).__name__)
+
+    def _warn_training(self, name: str) -> None:
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
             self.warn(
-                f"{type(self.model).__name__} is in training mode: nothing is cached, because each step "
+                f"{name} is in training mode: nothing is cached, because rows are random or each step "
                 "changes the weights; call model.eval()"
             )
 

@@ -15,6 +15,7 @@ from vitcache.adapters.attachable import find_attachable
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.model_changes import INVALIDATED
+from vitcache.adapters.changes.optimizer_steps import unwatch_optimizers, watch_optimizers
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.feature_owner import method_name
 from vitcache.adapters.forward_placement import ForwardPlacement
@@ -311,6 +312,7 @@ class Attachment:
         self._replaced = {name: vars(session.model)[name] for name in encoders if name in vars(session.model)}
         for name, encoder in encoders.items():
             setattr(session.model, name, encoder)
+        watch_optimizers(session)
 
     @property
     def cache(self) -> EmbeddingCache:
@@ -371,6 +373,7 @@ class Attachment:
             self._session.placement.remove()
         for name, method in self._replaced.items():
             setattr(model, name, method)
+        unwatch_optimizers(self._session)
         self._encoders = {}
         self._replaced = {}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitcache._native import ModuleWatch
 from vitcache.adapters.changes.model_changes import ADAPTERS, HOOKS, METHODS, REPLACED, SETTINGS, WRITTEN
-from vitcache.adapters.changes.settings import is_hook
+from vitcache.adapters.changes.settings import is_hook, is_merge
 from vitcache.adapters.changes.watched_parts import WatchedParts
 from vitcache.adapters.changes.weight_parts import inner_tensors, storage_of, version_owners
 from vitcache.placement.destination import tensor_reader
@@ -36,13 +36,18 @@ class WeightsFingerprint:
         Settings, and those of layers with adapters, as texts by name.
     mixes_adapters
         Whether a running forward has an adapter per prompt.
+    random
+        The name of a module whose output is random, because it is in training mode, or "".
     """
 
     def __init__(self, model: nn.Module, tower: nn.Module, ignored: frozenset[str] = frozenset()) -> None:
         parts = WatchedParts(model, ignored)
         self.tower_device: torch.device = next(tower.parameters()).device
         self.settings, self.adapters = parts.settings, parts.adapters
-        self.mixes_adapters = parts.mixes_adapters
+        self.mixes_adapters, self.random = parts.mixes_adapters, parts.random
+        self._merged = {
+            name: text for name, text in (parts.adapters | parts.settings).items() if is_merge(name)
+        }
         self._states = {name: _state(tensor) for name, tensor in parts.weights.items()}
         # Weak references, because a fingerprint must not keep replaced weights in memory. They refer to the
         # storages: torch does not swap tensors that have weak references.
@@ -83,6 +88,8 @@ class WeightsFingerprint:
                 return REPLACED, name
             if state != before:
                 return WRITTEN, name
+        if merged := self._merged.items() ^ earlier._merged.items():
+            return WRITTEN, min(merged)[0]
         for name, other in zip_longest(self._methods, earlier._methods):
             if name != other:
                 return METHODS, name or other

@@ -22,7 +22,7 @@ def outer_modules(model: nn.Module) -> dict[str, nn.Module]:
         seen.add(id(module))
         found[name] = module
         prefix = f"{name}." if name else ""
-        pending += [(prefix + child, value) for child, value in reversed(module._modules.items())]
+        pending += [(prefix + child, value) for child, value in reversed(list(module._modules.items()))]
     return found
 
 
@@ -30,6 +30,6 @@ def outer_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers outside of the language model with their names, as they are now."""
     for prefix, module in outer_modules(model).items():
         for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
+            for name, tensor in list(table.items()):
                 if tensor is not None:
                     yield f"{prefix}.{name}" if prefix else name, tensor

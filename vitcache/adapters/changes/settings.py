@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitcache.adapters.feature_owner import MODALITIES, method_name
+from vitcache.adapters.replaced_methods import MERGE
+
 HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 _OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _MOST_ELEMENTS = 1000  # of a container, so that a table of words does not cost each call a millisecond
 _PLAIN = (bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+_REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MERGE}
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # The numbers of hooks are unique in a process only.
 _PROCESS = os.urandom(8).hex()
@@ -31,9 +35,8 @@ def describe(value: Any) -> str | None:
         return str(value)
     if not isinstance(value, _CONTAINERS) or len(value) > _MOST_ELEMENTS:
         return None
-    elements = value.items() if isinstance(value, dict) else value
     texts = []
-    for element in elements:
+    for element in list(value.items() if isinstance(value, dict) else value):  # other threads may change it
         text = describe(element)
         if text is None:
             return None
@@ -43,9 +46,9 @@ def describe(value: Any) -> str | None:
     return f"{type(value).__name__}({', '.join(texts)})"
 
 
-def own_values(namespace: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Yield the entries of a module's ``__dict__`` that `nn.Module` itself does not make."""
-    return ((name, value) for name, value in namespace.items() if name not in _OF_EACH_MODULE)
+def own_values(namespace: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the entries of a module's ``__dict__`` that `nn.Module` itself does not make, and `training`."""
+    return [(name, value) for name, value in list(namespace.items()) if name not in _OF_EACH_MODULE]
 
 
 def is_method(value: Any) -> bool:
@@ -53,6 +56,15 @@ def is_method(value: Any) -> bool:
     return isinstance(value, torch.ScriptObject) or (
         callable(value) and not isinstance(value, type | nn.Module | torch.Tensor)
     )
+
+
+def is_of_forward(name: str, value: Any) -> bool:
+    """Whether an attribute of the owner belongs to its forward, or is one that `attach` replaces.
+
+    The owner has the stock methods. Its forward sets attributes that are None before the first call, such as
+    the deltas of positions.
+    """
+    return value is None or name in _REPLACED
 
 
 def is_config(value: Any) -> bool:
@@ -71,9 +83,29 @@ def hooks_of(module: Any, name: str) -> str | None:
     return f"{_PROCESS} {numbers}" if numbers else None
 
 
+def is_random(module: nn.Module) -> bool:
+    """Whether a module is in training mode and drops values, or normalizes by the values of a call."""
+    if not module.training:
+        return False
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return any("drop" in name and _is_positive(value) for name, value in own_values(vars(module)))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
 def is_hook(name: str) -> bool:
     """Whether the name of a setting is that of a module's hooks."""
     return name.endswith(HOOK_TABLES)
+
+
+def is_merge(name: str) -> bool:
+    """Whether the name of a setting tells which adapters are merged. PEFT merges them through `.data`."""
+    return name.rpartition(".")[2] in ("merged_adapters", "merged")
 
 
 def mixes_adapters(module: nn.Module) -> bool:

@@ -15,10 +15,12 @@ from vitcache.adapters.changes.settings import (
     is_adapter_layer,
     is_config,
     is_method,
+    is_of_forward,
+    is_random,
     mixes_adapters,
     own_values,
 )
-from vitcache.adapters.changes.weight_parts import kept_weights, parts_of
+from vitcache.adapters.changes.weight_parts import kept_weights, parts_of, tensors_in
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -29,8 +31,7 @@ class WatchedParts:
     Parameters
     ----------
     model
-        The module that owns the stock methods. Its own attributes and hooks are not watched, because its
-        forward writes them.
+        The module that owns the stock methods. Its hooks are not watched: features do not run them.
     ignored
         Names of settings that the stock method writes.
 
@@ -49,6 +50,8 @@ class WatchedParts:
         Functions and packed weights in the ``__dict__`` of modules, by name.
     mixes_adapters
         Whether a running forward has an adapter per prompt.
+    random
+        The name of a module whose output is random, because it is in training mode, or "".
     """
 
     def __init__(self, model: nn.Module, ignored: frozenset[str]) -> None:
@@ -59,6 +62,7 @@ class WatchedParts:
         self.adapters: dict[str, str] = {}
         self.methods: dict[str, Any] = {}
         self.mixes_adapters = False
+        self.random = ""
         self._ignored = ignored
         self._configs: set[int] = set()
         modules = outer_modules(model)
@@ -79,22 +83,26 @@ class WatchedParts:
             self._add(dataset, keys, is_sized=False)
             self._add_weights(f"{prefix}kept.", {key: dataset[key] for key in keys})
         settings = self.settings
+        if not is_owner and is_random(module):
+            self.random = path
         if is_adapter_layer(module):
             settings = self.adapters
             self.mixes_adapters = self.mixes_adapters or mixes_adapters(module)
-        for name, value in (("training", module.training), *own_values(namespace)):
+        for name, value in own_values(namespace):
             key = prefix + name
             if is_config(value):
                 names.add(name)
                 self._add_config(key, value)
             elif name == "config":
                 self.methods[key] = value
-            elif not is_owner and key not in self._ignored:
+            elif key not in self._ignored and not (is_owner and is_of_forward(name, value)):
                 text = describe(value)
                 if text is not None:
                     settings[key] = text
                 elif is_method(value):
                     self.methods[key] = value
+                elif settings is self.adapters and (tensors := dict(tensors_in(key, value))):
+                    self.weights.update(tensors)
                 else:
                     continue
                 names.add(name)
@@ -103,7 +111,7 @@ class WatchedParts:
             for name in HOOK_TABLES:
                 if hooks := hooks_of(module, name):
                     self.settings[prefix + name] = hooks
-        # The owner's forward sets attributes; but a new config must be noticed.
+        # The owner's forward adds attributes; but a first config must be noticed.
         self._add(namespace, frozenset(names), is_sized=not is_owner or "config" not in namespace)
 
     def _add_config(self, key: str, config: Any) -> None:
@@ -111,7 +119,7 @@ class WatchedParts:
             return
         self._configs.add(id(config))
         names = set()
-        for name, value in vars(config).items():
+        for name, value in list(vars(config).items()):
             text = describe(value)
             if text is not None and f"{key}.{name}" not in self._ignored:
                 self.settings[f"{key}.{name}"] = text
@@ -119,7 +127,7 @@ class WatchedParts:
         self._add(vars(config), frozenset(names), is_sized=True)
 
     def _add_weights(self, prefix: str, table: dict[str, Any]) -> None:
-        for name, tensor in table.items():
+        for name, tensor in list(table.items()):
             if isinstance(tensor, Tensor):
                 self.weights.update(parts_of(prefix + name, tensor))
 

@@ -27,6 +27,16 @@ def parts_of(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield from parts_of(f"{name}.{inner}", value)
 
 
+def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a dict or list, with their names."""
+    if isinstance(value, Tensor):
+        yield from parts_of(name, value)
+    elif isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, element in list(pairs):
+            yield from tensors_in(f"{name}.{key}", element)
+
+
 def kept_weights(module: nn.Module) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
     """Yield the dicts with weights of a module that are not in its tables now, and their keys in the dict.
 

@@ -47,10 +47,9 @@ class WeightsNames:
         """Give new, random names to all states, because the weights changed; `weights` is the state now."""
         self._nonce, self._base = os.urandom(16).hex(), weights.settings
 
-    def accept_hooks(self, weights: WeightsFingerprint) -> None:
-        """Take the hooks of `weights` as those at the start."""
-        own = {name: text for name, text in self._base.items() if not is_hook(name)}
-        self._base = own | {name: text for name, text in weights.settings.items() if is_hook(name)}
+    def start_with(self, weights: WeightsFingerprint) -> None:
+        """Take the settings and hooks of `weights` as those at the start: the first forward sets some."""
+        self._base = weights.settings
 
     def accept(self, before: WeightsFingerprint, after: WeightsFingerprint) -> None:
         """Give `after`, which has other hooks and fewer settings, the name of `before`."""

@@ -1,0 +1,98 @@
+"""Steps of optimizers: an attachment forgets its entries after a step that can write its weights.
+
+Fused optimizers do not increment the version of a weight, so only the step itself shows the change.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from vitcache.adapters.changes.model_changes import OPTIMIZER
+from vitcache.adapters.changes.weight_index import WeightIndex
+from vitcache.adapters.session import Session
+
+
+class _OuterWeights:
+    """The weights of one session outside of its language model, read again after each noticed change.
+
+    A change that the session has not noticed yet may be missing. The session notices it at its next call, and
+    then forgets its entries by itself.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[int, WeightIndex] | None = None
+
+    def index(self, session: Session) -> WeightIndex:
+        counts = session.changes.counts
+        changes = sum(counts.values()) - counts.get(OPTIMIZER, 0)  # before the weights are read
+        known = self._known
+        if known is None or known[0] != changes:
+            known = self._known = changes, WeightIndex(session.model)
+        return known[1]
+
+
+# Each access is one operation of a dict. So no lock is needed, which a callback of the garbage collector
+# could wait for in the thread that holds it.
+_watched: dict[ref[Session], _OuterWeights] = {}
+_registering = threading.Lock()
+_is_registered = False
+
+
+def watch_optimizers(session: Session) -> None:
+    """Let a session forget its entries after each step of an optimizer that can write its vision weights.
+
+    The step counts if the optimizer holds a weight outside of the language model, or a tensor with bytes of
+    one, that requires gradients or has one. The session is referenced weakly, and no optimizer or weight is
+    referenced at all. Any thread may call it.
+
+    The hook of torch runs in the thread that calls `Optimizer.step`: a thread of the user or, if the backward
+    pass runs the optimizer, a thread of autograd. The hook queues no work on a device, and never raises.
+
+    The first call registers one hook for the process, which stays registered. If it were removed while
+    another thread runs the hooks after a step, that step would raise RuntimeError.
+    """
+    global _is_registered
+    _watched[ref(session, lambda freed: _watched.pop(freed, None))] = _OuterWeights()
+    with _registering:
+        if not _is_registered:
+            register_optimizer_step_post_hook(_forget_stepped)
+            _is_registered = True
+
+
+def unwatch_optimizers(session: Session) -> None:
+    """End `watch_optimizers`. A session that is not watched is ignored. Any thread may call it."""
+    _watched.pop(ref(session), None)
+
+
+@torch.compiler.disable  # in a compiled step, too, the hook runs as it is
+def _forget_stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let each watched session forget whose weights the optimizer can write: torch's hook after a step."""
+    for watched, weights in _watched.copy().items():
+        session = watched()
+        if session is None:
+            continue
+        try:
+            name = weights.index(session).find(_stepped(optimizer))
+        except Exception as error:
+            # Another thread may change the model, and the groups of an optimizer may have any form.
+            name = f"{type(optimizer).__name__}, whose weights are unknown: {error}"
+        if name is not None:
+            session.forget(OPTIMIZER, name)
+
+
+def _stepped(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors that a step may have written."""
+    stepped: list[Tensor] = []
+    for group in optimizer.param_groups:
+        tensors = group["params"]
+        if not isinstance(tensors, list | tuple):  # to iterate over an iterator would empty it
+            raise TypeError(f"params is a {type(tensors).__name__}")
+        stepped += [each for each in tensors if each.requires_grad or each.grad is not None]
+    return stepped
