@@ -10,6 +10,7 @@
 #                   ARGS="tests/placement -k gradients" selects tests
 # make install-test build the sdist and the wheel, install each into a new environment, and use it in an empty folder
 # make models       write docs/models.md, the table of models, from tests with the newest and the oldest versions
+# make changes      write the tables of docs/changes.md from the list of changes that tests run
 # make soak         run the tests that take minutes
 # make engines      run vLLM on the CPU with vitcache and without it, in .venv-vllm, which it installs first (x86-64, 5 GB)
 #                   FULL=1 runs all engines and `vllm serve`; ARGS="-k chunks" passes options to pytest
@@ -29,7 +30,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cudart test-oldest test-newest test-torch install-test models soak engines setup check check-clang format bench gpu clean
+.PHONY: help demo test cudart test-oldest test-newest test-torch install-test models changes soak engines setup check check-clang format bench gpu clean
 
 # If the repository's root were on sys.path, triton_kernels/ would hide the package of that name by Triton's authors.
 export PYTHONSAFEPATH := 1
@@ -124,6 +125,9 @@ test-newest: setup
 
 models: setup $(filter .overlays/transformers%,$(overlays:%=.overlays/%/.installed))
 	@bash tests/run.sh models $(filter transformers%,$(overlays))
+
+changes: setup
+	@$(python) tests/support/changes_table.py
 
 soak: setup
 	@bash tests/run.sh soak

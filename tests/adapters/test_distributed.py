@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from vitcache.adapters.distributed import agree_over
 
-RANK = Path(__file__).parents[1] / "support" / "distributed_rank.py"
-
-
-def run_ranks(
-    tmp_path: Path, *arguments: str, timeout: float = 120
-) -> list[subprocess.CompletedProcess[str]]:
-    """Run both ranks and wait for them. After `timeout` seconds, kill them and raise TimeoutExpired."""
-    path = os.pathsep.join(filter(None, [str(RANK.parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, str(RANK), *arguments]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=timeout) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [
-        subprocess.CompletedProcess(command, rank.returncode, *output)
-        for rank, output in zip(ranks, outputs, strict=True)
-    ]
+PROGRAM = "distributed_rank.py"
 
 
 def test_ranks_with_different_caches_encode_the_union_of_their_misses(tmp_path: Path) -> None:
-    done = run_ranks(tmp_path, "agree")
+    done = run_ranks(PROGRAM, tmp_path, "agree")
     for rank in done:
         assert rank.returncode == 0, rank.stderr
     # The cache of rank 0 has images 0 and 3, that of rank 1 has 1 and 3: both ranks encode 0, 1 and 2.
@@ -54,12 +24,12 @@ def test_ranks_with_different_caches_encode_the_union_of_their_misses(tmp_path: 
 
 def test_ranks_without_agree_fail_in_the_encoders_collective(tmp_path: Path) -> None:
     # Rank 0 calls one collective more than rank 1: its call fails after rank 1 has ended.
-    done = run_ranks(tmp_path, "alone")
+    done = run_ranks(PROGRAM, tmp_path, "alone")
     assert any(rank.returncode != 0 for rank in done)
 
 
 def test_ranks_with_different_numbers_of_items_raise_on_every_rank(tmp_path: Path) -> None:
-    for rank in run_ranks(tmp_path, "sizes"):
+    for rank in run_ranks(PROGRAM, tmp_path, "sizes"):
         assert rank.returncode == 1
         assert "ranks must have equal numbers of items in one step, got 1 to 2" in rank.stderr
 

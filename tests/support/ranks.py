@@ -1,0 +1,41 @@
+"""`run_ranks`: runs a program of tests/support in two processes, the ranks of a process group."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def run_ranks(
+    program: str, tmp_path: Path, *arguments: str, timeout: float = 120
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run both ranks and wait for them. After `timeout` seconds, kill them and raise TimeoutExpired.
+
+    The program reads its rank and the path of a `FileStore` from the variables RANK and STORE.
+    """
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, str(HERE / program), *arguments]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=timeout) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [
+        subprocess.CompletedProcess(command, rank.returncode, *output)
+        for rank, output in zip(ranks, outputs, strict=True)
+    ]
