@@ -5,7 +5,8 @@ the whole check of a call, `Session.current_namespace`: weights, settings, hooks
 comparison" is its native part. "versions in Python" is the check that a careful user writes: the identity,
 version and address of each weight of the tower. Each contender notices a write before it gets a number.
 
-The other cases measure the call after a change, and the byte fingerprint of `attach(fingerprint_calls=N)`.
+The other results are of the first call after a change, of a step of an optimizer with and without our hook,
+and of the byte fingerprint of `attach(fingerprint_calls=N)`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ TARGET_US = 20.0  # of the design, for 400 weights
 WIDTH = 8
 VITCACHE, NATIVE, PYTHON = "vitcache", "native comparison", "versions in Python"
 CHANGED, SWITCHED = "a weight was written", "adapters were switched"
+PLAIN = "without vitcache"
+STEP, WATCHED = "fused AdamW", "fused AdamW, watched"
 CHECK, TAKE, SUM = "check of a call", "new checksums", "plain sum of the weights"
 
 
@@ -135,6 +138,28 @@ def _measure_checks(case: ChangeCase, recorder: Recorder, timer: Timer) -> Itera
             {VITCACHE: session.current_namespace}, calls=3, before={VITCACHE: change}
         ).values()
         recorder.add(case.name, name, "change_us", "us", sample, against=(VITCACHE, samples[VITCACHE].value))
+    yield "steps of an optimizer"
+    _measure_steps(case, model, session, recorder, timer)
+
+
+def _measure_steps(
+    case: ChangeCase, model: ChangingModel, session: Session, recorder: Recorder, timer: Timer
+) -> None:
+    """Measure a step of an optimizer that writes all weights of the tower, with and without our hook."""
+    from vitcache.adapters.changes.optimizer_steps import unwatch_optimizers, watch_optimizers
+
+    for weight in model.visual.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer = torch.optim.AdamW(model.visual.parameters(), fused=True)
+    samples = timer.rounds_us({STEP: optimizer.step})
+    watch_optimizers(session)
+    first = session.namespace
+    optimizer.step()
+    _expect(session.namespace != first, VITCACHE, "a step of a fused optimizer")
+    samples |= timer.rounds_us({WATCHED: optimizer.step})
+    unwatch_optimizers(session)
+    for name, sample in samples.items():
+        recorder.add(case.name, name, "step_us", "us", sample, against=(STEP, samples[STEP].value))
 
 
 def _measure_bytes(case: BytesCase, recorder: Recorder, timer: Timer) -> Iterator[str]:
@@ -196,7 +221,7 @@ def draw(rows: figures.Rows) -> Figure:
     cases = list(dict.fromkeys(row["case"] for row in checks))
     heights = 0.55 * len(cases), 0.3 * len(rest)
     figure, [[above], [below]] = figures.open_figure(2, 1, height=1.0 + sum(heights), height_ratios=heights)
-    looks = figures.styles((VITCACHE, NATIVE, PYTHON, SUM))
+    looks = figures.styles((VITCACHE, NATIVE, PYTHON, PLAIN))
     targets = {(row["case"], row["contender"]): row["target"] for row in checks if row["target"] is not None}
     above.set_xscale("log")
     figures.compare(above, checks, looks, unit=" us", targets=targets)
@@ -204,9 +229,15 @@ def draw(rows: figures.Rows) -> Figure:
     above.set(xlabel="check of a call (microseconds of the host; less is better)", ylabel="weights")
     below.set_xscale("log")
     for place, row in enumerate(rest):
-        name = SUM if row["contender"] == SUM else VITCACHE
+        name = PLAIN if row["contender"] in (SUM, STEP) else VITCACHE
         figures.point(below, {**row, "contender": name}, place, looks[name], unit=" us")
-    names = {CHANGED: "after a write", SWITCHED: "after a switch of adapters", CHECK: "check of bytes"}
+    names = {
+        STEP: "step",
+        WATCHED: "watched step",
+        CHANGED: "after a write",
+        SWITCHED: "after a switch of adapters",
+        CHECK: "check of bytes",
+    }
     labels = [f"{names.get(row['contender'], row['contender'])}: {row['case']}" for row in rest]
     below.set_yticks(range(len(rest)), labels)
     below.set(ylim=(len(rest) - 0.5, -0.5), xlabel="microseconds of the host; less is better")

@@ -12,7 +12,17 @@ import pytest
 from vitcache.adapters.session import Session
 from vitcache.bench import plot, run
 from vitcache.bench.claims import bench_changes
-from vitcache.bench.claims.bench_changes import CASES, CHECK, NATIVE, PYTHON, SUM, TAKE, VITCACHE
+from vitcache.bench.claims.bench_changes import (
+    CASES,
+    CHECK,
+    NATIVE,
+    PYTHON,
+    STEP,
+    SUM,
+    TAKE,
+    VITCACHE,
+    WATCHED,
+)
 from vitcache.bench.claims.changing_model import ChangingModel, VersionsInPython
 
 
@@ -28,12 +38,13 @@ def test_changes_bench_measures_checks_changes_and_bytes(tmp_path: Path) -> None
     assert code == 0
     found = {
         metric: {(row["case"], row["contender"]) for row in rows if row["metric"] == metric}
-        for metric in ("check_us", "change_us", "fingerprint_us")
+        for metric in ("check_us", "change_us", "step_us", "fingerprint_us")
     }
     plain, adapters, size = (case.name for case in CASES["smoke"])
     written, switched = bench_changes.CHANGED, bench_changes.SWITCHED
     assert found["check_us"] == {(c, n) for c in (plain, adapters) for n in (VITCACHE, NATIVE, PYTHON)}
     assert found["change_us"] == {(plain, written), (adapters, written), (adapters, switched)}
+    assert found["step_us"] == {(c, n) for c in (plain, adapters) for n in (STEP, WATCHED)}
     assert found["fingerprint_us"] == {(size, name) for name in (CHECK, TAKE, SUM)}
     assert sum(map(len, found.values())) == len(rows)
     assert all(row["value"] > 0 and row["unit"] == "us" and row["target"] is None for row in rows)

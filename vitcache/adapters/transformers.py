@@ -113,12 +113,12 @@ def attach(
         N: each call compares one N-th of the bytes of the weights outside of the language model with their
         checksums. So a change that nothing else shows, such as a write through `.data`, is found by the N-th
         call after it at the latest, if it lasts: no earlier entry is used again, a warning names the weight,
-        and `stats().changes` counts it. A call reads 1/N of the weights, with two launches for each weight or
-        256 KiB; the largest temporary tensor has 512 KiB. On a GPU a call reads 1/(N - 1), with two launches
-        for each weight or 2 MiB, and waits for nothing: if the GPU lags behind the host, a later call finds
-        the change. With N = 1 the host waits. `attach`, and the first call after each noticed
-        change, read all weights and wait. Weights offloaded to files are not read. The ranks of a distributed
-        model may find a change at different calls. 0 turns this off.
+        and `stats().changes` counts it. The ranks of a distributed model may find it at different calls.
+        A call reads about 1/N of the weights, with two launches for each weight or 256 KiB, and needs 512 KiB
+        of temporary memory. On a GPU it reads 1/(N - 1), with two launches for each weight or 2 MiB, and 4
+        MiB of temporary memory; the host does not wait, unless N is 1, and if the GPU lags behind the host,
+        a later call finds the change. `attach`, and the first call after each noticed change, read all
+        weights and wait. Weights offloaded to files are not read. 0 turns this off.
     placement
         ``"auto"``: where possible, the stock forward places the rows: one launch writes them from the cache
         to the output of the token embedding; see *Placement* below. ``"off"``: one launch assembles the rows

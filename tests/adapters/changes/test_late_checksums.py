@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from byte_scene import checks_until_found, odd_weights, own_bytes, storage_bytes, watch
 from torch import Tensor
 
@@ -31,7 +32,8 @@ class LateCopy(HostCopy):
 
     def wait(self) -> None:
         assert self.source is not None
-        self.value, self.source = self.source, None
+        self.value.copy_(self.source)  # in place, as a copy to pinned memory
+        self.source = None
 
     @classmethod
     def finish(cls) -> None:
@@ -82,4 +84,18 @@ def test_check_with_n_1_waits_for_the_device(late: dict[str, Any]) -> None:
     model = odd_weights()
     fingerprint, owner = watch(1, model, **late)
     model.number.data.add_(1)
+    assert checks_until_found(fingerprint, owner, 1) == 1
+
+
+def test_check_after_checksums_taken_in_inference_mode_compares_later_copies(late: dict[str, Any]) -> None:
+    model = odd_weights()
+    with torch.inference_mode():
+        fingerprint, owner = watch(2, model, **late)
+    for _ in range(4):
+        fingerprint.check(owner)
+        LateCopy.finish()
+    assert owner.changed == []
+    model.matrix.data.add_(1)
+    fingerprint.check(owner)
+    LateCopy.finish()
     assert checks_until_found(fingerprint, owner, 1) == 1

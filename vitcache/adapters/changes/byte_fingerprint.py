@@ -48,11 +48,12 @@ class ByteFingerprint:
     an encode is found, too.
 
     Cost of a check
-        It reads 1/N of the weights. Torch multiplies and sums each block, which is a weight or 256 KiB of a
-        weight (2 MiB on a GPU): two launches, and a temporary tensor of twice its size. A GPU also gets one
-        launch and one copy to pinned memory. The host does not wait for them; a later check compares. So with
-        a GPU a check reads 1/(N - 1), and finds a change by the N-th check unless the GPU lags behind the
-        host. With N = 1 a check reads all weights, and the host waits.
+        It reads about 1/N of the weights. Torch multiplies and sums each block, which is a weight or 256 KiB
+        of a weight (2 MiB on a GPU): two launches, and a temporary tensor of twice its size. To share out
+        time, a block counts as 32 KiB more. A GPU also gets one launch and one copy to pinned memory. The
+        host does not wait for them; a later check compares. So with a GPU a check reads 1/(N - 1), and finds
+        a change by the N-th check unless the GPU lags behind the host. With N = 1 a check reads all weights,
+        and the host waits.
     Cost of new checksums
         The constructor, and the first check after a noticed change, read all weights, and the host waits.
 
