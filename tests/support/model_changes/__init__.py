@@ -40,6 +40,7 @@ for _name in (
     "modules",
     "peft_adapters",
     "peft_layers",
+    "peft_loaded",
     "transformers_adapters",
     "hand_written",
     "settings",
