@@ -153,9 +153,9 @@ def _measure_steps(
     optimizer = torch.optim.AdamW(model.visual.parameters(), fused=True)
     samples = timer.rounds_us({STEP: optimizer.step})
     watch_optimizers(session)
-    first = session.namespace
+    first = session.current_namespace()
     optimizer.step()
-    _expect(session.namespace != first, VITCACHE, "a step of a fused optimizer")
+    _expect(session.current_namespace() != first, VITCACHE, "a step of a fused optimizer")
     samples |= timer.rounds_us({WATCHED: optimizer.step})
     unwatch_optimizers(session)
     for name, sample in samples.items():
@@ -169,7 +169,7 @@ def _measure_bytes(case: BytesCase, recorder: Recorder, timer: Timer) -> Iterato
 
     model = ChangingModel(case.tensors, _width_for(case))
     session = make_session(model)
-    session.bytes = ByteFingerprint(case.calls, model)
+    session.state.bytes = ByteFingerprint(case.calls, model)
     first = session.current_namespace()
     model.weight.data.add_(1)
     logger.disabled = True  # its warning about this write
@@ -183,7 +183,7 @@ def _measure_bytes(case: BytesCase, recorder: Recorder, timer: Timer) -> Iterato
         fingerprint.reset()
         fingerprint.check(session)
 
-    fingerprint = session.bytes
+    fingerprint = session.state.bytes
     yield "checks and sums in turns"
     functions: dict[str, Callable[[], object]] = {
         CHECK: lambda: fingerprint.check(session),

@@ -118,7 +118,7 @@ std::uint32_t ModuleWatch::add_container(std::vector<Entry>& entries, Py_ssize_t
                                          std::uint64_t version) {
   std::size_t num_read = entries.size();  // of a list, every element is compared
   if (version != 0) {
-    const auto is_read = [](const Entry& entry) { return entry.kind != Kind::kIdentity; };
+    const auto is_read = [](const Entry& entry) { return entry.kind > Kind::kNumberOrText; };
     const auto first_other = std::stable_partition(entries.begin(), entries.end(), is_read);
     num_read = static_cast<std::size_t>(first_other - entries.begin());
   }
@@ -132,6 +132,7 @@ ModuleWatch::Entry ModuleWatch::entry_of(PyObject* key, PyObject* value, Py_ssiz
   if (is_number_or_text(key)) kept_.push_back(py::reinterpret_borrow<py::object>(key));
   if (is_number_or_text(value) || (PyTuple_CheckExact(value) && has_only_numbers_and_texts(value))) {
     // Another number may get the address of a number that is freed.
+    if (!PyTuple_CheckExact(value)) entry.kind = Kind::kNumberOrText;
     kept_.push_back(py::reinterpret_borrow<py::object>(value));
   } else if (PyObject_TypeCheck(value, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr())) != 0) {
     entry.kind = Kind::kTensor;
@@ -219,7 +220,9 @@ bool ModuleWatch::has_dict(PyObject* dict, const Container& expected) const {
     PyObject* value = nullptr;
     Py_ssize_t position = entries[i].position;
     if (PyDict_Next(dict, &position, &key, &value) == 0) return false;
-    if (key != entries[i].key || value != entries[i].value || !has_value(entries[i])) return false;
+    if (key != entries[i].key) return false;
+    if (value == entries[i].value ? !has_value(entries[i]) : !has_equal_value(entries[i], value))
+      return false;
   }
   return true;
 }
@@ -229,15 +232,27 @@ bool ModuleWatch::has_list(PyObject* list, const Container& expected) const {
   const Entry* const entries = entries_.data() + expected.first_entry;
   for (std::size_t i = 0; i < expected.num_entries; ++i) {
     if (PyList_GET_SIZE(list) != expected.size) return false;
-    if (PyList_GET_ITEM(list, static_cast<Py_ssize_t>(i)) != entries[i].value) return false;
-    if (!has_value(entries[i])) return false;
+    PyObject* const value = PyList_GET_ITEM(list, static_cast<Py_ssize_t>(i));
+    if (value == entries[i].value ? !has_value(entries[i]) : !has_equal_value(entries[i], value))
+      return false;
   }
   return PyList_GET_SIZE(list) == expected.size;
+}
+
+// Whether another object in place of an entry's value is an equal setting.
+bool ModuleWatch::has_equal_value(const Entry& entry, PyObject* value) const {
+  if (entry.kind == Kind::kList)
+    return PyList_CheckExact(value) && has_list(value, containers_[entry.number]);
+  if (entry.kind != Kind::kNumberOrText || Py_TYPE(value) != Py_TYPE(entry.value)) return false;
+  const int is_equal = PyObject_RichCompareBool(value, entry.value, Py_EQ);
+  if (is_equal < 0) throw py::error_already_set();
+  return is_equal == 1;
 }
 
 bool ModuleWatch::has_value(const Entry& entry) const {
   switch (entry.kind) {
     case Kind::kIdentity:
+    case Kind::kNumberOrText:
       return true;
     case Kind::kTensor:
       return has_state(entry.value, tensors_[entry.number]);

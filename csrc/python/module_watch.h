@@ -35,11 +35,11 @@ class ModuleWatch {
   bool is_current(const pybind11::list& namespaces) const;
 
  private:
-  enum class Kind : std::uint8_t { kIdentity, kTensor, kDict, kList, kSet };
+  enum class Kind : std::uint8_t { kIdentity, kNumberOrText, kTensor, kDict, kList, kSet };
 
   struct Entry {
-    PyObject* key;         // not owned
-    PyObject* value;       // not owned: compared, and read only while it is in its container
+    PyObject* key;    // not owned
+    PyObject* value;  // owned by `kept_` if it is a number or text; else read only while its container has it
     Py_ssize_t position;   // of PyDict_Next
     std::uint32_t number;  // of the tensor, the container or the set
     Kind kind;
@@ -82,6 +82,7 @@ class ModuleWatch {
   bool has_dict(PyObject* dict, const Container& expected) const;
   bool has_list(PyObject* list, const Container& expected) const;
   bool has_value(const Entry& entry) const;
+  bool has_equal_value(const Entry& entry, PyObject* value) const;
   bool has_state(PyObject* tensor, const Watched& expected) const;
   std::int64_t version_of(PyObject* tensor, const Watched& watched) const;
   std::uintptr_t address_of(PyObject* tensor, bool is_plain) const;

@@ -113,9 +113,10 @@ def test_watch_notices_the_change(name: str, is_touched: bool) -> None:
 def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
     model = Model()
     before = WeightsFingerprint(model, model.tower)
-    model.tower.active, model.tower.scale = ["a"], float("1.5")
+    model.tower.active, model.tower.scale = ["".join("a")], float("1.5")
     handle = model.tower.register_forward_hook(print)
     handle.remove()
+    assert before.is_current()
     assert WeightsFingerprint(model, model.tower).unchanged_since(before)
 
 

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vitcache.adapters.attach_stats import AttachStats
-from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.changes.model_changes import ModelChanges
+from vitcache.adapters.changes.model_namespace import ModelNamespace
 from vitcache.adapters.changes.outer_modules import outer_weights
-from vitcache.adapters.changes.settings import is_hook
-from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
-from vitcache.adapters.feature_owner import option_names
 from vitcache.adapters.forward_placement import ForwardPlacement
-from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.feature_mover import FeatureMover
@@ -62,11 +58,7 @@ class Session:
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
         self._lock = threading.Lock()
-        self._ignored = frozenset(f"config.{name}" for name in option_names(model))
-        self._weights = WeightsFingerprint(self.model, self.tower, self._ignored)
-        self._names = WeightsNames(namespace, self._weights)
-        self.namespace = self._names.digest(self._weights)
-        self._was_called = False
+        self.state = ModelNamespace(model, tower_name, namespace)
         self._warned = False
         self.disabled = DisabledCalls("an attached model")
         self._counts: dict[str, Any] = asdict(AttachStats())
@@ -74,7 +66,6 @@ class Session:
             del self._counts[name]  # counted by `disabled`, `placement` and `changes`
         self.changes = ModelChanges(type(model).__name__)
         self.placement: ForwardPlacement | None = None
-        self.bytes: ByteFingerprint | None = None
 
     @property
     def stats(self) -> AttachStats:
@@ -139,66 +130,26 @@ class Session:
         kind, detail
             The kind of the change, and the name of the changed part, for `ModelChanges`.
         """
-        self.begin_namespace()
-        if self.bytes is not None:
-            self.bytes.reset()
+        if self.state.bytes is not None:
+            self.state.bytes.reset()
+        self.state.renew()
         self.changes.note(kind, detail)
 
     def begin_namespace(self) -> None:
         """Begin a new, random namespace for each state of the settings."""
-        with self._lock:
-            self._names.renew(self._weights)
-            self.namespace = self._names.digest(self._weights)
+        self.state.renew()
 
     def current_namespace(self) -> bytes:
         """Return the namespace of the model as it is now: of its weights, settings and adapters."""
-        noted: list[tuple[str, str]] = []
-        with self._lock:
-            if not self._weights.is_current():
-                noted = self._look_again()
-            self._was_called = True
-            namespace = self.namespace
-        for kind, detail in noted:
+        for kind, detail in self.state.look():
             self.changes.note(kind, detail)
-        if self.bytes is not None:
-            self.bytes.check(self)
-            namespace = self.namespace
-        return namespace
-
-    def _look_again(self) -> list[tuple[str, str]]:
-        """Compare the model with its state at the last call. Return the kinds and names of changes."""
-        weights = WeightsFingerprint(self.model, self.tower, self._ignored)
-        before, self._weights = self._weights, weights
-        change = weights.change_since(before)
-        if change is not None:
-            if self.bytes is not None:
-                self.bytes.reset()
-            self._names.renew(weights)
-            self.namespace = self._names.digest(weights)
-            return [change]
-        if not self._was_called:
-            self._names.start_with(weights)
-        namespace, self.namespace = self.namespace, self._names.digest(weights)
-        if namespace == self.namespace or not self._was_called:
-            return []
-        return weights.setting_changes_since(before)
+        if self.state.bytes is not None:
+            self.state.bytes.check(self)
+        return self.state.value
 
     def ignore_own_settings(self) -> None:
-        """Ignore the settings that the stock method has just written itself, such as a counter of its calls.
-
-        Call it after the first encode of a kind of calls, when other calls of the model have to wait.
-        """
-        with self._lock:
-            if self._weights.is_current():
-                return
-            before = self._weights
-            weights = WeightsFingerprint(self.model, self.tower, self._ignored)
-            if weights.change_since(before) is not None or weights.adapters != before.adapters:
-                return  # the next call notices it
-            own = {name for name in weights.changed_settings(before) if not is_hook(name)}
-            self._ignored |= own
-            self._weights = WeightsFingerprint(self.model, self.tower, self._ignored)
-            self._names.accept(before, self._weights)
+        """As `ModelNamespace.ignore_own_settings`."""
+        self.state.ignore_own_settings()
 
     @property
     def is_uncacheable(self) -> bool:
@@ -206,7 +157,7 @@ class Session:
 
         The running forward has an adapter per prompt, or a part of the model is in training mode.
         """
-        weights = self._weights
+        weights = self.state.weights
         if weights.random:
             self._warn_training(f"{type(self.model).__name__}: {weights.random}")
         return bool(weights.mixes_adapters or weights.random)
@@ -216,7 +167,7 @@ class Session:
 
         This is the device at the last call of `current_namespace`.
         """
-        device = self._weights.tower_device
+        device = self.state.weights.tower_device
         return None if device.type == "meta" else device
 
     def fit_cache(self, rows: Tensor, method: str) -> bool:

@@ -273,7 +273,7 @@ def attach(
         make = partial(new_cache, owner, tower, device_bytes=device_bytes, options=options)
     session = Session(owner, family.tower, made, shared, ring, shadow_every, make, width is not None)
     if fingerprint_calls:
-        session.bytes = ByteFingerprint(fingerprint_calls, owner)
+        session.state.bytes = ByteFingerprint(fingerprint_calls, owner)
     if placement == "auto":
         reason = None if family.has_name else "no test shows that this model can be placed"
         session.placement = ForwardPlacement(owner, unwrap(model), reason)

@@ -106,8 +106,8 @@ class WeightsFingerprint:
     def setting_changes_since(self, earlier: WeightsFingerprint) -> list[tuple[str, str]]:
         """Return each kind of settings that differ from `earlier`, with the name of one of them."""
         found: dict[str, str] = {}
-        for name, _ in sorted(self.adapters.items() ^ earlier.adapters.items()):
-            found.setdefault(ADAPTERS, name)
+        if self.adapters != earlier.adapters:
+            found[ADAPTERS] = min(self.adapters.items() ^ earlier.adapters.items())[0]
         for name in sorted(self.changed_settings(earlier)):
             found.setdefault(HOOKS if is_hook(name) else SETTINGS, name)
         return list(found.items())

@@ -1,0 +1,113 @@
+"""`ModelNamespace`: the namespace of a model's rows, which tells the states of the model apart."""
+
+from __future__ import annotations
+
+import threading
+
+from torch import nn
+
+from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
+from vitcache.adapters.changes.settings import is_hook
+from vitcache.adapters.changes.weights_names import WeightsNames
+from vitcache.adapters.feature_owner import option_names
+from vitcache.adapters.weights import WeightsFingerprint
+from vitcache.keys.namespace import Namespace
+
+_MOST_STATES = 4  # each has a hundred bytes per weight and setting
+
+
+class ModelNamespace:
+    """Compares a model with its state at the last look, and has a namespace for each state.
+
+    After a change of weights or methods the namespace is new. A state of settings, hooks and adapters that
+    returns has its earlier namespace. Any thread may call any method.
+
+    Parameters
+    ----------
+    model
+        The module that owns the stock methods.
+    tower_name
+        Name of the child that is its vision tower.
+    namespace
+        The namespace of the model as it is now, without adapters.
+
+    Attributes
+    ----------
+    bytes
+        The fingerprint of the weights' bytes. A change that `look` finds resets it. None: bytes are not
+        compared.
+    value
+        The namespace at the last look.
+    weights
+        The state at the last look.
+    """
+
+    def __init__(self, model: nn.Module, tower_name: str, namespace: Namespace) -> None:
+        self._model = model
+        self._tower_name = tower_name
+        self.bytes: ByteFingerprint | None = None
+        self._lock = threading.Lock()
+        # None in place of an argument of a stock method stands for the config's value, which is in the keys.
+        self._ignored = frozenset(f"config.{name}" for name in option_names(model))
+        self._is_first = True
+        self.weights = self._fingerprint()
+        self._names = WeightsNames(namespace, self.weights)
+        self.value = self._names.digest(self.weights)
+        self._states = [(self.weights, self.value)]  # the last ones, of equal weights
+
+    def look(self) -> list[tuple[str, str]]:
+        """Update `value`. Return the kinds of changes since the last look, with names of changed parts."""
+        with self._lock:
+            is_first, self._is_first = self._is_first, False
+            if self.weights.is_current():
+                return []
+            before = self.weights
+            for weights, namespace in self._states:  # a switch back costs no new fingerprint
+                if weights.is_current():
+                    self.weights, self.value = weights, namespace
+                    return weights.setting_changes_since(before)
+            self.weights = weights = self._fingerprint()
+            change = weights.change_since(before)
+            if change is not None:
+                if self.bytes is not None:
+                    self.bytes.reset()
+                self._renew()
+                return [change]
+            if is_first:
+                self._names.start_with(weights)
+            namespace, self.value = self.value, self._names.digest(weights)
+            self._states = [*self._states[1 - _MOST_STATES :], (weights, self.value)]
+            if namespace == self.value or is_first:
+                return []
+            return weights.setting_changes_since(before)
+
+    def renew(self) -> None:
+        """Begin a new, random namespace for each state."""
+        with self._lock:
+            self._renew()
+
+    def ignore_own_settings(self) -> None:
+        """Ignore the settings that the stock method has just written itself, such as a counter of its calls.
+
+        Call it after the first encode of a kind of calls, when other calls of the model have to wait.
+        """
+        with self._lock:
+            before = self.weights
+            if before.is_current():
+                return
+            weights = self._fingerprint()
+            if weights.change_since(before) is not None or weights.adapters != before.adapters:
+                return  # the next look notices it
+            self._ignored |= {name for name in weights.changed_settings(before) if not is_hook(name)}
+            self.weights = self._fingerprint()
+            self._names.accept(before, self.weights)
+            self._states = [(self.weights, self.value)]
+
+    def _fingerprint(self) -> WeightsFingerprint:
+        tower = self._model._modules[self._tower_name]
+        return WeightsFingerprint(self._model, tower, self._ignored)  # type: ignore[arg-type]
+
+    def _renew(self) -> None:
+        self._names.renew(self.weights)
+        self.value = self._names.digest(self.weights)
+        self._states = [(self.weights, self.value)]
