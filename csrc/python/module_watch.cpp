@@ -107,6 +107,7 @@ std::uint32_t ModuleWatch::add_dict(PyObject* dict, PyObject* chosen, bool is_si
   return add_container(entries, is_sized ? PyDict_GET_SIZE(dict) : -1, version_of_dict(dict));
 }
 
+// `list`: a list or a tuple.
 std::uint32_t ModuleWatch::add_list(PyObject* list, int level) {
   std::vector<Entry> entries;
   const py::tuple values(py::reinterpret_borrow<py::object>(list));
@@ -140,13 +141,15 @@ ModuleWatch::Entry ModuleWatch::entry_of(PyObject* key, PyObject* value, Py_ssiz
   } else if (level <= kMostLevels && PyDict_Check(value)) {
     entry.kind = Kind::kDict;
     entry.number = add_dict(value, Py_None, true, level);
-  } else if (level <= kMostLevels && PyList_CheckExact(value)) {
+  } else if (level <= kMostLevels && (PyList_Check(value) || PyTuple_Check(value))) {
     entry.kind = Kind::kList;
     entry.number = add_list(value, level);
-  } else if (PyAnySet_CheckExact(value) && has_only_numbers_and_texts(value)) {
+  } else if (PyAnySet_Check(value) && has_only_numbers_and_texts(value)) {
     entry.kind = Kind::kSet;
     entry.number = static_cast<std::uint32_t>(sets_.size());
     sets_.push_back(checked(PyFrozenSet_New(value)));
+  } else if ((PyNumber_Check(value) != 0 || PyUnicode_Check(value)) && PyObject_IS_GC(value) == 0) {
+    kept_.push_back(py::reinterpret_borrow<py::object>(value));  // a number or text of another library
   }
   return entry;
 }
@@ -228,21 +231,22 @@ bool ModuleWatch::has_dict(PyObject* dict, const Container& expected) const {
 }
 
 bool ModuleWatch::has_list(PyObject* list, const Container& expected) const {
+  // A dict may get the address of a list that was freed.
+  if (!PyList_Check(list) && !PyTuple_Check(list)) return false;
   const auto holder = may_run_python_ ? py::reinterpret_borrow<py::object>(list) : py::object();
   const Entry* const entries = entries_.data() + expected.first_entry;
   for (std::size_t i = 0; i < expected.num_entries; ++i) {
-    if (PyList_GET_SIZE(list) != expected.size) return false;
-    PyObject* const value = PyList_GET_ITEM(list, static_cast<Py_ssize_t>(i));
+    if (PySequence_Fast_GET_SIZE(list) != expected.size) return false;
+    PyObject* const value = PySequence_Fast_GET_ITEM(list, static_cast<Py_ssize_t>(i));
     if (value == entries[i].value ? !has_value(entries[i]) : !has_equal_value(entries[i], value))
       return false;
   }
-  return PyList_GET_SIZE(list) == expected.size;
+  return PySequence_Fast_GET_SIZE(list) == expected.size;
 }
 
 // Whether another object in place of an entry's value is an equal setting.
 bool ModuleWatch::has_equal_value(const Entry& entry, PyObject* value) const {
-  if (entry.kind == Kind::kList)
-    return PyList_CheckExact(value) && has_list(value, containers_[entry.number]);
+  if (entry.kind == Kind::kList) return has_list(value, containers_[entry.number]);
   if (entry.kind != Kind::kNumberOrText || Py_TYPE(value) != Py_TYPE(entry.value)) return false;
   const int is_equal = PyObject_RichCompareBool(value, entry.value, Py_EQ);
   if (is_equal < 0) throw py::error_already_set();

@@ -12,7 +12,7 @@
 namespace vitcache {
 
 // The values of chosen names in dicts, such as the ``__dict__`` of modules, at one moment. Values that are
-// dicts, lists and sets are watched with their elements. Of a tensor, the version and the address are
+// dicts, lists, tuples and sets are watched with their elements. Of a tensor, the version and the address are
 // watched, and those of the inner tensors of a subclass with ``__tensor_flatten__``.
 //
 // A watch keeps numbers and strings alive, and no other value: an object is compared by its identity, and

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def started(ring: PinnedRing, **arguments: object) -> CallItem:
-    item = CallItem(bytes(32), ItemCall(arguments))
+    item = CallItem(bytes(32), b"", ItemCall(arguments))
     item.start(FeatureMover(CPU, ring, None))
     return item
 
@@ -58,5 +58,5 @@ def test_call_item_take_arguments_raises_if_a_copy_failed(ring: PinnedRing) -> N
 
 def test_call_item_that_was_not_started_returns_its_own_pixels() -> None:
     pixels = torch.from_numpy(np.ones((2, 3), dtype=np.float32))
-    item = CallItem(bytes(32), ItemCall({"pixels": pixels}))
+    item = CallItem(bytes(32), b"", ItemCall({"pixels": pixels}))
     assert item.take_arguments()["pixels"] is pixels

@@ -176,7 +176,7 @@ def test_copies_of_threads_on_their_own_streams_arrive(gpu, ring):
 def test_call_item_pixels_are_copied_through_a_ring_to_the_device(gpu):
     pixels = torch.randn(gpu.size(3600, 200), 1536)
     mover = FeatureMover(torch.device(gpu.device, None if gpu.dry else 0), None, None)
-    item = CallItem(bytes(32), ItemCall({"pixels": pixels}))
+    item = CallItem(bytes(32), b"", ItemCall({"pixels": pixels}))
     item.start(mover)
     doubled = item.take_arguments()["pixels"] * 2
     item.wait_until_read()

@@ -23,6 +23,8 @@ class CallItem:
     ----------
     key, claim
         The item's key, and the claim on it. Another caller may own the claim.
+    namespace
+        The namespace of the weights in the key.
     rows
         The encoded rows, or a lease on the rows that another caller inserted. None: not encoded yet.
     call
@@ -32,10 +34,11 @@ class CallItem:
         by `take_arguments`.
     """
 
-    __slots__ = ("_tickets", "call", "claim", "key", "moved", "rows")
+    __slots__ = ("_tickets", "call", "claim", "key", "moved", "namespace", "rows")
 
-    def __init__(self, key: bytes, call: ItemCall) -> None:
+    def __init__(self, key: bytes, namespace: bytes, call: ItemCall) -> None:
         self.key = key
+        self.namespace = namespace
         self.call = call
         self.rows: Tensor | Lease | None = None
         self.claim: Claim | None = None

@@ -120,13 +120,20 @@ class ItemEncoder:
             item.wait_until_read()
 
     def insert(self, encoded: list[CallItem]) -> None:
-        """Insert the encoded rows that are not in the cache yet. Rejected rows stay with the item."""
-        dtype = self._session.cache.dtype
+        """Insert the encoded rows that are not in the cache yet. Rejected rows stay with the item.
+
+        If another thread switched adapters since the key was made, the rows stay with the item, too.
+        """
+        session = self._session
+        dtype = session.cache.dtype
         for item in encoded:
             if item.claim is not None and isinstance(item.rows, Tensor):
                 claim, item.claim = item.claim, None
-                claim.put(item.rows.to(dtype))
-                claim.release()
+                try:
+                    if session.state.has_adapters_of(item.namespace):
+                        claim.put(item.rows.to(dtype))
+                finally:
+                    claim.release()
 
     def _rows_of(self, output: Any, item: CallItem) -> Tensor:
         """Return the rows of an item from its output.

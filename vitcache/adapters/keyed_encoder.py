@@ -23,7 +23,8 @@ Kind = tuple[bytes, int, tuple[bool, ...]]
 """A kind of call: its framed options, the dimensions of an item, and which of its arguments are None."""
 
 _NO_FORM: tuple[int, Any] = 0, None
-_MOST_FORMS = 64  # a caller with ever new options must not fill the memory
+# A caller with ever new options must not fill the memory. A server with many adapters has a form for each.
+_MOST_FORMS = 512
 
 
 @dataclass(slots=True)
@@ -83,11 +84,12 @@ class KeyedEncoder(ItemEncoder):
         is_known = form is not None and (not form.constants or epoch == session.cache.epoch)
         first: list[CallItem] = []
         if not is_known:  # encode the first item even if it is in the cache: its output shows the form
-            first = [CallItem(keys[0], call.parts.item_call(0))]
+            first = [CallItem(keys[0], call.namespace, call.parts.item_call(0))]
             epoch = session.cache.epoch
             form = self._encode_first(first[0], call)
             if len(self._forms) >= _MOST_FORMS:
-                self._forms = {}
+                oldest, *_ = self._forms  # one step, as another thread may add a form
+                self._forms.pop(oldest, None)
             self._forms[call.namespace, kind] = epoch, form
             rows[keys[0]] = first[0].rows
             del wanted[0]
@@ -106,7 +108,7 @@ class KeyedEncoder(ItemEncoder):
             self.insert(first)
         if session.shadow is not None:
             for key, _, cached in chosen:
-                item = CallItem(key, call.parts.item_call(keys.index(key)))
+                item = CallItem(key, call.namespace, call.parts.item_call(keys.index(key)))
                 session.shadow.check(key, cached, partial(self.encode_alone, item, call.options))
         return output
 
@@ -171,7 +173,7 @@ class KeyedEncoder(ItemEncoder):
         """`_assemble` after the items whose rows are None were encoded; insert their rows."""
         session, keys = self._session, call.keys
         items = [
-            CallItem(key, call.parts.item_call(keys.index(key)))
+            CallItem(key, call.namespace, call.parts.item_call(keys.index(key)))
             for key, lease in rows.items()
             if lease is None
         ]

@@ -64,6 +64,11 @@ class WeightsFingerprint:
             self._namespaces, parts.watched, self._freed, addresses, tensor_reader, Tensor, _DATA_POINTER
         )
 
+    @property
+    def num_weights(self) -> int:
+        """Number of tensors, with the inner tensors of subclasses."""
+        return len(self._states)
+
     def is_current(self) -> bool:
         """Whether nothing changed since this fingerprint was made. False may be a false alarm.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Thread
 
 import pytest
 import torch
@@ -185,3 +186,51 @@ def test_attachments_with_equal_names_and_the_same_active_adapter_share_rows() -
     scenes, encoded = attach_two("aa", "weights of seed 0")
     assert encoded == [2, 1]
     assert torch.equal(scenes[0].kept[1], scenes[1].kept[1])
+
+
+def test_a_hundred_settings_in_turn_encode_an_image_once_each() -> None:
+    scene = Scene(FAMILY, FAMILY.model())
+    own = add_lora(scene)
+    with attach(scene.model) as attachment:
+        for number in range(200):
+            own.scale = float(number % 100)
+            scene.logits()
+        stats = attachment.stats()
+    assert (stats.encoded, stats.hits) == (100, 100)
+
+
+def test_setting_that_changed_before_the_first_call_shares_no_rows() -> None:
+    cache = make_cache(400, width=FAMILY.row_width)
+    found = []
+    for scale in (1.0, 3.0):
+        scene = Scene(FAMILY, FAMILY.model())
+        torch.manual_seed(0)
+        own = add_lora(scene)
+        with attach(scene.model, cache, namespace="weights of seed 0") as attachment:
+            own.scale = scale
+            for seed in (1, 0):  # the first item is always encoded
+                scene.prompt = FAMILY.prompt(scene.model, seed)
+                logits = scene.logits()
+            found.append(attachment.stats().encoded)
+        assert torch.equal(logits, scene.logits())
+    assert found == [2, 2]
+
+
+def test_adapter_that_a_thread_switches_during_an_encode_leaves_no_rows_in_the_cache() -> None:
+    scene = Scene(FAMILY, FAMILY.model())
+    model = lora(scene)
+    with attach(scene.model):
+        scene.logits()
+        scene.prompt = FAMILY.prompt(scene.model, 1)
+        begin = scene.block.register_forward_pre_hook(lambda module, args: switching())
+
+        def switching() -> None:
+            thread = Thread(target=model.set_adapter, args=("b",))
+            thread.start()
+            thread.join()
+
+        scene.logits()  # with rows of b, or of both
+        begin.remove()
+        model.set_adapter("a")
+        attached = scene.logits()
+    assert torch.equal(attached, scene.logits())

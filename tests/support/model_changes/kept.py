@@ -89,3 +89,24 @@ def trained(scene: Scene) -> Iterator[None]:
     optimizer.step()
     scene.model.eval()
     yield
+
+
+@change(
+    OTHER, "checkpoints of activations are switched on and off, as TRL does for each rollout", noticed=KEPT
+)
+def checkpointed(scene: Scene) -> Iterator[None]:
+    yield
+    scene.model.gradient_checkpointing_enable()
+    yield
+    scene.model.gradient_checkpointing_disable()
+    yield
+
+
+@change(OTHER, "`enable_input_require_grads`, `disable_input_require_grads`", noticed=KEPT)
+def input_gradients(scene: Scene) -> Iterator[None]:
+    yield
+    scene.model.enable_input_require_grads()
+    yield
+    scene.model.disable_input_require_grads()
+    scene.model.enable_input_require_grads()
+    yield

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from model_changes.change import NAMED, SEVERAL, change
 from model_changes.scene import Scene
 from vitcache.adapters.changes.model_changes import SETTINGS
 
-ROW = "a plain attribute of a module: a bool, number or str, or a list or dict of these"
+ROW = "a plain attribute of a module: a bool, number or str, or a list, tuple or dict of these"
 CONFIG = "a value of the config of a module"
 ATTENTION = "the attention implementation"
 
@@ -59,6 +60,50 @@ def in_a_dict(scene: Scene) -> Iterator[None]:
     gains.gains["default"]["value"] = 2.0
     yield
     gains.gains["default"]["value"] = 1.0
+    yield
+
+
+def read_by_a_layer(scene: Scene, read: Callable[[Any], Any]) -> Any:
+    """Return a module: the first linear layer multiplies by a number that `read` finds in it."""
+    linear, stock = scene.linear, scene.linear.forward
+    linear.forward = lambda value: stock(value) * read(linear)
+    return linear
+
+
+@change(ROW, "a scalar of NumPy", SETTINGS, NAMED)
+def numpy_scalar(scene: Scene) -> Iterator[None]:
+    layer = read_by_a_layer(scene, lambda layer: float(layer.gain))
+    layer.gain = np.float32(1.0)
+    yield
+    layer.gain = np.float32(2.0)
+    yield
+    layer.gain = np.float32(1.0)
+    yield
+
+
+@change(ROW, "an element of a list in a tuple", SETTINGS, NAMED)
+def in_a_tuple(scene: Scene) -> Iterator[None]:
+    layer = read_by_a_layer(scene, lambda layer: layer.gains[0][0])
+    layer.gains = ([1.0],)
+    yield
+    layer.gains[0][0] = 2.0
+    yield
+    layer.gains[0][0] = 1.0
+    yield
+
+
+class Numbers(list[float]):
+    """A subclass of list."""
+
+
+@change(ROW, "an element of a subclass of list", SETTINGS, NAMED)
+def in_a_list_subclass(scene: Scene) -> Iterator[None]:
+    layer = read_by_a_layer(scene, lambda layer: layer.gains[0])
+    layer.gains = Numbers([1.0])
+    yield
+    layer.gains[0] = 2.0
+    yield
+    layer.gains[0] = 1.0
     yield
 
 

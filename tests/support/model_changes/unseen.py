@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from torch.utils import dlpack
 
 from model_changes.change import BY_CALL, SEVERAL, change
+from model_changes.peft_adapters import lora
 from model_changes.random_weights import set_gradients
 from model_changes.scene import Scene
 
@@ -42,6 +43,20 @@ def synced(scene: Scene) -> Iterator[None]:
     yield
     for weight in scene.weights:
         weight.data.mul_(0.5).add_(new(weight), alpha=0.5)
+    yield
+
+
+@change(
+    ROW,
+    "`merge_adapter` and `unmerge_adapter` of PEFT between two calls, by rounding",
+    noticed=BY_CALL,
+    in_bytes=True,
+)
+def merged_between_calls(scene: Scene) -> Iterator[None]:
+    model = lora(scene)
+    yield
+    model.merge_adapter()
+    model.unmerge_adapter()
     yield
 
 

@@ -13,7 +13,9 @@ from vitcache.adapters.feature_owner import option_names
 from vitcache.adapters.weights import WeightsFingerprint
 from vitcache.keys.namespace import Namespace
 
-_MOST_STATES = 4  # each has a hundred bytes per weight and setting
+# States that are kept, so that a switch back to them is cheap. Each has a kilobyte per weight.
+_MOST_STATES = 32
+_MOST_WEIGHTS = 32_768  # of all states together, if these are more than 4
 
 
 class ModelNamespace:
@@ -76,10 +78,24 @@ class ModelNamespace:
             if is_first:
                 self._names.start_with(weights)
             namespace, self.value = self.value, self._names.digest(weights)
-            self._states = [*self._states[1 - _MOST_STATES :], (weights, self.value)]
-            if namespace == self.value or is_first:
+            most = min(_MOST_STATES, max(4, _MOST_WEIGHTS // max(1, weights.num_weights)))
+            self._states = [*self._states[1 - most :], (weights, self.value)]
+            if namespace == self.value:
                 return []
             return weights.setting_changes_since(before)
+
+    def has_adapters_of(self, namespace: bytes) -> bool:
+        """Whether the adapters that are active now are those of an earlier look with this namespace.
+
+        False if they are unknown, because the weights changed since. Call it before rows are inserted:
+        another thread may have switched the adapters while they were encoded.
+        """
+        with self._lock:
+            for weights, known in self._states:
+                if known == namespace:
+                    now = self.weights if self.weights.is_current() else self._fingerprint()
+                    return now.adapters == weights.adapters
+            return False
 
     def renew(self) -> None:
         """Begin a new, random namespace for each state."""

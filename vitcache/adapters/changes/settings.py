@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import torch
@@ -15,9 +16,14 @@ from vitcache.adapters.feature_owner import MODALITIES, method_name
 from vitcache.adapters.replaced_methods import MERGE
 
 HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
-_OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"}
+# Checkpoints of activations are made in training mode only. A trainer switches them before each rollout.
+_OF_TRAINING = {"gradient_checkpointing", "_gradient_checkpointing_func"}
+_OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"} | _OF_TRAINING
+# The hook of `enable_input_require_grads` of transformers. It alters no value.
+_HOOK_OF_TRAINING = "make_inputs_require_grads"
 _MOST_ELEMENTS = 1000  # of a container, so that a table of words does not cost each call a millisecond
-_PLAIN = (bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+# `Number`: with the scalars of NumPy.
+_PLAIN = (bool, Number, str, bytes, range, torch.dtype, torch.device)
 _REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MERGE}
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # The numbers of hooks are unique in a process only.
@@ -27,7 +33,8 @@ _PROCESS = os.urandom(8).hex()
 def describe(value: Any) -> str | None:
     """Return a text that is equal for equal settings, in every process. None: the value is not a setting.
 
-    Settings are None, numbers, strings, dtypes, devices and members of enums, and containers of these.
+    Settings are None, numbers (of NumPy, too), strings, dtypes, devices and members of enums, and containers
+    of these.
     """
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
@@ -47,7 +54,8 @@ def describe(value: Any) -> str | None:
 
 
 def own_values(namespace: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return the entries of a module's ``__dict__`` that `nn.Module` itself does not make, and `training`."""
+    """Return the entries of a module's ``__dict__`` that can decide its rows: `training` and those that are
+    neither of `nn.Module` itself nor of training alone."""
     return [(name, value) for name, value in list(namespace.items()) if name not in _OF_EACH_MODULE]
 
 
@@ -78,8 +86,9 @@ def is_adapter_layer(module: nn.Module) -> bool:
 
 
 def hooks_of(module: Any, name: str) -> str | None:
-    """Return a text with the numbers of a module's hooks. None: it has none."""
-    numbers = list(vars(module).get(name) or ())
+    """Return a text with the numbers of a module's hooks that can alter values. None: it has none."""
+    hooks = list((vars(module).get(name) or {}).items())
+    numbers = [number for number, hook in hooks if getattr(hook, "__name__", "") != _HOOK_OF_TRAINING]
     return f"{_PROCESS} {numbers}" if numbers else None
 
 

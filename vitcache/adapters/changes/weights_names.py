@@ -49,8 +49,11 @@ class WeightsNames:
         self._nonce, self._base = os.urandom(16).hex(), weights.settings
 
     def start_with(self, weights: WeightsFingerprint) -> None:
-        """Take the settings and hooks of `weights` as those at the start: the first forward sets some."""
-        self._base = weights.settings
+        """Take the hooks and new settings of `weights` as those at the start: the first forward sets some."""
+        self._base = {
+            name: text if is_hook(name) else self._base.get(name, text)
+            for name, text in weights.settings.items()
+        }
 
     def accept(self, before: WeightsFingerprint, after: WeightsFingerprint) -> None:
         """Give `after`, which has other hooks and fewer settings, the name of `before`."""
