@@ -71,7 +71,7 @@ class ModuleWatch {
     std::uint32_t tensor;
   };
 
-  static constexpr int kMostLevels = 4;  // of containers in containers, so that a circle of them ends
+  static constexpr int kMostLevels = 8;  // of containers in containers, so that a circle of them ends
 
   std::uint32_t add_dict(PyObject* dict, PyObject* names, bool is_sized, int level);
   std::uint32_t add_list(PyObject* list, int level);

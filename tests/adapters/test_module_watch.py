@@ -149,3 +149,31 @@ def test_number_that_gets_the_address_of_a_freed_number_is_noticed() -> None:
     for number in range(100):
         model.tower.scale = float(number)
         assert not before.is_current()
+
+
+def nested(levels: int, value: float) -> Any:
+    return [nested(levels - 1, value)] if levels else value
+
+
+@pytest.mark.parametrize("levels", range(1, 9))
+def test_number_in_nested_lists_is_noticed(levels: int) -> None:
+    model = Model()
+    model.tower.table = nested(levels, 1.0)
+    fingerprint = WeightsFingerprint(model, model.tower)
+    innermost = model.tower.table
+    for _ in range(levels - 1):
+        innermost = innermost[0]
+    innermost[0] = 2.0
+    assert not fingerprint.is_current()
+    assert not WeightsFingerprint(model, model.tower).unchanged_since(fingerprint)
+
+
+def test_containers_that_contain_themselves_or_many_values_are_no_settings() -> None:
+    model = Model()
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    model.tower.circle, model.tower.table = circle, [[0.0] * 500] * 4
+    fingerprint = WeightsFingerprint(model, model.tower)
+    assert not {"tower.circle", "tower.table"} & fingerprint.settings.keys()
+    model.tower.table[0][0] = 1.0
+    assert fingerprint.is_current()

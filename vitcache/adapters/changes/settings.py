@@ -21,7 +21,8 @@ _OF_TRAINING = {"gradient_checkpointing", "_gradient_checkpointing_func"}
 _OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"} | _OF_TRAINING
 # The hook of `enable_input_require_grads` of transformers. It alters no value.
 _HOOK_OF_TRAINING = "make_inputs_require_grads"
-_MOST_ELEMENTS = 1000  # of a container, so that a table of words does not cost each call a millisecond
+_MOST_ELEMENTS = 1000  # of a setting, so that a table of words does not cost each call a millisecond
+_MOST_LEVELS = 8  # as in csrc/python/module_watch.h
 # `Number`: with the scalars of NumPy.
 _PLAIN = (bool, Number, str, bytes, range, torch.dtype, torch.device)
 _REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MERGE}
@@ -34,17 +35,30 @@ def describe(value: Any) -> str | None:
     """Return a text that is equal for equal settings, in every process. None: the value is not a setting.
 
     Settings are None, numbers (of NumPy, too), strings, dtypes, devices and members of enums, and containers
-    of these.
+    of these, up to 8 levels deep and with 1,000 elements in all.
     """
+    return _describe(value, [_MOST_ELEMENTS], _MOST_LEVELS)
+
+
+def _describe(value: Any, left: list[int], levels: int) -> str | None:
+    """As `describe`, with at most `levels` levels, and `left[0]` elements, which are counted down."""
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Enum):
         return str(value)
-    if not isinstance(value, _CONTAINERS) or len(value) > _MOST_ELEMENTS:
+    if not isinstance(value, _CONTAINERS) or not levels:
+        return None
+    elements = list(value.items() if isinstance(value, dict) else value)  # other threads may change it
+    left[0] -= len(elements)
+    if left[0] < 0:
         return None
     texts = []
-    for element in list(value.items() if isinstance(value, dict) else value):  # other threads may change it
-        text = describe(element)
+    for element in elements:
+        if isinstance(value, dict):
+            name, inner = (_describe(part, left, levels - 1) for part in element)
+            text = None if name is None or inner is None else f"{name}: {inner}"
+        else:
+            text = _describe(element, left, levels - 1)
         if text is None:
             return None
         texts.append(text)
