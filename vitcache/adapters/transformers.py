@@ -198,18 +198,12 @@ def attach(
     running process may set or delete the variable in `os.environ`: each call reads it.
     `stats().disabled_calls` counts these calls; the first one is logged as a warning.
 
-    *Changes of the model.* Each call checks the parameters and buffers outside of the language model, and the
-    attention implementation. If one was replaced, converted or written in place, as optimizers and
-    `load_state_dict` do, no earlier entry is used again. The same is true after a call in training mode.
-    `attach` cannot notice these changes:
-
-    - writes through `.data`, to inference tensors, or to offloaded weights;
-    - a change that was undone before the next call, such as a conversion to another dtype and back;
-    - hooks;
-    - a switch between adapters that are loaded already.
-
-    After one of these changes, call ``attachment.cache.advance_epoch()``. The rows of an encode that began
-    before the call of `advance_epoch` are returned, but not inserted.
+    *Changes of the model.* Each call compares the weights, settings, hooks and adapters of the modules
+    outside of the language model. After a step of an optimizer, or if a weight was replaced, converted or
+    written in place, no earlier entry is used again. The same is true after a call in training mode if a
+    weight there requires gradients. Settings, hooks and active adapters are part of the key, so a switch back
+    finds the earlier entries. A change that leaves no trace in Python, such as a write through `.data`, is
+    not noticed: call `Attachment.invalidate` after it. docs/changes.md lists the changes of both kinds.
 
     *Versions.* If the version of transformers is outside of the range in `vitcache.versions.SUPPORTED`, one
     warning per process names the version and the range.

@@ -56,6 +56,7 @@ class WeightsFingerprint:
         self._methods = {name: (id(method), self._watch(method)) for name, method in parts.methods.items()}
         # This list keeps the weights of a replaced module in memory. So it is emptied when one is freed.
         self._namespaces = parts.namespaces
+        self._values = parts.values
         release = partial(_release, self._freed, self._namespaces)
         self._modules = [weakref.ref(module, release) for module in parts.modules]
         self._owners = version_owners(parts.weights.values())
