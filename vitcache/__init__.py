@@ -13,10 +13,10 @@ if TYPE_CHECKING:  # the names of `_NAMES` and `_SUBMODULES`, for type checkers
     from vitcache import metrics as metrics
     from vitcache import tracing as tracing
     from vitcache.adapters.attach_stats import AttachStats as AttachStats
+    from vitcache.adapters.attachment import Attachment as Attachment
     from vitcache.adapters.changes.invalidate_callback import InvalidateCallback as InvalidateCallback
     from vitcache.adapters.changes.invalidation import invalidate_after as invalidate_after
     from vitcache.adapters.fingerprint import processor_fingerprint as processor_fingerprint
-    from vitcache.adapters.transformers import Attachment as Attachment
     from vitcache.adapters.transformers import attach as attach
     from vitcache.cache.claims import Claim as Claim
     from vitcache.cache.embedding_cache import EmbeddingCache as EmbeddingCache
@@ -69,7 +69,8 @@ _NAMES = {
     "vitcache.adapters.changes.invalidate_callback": ("InvalidateCallback",),
     "vitcache.adapters.changes.invalidation": ("invalidate_after",),
     "vitcache.adapters.fingerprint": ("processor_fingerprint",),
-    "vitcache.adapters.transformers": ("Attachment", "attach"),
+    "vitcache.adapters.attachment": ("Attachment",),
+    "vitcache.adapters.transformers": ("attach",),
     "vitcache.cache.claims": ("Claim",),
     "vitcache.cache.embedding_cache": ("EmbeddingCache",),
     "vitcache.cache.stats": ("CacheStats", "TierHits"),

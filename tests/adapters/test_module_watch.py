@@ -128,13 +128,14 @@ def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
     assert WeightsFingerprint(model, model.tower).unchanged_since(before)
 
 
-def test_attributes_and_hooks_of_the_model_itself_are_not_watched() -> None:
+def test_hooks_of_the_model_and_attributes_that_its_forward_sets_are_not_watched() -> None:
     model = Model()
     before = WeightsFingerprint(model, model.tower)
-    model.rope_deltas = torch.ones(2)
     model.register_forward_hook(print)
-    model.get_image_features = print
     assert before.is_current()
+    model.rope_deltas = torch.ones(2)
+    model.get_image_features = print
+    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
 
 
 def test_global_hook_is_noticed() -> None:

@@ -46,6 +46,7 @@ SIGLIP = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "n
 
 # Modules whose docstring examples use `model` and `inputs` without defining them.
 MODULES_WITH_MODEL_EXAMPLES = (
+    "vitcache.adapters.attachment",
     "vitcache.adapters.changes.invalidate_callback",
     "vitcache.adapters.changes.invalidation",
     "vitcache.adapters.chunked_prefill",

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.attachable import find_attachable
+from vitcache.adapters.attachment import Attachment
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
-from vitcache.adapters.changes.model_changes import INVALIDATED
-from vitcache.adapters.changes.optimizer_steps import unwatch_optimizers, watch_optimizers
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
 from vitcache.adapters.feature_owner import method_name
 from vitcache.adapters.forward_placement import ForwardPlacement
@@ -29,7 +27,6 @@ from vitcache.adapters.vision_tower import cache_for, namespace_for, new_cache, 
 from vitcache.adapters.wrappers import unwrap
 from vitcache.arguments import to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
-from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.keys.namespace import Namespace
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -89,9 +86,10 @@ def attach(
         further modality that this cache cannot hold are logged once and served by the stock method.
     namespace
         A name for the weights: a str, bytes or a `Namespace`. Attachments share the entries of one cache if
-        their `namespace`, model class, config, name, revision, attention implementation and dtype are equal.
-        Give equal names only to equal weights. By default an attachment shares no entries. If an attachment
-        notices a change of its weights, it no longer shares entries; the other attachments keep theirs.
+        their `namespace`, model class, config, name, revision, attention implementation, dtype and active
+        adapters of the vision tower are equal. Give equal names only to equal weights. By default an
+        attachment shares no entries. If an attachment notices a change of its weights, it no longer shares
+        entries; the other attachments keep theirs.
     device_bytes
         Size of the default cache in bytes, an int or a str such as ``"2GiB"``. By default the cache has pages
         for 32,768 rows: 1 GiB for Qwen3-VL-8B in bfloat16 with its three deepstack levels, 224 MiB for
@@ -198,12 +196,18 @@ def attach(
     running process may set or delete the variable in `os.environ`: each call reads it.
     `stats().disabled_calls` counts these calls; the first one is logged as a warning.
 
-    *Changes of the model.* Each call compares the weights, settings, hooks and adapters of the modules
-    outside of the language model. After a step of an optimizer, or if a weight was replaced, converted or
-    written in place, no earlier entry is used again. The same is true after a call in training mode if a
-    weight there requires gradients. Settings, hooks and active adapters are part of the key, so a switch back
-    finds the earlier entries. A change that leaves no trace in Python, such as a write through `.data`, is
-    not noticed: call `Attachment.invalidate` after it. docs/changes.md lists the changes of both kinds.
+    *Changes of the model.* Each call compares the modules outside of the language model with their state at
+    the last call, and torch tells of each step of an optimizer. After new or written weights, conversions,
+    replaced methods, and a call in training mode of a model that can be trained, no earlier entry is used
+    again. Adapters of PEFT, settings (attributes and values of configs that are numbers, strings, or
+    containers of these) and hooks are part of the keys instead: a state that returns finds its entries.
+    `stats().changes` counts the changes by kind. A call is not cached while the forward has an adapter per
+    prompt, or a part of the vision tower drops values at random.
+
+    `attach` cannot notice bytes that are written through `.data`, a NumPy array, an inference tensor or a
+    kernel of another library, nor changes of code or of objects outside of the model. After one of these,
+    call `Attachment.invalidate`. docs/changes.md lists the changes of both kinds, and each of them is a test.
+    The rows of an encode that began before the change was noticed are returned, but no later call finds them.
 
     *Versions.* If the version of transformers is outside of the range in `vitcache.versions.SUPPORTED`, one
     warning per process names the version and the range.
@@ -276,117 +280,3 @@ def attach(
         for modality in family.splits
     }
     return Attachment(session, encoders)
-
-
-class Attachment:
-    """The connection of a model to a cache, made by `attach` and ended by `detach`.
-
-    An attachment is a context manager: on exit, the model is detached. It cannot be copied or pickled; copies
-    of the model are not attached.
-
-    Examples
-    --------
-    `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor.
-    The prompt has one image.
-
-    >>> import torch, vitcache
-    >>> attachment = vitcache.attach(model)
-    >>> with torch.no_grad():
-    ...     output = model(**inputs)
-    >>> attachment.stats().encoded, len(attachment.cache)
-    (1, 1)
-    >>> attachment.detach()
-    >>> len(attachment.cache)  # the cache stays usable
-    1
-    """
-
-    def __init__(self, session: Session, encoders: dict[str, CachedEncoder]) -> None:
-        self._session = session
-        self._encoders = encoders
-        self._replaced = {name: vars(session.model)[name] for name in encoders if name in vars(session.model)}
-        for name, encoder in encoders.items():
-            setattr(session.model, name, encoder)
-        watch_optimizers(session)
-
-    @property
-    def cache(self) -> EmbeddingCache:
-        """The cache. It stays open after `detach`."""
-        return self._session.cache
-
-    def stats(self) -> AttachStats:
-        """Return a snapshot of the counts of the calls. `cache.stats()` has the counts of the cache."""
-        return self._session.stats
-
-    def invalidate(self) -> None:
-        """Use no earlier entry again. Call it after a change of the weights that `attach` cannot notice.
-
-        docs/changes.md lists these changes. Calls that began before may return rows of the old weights; later
-        calls do not find them. Other attachments that use the same cache keep their entries, and this
-        attachment no longer shares entries with them. The old entries stay in the cache until it needs their
-        pages; `cache.advance_epoch` frees them at once, for all attachments of the cache.
-
-        Any thread may call it, also while the model runs.
-
-        Examples
-        --------
-        `model` is a Qwen2.5-VL in eval mode. `inputs` are the outputs of its processor.
-        The prompt has one image.
-
-        >>> import torch, vitcache
-        >>> attachment = vitcache.attach(model)
-        >>> with torch.no_grad():
-        ...     output = model(**inputs)
-        ...     weight = next(model.model.visual.parameters())
-        ...     _ = weight.data.copy_(2 * weight)  # `attach` cannot notice a write through `.data`
-        ...     attachment.invalidate()
-        ...     output = model(**inputs)
-        >>> attachment.stats().encoded
-        2
-        >>> attachment.detach()
-        """
-        self._session.forget(INVALIDATED)
-
-    def detach(self) -> None:
-        """Restore the stock methods. Call `detach` while no call of the model runs.
-
-        The cache stays open, with its entries. A second call does nothing.
-
-        Raises
-        ------
-        RuntimeError
-            If a stock method of the model was replaced again after `attach`. Remove that replacement first;
-            until then the model stays attached.
-        """
-        model = self._session.model
-        for name, encoder in self._encoders.items():
-            if vars(model).get(name, encoder) is not encoder:
-                raise RuntimeError(f"{name} was replaced after attach: remove the replacement before detach")
-        for name in self._encoders:
-            vars(model).pop(name, None)  # a caller may have deleted it
-        if self._session.placement is not None:
-            self._session.placement.remove()
-        for name, method in self._replaced.items():
-            setattr(model, name, method)
-        unwatch_optimizers(self._session)
-        self._encoders = {}
-        self._replaced = {}
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.detach()
-
-    __reduce_ex__ = refuse_copies("copy the model, and attach the copy")
-
-    @described
-    def __repr__(self) -> str:
-        name = type(self._session.model).__name__
-        if not self._encoders:
-            return f"{name}, detached"
-        stats = self.stats()
-        has_lookups = stats.hits + stats.encoded > 0
-        rate = f"hit rate {stats.hit_rate:.2f}" if has_lookups else "no look-ups"
-        modalities = ", ".join(sorted(encoder.modality for encoder in self._encoders.values()))
-        hits = describe_count(stats.hits, "hit")
-        return f"{name}, {modalities}, {stats.encoded} encoded, {hits}, {rate}"

@@ -141,3 +141,12 @@ def functional(scene: Scene) -> Iterator[None]:
     yield
     scene.call = lambda: scene.model(**scene.prompt).logits
     yield
+
+
+@change("a method of a module is replaced on the object", "`pixel_shuffle` of the base model", METHODS)
+def method_of_the_owner(scene: Scene) -> Iterator[None]:
+    base = scene.model.base_model
+    stock = base.pixel_shuffle
+    yield
+    base.pixel_shuffle = lambda *args, **kwargs: stock(*args, **kwargs) * 2
+    yield

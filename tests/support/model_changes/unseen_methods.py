@@ -76,15 +76,6 @@ def loose_object(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a method on the base model, such as `pixel_shuffle`", noticed=BY_CALL)
-def method_of_the_owner(scene: Scene) -> Iterator[None]:
-    base = scene.model.base_model
-    stock = base.pixel_shuffle
-    yield
-    base.pixel_shuffle = lambda *args, **kwargs: stock(*args, **kwargs) * 2
-    yield
-
-
 @change(ROW, "a module in a plain list", noticed=BY_CALL)
 def unregistered(scene: Scene) -> Iterator[None]:
     own = [nn.Linear(scene.linear.out_features, scene.linear.out_features)]

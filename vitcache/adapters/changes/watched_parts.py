@@ -116,8 +116,7 @@ class WatchedParts:
             for name in HOOK_TABLES:
                 if hooks := hooks_of(module, name):
                     self.settings[prefix + name] = hooks
-        # The owner's forward adds attributes; but a first config must be noticed.
-        self._add(namespace, frozenset(names), is_sized=not is_owner or "config" not in namespace)
+        self._add(namespace, frozenset(names), is_sized=True)
 
     def _add_config(self, key: str, config: Any) -> None:
         if id(config) in self._configs:
