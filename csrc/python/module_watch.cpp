@@ -282,12 +282,13 @@ bool ModuleWatch::has_value(const Entry& entry) const {
 }
 
 bool ModuleWatch::has_state(PyObject* tensor, const Watched& expected) const {
-  const auto holder = may_run_python_ ? py::reinterpret_borrow<py::object>(tensor) : py::object();
-  if (expected.is_plain)
+  const auto is_equal = [&] {
     return version_of(tensor, expected) == expected.version &&
-           (!expected.has_address || address_of(tensor, true) == expected.address);
-  if (version_of(tensor, expected) != expected.version) return false;
-  if (expected.has_address && address_of(tensor, false) != expected.address) return false;
+           (!expected.has_address || address_of(tensor, expected.is_plain) == expected.address);
+  };
+  if (!may_run_python_) return is_equal();  // then every tensor is plain
+  const auto holder = py::reinterpret_borrow<py::object>(tensor);
+  if (!is_equal()) return false;
   for (std::uint32_t i = 0; i < expected.num_inner; ++i) {
     const Inner& inner = inner_[expected.first_inner + i];
     const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, inner.name));
