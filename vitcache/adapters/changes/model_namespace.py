@@ -60,8 +60,11 @@ class ModelNamespace:
     def look(self) -> list[tuple[str, str]]:
         """Update `value`. Return the kinds of changes since the last look, with names of changed parts."""
         with self._lock:
+            is_first, self._is_first = self._is_first, False
+            if self.weights.is_current():
+                return []
             renewals = self._renewals
-            changes = self._look()
+            changes = self._change_state(is_first)
             if renewals != self._renewals:
                 self._renew()
             return changes
@@ -89,10 +92,7 @@ class ModelNamespace:
             self._names.accept(before, self.weights)
             self._states = [(self.weights, self.value)]
 
-    def _look(self) -> list[tuple[str, str]]:
-        is_first, self._is_first = self._is_first, False
-        if self.weights.is_current():
-            return []
+    def _change_state(self, is_first: bool) -> list[tuple[str, str]]:
         before = self.weights
         for weights, namespace in self._states:  # a switch back costs no new fingerprint
             if weights.is_current():
