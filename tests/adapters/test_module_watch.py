@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_fingerprints import are_equal
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -115,7 +116,7 @@ def test_watch_notices_the_change(name: str, is_touched: bool) -> None:
     assert not before.is_current()
     after = WeightsFingerprint(model, model.tower)
     assert after.is_current()
-    assert not after.unchanged_since(before)
+    assert not are_equal(before, after)
 
 
 def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
@@ -125,7 +126,7 @@ def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
     handle = model.tower.register_forward_hook(print)
     handle.remove()
     assert before.is_current()
-    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
+    assert are_equal(before, WeightsFingerprint(model, model.tower))
 
 
 def test_hooks_of_the_model_and_attributes_that_its_forward_sets_are_not_watched() -> None:
@@ -135,7 +136,7 @@ def test_hooks_of_the_model_and_attributes_that_its_forward_sets_are_not_watched
     assert before.is_current()
     model.rope_deltas = torch.ones(2)
     model.get_image_features = print
-    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
+    assert are_equal(before, WeightsFingerprint(model, model.tower))
 
 
 def test_global_hook_is_noticed() -> None:
@@ -144,7 +145,7 @@ def test_global_hook_is_noticed() -> None:
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
         assert not before.is_current()
-        assert not WeightsFingerprint(model, model.tower).unchanged_since(before)
+        assert not are_equal(before, WeightsFingerprint(model, model.tower))
     finally:
         handle.remove()
     assert before.is_current()

@@ -72,14 +72,6 @@ class WeightsFingerprint:
         """
         return self._native.is_current(self._namespaces)
 
-    def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
-        """Whether weights, methods, settings and hooks look the same as in `earlier`."""
-        return (
-            self.change_since(earlier) is None
-            and self.settings == earlier.settings
-            and self.adapters == earlier.adapters
-        )
-
     def change_since(self, earlier: WeightsFingerprint) -> tuple[str, str] | None:
         """Return the kind and the name of the first weight or method that differs from `earlier`, or None."""
         if self._states.keys() != earlier._states.keys():
