@@ -13,6 +13,14 @@ TENSORS_OF_A_BLOCK = 12
 ADAPTERS = ("a", "b")
 
 
+class Config(SimpleNamespace):
+    """A configuration: `attach` reads the values of objects with the method `to_dict` of transformers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values by name."""
+        return dict(vars(self))
+
+
 class Attention(nn.Module):
     """The layers and the settings of the attention of a block."""
 
@@ -93,7 +101,7 @@ class ChangingModel(nn.Module):
 
     def __init__(self, tensors: int, width: int, *, has_adapters: bool = False) -> None:
         super().__init__()
-        self.config = SimpleNamespace(_attn_implementation="sdpa", hidden_size=width, return_dict=True)
+        self.config = Config(_attn_implementation="sdpa", hidden_size=width, return_dict=True)
         self.language_model = nn.Embedding(2, 2)
         self.visual = Tower(self.config, tensors, width)
         self._lora: list[LoraLinear] = []

@@ -54,6 +54,12 @@ py::object checked(PyObject* result) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+// Clears an error of class Exception: the tensor changed. Raises every other error, such as KeyboardInterrupt.
+void clear_error() {
+  if (PyErr_ExceptionMatches(PyExc_Exception) == 0) throw py::error_already_set();
+  PyErr_Clear();
+}
+
 bool is_true(const py::object& value) { return value.ptr() == Py_True; }
 
 bool is_number_or_text(PyObject* value) {
@@ -93,18 +99,20 @@ std::uint32_t ModuleWatch::add_dict(PyObject* dict, PyObject* chosen, bool is_si
   PyObject* key = nullptr;
   PyObject* value = nullptr;
   Py_ssize_t position = 0;
+  // Read first: describing a value may run Python code, which may change the dict.
+  const Py_ssize_t size = is_sized ? PyDict_GET_SIZE(dict) : -1;
+  const std::uint64_t version = version_of_dict(dict);
   for (Py_ssize_t next = 0; PyDict_Next(dict, &next, &key, &value) != 0; position = next) {
     if (chosen != Py_None) {
       const int contains = PySet_Contains(chosen, key);
       if (contains < 0) throw py::error_already_set();
       if (contains == 0) continue;
     }
-    // Describing a value may run Python code, which may remove it.
     const auto key_holder = py::reinterpret_borrow<py::object>(key);
     const auto value_holder = py::reinterpret_borrow<py::object>(value);
     entries.push_back(entry_of(key, value, position, level + 1));
   }
-  return add_container(entries, is_sized ? PyDict_GET_SIZE(dict) : -1, version_of_dict(dict));
+  return add_container(entries, size, version);
 }
 
 // `list`: a list or a tuple.
@@ -171,7 +179,6 @@ std::uint32_t ModuleWatch::add_tensor(PyObject* tensor, int level) {
       inner.push_back({name.ptr(), value.ptr(), add_tensor(value.ptr(), level + 1)});
     }
   }
-  may_run_python_ = may_run_python_ || !watched.is_plain;
   watched.first_inner = static_cast<std::uint32_t>(inner_.size());
   watched.num_inner = static_cast<std::uint32_t>(inner.size());
   inner_.insert(inner_.end(), inner.begin(), inner.end());
@@ -181,9 +188,14 @@ std::uint32_t ModuleWatch::add_tensor(PyObject* tensor, int level) {
     watched.version_owner = reinterpret_cast<const void*>(versions_[id].cast<std::uintptr_t>());
     if (version_(&watched.version_owner) != watched.version) watched.version_owner = nullptr;
   }
+  // A mode of torch may run Python code when an attribute or a method of a plain tensor is used.
+  may_run_python_ = may_run_python_ || !watched.is_plain || data_pointer_ == nullptr ||
+                    (watched.has_version && watched.version_owner == nullptr);
   watched.has_address = inner.empty();  // the wrapper of inner tensors has no memory
   try {
     if (watched.has_address) watched.address = address_of(tensor, watched.is_plain);
+  } catch (py::error_already_set&) {
+    throw;
   } catch (const std::exception&) {
     watched.has_address = false;  // for instance, a sparse tensor
   }
@@ -274,15 +286,17 @@ bool ModuleWatch::has_value(const Entry& entry) const {
 }
 
 bool ModuleWatch::has_state(PyObject* tensor, const Watched& expected) const {
-  if (expected.is_plain)
+  const auto is_equal = [&] {
     return version_of(tensor, expected) == expected.version &&
-           (!expected.has_address || address_of(tensor, true) == expected.address);
+           (!expected.has_address || address_of(tensor, expected.is_plain) == expected.address);
+  };
+  if (!may_run_python_) return is_equal();  // then every tensor is plain
   const auto holder = py::reinterpret_borrow<py::object>(tensor);
-  if (version_of(tensor, expected) != expected.version) return false;
-  if (expected.has_address && address_of(tensor, false) != expected.address) return false;
+  if (!is_equal()) return false;
   for (std::uint32_t i = 0; i < expected.num_inner; ++i) {
     const Inner& inner = inner_[expected.first_inner + i];
-    const py::object value = checked(PyObject_GetAttr(tensor, inner.name));
+    const auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, inner.name));
+    if (!value) clear_error();
     if (value.ptr() != inner.value || !has_state(value.ptr(), tensors_[inner.tensor])) return false;
   }
   return true;
@@ -293,9 +307,9 @@ std::int64_t ModuleWatch::version_of(PyObject* tensor, const Watched& watched) c
   if (watched.version_owner != nullptr) return version_(&watched.version_owner);
   const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, names().version));
   // Without a version now, `.data` was set to an inference tensor: -1 differs from every version.
-  if (version) return PyLong_AsLongLong(version.ptr());
-  PyErr_Clear();
-  return -1;
+  const std::int64_t number = version ? PyLong_AsLongLong(version.ptr()) : -1;
+  if (PyErr_Occurred() != nullptr) clear_error();
+  return number;
 }
 
 std::uintptr_t ModuleWatch::address_of(PyObject* tensor, bool is_plain) const {
@@ -304,9 +318,9 @@ std::uintptr_t ModuleWatch::address_of(PyObject* tensor, bool is_plain) const {
   if (is_plain && reader_.read_memory(tensor, memory))
     return reinterpret_cast<std::uintptr_t>(memory.data) + memory.byte_offset;
   const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names().data_ptr));
-  if (address) return PyLong_AsSize_t(address.ptr());
-  PyErr_Clear();  // for instance, a sparse tensor has no data
-  return 0;
+  const std::uintptr_t number = address ? PyLong_AsSize_t(address.ptr()) : 0;
+  if (PyErr_Occurred() != nullptr) clear_error();  // for instance, a sparse tensor has no data
+  return number;
 }
 
 void bind_module_watch(py::module_& module) {

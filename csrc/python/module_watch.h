@@ -16,8 +16,9 @@ namespace vitcache {
 // watched, and those of the inner tensors of a subclass with ``__tensor_flatten__``.
 //
 // A watch keeps numbers and strings alive, and no other value: an object is compared by its identity, and
-// read only while its container has it. The owner keeps the dicts, because the garbage collector does not see
-// references that a native object has, and a dict of a module leads back to the watch.
+// read only while its container has it. The owner keeps the dicts, and the settings that are other values,
+// because the garbage collector does not see references that a native object has, and a dict of a module
+// leads back to the watch.
 class ModuleWatch {
  public:
   // `namespaces`: the dicts.

@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from model_fingerprints import are_equal
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from vitcache._native import ModuleWatch
+from vitcache.adapters import weights
+from vitcache.adapters.changes.watched_parts import WatchedParts
+from vitcache.adapters.changes.weight_parts import version_owners
 from vitcache.adapters.weights import WeightsFingerprint
+from vitcache.placement.destination import tensor_reader
 
 
 class Wrapped(torch.Tensor):
@@ -88,6 +95,8 @@ CHANGES: dict[str, Callable[[Model], Any]] = {
     "a list of the config": lambda model: model.config.layers.append(3),
     "another config": lambda model: setattr(model, "config", type("Config", (), {"to_dict": dict})()),
     "an inner tensor that is written": lambda model: model.tower.wrapped.inner.add_(1),
+    "a weight that is written": lambda model: nn.init.zeros_(model.tower.first.weight),
+    "new memory of a weight": lambda model: setattr(model.tower.first.weight, "data", torch.ones(2, 2)),
     "another inner tensor": lambda model: setattr(model.tower.wrapped, "inner", torch.ones(2)),
 }
 
@@ -107,7 +116,7 @@ def test_watch_notices_the_change(name: str, is_touched: bool) -> None:
     assert not before.is_current()
     after = WeightsFingerprint(model, model.tower)
     assert after.is_current()
-    assert not after.unchanged_since(before)
+    assert not are_equal(before, after)
 
 
 def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
@@ -117,7 +126,7 @@ def test_settings_that_are_set_to_equal_values_are_unchanged() -> None:
     handle = model.tower.register_forward_hook(print)
     handle.remove()
     assert before.is_current()
-    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
+    assert are_equal(before, WeightsFingerprint(model, model.tower))
 
 
 def test_hooks_of_the_model_and_attributes_that_its_forward_sets_are_not_watched() -> None:
@@ -127,7 +136,7 @@ def test_hooks_of_the_model_and_attributes_that_its_forward_sets_are_not_watched
     assert before.is_current()
     model.rope_deltas = torch.ones(2)
     model.get_image_features = print
-    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
+    assert are_equal(before, WeightsFingerprint(model, model.tower))
 
 
 def test_global_hook_is_noticed() -> None:
@@ -136,7 +145,7 @@ def test_global_hook_is_noticed() -> None:
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
         assert not before.is_current()
-        assert not WeightsFingerprint(model, model.tower).unchanged_since(before)
+        assert not are_equal(before, WeightsFingerprint(model, model.tower))
     finally:
         handle.remove()
     assert before.is_current()
@@ -165,7 +174,7 @@ def test_number_in_nested_lists_is_noticed(levels: int) -> None:
         innermost = innermost[0]
     innermost[0] = 2.0
     assert not fingerprint.is_current()
-    assert not WeightsFingerprint(model, model.tower).unchanged_since(fingerprint)
+    assert not are_equal(WeightsFingerprint(model, model.tower), fingerprint)
 
 
 def test_containers_that_contain_themselves_or_many_values_are_no_settings() -> None:
@@ -177,3 +186,84 @@ def test_containers_that_contain_themselves_or_many_values_are_no_settings() -> 
     assert not {"tower.circle", "tower.table"} & fingerprint.settings.keys()
     model.tower.table[0][0] = 1.0
     assert fingerprint.is_current()
+
+
+class Float(float):
+    """A number of a library, such as NumPy."""
+
+
+@pytest.mark.parametrize(
+    "make", [Float, lambda index: ((index, 1), 2), lambda index: torch.device("cuda", index)]
+)
+def test_setting_that_gets_the_address_of_a_freed_setting_is_noticed(make: Callable[[int], Any]) -> None:
+    model = Model()
+    model.tower.scale = make(100)
+    before = WeightsFingerprint(model, model.tower)
+    for index in range(100):
+        model.tower.scale = make(index)
+        assert not before.is_current()
+
+
+class Failing(Wrapped):
+    """Its inner tensor can be read, as long as `error` is None."""
+
+    error: BaseException | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "inner" and Failing.error is not None:
+            raise Failing.error
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("error", [AttributeError("inner"), KeyboardInterrupt()], ids=repr)
+def test_error_of_a_tensor_subclass_is_a_change_and_an_interrupt_is_raised(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    model.tower.wrapped = Failing(torch.ones(2))
+    before = WeightsFingerprint(model, model.tower)
+    assert before.is_current()
+    monkeypatch.setattr(Failing, "error", error)
+    if isinstance(error, Exception):
+        assert not before.is_current()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            before.is_current()
+
+
+class Changing(TorchFunctionMode):
+    """Changes a setting, once, when a tensor is asked whether it is one of inference mode."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.is_inference and self.tower.kernel == (2, 2):
+            self.tower.kernel = (3, 3)
+        return func(*args, **(kwargs or {}))
+
+
+def test_change_while_the_watch_is_made_is_noticed() -> None:
+    model = Model()
+    del model.tower.wrapped  # with it, the watch compares each entry
+    namespace = vars(model.tower)
+    namespace["_parameters"] = namespace.pop("_parameters")  # behind the settings
+    model.tower.register_parameter("own", nn.Parameter(torch.ones(2)))
+    parts = WatchedParts(model, frozenset())
+    owners = version_owners(parts.weights.values())
+    addresses = {key: owner._cdata for key, owner in owners.items()}
+    with Changing(model.tower):
+        watch = ModuleWatch(
+            parts.namespaces, parts.watched, [], addresses, tensor_reader, torch.Tensor, weights._DATA_POINTER
+        )
+    assert not watch.is_current(parts.namespaces)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_watch_without_functions_of_torch_notices_the_change(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_DATA_POINTER", 0)
+    monkeypatch.setattr(weights, "version_owners", lambda tensors: {})
+    test_watch_notices_the_change(name, is_touched=False)

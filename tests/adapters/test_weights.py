@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_fingerprints import are_equal
 from torch import nn
 
 from vitcache.adapters.changes.model_changes import REPLACED
@@ -64,7 +65,7 @@ def test_fingerprint_notices_the_change(change: Callable[[Model], Any]) -> None:
     change(model)
     assert not before.is_current()
     after = WeightsFingerprint(model, model.tower)
-    assert not after.unchanged_since(before)
+    assert not are_equal(before, after)
     assert after.is_current()
 
 
@@ -81,9 +82,9 @@ def test_offloaded_weights_that_were_replaced_count_as_unchanged() -> None:
     before = WeightsFingerprint(model, model.tower)
     model.tower[0].weight = nn.Parameter(torch.empty(2, 2, device="meta"))
     assert not before.is_current()
-    assert WeightsFingerprint(model, model.tower).unchanged_since(before)
+    assert are_equal(before, WeightsFingerprint(model, model.tower))
     model.tower[0].weight = nn.Parameter(torch.empty(2, 2, device="meta", dtype=torch.float64))
-    assert not WeightsFingerprint(model, model.tower).unchanged_since(before)
+    assert not are_equal(before, WeightsFingerprint(model, model.tower))
 
 
 def test_conversion_and_back_frees_the_storages_and_is_noticed() -> None:

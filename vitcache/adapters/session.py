@@ -109,7 +109,7 @@ class Session:
         if difference:
             logger.warning(
                 "the cached rows of entry %s differ from the rows that the vision tower gives now by up to "
-                "%g: call cache.advance_epoch() if the model was changed",
+                "%g: call attachment.invalidate() if the model was changed",
                 key.hex(),
                 difference,
             )

@@ -56,6 +56,7 @@ class WeightsFingerprint:
         self._methods = {name: (id(method), self._watch(method)) for name, method in parts.methods.items()}
         # This list keeps the weights of a replaced module in memory. So it is emptied when one is freed.
         self._namespaces = parts.namespaces
+        self._values = parts.values
         release = partial(_release, self._freed, self._namespaces)
         self._modules = [weakref.ref(module, release) for module in parts.modules]
         self._owners = version_owners(parts.weights.values())
@@ -75,14 +76,6 @@ class WeightsFingerprint:
         Every call of the model runs this method, so the comparison is native (csrc/python/module_watch.h).
         """
         return self._native.is_current(self._namespaces)
-
-    def unchanged_since(self, earlier: WeightsFingerprint) -> bool:
-        """Whether weights, methods, settings and hooks look the same as in `earlier`."""
-        return (
-            self.change_since(earlier) is None
-            and self.settings == earlier.settings
-            and self.adapters == earlier.adapters
-        )
 
     def change_since(self, earlier: WeightsFingerprint) -> tuple[str, str] | None:
         """Return the kind and the name of the first weight or method that differs from `earlier`, or None."""

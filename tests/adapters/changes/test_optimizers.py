@@ -28,7 +28,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from vitcache import Namespace
 from vitcache.adapters.changes import weight_index
-from vitcache.adapters.changes.model_changes import OPTIMIZER
+from vitcache.adapters.changes.model_changes import INVALIDATED, OPTIMIZER, TRAINING
 from vitcache.adapters.changes.optimizer_steps import watch_optimizers
 from vitcache.adapters.session import Session
 from vitcache.adapters.transformers import Attachment, attach
@@ -268,20 +268,26 @@ def test_step_of_a_weight_that_was_set_after_attach_is_noticed() -> None:
 
 def test_weights_are_read_again_only_after_another_change(monkeypatch: pytest.MonkeyPatch) -> None:
     _, model, attachment, _ = pair(GEMMA)
-    read, reads = weight_index.outer_weights, []
+    prompt = GEMMA.prompt(model, 0)
+    read, reads = weight_index.all_weights, []
 
     def note(read_model: nn.Module) -> Any:
         if read_model is model.model:
             reads.append(read_model)
         return read(read_model)
 
-    monkeypatch.setattr(weight_index, "outer_weights", note)
+    monkeypatch.setattr(weight_index, "all_weights", note)
     optimizers = [SGD(set_gradients(each(model).parameters()), lr=0.1) for each in (tower, text)]
     for _ in range(STEPS):
+        logits(model.train(), prompt)
         for optimizer in optimizers:
             optimizer.step()
+        attachment.invalidate()
     assert len(reads) == 1
-    attachment.invalidate()
+    assert set(attachment.stats().changes) == {OPTIMIZER, TRAINING, INVALIDATED}
+    with torch.no_grad():
+        next(tower(model).parameters()).add_(1)
+    logits(model.eval(), prompt)
     for optimizer in optimizers:
         optimizer.step()
     assert len(reads) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,8 +14,7 @@ from vitcache.adapters.changes.byte_blocks import Block, parts_of, regions_of
 from vitcache.adapters.changes.byte_checksums import ByteChecksums, checksums, multipliers
 from vitcache.adapters.changes.host_copy import HostCopy, copy_class
 from vitcache.adapters.changes.model_changes import FINGERPRINT
-from vitcache.adapters.changes.outer_modules import outer_modules, outer_weights
-from vitcache.adapters.changes.weight_parts import kept_weights
+from vitcache.adapters.changes.outer_modules import all_weights
 from vitcache.arguments import to_int
 from vitcache.device.streams import is_capturing
 
@@ -170,7 +169,7 @@ class ByteFingerprint:
                 raise
 
     def _take_parts(self, model: nn.Module) -> list[list[ByteChecksums]]:
-        regions = regions_of(_weights(model))
+        regions = regions_of(all_weights(model))
         devices = {region.storage.device for region in regions}
         is_late = any(self._copies(device).is_late for device in devices)
         for device in devices - self._multipliers.keys():
@@ -186,16 +185,6 @@ class ByteFingerprint:
             ]
             for part, firsts in zip(parts, sums, strict=True)
         ]
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights outside of the language model, and those that a library keeps beside them."""
-    yield from outer_weights(model)
-    for prefix, module in outer_modules(model).items():
-        for table, names in kept_weights(module):
-            for name in names:
-                if isinstance(table[name], Tensor):
-                    yield f"{prefix}.{name}", table[name]
 
 
 def _by_device(blocks: list[Block]) -> list[tuple[torch.device, list[Block]]]:

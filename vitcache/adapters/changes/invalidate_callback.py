@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from vitcache.adapters.changes.outer_modules import outer_weights
 from vitcache.adapters.transformers import Attachment
 
 
@@ -63,7 +62,7 @@ class InvalidateCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Invalidate the attachments whose models have a trainable weight outside of the language model."""
         for attachment in self._attachments:
-            if any(weight.requires_grad for _, weight in outer_weights(attachment._session.model)):
+            if attachment._session.is_trainable():
                 attachment.invalidate()
 
     on_optimizer_step = on_step_end = on_train_end = on_train_begin

@@ -36,7 +36,7 @@ class ModelChanges:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may note a change while its thread does
         self._counts: Counter[str] = Counter()
 
     @property

@@ -48,7 +48,9 @@ class ModelNamespace:
         self._model = model
         self._tower_name = tower_name
         self.bytes: ByteFingerprint | None = None
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler or a finalizer may call `renew` while its thread looks.
+        self._lock = threading.RLock()
+        self._renewals = 0
         # None in place of an argument of a stock method stands for the config's value, which is in the keys.
         self._ignored = frozenset(f"config.{name}" for name in option_names(model))
         self._is_first = True
@@ -63,26 +65,11 @@ class ModelNamespace:
             is_first, self._is_first = self._is_first, False
             if self.weights.is_current():
                 return []
-            before = self.weights
-            for weights, namespace in self._states:  # a switch back costs no new fingerprint
-                if weights.is_current():
-                    self.weights, self.value = weights, namespace
-                    return weights.setting_changes_since(before)
-            self.weights = weights = self._fingerprint()
-            change = weights.change_since(before)
-            if change is not None:
-                if self.bytes is not None:
-                    self.bytes.reset()
+            renewals = self._renewals
+            changes = self._change_state(is_first)
+            if renewals != self._renewals:
                 self._renew()
-                return [change]
-            if is_first:
-                self._names.start_with(weights)
-            namespace, self.value = self.value, self._names.digest(weights)
-            most = min(_MOST_STATES, max(4, _MOST_WEIGHTS // max(1, weights.num_weights)))
-            self._states = [*self._states[1 - most :], (weights, self.value)]
-            if namespace == self.value:
-                return []
-            return weights.setting_changes_since(before)
+            return changes
 
     def has_adapters_of(self, namespace: bytes) -> bool:
         """Whether the adapters that are active now are those of an earlier look with this namespace.
@@ -100,6 +87,7 @@ class ModelNamespace:
     def renew(self) -> None:
         """Begin a new, random namespace for each state."""
         with self._lock:
+            self._renewals += 1
             self._renew()
 
     def ignore_own_settings(self) -> None:
@@ -118,6 +106,28 @@ class ModelNamespace:
             self.weights = self._fingerprint()
             self._names.accept(before, self.weights)
             self._states = [(self.weights, self.value)]
+
+    def _change_state(self, is_first: bool) -> list[tuple[str, str]]:
+        before = self.weights
+        for weights, namespace in self._states:  # a switch back costs no new fingerprint
+            if weights.is_current():
+                self.weights, self.value = weights, namespace
+                return weights.setting_changes_since(before)
+        self.weights = weights = self._fingerprint()
+        change = weights.change_since(before)
+        if change is not None:
+            if self.bytes is not None:
+                self.bytes.reset()
+            self._renew()
+            return [change]
+        if is_first:
+            self._names.start_with(weights)
+        namespace, self.value = self.value, self._names.digest(weights)
+        most = min(_MOST_STATES, max(4, _MOST_WEIGHTS // max(1, weights.num_weights)))
+        self._states = [*self._states[1 - most :], (weights, self.value)]
+        if namespace == self.value:
+            return []
+        return weights.setting_changes_since(before)
 
     def _fingerprint(self) -> WeightsFingerprint:
         tower = self._model._modules[self._tower_name]

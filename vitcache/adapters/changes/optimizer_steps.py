@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from vitcache.adapters.changes.model_changes import OPTIMIZER
+from vitcache.adapters.changes.model_changes import INVALIDATED, OPTIMIZER, TRAINING
 from vitcache.adapters.changes.weight_index import WeightIndex
 from vitcache.adapters.session import Session
 
+# Of these, each training step may have one. They neither replace a weight nor its memory.
+_KINDS_OF_STEPS = (OPTIMIZER, TRAINING, INVALIDATED)
+
 
 class _OuterWeights:
-    """The weights of one session outside of its language model, read again after each noticed change.
+    """The weights of one session outside of its language model, read again after a change of other kinds.
 
     A change that the session has not noticed yet may be missing. The session notices it at its next call, and
     then forgets its entries by itself.
@@ -32,8 +35,8 @@ class _OuterWeights:
 
     def index(self, session: Session) -> WeightIndex:
         counts = session.changes.counts
-        changes = sum(counts.values()) - counts.get(OPTIMIZER, 0)  # before the weights are read
-        known = self._known
+        changes = sum(number for kind, number in counts.items() if kind not in _KINDS_OF_STEPS)
+        known = self._known  # the number of changes is read before the weights
         if known is None or known[0] != changes:
             known = self._known = changes, WeightIndex(session.model)
         return known[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from vitcache.adapters.changes.weight_parts import kept_weights
 from vitcache.adapters.feature_owner import find_language_model
 
 
@@ -33,3 +34,13 @@ def outer_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in list(table.items()):
                 if tensor is not None:
                     yield f"{prefix}.{name}" if prefix else name, tensor
+
+
+def all_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of `outer_weights`, and those that a library keeps beside the modules."""
+    yield from outer_weights(model)
+    for prefix, module in outer_modules(model).items():
+        for table, names in kept_weights(module):
+            for name in names:
+                if isinstance(table[name], Tensor):
+                    yield f"{prefix}.{name}", table[name]

@@ -46,6 +46,9 @@ class WatchedParts:
         The tensors by name; a tensor subclass is followed by the tensors in it.
     settings, adapters
         The settings of modules, and those of layers with adapters, as texts by name.
+    values
+        The values of settings, and the configs. `WeightsFingerprint` keeps them, because `ModuleWatch`
+        compares identities, and a new value may get the address of a freed one.
     methods
         Functions and packed weights in the ``__dict__`` of modules, by name.
     mixes_adapters
@@ -60,6 +63,7 @@ class WatchedParts:
         self.weights: dict[str, Tensor] = {}
         self.settings: dict[str, str] = {}
         self.adapters: dict[str, str] = {}
+        self.values: list[Any] = []
         self.methods: dict[str, Any] = {}
         self.mixes_adapters = False
         self.random = ""
@@ -99,6 +103,7 @@ class WatchedParts:
                 text = describe(value)
                 if text is not None:
                     settings[key] = text
+                    self.values.append(value)
                 elif is_method(value):
                     self.methods[key] = value
                 elif settings is self.adapters and (tensors := dict(tensors_in(key, value))):
@@ -117,11 +122,13 @@ class WatchedParts:
         if id(config) in self._configs:
             return
         self._configs.add(id(config))
+        self.values.append(config)
         names = set()
         for name, value in list(vars(config).items()):
             text = describe(value)
             if text is not None and f"{key}.{name}" not in self._ignored:
                 self.settings[f"{key}.{name}"] = text
+                self.values.append(value)
                 names.add(name)
         self._add(vars(config), frozenset(names), is_sized=True)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from vitcache.adapters.changes.outer_modules import outer_modules, outer_weights
-from vitcache.adapters.changes.weight_parts import kept_weights, parts_of, storage_of
+from vitcache.adapters.changes.outer_modules import all_weights
+from vitcache.adapters.changes.weight_parts import parts_of, storage_of
 
 
 class WeightIndex:
@@ -19,14 +19,14 @@ class WeightIndex:
     Parameters
     ----------
     model
-        The module that `outer_weights` reads.
+        The module that `all_weights` reads.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[int, str] = {}
         # The addresses of the first byte and behind the last one of each weight, by storage.
         self._spans: dict[int, list[tuple[int, int, str]]] = {}
-        for name, weight in _all_weights(model):
+        for name, weight in all_weights(model):
             for part, tensor in parts_of(name, weight):
                 self._names.setdefault(id(tensor), part)
                 if (storage := storage_of(tensor)) is not None:
@@ -49,13 +49,6 @@ class WeightIndex:
                         if start < last and first < stop:
                             return name
         return None
-
-
-def _all_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from outer_weights(model)
-    for name, module in outer_modules(model).items():
-        for table, keys in kept_weights(module):
-            yield from ((f"{name}.{key}", table[key]) for key in keys)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
