@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
+from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -149,3 +153,50 @@ def test_number_that_gets_the_address_of_a_freed_number_is_noticed() -> None:
     for number in range(100):
         model.tower.scale = float(number)
         assert not before.is_current()
+
+
+class Text(str):
+    pass
+
+
+NEW_VALUES: dict[str, Callable[[int], Any]] = {
+    "float64 of NumPy": np.float64,
+    "float32 of NumPy": np.float32,
+    "int64 of NumPy": np.int64,
+    "a subclass of str": lambda number: Text(number),
+    "a fraction": Fraction,
+    "a range": range,
+    "a device": lambda number: torch.device("cpu", number),
+    "a tuple in a tuple": lambda number: ((number,),),
+    "a tuple with a number of NumPy": lambda number: (np.float64(number),),
+}
+
+
+@pytest.mark.parametrize("in_list", [False, True], ids=["", "in a list"])
+@pytest.mark.parametrize("name", NEW_VALUES)
+def test_setting_that_is_freed_and_replaced_by_another_one_is_noticed(name: str, in_list: bool) -> None:
+    model, new = Model(), NEW_VALUES[name]
+    model.tower.values = [new(100)]
+    model.tower.value = new(100)
+    before = WeightsFingerprint(model, model.tower)
+    for number in range(50):
+        if in_list:
+            model.tower.values[0] = None
+            model.tower.values[0] = new(number)
+        else:
+            model.tower.value = None
+            model.tower.value = new(number)
+        assert not before.is_current()
+    assert not WeightsFingerprint(model, model.tower).unchanged_since(before)
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [1, value]], ids=["", "in a list"])
+def test_fingerprint_keeps_no_attribute_that_is_not_a_setting(wrap: Callable[[Any], Any]) -> None:
+    model = Model()
+    module = nn.Linear(1, 1)
+    model.tower.other = wrap(SimpleNamespace(module=module))
+    before = WeightsFingerprint(model, model.tower)
+    alive = weakref.ref(module)
+    del model.tower.other, module
+    assert alive() is None
+    assert before.unchanged_since(before)  # the fingerprint lives

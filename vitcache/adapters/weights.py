@@ -44,6 +44,7 @@ class WeightsFingerprint:
         parts = WatchedParts(model, ignored)
         self.tower_device: torch.device = next(tower.parameters()).device
         self.settings, self.adapters = parts.settings, parts.adapters
+        self._values = parts.values
         self.mixes_adapters, self.random = parts.mixes_adapters, parts.random
         self._merged = {
             name: text for name, text in (parts.adapters | parts.settings).items() if is_merge(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from model_changes.change import NAMED, SEVERAL, change
@@ -59,6 +60,19 @@ def in_a_dict(scene: Scene) -> Iterator[None]:
     gains.gains["default"]["value"] = 2.0
     yield
     gains.gains["default"]["value"] = 1.0
+    yield
+
+
+@change(ROW, "a number of NumPy", SETTINGS, NAMED)
+def of_numpy(scene: Scene) -> Iterator[None]:
+    linear, stock = scene.linear, scene.linear.forward
+    linear.forward = lambda value: stock(value) * float(linear.gain)
+    linear.gain = np.float32(1)
+    yield
+    linear.gain = None  # the next number may get the address of the first one
+    linear.gain = np.float32(2)
+    yield
+    linear.gain = np.float32(1)
     yield
 
 

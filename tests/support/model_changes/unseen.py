@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn import functional
 from torch.utils import dlpack
 
 from model_changes.change import BY_CALL, SEVERAL, change
@@ -75,6 +76,47 @@ def foreign(scene: Scene) -> Iterator[None]:
     weight = scene.linear.weight
     values = new(weight)
     ctypes.memmove(weight.data_ptr(), values.data_ptr(), values.nbytes)
+    yield
+
+
+@change(ROW, "a kernel of a fused optimizer, without the optimizer", noticed=BY_CALL, in_bytes=True)
+def fused_kernel(scene: Scene) -> Iterator[None]:
+    weights = [weight.detach() for weight in scene.weights]
+    options = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.5, "dampening": 0.0}
+    yield
+    gradients = [torch.ones_like(weight) for weight in weights]
+    torch._fused_sgd_(weights, gradients, [], **options, nesterov=False, maximize=False, is_first_step=True)  # type: ignore[call-overload]
+    yield
+
+
+class Normalized(nn.Module):
+    """Normalizes the values of a layer by running statistics."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mean", torch.zeros(inner.out_features))
+        self.register_buffer("variance", torch.ones(inner.out_features))
+
+    def update(self, values: Tensor) -> None:
+        functional.batch_norm(values, self.mean, self.variance, training=True)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (self.inner(values) - self.mean) / self.variance.sqrt()
+
+
+@change(
+    ROW,
+    "running statistics by `functional.batch_norm`",
+    noticed=BY_CALL,
+    in_bytes=True,
+)
+def running_statistics(scene: Scene) -> Iterator[None]:
+    path = next(name for name, each in scene.block.named_modules() if each is scene.linear)
+    normalized = Normalized(scene.linear)
+    scene.block.set_submodule(path, normalized)
+    yield
+    normalized.update(torch.randn(7, normalized.inner.out_features) + 1)
     yield
 
 

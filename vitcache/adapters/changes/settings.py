@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,19 +19,21 @@ from vitcache.adapters.replaced_methods import MERGE
 HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 _OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _MOST_ELEMENTS = 1000  # of a container, so that a table of words does not cost each call a millisecond
-_PLAIN = (bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+_PLAIN = (Number, np.generic, str, bytes, range, torch.dtype, torch.device)
 _REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MERGE}
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # The numbers of hooks are unique in a process only.
 _PROCESS = os.urandom(8).hex()
 
 
-def describe(value: Any) -> str | None:
+def describe(value: Any, kept: list[Any]) -> str | None:
     """Return a text that is equal for equal settings, in every process. None: the value is not a setting.
 
-    Settings are None, numbers, strings, dtypes, devices and members of enums, and containers of these.
+    Settings are None, numbers, strings, dtypes, devices and members of enums, and containers of these. They
+    are appended to `kept`, with their elements: while that list lives, no other value gets their addresses.
     """
     if value is None or isinstance(value, _PLAIN):
+        kept.append(value)
         return repr(value)
     if isinstance(value, Enum):
         return str(value)
@@ -37,12 +41,13 @@ def describe(value: Any) -> str | None:
         return None
     texts = []
     for element in list(value.items() if isinstance(value, dict) else value):  # other threads may change it
-        text = describe(element)
+        text = describe(element, kept)
         if text is None:
             return None
         texts.append(text)
     if isinstance(value, dict | set | frozenset):
         texts.sort()
+    kept.append(value)
     return f"{type(value).__name__}({', '.join(texts)})"
 
 

@@ -46,6 +46,8 @@ class WatchedParts:
         The tensors by name; a tensor subclass is followed by the tensors in it.
     settings, adapters
         The settings of modules, and those of layers with adapters, as texts by name.
+    values
+        The values of the settings. A fingerprint keeps them, because `ModuleWatch` compares addresses.
     methods
         Functions and packed weights in the ``__dict__`` of modules, by name.
     mixes_adapters
@@ -60,6 +62,7 @@ class WatchedParts:
         self.weights: dict[str, Tensor] = {}
         self.settings: dict[str, str] = {}
         self.adapters: dict[str, str] = {}
+        self.values: list[Any] = []
         self.methods: dict[str, Any] = {}
         self.mixes_adapters = False
         self.random = ""
@@ -96,7 +99,7 @@ class WatchedParts:
             elif name == "config":
                 self.methods[key] = value
             elif key not in self._ignored and not (is_owner and is_of_forward(name, value)):
-                text = describe(value)
+                text = describe(value, self.values)
                 if text is not None:
                     settings[key] = text
                 elif is_method(value):
@@ -119,7 +122,7 @@ class WatchedParts:
         self._configs.add(id(config))
         names = set()
         for name, value in list(vars(config).items()):
-            text = describe(value)
+            text = describe(value, self.values)
             if text is not None and f"{key}.{name}" not in self._ignored:
                 self.settings[f"{key}.{name}"] = text
                 names.add(name)
