@@ -140,13 +140,21 @@ def preserved(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a collective in place over `.data`", noticed=BY_CALL, in_bytes=True, ranks=(1, 2))
+@change(
+    ROW, "a collective in place, over a weight or its `.data`", noticed=BY_CALL, in_bytes=True, ranks=(1, 2)
+)
 def collective(scene: Scene) -> Iterator[None]:
     yield
     for weight in scene.weights:
         if torch.distributed.get_rank() == 0:
             weight.data.add_(0.25)
         torch.distributed.broadcast(weight.data, 0)
+    yield
+    for weight in scene.weights:
+        if torch.distributed.get_rank() == 0:
+            weight.data.add_(0.25)
+        with torch.no_grad():
+            torch.distributed.broadcast(weight, 0)  # without a new version
     yield
 
 
