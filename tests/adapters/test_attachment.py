@@ -104,7 +104,7 @@ def make_plain(tower: nn.Module) -> None:
 def test_attach_tower_without_parameters_is_refused() -> None:
     model = GEMMA.model()
     make_plain(model.model.vision_tower)
-    with pytest.raises(TypeError, match="Gemma3.* cannot be attached: its vision_tower has no parameters"):
+    with pytest.raises(TypeError, match=r"Gemma3.* cannot be attached: its vision_tower has no parameters"):
         attach(model)
 
 

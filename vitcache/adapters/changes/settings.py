@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 from numbers import Number
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ _REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MER
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # The numbers of hooks are unique in a process only.
 _PROCESS = os.urandom(8).hex()
+_class_texts: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+_class_counts: Counter[str] = Counter()
 
 
 def describe(value: Any, kept: list[Any]) -> str | None:
@@ -70,6 +74,17 @@ def is_of_forward(name: str, value: Any) -> bool:
     the deltas of positions.
     """
     return value is None or name in _REPLACED
+
+
+def class_text(module: nn.Module) -> str:
+    """Return the name of a module's class, and how many other classes of this name were seen before it."""
+    made = type(module)
+    text = _class_texts.get(made)
+    if text is None:
+        name = f"{made.__module__}.{made.__qualname__}"
+        text = _class_texts.setdefault(made, f"{name} {_class_counts[name]}")
+        _class_counts[name] += 1
+    return text
 
 
 def is_config(value: Any) -> bool:
