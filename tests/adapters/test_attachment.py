@@ -93,6 +93,30 @@ def test_attach_unknown_family_is_refused() -> None:
         attach(SomeModel())
 
 
+def make_plain(tower: nn.Module) -> None:
+    """Make plain attributes of the parameters, as FullyShardedDataParallel(use_orig_params=False) does."""
+    for module in tower.modules():
+        for name, weight in list(module._parameters.items()):
+            delattr(module, name)
+            setattr(module, name, None if weight is None else weight.detach())
+
+
+def test_attach_tower_without_parameters_is_refused() -> None:
+    model = GEMMA.model()
+    make_plain(model.model.vision_tower)
+    with pytest.raises(TypeError, match=r"Gemma3.* cannot be attached: its vision_tower has no parameters"):
+        attach(model)
+
+
+def test_call_after_the_parameters_of_the_tower_were_removed_is_refused() -> None:
+    model = GEMMA.model()
+    prompt = GEMMA.prompt(model, 0)
+    with attach(model):
+        make_plain(model.model.vision_tower)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="no parameters any more: detach the model"):
+            model(**prompt)
+
+
 @pytest.mark.parametrize("namespace", [bytearray(b"m"), 3, True, Namespace])
 def test_attach_namespace_of_a_wrong_type_is_refused(namespace: Any) -> None:
     match = f"namespace must be a str, bytes, a Namespace or None, got {type(namespace).__name__}"

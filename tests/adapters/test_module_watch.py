@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
+from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_fingerprints import are_equal
@@ -267,3 +271,50 @@ def test_watch_without_functions_of_torch_notices_the_change(
     monkeypatch.setattr(weights, "_DATA_POINTER", 0)
     monkeypatch.setattr(weights, "version_owners", lambda tensors: {})
     test_watch_notices_the_change(name, is_touched=False)
+
+
+class Text(str):
+    pass
+
+
+NEW_VALUES: dict[str, Callable[[int], Any]] = {
+    "float64 of NumPy": np.float64,
+    "float32 of NumPy": np.float32,
+    "int64 of NumPy": np.int64,
+    "a subclass of str": lambda number: Text(number),
+    "a fraction": Fraction,
+    "a range": range,
+    "a device": lambda number: torch.device("cpu", number),
+    "a tuple in a tuple": lambda number: ((number,),),
+    "a tuple with a number of NumPy": lambda number: (np.float64(number),),
+}
+
+
+@pytest.mark.parametrize("in_list", [False, True], ids=["", "in a list"])
+@pytest.mark.parametrize("name", NEW_VALUES)
+def test_setting_that_is_freed_and_replaced_by_another_one_is_noticed(name: str, in_list: bool) -> None:
+    model, new = Model(), NEW_VALUES[name]
+    model.tower.values = [new(100)]
+    model.tower.value = new(100)
+    before = WeightsFingerprint(model, model.tower)
+    for number in range(50):
+        if in_list:
+            model.tower.values[0] = None
+            model.tower.values[0] = new(number)
+        else:
+            model.tower.value = None
+            model.tower.value = new(number)
+        assert not before.is_current()
+    assert not are_equal(WeightsFingerprint(model, model.tower), before)
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [1, value]], ids=["", "in a list"])
+def test_fingerprint_keeps_no_attribute_that_is_not_a_setting(wrap: Callable[[Any], Any]) -> None:
+    model = Model()
+    module = nn.Linear(1, 1)
+    model.tower.other = wrap(SimpleNamespace(module=module))
+    before = WeightsFingerprint(model, model.tower)
+    alive = weakref.ref(module)
+    del model.tower.other, module
+    assert alive() is None
+    assert before.is_current() is False  # the fingerprint lives

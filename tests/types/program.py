@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 import vitcache
 from vitcache import (
@@ -24,13 +27,28 @@ from vitcache import (
 )
 
 
+class TrainerCallbacks(Protocol):
+    def add_callback(self, callback: TrainerCallback) -> None: ...
+
+
 def attach_model(model: PreTrainedModel) -> str:
     with (
         EmbeddingCache(64, device_bytes="1GiB", host_bytes=4 << 30, policy="s3fifo") as cache,
-        vitcache.attach(model, cache, namespace=Namespace("my-model")) as attachment,
+        vitcache.attach(model, cache, namespace=Namespace("my-model"), fingerprint_calls=100) as attachment,
     ):
         stats = use(attachment)
     return f"{stats.hit_rate:.2f} of {stats.hits + stats.encoded} items"
+
+
+def invalidate_while_training(attachment: Attachment, trainer: TrainerCallbacks, owner: object) -> int:
+    """The lines of docs/changes.md for weights that are written in a way that `attach` cannot notice."""
+    trainer.add_callback(vitcache.InvalidateCallback(attachment))
+    handle = vitcache.invalidate_after(owner, "sync_weights", attachment.invalidate, attachment.cache.clear)
+    handle.remove()
+    attachment.invalidate()
+    attachment.cache.advance_epoch()
+    counts: Mapping[str, int] = attachment.stats().changes
+    return sum(counts.values())
 
 
 def use(attachment: Attachment) -> AttachStats:

@@ -46,6 +46,9 @@ def find_attachable(model: Any, splits: Mapping[str, Split] | None) -> tuple[Any
     family = FAMILIES.get(owner.config.model_type)
     if family is None or not has_tower(owner, family.tower):
         family = _family_by_signature(owner, name, given)
+    if next(owner._modules[family.tower].parameters(), None) is None:
+        reason = "has no parameters, as in FullyShardedDataParallel(use_orig_params=False)"
+        raise TypeError(f"{name} cannot be attached: its {family.tower} {reason}")
     served = {
         modality: split
         for modality, split in family.splits.items()

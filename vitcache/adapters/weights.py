@@ -42,7 +42,10 @@ class WeightsFingerprint:
 
     def __init__(self, model: nn.Module, tower: nn.Module, ignored: frozenset[str] = frozenset()) -> None:
         parts = WatchedParts(model, ignored)
-        self.tower_device: torch.device = next(tower.parameters()).device
+        weight = next(tower.parameters(), None)
+        if weight is None:
+            raise RuntimeError("the tower of the attached model has no parameters any more: detach the model")
+        self.tower_device: torch.device = weight.device
         self.settings, self.adapters = parts.settings, parts.adapters
         self.mixes_adapters, self.random = parts.mixes_adapters, parts.random
         self._merged = {

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vitcache import Namespace
+from vitcache.adapters.changes.model_changes import SETTINGS
 from vitcache.adapters.changes.model_namespace import ModelNamespace
 
 
@@ -61,3 +62,47 @@ def test_renew_while_the_thread_looks_gives_each_state_a_new_namespace(earlier_r
         assert not Interrupting.interrupts
         values.append(state.value)
     assert len(set(values)) == 4
+
+
+def test_setting_that_a_first_encode_wrote_is_still_watched() -> None:
+    model = Model()
+    names = ModelNamespace(model, "tower", Namespace("model"))
+    first = names.value
+    model.tower.scale = 2.0
+    names.ignore_own_settings()
+    assert names.look() == []
+    assert names.value == first
+    model.tower.scale = 5.0
+    assert names.look() == [(SETTINGS, "tower.scale")]
+    assert names.value != first
+    model.tower.scale = 2.0
+    names.look()
+    assert names.value == first
+
+
+def test_setting_that_first_encodes_write_twice_is_ignored() -> None:
+    model = Model()
+    names = ModelNamespace(model, "tower", Namespace("model"))
+    first = names.value
+    for number in range(5):
+        model.tower.calls = number
+        names.ignore_own_settings()
+        assert names.look() == []
+    model.tower.calls = 10
+    assert names.look() == []
+    assert names.value == first
+
+
+def test_new_weights_end_the_names_of_settings_that_a_first_encode_wrote() -> None:
+    model = Model()
+    names = ModelNamespace(model, "tower", Namespace("model"))
+    model.tower.scale = 2.0
+    names.ignore_own_settings()
+    names.renew()
+    second = names.value
+    model.tower.scale = 1.0
+    names.look()
+    assert names.value != second
+    model.tower.scale = 2.0
+    names.look()
+    assert names.value == second

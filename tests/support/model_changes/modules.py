@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_changes.change import SEVERAL, change
+from model_changes.change import NAMED, SEVERAL, change
 from model_changes.random_weights import fill
 from model_changes.scene import Scene
-from vitcache.adapters.changes.model_changes import METHODS, REPLACED, WRITTEN
+from vitcache.adapters.changes.model_changes import METHODS, REPLACED, SETTINGS, WRITTEN
 
 ROW = "a parameter, module or tower is replaced, added or removed"
 WRITES = "a write in place"
@@ -88,6 +88,56 @@ def removed(scene: Scene) -> Iterator[None]:
     yield
     del scene.blocks[1]
     yield
+
+
+class Activated(nn.Module):
+    """A layer, and two modules without weights behind it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.last = nn.ModuleDict({"tanh": nn.Tanh(), "softsign": nn.Softsign()})
+
+    def forward(self, value: Tensor) -> Tensor:
+        value = self.inner(value)
+        for module in self.last.values():
+            value = module(value)
+        return value
+
+
+def activated(scene: Scene) -> Any:
+    path = next(name for name, each in scene.block.named_modules() if each is scene.linear)
+    module = Activated(scene.linear)
+    scene.block.set_submodule(path, module)
+    return module.last
+
+
+@change(ROW, "a module without weights is replaced", SETTINGS, NAMED)
+def activation(scene: Scene) -> Iterator[None]:
+    modules = activated(scene)
+    yield
+    modules["tanh"] = nn.Sigmoid()
+    yield
+    modules["tanh"] = nn.Tanh()
+    yield
+
+
+@change(ROW, "a module without weights is replaced by one of another class of the same name", SETTINGS)
+def same_name(scene: Scene) -> Iterator[None]:
+    modules = activated(scene)
+    yield
+    for gain in (2.0, 3.0):  # as if a cell of a notebook ran again
+        modules["tanh"] = type("Gain", (nn.Module,), {"forward": lambda self, x, gain=gain: x * gain})()
+        yield
+
+
+@change(ROW, "modules of a `ModuleDict` in another order", SETTINGS, NAMED)
+def reordered(scene: Scene) -> Iterator[None]:
+    modules = activated(scene)
+    yield
+    for name in ("tanh", "softsign"):
+        modules[name] = modules.pop(name)
+        yield
 
 
 @change(WRITES, "a weight that two layers of the tower share", WRITTEN)

@@ -75,6 +75,7 @@ def numpy_scalar(scene: Scene) -> Iterator[None]:
     layer = read_by_a_layer(scene, lambda layer: float(layer.gain))
     layer.gain = np.float32(1.0)
     yield
+    layer.gain = None  # the next number may get the address of the first one
     layer.gain = np.float32(2.0)
     yield
     layer.gain = np.float32(1.0)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn import functional
 from torch.utils import dlpack
 
 from model_changes.change import BY_CALL, SEVERAL, change
@@ -93,6 +94,47 @@ def foreign(scene: Scene) -> Iterator[None]:
     yield
 
 
+@change(ROW, "a kernel of a fused optimizer, without the optimizer", noticed=BY_CALL, in_bytes=True)
+def fused_kernel(scene: Scene) -> Iterator[None]:
+    weights = [weight.detach() for weight in scene.weights]
+    options = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.5, "dampening": 0.0}
+    yield
+    gradients = [torch.ones_like(weight) for weight in weights]
+    torch._fused_sgd_(weights, gradients, [], **options, nesterov=False, maximize=False, is_first_step=True)  # type: ignore[call-overload]
+    yield
+
+
+class Normalized(nn.Module):
+    """Normalizes the values of a layer by running statistics."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mean", torch.zeros(inner.out_features))
+        self.register_buffer("variance", torch.ones(inner.out_features))
+
+    def update(self, values: Tensor) -> None:
+        functional.batch_norm(values, self.mean, self.variance, training=True)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (self.inner(values) - self.mean) / self.variance.sqrt()
+
+
+@change(
+    ROW,
+    "running statistics by `functional.batch_norm`",
+    noticed=BY_CALL,
+    in_bytes=True,
+)
+def running_statistics(scene: Scene) -> Iterator[None]:
+    path = next(name for name, each in scene.block.named_modules() if each is scene.linear)
+    normalized = Normalized(scene.linear)
+    scene.block.set_submodule(path, normalized)
+    yield
+    normalized.update(torch.randn(7, normalized.inner.out_features) + 1)
+    yield
+
+
 @change(ROW, "weights that were made under `inference_mode`", noticed=BY_CALL, in_bytes=True)
 def inference(scene: Scene) -> Iterator[None]:
     with torch.inference_mode():
@@ -113,13 +155,21 @@ def preserved(scene: Scene) -> Iterator[None]:
     yield
 
 
-@change(ROW, "a collective in place over `.data`", noticed=BY_CALL, in_bytes=True, ranks=(1, 2))
+@change(
+    ROW, "a collective in place, over a weight or its `.data`", noticed=BY_CALL, in_bytes=True, ranks=(1, 2)
+)
 def collective(scene: Scene) -> Iterator[None]:
     yield
     for weight in scene.weights:
         if torch.distributed.get_rank() == 0:
             weight.data.add_(0.25)
         torch.distributed.broadcast(weight.data, 0)
+    yield
+    for weight in scene.weights:
+        if torch.distributed.get_rank() == 0:
+            weight.data.add_(0.25)
+        with torch.no_grad():
+            torch.distributed.broadcast(weight, 0)  # without a new version
     yield
 
 

@@ -53,6 +53,7 @@ class ModelNamespace:
         self._renewals = 0
         # None in place of an argument of a stock method stands for the config's value, which is in the keys.
         self._ignored = frozenset(f"config.{name}" for name in option_names(model))
+        self._written: frozenset[str] = frozenset()
         self._is_first = True
         self.weights = self._fingerprint()
         self._names = WeightsNames(namespace, self.weights)
@@ -91,9 +92,11 @@ class ModelNamespace:
             self._renew()
 
     def ignore_own_settings(self) -> None:
-        """Ignore the settings that the stock method has just written itself, such as a counter of its calls.
+        """Give the state after a first encode the name of the state before: the stock method wrote settings.
 
-        Call it after the first encode of a kind of calls, when other calls of the model have to wait.
+        It sets some once, and counts others up: a setting that it writes twice is ignored from then on. Call
+        this after the first encode of a kind of calls, when other calls of the model have to wait. Another
+        thread may have set a setting since, so one write alone must not end the watch of it.
         """
         with self._lock:
             before = self.weights
@@ -102,8 +105,10 @@ class ModelNamespace:
             weights = self._fingerprint()
             if weights.change_since(before) is not None or weights.adapters != before.adapters:
                 return  # the next look notices it
-            self._ignored |= {name for name in weights.changed_settings(before) if not is_hook(name)}
-            self.weights = self._fingerprint()
+            written = {name for name in weights.changed_settings(before) if not is_hook(name)}
+            self._ignored |= written & self._written
+            self._written |= written
+            self.weights = self._fingerprint() if written & self._ignored else weights
             self._names.accept(before, self.weights)
             self._states = [(self.weights, self.value)]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 from numbers import Number
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,26 +26,29 @@ _OF_EACH_MODULE = frozenset(vars(nn.Module())) - {"training"} | _OF_TRAINING
 _HOOK_OF_TRAINING = "make_inputs_require_grads"
 _MOST_ELEMENTS = 1000  # of a setting, so that a table of words does not cost each call a millisecond
 _MOST_LEVELS = 8  # as in csrc/python/module_watch.h
-# `Number`: with the scalars of NumPy.
-_PLAIN = (bool, Number, str, bytes, range, torch.dtype, torch.device)
+_PLAIN = (Number, np.generic, str, bytes, range, torch.dtype, torch.device)
 _REPLACED = {method_name(modality) for modality in MODALITIES} | {"forward", MERGE}
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # The numbers of hooks are unique in a process only.
 _PROCESS = os.urandom(8).hex()
+_class_texts: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+_class_counts: Counter[str] = Counter()
 
 
-def describe(value: Any) -> str | None:
+def describe(value: Any, kept: list[Any]) -> str | None:
     """Return a text that is equal for equal settings, in every process. None: the value is not a setting.
 
     Settings are None, numbers (of NumPy, too), strings, dtypes, devices and members of enums, and containers
-    of these, up to 8 levels deep and with 1,000 elements in all.
+    of these, up to 8 levels deep and with 1,000 elements in all. They are appended to `kept`, with their
+    elements: while that list lives, no other value gets their addresses.
     """
-    return _describe(value, [_MOST_ELEMENTS], _MOST_LEVELS)
+    return _describe(value, kept, [_MOST_ELEMENTS], _MOST_LEVELS)
 
 
-def _describe(value: Any, left: list[int], levels: int) -> str | None:
+def _describe(value: Any, kept: list[Any], left: list[int], levels: int) -> str | None:
     """As `describe`, with at most `levels` levels, and `left[0]` elements, which are counted down."""
     if value is None or isinstance(value, _PLAIN):
+        kept.append(value)
         return repr(value)
     if isinstance(value, Enum):
         return str(value)
@@ -55,15 +61,16 @@ def _describe(value: Any, left: list[int], levels: int) -> str | None:
     texts = []
     for element in elements:
         if isinstance(value, dict):
-            name, inner = (_describe(part, left, levels - 1) for part in element)
+            name, inner = (_describe(part, kept, left, levels - 1) for part in element)
             text = None if name is None or inner is None else f"{name}: {inner}"
         else:
-            text = _describe(element, left, levels - 1)
+            text = _describe(element, kept, left, levels - 1)
         if text is None:
             return None
         texts.append(text)
     if isinstance(value, dict | set | frozenset):
         texts.sort()
+    kept.append(value)
     return f"{type(value).__name__}({', '.join(texts)})"
 
 
@@ -87,6 +94,17 @@ def is_of_forward(name: str, value: Any) -> bool:
     the deltas of positions.
     """
     return value is None or name in _REPLACED
+
+
+def class_text(module: nn.Module) -> str:
+    """Return the name of a module's class, and how many other classes of this name were seen before it."""
+    made = type(module)
+    text = _class_texts.get(made)
+    if text is None:
+        name = f"{made.__module__}.{made.__qualname__}"
+        text = _class_texts.setdefault(made, f"{name} {_class_counts[name]}")
+        _class_counts[name] += 1
+    return text
 
 
 def is_config(value: Any) -> bool:

@@ -10,6 +10,7 @@ from torch.nn.modules import module as module_hooks
 from vitcache.adapters.changes.outer_modules import outer_modules
 from vitcache.adapters.changes.settings import (
     HOOK_TABLES,
+    class_text,
     describe,
     hooks_of,
     is_adapter_layer,
@@ -71,6 +72,7 @@ class WatchedParts:
         self._configs: set[int] = set()
         modules = outer_modules(model)
         self.modules = list(modules.values())
+        self._outer = frozenset(map(id, self.modules))
         for path, module in modules.items():
             self._add_module(path, module, is_owner=module is model)
         for name in ("_global" + name for name in HOOK_TABLES):
@@ -87,6 +89,8 @@ class WatchedParts:
             self._add(dataset, keys, is_sized=False)
             self._add_weights(f"{prefix}kept.", {key: dataset[key] for key in keys})
         settings = self.settings
+        if children := self._children_of(namespace["_modules"]):
+            settings[f"{prefix}_modules"] = children
         if not is_owner and is_random(module):
             self.random = path
         if is_adapter_layer(module):
@@ -100,10 +104,9 @@ class WatchedParts:
             elif name == "config":
                 self.methods[key] = value
             elif key not in self._ignored and not (is_owner and is_of_forward(name, value)):
-                text = describe(value)
+                text = describe(value, self.values)
                 if text is not None:
                     settings[key] = text
-                    self.values.append(value)
                 elif is_method(value):
                     self.methods[key] = value
                 elif settings is self.adapters and (tensors := dict(tensors_in(key, value))):
@@ -118,6 +121,11 @@ class WatchedParts:
                     self.settings[prefix + name] = hooks
         self._add(namespace, frozenset(names), is_sized=True)
 
+    def _children_of(self, children: dict[str, Any]) -> str:
+        """Return the names and classes of children in their order: an activation has no weight or setting."""
+        outer = [(name, child) for name, child in list(children.items()) if id(child) in self._outer]
+        return ", ".join(f"{name}: {class_text(child)}" for name, child in outer)
+
     def _add_config(self, key: str, config: Any) -> None:
         if id(config) in self._configs:
             return
@@ -125,10 +133,9 @@ class WatchedParts:
         self.values.append(config)
         names = set()
         for name, value in list(vars(config).items()):
-            text = describe(value)
+            text = describe(value, self.values)
             if text is not None and f"{key}.{name}" not in self._ignored:
                 self.settings[f"{key}.{name}"] = text
-                self.values.append(value)
                 names.add(name)
         self._add(vars(config), frozenset(names), is_sized=True)
 

@@ -28,7 +28,7 @@ class WeightsNames:
         self._namespace = namespace
         self._nonce = ""
         self._base = weights.settings
-        self._same_hooks: dict[tuple[str, str | None], str | None] = {}
+        self._same: dict[tuple[str, str | None], str | None] = {}
 
     def digest(self, weights: WeightsFingerprint) -> bytes:
         """Return the namespace of a state."""
@@ -36,7 +36,7 @@ class WeightsNames:
         names = self._base.keys() | weights.settings.keys() if self._base is not weights.settings else ()
         for name in sorted(names):
             text = weights.settings.get(name)
-            text = self._same_hooks.get((name, text), text)
+            text = self._same.get((name, text), text)
             if text != self._base.get(name):
                 lines.append(f"{name}={text}")
         lines += [f"adapter {name}={weights.adapters[name]}" for name in sorted(weights.adapters)]
@@ -47,6 +47,7 @@ class WeightsNames:
     def renew(self, weights: WeightsFingerprint) -> None:
         """Give new, random names to all states, because the weights changed; `weights` is the state now."""
         self._nonce, self._base = os.urandom(16).hex(), weights.settings
+        self._same.clear()
 
     def start_with(self, weights: WeightsFingerprint) -> None:
         """Take the hooks and new settings of `weights` as those at the start: the first forward sets some."""
@@ -56,10 +57,7 @@ class WeightsNames:
         }
 
     def accept(self, before: WeightsFingerprint, after: WeightsFingerprint) -> None:
-        """Give `after`, which has other hooks and fewer settings, the name of `before`."""
+        """Give the settings and hooks of `after` the names of those of `before`."""
         for name in after.changed_settings(before):
-            if is_hook(name):
-                text = before.settings.get(name)
-                self._same_hooks[name, after.settings.get(name)] = self._same_hooks.get((name, text), text)
-            else:
-                self._base = {key: text for key, text in self._base.items() if key != name}
+            text = before.settings.get(name)
+            self._same[name, after.settings.get(name)] = self._same.get((name, text), text)
