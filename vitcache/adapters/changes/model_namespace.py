@@ -94,9 +94,9 @@ class ModelNamespace:
     def ignore_own_settings(self) -> None:
         """Give the state after a first encode the name of the state before: the stock method wrote settings.
 
-        It sets some once, and counts others up: a setting that it writes twice is ignored from then on. Call
-        this after the first encode of a kind of calls, when other calls of the model have to wait. Another
-        thread may have set a setting since, so one write alone must not end the watch of it.
+        It sets some once, and may count its calls: a setting that it writes twice is ignored from then on.
+        Call this after the first encode of a kind of calls, when other calls of the model have to wait.
+        Another thread may have set a setting since, so one write alone must not end the watch of it.
         """
         with self._lock:
             before = self.weights
