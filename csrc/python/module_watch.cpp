@@ -54,7 +54,8 @@ py::object checked(PyObject* result) {
   return py::reinterpret_steal<py::object>(result);
 }
 
-// Clears an error of class Exception: the tensor changed. Raises every other error, such as KeyboardInterrupt.
+// Clears an error of class Exception: the tensor changed. Raises every other error, such as
+// KeyboardInterrupt.
 void clear_error() {
   if (PyErr_ExceptionMatches(PyExc_Exception) == 0) throw py::error_already_set();
   PyErr_Clear();
