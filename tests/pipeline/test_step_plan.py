@@ -6,11 +6,11 @@ import random
 from typing import Any
 
 import pytest
+import reference_plan
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import reference_plan
 from vitcache import Chunk, Item, Items, Span
 from vitcache._native import ItemArrays, StepPlan, has_unfolded, read_requests
 from vitcache.pipeline.step_keys import fold_given_keys

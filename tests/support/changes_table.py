@@ -14,7 +14,8 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "changes.md"
 TABLE = re.compile(r"(<!-- changes: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
-sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+if str(Path(__file__).parent) not in sys.path:  # PYTHONSAFEPATH leaves it out
+    sys.path.append(str(Path(__file__).parent))
 from model_changes import AT_ONCE, BY_CALL, BYPASSED, CHANGES, KEPT, NAMED, REFUSED, Change  # noqa: E402
 
 # The kinds of changes of each table, and the heads of its columns.
