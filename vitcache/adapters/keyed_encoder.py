@@ -132,7 +132,7 @@ class KeyedEncoder(ItemEncoder):
             try:
                 form = self.encode_first(item, call.options)
             finally:
-                session.ignore_own_settings()
+                session.state.ignore_own_settings()
             if session.cache is not cache:  # the first output has shown that another cache is needed
                 claim_all(session.cache, [item], cleanup)
             if call.whole is None:

@@ -122,8 +122,8 @@ class Session:
         """Begin a new, random namespace, because the weights changed or are about to change.
 
         Any thread may call it. This attachment then finds none of its earlier entries, and shares entries
-        with no other attachment. The other attachments keep their entries. An item whose encode has begun is
-        inserted in the earlier namespace, so later calls do not find it.
+        with no other attachment. The other attachments keep their entries. The rows of an
+        item whose encode has begun are not inserted.
 
         Parameters
         ----------
@@ -146,10 +146,6 @@ class Session:
         if self.state.bytes is not None:
             self.state.bytes.check(self)
         return self.state.value
-
-    def ignore_own_settings(self) -> None:
-        """As `ModelNamespace.ignore_own_settings`."""
-        self.state.ignore_own_settings()
 
     @property
     def is_uncacheable(self) -> bool:

@@ -1,4 +1,4 @@
-"""`parts_of`: blocks of bounded size cover each byte of the weights once, in parts of similar cost."""
+"""`cut_in_parts`: blocks of bounded size cover each byte of the weights once, in parts of similar cost."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitcache.adapters.changes.byte_blocks import Block, max_block_bytes, parts_of, regions_of
+from vitcache.adapters.changes.byte_blocks import Block, cut_in_parts, max_block_bytes, regions_of
 
 LARGEST = max_block_bytes(torch.device("cpu"))
 
 
 def blocks_of(weights: list[Tensor], num_parts: int) -> list[Block]:
     named = [(f"weight{number}", weight) for number, weight in enumerate(weights)]
-    parts = parts_of(regions_of(named), num_parts)
+    parts = cut_in_parts(regions_of(named), num_parts)
     assert 1 <= len(parts) <= num_parts
     return [block for part in parts for block in part]
 
@@ -64,7 +64,7 @@ def test_blocks_of_tied_and_expanded_weights_have_their_bytes_once() -> None:
 def test_parts_cost_about_the_same(num_parts: int) -> None:
     sizes = [3 << 20, *[100] * 90, 1 << 20, 7, *[5000] * 50]
     weights = [(f"weight{number}", torch.zeros(size, dtype=torch.uint8)) for number, size in enumerate(sizes)]
-    parts = parts_of(regions_of(weights), num_parts)
+    parts = cut_in_parts(regions_of(weights), num_parts)
     overhead = 32 << 10  # of a block, as bytes that take as long
     share = (sum(sizes) + overhead * sum(map(len, parts))) / num_parts
     for part in parts:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitcache.adapters.changes.weight_parts import inner_tensors
+from vitcache.adapters.changes.weight_parts import inner_tensors, parts_of
 
 WORD_BYTES = 4
 # A block of a small weight takes as long as one of this size: an operation of torch takes some microseconds.
@@ -129,7 +129,7 @@ def regions_of(weights: Iterable[tuple[str, Tensor]]) -> list[Region]:
     return list(found.values())
 
 
-def parts_of(regions: list[Region], num_parts: int) -> list[list[Block]]:
+def cut_in_parts(regions: list[Region], num_parts: int) -> list[list[Block]]:
     """Return the blocks of regions in at most `num_parts` lists, which take about the same time to read.
 
     There is at least one list, and a list may be empty.
@@ -153,11 +153,11 @@ def parts_of(regions: list[Region], num_parts: int) -> list[list[Block]]:
 
 def _plain_tensors(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors with memory of their own."""
-    for name, tensor in weights:
-        if inner := inner_tensors(tensor):
-            yield from _plain_tensors((f"{name}.{part}", value) for part, value in inner.items())
-        elif tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0:
-            yield name, tensor
+    for name, weight in weights:
+        for part, tensor in parts_of(name, weight):
+            has_memory = tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0
+            if has_memory and not inner_tensors(tensor):
+                yield part, tensor
 
 
 def _bytes_of(tensor: Tensor) -> tuple[int, list[Dim]]:

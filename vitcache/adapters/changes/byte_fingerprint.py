@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from vitcache.adapters.changes.byte_blocks import Block, parts_of, regions_of
+from vitcache.adapters.changes.byte_blocks import Block, cut_in_parts, regions_of
 from vitcache.adapters.changes.byte_checksums import ByteChecksums, checksums, multipliers
 from vitcache.adapters.changes.host_copy import HostCopy, copy_class
 from vitcache.adapters.changes.model_changes import FINGERPRINT
@@ -174,7 +174,7 @@ class ByteFingerprint:
         is_late = any(self._copies(device).is_late for device in devices)
         for device in devices - self._multipliers.keys():
             self._multipliers[device] = multipliers(device)
-        parts = [_by_device(part) for part in parts_of(regions, max(1, self._calls - is_late))]
+        parts = [_by_device(part) for part in cut_in_parts(regions, max(1, self._calls - is_late))]
         # All parts are queued before the host waits for the first one.
         sums = [[checksums(blocks, self._multipliers[device]) for device, blocks in part] for part in parts]
         self._next = 0
