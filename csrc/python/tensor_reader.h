@@ -51,7 +51,4 @@ class TensorReader {
   int (*tensor_from_object_)(void*, dlpack::Tensor*) = nullptr;
 };
 
-// The kind of a tensor's elements, or -1 if its dtype is not supported.
-int kind_of(const dlpack::Tensor& tensor);
-
 }  // namespace vitcache
