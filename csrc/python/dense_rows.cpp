@@ -34,7 +34,8 @@ int kind_of(const dlpack::Tensor& tensor) {
 
 std::optional<ByteRange> bytes_of(const dlpack::Tensor& tensor) {
   const std::int64_t element_bytes = (std::int64_t{tensor.type_bits} * tensor.type_lanes + 7) / 8;
-  return range_of(address_of(tensor), element_bytes, tensor.ndim, tensor.shape, tensor.strides);
+  return range_of(address_of(tensor), element_bytes, tensor.ndim, tensor.shape, tensor.strides,
+                  element_bytes);
 }
 
 std::optional<DenseRows> rows_of(const dlpack::Tensor& tensor) {
@@ -48,12 +49,11 @@ std::optional<DenseRows> rows_of(const dlpack::Tensor& tensor) {
   if (tensor.ndim == 3) {
     std::int64_t batch_stride = 0;
     if (__builtin_mul_overflow(num_rows, tensor.shape[0], &num_rows)) return std::nullopt;
-    if (tensor.shape[0] != 1 && (__builtin_mul_overflow(strides[0], shape[0], &batch_stride) ||
-                                 tensor.strides[0] != batch_stride))
+    if (tensor.shape[0] != 1 &&
+        (__builtin_mul_overflow(strides[0], shape[0], &batch_stride) || tensor.strides[0] != batch_stride))
       return std::nullopt;
   }
-  DenseRows rows{address_of(tensor), 0,    num_rows, shape[1],
-                 kind,               tensor.device_type == dlpack::kCuda,
+  DenseRows rows{address_of(tensor), 0, num_rows, shape[1], kind, tensor.device_type == dlpack::kCuda,
                  tensor.device_id};
   std::int64_t row_bytes = 0;
   if (__builtin_mul_overflow(shape[1], kElementBytes[kind], &row_bytes)) return std::nullopt;
@@ -82,8 +82,7 @@ bool add_packed(const dlpack::Tensor& levels, Destination& destination) {
       levels.device_id != destination.device_id)
     return false;
   const auto bytes = bytes_of(levels);
-  const auto [begin, end] = destination.extent(0);
-  if (!bytes || !bytes->is_apart({begin, end})) return false;
+  if (!bytes || !bytes->is_apart(destination.range(0))) return false;
   const std::int64_t level_bytes = levels.shape[1] * destination.row_bytes;
   auto* const first = reinterpret_cast<std::byte*>(address_of(levels));
   for (std::int64_t level = 0; level < levels.shape[0]; ++level)

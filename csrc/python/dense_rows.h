@@ -37,8 +37,8 @@ std::optional<DenseRows> rows_of(const dlpack::Tensor& tensor);
 // The destination that writes the rows of a tensor. None if rows overlap each other.
 std::optional<Destination> destination_of(const dlpack::Tensor& tensor);
 
-// The packed levels (L, N, H) of a contiguous tensor, as further planes of `destination`. Returns false if the
-// tensor is not like the destination, or shares memory with it.
+// The packed levels (L, N, H) of a contiguous tensor, as further planes of `destination`. Returns false if
+// the tensor is not like the destination, or shares memory with it.
 bool add_packed(const dlpack::Tensor& levels, Destination& destination);
 
 // The text tokens of contiguous ids (T,) or (B, T) and a weight (V, H) on one device. None for other tensors.
