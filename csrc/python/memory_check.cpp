@@ -10,33 +10,6 @@ namespace py = pybind11;
 namespace vitcache {
 namespace {
 
-// Interned names of methods. They are never released: the interpreter ends before static objects are
-// destroyed.
-struct Names {
-  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
-  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
-};
-
-py::object call(PyObject* object, PyObject* name) {
-  auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
-  if (!result) throw py::error_already_set();
-  return result;
-}
-
-std::uint64_t call_for_number(PyObject* object, PyObject* name) {
-  const std::uint64_t number = PyLong_AsUnsignedLongLong(call(object, name).ptr());
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return number;
-}
-
-ByteRange read_storage(PyObject* tensor) {
-  static const Names names;
-  const py::object storage = call(tensor, names.untyped_storage);
-  const std::uint64_t begin = call_for_number(storage.ptr(), names.data_ptr);
-  return {begin, begin == 0 ? 0 : begin + call_for_number(storage.ptr(), names.nbytes)};
-}
-
 std::string name_of(std::int64_t item) { return "item " + std::to_string(item); }
 
 }  // namespace

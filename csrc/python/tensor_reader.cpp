@@ -1,6 +1,7 @@
 #include "python/tensor_reader.h"
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "python/dense_rows.h"
@@ -8,6 +9,52 @@
 namespace py = pybind11;
 
 namespace vitcache {
+namespace {
+
+// Interned names of methods. They are never released: the interpreter ends before static objects are
+// destroyed.
+struct Names {
+  PyObject* untyped_storage = PyUnicode_InternFromString("untyped_storage");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+};
+
+py::object call(PyObject* object, PyObject* name) {
+  auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
+  if (!result) throw py::error_already_set();
+  return result;
+}
+
+std::uint64_t call_for_number(PyObject* object, PyObject* name) {
+  const std::uint64_t number = PyLong_AsUnsignedLongLong(call(object, name).ptr());
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return number;
+}
+
+}  // namespace
+
+ByteRange read_storage(PyObject* tensor) {
+  static const Names names;
+  const py::object storage = call(tensor, names.untyped_storage);
+  const std::uint64_t begin = call_for_number(storage.ptr(), names.data_ptr);
+  return {begin, begin == 0 ? 0 : begin + call_for_number(storage.ptr(), names.nbytes)};
+}
+
+namespace {
+
+// Whether a plain tensor is inside of its storage. A functional tensor has a storage without an address.
+bool is_inside(PyObject* object, const dlpack::Tensor& tensor) {
+  const auto bytes = bytes_of(tensor);
+  if (!bytes || bytes->empty()) return bytes.has_value();
+  try {
+    return read_storage(object).contains(*bytes);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_RuntimeError)) throw;
+    return false;
+  }
+}
+
+}  // namespace
 
 TensorReader::TensorReader(py::type tensor_type, py::type parameter_type)
     : tensor_type_(std::move(tensor_type)),
@@ -67,6 +114,7 @@ std::optional<Destination> TensorReader::read_planes(const py::object& rows, con
     const ByteRange range = plane->range(0);
     for (std::size_t index = 0; index < planes->planes.size(); ++index)
       if (!planes->range(index).is_apart(range)) return std::nullopt;
+    if (levels.size() == 1 && !is_inside(level.ptr(), tensor)) return std::nullopt;
     planes->planes.push_back(plane->planes.front());
     planes->width += plane->width;
   }
@@ -76,7 +124,9 @@ std::optional<Destination> TensorReader::read_planes(const py::object& rows, con
 std::optional<Destination> TensorReader::read_packed(const py::object& rows, const py::object& levels) const {
   dlpack::Tensor tensor{};
   std::optional<Destination> destination = read_rows(rows);
-  if (!destination || !read(levels.ptr(), tensor) || !add_packed(tensor, *destination)) return std::nullopt;
+  if (!destination || !read(levels.ptr(), tensor) || !is_inside(levels.ptr(), tensor) ||
+      !add_packed(tensor, *destination))
+    return std::nullopt;
   return destination;
 }
 

@@ -93,11 +93,8 @@ class Destination:
         )
         if deepstack_rows is None:
             self.level_tensors = tuple(levels)
-            if len(levels) == 1:
-                check_extent("deepstack[0]", levels[0])  # torch would raise its own error
             self.deepstack, self.num_packed = levels[0][None] if len(levels) == 1 else None, None
         else:
-            check_extent("deepstack_rows", deepstack_rows)  # torch would raise its own error
             levels = deepstack_rows.unbind()
             self.level_tensors = (deepstack_rows,) if levels else ()
             self.deepstack, self.num_packed = deepstack_rows, deepstack_rows.shape[1]
@@ -178,7 +175,8 @@ class Destination:
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """A view of `tensor` with `dimensions` dimensions. The dimension before the last counts all tokens."""
-    check_extent(name, tensor)
+    if not tensor.is_meta:
+        check_extent(name, tensor)
     # `x.conj().imag` is an example: torch would read the written values with the sign flipped.
     if tensor.is_neg():
         raise ValueError(f"{name} has torch's negative bit set: write to its resolve_neg()")
