@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 
 logger = logging.getLogger("vitcache.adapters")
 
@@ -25,7 +24,7 @@ class DisabledCalls:
 
     def __init__(self, adapter: str) -> None:
         self._adapter = adapter
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.number = 0
 
     def count(self) -> None:

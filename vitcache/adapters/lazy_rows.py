@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,7 +69,7 @@ class LazyRows:
         self.levels = len(form.levels)
         self.hidden = form.width // (1 + self.levels)
         self.dtype, self.device = form.dtype, form.device
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         # Of the last copy: its ranges, its stream, and the planes that no caller has got.
         self._copied: tuple[Sequence[Range], Any, dict[int, Tensor]] | None = None
 
