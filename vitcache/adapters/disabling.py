@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
+from vitcache.device.locks import new_lock
+
 logger = logging.getLogger("vitcache.adapters")
 
 

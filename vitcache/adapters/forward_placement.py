@@ -92,9 +92,7 @@ class ForwardPlacement:
         for replaced in self._replaced:
             replaced.remove()
 
-    def _begin(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Note the beginning of a call; also of a call in which nothing can be placed, to count it."""
         if torch.compiler.is_compiling() or module is not self._owner:  # a replica of DataParallel
             return

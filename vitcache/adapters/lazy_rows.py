@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitcache.device.locks import new_lock
 from vitcache.pages.lease import Lease
 from vitcache.placement.ops import scatter_embeddings
 from vitcache.placement.spans import Span

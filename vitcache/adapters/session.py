@@ -61,7 +61,7 @@ class Session:
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None
         self.settled_by: str | None = None
-        self.first_output = threading.RLock()
+        self.first_output = new_lock()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
         self.tower_name = tower_name

@@ -140,10 +140,11 @@ def attach(
         the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` or
         `fingerprint_calls` is negative; if `placement` is neither "auto" nor "off".
     RuntimeError
-        If the model is attached already, and its `Attachment` is alive; an attachment that was freed is replaced. A later call of the model raises RuntimeError if its features no
-        longer have the cache's width and dtype, and TypeError if its output has a field that `attach` does
-        not understand, or if a split that no test verifies does not give the rows of the stock method. Such
-        an item is not cached.
+        If the model is attached already. An attachment is replaced if its `Attachment` was freed, or if an
+        exception ended its `attach`. A later call of the model raises RuntimeError if its features no longer
+        have the cache's width and dtype, and TypeError if its output has a field that `attach` does not
+        understand, or if a split that no test verifies does not give the rows of the stock method. Such an
+        item is not cached.
 
     Notes
     -----

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from vitcache.device.locks import new_lock
+
 logger = logging.getLogger("vitcache.adapters")
 
 OPTIMIZER = "an optimizer stepped"

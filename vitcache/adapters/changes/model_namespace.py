@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from torch import nn
 
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
@@ -10,6 +9,7 @@ from vitcache.adapters.changes.settings import is_hook
 from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.feature_owner import option_names
 from vitcache.adapters.weights import WeightsFingerprint
+from vitcache.device.locks import new_lock
 from vitcache.keys.namespace import Namespace
 
 # States that are kept, so that a switch back to them is cheap. Each has a kilobyte per weight.
