@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +18,7 @@ from vitcache.adapters.lazy_features import LazyFeatures
 from vitcache.adapters.placed_call import PlacedCall
 from vitcache.adapters.replaced_methods import PlacedMerge, PreEncoding, is_compiled
 from vitcache.adapters.running_call import ThreadState
+from vitcache.device.locks import new_lock
 
 
 class ForwardPlacement:
@@ -46,7 +46,7 @@ class ForwardPlacement:
         self._owner = owner
         self._reason = reason
         self._bind = ArgumentsByName(owner.forward)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._num_placed = 0
         self._reasons: Counter[str] = Counter()
         self._handles = [

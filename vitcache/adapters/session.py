@@ -18,6 +18,7 @@ from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
 from vitcache.adapters.forward_placement import ForwardPlacement
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.device.locks import new_lock
 from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.shadow import Shadow, logger
@@ -51,13 +52,13 @@ class Session:
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None
         self.settled_by: str | None = None
-        self.first_output = threading.RLock()
+        self.first_output = new_lock()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
         self.tower_name = tower_name
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.state = ModelNamespace(model, tower_name, namespace)
         self._warned = False
         self.disabled = DisabledCalls("an attached model")

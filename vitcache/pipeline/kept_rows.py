@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from vitcache._native import StepPlan
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.device.locks import new_lock
 from vitcache.device.streams import record_event
 from vitcache.pipeline.items import Items
 from vitcache.pipeline.step_item import Identity, Requests, State, StepItem
@@ -64,7 +64,7 @@ class KeptRows:
         # By `id` of the `Items` object. The weak reference removes the request when the object dies.
         self.requests: dict[int, tuple[weakref.ref[Items], dict[Identity, Kept]]] = {}
         self._epoch = NO_EPOCH
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __len__(self) -> int:
         """Return the number of requests with kept rows."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from torch import nn
 
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
@@ -11,6 +9,7 @@ from vitcache.adapters.changes.settings import is_hook
 from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.feature_owner import option_names
 from vitcache.adapters.weights import WeightsFingerprint
+from vitcache.device.locks import new_lock
 from vitcache.keys.namespace import Namespace
 
 # States that are kept, so that a switch back to them is cheap. Each has a kilobyte per weight.
@@ -49,7 +48,7 @@ class ModelNamespace:
         self._tower_name = tower_name
         self.bytes: ByteFingerprint | None = None
         # Reentrant: a signal handler or a finalizer may call `renew` while its thread looks.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._renewals = 0
         # None in place of an argument of a stock method stands for the config's value, which is in the keys.
         self._ignored = frozenset(f"config.{name}" for name in option_names(model))
