@@ -51,9 +51,12 @@ ItemReader::ItemReader(py::type lease_type, const TensorReader& tensors)
 std::int64_t ItemReader::add(Placement& placement, const py::list& items, std::int64_t first,
                              const Destination& destination) const {
   placement.resize_sources(static_cast<std::int64_t>(items.size()));
-  // Under a mode of torch, reading a tensor runs Python code, which may change the list.
-  for (; first < static_cast<std::int64_t>(items.size()); ++first)
-    if (!set(placement, first, items[static_cast<std::size_t>(first)], destination)) break;
+  // A mode of torch may run Python code in `set`, which changes the list: its size is read again for each
+  // item, and the item is kept alive.
+  for (; first < PyList_GET_SIZE(items.ptr()); ++first) {
+    const auto item = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(items.ptr(), first));
+    if (!set(placement, first, item, destination)) break;
+  }
   return first;
 }
 
@@ -87,12 +90,12 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
 }
 
 void add_spans(Placement& placement, const py::sequence& spans, const py::type& span_type) {
-  // A value may say that it is a Span without being a tuple.
+  // An object that is no tuple can claim to be a Span by its `__class__`.
   const auto is_span = [&span_type](PyObject* value) {
     if (has_exact_type(value, span_type)) return true;
-    const int is_instance = PyObject_IsInstance(value, span_type.ptr());
+    const int is_instance = PyTuple_Check(value) == 0 ? 0 : PyObject_IsInstance(value, span_type.ptr());
     if (is_instance < 0) throw py::error_already_set();
-    return is_instance == 1 && PyTuple_Check(value) != 0;
+    return is_instance == 1;
   };
   const auto add = [&placement](std::int64_t item, PyObject* fields) {
     if (PyTuple_GET_SIZE(fields) != 3)
@@ -116,7 +119,8 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
     if (item >= placement.num_sources()) throw std::invalid_argument("a start needs the rows of its item");
     placement.add_run({item, to_int64(item, start), placement.source_rows(item), 0});
   };
-  // A conversion to `int` may run Python code that changes the list, so its size is read again for each item.
+  // A check of a type, or a conversion to `int`, may run Python code that changes the lists: their sizes are
+  // read again for each element, and the element is kept alive.
   const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(spans.ptr(), "spans must be a list"));
   if (!items) throw py::error_already_set();
   for (std::int64_t item = 0; item < PySequence_Fast_GET_SIZE(items.ptr()); ++item) {
