@@ -19,7 +19,7 @@ from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.kept_rows import KeptRows
 from vitcache.pipeline.lookup import claim_all
-from vitcache.pipeline.prefetch import Prefetch
+from vitcache.pipeline.prefetch import Prefetch, logger
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
 from vitcache.pipeline.step_keys import find_keys, fold_given_keys
@@ -74,8 +74,9 @@ class PrefetchJob:
                     self._runner.start(batch)
                     self._runner.start_ahead(following)
                     self._encode(batch, plan, requests)
-                elif self._runner.moves_features:
-                    self._move_features(batch, handle)
+                elif self._runner.moves_features and not self._move_features(batch, handle):
+                    logger.info("a prefetch has moved as many bytes of features as all prefetches may keep")
+                    break
 
     def _find_missing(self, plan: StepPlan, requests: Requests) -> list[StepItem]:
         """Return the items that are neither cached nor kept, and whose keys could be computed."""
@@ -94,10 +95,17 @@ class PrefetchJob:
             return False
         return step_item.key not in self._cache
 
-    def _move_features(self, batch: list[StepItem], handle: Prefetch) -> None:
-        """Move features to the device, and store them until a step takes them or the handle is cancelled."""
+    def _move_features(self, batch: list[StepItem], handle: Prefetch) -> bool:
+        """Move features to the device, and store them until a step takes them or the handle is cancelled.
+
+        Older features of other prefetches make room for them. False: those of `handle` alone are too many.
+        """
+        has_room = True
         for step_item in batch:
-            if step_item.identity not in self._prefetched and self._prefetched.has_free_bytes:
+            if step_item.identity not in self._prefetched:
+                has_room = self._prefetched.make_room(handle)
+                if not has_room:
+                    break
                 self._runner.start([step_item])
                 if isinstance(step_item.moved, MovedFeature):
                     self._prefetched.add(step_item.identity, step_item.moved, handle)
@@ -106,6 +114,7 @@ class PrefetchJob:
         wait_until_read(batch)
         if handle.is_cancelled:
             self._prefetched.drop(handle)
+        return has_room
 
     def _encode(self, batch: list[StepItem], plan: StepPlan, requests: Requests) -> None:
         """Encode the items of a micro-batch that no other caller encodes, and insert or keep their rows."""
