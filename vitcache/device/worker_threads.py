@@ -88,10 +88,10 @@ class WorkerThreads:
                 if on_done is not None:
                     jobs[-1].add_done_callback(on_done)
             self._run(jobs)
+            return list(jobs)
         except BaseException:
             self._cancel(jobs)
             raise
-        return list(jobs)
 
     def queue(self, job: Job[Any]) -> None:
         """Queue a job. Does not wait, unless this thread runs it (see `helps`).

@@ -95,7 +95,7 @@ class Prefetch:
         except CancelledError:
             return
         except TimeoutError:
-            raise TimeoutError(f"the prefetch was not done within {timeout_s} s") from None
+            raise TimeoutError(f"the prefetch was not done within {timeout_s:g} s") from None
 
     __reduce_ex__ = refuse_copies("it is the handle of one prefetch, and any thread may use it")
 
