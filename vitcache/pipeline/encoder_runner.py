@@ -200,10 +200,10 @@ class EncoderRunner:
             return list(outputs.detach().split(counts))
         if not isinstance(outputs, list | tuple):
             raise TypeError(f"encode must return tensors, got {type(outputs).__name__}")
-        outputs = list(outputs)
-        if len(outputs) != len(counts):
-            raise ValueError(f"encode must return {len(counts)} tensors, one per item, got {len(outputs)}")
-        return outputs
+        rows: list[Any] = list(outputs)
+        if len(rows) != len(counts):
+            raise ValueError(f"encode must return {len(counts)} tensors, one per item, got {len(rows)}")
+        return rows
 
     def _accept_rows(self, step_item: StepItem, rows: Any) -> None:
         """Check the rows that the encoder returned for an item, and store them or an error."""
