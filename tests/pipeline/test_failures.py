@@ -404,6 +404,7 @@ def test_embed_refuses_invalid_arguments_before_it_loads_or_encodes(
         ),
         ({"agree": 1}, TypeError, "agree must be callable, got int"),
         ({"ring": 1}, TypeError, "ring must be a PinnedRing, got int"),
+        ({"feature_dtype": np.array([None], dtype=object)}, TypeError, "feature_dtype must be"),
         ({"stream": 5}, TypeError, "stream must be a torch.cuda.Stream, got int"),
         ({"stream": torch.zeros(1)}, TypeError, "stream must be a torch.cuda.Stream, got Tensor"),
         ({"shadow": 1}, TypeError, "shadow must be a Shadow, got int"),
