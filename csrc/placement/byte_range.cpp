@@ -9,9 +9,9 @@ struct Reach {
   std::int64_t high = 0;
 
   // Adds a dimension of `size` elements, at least 1. Returns false if a distance leaves 64 bits.
-  bool extend(std::int64_t size, std::int64_t stride_bytes) {
+  bool extend(std::int64_t size, std::int64_t step) {
     std::int64_t distance = 0;
-    if (__builtin_mul_overflow(size - 1, stride_bytes, &distance)) return false;
+    if (__builtin_mul_overflow(size - 1, step, &distance)) return false;
     std::int64_t& end = distance < 0 ? low : high;
     return !__builtin_add_overflow(end, distance, &end);
   }
@@ -29,7 +29,8 @@ struct Reach {
 }  // namespace
 
 std::optional<ByteRange> range_of(std::uint64_t address, std::int64_t element_bytes, std::int32_t ndim,
-                                  const std::int64_t* shape, const std::int64_t* strides) {
+                                  const std::int64_t* shape, const std::int64_t* strides,
+                                  std::int64_t stride_bytes) {
   if (element_bytes < 0) return std::nullopt;
   bool is_empty = element_bytes == 0;
   for (std::int32_t dimension = 0; dimension < ndim; ++dimension) {
@@ -40,9 +41,9 @@ std::optional<ByteRange> range_of(std::uint64_t address, std::int64_t element_by
   Reach reach;
   for (std::int32_t dimension = 0; dimension < ndim; ++dimension) {
     if (shape[dimension] == 1) continue;  // its stride may be any number
-    std::int64_t stride_bytes = 0;
-    if (__builtin_mul_overflow(strides[dimension], element_bytes, &stride_bytes) ||
-        !reach.extend(shape[dimension], stride_bytes))
+    std::int64_t step = 0;
+    if (__builtin_mul_overflow(strides[dimension], stride_bytes, &step) ||
+        !reach.extend(shape[dimension], step))
       return std::nullopt;
   }
   return reach.at(address, element_bytes);
