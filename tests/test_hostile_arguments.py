@@ -80,11 +80,11 @@ def fault(call: str, argument: str, value: str) -> str | None:
             with time_limit():
                 function(**arguments | {argument: HOSTILE[value]})
         except (*REFUSALS, DOCUMENTED.get(call, CudaError)) as error:
-            words = argument, *NAMES.get(argument, ())
             # Subclasses such as UnicodeEncodeError are not the documented classes.
-            if type(error) in REFUSALS or type(error) is DOCUMENTED.get(call):
-                if any(word in str(error) for word in words) and len(str(error)) < 1000:
-                    return None
+            is_documented = type(error) in REFUSALS or type(error) is DOCUMENTED.get(call)
+            is_named = any(word in str(error) for word in (argument, *NAMES.get(argument, ())))
+            if is_documented and is_named and len(str(error)) < 1000:
+                return None
             return f"{argument}={value}: {type(error).__name__}: {str(error)[:200]}"
         except (Exception, Hang) as error:
             return f"{argument}={value}: {type(error).__name__}: {str(error)[:200]}"

@@ -55,7 +55,7 @@ def pipeline_of_model(stack: ExitStack) -> Call:
     def make(**given: Any) -> None:
         vision_pipeline(**given).close()
 
-    return make, {"model": model(), "cache": None}
+    return make, {"model": model(), "cache": None, "namespace": b"", "device_bytes": 1 << 16}
 
 
 def images(stack: ExitStack) -> Call:

@@ -61,7 +61,7 @@ EXTRA = FEATURE | TEXT | COUNT | FLAG | FACTOR | {"[None]", "{}"}
 _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     (NONE, "after cache device group is_embed key keys out ring rows second_per_grid_ts shadow stream tier"),
     (NONE, "deepstack_rows feature_dtype weight_dtype store_dtype processor"),
-    (NONE, "attach.device_bytes attach.host_bytes attach.policy"),
+    (NONE, "vision_pipeline.device_bytes attach.device_bytes attach.host_bytes attach.policy"),
     (FLAG, "checksum complete_key complete_keys contiguous encode encode_ahead move_features"),
     (FLAG, "narrow table warm_up.scale warm_up.text_scale warm_up.store"),
     (FLAG | NONE, "attach.checksum"),
@@ -78,7 +78,7 @@ _ACCEPTED: tuple[tuple[set[str], str], ...] = (
     (FACTOR, "scale text_scale"),
     (TIME, "encode_ms timeout_s"),
     ({"empty bytes"}, "namespace"),
-    (TEXT | NONE | {"empty bytes"}, "attach.namespace"),
+    (TEXT | NONE | {"empty bytes"}, "attach.namespace vision_pipeline.namespace"),
     (TEXT, "Namespace.model Namespace.revision Namespace.processor Namespace.adapter Namespace.dtype"),
     (TEXT, "Namespace.tenant"),
     (TEXT - {"surrogate"} | COUNT | {"empty bytes", "-1"}, "identifier"),
