@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,9 +128,8 @@ class PrefetchJob:
                 for step_item in batch
                 if step_item.claim is not None and step_item.claim.is_mine and self._must_encode(step_item)
             ]
-            with self._runner.exclusive():
-                self._runner.run(missing)
-                self._runner.store_fresh(missing)
+            if missing:
+                self._runner.exclusive("VisionPipeline.prefetch", partial(self._run_and_store, missing))
             # Before the insert: a caller that finds the rows may change the features.
             wait_until_read(missing)
             for step_item in missing:
@@ -137,3 +137,7 @@ class PrefetchJob:
                     step_item.rows.commit()
             rejected = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
             self._kept.keep(rejected, plan, requests, self._namespace, is_placed=False)
+
+    def _run_and_store(self, missing: list[StepItem]) -> None:
+        self._runner.run(missing)
+        self._runner.store_fresh(missing)
