@@ -1,4 +1,4 @@
-"""Raises KeyboardInterrupt at a chosen line of a call."""
+"""Raises KeyboardInterrupt, or makes another call, at a chosen line of a call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,31 @@ from typing import Any
 def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> bool:
     """Raise KeyboardInterrupt at the n-th line of a call that is in one of `files`.
 
+    Returns
+    -------
+    bool
+        False if the call has fewer lines, so it was not interrupted.
+    """
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return act_at(call, line, files, stop)
+    except KeyboardInterrupt:
+        return True
+
+
+def act_at(call: Callable[[], object], line: int, files: Collection[str], act: Callable[[], object]) -> bool:
+    """Call `act` before the n-th line of a call that is in one of `files`, as a signal handler does.
+
     Python also traces the exit of a `with` block, at a point where no signal handler can run. An interrupt
     there would leave the lock locked, so it is not counted.
 
     Returns
     -------
     bool
-        False if the call has fewer lines, so it was not interrupted.
+        False if the call has fewer lines, so `act` was not called.
     """
     count = 0
     entered: set[tuple[FrameType, int]] = set()
@@ -33,15 +51,13 @@ def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> 
                 entered.add(place)
             count += 1
             if count == line:
-                raise KeyboardInterrupt
+                act()  # not traced: Python traces no call of a trace function
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         call()
-    except KeyboardInterrupt:
-        return True
     finally:
         sys.settrace(before)
     return count >= line
