@@ -39,6 +39,7 @@ _functions: list[_Traced] = []
 _thread = _Thread()
 _lock = new_lock()
 _is_on = os.environ.get(VARIABLE, "") not in ("", "0")
+_is_wanted = _is_on
 
 
 def enable() -> None:
@@ -117,11 +118,15 @@ def traced(name: str) -> Callable[[F], F]:
 
 
 def _switch(is_on: bool) -> None:
-    global _is_on
+    global _is_on, _is_wanted
     with _lock:
-        _is_on = is_on
+        _is_wanted = is_on
+        # As long as `_is_on` is false, no function opens a range: an interrupted call leaves tracing off.
+        _is_on = _is_on and is_on
         for plain, in_range in _functions:
-            _replace(*((plain, in_range) if is_on else (in_range, plain)))
+            # A signal handler may switch, too, while its thread is here: the last call decides.
+            _replace(*((plain, in_range) if _is_wanted else (in_range, plain)))
+        _is_on = _is_wanted
 
 
 def _replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
