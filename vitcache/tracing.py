@@ -123,10 +123,13 @@ def _switch(is_on: bool) -> None:
         _is_wanted = is_on
         # As long as `_is_on` is false, no function opens a range: an interrupted call leaves tracing off.
         _is_on = _is_on and is_on
-        for plain, in_range in _functions:
-            # A signal handler may switch, too, while its thread is here: the last call decides.
-            _replace(*((plain, in_range) if _is_wanted else (in_range, plain)))
-        _is_on = _is_wanted
+        while True:
+            wanted = _is_wanted
+            for plain, in_range in _functions:
+                _replace(*((plain, in_range) if wanted else (in_range, plain)))
+            if wanted is _is_wanted:  # else a signal handler has switched meanwhile: the last call decides
+                break
+        _is_on = wanted
 
 
 def _replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:

@@ -89,7 +89,7 @@ class ForwardPlacement:
         )
         for hook, tables in found:
             for number in [number for number, other in list(tables[0].items()) if other is hook]:
-                for table in tables:
+                for table in reversed(tables):  # the hook last: after an interrupt it must still be found
                     table.pop(number, None)
         for replaced in self._replaced:
             replaced.remove()
