@@ -12,11 +12,13 @@ void ItemArrays::add_span(std::int64_t start, std::int64_t length, std::int64_t 
   const auto position = static_cast<std::int64_t>(items_.size()) - 1;
   for (const auto& [name, value] : {std::pair<const char*, std::int64_t>{"start", start},
                                     {"length", length},
-                                    {"source_start", source_start}})
-    if (value > kLargestToken)
-      throw std::out_of_range("item " + std::to_string(position) + ": span " + name + " is " +
-                              std::to_string(value) + ", it must be at most " +
-                              std::to_string(kLargestToken));
+                                    {"source_start", source_start}}) {
+    if (value >= 0 && value <= kLargestToken) continue;
+    const std::string label =
+        "item " + std::to_string(position) + ": span " + name + " is " + std::to_string(value);
+    if (value < 0) throw std::invalid_argument(label + ", it must be at least 0");
+    throw std::out_of_range(label + ", it must be at most " + std::to_string(kLargestToken));
+  }
   spans_.push_back({start, position, length, source_start, number});
 }
 

@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "placement/byte_range.h"
 #include "placement/source.h"
 
 namespace vitcache {
@@ -46,13 +48,19 @@ struct Destination {
 
   std::int64_t hidden() const { return row_bytes / kElementBytes[kind]; }
 
+  // The bytes of plane `index`. Throws std::invalid_argument if a row lies outside of the address space.
+  ByteRange range(std::size_t index) const {
+    const Plane& plane = planes[index];
+    const auto found = rows_range(reinterpret_cast<std::uintptr_t>(plane.base), plane.row_stride,
+                                  index > 0 && is_packed() ? num_packed : num_tokens, row_bytes);
+    if (!found) throw std::invalid_argument("the destination's rows lie outside of the address space");
+    return *found;
+  }
+
   // The address of the first byte of plane `index`, and the address after its last byte.
   std::pair<std::uint64_t, std::uint64_t> extent(std::size_t index) const {
-    const Plane& plane = planes[index];
-    const std::int64_t num_rows = index > 0 && is_packed() ? num_packed : num_tokens;
-    if (num_rows == 0 || row_bytes == 0) return {0, 0};
-    const auto begin = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(plane.base));
-    return {begin, begin + static_cast<std::uint64_t>((num_rows - 1) * plane.row_stride + row_bytes)};
+    const ByteRange bytes = range(index);
+    return bytes.empty() ? std::pair<std::uint64_t, std::uint64_t>{0, 0} : std::pair(bytes.begin, bytes.end);
   }
 };
 

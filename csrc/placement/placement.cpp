@@ -33,9 +33,31 @@ void check_fields(const Run& run) {
   }
 }
 
+// The bytes of a row of `source`. Throws std::invalid_argument if they have more than 64 bits.
+std::int64_t row_bytes_of(const Source& source, std::int64_t width, std::int64_t narrow_width) {
+  const std::int64_t elements = source.narrow ? narrow_width : width;
+  std::int64_t bytes = 0;
+  if (elements < 0 || __builtin_mul_overflow(elements, kElementBytes[source.kind], &bytes))
+    throw std::invalid_argument("rows of " + std::to_string(elements) + " elements are too long");
+  return bytes;
+}
+
+// The bytes of a source, or of the pages that it is stored in: `label` and `item` name it. Throws
+// std::invalid_argument if a row lies outside of the address space.
+ByteRange range_of(const Source& source, std::int64_t row_bytes, const char* label, std::int64_t item) {
+  if (const auto range = source.range(row_bytes)) return *range;
+  throw std::invalid_argument(label + std::to_string(item) + " has " + std::to_string(source.num_rows) +
+                              " rows, " + std::to_string(source.row_stride) +
+                              " bytes apart: they lie outside of the address space");
+}
+
+constexpr const char* kItem = "item ";
+constexpr const char* kStorage = "the storage of item ";
+
 }  // namespace
 
 void Placement::set_source(std::int64_t item, Source source) {
+  if (item < 0) throw std::out_of_range("item " + std::to_string(item) + " is negative");
   if (item >= num_sources()) resize_sources(item + 1);
   sources_[static_cast<std::size_t>(item)] = std::move(source);
 }
@@ -65,6 +87,7 @@ void Placement::add_store(std::int64_t item, Source pages) {
 
 void Placement::check(const Destination& destination, bool is_overlap_checked) const {
   check_runs(destination.num_tokens);
+  check_addresses(destination.width, destination.hidden());
   for (std::size_t plane = 0; plane < destination.planes.size(); ++plane) {
     const auto [begin, end] = destination.extent(plane);
     check_apart(begin, end, destination.planes[plane].row_stride, destination.row_bytes, destination.width,
@@ -108,9 +131,10 @@ std::vector<const Run*> Placement::runs_in_order() const {
 std::optional<std::pair<Run, Run>> Placement::find_overlap() const {
   const std::vector<const Run*> order = runs_in_order();
   for (std::size_t i = 1; i < order.size(); ++i)
-    // The runs may be unchecked, so `start + length` could overflow. The difference of two starts cannot,
-    // unless a start is negative.
-    if (order[i - 1]->length > order[i]->start - order[i - 1]->start)
+    // The runs may be unchecked, so `start + length` could overflow. The difference of two starts in their
+    // order fits into 64 bits without a sign.
+    if (static_cast<std::uint64_t>(order[i - 1]->length) >
+        static_cast<std::uint64_t>(order[i]->start) - static_cast<std::uint64_t>(order[i - 1]->start))
       return std::pair(*order[i - 1], *order[i]);
   return std::nullopt;
 }
@@ -149,53 +173,62 @@ void Placement::read_stores() {
   stores_.clear();
 }
 
+void Placement::check_addresses(std::int64_t width, std::int64_t narrow_width) const {
+  const auto check = [&](const Source& source, const char* label, std::int64_t item) {
+    range_of(source, row_bytes_of(source, width, narrow_width), label, item);
+  };
+  for (std::size_t item = 0; item < sources_.size(); ++item)
+    check(sources_[item], kItem, static_cast<std::int64_t>(item));
+  for (const auto& [item, pages] : stores_) check(pages, kStorage, item);
+}
+
 void Placement::check_apart(std::uint64_t begin, std::uint64_t end, std::int64_t row_stride,
                             std::int64_t row_bytes, std::int64_t width, std::int64_t narrow_width) const {
   const auto check = [&](std::int64_t item, const Source& source, const char* label) {
-    if (source.num_rows == 0) return;
-    const auto row = [&source](std::int64_t number) {
-      return source.address + static_cast<std::uint64_t>(number * source.row_stride);
-    };
-    const std::int64_t source_bytes = (source.narrow ? narrow_width : width) * kElementBytes[source.kind];
-    const std::uint64_t first = row(source.first_pool_row);
-    if (first >= end || begin >= row(source.last_pool_row) + static_cast<std::uint64_t>(source_bytes)) return;
-    if (source.row_stride == row_stride && row_stride > row_bytes) {
+    const std::int64_t source_bytes = row_bytes_of(source, width, narrow_width);
+    const ByteRange range = range_of(source, source_bytes, label, item);
+    if (range.is_apart({begin, end})) return;
+    if (source.row_stride == row_stride && row_stride > row_bytes && source_bytes <= row_stride) {
       // Source and destination have the same pitch: they are apart if their rows do not overlap within one
       // pitch.
-      const std::int64_t pitch = row_stride;
-      const std::int64_t offset =
-          ((static_cast<std::int64_t>(first) - static_cast<std::int64_t>(begin)) % pitch + pitch) % pitch;
-      if (offset >= row_bytes && offset + source_bytes <= pitch) return;
+      const auto pitch = static_cast<std::uint64_t>(row_stride);
+      const std::uint64_t offset = range.begin >= begin ? (range.begin - begin) % pitch
+                                                        : (pitch - (begin - range.begin) % pitch) % pitch;
+      if (offset >= static_cast<std::uint64_t>(row_bytes) &&
+          offset <= pitch - static_cast<std::uint64_t>(source_bytes))
+        return;
     }
     throw std::invalid_argument(label + std::to_string(item) + " shares memory with the destination");
   };
   for (std::size_t item = 0; item < sources_.size(); ++item)
-    check(static_cast<std::int64_t>(item), sources_[item], "item ");
-  for (const auto& [item, pages] : stores_) check(item, pages, "the storage of item ");
+    check(static_cast<std::int64_t>(item), sources_[item], kItem);
+  for (const auto& [item, pages] : stores_) check(item, pages, kStorage);
 }
 
 void Placement::check_stores_apart(std::int64_t width, std::int64_t narrow_width) const {
-  // All pages that are written lie in [low, high). Few sources overlap this range, so most are skipped early.
-  std::uint64_t low = UINT64_MAX, high = 0;
+  // Few sources overlap the bytes from the lowest to the highest page that is written, so most are skipped
+  // early.
+  ByteRange written{UINT64_MAX, 0};
   for (const auto& [item, pages] : stores_) {
-    low = std::min(low, pages.address + static_cast<std::uint64_t>(pages.first_pool_row * pages.row_stride));
-    high = std::max(high,
-                    pages.address + static_cast<std::uint64_t>((pages.last_pool_row + 1) * pages.row_stride));
+    const ByteRange range = range_of(pages, row_bytes_of(pages, width, narrow_width), kStorage, item);
+    if (range.empty()) continue;
+    written = {std::min(written.begin, range.begin), std::max(written.end, range.end)};
   }
+  if (written.begin >= written.end) return;
   for (std::size_t item = 0; item < sources_.size(); ++item) {
     const Source& source = sources_[item];
     if (source.num_rows == 0 || source.pages != nullptr) continue;  // entries never share a page
-    const std::uint64_t first = source.address;
-    const auto last = static_cast<std::uint64_t>(source.row_address(source.num_rows - 1));
-    const std::int64_t elements = source.narrow ? narrow_width : width;
-    const std::uint64_t end = last + static_cast<std::uint64_t>(elements * kElementBytes[source.kind]);
-    if (first >= high || end <= low) continue;
+    const ByteRange range =
+        range_of(source, row_bytes_of(source, width, narrow_width), kItem, static_cast<std::int64_t>(item));
+    if (range.is_apart(written)) continue;
     for (const auto& store : stores_) {
       const std::int64_t stored_item = store.first;  // a lambda of C++17 cannot capture a structured binding
       const Source& pages = store.second;
+      const std::int64_t page_bytes = row_bytes_of(pages, width, narrow_width);
       pages.visit_parts(0, pages.num_rows, [&](std::int64_t address, std::int64_t count) {
-        const auto page = static_cast<std::uint64_t>(address);
-        if (page < end && first < page + static_cast<std::uint64_t>(count * pages.row_stride))
+        const auto rows =
+            rows_range(static_cast<std::uint64_t>(address), pages.row_stride, count, page_bytes);
+        if (!rows || !rows->is_apart(range))
           throw std::invalid_argument("item " + std::to_string(item) +
                                       " shares memory with the storage of item " +
                                       std::to_string(stored_item));

@@ -53,13 +53,15 @@ class Placement {
 
   bool accepts_narrow() const { return accepts_narrow_; }
   void accept_narrow() { accepts_narrow_ = true; }
-  // The rows of source `item`, which is set, have the columns of inputs_embeds alone.
-  void mark_narrow(std::int64_t item) { sources_[static_cast<std::size_t>(item)].narrow = true; }
+  // The rows of source `item`, which is set, have the columns of inputs_embeds alone. Throws
+  // std::out_of_range if the placement does not have the item.
+  void mark_narrow(std::int64_t item) { sources_.at(static_cast<std::size_t>(item)).narrow = true; }
 
   // Sources are numbered in the order in which they are added.
   void add_source(Source source) { sources_.push_back(std::move(source)); }
 
-  // Sets source `item`, or adds it behind the last source. Sources that are not set yet have no rows.
+  // Sets source `item`, or adds it behind the last source. Sources that are not set yet have no rows. Throws
+  // std::out_of_range if `item` is negative.
   void set_source(std::int64_t item, Source source);
 
   // Sets source `item` if rows of `width` elements can be written to `destination`, and returns whether they
@@ -75,17 +77,18 @@ class Placement {
 
   // Stores source `item`: all of its rows, placed or not, are also written to `pages`. Call it at most once
   // per source. The width of the pages is that of the source. Throws std::invalid_argument if `pages` and the
-  // source differ in the number of rows.
+  // source differ in the number of rows, and std::out_of_range if the placement does not have the item.
   void add_store(std::int64_t item, Source pages);
 
   std::int64_t num_sources() const { return static_cast<std::int64_t>(sources_.size()); }
   std::int64_t source_rows(std::int64_t item) const {
-    return sources_[static_cast<std::size_t>(item)].num_rows;
+    return sources_.at(static_cast<std::size_t>(item)).num_rows;
   }
 
   // Makes every check that a placement needs before it is written to `destination`: `check_runs`,
   // `check_apart` for each plane, and, unless the caller has called it, `check_overlap`. Throws
-  // std::invalid_argument if packed deepstack levels do not have one row per placed token.
+  // std::invalid_argument if a row of a source or of a page lies outside of the address space, or if packed
+  // deepstack levels do not have one row per placed token.
   void check(const Destination& destination, bool is_overlap_checked) const;
 
   // Checks that every run lies inside of its source and inside of `[0, num_tokens)`. Throws std::out_of_range
@@ -95,7 +98,7 @@ class Placement {
   // Two runs that write the same token, in the order of their tokens; none if no runs overlap.
   std::optional<std::pair<Run, Run>> find_overlap() const;
 
-  // Throws std::invalid_argument, naming both runs, if two runs overlap.
+  // Throws std::invalid_argument, naming both runs, if two runs overlap. Call `check_runs` first.
   void check_overlap() const;
 
   // Checks that the id of every token outside of the runs is in `[0, num_rows)`, the rows of the weight.
@@ -201,6 +204,7 @@ class Placement {
 
   const Source& source_of(const Run& run) const { return sources_[static_cast<std::size_t>(run.item)]; }
   bool is_stored(std::int64_t item) const { return stores_.count(item) != 0; }
+  void check_addresses(std::int64_t width, std::int64_t narrow_width) const;
   void check_tokens(std::int64_t num_tokens) const;
 
   template <bool kHasRanks>

@@ -4,7 +4,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
+
+#include "placement/byte_range.h"
 
 namespace vitcache {
 
@@ -33,7 +36,8 @@ struct Source {
   }
 
   // Rows in pages of a pool that begins at `address`; a page has `page_rows` rows.
-  // Throws std::invalid_argument if the pages have fewer than `num_rows` rows.
+  // Throws std::invalid_argument if the pages have fewer than `num_rows` rows, or if the number of a page or
+  // of one of its rows is negative or has more than 64 bits.
   static Source paged(std::uint64_t address, std::int64_t row_stride, std::int64_t num_rows, int kind,
                       bool on_host, std::vector<std::int64_t> pages, std::int64_t page_rows);
 
@@ -50,6 +54,10 @@ struct Source {
 
   // The address of a row in a table. Rows begin at multiples of 2 bytes, so bit 0 can mark a narrow row.
   std::int64_t marked(std::int64_t row_address) const { return row_address | (narrow ? 1 : 0); }
+
+  // The bytes of all rows, or of the pool from the lowest to the highest page, if a row has `row_bytes`
+  // bytes. None if a row lies outside of the address space.
+  std::optional<ByteRange> range(std::int64_t row_bytes) const;
 
   // Calls `visit(address, count)` for each part of rows [first, first + length) whose rows are evenly spaced:
   // all rows of a block, or the rows of one page. So writing a table needs no division per row.

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "placement/byte_range.h"
+
 namespace vitcache {
 
 struct Dimension {
@@ -17,13 +19,18 @@ struct Dimension {
 
 class StridedView {
  public:
-  // Throws std::invalid_argument if `shape` and `strides` differ in length, or if a size is negative.
+  // Throws std::invalid_argument if `shape` and `strides` differ in length, if a size is negative, if the
+  // number of elements or its bytes have more than 64 bits, or if an element lies outside of the address
+  // space.
   StridedView(const std::byte* data, std::int64_t element_bytes, const std::vector<std::int64_t>& shape,
               const std::vector<std::int64_t>& strides);
 
   const std::byte* data() const { return data_; }
   std::int64_t element_bytes() const { return element_bytes_; }
   std::int64_t num_elements() const { return num_elements_; }
+
+  // The bytes from the lowest to the highest element.
+  const ByteRange& range() const { return range_; }
 
   // At least one dimension; the last one varies fastest. A dimension has size 1 only if it is the only
   // dimension.
@@ -33,6 +40,7 @@ class StridedView {
   const std::byte* data_;
   std::int64_t element_bytes_;
   std::int64_t num_elements_ = 1;
+  ByteRange range_{};
   std::vector<Dimension> dimensions_;
 };
 

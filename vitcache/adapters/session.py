@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +33,15 @@ class _ThreadState(threading.local):
 
 
 class Session:
-    """The state that the `CachedEncoder` objects of one attachment share."""
+    """The state that the `CachedEncoder` objects of one attachment share.
+
+    Attributes
+    ----------
+    attachment
+        A weak reference to the `Attachment`. None: it was not made yet.
+    is_attached
+        Whether everything is in the model that `attach` puts into it.
+    """
 
     def __init__(
         self,
@@ -67,6 +76,8 @@ class Session:
             del self._counts[name]  # counted by `disabled`, `placement` and `changes`
         self.changes = ModelChanges(type(model).__name__)
         self.placement: ForwardPlacement | None = None
+        self.attachment: weakref.ref[object] | None = None
+        self.is_attached = False
 
     @property
     def stats(self) -> AttachStats:
