@@ -9,6 +9,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "Cast",
+    "CopiesInFlight",
     "CopyEngine",
     "CostAwarePolicy",
     "CudaDevice",
@@ -29,8 +30,10 @@ __all__: list[str] = [
     "PendingCopies",
     "PinnedRegion",
     "Placement",
+    "RelaxedCapture",
     "ReleaseBatch",
     "Ring",
+    "RingHold",
     "RingStats",
     "S3FifoPolicy",
     "SourceTable",
@@ -44,6 +47,7 @@ __all__: list[str] = [
     "Victims",
     "compiler",
     "copy_batch",
+    "describe_available_host_bytes",
     "find_lease",
     "flags",
     "forget_fences",
@@ -96,6 +100,11 @@ class CudaRuntime:
     def path(self) -> str: ...
     @property
     def searched(self) -> list[str]: ...
+
+class RelaxedCapture:
+    def __enter__(self) -> None: ...
+    def __exit__(self, error_type: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+    def __init__(self, runtime: CudaRuntime) -> None: ...
 
 class PinnedRegion:
     def __init__(self, runtime: CudaRuntime, bytes: int, num_threads: int, device: int) -> None: ...
@@ -248,8 +257,6 @@ class Ticket:
     @property
     def done(self) -> bool: ...
     @property
-    def is_in_flight(self) -> bool: ...
-    @property
     def source_read(self) -> bool: ...
 
 class RingStats:
@@ -268,6 +275,14 @@ class RingStats:
     @property
     def used_bytes(self) -> int: ...
 
+class CopiesInFlight:
+    def __len__(self) -> int: ...
+    def reap(self) -> None: ...
+
+class RingHold:
+    def __enter__(self) -> None: ...
+    def __exit__(self, error_type: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+
 class Ring:
     def __init__(
         self,
@@ -282,8 +297,8 @@ class Ring:
     def close(self) -> None: ...
     def copy(
         self,
-        ticket: Ticket,
-        destination: int,
+        destination: typing.Any,
+        source_tensor: typing.Any,
         source: int,
         element_bytes: int,
         shape: collections.abc.Sequence[int],
@@ -291,11 +306,15 @@ class Ring:
         cast: Cast,
         after: Stream | None,
         timeout: float | None,
-    ) -> None: ...
-    def hold(self) -> None: ...
-    def make_ticket(self) -> Ticket: ...
-    def release(self) -> None: ...
+        source_owner: typing.Any,
+        kept_destination: typing.Any,
+    ) -> Ticket: ...
+    def hold(self) -> RingHold: ...
     def stats(self) -> RingStats: ...
+    @property
+    def in_flight(self) -> CopiesInFlight: ...
+    @property
+    def is_closed(self) -> bool: ...
     @property
     def stream(self) -> Stream: ...
 
@@ -702,6 +721,7 @@ class ModuleWatch:
 def copy_batch(
     runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream
 ) -> None: ...
+def describe_available_host_bytes() -> str: ...
 def find_lease(items: list) -> int: ...
 def forget_fences(items: list, events: set) -> None: ...
 def has_unfolded(requests: tuple, key_namespace: bytes) -> bool: ...

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "placement/byte_range.h"
 #include "python/bindings.h"
 #include "python/copies_in_flight.h"
 #include "python/gil.h"
@@ -64,31 +65,15 @@ class __attribute__((visibility("hidden"))) RingHold {
   int holds_ = 0;
 };
 
-// The bytes `[first, last)` of a view or of a storage. They may be any numbers.
-struct Extent {
-  __int128 first;
-  __int128 last;
-};
-
-Extent extent_of(const StridedView& view) {
-  Extent extent{reinterpret_cast<std::intptr_t>(view.data()), reinterpret_cast<std::intptr_t>(view.data())};
-  for (const Dimension& dimension : view.dimensions()) {
-    const __int128 reach = static_cast<__int128>(dimension.size - 1) * dimension.stride;
-    (reach < 0 ? extent.first : extent.last) += reach;
-  }
-  extent.last += view.element_bytes();
-  return extent;
-}
-
 // Throws std::invalid_argument unless the storage of a plain tensor contains the bytes. Its methods are C
 // functions: between this check and the use of the address, no Python code can resize the storage.
-void check_storage(const char* name, const py::object& tensor, const Extent& extent) {
+void check_storage(const char* name, const py::object& tensor, const std::optional<ByteRange>& range) {
   const py::object storage = tensor.attr("untyped_storage")();
-  const auto first = storage.attr("data_ptr")().cast<std::uintptr_t>();
-  const auto bytes = storage.attr("nbytes")().cast<std::size_t>();
-  if (extent.first >= first && extent.last <= static_cast<__int128>(first) + bytes) return;
+  const auto first = storage.attr("data_ptr")().cast<std::uint64_t>();
+  const auto bytes = storage.attr("nbytes")().cast<std::uint64_t>();
+  if (range && ByteRange{first, first + bytes}.contains(*range)) return;
   throw std::invalid_argument(std::string(name) + " is a tensor of " +
-                              std::to_string(static_cast<std::int64_t>(extent.last - extent.first)) +
+                              std::to_string(range ? range->end - range->begin : 0) +
                               " bytes that are not inside of its storage, which has " +
                               std::to_string(bytes) + " bytes: the storage was resized");
 }
@@ -103,12 +88,9 @@ std::shared_ptr<Ticket> copy(BoundRing& self, const py::object& destination, con
   const auto seconds = timeout ? std::optional(std::chrono::duration<double>(*timeout)) : std::nullopt;
   const std::shared_ptr<Ticket> ticket = self.ring->make_ticket();
   const auto address = destination.attr("data_ptr")().cast<std::uintptr_t>();
-  if (view->num_elements() > 0) {
-    const __int128 first = address;
-    const std::int64_t bytes = cast_bytes(cast, element_bytes);
-    check_storage("dst", destination, {first, first + static_cast<__int128>(view->num_elements()) * bytes});
-    if (!source_tensor.is_none()) check_storage("src", source_tensor, extent_of(*view));
-  }
+  check_storage("dst", destination,
+                rows_range(address, 0, 1, view->num_elements() * cast_bytes(cast, element_bytes)));
+  if (!source_tensor.is_none()) check_storage("src", source_tensor, view->range());
   const auto entry = self.in_flight->add({ticket, std::move(source_owner), std::move(kept_destination)});
   struct EndQueueing {
     CopiesInFlight& in_flight;
@@ -165,7 +147,10 @@ void bind_ring(py::module_& module) {
       .def("__len__", &CopiesInFlight::count);
   py::class_<RingHold>(module, "RingHold")
       .def("__enter__", &RingHold::enter)
-      .def("__exit__", [](RingHold& hold, const py::args&) { hold.exit(); });
+      .def(
+          "__exit__",
+          [](RingHold& hold, const py::object&, const py::object&, const py::object&) { hold.exit(); },
+          py::arg("error_type"), py::arg("error"), py::arg("traceback"));
   py::class_<BoundRing>(module, "Ring")
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t capacity_bytes, int num_threads,
                        std::size_t piece_bytes, int device, std::optional<Stream> stream) {

@@ -108,7 +108,12 @@ void bind_runtime(py::module_& module) {
   py::class_<RelaxedCapture>(module, "RelaxedCapture")
       .def(py::init<std::shared_ptr<CudaRuntime>>(), py::arg("runtime").none(false))
       .def("__enter__", &RelaxedCapture::enter)
-      .def("__exit__", [](RelaxedCapture& capture, const py::args&) { capture.exit(); });
+      .def(
+          "__exit__",
+          [](RelaxedCapture& capture, const py::object&, const py::object&, const py::object&) {
+            capture.exit();
+          },
+          py::arg("error_type"), py::arg("error"), py::arg("traceback"));
   py::class_<PinnedRegion, std::unique_ptr<PinnedRegion, DeleteRegion>>(module, "PinnedRegion",
                                                                         py::buffer_protocol())
       .def(py::init([](std::shared_ptr<CudaRuntime> runtime, std::size_t bytes, int num_threads, int device) {

@@ -40,7 +40,9 @@ def raise_interrupted(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def signal_while(is_waiting: Callable[[], bool], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+def signal_while(
+    is_waiting: Callable[[], bool], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
     """Send a signal to the main thread as soon as `is_waiting`, and handle it by `handler`.
 
     If the wait does not end, the streams of the stand-in run after 60 seconds, so that the test fails.

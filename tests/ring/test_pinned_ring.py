@@ -124,7 +124,7 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
     ]:
         with pytest.raises(error, match=words):
             ring.copy_to(*arguments)
-    with pytest.raises(ValueError, match="timeout_s is -1.0, it must be finite, at least 0"):
+    with pytest.raises(ValueError, match=r"timeout_s is -1\.0, it must be finite, at least 0"):
         ring.copy_to(dst, src, timeout_s=-1)
     with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got True of type bool"):
         ring.copy_to(dst, src, timeout_s=True)

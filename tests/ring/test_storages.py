@@ -1,4 +1,4 @@
-"""Sources and destinations whose storage is too small, or whose class hides its memory: refused, never read."""
+"""Sources and destinations whose storage is too small, or whose class hides its memory, are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def resized(num_bytes: int) -> torch.Tensor:
 @pytest.mark.parametrize("argument", ["dst", "src"])
 def test_copy_to_with_a_resized_storage_raises_value_error(ring, argument, num_bytes):
     arguments = {"dst": torch.full((1000,), 7.0), "src": torch.ones(1000), argument: resized(num_bytes)}
-    with pytest.raises(ValueError, match=f"{argument} .* 4000 bytes .* {num_bytes} bytes"):
+    with pytest.raises(ValueError, match=rf"{argument} .* 4000 bytes .* {num_bytes} bytes"):
         ring.copy_to(**arguments)
     assert ring.stats().copies == 0
 
@@ -33,7 +33,7 @@ def test_copy_to_from_a_strided_view_that_ends_behind_its_storage_raises_value_e
     whole = torch.zeros(100, 10)
     view = whole.T[3]
     whole.untyped_storage().resize_(3900)
-    with pytest.raises(ValueError, match="src .* 3900 bytes"):
+    with pytest.raises(ValueError, match=r"src .* 3900 bytes"):
         ring.copy_to(torch.zeros(100), view)
     dst = torch.full((90,), 7.0)
     ring.copy_to(dst, view[:90]).synchronize()

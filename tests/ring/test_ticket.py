@@ -167,7 +167,7 @@ def test_as_native_stream_with_another_type_raises_type_error(stream, name):
 
 @pytest.mark.parametrize("handle", [-1, 1 << 64, 10**400])
 def test_as_native_stream_of_an_int_that_is_no_address_raises_value_error(handle):
-    with pytest.raises(ValueError, match="after is .* it must be at (least 0|most 18446744073709551615)"):
+    with pytest.raises(ValueError, match=r"after is .* it must be at (least 0|most 18446744073709551615)"):
         as_native_stream("after", handle, torch.device("cuda", 1))
 
 

@@ -35,8 +35,8 @@ class PagePool:
     Raises
     ------
     MemoryError
-        If the memory cannot be allocated or page-locked. The message names `device_bytes` or `host_bytes`, the
-        number of bytes, and the number that is available.
+        If the memory cannot be allocated or page-locked. The message names `device_bytes` or `host_bytes`,
+        the number of bytes, and the number that is available.
     CudaError
         If `tier` is ``"host"``, `device` is a CUDA device, and no CUDA runtime is found.
 

@@ -105,11 +105,10 @@ def as_plain_tensor(name: str, tensor: Tensor) -> Tensor:
         raise TypeError(f"{name} is a {type(tensor).__qualname__}, a tensor without memory of its own")
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else tensor.layout
-        raise ValueError(
-            f"{name} is a {kind} tensor on {tensor.device}, it must be a dense tensor on the CPU or the ring's device"
-        )
+        raise ValueError(f"{name} is a {kind} tensor on {tensor.device}, it must be a dense tensor")
     with torch._C.DisableTorchFunctionSubclass():
-        return Tensor.as_subclass(Tensor.detach(tensor), Tensor)
+        plain: Tensor = Tensor.as_subclass(Tensor.detach(tensor), Tensor)
+    return plain
 
 
 def refuse_gradients(name: str, tensor: Tensor) -> None:

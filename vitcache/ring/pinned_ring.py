@@ -123,15 +123,15 @@ class PinnedRing:
 
     Notes
     -----
-    Any thread may call any method at any time, also while another thread captures a CUDA graph, and also in a
-    signal handler or a `__del__` that interrupts another method; only `close` raises RuntimeError there if it
-    would wait for a `copy_to` that it interrupts. Copies of several threads take turns, piece by piece. In a
-    forked child the ring cannot be used: its methods, except `close`, raise RuntimeError. A ring is closed at
-    the exit of the interpreter.
+    Any thread may call any method at any time, also while another thread captures a CUDA graph, and also in
+    a signal handler or a `__del__` that interrupts another method; only `close` raises RuntimeError there if
+    it would wait for a `copy_to` that it interrupts. Copies of several threads take turns, piece by piece.
+    In a forked child the ring cannot be used: its methods, except `close`, raise RuntimeError. A ring is
+    closed at the exit of the interpreter.
 
-    An exception of a signal handler, such as KeyboardInterrupt, ends every wait, and leaves a ring that works.
-    If it ends `copy_to`, pieces that are queued are still copied, and the content of `dst` is undefined. If it
-    ends `close`, the ring accepts no copies, and a second `close` does the rest.
+    An exception of a signal handler, such as KeyboardInterrupt, ends every wait, and the ring still works.
+    If it ends `copy_to`, pieces that are queued are still copied, and the content of `dst` is undefined. If
+    it ends `close`, the ring accepts no copies, and a second `close` does the rest.
 
     The ring's stream waits until the workers have written a piece. During this wait, a CUDA call that
     synchronizes with the device does not return. The wait always ends: the workers need only the memory of
@@ -260,8 +260,8 @@ class PinnedRing:
             target.record_stream(self.stream)
         if not target.is_inference():
             torch.autograd.graph.increment_version(target)
-        # One call checks the storages again, keeps the memory alive and queues the copy: nothing can interrupt
-        # it in between.
+        # One call checks the storages again, keeps the memory alive and queues the copy. An interrupt cannot
+        # separate these steps.
         ticket = self._native.copy(
             target,
             source.tensor,
@@ -313,8 +313,8 @@ class PinnedRing:
     def hold(self) -> AbstractContextManager[None]:
         """Return a context that puts the ring on hold: inside of the ``with`` block no slot retires.
 
-        Use it in tests, and to measure a ring whose bytes are all in use. An interrupt cannot leave the ring on
-        hold.
+        Use it in tests, and to measure a ring whose bytes are all in use. An interrupt cannot leave the ring
+        on hold.
         """
         return self._native.hold()
 

@@ -23,7 +23,7 @@ class Ticket:
     -----
     Any thread may use a ticket. You need not keep a ticket, and you may use it after its ring was closed. In
     a forked child only `wait_source_read` works, and it does not wait; the other methods raise RuntimeError.
-    An exception of a signal handler, such as KeyboardInterrupt, ends a wait; the copy goes on.
+    An exception of a signal handler, such as KeyboardInterrupt, ends a wait, and not the copy.
 
     Examples
     --------
@@ -41,7 +41,9 @@ class Ticket:
 
     __slots__ = ("_device", "_in_flight", "_native")
 
-    def __init__(self, native: _native.Ticket, device: torch.device, in_flight: _native.CopiesInFlight) -> None:
+    def __init__(
+        self, native: _native.Ticket, device: torch.device, in_flight: _native.CopiesInFlight
+    ) -> None:
         self._native = native
         self._device = device
         self._in_flight = in_flight
