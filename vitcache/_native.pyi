@@ -9,6 +9,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "Cast",
+    "CopiesInFlight",
     "CopyEngine",
     "CostAwarePolicy",
     "CudaDevice",
@@ -33,8 +34,10 @@ __all__: list[str] = [
     "PendingCopies",
     "PinnedRegion",
     "Placement",
+    "RelaxedCapture",
     "ReleaseBatch",
     "Ring",
+    "RingHold",
     "RingStats",
     "S3FifoPolicy",
     "SourceTable",
@@ -53,6 +56,7 @@ __all__: list[str] = [
     "check_text_memory",
     "compiler",
     "copy_batch",
+    "describe_available_host_bytes",
     "find_lease",
     "flags",
     "forget_fences",
@@ -106,6 +110,11 @@ class CudaRuntime:
     def path(self) -> str: ...
     @property
     def searched(self) -> list[str]: ...
+
+class RelaxedCapture:
+    def __enter__(self) -> None: ...
+    def __exit__(self, error_type: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+    def __init__(self, runtime: CudaRuntime) -> None: ...
 
 class PinnedRegion:
     def __init__(self, runtime: CudaRuntime, bytes: int, num_threads: int, device: int) -> None: ...
@@ -282,8 +291,6 @@ class Ticket:
     @property
     def done(self) -> bool: ...
     @property
-    def is_in_flight(self) -> bool: ...
-    @property
     def source_read(self) -> bool: ...
 
 class RingStats:
@@ -302,6 +309,14 @@ class RingStats:
     @property
     def used_bytes(self) -> int: ...
 
+class CopiesInFlight:
+    def __len__(self) -> int: ...
+    def reap(self) -> None: ...
+
+class RingHold:
+    def __enter__(self) -> None: ...
+    def __exit__(self, error_type: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+
 class Ring:
     def __init__(
         self,
@@ -316,8 +331,8 @@ class Ring:
     def close(self) -> None: ...
     def copy(
         self,
-        ticket: Ticket,
-        destination: int,
+        destination: typing.Any,
+        source_tensor: typing.Any,
         source: int,
         element_bytes: int,
         shape: collections.abc.Sequence[int],
@@ -325,11 +340,15 @@ class Ring:
         cast: Cast,
         after: Stream | None,
         timeout: float | None,
-    ) -> None: ...
-    def hold(self) -> None: ...
-    def make_ticket(self) -> Ticket: ...
-    def release(self) -> None: ...
+        source_owner: typing.Any,
+        kept_destination: typing.Any,
+    ) -> Ticket: ...
+    def hold(self) -> RingHold: ...
     def stats(self) -> RingStats: ...
+    @property
+    def in_flight(self) -> CopiesInFlight: ...
+    @property
+    def is_closed(self) -> bool: ...
     @property
     def stream(self) -> Stream: ...
 
@@ -777,6 +796,7 @@ def check_text_memory(
 def copy_batch(
     runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream
 ) -> None: ...
+def describe_available_host_bytes() -> str: ...
 def find_lease(items: list) -> int: ...
 def forget_fences(items: list, events: set) -> None: ...
 def has_unfolded(requests: tuple, key_namespace: bytes) -> bool: ...

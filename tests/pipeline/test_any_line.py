@@ -110,7 +110,9 @@ def test_a_handler_that_calls_the_pipeline_at_any_line_works_or_is_refused(name:
     line, was_called, num_refused = 1, True, 0
     while was_called:
         scene, found = Scene(), []
-        running = Running(partial(interrupt, getattr(scene, name), line, FILES, partial(reenter, scene, found)))
+        running = Running(
+            partial(interrupt, getattr(scene, name), line, FILES, partial(reenter, scene, found))
+        )
         [was_called] = running.results()
         if isinstance(was_called, BaseException):
             raise was_called
