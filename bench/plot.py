@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitcache.bench.harness import timeline
 from vitcache.bench.harness.record import RESULTS
+from vitcache.terminal.result_file import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ def plot(path: Path) -> Path:
     if not rows:
         raise ValueError(f"{path} has no ratio to draw")
     target = path.with_suffix(".png")
-    draw(rows).savefig(target)
+    save_figure(draw(rows), target)
     return target
 
 

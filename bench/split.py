@@ -9,7 +9,6 @@ Example: ``python -m vitcache.bench.split results/results.jsonl --out bench/resu
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from vitcache.bench.harness.record import FIELDS, RESULTS, path_of, write_rows
 from vitcache.bench.harness.result_lines import Case, cases_of, read
 from vitcache.bench.harness.timeline import SUFFIX
+from vitcache.terminal.result_file import replace_file
 
 
 def split(file: Path, directory: Path, *, partial: bool = False) -> Iterator[tuple[Path | None, str]]:
@@ -44,7 +44,7 @@ def split(file: Path, directory: Path, *, partial: bool = False) -> Iterator[tup
             yield path, f"{len(chosen)} results" + (f", {reason}" if reason else "")
             trace = file.parent / (path.stem + SUFFIX)
             if trace.exists():
-                shutil.copyfile(trace, directory / trace.name)
+                replace_file(directory / trace.name, trace.read_bytes())
                 yield directory / trace.name, "timeline"
 
 

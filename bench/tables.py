@@ -20,6 +20,7 @@ from typing import Any
 
 from vitcache.bench.harness.record import RESULTS, ROOT
 from vitcache.demo.chat_table import markdown
+from vitcache.terminal.result_file import replace_file
 
 TABLE = re.compile(r"(?P<head><!-- table: (?P<words>[\w ]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 MEMORY_FILE = "memory.json"
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
     for path in args.files:
-        path.write_text(fill(path.read_text(), args.results))
+        replace_file(path, fill(path.read_text(), args.results))
 
 
 if __name__ == "__main__":

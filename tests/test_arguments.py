@@ -1,10 +1,11 @@
-"""`to_int`, `to_bytes`, `to_ms` and `to_device` convert valid arguments. Errors name the argument."""
+"""The functions of `vitcache.arguments` convert valid arguments. Errors name the argument."""
 
 from __future__ import annotations
 
 import math
 import re
 from fractions import Fraction
+from threading import TIMEOUT_MAX
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from vitcache import CudaError
-from vitcache.arguments import to_bytes, to_device, to_int, to_ms
+from vitcache.arguments import INT64_MAX, shown, to_bytes, to_device, to_int, to_ms, to_timeout
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -174,3 +175,56 @@ def test_to_device_of_a_wrong_type_is_a_type_error(device: Any) -> None:
     message = f"device must be a torch.device or a str, got .* of type {type(device).__name__}"
     with pytest.raises(TypeError, match=message):
         to_device(device)
+
+
+HUGE = 10**5000  # Python refuses its repr
+
+
+def test_to_int_above_the_maximum_is_a_value_error_with_both_numbers() -> None:
+    assert to_int("num_rows", INT64_MAX, 0, INT64_MAX) == INT64_MAX
+    with pytest.raises(ValueError, match=f"^num_rows is {2**63}, it must be at most {INT64_MAX}$"):
+        to_int("num_rows", 2**63, 0, INT64_MAX)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(HUGE, r"2\*\*16609 or more"), (-HUGE, r"-2\*\*16609 or more")], ids=["huge", "-huge"]
+)
+def test_numbers_beyond_repr_are_value_errors_that_name_the_argument(value: int, text: str) -> None:
+    with pytest.raises(ValueError, match=f"^num_rows is {text}, it must be at"):
+        to_int("num_rows", value, 0, INT64_MAX)
+    with pytest.raises(ValueError, match=f"^encode_ms is {text}, it must be finite"):
+        to_ms("encode_ms", value)
+    with pytest.raises(ValueError, match=f"^timeout_s is {text}, it must be finite"):
+        to_timeout("timeout_s", value)
+
+
+@pytest.mark.parametrize("value", [-1, math.inf, math.nan, 1e300, 10**400])
+def test_to_timeout_of_a_limit_that_no_wait_accepts_is_a_value_error(value: float) -> None:
+    with pytest.raises(ValueError, match=r"^timeout_s is .*, it must be finite, at least 0 and at most \d+$"):
+        to_timeout("timeout_s", value)
+
+
+@pytest.mark.parametrize("value", ["1", True, 1j, []])
+def test_to_timeout_of_neither_a_number_nor_none_is_a_type_error(value: object) -> None:
+    with pytest.raises(TypeError, match=r"^timeout_s must be a number of seconds, got"):
+        to_timeout("timeout_s", value)
+
+
+def test_to_timeout_returns_seconds_as_a_float_and_none_as_it_is() -> None:
+    assert to_timeout("timeout_s", None) is None
+    assert to_timeout("timeout_s", np.float32(0.5)) == 0.5
+    assert to_timeout("timeout_s", TIMEOUT_MAX) == TIMEOUT_MAX
+
+
+class Broken:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_shown_is_short_and_never_raises() -> None:
+    assert shown(7) == "7"
+    assert shown("x" * 500) == "'" + "x" * 96 + "..."
+    assert shown(Fraction(HUGE)) == "<Fraction>"
+    assert shown(Broken()) == "<Broken>"
+    with pytest.raises(TypeError, match=r"^page_rows must be an int, got <Broken> of type Broken$"):
+        to_int("page_rows", Broken())  # type: ignore[arg-type]

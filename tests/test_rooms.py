@@ -44,9 +44,9 @@ ORDER = (
         "handles",
     ),
     *(
-        "tracing",
         "terminal",
         "device",
+        "tracing",
         "keys",
         "ring",
         "pages",

@@ -21,7 +21,7 @@ from vitcache.terminal.closed_pipe import (
 from vitcache.terminal.commands import COMMANDS, HelpFormatter, examples_text, overview
 from vitcache.terminal.progress import Progress
 
-DISK_FULL = errno.ENOSPC, errno.EDQUOT
+DISK_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # the last one: the file's size limit (ulimit -f)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 ABOUT = (
     "vitcache encodes every image once: a cache of vision embeddings, and the kernels that place its rows."

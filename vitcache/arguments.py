@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import operator
 import re
+import sys
 from fractions import Fraction
 from numbers import Real
+from threading import TIMEOUT_MAX
 from typing import Any, SupportsIndex
 
 import torch
@@ -16,32 +18,52 @@ from vitcache.errors import CudaError
 # Bytes of each unit of `to_bytes`: powers of 1000 as in SI, powers of 1024 as in IEC 80000-13.
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+INT64_MAX = (1 << 63) - 1
+_MAX_BITS, _MAX_SHOWN = 300, 100  # of a value in a message
 # At most 20 digits: more than any size in bytes, and int() of a longer text can be refused or slow.
 _SIZE = re.compile(rf"([0-9]{{1,20}}(?:\.[0-9]{{1,20}})?) ?({'|'.join(UNITS)})")
 
 
-def to_int(name: str, value: SupportsIndex, minimum: int | None = None) -> int:
+def to_int(name: str, value: SupportsIndex, minimum: int | None = None, maximum: int | None = None) -> int:
     """Return `value` as an int.
+
+    Callers that pass the number to native code give `INT64_MAX` as the maximum.
 
     Raises
     ------
     TypeError
         If `value` is not an integer of Python, NumPy or torch, or if it is a bool.
     ValueError
-        If `value` is less than `minimum`. None: every integer is accepted.
+        If `value` is less than `minimum` or more than `maximum`. None: no limit on this side.
     """
     number = value if type(value) is int else _index(value)
     if number is None:
-        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {shown(value)} of type {type(value).__name__}")
     if minimum is not None and number < minimum:
-        raise ValueError(f"{name} is {number}, it must be at least {minimum}")
+        raise ValueError(f"{name} is {shown(number)}, it must be at least {minimum}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} is {shown(number)}, it must be at most {maximum}")
     return number
+
+
+def shown(value: Any) -> str:
+    """Return the repr of an argument for a message, shortened if it is long. Never raises.
+
+    Python refuses the repr of an int of more than 4,300 digits, and a class of the caller can raise there.
+    """
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1} or more"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def check_bool(name: str, value: Any) -> None:
     """Raise TypeError if `value` is not a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a bool, got {shown(value)} of type {type(value).__name__}")
 
 
 def to_bytes(name: str, value: SupportsIndex | str, minimum: int) -> int:
@@ -69,7 +91,8 @@ def to_bytes(name: str, value: SupportsIndex | str, minimum: int) -> int:
         number = value if type(value) is int else _index(value)
         if number is None:
             raise TypeError(
-                f"{name} must be an int or a str such as '8GiB', got {value!r} of type {type(value).__name__}"
+                f"{name} must be an int or a str such as '8GiB', got {shown(value)} of type "
+                f"{type(value).__name__}"
             )
         return to_int(name, number, minimum)
     match = _SIZE.fullmatch(value)
@@ -107,13 +130,39 @@ def to_ms(name: str, value: Any) -> float:
     TypeError
         If `value` is not a real number, or if it is a bool.
     ValueError
-        If `value` is negative, infinite or NaN.
+        If `value` is negative, infinite or NaN, or is more than a float can hold.
     """
+    return _to_float(name, value, "a number", sys.float_info.max, "finite and at least 0")
+
+
+def to_timeout(name: str, value: Any) -> float | None:
+    """Return the limit of a wait in seconds as a float; None stands for no limit.
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither None nor a real number, or if it is a bool.
+    ValueError
+        If `value` is negative, infinite or NaN, or is more than a wait of Python accepts, about 292 years.
+    """
+    if value is None:
+        return None
+    form = f"finite, at least 0 and at most {TIMEOUT_MAX:.0f}"
+    return _to_float(name, value, "a number of seconds", TIMEOUT_MAX, form)
+
+
+def _to_float(name: str, value: Any, kind: str, maximum: float, form: str) -> float:
+    """Return a real number from 0 to `maximum` as a float; messages say `kind` and `form`."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} is {value}, it must be finite and at least 0")
-    return float(value)
+        raise TypeError(f"{name} must be {kind}, got {shown(value)} of type {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # of an int or a fraction
+        number = math.inf
+    if not 0 <= number <= maximum:
+        text = shown(value if number in (math.inf, -math.inf) else number)
+        raise ValueError(f"{name} is {text}, it must be {form}")
+    return number
 
 
 def to_device(device: torch.device | str | None) -> torch.device:
@@ -137,11 +186,12 @@ def to_device(device: torch.device | str | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}, it must be the CPU or a CUDA device") from None
+    except (RuntimeError, OverflowError):
+        raise ValueError(f"device is {shown(device)}, it must be the CPU or a CUDA device") from None
     except TypeError:
         kind = type(device).__name__
-        raise TypeError(f"device must be a torch.device or a str, got {device!r} of type {kind}") from None
+        text = f"device must be a torch.device or a str, got {shown(device)} of type {kind}"
+        raise TypeError(text) from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device}, it must be the CPU or a CUDA device")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -14,7 +14,8 @@ DTYPE_NAMES = ", ".join(map(str, DTYPES))
 
 def can_be_stored(rows: Tensor) -> bool:
     """Whether `rows` is a dense tensor of one of `DTYPES` on the CPU or a CUDA device."""
-    return rows.dtype in DTYPES and rows.layout == torch.strided and rows.device.type in ("cpu", "cuda")
+    is_dense = rows.layout == torch.strided and not rows.is_nested
+    return is_dense and rows.dtype in DTYPES and rows.device.type in ("cpu", "cuda")
 
 
 def check_rows(rows: Any, row_width: int, packed: bool = False) -> Tensor:
@@ -23,21 +24,24 @@ def check_rows(rows: Any, row_width: int, packed: bool = False) -> Tensor:
     Raises
     ------
     TypeError
-        If `rows` is not a dense tensor of one of `DTYPES` on the CPU or a CUDA device.
+        If `rows` is not a dense tensor of one of `DTYPES` on the CPU or a CUDA device, or has no memory of
+        its own.
     ValueError
         If the shape of `rows` is not ``(num_rows, row_width)``; or with `packed`, if their width does not
-        divide `row_width`.
+        divide `row_width`. If elements of `rows` are outside of its storage.
     """
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
     if not can_be_stored(rows):
+        kind = "nested" if rows.is_nested else rows.layout
         raise TypeError(
-            f"rows is a {rows.layout} tensor of {rows.dtype} on {rows.device}, it must be a dense tensor of "
+            f"rows is a {kind} tensor of {rows.dtype} on {rows.device}, it must be a dense tensor of "
             f"{DTYPE_NAMES} on the CPU or CUDA"
         )
     if rows.dim() != 2 or not (rows.shape[1] == row_width or (packed and _divides(rows.shape[1], row_width))):
         narrower = f" or of a width that divides {row_width}" if packed else ""
         raise ValueError(f"rows has shape {tuple(rows.shape)}, it must be (num_rows, {row_width}){narrower}")
+    check_extent("rows", rows)
     return rows.detach()
 
 
@@ -54,5 +58,40 @@ def check_dtype(name: str, tensor: Tensor) -> None:
 
 def check_layout(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless `tensor` is dense."""
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} is a {tensor.layout} tensor, it must be dense")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} is a {kind} tensor, it must be dense")
+
+
+def check_extent(name: str, tensor: Tensor) -> None:
+    """Check that all elements of a dense tensor are inside of its storage, and that the storage has memory.
+
+    The storage may have been resized after the tensor was made, as FSDP does. torch itself does not check it:
+    a copy of such a tensor reads the memory of something else, or ends the process.
+
+    Raises
+    ------
+    ValueError
+        If elements are outside of the storage. The message gives the needed and the found bytes.
+    TypeError
+        If the tensor has no memory of its own: a fake or functional tensor, or a subclass with a dispatch
+        function, which may keep its elements elsewhere.
+    """
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"{name} is a {type(tensor).__qualname__}, a tensor without memory of its own")
+    count = tensor.numel()
+    if count and not tensor.is_contiguous():
+        count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    if count == 0:
+        return
+    needed = (tensor.storage_offset() + count) * tensor.itemsize
+    try:
+        found = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # a tensor inside of torch.func.vmap or grad
+        raise TypeError(f"{name} is a tensor without memory of its own, inside of a transform") from None
+    if needed > found:
+        raise ValueError(
+            f"{name} is a tensor whose elements need {needed} bytes of its storage, which has {found} bytes"
+        )
+    if tensor.data_ptr() == 0:
+        raise TypeError(f"{name} is a tensor without memory of its own, such as a functional tensor")

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from vitcache.device.locks import new_lock
+
 VARIABLE = "VITCACHE_TRACE"
 PREFIX = "vitcache."
 
@@ -35,7 +37,7 @@ class _Thread(threading.local):
 
 _functions: list[_Traced] = []
 _thread = _Thread()
-_lock = threading.Lock()
+_lock = new_lock()
 _is_on = os.environ.get(VARIABLE, "") not in ("", "0")
 
 

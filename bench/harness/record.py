@@ -20,6 +20,7 @@ import torch
 
 from vitcache.bench.harness.result_lines import ResultLines, cases_of, read
 from vitcache.bench.harness.timing import Sample
+from vitcache.terminal.result_file import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]  # bench/
 # A wheel has no result files, and its folder may be read-only.
@@ -33,7 +34,8 @@ FIELDS = (
 class Recorder:
     """Collects the results of one bench.
 
-    Rewrites the file after each result, so that the file of an interrupted run contains all results so far.
+    Replaces the file after each result, so that the file of an interrupted run contains all results so far,
+    also if the disk is full.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ def path_of(bench: str, device: str, directory: Path) -> Path:
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
     """Write a result file, with one row per line."""
     lines = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(f"[\n{lines}\n]\n")
+    replace_file(path, f"[\n{lines}\n]\n")
 
 
 @cache

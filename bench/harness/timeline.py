@@ -11,6 +11,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from vitcache import PinnedRing, Ticket
 from vitcache.bench.harness.figures import frame, open_figure, styles
+from vitcache.terminal.result_file import replace_file, save_figure
 
 SUFFIX = "-timeline.json.gz"
 STEP, TOWER, COPY = "step", "ViT", "copy"
@@ -49,7 +51,10 @@ def record_step(step: Callable[[], object], results: Path, device: torch.device)
         if on_gpu:
             torch.cuda.synchronize()
     trace = results.with_name(results.stem + SUFFIX)
-    profiler.export_chrome_trace(str(trace))
+    with TemporaryDirectory(prefix="vitcache-") as folder:
+        exported = Path(folder) / trace.name
+        profiler.export_chrome_trace(str(exported))
+        replace_file(trace, exported.read_bytes())
     return trace
 
 
@@ -98,5 +103,5 @@ def draw(trace: Path) -> Path:
     name = trace.name.removesuffix(SUFFIX)
     frame(figure, title, "One step, recorded by the profiler, which slows it down.", f"vitcache bench {name}")
     target = trace.with_name(trace.name.removesuffix(".json.gz") + ".png")
-    figure.savefig(target)
+    save_figure(figure, target)
     return target

@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from vitcache.terminal.result_file import replace_file
 from vitcache.triton_kernels.blocks import TABLE
 
 
@@ -24,7 +25,7 @@ def tune(files: list[Path], table: Path = TABLE) -> dict[str, dict[str, list[int
                 best[key] = min(best.get(key, (float("inf"), [])), (row["value"], shape))
         for (device, hidden), (_, shape) in best.items():
             shapes.setdefault(device, {})[hidden] = shape
-    table.write_text(json.dumps(shapes, indent=2, sort_keys=True) + "\n")
+    replace_file(table, json.dumps(shapes, indent=2, sort_keys=True) + "\n")
     return shapes
 
 

@@ -17,6 +17,7 @@ from vitcache.bench.traffic.memory_results import Held, ImageMemory, ModelMemory
 from vitcache.bench.traffic.simulation import pages_for
 from vitcache.bench.traffic.size_text import size_text
 from vitcache.terminal.progress import Progress
+from vitcache.terminal.result_file import save_figure
 from vitcache.terminal.table import Table
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         if args.plot is not None:
             from vitcache.bench.traffic.memory_plot import draw_models
 
-            draw_models(results).savefig(args.plot)
+            save_figure(draw_models(results), args.plot)
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"vitcache memory: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

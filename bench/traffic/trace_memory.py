@@ -17,6 +17,7 @@ from vitcache.bench.traffic.trace_file import load_trace
 from vitcache.bench.traffic.traces import TRACES, Access, make_trace
 from vitcache.cache.policies import POLICIES
 from vitcache.terminal.progress import Progress
+from vitcache.terminal.result_file import save_figure
 from vitcache.terminal.table import Table
 
 LENGTH = 20_000  # accesses of a generated trace
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         if args.plot is not None:
             from vitcache.bench.traffic.memory_plot import draw_trace
 
-            draw_trace(result).savefig(args.plot)
+            save_figure(draw_trace(result), args.plot)
     except (OSError, ValueError) as error:
         print(f"vitcache memory: {error}", file=sys.stderr)
         return 1

@@ -61,6 +61,20 @@ std::vector<std::int64_t> StepPlan::merge() {
   return mapping;
 }
 
+void StepPlan::read_from_start(const std::vector<std::int64_t>& items) {
+  std::vector<bool> is_chosen(items_.size());
+  for (const std::int64_t item : items) {
+    is_chosen[static_cast<std::size_t>(item)] = true;
+    items_[static_cast<std::size_t>(item)].needed_rows = 0;
+  }
+  for (Run& run : runs_) {
+    if (!is_chosen[static_cast<std::size_t>(run.item)]) continue;
+    PlannedItem& planned = items_[static_cast<std::size_t>(run.item)];
+    planned.needed_rows = std::max(planned.needed_rows, run.length);
+    run.source_start = 0;
+  }
+}
+
 void StepPlan::join(ObjectList& into, const ObjectList& from) {
   std::size_t mine = into.first;
   std::size_t other = from.first;

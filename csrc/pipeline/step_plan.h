@@ -81,6 +81,10 @@ class StepPlan {
   // items were equal.
   std::vector<std::int64_t> merge();
 
+  // Items that failed: their runs read rows from 0 on. So a source of zeros needs no more rows than the
+  // longest run has tokens, whatever `source_start` a caller gave.
+  void read_from_start(const std::vector<std::int64_t>& items);
+
   // The first occurrence of an item, and all: by object, then in the order of the batch.
   Occurrence occurrence(std::int64_t item) const;
   std::vector<Occurrence> occurrences(std::int64_t item) const;

@@ -166,6 +166,13 @@ void bind_pipeline(py::module_& module) {
       .def("merge", &StepPlan::merge,
            "Merge items that became equal. Return the new index of each item, or [] if none were equal.")
       .def(
+          "read_from_start",
+          [](StepPlan& plan, const std::vector<std::int64_t>& items) {
+            for (const std::int64_t item : items) checked(item, plan.items().size());
+            plan.read_from_start(items);
+          },
+          py::arg("items"), "Let the runs of failed items read rows from 0 on.")
+      .def(
           "key",
           [](const StepPlan& plan, std::int64_t item) -> std::optional<py::bytes> {
             const PlannedItem& planned = item_at(plan, item);

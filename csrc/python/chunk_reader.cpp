@@ -122,8 +122,8 @@ void read_item(ItemArrays& arrays, py::ssize_t position, py::handle item) {
 // A number of a chunk, which `Chunk` has checked; but its attributes may be set afterwards.
 std::int64_t read_number(py::handle chunk, PyObject* name) {
   const py::object value = attribute(chunk, name);
-  if (PyBool_Check(value.ptr()))
-    throw py::type_error(py::str(name).cast<std::string>() + " must be an int, got a bool");
+  if (PyBool_Check(value.ptr()) || PyIndex_Check(value.ptr()) == 0)
+    throw py::type_error(py::str(name).cast<std::string>() + " must be an int, got a " + type_name(value));
   const std::int64_t number = read_bounded(value);
   if (number < 0)
     throw std::invalid_argument(py::str(name).cast<std::string>() + " must be at least 0, got " +

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "python/dense_rows.h"
 #include "python/lease.h"
 
 namespace py = pybind11;
@@ -49,13 +50,12 @@ ItemReader::ItemReader(py::type lease_type, const TensorReader& tensors)
 
 std::int64_t ItemReader::add(Placement& placement, const py::list& items, std::int64_t first,
                              const Destination& destination) const {
-  const auto count = static_cast<std::int64_t>(items.size());
-  placement.resize_sources(count);
-  for (; first < count; ++first) {
-    PyObject* item = PyList_GET_ITEM(items.ptr(), first);
-    const bool added = has_exact_type(item, lease_type_) ? set_lease(placement, first, item, destination)
-                                                         : set_tensor(placement, first, item, destination);
-    if (!added) break;
+  placement.resize_sources(static_cast<std::int64_t>(items.size()));
+  // A mode of torch may run Python code in `set`, which changes the list: its size is read again for each
+  // item, and the item is kept alive.
+  for (; first < PyList_GET_SIZE(items.ptr()); ++first) {
+    const auto item = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(items.ptr(), first));
+    if (!set(placement, first, item, destination)) break;
   }
   return first;
 }
@@ -69,17 +69,13 @@ bool ItemReader::set(Placement& placement, std::int64_t item, const py::object& 
 bool ItemReader::set_tensor(Placement& placement, std::int64_t item, PyObject* object,
                             const Destination& destination) const {
   dlpack::Tensor tensor{};
-  if (!tensors_.read(object, tensor)) return false;
-  const int kind = kind_of(tensor);
-  if (kind < 0 || tensor.ndim != 2) return false;
-  if (tensor.strides[1] != 1 && tensor.shape[1] > 1) return false;
-  if (tensor.device_type != (destination.on_cuda ? dlpack::kCuda : dlpack::kCpu)) return false;
-  if (destination.on_cuda && tensor.device_id != destination.device_id) return false;
+  if (!tensors_.read(object, tensor) || tensor.ndim != 2) return false;
+  const auto rows = rows_of(tensor);
+  if (!rows || rows->on_cuda != destination.on_cuda) return false;
+  if (destination.on_cuda && rows->device_id != destination.device_id) return false;
   return placement.fit_source(
-      item,
-      Source::block(reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset,
-                    tensor.strides[0] * kElementBytes[kind], tensor.shape[0], kind, false),
-      tensor.shape[1], destination);
+      item, Source::block(rows->address, rows->row_stride, rows->num_rows, rows->kind, false), rows->width,
+      destination);
 }
 
 void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c_style>& table) {
@@ -94,8 +90,12 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
 }
 
 void add_spans(Placement& placement, const py::sequence& spans, const py::type& span_type) {
+  // An object that is no tuple can claim to be a Span by its `__class__`.
   const auto is_span = [&span_type](PyObject* value) {
-    return has_exact_type(value, span_type) || PyObject_IsInstance(value, span_type.ptr()) == 1;
+    if (has_exact_type(value, span_type)) return true;
+    const int is_instance = PyTuple_Check(value) == 0 ? 0 : PyObject_IsInstance(value, span_type.ptr());
+    if (is_instance < 0) throw py::error_already_set();
+    return is_instance == 1;
   };
   const auto add = [&placement](std::int64_t item, PyObject* fields) {
     if (PyTuple_GET_SIZE(fields) != 3)
@@ -119,7 +119,8 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
     if (item >= placement.num_sources()) throw std::invalid_argument("a start needs the rows of its item");
     placement.add_run({item, to_int64(item, start), placement.source_rows(item), 0});
   };
-  // A conversion to `int` may run Python code that changes the list, so its size is read again for each item.
+  // A check of a type, or a conversion to `int`, may run Python code that changes the lists: their sizes are
+  // read again for each element, and the element is kept alive.
   const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(spans.ptr(), "spans must be a list"));
   if (!items) throw py::error_already_set();
   for (std::int64_t item = 0; item < PySequence_Fast_GET_SIZE(items.ptr()); ++item) {
@@ -128,9 +129,9 @@ void add_spans(Placement& placement, const py::sequence& spans, const py::type& 
       add(item, entry.ptr());
     } else if (PyList_Check(entry.ptr()) || PyTuple_Check(entry.ptr())) {
       for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(entry.ptr()); ++i) {
-        PyObject* const span = PySequence_Fast_GET_ITEM(entry.ptr(), i);
-        if (!is_span(span)) refuse(item, ": every span must be a Span, got ", span);
-        add(item, span);
+        const auto span = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(entry.ptr(), i));
+        if (!is_span(span.ptr())) refuse(item, ": every span must be a Span, got ", span.ptr());
+        add(item, span.ptr());
       }
     } else if (PyIndex_Check(entry.ptr())) {
       add_start(item, entry.ptr());

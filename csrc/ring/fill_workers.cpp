@@ -3,6 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <utility>
 
 namespace vitcache {
@@ -14,9 +17,11 @@ FillWorkers::FillWorkers(int num_threads) {
       threads_.emplace_back([this] { run(); });
       pthread_setname_np(threads_.back().native_handle(), "vitcache-fill");
     }
-  } catch (...) {
+  } catch (const std::system_error& error) {
     stop();
-    throw;
+    throw std::runtime_error("num_threads is " + std::to_string(num_threads) + ", but only " +
+                             std::to_string(threads_.size()) +
+                             " threads could be started: " + error.code().message());
   }
 }
 

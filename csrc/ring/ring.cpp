@@ -52,18 +52,24 @@ Ring::Ring(SharedRuntime runtime, const RingOptions& options)
   capacity_ = region_->bytes();
   piece_bytes_ = round_up(std::min<std::uint64_t>(options.piece_bytes, capacity_), kAlignment);
   flags_ = std::make_unique<SlotFlags>(runtime_);
+  workers_ = std::make_unique<FillWorkers>(num_threads_);
   if (!options.stream) own_stream_ = std::make_unique<OwnedStream>(runtime_, device_);
   stream_ = options.stream ? *options.stream : own_stream_->get();
-  workers_ = std::make_unique<FillWorkers>(num_threads_);
 }
 
 Ring::~Ring() { close(); }
+
+bool Ring::is_closed() {
+  if (is_forked()) return false;
+  const Lock lock(mutex_);
+  return closed_;
+}
 
 bool Ring::is_forked() const { return getpid() != process_; }
 
 void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
                 Cast cast, std::optional<Stream> after,
-                std::optional<std::chrono::duration<double>> timeout) {
+                std::optional<std::chrono::duration<double>> timeout, Interrupts interrupts) {
   const auto start = Clock::now();
   check_device("after", after, device_);
   VITCACHE_CHECK(ticket.device() == device_, std::invalid_argument,
@@ -87,7 +93,7 @@ void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<co
     Deadline deadline;
     if (timeout && *timeout < kLongestTimeout)
       deadline = start + std::chrono::duration_cast<Clock::duration>(*timeout);
-    copy_pieces(ticket, destination, source, cast, deadline);
+    copy_pieces(ticket, destination, source, cast, deadline, interrupts);
   } catch (const CudaError&) {
     ticket.fail(std::current_exception());
   }
@@ -95,14 +101,14 @@ void Ring::copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<co
 
 void Ring::copy_pieces(Ticket& ticket, std::byte* destination,
                        const std::shared_ptr<const StridedView>& source, Cast cast,
-                       const Deadline& deadline) {
+                       const Deadline& deadline, Interrupts& interrupts) {
   const std::int64_t element_bytes = cast_bytes(cast, source->element_bytes());
   const std::int64_t per_piece =
       std::max<std::int64_t>(1, static_cast<std::int64_t>(piece_bytes_) / element_bytes);
   for (std::int64_t first = 0; first < source->num_elements(); first += per_piece) {
     const std::int64_t count = std::min(per_piece, source->num_elements() - first);
     const auto bytes = static_cast<std::size_t>(count * element_bytes);
-    const Slot slot = reserve(bytes, deadline);
+    const Slot slot = reserve(bytes, deadline, interrupts);
     ticket.begin_piece();
     try {
       workers_->submit(
@@ -152,11 +158,11 @@ bool Ring::queue_piece(Ticket& ticket, const Slot& slot, std::byte* destination,
   return cause == nullptr;
 }
 
-Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline) {
+Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline, Interrupts& interrupts) {
   const Lock lock(mutex_);
-  const auto waiter = waiters_.insert(waiters_.end(), bytes);
+  const auto waiter = waiters_.insert(waiters_.end(), {bytes});
   try {
-    Slot slot = wait_for_slot(waiter, deadline);
+    Slot slot = wait_for_slot(waiter, deadline, interrupts);
     remove_waiter(waiter);
     return slot;
   } catch (...) {
@@ -165,12 +171,18 @@ Ring::Slot Ring::reserve(std::size_t bytes, const Deadline& deadline) {
   }
 }
 
-Ring::Slot Ring::wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline) {
-  const std::size_t bytes = *waiter;
+bool Ring::is_first(const Waiters::iterator& waiter) {
+  return waiter ==
+         std::find_if(waiters_.begin(), waiters_.end(), [](const Waiter& each) { return !each.is_away; });
+}
+
+Ring::Slot Ring::wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline,
+                               Interrupts& interrupts) {
+  const std::size_t bytes = waiter->bytes;
   while (true) {
     VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
-    const bool is_first = waiter == waiters_.begin();
-    if (is_first) {
+    const bool is_next = is_first(waiter);
+    if (is_next) {
       Slot slot = next_slot(bytes);
       if (fits(slot)) {
         slots_.push_back(slot);
@@ -185,12 +197,20 @@ Ring::Slot Ring::wait_for_slot(const Waiters::iterator& waiter, const Deadline& 
     VITCACHE_CHECK(
         !deadline || now < *deadline, RingTimeout,
         "timed out while waiting for a slot of " + std::to_string(bytes) + " bytes: " + describe_slots());
-    if (is_first)
+    if (interrupts.is_due()) {
+      waiter->is_away = true;
+      changed_.notify_all();
+      {
+        const Unlock unlock(mutex_);
+        interrupts.run();
+      }
+      waiter->is_away = false;
+    } else if (is_next) {
       changed_.wait_for(mutex_, kPoll);
-    else if (deadline)
-      changed_.wait_until(mutex_, *deadline);
-    else
-      changed_.wait(mutex_);
+    } else {
+      const auto end = now + Interrupts::kInterval;
+      changed_.wait_until(mutex_, deadline ? std::min(*deadline, end) : end);
+    }
   }
 }
 
@@ -273,25 +293,35 @@ void Ring::begin_copy() {
   check_process();
   const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
-  ++copying_;
+  copying_.push_back(std::this_thread::get_id());
   ++copies_;
 }
 
 void Ring::end_copy() {
   const Lock lock(mutex_);
-  --copying_;
+  copying_.erase(std::find(copying_.begin(), copying_.end(), std::this_thread::get_id()));
   changed_.notify_all();
 }
 
-void Ring::close() {
+void Ring::close(Interrupts interrupts) {
   if (is_forked()) return;
   {
     const Lock lock(mutex_);
-    if (closed_) return;
+    VITCACHE_CHECK(std::find(copying_.begin(), copying_.end(), std::this_thread::get_id()) == copying_.end(),
+                   std::runtime_error,
+                   "close was called from inside copy_to of the same ring: it would wait for itself");
     closed_ = true;
     changed_.notify_all();
-    while (copying_ > 0 || !slots_.empty())
-      if (!retire_oldest(true)) changed_.wait_for(mutex_, kPoll);
+    while (!freed_ && (!copying_.empty() || reading_ > 0 || !slots_.empty())) {
+      if (retire_oldest(true)) continue;
+      if (interrupts.is_due()) {
+        const Unlock unlock(mutex_);
+        interrupts.run();
+      } else {
+        changed_.wait_for(mutex_, kPoll);
+      }
+    }
+    if (std::exchange(freed_, true)) return;
   }
   workers_.reset();
   own_stream_.reset();
@@ -303,9 +333,9 @@ RingStats Ring::stats() {
   check_process();
   const Lock lock(mutex_);
   VITCACHE_CHECK(!closed_, std::runtime_error, "the ring was closed");
-  ++copying_;  // `retire_oldest` unlocks the mutex: `close` must not destroy the flags before it returns
+  ++reading_;  // `retire_oldest` unlocks the mutex: `close` must not destroy the flags before it returns
   while (retire_oldest(false)) continue;
-  --copying_;
+  --reading_;
   return {static_cast<std::size_t>(capacity_),
           used_bytes(),
           slots_.size(),

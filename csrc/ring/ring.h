@@ -11,7 +11,8 @@
 // wait.
 //
 // Thread rule: any thread may copy, at any time. Copies that run at the same time take turns, piece by piece.
-// No lock is held during a call of the runtime or during a fill. A forked child cannot use the ring: `copy`,
+// No lock is held during a call of the runtime, during a fill, or while a waiting thread checks for
+// interrupts. So the code of an interrupt may call any method. A forked child cannot use the ring: `copy`,
 // `hold`, `stats` and `check_integrity` throw, `release` and `close` do nothing. The child must leak the
 // ring.
 #pragma once
@@ -27,8 +28,11 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "ring/fill_workers.h"
+#include "ring/interrupts.h"
 #include "ring/slot_flags.h"
 #include "ring/ticket.h"
 #include "runtime/cuda_runtime.h"
@@ -80,10 +84,11 @@ class Ring {
   //
   // Throws RingTimeout; std::invalid_argument if `after` or `ticket` belongs to another device; and
   // std::runtime_error if the ring is closed, the process was forked, or `after` is being captured in a
-  // graph. Pieces that were queued before the exception still run, and `ticket` covers them.
+  // graph. `interrupts` may throw during a wait for a slot. Pieces that were queued before the exception
+  // still run, and `ticket` covers them.
   void copy(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
-            Cast cast, std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout)
-      VITCACHE_EXCLUDES(mutex_);
+            Cast cast, std::optional<Stream> after, std::optional<std::chrono::duration<double>> timeout,
+            Interrupts interrupts = {}) VITCACHE_EXCLUDES(mutex_);
 
   std::shared_ptr<Ticket> make_ticket() const { return std::make_shared<Ticket>(runtime_, device_); }
 
@@ -94,11 +99,14 @@ class Ring {
   void hold() VITCACHE_EXCLUDES(mutex_);
   void release() VITCACHE_EXCLUDES(mutex_);
 
-  // Refuses new copies and waits for all copies in flight, even while the ring is on hold. A second call
-  // returns immediately.
-  void close() VITCACHE_EXCLUDES(mutex_);
+  // Refuses new copies, waits for all copies in flight, even while the ring is on hold, and frees the memory.
+  // If `interrupts` ends the wait, the ring is closed to new copies, and a second call does the rest.
+  // Otherwise a second call does nothing. Throws std::runtime_error in a thread that is inside of `copy`,
+  // whose end `close` waits for.
+  void close(Interrupts interrupts = {}) VITCACHE_EXCLUDES(mutex_);
 
   RingStats stats() VITCACHE_EXCLUDES(mutex_);
+  bool is_closed() VITCACHE_EXCLUDES(mutex_);
   Stream stream() const { return stream_; }
   int num_threads() const { return num_threads_; }
 
@@ -119,13 +127,22 @@ class Ring {
     SharedEvent event;  // empty if no queued work reads the slot
   };
   using Deadline = std::optional<Clock::time_point>;
-  using Waiters = std::list<std::size_t>;
+  // A thread that waits for a slot. While it checks for interrupts it is away, and others may pass it: the
+  // code of an interrupt may queue a copy, too.
+  struct Waiter {
+    std::size_t bytes;
+    bool is_away = false;
+  };
+  using Waiters = std::list<Waiter>;
 
   void copy_pieces(Ticket& ticket, std::byte* destination, const std::shared_ptr<const StridedView>& source,
-                   Cast cast, const Deadline& deadline);
+                   Cast cast, const Deadline& deadline, Interrupts& interrupts);
   bool queue_piece(Ticket& ticket, const Slot& slot, std::byte* destination, std::size_t bytes);
-  Slot reserve(std::size_t bytes, const Deadline& deadline) VITCACHE_EXCLUDES(mutex_);
-  Slot wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline) VITCACHE_REQUIRES(mutex_);
+  Slot reserve(std::size_t bytes, const Deadline& deadline, Interrupts& interrupts)
+      VITCACHE_EXCLUDES(mutex_);
+  Slot wait_for_slot(const Waiters::iterator& waiter, const Deadline& deadline, Interrupts& interrupts)
+      VITCACHE_REQUIRES(mutex_);
+  bool is_first(const Waiters::iterator& waiter) VITCACHE_REQUIRES(mutex_);
   void remove_waiter(const Waiters::iterator& waiter) VITCACHE_REQUIRES(mutex_);
   Slot next_slot(std::size_t bytes) const VITCACHE_REQUIRES(mutex_);
   bool fits(const Slot& slot) const VITCACHE_REQUIRES(mutex_);
@@ -158,14 +175,16 @@ class Ring {
   Mutex mutex_;
   Condition changed_;
   std::deque<Slot> slots_ VITCACHE_GUARDED_BY(mutex_);  // not retired, oldest first
-  Waiters waiters_ VITCACHE_GUARDED_BY(mutex_);  // the bytes that each waiting thread needs, oldest first
-  int copying_ VITCACHE_GUARDED_BY(mutex_) = 0;  // threads in `copy`
+  Waiters waiters_ VITCACHE_GUARDED_BY(mutex_);  // oldest first
+  std::vector<std::thread::id> copying_ VITCACHE_GUARDED_BY(mutex_);  // threads in `copy`, once per call
+  int reading_ VITCACHE_GUARDED_BY(mutex_) = 0;                       // threads in `stats`
   std::uint64_t next_sequence_ VITCACHE_GUARDED_BY(mutex_) = 0;
   std::uint64_t next_byte_ VITCACHE_GUARDED_BY(mutex_) = 0;
   std::uint64_t copies_ VITCACHE_GUARDED_BY(mutex_) = 0;
   std::uint64_t copied_bytes_ VITCACHE_GUARDED_BY(mutex_) = 0;
   int holds_ VITCACHE_GUARDED_BY(mutex_) = 0;
   bool closed_ VITCACHE_GUARDED_BY(mutex_) = false;
+  bool freed_ VITCACHE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace vitcache

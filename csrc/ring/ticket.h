@@ -5,7 +5,7 @@
 //
 // Thread rule: `begin_piece`, `drop_piece`, `end_piece` and `fail` are for the copying thread, before other
 // threads get the ticket. Any thread may call the other methods. A ticket may outlive its ring. In a forked
-// child `source_read` is true, and methods that need the device throw.
+// child `source_read` is true, and methods that need the device throw std::runtime_error.
 #pragma once
 
 #include <sys/types.h>
@@ -17,6 +17,7 @@
 #include <memory>
 #include <utility>
 
+#include "ring/interrupts.h"
 #include "runtime/cuda_runtime.h"
 #include "runtime/event_pool.h"
 
@@ -32,7 +33,7 @@ class Ticket {
   bool source_read() const { return unread_->load(std::memory_order_acquire) == 0 || getpid() != process_; }
 
   // The host waits until `source_read` is true. It waits for the worker threads, not for the device.
-  void wait_source_read() const;
+  void wait_source_read(Interrupts interrupts = {}) const;
 
   // Whether the source or the destination may still be accessed. False once all queued pieces are complete or
   // the device is lost, even if the copy failed. Unlike `done`, this method never throws.
@@ -45,8 +46,8 @@ class Ticket {
   // capture valid.
   void wait(Stream stream) const;
 
-  // The host waits until the copy is complete.
-  void synchronize() const;
+  // The host waits until the copy is complete. An interrupted wait changes nothing.
+  void synchronize(Interrupts interrupts = {}) const;
 
   // Whether the copy is complete.
   bool done() const;
@@ -60,7 +61,8 @@ class Ticket {
   const std::shared_ptr<std::atomic<std::int64_t>>& unread() const { return unread_; }
 
  private:
-  void raise() const;
+  // Throws the cause if the copy failed, and std::runtime_error in a forked child.
+  void check() const;
 
   SharedRuntime runtime_;
   int device_;

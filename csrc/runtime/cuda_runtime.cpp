@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -74,11 +75,32 @@ class RelaxedCaptureMode {
   int mode_ = kCaptureModeRelaxed;
 };
 
+bool is_absolute(const std::string& path) { return !path.empty() && path.front() == '/'; }
+
+// The entries of LD_LIBRARY_PATH. An empty or relative entry names a folder of the working directory.
+std::vector<std::string> library_path() {
+  std::vector<std::string> entries;
+  const std::string path = environment("LD_LIBRARY_PATH");
+  if (path.empty()) return entries;
+  std::size_t begin = 0;
+  for (std::size_t end; begin <= path.size(); begin = end + 1) {
+    end = std::min(path.find_first_of(":;", begin), path.size());
+    entries.push_back(path.substr(begin, end - begin));
+  }
+  return entries;
+}
+
+// Whether the loader, asked for a library by name, searches absolute folders only.
+bool is_loader_safe() {
+  const std::vector<std::string> entries = library_path();
+  return std::all_of(entries.begin(), entries.end(), is_absolute);
+}
+
 // Finds a function of the driver: in the runtime's library if that exports it (the stand-in does), else in
-// libcuda.
+// libcuda, which a real runtime has loaded.
 void* find_driver_symbol(void* runtime, const char* name) {
   if (void* symbol = dlsym(runtime, name); symbol != nullptr) return symbol;
-  void* driver = dlopen(kDriver, RTLD_NOW);
+  void* driver = dlopen(kDriver, is_loader_safe() ? RTLD_NOW : RTLD_NOW | RTLD_NOLOAD);
   return driver == nullptr ? nullptr : dlsym(driver, name);
 }
 
@@ -86,7 +108,7 @@ void* find_driver_symbol(void* runtime, const char* name) {
 
 CudaRuntime CudaRuntime::open_file(const std::string& path) {
   CudaRuntime runtime;
-  VITCACHE_CHECK(runtime.try_open(path, RTLD_NOW | RTLD_LOCAL, "given file"), CudaError,
+  VITCACHE_CHECK(runtime.try_open_file(path, RTLD_NOW | RTLD_LOCAL, "given file"), CudaError,
                  "no CUDA runtime: " + runtime.searched_.back());
   return runtime;
 }
@@ -100,20 +122,43 @@ CudaRuntime CudaRuntime::open(const std::vector<std::string>& directories) {
   }
   const std::string named_file = environment("VITCACHE_CUDART");
   if (!named_file.empty()) {
-    runtime.try_open(named_file, RTLD_NOW, "VITCACHE_CUDART");
+    runtime.try_open_file(named_file, RTLD_NOW, "VITCACHE_CUDART");
     return runtime;
   }
   for (const char* library : kLibraries)
     if (runtime.try_open(library, RTLD_NOW | RTLD_NOLOAD, "already loaded")) return runtime;
   for (const std::string& directory : directories)
     for (const char* library : kLibraries)
-      if (runtime.try_open(directory + "/" + library, RTLD_NOW, "given directory")) return runtime;
-  for (const char* library : kLibraries)
-    if (runtime.try_open(library, RTLD_NOW, "search path of the loader")) return runtime;
+      if (runtime.try_open_file(directory + "/" + library, RTLD_NOW, "given directory")) return runtime;
+  if (runtime.try_search_path_of_loader()) return runtime;
   for (const char* library : kLibraries)
     if (runtime.try_open(std::string(kToolkitDirectory) + "/" + library, RTLD_NOW, "CUDA toolkit"))
       return runtime;
   return runtime;
+}
+
+bool CudaRuntime::try_search_path_of_loader() {
+  if (is_loader_safe()) {
+    for (const char* library : kLibraries)
+      if (try_open(library, RTLD_NOW, "search path of the loader")) return true;
+    return false;
+  }
+  for (const std::string& directory : library_path()) {
+    if (!is_absolute(directory)) {
+      searched_.push_back("LD_LIBRARY_PATH has the entry '" + directory +
+                          "', it must be an absolute path: the search path of the loader is not searched");
+      continue;
+    }
+    for (const char* library : kLibraries)
+      if (try_open_file(directory + "/" + library, RTLD_NOW, "LD_LIBRARY_PATH")) return true;
+  }
+  return false;
+}
+
+bool CudaRuntime::try_open_file(const std::string& path, int flags, const std::string& label) {
+  if (is_absolute(path)) return try_open(path, flags, label);
+  searched_.push_back(path + " (" + label + "): it must be an absolute path");
+  return false;
 }
 
 bool CudaRuntime::try_open(const std::string& name, int flags, const std::string& label) {

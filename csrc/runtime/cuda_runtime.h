@@ -2,12 +2,15 @@
 //
 // The entry points are declared by hand and found with dlsym. So the build needs no CUDA header, and one
 // binary serves machines with and without CUDA. `open` searches in this order:
-//   1. the file that VITCACHE_CUDART names; if that variable is set, nothing else is searched
+//   1. the file that VITCACHE_CUDART names by an absolute path; if that variable is set, nothing else is
+//      searched
 //   2. a copy that the process has already loaded, normally torch's. Each copy stores its own last error, so
 //      vitcache must use the same copy as torch
 //   3. the directories that the caller passes (the wheels of NVIDIA's runtime)
-//   4. the search path of the loader, then /usr/local/cuda/lib64
-// If VITCACHE_NO_CUDA is set to anything but 0, `open` does not search.
+//   4. the absolute folders of LD_LIBRARY_PATH, the loader's own folders, then /usr/local/cuda/lib64
+// If VITCACHE_NO_CUDA is set to anything but 0, `open` does not search. No file is searched in the working
+// directory: a relative path is refused, and if LD_LIBRARY_PATH has a relative or empty entry, the loader,
+// which would follow it, is not asked for a library by name.
 //
 // Thread rule: immutable after `open`. Any thread may call any method, also while another thread captures a
 // graph. The library is never closed, because the driver's threads may run in it until the process ends.
@@ -99,7 +102,8 @@ class CudaRuntime {
   // Does not throw if no CUDA runtime is found: then `available` is false, and `searched` says why.
   static CudaRuntime open(const std::vector<std::string>& directories);
 
-  // Opens only the file `path`. Throws CudaError with the reason if the file is not a usable CUDA runtime.
+  // Opens only the file `path`, which is absolute. Throws CudaError with the reason if the file is not a usable
+  // CUDA runtime.
   static CudaRuntime open_file(const std::string& path);
 
   bool available() const { return !path_.empty(); }
@@ -182,6 +186,8 @@ class CudaRuntime {
 
  private:
   bool try_open(const std::string& name, int flags, const std::string& label);
+  bool try_open_file(const std::string& path, int flags, const std::string& label);
+  bool try_search_path_of_loader();
   const CudaFunctions& functions() const;
   void check(int status, const char* call, const char* file, int line) const;
 

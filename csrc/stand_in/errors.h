@@ -10,6 +10,7 @@ constexpr int kInitializationError = 3;
 constexpr int kInvalidPitch = 12;
 constexpr int kInvalidDevice = 101;
 constexpr int kInvalidContext = 201;
+constexpr int kOperatingSystem = 304;
 constexpr int kInvalidHandle = 400;
 constexpr int kIllegalState = 401;
 constexpr int kNotReady = 600;
@@ -44,6 +45,8 @@ constexpr const char* error_name(int error) {
       return "cudaErrorInvalidDevice";
     case kInvalidContext:
       return "cudaErrorDeviceUninitialized";
+    case kOperatingSystem:
+      return "cudaErrorOperatingSystem";
     case kInvalidHandle:
       return "cudaErrorInvalidResourceHandle";
     case kIllegalState:

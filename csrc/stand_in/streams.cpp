@@ -1,6 +1,7 @@
 // Entry points of streams.
 #include <cstdint>
 #include <memory>
+#include <system_error>
 
 #include "stand_in/call_record.h"
 #include "stand_in/capture.h"
@@ -18,7 +19,11 @@ constexpr unsigned kNonBlocking = 1;  // cudaStreamNonBlocking
 
 EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned flags) {
   BEGIN("cudaStreamCreateWithFlags");
-  *stream = stream_table().create(thread_state().device, (flags & kNonBlocking) == 0);
+  try {
+    *stream = stream_table().create(thread_state().device, (flags & kNonBlocking) == 0);
+  } catch (const std::system_error&) {  // no thread can be started
+    return result(kOperatingSystem);
+  }
   return kSuccess;
 }
 

@@ -272,3 +272,34 @@ def test_blocks_of_a_contiguous_array_are_one_view() -> None:
     array = np.zeros((1500, 1000), np.float32)
     [block] = array_blocks(array)
     assert np.shares_memory(block, array)
+
+
+class Resizing(dict[str, object]):
+    """Values of `extra` that free the memory of a tensor when they are read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(a=1)
+        self.tensor = tensor
+
+    def items(self) -> object:  # type: ignore[override]
+        self.tensor.untyped_storage().resize_(0)
+        return super().items()
+
+
+def test_content_key_of_a_tensor_that_is_freed_while_extra_is_read_is_a_value_error() -> None:
+    tensor = torch.ones(1000)
+    with pytest.raises(ValueError, match=r"^feature is a tensor whose elements need 4000 bytes"):
+        content_key(tensor, extra=Resizing(tensor))
+
+
+class Lying(np.ndarray):
+    """An array that gives another dtype than its own."""
+
+    dtype = np.dtype(np.float64)  # type: ignore[assignment]
+
+
+def test_content_key_of_an_array_with_a_dtype_of_its_own_reads_the_true_one() -> None:
+    values = np.arange(3, dtype=np.int16)
+    assert content_key(values.view(Lying)) == content_key(values)
+    with pytest.raises(TypeError, match=r"^feature is a Lying of dtype object, which cannot be hashed$"):
+        content_key(np.array([object()]).view(Lying))

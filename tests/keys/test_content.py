@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from vitcache.keys import content, digests
 from vitcache.keys.content import content_key
 from vitcache.keys.namespace import Namespace, to_namespace
+from vitcache.keys.parts import frame
 
 ALGORITHMS = ("blake3", "sha256")
 
@@ -563,3 +564,16 @@ def test_content_key_without_blake3_uses_sha256(monkeypatch: pytest.MonkeyPatch)
     )
     monkeypatch.setattr(digests, "ALGORITHM", "sha256")
     assert result.stdout.split() == ["sha256", content_key(b"vitcache").hex()]
+
+
+def test_content_key_of_a_value_that_contains_itself_is_a_value_error_that_names_it() -> None:
+    feature: list[object] = [b"part"]
+    feature.append(feature)
+    extra: dict[str, object] = {}
+    extra["again"] = [extra]
+    with pytest.raises(ValueError, match=r"^feature contains itself, or is nested too deeply$"):
+        content_key(feature)
+    with pytest.raises(ValueError, match=r"^extra contains itself, or is nested too deeply$"):
+        content_key(b"", extra=extra)
+    with pytest.raises(ValueError, match=r"^extra contains itself"):
+        frame(extra)

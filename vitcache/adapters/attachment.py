@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
+from torch import nn
+
 from vitcache.adapters.attach_stats import AttachStats
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.changes.model_changes import INVALIDATED
 from vitcache.adapters.changes.optimizer_steps import unwatch_optimizers, watch_optimizers
+from vitcache.adapters.replaced_methods import restore
 from vitcache.adapters.session import Session
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.handles import describe_count, described, refuse_copies
@@ -36,10 +41,17 @@ class Attachment:
     def __init__(self, session: Session, encoders: dict[str, CachedEncoder]) -> None:
         self._session = session
         self._encoders = encoders
-        self._replaced = {name: vars(session.model)[name] for name in encoders if name in vars(session.model)}
-        for name, encoder in encoders.items():
-            setattr(session.model, name, encoder)
-        watch_optimizers(session)
+        session.attachment = weakref.ref(self)
+        try:
+            watch_optimizers(session)
+            for name, encoder in encoders.items():
+                setattr(session.model, name, encoder)
+            if session.placement is not None:
+                session.placement.install()
+            session.is_attached = True
+        except BaseException:
+            detach(session)
+            raise
 
     @property
     def cache(self) -> EmbeddingCache:
@@ -92,17 +104,10 @@ class Attachment:
         """
         model = self._session.model
         for name, encoder in self._encoders.items():
-            if vars(model).get(name, encoder) is not encoder:
+            if vars(model).get(name, encoder) not in (encoder, encoder.earlier):
                 raise RuntimeError(f"{name} was replaced after attach: remove the replacement before detach")
-        for name in self._encoders:
-            vars(model).pop(name, None)  # a caller may have deleted it
-        if self._session.placement is not None:
-            self._session.placement.remove()
-        for name, method in self._replaced.items():
-            setattr(model, name, method)
-        unwatch_optimizers(self._session)
+        detach(self._session)
         self._encoders = {}
-        self._replaced = {}
 
     def __enter__(self) -> Attachment:
         return self
@@ -123,3 +128,34 @@ class Attachment:
         modalities = ", ".join(sorted(encoder.modality for encoder in self._encoders.values()))
         hits = describe_count(stats.hits, "hit")
         return f"{name}, {modalities}, {stats.encoded} encoded, {hits}, {rate}"
+
+
+def detach(session: Session) -> None:
+    """Remove everything that `attach` put into a model. A call after an interrupted one does the rest."""
+    session.is_attached = False
+    model = session.model
+    if session.placement is not None:
+        session.placement.remove()
+    for name, encoder in list(vars(model).items()):
+        if isinstance(encoder, CachedEncoder) and encoder.session is session:
+            restore(model, name, encoder.earlier)
+    unwatch_optimizers(session)  # last: as long as the model is attached, each step of an optimizer counts
+
+
+def detach_lost(model: nn.Module) -> bool:
+    """Detach a model that an interrupted `attach` or `detach` left half attached.
+
+    A model is detached, too, if it is attached and its `Attachment` was freed: nobody could detach it.
+
+    Returns
+    -------
+    bool
+        False if the model is attached, and its `Attachment` is alive.
+    """
+    for encoder in list(vars(model).values()):
+        if isinstance(encoder, CachedEncoder):
+            session = encoder.session
+            if session.is_attached and session.attachment is not None and session.attachment() is not None:
+                return False
+            detach(session)
+    return True

@@ -38,8 +38,13 @@ class CachedEncoder(KeyedEncoder):
         self._bind = ArgumentsByName(stock)
         self.__signature__ = self._bind.signature  # `generate` reads it to choose the arguments
         self.modality = modality
+        self.earlier = vars(session.model).get(self.name)  # an attribute of the user, which `detach` restores
         self._split: Split = family.splits[modality]
         self._is_unfit = False
+
+    @property
+    def session(self) -> Session:
+        return self._session
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model, by deepcopy or pickle, gets its own stock method in place of this object."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
+
+from vitcache.device.locks import new_lock
 
 logger = logging.getLogger("vitcache.adapters")
 
@@ -25,7 +26,7 @@ class DisabledCalls:
 
     def __init__(self, adapter: str) -> None:
         self._adapter = adapter
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.number = 0
 
     def count(self) -> None:

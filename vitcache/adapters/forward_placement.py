@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +18,7 @@ from vitcache.adapters.lazy_features import LazyFeatures
 from vitcache.adapters.placed_call import PlacedCall
 from vitcache.adapters.replaced_methods import PlacedMerge, PreEncoding, is_compiled
 from vitcache.adapters.running_call import ThreadState
+from vitcache.device.locks import new_lock
 
 
 class ForwardPlacement:
@@ -46,17 +46,21 @@ class ForwardPlacement:
         self._owner = owner
         self._reason = reason
         self._bind = ArgumentsByName(owner.forward)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._num_placed = 0
         self._reasons: Counter[str] = Counter()
-        self._handles = [
-            owner.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True),
-            owner.register_forward_hook(_Hook(self._end), with_kwargs=True, always_call=True),
-        ]
+        self._begins, self._ends = _Hook(self._begin), _Hook(self._end)
         self._replaced: list[PreEncoding | PlacedMerge] = []
         if reason is None:
             self._replaced += PreEncoding.of(model, owner, self.thread)
             self._replaced += PlacedMerge.of(owner, self.thread)
+
+    def install(self) -> None:
+        """Register the hooks, and replace the stock methods. If it raises, call `remove`."""
+        self._owner.register_forward_pre_hook(self._begins, with_kwargs=True)
+        self._owner.register_forward_hook(self._ends, with_kwargs=True, always_call=True)
+        for replaced in self._replaced:
+            replaced.install()
 
     @property
     def counts(self) -> tuple[int, dict[str, int]]:
@@ -70,15 +74,29 @@ class ForwardPlacement:
         return language_model is not None and is_compiled(language_model)
 
     def remove(self) -> None:
-        """Remove the hooks, and restore the stock methods."""
-        for handle in self._handles:
-            handle.remove()
+        """Remove the hooks, and restore the stock methods. A second call does nothing."""
+        owner = self._owner
+        # By the hooks, not by handles: an interrupt may have ended `install` before it got a handle.
+        for hook, table, *options in (
+            (self._begins, owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
+            (
+                self._ends,
+                owner._forward_hooks,
+                owner._forward_hooks_with_kwargs,
+                owner._forward_hooks_always_called,
+            ),
+        ):
+            for number in [number for number, other in list(table.items()) if other is hook]:
+                for numbered in (table, *options):
+                    numbered.pop(number, None)
         for replaced in self._replaced:
             replaced.remove()
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Note the beginning of a call; also of a call in which nothing can be placed, to count it."""
         if torch.compiler.is_compiling() or module is not self._owner:  # a replica of DataParallel
+            return
+        if kwargs is None:  # `install` was interrupted, or runs in another thread
             return
         if args:
             kwargs = self._bind(args, kwargs)

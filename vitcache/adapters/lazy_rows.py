@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitcache.device.locks import new_lock
 from vitcache.pages.lease import Lease
 from vitcache.placement.ops import scatter_embeddings
 from vitcache.placement.spans import Span
@@ -70,7 +70,7 @@ class LazyRows:
         self.levels = len(form.levels)
         self.hidden = form.width // (1 + self.levels)
         self.dtype, self.device = form.dtype, form.device
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         # Of the last copy: its ranges, its stream, and the planes that no caller has got.
         self._copied: tuple[Sequence[Range], Any, dict[int, Tensor]] | None = None
 

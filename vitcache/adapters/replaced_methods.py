@@ -22,13 +22,16 @@ MERGE = "inputs_merger"
 
 
 class ReplacedMethod:
-    """An attribute of a module that replaces a method of its class until `remove`."""
+    """An attribute of a module that replaces a method of its class, from `install` to `remove`."""
 
     def __init__(self, module: nn.Module, name: str, thread: ThreadState) -> None:
         self._module, self._name, self._thread = module, name, thread
         self._earlier = vars(module).get(name)
         self._stock = getattr(module, name)
-        setattr(module, name, self)
+
+    def install(self) -> None:
+        """Replace the method."""
+        setattr(self._module, self._name, self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model, by deepcopy or pickle, gets its own stock method in place of this object."""
@@ -37,9 +40,7 @@ class ReplacedMethod:
     def remove(self) -> None:
         """Restore the stock method, unless the attribute was replaced again."""
         if vars(self._module).get(self._name) is self:
-            delattr(self._module, self._name)
-            if self._earlier is not None:
-                setattr(self._module, self._name, self._earlier)
+            restore(self._module, self._name, self._earlier)
 
 
 class PreEncoding(ReplacedMethod):
@@ -47,7 +48,7 @@ class PreEncoding(ReplacedMethod):
 
     @classmethod
     def of(cls, model: nn.Module, owner: nn.Module, thread: ThreadState) -> list[PreEncoding]:
-        """Replace the method of the model with `generate` whose base model is `owner`, if there is one."""
+        """Return a replacement for the model with `generate` whose base model is `owner`, if there is one."""
         if "mm_encoder_outputs" not in inspect.signature(owner.forward).parameters:
             return []
         for module in model.modules():
@@ -69,8 +70,8 @@ class PreEncoding(ReplacedMethod):
         is_traced = torch.compiler.is_compiling() or is_compiled(model) or is_compiled(model.base_model)
         if is_traced or torch.is_grad_enabled():
             return self._stock(*args, **kwargs)
-        self._thread.pre_encodes = True
         try:
+            self._thread.pre_encodes = True
             return self._stock(*args, **kwargs)
         finally:
             self._thread.pre_encodes = False
@@ -84,7 +85,7 @@ class PlacedMerge(ReplacedMethod):
 
     @classmethod
     def of(cls, owner: nn.Module, thread: ThreadState) -> list[PlacedMerge]:
-        """Replace the merge of `owner` if it has such a one."""
+        """Return a replacement for the merge of `owner`, if the class has one of this kind."""
         merge = getattr(type(owner), MERGE, None)
         code = getattr(merge, "__code__", None)  # None: not a plain function
         if code is None or "masked_scatter" in code.co_names:
@@ -106,6 +107,14 @@ class PlacedMerge(ReplacedMethod):
             if placed is not NotImplemented:
                 return placed
         return self._stock(*args, **kwargs)
+
+
+def restore(module: nn.Module, name: str, earlier: Any) -> None:
+    """Set an attribute of a module to its earlier value, in one step. None: it had none of its own."""
+    if earlier is None:
+        vars(module).pop(name, None)  # a caller may have deleted it
+    else:
+        setattr(module, name, earlier)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,7 @@ from vitcache.adapters.disabling import DisabledCalls
 from vitcache.adapters.disabling import logger as adapters_logger
 from vitcache.adapters.forward_placement import ForwardPlacement
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.device.locks import new_lock
 from vitcache.keys.namespace import Namespace
 from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.shadow import Shadow, logger
@@ -31,7 +33,15 @@ class _ThreadState(threading.local):
 
 
 class Session:
-    """The state that the `CachedEncoder` objects of one attachment share."""
+    """The state that the `CachedEncoder` objects of one attachment share.
+
+    Attributes
+    ----------
+    attachment
+        A weak reference to the `Attachment`. None: it was not made yet.
+    is_attached
+        Whether everything is in the model that `attach` puts into it.
+    """
 
     def __init__(
         self,
@@ -51,13 +61,13 @@ class Session:
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None
         self.settled_by: str | None = None
-        self.first_output = threading.RLock()
+        self.first_output = new_lock()
         self.shadow = Shadow(shadow_every, self.note_difference) if shadow_every else None
         self.thread = _ThreadState()
         self.tower_name = tower_name
         self._ring = ring
         self._movers: dict[torch.device, FeatureMover] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.state = ModelNamespace(model, tower_name, namespace)
         self._warned = False
         self.disabled = DisabledCalls("an attached model")
@@ -66,6 +76,8 @@ class Session:
             del self._counts[name]  # counted by `disabled`, `placement` and `changes`
         self.changes = ModelChanges(type(model).__name__)
         self.placement: ForwardPlacement | None = None
+        self.attachment: weakref.ref[object] | None = None
+        self.is_attached = False
 
     @property
     def stats(self) -> AttachStats:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from vitcache.adapters.attachable import find_attachable
-from vitcache.adapters.attachment import Attachment
+from vitcache.adapters.attachment import Attachment, detach_lost
 from vitcache.adapters.cached_encoder import CachedEncoder
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
 from vitcache.adapters.chunked_prefill import ChunkedPrefill
@@ -140,10 +140,11 @@ def attach(
         the name of a policy; if `splits` has a modality that the model does not have; if `shadow_every` or
         `fingerprint_calls` is negative; if `placement` is neither "auto" nor "off".
     RuntimeError
-        If the model is attached already. A later call of the model raises RuntimeError if its features no
-        longer have the cache's width and dtype, and TypeError if its output has a field that `attach` does
-        not understand, or if a split that no test verifies does not give the rows of the stock method. Such
-        an item is not cached.
+        If the model is attached already. An attachment is replaced if its `Attachment` was freed, or if an
+        exception ended its `attach`. A later call of the model raises RuntimeError if its features no longer
+        have the cache's width and dtype, and TypeError if its output has a field that `attach` does not
+        understand, or if a split that no test verifies does not give the rows of the stock method. Such an
+        item is not cached.
 
     Notes
     -----
@@ -259,7 +260,7 @@ def attach(
             raise TypeError(f"{name} must be a {cls.__name__} or None, got {type(value).__name__}")
     warn_unsupported()
     owner, family = find_attachable(model, splits)
-    if any(isinstance(value, CachedEncoder) for value in vars(owner).values()):
+    if not detach_lost(owner):
         raise RuntimeError(f"this {type(owner).__name__} is attached already: call Attachment.detach() first")
     tower = getattr(owner, family.tower)
     shared = namespace_for(owner, tower, namespace)  # raises before the cache allocates its memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ from vitcache.cache.checksums import Checksums, is_intact
 from vitcache.cache.host_copies import HostCopies
 from vitcache.cache.python_policy import PythonPolicies
 from vitcache.cache.refusals import RefusalLog
+from vitcache.device.locks import new_lock
 from vitcache.device.streams import Fence, Timeline, check_current_stream
 from vitcache.pages.host_reservation import HostReservation
 from vitcache.pages.lease import Lease
@@ -58,7 +58,7 @@ class CacheCoordinator:
         self._host_copies = HostCopies(timeline, checksums)
         self.has_checksums = checksums is not None
         self.refusals = RefusalLog()
-        self._drain_lock = threading.Lock()
+        self._drain_lock = new_lock()
         self._abandoned: deque[AbandonedWrite] = deque()
         # After a failure, copies may still be queued on this stream.
         self._copy_streams = frozenset({timeline.copy_stream})

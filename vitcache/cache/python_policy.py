@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 
 from vitcache._native import Ledger
 from vitcache.cache.policies import Policy
+from vitcache.device.locks import new_lock
 
 NO_EPOCH = -1
 
@@ -32,7 +32,7 @@ class PythonPolicies:
     def __init__(self, make_policy: Callable[[int], Policy], capacities: dict[str, int]) -> None:
         self._make_policy = make_policy
         self._capacities = capacities
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._is_updating = False
         self._epoch = NO_EPOCH
         self._policies: dict[str, Policy] = {}

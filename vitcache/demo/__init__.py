@@ -119,6 +119,8 @@ def _check_writable(option: str, path: Path) -> None:
             target.unlink()
     except OSError as error:
         raise _Refusal(f"{option} {path}: cannot be written: {error.strerror}") from None
+    if not os.access(target.parent, os.W_OK | os.X_OK):  # the new file is written aside and renamed
+        raise _Refusal(f"{option} {path}: no permission to create files in {target.parent}")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from statistics import quantiles
 
 from vitcache.demo.figure_style import frame, open_figure, styles
 from vitcache.demo.row import Row
+from vitcache.terminal.result_file import save_figure
 
 STOCK, ATTACHED = "stock model", "the same model with vitcache.attach"
 
@@ -40,7 +41,7 @@ def write_plot(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> N
         f"torch {machine['torch']}; transformers {machine['transformers']}; {machine['date']}"
     )
     frame(figure, title_of(rows), f"Each turn's prompt repeats all earlier images.{spread}", footer)
-    figure.savefig(path, format="png")
+    save_figure(figure, path, "png")
 
 
 def _spread(times: Sequence[float]) -> tuple[float, float]:

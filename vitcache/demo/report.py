@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vitcache.demo.chat_table import text
 from vitcache.demo.row import Row
+from vitcache.terminal.result_file import replace_file
 
 _WIDTH = 79
 _BEFORE = """\
@@ -96,7 +97,7 @@ def _placed(rows: Sequence[Row]) -> str:
 
 def write_json(path: Path, rows: Sequence[Row], machine: Mapping[str, str]) -> None:
     """Write the rows and the description of the machine to a JSON file."""
-    path.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    replace_file(path, json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
 def _images(count: int) -> str:

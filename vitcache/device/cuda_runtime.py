@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import site
+import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +29,23 @@ def open_cuda_runtime() -> CudaRuntime:
 
 
 def cuda_runtime_directories() -> list[str]:
-    """Return the folders in which NVIDIA's wheels install the CUDA runtime. Does not import torch."""
-    nvidia = find_spec("nvidia")
-    if nvidia is None:
-        return []
-    roots = [Path(root) for root in nvidia.submodule_search_locations or ()]
-    found = [root / package / "lib" for root in roots for package in ("cu13", "cuda_runtime")]
+    """Return the folders in which NVIDIA's wheels install the CUDA runtime. Does not import torch.
+
+    The wheels are searched in the folder of torch, if it is imported, and in the site folders of this Python.
+    `sys.path` is not searched: it has the working directory, whose files may belong to another user.
+    """
+    found = [
+        root / "nvidia" / package / "lib" for root in _site_folders() for package in ("cu13", "cuda_runtime")
+    ]
     return [str(directory) for directory in found if directory.is_dir()]
+
+
+def _site_folders() -> list[Path]:
+    """Return the absolute folders of installed packages, each once: torch's first."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    torch_file = getattr(sys.modules.get("torch"), "__file__", None)
+    if torch_file:
+        folders.insert(0, str(Path(torch_file).parent.parent))
+    return [folder for folder in dict.fromkeys(map(Path, folders)) if folder.is_absolute()]

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from vitcache.device.jobs import Job
+from vitcache.device.locks import new_lock
 
 _T = TypeVar("_T")
 
@@ -50,7 +51,7 @@ class WorkerThreads:
         # Ends the threads when this object is freed. The threads keep this reference. A `__del__` would be
         # Python code, which an interrupt can stop before it has done anything.
         self._end = weakref.ref(self, self._queue.put)
-        self._starting = threading.Lock()  # held while threads are started
+        self._starting = new_lock()  # held while threads are started
         self.is_closed = False
         self._pid: int | None = None  # of the process that started the threads
 

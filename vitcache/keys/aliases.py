@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
 from vitcache.arguments import to_int
+from vitcache.device.locks import new_lock
 from vitcache.handles import described, refuse_copies
 from vitcache.keys.content import check_key
 
@@ -71,7 +71,7 @@ class KeyAliases:
     def __init__(self, max_entries: int = 65_536) -> None:
         self.max_entries = to_int("max_entries", max_entries, 1)
         self._aliases: OrderedDict[bytes, Alias] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __len__(self) -> int:
         return len(self._aliases)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitcache.keys.readback import pieces, read_back
+from vitcache.rows import check_extent
 
 # An array that is not contiguous is hashed in blocks of at most this size, and never copied as a whole.
 BLOCK_BYTES = 1 << 20
@@ -52,12 +53,12 @@ def hashed_array(value: Tensor | np.ndarray | np.generic, path: str) -> HashedAr
     """
     if isinstance(value, Tensor):
         name, bits = tensor_bits(value, path)
-        return HashedArray(name, tuple(bits.shape), bits.nbytes, _tensor_blocks(bits))
-    name = _NUMPY_NAMES.get(value.dtype.type, "")
+        return HashedArray(name, tuple(bits.shape), bits.nbytes, _tensor_blocks(bits, path))
+    array = np.asarray(value)  # first: a subclass may have a `dtype` of its own
+    name = _NUMPY_NAMES.get(array.dtype.type, "")
     if not name or isinstance(value, np.ma.MaskedArray):
         kind = type(value).__qualname__
-        raise TypeError(f"{path} is a {kind} of dtype {value.dtype}, which cannot be hashed")
-    array = np.asarray(value)
+        raise TypeError(f"{path} is a {kind} of dtype {array.dtype}, which cannot be hashed")
     return HashedArray(name, array.shape, array.nbytes, array_blocks(array))
 
 
@@ -96,11 +97,8 @@ def tensor_bits(tensor: Tensor, path: str) -> tuple[str, Tensor]:
     name = _TORCH_NAMES.get(tensor.dtype, "")
     if not name:
         raise TypeError(f"{path} is a tensor of dtype {tensor.dtype}, which cannot be hashed")
-    # A subclass with a dispatch function of its own may keep its elements elsewhere, or may have none.
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise TypeError(f"{path} is a {type(tensor).__qualname__}, a tensor without memory of its own")
     bits = tensor.detach()
-    _check_storage(bits, path)
+    check_extent(path, bits)
     if bits.dtype in _BITS:
         bits = bits.resolve_neg().view(_BITS[bits.dtype])
     return name, bits
@@ -119,28 +117,7 @@ def array_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(piece, dtype=dtype).reshape(-1).view(np.uint8)
 
 
-def _tensor_blocks(bits: Tensor) -> Iterator[np.ndarray]:
+def _tensor_blocks(bits: Tensor, path: str) -> Iterator[np.ndarray]:
     """`array_blocks` of a tensor. Nothing is copied before the first block is requested."""
+    check_extent(path, bits)  # again: the storage may have been resized since `tensor_bits`
     yield from read_back(bits) if bits.is_cuda else array_blocks(tensor_array(bits))
-
-
-def _check_storage(tensor: Tensor, path: str) -> None:
-    """Raise an exception unless all elements are inside of the storage, and the storage has memory.
-
-    The storage may have been resized after the view was made. A functional tensor (of torch.func) has a
-    storage of the right size, but no memory: NumPy would read the memory of something else.
-    """
-    count = tensor.numel()
-    if count and not tensor.is_contiguous():
-        count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + count) * tensor.itemsize if count else 0
-    try:
-        found = tensor.untyped_storage().nbytes()
-    except NotImplementedError:  # a tensor inside of torch.func.vmap or grad
-        raise TypeError(f"{path} is a tensor without memory of its own, inside of a transform") from None
-    if needed > found:
-        raise ValueError(
-            f"{path} is a tensor whose elements need {needed} bytes of its storage, which has {found} bytes"
-        )
-    if needed and tensor.data_ptr() == 0:
-        raise TypeError(f"{path} is a tensor without memory of its own, such as a functional tensor")

@@ -104,7 +104,8 @@ def content_key(
         an int, or is a bool.
     ValueError
         If `num_threads` is less than 1; if elements of a tensor are outside of its storage, which was freed
-        or resized (the message gives the position of the tensor, the needed and the found bytes).
+        or resized (the message gives the position of the tensor, the needed and the found bytes). If
+        `feature` or `extra` contains itself, or is nested too deeply for Python's stack.
 
     Examples
     --------

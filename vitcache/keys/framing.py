@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -43,8 +44,12 @@ class Frames:
         TypeError
             If `value` or one of its parts is not one of these. The message contains its position, `path`.
         ValueError
-            If the storage of a tensor has been freed or is too small.
+            If the storage of a tensor has been freed or is too small. If a list contains itself, or is nested
+            too deeply for Python's stack.
         """
+        self._add_nested(self._add_feature, value, path)
+
+    def _add_feature(self, value: Any, path: str) -> None:
         if isinstance(value, _ARRAYS):
             self._add_array(hashed_array(value, path))
         elif isinstance(value, _BUFFERS):
@@ -53,7 +58,7 @@ class Frames:
             parts = tuple(value)  # another thread may change a list: the count is of the parts that follow
             self.nodes.append(count_node(b"l", len(parts)))
             for position, part in enumerate(parts):
-                self.add_feature(part, f"{path}[{position}]")
+                self._add_feature(part, f"{path}[{position}]")
         else:
             raise TypeError(
                 f"{path} must be an array, a tensor, bytes or a list of these, got {_type_name(value)}"
@@ -61,6 +66,9 @@ class Frames:
 
     def add_value(self, value: Any, path: str) -> None:
         """Add a value of `extra`. Raises as `add_feature`."""
+        self._add_nested(self._add_value, value, path)
+
+    def _add_value(self, value: Any, path: str) -> None:
         if value is None:
             self.nodes.append(node(b"n", b""))
         elif isinstance(value, bool):
@@ -78,7 +86,7 @@ class Frames:
             parts = tuple(value)
             self.nodes.append(count_node(b"l", len(parts)))
             for position, part in enumerate(parts):
-                self.add_value(part, f"{path}[{position}]")
+                self._add_value(part, f"{path}[{position}]")
         elif isinstance(value, dict):
             self._add_dict(value, path)
         elif isinstance(value, _BUFFERS):
@@ -90,6 +98,12 @@ class Frames:
         """Return the hash of all nodes, and of the hash of each array's bytes, 32 bytes."""
         contents = digests_of((array.blocks for array in self.arrays), num_threads) if self.arrays else []
         return digest_of(b"".join((*self.nodes, *contents)))
+
+    def _add_nested(self, add: Callable[[Any, str], None], value: Any, path: str) -> None:
+        try:
+            add(value, path)
+        except RecursionError:
+            raise ValueError(f"{path} contains itself, or is nested too deeply") from None
 
     def _add_array(self, array: HashedArray) -> None:
         self.nodes.append(array_nodes(array.dtype, array.shape))
@@ -107,7 +121,7 @@ class Frames:
         self.nodes.append(count_node(b"d", len(parts)))
         for text in sorted(parts):
             self.nodes.append(text_node(text))
-            self.add_value(parts[text], f"{path}[{text!r}]")
+            self._add_value(parts[text], f"{path}[{text!r}]")
 
 
 def version_node(form: str) -> bytes:

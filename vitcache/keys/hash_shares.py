@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+from vitcache.device.locks import new_lock
 from vitcache.device.worker_threads import WorkerThreads
 
 
@@ -22,7 +23,7 @@ class HashShares:
         self._free: SimpleQueue[None] = SimpleQueue()  # an element for each thread that hashes no item
         for _ in range(workers.num_threads):
             self._free.put(None)
-        self._lock = threading.Lock()  # one item takes its share at a time
+        self._lock = new_lock()  # one item takes its share at a time
 
     @contextmanager
     def share(self) -> Iterator[int]:

@@ -15,8 +15,8 @@ from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.pipeline.feature_mover import FeatureMover, UnmovedFeature
 from vitcache.pipeline.items import Item
+from vitcache.pipeline.row_checks import check_encoded_rows
 from vitcache.pipeline.step_item import State, StepItem
-from vitcache.rows import DTYPE_NAMES, can_be_stored
 from vitcache.tracing import traced
 
 # A feature is a tensor on the cache's device, or with ``move_features=False`` any object.
@@ -200,38 +200,40 @@ class EncoderRunner:
             return list(outputs.detach().split(counts))
         if not isinstance(outputs, list | tuple):
             raise TypeError(f"encode must return tensors, got {type(outputs).__name__}")
+        outputs = list(outputs)
         if len(outputs) != len(counts):
             raise ValueError(f"encode must return {len(counts)} tensors, one per item, got {len(outputs)}")
-        return list(outputs)
+        return outputs
 
     def _accept_rows(self, step_item: StepItem, rows: Any) -> None:
         """Check the rows that the encoder returned for an item, and store them or an error."""
-        width, device = step_item.row_width, self._cache.device
-        if not isinstance(rows, Tensor):
-            step_item.fail(TypeError(f"encode must return a tensor per item, got {type(rows).__name__}"))
-        elif rows.device != device:
-            step_item.fail(ValueError(f"encode must return rows on {device}, got rows on {rows.device}"))
-        elif not can_be_stored(rows):
-            given = f"a {rows.layout} tensor of {rows.dtype}"
-            step_item.fail(TypeError(f"encode must return a dense tensor of {DTYPE_NAMES}, got {given}"))
-        elif rows.dim() != 2 or rows.shape[1] != width:
-            step_item.fail(
-                ValueError(f"encode must return shape (num_rows, {width}), got {tuple(rows.shape)}")
-            )
-        elif len(rows) != step_item.num_rows:
-            message = f"encode must return {step_item.num_rows} rows for the item, got {len(rows)}"
-            step_item.fail(ValueError(message), len(rows))
+        try:
+            checked = check_encoded_rows(rows, step_item.row_width, self._cache.device)
+        except Exception as error:
+            step_item.fail(error)
+            return
+        if len(checked) == step_item.num_rows:
+            step_item.set(State.FRESH, checked)
         else:
-            step_item.set(State.FRESH, rows.detach())
+            message = f"encode must return {step_item.num_rows} rows for the item, got {len(checked)}"
+            step_item.fail(ValueError(message), len(checked))
 
     def store_fresh(self, step_items: Sequence[StepItem]) -> None:
-        """Write rows from the encoder's memory to reserved pages, or copy them if the cache rejects them."""
+        """Write rows from the encoder's memory to reserved pages, or copy them if the cache rejects them.
+
+        If a copy fails, for example because memory is exhausted, its item fails.
+        """
         for step_item in step_items:
             rows = step_item.rows
             if step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
                 reservation = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
-                if reservation is None:
-                    step_item.set(State.COPIED, rows.to(self._cache.dtype, copy=True))
-                else:
-                    step_item.set(State.STORED, reservation)  # first: after an interrupt it is cancelled
-                    reservation.write_checked(rows)
+                try:
+                    if reservation is None:
+                        step_item.set(State.COPIED, rows.to(self._cache.dtype, copy=True))
+                    else:
+                        step_item.set(State.STORED, reservation)  # first: after an interrupt it is cancelled
+                        reservation.write_checked(rows)
+                except Exception as error:
+                    if reservation is not None:
+                        reservation.cancel()
+                    step_item.fail(error)

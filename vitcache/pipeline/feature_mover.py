@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcache.device.locks import new_lock
 from vitcache.device.streams import record_event
 from vitcache.ring.arguments import as_strided_view
 from vitcache.ring.pinned_ring import MIN_BYTES, PinnedRing
@@ -87,7 +87,7 @@ class FeatureMover:
         self._owns_ring = ring is None
         self._dtype = dtype
         self._is_closed = False
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     @traced("copy")
     def start(self, feature: Any, *, is_cast: bool = True) -> MovedFeature:

@@ -283,6 +283,8 @@ def _check_rows(rows: Any, feature: Any, num_rows: int | None, row_width: int | 
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
     if feature is not None:
         raise ValueError("an item takes either a feature or rows, got both")
+    if rows.is_nested:
+        raise TypeError("rows must be a dense tensor, got a nested tensor")
     is_wrong = rows.dim() != 2 or num_rows not in (None, len(rows)) or row_width not in (None, rows.shape[1])
     if is_wrong:
         expected = "num_rows" if num_rows is None else num_rows

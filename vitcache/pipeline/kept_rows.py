@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import logging
 import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from vitcache._native import StepPlan
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.device.locks import new_lock
 from vitcache.device.streams import record_event
 from vitcache.pipeline.items import Items
 from vitcache.pipeline.step_item import Identity, Requests, State, StepItem
+
+logger = logging.getLogger("vitcache.pipeline")
 
 NO_EPOCH = -1
 
@@ -64,7 +67,7 @@ class KeptRows:
         # By `id` of the `Items` object. The weak reference removes the request when the object dies.
         self.requests: dict[int, tuple[weakref.ref[Items], dict[Identity, Kept]]] = {}
         self._epoch = NO_EPOCH
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __len__(self) -> int:
         """Return the number of requests with kept rows."""
@@ -132,7 +135,11 @@ class KeptRows:
                     targets.append((requests[chunk], stop))
             if targets and self._has_room(rows.nbytes):
                 if step_item.state is State.FRESH and rows is step_item.rows:
-                    rows = rows.clone()
+                    try:
+                        rows = rows.clone()
+                    except (MemoryError, RuntimeError) as error:  # torch's error if memory is exhausted
+                        logger.warning("rows of %d bytes are not kept: %s", rows.nbytes, error)
+                        continue
                 kept = rows, record_event(self._cache.device)
                 self._add(step_item.identity, step_item.claim.epoch, targets, *kept)
 
@@ -186,7 +193,7 @@ class KeptRows:
         _, items = self.requests.get(id(request), (None, {}))
         for identity, kept in list(items.items()):
             if kept.stop <= stop:
-                del items[identity]
+                items.pop(identity, None)
         if not items:
             self.requests.pop(id(request), None)
 

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 import torch
 
 from vitcache.cache.embedding_cache import EmbeddingCache
+from vitcache.pipeline.items import Item
+from vitcache.pipeline.prefetch import Prefetch
 from vitcache.pipeline.shadow import Shadow
 from vitcache.ring.pinned_ring import PinnedRing
 
@@ -40,9 +42,23 @@ def check_options(
         raise ValueError("feature_dtype and move_features=False cannot be combined: no feature is cast")
     if ring is not None and not isinstance(ring, PinnedRing):
         raise TypeError(f"ring must be a PinnedRing, got {type(ring).__name__}")
+    if stream is not None and not isinstance(stream, torch.cuda.Stream):
+        raise TypeError(f"stream must be a torch.cuda.Stream, got {type(stream).__name__}")
     for name, owner in (("ring", ring), ("stream", stream)):
         if owner is not None and owner.device != cache.device:
             raise ValueError(f"{name} must be on {cache.device}, the cache's device, got {owner.device}")
+
+
+def check_item(item: Any) -> None:
+    """Raise TypeError if `item` is not an `Item`."""
+    if not isinstance(item, Item):
+        raise TypeError(f"item must be an Item, got {type(item).__name__}")
+
+
+def check_handle(handle: Any) -> None:
+    """Raise TypeError if `handle` is not a `Prefetch`."""
+    if not isinstance(handle, Prefetch):
+        raise TypeError(f"handle must be a Prefetch, got {type(handle).__name__}")
 
 
 def refuse_tensor(name: str, tensor: Any, device: torch.device) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakSet
 
 from vitcache.device.jobs import new_future
+from vitcache.device.locks import new_lock
 from vitcache.handles import described, refuse_copies
 
 Work = Callable[["Prefetch"], None]
@@ -104,7 +105,7 @@ class PrefetchWorker:
         self._end = weakref.ref(self, self._queue.put)  # when this object is freed; see `WorkerThreads`
         self._handles: set[Prefetch] = set()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._closed = False
 
     def submit(self, work: Work) -> Prefetch:

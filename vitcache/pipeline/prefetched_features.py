@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from vitcache._native import StepPlan
+from vitcache.device.locks import new_lock
 from vitcache.pipeline import step_item
 from vitcache.pipeline.feature_mover import MovedFeature
 
@@ -20,7 +19,7 @@ class PrefetchedFeatures:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._features: dict[Identity, tuple[MovedFeature, object]] = {}
         self._free_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __len__(self) -> int:
         """Return the number of features."""

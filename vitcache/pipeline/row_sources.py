@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from vitcache._native import StepPlan
+from vitcache.cache.claims import Claim
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.plan_leases import PlanLeases
 from vitcache.pages.lease import Lease
 from vitcache.pages.reservation import Reservation
 from vitcache.pipeline.feature_mover import FeatureMover
+from vitcache.pipeline.row_checks import check_precomputed_rows
 from vitcache.pipeline.step_item import State, StepItem
-from vitcache.rows import DTYPE_NAMES, can_be_stored
 
 
 class RowSources(MutableSequence[Any]):
@@ -115,52 +116,65 @@ def collect_sources(
     sources.stores = leases.promote()
     for reservation in sources.stores.values():
         cleanup.enter_context(reservation)
+    step_items = list(step_items)
     for step_item in step_items:
         if step_item.item.rows is not None and step_item.state is not State.FAILED:
             _take_precomputed(step_item, step_item.item.rows, cache, mover)
-        rows, number = step_item.rows, step_item.number
+        rows = step_item.rows
         if isinstance(rows, Tensor) and rows.device.type == "cuda":  # the encoder's stream may own its memory
             rows.record_stream(torch.cuda.current_stream(rows.device))
-        if step_item.state is State.FAILED:
-            zero = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
-            rows = zero.expand(plan.needed_rows(number), -1)
-        elif step_item.state is State.STORED and isinstance(rows, Reservation):
+        if step_item.state is State.STORED and isinstance(rows, Reservation):
             cleanup.enter_context(rows)
-        elif step_item.state is State.FRESH and isinstance(rows, Tensor) and step_item.claim is not None:
-            store = step_item.claim.reserve(step_item.num_rows, row_width=step_item.row_width)
-            if store is None:
-                rows = rows.to(cache.dtype)
-                sources.rejected.append((step_item, rows))
-            else:
-                sources.stores[number] = cleanup.enter_context(store)
-        elif step_item.state is State.COPIED and isinstance(rows, Tensor) and step_item.claim is not None:
-            sources.rejected.append((step_item, rows))
-        sources[number] = rows
+        elif step_item.claim is not None and isinstance(rows, Tensor):
+            _reserve_or_reject(step_item, step_item.claim, rows, sources, cache, cleanup)
+    # Zeros for failed items: as many rows as their longest run has tokens.
+    failed = [step_item.number for step_item in step_items if step_item.state is State.FAILED]
+    if failed:
+        plan.read_from_start(failed)
+    for step_item in step_items:
+        sources[step_item.number] = step_item.rows
+    for number in failed:
+        zero = torch.zeros(1, cache.row_width, dtype=cache.dtype, device=cache.device)
+        sources[number] = zero.expand(plan.needed_rows(number), -1)
     return sources
+
+
+def _reserve_or_reject(
+    step_item: StepItem,
+    claim: Claim,
+    rows: Tensor,
+    sources: RowSources,
+    cache: EmbeddingCache,
+    cleanup: ExitStack,
+) -> None:
+    """Reserve pages for fresh rows; rows that the cache rejects are rounded to its dtype."""
+    if step_item.state is State.FRESH:
+        store = claim.reserve(step_item.num_rows, row_width=step_item.row_width)
+        if store is not None:
+            sources.stores[step_item.number] = cleanup.enter_context(store)
+            return
+        try:
+            rounded = rows.to(cache.dtype)
+        except Exception as error:  # such as no memory
+            step_item.fail(error)
+            return
+        if rounded is not rows:
+            step_item.set(State.COPIED, rounded)
+        rows = rounded
+    if step_item.state in (State.FRESH, State.COPIED):
+        sources.rejected.append((step_item, rows))
 
 
 def _take_precomputed(step_item: StepItem, rows: Tensor, cache: EmbeddingCache, mover: FeatureMover) -> None:
     """Check an item's precomputed rows, and move them to the cache's device."""
-    if not can_be_stored(rows):
-        step_item.fail(
-            TypeError(
-                f"rows must be a dense tensor of {DTYPE_NAMES} on the CPU or CUDA, got a {rows.layout} "
-                f"tensor of {rows.dtype} on {rows.device}"
-            )
-        )
-    elif rows.shape[1] != step_item.row_width:
-        step_item.fail(
-            ValueError(
-                f"rows must have the cache's row_width, which is {step_item.row_width}, got {rows.shape[1]}"
-            )
-        )
-    elif rows.device == cache.device:
-        step_item.set(State.GIVEN, rows.detach())
-    else:
+    try:
+        rows = check_precomputed_rows(rows, step_item.row_width)
+        if rows.device == cache.device:
+            step_item.set(State.GIVEN, rows)
+            return
         # Pinned rows are copied, too: a launch might read the originals after `embed` has returned.
-        try:
-            moved = mover.start(rows, is_cast=False)
-            step_item.take_moved(moved)
-            step_item.set(State.GIVEN, moved.ready())
-        except Exception as error:
-            step_item.fail(error)
+        moved = mover.start(rows, is_cast=False)
+        step_item.take_moved(moved)
+        step_item.set(State.GIVEN, moved.ready())
+    except Exception as error:
+        step_item.fail(error)

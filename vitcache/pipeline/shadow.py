@@ -40,7 +40,7 @@ class Shadow:
     Raises
     ------
     TypeError
-        If `every` is not an int.
+        If `every` is not an int, or `report` is not callable.
     ValueError
         If `every` is less than 1.
 
@@ -65,6 +65,8 @@ class Shadow:
 
     def __init__(self, every: int, report: Callable[[bytes, float], object]) -> None:
         self._every = to_int("every", every, 1)
+        if not callable(report):
+            raise TypeError(f"report must be callable, got {type(report).__name__}")
         self._report = report
         self._hits = itertools.count(1)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vitcache.arguments import to_bytes, to_int
+from vitcache.arguments import check_bool, to_bytes, to_int
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.device.streams import record_event
 from vitcache.device.thread_modes import TorchModes
@@ -23,7 +23,7 @@ from vitcache.pipeline.feature_mover import FeatureMover
 from vitcache.pipeline.items import Chunk, Item, check_chunks
 from vitcache.pipeline.kept_rows import KeptRows
 from vitcache.pipeline.lookup import Agree
-from vitcache.pipeline.pipeline_arguments import check_options, refuse_tensor
+from vitcache.pipeline.pipeline_arguments import check_handle, check_item, check_options, refuse_tensor
 from vitcache.pipeline.prefetch import Prefetch, PrefetchWorker
 from vitcache.pipeline.prefetch_job import PrefetchJob
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
@@ -129,8 +129,9 @@ class VisionPipeline:
     TypeError
         If `encode` or `agree` is not callable, `cache` is not an `EmbeddingCache`, `namespace` is neither
         bytes nor a `Namespace`, `ring` is not a `PinnedRing`, `max_rows_per_encode` is not an int,
-        `feature_dtype` is not bfloat16, float16 or None, `shadow` is not a `Shadow`, `move_features` is not a
-        bool, or `keep_bytes` is neither an int nor a str. A bool is not an int.
+        `feature_dtype` is not bfloat16, float16 or None, `stream` is not a `torch.cuda.Stream`, `shadow` is
+        not a `Shadow`, `move_features` is not a bool, or `keep_bytes` is neither an int nor a str. A bool is
+        not an int.
 
     Notes
     -----
@@ -358,10 +359,11 @@ class VisionPipeline:
         Raises
         ------
         TypeError
-            If `content_key` cannot hash the feature or the `encoder_kwargs`.
+            If `item` is not an `Item`, or `content_key` cannot hash the feature or the `encoder_kwargs`.
         Exception
             If the feature is a function: the exception that the function raises.
         """
+        check_item(item)
         key = known_key(item, self.namespace)
         if key is None:
             feature = item.feature() if callable(item.feature) else item.feature
@@ -394,7 +396,7 @@ class VisionPipeline:
         Raises
         ------
         TypeError
-            If `chunks` is not a list of `Chunk`.
+            If `chunks` is not a list of `Chunk`, or `encode` is not a bool.
         RuntimeError
             If the pipeline is closed.
 
@@ -421,6 +423,7 @@ class VisionPipeline:
         True
         """
         check_chunks(chunks)
+        check_bool("encode", encode)
         ready = record_event(self.cache.device)
         work = partial(
             self._job.work, tuple(chunks), encode and self._agree is None, TorchModes.capture(), ready
@@ -428,7 +431,11 @@ class VisionPipeline:
         return self._worker.submit(work)
 
     def cancel(self, handle: Prefetch) -> None:
-        """Stop a prefetch, and free the features that it moved to the device. Encoded rows stay cached."""
+        """Stop a prefetch, and free the features that it moved to the device. Encoded rows stay cached.
+
+        Raises TypeError if `handle` is not a `Prefetch`.
+        """
+        check_handle(handle)
         handle.cancel()
         self._prefetched.drop(handle)
 

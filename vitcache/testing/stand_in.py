@@ -8,12 +8,12 @@ another library.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
+
+from vitcache.device.stand_in import path
 
 
 class Counts(ctypes.Structure):
@@ -157,14 +157,14 @@ def limit_locked_bytes(limit: int) -> None:
 
 def has_controls() -> bool:
     """Whether the library in use was built for tests."""
-    return hasattr(ctypes.CDLL(_path()), "vitcache_stand_in_reset")
+    return hasattr(ctypes.CDLL(path()), "vitcache_stand_in_reset")
 
 
 @cache
 def _library() -> ctypes.CDLL:
     if not has_controls():
-        raise RuntimeError(f"{_path()} was built without VITCACHE_STAND_IN_FAULTS: it has no controls")
-    library = ctypes.CDLL(_path())
+        raise RuntimeError(f"{path()} was built without VITCACHE_STAND_IN_FAULTS: it has no controls")
+    library = ctypes.CDLL(path())
     library.vitcache_stand_in_count.restype = Counts
     library.vitcache_stand_in_limit_locked_bytes.argtypes = [ctypes.c_size_t]
     library.vitcache_stand_in_begin_capture.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -174,9 +174,3 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _path() -> str:
-    spec = find_spec("vitcache._stand_in")
-    path = os.environ.get("VITCACHE_STAND_IN") or (None if spec is None else spec.origin)
-    if path is None:
-        raise RuntimeError("vitcache._stand_in is missing: this build is not complete")
-    return path

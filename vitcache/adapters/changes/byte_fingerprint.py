@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -16,6 +15,7 @@ from vitcache.adapters.changes.host_copy import HostCopy, copy_class
 from vitcache.adapters.changes.model_changes import FINGERPRINT
 from vitcache.adapters.changes.outer_modules import all_weights
 from vitcache.arguments import to_int
+from vitcache.device.locks import new_lock
 from vitcache.device.streams import is_capturing
 
 
@@ -88,7 +88,7 @@ class ByteFingerprint:
         self._calls = to_int("calls", calls, 1)
         self._copies = copies
         # Reentrant: if an interrupt ends a check before its `try`, the thread can still check.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._multipliers: dict[torch.device, Tensor] = {}
         self._parts: list[list[ByteChecksums]] = []
         self._next = 0

@@ -6,8 +6,9 @@ After most changes, no earlier entry is used. docs/changes.md tells for each cha
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
+
+from vitcache.device.locks import new_lock
 
 logger = logging.getLogger("vitcache.adapters")
 
@@ -36,7 +37,7 @@ class ModelChanges:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._lock = threading.RLock()  # a signal handler may note a change while its thread does
+        self._lock = new_lock()  # a signal handler may note a change while its thread does
         self._counts: Counter[str] = Counter()
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from torch import nn
 
 from vitcache.adapters.changes.byte_fingerprint import ByteFingerprint
@@ -11,6 +9,7 @@ from vitcache.adapters.changes.settings import is_hook
 from vitcache.adapters.changes.weights_names import WeightsNames
 from vitcache.adapters.feature_owner import option_names
 from vitcache.adapters.weights import WeightsFingerprint
+from vitcache.device.locks import new_lock
 from vitcache.keys.namespace import Namespace
 
 # States that are kept, so that a switch back to them is cheap. Each has a kilobyte per weight.
@@ -22,7 +21,8 @@ class ModelNamespace:
     """Compares a model with its state at the last look, and has a namespace for each state.
 
     After a change of weights or methods the namespace is new. A state of settings, hooks and adapters that
-    returns has its earlier namespace. Any thread may call any method.
+    returns has its earlier namespace. Any thread may call any method. An exception of a signal handler leaves
+    the earlier state, and the next look finds the change again.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class ModelNamespace:
         self._tower_name = tower_name
         self.bytes: ByteFingerprint | None = None
         # Reentrant: a signal handler or a finalizer may call `renew` while its thread looks.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._renewals = 0
         # None in place of an argument of a stock method stands for the config's value, which is in the keys.
         self._ignored = frozenset(f"config.{name}" for name in option_names(model))
@@ -63,13 +63,14 @@ class ModelNamespace:
     def look(self) -> list[tuple[str, str]]:
         """Update `value`. Return the kinds of changes since the last look, with names of changed parts."""
         with self._lock:
-            is_first, self._is_first = self._is_first, False
             if self.weights.is_current():
+                self._is_first = False
                 return []
             renewals = self._renewals
-            changes = self._change_state(is_first)
+            changes = self._change_state(self._is_first)
             if renewals != self._renewals:
                 self._renew()
+            self._is_first = False
             return changes
 
     def has_adapters_of(self, namespace: bytes) -> bool:
@@ -108,37 +109,48 @@ class ModelNamespace:
             written = {name for name in weights.changed_settings(before) if not is_hook(name)}
             self._ignored |= written & self._written
             self._written |= written
-            self.weights = self._fingerprint() if written & self._ignored else weights
-            self._names.accept(before, self.weights)
-            self._states = [(self.weights, self.value)]
+            if written & self._ignored:
+                weights = self._fingerprint()
+            self._names.accept(before, weights)
+            self._enter(weights, self.value, [(weights, self.value)])
 
     def _change_state(self, is_first: bool) -> list[tuple[str, str]]:
         before = self.weights
         for weights, namespace in self._states:  # a switch back costs no new fingerprint
             if weights.is_current():
-                self.weights, self.value = weights, namespace
-                return weights.setting_changes_since(before)
-        self.weights = weights = self._fingerprint()
+                changes = weights.setting_changes_since(before)
+                self._enter(weights, namespace, self._states)
+                return changes
+        weights = self._fingerprint()
         change = weights.change_since(before)
         if change is not None:
             if self.bytes is not None:
                 self.bytes.reset()
-            self._renew()
+            self._renew(weights)
             return [change]
         if is_first:
             self._names.start_with(weights)
-        namespace, self.value = self.value, self._names.digest(weights)
+        earlier, namespace = self.value, self._names.digest(weights)
+        changes = [] if namespace == earlier else weights.setting_changes_since(before)
         most = min(_MOST_STATES, max(4, _MOST_WEIGHTS // max(1, weights.num_weights)))
-        self._states = [*self._states[1 - most :], (weights, self.value)]
-        if namespace == self.value:
-            return []
-        return weights.setting_changes_since(before)
+        self._enter(weights, namespace, [*self._states[1 - most :], (weights, namespace)])
+        return changes
 
     def _fingerprint(self) -> WeightsFingerprint:
         tower = self._model._modules[self._tower_name]
         return WeightsFingerprint(self._model, tower, self._ignored)  # type: ignore[arg-type]
 
-    def _renew(self) -> None:
-        self._names.renew(self.weights)
-        self.value = self._names.digest(self.weights)
-        self._states = [(self.weights, self.value)]
+    def _renew(self, weights: WeightsFingerprint | None = None) -> None:
+        """Give the state a new name. None: the state is the one at the last look."""
+        weights = weights or self.weights
+        self._names.renew(weights)
+        namespace = self._names.digest(weights)
+        self._enter(weights, namespace, [(weights, namespace)])
+
+    def _enter(
+        self, weights: WeightsFingerprint, namespace: bytes, states: list[tuple[WeightsFingerprint, bytes]]
+    ) -> None:
+        """Note the state of the model. `weights` is last: after an interrupt, the next look begins anew."""
+        self._states = states
+        self.value = namespace
+        self.weights = weights

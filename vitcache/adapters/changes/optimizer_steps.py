@@ -5,7 +5,6 @@ Fused optimizers do not increment the version of a weight, so only the step itse
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 from weakref import ref
@@ -18,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from vitcache.adapters.changes.model_changes import INVALIDATED, OPTIMIZER, TRAINING
 from vitcache.adapters.changes.weight_index import WeightIndex
 from vitcache.adapters.session import Session
+from vitcache.device.locks import new_lock
 
 # Of these, each training step may have one. They neither replace a weight nor its memory.
 _KINDS_OF_STEPS = (OPTIMIZER, TRAINING, INVALIDATED)
@@ -45,7 +45,7 @@ class _OuterWeights:
 # Each access is one operation of a dict. So no lock is needed, which a callback of the garbage collector
 # could wait for in the thread that holds it.
 _watched: dict[ref[Session], _OuterWeights] = {}
-_registering = threading.Lock()
+_registering = new_lock()
 _is_registered = False
 
 
