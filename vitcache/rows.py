@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native `Kind`
 KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
@@ -32,6 +33,7 @@ def check_rows(rows: Any, row_width: int, packed: bool = False) -> Tensor:
     """
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows must be a tensor, got {type(rows).__name__}")
+    rows = plain_tensor("rows", rows)
     if not can_be_stored(rows):
         kind = "nested" if rows.is_nested else rows.layout
         raise TypeError(
@@ -63,6 +65,24 @@ def check_layout(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} is a {kind} tensor, it must be dense")
 
 
+def plain_tensor(name: str, tensor: Tensor) -> Tensor:
+    """Return a `torch.Tensor` with the memory and the gradient of `tensor`, whose class may override both.
+
+    Raises
+    ------
+    TypeError
+        If the class has a dispatch function: its elements may be elsewhere, or nowhere.
+    """
+    kind = type(tensor)
+    if kind is Tensor or kind is Parameter:
+        return tensor
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"{name} is a {kind.__qualname__}, a tensor without memory of its own")
+    with torch._C.DisableTorchFunctionSubclass():
+        plain: Tensor = Tensor.as_subclass(tensor, Tensor)
+    return plain
+
+
 def check_extent(name: str, tensor: Tensor) -> None:
     """Check that all elements of a dense tensor are inside of its storage, and that the storage has memory.
 
@@ -77,8 +97,7 @@ def check_extent(name: str, tensor: Tensor) -> None:
         If the tensor has no memory of its own: a fake or functional tensor, or a subclass with a dispatch
         function, which may keep its elements elsewhere.
     """
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise TypeError(f"{name} is a {type(tensor).__qualname__}, a tensor without memory of its own")
+    tensor = plain_tensor(name, tensor)
     count = tensor.numel()
     if count and not tensor.is_contiguous():
         count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

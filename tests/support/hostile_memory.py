@@ -18,6 +18,7 @@ from vitcache import (
     Lease,
     PlacementTable,
     Span,
+    content_key,
     embed_tokens,
     scatter_embeddings,
     spans_from_placeholder,
@@ -33,9 +34,30 @@ class Plain(Tensor):
     """A subclass without functions of its own."""
 
 
+class Lying(Tensor):
+    """A subclass whose attributes describe a tensor of more rows, and hide that its storage was freed."""
+
+    shape = torch.Size((1 << 20, WIDTH))
+
+    def numel(self) -> int:
+        return 0
+
+    def dim(self) -> int:
+        return 2
+
+    def is_contiguous(self, *_: object, **__: object) -> bool:
+        return True
+
+    def stride(self, *_: object) -> Any:
+        return (WIDTH, 1)
+
+    def untyped_storage(self) -> Any:
+        return torch.ones(1 << 20).untyped_storage()
+
+
 def resize(tensor: Tensor, to: str | None) -> None:
     """Free the storage of a tensor, or halve it."""
-    storage = tensor.untyped_storage()
+    storage = Tensor.untyped_storage(tensor)
     storage.resize_(storage.nbytes() // 2 if to == HALF else 0)
 
 
@@ -61,6 +83,8 @@ def scatter_arguments(form: str) -> dict[str, Any]:
         found["item"] = torch.ones(WIDTH, ROWS).t()
     if form == "subclass":
         found = {name: tensor.as_subclass(Plain) for name, tensor in found.items()}
+    if form == "lying":
+        found = {name: tensor.as_subclass(Lying) for name, tensor in found.items()}
     if form == "levels":
         found["deepstack"] = torch.zeros(2, TOKENS, WIDTH)
     if form == "packed":
@@ -107,9 +131,14 @@ def table_call(found: dict[str, Any], act: Callable[[], object]) -> Tensor:
     return scatter_embeddings(found["inputs_embeds"], table, None)
 
 
+def small_cache() -> EmbeddingCache:
+    """Return a cache of a few rows."""
+    return EmbeddingCache(WIDTH, dtype=torch.float32, device="cpu", device_bytes=1 << 20, page_rows=2)
+
+
 def lease_call(act: Callable[[Lease], object]) -> Tensor:
     """Scatter a lease; `act` runs on it in the middle of the call."""
-    cache = EmbeddingCache(WIDTH, dtype=torch.float32, device="cpu", device_bytes=1 << 20, page_rows=2)
+    cache = small_cache()
     cache.put(bytes(32), torch.ones(2, WIDTH))
     lease = cache.get(bytes(32))
     assert lease is not None
@@ -180,7 +209,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             "scatter",
             scatter_arguments,
             scatter,
-            ["item", "strided", "subclass", "batch", "levels", "level", "list", "packed"],
+            ["item", "strided", "subclass", "lying", "batch", "levels", "level", "list", "packed"],
         ),
         ("embed", embed_arguments, embed, ["item", "strided", "out"]),
     ]
@@ -255,6 +284,14 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             torch.zeros(4, 2, device="meta"), torch.ones(1, 2, device="meta"), Interface((1, 3), "<i8")
         ),
     )
+    lying = torch.ones(ROWS, WIDTH).as_subclass(Lying)
+    yield (
+        "ValueError lying item",
+        lambda: scatter_embeddings(torch.zeros(TOKENS, WIDTH), [lying], [Span(0, ROWS + 1)]),
+    )
+    yield "TypeError key interface", lambda: content_key(Interface((4,), "<f4"))
+    yield "TypeError extra interface", lambda: content_key(b"", extra=Interface((4,), "<f4"))
+    yield "TypeError row interface", lambda: small_cache().put(bytes(32), Interface((2, WIDTH), "<f4"))
     yield (
         "TypeError item interface",
         lambda: scatter_embeddings(torch.zeros(4, 2), [Interface((1, 2), "<f4")], [0]),

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from vitcache import _native
 from vitcache.placement.levels import level_arguments, read_levels
-from vitcache.rows import KINDS, check_dtype, check_extent
+from vitcache.rows import KINDS, check_dtype, check_extent, plain_tensor
 
 tensor_reader = _native.TensorReader(Tensor, Parameter)
 memory_check = _native.MemoryCheck(tensor_reader, torch._C.DisableTorchFunctionSubclass, check_extent)
@@ -116,6 +116,7 @@ class Destination:
         """Check arguments that the native reader refuses, and set all fields that need no address."""
         if not isinstance(inputs_embeds, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(inputs_embeds).__name__}")
+        inputs_embeds = plain_tensor(name, inputs_embeds)
         check_dtype(name, inputs_embeds)
         if inputs_embeds.dim() not in (2, 3):
             raise ValueError(f"{name} has {inputs_embeds.dim()} dimensions, it must be (T, H) or (B, T, H)")
@@ -175,6 +176,7 @@ class Destination:
 
 def _as_rows(name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """A view of `tensor` with `dimensions` dimensions. The dimension before the last counts all tokens."""
+    tensor = plain_tensor(name, tensor)
     if not tensor.is_meta:
         check_extent(name, tensor)
     # `x.conj().imag` is an example: torch would read the written values with the sign flipped.

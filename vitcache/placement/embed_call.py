@@ -27,7 +27,7 @@ from vitcache.placement.placement import Placement
 from vitcache.placement.placement_call import PlacementCall
 from vitcache.placement.placement_table import PlacementTable
 from vitcache.placement.spans import Span
-from vitcache.rows import check_extent
+from vitcache.rows import check_extent, plain_tensor
 from vitcache.tracing import traced
 
 
@@ -65,6 +65,8 @@ class EmbedCall(PlacementCall):
     ) -> None:
         self._text = tensor_reader.read_text(input_ids, weight)
         if self._text is None:  # the arguments are wrong or unusual
+            if isinstance(input_ids, Tensor) and isinstance(weight, Tensor):
+                input_ids, weight = plain_tensor("input_ids", input_ids), plain_tensor("weight", weight)
             check_embedding(input_ids, weight)
             check_extent("input_ids", input_ids)
             check_extent("weight", weight)

@@ -16,7 +16,7 @@ from vitcache.placement.destination import Destination, memory_check, row_stride
 from vitcache.placement.reference import Run
 from vitcache.placement.runs import check_lists, span_array
 from vitcache.placement.spans import Span
-from vitcache.rows import DTYPES, KINDS, check_dtype, check_extent
+from vitcache.rows import DTYPES, KINDS, check_dtype, check_extent, plain_tensor
 
 _reader = _native.ItemReader(Lease, tensor_reader)
 
@@ -277,6 +277,7 @@ class Placement:
             kind = type(rows).__name__
             raise TypeError(f"item {item} must be a tensor, a Lease or a Reservation, got {kind}")
         name = f"item {item}"
+        rows = plain_tensor(name, rows)
         check_dtype(name, rows)
         if rows.dim() != 2:
             raise ValueError(f"{name} has shape {tuple(rows.shape)}, it must be (rows, {destination.width})")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitcache.placement.reference import Run
 from vitcache.placement.spans import Span
-from vitcache.rows import check_extent, check_layout
+from vitcache.rows import check_extent, check_layout, plain_tensor
 
 
 def check_lists(embeddings: Any, spans: Any) -> None:
@@ -55,6 +55,7 @@ def span_array(spans: Any, columns: int) -> np.ndarray:
     if isinstance(spans, Tensor):
         if spans.device.type != "cpu":
             raise ValueError(f"spans are on {spans.device}, they must be in host memory")
+        spans = plain_tensor("spans", spans)
         check_layout("spans", spans)
         check_extent("spans", spans)
         spans = spans.numpy(force=True)

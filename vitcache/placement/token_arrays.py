@@ -1,6 +1,6 @@
 """Arrays of tokens that a caller passes as a list, an array or a tensor, with one value per token.
 
-An object of another type is refused. NumPy would read the memory that its `__array_interface__` names, or
+All other objects are refused. NumPy would read the memory that its `__array_interface__` names, or
 call its `__array__`: nothing checks that memory.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from vitcache.arguments import shown, to_int
-from vitcache.rows import check_extent, check_layout
+from vitcache.rows import check_extent, check_layout, plain_tensor
 
 _BUFFERS = (array.array, memoryview)
 
@@ -29,12 +29,14 @@ def to_array(name: str, values: Any) -> np.ndarray:
     Raises
     ------
     TypeError
-        If `values` is of another type, or a list with an element that is not an integer.
+        If `values` is not a list, tuple, range, array, memoryview or tensor; if an element of a list is not
+        an integer.
     ValueError
         If the elements of a tensor are outside of its storage, a number has more than 64 bits, or the lists
         in a list have different lengths.
     """
     if isinstance(values, Tensor):
+        values = plain_tensor(name, values)
         check_layout(name, values)
         check_extent(name, values)
         found: np.ndarray = values.numpy(force=True)
