@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitcache.keys.readback import pieces, read_back
-from vitcache.rows import check_extent, plain_tensor
+from vitcache.rows import check_extent
 
 # An array that is not contiguous is hashed in blocks of at most this size, and never copied as a whole.
 BLOCK_BYTES = 1 << 20
@@ -92,8 +92,6 @@ def tensor_bits(tensor: Tensor, path: str) -> tuple[str, Tensor]:
     ValueError
         If its elements are not all inside of its storage.
     """
-    if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
-        tensor = plain_tensor(path, tensor)
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         raise TypeError(f"{path} is a tensor of layout {tensor.layout} on {tensor.device}, it must be dense")
     name = _TORCH_NAMES.get(tensor.dtype, "")
