@@ -90,7 +90,7 @@ void add_runs(Placement& placement, const py::array_t<std::int64_t, py::array::c
 }
 
 void add_spans(Placement& placement, const py::sequence& spans, const py::type& span_type) {
-  // An object that is no tuple can claim to be a Span by its `__class__`.
+  // The `__class__` of any object can be Span: only a tuple has the fields that are read.
   const auto is_span = [&span_type](PyObject* value) {
     if (has_exact_type(value, span_type)) return true;
     const int is_instance = PyTuple_Check(value) == 0 ? 0 : PyObject_IsInstance(value, span_type.ptr());
