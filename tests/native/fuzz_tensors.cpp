@@ -111,7 +111,6 @@ Verdict check_packed(Random& random, Destination destination) {
     levels.tensor.type_code = destination.kind == vitcache::kBfloat16 ? dlpack::kBfloat : dlpack::kFloat;
     levels.tensor.type_bits = destination.kind == vitcache::kFloat32 ? 32 : 16;
   }
-  levels.shape[0] = std::min<std::int64_t>(levels.shape[0], 64);  // each level is a plane of the result
   const vitcache::ByteRange rows = destination.range(0);
   if (!vitcache::add_packed(levels.read(), destination)) return Verdict::kRefused;
   const auto count = static_cast<std::size_t>(levels.shape[0]);
