@@ -52,9 +52,11 @@ class Scene:
 
     def resize(self) -> None:
         """Change the size of the storage of one tensor."""
-        if not self.tensors:
+        storages = [tensor.untyped_storage() for tensor in self.tensors]
+        storages = [storage for storage in storages if storage.resizable()]
+        if not storages:
             return
-        storage = self.random.choice(self.tensors).untyped_storage()
+        storage = self.random.choice(storages)
         size = storage.nbytes()
         storage.resize_(self.random.choice((0, size // 2, max(0, size - 1), 2 * size)))
         self.is_resized = True
@@ -78,7 +80,7 @@ class Start:
 def items(
     scene: Scene, width: int, dtype: torch.dtype, tokens: int
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return items, their spans, and (token, rows) of each placed run."""
+    """Return items, their spans, and (start, length, source_start, rows) of each run."""
     found: list[Any] = []
     spans: list[Any] = []
     runs: list[Any] = []
@@ -93,21 +95,23 @@ def items(
             found.append(rows)
         first = scene.up_to(count)
         if scene.up_to(1):
-            spans.append(scene.start(token))
-            runs.append((token, rows))
+            start = scene.start(token)
+            spans.append(start)
+            runs.append((start.token if isinstance(start, Start) else start, count, 0, rows))
         else:
             span = Span(scene.number(token), scene.number(count - first), scene.number(first))
             spans.append([span])
-            runs.append((token, rows[first:]))
+            runs.append((*span, rows))
         token += count
     return found, spans, runs
 
 
-def place(scene: Scene, target: Tensor, runs: list[Any]) -> Tensor:
-    """Return what the target is after the runs. Call it before a storage is resized."""
+def place(target: Tensor, runs: list[Any]) -> Tensor:
+    """Return what the target is after the runs that fit. Call it before a storage is resized."""
     expected = target.clone()
-    for token, rows in runs:
-        expected[token : token + len(rows)] = rows
+    for start, length, first, rows in runs:
+        if min(start, length, first) >= 0 and first + length <= len(rows) and start + length <= len(target):
+            expected[start : start + length] = rows[first : first + length]
     return expected
 
 
@@ -115,7 +119,7 @@ def scatter(scene: Scene) -> None:
     tokens, width, dtype = scene.up_to(12), 1 + scene.up_to(5), scene.random.choice(DTYPES)
     target = scene.rows(tokens, width, dtype)
     found, spans, runs = items(scene, width, dtype, tokens)
-    expected = place(scene, target, runs)
+    expected = place(target, runs)
     if scene.up_to(8) == 0:
         scene.resize()
     scatter_embeddings(target, found, spans)
@@ -130,7 +134,7 @@ def embed(scene: Scene) -> None:
         ids[scene.up_to(tokens - 1)] = scene.random.choice((-1, len(weight), (1 << 62)))
     scene.tensors.append(ids)
     found, spans, runs = items(scene, width, dtype, tokens)
-    expected = place(scene, weight[ids.clamp(0, len(weight) - 1)], runs)
+    expected = place(weight[ids.clamp(0, len(weight) - 1)], runs)
     if scene.up_to(8) == 0:
         scene.resize()
     check(scene, embed_tokens(ids, weight, found, spans), expected)
