@@ -93,10 +93,11 @@ bool is_plain(const Described& tensor) {
 
 // Whether the elements lie one behind the other, at addresses and with strides that no hostile number made.
 bool is_contiguous(const Described& tensor) {
-  if (tensor.count() > kMaxElements || tensor.begin() > std::uint64_t{1} << 40) return false;
+  if (tensor.count() == 0 || tensor.count() > kMaxElements || tensor.begin() > std::uint64_t{1} << 40)
+    return false;
   std::int64_t stride = 1;
   for (std::size_t i = tensor.shape.size(); i-- > 0; stride *= tensor.shape[i])
-    if (tensor.shape[i] <= 0 || tensor.strides[i] != stride) return false;
+    if (tensor.strides[i] != stride) return false;
   return true;
 }
 
