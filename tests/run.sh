@@ -8,7 +8,7 @@
 #   run.sh torch NAME [ARGS...]   all tests but those marked `soak` or `triton`, with the torch in .overlays/NAME; ARGS select some
 #   run.sh models NAME-VERSION... the tests of model families with the versions in .venv and .overlays/, and docs/models.md
 #   run.sh soak                   the tests marked `soak`
-#   run.sh fuzz SECONDS           the fuzzer of the native code, for this time
+#   run.sh fuzz SECONDS           the fuzzer of the native code, for this time, and random calls from Python, for a fifth of it
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONSAFEPATH=1
@@ -62,8 +62,28 @@ native_tests() {
   [[ $1 != address* ]] || sed -n '/fuzz: [0-9]/,/inputs$/p' "$build/Testing/Temporary/LastTest.log"
 }
 
+# random_calls SECONDS [MODULES]: calls of the package from Python, under AddressSanitizer's allocator. The sanitizer sees
+# each copy of the C library, and, in a module that is built with it, every access.
+random_calls() {
+  local compiler=${CXX:-c++}
+  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so.6)" \
+    PYTHONPATH=${2:-} "$python" tests/support/fuzz_calls.py "$1"
+}
+
 fuzz() {
   native_build address,undefined && VITCACHE_FUZZ_SECONDS=$1 "$build/tests/native/fuzz"
+}
+
+# module_calls SECONDS: `random_calls` of a native module with the sanitizers, in a copy of the package.
+module_calls() {
+  local build=build/native-module-address
+  .venv/bin/cmake -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DVITCACHE_BUILD_MODULE=ON \
+    -DVITCACHE_STAND_IN_FAULTS=ON -DPython_EXECUTABLE="$PWD/$python" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DCMAKE_BUILD_TYPE=Debug \
+    -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" &&
+    .venv/bin/cmake --build "$build" && mkdir -p "$build/package" && rm -rf "$build/package/vitcache" &&
+    cp -RL vitcache "$build/package" && cp "$build"/_native*.so "$build/package/vitcache" &&
+    random_calls "$1" "$PWD/$build/package"
 }
 
 target=${1:?run.sh: expected test, oldest or soak}
@@ -81,6 +101,7 @@ case $target in
       "${pytest[@]}" --dist load -p torchvision_operations tests/adapters/test_row_counts.py
     part "native tests, address and undefined" native_tests address,undefined
     part "native tests, thread" native_tests thread
+    part "random calls" random_calls 10
     part "GPU tests and benches, dry" env DRY=1 PYTHON= ONLY= RESULTS= BUDGET= RESUME= bash tests/gpu/run.sh
     ;;
   oldest)
@@ -114,7 +135,10 @@ case $target in
     ((failed)) || part "docs/models.md" "$python" tests/models_table.py "$results"
     ;;
   # All soak tests are in one file, so tests, not files, are distributed to the processes.
-  fuzz) part "fuzz, $1 s" fuzz "$1" ;;
+  fuzz)
+    part "fuzz, $1 s" fuzz "$1"
+    part "random calls of a module with sanitizers" module_calls "$(($1 / 5))"
+    ;;
   soak) part "soak" "${pytest[@]}" --dist load -m soak ;;
   *)
     echo "run.sh: expected test, oldest, newest, torch, models, soak or fuzz, got $target" >&2

@@ -6,6 +6,9 @@
 namespace vitcache {
 namespace {
 
+// Levels without rows may be any number, and each one becomes a plane.
+constexpr std::int64_t kMaxLevels = 1024;
+
 std::uint64_t address_of(const dlpack::Tensor& tensor) {
   return reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
 }
@@ -83,12 +86,17 @@ bool add_packed(const dlpack::Tensor& levels, Destination& destination) {
     return false;
   const auto bytes = bytes_of(levels);
   if (!bytes || !bytes->is_apart(destination.range(0))) return false;
-  const std::int64_t level_bytes = levels.shape[1] * destination.row_bytes;
+  std::int64_t level_bytes = 0, width = 0;
+  if (levels.shape[0] > kMaxLevels ||
+      __builtin_mul_overflow(levels.shape[1], destination.row_bytes, &level_bytes) ||
+      __builtin_mul_overflow(levels.shape[0], levels.shape[2], &width) ||
+      __builtin_add_overflow(destination.width, width, &width))
+    return false;
   auto* const first = reinterpret_cast<std::byte*>(address_of(levels));
   for (std::int64_t level = 0; level < levels.shape[0]; ++level)
     destination.planes.push_back({first + level * level_bytes, destination.row_bytes});
   destination.num_packed = levels.shape[1];
-  destination.width += levels.shape[0] * levels.shape[2];
+  destination.width = width;
   return true;
 }
 

@@ -29,9 +29,14 @@ struct Entry {
 };
 
 constexpr Entry kSubjects[] = {
-    {"range_of_a_tensor", fuzz::range_of_a_tensor}, {"range_of_rows", fuzz::range_of_rows},
-    {"strided_view", fuzz::strided_view},           {"placement_tables", fuzz::placement_tables},
-    {"placement_copies", fuzz::placement_copies},   {"step_plan", fuzz::step_plan},
+    {"range_of_a_tensor", fuzz::range_of_a_tensor},
+    {"range_of_rows", fuzz::range_of_rows},
+    {"dense_rows", fuzz::dense_rows},
+    {"text_tokens", fuzz::text_tokens},
+    {"strided_view", fuzz::strided_view},
+    {"placement_tables", fuzz::placement_tables},
+    {"placement_copies", fuzz::placement_copies},
+    {"step_plan", fuzz::step_plan},
 };
 constexpr std::size_t kNumSubjects = sizeof kSubjects / sizeof kSubjects[0];
 

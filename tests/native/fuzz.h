@@ -57,6 +57,8 @@ using Subject = Verdict (*)(Random& random);
 
 Verdict range_of_a_tensor(Random& random);
 Verdict range_of_rows(Random& random);
+Verdict dense_rows(Random& random);
+Verdict text_tokens(Random& random);
 Verdict strided_view(Random& random);
 Verdict placement_tables(Random& random);
 Verdict placement_copies(Random& random);

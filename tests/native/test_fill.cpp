@@ -156,6 +156,11 @@ void invalid_shapes_and_casts_throw_their_numbers() {
   const std::byte data{};
   CHECK_THROWS(StridedView(&data, 1, {2, 3}, {1}), std::invalid_argument, "got 2 sizes and 1 strides");
   CHECK_THROWS(StridedView(&data, 1, {2, -3}, {1, 1}), std::invalid_argument, "size 1 is -3");
+  constexpr std::int64_t huge = std::int64_t{1} << 32;
+  CHECK_THROWS(StridedView(&data, 1, {huge, huge}, {0, 0}), std::invalid_argument, "has more than 64 bits");
+  CHECK_THROWS(StridedView(&data, 1, {2, huge}, {1, huge}), std::invalid_argument,
+               "outside of the address space");
+  CHECK_EQUAL(StridedView(&data, 1, {huge, 0, huge}, {huge, huge, huge}).num_elements(), 0);
   CHECK_THROWS(vitcache::cast_bytes(Cast::kFloat32ToFloat16, 8), std::invalid_argument,
                "elements of 8 bytes");
 }

@@ -400,9 +400,59 @@ void packed_levels_and_narrow_rows_with_any_thread_count_are_written(std::int64_
     }
 }
 
+void numbers_beyond_64_bits_are_refused() {
+  constexpr std::int64_t huge = std::int64_t{1} << 62;
+  const vitcache::Destination unbound{{}, 10, kRowBytes, kElements, kFloat32, false, 0};
+  const auto check = [&](const Source& source, const vitcache::Destination& destination) {
+    Placement placement;
+    placement.add_source(source);
+    placement.check(destination, false);
+  };
+  check(Source::block(0, huge, 1, kFloat32, false), unbound);
+  CHECK_THROWS(check(Source::block(0, huge, 4, kFloat32, false), unbound), std::invalid_argument,
+               "item 0 has 4 rows, 4611686018427387904 bytes apart: they lie outside of the address space");
+  CHECK_THROWS(check(Source::block(0, huge, 0, kFloat32, false), {{}, 10, 0, huge, kFloat32, false, 0}),
+               std::invalid_argument, "rows of 4611686018427387904 elements are too long");
+  CHECK_THROWS(
+      check(Source::block(0, 16, 1, kFloat32, false), {{{nullptr, huge}}, 10, 16, 4, kFloat32, false, 0}),
+      std::invalid_argument, "the destination's rows lie outside of the address space");
+  CHECK_THROWS(Source::paged(0, 16, 1, kFloat32, false, {-1}, 2), std::invalid_argument, "page -1 of 2 rows");
+  CHECK_THROWS(Source::paged(0, 16, 1, kFloat32, false, {huge}, 2), std::invalid_argument,
+               "is not in a pool");
+  CHECK_THROWS(Source::paged(0, 16, huge, kFloat32, false, {0, 2}, huge - 1), std::invalid_argument,
+               "is not in a pool");
+}
+
+void items_that_a_placement_does_not_have_are_refused() {
+  Placement placement;
+  CHECK_THROWS(placement.set_source(-1, Source::block(0, 16, 1, kFloat32, false)), std::out_of_range,
+               "item -1");
+  CHECK_THROWS(placement.mark_narrow(0), std::out_of_range, "");
+  CHECK_THROWS(placement.add_store(3, Source::paged(0, 16, 1, kFloat32, false, {0}, 1)), std::out_of_range,
+               "");
+}
+
+// As if another thread had changed the ids behind `check_text_ids`.
+void an_id_without_a_row_is_not_followed() {
+  const std::vector<float> weight = numbered_rows(2, 0);
+  std::vector<float> written = numbered_rows(4, 7);
+  const std::vector<std::int64_t> ids = {1, std::int64_t{1} << 40, 0, -1};
+  const vitcache::Destination destination{{plane_of(written)}, 4, kRowBytes, kElements, kFloat32, false, 0};
+  const vitcache::TextTokens text{ids.data(), 8, reinterpret_cast<const std::byte*>(weight.data()),
+                                  kRowBytes,  2, kFloat32};
+  CHECK_THROWS(vitcache::embed_rows(Placement(), destination, text, 1), std::out_of_range,
+               "input_ids[1] was changed during the call to an id outside of the weight, which has 2 rows");
+  CHECK_EQUAL(written[0], 1.0F);
+  CHECK_EQUAL(written[kElements], 8.0F);
+  CHECK_EQUAL(written[2 * kElements], 0.0F);
+}
+
 }  // namespace
 
 int main() {
+  numbers_beyond_64_bits_are_refused();
+  items_that_a_placement_does_not_have_are_refused();
+  an_id_without_a_row_is_not_followed();
   row_table_contains_each_placed_row_at_its_page_address();
   checks_of_invalid_runs_throw_the_item_and_both_numbers();
   check_apart_finds_sources_in_the_destination();

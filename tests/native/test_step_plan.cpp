@@ -229,6 +229,8 @@ void overlapping_spans_and_large_numbers_are_refused() {
   arrays.add_span(kLargestToken, 2, 0, 0);
   CHECK_THROWS(arrays.add_span(0, kLargestToken + 1, 0, 1), std::out_of_range,
                "item 1: span length is 1152921504606846977, it must be at most 1152921504606846976");
+  CHECK_THROWS(arrays.add_span(-1, 1, 0, 1), std::invalid_argument,
+               "item 1: span start is -1, it must be at least 0");
   arrays.sort_spans();
   CHECK_THROWS(StepPlan({{&arrays, 0, 2 * kLargestToken, 0}}, "", StepPlan::kNoBatch), std::invalid_argument,
                "chunk 0: spans overlap: one of item 0 covers tokens [1152921504606846976, "
