@@ -12,6 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from vitcache._native import waits_for_jobs
 from vitcache.device.jobs import Job
 from vitcache.device.locks import new_lock
 from vitcache.device.thread_start import start_threads
@@ -184,9 +185,10 @@ class WorkerThreads:
         self.stop()
         with self._starting:  # later, no thread is started
             threads = tuple(self.threads)
-        if threading.get_ident() not in _workers:
-            for thread in threads:
-                thread.join()
+        if not runs_job_here():
+            with waits_for_jobs():
+                for thread in threads:
+                    thread.join()
 
     def renew_in_child(self) -> None:
         """Do nothing, or in a forked child: fail the jobs of the parent, and forget its threads."""
@@ -207,6 +209,11 @@ _queues: dict[threading.Thread, _Queue] = {}  # of all threads that run
 _workers: set[int] = set()  # idents of the threads that run
 _helpers: set[int] = set()  # those whose jobs run the jobs that they submit
 _is_exiting = False
+
+
+def runs_job_here() -> bool:
+    """Whether the calling thread runs a job of some `WorkerThreads`: another thread may wait for this job."""
+    return threading.get_ident() in _workers
 
 
 def _run_jobs(
