@@ -9,6 +9,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "Cast",
+    "CopiesInFlight",
     "CopyEngine",
     "CostAwarePolicy",
     "CudaDevice",
@@ -26,14 +27,17 @@ __all__: list[str] = [
     "LeaseSet",
     "Ledger",
     "LruPolicy",
+    "MemoryCheck",
     "ModuleWatch",
     "PagedRows",
     "Pending",
     "PendingCopies",
     "PinnedRegion",
     "Placement",
+    "RelaxedCapture",
     "ReleaseBatch",
     "Ring",
+    "RingHold",
     "RingStats",
     "S3FifoPolicy",
     "SourceTable",
@@ -48,8 +52,11 @@ __all__: list[str] = [
     "TurnUse",
     "Victims",
     "acts_for",
+    "check_memory",
+    "check_text_memory",
     "compiler",
     "copy_batch",
+    "describe_available_host_bytes",
     "find_lease",
     "flags",
     "forget_fences",
@@ -104,6 +111,11 @@ class CudaRuntime:
     @property
     def searched(self) -> list[str]: ...
 
+class RelaxedCapture:
+    def __enter__(self) -> None: ...
+    def __exit__(self, error_type: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+    def __init__(self, runtime: CudaRuntime) -> None: ...
+
 class PinnedRegion:
     def __init__(self, runtime: CudaRuntime, bytes: int, num_threads: int, device: int) -> None: ...
 
@@ -138,6 +150,9 @@ class TensorReader:
     def read_rows(self, rows: typing.Any) -> Destination | None: ...
     def read_text(self, ids: typing.Any, weight: typing.Any) -> TextTokens | None: ...
 
+class MemoryCheck:
+    def __init__(self, reader: TensorReader, no_subclass: typing.Any, explain: typing.Any) -> None: ...
+
 class PagedRows:
     def __init__(
         self,
@@ -162,8 +177,21 @@ class Placement:
     def aligned(self, kind: int) -> bool: ...
     def check(self, destination: Destination, is_overlap_checked: bool) -> None: ...
     def check_stores_apart(self, destination: Destination) -> None: ...
-    def check_text_ids(self, text: TextTokens, num_tokens: int) -> None: ...
-    def embed(self, destination: Destination, text: TextTokens, num_threads: int) -> bool: ...
+    def check_text_ids(
+        self, memory: MemoryCheck, text: TextTokens, num_tokens: int, ids: typing.Any
+    ) -> None: ...
+    def embed(
+        self,
+        memory: MemoryCheck,
+        destination: Destination,
+        planes: list,
+        items: typing.Any,
+        numbers: collections.abc.Sequence[int] | None,
+        text: TextTokens,
+        ids: typing.Any,
+        weight: typing.Any,
+        num_threads: int,
+    ) -> bool: ...
     def find_overlap(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]] | None: ...
     def has_narrow(self, kind: int) -> bool: ...
     def is_narrow(self, item: int) -> bool: ...
@@ -173,7 +201,15 @@ class Placement:
     def num_unplaced_rows(self, kind: int) -> int: ...
     def read_stores(self) -> None: ...
     def runs(self) -> list[tuple[int, int, int, int]]: ...
-    def scatter(self, destination: Destination, num_threads: int) -> bool: ...
+    def scatter(
+        self,
+        memory: MemoryCheck,
+        destination: Destination,
+        planes: list,
+        items: typing.Any,
+        numbers: collections.abc.Sequence[int] | None,
+        num_threads: int,
+    ) -> bool: ...
     def set_paged_rows(self, item: int, rows: PagedRows, on_host: bool) -> None: ...
     def set_source(
         self, item: int, address: int, row_stride: int, num_rows: int, kind: int, on_host: bool
@@ -255,8 +291,6 @@ class Ticket:
     @property
     def done(self) -> bool: ...
     @property
-    def is_in_flight(self) -> bool: ...
-    @property
     def source_read(self) -> bool: ...
 
 class RingStats:
@@ -275,6 +309,14 @@ class RingStats:
     @property
     def used_bytes(self) -> int: ...
 
+class CopiesInFlight:
+    def __len__(self) -> int: ...
+    def reap(self) -> None: ...
+
+class RingHold:
+    def __enter__(self) -> None: ...
+    def __exit__(self, error_type: typing.Any, error: typing.Any, traceback: typing.Any) -> None: ...
+
 class Ring:
     def __init__(
         self,
@@ -289,8 +331,8 @@ class Ring:
     def close(self) -> None: ...
     def copy(
         self,
-        ticket: Ticket,
-        destination: int,
+        destination: typing.Any,
+        source_tensor: typing.Any,
         source: int,
         element_bytes: int,
         shape: collections.abc.Sequence[int],
@@ -298,11 +340,15 @@ class Ring:
         cast: Cast,
         after: Stream | None,
         timeout: float | None,
-    ) -> None: ...
-    def hold(self) -> None: ...
-    def make_ticket(self) -> Ticket: ...
-    def release(self) -> None: ...
+        source_owner: typing.Any,
+        kept_destination: typing.Any,
+    ) -> Ticket: ...
+    def hold(self) -> RingHold: ...
     def stats(self) -> RingStats: ...
+    @property
+    def in_flight(self) -> CopiesInFlight: ...
+    @property
+    def is_closed(self) -> bool: ...
     @property
     def stream(self) -> Stream: ...
 
@@ -736,9 +782,21 @@ class ModuleWatch:
     def is_current(self, namespaces: list) -> bool: ...
 
 def acts_for(thread_id: int) -> JobRun: ...
+def check_memory(
+    memory: MemoryCheck,
+    placement: Placement,
+    destination: Destination,
+    planes: list,
+    items: typing.Any,
+    numbers: collections.abc.Sequence[int] | None,
+) -> None: ...
+def check_text_memory(
+    memory: MemoryCheck, destination: Destination, text: TextTokens, ids: typing.Any, weight: typing.Any
+) -> None: ...
 def copy_batch(
     runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream
 ) -> None: ...
+def describe_available_host_bytes() -> str: ...
 def find_lease(items: list) -> int: ...
 def forget_fences(items: list, events: set) -> None: ...
 def has_unfolded(requests: tuple, key_namespace: bytes) -> bool: ...
