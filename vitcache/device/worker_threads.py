@@ -22,6 +22,10 @@ _T = TypeVar("_T")
 # Of jobs. An object that is not a job ends the thread that takes it.
 _Queue = SimpleQueue[Any]
 
+# Limit of one wait for a thread, which then waits again. A signal may arrive just before the operating system
+# begins to wait, and Python calls its handler at the end of the wait.
+_CHECK_SECONDS = 1.0
+
 
 class NoThreadError(RuntimeError):
     """The process cannot start a thread."""
@@ -188,7 +192,8 @@ class WorkerThreads:
         if not runs_job_here():
             with waits_for_jobs():
                 for thread in threads:
-                    thread.join()
+                    while thread.is_alive():
+                        thread.join(_CHECK_SECONDS)
 
     def renew_in_child(self) -> None:
         """Do nothing, or in a forked child: fail the jobs of the parent, and forget its threads."""

@@ -383,9 +383,9 @@ class VisionPipeline:
         chunks
             The later chunks. Their `token_offset` is not used.
         encode
-            False: the worker hashes the features and copies them to the device; `embed` encodes them. Together,
-            prefetches keep about 256 MiB of features: the oldest ones of earlier prefetches are freed for
-            new ones, and `embed` then loads them again. With `agree` the worker never encodes.
+            False: the worker hashes the features and copies them to the device; `embed` encodes them. All
+            prefetches together keep about 256 MiB of features: the oldest ones of earlier prefetches are
+            freed for new ones, and `embed` then loads them again. With `agree` the worker never encodes.
 
         Returns
         -------
