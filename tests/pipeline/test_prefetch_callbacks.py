@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from caches import make_cache
+from interrupts import interrupt, raise_interrupt
 from pipeline_scene import Tower, feature, make_ids, make_weight
 
 from vitcache import Chunk, Item, KeyThreads, Prefetch, Span, VisionPipeline
-from vitcache.device import worker_threads
+from vitcache.device import jobs, worker_threads
 from vitcache.keys import threads as key_threads
+from vitcache.pipeline import prefetch, prefetched_features
 
 SECONDS = 60
 WEIGHT = make_weight()
@@ -105,23 +107,49 @@ def test_prefetch_that_waits_for_itself_is_refused_by_name(method: str) -> None:
         handles[0].wait(SECONDS)
         assert len(pipeline.cache) == 1
     [message] = refused
-    assert message.startswith("Prefetch.wait was called from inside a prefetch or a callable feature, which ")
-    assert "VisionPipeline.prefetch" in message
+    assert message.startswith("Prefetch.wait was called from inside VisionPipeline.prefetch")
 
 
-def test_prefetch_awaited_by_the_encoder_that_it_needs_ends() -> None:
-    waited: list[bool] = []
+@pytest.mark.parametrize("is_own", [True, False])
+def test_prefetch_awaited_by_the_encoder_that_it_needs_is_refused_by_name(is_own: bool) -> None:
+    """Also if another thread has submitted it."""
+    handles: list[Prefetch] = []
+    refused: list[str] = []
+
+    def submit() -> Prefetch:
+        return pipeline.prefetch([Chunk([Item(feature(2, 2), Span(0, 1), num_rows=2)], 0, 8)])
 
     def wait(item: Item) -> None:
-        if threading.current_thread().name != "vitcache-prefetch-0":
-            handle = pipeline.prefetch([Chunk([Item(feature(2, 2), Span(0, 1), num_rows=2)], 0, 8)])
-            handle.wait()
-            waited.append(handle.done)
+        if not handles:
+            handles.append(submit() if is_own else within_time(submit))
+            try:
+                handles[0].wait()
+            except RuntimeError as error:
+                refused.append(str(error))
 
     with VisionPipeline(Tower(fails=wait), make_cache()) as pipeline:
         assert within_time(lambda: (step(pipeline, feature(1, 2)),)) == ([],)
-        assert waited == [True]
+        handles[0].wait(SECONDS)
         assert step(pipeline, feature(2, 2)) == []
+    [message] = refused
+    assert message.startswith("Prefetch.wait was called from inside VisionPipeline.place")
+
+
+def test_pipeline_closed_by_the_encoder_that_a_prefetch_of_another_thread_needs_ends() -> None:
+    handles: list[Prefetch] = []
+
+    def close(item: Item) -> None:
+        if not handles:
+            chunks = [Chunk([Item(feature(2, 2), Span(0, 1), num_rows=2)], 0, 8)]
+            handles.append(within_time(lambda: pipeline.prefetch(chunks)))
+            pipeline.close()
+
+    pipeline = VisionPipeline(Tower(fails=close), make_cache())
+    within_time(lambda: [step(pipeline, feature(1, 2))])
+    within_time(lambda: [handles[0].wait()])
+    within_time(lambda: [pipeline.close()])
+    with pytest.raises(RuntimeError, match="closed"):
+        step(pipeline, feature(1, 2))
 
 
 @pytest.mark.parametrize("method", ["prefetch", "feature", "encode"])
@@ -191,6 +219,54 @@ def test_late_prefetches_at_the_limit_of_bytes_move_their_features(monkeypatch: 
         before = len(staged)
         pipeline.place(chunk_of[-1], WEIGHT[make_ids(8)])
         assert len(staged) == before - 1
+
+
+HANDLERS: list[Callable[[VisionPipeline, Prefetch], object]] = [
+    lambda pipeline, handle: pipeline.cancel(handle),
+    lambda pipeline, handle: handle.wait(SECONDS),
+    lambda pipeline, handle: step(pipeline, feature(3, 2)),
+    lambda pipeline, handle: pipeline.prefetch([Chunk([Item(feature(4, 2), Span(0, 2))], 0, 8)]).wait(
+        SECONDS
+    ),
+    lambda pipeline, handle: pipeline.close(),
+    lambda pipeline, handle: raise_interrupt(),
+]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_prefetch_with_a_signal_handler_at_any_line_ends_and_leaves_the_pipeline_usable(
+    handler: Callable[[VisionPipeline, Prefetch], object],
+) -> None:
+    files = {prefetch.__file__, prefetched_features.__file__, worker_threads.__file__, jobs.__file__}
+    line, is_called = 1, True
+    while is_called:
+        pipeline = VisionPipeline(Tower(), make_cache())
+        first = pipeline.prefetch([Chunk([Item(feature(1, 2), Span(0, 2))], 0, 8)], encode=False)
+
+        refused: list[str] = []
+
+        def call(pipeline: VisionPipeline = pipeline, refused: list[str] = refused) -> None:
+            try:
+                second = pipeline.prefetch([Chunk([Item(feature(2, 2), Span(0, 2))], 0, 8)], encode=False)
+                second.wait(SECONDS)
+                pipeline.cancel(second)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+        is_called = interrupt(
+            call, line, files, lambda pipeline=pipeline, first=first: handler(pipeline, first)
+        )
+        assert all("closed" in message or "shutdown" in message for message in refused), refused
+        within_time(lambda first=first: [first.wait(SECONDS)])
+        if not pipeline._is_closed:
+            assert within_time(lambda pipeline=pipeline: (step(pipeline, feature(1, 2), feature(2, 2)),)) == (
+                [],
+            )
+        pipeline.cache.check_integrity()
+        within_time(lambda pipeline=pipeline: [pipeline.close()])
+        assert len(pipeline._prefetched) == 0, line
+        line += 1
+    assert line > 20
 
 
 def test_workers_that_are_gone_leave_no_ident(monkeypatch: pytest.MonkeyPatch) -> None:

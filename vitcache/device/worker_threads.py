@@ -12,7 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from vitcache._native import waits_for_jobs
+from vitcache._native import current_turn, waits_for_jobs
 from vitcache.device.jobs import Job
 from vitcache.device.locks import new_lock
 from vitcache.device.thread_start import start_threads
@@ -184,12 +184,13 @@ class WorkerThreads:
     def close(self) -> None:
         """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads.
 
-        In a job, also of another object, it does not wait: the started jobs may wait for this one.
+        In a job, also of another object, it does not wait: the started jobs may wait for this one. It does
+        not wait either if this thread holds a turn, such as the encoder.
         """
         self.stop()
         with self._starting:  # later, no thread is started
             threads = tuple(self.threads)
-        if not runs_job_here():
+        if not runs_job_here() and current_turn() is None:
             with waits_for_jobs():
                 for thread in threads:
                     while thread.is_alive():

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from functools import partial
 from weakref import WeakSet
 
-from vitcache._native import waits_for_jobs
+from vitcache._native import current_turn
 from vitcache.arguments import to_timeout
 from vitcache.device.jobs import Job
 from vitcache.device.worker_threads import NoThreadError, WorkerThreads, runs_job_here
@@ -77,22 +77,23 @@ class Prefetch:
         ValueError
             If `timeout_s` is negative, infinite or NaN.
         RuntimeError
-            If the prefetch is not done, and a prefetch or a callable feature on a key thread calls this
-            method: the prefetch may wait for its caller. If this process was forked after the call of
-            `prefetch`, and so lacks the worker.
+            If the prefetch is not done, and this method is called from inside a prefetch, a callable feature
+            on a key thread, or a call of `encode`: the prefetch may wait for its caller. If this process was
+            forked after the call of `prefetch`, and so lacks the worker.
         """
         timeout_s = to_timeout("timeout_s", timeout_s)
         job = self._job
         if job is None or job.cancelled():
             return
-        if runs_job_here() and not job.done():
+        caller = current_turn()
+        if caller is None and runs_job_here():
+            caller = "VisionPipeline.prefetch, or a callable feature of VisionPipeline.embed"
+        if caller is not None and not job.done():
             raise RuntimeError(
-                "Prefetch.wait was called from inside a prefetch or a callable feature, which "
-                "VisionPipeline.prefetch or VisionPipeline.embed runs on a thread: it could wait for itself"
+                f"Prefetch.wait was called from inside {caller}: the prefetch may wait for its end"
             )
         try:
-            with waits_for_jobs():
-                job.result(timeout_s)
+            job.result(timeout_s)
         except CancelledError:
             return
         except TimeoutError:
@@ -153,7 +154,7 @@ class PrefetchWorker:
     def close(self) -> None:
         """Cancel all prefetches, and wait for the running one. A second call does nothing.
 
-        In a prefetch, and in a callable feature on a key thread, it does not wait.
+        In a prefetch, a callable feature on a key thread, and a call of `encode`, it does not wait.
         """
         self.stop()
         self.workers.close()
