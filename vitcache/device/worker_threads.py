@@ -47,7 +47,7 @@ class WorkerThreads:
     helps
         True: a thread that submits jobs runs them itself if the process cannot start a thread, and if it runs
         a job of any such object, because this job may be the one that the threads must finish first. False:
-        only the threads run jobs; `queue` raises NoThreadError if there is none. Their jobs may wait for jobs
+        only the threads run jobs; `queue` raises NoThreadError if no thread can be started. Their jobs may wait for jobs
         of other objects.
 
     Attributes

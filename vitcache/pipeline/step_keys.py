@@ -126,7 +126,7 @@ def _next_done(
     put it into `done`. So the futures themselves are read from time to time, too.
 
     If no future is done for a while, this thread runs the first of them that no thread has started: the
-    threads may be busy for long, and what they run may even wait for this thread.
+    threads may be busy for long, and may even wait for this thread.
     """
     while True:
         try:
