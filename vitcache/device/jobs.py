@@ -51,7 +51,8 @@ class Job(Future[_T]):
 
     def __init__(self, work: Callable[[], _T]) -> None:
         super().__init__()
-        self._condition = _Condition(new_lock())
+        self._lock = new_lock()
+        self._condition = _Condition(self._lock)
         self._submitter = threading.get_ident()
         self._work = [work]  # `pop` is atomic: only one thread gets the callable
 
@@ -85,6 +86,11 @@ class Job(Future[_T]):
             self.set_exception(
                 JobLostError(f"the job was submitted in process {pid}: process {child} lacks its threads")
             )
+
+    def is_locked_here(self) -> bool:
+        """Whether a signal handler has interrupted the calling thread in a method of this future."""
+        is_owned = getattr(self._lock, "_is_owned", None)
+        return is_owned is not None and bool(is_owned())
 
     def result(self, timeout: float | None = None) -> _T:
         """As `Future.result`."""

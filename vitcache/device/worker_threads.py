@@ -47,8 +47,8 @@ class WorkerThreads:
     helps
         True: a thread that submits jobs runs them itself if the process cannot start a thread, and if it runs
         a job of any such object, because this job may be the one that the threads must finish first. False:
-        only the threads run jobs; `queue` raises NoThreadError if no thread can be started. Their jobs may wait for jobs
-        of other objects.
+        only the threads run jobs; `queue` raises NoThreadError if no thread can be started. Their jobs may
+        wait for jobs of other objects.
 
     Attributes
     ----------
@@ -185,12 +185,14 @@ class WorkerThreads:
         """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads.
 
         In a job, also of another object, it does not wait: the started jobs may wait for this one. It does
-        not wait either if this thread holds a turn, such as the encoder.
+        not wait either if this thread holds a turn, such as the encoder, or a signal handler has interrupted
+        it in a method of one of the futures.
         """
+        holds_job = any(job.is_locked_here() for job in tuple(self.unfinished))
         self.stop()
         with self._starting:  # later, no thread is started
             threads = tuple(self.threads)
-        if not runs_job_here() and current_turn() is None:
+        if not holds_job and not runs_job_here() and current_turn() is None:
             with waits_for_jobs():
                 for thread in threads:
                     while thread.is_alive():

@@ -99,7 +99,7 @@ class PrefetchJob:
     def _move_features(self, batch: list[StepItem], handle: Prefetch) -> bool:
         """Move features to the device, and store them until a step takes them or the handle is cancelled.
 
-        The oldest features of other prefetches are dropped for them. False: those of `handle` alone are too many.
+        The oldest features of other prefetches are dropped for them. False: those of `handle` are too many.
         """
         has_room = True
         for step_item in batch:
