@@ -424,7 +424,7 @@ def test_worker_threads_beyond_the_stacks_that_fit_into_memory_run_the_jobs_here
 def test_job_completed_by_a_signal_handler_before_the_wait_is_noticed(
     monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Nobody notifies a wait that begins after the handler."""
+    """A wait that begins after the handler is not notified."""
     job: jobs.Job[int] = jobs.Job(lambda: 1)
     wait = jobs._Condition.wait
 

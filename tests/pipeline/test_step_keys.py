@@ -144,7 +144,7 @@ class ChangingItem(Item):
 
     @digest.setter
     def digest(self, value: object) -> None:
-        """Ignore what `Item.__init__` stores."""
+        """Ignore the value that `Item.__init__` stores."""
 
 
 def test_known_key_reads_the_stored_key_of_an_item_once() -> None:
