@@ -61,6 +61,12 @@ void bind_turns(py::module_& module) {
       .def_property_readonly("num_waiting", &Turn::num_waiting);
   bind_block<JobWait>(module, "JobWait");
   bind_block<JobRun>(module, "JobRun");
+  module.def("current_turn", []() -> std::optional<std::string> {
+    settle_forks();
+    std::string call = last_turn_of(this_thread(), 0);
+    if (call.empty()) return std::nullopt;
+    return call;
+  });
   module.def("waits_for_jobs",
              [] { return std::make_unique<Block<JobWait>>([] { return std::make_unique<JobWait>(); }); });
   module.def(

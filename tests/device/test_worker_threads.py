@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -86,6 +87,38 @@ def test_worker_threads_interrupted_at_any_line_leave_no_lock_and_no_thread(
         gc.collect(1)  # or an object of this round would be finalized in a later, traced round
         line += 1
     assert line > 30
+
+
+@pytest.mark.parametrize("handler_closes", [False, True])
+@pytest.mark.parametrize("call", [submit_and_wait, close])
+def test_worker_threads_with_a_signal_handler_at_any_line_that_calls_them_end(
+    call: Callable[..., object], handler_closes: bool
+) -> None:
+    line, is_called = 1, True
+    while is_called:
+        threads, gate = WorkerThreads("test", 2), threading.Event()
+
+        def handle(threads: WorkerThreads = threads, gate: threading.Event = gate) -> None:
+            gate.set()  # the call of `close` below waits for the job that waits for it
+            if handler_closes:
+                threads.close()
+            elif not threads.is_closed:
+                assert [future.result(SECONDS) for future in threads.submit([lambda: 5] * 3)] == [5] * 3
+
+        def run(threads: WorkerThreads = threads, gate: threading.Event = gate) -> None:
+            with suppress(CancelledError):
+                try:
+                    call(threads, gate)
+                except RuntimeError as error:
+                    if "close or stop was called" not in str(error) or not handler_closes:
+                        raise
+
+        is_called = interrupt(run, line, FILES, handle)
+        run_in_thread(lambda threads=threads: [threads.close()])
+        assert not threads.unfinished, line
+        line += 1
+    assert line > 30
+    assert not [thread for thread in worker_threads._queues if thread.name.startswith("test")]
 
 
 def test_worker_threads_interrupted_submit_cancels_the_jobs_that_have_not_begun() -> None:
@@ -391,7 +424,7 @@ def test_worker_threads_beyond_the_stacks_that_fit_into_memory_run_the_jobs_here
 def test_job_completed_by_a_signal_handler_before_the_wait_is_noticed(
     monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Nobody notifies a wait that begins after the handler."""
+    """A wait that begins after the handler is not notified."""
     job: jobs.Job[int] = jobs.Job(lambda: 1)
     wait = jobs._Condition.wait
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from caches import make_cache
+from interrupts import interrupt, raise_interrupt
 
 from vitcache import Alias, KeyAliases, Namespace, content_key
+from vitcache.keys import aliases as aliases_module
 
 
 def key(number: int) -> bytes:
@@ -131,3 +134,41 @@ def test_aliases_with_an_invalid_file_key_or_max_entries_raise() -> None:
         KeyAliases(0)
     with pytest.raises(TypeError, match="max_entries must be an int"):
         KeyAliases(True)
+
+
+def add_many(aliases: KeyAliases) -> None:
+    for number in range(10, 15):
+        aliases.add(key(number), key(8), 2)
+
+
+@pytest.mark.parametrize("handle", [KeyAliases.clear, add_many, lambda aliases: raise_interrupt()])
+@pytest.mark.parametrize(
+    "call", [lambda aliases: aliases.get(key(0)), lambda aliases: aliases.add(key(5), key(9), 5)]
+)
+def test_aliases_with_a_signal_handler_at_any_line_keep_their_limit_and_their_values(
+    call: Callable[[KeyAliases], object], handle: Callable[[KeyAliases], object]
+) -> None:
+    line, is_called = 1, True
+    while is_called:
+        aliases = KeyAliases(max_entries=3)
+        for number in range(3):
+            aliases.add(key(number), key(9), 1)
+        is_called = interrupt(
+            lambda aliases=aliases: call(aliases),
+            line,
+            {aliases_module.__file__},
+            lambda aliases=aliases: handle(aliases),
+        )
+        found = {number: aliases.get(key(number)) for number in range(15)}
+        for number, alias in found.items():
+            expected = (
+                Alias(key(9), 1) if number < 3 else Alias(key(8), 2) if number > 9 else Alias(key(9), 5)
+            )
+            assert alias in (None, expected), (line, number)
+        other = threading.Thread(target=lambda aliases=aliases: aliases.add(key(6), key(9), 6))
+        other.start()
+        other.join(60)
+        assert aliases.get(key(6)) == Alias(key(9), 6), line
+        assert len(aliases) <= 3
+        line += 1
+    assert line > 4

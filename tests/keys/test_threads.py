@@ -623,7 +623,15 @@ def test_key_threads_run_an_item_on_the_streams_of_the_submitter(
 
 
 @pytest.mark.parametrize(
-    ("num_threads", "error"), [(0, ValueError), (True, TypeError), (1.5, TypeError), ("2", TypeError)]
+    ("num_threads", "error"),
+    [
+        (0, ValueError),
+        (1025, ValueError),
+        (2**63, ValueError),
+        (True, TypeError),
+        (1.5, TypeError),
+        ("2", TypeError),
+    ],
 )
 def test_key_threads_with_invalid_num_threads_raise(num_threads: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="num_threads"):

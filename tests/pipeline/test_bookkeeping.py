@@ -28,26 +28,26 @@ def feature(num_bytes: int) -> MovedFeature:
 def test_prefetched_features_take_frees_bytes_for_another_feature() -> None:
     features = PrefetchedFeatures(max_bytes=10)
     features.add("a", feature(6), owner := object())
-    assert features.make_room(owner)  # the last feature may exceed the limit
+    assert features.drop_oldest(owner)  # the last feature may exceed the limit
     features.add("b", feature(6), owner)
-    assert not features.make_room(owner)
+    assert not features.drop_oldest(owner)
     assert features.take("a") is not None
     assert features.take("a") is None
-    assert features.make_room(owner)
+    assert features.drop_oldest(owner)
     features.add("c", feature(6), owner)
-    assert not features.make_room(owner)
+    assert not features.drop_oldest(owner)
     assert [name in features for name in "abc"] == [False, True, True]
 
 
-def test_prefetched_features_make_room_removes_the_oldest_of_other_owners() -> None:
+def test_prefetched_features_drop_oldest_removes_the_oldest_of_other_owners() -> None:
     features = PrefetchedFeatures(max_bytes=10)
     older, mine, newer = object(), object(), object()
     for name, owner in (("a", mine), ("b", older), ("c", older), ("d", newer)):
         features.add(name, feature(4), owner)
-    assert features.make_room(mine)
+    assert features.drop_oldest(mine)
     assert [name in features for name in "abcd"] == [True, False, False, True]
     features.add("e", feature(8), mine)
-    assert not features.make_room(mine)
+    assert not features.drop_oldest(mine)
     assert [name in features for name in "ade"] == [True, False, True]
 
 

@@ -130,3 +130,25 @@ def test_a_step_ends_although_no_future_is_put_into_its_queue(
                 pipeline.place([Chunk(items, 0, 6)], inputs_embeds)
         else:
             assert pipeline.place([Chunk(items, 0, 6)], inputs_embeds).errors == []
+
+
+class ChangingItem(Item):
+    """An item whose stored key another thread removes between two reads of it."""
+
+    __slots__ = ("reads",)
+
+    @property
+    def digest(self) -> tuple[bytes, bytes] | None:  # type: ignore[override]
+        self.reads = getattr(self, "reads", 0) + 1
+        return (b"n", bytes(32)) if self.reads == 1 else None
+
+    @digest.setter
+    def digest(self, value: object) -> None:
+        """Ignore the value that `Item.__init__` stores."""
+
+
+def test_known_key_reads_the_stored_key_of_an_item_once() -> None:
+    item = ChangingItem(feature(1, 2), Span(0, 2))
+    item.reads = 0
+    assert step_keys.known_key(item, b"n") == bytes(32)
+    assert item.reads == 1

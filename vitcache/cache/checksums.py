@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from vitcache._native import Entry
+from vitcache.device.jobs import JobLostError
 from vitcache.device.streams import Fence, Timeline
 from vitcache.device.worker_threads import WorkerThreads
 from vitcache.pages.pool import PagePool
@@ -48,11 +49,17 @@ class Checksums:
 
 
 def is_intact(entry: Entry) -> bool:
-    """Whether the rows match the entry's checksum, if it has one. The host waits for the copy of the rows."""
-    expected = entry.checksum
-    return expected is None or expected.result() == checksum(
-        entry.memory.at(entry.row_width), entry.pages, entry.num_rows
-    )
+    """Whether the rows match the entry's checksum, if it has one. The host waits for the copy of the rows.
+
+    Rows whose checksum was not computed before this process was forked have nothing to match, and are intact.
+    """
+    if entry.checksum is None:
+        return True
+    try:
+        expected = entry.checksum.result()
+    except JobLostError:
+        return True
+    return bool(expected == checksum(entry.memory.at(entry.row_width), entry.pages, entry.num_rows))
 
 
 def checksum(pool: PagePool, pages: Sequence[int], num_rows: int) -> int:

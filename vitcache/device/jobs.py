@@ -14,6 +14,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 
+from vitcache._native import acts_for
 from vitcache.device.locks import new_lock
 
 _T = TypeVar("_T")
@@ -50,7 +51,9 @@ class Job(Future[_T]):
 
     def __init__(self, work: Callable[[], _T]) -> None:
         super().__init__()
-        self._condition = _Condition(new_lock())
+        self._lock = new_lock()
+        self._condition = _Condition(self._lock)
+        self._submitter = threading.get_ident()
         self._work = [work]  # `pop` is atomic: only one thread gets the callable
 
     def run(self, *, is_caller: bool = False) -> None:
@@ -62,7 +65,11 @@ class Job(Future[_T]):
         try:
             if not self.set_running_or_notify_cancel():
                 return
-            result = work()
+            if self._submitter == threading.get_ident():
+                result = work()
+            else:
+                with acts_for(self._submitter):
+                    result = work()
             if not self.done():  # the callable has forked, and this is the child, which has lost the job
                 self.set_result(result)
         except BaseException as error:
@@ -79,6 +86,11 @@ class Job(Future[_T]):
             self.set_exception(
                 JobLostError(f"the job was submitted in process {pid}: process {child} lacks its threads")
             )
+
+    def is_locked_here(self) -> bool:
+        """Whether a signal handler has interrupted the calling thread in a method of this future."""
+        is_owned = getattr(self._lock, "_is_owned", None)
+        return is_owned is not None and bool(is_owned())
 
     def result(self, timeout: float | None = None) -> _T:
         """As `Future.result`."""

@@ -12,6 +12,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from vitcache._native import current_turn, waits_for_jobs
 from vitcache.device.jobs import Job
 from vitcache.device.locks import new_lock
 from vitcache.device.thread_start import start_threads
@@ -20,6 +21,10 @@ _T = TypeVar("_T")
 
 # Of jobs. An object that is not a job ends the thread that takes it.
 _Queue = SimpleQueue[Any]
+
+# Limit of one wait for a thread, which then waits again. A signal may arrive just before the operating system
+# begins to wait, and Python calls its handler at the end of the wait.
+_CHECK_SECONDS = 1.0
 
 
 class NoThreadError(RuntimeError):
@@ -42,8 +47,8 @@ class WorkerThreads:
     helps
         True: a thread that submits jobs runs them itself if the process cannot start a thread, and if it runs
         a job of any such object, because this job may be the one that the threads must finish first. False:
-        only the threads run jobs; `queue` raises NoThreadError if there is none. Their jobs may wait for jobs
-        of other objects.
+        only the threads run jobs; `queue` raises NoThreadError if no thread can be started. Their jobs may
+        wait for jobs of other objects.
 
     Attributes
     ----------
@@ -179,14 +184,19 @@ class WorkerThreads:
     def close(self) -> None:
         """Cancel the jobs that no thread has started, wait for the started jobs, and end the threads.
 
-        In a job, also of another object, it does not wait: the started jobs may wait for this one.
+        In a job, also of another object, it does not wait: the started jobs may wait for this one. It does
+        not wait either if this thread holds a turn, such as the encoder, or a signal handler has interrupted
+        it in a method of one of the futures.
         """
+        holds_job = any(job.is_locked_here() for job in tuple(self.unfinished))
         self.stop()
         with self._starting:  # later, no thread is started
             threads = tuple(self.threads)
-        if threading.get_ident() not in _workers:
-            for thread in threads:
-                thread.join()
+        if not holds_job and not runs_job_here() and current_turn() is None:
+            with waits_for_jobs():
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(_CHECK_SECONDS)
 
     def renew_in_child(self) -> None:
         """Do nothing, or in a forked child: fail the jobs of the parent, and forget its threads."""
@@ -207,6 +217,11 @@ _queues: dict[threading.Thread, _Queue] = {}  # of all threads that run
 _workers: set[int] = set()  # idents of the threads that run
 _helpers: set[int] = set()  # those whose jobs run the jobs that they submit
 _is_exiting = False
+
+
+def runs_job_here() -> bool:
+    """Whether the calling thread runs a job of some `WorkerThreads`: another thread may wait for this job."""
+    return threading.get_ident() in _workers
 
 
 def _run_jobs(

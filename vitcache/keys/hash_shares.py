@@ -36,7 +36,7 @@ class HashShares:
         """Take some of the free threads, at least one, and give them back at the end of the context.
 
         If there are fewer items than threads, the items share all threads. An item that hashes keeps its
-        share. The share is one on a thread that is none of the workers, which hashes only if a worker cannot,
+        share. The share is one on a thread that is not a worker, which hashes only if a worker cannot,
         and in a call-back on a worker that has a share already.
         """
         if self._pid != os.getpid():

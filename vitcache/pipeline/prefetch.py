@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
 from weakref import WeakSet
 
+from vitcache._native import current_turn
 from vitcache.arguments import to_timeout
 from vitcache.device.jobs import Job
-from vitcache.device.worker_threads import NoThreadError, WorkerThreads
+from vitcache.device.worker_threads import NoThreadError, WorkerThreads, runs_job_here
 from vitcache.handles import described, refuse_copies
 
 Work = Callable[["Prefetch"], None]
@@ -50,7 +50,6 @@ class Prefetch:
         self.is_refused = False
         self.is_cancelled = False
         self._job: Job[None] | None = None
-        self._threads: Collection[threading.Thread] = ()  # those that run prefetches of this pipeline
 
     def cancel(self) -> None:
         """Stop the prefetch after the micro-batch that is being encoded. Does nothing if it is done already.
@@ -78,20 +77,23 @@ class Prefetch:
         ValueError
             If `timeout_s` is negative, infinite or NaN.
         RuntimeError
-            If a prefetch of the pipeline calls it, which would wait for itself; or if this process was forked
-            after the call of `prefetch`, and lacks the worker.
+            If the prefetch is not done, and this method is called from inside a prefetch, a callable feature
+            on a key thread, or a call of `encode`: the prefetch may wait for its caller. If this process was
+            forked after the call of `prefetch`, and so lacks the worker.
         """
         timeout_s = to_timeout("timeout_s", timeout_s)
-        if self._job is None or self._job.cancelled():
+        job = self._job
+        if job is None or job.cancelled():
             return
-        workers = [thread.ident for thread in tuple(self._threads)]
-        if threading.get_ident() in workers and not self._job.done():
+        caller = current_turn()
+        if caller is None and runs_job_here():
+            caller = "VisionPipeline.prefetch, or a callable feature of VisionPipeline.embed"
+        if caller is not None and not job.done():
             raise RuntimeError(
-                "Prefetch.wait was called from inside VisionPipeline.prefetch, in the thread that runs all "
-                "prefetches of the pipeline: it would wait for itself"
+                f"Prefetch.wait was called from inside {caller}: the prefetch may wait for its end"
             )
         try:
-            self._job.result(timeout_s)
+            job.result(timeout_s)
         except CancelledError:
             return
         except TimeoutError:
@@ -141,7 +143,6 @@ class PrefetchWorker:
             handle.is_refused = True
             return handle
         job = handle._job = Job(partial(_run, work, handle))
-        handle._threads = self.workers.threads
         self._handles.add(handle)
         try:
             self.workers.queue(job)
@@ -153,7 +154,7 @@ class PrefetchWorker:
     def close(self) -> None:
         """Cancel all prefetches, and wait for the running one. A second call does nothing.
 
-        In a prefetch, and in a callable feature on a key thread, it does not wait.
+        In a prefetch, a callable feature on a key thread, and a call of `encode`, it does not wait.
         """
         self.stop()
         self.workers.close()

@@ -99,12 +99,12 @@ class PrefetchJob:
     def _move_features(self, batch: list[StepItem], handle: Prefetch) -> bool:
         """Move features to the device, and store them until a step takes them or the handle is cancelled.
 
-        Older features of other prefetches make room for them. False: those of `handle` alone are too many.
+        The oldest features of other prefetches are dropped for them. False: those of `handle` are too many.
         """
         has_room = True
         for step_item in batch:
             if step_item.identity not in self._prefetched:
-                has_room = self._prefetched.make_room(handle)
+                has_room = self._prefetched.drop_oldest(handle)
                 if not has_room:
                     break
                 self._runner.start([step_item])

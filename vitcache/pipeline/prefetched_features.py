@@ -35,7 +35,7 @@ class PrefetchedFeatures:
         """Bytes of all features."""
         return sum(moved.tensor.nbytes for moved, _ in list(self._features.values()))
 
-    def make_room(self, owner: object) -> bool:
+    def drop_oldest(self, owner: object) -> bool:
         """Remove the oldest features of other owners until one more may be added.
 
         The last feature may exceed the limit. A feature whose step began before it was added is never taken.

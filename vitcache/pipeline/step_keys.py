@@ -11,7 +11,7 @@ from typing import Any
 
 from vitcache._native import StepPlan, waits_for_jobs
 from vitcache.keys.folding import fold_keys
-from vitcache.keys.threads import KeyedFeature, KeyThreads
+from vitcache.keys.threads import KeyedFeature, KeyThreads, run_one_here
 from vitcache.pipeline.items import Item
 from vitcache.pipeline.step_item import Requests, State, StepItem, wait_until_read
 from vitcache.tracing import traced
@@ -124,6 +124,9 @@ def _next_done(
 
     A thread that closes `KeyThreads` may be interrupted after it has cancelled a future and before it has
     put it into `done`. So the futures themselves are read from time to time, too.
+
+    If no future is done for a while, this thread runs the first of them that no thread has started: the
+    threads may be busy for long, and may even wait for this thread.
     """
     while True:
         try:
@@ -135,6 +138,7 @@ def _next_done(
             for future in unread:
                 if future.done():
                     return future
+            run_one_here(unread)
 
 
 def _load(step_item: StepItem, interrupts: Sequence[BaseException]) -> Any:

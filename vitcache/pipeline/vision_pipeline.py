@@ -383,15 +383,16 @@ class VisionPipeline:
         chunks
             The later chunks. Their `token_offset` is not used.
         encode
-            False: the worker hashes the features and copies them to the device, up to about 256 MiB; `embed`
-            encodes them. With `agree` the worker never encodes.
+            False: the worker hashes the features and copies them to the device; `embed` encodes them. All
+            prefetches together keep about 256 MiB of features: the oldest ones of earlier prefetches are
+            freed for new ones, and `embed` then loads them again. With `agree` the worker never encodes.
 
         Returns
         -------
         Prefetch
             A handle. If the request is cancelled, pass the handle to `cancel`. If the pipeline has 16
-            unfinished prefetches, a further prefetch is refused: `Prefetch.is_refused` is true, and the
-            worker does nothing.
+            unfinished prefetches, or the process cannot start the worker, the prefetch is refused:
+            `Prefetch.is_refused` is true, and the worker does nothing.
 
         Raises
         ------
