@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from vitcache._native import CudaRuntime
 from vitcache.errors import CudaError
 
-_pid: int | None = None  # of the process that opened the stand-in first: its streams are threads of that process
+_pid: int | None = (
+    None  # of the process that opened the stand-in first: its streams are threads of that process
+)
 
 
 def path() -> str:

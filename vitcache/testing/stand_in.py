@@ -172,5 +172,3 @@ def _library() -> ctypes.CDLL:
     library.vitcache_stand_in_recorded_calls.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.vitcache_stand_in_recorded_calls.restype = ctypes.c_size_t
     return library
-
-
