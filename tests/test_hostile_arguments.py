@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import inspect
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -51,7 +53,7 @@ RECORDS |= {"PrefillResult", "RingStats", "TierHits"}
 # Methods that docs/calls.md does not have: vitcache calls them.
 INTERNAL = {"PlacementTable.bind", "PlacementTable.bind_tokens", "PlacementTable.level_address"}
 INTERNAL |= {"Reservation.write_checked", "Shadow.choose", "Shadow.check"}
-SECONDS = 30
+SECONDS, MEMORY = 30, 4 << 30
 
 
 class Hang(BaseException):
@@ -59,16 +61,22 @@ class Hang(BaseException):
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
+def limits() -> Iterator[None]:
+    """Limit the time of a call, and the memory of the process to `MEMORY` more than it has."""
+
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    earlier = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, earlier[1]))
     signal.alarm(SECONDS)
     try:
         yield
     finally:
         signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, earlier)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -77,7 +85,7 @@ def fault(call: str, argument: str, value: str) -> str | None:
     with ExitStack() as stack:
         function, arguments = CALLS[call](stack)
         try:
-            with time_limit():
+            with limits():
                 function(**arguments | {argument: HOSTILE[value]})
         except (*REFUSALS, DOCUMENTED.get(call, CudaError)) as error:
             # Subclasses such as UnicodeEncodeError are not the documented classes.
