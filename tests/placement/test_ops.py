@@ -518,3 +518,14 @@ def test_operations_any_placement_equals_a_loop_over_rows(data):
     weight, ids = make_rows(7, 5, out.dtype), torch.randint(0, 7, (num_tokens,))
     expected, _ = expected_scatter(weight[ids], items, spans)
     assert same_bits(embed_tokens(ids, weight, items, spans), expected)
+
+
+def test_operations_scale_beyond_a_float_is_a_value_error_that_names_it(device):
+    out, rows = torch.zeros(2, 3, device=device), torch.ones(1, 3, device=device)
+    with pytest.raises(
+        ValueError, match=r"^scale is 2\*\*1328 or more, which is beyond the range of a float$"
+    ):
+        scatter_embeddings(out, [rows], [0], scale=10**400)
+    ids = torch.zeros(2, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match=r"^text_scale is -2\*\*1328 or more, which is beyond the range"):
+        embed_tokens(ids, rows, [rows], [0], text_scale=-(10**400))

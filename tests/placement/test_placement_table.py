@@ -9,7 +9,7 @@ import torch
 from caches import make_cache
 from placement_cases import expected_scatter, make_rows, poisoned, same_bits
 
-from vitcache import PlacementTable, Span, embed_tokens, scatter_embeddings
+from vitcache import CudaError, PlacementTable, Span, embed_tokens, scatter_embeddings
 from vitcache.placement import dispatch, placement_table
 from vitcache.placement.placement import Placement
 
@@ -258,3 +258,16 @@ def test_table_with_wrong_arguments_raises_and_keeps_its_placement(device):
         table.update([rows], [torch.tensor(True)])
     scatter_embeddings(out, table, None)
     assert same_bits(out[1:2], rows)
+
+
+def test_table_that_cannot_be_made_names_its_argument(device):
+    with pytest.raises(ValueError, match=r"^max_rows is \d+, it must be at most 288230376151711744$"):
+        PlacementTable(2**63, device=device)
+    for dtype in ([], {}, "float32", None, torch.int8):
+        with pytest.raises(TypeError, match=r"^dtype is .*, it must be float32, float16 or bfloat16$"):
+            PlacementTable(4, dtype=dtype, device=device)
+    with pytest.raises(MemoryError, match=rf"^max_rows is {2**50}: the table needs {24 * 2**50} bytes of "):
+        PlacementTable(2**50, device=device)
+    if not torch.cuda.is_available():
+        with pytest.raises(CudaError, match=r"^device is cuda, but torch finds no CUDA device$"):
+            PlacementTable(4, device="cuda")

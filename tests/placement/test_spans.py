@@ -1,5 +1,6 @@
 """Spans: conversion from each engine's notation, and clipping to a chunk window."""
 
+import array
 import pickle
 import re
 
@@ -199,3 +200,74 @@ def test_clip_spans_of_adjacent_chunks_equals_the_whole(triples, start, lengths)
         start += length
     first = start - sum(lengths)
     assert sorted(chunked) == sorted((token, row) for token, row in whole if first <= token < start)
+
+
+RECURSIVE: list[object] = []
+RECURSIVE.append(RECURSIVE)
+SPARSE = torch.ones(3, dtype=torch.int64).to_sparse()
+META = torch.ones(3, dtype=torch.int64, device="meta")
+# Calls with a value that no caller means, and the words of the error.
+HOSTILE = [
+    (lambda: spans_from_inclusive(5), TypeError, r"^offsets must be a sequence, got 5 of type int"),
+    (lambda: spans_from_inclusive([None]), TypeError, r"^offset 0 must be a sequence, got None"),
+    (
+        lambda: spans_from_inclusive([(0, 2**63)]),
+        ValueError,
+        r"^a token of offset 0 is \d+, it must be at mo",
+    ),
+    (lambda: spans_from_placeholder(2**63, 1), ValueError, r"^offset is \d+, it must be at most \d+$"),
+    (lambda: spans_from_placeholder(2**63, 1, [True]), ValueError, r"^offset is \d+, it must be at most"),
+    (lambda: spans_from_placeholder(10**400, 1), ValueError, r"^offset is 2\*\*1328 or more, it must be at"),
+    (lambda: spans_from_placeholder(0, 10**400, [True]), ValueError, r"^length is 2\*\*1328 or more"),
+    (lambda: spans_from_placeholder(0, 1, RECURSIVE), TypeError, r"^an element of is_embed must be an int"),
+    (lambda: spans_from_placeholder(0, 3, SPARSE), TypeError, r"^is_embed is a torch.sparse_coo tensor"),
+    (lambda: spans_from_placeholder(0, 3, META), TypeError, r"^is_embed is a tensor without memory"),
+    (lambda: spans_from_placeholder(0, 3, "abc"), TypeError, r"^is_embed must be a list, an array or a"),
+    (lambda: spans_from_placeholder(0, 3, b"abc"), TypeError, r"^is_embed must be a list, an array or a"),
+    (lambda: spans_from_token_ids(None, 1, [1]), TypeError, r"^input_ids must be a list, an array or a"),
+    (lambda: spans_from_token_ids(RECURSIVE, 1, [1]), TypeError, r"^an element of input_ids must be an int"),
+    (lambda: spans_from_token_ids([[1], 2], 1, [1]), TypeError, r"^input_ids must be a list of ints, or a"),
+    (
+        lambda: spans_from_token_ids([[1], [1, 2]], 1, [1]),
+        ValueError,
+        r"^input_ids is a list of lists of dif",
+    ),
+    (lambda: spans_from_token_ids([2**63], 1, [1]), ValueError, r"^input_ids has an element of more than 64"),
+    (lambda: spans_from_token_ids(SPARSE, 1, [1]), TypeError, r"^input_ids is a torch.sparse_coo tensor"),
+    (lambda: spans_from_token_ids(META, 1, [1]), TypeError, r"^input_ids is a tensor without memory"),
+    (lambda: spans_from_token_ids([1.5], 1, [1]), TypeError, r"^an element of input_ids must be an int"),
+    (lambda: spans_from_token_ids([1], 2**63, [1]), ValueError, r"^token_id is \d+, it must be at most"),
+    (lambda: spans_from_token_ids([1], 1, None), TypeError, r"^num_rows must be a sequence, got None"),
+    (lambda: spans_from_token_ids([1], 1, [2**63]), ValueError, r"^num_rows\[0\] is \d+, it must be at most"),
+    (lambda: clip_spans(None, 0, 1), TypeError, r"^spans must be a sequence, got None"),
+    (lambda: clip_spans(torch.tensor(1), 0, 1), TypeError, r"^spans must be a sequence, got tensor"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), HOSTILE)
+def test_span_functions_name_the_argument_of_a_value_that_no_caller_means(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_token_ids_of_any_list_array_or_tensor_give_the_same_spans():
+    expected = [[Span(1, 2)]]
+    for ids in (
+        [5, 9, 9, 3],
+        (5, 9, 9, 3),
+        [[5, 9], [9, 3]],
+        [np.int32(5), 9, np.int64(9), torch.tensor(3)],
+        array.array("i", [5, 9, 9, 3]),
+        memoryview(np.array([5, 9, 9, 3])),
+        np.array([[5, 9], [9, 3]], np.uint8),
+        torch.tensor([5, 9, 9, 3], dtype=torch.int16),
+    ):
+        assert spans_from_token_ids(ids, 9, [2]) == expected
+    assert spans_from_token_ids(range(4), 2, [1]) == [[Span(2, 1)]]
+    assert spans_from_token_ids(np.array([5, 9], np.uint8), 265, [0]) == [[]]  # 9 modulo 256
+
+
+def test_placeholder_masks_of_any_list_array_or_tensor_give_the_same_spans():
+    mask = np.array([True, False, True])
+    for is_embed in (mask, mask.tolist(), tuple(mask), torch.from_numpy(mask), memoryview(mask)):
+        assert spans_from_placeholder(4, 3, is_embed) == [Span(4, 1), Span(6, 1, 1)]

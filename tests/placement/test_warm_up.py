@@ -264,3 +264,9 @@ def test_load_runs_in_the_relaxed_capture_mode(monkeypatch: pytest.MonkeyPatch) 
     scatter_kernel.load(variant_of_gpu())
     scatter_kernel.load(variant_of_gpu())
     assert events == ["relaxed", "compiled", "restored"]
+
+
+def test_warm_up_numbers_that_no_kernel_takes_are_refused():
+    for name in ("hidden", "levels"):
+        with pytest.raises(ValueError, match=rf"^{name} is .*, it must be at most 2147483647$"):
+            warm_up("cpu", **{"hidden": 8, name: 10**400})

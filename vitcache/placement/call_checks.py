@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcache.arguments import shown
 from vitcache.rows import KINDS, check_layout
 
 
@@ -25,12 +26,23 @@ def is_traced(tensor: Any) -> bool:
 
 
 def check_scale(name: str, value: Any) -> float | None:
-    """Return a scale as a float, or None for None. Raises TypeError if it is not a real number."""
+    """Return a scale as a float, or None for None.
+
+    Raises
+    ------
+    TypeError
+        If it is not a real number.
+    ValueError
+        If it is beyond the numbers that a float has.
+    """
     if value is None or isinstance(value, float):
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number or None, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {shown(value)}, which is beyond the range of a float") from None
 
 
 def check_writable(*written: Tensor | None) -> None:

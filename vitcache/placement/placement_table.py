@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.arguments import to_device, to_int
+from vitcache.arguments import shown, to_device, to_int
 from vitcache.device.streams import Event, check_current_stream, is_capturing
 from vitcache.handles import describe_count, described, refuse_copies
 from vitcache.pages.reservation import Reservation
@@ -21,6 +21,7 @@ from vitcache.rows import KINDS, check_dtype
 
 # int64 values for the level tables of captured calls: two per deepstack level.
 LEVEL_VALUES = 1 << 13
+MOST_ROWS = 1 << 58  # the bytes of a table have less than 64 bits
 
 
 class PlacementTable:
@@ -42,9 +43,13 @@ class PlacementTable:
     Raises
     ------
     ValueError
-        If `max_rows` is less than 1.
+        If `max_rows` is less than 1 or more than 2**58; if `device` is neither the CPU nor a CUDA device.
     TypeError
         If `max_rows` is not an int, or is a bool; if `dtype` is not float32, float16 or bfloat16.
+    CudaError
+        If `device` is a CUDA device and torch finds none.
+    MemoryError
+        If the 24 bytes per row of the table cannot be allocated. The message has `max_rows` and the bytes.
 
     Notes
     -----
@@ -69,19 +74,26 @@ class PlacementTable:
     def __init__(
         self, max_rows: int, *, dtype: torch.dtype = torch.bfloat16, device: torch.device | str | None = None
     ) -> None:
-        max_rows = to_int("max_rows", max_rows, 1)
-        if dtype not in KINDS:
-            raise TypeError(f"dtype is {dtype}, it must be float32, float16 or bfloat16")
+        max_rows = to_int("max_rows", max_rows, 1, MOST_ROWS)
+        if not isinstance(dtype, torch.dtype) or dtype not in KINDS:
+            raise TypeError(f"dtype is {shown(dtype)}, it must be float32, float16 or bfloat16")
         self.max_rows = max_rows
         self.dtype = dtype
         self.device = to_device(device)
         pinned = self.device.type == "cuda"
         # A tensor that is made in inference mode cannot be written outside of it.
-        with torch.inference_mode(False):
-            self.rows, self._tokens, self._level_tables = (
-                torch.zeros(size, dtype=torch.int64, device="cpu", pin_memory=pinned)
-                for size in (2 * max_rows, max_rows, LEVEL_VALUES)
-            )
+        try:
+            with torch.inference_mode(False):
+                self.rows, self._tokens, self._level_tables = (
+                    torch.zeros(size, dtype=torch.int64, device="cpu", pin_memory=pinned)
+                    for size in (2 * max_rows, max_rows, LEVEL_VALUES)
+                )
+        except RuntimeError as error:
+            kind = "page-locked memory" if pinned else "memory"
+            raise MemoryError(
+                f"max_rows is {max_rows}: the table needs {24 * max_rows} bytes of {kind}, which cannot be "
+                f"allocated: {error}"
+            ) from error
         # Events behind the reads of the table, by stream handle, or by a new object for each captured call.
         self._fences: dict[object, Any] = {}
         self._placement: Placement | None = None

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitcache.arguments import to_int
-from vitcache.placement.token_arrays import to_array
+from vitcache.arguments import INT64_MAX, to_int
+from vitcache.placement.token_arrays import to_array, to_list
 
 # The largest token that a step can place: sums of two such numbers have less than 64 bits.
 LARGEST_TOKEN = 1 << 60
@@ -90,9 +90,10 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]] | None) -> list[Span]:
     Raises
     ------
     ValueError
-        If `last` is less than `first`, `first` is negative, or an offset is not a pair.
+        If `last` is less than `first`, `first` is negative, a token is larger than 2**60, or an offset is not
+        a pair.
     TypeError
-        If a token is not an integer, or is a bool.
+        If `offsets` or an offset is not iterable; if a token is not an integer, or is a bool.
 
     Examples
     --------
@@ -102,8 +103,11 @@ def spans_from_inclusive(offsets: Iterable[Sequence[int]] | None) -> list[Span]:
     """
     spans: list[Span] = []
     rows = 0
-    for offset in () if offsets is None else offsets:
-        tokens = [to_int(f"a token of offset {len(spans)}", token) for token in offset]
+    for offset in () if offsets is None else to_list("offsets", offsets):
+        name = f"offset {len(spans)}"
+        tokens = [
+            to_int(f"a token of {name}", token, maximum=LARGEST_TOKEN) for token in to_list(name, offset)
+        ]
         if len(tokens) != 2:
             raise ValueError(f"offset {len(spans)} has {len(tokens)} tokens, it must have 2: first and last")
         first, last = tokens
@@ -132,8 +136,8 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     Raises
     ------
     ValueError
-        If `is_embed` does not have `length` entries; if `offset` or `length` is negative; if the last token
-        of the placeholder is larger than 2**60; if `is_embed` is a tensor whose storage was freed.
+        If `is_embed` does not have `length` entries; if `offset` or `length` is negative; if one
+        of them is larger than 2**60; if `is_embed` is a tensor whose storage was freed.
     TypeError
         If `is_embed` is not boolean, or not a list, array or tensor; if `offset` or `length` is not an
         integer, or is a bool.
@@ -144,9 +148,7 @@ def spans_from_placeholder(offset: int, length: int, is_embed: Any = None) -> li
     >>> spans_from_placeholder(10, 4, is_embed=[True, True, False, True])
     [Span(start=10, length=2, source_start=0), Span(start=13, length=1, source_start=2)]
     """
-    whole = Span(to_int("offset", offset, 0), to_int("length", length, 0))
-    if whole.stop > LARGEST_TOKEN:
-        raise ValueError(f"offset {whole.start} + length {whole.length} is beyond {LARGEST_TOKEN} tokens")
+    whole = Span(to_int("offset", offset, 0, LARGEST_TOKEN), to_int("length", length, 0, LARGEST_TOKEN))
     if is_embed is None:
         return [whole]
     mask = to_array("is_embed", is_embed)
@@ -182,7 +184,7 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     ------
     ValueError
         If the number of placeholder tokens is not ``sum(num_rows)``; if an entry of `num_rows` is negative;
-        if an id has more than 64 bits; if `input_ids` is a tensor whose storage was freed.
+        if a number is beyond 64 bits; if `input_ids` is a tensor whose storage was freed.
     TypeError
         If `input_ids` is not a list, array or tensor of integers; if `num_rows` is not a sequence; if
         `token_id` or an entry of `num_rows` is not an integer, or is a bool.
@@ -196,13 +198,9 @@ def spans_from_token_ids(input_ids: Any, token_id: int, num_rows: Sequence[int])
     >>> first, second
     ([Span(start=1, length=3, source_start=0)], [Span(start=5, length=1, source_start=0)])
     """
-    token_id = to_int("token_id", token_id)
-    try:
-        counts = list(num_rows)
-    except TypeError:
-        kind = type(num_rows).__name__
-        raise TypeError(f"num_rows must be a sequence with an int per item, got {kind}") from None
-    num_rows = [to_int(f"num_rows[{item}]", count, 0) for item, count in enumerate(counts)]
+    token_id = to_int("token_id", token_id, -INT64_MAX, INT64_MAX)
+    counts = enumerate(to_list("num_rows", num_rows))
+    num_rows = [to_int(f"num_rows[{item}]", count, 0, LARGEST_TOKEN) for item, count in counts]
     ids = to_array("input_ids", input_ids).reshape(-1)
     if ids.size and not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"input_ids must be integers, got {ids.dtype}")
@@ -237,7 +235,8 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
     ValueError
         If `start` or `length` is negative.
     TypeError
-        If an entry of `spans` is not a `Span`, or `start` or `length` is not an integer or is a bool.
+        If `spans` is not iterable, or an entry of it is not a `Span`; if `start` or `length` is not an
+        integer, or is a bool.
 
     Examples
     --------
@@ -249,7 +248,7 @@ def clip_spans(spans: Iterable[Span], start: int, length: int) -> list[Span]:
     """
     window = Span(to_int("start", start), to_int("length", length))
     clipped: list[Span] = []
-    for span in spans:
+    for span in to_list("spans", spans):
         if not isinstance(span, Span):
             raise TypeError(f"every span must be a Span, got {type(span).__name__}")
         first, last = max(span.start, window.start), min(span.stop, window.stop)

@@ -11,6 +11,7 @@ from vitcache.placement import dispatch
 from vitcache.rows import DTYPE_NAMES, DTYPES
 
 LEVEL_FORMS = ("tensor", "list", "packed")
+INT32_MAX = (1 << 31) - 1  # a kernel reads the number of columns as an int32
 
 
 def warm_up(
@@ -68,8 +69,8 @@ def warm_up(
     Raises
     ------
     ValueError
-        If `hidden` is less than 1, `levels` is negative, `level_forms` has an unknown name, or `device` is
-        neither the CPU nor a CUDA device.
+        If `hidden` is less than 1, `levels` is negative, or either is 2**31 or more; if `level_forms` has an
+        unknown name; if `device` is neither the CPU nor a CUDA device.
     TypeError
         If `hidden` or `levels` is not an int, a flag is not a bool, `level_forms` or `source_dtypes` is not a
         list, or a dtype is not float32, float16 or bfloat16.
@@ -92,7 +93,7 @@ def warm_up(
     >>> vitcache.warm_up("cpu", hidden=4096, levels=3)  # "cuda" at the start of a server
     """
     target = to_device(device)
-    hidden, levels = to_int("hidden", hidden, 1), to_int("levels", levels, 0)
+    hidden, levels = to_int("hidden", hidden, 1, INT32_MAX), to_int("levels", levels, 0, INT32_MAX)
     for name, flag in (
         ("scale", scale),
         ("text_scale", text_scale),

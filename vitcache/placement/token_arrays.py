@@ -7,14 +7,14 @@ call its `__array__`: nothing checks that memory.
 from __future__ import annotations
 
 import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from vitcache.arguments import to_int
+from vitcache.arguments import shown, to_int
 from vitcache.rows import check_extent, check_layout
 
 _BUFFERS = (array.array, memoryview)
@@ -53,6 +53,16 @@ def to_array(name: str, values: Any) -> np.ndarray:
     if len({len(row) for row in rows}) != 1:
         raise ValueError(f"{name} is a list of lists of different lengths")
     return _to_vector(name, list(chain.from_iterable(rows))).reshape(len(rows), -1)
+
+
+def to_list(name: str, values: Iterable[Any]) -> list[Any]:
+    """Return the elements of an iterable. Raises TypeError if it is not iterable, or is a str or bytes."""
+    if not isinstance(values, str | bytes):
+        try:
+            return list(values)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be a sequence, got {shown(values)} of type {type(values).__name__}")
 
 
 def _to_vector(name: str, values: Sequence[Any]) -> np.ndarray:
