@@ -30,13 +30,14 @@ REFUSALS = (ValueError, TypeError, IndexError, TimeoutError, MemoryError, CudaEr
 DOCUMENTED = {"invalidate_after": AttributeError}
 # Words that messages use for one element of an argument, or for a relation of several arguments.
 NAMES = {
+    "chats": ("per conversation",),
     "chunks": ("chunk 0",),
     "deepstack": ("item 0",),
     "embeddings": ("item 0",),
     "extras": ("extra",),
     "features": ("feature",),
     "input_ids": ("the prompt has",),
-    "items": ("item 0",),
+    "items": ("item 0", "no item covers"),
     "keys": ("key must",),
     "length": ("is_embed has shape",),
     "name": (" of SimpleNamespace",),
@@ -50,9 +51,9 @@ NAMES = {
 MADE_BY_CALLS = {"Attachment", "Claim", "Lease", "Prefetch", "Reservation", "Ticket"}
 RECORDS = {"Alias", "AttachStats", "CacheStats", "CudaError", "EmbedResult", "ItemError", "KeyedFeature"}
 RECORDS |= {"PrefillResult", "RingStats", "TierHits"}
-# Methods that docs/calls.md does not have: vitcache calls them.
+# Methods and an argument that docs/calls.md does not have: vitcache uses them.
 INTERNAL = {"PlacementTable.bind", "PlacementTable.bind_tokens", "PlacementTable.level_address"}
-INTERNAL |= {"Reservation.write_checked", "Shadow.choose", "Shadow.check"}
+INTERNAL |= {"Claim.wait: call", "Reservation.write_checked", "Shadow.choose", "Shadow.check"}
 SECONDS, MEMORY = 30, 4 << 30
 
 

@@ -21,6 +21,7 @@ from vitcache.keys.namespace import Namespace
 
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
 _DEFAULT_THREADS = 4
+MAX_THREADS = 1024
 
 
 class KeyedFeature(NamedTuple):
@@ -68,7 +69,7 @@ class KeyThreads:
     TypeError
         If `num_threads` is not an int, or is a bool.
     ValueError
-        If `num_threads` is less than 1.
+        If `num_threads` is less than 1 or more than 1024.
 
     Examples
     --------
@@ -100,7 +101,7 @@ class KeyThreads:
     def __init__(self, num_threads: int | None = None) -> None:
         if num_threads is None:
             num_threads = min(_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
-        self.num_threads = to_int("num_threads", num_threads, 1)
+        self.num_threads = to_int("num_threads", num_threads, 1, MAX_THREADS)
         self._workers = WorkerThreads("vitcache-keys", self.num_threads)
         self._shares = HashShares(self._workers)
 
