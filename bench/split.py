@@ -26,12 +26,12 @@ def split(file: Path, directory: Path, *, partial: bool = False) -> Iterator[tup
     Raises
     ------
     ValueError
-        If a line of `file` is not one of `vitcache.bench.harness.result_lines`.
+        If a line of `file` is not one of `vitcache.bench.harness.result_lines`, or a row lacks a field.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for bench, cases in cases_of(read(file)).items():
         reason = missing(cases)
-        rows = [{name: row[name] for name in FIELDS} for case in cases for row in case.rows]
+        rows = [_with_fields(row, file) for case in cases for row in case.rows]
         if not rows:
             yield None, f"{bench}: no results, {reason or 'its cases have none'}"
             continue
@@ -46,6 +46,14 @@ def split(file: Path, directory: Path, *, partial: bool = False) -> Iterator[tup
             if trace.exists():
                 replace_file(directory / trace.name, trace.read_bytes())
                 yield directory / trace.name, "timeline"
+
+
+def _with_fields(row: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the fields of a result file."""
+    lacks = [name for name in FIELDS if name not in row]
+    if lacks or not isinstance(row["device"], str):
+        raise ValueError(f"{file}: a row of the bench {row['bench']} has no {', '.join(lacks) or 'device'}")
+    return {name: row[name] for name in FIELDS}
 
 
 def missing(cases: list[Case]) -> str:
@@ -79,8 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.file.exists():
         print(f"split: {args.file} does not exist", file=sys.stderr)
         return 1
-    for path, text in split(args.file, args.out, partial=args.partial):
-        print(f"left out {text}" if path is None else f"wrote {path}: {text}")
+    try:
+        for path, text in split(args.file, args.out, partial=args.partial):
+            print(f"left out {text}" if path is None else f"wrote {path}: {text}")
+    except (OSError, ValueError) as error:
+        print(f"split: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

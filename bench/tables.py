@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
-from vitcache.bench.harness.record import RESULTS, ROOT
+from vitcache.bench.harness.record import RESULTS, ROOT, read_rows
 from vitcache.demo.chat_table import markdown
 from vitcache.terminal.result_file import replace_file
 
@@ -59,7 +60,7 @@ def lines_of(words: str, results: Path) -> list[str]:
 def newest(bench: str, metric: str, results: Path) -> list[dict[str, Any]]:
     """Return the results with this metric of the file with the latest of them; empty without a file."""
     files: list[list[dict[str, Any]]] = [
-        [row for row in json.loads(path.read_text()) if row["metric"] == metric]
+        [row for row in read_rows(path) if row["metric"] == metric]
         for path in results.glob(f"{bench}-*.json")
     ]
     return max((rows for rows in files if rows), key=lambda rows: str(rows[-1]["utc"]), default=[])
@@ -111,15 +112,20 @@ def cell(row: dict[str, Any]) -> str:
     return f"**{value}{ratio}**" if row["meets_target"] is False else value + ratio
 
 
-def main() -> None:
+def main() -> int:
     """Fill the tables of the files on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
     for path in args.files:
-        replace_file(path, fill(path.read_text(), args.results))
+        try:
+            replace_file(path, fill(path.read_text(), args.results))
+        except (OSError, ValueError) as error:
+            print(f"tables: {error}", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

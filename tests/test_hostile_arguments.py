@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import inspect
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,13 +30,14 @@ REFUSALS = (ValueError, TypeError, IndexError, TimeoutError, MemoryError, CudaEr
 DOCUMENTED = {"invalidate_after": AttributeError}
 # Words that messages use for one element of an argument, or for a relation of several arguments.
 NAMES = {
+    "chats": ("per conversation",),
     "chunks": ("chunk 0",),
     "deepstack": ("item 0",),
     "embeddings": ("item 0",),
     "extras": ("extra",),
     "features": ("feature",),
     "input_ids": ("the prompt has",),
-    "items": ("item 0",),
+    "items": ("item 0", "no item covers"),
     "keys": ("key must",),
     "length": ("is_embed has shape",),
     "name": (" of SimpleNamespace",),
@@ -48,10 +51,10 @@ NAMES = {
 MADE_BY_CALLS = {"Attachment", "Claim", "Lease", "Prefetch", "Reservation", "Ticket"}
 RECORDS = {"Alias", "AttachStats", "CacheStats", "CudaError", "EmbedResult", "ItemError", "KeyedFeature"}
 RECORDS |= {"PrefillResult", "RingStats", "TierHits"}
-# Methods that docs/calls.md does not have: vitcache calls them.
+# Methods and an argument that docs/calls.md does not have: vitcache uses them.
 INTERNAL = {"PlacementTable.bind", "PlacementTable.bind_tokens", "PlacementTable.level_address"}
-INTERNAL |= {"Reservation.write_checked", "Shadow.choose", "Shadow.check"}
-SECONDS = 30
+INTERNAL |= {"Claim.wait: call", "Reservation.write_checked", "Shadow.choose", "Shadow.check"}
+SECONDS, MEMORY = 30, 4 << 30
 
 
 class Hang(BaseException):
@@ -59,16 +62,22 @@ class Hang(BaseException):
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
+def limits() -> Iterator[None]:
+    """Limit the time of a call, and the memory of the process to `MEMORY` more than it has."""
+
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    earlier = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, earlier[1]))
     signal.alarm(SECONDS)
     try:
         yield
     finally:
         signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, earlier)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -77,7 +86,7 @@ def fault(call: str, argument: str, value: str) -> str | None:
     with ExitStack() as stack:
         function, arguments = CALLS[call](stack)
         try:
-            with time_limit():
+            with limits():
                 function(**arguments | {argument: HOSTILE[value]})
         except (*REFUSALS, DOCUMENTED.get(call, CudaError)) as error:
             # Subclasses such as UnicodeEncodeError are not the documented classes.

@@ -21,7 +21,9 @@ from vitcache.terminal.closed_pipe import (
 from vitcache.terminal.commands import COMMANDS, HelpFormatter, examples_text, overview
 from vitcache.terminal.progress import Progress
 
-DISK_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # the last one: the file's size limit (ulimit -f)
+DISK_FULL = errno.ENOSPC, errno.EDQUOT
+# Limits of the process, as `ulimit -f` and `ulimit -n` set them, and the system's number of open files.
+LIMITS = errno.EFBIG, errno.EMFILE, errno.ENFILE
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 ABOUT = (
     "vitcache encodes every image once: a cache of vision embeddings, and the kernels that place its rows."
@@ -32,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code of the process.
 
     130: interrupted by Ctrl-C. 141: the reader of stdout or stderr closed the pipe. 1: a package is missing,
-    or the disk is full, and a line on stderr says so. All other codes are those of the command; its help
-    lists them. A wrong option exits with 2.
+    the disk is full or a limit of the process is reached, and a line on stderr says so. All other codes are
+    those of the command; its help lists them. A wrong option exits with 2.
     """
     open_missing_streams()
     try:
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return CLOSED_PIPE
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in DISK_FULL + LIMITS:
             raise
         drop_full_streams()
         print(f"vitcache: {error.strerror}", file=sys.stderr)

@@ -137,6 +137,29 @@ def path_of(bench: str, device: str, directory: Path) -> Path:
     return directory / f"{bench}-{name}.json"
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a result file.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a JSON list of objects with the fields of `FIELDS`. The message names the file.
+    OSError
+        If the file cannot be read.
+    """
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # RecursionError: too many nested lists
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is not a result file: expected a list of rows")
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"{path} is not a result file: row {number} has no {', '.join(missing)}")
+    return rows
+
+
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
     """Write a result file, with one row per line."""
     lines = ",\n".join(json.dumps(row) for row in rows)

@@ -18,6 +18,7 @@ writer removes it. This module imports no other package: `make gpu` reads the fi
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,43 @@ def read(path: Path) -> list[Line]:
     Raises
     ------
     ValueError
-        If another line is not an object with a ``kind``.
+        If another line is not an object with a ``kind``; if a line of a case or a row lacks a field that
+        `cases_of` reads, or its case has not begun. The message names the file and the line.
     """
     lines: list[Line] = []
+    begun: set[str] = set()  # benches
     # Bytes are split, because a killed process may leave a part of a character.
     *texts, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number} is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # RecursionError: too many nested lists
+            raise ValueError(f"{path}:{number} is not JSON: {error}") from None
         if not isinstance(line, dict) or "kind" not in line:
             raise ValueError(f"{path}:{number} has no kind, expected an object with a kind: {text[:80]!r}")
+        if line["kind"] in ("case", "row"):
+            fault = _fault_of(line, begun)
+            if fault:
+                raise ValueError(f"{path}:{number} {fault}: {text[:80]!r}")
+            begun.add(line["bench"])
         lines.append(line)
     return lines
+
+
+def _fault_of(line: Line, begun: set[str]) -> str:
+    """Say why a line of a case or a row is wrong; empty if it is right."""
+    bench = line.get("bench")
+    # The name becomes a part of a file's name.
+    if not isinstance(bench, str) or re.fullmatch("[A-Za-z0-9_]+", bench) is None:
+        return "has no bench, expected a name of letters and digits"
+    if line["kind"] == "row":
+        return "" if bench in begun else "is a row of a case that has not begun"
+    if not isinstance(line.get("case"), str) or line.get("state") not in ("begun", "finished", "failed"):
+        return "expected a case and its state: begun, finished or failed"
+    if line["state"] == "begun":
+        are_ints = type(line.get("number")) is int and type(line.get("count")) is int
+        return "" if are_ints else "expected a number and a count of the case"
+    return "" if bench in begun else "ends a case that has not begun"
 
 
 class Case:

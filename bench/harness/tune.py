@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from vitcache.bench.harness.record import read_rows
 from vitcache.terminal.result_file import replace_file
 from vitcache.triton_kernels.blocks import TABLE
 
@@ -18,7 +19,7 @@ def tune(files: list[Path], table: Path = TABLE) -> dict[str, dict[str, list[int
     shapes: dict[str, dict[str, list[int]]] = json.loads(table.read_text())
     for path in files:
         best: dict[tuple[str, str], tuple[float, list[int]]] = {}
-        for row in json.loads(path.read_text()):
+        for row in read_rows(path):
             if row["bench"] == "blocks" and row["contender"] != "copy":
                 shape = [int(number) for number in row["contender"].split("x")]
                 key = (row["device"], row["case"])

@@ -22,6 +22,8 @@ from vitcache.terminal.table import Table
 
 LENGTH = 20_000  # accesses of a generated trace
 HALVINGS = 8
+MAX_PAGES = 1 << 26  # of all images: a policy may take 16 bytes per page
+MAX_COUNT = 1 << 40  # rows of a page, and bytes of a row
 Number = TypeVar("Number", int, float)
 DEFAULTS: dict[str, Any] = {"row_bytes": 8192, "policy": "lru", "target": 0.9}
 
@@ -77,6 +79,11 @@ def measure(trace: list[Access], args: argparse.Namespace, progress: Progress) -
     """Simulate a cache of each size on a trace, and find the smallest size that is enough."""
     page_bytes = args.row_bytes * args.page_rows
     max_pages = footprint(trace, args.page_rows)
+    if max_pages > MAX_PAGES:
+        raise ValueError(
+            f"{args.trace}: its images take {max_pages} pages of {args.page_rows} rows together, expected at "
+            f"most {MAX_PAGES}: raise --page-rows"
+        )
     sizes = sorted({max(1, max_pages >> halvings) for halvings in range(HALVINGS + 1)})
     # The bisection below halves the sizes until one is left.
     run_ = _Simulations(trace, args.policy, args.page_rows, progress, len(sizes) + max_pages.bit_length())
@@ -156,10 +163,12 @@ def _report(result: TraceMemory) -> None:
 
 
 def count(text: str) -> int:
-    """Return a number of at least 1, as argparse converts an option."""
+    """Return a number from 1 to `MAX_COUNT`, as argparse converts an option."""
     number = _number(int, text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {number}")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text[:50]}")
+    if number > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"expected a number of at most {MAX_COUNT}, got {text[:50]}")
     return number
 
 

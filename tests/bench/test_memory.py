@@ -175,6 +175,11 @@ def test_memory_wrong_or_missing_trace_prints_one_line_and_exits_with_1(
         (["--target", "1.5"], "argument --target: expected a number above 0 and at most 1, got 1.5"),
         (["--row-bytes", "0"], "argument --row-bytes: expected a number of at least 1, got 0"),
         (["--row-bytes", "-5"], "argument --row-bytes: expected a number of at least 1, got -5"),
+        (
+            ["--row-bytes", "9" * 4000],
+            "argument --row-bytes: expected a number of at most 1099511627776, got 999",
+        ),
+        (["--page-rows", "9" * 5000], "argument --page-rows: expected a whole number, got '999"),
         (["--page-rows", "many"], "argument --page-rows: expected a whole number, got 'many'"),
         (["--target", "most"], "argument --target: expected a number, got 'most'"),
     ],
@@ -186,6 +191,19 @@ def test_memory_wrong_option_prints_its_name_and_exits_with_2(
         command_line.main(["memory", "--trace", str(trace), *options])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("policy", ["lru", "s3fifo", "cost"])
+def test_memory_trace_beyond_the_largest_cache_names_the_number_of_pages(
+    tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    lines = [json.dumps({"key": str(number), "tokens": 1 << 24}) for number in range(65)]
+    path.write_text("\n".join(lines))
+    assert command_line.main(["memory", "--trace", str(path), "--policy", policy]) == 1
+    pages = f"its images take {65 << 20} pages of 16 rows together, expected at most {64 << 20}"
+    assert f"{path}: {pages}: raise --page-rows" in capsys.readouterr().err
+    assert command_line.main(["memory", "--trace", str(path), "--page-rows", "4096", "--policy", policy]) == 0
 
 
 def test_memory_does_not_import_torch(trace: Path, tmp_path: Path) -> None:

@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 
 from vitcache.bench import tables
+from vitcache.bench.harness.record import FIELDS
 
 ROOT = Path(__file__).parents[2]
 TEXT = "before\n<!-- table: pages encodes -->\nold\n<!-- end -->\nafter\n"
 
 
 def result(case: str, contender: str, value: float, **fields: Any) -> dict[str, Any]:
-    row = dict.fromkeys(("ratio", "ratio_to", "meets_target")) | fields
     machine = {"device": "cpu x", "torch": "2.13", "commit": "abc", "utc": "2026-11-28T00:00:00"}
-    return {"case": case, "contender": contender, "metric": "encodes", "unit": "encodes", "value": value} | {
-        **machine,
-        **row,
-    }
+    names = {"case": case, "contender": contender, "metric": "encodes", "unit": "encodes"}
+    return {**dict.fromkeys(FIELDS), **names, "value": value, **machine, **fields}
 
 
 def test_newest_ignores_a_newer_file_without_the_metric(tmp_path: Path) -> None:

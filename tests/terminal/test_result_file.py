@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -118,3 +119,28 @@ def test_replace_file_of_a_device_writes_to_it_and_keeps_it() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         replace_file(Path("/dev/full"), NEW)
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
+
+
+ROOT = Path(__file__).parents[2]
+WRITE = re.compile(r"\.(write_text|write_bytes|savefig|export_chrome_trace)\(|open\(\"[awx]|copyfile\(")
+# Temporary files, a file that only grows, and the null device.
+OTHER_WRITES = {
+    "bench/engines/child.py": 1,
+    "bench/engines/model_folder.py": 1,
+    "bench/harness/result_lines.py": 2,
+    "bench/harness/timeline.py": 1,
+    "bench/traffic/known_models.py": 1,
+    "vitcache/demo/__init__.py": 1,
+    "vitcache/terminal/result_file.py": 2,
+}
+
+
+def test_every_writer_of_a_result_file_replaces_it() -> None:
+    found = {}
+    for folder in ("bench", "vitcache"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            number = len(WRITE.findall(path.read_text()))
+            if number and not name.startswith("vitcache/bench/"):
+                found[name] = number
+    assert found == OTHER_WRITES

@@ -22,6 +22,8 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
     ------
     RuntimeError
         If torch.distributed is not available or not initialized.
+    TypeError
+        If `group` is neither a process group nor None.
     ValueError
         If the group's backend takes no CPU tensors. The returned function raises ValueError on every rank if
         the ranks pass different numbers of items.
@@ -46,6 +48,8 @@ def agree_over(group: Any = None) -> Callable[[Tensor], Tensor]:
 
     if not distributed.is_available() or not distributed.is_initialized():
         raise RuntimeError("torch.distributed is not initialized: call init_process_group first")
+    if group is not None and not isinstance(group, distributed.ProcessGroup):
+        raise TypeError(f"group must be a process group or None, got {type(group).__name__}")
     backends = distributed.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
     if "cpu:" not in backends:
         raise ValueError(f"the group's backend {backends!r} takes no CPU tensors: make a group with 'gloo'")

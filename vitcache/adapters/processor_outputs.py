@@ -55,11 +55,18 @@ def check_keys(
         if complete_keys:
             raise ValueError("complete_keys is True, but keys is None")
         return [None] * count
+    if not isinstance(keys, Sequence) or isinstance(keys, str | bytes):
+        raise TypeError(f"keys must be a sequence of keys, got {type(keys).__name__}")
     if len(keys) != count:
         raise ValueError(f"keys must have one key per {noun}: expected {count}, got {len(keys)}")
     for item, key in enumerate(keys):
         check_key(key, f"keys[{item}]")
     return keys
+
+
+def can_be_read(tensor: Tensor) -> bool:
+    """Whether a tensor has elements that `tolist` returns: it is dense, and not on the device "meta"."""
+    return tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def read_seconds(base: Any, family: Family, seconds: Any, count: int) -> list[float]:
@@ -70,7 +77,8 @@ def read_seconds(base: Any, family: Family, seconds: Any, count: int) -> list[fl
             f"second_per_grid_ts is for {', '.join(timed)}: the positions of {base.config.model_type} do not "
             "depend on it"
         )
-    values: Any = seconds.tolist() if isinstance(seconds, Tensor | np.ndarray) else seconds
+    is_array = isinstance(seconds, np.ndarray) or (isinstance(seconds, Tensor) and can_be_read(seconds))
+    values: Any = seconds.tolist() if is_array else seconds
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         found = type(seconds).__name__
         raise TypeError(f"second_per_grid_ts must be a sequence or a tensor of numbers, got {found}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from vitcache.arguments import shown
 from vitcache.cache.embedding_cache import EmbeddingCache
 from vitcache.cache.stats import CacheStats
 from vitcache.extras import need_of
@@ -142,6 +143,8 @@ class CacheCollector:
 
 def _by_name(cache: Any, name: Any) -> dict[str, EmbeddingCache]:
     """Return the caches by name, checked. Raises as `CacheCollector`."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"the name of a cache must be str, got {shown(name)} of type {type(name).__name__}")
     if isinstance(cache, EmbeddingCache):
         caches: dict[Any, Any] = {"default" if name is None else name: cache}
     elif not isinstance(cache, Mapping):
@@ -154,7 +157,9 @@ def _by_name(cache: Any, name: Any) -> dict[str, EmbeddingCache]:
         caches = dict(cache)
     for label, value in caches.items():
         if not isinstance(label, str):
-            raise TypeError(f"the name of a cache must be str, got {label!r} of type {type(label).__name__}")
+            raise TypeError(
+                f"the name of a cache must be str, got {shown(label)} of type {type(label).__name__}"
+            )
         if not label:
             raise ValueError("the name of a cache is '', it must have at least 1 character")
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcache.arguments import check_bool, to_bytes, to_device, to_int
+from vitcache.arguments import INT64_MAX, check_bool, to_bytes, to_device, to_int
 from vitcache.cache.call_arguments import (
     MOST_ROWS,
     check_discard_tier,
@@ -89,11 +89,11 @@ class EmbeddingCache:
     Raises
     ------
     ValueError
-        If a number is too small, `device_bytes` or `host_bytes` is less than one page, `device` is not the
+        If a number is too small or too large, `device_bytes` or `host_bytes` is less than one page, `device` is not the
         CPU or a CUDA device, or `policy` is unknown.
     TypeError
         If a number is not an int, a size in bytes is neither an int nor a str, or `dtype` is not float32,
-        float16 or bfloat16. A bool is not an int.
+        float16 or bfloat16, or `checksum` is not a bool. A bool is not an int.
     MemoryError
         If the host tier cannot be page-locked.
     CudaError
@@ -143,8 +143,9 @@ class EmbeddingCache:
         checksum: bool = False,
         record_evictions: int = 0,
     ) -> None:
-        row_width = to_int("row_width", row_width, 1)
-        page_rows = to_int("page_rows", page_rows, 1)
+        row_width = to_int("row_width", row_width, 1, INT64_MAX)
+        page_rows = to_int("page_rows", page_rows, 1, INT64_MAX)
+        check_bool("checksum", checksum)
         device_bytes = to_bytes("device_bytes", device_bytes, 0)
         host_bytes = to_bytes("host_bytes", host_bytes, 0)
         record_evictions = min(to_int("record_evictions", record_evictions, 0), MOST_ROWS)

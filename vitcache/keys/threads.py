@@ -23,6 +23,7 @@ MAX_THREADS = 1024
 
 # One core hashes the feature of a 1280x720 image in 9 ms; an H100 encodes the image in 27 ms.
 _DEFAULT_THREADS = 4
+MAX_THREADS = 1024
 
 
 class KeyedFeature(NamedTuple):

@@ -19,7 +19,7 @@ from vitcache.errors import CudaError
 from vitcache.handles import describe_count, describe_use, described, refuse_copies
 from vitcache.ring.arguments import as_strided_view, check_destination
 from vitcache.ring.idle_streams import give_stream_back, take_stream
-from vitcache.ring.ticket import Ticket, as_native_stream
+from vitcache.ring.ticket import Ticket, as_native_stream, check_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,7 @@ class PinnedRing:
         after
             A `torch.cuda.Stream` of the ring's device, or its handle as an int. The ring writes `dst` after
             all work that was queued on this stream before the call. None: the current stream of the ring's
-            device. Host backend: ignored.
+            device. Host backend: checked, but not used.
         timeout_s
             Maximum time in seconds to wait for free bytes in the ring. None: no limit. If a copy is larger
             than the ring, its last pieces wait for its first pieces.
@@ -253,6 +253,7 @@ class PinnedRing:
                 f"src is {source.dtype}, dst is {target.dtype}: only float32 is cast, to bfloat16 or float16"
             )
         timeout_s = to_timeout("timeout_s", timeout_s)
+        check_stream("after", after)
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:
             raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
         native_after = None if self.stream is None else as_native_stream("after", after, self.device)

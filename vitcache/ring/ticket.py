@@ -69,6 +69,7 @@ class Ticket:
         ValueError
             If `stream` is an int that cannot be a handle.
         """
+        check_stream("stream", stream)
         if self._device.type == "cuda":
             self._native.wait(as_native_stream("stream", stream, self._device))
         else:
@@ -110,6 +111,14 @@ class Ticket:
             return "done" if self._native.done else "in flight"
         except CudaError as error:
             return f"failed: {error}"
+
+
+def check_stream(name: str, stream: Any) -> None:
+    """Check a stream, its handle as an int, or None. Raises as `as_native_stream`, also on the CPU."""
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        to_int(name, stream, 0, MAX_HANDLE)
+    elif stream is not None and not hasattr(stream, "cuda_stream"):
+        raise TypeError(f"{name} must be a torch.cuda.Stream, an int or None, got {type(stream).__name__}")
 
 
 def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.Stream:

@@ -39,7 +39,7 @@ HOSTILE: dict[str, Any] = {
     "array": np.array([None], dtype=object),
     "0-d float": torch.tensor(1.5),
     "0-d int": torch.tensor(1),
-    "complex": torch.zeros(3, 5, 7, dtype=torch.complex64),
+    "complex": torch.zeros(1, 1, 2, dtype=torch.complex64),
     "empty": torch.zeros(0),
     "sparse": torch.ones(2, 4).to_sparse(),
     "meta": torch.zeros(2, 4, device="meta"),
@@ -57,9 +57,10 @@ TEXT = {"empty str", "str", "surrogate", "Text"}
 FEATURE = {"empty bytes", "[]", "0-d float", "0-d int", "complex", "empty"}
 EXTRA = FEATURE | TEXT | COUNT | FLAG | FACTOR | {"[None]", "{}"}
 
-# The values that an argument accepts: an argument of all calls, or of one call. All others accept none.
+# The values that an argument accepts: an argument of all calls, or of one call. Every other argument accepts none.
 _ACCEPTED: tuple[tuple[set[str], str], ...] = (
-    (NONE, "after cache device group is_embed key keys out ring rows second_per_grid_ts shadow stream tier"),
+    (NONE | {"2**63"}, "after Ticket.wait.stream"),
+    (NONE, "cache device group is_embed key keys out ring rows second_per_grid_ts shadow stream tier"),
     (NONE, "deepstack_rows feature_dtype weight_dtype store_dtype processor"),
     (NONE, "vision_pipeline.device_bytes attach.device_bytes attach.host_bytes attach.policy"),
     (FLAG, "checksum complete_key complete_keys contiguous encode encode_ahead move_features"),

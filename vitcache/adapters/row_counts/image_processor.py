@@ -86,7 +86,7 @@ def _saved_settings(folder: Path | None) -> dict[str, Any]:
     auto = import_module("transformers.models.auto.image_processing_auto")
     try:
         settings: dict[str, Any] = auto.get_image_processor_config(str(folder), local_files_only=True)
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # RecursionError: too many nested lists
         raise ValueError(f"{folder}: the image processor cannot be read: {first_line(error)}") from error
     return settings
 

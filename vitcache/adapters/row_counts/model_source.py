@@ -94,7 +94,7 @@ def _read_config(path: Path) -> Any:
 
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: too many nested lists
         raise ValueError(f"{path} is not JSON: {error}") from None
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if not isinstance(model_type, str):
