@@ -386,6 +386,7 @@ def test_interpreter_exits_cleanly_with_copies_in_flight(last_lines):
 
 
 def test_collected_ring_frees_streams_events_and_memory():
+    gc.collect()  # tickets of earlier tests
     before = stand_in.count()
     ring = PinnedRing(CAPACITY, backend="host")
     ring.copy_to(torch.zeros(10), torch.ones(10)).synchronize()
