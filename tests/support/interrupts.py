@@ -1,4 +1,4 @@
-"""Raises KeyboardInterrupt at a chosen line of a call."""
+"""Raises KeyboardInterrupt, or calls a function, at a chosen line of a call: as a signal handler does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from types import FrameType
 from typing import Any
 
 
-def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> bool:
-    """Raise KeyboardInterrupt at the n-th line of a call that is in one of `files`.
+def raise_interrupt() -> None:
+    """Raise KeyboardInterrupt, as Python's handler of SIGINT does."""
+    raise KeyboardInterrupt
+
+
+def interrupt(
+    call: Callable[[], object],
+    line: int,
+    files: Collection[str],
+    handler: Callable[[], object] = raise_interrupt,
+) -> bool:
+    """Call `handler` at the n-th line of a call that is in one of `files`. By default, it interrupts.
 
     Python also traces the exit of a `with` block, at a point where no signal handler can run. An interrupt
     there would leave the lock locked, so it is not counted.
@@ -18,7 +28,7 @@ def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> 
     Returns
     -------
     bool
-        False if the call has fewer lines, so it was not interrupted.
+        False if the call has fewer lines, so the handler was not called.
     """
     count = 0
     entered: set[tuple[FrameType, int]] = set()
@@ -33,7 +43,7 @@ def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> 
                 entered.add(place)
             count += 1
             if count == line:
-                raise KeyboardInterrupt
+                handler()
         return trace
 
     before = sys.gettrace()
@@ -44,4 +54,5 @@ def interrupt(call: Callable[[], object], line: int, files: Collection[str]) -> 
         return True
     finally:
         sys.settrace(before)
+        entered.clear()  # else the frames of the interrupted call would live until a garbage collection
     return count >= line
