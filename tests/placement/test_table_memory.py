@@ -91,7 +91,7 @@ def test_reserve_interrupted_at_any_line_frees_and_reuses_no_memory_in_flight():
         assert all(end <= other_begin or other_end <= begin for _, other_begin, other_end in unread)
         unread.append((stream.launch(), begin, end))
 
-    num_values = FIRST_BLOCK_VALUES // 2 + 1  # a block has room for one table, later for more
+    num_values = FIRST_BLOCK_VALUES // 2 + 1  # the first block holds one table, later blocks more
     for line in range(1, 40):
         memory, unread = TableMemory(allocate, stream.record_fence), []
         for call in range(12):

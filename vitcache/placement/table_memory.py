@@ -130,8 +130,8 @@ class TableMemory:
     def _next_block(self, num_values: int) -> _Block:
         full = self._current
         if full is not None:
-            # The current block stays the current block until there is another: an interrupt at any line leaves
-            # it in `_current`, in `_full`, or in both.
+            # The block stays the current one until there is another: an interrupt at any line leaves it in
+            # `_current`, in `_full`, or in both.
             if full.readers_fence is None:
                 full.readers_fence = self._record_fence()
             if not self._full or self._full[-1] is not full:

@@ -281,7 +281,7 @@ class PinnedRing:
         """Whether a copy of `num_bytes` bytes, in the destination's dtype, can be queued now without a wait.
 
         False also if the bytes fit only as long as no slot skips the end of the ring. If another thread
-        reserves the free bytes meanwhile, `copy_to` waits.
+        reserves the free bytes before `copy_to` does, `copy_to` waits.
 
         Raises
         ------

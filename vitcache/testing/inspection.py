@@ -62,7 +62,7 @@ class CacheInspection:
 
     @property
     def violations(self) -> list[str]:
-        """What `EmbeddingCache.check_integrity` would report now; released leases are not processed before.
+        """The violations that `EmbeddingCache.check_integrity` finds, without processing released leases first.
 
         Raises
         ------
