@@ -212,7 +212,7 @@ class PinnedRing:
         after
             A `torch.cuda.Stream` of the ring's device, or its handle as an int. The ring writes `dst` after
             all work that was queued on this stream before the call. None: the current stream of the ring's
-            device. Host backend: ignored.
+            device. Host backend: checked and ignored.
         timeout_s
             Maximum time in seconds to wait for free bytes in the ring. None: no limit. If a copy is larger
             than the ring, its last pieces wait for its first pieces.
@@ -255,7 +255,7 @@ class PinnedRing:
         timeout_s = to_timeout("timeout_s", timeout_s)
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:
             raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
-        native_after = None if self.stream is None else as_native_stream("after", after, self.device)
+        native_after = as_native_stream("after", after, self.device)
         if self.stream is not None:
             target.record_stream(self.stream)
         if not target.is_inference():
@@ -403,7 +403,7 @@ def _parse_device(device: Any) -> torch.device:
         return torch.device("cuda", to_int("device", device, 0, MAX_DEVICE_INDEX))
     try:
         return torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a str that has no UTF-8 form
         raise ValueError(f"device is {shown(device)}, torch knows no device of this name") from None
 
 

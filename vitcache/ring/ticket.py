@@ -55,8 +55,8 @@ class Ticket:
         ----------
         stream
             A `torch.cuda.Stream` of any device, or the handle of a stream of the ring's device as an int.
-            None: the current stream of the ring's device. Host backend: `stream` is ignored, and the host
-            waits until the copy is complete.
+            None: the current stream of the ring's device. Host backend: `stream` is checked and ignored, and
+            the host waits until the copy is complete.
 
         Raises
         ------
@@ -69,10 +69,11 @@ class Ticket:
         ValueError
             If `stream` is an int that cannot be a handle.
         """
-        if self._device.type == "cuda":
-            self._native.wait(as_native_stream("stream", stream, self._device))
-        else:
+        native = as_native_stream("stream", stream, self._device)
+        if native is None:
             self.synchronize()
+        else:
+            self._native.wait(native)
 
     def synchronize(self) -> None:
         """Wait on the host until the copy is complete.
@@ -112,11 +113,11 @@ class Ticket:
             return f"failed: {error}"
 
 
-def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.Stream:
+def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.Stream | None:
     """Return the native form of the argument `name`, a stream: its handle and its device.
 
     A `torch.cuda.Stream` has a device. An int is the handle of a stream of `device`. None: the current stream
-    of `device`.
+    of `device`. Returns None if `device` is the CPU, which has no streams.
 
     Raises
     ------
@@ -126,10 +127,13 @@ def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.St
         If `stream` is an int that is negative or has more than 64 bits.
     """
     if stream is None:
+        if device.type == "cpu":
+            return None
         stream = torch.cuda.current_stream(device)
     if isinstance(stream, int) and not isinstance(stream, bool):
-        return _native.Stream(to_int(name, stream, 0, MAX_HANDLE), device.index)
+        stream = to_int(name, stream, 0, MAX_HANDLE)
+        return None if device.type == "cpu" else _native.Stream(stream, device.index)
     handle, stream_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
     if not isinstance(handle, int) or not isinstance(stream_device, torch.device):
         raise TypeError(f"{name} must be a torch.cuda.Stream or an int, got {type(stream).__name__}")
-    return _native.Stream(handle, stream_device.index)
+    return None if device.type == "cpu" else _native.Stream(handle, stream_device.index)

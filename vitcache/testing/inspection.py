@@ -62,7 +62,7 @@ class CacheInspection:
 
     @property
     def violations(self) -> list[str]:
-        """The violations that `EmbeddingCache.check_integrity` finds, without processing released leases first.
+        """The violations that `check_integrity` of the cache finds. Processes no released leases first.
 
         Raises
         ------
