@@ -127,7 +127,7 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
     with pytest.raises(ValueError, match=r"timeout_s is -1\.0, it must be finite, at least 0"):
         ring.copy_to(dst, src, timeout_s=-1)
     for timeout_s in (10**400, float("nan"), float("inf"), 1e300):
-        with pytest.raises(ValueError, match="timeout_s is .*, it must be finite"):
+        with pytest.raises(ValueError, match=r"timeout_s is .*, it must be finite"):
             ring.copy_to(dst, src, timeout_s=timeout_s)
     with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got True of type bool"):
         ring.copy_to(dst, src, timeout_s=True)

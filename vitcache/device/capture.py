@@ -11,8 +11,8 @@ def relaxed_capture_mode() -> AbstractContextManager[None]:
     """Let calls of this thread that may wait for the device run while another thread captures a graph.
 
     Examples are the load of a module and the allocation of pinned memory. In the default mode such a call
-    fails, and breaks the capture of the other thread. The mode belongs to the calling thread. Without a CUDA runtime, does
-    nothing.
+    fails, and breaks the capture of the other thread. The mode belongs to the calling thread. Without a CUDA
+    runtime, does nothing.
     """
     runtime = open_cuda_runtime()
     if not runtime.available:
