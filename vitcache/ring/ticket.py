@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 from vitcache import _native
-from vitcache.arguments import to_int
+from vitcache.arguments import INT64_MAX, to_int
 from vitcache.errors import CudaError
 from vitcache.handles import described, refuse_copies
-
-MAX_HANDLE = (1 << 64) - 1  # of a stream: an address
 
 
 class Ticket:
@@ -124,14 +122,14 @@ def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.St
     TypeError
         If `stream` is not a `torch.cuda.Stream`, an int or None.
     ValueError
-        If `stream` is an int that is negative or has more than 64 bits.
+        If `stream` is an int that is negative or more than 2**63 - 1.
     """
     if stream is None:
         if device.type == "cpu":
             return None
         stream = torch.cuda.current_stream(device)
     if isinstance(stream, int) and not isinstance(stream, bool):
-        stream = to_int(name, stream, 0, MAX_HANDLE)
+        stream = to_int(name, stream, 0, INT64_MAX)
         return None if device.type == "cpu" else _native.Stream(stream, device.index)
     handle, stream_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
     if not isinstance(handle, int) or not isinstance(stream_device, torch.device):
