@@ -81,6 +81,72 @@ void a_ring_on_hold_retires_no_slot() {
   Copy(*ring, 1, 2, Seconds(60)).check();
 }
 
+struct Interrupted {};
+
+vitcache::Interrupts interrupt_at_once() {
+  return vitcache::Interrupts([] { throw Interrupted(); });
+}
+
+template <typename Call>
+bool is_interrupted(Call call) {
+  try {
+    call();
+  } catch (const Interrupted&) {
+    return true;
+  }
+  return false;
+}
+
+std::shared_ptr<const vitcache::StridedView> view_of(const Bytes& bytes) {
+  return std::make_shared<const vitcache::StridedView>(
+      bytes.data(), 1, std::vector<std::int64_t>{static_cast<std::int64_t>(bytes.size())},
+      std::vector<std::int64_t>{1});
+}
+
+void interrupts_end_every_wait_and_a_second_close_does_the_rest() {
+  const auto ring = make_ring();
+  Bytes byte(1), late(1);
+  const auto ticket = ring->make_ticket();
+  {
+    const Pause pause;
+    const Copy full(*ring, kCapacity, 1);
+    CHECK(is_interrupted([&] {
+      ring->copy(*ticket, late.data(), view_of(byte), vitcache::Cast::kNone, {}, Seconds(60),
+                 interrupt_at_once());
+    }));
+    CHECK(is_interrupted([&] { full.ticket->synchronize(interrupt_at_once()); }));
+    CHECK(is_interrupted([&] { ring->close(interrupt_at_once()); }));
+    CHECK(ring->is_closed());
+    CHECK_THROWS(ring->stats(), std::runtime_error, "the ring was closed");
+    VITCACHE_CONTROL(pause)(0);
+    full.check();
+  }
+  ring->close();
+  CHECK(ticket->done() && ticket->source_read());
+  CHECK_EQUAL(stand_in::count().locked_bytes, 0U);
+}
+
+// The code of an interrupt copies through the full ring, and closes it.
+void an_interrupt_of_copy_may_copy_and_may_not_close() {
+  const auto ring = make_ring();
+  Bytes byte = random_bytes(1, 7), late(1);
+  const auto ticket = ring->make_ticket();
+  const Copy full(*ring, kCapacity, 1);
+  ring->hold();
+  full.check();
+  bool has_copied = false;
+  ring->copy(*ticket, late.data(), view_of(byte), vitcache::Cast::kNone, {}, Seconds(60),
+             vitcache::Interrupts([&] {
+               CHECK_THROWS(ring->close(), std::runtime_error, "close was called from inside copy_to");
+               if (!std::exchange(has_copied, true)) ring->release();
+               Copy(*ring, kCapacity, 2, Seconds(60)).check();
+             }));
+  CHECK(has_copied);
+  ticket->synchronize();
+  CHECK(late == byte);
+  ring->check_integrity();
+}
+
 void copy_waits_for_the_after_stream_and_readers_for_the_ticket() {
   const auto ring = make_ring();
   const vitcache::SharedRuntime runtime = stand_in::open();
@@ -309,6 +375,8 @@ int main() {
   copy_of_pieces_with_many_chunks_writes_all_bytes();
   copy_to_a_full_ring_times_out_and_describes_the_slots();
   a_ring_on_hold_retires_no_slot();
+  interrupts_end_every_wait_and_a_second_close_does_the_rest();
+  an_interrupt_of_copy_may_copy_and_may_not_close();
   copy_waits_for_the_after_stream_and_readers_for_the_ticket();
   a_ring_does_not_destroy_a_lent_stream();
   copy_makes_no_synchronizing_call();

@@ -8,6 +8,7 @@ import threading
 import weakref
 from types import SimpleNamespace
 
+import interrupts
 import pytest
 import torch
 from hypothesis import given
@@ -74,6 +75,36 @@ def test_reserve_returns_no_memory_of_a_table_in_flight(steps):
         unread[launch] = (begin, end, table)
         stream.run(launch - lag)
         unread = {number: table for number, table in unread.items() if number > stream.num_complete}
+
+
+def test_reserve_interrupted_at_any_line_frees_and_reuses_no_memory_in_flight():
+    stream, blocks = Stream(), []
+
+    def allocate(num_values):
+        block = stream.allocate(num_values)
+        blocks.append((block.data_ptr(), 8 * num_values, weakref.ref(block.untyped_storage())))
+        return block
+
+    def reserve_and_launch():
+        table = memory.reserve(num_values)
+        begin, end = table.data_ptr(), table.data_ptr() + 8 * num_values
+        assert all(end <= other_begin or other_end <= begin for _, other_begin, other_end in unread)
+        unread.append((stream.launch(), begin, end))
+
+    num_values = FIRST_BLOCK_VALUES // 2 + 1  # the first block holds one table, later blocks more
+    for line in range(1, 40):
+        memory, unread = TableMemory(allocate, stream.record_fence), []
+        for call in range(12):
+            if call % 3 == 1:
+                interrupts.interrupt(reserve_and_launch, line, {table_memory.__file__})
+            reserve_and_launch()
+            stream.run(stream.num_launches - 2)
+            unread = [table for table in unread if table[0] > stream.num_complete]
+            for _, begin, end in unread:
+                assert any(
+                    first <= begin and end <= first + size and storage() is not None
+                    for first, size, storage in blocks
+                ), line
 
 
 def test_reserve_records_one_fence_per_block_and_needs_two_blocks():

@@ -126,6 +126,9 @@ def test_copy_to_with_invalid_arguments_raises_and_copies_nothing(ring, device):
             ring.copy_to(*arguments)
     with pytest.raises(ValueError, match=r"timeout_s is -1\.0, it must be finite, at least 0"):
         ring.copy_to(dst, src, timeout_s=-1)
+    for timeout_s in (10**400, float("nan"), float("inf"), 1e300):
+        with pytest.raises(ValueError, match=r"timeout_s is .*, it must be finite"):
+            ring.copy_to(dst, src, timeout_s=timeout_s)
     with pytest.raises(TypeError, match="timeout_s must be a number of seconds, got True of type bool"):
         ring.copy_to(dst, src, timeout_s=True)
     assert dst.tolist() == [7.0] * 4
@@ -141,6 +144,14 @@ def test_init_checks_the_range_of_every_option():
         (TypeError, "num_threads must be an int, got True of type bool", {"num_threads": True}),
         (TypeError, "piece_bytes must be an int or a str .*, got True of type bool", {"piece_bytes": True}),
         (TypeError, "device must be a device or an index, got True of type bool", {"device": True}),
+        (ValueError, "device is 'x', torch knows no device", {"device": "x"}),
+        (ValueError, "device is '', torch knows no device", {"device": ""}),
+        (ValueError, r"device is '\\ud800', torch knows no device", {"device": "\ud800"}),
+        (ValueError, "device is -1, it must be at least 0", {"device": -1}),
+        (ValueError, f"device is {1 << 63}, it must be at most 127", {"device": 1 << 63}),
+        (TypeError, "device must be a device or an index, got 5.5", {"device": 5.5}),
+        (TypeError, "backend must be a str, got None", {"backend": None}),
+        (ValueError, "num_threads is 2.*1328 or more, it must be at most", {"num_threads": 10**400}),
         (ValueError, "piece_bytes is 255, it must be at least 256", {"piece_bytes": 255}),
         (ValueError, "piece_bytes is '1 MiBs', it must be a number and a unit", {"piece_bytes": "1 MiBs"}),
         (ValueError, "device is cuda:1, a ring of the host backend", {"device": "cuda:1"}),
@@ -386,6 +397,7 @@ def test_interpreter_exits_cleanly_with_copies_in_flight(last_lines):
 
 
 def test_collected_ring_frees_streams_events_and_memory():
+    gc.collect()  # tickets of earlier tests
     before = stand_in.count()
     ring = PinnedRing(CAPACITY, backend="host")
     ring.copy_to(torch.zeros(10), torch.ones(10)).synchronize()

@@ -165,9 +165,21 @@ def test_as_native_stream_with_another_type_raises_type_error(stream, name):
         as_native_stream("after", stream, torch.device("cuda", 1))
 
 
-@pytest.mark.parametrize("handle", [-1, 1 << 64, 10**400])
+@pytest.mark.parametrize("stream", ["side", object(), torch.zeros(1), True])
+def test_copy_to_and_wait_on_the_cpu_refuse_other_objects_than_streams(ring, stream):
+    dst = torch.zeros(4)
+    with pytest.raises(TypeError, match=r"after must be a torch\.cuda\.Stream or an int"):
+        ring.copy_to(dst, torch.ones(4), after=stream)
+    ticket = ring.copy_to(dst, torch.ones(4), after=7)
+    with pytest.raises(TypeError, match=r"stream must be a torch\.cuda\.Stream or an int"):
+        ticket.wait(stream)
+    ticket.wait(7)
+    assert dst.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("handle", [-1, 1 << 63, 10**400])
 def test_as_native_stream_of_an_int_that_is_no_address_raises_value_error(handle):
-    with pytest.raises(ValueError, match=r"after is .* it must be at (least 0|most 18446744073709551615)"):
+    with pytest.raises(ValueError, match=r"after is .* it must be at (least 0|most 9223372036854775807)"):
         as_native_stream("after", handle, torch.device("cuda", 1))
 
 

@@ -144,7 +144,7 @@ class Timeline(Protocol):
     def wait(self, fence: Fence) -> bool | None:
         """Make later work of the current stream wait for `fence`.
 
-        Returns True if the fence had passed, so that nothing has to wait for it any more.
+        Returns True if the fence was complete, so that no stream has to wait for it any more.
         """
 
     def wait_on_host(self, fence: Fence) -> None:
@@ -172,7 +172,7 @@ class CpuTimeline:
         return Fence(stream, None)
 
     def wait(self, fence: Fence) -> bool:
-        """Return True: the fence has passed."""
+        """Return True: the fence is complete."""
         return True
 
     def wait_on_host(self, fence: Fence) -> None:

@@ -95,7 +95,8 @@ class TableMemory:
         memory is reused after its block became full and all launches queued until then are complete.
         """
         block = self._current
-        if block is None or block.num_used + num_values > block.size:
+        # A current block has a fence if an interrupt ended `_next_block`: no launch may follow the fence.
+        if block is None or block.readers_fence is not None or block.num_used + num_values > block.size:
             block = self._current = self._next_block(num_values)
         table = block.memory.narrow(0, block.num_used, num_values)  # faster than a slice
         block.num_used += num_values + num_values % 2
@@ -127,9 +128,14 @@ class TableMemory:
         self._last_fence = None
 
     def _next_block(self, num_values: int) -> _Block:
-        if self._current is not None:
-            self._current.readers_fence = self._record_fence()
-            self._full.append(self._current)
+        full = self._current
+        if full is not None:
+            # The block stays the current one until there is another: an interrupt at any line leaves it in
+            # `_current`, in `_full`, or in both.
+            if full.readers_fence is None:
+                full.readers_fence = self._record_fence()
+            if not self._full or self._full[-1] is not full:
+                self._full.append(full)
             self._num_values = min(2 * self._num_values, BLOCK_VALUES)
             if self._release_others is not None:
                 self._release_others()
@@ -137,11 +143,9 @@ class TableMemory:
         oldest = self._full[0] if self._full else None
         if oldest is None or oldest.readers_fence is None or not oldest.readers_fence.query():
             return _Block(self._allocate(num_values))
+        # Another object of the same memory: an interrupt leaves the block out of use, or in use once.
         self._full.popleft()
-        if oldest.size < num_values:
-            return _Block(self._allocate(num_values))
-        oldest.num_used, oldest.readers_fence = 0, None
-        return oldest
+        return _Block(oldest.memory if oldest.size >= num_values else self._allocate(num_values))
 
 
 Place = tuple[torch.device, int]  # a device, and the handle of a stream
@@ -149,6 +153,10 @@ Place = tuple[torch.device, int]  # a device, and the handle of a stream
 # The memories of threads that have ended, which the device may still read. Threads share the deque without a
 # lock: `popleft` gives each memory to one thread, and a finalizer, which only appends, can run at any moment.
 _retired: deque[tuple[Place, TableMemory]] = deque()
+
+
+# Keeps each memory that the device may still read. An interrupt may lose a memory that is in no other place.
+_unread: set[TableMemory] = set()
 
 
 class _ThreadMemories(dict[Place, TableMemory]):
@@ -203,6 +211,8 @@ def _release_retired(device: torch.device, wanted: Place | None = None) -> Table
             return memory
         if place[0] != device or not memory.is_read():
             _retired.append((place, memory))
+        else:
+            _unread.discard(memory)
     return None
 
 
@@ -233,12 +243,14 @@ def _make_memory(device: torch.device) -> TableMemory:
         event.record(stream)
         return event
 
-    return TableMemory(
+    memory = TableMemory(
         allocate,
         record_fence,
         partial(_release_retired, device),
         None if stream is None else partial(_can_record, stream),
     )
+    _unread.add(memory)
+    return memory
 
 
 class _CpuFence:

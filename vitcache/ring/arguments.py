@@ -76,17 +76,17 @@ def check_destination(dst: Any, device: torch.device) -> Tensor:
     if not isinstance(dst, Tensor):
         raise TypeError(f"dst must be a tensor, got {type(dst).__name__}")
     refuse_gradients("dst", dst)
-    dst = as_plain_tensor("dst", dst)
-    if dst.device != device:
-        raise ValueError(f"dst is on {dst.device}, the ring copies to {device}")
-    if not dst.is_contiguous():
+    plain = as_plain_tensor("dst", dst)
+    if plain.device != device:
+        raise ValueError(f"dst is on {plain.device}, the ring copies to {device}")
+    if not plain.is_contiguous():
         raise ValueError(
-            f"dst has strides {dst.stride()} for shape {tuple(dst.shape)}, it must be contiguous"
+            f"dst has strides {plain.stride()} for shape {tuple(plain.shape)}, it must be contiguous"
         )
-    if dst.is_conj() or dst.is_neg() or dst.is_quantized:
+    if plain.is_conj() or plain.is_neg() or plain.is_quantized:
         raise ValueError("dst is a conjugated, negated or quantized tensor: its bytes are not its values")
-    check_extent("dst", dst)
-    return dst
+    check_extent("dst", plain)
+    return plain
 
 
 def as_plain_tensor(name: str, tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from vitcache.errors import CudaError
 from vitcache.handles import describe_count, describe_use, described, refuse_copies
 from vitcache.ring.arguments import as_strided_view, check_destination
 from vitcache.ring.idle_streams import give_stream_back, take_stream
-from vitcache.ring.ticket import Ticket, as_native_stream, check_stream
+from vitcache.ring.ticket import Ticket, as_native_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,7 @@ class PinnedRing:
         after
             A `torch.cuda.Stream` of the ring's device, or its handle as an int. The ring writes `dst` after
             all work that was queued on this stream before the call. None: the current stream of the ring's
-            device. Host backend: checked, but not used.
+            device. Host backend: checked and ignored.
         timeout_s
             Maximum time in seconds to wait for free bytes in the ring. None: no limit. If a copy is larger
             than the ring, its last pieces wait for its first pieces.
@@ -253,10 +253,9 @@ class PinnedRing:
                 f"src is {source.dtype}, dst is {target.dtype}: only float32 is cast, to bfloat16 or float16"
             )
         timeout_s = to_timeout("timeout_s", timeout_s)
-        check_stream("after", after)
         if isinstance(after, torch.cuda.Stream) and after.device != self.device:
             raise ValueError(f"after is a stream of {after.device}, the ring copies to {self.device}")
-        native_after = None if self.stream is None else as_native_stream("after", after, self.device)
+        native_after = as_native_stream("after", after, self.device)
         if self.stream is not None:
             target.record_stream(self.stream)
         if not target.is_inference():
@@ -282,7 +281,7 @@ class PinnedRing:
         """Whether a copy of `num_bytes` bytes, in the destination's dtype, can be queued now without a wait.
 
         False also if the bytes fit only as long as no slot skips the end of the ring. If another thread
-        reserves the free bytes meanwhile, `copy_to` waits.
+        reserves the free bytes before `copy_to` does, `copy_to` waits.
 
         Raises
         ------
@@ -404,7 +403,7 @@ def _parse_device(device: Any) -> torch.device:
         return torch.device("cuda", to_int("device", device, 0, MAX_DEVICE_INDEX))
     try:
         return torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a str that has no UTF-8 form
         raise ValueError(f"device is {shown(device)}, torch knows no device of this name") from None
 
 

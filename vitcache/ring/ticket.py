@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 from vitcache import _native
-from vitcache.arguments import to_int
+from vitcache.arguments import INT64_MAX, to_int
 from vitcache.errors import CudaError
 from vitcache.handles import described, refuse_copies
-
-MAX_HANDLE = (1 << 64) - 1  # of a stream: an address
 
 
 class Ticket:
@@ -55,8 +53,8 @@ class Ticket:
         ----------
         stream
             A `torch.cuda.Stream` of any device, or the handle of a stream of the ring's device as an int.
-            None: the current stream of the ring's device. Host backend: `stream` is ignored, and the host
-            waits until the copy is complete.
+            None: the current stream of the ring's device. Host backend: `stream` is checked and ignored, and
+            the host waits until the copy is complete.
 
         Raises
         ------
@@ -69,11 +67,11 @@ class Ticket:
         ValueError
             If `stream` is an int that cannot be a handle.
         """
-        check_stream("stream", stream)
-        if self._device.type == "cuda":
-            self._native.wait(as_native_stream("stream", stream, self._device))
-        else:
+        native = as_native_stream("stream", stream, self._device)
+        if native is None:
             self.synchronize()
+        else:
+            self._native.wait(native)
 
     def synchronize(self) -> None:
         """Wait on the host until the copy is complete.
@@ -113,32 +111,27 @@ class Ticket:
             return f"failed: {error}"
 
 
-def check_stream(name: str, stream: Any) -> None:
-    """Check a stream, its handle as an int, or None. Raises as `as_native_stream`, also on the CPU."""
-    if isinstance(stream, int) and not isinstance(stream, bool):
-        to_int(name, stream, 0, MAX_HANDLE)
-    elif stream is not None and not hasattr(stream, "cuda_stream"):
-        raise TypeError(f"{name} must be a torch.cuda.Stream, an int or None, got {type(stream).__name__}")
-
-
-def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.Stream:
+def as_native_stream(name: str, stream: Any, device: torch.device) -> _native.Stream | None:
     """Return the native form of the argument `name`, a stream: its handle and its device.
 
     A `torch.cuda.Stream` has a device. An int is the handle of a stream of `device`. None: the current stream
-    of `device`.
+    of `device`. Returns None if `device` is the CPU, which has no streams.
 
     Raises
     ------
     TypeError
         If `stream` is not a `torch.cuda.Stream`, an int or None.
     ValueError
-        If `stream` is an int that is negative or has more than 64 bits.
+        If `stream` is an int that is negative or more than 2**63 - 1.
     """
     if stream is None:
+        if device.type == "cpu":
+            return None
         stream = torch.cuda.current_stream(device)
     if isinstance(stream, int) and not isinstance(stream, bool):
-        return _native.Stream(to_int(name, stream, 0, MAX_HANDLE), device.index)
+        stream = to_int(name, stream, 0, INT64_MAX)
+        return None if device.type == "cpu" else _native.Stream(stream, device.index)
     handle, stream_device = getattr(stream, "cuda_stream", None), getattr(stream, "device", None)
     if not isinstance(handle, int) or not isinstance(stream_device, torch.device):
         raise TypeError(f"{name} must be a torch.cuda.Stream or an int, got {type(stream).__name__}")
-    return _native.Stream(handle, stream_device.index)
+    return None if device.type == "cpu" else _native.Stream(handle, stream_device.index)

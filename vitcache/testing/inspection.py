@@ -62,7 +62,7 @@ class CacheInspection:
 
     @property
     def violations(self) -> list[str]:
-        """What `EmbeddingCache.check_integrity` would report now; released leases are not processed before.
+        """The violations that `check_integrity` of the cache finds. Processes no released leases first.
 
         Raises
         ------

@@ -8,12 +8,12 @@ another library.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-
-from vitcache.device.stand_in import path
+from importlib.util import find_spec
 
 
 class Counts(ctypes.Structure):
@@ -157,14 +157,14 @@ def limit_locked_bytes(limit: int) -> None:
 
 def has_controls() -> bool:
     """Whether the library in use was built for tests."""
-    return hasattr(ctypes.CDLL(path()), "vitcache_stand_in_reset")
+    return hasattr(ctypes.CDLL(_path()), "vitcache_stand_in_reset")
 
 
 @cache
 def _library() -> ctypes.CDLL:
     if not has_controls():
-        raise RuntimeError(f"{path()} was built without VITCACHE_STAND_IN_FAULTS: it has no controls")
-    library = ctypes.CDLL(path())
+        raise RuntimeError(f"{_path()} was built without VITCACHE_STAND_IN_FAULTS: it has no controls")
+    library = ctypes.CDLL(_path())
     library.vitcache_stand_in_count.restype = Counts
     library.vitcache_stand_in_limit_locked_bytes.argtypes = [ctypes.c_size_t]
     library.vitcache_stand_in_begin_capture.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -172,3 +172,13 @@ def _library() -> ctypes.CDLL:
     library.vitcache_stand_in_recorded_calls.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.vitcache_stand_in_recorded_calls.restype = ctypes.c_size_t
     return library
+
+
+def _path() -> str:
+    spec = find_spec("vitcache._stand_in")
+    path = os.environ.get("VITCACHE_STAND_IN") or (None if spec is None else spec.origin)
+    if path is None:
+        raise RuntimeError("vitcache._stand_in is missing: this build is not complete")
+    if not os.path.isabs(path):
+        raise RuntimeError(f"VITCACHE_STAND_IN is {path!r}, it must be an absolute path")
+    return path
