@@ -27,6 +27,7 @@ __all__: list[str] = [
     "LeaseSet",
     "Ledger",
     "LruPolicy",
+    "MemoryCheck",
     "ModuleWatch",
     "PagedRows",
     "Pending",
@@ -51,6 +52,8 @@ __all__: list[str] = [
     "TurnUse",
     "Victims",
     "acts_for",
+    "check_memory",
+    "check_text_memory",
     "compiler",
     "copy_batch",
     "describe_available_host_bytes",
@@ -147,6 +150,9 @@ class TensorReader:
     def read_rows(self, rows: typing.Any) -> Destination | None: ...
     def read_text(self, ids: typing.Any, weight: typing.Any) -> TextTokens | None: ...
 
+class MemoryCheck:
+    def __init__(self, reader: TensorReader, no_subclass: typing.Any, explain: typing.Any) -> None: ...
+
 class PagedRows:
     def __init__(
         self,
@@ -171,8 +177,21 @@ class Placement:
     def aligned(self, kind: int) -> bool: ...
     def check(self, destination: Destination, is_overlap_checked: bool) -> None: ...
     def check_stores_apart(self, destination: Destination) -> None: ...
-    def check_text_ids(self, text: TextTokens, num_tokens: int) -> None: ...
-    def embed(self, destination: Destination, text: TextTokens, num_threads: int) -> bool: ...
+    def check_text_ids(
+        self, memory: MemoryCheck, text: TextTokens, num_tokens: int, ids: typing.Any
+    ) -> None: ...
+    def embed(
+        self,
+        memory: MemoryCheck,
+        destination: Destination,
+        planes: list,
+        items: typing.Any,
+        numbers: collections.abc.Sequence[int] | None,
+        text: TextTokens,
+        ids: typing.Any,
+        weight: typing.Any,
+        num_threads: int,
+    ) -> bool: ...
     def find_overlap(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]] | None: ...
     def has_narrow(self, kind: int) -> bool: ...
     def is_narrow(self, item: int) -> bool: ...
@@ -182,7 +201,15 @@ class Placement:
     def num_unplaced_rows(self, kind: int) -> int: ...
     def read_stores(self) -> None: ...
     def runs(self) -> list[tuple[int, int, int, int]]: ...
-    def scatter(self, destination: Destination, num_threads: int) -> bool: ...
+    def scatter(
+        self,
+        memory: MemoryCheck,
+        destination: Destination,
+        planes: list,
+        items: typing.Any,
+        numbers: collections.abc.Sequence[int] | None,
+        num_threads: int,
+    ) -> bool: ...
     def set_paged_rows(self, item: int, rows: PagedRows, on_host: bool) -> None: ...
     def set_source(
         self, item: int, address: int, row_stride: int, num_rows: int, kind: int, on_host: bool
@@ -765,6 +792,17 @@ class ModuleWatch:
     def is_current(self, namespaces: list) -> bool: ...
 
 def acts_for(thread_id: int) -> JobRun: ...
+def check_memory(
+    memory: MemoryCheck,
+    placement: Placement,
+    destination: Destination,
+    planes: list,
+    items: typing.Any,
+    numbers: collections.abc.Sequence[int] | None,
+) -> None: ...
+def check_text_memory(
+    memory: MemoryCheck, destination: Destination, text: TextTokens, ids: typing.Any, weight: typing.Any
+) -> None: ...
 def copy_batch(
     runtime: CudaRuntime, copies: collections.abc.Sequence[tuple[int, int, int]], stream: Stream
 ) -> None: ...

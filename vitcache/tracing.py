@@ -39,6 +39,7 @@ _functions: list[_Traced] = []
 _thread = _Thread()
 _lock = new_lock()
 _is_on = os.environ.get(VARIABLE, "") not in ("", "0")
+_is_wanted = _is_on
 
 
 def enable() -> None:
@@ -117,11 +118,18 @@ def traced(name: str) -> Callable[[F], F]:
 
 
 def _switch(is_on: bool) -> None:
-    global _is_on
+    global _is_on, _is_wanted
     with _lock:
-        _is_on = is_on
-        for plain, in_range in _functions:
-            _replace(*((plain, in_range) if is_on else (in_range, plain)))
+        _is_wanted = is_on
+        # As long as `_is_on` is false, no function opens a range: an interrupted call leaves tracing off.
+        _is_on = _is_on and is_on
+        while True:
+            wanted = _is_wanted
+            for plain, in_range in _functions:
+                _replace(*((plain, in_range) if wanted else (in_range, plain)))
+            if wanted is _is_wanted:  # else a signal handler has switched meanwhile: the last call decides
+                break
+        _is_on = wanted
 
 
 def _replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:

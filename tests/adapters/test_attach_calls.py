@@ -13,7 +13,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from attached import QWEN3, logits, plain_kernels  # noqa: F401
+from attached import QWEN3, logits, mixed, plain_kernels  # noqa: F401
 from tiny_models import FAMILIES, IMAGE, TinyFamily, one_at_a_time
 from tiny_zoo import ZOO
 
@@ -71,14 +71,6 @@ def test_prompt_whose_placeholders_and_images_disagree_raises_the_stock_error(na
     right = family.prompt(stock, 0)
     assert torch.equal(logits(model, right), logits(one_at_a_time(family, stock), right))
     assert attachment.cache.stats().leased_pages == 0
-
-
-def mixed(dtype: torch.dtype) -> nn.Module:
-    """A model whose tower has bfloat16 weights, and whose merger has weights of another dtype."""
-    model = FAMILIES["qwen2_5_vl"].model(torch.bfloat16)
-    merger = model.model.visual.merger.to(dtype)
-    merger.register_forward_pre_hook(lambda module, args: (args[0].to(dtype), *args[1:]))
-    return model
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from caches import make_cache
 from hang_guard import Running
-from interrupts import act_at, interrupt
+from interrupts import interrupt
 from pipeline_scene import HIDDEN, Tower, expected, feature, make_ids, make_weight
 from torch import Tensor
 
@@ -110,7 +110,9 @@ def test_a_handler_that_calls_the_pipeline_at_any_line_works_or_is_refused(name:
     line, was_called, num_refused = 1, True, 0
     while was_called:
         scene, found = Scene(), []
-        running = Running(partial(act_at, getattr(scene, name), line, FILES, partial(reenter, scene, found)))
+        running = Running(
+            partial(interrupt, getattr(scene, name), line, FILES, partial(reenter, scene, found))
+        )
         [was_called] = running.results()
         if isinstance(was_called, BaseException):
             raise was_called

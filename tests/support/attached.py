@@ -23,6 +23,14 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
+def mixed(dtype: torch.dtype) -> nn.Module:
+    """A model whose tower has bfloat16 weights, and whose merger has weights of another dtype."""
+    model = FAMILIES["qwen2_5_vl"].model(torch.bfloat16)
+    merger = model.model.visual.merger.to(dtype)
+    merger.register_forward_pre_hook(lambda module, args: (args[0].to(dtype), *args[1:]))
+    return model
+
+
 class Tower:
     """Counts the calls of a model's vision tower; `take` returns the count and sets it to 0."""
 

@@ -56,6 +56,7 @@ class Attachment:
     @property
     def cache(self) -> EmbeddingCache:
         """The cache. It stays open after `detach`."""
+        self._session.complete_cache()
         return self._session.cache
 
     def stats(self) -> AttachStats:

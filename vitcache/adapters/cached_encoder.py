@@ -89,6 +89,7 @@ class CachedEncoder(KeyedEncoder):
                     if session.is_settled and (namespace, kind) in self._forms:
                         return self.serve(call)
                     with session.first_output:
+                        session.complete_cache()
                         return self.serve(call)
                 except UnfitRows as error:
                     self._is_unfit = True

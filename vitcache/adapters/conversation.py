@@ -26,6 +26,9 @@ class Conversation:
         Number of tokens of the last prompt that are in `kv`, counted from its beginning.
     prompt
         The last prompt that `accept` got since `reset`, or None.
+    is_in_step
+        Whether a step adds tokens to `kv`. It stays true if an exception ends the step: some layers, but not
+        all, may have the tokens, so the next prompt begins with an empty KV cache.
     """
 
     def __init__(self, model: PrefillModel) -> None:
@@ -38,6 +41,7 @@ class Conversation:
         self.prompt: NextPrompt | None = None
         self.kv = self.model.new_kv()
         self.transcript = Transcript(self.model.base)
+        self.is_in_step = False
 
     __reduce_ex__ = refuse_copies("a copy would write to the same KV cache; make another `ChunkedPrefill`")
 
@@ -57,7 +61,7 @@ class Conversation:
         # First: an interrupt may leave a KV cache without the tokens that are removed below, and the caller
         # may then decode other tokens in their place.
         self.num_cached, self.prompt = prompt.common, None
-        if not self._crop(prompt.common):
+        if self.is_in_step or not self._crop(prompt.common):
             self.reset()
             prompt = self.compare(input_ids, items)
         self.transcript.write(prompt)
@@ -81,6 +85,26 @@ class Conversation:
                 f"the next chunk begins at token {start}, but the KV cache has {length} tokens: the caller "
                 "changed it since the last chunk"
             )
+
+    def begin_step(self, prompt: NextPrompt | None, start: int) -> None:
+        """Check as `check_current`, just before the language model adds tokens to `kv`; then call `end_step`.
+
+        While a step is embedded, a signal handler may run another prompt.
+        """
+        self.check_current(prompt, start)
+        self.is_in_step = True
+
+    def end_step(self, prompt: NextPrompt | None, window: Window) -> None:
+        """Note that all layers have the tokens of a window of `prompt`.
+
+        Raises RuntimeError if another prompt was run since `begin_step`.
+        """
+        if self.prompt is not prompt or self.kv is not window.kv:
+            raise RuntimeError(
+                f"another prompt was run or reset() was called while the language model ran the tokens "
+                f"{window.start} to {window.stop}"
+            )
+        self.num_cached, self.is_in_step = window.stop, False
 
     def _crop(self, num_tokens: int) -> bool:
         """Remove all but the first `num_tokens` tokens from the KV cache. Return False if that failed.

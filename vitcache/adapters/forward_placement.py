@@ -77,18 +77,20 @@ class ForwardPlacement:
         """Remove the hooks, and restore the stock methods. A second call does nothing."""
         owner = self._owner
         # By the hooks, not by handles: an interrupt may have ended `install` before it got a handle.
-        for hook, table, *options in (
-            (self._begins, owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs),
-            (
-                self._ends,
-                owner._forward_hooks,
-                owner._forward_hooks_with_kwargs,
-                owner._forward_hooks_always_called,
-            ),
-        ):
-            for number in [number for number, other in list(table.items()) if other is hook]:
-                for numbered in (table, *options):
-                    numbered.pop(number, None)
+        begin_tables = owner._forward_pre_hooks, owner._forward_pre_hooks_with_kwargs
+        end_tables = (
+            owner._forward_hooks,
+            owner._forward_hooks_with_kwargs,
+            owner._forward_hooks_always_called,
+        )
+        found: tuple[tuple[_Hook, tuple[dict[int, Any], ...]], ...] = (
+            (self._begins, begin_tables),
+            (self._ends, end_tables),
+        )
+        for hook, tables in found:
+            for number in [number for number, other in list(tables[0].items()) if other is hook]:
+                for table in reversed(tables):  # the hook last: after an interrupt it must still be found
+                    table.pop(number, None)
         for replaced in self._replaced:
             replaced.remove()
 

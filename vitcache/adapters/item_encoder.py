@@ -192,8 +192,8 @@ class ItemEncoder:
     def _run_stock(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock method; replaced methods that it calls are stock, too."""
         thread = self._session.thread
-        thread.encoding = True
         try:
+            thread.encoding = True
             return self.stock(*args, **kwargs)
         finally:
             thread.encoding = False

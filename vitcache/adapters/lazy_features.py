@@ -138,7 +138,9 @@ class LazyFeatures(Tensor):
                 copied = [base._copy()]
                 if device.type == "cuda":
                     copied.append(torch.cuda.current_stream(device).record_event())
-                memory += copied
+                # A signal handler or a finalizer of this thread may have read the features: then `copied`,
+                # which may have no rows, is not used.
+                memory += copied if not memory else ()
                 base.rows = self.rows = self.rows.without_items()
             elif device.type == "cuda":
                 stream = torch.cuda.current_stream(device)

@@ -101,9 +101,14 @@ class LazyRows:
         The copy is queued on the current stream. The caller holds `lock`.
         """
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        if self._copied is None or self._copied[:2] != (ranges, stream) or plane not in self._copied[2]:
-            self._copied = ranges, stream, dict(enumerate(self._copy(ranges)))
-        return self._copied[2].pop(plane)
+        # One read, as a signal handler or a finalizer may call this method, too.
+        of_ranges, of_stream, planes = self._copied or (None, None, {})
+        copied = planes.pop(plane, None) if (of_ranges, of_stream) == (ranges, stream) else None
+        if copied is None:
+            planes = dict(enumerate(self._copy(ranges)))
+            copied = planes.pop(plane)
+            self._copied = ranges, stream, planes
+        return copied
 
     def _copy(self, ranges: Sequence[Range]) -> Tensor:
         """Return a new tensor ``(1 + levels, n, hidden)`` with the ``n`` rows in `ranges`."""

@@ -12,6 +12,7 @@ from vitcache.adapters.conversation import Conversation
 from vitcache.adapters.disabling import DisabledCalls, is_disabled
 from vitcache.adapters.prefill_plan import plan_steps
 from vitcache.adapters.prefill_step import Embedded
+from vitcache.adapters.transcript import NextPrompt
 from vitcache.adapters.window_groups import Window
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.prefetch import Prefetch
@@ -94,18 +95,25 @@ def run_steps(
             ]
             if ahead and uses_cache:
                 prefetch = model.pipeline.prefetch(ahead, encode=encode_ahead)
-            yield StepResult(_run(chats, windows, embedded), errors)
+            yield StepResult(_run(chats, prompts, windows, embedded), errors)
     finally:
         if prefetch is not None:
             model.pipeline.cancel(prefetch)
 
 
-def _run(chats: Sequence[Conversation], windows: dict[int, Window], embedded: Embedded) -> dict[int, Tensor]:
+def _run(
+    chats: Sequence[Conversation],
+    prompts: Sequence[NextPrompt | None],
+    windows: dict[int, Window],
+    embedded: Embedded,
+) -> dict[int, Tensor]:
     """Run the language model on the windows without a failed item. Return the hidden states per prompt."""
     hidden: dict[int, Tensor] = {}
     numbers, parts = list(windows), list(windows.values())
     for group in embedded.groups:
         members = [numbers[position] for position in group.numbers]
+        for number in members:
+            chats[number].begin_step(prompts[number], windows[number].start)
         try:
             outputs = chats[members[0]].model.run(parts, embedded, group)
         except BaseException:
@@ -114,7 +122,7 @@ def _run(chats: Sequence[Conversation], windows: dict[int, Window], embedded: Em
                 chats[number].reset()
             raise
         for number, output in zip(members, outputs, strict=True):
-            chats[number].num_cached = windows[number].stop
+            chats[number].end_step(prompts[number], windows[number])
             hidden[number] = output
     return hidden
 

@@ -58,6 +58,7 @@ class Session:
         self.cache = cache
         self._make_cache = make_cache
         self._knows_width = knows_width
+        self._replacement: tuple[int, torch.dtype] | None = None  # width and dtype, until the cache is there
         # A default cache is settled by the first output, of this stock method.
         self.is_settled = make_cache is None
         self.settled_by: str | None = None
@@ -191,7 +192,7 @@ class Session:
                 is_divisor = old.row_width % max(rows.shape[1], 1) == 0
                 if rows.dtype != old.dtype or not (is_divisor or self._knows_width):
                     self._replace_cache(old.row_width if is_divisor else rows.shape[1], rows.dtype)
-                self.is_settled, self.settled_by = True, method
+                self.settled_by, self.is_settled = method, True
         cache = self.cache
         holds_dtype = cache.dtype in (
             rows.dtype,
@@ -201,15 +202,28 @@ class Session:
 
     def _replace_cache(self, row_width: int, dtype: torch.dtype) -> None:
         """Close the default cache and make another one; if that fails, make the closed one again."""
-        old, make = self.cache, self._make_cache
-        if make is None or (self._knows_width and row_width != old.row_width):
+        if self._make_cache is None or (self._knows_width and row_width != self.cache.row_width):
             return
-        old.close()
-        try:
-            self.cache = make(row_width, dtype)
-        except BaseException:
-            self.cache = make(old.row_width, old.dtype)
-            raise
+        self._replacement = row_width, dtype
+        self.complete_cache()
+
+    def complete_cache(self) -> None:
+        """Replace the default cache if that has begun: a signal handler may have raised in the middle."""
+        make = self._make_cache
+        if self._replacement is None or make is None:
+            return
+        with self._lock:
+            if self._replacement is None:
+                return
+            old = self.cache
+            try:
+                old.close()
+                self.cache = make(*self._replacement)
+            except Exception:
+                self.cache = make(old.row_width, old.dtype)
+                self._replacement = None
+                raise
+            self._replacement = None
 
     def warn_training(self) -> None:
         """Log once that calls in training mode are not cached."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -60,7 +62,7 @@ class ByteFingerprint:
     read, and neither are sparse weights. A check during the capture of a CUDA graph reads nothing.
 
     Any thread may call any method. While a thread checks, a check of another thread returns at once and is
-    not one of the N. A thread never waits for another one.
+    not one of the N, and so does a check from inside of a check. A thread never waits for another one.
 
     Parameters
     ----------
@@ -87,8 +89,8 @@ class ByteFingerprint:
     ) -> None:
         self._calls = to_int("calls", calls, 1)
         self._copies = copies
-        # Reentrant: if an interrupt ends a check before its `try`, the thread can still check.
         self._lock = new_lock()
+        self._running: _RunningCheck | None = None
         self._multipliers: dict[torch.device, Tensor] = {}
         self._parts: list[list[ByteChecksums]] = []
         self._next = 0
@@ -106,24 +108,35 @@ class ByteFingerprint:
 
         Call it after all other checks of the weights, and before the namespace is read.
         """
-        if not self._lock.acquire(blocking=False):
-            return
+        token = _Token()
+        with self._lock:
+            if self._running is not None:
+                if self._running.is_alive():
+                    return
+                # An exception ended the last check, which may have found a change; or this is a forked child,
+                # and a thread of the parent checks.
+                self._must_take = True
+            self._running = _RunningCheck(token)
         try:
-            if any(map(is_capturing, self._multipliers)):
-                return
-            changed = None
-            if not self._must_take:
-                try:
-                    changed = self._check_next()
-                except ReferenceError:
-                    self._must_take = True
-            if changed is not None:
-                self._note(changed, owner)
-            if self._must_take:
-                self._take(owner.model)
-                owner.begin_namespace()
+            self._check(owner)
+            self._running = None
         finally:
-            self._lock.release()
+            del token  # also if a caller keeps the exception, and with it this frame
+
+    def _check(self, owner: Owner) -> None:
+        if any(map(is_capturing, self._multipliers)):
+            return
+        changed = None
+        if not self._must_take:
+            try:
+                changed = self._check_next()
+            except ReferenceError:
+                self._must_take = True
+        if changed is not None:
+            self._note(changed, owner)
+        if self._must_take:
+            self._take(owner.model)
+            owner.begin_namespace()
 
     def _check_next(self) -> str | None:
         """Start the checksums of the next part; return a weight whose completed checksums changed."""
@@ -185,6 +198,22 @@ class ByteFingerprint:
             ]
             for part, firsts in zip(parts, sums, strict=True)
         ]
+
+
+class _Token:
+    """Lives as long as the frame of a call of `check`. Also the frame of an interrupted call is freed."""
+
+
+class _RunningCheck:
+    """A call of `check` that has not returned."""
+
+    def __init__(self, token: _Token) -> None:
+        self._process = os.getpid()
+        self._token = weakref.ref(token)
+
+    def is_alive(self) -> bool:
+        """Whether the call runs in this process. False: an exception or a fork ended it."""
+        return self._token() is not None and self._process == os.getpid()
 
 
 def _by_device(blocks: list[Block]) -> list[tuple[torch.device, list[Block]]]:

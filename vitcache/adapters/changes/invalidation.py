@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -175,10 +175,13 @@ class Invalidation:
 
         return run
 
-    def _call(self) -> None:
-        with ExitStack() as stack:  # it calls all functions, also if one of them raises
-            for function in reversed(self._functions):
-                stack.callback(function)
+    def _call(self, first: int = 0) -> None:
+        """Call all functions from the `first` one on, also if a function or a signal handler raises."""
+        if first < len(self._functions):
+            try:
+                self._functions[first]()
+            finally:
+                self._call(first + 1)
 
     async def _finish(self, result: Coroutine[Any, Any, Any]) -> Any:
         try:

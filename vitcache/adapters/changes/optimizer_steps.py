@@ -6,6 +6,7 @@ Fused optimizers do not increment the version of a weight, so only the step itse
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -46,7 +47,7 @@ class _OuterWeights:
 # could wait for in the thread that holds it.
 _watched: dict[ref[Session], _OuterWeights] = {}
 _registering = new_lock()
-_is_registered = False
+_registered: object | None = None  # names the pair of hooks in use
 
 
 def watch_optimizers(session: Session) -> None:
@@ -60,15 +61,17 @@ def watch_optimizers(session: Session) -> None:
     pass runs the optimizer, a thread of autograd. They queue no work on a device, and never raise.
 
     The first call registers one pair of hooks for the process, which stays registered. If a hook were removed
-    while another thread runs the hooks of a step, that step would raise RuntimeError.
+    while another thread runs the hooks of a step, that step would raise RuntimeError. Hooks of a call that an
+    interrupt ended stay, too, and do nothing: the next call registers another pair.
     """
-    global _is_registered
+    global _registered
     _watched[ref(session, lambda freed: _watched.pop(freed, None))] = _OuterWeights()
     with _registering:
-        if not _is_registered:
-            register_optimizer_step_pre_hook(_before_step)
-            register_optimizer_step_post_hook(_after_step)
-            _is_registered = True
+        if _registered is None:
+            pair = object()
+            register_optimizer_step_pre_hook(partial(_before_step, pair))
+            register_optimizer_step_post_hook(partial(_after_step, pair))
+            _registered = pair
 
 
 def unwatch_optimizers(session: Session) -> None:
@@ -77,17 +80,19 @@ def unwatch_optimizers(session: Session) -> None:
 
 
 @torch.compiler.disable  # in a compiled step, too, the hooks run as they are
-def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before_step(pair: object, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Begin a new namespace: after a step that raises, or is interrupted, torch calls no hook."""
-    for session, _ in _affected(optimizer):
-        session.begin_namespace()
+    if pair is _registered:
+        for session, _ in _affected(optimizer):
+            session.begin_namespace()
 
 
 @torch.compiler.disable
-def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _after_step(pair: object, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forget, also the rows that another thread encoded during the step."""
-    for session, name in _affected(optimizer):
-        session.forget(OPTIMIZER, name)
+    if pair is _registered:
+        for session, name in _affected(optimizer):
+            session.forget(OPTIMIZER, name)
 
 
 def _affected(optimizer: Optimizer) -> Iterator[tuple[Session, str]]:
