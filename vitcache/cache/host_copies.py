@@ -57,7 +57,7 @@ class HostCopies:
                 copied = self._timeline.record(stream)
             pending.set_host_copied(copied)
         except BaseException:
-            # The copy may be queued, and there is no fence behind it.
+            # The copy may be queued, without a fence behind it.
             self._timeline.synchronize()
             raise
         self.add_checksum(pending, pages, copied)

@@ -13,7 +13,7 @@ NO_EPOCH = -1
 class PythonPolicies:
     """One Python policy per tier of a cache. Any thread may call `update`.
 
-    The native ledger records what happens to each key. `update` passes these events to the policies, in
+    The native ledger records the events of each key. `update` passes these events to the policies, in
     order, and gives the ledger the order of eviction that they answer. So a policy may run any Python code,
     but it must not call its cache. Keys that are inserted or hit after an `update` are evicted as the policy
     ordered them before. An update takes time in proportion to the number of entries.
