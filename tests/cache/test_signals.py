@@ -26,3 +26,4 @@ def test_random_signals_hang_no_thread_and_break_no_cache(num_signals: int, seco
     for call in ("put", "get", "get_many", "reserve", "embed", "prefetch", "close"):
         assert report["by_call"].get(call, 0) > 0, report
     assert report["rows"] > 0
+    assert min(report["steps"]) > 0

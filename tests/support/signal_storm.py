@@ -235,7 +235,7 @@ def main(num_signals: int, seed: int) -> dict[str, Any]:
     users[0].embed()
     pipeline.close()
     cache.close()
-    steps = sum(user.steps for user in users)
+    steps = [user.steps for user in users]
     report = {"signals": storm.raised, "broken": broken, "held": held, "rows": found, "steps": steps}
     return report | {"by_call": dict(storm.by_call)}
 
