@@ -54,6 +54,14 @@ void Ledger::release(EntryPtr entry, std::vector<std::int64_t> streams) {
     releases_.push_back({std::move(entry), std::move(streams)});
 }
 
+void Ledger::abandon(PendingPtr pending, std::vector<std::int64_t> streams) {
+  if (!pending->is_open) return;
+  if (streams.empty() || is_closed_)  // a queued write would keep the memory of its tier alive
+    finish(pending, std::nullopt, true);
+  else
+    abandoned_.push_back({std::move(pending), std::move(streams)});
+}
+
 bool Ledger::report_corrupt(const EntryPtr& entry) {
   HitCounts& hits = entry->tier->hits;
   --hits.hits;
@@ -235,6 +243,7 @@ void Ledger::close() {
   stale_.clear();
   dropped_.clear();
   releases_.clear();
+  for (const Abandoned& each : std::exchange(abandoned_, {})) finish(each.pending, std::nullopt, true);
   device_->forget_memory();
   if (host_ != nullptr) host_->forget_memory();
 }

@@ -41,6 +41,12 @@ struct Release {
   std::vector<std::int64_t> streams;
 };
 
+// Pending pages whose owner was destroyed while streams may still write them.
+struct Abandoned {
+  PendingPtr pending;
+  std::vector<std::int64_t> streams;
+};
+
 // The tiers that rows are written to. Rows in both tiers are a device entry with a host copy.
 enum class WriteTo { kDevice, kHost, kBoth };
 
@@ -64,6 +70,9 @@ class Ledger {
   // Releases a pin after reads on `streams`: at once without a stream, else when the release is taken.
   void release(EntryPtr entry, std::vector<std::int64_t> streams);
   std::vector<Release>& releases() { return releases_; }
+  // Keeps the pages of a pending write until a caller finishes it with a fence behind the streams.
+  void abandon(PendingPtr pending, std::vector<std::int64_t> streams);
+  std::vector<Abandoned>& abandoned() { return abandoned_; }
 
   // Counts the hit on `entry` as a miss, and drops the entry: its rows do not match their checksum. Returns
   // false if the entry has left the cache: another caller has reported it.
@@ -179,6 +188,7 @@ class Ledger {
   // By key. A demotion is removed when new rows are inserted under its key: the new rows supersede it.
   std::unordered_map<Key, DemotionPtr, KeyHash> pending_demotions_;
   std::vector<Release> releases_;
+  std::vector<Abandoned> abandoned_;
   Claims claims_;
   EvictionRecord evicted_;
   Counts counts_;

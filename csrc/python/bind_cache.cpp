@@ -147,11 +147,26 @@ void bind_pending(py::module_& module) {
                                const auto& copied = handle.pending->copied;
                                return copied ? py::object(from_fence(*copied)) : py::none();
                              })
+      // The streams that were allowed to write the pages, except the CPU's.
+      .def_property_readonly("streams", [](const PendingHandle& handle) { return handle.streams.list(); })
+      .def_property_readonly("is_used", [](const PendingHandle& handle) { return handle.is_used; })
+      .def(
+          "use",
+          [](PendingHandle& handle, std::int64_t stream) {
+            handle.is_used = true;
+            handle.streams.add(stream);
+          },
+          py::arg("stream"))
+      // Call it before copies to the host tier are queued; `set_copied` and `set_host_copied` end it.
+      .def(
+          "begin_copies", [](PendingHandle& handle, std::int64_t stream) { handle.copy_stream = stream; },
+          py::arg("stream"))
       .def(
           "set_copied",
           [](PendingHandle& handle, const py::tuple& fence) {
             const Mutation mutation;
             handle.pending->set_copied(to_fence(fence));
+            handle.copy_stream.reset();
           },
           py::arg("fence"))
       // The memory, the pages and the fences of the host copy; None if the write makes none.
@@ -167,6 +182,7 @@ void bind_pending(py::module_& module) {
           [](PendingHandle& handle, const py::tuple& fence) {
             const Mutation mutation;
             handle.pending->host_copy.value().copied = to_fence(fence);
+            handle.copy_stream.reset();
           },
           py::arg("fence"))
       .def(

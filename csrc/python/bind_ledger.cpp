@@ -159,6 +159,18 @@ void bind_releases(LedgerClass& ledger) {
            [](const LedgerHandle& self) {
              return std::make_shared<ReleaseBatch>(std::exchange(self.any().releases(), {}), self.shared());
            })
+      // The pending writes whose owners were destroyed. One that is not finished returns to the ledger.
+      .def("take_abandoned",
+           [](const LedgerHandle& self) {
+             std::vector<std::shared_ptr<PendingHandle>> taken;
+             for (Abandoned& each : std::exchange(self.any().abandoned(), {})) {
+               taken.push_back(std::make_shared<PendingHandle>(std::move(each.pending), self.shared()));
+               for (const std::int64_t stream : each.streams) taken.back()->streams.add(stream);
+             }
+             return taken;
+           })
+      .def_property_readonly("num_abandoned",
+                             [](const LedgerHandle& self) { return self.any().abandoned().size(); })
       .def_property_readonly("is_due", &LedgerHandle::is_due)
       .def_property_readonly("num_releases",
                              [](const LedgerHandle& self) { return self.any().releases().size(); });
@@ -313,9 +325,10 @@ void bind_for_tests(LedgerClass& ledger) {
 void bind_ledger(py::module_& module) {
   LedgerClass ledger(module, "Ledger");
   ledger.def(py::init<const std::string&, std::shared_ptr<Tier>, std::optional<std::shared_ptr<Tier>>,
-                      py::type, py::object, py::object, std::int64_t>(),
+                      py::type, py::object, py::object, std::int64_t, std::string>(),
              py::arg("policy"), py::arg("device"), py::arg("host"), py::arg("lease_type"),
-             py::arg("device_tier"), py::arg("host_tier"), py::arg("num_recorded") = 0);
+             py::arg("device_tier"), py::arg("host_tier"), py::arg("num_recorded") = 0,
+             py::arg("memory") = "");
   bind_look_ups(ledger);
   bind_writes(ledger);
   bind_orders(ledger);

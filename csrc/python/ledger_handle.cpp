@@ -1,7 +1,10 @@
 #include "python/ledger_handle.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 #include <unordered_set>
 #include <utility>
 
@@ -9,6 +12,7 @@
 #include "python/fences.h"
 #include "python/keys.h"
 #include "python/lease.h"
+#include "python/waits.h"
 
 namespace py = pybind11;
 
@@ -40,7 +44,10 @@ bool read_num_rows(py::handle value, std::int64_t& rows) {
 
 PendingHandle::~PendingHandle() {
   const Mutation mutation;
-  if (const auto owner = ledger.lock()) owner->finish(pending, std::nullopt, true);
+  if (const auto owner = ledger.lock()) {
+    if (copy_stream) streams.add(*copy_stream);
+    owner->abandon(pending, streams.take());
+  }
   pending.reset();
 }
 
@@ -86,9 +93,13 @@ ExternalPolicy& external_policy(Ledger& ledger, const std::string& tier) {
 
 LedgerHandle::LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device,
                            const std::optional<std::shared_ptr<Tier>>& host, py::type lease_type,
-                           py::object device_tier, py::object host_tier, std::int64_t num_recorded)
+                           py::object device_tier, py::object host_tier, std::int64_t num_recorded,
+                           std::string memory)
     : ledger_(std::make_shared<Ledger>(policy_maker(policy), std::move(device), host.value_or(nullptr),
                                        num_recorded)),
+      unshared_memory_(std::move(memory)),
+      process_(getpid()),
+      num_forks_(num_forks()),
       is_external_(policy.empty()),
       lease_type_(std::move(lease_type)),
       device_tier_(std::move(device_tier)),
@@ -101,6 +112,10 @@ LedgerHandle::~LedgerHandle() {
 
 Ledger& LedgerHandle::open() const {
   if (ledger_->is_closed()) throw std::runtime_error("the cache was closed");
+  if (!unshared_memory_.empty() && num_forks() != num_forks_)
+    throw std::runtime_error("the cache was made in process " + std::to_string(process_) +
+                             "; its child, process " + std::to_string(getpid()) + ", cannot use " +
+                             unshared_memory_ + ": make a cache in the child");
   return *ledger_;
 }
 

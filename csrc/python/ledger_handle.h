@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <sys/types.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -19,10 +20,14 @@
 namespace vitcache {
 
 // A pending write or pending copies, in the hands of Python. If it is destroyed unfinished, for instance
-// because an interrupt prevented its owner from receiving it, its pages are freed.
+// because an interrupt prevented its owner from receiving it, its pages are freed; if streams may still write
+// them, the ledger keeps them until a caller has a fence behind these streams.
 struct PendingHandle {
   PendingPtr pending;
   std::weak_ptr<Ledger> ledger;
+  ReadStreams streams;                      // that were allowed to write the pages
+  bool is_used = false;                     // also on the CPU, which is not recorded
+  std::optional<std::int64_t> copy_stream;  // of copies that are being queued, and have no fence yet
 
   PendingHandle(PendingPtr made, const std::shared_ptr<Ledger>& owner)
       : pending(std::move(made)), ledger(owner) {}
@@ -57,15 +62,17 @@ ExternalPolicy& external_policy(Ledger& ledger, const std::string& tier);
 // A ledger, with the Python objects that its leases need.
 class LedgerHandle {
  public:
-  // `policy` is empty for a policy that is written in Python.
+  // `policy` is empty for a policy that is written in Python. `memory` names memory that a forked child
+  // cannot use; empty if it can use all memory of the tiers.
   LedgerHandle(const std::string& policy, std::shared_ptr<Tier> device,
                const std::optional<std::shared_ptr<Tier>>& host, pybind11::type lease_type,
-               pybind11::object device_tier, pybind11::object host_tier, std::int64_t num_recorded);
+               pybind11::object device_tier, pybind11::object host_tier, std::int64_t num_recorded,
+               std::string memory);
   ~LedgerHandle();
   LedgerHandle(const LedgerHandle&) = delete;
   LedgerHandle& operator=(const LedgerHandle&) = delete;
 
-  // Throws std::runtime_error if the cache was closed.
+  // Throws std::runtime_error if the cache was closed, or if this process cannot use its memory.
   Ledger& open() const;
   Ledger& any() const { return *ledger_; }
   const std::shared_ptr<Ledger>& shared() const { return ledger_; }
@@ -109,6 +116,9 @@ class LedgerHandle {
   pybind11::object make(EntryPtr entry) const;
 
   std::shared_ptr<Ledger> ledger_;
+  std::string unshared_memory_;
+  pid_t process_;  // that made the cache
+  std::int64_t num_forks_;
   bool is_external_;  // the policy is written in Python
   pybind11::type lease_type_;
   pybind11::object device_tier_;

@@ -46,7 +46,10 @@ thread_local ThreadNumber number_of_thread = 0;
 bool has_forked = false;
 ThreadNumber forking_thread = 0;
 
+std::int64_t forks = 0;
+
 void note_fork() {
+  ++forks;
   forking_thread = !has_forked || forking_thread == number_of_thread ? number_of_thread : 0;
   has_forked = true;
 }
@@ -126,9 +129,14 @@ ThreadNumber this_thread() {
   return number_of_thread;
 }
 
-void settle_forks() {
+std::int64_t num_forks() {
   static const int registered = pthread_atfork(nullptr, nullptr, note_fork);
   static_cast<void>(registered);
+  return forks;
+}
+
+void settle_forks() {
+  num_forks();
   if (!has_forked) return;
   const ThreadNumber survivor = forking_thread;
   has_forked = false;

@@ -105,6 +105,9 @@ class JobRun {
   unsigned long submitter;
 };
 
+// The number of forks between the first process and this one.
+std::int64_t num_forks();
+
 // Frees the resources of threads that a fork did not copy. Call it before any state of a resource is read.
 void settle_forks();
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_call_interrupted_at_any_line_loses_no_page_lease_or_fence(
         model = StreamModel()
         cache = make_busy(model)
         with model.on("d"):
-            is_interrupted = interrupt(functools.partial(call, cache), line, TRACED)
+            is_interrupted = interrupt(partial(call, cache), line, TRACED)
         gc.collect(1)  # a full collection takes longer than the rest of the test
         assert cache.stats().leased_pages == 0, line
         cache.check_integrity()
@@ -161,6 +162,67 @@ def test_call_interrupted_at_any_line_loses_no_page_lease_or_fence(
             break
         line += 1
     assert line > 3
+
+
+def use_as_a_handler(cache: EmbeddingCache) -> None:
+    """The calls of a signal handler, or of a `__del__` that the garbage collector calls."""
+    cache.put(KEYS[7], torch.full((2, 2), 7.0))
+    lease = cache.get(KEYS[7])
+    if lease is not None:  # the interrupted call may own all other pages
+        assert torch.equal(lease.to_tensor(), torch.full((2, 2), 7.0))
+    cache.get_many(KEYS[:3])
+    cache.reserve(KEYS[6], 1)
+    cache.expect([1])
+    with cache.claim(KEYS[5]):
+        cache.stats()
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_with_calls_of_a_handler_at_any_line_loses_no_page_lease_or_fence(
+    call: Callable[[EmbeddingCache], object],
+) -> None:
+    line, was_called = 1, True
+    while was_called:
+        model = StreamModel()
+        cache = make_busy(model)
+        with model.on("d"), suppress(AttributeError):  # the handler evicted the entry that the call reads
+            was_called = interrupt(partial(call, cache), line, TRACED, partial(use_as_a_handler, cache))
+        gc.collect(1)
+        assert cache.stats().leased_pages == 0, line
+        cache.check_integrity()
+        inside = inspect(cache)
+        assert (inside.device_pool.num_available, inside.host_pool.num_available) == (5, 4), line
+        for number in range(9):
+            with model.on("main"):
+                assert cache.put(KEYS[number], torch.ones(1, 2))
+        assert model.inconsistent_calls == [], line
+        if call is not expect:  # which drops the copy of an entry that the handler evicts, unordered or not
+            assert model.races == [], line
+        line += 1
+    assert line > 3
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_during_which_a_handler_closes_the_cache_ends(call: Callable[[EmbeddingCache], object]) -> None:
+    line, was_called = 1, True
+    errors: list[str] = []
+    while was_called:
+        model = StreamModel()
+        cache = make_busy(model)
+        try:
+            with model.on("d"):
+                was_called = interrupt(partial(call, cache), line, TRACED, cache.close)
+        except RuntimeError as error:
+            errors.append(str(error))
+        except AttributeError:  # a look-up of the call missed
+            continue
+        finally:
+            line += 1
+        assert model.races == [], line
+    assert line > 3
+    assert errors
+    assert all("closed" in error or "released" in error for error in errors), errors
 
 
 @pytest.mark.parametrize("method", ["current", "record"])

@@ -421,19 +421,11 @@ def test_worker_threads_beyond_the_stacks_that_fit_into_memory_run_the_jobs_here
 
 
 @pytest.mark.parametrize("method", ["result", "exception"])
-def test_job_completed_by_a_signal_handler_before_the_wait_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    """A wait that begins after the handler is not notified."""
+@pytest.mark.parametrize("line", range(1, 7))
+def test_job_completed_by_a_signal_handler_at_any_line_of_a_wait_ends_it(line: int, method: str) -> None:
     job: jobs.Job[int] = jobs.Job(lambda: 1)
-    wait = jobs._Condition.wait
-
-    def run_and_wait(condition: jobs._Condition, timeout: float | None = None) -> bool:
-        job.run()
-        return wait(condition, timeout)
-
-    monkeypatch.setattr(jobs._Condition, "wait", run_and_wait)
-    run_in_thread(lambda: [getattr(job, method)()])
+    run_in_thread(lambda: [interrupt(getattr(job, method), line, {jobs.__file__}, job.run)])
+    assert job.done()
 
 
 def test_job_that_is_not_done_in_time_raises_and_one_that_raises_timeout_error_is_done() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from vitcache._native import Entry, Ledger, Pending
 from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages.lease import Lease, LeaseTier, use_all
 from vitcache.pages.pool import PagePool
-from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, join
+from vitcache.pages.reservation import Reservation, WriteResult, join
 
 CPU = torch.device("cpu")
 KEYS = [bytes([number]) * 32 for number in range(3)]
@@ -210,11 +209,6 @@ def finish() -> FinishRecorder:
 
 
 @pytest.fixture
-def abandoned() -> deque[AbandonedWrite]:
-    return deque()
-
-
-@pytest.fixture
 def pending(ledger: Ledger) -> Pending:
     pending = ledger.begin_write(KEYS[2], 3, 3, 1.0, None)
     pending.set_copied(COPIED)
@@ -226,9 +220,8 @@ def reservation(
     pending: Pending,
     timeline: RecordingTimeline,
     finish: FinishRecorder,
-    abandoned: deque[AbandonedWrite],
 ) -> Reservation:
-    return Reservation(pending, CPU, timeline, finish, abandoned)  # type: ignore[arg-type]
+    return Reservation(pending, CPU, timeline, finish)  # type: ignore[arg-type]
 
 
 def test_first_write_waits_for_the_copies_and_the_next_stream_for_it(
@@ -275,16 +268,16 @@ def test_cancel_frees_the_pages_behind_the_writes(
 
 
 def test_garbage_collected_reservation_keeps_the_streams_that_wrote(
-    pending: Pending,
-    timeline: RecordingTimeline,
-    finish: FinishRecorder,
-    abandoned: deque[AbandonedWrite],
+    ledger: Ledger, timeline: RecordingTimeline, finish: FinishRecorder
 ) -> None:
-    reservation = Reservation(pending, CPU, timeline, finish, abandoned)  # type: ignore[arg-type]
+    pending = ledger.begin_write(KEYS[2], 3, 3, 1.0, None)
+    reservation = Reservation(pending, CPU, timeline, finish)  # type: ignore[arg-type]
     reservation.use()
-    del reservation
-    [write] = abandoned
-    assert (write.pending, write.streams) == (pending, {A})
+    del reservation, pending
+    for _ in range(2):  # a write that its caller does not finish returns to the ledger
+        [write] = ledger.take_abandoned()
+        assert (write.key, write.streams) == (KEYS[2], [A])
+        del write
     assert finish.calls == []
 
 

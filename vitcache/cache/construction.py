@@ -72,4 +72,5 @@ def _make_ledger(
         lease_tiers[0],
         lease_tiers[-1],
         record_evictions,
+        f"the memory of {device}" if device.type == "cuda" else "",  # and no page-locked memory
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +15,7 @@ from vitcache.device.locks import new_lock
 from vitcache.device.streams import Fence, Timeline, check_current_stream
 from vitcache.pages.host_reservation import HostReservation
 from vitcache.pages.lease import Lease
-from vitcache.pages.reservation import AbandonedWrite, Reservation, WriteResult, abort, logger
+from vitcache.pages.reservation import Reservation, WriteResult, abort, logger
 
 
 class CacheCoordinator:
@@ -38,7 +37,8 @@ class CacheCoordinator:
 
     Notes
     -----
-    Any thread may call any method. No lock is held during a copy.
+    Any thread may call any method, also in the middle of another call of the same thread. No lock is held
+    during a copy. After an interrupt, native objects return their pages when they are freed.
     """
 
     def __init__(
@@ -59,9 +59,8 @@ class CacheCoordinator:
         self.has_checksums = checksums is not None
         self.refusals = RefusalLog()
         self._drain_lock = new_lock()
-        self._abandoned: deque[AbandonedWrite] = deque()
         # After a failure, copies may still be queued on this stream.
-        self._copy_streams = frozenset({timeline.copy_stream})
+        self._copy_streams = (timeline.copy_stream,)
 
     def drain(self) -> None:
         """Unpin the pages of released leases, free those of abandoned reservations, and call Python policies.
@@ -76,9 +75,10 @@ class CacheCoordinator:
         """
         self.ledger.check_open()
         with self._drain_lock:
-            while self._abandoned:
-                abort(*self._abandoned[0])
-                self._abandoned.popleft()  # last: after an interrupt the next call aborts again
+            if self.ledger.num_abandoned:
+                # A write that is not finished, after an interrupt or a failure, returns to the ledger.
+                for pending in self.ledger.take_abandoned():
+                    abort(pending, self.timeline, self._finish, pending.streams)
             if self.ledger.num_releases:
                 # Until it is finished, a batch that is destroyed returns its releases to the queue.
                 batch = self.ledger.take_releases()
@@ -98,7 +98,7 @@ class CacheCoordinator:
             if pending.demotions:
                 self._host_copies.demote(pending)
             kind = HostReservation if pending.memory.tier == "host" else Reservation
-            return kind(pending, self._device, self.timeline, self._finish, self._abandoned)
+            return kind(pending, self._device, self.timeline, self._finish)
         except BaseException:
             abort(pending, self.timeline, self._finish, self._copy_streams)
             raise
@@ -164,6 +164,7 @@ class CacheCoordinator:
             for fence in map(Fence._make, compaction.fences):
                 if fence.stream != stream:
                     self.timeline.wait(fence)
+            compaction.use(stream)
             compaction.memory.move_pages(compaction.page_moves)
             self.ledger.finish(compaction, self.timeline.record(stream), False)
         except BaseException:

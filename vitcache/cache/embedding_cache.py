@@ -102,7 +102,12 @@ class EmbeddingCache:
 
     Notes
     -----
-    Threads: any thread may call any method at any time. A forked child must not use the cache.
+    Threads: any thread may call any method at any time, also in a signal handler or a `__del__` that runs in
+    the middle of another call. If a signal handler raises, no lock stays acquired and no page is lost: the
+    cache is as before the call or as after it. Entries that a `put` has evicted for its pages stay evicted.
+
+    Fork: a child has its own copy of a cache of the CPU. Pages that other threads had leased or reserved at
+    the fork stay so in the child. The child of a process with a cache of CUDA cannot use it: RuntimeError.
 
     Streams: `put` and `Reservation.write` write pages on the current stream of the cache's device, after the
     last reads and writes of these pages on any stream. `Lease.use` lets the current stream wait for the

@@ -33,6 +33,7 @@ class HostCopies:
                     self._timeline.wait(fence)
             pages = [page for demotion in demotions for page in demotion.pages]
             source_pages = [page for demotion in demotions for page in demotion.entry.pages]
+            pending.begin_copies(stream)
             demotions[0].memory.copy_pages(pages, demotions[0].entry.memory, source_pages)
             copied = self._timeline.record(stream)
         pending.set_copied(copied)
@@ -51,11 +52,12 @@ class HostCopies:
                 for fence in (written, *map(Fence._make, fences)):
                     if fence.stream != stream:
                         self._timeline.wait(fence)
+                pending.begin_copies(stream)
                 memory.copy_pages(pages, pending.memory, pending.pages)
                 copied = self._timeline.record(stream)
             pending.set_host_copied(copied)
         except BaseException:
-            # The copy may be queued, and there is no fence behind it.
+            # The copy may be queued, without a fence behind it.
             self._timeline.synchronize()
             raise
         self.add_checksum(pending, pages, copied)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from vitcache._native import Ledger
+from vitcache._native import Ledger, Turn
 from vitcache.cache.policies import Policy
-from vitcache.device.locks import new_lock
 
 NO_EPOCH = -1
 
@@ -14,7 +13,7 @@ NO_EPOCH = -1
 class PythonPolicies:
     """One Python policy per tier of a cache. Any thread may call `update`.
 
-    The native ledger records what happens to each key. `update` passes these events to the policies, in
+    The native ledger records the events of each key. `update` passes these events to the policies, in
     order, and gives the ledger the order of eviction that they answer. So a policy may run any Python code,
     but it must not call its cache. Keys that are inserted or hit after an `update` are evicted as the policy
     ordered them before. An update takes time in proportion to the number of entries.
@@ -32,8 +31,7 @@ class PythonPolicies:
     def __init__(self, make_policy: Callable[[int], Policy], capacities: dict[str, int]) -> None:
         self._make_policy = make_policy
         self._capacities = capacities
-        self._lock = new_lock()
-        self._is_updating = False
+        self._turn = Turn("its policy; a policy must not call its cache")
         self._epoch = NO_EPOCH
         self._policies: dict[str, Policy] = {}
 
@@ -43,33 +41,21 @@ class PythonPolicies:
         Raises
         ------
         RuntimeError
-            If a policy calls it, through its cache.
+            If a policy calls its cache, or a signal handler does while a policy runs.
         """
-        with self._lock:
-            if self._is_updating:
-                raise RuntimeError("a policy must not call its cache")
-            self._is_updating = True
-            try:
-                self._update(ledger)
-            except BaseException:
-                self._epoch = NO_EPOCH
-                raise
-            finally:
-                self._is_updating = False
-
-    def _update(self, ledger: Ledger) -> None:
-        epoch, events = ledger.take_policy_events(self._epoch)
-        if self._epoch != epoch:  # the entries of earlier epochs are in no policy
-            self._policies = {
-                tier: self._make_policy(capacity) for tier, capacity in self._capacities.items()
-            }
-        self._epoch = NO_EPOCH  # until all events are replayed
-        for tier, policy in self._policies.items():
-            if events[tier]:
-                _replay(policy, events[tier])
-                order = [(key, policy.is_worth_copy(key)) for key in policy.victims()]
-                ledger.set_policy_order(epoch, tier, order)
-        self._epoch = epoch
+        with self._turn.of("a call of EmbeddingCache"):
+            known, self._epoch = self._epoch, NO_EPOCH  # until all events are replayed
+            epoch, events = ledger.take_policy_events(known)
+            if known != epoch:  # the entries of earlier epochs are in no policy
+                self._policies = {
+                    tier: self._make_policy(capacity) for tier, capacity in self._capacities.items()
+                }
+            for tier, policy in self._policies.items():
+                if events[tier]:
+                    _replay(policy, events[tier])
+                    order = [(key, policy.is_worth_copy(key)) for key in policy.victims()]
+                    ledger.set_policy_order(epoch, tier, order)
+            self._epoch = epoch
 
 
 def _replay(policy: Policy, events: Iterable[tuple[str, bytes, int, float, int]]) -> None:

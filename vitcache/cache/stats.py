@@ -107,7 +107,7 @@ class CacheStats:
 
 
 def make_stats(counts: dict[str, int], tiers: list[TierUse]) -> CacheStats:
-    """Return the public form of what the native ledger counted. `tiers`: the device tier, then the host tier.
+    """Return the counts of the native ledger in their public form. `tiers`: device tier, then host tier.
 
     `counts` has the ledger's counts by the names of `CacheStats`, and its number of entries.
     """

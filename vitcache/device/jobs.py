@@ -7,9 +7,10 @@ mend of https://github.com/python/cpython/issues/148874 have such a point in eve
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
@@ -54,6 +55,9 @@ class Job(Future[_T]):
         self._lock = new_lock()
         self._condition = _Condition(self._lock)
         self._submitter = threading.get_ident()
+        self._running = running = _thread.allocate_lock()  # acquired until the job is done
+        running.acquire()
+        self.add_done_callback(lambda _: running.release())
         self._work = [work]  # `pop` is atomic: only one thread gets the callable
 
     def run(self, *, is_caller: bool = False) -> None:
@@ -105,13 +109,14 @@ class Job(Future[_T]):
     def _wait(self, timeout: float | None) -> None:
         """Wait until the job is done, or for `timeout` seconds.
 
-        A signal handler of this thread can complete the job between the look at its state and the wait. The
-        wait is then notified too early. So it has a limit, and the state is looked at again.
+        The wait of a future is one for a condition. If a signal handler interrupts it at its end, the caller
+        can get the error of a lock that is released twice, in place of the handler's exception. This wait is
+        one of C code. It has a limit, because a signal that arrives before it begins does not wake it.
         """
         end = None if timeout is None else monotonic() + timeout
         while not self.done():
             left = _CHECK_SECONDS if end is None else min(end - monotonic(), _CHECK_SECONDS)
             if left <= 0:
                 return
-            with suppress(TimeoutError, CancelledError):
-                super().exception(left)
+            if self._running.acquire(timeout=left):
+                self._running.release()  # if an interrupt skips this, other waits end at their limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitcache._native import Pending
 from vitcache.device.streams import CPU_STREAM, Fence
 from vitcache.pages.pool import PagePool
 from vitcache.pages.reservation import Reservation
@@ -39,7 +40,7 @@ class HostReservation(Reservation):
             staged.record_stream(torch.cuda.current_stream(self.device))
             pool.write(pending.pages, staged, non_blocking=True)
 
-    def _fence(self) -> Fence:
-        if self._streams:
+    def _fence(self, pending: Pending) -> Fence:
+        if pending.is_used:
             return self._timeline.record(self._timeline.copy_stream)
         return Fence(CPU_STREAM, None)  # the CPU wrote the rows

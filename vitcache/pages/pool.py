@@ -195,8 +195,9 @@ def _allocate(argument: str, num_bytes: int, device: torch.device) -> Tensor:
         if num_bytes <= sys.maxsize:
             return torch.empty(num_bytes, dtype=torch.uint8, device=device)
     except RuntimeError as error:
-        # On the CPU torch raises a plain RuntimeError, on CUDA a class of its own.
-        if device.type == "cuda" and not isinstance(error, torch.OutOfMemoryError):
+        # On the CPU torch raises a plain RuntimeError, as a signal handler may; on CUDA a class of its own.
+        is_of_host = device.type != "cuda" and "alloc" in str(error)
+        if not is_of_host and not isinstance(error, torch.OutOfMemoryError):
             raise
     if device.type == "cuda":
         available = f"{torch.cuda.mem_get_info(device)[0]} bytes of it are free"

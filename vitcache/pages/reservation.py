@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -34,15 +33,6 @@ class FinishWrite(Protocol):
         self, pending: Pending, fence: Fence | None, *, failed: bool, leased: bool = False
     ) -> WriteResult:
         """See `Ledger::finish` in csrc/cache/ledger.h."""
-
-
-class AbandonedWrite(NamedTuple):
-    """The pending write of a reservation that was garbage-collected: the arguments of `abort`."""
-
-    pending: Pending
-    timeline: Timeline
-    finish: FinishWrite
-    streams: frozenset[int] = frozenset()
 
 
 class Reservation:
@@ -81,11 +71,9 @@ class Reservation:
     """
 
     __slots__ = (
-        "_abandoned",
         "_finish",
         "_paged_rows",
         "_pending",
-        "_streams",
         "_timeline",
         "device",
         "dtype",
@@ -100,10 +88,10 @@ class Reservation:
         device: torch.device,
         timeline: Timeline,
         finish: FinishWrite,
-        abandoned: deque[AbandonedWrite],
     ) -> None:
-        # If `__init__` is interrupted, its caller aborts `pending`, and `__del__` does nothing.
-        self._pending: list[Pending] = []
+        # If no other object refers to `pending`, the ledger takes it back (csrc/python/ledger_handle.h): after an
+        # interrupt, and when this reservation is garbage-collected.
+        self._pending = [pending]
         pool: PagePool = pending.memory
         self.row_width = pending.row_width
         self.key = pending.key
@@ -113,9 +101,6 @@ class Reservation:
         self._paged_rows: PagedRows | None = None
         self._timeline = timeline
         self._finish = finish
-        self._abandoned = abandoned
-        self._streams: set[int] = set()
-        self._pending = [pending]
 
     @property
     def paged_rows(self) -> PagedRows | None:
@@ -159,14 +144,15 @@ class Reservation:
         RuntimeError
             If the reservation was committed or cancelled.
         """
-        self._check_pending()
-        stream = self._timeline.current()
-        if stream not in self._streams:
-            fences = [self._timeline.record(other) for other in self._streams]
-            for fence in fences or map(Fence._make, self._pending[0].fences):
-                if fence.stream != stream:
-                    self._timeline.wait(fence)
-            self._streams.add(stream)
+        pending = self._check_pending()
+        stream, streams = self._timeline.current(), pending.streams
+        if stream in streams or (pending.is_used and not streams):  # the CPU's stream is not recorded
+            return
+        fences = [self._timeline.record(other) for other in streams]
+        for fence in fences or map(Fence._make, pending.fences):
+            if fence.stream != stream:
+                self._timeline.wait(fence)
+        pending.use(stream)
 
     def write(self, rows: Tensor | Lease) -> None:
         """Copy `rows` into the pages on the current stream, rounded to the cache's dtype.
@@ -256,7 +242,7 @@ class Reservation:
         pending = self._check_pending()
         check_current_stream(self.device)  # before the rows are lost
         try:
-            result = self._finish(pending, self._fence(), failed=False)
+            result = self._finish(pending, self._fence(pending), failed=False)
         except BaseException:
             self.cancel()
             raise
@@ -296,24 +282,25 @@ class Reservation:
         pending = self._check_pending()
         check_current_stream(self.device)
         try:
-            result = self._finish(pending, self._fence(), failed=False, leased=True)
+            result = self._finish(pending, self._fence(pending), failed=False, leased=True)
         except BaseException:
             self.cancel()
             raise
         self._clear_pending()
         return result.lease
 
-    def _fence(self) -> Fence:
+    def _fence(self, pending: Pending) -> Fence:
         """Return a fence behind all writes, also behind those that were queued on other streams."""
-        if not self._streams:
+        if not pending.is_used:
             self.use()  # no rows were written, but the copies that read the pages may be in flight
-        return join(self._timeline, self._streams)
+        return join(self._timeline, pending.streams)
 
     def cancel(self) -> None:
         """Free the pages, and insert nothing. After `commit` or `cancel`, does nothing."""
         if self._pending:
-            abort(self._pending[0], self._timeline, self._finish, frozenset(self._streams))
-            self._clear_pending()  # last: after an interrupt the next `drain` aborts again
+            pending = self._pending[0]
+            abort(pending, self._timeline, self._finish, pending.streams)
+            self._clear_pending()  # last: after an interrupt, `cancel` aborts again
 
     def __enter__(self) -> Reservation:
         self._check_pending()
@@ -330,12 +317,6 @@ class Reservation:
             return "committed or cancelled"
         return f"{describe_count(self.num_rows, 'row')} of {self.row_width}, {self.dtype}, not committed"
 
-    def __del__(self) -> None:
-        # Takes no lock: the garbage collector may run in a thread that holds the lock of `drain`.
-        if getattr(self, "_pending", None):  # no attribute if `__init__` was interrupted in its first line
-            streams = frozenset(self._streams)
-            self._abandoned.append(AbandonedWrite(self._pending.pop(), self._timeline, self._finish, streams))
-
     def _check_pending(self) -> Pending:
         if not self._pending:
             raise RuntimeError(f"this reservation of {self.num_rows} rows was committed or cancelled")
@@ -350,7 +331,7 @@ def abort(
     pending: Pending,
     timeline: Timeline,
     finish: Callable[..., object],
-    streams: frozenset[int] = frozenset(),
+    streams: Sequence[int] = (),
 ) -> None:
     """Free the pages of a pending write or pending copies, even if no fence can be recorded.
 
@@ -371,7 +352,7 @@ def abort(
         finish(pending, fence, failed=True)
 
 
-def join(timeline: Timeline, streams: set[int] | frozenset[int]) -> Fence:
+def join(timeline: Timeline, streams: Sequence[int]) -> Fence:
     """Let the current stream wait for `streams`, and return a fence behind their queued work."""
     current = timeline.current()
     for stream in streams:
