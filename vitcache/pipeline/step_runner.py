@@ -124,7 +124,7 @@ class StepRunner:
             placement = plan.make_placement()  # equal items are one item now
         try:
             leases = PlanLeases(cache, plan)
-        except BaseException:  # such as a cache that was closed meanwhile
+        except BaseException:  # such as a cache that another thread closed
             wait_until_read(hashed)
             raise
         try:
