@@ -24,6 +24,9 @@ FILES = {str(path) for room in ("pipeline", "cache", "pages") for path in (PACKA
 WEIGHT = make_weight()
 NUM_TOKENS = 24
 
+# The finalizer of an earlier scene's pipeline may run at the chosen line, and is interrupted then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Scene:
     """A pipeline over a small cache, and a step with a hit, misses, precomputed rows and rejected rows."""
@@ -101,7 +104,8 @@ def reenter(scene: Scene, found: list[Any]) -> None:
         try:
             found.append(call())
         except RuntimeError as error:
-            assert " was called from inside " in str(error) or "was closed" in str(error), error
+            if " was called from inside " not in str(error) and "was closed" not in str(error):
+                raise
             found.append(error)
 
 

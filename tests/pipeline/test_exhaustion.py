@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_kept_are_placed_and_encoded_again(
         raise NO_MEMORY
 
     tower = Tower()
-    pipeline = VisionPipeline(tower, make_cache(1))  # no room for 4 rows
+    pipeline = VisionPipeline(tower, make_cache(1))  # 2 rows: less than the 4 of the item
     items = Items([Item(feature(0, 4), Span(0, 4))])
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "clone", no_memory)

@@ -133,9 +133,9 @@ def test_step_releases_its_claims_before_it_waits_for_an_owner(monkeypatch: pyte
     owned, waits, done = cache.claim(KEYS[1]), threading.Event(), threading.Event()
     wait = Claim.wait
 
-    def record_wait(claim: Claim, timeout_s: float | None = None) -> bool:
+    def record_wait(claim: Claim, timeout_s: float | None = None, **options: str) -> bool:
         waits.set()
-        return wait(claim, timeout_s)
+        return wait(claim, timeout_s, **options)
 
     def run_look_up() -> None:
         with ExitStack() as cleanup:

@@ -42,6 +42,17 @@ def claim_all(cache: EmbeddingCache, items: Iterable[ClaimedItem], cleanup: Exit
             item.claim = claims[item.key]
 
 
+def release_claims(items: Iterable[ClaimedItem]) -> None:
+    """Release the claims of items that are not released yet.
+
+    An interrupt of the clean-up of a step can leave a claim, and another thread would wait for it until the
+    garbage collector frees the step.
+    """
+    for item in items:
+        if item.claim is not None:
+            item.claim.release()
+
+
 def claim_or_wait(
     cache: EmbeddingCache, items: Sequence[ClaimedItem], cleanup: ExitStack, call: str = "Claim.wait"
 ) -> bool:
@@ -63,13 +74,17 @@ def claim_or_wait(
     RuntimeError
         If the owner is a call of this thread, or waits for this thread.
     """
-    with ExitStack() as claims:
-        claim_all(cache, items, claims)
-        busy = [item.claim for item in items if item.claim is not None and not item.claim.is_mine]
-        # An entry may have been inserted between the look-up and the claim.
-        if not busy and not any(item.key in cache for item in items if item.key is not None):
-            cleanup.push(claims.pop_all())
-            return True
+    try:
+        with ExitStack() as claims:
+            claim_all(cache, items, claims)
+            busy = [item.claim for item in items if item.claim is not None and not item.claim.is_mine]
+            # An entry may have been inserted between the look-up and the claim.
+            if not busy and not any(item.key in cache for item in items if item.key is not None):
+                cleanup.push(claims.pop_all())
+                return True
+    except BaseException:
+        release_claims(items)
+        raise
     # The claims of this call are released now: two callers that own claims could wait for each other.
     if busy:
         busy[0].wait(call=call)

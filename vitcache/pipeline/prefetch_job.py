@@ -19,7 +19,7 @@ from vitcache.pipeline.encoder_runner import EncoderRunner
 from vitcache.pipeline.feature_mover import MovedFeature
 from vitcache.pipeline.items import Chunk
 from vitcache.pipeline.kept_rows import KeptRows
-from vitcache.pipeline.lookup import claim_all
+from vitcache.pipeline.lookup import claim_all, release_claims
 from vitcache.pipeline.prefetch import Prefetch, logger
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.step_item import Requests, State, StepItem, cancel_stored, wait_until_read
@@ -119,24 +119,29 @@ class PrefetchJob:
 
     def _encode(self, batch: list[StepItem], plan: StepPlan, requests: Requests) -> None:
         """Encode the items of a micro-batch that no other caller encodes, and insert or keep their rows."""
-        with ExitStack() as cleanup:
-            cleanup.callback(cancel_stored, batch)
-            cleanup.callback(wait_until_read, batch)
-            claim_all(self._cache, batch, cleanup)
-            missing = [
-                step_item
-                for step_item in batch
-                if step_item.claim is not None and step_item.claim.is_mine and self._must_encode(step_item)
-            ]
-            if missing:
-                self._runner.exclusive("VisionPipeline.prefetch", partial(self._run_and_store, missing))
-            # Before the insert: a caller that finds the rows may change the features.
-            wait_until_read(missing)
-            for step_item in missing:
-                if isinstance(step_item.rows, Reservation):
-                    step_item.rows.commit()
-            rejected = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
-            self._kept.keep(rejected, plan, requests, self._namespace, is_placed=False)
+        try:
+            with ExitStack() as cleanup:
+                cleanup.callback(cancel_stored, batch)
+                cleanup.callback(wait_until_read, batch)
+                claim_all(self._cache, batch, cleanup)
+                missing = [
+                    step_item
+                    for step_item in batch
+                    if step_item.claim is not None
+                    and step_item.claim.is_mine
+                    and self._must_encode(step_item)
+                ]
+                if missing:
+                    self._runner.exclusive("VisionPipeline.prefetch", partial(self._run_and_store, missing))
+                # Before the insert: a caller that finds the rows may change the features.
+                wait_until_read(missing)
+                for step_item in missing:
+                    if isinstance(step_item.rows, Reservation):
+                        step_item.rows.commit()
+                rejected = [(item, item.rows) for item in missing if isinstance(item.rows, Tensor)]
+                self._kept.keep(rejected, plan, requests, self._namespace, is_placed=False)
+        finally:
+            release_claims(batch)
 
     def _run_and_store(self, missing: list[StepItem]) -> None:
         self._runner.run(missing)

@@ -29,6 +29,7 @@ from vitcache.pipeline.lookup import (
     claim_missing,
     collect_misses,
     hits,
+    release_claims,
 )
 from vitcache.pipeline.prefetched_features import PrefetchedFeatures
 from vitcache.pipeline.results import EmbedResult, list_errors
@@ -123,7 +124,7 @@ class StepRunner:
             placement = plan.make_placement()  # equal items are one item now
         try:
             leases = PlanLeases(cache, plan)
-        except BaseException:  # such as a cache that was closed meanwhile
+        except BaseException:  # such as a cache that another thread closed
             wait_until_read(hashed)
             raise
         try:
@@ -157,30 +158,47 @@ class StepRunner:
         hashed: Sequence[StepItem],
     ) -> EmbedResult:
         """The part of a step behind the look-up, if it has misses or work on its hits."""
-        cache = self._cache
-        with ExitStack() as cleanup:
-            cleanup.callback(wait_until_read, hashed)
-            check_current_stream(cache.device)  # before an encode whose rows could not be stored
-            step_items = collect_misses(plan, requests, leases, hashed)
-            cleanup.callback(cancel_stored, step_items.values())
-            moved = [
-                step_items.get(number) or StepItem.of(plan, requests, number)
-                for number in self._prefetched.find_in(plan)
-            ]
-            for step_item in moved:
-                step_item.take_moved(self._prefetched.take(step_item.identity))
-            cleanup.callback(wait_until_read, moved)
-            cleanup.callback(wait_until_read, step_items.values())
-            self._kept.serve(plan, requests, step_items.values())
-            name = _name_of(call)
-            if self._agree is None:
-                missing = claim_missing(cache, plan, leases, step_items, cleanup, name)
-            else:
-                missing = agree_on_missing(self._agree, plan, requests, leases, step_items)
-                claim_all(cache, missing, cleanup)
-            place = partial(self._place, call, requests, plan, leases, step_items, missing, cleanup)
-            inputs_embeds = self._runner.exclusive(name, place) if missing else place()
+        step_items: dict[int, StepItem] = {}
+        try:
+            with ExitStack() as cleanup:
+                inputs_embeds = self._run_claimed(call, requests, plan, leases, hashed, step_items, cleanup)
+        finally:
+            release_claims(step_items.values())
         return EmbedResult(inputs_embeds, list_errors(step_items.values(), plan))
+
+    def _run_claimed(
+        self,
+        call: StepCall,
+        requests: Requests,
+        plan: StepPlan,
+        leases: PlanLeases,
+        hashed: Sequence[StepItem],
+        step_items: dict[int, StepItem],
+        cleanup: ExitStack,
+    ) -> Tensor:
+        """`_run_items` inside of its clean-up. `step_items` receives the items that need rows."""
+        cache = self._cache
+        cleanup.callback(wait_until_read, hashed)
+        check_current_stream(cache.device)  # before an encode whose rows could not be stored
+        step_items.update(collect_misses(plan, requests, leases, hashed))
+        cleanup.callback(cancel_stored, step_items.values())
+        moved = [
+            step_items.get(number) or StepItem.of(plan, requests, number)
+            for number in self._prefetched.find_in(plan)
+        ]
+        for step_item in moved:
+            step_item.take_moved(self._prefetched.take(step_item.identity))
+        cleanup.callback(wait_until_read, moved)
+        cleanup.callback(wait_until_read, step_items.values())
+        self._kept.serve(plan, requests, step_items.values())
+        name = _name_of(call)
+        if self._agree is None:
+            missing = claim_missing(cache, plan, leases, step_items, cleanup, name)
+        else:
+            missing = agree_on_missing(self._agree, plan, requests, leases, step_items)
+            claim_all(cache, missing, cleanup)
+        place = partial(self._place, call, requests, plan, leases, step_items, missing, cleanup)
+        return self._runner.exclusive(name, place) if missing else place()
 
     def _place(
         self,

@@ -147,6 +147,14 @@ class VisionPipeline:
     rows are inserted, and the host waits in other steps that must encode. A step without a miss does not wait
     for the encoder, unless `shadow` chooses one of its hits.
 
+    Call-backs: `encode`, `agree`, a callable feature, the report of a `shadow`, a signal handler and a
+    `__del__` may call any method. If the call needs the encoder, or the claim of an item, and would wait for
+    its own thread, it raises RuntimeError, which names both calls. If `encode` lets this error pass, it is
+    the error of the item. A signal handler that raises leaves no lease, claim, reservation or lock.
+
+    Fork: a pipeline of the CPU works in a forked child, used before or not. Prefetches of the parent are lost
+    there, and `Prefetch.wait` says so.
+
     Streams: `embed` queues its work on the caller's current stream, and the host does not wait for the
     device, with three exceptions. If the ring does not have enough free bytes, the host waits for earlier
     copies. To hash a feature on a GPU, the host waits for its copy to host memory. If `shadow` chooses a hit,
@@ -273,7 +281,8 @@ class VisionPipeline:
         TypeError
             If `chunks` is not a list of `Chunk`, or as `embed_tokens`.
         RuntimeError
-            If the pipeline or the cache is closed, or as `embed_tokens`.
+            If the pipeline or the cache is closed; if the call is made inside of another call, and would wait
+            for it; or as `embed_tokens`.
 
         Notes
         -----
